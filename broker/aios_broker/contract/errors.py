@@ -1,0 +1,285 @@
+"""Every way a syscall, or a process of the kernel, can fail.
+
+    KernelError
+    ├── Rejected                 refused at a border; nothing ran
+    │   ├── InvalidSyscall           malformed, unknown field, or out of range
+    │   │   ├── UnknownModule            no such module, or one that is not built yet
+    │   │   ├── UnknownCore              no worker serves the core that was named
+    │   │   ├── UnsupportedOption        this core cannot keep an option that was asked for
+    │   │   └── ContextTooLong           prompt and answer do not fit the core's context
+    │   ├── UnsupportedVersion       written by another version of the contract
+    │   ├── AccessDenied             the token is missing, wrong, or not this agent's
+    │   ├── ForeignJob               a job that names code outside the closed table
+    │   ├── QueueFull                wait `retry_after_s`, then send it again
+    │   └── UnknownSyscall           no syscall of that id, or its reply has expired
+    ├── Failed                   a worker took it, and it did not succeed
+    │   ├── ModuleError              the module raised
+    │   ├── CoreError                the core answered wrongly, hung or died
+    │   ├── DeadlineExceeded         it outlived its `deadline_s`
+    │   ├── Cancelled                somebody cancelled it
+    │   └── WorkerLost               its workers died as often as it may be tried
+    ├── SnapshotError            a suspended generation cannot be read back
+    │   ├── SnapshotCorrupt          its checksum is wrong, or it is cut short
+    │   └── SnapshotForeign          another version, another model
+    ├── Unavailable              a server of the kernel does not answer
+    │   ├── RedisUnavailable         nothing was changed unless the message says so
+    │   ├── DatabaseUnavailable      Postgres does not answer
+    │   └── KernelNotRunning         no kernel was found
+    ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
+    └── InvalidConfig            a setting is missing, unknown or out of range
+
+`code` names the error on the wire and its section in docs/errors.md.
+`retryable` promises that sending the same syscall (same id) again is safe and may succeed.
+`retry_after_s` is set where the kernel knows how long to wait.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from msgspec import Struct
+
+
+class ErrorBody(Struct, frozen=True, omit_defaults=True):
+    """An error on the wire. Unknown fields are ignored: a newer kernel may say more."""
+
+    code: str
+    message: str
+    field: str | None = None
+    remedy: str | None = None
+    retryable: bool = False
+    retry_after_s: float | None = None
+    syscall_id: str | None = None
+
+
+class KernelError(Exception):
+    """The root of the tree; also any code of a newer kernel that this version does not know."""
+
+    code: ClassVar[str] = "kernel-error"
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        remedy: str | None = None,
+        retry_after_s: float | None = None,
+        syscall_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.remedy = remedy
+        self.retry_after_s = retry_after_s
+        self.syscall_id = syscall_id
+
+    def __str__(self) -> str:
+        """Return the message, with the field and the remedy where there are any."""
+        text = f"{self.field}: {self.message}" if self.field else self.message
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling (multiprocessing, test runners) with all attributes."""
+        return (_from_body, (self.to_wire(),))
+
+    def to_wire(self) -> ErrorBody:
+        """Return the form that travels in a reply."""
+        return ErrorBody(
+            code=self.code,
+            message=self.message,
+            field=self.field,
+            remedy=self.remedy,
+            retryable=self.retryable,
+            retry_after_s=self.retry_after_s,
+            syscall_id=self.syscall_id,
+        )
+
+
+class Rejected(KernelError):
+    """Refused at a border; nothing ran."""
+
+    code = "rejected"
+
+
+class InvalidSyscall(Rejected):
+    """Malformed, an unknown field, or a value out of its range."""
+
+    code = "invalid-syscall"
+
+
+class UnknownModule(InvalidSyscall):
+    """No module of that name takes syscalls in this version."""
+
+    code = "unknown-module"
+
+
+class UnknownCore(InvalidSyscall):
+    """No worker of the fleet serves the core that the syscall names."""
+
+    code = "unknown-core"
+
+
+class UnsupportedOption(InvalidSyscall):
+    """The core that would run it cannot keep an option that was asked for."""
+
+    code = "unsupported-option"
+
+
+class ContextTooLong(InvalidSyscall):
+    """The prompt and the answer asked for do not fit the core's context; both are named."""
+
+    code = "context-too-long"
+
+
+class UnsupportedVersion(Rejected):
+    """Written by a version of the contract that this process does not read."""
+
+    code = "unsupported-version"
+
+
+class AccessDenied(Rejected):
+    """The token is missing, wrong, or belongs to another agent."""
+
+    code = "access-denied"
+
+
+class ForeignJob(Rejected):
+    """A job that names code outside the closed table; it was quarantined, nothing was imported."""
+
+    code = "foreign-job"
+
+
+class QueueFull(Rejected):
+    """The module's queue is at its limit; try again after `retry_after_s`."""
+
+    code = "queue-full"
+    retryable = True
+
+
+class UnknownSyscall(Rejected):
+    """No syscall of that id is known, or its reply has expired."""
+
+    code = "unknown-syscall"
+
+
+class Failed(KernelError):
+    """A worker took it, and it did not succeed."""
+
+    code = "failed"
+
+
+class ModuleError(Failed):
+    """The module raised; the message carries the cause's class and text."""
+
+    code = "module-error"
+
+
+class CoreError(Failed):
+    """The core answered wrongly, hung or died, more often than may be retried."""
+
+    code = "core-error"
+    retryable = True
+
+
+class DeadlineExceeded(Failed):
+    """It outlived its `deadline_s`, counted from submission."""
+
+    code = "deadline-exceeded"
+
+
+class Cancelled(Failed):
+    """Somebody cancelled it: its agent, an operator, or a stock RQ tool."""
+
+    code = "cancelled"
+
+
+class WorkerLost(Failed):
+    """Its workers died as often as it may be tried; it is quarantined as a poison job."""
+
+    code = "worker-lost"
+
+
+class SnapshotError(KernelError):
+    """A suspended generation cannot be read back."""
+
+    code = "snapshot-error"
+
+
+class SnapshotCorrupt(SnapshotError):
+    """The checksum is wrong or bytes are missing."""
+
+    code = "snapshot-corrupt"
+
+
+class SnapshotForeign(SnapshotError):
+    """Written by another snapshot version or for another model."""
+
+    code = "snapshot-foreign"
+
+
+class Unavailable(KernelError):
+    """A server of the kernel does not answer."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class RedisUnavailable(Unavailable):
+    """Redis does not answer."""
+
+    code = "redis-unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """Postgres does not answer."""
+
+    code = "database-unavailable"
+
+
+class KernelNotRunning(Unavailable):
+    """No kernel was found where it was looked for."""
+
+    code = "kernel-not-running"
+
+
+class WaitTimeout(KernelError):
+    """The caller stopped waiting; the syscall itself goes on and can be attached to again."""
+
+    code = "wait-timeout"
+    retryable = True
+
+
+class InvalidConfig(KernelError):
+    """A setting is missing, unknown or out of range; `field` is the variable's name."""
+
+    code = "invalid-config"
+
+
+def all_errors() -> dict[str, type[KernelError]]:
+    """Return every class of the tree by its code."""
+    found: dict[str, type[KernelError]] = {}
+    pending: list[type[KernelError]] = [KernelError]
+    while pending:
+        error = pending.pop()
+        found[error.code] = error
+        pending.extend(error.__subclasses__())
+    return found
+
+
+def from_wire(body: ErrorBody) -> KernelError:
+    """Rebuild the error; a code of a newer kernel becomes a plain `KernelError`."""
+    known = all_errors().get(body.code)
+    error = (known or KernelError)(
+        body.message if known else f"{body.code}: {body.message}",
+        field=body.field,
+        remedy=body.remedy,
+        retry_after_s=body.retry_after_s,
+        syscall_id=body.syscall_id,
+    )
+    error.retryable = body.retryable
+    return error
+
+
+def _from_body(body: ErrorBody) -> KernelError:
+    return from_wire(body)

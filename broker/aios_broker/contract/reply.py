@@ -1,0 +1,108 @@
+"""What an agent hears back: any number of chunks, and then exactly one reply."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
+
+
+class Usage(Struct, frozen=True, omit_defaults=True):
+    """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Timings(Struct, frozen=True, omit_defaults=True):
+    """Where the time went, in seconds; `queued_s` and `ran_s` are sums over all slices."""
+
+    queued_s: float = 0.0
+    ran_s: float = 0.0
+    slices: int = 0  # how often it ran; 1: never interrupted
+    suspensions: int = 0  # how often it was suspended to let another run
+    attempts: int = 0  # claims, those lost with a dead worker included
+
+
+class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
+    """The message that was generated."""
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    model: str
+    usage: Usage = Usage()
+    prompt_ids: tuple[int, ...] = ()  # only with `return_ids`
+    output_ids: tuple[int, ...] = ()  # only with `return_ids`
+
+
+class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo"):
+    """The text that was sent."""
+
+    text: str = ""
+
+
+Result = ChatResult | EchoResult
+
+
+class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kind"):
+    """The one answer to a syscall: a result or an error, never both, never neither."""
+
+    id: str
+    result: Result | None = None
+    error: ErrorBody | None = None
+    timings: Timings = Timings()
+    worker: str = ""
+
+    def unwrap(self) -> Result:
+        """Return the result, or raise the error that stands in its place."""
+        if self.error is not None:
+            error = from_wire(self.error)
+            error.syscall_id = self.id
+            raise error
+        if self.result is None:
+            raise KernelError("the reply holds neither a result nor an error", syscall_id=self.id)
+        return self.result
+
+
+class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kind"):
+    """A piece of streamed text.
+
+    `offset` counts the characters of the answer before this chunk: after a crash the same
+    characters may come again, and a reader drops what it has.
+    """
+
+    id: str
+    offset: int
+    text: str
+
+
+Wire = Reply | Chunk
+
+_encoder = msgspec.json.Encoder()
+_wire_decoder = msgspec.json.Decoder(Wire)
+_reply_decoder = msgspec.json.Decoder(Reply)
+
+
+def encode(message: Wire) -> bytes:
+    """Return the JSON of a reply or a chunk."""
+    return _encoder.encode(message)
+
+
+def decode_wire(data: bytes | str) -> Wire:
+    """Read what arrives in a client's reply list."""
+    return _wire_decoder.decode(data)
+
+
+def decode_reply(data: bytes | str) -> Reply:
+    """Read a stored reply."""
+    return _reply_decoder.decode(data)
+
+
+def failure(syscall_id: str, error: KernelError) -> Reply:
+    """Return the reply that carries an error."""
+    error.syscall_id = syscall_id
+    return Reply(id=syscall_id, error=error.to_wire())

@@ -1,0 +1,211 @@
+"""What an agent asks of the kernel.
+
+A `Syscall` is written once, by the SDK, and never changed: the scheduler and the workers keep
+facts about it elsewhere (its place in the queue, attempts, timings). Exactly one `Reply`
+answers it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Annotated, Literal, assert_never
+
+import msgspec
+from msgspec import Meta, Struct
+
+from aios_broker.contract.errors import (
+    InvalidSyscall,
+    KernelError,
+    UnknownModule,
+    UnsupportedVersion,
+)
+
+CONTRACT_VERSION = 1
+MAX_DEADLINE_S = 86_400.0
+MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
+
+Module = Literal["llm", "memory", "storage", "tool", "access"]
+MODULES: tuple[Module, ...] = ("llm", "memory", "storage", "tool", "access")
+
+State = Literal[
+    "queued", "running", "suspended", "parked", "finished", "failed", "cancelled"
+]
+
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
+SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
+
+
+class Message(Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text
+
+
+class LlmChat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.chat"):
+    """Generate the next message of a conversation."""
+
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
+    core: Name | None = None  # a core's model name; None: any core of the fleet
+    max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 256  # new tokens, prompt not counted
+    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0  # 0 is greedy
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=10_000)] = 0  # 0: no limit
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=4.0)] = 1.0
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # None: derived from the id
+    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+                    Meta(max_length=16)] = ()
+    stream: bool = False  # chunks travel to the client while it runs
+    return_ids: bool = False  # the result carries prompt and output token ids
+
+
+class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo"):
+    """Return the text: the whole path and no work. For health checks and benchmarks."""
+
+    text: Text = ""
+
+
+Body = LlmChat | ToolEcho
+KINDS: tuple[str, ...] = ("llm.chat", "tool.echo")
+
+
+class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One request of one program to one module."""
+
+    id: SyscallId  # 32 hex digits; also the idempotency key
+    agent: Name
+    body: Body
+    program: Name = "main"  # one run of the agent towards one task
+    tenant: Name = "default"
+    token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
+    nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
+    deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = 600.0  # from submission
+    version: int = CONTRACT_VERSION
+
+    @property
+    def kind(self) -> str:
+        """The tag of the body, such as `llm.chat`."""
+        match self.body:
+            case LlmChat():
+                return "llm.chat"
+            case ToolEcho():
+                return "tool.echo"
+            case _:
+                assert_never(self.body)
+
+    @property
+    def module(self) -> Module:
+        """The module whose queue it belongs in."""
+        match self.body:
+            case LlmChat():
+                return "llm"
+            case ToolEcho():
+                return "tool"
+            case _:
+                assert_never(self.body)
+
+    @property
+    def core(self) -> str:
+        """The core it names, or the empty string: any."""
+        return (self.body.core or "") if isinstance(self.body, LlmChat) else ""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Syscall)
+
+
+def new_id() -> str:
+    """Return a fresh syscall id."""
+    return uuid.uuid4().hex
+
+
+def id_from_key(tenant: str, agent: str, key: str) -> str:
+    """Return the id that an idempotency key stands for: the same key, the same syscall."""
+    material = "\x1f".join((tenant, agent, key)).encode()
+    return hashlib.blake2b(material, digest_size=16).hexdigest()
+
+
+def encode_syscall(syscall: Syscall) -> bytes:
+    """Return the JSON of a syscall; refuse one that is over the size limit."""
+    data = _encoder.encode(syscall)
+    if len(data) > MAX_TEXT_BYTES:
+        raise InvalidSyscall(
+            f"the syscall has {len(data)} bytes, the limit is {MAX_TEXT_BYTES}",
+            field="body",
+            remedy="shorten it, or keep large content in storage and name it",
+            syscall_id=syscall.id,
+        )
+    return data
+
+
+def decode_syscall(data: bytes | str) -> Syscall:
+    """Read and validate a syscall.
+
+    Raises:
+        UnsupportedVersion: `version` is not ours.
+        UnknownModule: the body's tag is of no module, or of one that is not built.
+        InvalidSyscall: anything else; `field` is the path of what is wrong.
+    """
+    try:
+        syscall = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(data, error) from error
+    if syscall.version != CONTRACT_VERSION:
+        raise unsupported_version(syscall.version, syscall.id)
+    return syscall
+
+
+def check_syscall(syscall: Syscall) -> Syscall:
+    """Validate one that was built in Python (constructors do not check): encode and read back."""
+    return decode_syscall(encode_syscall(syscall))
+
+
+def unsupported_version(version: object, syscall_id: str | None = None) -> UnsupportedVersion:
+    """Return the error for a payload of another version of the contract."""
+    return UnsupportedVersion(
+        f"this kernel reads version {CONTRACT_VERSION} of the contract, not {version}",
+        field="version",
+        remedy="use an SDK and a kernel of the same release",
+        syscall_id=syscall_id,
+    )
+
+
+class _Loose(Struct):
+    id: str | None = None
+    version: object = CONTRACT_VERSION
+    body: object = None
+
+
+def _explain(data: bytes | str, error: Exception) -> KernelError:
+    try:
+        loose = msgspec.json.decode(data, type=_Loose)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return InvalidSyscall(f"not a syscall: {error}", field="syscall",
+                              remedy="send one JSON object")
+    if loose.version != CONTRACT_VERSION:
+        return unsupported_version(loose.version, loose.id)
+    kind = loose.body.get("type") if isinstance(loose.body, dict) else None
+    if isinstance(kind, str) and kind not in KINDS:
+        return unknown_kind(kind, loose.id)
+    message, _, path = str(error).partition(" - at `$.")
+    return InvalidSyscall(
+        message,
+        field=path.rstrip("`") or "syscall",
+        remedy="see the field's type and range in docs/reference.md",
+        syscall_id=loose.id,
+    )
+
+
+def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:
+    """Return the error for a body whose tag no module of this version takes."""
+    module = kind.partition(".")[0]
+    why = (f"module {module!r} has no operation {kind!r}" if module in MODULES
+           else f"there is no module {module!r}")
+    return UnknownModule(
+        f"{why} in this version", field="body.type", remedy=f"use one of {', '.join(KINDS)}",
+        syscall_id=syscall_id,
+    )

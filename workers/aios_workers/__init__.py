@@ -1,0 +1,1 @@
+"""The workers: one loop that every module runs, and the modules."""

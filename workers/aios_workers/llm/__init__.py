@@ -1,0 +1,1 @@
+"""The llm module: cores that generate, and the handler that time-slices them."""

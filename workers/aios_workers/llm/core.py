@@ -1,0 +1,131 @@
+"""A core: one model instance that generates. Token ids go in, token ids come out.
+
+The protocol is what SGLang, llama.cpp and a simulated model have in common: a request is token
+ids and sampling values; a generation is a stream of ids that can be aborted at any token; it
+is resumed by asking for the same request with the ids so far (`resume_ids`). The core may keep
+whatever makes resuming cheap (a KV state in its memory, a radix cache) but nothing that the
+result depends on. Text, stop strings, slices and snapshots are the handler's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from aios_broker.contract.syscall import Message
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a core can do; what it cannot is refused before anything runs."""
+
+    preemptible: bool = True  # a generation can be cut at any token and resumed
+    exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
+    penalties: bool = True  # and they hold across a cut
+
+
+@dataclass(frozen=True, slots=True)
+class CoreInfo:
+    """What a started core says of itself."""
+
+    model: str  # the name that syscalls use
+    fingerprint: str  # of weights and build: snapshots resume only where it is equal
+    slots: int  # generations it runs at the same time
+    context_tokens: int  # prompt and answer together
+    capabilities: Capabilities = field(default_factory=Capabilities)
+
+    @property
+    def snapshot_model(self) -> str:
+        """The model name that a snapshot carries."""
+        return f"{self.model}#{self.fingerprint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy and ignores the seed.
+
+    The random choice at an absolute position (prompt included) is a function of `seed` and
+    that position alone, so that it does not matter how often a generation was cut.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int = 0
+    frequency_penalty: float = 0.0  # penalties count output tokens, those before a cut included
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One generation. `max_tokens` counts all output tokens, `resume_ids` included."""
+
+    request_id: str  # the syscall's id (32 hex digits): the same across slices
+    prompt_ids: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    resume_ids: Sequence[int] = ()  # output so far, in an earlier slice
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """New output ids, in order. The last step of a finished generation has a finish reason.
+
+    An end-of-generation token is not among the ids. A stream that ends without a finish reason
+    was aborted; all ids that were generated have been yielded. `cached_tokens` is set on the
+    first step: how many tokens of prompt + resume_ids needed no prefill.
+    """
+
+    ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+
+
+class Core(Protocol):
+    """One model instance. Started once; methods may be called concurrently from one loop."""
+
+    @property
+    def info(self) -> CoreInfo:
+        """What it is; valid after `start`."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model. Raises CoreError when it cannot."""
+        ...
+
+    async def close(self) -> None:
+        """Free everything; generations under way end as aborted. Safe to call twice."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation, by the model's own template."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+        """Generate until an end token, `max_tokens`, or `abort`.
+
+        At most `info.slots` at a time; more wait inside the core. Raises CoreError when the
+        core fails (the handler's caller retries on another attempt) and ContextTooLong when
+        prompt + max_tokens exceed `info.context_tokens`.
+        """
+        ...
+
+    async def abort(self, request_id: str, *, keep: bool) -> None:
+        """End a generation at the next token; its stream yields what is left, then ends.
+
+        `keep`: it will be resumed soon; the core may hold its KV state in memory.
+        An unknown id is ignored.
+        """
+        ...
+
+    async def health(self) -> None:
+        """Return when the core answers; raise CoreError when it does not within its limit."""
+        ...
