@@ -28,8 +28,10 @@ MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belon
 Module = Literal["llm", "memory", "storage", "tool", "access"]
 MODULES: tuple[Module, ...] = ("llm", "memory", "storage", "tool", "access")
 
+# queued: waits in the run queue. suspended: it ran, yielded, and waits there with its snapshot.
+# held: an operator took it out of the run queue. parked: it waits for a person's approval.
 State = Literal[
-    "queued", "running", "suspended", "parked", "finished", "failed", "cancelled"
+    "queued", "running", "suspended", "held", "parked", "finished", "failed", "cancelled"
 ]
 
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]

@@ -1,0 +1,50 @@
+"""The one table of state changes. Every change of a syscall's state is one of these events.
+
+    submit                  claim                    finish
+      ──▶ queued ──────────────────▶ running ──────────────────▶ finished | failed
+            ▲  ▲   reclaim, release     │ yield
+            │  └────────────────────────┤ ──▶ suspended ──claim──▶ running
+            │ release                   │ hold
+            └────────────── held ◀──────┘          cancel, from any state that is not terminal
+
+`reclaim` puts a job back whose worker died; `fail` is the end that no worker wrote (deadline,
+poison, deleted by a stock tool). Each Redis function appends its events to the journal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from aios_broker.contract.syscall import State
+
+Event = Literal[
+    "submit", "adopt", "claim", "yield", "finish", "fail", "cancel", "reclaim", "hold", "release"
+]
+
+TERMINAL: frozenset[State] = frozenset({"finished", "failed", "cancelled"})
+
+_WAITING: tuple[State | None, ...] = ("queued", "suspended")
+_ALIVE: tuple[State | None, ...] = ("queued", "suspended", "running", "held", "parked")
+
+# event -> (states it may come from, state it leads to); None: the kernel did not know it yet.
+# A stock tool may requeue what has ended: `adopt` takes it in again, as it does foreign jobs.
+TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
+    "submit": ((None,), "queued"),
+    "adopt": ((None, "finished", "failed", "cancelled"), "queued"),
+    "claim": (_WAITING, "running"),
+    "yield": (("running",), "suspended"),
+    "finish": (("running",), "finished"),
+    "fail": (_ALIVE, "failed"),
+    "cancel": (_ALIVE, "cancelled"),
+    "reclaim": (("running",), "queued"),
+    "hold": (("queued", "suspended", "running"), "held"),
+    "release": (("held",), "queued"),
+}
+
+
+def after(state: State | None, event: Event) -> State:
+    """Return the state that `event` leads to; raise ValueError where the table has no arrow."""
+    sources, target = TABLE[event]
+    if state not in sources:
+        raise ValueError(f"no transition {event!r} from {state!r}")
+    return target

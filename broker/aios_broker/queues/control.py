@@ -1,0 +1,120 @@
+"""What operators and handles do with syscalls: look, cancel, hold, release, renice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from aios_broker.contract.errors import KernelError
+from aios_broker.contract.syscall import MODULES, Module, State
+from aios_broker.queues.connection import Argument
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.records import Facts, JobView, PolicyRow, QueueView
+
+Outcome = Literal["done", "unknown", "ended"]
+
+
+class Control:
+    """The operator's view of all module queues."""
+
+    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
+        self._functions = functions
+
+    async def cancel(self, job_ids: Sequence[str], error: KernelError, *, module: Module) -> list[Outcome]:
+        """End jobs with `error`, waiting or running; whoever waits hears it at once.
+
+        A running one loses its lease (its worker is told to stop; a late finish is dropped).
+        """
+        body = msgspec.json.encode(error.to_wire())
+        event = "cancel" if error.code == "cancelled" else "fail"
+        return await self._outcomes(module, "cancel", [_iso(), event, body, *job_ids])
+
+    async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
+        """Take jobs out of the run queue until they are released; running ones yield first."""
+        return await self._outcomes(module, "hold", job_ids)
+
+    async def release(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
+        """Put held jobs back into the run queue."""
+        return await self._outcomes(module, "release", job_ids)
+
+    async def nice(self, job_ids: Sequence[str], nice: int, *, module: Module) -> list[Outcome]:
+        """Change the nice value; the scheduler scores the job anew."""
+        return await self._outcomes(module, "nice", [nice, *job_ids])
+
+    async def jobs(self, module: Module, *, limit: int = 1000) -> list[JobView]:
+        """Return running jobs, then waiting ones in queue order, then held ones."""
+        rows = await self._call(module, "look", ["jobs", limit])
+        return [_job_view(module, row) for row in rows]
+
+    async def job(self, job_id: str) -> JobView | None:
+        """Return one job that has not ended, in whichever module it is."""
+        for module in MODULES:
+            rows = await self._call(module, "look", ["job", job_id])
+            if rows:
+                return _job_view(module, rows[0])
+        return None
+
+    async def queue(self, module: Module) -> QueueView:
+        """Return one module's queue at a glance."""
+        row = await self._call(module, "look", ["queue"])
+        waiting, running, held, finished, failed, quarantined, policy, oldest_ms = row
+        return QueueView(module, waiting, running, held, finished, failed, quarantined,
+                         policy.decode(), oldest_ms / 1000)  # fmt: skip
+
+    async def policy(self, module: Module) -> PolicyRow:
+        """Return the policy that is in force."""
+        fields = await self._functions.connection.execute(
+            "HGETALL", self.keys.own(f"policy:{module}")
+        )
+        pairs = {fields[i].decode(): fields[i + 1].decode() for i in range(0, len(fields), 2)}
+        return msgspec.convert(pairs, PolicyRow, strict=False)
+
+    async def set_policy(self, module: Module, policy: PolicyRow) -> None:
+        """Publish a policy: the scheduler and the workers follow it from their next step on."""
+        row = msgspec.to_builtins(policy)
+        flat = [part for item in row.items() for part in item]
+        await self._functions.connection.execute(
+            "HSET", self.keys.own(f"policy:{module}"), *flat
+        )
+
+    async def _outcomes(
+        self, module: Module, step: str, arguments: Sequence[Argument]
+    ) -> list[Outcome]:
+        answer = await self._call(module, step, arguments)
+        return [outcome.decode() for outcome in answer]
+
+    async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> list[object]:
+        answer: list[object] = await self._functions.call(
+            step, self.keys.queue(module), [self.keys.prefix, module, *arguments]
+        )
+        return answer
+
+
+_FIELDS = 18
+
+
+def _job_view(module: str, row: object) -> JobView:
+    """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
+    assert isinstance(row, list)
+    assert len(row) == _FIELDS
+    (job_id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
+     ran_ms, age_ms, deadline_ms, has_deadline, position, score, nice) = row  # fmt: skip
+    known = msgspec.json.decode(facts, type=Facts) if facts else Facts(agent="?", kind="?")
+    if nice:
+        known = msgspec.structs.replace(known, nice=int(nice))
+    return JobView(
+        job_id=job_id.decode(), module=module, state=_state(state), facts=known,
+        core=core.decode(), worker=worker.decode(), attempt=attempt, slices=slices,
+        suspensions=suspensions, losses=losses, tokens=tokens, queued_s=queued_ms / 1000,
+        ran_s=ran_ms / 1000, age_s=age_ms / 1000,
+        deadline_in_s=deadline_ms / 1000 if has_deadline else None,
+        position=position if position >= 0 else None, score=float(score) if score else None,
+    )  # fmt: skip
+
+
+def _state(raw: bytes) -> State:
+    return msgspec.convert(raw.decode(), State)

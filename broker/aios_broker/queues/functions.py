@@ -1,0 +1,53 @@
+"""The function library: the Lua files of `lua/`, loaded into Redis as one library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+
+import hiredis
+
+from aios_broker.contract.errors import KernelError
+from aios_broker.queues.connection import Answer, Argument, Connection
+
+LIBRARY = "aios1"  # the number changes with the arguments: old and new workers call their own
+STEPS = (
+    "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
+    "cancel", "hold", "release", "nice",
+    "lead", "reorder", "reclaim", "expire", "reconcile", "look", "birth", "death",
+)  # fmt: skip
+
+
+@cache
+def library_source() -> str:
+    """Return the Lua source of the library: the shared part first, then one file per step."""
+    folder = files("aios_broker.queues") / "lua"
+    parts = [f"#!lua name={LIBRARY}\n", (folder / "lib.lua").read_text()]
+    parts += [(folder / f"{step}.lua").read_text() for step in STEPS]
+    return "\n".join(parts)
+
+
+class Functions:
+    """Calls our functions; loads the library when Redis does not have it (a fresh server)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def call(self, step: str, key: str, arguments: Sequence[Argument]) -> Answer:
+        """Run one step. `key` names the slot: all keys of the step share its hash tag."""
+        command = ("FCALL", f"{LIBRARY}_{step}", 1, key, *arguments)
+        try:
+            return await self.connection.execute(*command)
+        except hiredis.ReplyError as error:
+            if "Function not found" not in str(error):
+                raise KernelError(f"Redis refused {step}: {error}") from error
+        await self.load()
+        try:
+            return await self.connection.execute(*command)
+        except hiredis.ReplyError as error:
+            raise KernelError(f"Redis refused {step}: {error}") from error
+
+    async def load(self) -> None:
+        """Load the library, replacing what is there under the same name."""
+        await self.connection.execute("FUNCTION", "LOAD", "REPLACE", library_source())

@@ -1,0 +1,72 @@
+"""Every Redis key. Nothing else builds one, but `lua/lib.lua`, which a test compares with this.
+
+Keys of RQ's data model stand under the prefix itself (RQ_KEY_PREFIX, `rq` unless set), ours
+under `<prefix>:aios:`. With a hash tag in the prefix (`{shard1}:rq`) all keys of a shard live
+in one slot of a Redis Cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one deployment (one prefix)."""
+
+    prefix: str = "rq"
+
+    # RQ's own, as RQ 3 names them.
+
+    def queue(self, module: str) -> str:
+        """List of job ids: the run queue of a module, all that waits is in it."""
+        return f"{self.prefix}:queue:{module}"
+
+    def job(self, job_id: str) -> str:
+        """Hash: RQ's job record, and our fields `aios_*` beside it."""
+        return f"{self.prefix}:job:{job_id}"
+
+    def results(self, job_id: str) -> str:
+        """Stream of RQ results of a job."""
+        return f"{self.prefix}:results:{job_id}"
+
+    def registry(self, name: str, module: str) -> str:
+        """Zset: one of RQ's registries: wip, finished, failed, canceled, deferred."""
+        return f"{self.prefix}:{name}:{module}"
+
+    def worker(self, name: str) -> str:
+        """Hash: RQ's worker record."""
+        return f"{self.prefix}:worker:{name}"
+
+    def commands(self, worker: str) -> str:
+        """Pub/sub channel on which RQ's tools, and we, send commands to a worker."""
+        return f"{self.prefix}:pubsub:{worker}"
+
+    @property
+    def workers(self) -> str:
+        """Set of worker keys."""
+        return f"{self.prefix}:workers"
+
+    @property
+    def queues(self) -> str:
+        """Set of queue keys."""
+        return f"{self.prefix}:queues"
+
+    # Ours.
+
+    def own(self, name: str) -> str:
+        """One of our keys by name, such as `journal`, `live:llm`, `snapshot:<id>`."""
+        return f"{self.prefix}:aios:{name}"
+
+    def reply(self, client: str) -> str:
+        """List: replies and chunks for one client connection."""
+        return self.own(f"reply:{client}")
+
+    def snapshot(self, job_id: str) -> str:
+        """String: the latest snapshot of a generation."""
+        return self.own(f"snapshot:{job_id}")
+
+    @property
+    def journal(self) -> str:
+        """Stream: one entry per function call, with all transitions of it."""
+        return self.own("journal")

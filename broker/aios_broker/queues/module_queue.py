@@ -1,0 +1,244 @@
+"""The run queue of one module: what clients and workers do with it.
+
+Each method is one Redis function call, atomic and fenced, for as many jobs as are at hand.
+All of them may be sent again after RedisUnavailable: submit is idempotent by id, the others
+by attempt.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+
+from aios_broker.contract.errors import QueueFull, UnknownCore
+from aios_broker.contract.syscall import Module
+from aios_broker.queues.connection import Argument, Connection
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.records import (
+    Ending,
+    Lease,
+    Pause,
+    SliceUse,
+    SliceVerdict,
+    Submission,
+    WorkerCard,
+)
+
+RESULT_TTL_S = 60  # how long a reply can be fetched again by id
+FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
+BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
+
+SubmitStatus = Literal["queued", "known", "ended"]
+_SUBMIT_STATUS: dict[int, SubmitStatus] = {1: "queued", 2: "known", 3: "ended"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a batch of endings or pauses, and the jobs claimed in the same step."""
+
+    accepted: list[bool]  # False: the lease was gone; the result was dropped, another answers
+    leases: list[Lease]
+
+
+@dataclass(frozen=True, slots=True)
+class Appetite:
+    """How many more jobs a worker takes, and which."""
+
+    want: int
+    lease_s: float
+    cores: tuple[str, ...] = ()  # model names it serves; jobs that name another are skipped
+
+
+class ModuleQueue:
+    """One module's queue, seen by clients and workers."""
+
+    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
+        self.module = module
+        self.keys = keys or Keys()
+        self._functions = functions
+        self._key = self.keys.queue(module)
+
+    async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus]:
+        """Publish jobs; return, for each, whether it is new, under way, or already answered.
+
+        Acknowledged means: it will reach exactly one terminal state. All or nothing: a batch
+        that does not fit the queue, or names a core nobody serves, is refused whole. For one
+        that has ended the stored reply is pushed to `client` again.
+
+        Raises:
+            QueueFull: over `max_waiting`; `retry_after_s` says when to try again.
+            UnknownCore: a job names a core that no worker of the fleet serves.
+        """
+        arguments: list[Argument] = [_iso_now(), len(jobs)]
+        for job in jobs:
+            arguments += (
+                job.job_id, job.data, job.description, msgspec.json.encode(job.facts), job.core,
+                job.client, round(job.deadline_s * 1000),
+            )  # fmt: skip
+        answer = await self._call("submit", arguments)
+        match answer:
+            case [b"full", waiting, limit]:
+                raise QueueFull(
+                    f"the queue of module {self.module} holds {waiting} syscalls, its limit is "
+                    f"{limit}", remedy="send it again later", retry_after_s=1.0,
+                )  # fmt: skip
+            case [b"core", name, *served]:
+                known = ", ".join(sorted(core.decode() for core in served)) or "none"
+                raise UnknownCore(
+                    f"no worker serves the core {name.decode()!r}", field="body.core",
+                    remedy=f"leave it out, or use one of: {known}",
+                )  # fmt: skip
+            case _:
+                return [_SUBMIT_STATUS[status] for status in answer]
+
+    async def claim(self, worker: str, appetite: Appetite) -> list[Lease]:
+        """Take up to `want` jobs that this worker can run, from the head of the queue."""
+        answer = await self._call("claim", [worker, _iso_now(), *_hunger(appetite)])
+        return [_lease(row) for row in answer]
+
+    async def finish(self, worker: str, endings: Sequence[Ending], appetite: Appetite) -> Settled:
+        """End jobs: result, RQ's records, statistics and the reply, and claim the next ones."""
+        arguments: list[Argument] = [worker, _iso_now(), *_hunger(appetite),
+                                     RESULT_TTL_S, FAILURE_TTL_S, len(endings)]  # fmt: skip
+        for end in endings:
+            arguments += (
+                end.lease.job_id, end.lease.attempt, end.status, end.reply,
+                base64.b64encode(end.reply), round(end.ran_s * 1000), end.tokens,
+                int(end.quarantine),
+            )  # fmt: skip
+        return _settled(await self._call("finish", arguments))
+
+    async def pause(self, worker: str, pauses: Sequence[Pause], appetite: Appetite) -> Settled:
+        """Yield: snapshots to Redis, jobs back to the run queue, and claim the next ones."""
+        arguments: list[Argument] = [worker, _iso_now(), *_hunger(appetite), len(pauses)]
+        for pause in pauses:
+            arguments += (
+                pause.lease.job_id, pause.lease.attempt, pause.reason,
+                pause.snapshot if pause.snapshot is not None else b"",
+                round(pause.ran_s * 1000), pause.tokens,
+            )  # fmt: skip
+        return _settled(await self._call("yield", arguments))
+
+    async def slice_end(
+        self, worker: str, uses: Sequence[SliceUse], appetite: Appetite
+    ) -> list[SliceVerdict]:
+        """Ask, at the end of a slice, whether somebody more deserving waits for the slot.
+
+        Charges what was used, keeps the checkpoint and renews the lease in the same step.
+        Of `appetite` only the lease time and the cores count.
+        """
+        arguments: list[Argument] = [worker, *_hunger(appetite), len(uses)]
+        for use in uses:
+            arguments += (
+                use.lease.job_id, use.lease.attempt, round(use.ran_s * 1000), use.tokens,
+                use.checkpoint if use.checkpoint is not None else b"",
+            )  # fmt: skip
+        return [verdict.decode() for verdict in await self._call("slice", arguments)]
+
+    async def renew(
+        self, worker: WorkerCard, leases: Sequence[Lease], lease_s: float
+    ) -> list[SliceVerdict]:
+        """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
+        arguments: list[Argument] = [worker.name, _iso_now(), round(lease_s * 1000),
+                                     ",".join(worker.cores), len(leases)]  # fmt: skip
+        for lease in leases:
+            arguments += (lease.job_id, lease.attempt)
+        return [verdict.decode() for verdict in await self._call("renew", arguments)]
+
+    async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
+        """Push streamed chunks to whoever waits; those of a lost lease are dropped."""
+        arguments: list[Argument] = [len(chunks)]
+        for lease, chunk in chunks:
+            arguments += (lease.job_id, lease.attempt, chunk)
+        await self._call("emit", arguments)
+
+    async def snapshot(self, job_id: str) -> bytes | None:
+        """Return the latest snapshot, or None where there is none in Redis."""
+        data: bytes | None = await self._functions.connection.execute(
+            "GET", self.keys.snapshot(job_id)
+        )
+        return data
+
+    async def attach(self, job_id: str, client: str) -> tuple[str, bytes | None]:
+        """Let one more client hear of a job; return its state and, if it ended, its reply.
+
+        The state is that of the contract, or `unknown`.
+        """
+        state, reply = await self._call("attach", [job_id, client])
+        return state.decode(), reply
+
+    async def birth(self, card: WorkerCard) -> None:
+        """Show the worker to RQ's tools and ours."""
+        await self._call("birth", [
+            card.name, _iso_now(), card.pid, card.hostname, card.version, card.slots,
+            ",".join(card.cores),
+        ])  # fmt: skip
+
+    async def death(self, worker: str) -> None:
+        """Take a worker that stops in good order off the books."""
+        await self._call("death", [worker, _iso_now()])
+
+    async def wait_for_work(self, blocking: Connection, *, timeout_s: float = BLOCK_S) -> bool:
+        """Return True as soon as the queue holds something, False after `timeout_s`.
+
+        Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
+        that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
+        """
+        moved = await blocking.execute(
+            "BLMOVE", self._key, self._key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
+        )
+        return moved is not None
+
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> list[object]:
+        answer: list[object] = await self._functions.call(
+            step, self._key, [self.keys.prefix, self.module, *arguments]
+        )
+        return answer
+
+
+def _hunger(appetite: Appetite) -> tuple[Argument, ...]:
+    return (appetite.want, round(appetite.lease_s * 1000), ",".join(appetite.cores))
+
+
+def _lease(row: list[object]) -> Lease:
+    (job_id, attempt, data, trusted, client, queued_ms, ran_ms, slices, suspensions, losses,
+     deadline_ms, has_snapshot) = row  # fmt: skip
+    return Lease(
+        job_id=_text(job_id), attempt=_number(attempt), data=_bytes(data), trusted=bool(trusted),
+        wants_chunks=bool(client), queued_s=_number(queued_ms) / 1000,
+        ran_s=_number(ran_ms) / 1000, slices=_number(slices), suspensions=_number(suspensions),
+        losses=_number(losses), deadline_in_s=_number(deadline_ms) / 1000,
+        has_snapshot=bool(has_snapshot),
+    )  # fmt: skip
+
+
+def _settled(answer: list[object]) -> Settled:
+    accepted, rows = answer
+    assert isinstance(accepted, list)
+    assert isinstance(rows, list)
+    return Settled([bool(flag) for flag in accepted], [_lease(row) for row in rows])
+
+
+def _bytes(value: object) -> bytes:
+    assert isinstance(value, bytes)
+    return value
+
+
+def _text(value: object) -> str:
+    return _bytes(value).decode()
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
+
+
+def _iso_now() -> str:
+    """Return the time as RQ writes it; display only, decisions use Redis' own clock."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

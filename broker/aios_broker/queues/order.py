@@ -1,0 +1,127 @@
+"""What the scheduler does with a module's queue. Every change is fenced by the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from aios_broker.contract.errors import DeadlineExceeded, Cancelled, KernelError, WorkerLost
+from aios_broker.contract.syscall import Module
+from aios_broker.queues.connection import Argument
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.records import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One waiting job as a policy sees it. Times are Redis' clock, in ms since 1970."""
+
+    job_id: str
+    facts: Facts
+    core: str
+    submitted_ms: int
+    ready_ms: int  # since when it waits this time
+    ran_ms: int
+    tokens: int
+    slices: int
+    deadline_ms: int  # 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Leadership:
+    """The scheduler's lease on the order of the queues."""
+
+    epoch: int
+    leading: bool
+    now_ms: int
+
+
+class Order:
+    """One module's queue, seen by the scheduler."""
+
+    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
+        self.module = module
+        self.keys = keys or Keys()
+        self._functions = functions
+
+    async def lead(self, holder: str, lease_s: float) -> Leadership:
+        """Take or renew the lease of the scheduler; a new holder gets the next epoch.
+
+        The lease is of the whole deployment (one key), not of this module.
+        """
+        epoch, leading, now_ms = await self._call("lead", [holder, round(lease_s * 1000)])
+        return Leadership(int(epoch), bool(leading), int(now_ms))
+
+    async def head(self, count: int, *, tail: int = 0) -> tuple[int, list[str]]:
+        """Return how many wait, and the ids of the first `count` (and the last `tail`)."""
+        key = self.keys.queue(self.module)
+        connection = self._functions.connection
+        length = await connection.execute("LLEN", key)
+        ids = await connection.execute("LRANGE", key, 0, count - 1)
+        if tail and length > count:
+            ids += await connection.execute("LRANGE", key, max(count, length - tail), -1)
+        return length, [job_id.decode() for job_id in ids]
+
+    async def facts(self, job_ids: Sequence[str]) -> list[Waiting | None]:
+        """Return what a policy needs to know of jobs; None for one that is gone."""
+        rows = await self._call("look", ["facts", *job_ids])
+        return [_waiting(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
+
+    async def reorder(self, epoch: int, ranked: Sequence[tuple[str, float]]) -> bool:
+        """Put `ranked` ids at the head in this order, with their scores (lower goes first).
+
+        Ids that no longer wait are left out, those not named keep their order behind. False:
+        the epoch is over, another scheduler leads, nothing was changed.
+        """
+        arguments: list[Argument] = [epoch]
+        for job_id, score in ranked:
+            arguments += (job_id, score)
+        return bool(await self._call("reorder", arguments))
+
+    async def reclaim(self, epoch: int, *, limit: int = 1000) -> int:
+        """Put back the jobs whose lease ran out; quarantine those that lost too many workers."""
+        lost = WorkerLost(
+            "its workers died as often as it may be tried; the job is quarantined",
+            remedy="see `aios queues` and the workers' logs; send it again under a new id",
+        )
+        return await self._sweep("reclaim", epoch, lost, limit)
+
+    async def expire(self, epoch: int, *, limit: int = 1000) -> int:
+        """End the jobs whose deadline has passed, waiting or running."""
+        late = DeadlineExceeded(
+            "it outlived its deadline", field="deadline_s", remedy="allow it more time"
+        )
+        return await self._sweep("expire", epoch, late, limit)
+
+    async def reconcile(self, epoch: int) -> int:
+        """Answer for what stock RQ tools changed: deleted, emptied, cancelled, requeued jobs.
+
+        Returns how many jobs were put right. Cheap while the counts agree.
+        """
+        gone = Cancelled("it was removed from the queue by a stock RQ tool")
+        return await self._sweep("reconcile", epoch, gone, 0)
+
+    async def _sweep(self, step: str, epoch: int, error: KernelError, limit: int) -> int:
+        body = msgspec.json.encode(error.to_wire())
+        answer = await self._call(step, [epoch, body, limit])
+        return int(answer)  # type: ignore[call-overload, no-any-return]
+
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> list[object]:
+        answer: list[object] = await self._functions.call(
+            step, self.keys.queue(self.module), [self.keys.prefix, self.module, *arguments]
+        )
+        return answer
+
+
+def _waiting(job_id: str, row: object) -> Waiting | None:
+    if not isinstance(row, list):
+        return None
+    facts, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
+    known = msgspec.json.decode(facts, type=Facts) if facts else Facts(agent="?", kind="?")
+    if nice:
+        known = msgspec.structs.replace(known, nice=int(nice))
+    return Waiting(job_id, known, core.decode(), submitted_ms, ready_ms, ran_ms, tokens, slices,
+                   deadline_ms)  # fmt: skip

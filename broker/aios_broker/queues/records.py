@@ -1,0 +1,152 @@
+"""What the queue functions take and give, in domain types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import Struct
+
+from aios_broker.contract.syscall import State
+
+SliceVerdict = Literal["go", "yield", "hold", "lost"]
+# go: nobody waits who deserves the slot more. yield: suspend it, somebody does.
+# hold: an operator suspends it. lost: the lease is gone (dead-lined, cancelled, reclaimed):
+# stop, write nothing, the caller has its answer.
+
+
+class Facts(Struct, frozen=True, omit_defaults=True):
+    """What the scheduler and the tools know of a syscall, beside its place and its counters."""
+
+    agent: str
+    kind: str
+    program: str = "main"
+    tenant: str = "default"
+    nice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One job to publish. `data`: what RQ calls the job's data, JSON of [function, null, args, kwargs]."""
+
+    job_id: str
+    data: bytes
+    facts: Facts
+    client: str  # whose reply list hears of it; "": nobody waits
+    core: str = ""  # a core's model name; "": any
+    deadline_s: float = 600.0
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's time-limited right to a job. The attempt is the fencing token."""
+
+    job_id: str
+    attempt: int
+    data: bytes
+    trusted: bool  # published by the submit function; else by a stock tool: check its token
+    wants_chunks: bool  # somebody waits for it
+    queued_s: float  # waited so far, all waits together
+    ran_s: float  # ran so far, in earlier slices
+    slices: int  # earlier slices that ended in a yield or a loss
+    suspensions: int
+    losses: int  # how often a worker died with it
+    deadline_in_s: float
+    has_snapshot: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a job ended on a worker. `reply` is the encoded Reply, result and error alike."""
+
+    lease: Lease
+    status: Literal["finished", "failed"]
+    reply: bytes
+    ran_s: float  # of this slice
+    tokens: int = 0  # output tokens of this slice
+    quarantine: bool = False  # a job that must never run again (foreign code)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A suspended job on its way back to the run queue (or, held, out of it)."""
+
+    lease: Lease
+    snapshot: bytes | None  # None: it starts again from the beginning
+    ran_s: float
+    tokens: int = 0
+    reason: Literal["yield", "hold", "drain"] = "yield"
+
+
+@dataclass(frozen=True, slots=True)
+class SliceUse:
+    """What a running job used since it was last charged, at the end of a slice."""
+
+    lease: Lease
+    ran_s: float
+    tokens: int
+    checkpoint: bytes | None  # snapshot bytes: what a killed worker does not lose
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCard:
+    """How a worker shows itself to RQ's tools and to ours."""
+
+    name: str
+    module: str
+    pid: int
+    hostname: str
+    slots: int
+    cores: tuple[str, ...] = ()  # model names it serves; only the llm module has them
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One syscall as `ps`, `why` and the SDK's handle see it."""
+
+    job_id: str
+    module: str
+    state: State
+    facts: Facts
+    core: str
+    worker: str
+    attempt: int
+    slices: int
+    suspensions: int
+    losses: int
+    tokens: int
+    queued_s: float  # up to now
+    ran_s: float  # up to the last charge
+    age_s: float  # since submission
+    deadline_in_s: float | None
+    position: int | None  # 0 is next; None when it does not wait
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """One module's queue at a glance."""
+
+    module: str
+    waiting: int
+    running: int
+    held: int
+    finished: int  # in RQ's registry: those whose result has not expired
+    failed: int
+    quarantined: int
+    policy: str
+    oldest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRow:
+    """What the scheduler publishes for a queue; workers obey it while no scheduler lives."""
+
+    name: str = "rr"
+    preempt: Literal["none", "waiting", "score"] = "waiting"
+    quantum_s: float = 0.5  # a slice ends after this time ...
+    quantum_tokens: int = 64  # ... or this many output tokens, whichever comes first
+    max_waiting: int = 100_000  # beyond it submit refuses with QueueFull
+    max_losses: int = 3  # workers that may die with a job before it is quarantined
