@@ -1,0 +1,124 @@
+"""`aios test`: every check of the project, in the order of their price, in one report.
+
+It needs a checkout (the tests do not ship in the wheel) and the locked tools, which `./aios`
+has installed. pytest comes last, so that its closing line ends what a CI log shows of a runner.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import aios_broker
+
+STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
+MUTANTS = Path("tests/mutants/run.py")
+STEP_NAMES = ("lint", "format", "types", "imports", "mutants", "pytest")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One check: what to call it and the arguments that Python runs it with."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a step ended: its exit code (0 is good) and the seconds that it took."""
+
+    name: str
+    exit_code: int
+    took_s: float
+
+
+@click.command(name="test", context_settings={"ignore_unknown_options": True})
+@click.option("--slow", is_flag=True, help="Add the slow lane: minutes of cut points and load.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(STEP_NAMES),
+    help="Run this step and no other; may be given more than once.",
+)
+@click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
+def test_command(slow: bool, only: tuple[str, ...], pytest_args: tuple[str, ...]) -> None:  # noqa: FBT001 - click passes a flag by name
+    """Check this checkout: lint, format, types, imports, mutants, tests.
+
+    What stands after the options goes to pytest: `aios test --only pytest -k lease -x`.
+    """
+    checkout = find_checkout(Path(aios_broker.__file__))
+    if checkout is None:
+        raise click.ClickException(
+            "the tests are not part of the installed package; "
+            "run `./aios test` in a checkout of the repository"
+        )
+    steps = planned_steps(checkout, slow=slow, pytest_args=pytest_args)
+    outcomes = [run_step(step, checkout) for step in steps if not only or step.name in only]
+    report(outcomes)
+    sys.exit(1 if any(outcome.exit_code for outcome in outcomes) else 0)
+
+
+def find_checkout(package_file: Path) -> Path | None:
+    """Return the root of the checkout that holds this package file; None for an installed one."""
+    root = package_file.resolve().parents[2]
+    if (root / "pyproject.toml").is_file() and (root / "tests").is_dir():
+        return root
+    return None
+
+
+def planned_steps(checkout: Path, *, slow: bool, pytest_args: tuple[str, ...]) -> list[Step]:
+    """List the checks in order, the cheap ones first and pytest last."""
+    lane = () if slow else ("-m", "not slow")
+    steps = [
+        Step("lint", ("-m", "ruff", "check", ".")),
+        Step("format", ("-m", "ruff", "format", "--check", ".")),
+        Step("types", ("-m", "mypy")),
+        Step("imports", ("-c", "from importlinter.cli import lint_imports_command as f; f()")),
+    ]
+    if (checkout / MUTANTS).is_file():
+        steps.append(Step("mutants", (str(MUTANTS),)))
+    steps.append(Step("pytest", ("-m", "pytest", *lane, *pytest_args)))
+    return steps
+
+
+def run_step(step: Step, checkout: Path) -> Outcome:
+    """Run one step in the checkout, its output straight to ours. A hang counts as a failure."""
+    click.secho(f"== {step.name}", bold=True)
+    started_at = time.monotonic()
+    try:
+        exit_code = subprocess.run(
+            # -P: the folders of the checkout (sdk, workers) must not pass for packages.
+            [sys.executable, "-P", *step.arguments],
+            cwd=checkout,
+            env=environment_of_tests(os.environ.copy()),
+            timeout=STEP_LIMIT_S,
+            check=False,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        click.echo(f"{step.name} was ended: not done after {STEP_LIMIT_S:.0f} s", err=True)
+        exit_code = 1
+    took_s = time.monotonic() - started_at
+    click.echo(f"== {step.name}: {verdict(exit_code)}, {took_s:.1f} s\n")
+    return Outcome(step.name, exit_code, took_s)
+
+
+def environment_of_tests(environment: dict[str, str]) -> dict[str, str]:
+    """Leave out AIOS_*: tests bring servers of their own and never touch the user's."""
+    return {name: value for name, value in environment.items() if not name.startswith("AIOS_")}
+
+
+def verdict(exit_code: int) -> str:
+    """Say an exit code in a word."""
+    return "ok" if exit_code == 0 else f"FAILED (exit code {exit_code})"
+
+
+def report(outcomes: list[Outcome]) -> None:
+    """Print one line per step: its verdict and its time."""
+    click.secho("== summary", bold=True)
+    for outcome in outcomes:
+        click.echo(f"{outcome.name:<10}{outcome.took_s:>8.1f} s   {verdict(outcome.exit_code)}")
