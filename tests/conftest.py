@@ -1,0 +1,101 @@
+"""Servers of the tests' own: real ones, on private sockets, gone when the tests end."""
+
+import importlib.util
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from aios_broker.embedded.postgres import PostgresServer
+from aios_broker.embedded.redis import RedisServer
+from aios_broker.embedded.standalone import StandaloneServer
+from aios_broker.embedded.state import StateDir
+
+TEMPLATE_DATABASE = "aios"
+_clone_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class RunningRedis:
+    """The tests' Valkey: its address, and the process for tests that hurt it."""
+
+    server: RedisServer
+    process: StandaloneServer
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPostgres:
+    """The tests' Postgres: a server whose database `aios` is migrated and is cloned per test."""
+
+    server: PostgresServer
+    process: StandaloneServer
+
+    def execute(self, statement: str) -> None:
+        """Run one statement as the superuser, outside a transaction."""
+        with psycopg.connect(self.server.libpq_url("postgres"), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session")
+def servers_state() -> Iterator[StateDir]:
+    """A state directory for the session's servers, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="aios-tests-") as folder:
+        yield StateDir.open(Path(folder))
+
+
+@pytest.fixture(scope="session")
+def redis_server(servers_state: StateDir) -> Iterator[RunningRedis]:
+    """A Valkey of this session's own."""
+    server = RedisServer.of(servers_state)
+    with StandaloneServer(server.service(), servers_state.log_dir / "redis.log") as process:
+        yield RunningRedis(server, process)
+
+
+@pytest.fixture
+def redis_url(redis_server: RunningRedis) -> Iterator[str]:
+    """The address of an empty Redis: everything in it is the test's own."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        client.function_flush()
+    yield redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server(servers_state: StateDir) -> Iterator[RunningPostgres]:
+    """A Postgres of this session's own, migrated once."""
+    server = PostgresServer.of(servers_state, durable=False)
+    with ExitStack() as stack:
+        stack.callback(server.remove_data)
+        process = stack.enter_context(
+            StandaloneServer(server.service(), servers_state.log_dir / "postgres.log")
+        )
+        if _exists("aios_broker.ledger.migrate"):
+            migrations = importlib.import_module("aios_broker.ledger.migrate")
+            migrations.upgrade(server.database_url(TEMPLATE_DATABASE))
+        yield RunningPostgres(server, process)
+
+
+@pytest.fixture
+def database_url(postgres_server: RunningPostgres) -> Iterator[str]:
+    """The address of a migrated, empty database of the test's own (a clone; about 30 ms)."""
+    name = f"test_{next(_clone_numbers)}"
+    postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE_DATABASE}")
+    yield postgres_server.server.database_url(name)
+    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
