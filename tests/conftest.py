@@ -62,12 +62,12 @@ def redis_server(servers_state: StateDir) -> Iterator[RunningRedis]:
 
 
 @pytest.fixture
-def redis_url(redis_server: RunningRedis) -> Iterator[str]:
+def redis_url(redis_server: RunningRedis) -> str:
     """The address of an empty Redis: everything in it is the test's own."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         client.function_flush()
-    yield redis_server.url
+    return redis_server.url
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ def postgres_server(servers_state: StateDir) -> Iterator[RunningPostgres]:
     """A Postgres of this session's own, migrated once."""
     server = PostgresServer.of(servers_state, durable=False)
     with ExitStack() as stack:
-        stack.callback(server.remove_data)
+        stack.callback(server.remove)
         process = stack.enter_context(
             StandaloneServer(server.service(), servers_state.log_dir / "postgres.log")
         )

@@ -5,20 +5,23 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 import redis
+from tests.waiting import wait_until
 
 from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.embedded import child as child_module
+from aios_broker.embedded.binaries import PostgresInstall, find_postgres
+from aios_broker.embedded.identity import install_for_nobody, nobody_can_enter
 from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir
-from tests.waiting import wait_until
 
 NOBODY_ID = 65534
 IDENTITIES = ["namespace", "nobody"] if os.geteuid() == 0 else ["same"]
@@ -97,7 +100,7 @@ def test_postgres_keeps_what_it_committed_across_kill_minus_9(
             assert found == (1.0,)
             assert process.stop() == 0
     finally:
-        server.remove_data()
+        server.remove()
 
 
 def test_postgres_starts_although_another_process_has_the_old_number(state: StateDir) -> None:
@@ -187,7 +190,7 @@ def test_a_state_directory_that_cannot_be_made_names_its_variable(tmp_path: Path
 
 def test_a_server_that_cannot_start_says_why(state: StateDir) -> None:
     server = RedisServer.of(state, port=70_000)
-    with pytest.raises(Unavailable, match="redis did not start: .*port"):
+    with pytest.raises(Unavailable, match=r"redis did not start: .*port"):
         standalone(state, server).start()
 
 
@@ -208,17 +211,59 @@ def test_servers_die_with_the_process_that_started_them(tmp_path: Path, death: i
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_an_ordinary_user_can_run_both_servers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """In a process that gave up root after its imports: the interpreter may lie under /root."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_BOTH_AS_NOBODY],
-        capture_output=True,
-        text=True,
-        timeout=50,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert done.stdout.split() == ["True", "True", str(NOBODY_ID)], done.stderr
+def test_an_ordinary_user_can_run_both_servers() -> None:
+    interpreter = _interpreter_for(NOBODY_ID)
+    if interpreter is None or not nobody_can_enter(find_postgres().prefix):
+        pytest.skip("no interpreter or packages here that another user can use")
+    with tempfile.TemporaryDirectory(prefix="aios-other-user-") as home:
+        os.chown(home, NOBODY_ID, NOBODY_ID)
+        done = subprocess.run(
+            [interpreter, "-c", RUN_BOTH, f"{home}/state"],
+            user=NOBODY_ID,
+            group=NOBODY_ID,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            env={"PYTHONPATH": os.pathsep.join(sys.path), "HOME": home},
+            check=False,
+        )
+    assert done.stdout.split() == ["True", "True", "same", str(NOBODY_ID)], done.stderr
+
+
+def test_as_nobody_the_data_stays_in_a_state_directory_that_he_can_reach() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    with tempfile.TemporaryDirectory(prefix="aios-reachable-") as home:
+        Path(home).chmod(0o711)
+        state = StateDir.open(Path(home) / "state")
+        server = PostgresServer.of(state, identity="nobody", durable=False)
+        with standalone(state, server):
+            assert server.answers()
+        assert server.data_dir == state.path / "postgres"
+        assert server.data_dir.stat().st_uid == NOBODY_ID
+        server.remove()
+
+
+def test_programs_that_nobody_cannot_reach_are_copied_with_their_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "closed" / "pg"
+    (package / "install" / "bin").mkdir(parents=True)
+    (package / "install" / "bin" / "postgres").write_text("program")
+    libs = package.with_name("pg.libs")
+    libs.mkdir()
+    (libs / "libpq.so").write_text("library")
+    package.parent.chmod(0o700)
+    with tempfile.TemporaryDirectory(prefix="aios-open-") as temporary:
+        Path(temporary).chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", temporary)
+        wanted = PostgresInstall(package / "install", package, libs)
+        copied = install_for_nobody(wanted)
+        assert nobody_can_enter(copied.prefix / "bin")
+        assert Path(copied.program("postgres")).read_text() == "program"
+        assert (copied.prefix.parent.parent / "pg.libs" / "libpq.so").read_text() == "library"
+        assert install_for_nobody(wanted) == copied
+        assert len(list(Path(temporary).iterdir())) == 1
 
 
 START_BOTH_AND_WAIT = """
@@ -239,7 +284,39 @@ print(*processes, flush=True)
 signal.pause()
 """
 
-RUN_BOTH_AS_NOBODY = ""
+RUN_BOTH = """
+import sys
+from pathlib import Path
+from aios_broker.embedded.postgres import PostgresServer
+from aios_broker.embedded.redis import RedisServer
+from aios_broker.embedded.standalone import StandaloneServer
+from aios_broker.embedded.state import StateDir
+
+state = StateDir.open(Path(sys.argv[1]))
+for server in (RedisServer.of(state), PostgresServer.of(state)):
+    with StandaloneServer(server.service(), state.log_dir / "server.log"):
+        print(server.answers())
+print(server.identity, state.path.stat().st_uid)
+"""
+
+
+def _interpreter_for(uid: int) -> str | None:
+    """Return an interpreter that `uid` can run all this with; ours may lie under /root."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for candidate in (sys.executable, f"/usr/bin/{version}"):
+        try:
+            subprocess.run(
+                [candidate, "-c", "import aios_broker.embedded.redis, psycopg"],
+                user=uid,
+                check=True,
+                timeout=10,
+                env={"PYTHONPATH": os.pathsep.join(sys.path)},
+                stderr=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return candidate
+    return None
 
 
 def _alive(pid: int) -> bool:

@@ -51,7 +51,7 @@ class Service:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = STOP_TIMEOUT_S
     ready_timeout_s: float = READY_TIMEOUT_S
-    prepare: Callable[[], None] = field(default=nothing_to_prepare)  # before each start
+    prepare: Callable[[], None] = field(default=nothing_to_prepare)  # before each start, locked
     is_ready: Callable[[int], bool] = field(default=always_ready)  # asked with the process id
 
 
@@ -70,9 +70,9 @@ class Child:
         Raises:
             Unavailable: Another run still holds the lock, or the program cannot be started.
         """
-        service.prepare()
         lock = _lock(service) if service.lock_path else None
         try:
+            service.prepare()
             process = subprocess.Popen(
                 _shim_command(service),
                 env=dict(service.environment),
@@ -119,7 +119,9 @@ class Child:
         """Ask it to stop, kill it when the time is over; return its exit code."""
         self.signal(self.service.stop_signal)
         try:
-            return self.process.wait(self.service.stop_timeout_s if timeout_s is None else timeout_s)
+            return self.process.wait(
+                self.service.stop_timeout_s if timeout_s is None else timeout_s
+            )
         except subprocess.TimeoutExpired:
             self.kill_session()
             return self.process.wait(KILL_TIMEOUT_S)

@@ -7,6 +7,7 @@ and the data: both are then moved to where he can.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -21,6 +22,8 @@ from aios_broker.embedded.child import SHIM, Identity
 from aios_broker.embedded.shim import NOBODY_ID
 
 PROBE_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 def postgres_identity(install: PostgresInstall) -> Identity:
@@ -54,8 +57,7 @@ def install_for_nobody(install: PostgresInstall) -> PostgresInstall:
     if nobody_can_enter(install.prefix / "bin"):
         return install
     package = install.package_dir or install.prefix.parent
-    digest = hashlib.sha256(os.fsencode(install.prefix)).hexdigest()[:12]
-    home = Path(_open_temporary_dir()) / f"aios-postgres-{digest}"
+    home = Path(_open_temporary_dir()) / f"aios-postgres-{_digest(install.prefix)}"
     copied = home / package.name / install.prefix.name
     if not home.exists():
         building = Path(tempfile.mkdtemp(prefix="aios-postgres-", dir=home.parent))
@@ -67,18 +69,32 @@ def install_for_nobody(install: PostgresInstall) -> PostgresInstall:
             shutil.copytree(install.libs_dir, building / install.libs_dir.name)
         _put_in_place(building, home)
     if home.lstat().st_uid != os.geteuid() or not copied.is_dir():
-        raise Unavailable(
-            f"{home} was not made by this user", remedy=f"remove it: rm -r {home}"
-        )
+        raise Unavailable(f"{home} was not made by this user", remedy=f"remove it: rm -r {home}")
     return PostgresInstall(copied, home / package.name, home / f"{package.name}.libs")
 
 
-def data_dir_for_nobody(wanted: Path) -> Path:
-    """Return where `nobody` can keep data: below `wanted` if he can get there, else elsewhere."""
-    if nobody_can_enter(wanted.parent):
-        return wanted
-    digest = hashlib.sha256(os.fsencode(wanted)).hexdigest()[:12]
-    return Path("/var/tmp") / f"aios-data-{digest}"
+def data_dir_for_nobody(state_dir: Path) -> Path:
+    """Return where `nobody` keeps the data of a state directory: in it, if he can get there.
+
+    The state directory itself is then opened for passing through; what lies in it stays closed.
+    """
+    if nobody_can_enter(state_dir.parent):
+        state_dir.chmod(0o711)
+        return state_dir / "postgres"
+    moved = Path("/var/tmp") / f"aios-data-{_digest(state_dir)}"
+    logger.warning(
+        "%s cannot be reached by user nobody, as whom Postgres has to run here: its data is in %s",
+        state_dir,
+        moved,
+    )
+    return moved
+
+
+def socket_dir_for_nobody(state_dir: Path) -> Path:
+    """Make and return a directory of `nobody`'s own for the socket; root may enter it anyway."""
+    folder = Path(_open_temporary_dir()) / f"aios-socket-{_digest(state_dir)}"
+    give_to_nobody(folder)
+    return folder
 
 
 def give_to_nobody(folder: Path) -> None:
@@ -91,6 +107,10 @@ def give_to_nobody(folder: Path) -> None:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), NOBODY_ID}:
             raise Unavailable(f"{folder} belongs to somebody else", remedy="remove it") from None
         os.chown(folder, NOBODY_ID, NOBODY_ID)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
 
 
 def _open_temporary_dir() -> str:

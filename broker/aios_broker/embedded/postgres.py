@@ -1,11 +1,11 @@
 """Postgres with pgvector on a private unix socket, initialised on first use."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -18,6 +18,7 @@ from aios_broker.embedded.identity import (
     give_to_nobody,
     install_for_nobody,
     postgres_identity,
+    socket_dir_for_nobody,
 )
 from aios_broker.embedded.state import OWNER_ONLY, StateDir
 
@@ -55,15 +56,16 @@ class PostgresServer:
             identity: As whom it runs; found out when None.
         """
         install = find_postgres()
-        server = cls(
-            data_dir=state.path / "postgres",
-            socket_dir=state.socket_dir("postgres"),
-            lock_path=state.path / "postgres.lock",
-            install=install,
-            identity=identity or postgres_identity(install),
-            durable=durable,
-        )
-        return server._for_nobody() if server.identity == "nobody" else server
+        identity = identity or postgres_identity(install)
+        data_dir = state.path / "postgres"
+        if identity == "nobody":
+            install = install_for_nobody(install)
+            data_dir = data_dir_for_nobody(state.path)
+            socket_dir = socket_dir_for_nobody(state.path)
+        else:
+            socket_dir = state.socket_dir("postgres")
+        lock_path = state.path / "postgres.lock"
+        return cls(data_dir, socket_dir, lock_path, install, identity, durable)
 
     def database_url(self, database: str = DATABASE) -> str:
         """Return the address that SQLAlchemy reads, for its psycopg driver."""
@@ -120,17 +122,10 @@ class PostgresServer:
         )
         building.rename(self.data_dir)
 
-    def remove_data(self) -> None:
-        """Delete the data, wherever it lies; the server must have stopped."""
-        shutil.rmtree(self.data_dir, ignore_errors=True)
-
-    def _for_nobody(self) -> "PostgresServer":
-        give_to_nobody(self.socket_dir)
-        return replace(
-            self,
-            install=install_for_nobody(self.install),
-            data_dir=data_dir_for_nobody(self.data_dir),
-        )
+    def remove(self) -> None:
+        """Delete the data and the socket's directory; the server must have stopped."""
+        for folder in (self.data_dir, self.socket_dir):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _forget_dead_postmaster(self) -> None:
         """Remove the lock file of a postmaster that is gone.
