@@ -52,6 +52,11 @@ class Keys:
         """Set of queue keys."""
         return f"{self.prefix}:queues"
 
+    @property
+    def suspended(self) -> str:
+        """String: there while `rq suspend` keeps all workers from taking anything new."""
+        return f"{self.prefix}:suspended"
+
     # Ours.
 
     def own(self, name: str) -> str:
