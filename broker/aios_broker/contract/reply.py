@@ -83,7 +83,7 @@ class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kin
 Wire = Reply | Chunk
 
 _encoder = msgspec.json.Encoder()
-_wire_decoder = msgspec.json.Decoder(Wire)
+_wire_decoder: msgspec.json.Decoder[Wire] = msgspec.json.Decoder(Wire)
 _reply_decoder = msgspec.json.Decoder(Reply)
 
 

@@ -59,8 +59,9 @@ class LlmChat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=4.0)] = 1.0
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # None: derived from the id
-    stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
-                    Meta(max_length=16)] = ()
+    stop: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=16)
+    ] = ()
     stream: bool = False  # chunks travel to the client while it runs
     return_ids: bool = False  # the result carries prompt and output token ids
 
@@ -186,8 +187,9 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
     try:
         loose = msgspec.json.decode(data, type=_Loose)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return InvalidSyscall(f"not a syscall: {error}", field="syscall",
-                              remedy="send one JSON object")
+        return InvalidSyscall(
+            f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
+        )
     if loose.version != CONTRACT_VERSION:
         return unsupported_version(loose.version, loose.id)
     kind = loose.body.get("type") if isinstance(loose.body, dict) else None
@@ -205,9 +207,14 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
 def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:
     """Return the error for a body whose tag no module of this version takes."""
     module = kind.partition(".")[0]
-    why = (f"module {module!r} has no operation {kind!r}" if module in MODULES
-           else f"there is no module {module!r}")
+    why = (
+        f"module {module!r} has no operation {kind!r}"
+        if module in MODULES
+        else f"there is no module {module!r}"
+    )
     return UnknownModule(
-        f"{why} in this version", field="body.type", remedy=f"use one of {', '.join(KINDS)}",
+        f"{why} in this version",
+        field="body.type",
+        remedy=f"use one of {', '.join(KINDS)}",
         syscall_id=syscall_id,
     )

@@ -55,13 +55,22 @@ def parse_url(url: str) -> Address:
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     try:
         if parts.scheme == "unix":
-            return Address(path=unquote(parts.path), username=unquote(parts.username or ""),
-                           password=unquote(parts.password or ""), db=int(query.get("db", 0)))
+            return Address(
+                path=unquote(parts.path),
+                username=unquote(parts.username or ""),
+                password=unquote(parts.password or ""),
+                db=int(query.get("db", 0)),
+            )
         if parts.scheme in ("redis", "rediss"):
             db = parts.path.strip("/") or query.get("db", "0")
-            return Address(host=parts.hostname or "127.0.0.1", port=parts.port or DEFAULT_PORT,
-                           tls=parts.scheme == "rediss", username=unquote(parts.username or ""),
-                           password=unquote(parts.password or ""), db=int(db))
+            return Address(
+                host=parts.hostname or "127.0.0.1",
+                port=parts.port or DEFAULT_PORT,
+                tls=parts.scheme == "rediss",
+                username=unquote(parts.username or ""),
+                password=unquote(parts.password or ""),
+                db=int(db),
+            )
     except ValueError as error:
         raise _bad_url(url, str(error)) from error
     raise _bad_url(url, f"the scheme {parts.scheme!r} is not known")
@@ -69,7 +78,8 @@ def parse_url(url: str) -> Address:
 
 def _bad_url(url: str, why: str) -> InvalidConfig:
     return InvalidConfig(
-        f"{url!r} is not the URL of a Redis: {why}", field="AIOS_REDIS_URL",
+        f"{url!r} is not the URL of a Redis: {why}",
+        field="AIOS_REDIS_URL",
         remedy="write redis://host:port/db, rediss://..., or unix:///path/to/socket?db=0",
     )
 
@@ -95,10 +105,12 @@ class _Protocol(asyncio.Protocol):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(RedisUnavailable(
-                    f"the connection to Redis broke: {self.lost}",
-                    remedy="it may or may not have run; send it again with the same id",
-                ))
+                future.set_exception(
+                    RedisUnavailable(
+                        f"the connection to Redis broke: {self.lost}",
+                        remedy="it may or may not have run; send it again with the same id",
+                    )
+                )
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -106,7 +118,7 @@ class _Protocol(asyncio.Protocol):
             while (answer := self._reader.gets()) is not False:
                 self._settle(answer)
         except hiredis.ProtocolError as error:
-            logger.error("not a Redis at the other end: %s", error)
+            logger.warning("not a Redis at the other end: %s", error)
             self.close()
 
     def _settle(self, answer: Answer) -> None:
@@ -125,7 +137,8 @@ class _Protocol(asyncio.Protocol):
         future: asyncio.Future[Answer] = self._loop.create_future()
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(tuple(arguments)))
+        packed = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]
+        self._outgoing.append(packed)
         self._waiting.append(future)
         return future
 
@@ -147,7 +160,9 @@ class Connection:
     coroutine that waits for a reply does not disturb the others; the reply is dropped.
     """
 
-    def __init__(self, url: str, *, name: str = "aios", timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, name: str = "aios", timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> None:
         self.url = url
         self._address = parse_url(url)
         self._name = name
@@ -189,9 +204,12 @@ class Connection:
                     protocol = await self._connect()
                     await self._greet(protocol)
             except (OSError, TimeoutError, hiredis.ReplyError) as error:
+                why = str(error) or "no answer in time"
                 raise RedisUnavailable(
-                    f"no Redis at {_without_password(self.url)}: {error or 'no answer in time'}",
-                    field="AIOS_REDIS_URL", remedy="start it, or correct the URL", retry_after_s=1.0,
+                    f"no Redis at {_without_password(self.url)}: {why}",
+                    field="AIOS_REDIS_URL",
+                    remedy="start it, or correct the URL",
+                    retry_after_s=1.0,
                 ) from error
             self._protocol = protocol
             return protocol
@@ -202,7 +220,9 @@ class Connection:
         if at.path:
             _, protocol = await loop.create_unix_connection(_Protocol, at.path)
         else:
-            _, protocol = await loop.create_connection(_Protocol, at.host, at.port, ssl=at.tls or None)
+            _, protocol = await loop.create_connection(
+                _Protocol, at.host, at.port, ssl=at.tls or None
+            )
         return protocol
 
     async def _greet(self, protocol: _Protocol) -> None:

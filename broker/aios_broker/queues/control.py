@@ -9,7 +9,8 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import MODULES, Module, State
-from aios_broker.queues.connection import Argument
+from aios_broker.queues.clock import iso_now
+from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Facts, JobView, PolicyRow, QueueView
@@ -24,14 +25,16 @@ class Control:
         self.keys = keys or Keys()
         self._functions = functions
 
-    async def cancel(self, job_ids: Sequence[str], error: KernelError, *, module: Module) -> list[Outcome]:
+    async def cancel(
+        self, job_ids: Sequence[str], error: KernelError, *, module: Module
+    ) -> list[Outcome]:
         """End jobs with `error`, waiting or running; whoever waits hears it at once.
 
         A running one loses its lease (its worker is told to stop; a late finish is dropped).
         """
         body = msgspec.json.encode(error.to_wire())
         event = "cancel" if error.code == "cancelled" else "fail"
-        return await self._outcomes(module, "cancel", [_iso(), event, body, *job_ids])
+        return await self._outcomes(module, "cancel", [iso_now(), event, body, *job_ids])
 
     async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
         """Take jobs out of the run queue until they are released; running ones yield first."""
@@ -77,9 +80,7 @@ class Control:
         """Publish a policy: the scheduler and the workers follow it from their next step on."""
         row = msgspec.to_builtins(policy)
         flat = [part for item in row.items() for part in item]
-        await self._functions.connection.execute(
-            "HSET", self.keys.own(f"policy:{module}"), *flat
-        )
+        await self._functions.connection.execute("HSET", self.keys.own(f"policy:{module}"), *flat)
 
     async def _outcomes(
         self, module: Module, step: str, arguments: Sequence[Argument]
@@ -87,20 +88,14 @@ class Control:
         answer = await self._call(module, step, arguments)
         return [outcome.decode() for outcome in answer]
 
-    async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> list[object]:
-        answer: list[object] = await self._functions.call(
+    async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
+        return await self._functions.call(
             step, self.keys.queue(module), [self.keys.prefix, module, *arguments]
         )
-        return answer
 
 
-_FIELDS = 18
-
-
-def _job_view(module: str, row: object) -> JobView:
+def _job_view(module: str, row: Answer) -> JobView:
     """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
-    assert isinstance(row, list)
-    assert len(row) == _FIELDS
     (job_id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
      ran_ms, age_ms, deadline_ms, has_deadline, position, score, nice) = row  # fmt: skip
     known = msgspec.json.decode(facts, type=Facts) if facts else Facts(agent="?", kind="?")
@@ -117,4 +112,5 @@ def _job_view(module: str, row: object) -> JobView:
 
 
 def _state(raw: bytes) -> State:
-    return msgspec.convert(raw.decode(), State)
+    state: State = msgspec.convert(raw.decode(), State)
+    return state

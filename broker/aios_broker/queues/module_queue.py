@@ -8,16 +8,17 @@ by attempt.
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 
 from aios_broker.contract.errors import QueueFull, UnknownCore
 from aios_broker.contract.syscall import Module
-from aios_broker.queues.connection import Argument, Connection
+from aios_broker.queues.clock import iso_now
+from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import (
@@ -75,7 +76,7 @@ class ModuleQueue:
             QueueFull: over `max_waiting`; `retry_after_s` says when to try again.
             UnknownCore: a job names a core that no worker of the fleet serves.
         """
-        arguments: list[Argument] = [_iso_now(), len(jobs)]
+        arguments: list[Argument] = [iso_now(), len(jobs)]
         for job in jobs:
             arguments += (
                 job.job_id, job.data, job.description, msgspec.json.encode(job.facts), job.core,
@@ -99,24 +100,44 @@ class ModuleQueue:
 
     async def claim(self, worker: str, appetite: Appetite) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""
-        answer = await self._call("claim", [worker, _iso_now(), *_hunger(appetite)])
+        answer = await self._call("claim", [worker, iso_now(), *_hunger(appetite)])
         return [_lease(row) for row in answer]
+
+    async def adopt(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
+        """Take the lease of a job that a stock RQ worker has popped and is about to run.
+
+        None: it ended meanwhile, or a worker of ours runs it; the stock worker must leave it.
+        """
+        answer = await self._call("adopt", [worker, iso_now(), round(lease_s * 1000), job_id])
+        return _lease(answer[0]) if answer else None
 
     async def finish(self, worker: str, endings: Sequence[Ending], appetite: Appetite) -> Settled:
         """End jobs: result, RQ's records, statistics and the reply, and claim the next ones."""
-        arguments: list[Argument] = [worker, _iso_now(), *_hunger(appetite),
-                                     RESULT_TTL_S, FAILURE_TTL_S, len(endings)]  # fmt: skip
+        return await self._finish(worker, endings, appetite, external=False)
+
+    async def finish_external(self, worker: str, ending: Ending) -> bool:
+        """End a job that a stock RQ worker runs: the reply is ours, RQ's records are its own.
+
+        False: the lease was gone; another worker answers.
+        """
+        settled = await self._finish(worker, [ending], Appetite(0, 0.0), external=True)
+        return settled.accepted[0]
+
+    async def _finish(
+        self, worker: str, endings: Sequence[Ending], appetite: Appetite, *, external: bool
+    ) -> Settled:
+        arguments: list[Argument] = [worker, iso_now(), *_hunger(appetite), RESULT_TTL_S,
+                                     FAILURE_TTL_S, int(external), len(endings)]  # fmt: skip
         for end in endings:
             arguments += (
-                end.lease.job_id, end.lease.attempt, end.status, end.reply,
-                base64.b64encode(end.reply), round(end.ran_s * 1000), end.tokens,
-                int(end.quarantine),
+                end.lease.job_id, end.lease.attempt, end.status, end.reply, _for_rq(end),
+                round(end.ran_s * 1000), end.tokens, int(end.quarantine),
             )  # fmt: skip
         return _settled(await self._call("finish", arguments))
 
     async def pause(self, worker: str, pauses: Sequence[Pause], appetite: Appetite) -> Settled:
         """Yield: snapshots to Redis, jobs back to the run queue, and claim the next ones."""
-        arguments: list[Argument] = [worker, _iso_now(), *_hunger(appetite), len(pauses)]
+        arguments: list[Argument] = [worker, iso_now(), *_hunger(appetite), len(pauses)]
         for pause in pauses:
             arguments += (
                 pause.lease.job_id, pause.lease.attempt, pause.reason,
@@ -145,7 +166,7 @@ class ModuleQueue:
         self, worker: WorkerCard, leases: Sequence[Lease], lease_s: float
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
-        arguments: list[Argument] = [worker.name, _iso_now(), round(lease_s * 1000),
+        arguments: list[Argument] = [worker.name, iso_now(), round(lease_s * 1000),
                                      ",".join(worker.cores), len(leases)]  # fmt: skip
         for lease in leases:
             arguments += (lease.job_id, lease.attempt)
@@ -176,13 +197,13 @@ class ModuleQueue:
     async def birth(self, card: WorkerCard) -> None:
         """Show the worker to RQ's tools and ours."""
         await self._call("birth", [
-            card.name, _iso_now(), card.pid, card.hostname, card.version, card.slots,
+            card.name, iso_now(), card.pid, card.hostname, card.version, card.slots,
             ",".join(card.cores),
         ])  # fmt: skip
 
     async def death(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
-        await self._call("death", [worker, _iso_now()])
+        await self._call("death", [worker, iso_now()])
 
     async def wait_for_work(self, blocking: Connection, *, timeout_s: float = BLOCK_S) -> bool:
         """Return True as soon as the queue holds something, False after `timeout_s`.
@@ -195,50 +216,40 @@ class ModuleQueue:
         )
         return moved is not None
 
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> list[object]:
-        answer: list[object] = await self._functions.call(
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
+        return await self._functions.call(
             step, self._key, [self.keys.prefix, self.module, *arguments]
         )
-        return answer
 
 
 def _hunger(appetite: Appetite) -> tuple[Argument, ...]:
     return (appetite.want, round(appetite.lease_s * 1000), ",".join(appetite.cores))
 
 
-def _lease(row: list[object]) -> Lease:
+def _for_rq(end: Ending) -> bytes:
+    """Return what RQ's result stream holds: the value, or, compressed, the text of the error."""
+    return base64.b64encode(end.reply if end.status == "finished" else zlib.compress(end.reply))
+
+
+def _lease(row: Answer) -> Lease:
     (job_id, attempt, data, trusted, client, queued_ms, ran_ms, slices, suspensions, losses,
      deadline_ms, has_snapshot) = row  # fmt: skip
     return Lease(
-        job_id=_text(job_id), attempt=_number(attempt), data=_bytes(data), trusted=bool(trusted),
-        wants_chunks=bool(client), queued_s=_number(queued_ms) / 1000,
-        ran_s=_number(ran_ms) / 1000, slices=_number(slices), suspensions=_number(suspensions),
-        losses=_number(losses), deadline_in_s=_number(deadline_ms) / 1000,
+        job_id=job_id.decode(),
+        attempt=attempt,
+        data=data,
+        trusted=bool(trusted),
+        wants_chunks=bool(client),
+        queued_s=queued_ms / 1000,
+        ran_s=ran_ms / 1000,
+        slices=slices,
+        suspensions=suspensions,
+        losses=losses,
+        deadline_in_s=deadline_ms / 1000,
         has_snapshot=bool(has_snapshot),
-    )  # fmt: skip
+    )
 
 
-def _settled(answer: list[object]) -> Settled:
+def _settled(answer: Answer) -> Settled:
     accepted, rows = answer
-    assert isinstance(accepted, list)
-    assert isinstance(rows, list)
     return Settled([bool(flag) for flag in accepted], [_lease(row) for row in rows])
-
-
-def _bytes(value: object) -> bytes:
-    assert isinstance(value, bytes)
-    return value
-
-
-def _text(value: object) -> str:
-    return _bytes(value).decode()
-
-
-def _number(value: object) -> int:
-    assert isinstance(value, int)
-    return value
-
-
-def _iso_now() -> str:
-    """Return the time as RQ writes it; display only, decisions use Redis' own clock."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

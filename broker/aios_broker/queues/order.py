@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.contract.errors import DeadlineExceeded, Cancelled, KernelError, WorkerLost
+from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.syscall import Module
-from aios_broker.queues.connection import Argument
+from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Facts
@@ -107,16 +107,15 @@ class Order:
     async def _sweep(self, step: str, epoch: int, error: KernelError, limit: int) -> int:
         body = msgspec.json.encode(error.to_wire())
         answer = await self._call(step, [epoch, body, limit])
-        return int(answer)  # type: ignore[call-overload, no-any-return]
+        return int(answer)
 
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> list[object]:
-        answer: list[object] = await self._functions.call(
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
+        return await self._functions.call(
             step, self.keys.queue(self.module), [self.keys.prefix, self.module, *arguments]
         )
-        return answer
 
 
-def _waiting(job_id: str, row: object) -> Waiting | None:
+def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if not isinstance(row, list):
         return None
     facts, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row

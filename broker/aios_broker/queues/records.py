@@ -27,7 +27,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One job to publish. `data`: what RQ calls the job's data, JSON of [function, null, args, kwargs]."""
+    """One job to publish. `data` is RQ's: JSON of [function, null, args, kwargs]."""
 
     job_id: str
     data: bytes
@@ -63,8 +63,8 @@ class Ending:
     lease: Lease
     status: Literal["finished", "failed"]
     reply: bytes
-    ran_s: float  # of this slice
-    tokens: int = 0  # output tokens of this slice
+    ran_s: float  # since it was last charged (at the claim, or by slice_end)
+    tokens: int = 0  # output tokens since it was last charged
     quarantine: bool = False  # a job that must never run again (foreign code)
 
 
@@ -73,8 +73,8 @@ class Pause:
     """A suspended job on its way back to the run queue (or, held, out of it)."""
 
     lease: Lease
-    snapshot: bytes | None  # None: it starts again from the beginning
-    ran_s: float
+    snapshot: bytes | None  # None: the last checkpoint stands, or it starts from the beginning
+    ran_s: float  # since it was last charged
     tokens: int = 0
     reason: Literal["yield", "hold", "drain"] = "yield"
 

@@ -1,0 +1,121 @@
+"""A syscall as an RQ job: the one callable that jobs may name, and how the data is read.
+
+RQ's job data is `[function, instance, args, kwargs]`. Ours is JSON, names one public entry
+point and carries the syscall as the only argument. Whatever names anything else is foreign:
+it is refused here, before anybody could import it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import msgspec
+
+from aios_broker.contract.errors import ForeignJob, InvalidSyscall
+from aios_broker.contract.syscall import (
+    MAX_TEXT_BYTES,
+    Syscall,
+    decode_syscall,
+    encode_syscall,
+    id_from_key,
+)
+
+ENTRY = "aios_workers.entry.syscall"
+MAX_JOB_BYTES = 2 * MAX_TEXT_BYTES  # a stock producer escapes non-ASCII text: it grows
+_NAME_SHOWN = 100  # characters of a foreign name that an error repeats
+
+_ID = re.compile(r"[0-9a-f]{32}")
+_Call = tuple[str, None, list[msgspec.Raw], dict[str, msgspec.Raw]]
+_call_decoder = msgspec.json.Decoder(_Call)
+_encoder = msgspec.json.Encoder()
+
+
+def encode_job(syscall: Syscall) -> bytes:
+    """Return the job data of a syscall."""
+    return encode_call(encode_syscall(syscall))
+
+
+def encode_call(request: bytes) -> bytes:
+    """Return the job data that carries `request`, a syscall that is JSON already."""
+    return _encoder.encode((ENTRY, None, (msgspec.Raw(request),), {}))
+
+
+def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
+    """Read the syscall of a job; `data` may be compressed, as RQ's own producers do it.
+
+    A stock producer (`trusted` False) does not know of syscall ids: its job's id decides.
+
+    Raises:
+        ForeignJob: not JSON, not a call, or a call of anything but our entry point.
+        InvalidSyscall: our entry point, called with something that is no syscall.
+        UnsupportedVersion: a syscall of another version of the contract.
+    """
+    request = _request(_inflated(data))
+    if not trusted:
+        request = _with_id(request, syscall_id_of(job_id))
+    syscall = decode_syscall(request)
+    if syscall.id != syscall_id_of(job_id):
+        raise InvalidSyscall(
+            f"job {job_id} carries syscall {syscall.id}", field="id",
+            remedy="publish a syscall under its own id",
+        )  # fmt: skip
+    return syscall
+
+
+def syscall_id_of(job_id: str) -> str:
+    """Return the syscall id that a job stands for; RQ's own ids are UUIDs with dashes."""
+    if _ID.fullmatch(job_id):
+        return job_id
+    plain = job_id.replace("-", "").lower()
+    return plain if _ID.fullmatch(plain) else id_from_key("rq", "rq", job_id)
+
+
+def _inflated(data: bytes) -> bytes:
+    if data[:1] == b"[":
+        return data
+    inflate = zlib.decompressobj()
+    try:
+        plain = inflate.decompress(data, MAX_JOB_BYTES)
+    except zlib.error:
+        return data
+    if inflate.unconsumed_tail:
+        raise InvalidSyscall(
+            f"the job's data has more than {MAX_JOB_BYTES} bytes when it is unpacked",
+            field="body", remedy="shorten it, or keep large content in storage and name it",
+        )  # fmt: skip
+    return plain
+
+
+def _request(data: bytes) -> bytes:
+    try:
+        function, _, arguments, named = _call_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _foreign("its data is not a call in JSON") from error
+    if function != ENTRY:
+        raise _foreign(f"it names {function[:_NAME_SHOWN]!r}")
+    if len(arguments) != 1 or named:
+        raise InvalidSyscall(
+            f"{ENTRY} takes one positional argument, the syscall; the job has "
+            f"{len(arguments)} and {len(named)} named ones",
+            field="syscall", remedy="enqueue it with one object: agent, token, body",
+        )  # fmt: skip
+    return bytes(arguments[0])
+
+
+def _with_id(request: bytes, syscall_id: str) -> bytes:
+    try:
+        fields = msgspec.json.decode(request, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidSyscall(
+            f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
+        ) from error
+    fields["id"] = msgspec.Raw(_encoder.encode(syscall_id))
+    return _encoder.encode(fields)
+
+
+def _foreign(why: str) -> ForeignJob:
+    return ForeignJob(
+        f"this job is not ours and was not run: {why}", field="data",
+        remedy=f"enqueue {ENTRY!r} with the JSON serializer and one object as argument",
+    )  # fmt: skip

@@ -1,0 +1,29 @@
+-- attach.lua: one more client hears of a job.
+--
+-- ARGV  prefix, module, id, client
+-- Returns {state, reply}: the stored reply when the job ended, else false; state `unknown` when
+-- there is no such job, or its reply has expired.
+
+local function state_of(c, id, status, suspensions)
+    if status == 'queued' then return count(suspensions) > 0 and 'suspended' or 'queued' end
+    if status == 'started' then return 'running' end
+    if status == 'deferred' then
+        return redis.call('ZSCORE', c.parked, id) and 'parked' or 'held'
+    end
+    if status == 'finished' then return 'finished' end
+    if status == 'canceled' then return 'cancelled' end
+    return 'failed'
+end
+
+register('attach', function(c)
+    local id, client = take(c), take(c)
+    local status, reply, suspensions = unpack(redis.call('HMGET', job_key(c, id), 'status',
+        'aios_reply', 'aios_suspensions'))
+    local clients = redis.call('HGET', c.live, id)
+    if not clients and not reply then return {'unknown', false} end
+    if not clients then return {state_of(c, id, status, suspensions), reply} end
+    if client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. client .. ' ', 1, true) then
+        redis.call('HSET', c.live, id, clients == '' and client or clients .. ' ' .. client)
+    end
+    return {state_of(c, id, status, suspensions), false}
+end)

@@ -1,0 +1,123 @@
+-- claim.lua: lend the first jobs that this worker can run. Shared with finish and yield, which
+-- claim in the same step; `adopt_one` lends one job to a stock RQ worker.
+--
+-- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores (comma between)
+--
+-- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, ran_ms, slices,
+-- suspensions, losses, deadline_ms (from now), has snapshot.
+
+local JOB_FIELDS = {'data', 'status', 'aios_facts', 'aios_core', 'aios_attempt', 'aios_ready_ms',
+    'aios_queued_ms', 'aios_ran_ms', 'aios_slices', 'aios_suspensions', 'aios_losses',
+    'aios_deadline_ms'}
+
+local function read_job(c, id)
+    local f = redis.call('HMGET', job_key(c, id), unpack(JOB_FIELDS))
+    if not f[1] then return nil end
+    return {id = id, data = f[1], status = f[2], facts = f[3], core = f[4], attempt = count(f[5]),
+        ready_ms = tonumber(f[6]) or c.now, queued_ms = count(f[7]), ran_ms = count(f[8]),
+        slices = count(f[9]), suspensions = count(f[10]), losses = count(f[11]),
+        deadline_ms = tonumber(f[12]) or c.now + DEFAULT_DEADLINE_MS, fresh = not f[12]}
+end
+
+-- Only what waits may be lent: a stock tool may have pushed an id that runs, or has ended.
+local function lendable(c, job)
+    if not job or job.status ~= 'queued' then return false end
+    return job.attempt == 0 or not redis.call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
+end
+
+-- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is for
+-- other cores. Removes all that it chose or dropped from the list.
+local function choose(c, want, cores)
+    local chosen, removed, passed = {}, {}, 0
+    local ids = redis.call('LRANGE', c.queue, 0, want + LOOKAHEAD - 1)
+    local seen, prefix = {}, 0
+    for i, id in ipairs(ids) do
+        if #chosen == want then break end
+        local job = not seen[id] and read_job(c, id) or nil
+        seen[id] = true
+        if not lendable(c, job) then
+            removed[#removed + 1] = id
+        elseif serves(cores, job.core) then
+            chosen[#chosen + 1] = job
+            removed[#removed + 1] = id
+        else
+            passed = passed + 1
+        end
+        if passed == 0 then prefix = i end
+    end
+    if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end
+    for i = prefix + 1, #removed do redis.call('LREM', c.queue, 1, removed[i]) end
+    return chosen
+end
+
+-- A foreign job is known from here on: somebody may ask for it, and it has a deadline.
+local function take_in(c, jobs, iso, clients)
+    for i, job in ipairs(jobs) do
+        if not clients[i] then
+            adopt(c, job.id, iso)
+            clients[i] = ''
+            if job.fresh then job.queued_ms, job.ready_ms = 0, c.now end
+            job.deadline_ms, job.losses = c.now + DEFAULT_DEADLINE_MS, 0
+        end
+    end
+end
+
+local function lend(c, worker, iso, want, lease_ms, cores)
+    if want <= 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return {} end
+    local jobs = choose(c, want, ',' .. cores .. ',')
+    if #jobs == 0 then return {} end
+    local ids, leases, wip, rows = {}, {}, {}, {}
+    for i, job in ipairs(jobs) do ids[i] = job.id end
+    local clients = read_many('HMGET', c.live, ids)
+    local sizes = read_many('HMGET', c.snapshot_bytes, ids)
+    take_in(c, jobs, iso, clients)
+    for i, job in ipairs(jobs) do
+        local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
+        local member = job.id .. ':' .. attempt
+        redis.call('HSET', job_key(c, job.id), 'status', 'started', 'worker_name', worker,
+            'started_at', iso, 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
+        leases[#leases + 1] = c.now + lease_ms
+        leases[#leases + 1] = member
+        wip[#wip + 1] = WIP_SCORE
+        wip[#wip + 1] = member
+        rows[i] = {job.id, attempt, job.data, job.facts and 1 or 0, clients[i] ~= '' and 1 or 0,
+            queued_ms, job.ran_ms, job.slices, job.suspensions, job.losses,
+            job.deadline_ms - c.now, sizes[i] and 1 or 0}
+        note(c, 'claim', job.id, attempt, worker, '')
+    end
+    variadic('ZADD', c.leases, leases)
+    variadic('ZADD', c.wip, wip)
+    return rows
+end
+
+register('claim', function(c)
+    local worker, iso = take(c), take(c)
+    local rows = lend(c, worker, iso, tonumber(take(c)), tonumber(take(c)), take(c))
+    write_journal(c)
+    return rows
+end)
+
+-- ARGV  prefix, module, worker, now (ISO), lease_ms, id
+-- A stock RQ worker popped the job and runs our entry point: give it the lease, leave RQ's own
+-- fields to it. Returns one row, or an empty list: it ended, or another worker runs it.
+register('adopt', function(c)
+    local worker, iso, lease_ms, id = take(c), take(c), tonumber(take(c)), take(c)
+    local job = read_job(c, id)
+    local client = redis.call('HGET', c.live, id)
+    if not job or (job.attempt > 0 and redis.call('ZSCORE', c.leases, id .. ':' .. job.attempt)) then
+        return {}
+    end
+    if not client and redis.call('HEXISTS', job_key(c, id), 'aios_reply') == 1 then return {} end
+    local clients = {client}
+    take_in(c, {job}, iso, clients)
+    local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
+    redis.call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
+    redis.call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
+    redis.call('LREM', c.queue, 0, id)
+    redis.call('ZREM', c.suspects, id)
+    note(c, 'claim', id, attempt, worker, '')
+    write_journal(c)
+    return {{id, attempt, job.data, job.facts and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
+        job.ran_ms, job.slices, job.suspensions, job.losses, job.deadline_ms - c.now,
+        redis.call('HEXISTS', c.snapshot_bytes, id)}}
+end)

@@ -1,0 +1,16 @@
+-- death.lua: take a worker that stops in good order off the books.
+--
+-- ARGV  prefix, module, worker, now (ISO)
+
+register('death', function(c)
+    local worker, iso = take(c), take(c)
+    local key = worker_key(c, worker)
+    redis.call('SREM', c.p .. ':workers', key)
+    redis.call('SREM', c.p .. ':workers:' .. c.q, key)
+    redis.call('DEL', key .. ':executions')
+    if redis.call('EXISTS', key) == 1 then
+        redis.call('HSET', key, 'death', iso, 'state', 'idle')
+        redis.call('EXPIRE', key, 60)
+    end
+    return {}
+end)

@@ -1,0 +1,20 @@
+-- expire.lua: end the jobs whose deadline has passed, waiting, running or held.
+--
+-- ARGV  prefix, module, epoch, error body (JSON), limit
+-- Returns how many were ended; 0 also when the epoch is over.
+
+register('expire', function(c)
+    local epoch, body, limit = take(c), take(c), tonumber(take(c))
+    if not leads(c, epoch) then return 0 end
+    local ids = redis.call('ZRANGEBYSCORE', c.deadlines, '-inf', c.now, 'LIMIT', 0, limit)
+    for _, id in ipairs(ids) do
+        if redis.call('HEXISTS', c.live, id) == 1 then
+            terminate(c, id, 'fail', 'failed', body, iso_of(c.now))
+        else
+            redis.call('ZREM', c.deadlines, id)
+        end
+    end
+    send_replies(c)
+    write_journal(c)
+    return #ids
+end)

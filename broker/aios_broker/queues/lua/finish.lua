@@ -1,0 +1,103 @@
+-- finish.lua: end jobs: result, RQ's records, statistics and the reply, and claim the next ones.
+--
+-- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, result_ttl_s, failure_ttl_s,
+--       external (1: a stock RQ worker keeps RQ's records itself), n, then per job:
+--       id, attempt, status (finished | failed), reply, result (as RQ stores it), ran_ms,
+--       tokens, quarantine (0 | 1)
+--
+-- Returns {accepted (0 | 1) per job, leases as claim.lua}. A job whose lease is gone is left
+-- alone: another worker answers it.
+
+local function record_in_rq(c, job, worker, iso, ttl_s)
+    redis.call('HSET', job_key(c, job.id), 'status', job.status, 'ended_at', iso,
+        'aios_reply', job.reply)
+    local ok = job.status == 'finished'
+    redis.call('XADD', results_key(c, job.id), '*', 'type', ok and 1 or 2, 'worker_name', worker,
+        ok and 'return_value' or 'exc_string', job.result, 'execution_id', job.attempt)
+    redis.call('EXPIRE', job_key(c, job.id), ttl_s)
+    redis.call('EXPIRE', results_key(c, job.id), ttl_s)
+end
+
+local function forget(c, done)
+    local ids, members = {}, {}
+    for i, job in ipairs(done) do ids[i], members[i] = job.id, job.id .. ':' .. job.attempt end
+    variadic('ZREM', c.leases, members)
+    variadic('ZREM', c.wip, members)
+    variadic('ZREM', c.deadlines, ids)
+    variadic('HDEL', c.live, ids)
+    for _, key in ipairs({c.scores, c.yielding}) do
+        if redis.call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
+    end
+    if redis.call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
+    drop_snapshots(c, ids)
+end
+
+local function count_work(c, worker, done)
+    local good, ms = 0, 0
+    for _, job in ipairs(done) do
+        if job.status == 'finished' then good = good + 1 end
+        ms = ms + job.ran_ms
+    end
+    local key = worker_key(c, worker)
+    if redis.call('EXISTS', key) == 0 then return end
+    if good > 0 then redis.call('HINCRBY', key, 'successful_job_count', good) end
+    if #done > good then redis.call('HINCRBY', key, 'failed_job_count', #done - good) end
+    redis.call('HINCRBYFLOAT', key, 'total_working_time', ms / 1000)
+end
+
+local function read_endings(c)
+    local n, jobs, members, ids = tonumber(take(c)), {}, {}, {}
+    for i = 1, n do
+        local job = {id = take(c), attempt = take(c), status = take(c), reply = take(c),
+            result = take(c), ran_ms = tonumber(take(c)), tokens = tonumber(take(c)), quarantine = take(c)}
+        jobs[i], members[i], ids[i] = job, job.id .. ':' .. job.attempt, job.id
+    end
+    return jobs, held_leases(c, members), read_many('HMGET', c.live, ids)
+end
+
+-- What the job used in all its slices. Only one that was checkpointed was ever charged before.
+local function total_use(c, job)
+    if redis.call('HEXISTS', c.snapshot_bytes, job.id) == 0 then
+        return job.tokens .. ',' .. job.ran_ms
+    end
+    local f = redis.call('HMGET', job_key(c, job.id), 'aios_tokens', 'aios_ran_ms')
+    return count(f[1]) + job.tokens .. ',' .. count(f[2]) + job.ran_ms
+end
+
+register('finish', function(c)
+    local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
+    local ttl_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}
+    local external = take(c) == '1'
+    local jobs, leases, clients = read_endings(c)
+    local checkpoints = redis.call('EXISTS', c.snapshot_bytes) == 1
+    local accepted, done, registry, seen = {}, {}, {finished = {}, failed = {}}, {}
+    for i, job in ipairs(jobs) do
+        accepted[i] = leases[i] and not seen[job.id] and 1 or 0
+        if accepted[i] == 1 then
+            seen[job.id] = true
+            done[#done + 1] = job
+            if external then
+                redis.call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
+            else
+                record_in_rq(c, job, worker, iso, ttl_s[job.status])
+                local entries = registry[job.status]
+                entries[#entries + 1] = math.floor(c.now / 1000) + ttl_s[job.status]
+                entries[#entries + 1] = job.id
+            end
+            if job.quarantine == '1' then redis.call('ZADD', c.quarantine, c.now, job.id) end
+            reply_to(c, clients[i], job.reply)
+            note(c, job.status == 'finished' and 'finish' or 'fail', job.id, job.attempt, worker,
+                checkpoints and total_use(c, job) or job.tokens .. ',' .. job.ran_ms)
+        end
+    end
+    if #done > 0 then
+        variadic('ZADD', c.p .. ':finished:' .. c.q, registry.finished)
+        variadic('ZADD', c.p .. ':failed:' .. c.q, registry.failed)
+        forget(c, done)
+        count_work(c, worker, done)
+        send_replies(c)
+    end
+    local rows = lend(c, worker, iso, want, lease_ms, cores)
+    write_journal(c)
+    return {accepted, rows}
+end)

@@ -1,0 +1,35 @@
+-- hold.lua: take jobs out of the run queue until they are released. A running one is told at
+-- its next slice end or renewal.
+--
+-- ARGV  prefix, module, id...
+-- Returns per job done | ended | unknown.
+
+local function hold(c, id)
+    local job = job_key(c, id)
+    local status, attempt, ready = unpack(redis.call('HMGET', job, 'status', 'aios_attempt', 'aios_ready_ms'))
+    if status == 'started' then
+        redis.call('HSET', c.control, id, 'hold')
+    elseif status == 'queued' then
+        redis.call('LREM', c.queue, 0, id)
+        redis.call('ZADD', c.held, c.now, id)
+        redis.call('ZADD', c.deferred, WIP_SCORE, id)
+        redis.call('HINCRBY', job, 'aios_queued_ms', c.now - (tonumber(ready) or c.now))
+        redis.call('HSET', job, 'status', 'deferred')
+        note(c, 'hold', id, attempt or '0', '', '')
+    end
+end
+
+register('hold', function(c)
+    local answer = {}
+    while c.at <= #c.args do
+        local id = take(c)
+        if redis.call('HEXISTS', c.live, id) == 1 then
+            hold(c, id)
+            answer[#answer + 1] = 'done'
+        else
+            answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
+        end
+    end
+    write_journal(c)
+    return answer
+end)

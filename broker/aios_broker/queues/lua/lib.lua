@@ -1,0 +1,228 @@
+-- lib.lua: what the steps share. Each step begins with `local c = open(args)`: the context of one
+-- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
+-- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
+
+local LIB = 'aios1_'
+local WIP_SCORE = 4102444800 -- 2100: RQ's own clean-up must never take our jobs for abandoned
+local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
+local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past
+local CORE_TTL_MS = 60000    -- a core whose workers were silent this long is not served any more
+local WORKER_TTL_S = 480     -- RQ's own worker record time to live
+local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
+local YIELDING_MS = 10000    -- a job told to yield has done so by then, or its worker is dead
+local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
+
+local function now_ms()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function open(args)
+    local p, q = args[1], args[2]
+    local own = p .. ':aios:'
+    return {
+        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {},
+        queue = p .. ':queue:' .. q,           -- list: all that waits
+        wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
+        deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held
+        live = own .. 'live:' .. q,            -- hash: id -> clients that wait, space between
+        leases = own .. 'leases:' .. q,        -- zset: id:attempt -> expiry ms
+        deadlines = own .. 'deadlines:' .. q,  -- zset: id -> ms
+        scores = own .. 'scores:' .. q,        -- zset: id -> the policy's score
+        yielding = own .. 'yielding:' .. q,    -- zset: id -> ms when it was told to yield
+        held = own .. 'held:' .. q,            -- zset: id -> ms since when
+        parked = own .. 'parked:' .. q,        -- zset: id -> ms since when
+        control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it
+        suspects = own .. 'suspects:' .. q,    -- zset: id -> ms when it was first out of place
+        quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
+        policy = own .. 'policy:' .. q,        -- hash: PolicyRow
+        cores = own .. 'cores',                -- hash: model name -> ms when last served
+        scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
+        snapshots = own .. 'snapshots',        -- zset: id -> ms when written
+        snapshot_bytes = own .. 'snapshot_bytes', -- hash: id -> size
+        snapshot_total = own .. 'snapshot_total', -- string: sum of the sizes
+    }
+end
+
+local function job_key(c, id) return c.p .. ':job:' .. id end
+local function results_key(c, id) return c.p .. ':results:' .. id end
+local function worker_key(c, name) return c.p .. ':worker:' .. name end
+local function snapshot_key(c, id) return c.own .. 'snapshot:' .. id end
+
+-- The next argument of the call.
+local function take(c)
+    local value = c.args[c.at]
+    c.at = c.at + 1
+    return value
+end
+
+-- `command key item...`, in chunks; items is a flat list.
+local function variadic(command, key, items)
+    for first = 1, #items, CHUNK do
+        redis.call(command, key, unpack(items, first, math.min(first + CHUNK - 1, #items)))
+    end
+end
+
+-- HMGET or ZMSCORE over a list of members of any length.
+local function read_many(command, key, members)
+    if #members <= CHUNK then
+        return #members == 0 and {} or redis.call(command, key, unpack(members))
+    end
+    local all = {}
+    for first = 1, #members, CHUNK do
+        local part = redis.call(command, key, unpack(members, first, math.min(first + CHUNK - 1, #members)))
+        for i = 1, #part do all[#all + 1] = part[i] end
+    end
+    return all
+end
+
+-- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
+-- yield, hold and finish, the error's code for fail and cancel.
+local function note(c, event, id, attempt, who, detail)
+    c.journal[#c.journal + 1] = table.concat({event, id, attempt, who, detail}, '\t')
+end
+
+-- One XADD carries all transitions of the call.
+local function write_journal(c)
+    if #c.journal > 0 then
+        redis.call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*',
+            'q', c.q, 't', table.concat(c.journal, '\n'))
+    end
+end
+
+local function count(value) return tonumber(value) or 0 end
+
+-- Replies of one call, gathered by client.
+local function reply_to(c, clients, message)
+    if not clients or clients == '' then return end
+    c.replies = c.replies or {}
+    for client in string.gmatch(clients, '%S+') do
+        local box = c.replies[client]
+        if not box then box = {}; c.replies[client] = box end
+        box[#box + 1] = message
+    end
+end
+
+local function send_replies(c)
+    for client, box in pairs(c.replies or {}) do
+        local key = c.own .. 'reply:' .. client
+        variadic('RPUSH', key, box)
+        redis.call('PEXPIRE', key, REPLY_TTL_MS)
+    end
+end
+
+local function drop_snapshots(c, ids)
+    local sizes = read_many('HMGET', c.snapshot_bytes, ids)
+    for i = 1, #ids do
+        if sizes[i] then
+            redis.call('UNLINK', snapshot_key(c, ids[i]))
+            redis.call('HDEL', c.snapshot_bytes, ids[i])
+            redis.call('ZREM', c.snapshots, ids[i])
+            redis.call('DECRBY', c.snapshot_total, sizes[i])
+        end
+    end
+end
+
+local function keep_snapshot(c, id, data)
+    if data == '' then return end
+    local old = count(redis.call('HGET', c.snapshot_bytes, id))
+    redis.call('SET', snapshot_key(c, id), data)
+    redis.call('HSET', c.snapshot_bytes, id, #data)
+    redis.call('ZADD', c.snapshots, c.now, id)
+    redis.call('INCRBY', c.snapshot_total, #data - old)
+end
+
+-- Which of these (id, attempt) hold their lease: list of scores, false where it is gone.
+local function held_leases(c, members)
+    return read_many('ZMSCORE', c.leases, members)
+end
+
+local function error_reply(id, body)
+    return '{"kind":"reply","id":' .. cjson.encode(id) .. ',"error":' .. body .. '}'
+end
+
+-- End a job that no worker ends: cancelled, past its deadline, poison, deleted by a stock tool.
+-- `status` is RQ's. Whoever waits hears `body`, an encoded ErrorBody. The worker that runs it
+-- loses its lease and is told to stop.
+local function terminate(c, id, event, status, body, iso)
+    local job = job_key(c, id)
+    local attempt, worker, was = unpack(redis.call('HMGET', job, 'aios_attempt', 'worker_name', 'status'))
+    attempt = attempt or '0'
+    local member = id .. ':' .. attempt
+    if redis.call('ZREM', c.leases, member) == 1 then
+        redis.call('ZREM', c.wip, member)
+        if worker then
+            redis.call('PUBLISH', c.p .. ':pubsub:' .. worker,
+                '{"command":"stop-job","job_id":' .. cjson.encode(id) .. '}')
+        end
+    elseif was == 'queued' or not was then
+        redis.call('LREM', c.queue, 0, id)
+    end
+    redis.call('ZREM', c.held, id)
+    redis.call('ZREM', c.parked, id)
+    redis.call('ZREM', c.deferred, id)
+    redis.call('ZREM', c.deadlines, id)
+    redis.call('ZREM', c.scores, id)
+    redis.call('ZREM', c.yielding, id)
+    redis.call('ZREM', c.suspects, id)
+    redis.call('HDEL', c.control, id)
+    drop_snapshots(c, {id})
+    local reply = error_reply(id, body)
+    reply_to(c, redis.call('HGET', c.live, id), reply)
+    redis.call('HDEL', c.live, id)
+    if was then
+        local ttl_s = 3600
+        redis.call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
+        redis.call('EXPIRE', job, ttl_s)
+        redis.call('ZADD', c.p .. ':' .. status .. ':' .. c.q, math.floor(c.now / 1000) + ttl_s, id)
+    end
+    note(c, event, id, attempt, '', cjson.decode(body).code or '')
+end
+
+-- Redis has no calendar: RQ's time stamps come from the caller, or, in sweeps, from here.
+local function iso_of(ms)
+    local days = math.floor(ms / 86400000)
+    local rest = ms - days * 86400000
+    local z = days + 719468 -- civil date from days, Hinnant's algorithm
+    local era = math.floor(z / 146097)
+    local doe = z - era * 146097
+    local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+    local doy = doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))
+    local mp = math.floor((5 * doy + 2) / 153)
+    local day = doy - math.floor((153 * mp + 2) / 5) + 1
+    local month = mp < 10 and mp + 3 or mp - 9
+    local year = yoe + era * 400 + (month <= 2 and 1 or 0)
+    return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day,
+        math.floor(rest / 3600000), math.floor(rest / 60000) % 60,
+        math.floor(rest / 1000) % 60, (rest % 1000) * 1000)
+end
+
+local function serves(cores, core)
+    return not core or core == '' or string.find(cores, ',' .. core .. ',', 1, true) ~= nil
+end
+
+local function leads(c, epoch)
+    return redis.call('HGET', c.scheduler, 'epoch') == epoch
+end
+
+local function adopt(c, id, iso)
+    local job = job_key(c, id)
+    local facts = redis.call('HGET', job, 'aios_facts')
+    redis.call('HSET', c.live, id, '')
+    redis.call('HDEL', job, 'aios_reply')
+    redis.call('PERSIST', job)
+    redis.call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
+        'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
+    redis.call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
+    note(c, 'adopt', id, '', '', facts or '')
+end
+
+-- Wake-ups need no command of ours: clients block on the lists that these steps push to.
+local function register(step, body, flags)
+    local function callback(_, args) return body(open(args)) end
+    if flags then
+        redis.register_function{function_name = LIB .. step, callback = callback, flags = flags}
+    else
+        redis.register_function(LIB .. step, callback)
+    end
+end

@@ -1,0 +1,71 @@
+-- look.lua: read-only views for tools and policies.
+--
+-- ARGV  prefix, module, then
+--       'jobs', limit      rows of running, waiting and held jobs
+--       'job', id          its row, or nothing when it has ended
+--       'facts', id...     per job what a policy needs, or 0 when it is gone
+--       'queue'            one row of numbers
+-- Row of a job: id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens,
+-- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
+-- ('': none), nice ('': as submitted).
+
+local VIEW = {'status', 'aios_facts', 'aios_core', 'worker_name', 'aios_attempt', 'aios_slices',
+    'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
+    'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
+
+local function view(c, id, position)
+    local f = redis.call('HMGET', job_key(c, id), unpack(VIEW))
+    if not f[1] then return nil end
+    local queued_ms = count(f[10])
+    if f[1] == 'queued' and f[13] then queued_ms = queued_ms + c.now - f[13] end
+    local submitted = tonumber(f[12]) or c.now
+    return {id, state_of(c, id, f[1], f[7]), f[2] or '', f[3] or '', f[4] or '', count(f[5]),
+        count(f[6]), count(f[7]), count(f[8]), count(f[9]), queued_ms, count(f[11]),
+        c.now - submitted, f[14] and f[14] - c.now or 0, f[14] and 1 or 0, position,
+        redis.call('ZSCORE', c.scores, id) or '', f[15] or ''}
+end
+
+local function jobs(c, limit)
+    local rows = {}
+    local function add(id, position)
+        if #rows < limit then rows[#rows + 1] = view(c, id, position) end
+    end
+    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, limit - 1)) do
+        add(string.match(member, '^(.*):%d+$'), -1)
+    end
+    for i, id in ipairs(redis.call('LRANGE', c.queue, 0, limit - 1)) do add(id, i - 1) end
+    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, limit - 1)) do add(id, -1) end
+    return rows
+end
+
+local function facts(c, id)
+    local f = redis.call('HMGET', job_key(c, id), 'aios_facts', 'aios_core', 'aios_submitted_ms',
+        'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
+    if not f[10] then return 0 end
+    return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),
+        count(f[6]), count(f[7]), count(f[8]), f[9] or ''}
+end
+
+local function queue(c)
+    local oldest = 0
+    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, 99)) do
+        local ready = redis.call('HGET', job_key(c, id), 'aios_ready_ms')
+        if ready then oldest = math.max(oldest, c.now - ready) end
+    end
+    return {redis.call('LLEN', c.queue), redis.call('ZCARD', c.leases), redis.call('ZCARD', c.held),
+        redis.call('ZCARD', c.p .. ':finished:' .. c.q), redis.call('ZCARD', c.p .. ':failed:' .. c.q),
+        redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest}
+end
+
+register('look', function(c)
+    local what, answer = take(c), {}
+    if what == 'queue' then return queue(c) end
+    if what == 'jobs' then return jobs(c, tonumber(take(c))) end
+    if what == 'job' then
+        local id = take(c)
+        if redis.call('HEXISTS', c.live, id) == 0 then return {} end
+        return {view(c, id, redis.call('LPOS', c.queue, id) or -1)}
+    end
+    while c.at <= #c.args do answer[#answer + 1] = facts(c, take(c)) end
+    return answer
+end, {'no-writes'})

@@ -1,0 +1,42 @@
+-- reclaim.lua: put back the jobs whose lease ran out: their worker died. Those that lost too
+-- many workers are quarantined: failed, and never run again.
+--
+-- ARGV  prefix, module, epoch, error body (JSON), limit
+-- Returns how many leases were taken back; 0 also when the epoch is over.
+
+local function put_back(c, id, attempt, member, losses)
+    local job = job_key(c, id)
+    redis.call('ZREM', c.leases, member)
+    redis.call('ZREM', c.wip, member)
+    redis.call('ZREM', c.yielding, id)
+    redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'aios_losses', losses,
+        'aios_ready_ms', c.now)
+    redis.call('HINCRBY', job, 'aios_slices', 1)
+    redis.call('LPUSH', c.queue, id)
+    note(c, 'reclaim', id, attempt, '', '')
+end
+
+register('reclaim', function(c)
+    local epoch, body, limit = take(c), take(c), tonumber(take(c))
+    if not leads(c, epoch) then return 0 end
+    local max_losses = tonumber(redis.call('HGET', c.policy, 'max_losses') or '3')
+    local members = redis.call('ZRANGEBYSCORE', c.leases, '-inf', c.now, 'LIMIT', 0, limit)
+    for _, member in ipairs(members) do
+        local id, attempt = string.match(member, '^(.*):(%d+)$')
+        local status, current, losses = unpack(redis.call('HMGET', job_key(c, id), 'status',
+            'aios_attempt', 'aios_losses'))
+        losses = count(losses) + 1
+        if not status or current ~= attempt then
+            redis.call('ZREM', c.leases, member) -- its job was deleted; reconcile answers
+            redis.call('ZREM', c.wip, member)
+        elseif losses >= max_losses then
+            terminate(c, id, 'fail', 'failed', body, iso_of(c.now))
+            redis.call('ZADD', c.quarantine, c.now, id)
+        else
+            put_back(c, id, attempt, member, losses)
+        end
+    end
+    send_replies(c)
+    write_journal(c)
+    return #members
+end)

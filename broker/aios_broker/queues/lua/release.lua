@@ -1,0 +1,26 @@
+-- release.lua: put held jobs back into the run queue.
+--
+-- ARGV  prefix, module, id...
+-- Returns per job done | ended | unknown. One that runs and was to be held goes on.
+
+register('release', function(c)
+    local answer = {}
+    while c.at <= #c.args do
+        local id = take(c)
+        local job = job_key(c, id)
+        if redis.call('HEXISTS', c.live, id) == 1 then
+            redis.call('HDEL', c.control, id)
+            if redis.call('ZREM', c.held, id) == 1 then
+                redis.call('ZREM', c.deferred, id)
+                redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
+                redis.call('RPUSH', c.queue, id)
+                note(c, 'release', id, redis.call('HGET', job, 'aios_attempt') or '0', '', '')
+            end
+            answer[#answer + 1] = 'done'
+        else
+            answer[#answer + 1] = redis.call('EXISTS', job) == 1 and 'ended' or 'unknown'
+        end
+    end
+    write_journal(c)
+    return answer
+end)

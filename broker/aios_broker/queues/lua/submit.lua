@@ -1,0 +1,115 @@
+-- submit.lua: publish jobs, all or none; idempotent by id.
+--
+-- ARGV  prefix, module, now (ISO), n, then per job:
+--       id, data, description, facts (JSON), core, client, deadline_ms (from now)
+--
+-- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again.
+-- Or {'full', waiting, limit}, or {'core', name, served...}: then nothing was changed.
+
+local function served_cores(c)
+    local pairs_, names = redis.call('HGETALL', c.cores), {}
+    for i = 1, #pairs_, 2 do
+        if c.now - pairs_[i + 1] < CORE_TTL_MS then names[pairs_[i]] = true end
+    end
+    return names
+end
+
+local function unserved_core(c, jobs)
+    local names
+    for _, job in ipairs(jobs) do
+        if job.core ~= '' then
+            names = names or served_cores(c)
+            if not names[job.core] then
+                local answer = {'core', job.core}
+                for name in pairs(names) do answer[#answer + 1] = name end
+                return answer
+            end
+        end
+    end
+end
+
+local function read_jobs(c)
+    local iso, n, jobs = take(c), tonumber(take(c)), {}
+    for i = 1, n do
+        jobs[i] = {id = take(c), data = take(c), description = take(c), facts = take(c),
+            core = take(c), client = take(c), deadline_ms = tonumber(take(c))}
+    end
+    return iso, jobs
+end
+
+-- One more client waits for a job that exists already.
+local function rejoin(c, job)
+    local clients = redis.call('HGET', c.live, job.id)
+    if clients then
+        if job.client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. job.client .. ' ', 1, true) then
+            redis.call('HSET', c.live, job.id, clients == '' and job.client or clients .. ' ' .. job.client)
+        end
+        return 2
+    end
+    local reply = redis.call('HGET', job_key(c, job.id), 'aios_reply')
+    if reply then
+        reply_to(c, job.client, reply)
+        return 3
+    end
+    redis.call('HSET', c.live, job.id, job.client) -- a stock tool put it here
+    return 2
+end
+
+local function publish(c, job, iso, batch)
+    local deadline = c.now + job.deadline_ms
+    local hash = {'created_at', iso, 'enqueued_at', iso, 'data', job.data, 'origin', c.q,
+        'description', job.description, 'timeout', math.ceil(job.deadline_ms / 1000),
+        'status', 'queued', 'aios_facts', job.facts, 'aios_submitted_ms', c.now,
+        'aios_ready_ms', c.now, 'aios_deadline_ms', deadline}
+    if job.core ~= '' then
+        hash[#hash + 1] = 'aios_core'
+        hash[#hash + 1] = job.core
+    end
+    redis.call('HSET', job_key(c, job.id), unpack(hash))
+    batch.queue[#batch.queue + 1] = job.id
+    batch.live[#batch.live + 1] = job.id
+    batch.live[#batch.live + 1] = job.client
+    batch.deadlines[#batch.deadlines + 1] = deadline
+    batch.deadlines[#batch.deadlines + 1] = job.id
+    note(c, 'submit', job.id, '', job.client, job.facts)
+end
+
+local function any_known(c, jobs)
+    local keys = {}
+    for i, job in ipairs(jobs) do keys[i] = job_key(c, job.id) end
+    for first = 1, #keys, CHUNK do
+        if redis.call('EXISTS', unpack(keys, first, math.min(first + CHUNK - 1, #keys))) > 0 then
+            return true
+        end
+    end
+    return false
+end
+
+register('submit', function(c)
+    local iso, jobs = read_jobs(c)
+    local refusal = unserved_core(c, jobs)
+    if refusal then return refusal end
+    local check, fresh, seen = any_known(c, jobs), {}, {}
+    for _, job in ipairs(jobs) do
+        if seen[job.id] or (check and redis.call('EXISTS', job_key(c, job.id)) == 1) then
+            job.known = true
+        else
+            fresh[#fresh + 1] = job
+        end
+        seen[job.id] = true
+    end
+    local limit = tonumber(redis.call('HGET', c.policy, 'max_waiting') or '100000')
+    local waiting = redis.call('LLEN', c.queue)
+    if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end
+    local batch = {queue = {}, live = {}, deadlines = {}}
+    for _, job in ipairs(fresh) do publish(c, job, iso, batch) end
+    variadic('HSET', c.live, batch.live)
+    variadic('ZADD', c.deadlines, batch.deadlines)
+    variadic('RPUSH', c.queue, batch.queue)
+    if #fresh > 0 then redis.call('SADD', c.p .. ':queues', c.queue) end
+    local answer = {}
+    for i, job in ipairs(jobs) do answer[i] = job.known and rejoin(c, job) or 1 end
+    send_replies(c)
+    write_journal(c)
+    return answer
+end)

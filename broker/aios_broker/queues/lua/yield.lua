@@ -1,0 +1,54 @@
+-- yield.lua: suspend running jobs: snapshot to Redis, back to the run queue, slot freed; and
+-- claim the next ones.
+--
+-- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, n, then per job:
+--       id, attempt, reason (yield | hold | drain), snapshot ('' keeps the last), ran_ms, tokens
+--
+-- yield: to the tail. drain: to the head, its worker stops and it did not use up its turn.
+-- hold: out of the run queue, until released.
+-- Returns {accepted (0 | 1) per job, leases as claim.lua}.
+
+local function suspend(c, job)
+    local key = job_key(c, job.id)
+    local f = redis.call('HMGET', key, 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_suspensions')
+    local member = job.id .. ':' .. job.attempt
+    redis.call('ZREM', c.leases, member)
+    redis.call('ZREM', c.wip, member)
+    redis.call('ZREM', c.yielding, job.id)
+    redis.call('ZREM', c.scores, job.id)
+    redis.call('HDEL', c.control, job.id)
+    keep_snapshot(c, job.id, job.snapshot)
+    local ran_ms, tokens = count(f[1]) + job.ran_ms, count(f[2]) + job.tokens
+    redis.call('HSET', key, 'status', job.reason == 'hold' and 'deferred' or 'queued',
+        'worker_name', '', 'aios_ready_ms', c.now, 'aios_ran_ms', ran_ms, 'aios_tokens', tokens,
+        'aios_slices', count(f[3]) + 1, 'aios_suspensions', count(f[4]) + 1)
+    if job.reason == 'hold' then
+        redis.call('ZADD', c.held, c.now, job.id)
+        redis.call('ZADD', c.deferred, WIP_SCORE, job.id)
+    else
+        redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)
+    end
+    return tokens .. ',' .. ran_ms
+end
+
+register('yield', function(c)
+    local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
+    local n, jobs, members, accepted, seen = tonumber(take(c)), {}, {}, {}, {}
+    for i = 1, n do
+        local job = {id = take(c), attempt = take(c), reason = take(c), snapshot = take(c),
+            ran_ms = tonumber(take(c)), tokens = tonumber(take(c))}
+        jobs[i], members[i] = job, job.id .. ':' .. job.attempt
+    end
+    local leases = held_leases(c, members)
+    for i, job in ipairs(jobs) do
+        accepted[i] = leases[i] and not seen[job.id] and 1 or 0
+        if accepted[i] == 1 then
+            seen[job.id] = true
+            note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,
+                suspend(c, job))
+        end
+    end
+    local rows = lend(c, worker, iso, want, lease_ms, cores)
+    write_journal(c)
+    return {accepted, rows}
+end)
