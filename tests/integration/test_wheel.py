@@ -48,3 +48,4 @@ def test_it_has_nothing_else(names: set[str]) -> None:
 
     assert tops == {"aios_adapters", "aios_broker", "aios_kernel_api", "aios_sdk", "aios_workers"}
     assert [name for name in names if "/test_" in name and "cli/test_command" not in name] == []
+    assert [name for name in names if "__pycache__" in name] == []

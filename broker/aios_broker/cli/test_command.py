@@ -4,7 +4,6 @@ It needs a checkout (the tests do not ship in the wheel) and the locked tools, w
 has installed. pytest comes last, so that its closing line ends what a CI log shows of a runner.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import click
 
 import aios_broker
+from aios_broker.config import environment
 
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 MUTANTS = Path("tests/mutants/run.py")
@@ -95,7 +95,7 @@ def run_step(step: Step, checkout: Path) -> Outcome:
             # -P: the folders of the checkout (sdk, workers) must not pass for packages.
             [sys.executable, "-P", *step.arguments],
             cwd=checkout,
-            env=environment_of_tests(os.environ.copy()),
+            env=environment_of_tests(environment()),
             timeout=STEP_LIMIT_S,
             check=False,
         ).returncode
@@ -107,9 +107,9 @@ def run_step(step: Step, checkout: Path) -> Outcome:
     return Outcome(step.name, exit_code, took_s)
 
 
-def environment_of_tests(environment: dict[str, str]) -> dict[str, str]:
+def environment_of_tests(variables: dict[str, str]) -> dict[str, str]:
     """Leave out AIOS_*: tests bring servers of their own and never touch the user's."""
-    return {name: value for name, value in environment.items() if not name.startswith("AIOS_")}
+    return {name: value for name, value in variables.items() if not name.startswith("AIOS_")}
 
 
 def verdict(exit_code: int) -> str:
