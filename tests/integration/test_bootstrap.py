@@ -206,3 +206,23 @@ def test_a_machine_without_a_new_python_hears_what_was_found(machine: Machine) -
     assert code == 1
     assert "needs Python 3.11 or newer" in err
     assert "python3 is 3.9.2" in err
+
+
+def test_a_python_without_ensurepip_is_answered_with_the_package_to_install(
+    machine: Machine,
+) -> None:
+    (machine.folder / "bin" / "uv").unlink()
+    bare = machine.folder / "bin" / "bare-python"
+    bare.write_text(
+        f"""#!/bin/sh
+        case "$*" in *ensurepip*) exit 1 ;; *sys.executable*) echo "$0"; exit ;; esac
+        exec {sys.executable} "$@"
+        """
+    )
+    bare.chmod(0o755)
+
+    code, _, err = Machine(machine.folder, {"AIOS_PYTHON": str(bare)}).run()
+
+    assert code == 1
+    assert f"apt install python{sys.version_info.major}.{sys.version_info.minor}-venv" in err
+    assert not (machine.checkout / ".aios" / "venv").exists()
