@@ -51,6 +51,7 @@ class Service:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_timeout_s: float = STOP_TIMEOUT_S
     ready_timeout_s: float = READY_TIMEOUT_S
+    one_shot: bool = False  # runs to its end, once; what comes after waits for exit code 0
     prepare: Callable[[], None] = field(default=nothing_to_prepare)  # before each start, locked
     is_ready: Callable[[int], bool] = field(default=always_ready)  # asked with the process id
 

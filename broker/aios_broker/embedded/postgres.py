@@ -23,6 +23,7 @@ from aios_broker.embedded.identity import (
 from aios_broker.embedded.state import OWNER_ONLY, StateDir
 
 ANSWER_TIMEOUT_S = 2
+STATUS_LINE = 7  # of postmaster.pid, counted from 0; see src/include/utils/pidfile.h
 INIT_TIMEOUT_S = 120.0
 PORT = 5432  # only part of the socket's name; said in each URL, since PGPORT may say another
 USER = "postgres"
@@ -92,6 +93,13 @@ class PostgresServer:
 
     def answers(self, _pid: int = 0) -> bool:
         """Tell whether it takes connections."""
+        # Its own word first: each connection before that leaves a line in its log.
+        try:
+            status = (self.data_dir / "postmaster.pid").read_text().splitlines()[STATUS_LINE]
+        except (OSError, IndexError):
+            return False
+        if status.strip() != "ready":
+            return False
         try:
             with psycopg.connect(self.libpq_url(), connect_timeout=ANSWER_TIMEOUT_S):
                 return True
@@ -168,7 +176,7 @@ class PostgresServer:
             f"port={PORT}",
             "max_connections=200",
             "shared_buffers=64MB",
-            "log_min_messages=warning",
+            "log_checkpoints=off",
             # The supervisor's log has the time.
             "log_line_prefix=",
             *(() if self.durable else NOT_DURABLE),

@@ -1,6 +1,5 @@
 """Valkey on a private unix socket, with an append-only file: what is acknowledged is kept."""
 
-import re
 import signal
 import socket
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from aios_broker.embedded.child import Service
 from aios_broker.embedded.state import OWNER_ONLY, StateDir
 
 ANSWER_TIMEOUT_S = 1.0
-# Its own process id and time before each line: the supervisor's log has both already.
-LINE_PREFIX = re.compile(r"^\d+:[A-Z] \d+ \w+ \d+ [\d:.]+ [.\-*#] ")
 
 
 @dataclass(frozen=True, slots=True)

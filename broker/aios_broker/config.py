@@ -1,0 +1,156 @@
+"""What a kernel process is told by its environment. Read once, in `main`; passed on by hand.
+
+`read_settings` fills any struct from variables, one per field; `KernelConfig` is the struct of
+`aios up` and of the commands. Each process's own settings lie in its own `config.py`.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from aios_broker.contract.errors import InvalidConfig
+
+Settings = TypeVar("Settings", bound=Struct)
+
+PREFIX = "AIOS_"
+# Settings whose variable is not AIOS_<FIELD>.
+OTHER_NAMES = {"key_prefix": "RQ_KEY_PREFIX"}  # RQ's own variable: its tools read it too
+# Read by the bootstrap script and by docker-compose.yml.
+BOOTSTRAP_VARIABLES = ("AIOS_PYTHON", "AIOS_POSTGRES_PASSWORD", "AIOS_POSTGRES_PORT")
+# Read by the processes that `aios up` starts; each of them refuses what it does not know.
+PROCESS_PREFIXES = ("AIOS_LLM_", "AIOS_SCHEDULER_", "AIOS_TOOL_", "AIOS_WORKER_")
+
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a whole kernel on one machine. Each field is AIOS_<NAME>."""
+
+    state_dir: Path
+    redis_url: str | None = None  # None: an embedded server is started
+    database_url: str | None = None  # None: an embedded server is started
+    # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
+    redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
+    policy: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$")] = "rr"
+    llm_core: Literal["llama", "model"] = "llama"
+    llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once, per worker
+    llm_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes, each with the whole model
+    tool_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes
+    log_level: LogLevel = "info"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "KernelConfig":
+        """Read the settings.
+
+        Raises:
+            InvalidConfig: An unknown AIOS_ variable, or a bad value; `field` is its name.
+        """
+        defaults = {"AIOS_STATE_DIR": str(default_state_dir(environ))}
+        config = read_settings(cls, {**defaults, **environ})
+        refuse_unknown(environ, known=variables_of(cls), passed_on=PROCESS_PREFIXES)
+        _check_scheme("AIOS_REDIS_URL", config.redis_url, REDIS_SCHEMES)
+        _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
+        return config
+
+    def for_processes(self) -> dict[str, str]:
+        """Return the variables that hand these settings on to a process of the kernel."""
+        return {
+            "RQ_KEY_PREFIX": self.key_prefix,
+            "AIOS_POLICY": self.policy,
+            "AIOS_LLM_CORE": self.llm_core,
+            "AIOS_LLM_SLOTS": str(self.llm_slots),
+            "AIOS_LOG_LEVEL": self.log_level,
+        }
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment: the one place where `main` functions take it from."""
+    return dict(os.environ)
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """Return where a kernel of this user keeps its data unless told otherwise."""
+    base = environ.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):  # the XDG specification: a relative path is to be ignored
+        base = str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(base) / "aios"
+
+
+def variable_of(field: str) -> str:
+    """Return the name of the variable that a field is read from."""
+    return OTHER_NAMES.get(field, PREFIX + field.upper())
+
+
+def variables_of(cls: type[Struct]) -> list[str]:
+    """Return the names of all variables that a struct is read from."""
+    return [variable_of(field.name) for field in msgspec.structs.fields(cls)]
+
+
+def read_settings(cls: type[Settings], environ: Mapping[str, str]) -> Settings:
+    """Fill a struct from variables; an empty variable counts as unset.
+
+    Raises:
+        InvalidConfig: A value is missing, of the wrong type or out of range.
+    """
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(cls):
+        variable = variable_of(field.name)
+        if text := environ.get(variable, ""):
+            values[field.name] = _convert(variable, text, field)
+        elif field.required:
+            raise InvalidConfig("is not set", field=variable, remedy=f"set {variable}")
+    return cls(**values)
+
+
+def refuse_unknown(
+    environ: Mapping[str, str], *, known: Iterable[str], passed_on: tuple[str, ...] = ()
+) -> None:
+    """Refuse AIOS_ variables that nobody reads: most are misspelt.
+
+    Raises:
+        InvalidConfig: Names the first one, and the known one that it resembles.
+    """
+    all_known = [*known, *BOOTSTRAP_VARIABLES]
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable in all_known:
+            continue
+        if passed_on and variable.startswith(passed_on):
+            continue
+        similar = difflib.get_close_matches(variable, all_known, n=1)
+        hint = f"did you mean {similar[0]}? Else unset it" if similar else "unset it"
+        raise InvalidConfig("no setting has this name", field=variable, remedy=hint)
+
+
+def _convert(variable: str, text: str, field: msgspec.structs.FieldInfo) -> object:
+    try:
+        return msgspec.convert(text, field.type, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise InvalidConfig(
+            f"{text!r} will not do: {str(error).lower()}",
+            field=variable,
+            remedy="correct it" if field.required else f"correct or unset it ({field.default!r})",
+        ) from error
+
+
+def _decode(wanted: type, value: object) -> object:
+    if wanted is Path:
+        return Path(str(value))
+    raise NotImplementedError(f"a setting cannot be of type {wanted}")
+
+
+def _check_scheme(variable: str, url: str | None, schemes: tuple[str, ...]) -> None:
+    if url is not None and not url.startswith(schemes):
+        raise InvalidConfig(
+            f"{url.partition(':')[0]!r} is no scheme of such a server",
+            field=variable,
+            remedy=f"begin it with {', '.join(schemes[:-1])} or {schemes[-1]}",
+        )
