@@ -1,9 +1,10 @@
 """The processes of a kernel as data: which programs, in which order, how often, how they stop."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal
 
 import redis
 
@@ -12,8 +13,7 @@ from aios_broker.embedded.child import Service, always_ready
 from aios_broker.queues.keys import Keys
 
 DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs end
-WORKER_READY_TIMEOUT_S = 120.0  # the model is loaded and tried out
-MIGRATE_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 120.0  # the database is migrated, the model is loaded and tried out
 ANSWER_TIMEOUT_S = 1.0
 # A program and not a thread of the supervisor: SQLAlchemy and Alembic leave no memory behind.
 MIGRATE = (
@@ -22,21 +22,28 @@ MIGRATE = (
 )
 
 
+# How it is seen that a program does its work:
+#     at once     it cannot be asked
+#     leading     some scheduler leads: this one, or it stands by for another
+#     registered  the process stands in RQ's list of workers; such programs are numbered
+Ready = Literal["at once", "leading", "registered"]
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program of the kernel, run `count` times at once; numbered when it is a worker."""
+    """A program of the kernel, run `count` times at once."""
 
     name: str
     command: tuple[str, ...]
     stage: int  # those of a stage start together, when the stage before is ready
     count: int = 1
-    is_worker: bool = False  # registers itself in Redis, as RQ's workers do, when it is ready
+    ready: Ready = "at once"
     one_shot: bool = False
 
     @property
     def process_names(self) -> list[str]:
         """The names of its processes."""
-        if not self.is_worker:
+        if self.ready != "registered":
             return [self.name]
         return [f"{self.name}-{number}" for number in range(1, self.count + 1)]
 
@@ -47,9 +54,9 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
     worker = (python, "-m", "aios_workers")
     return (
         Program("migrate", (python, "-c", MIGRATE), stage=0, one_shot=True),
-        Program("scheduler", (python, "-m", "aios_broker.scheduler"), stage=1),
-        Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, is_worker=True),
-        Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, is_worker=True),
+        Program("scheduler", (python, "-m", "aios_broker.scheduler"), stage=1, ready="leading"),
+        Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, ready="registered"),
+        Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, ready="registered"),
     )
 
 
@@ -64,39 +71,54 @@ def services_of(
         keys: Where workers register.
     """
     stages: dict[int, list[Service]] = {}
+    fleet = _Fleet(environment["AIOS_REDIS_URL"], keys)
+    is_ready: dict[Ready, Callable[[int], bool]] = {
+        "at once": always_ready,
+        "leading": fleet.is_led,
+        "registered": fleet.has_worker,
+    }
     for program in sorted(programs, key=lambda program: program.stage):
-        stage = stages.setdefault(program.stage, [])
-        for name in program.process_names:
-            service = Service(
+        stages.setdefault(program.stage, []).extend(
+            Service(
                 name=name,
                 command=program.command,
                 environment=environment,
                 stop_timeout_s=DRAIN_TIMEOUT_S,
                 one_shot=program.one_shot,
-                ready_timeout_s=MIGRATE_TIMEOUT_S,
+                ready_timeout_s=READY_TIMEOUT_S,
+                is_ready=is_ready[program.ready],
             )
-            if program.is_worker:
-                ready = _Registered(environment["AIOS_REDIS_URL"], keys)
-                service = replace(service, is_ready=ready, ready_timeout_s=WORKER_READY_TIMEOUT_S)
-            stage.append(service)
+            for name in program.process_names
+        )
     return list(stages.values())
 
 
 @dataclass(frozen=True, slots=True)
-class _Registered:
-    """Whether the worker of a process id stands in RQ's list of workers."""
+class _Fleet:
+    """What Redis says of the kernel's processes."""
 
     redis_url: str
     keys: Keys
 
-    def __call__(self, pid: int) -> bool:
-        try:
-            with redis.Redis.from_url(
-                self.redis_url,
-                socket_timeout=ANSWER_TIMEOUT_S,
-                socket_connect_timeout=ANSWER_TIMEOUT_S,
-            ) as client:
-                workers = client.smembers(self.keys.workers)
-                return any(client.hget(worker, "pid") == b"%d" % pid for worker in workers)
-        except redis.RedisError:
-            return False
+    def has_worker(self, pid: int) -> bool:
+        """Tell whether the process stands in RQ's list of workers."""
+        with suppress(redis.RedisError), self._connect() as client:
+            workers = client.smembers(self.keys.workers)
+            return any(client.hget(worker, "pid") == str(pid) for worker in workers)
+        return False
+
+    def is_led(self, _pid: int) -> bool:
+        """Tell whether a scheduler leads now."""
+        with suppress(redis.RedisError), self._connect() as client:
+            until_ms = client.hget(self.keys.own("scheduler"), "until")
+            seconds, _ = client.time()
+            return until_ms is not None and int(until_ms) / 1000 > seconds
+        return False
+
+    def _connect(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self.redis_url,
+            socket_timeout=ANSWER_TIMEOUT_S,
+            socket_connect_timeout=ANSWER_TIMEOUT_S,
+            decode_responses=True,
+        )

@@ -175,9 +175,10 @@ class Supervisor:
 
     def _read_output(self, timeout_s: float) -> None:
         outputs = {one.output: one for one in self._all if one.output is not None and not one.mute}
-        ready, _, _ = select.select([self._wake_up, *outputs], [], [], timeout_s)
+        wake_up = self._wake_up.fileno()
+        ready, _, _ = select.select([wake_up, *outputs], [], [], timeout_s)
         for source in ready:
-            if source is self._wake_up:
+            if source == wake_up:
                 with contextlib.suppress(BlockingIOError):
                     self._wake_up.recv(1024)
             else:

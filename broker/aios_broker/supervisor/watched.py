@@ -169,7 +169,8 @@ class Watched:
     def _forget_run(self) -> None:
         assert self.child is not None
         # Not until its end: a descendant may hold the pipe open without ever writing.
-        while not self.mute and select.select([self.output], [], [], 0)[0]:
+        output = self.output
+        while output is not None and not self.mute and select.select([output], [], [], 0)[0]:
             self.read()
         if self._rest:
             self._log_line(self._rest)
