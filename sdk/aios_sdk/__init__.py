@@ -1,0 +1,86 @@
+"""The SDK: how an agent makes syscalls. `Agent` and `AsyncAgent` are the way in.
+
+Importing it loads msgspec and the standard library, nothing else.
+"""
+
+from aios_broker.contract.errors import (
+    AccessDenied,
+    Cancelled,
+    ContextTooLong,
+    CoreError,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    Failed,
+    ForeignJob,
+    InvalidConfig,
+    InvalidSyscall,
+    KernelError,
+    KernelNotRunning,
+    ModuleError,
+    QueueFull,
+    RedisUnavailable,
+    Rejected,
+    SnapshotCorrupt,
+    SnapshotError,
+    SnapshotForeign,
+    Unavailable,
+    UnknownCore,
+    UnknownModule,
+    UnknownSyscall,
+    UnsupportedOption,
+    UnsupportedVersion,
+    WaitTimeout,
+    WorkerLost,
+)
+from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, Timings, Usage
+from aios_broker.contract.syscall import LlmChat, Message, ToolEcho
+from aios_sdk.aagent import AsyncAgent
+from aios_sdk.agent import Agent, SyncCall, SyncStream
+from aios_sdk.call import Call, Stream
+from aios_sdk.transport import CallStatus
+
+__all__ = [
+    "AccessDenied",
+    "Agent",
+    "AsyncAgent",
+    "Call",
+    "CallStatus",
+    "Cancelled",
+    "ChatResult",
+    "Chunk",
+    "ContextTooLong",
+    "CoreError",
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "EchoResult",
+    "Failed",
+    "ForeignJob",
+    "InvalidConfig",
+    "InvalidSyscall",
+    "KernelError",
+    "KernelNotRunning",
+    "LlmChat",
+    "Message",
+    "ModuleError",
+    "QueueFull",
+    "RedisUnavailable",
+    "Rejected",
+    "Reply",
+    "SnapshotCorrupt",
+    "SnapshotError",
+    "SnapshotForeign",
+    "Stream",
+    "SyncCall",
+    "SyncStream",
+    "Timings",
+    "ToolEcho",
+    "Unavailable",
+    "UnknownCore",
+    "UnknownModule",
+    "UnknownSyscall",
+    "UnsupportedOption",
+    "UnsupportedVersion",
+    "Usage",
+    "WaitTimeout",
+    "WorkerLost",
+]

@@ -1,0 +1,264 @@
+"""The asynchronous agent: a tree of syscalls, four verbs on each."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import Generic, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+
+from aios_broker.contract.errors import InvalidSyscall, KernelError, UnknownModule
+from aios_broker.contract.reply import ChatResult, EchoResult, Result
+from aios_broker.contract.syscall import KINDS, Body, LlmChat, Syscall, ToolEcho
+from aios_sdk.call import Call, Stream
+from aios_sdk.config import find_kernel
+from aios_sdk.requests import (
+    Item,
+    Options,
+    RawBody,
+    build_syscall,
+    call_body,
+    chat_body,
+    check_id,
+    check_options,
+    echo_body,
+    item_body,
+)
+from aios_sdk.session import Session
+from aios_sdk.transport import open_transport
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer", bound=Result)
+
+GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
+
+
+class OptionChanges(TypedDict, total=False):
+    """What `with_options` changes; `Options` says what each means."""
+
+    program: str
+    nice: int
+    timeout_s: float | None
+    deadline_s: float | None
+    key: str | None
+    core: str | None
+
+
+class Line:
+    """An agent's line to the kernel, shared by all its clones; open for one `with` block."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The open session."""
+        if self._session is None:
+            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
+        return self._session
+
+    async def open(self, agent: str) -> None:
+        """Find the kernel and reach it, or raise at once."""
+        if self._session is not None:
+            raise KernelError("the agent is open already", remedy="open it once")
+        transport = open_transport(find_kernel(self._url), agent)
+        session = Session(transport)
+        try:
+            await session.open()
+        except BaseException:
+            await transport.aclose()
+            raise
+        self._session = session
+
+    async def close(self) -> None:
+        """Cancel what is left and close. Safe to call twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
+
+
+class AsyncAgent:
+    """An agent's access to the kernel. Open it with `async with`; leaving cancels what is left."""
+
+    def __init__(
+        self, name: str, *, url: str | None = None, program: str = "main",
+        tenant: str = "default", token: str = "",
+    ) -> None:  # fmt: skip
+        """Name the agent.
+
+        Args:
+            name: of the agent, as the kernel knows it.
+            url: of the kernel; else AIOS_REDIS_URL, else the kernel that runs on this machine.
+            program: one run of the agent towards one task; what the scheduler is fair to.
+            tenant: the owner of the agent.
+            token: the agent's secret, where the kernel asks for one.
+        """
+        self._bind(Line(url), check_options(Options(name, program, tenant, token)))
+
+    def _bind(self, line: Line, options: Options) -> None:
+        self._line = line
+        self.options = options
+        self.llm = AsyncLlm(self)
+        self.tool = AsyncTool(self)
+
+    async def open(self) -> Self:
+        """Reach the kernel: for notebooks; elsewhere `async with` does it.
+
+        Raises:
+            KernelNotRunning, RedisUnavailable: at once, no kernel answers.
+            InvalidConfig: the URL is none that this SDK can use.
+        """
+        await self._line.open(self.options.agent)
+        return self
+
+    async def aclose(self) -> None:
+        """Cancel what is left, within 2 s, and close. Safe to call twice."""
+        await self._line.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def with_options(self, **changes: Unpack[OptionChanges]) -> AsyncAgent:
+        """Return a clone on the same connection whose calls differ in these options."""
+        try:
+            options = replace(self.options, **changes)
+        except TypeError as error:
+            raise InvalidSyscall(f"no such option: {error}", field="options") from error
+        clone = object.__new__(AsyncAgent)
+        clone._bind(self._line, check_options(options))
+        return clone
+
+    @overload
+    def submit(self, body: LlmChat) -> Call[ChatResult]: ...
+    @overload
+    def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
+    def submit(self, body: Body) -> Call[ChatResult] | Call[EchoResult]:
+        """Submit any body of the contract."""
+        syscall = build_syscall(self.options, body)
+        if isinstance(body, LlmChat):
+            return self._start(syscall, ChatResult)
+        return self._start(syscall, EchoResult)
+
+    def call(self, syscall_id: str) -> Call[Result]:
+        """Attach to a syscall by its id, for instance after a crash of this program.
+
+        Awaiting it raises UnknownSyscall when the kernel does not know it, or its reply expired.
+        """
+        pending = self._line.session.attach(check_id(syscall_id))
+        wait_s = self.options.timeout_s or build_syscall(self.options, echo_body()).deadline_s
+        return Call(self._line.session, pending, None, wait_s)
+
+    @property
+    def memory(self) -> NoReturn:
+        """Not built in this version."""
+        raise not_built("memory")
+
+    @property
+    def storage(self) -> NoReturn:
+        """Not built in this version."""
+        raise not_built("storage")
+
+    @property
+    def access(self) -> NoReturn:
+        """Not built in this version."""
+        raise not_built("access")
+
+    def _start(self, syscall: Syscall, answer: type[Answer]) -> Call[Answer]:
+        session = self._line.session
+        wait_s = self.options.timeout_s or syscall.deadline_s + GRACE_S
+        return Call(session, session.submit(syscall), answer, wait_s)
+
+
+class AsyncVerbs(Generic[Arguments, Answer]):
+    """One syscall of the tree. All verbs submit when they are called, not when awaited."""
+
+    def __init__(
+        self, agent: AsyncAgent, build: Callable[Arguments, RawBody], answer: type[Answer]
+    ) -> None:
+        self._agent = agent
+        self._build = build
+        self._answer = answer
+        functools.update_wrapper(self, build)
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
+        """Submit; `await` what is returned for the result."""
+        body = call_body(self._build, *args, **kwargs)
+        return self._start(build_syscall(self._agent.options, body))
+
+    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
+        """Submit, and return the handle."""
+        return self(*args, **kwargs)
+
+    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
+        """Submit, and return the text piece by piece; `.result` is there at the end."""
+        body = call_body(self._build, *args, **kwargs)
+        return Stream(self._start(build_syscall(self._agent.options, body, stream=True)))
+
+    def map(
+        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
+    ) -> asyncio.Task[list[Answer]]:
+        """Submit one call per item, in one batch; await the results, in the items' order.
+
+        The first error ends the map and cancels its other calls; with `return_errors` errors
+        stand among the results instead. At most `concurrency` are under way; None: all at once.
+        """
+        options = self._agent.options
+        bodies = [item_body(self._build, item) for item in items]
+        syscalls = [build_syscall(options, body, index=at) for at, body in enumerate(bodies)]
+        if concurrency is not None and concurrency < 1:
+            raise InvalidSyscall(f"{concurrency} is too few", field="concurrency",
+                                 remedy="give 1 or more, or None")  # fmt: skip
+        gate = asyncio.Semaphore(concurrency or len(syscalls) or 1)
+        return asyncio.ensure_future(self._gather(syscalls, gate, return_errors=return_errors))
+
+    async def _gather(
+        self, syscalls: list[Syscall], gate: asyncio.Semaphore, *, return_errors: bool
+    ) -> list[Answer]:
+        async def one(syscall: Syscall) -> Answer:
+            async with gate:
+                return await self._start(syscall)
+
+        tasks = [asyncio.ensure_future(one(syscall)) for syscall in syscalls]
+        try:
+            results = await asyncio.gather(*tasks, return_exceptions=return_errors)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return results  # type: ignore[return-value]  # with return_errors, errors among them
+
+    def _start(self, syscall: Syscall) -> Call[Answer]:
+        return self._agent._start(syscall, self._answer)
+
+
+class AsyncLlm:
+    """Generation."""
+
+    def __init__(self, agent: AsyncAgent) -> None:
+        self.chat = AsyncVerbs(agent, chat_body, ChatResult)
+
+
+class AsyncTool:
+    """Tools."""
+
+    def __init__(self, agent: AsyncAgent) -> None:
+        self.echo = AsyncVerbs(agent, echo_body, EchoResult)
+
+
+def not_built(module: str) -> UnknownModule:
+    """Return the error of a module that the tree will have, and has not yet."""
+    return UnknownModule(
+        f"module {module!r} is not built in this version", field=module,
+        remedy=f"use one of {', '.join(KINDS)}",
+    )  # fmt: skip

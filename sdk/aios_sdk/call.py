@@ -1,0 +1,164 @@
+"""The handle of a syscall under way, and its text as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Generator
+from typing import Any, Generic, TypeVar, cast
+
+from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
+from aios_broker.contract.reply import Chunk, Reply, Result, Timings
+from aios_sdk.pending import Pending
+from aios_sdk.session import Session
+from aios_sdk.transport import CallStatus
+
+Answer = TypeVar("Answer", bound=Result)
+
+
+class Call(Generic[Answer]):
+    """A syscall that was submitted. `await` it for its result, as often as you like.
+
+    A task that is cancelled while it waits takes the syscall with it, unless another waits too
+    or the handle came from `me.call(id)`.
+    """
+
+    def __init__(
+        self, session: Session, pending: Pending, answer: type[Answer] | None, wait_s: float
+    ) -> None:
+        self._session = session
+        self._pending = pending
+        self._answer = answer
+        self._wait_until_s = asyncio.get_running_loop().time() + wait_s
+
+    @property
+    def id(self) -> str:
+        """The syscall's id: what `me.call` takes, in this process or another."""
+        return self._pending.id
+
+    @property
+    def done(self) -> bool:
+        """Whether the reply is here."""
+        return self._pending.reply is not None
+
+    @property
+    def timings(self) -> Timings | None:
+        """How long it was queued and ran, in how many slices; None until the reply is here."""
+        return self._pending.reply.timings if self._pending.reply else None
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        return self.result().__await__()
+
+    async def result(self, timeout_s: float | None = None) -> Answer:
+        """Return the result, or raise the error that stands in its place.
+
+        Raises:
+            WaitTimeout: not within `timeout_s`, or else within the call's own time. The syscall
+                goes on, and may be waited for again.
+        """
+        await self._wait(self._pending.ended, self._until_s(timeout_s))
+        return self._unwrap(self._reply())
+
+    async def accepted(self, timeout_s: float | None = None) -> None:
+        """Return when the kernel has acknowledged it: from then on, it gets its answer.
+
+        Raises:
+            Rejected: the kernel refused it, for instance with QueueFull.
+        """
+        await self._wait(self._pending.accepted, self._until_s(timeout_s))
+        if not self._pending.was_accepted:
+            self._reply().unwrap()
+
+    async def status(self) -> CallStatus:
+        """Ask the kernel where it stands: state, place in the queue, slices, waits."""
+        return await self._session.status(self._pending)
+
+    async def cancel(self) -> bool:
+        """End it, waiting or running; return False if it has ended already."""
+        return await self._session.cancel(self._pending)
+
+    async def events(self) -> AsyncIterator[Chunk | Reply]:
+        """Yield the chunks, from the first one, and then the reply. Errors are replies, too."""
+        seen = 0
+        while True:
+            news = self._pending.news()
+            while seen < len(self._pending.chunks):
+                yield self._pending.chunks[seen]
+                seen += 1
+            if self._pending.reply is not None:
+                yield self._pending.reply
+                return
+            await self._wait(news, self._wait_until_s)
+
+    def unwrap(self) -> Answer:
+        """Return the result of a call that is done, or raise its error."""
+        return self._unwrap(self._reply())
+
+    def _until_s(self, timeout_s: float | None) -> float:
+        if timeout_s is None:
+            return self._wait_until_s
+        return asyncio.get_running_loop().time() + timeout_s
+
+    async def _wait(self, future: asyncio.Future[None], until_s: float) -> None:
+        if future.done():
+            return
+        self._pending.waiters += 1
+        try:
+            async with asyncio.timeout_at(until_s):
+                await asyncio.shield(future)
+        except TimeoutError as error:
+            raise WaitTimeout(
+                "no answer in the time given; the syscall itself goes on",
+                remedy="wait again, or attach to it by its id", syscall_id=self.id,
+            ) from error  # fmt: skip
+        except asyncio.CancelledError:
+            if self._pending.waiters == 1:
+                self._session.abandon(self._pending)
+            raise
+        finally:
+            self._pending.waiters -= 1
+
+    def _reply(self) -> Reply:
+        if self._pending.reply is None:
+            raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
+        return self._pending.reply
+
+    def _unwrap(self, reply: Reply) -> Answer:
+        result = reply.unwrap()
+        if self._answer is not None and not isinstance(result, self._answer):
+            raise InvalidSyscall(
+                f"this key stands for another syscall, whose answer is a {type(result).__name__}",
+                field="key", remedy="give each step a key of its own", syscall_id=self.id,
+            )  # fmt: skip
+        return cast("Answer", result)
+
+
+class Stream(Generic[Answer]):
+    """The text of an answer, piece by piece; together the pieces are the whole text."""
+
+    def __init__(self, call: Call[Answer]) -> None:
+        self.call = call
+        self._events = call.events()
+
+    @property
+    def id(self) -> str:
+        """The syscall's id."""
+        return self.call.id
+
+    @property
+    def result(self) -> Answer:
+        """The whole result, once the stream has ended."""
+        return self.call.unwrap()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        event = await anext(self._events)
+        if isinstance(event, Chunk):
+            return event.text
+        self.call.unwrap()
+        raise StopAsyncIteration
+
+    async def cancel(self) -> bool:
+        """End the syscall; what was streamed so far is all there will be."""
+        return await self.call.cancel()

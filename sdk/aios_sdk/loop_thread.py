@@ -1,0 +1,78 @@
+"""One background thread with an event loop of its own: where a synchronous agent lives."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from aios_broker.contract.errors import KernelError
+
+Answer = TypeVar("Answer")
+
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 10.0
+
+
+class LoopThread:
+    """Runs coroutines for any number of other threads, one with a running loop included."""
+
+    def __init__(self, name: str) -> None:
+        self._started = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+        if not self._started.wait(START_TIMEOUT_S):
+            raise KernelError("the agent's thread did not start", remedy="open it again")
+
+    def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Run a coroutine there and return its result; an interrupt here cancels it there."""
+        if self._loop is None:
+            work.close()
+            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def call(self, step: Callable[[], Answer]) -> Answer:
+        """Call a function there."""
+
+        async def called() -> Answer:
+            return step()
+
+        return self.run(called())
+
+    def wait(self, step: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Call a function there and await what it returns."""
+
+        async def awaited() -> Answer:
+            return await step()
+
+        return self.run(awaited())
+
+    def iterate(self, source: AsyncIterator[Answer]) -> Iterator[Answer]:
+        """Yield here what an asynchronous iterator yields there."""
+        end = object()
+
+        async def step() -> Answer | object:
+            return await anext(source, end)
+
+        while (item := self.run(step())) is not end:
+            yield item  # type: ignore[misc]  # whatever is not `end` came from the source
+
+    def stop(self) -> None:
+        """End the loop and the thread. Safe to call twice."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def _serve(self) -> None:
+        with asyncio.Runner() as runner:
+            loop = self._loop = runner.get_loop()
+            loop.call_soon(self._started.set)
+            loop.run_forever()

@@ -1,0 +1,127 @@
+"""Submitting: all syscalls of one loop tick leave as one batch per module."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+import msgspec
+
+from aios_broker.contract.errors import KernelError, QueueFull, UnknownCore
+from aios_broker.contract.syscall import LlmChat, Syscall
+from aios_sdk.patience import Limits, now_s, patiently
+from aios_sdk.pending import Pending
+from aios_sdk.transport import Transport
+
+BATCH = 500  # syscalls of one submit: a step of a few ms in Redis' own thread
+BATCH_CHARACTERS = 8 * 1024 * 1024  # of their prompts
+
+
+class Outbox:
+    """What was submitted in this loop tick, and those on their way to the kernel."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        limits: Limits,
+        spawn: Callable[[Coroutine[object, object, object]], None],
+        end: Callable[[Pending, KernelError], None],
+    ) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._spawn = spawn
+        self._end = end
+        self._waiting: list[Pending] = []
+
+    def add(self, pending: Pending) -> None:
+        """Send a syscall with all others of this tick."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(pending)
+
+    def clear(self) -> list[Pending]:
+        """Return those of this tick, and do not send them."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _flush(self) -> None:
+        waiting = [pending for pending in self.clear() if pending.reply is None]
+        for module in {pending.module: None for pending in waiting}:
+            for batch in _batches([each for each in waiting if each.module == module]):
+                self._spawn(self._publish(batch))
+
+    async def _publish(self, batch: Sequence[Pending]) -> bool:
+        """Submit a batch; return False when the queue is full.
+
+        The kernel takes a batch whole or not at all, but these are of many callers: where it
+        refuses one, the others are sent again without it.
+        """
+        try:
+            await patiently(lambda: self._send(batch), self._limits.patience_s)
+        except UnknownCore as error:
+            by_core = _by_core(batch)
+            if len(by_core) > 1:
+                return all([await self._publish(part) for part in by_core])
+            self._refuse(batch, error)
+        except QueueFull as error:
+            half = len(batch) // 2
+            if half and await self._publish(batch[:half]):
+                return await self._publish(batch[half:])
+            self._refuse(batch, error)
+            return False
+        except KernelError as error:
+            self._refuse(batch, error)
+        return True
+
+    async def _send(self, batch: Sequence[Pending]) -> None:
+        left = [pending for pending in batch if pending.reply is None]
+        if left:
+            await self._transport.submit([_as_of_now(pending) for pending in left])
+        for pending in left:
+            pending.submissions += 1
+            pending.accept(now_s())
+
+    def _refuse(self, batch: Sequence[Pending], error: KernelError) -> None:
+        for pending in batch:
+            self._end(pending, error)
+
+
+def _batches(pending: Sequence[Pending]) -> Iterator[list[Pending]]:
+    batch: list[Pending] = []
+    characters = 0
+    for each in pending:
+        characters += _characters(each)
+        if batch and (len(batch) == BATCH or characters > BATCH_CHARACTERS):
+            yield batch
+            batch, characters = [], _characters(each)
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _characters(pending: Pending) -> int:
+    body = _syscall(pending).body
+    if isinstance(body, LlmChat):
+        return sum(len(message.content) for message in body.messages)
+    return len(body.text)
+
+
+def _by_core(batch: Sequence[Pending]) -> list[list[Pending]]:
+    by_core: dict[str, list[Pending]] = {}
+    for pending in batch:
+        by_core.setdefault(_syscall(pending).core, []).append(pending)
+    return list(by_core.values())
+
+
+def _as_of_now(pending: Pending) -> Syscall:
+    """Return the syscall with what is left of its time: a deadline counts from submission."""
+    syscall = _syscall(pending)
+    waited_s = now_s() - pending.submitted_at_s
+    if waited_s < 1.0:
+        return syscall
+    return msgspec.structs.replace(syscall, deadline_s=max(syscall.deadline_s - waited_s, 0.001))
+
+
+def _syscall(pending: Pending) -> Syscall:
+    assert pending.syscall is not None  # what is attached to by id is never submitted
+    return pending.syscall

@@ -1,0 +1,285 @@
+"""The asynchronous core of every agent: submits in batches, hears replies, loses no waiter.
+
+Every syscall that enters ends in exactly one reply here: the kernel's, or an error of our own
+when the kernel refuses it, forgets it, or stays away longer than `Limits.patience_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Sequence
+
+import msgspec
+
+from aios_broker.contract.errors import (
+    Cancelled,
+    KernelError,
+    Unavailable,
+    UnknownSyscall,
+    UnsupportedVersion,
+)
+from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
+from aios_broker.contract.syscall import Module, State, Syscall
+from aios_sdk.outbox import Outbox
+from aios_sdk.patience import Limits, now_s, patiently, pauses
+from aios_sdk.pending import Pending
+from aios_sdk.transport import Attached, CallStatus, Transport
+
+logger = logging.getLogger(__name__)
+
+CHECK_BATCH = 500  # syscalls asked for in one write
+
+
+class Session:
+    """One client of the kernel. Open it in the loop that uses it."""
+
+    def __init__(self, transport: Transport, limits: Limits | None = None) -> None:
+        self._transport = transport
+        self._limits = limits or Limits()
+        self._pending: dict[str, Pending] = {}
+        self._outbox = Outbox(transport, self._limits, self._spawn, self._end)
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._is_open = False
+        self._fault = ""
+
+    async def open(self) -> None:
+        """Reach the kernel, or raise at once."""
+        await self._transport.open()
+        self._is_open = True
+        self._spawn(self._listen())
+        self._spawn(self._watch())
+
+    def submit(self, syscall: Syscall) -> Pending:
+        """Publish a syscall, with all others of this loop tick; join one that is under way."""
+        self._require_open()
+        pending = self._pending.get(syscall.id)
+        if pending is None:
+            pending = self._pending[syscall.id] = Pending(syscall.id, syscall, now_s())
+            self._outbox.add(pending)
+        return pending
+
+    def attach(self, syscall_id: str) -> Pending:
+        """Hear of a syscall that somebody submitted, perhaps in an earlier life."""
+        self._require_open()
+        pending = self._pending.get(syscall_id)
+        if pending is None:
+            pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s())
+            self._spawn(self._find(pending))
+        return pending
+
+    async def cancel(self, pending: Pending) -> bool:
+        """End a syscall; False if it has ended already."""
+        await asyncio.wait([pending.accepted], timeout=self._limits.cancel_s)
+        if pending.reply is not None:
+            return False
+        if not pending.accepted.done():
+            if pending.syscall is not None:
+                self._end(pending, Cancelled("cancelled before the kernel acknowledged it"))
+            return pending.syscall is not None
+        assert pending.module is not None  # the kernel said it when it acknowledged
+        reason = Cancelled("its agent cancelled it")
+        [done] = await self._transport.cancel([pending.id], pending.module, reason)
+        return done
+
+    def abandon(self, pending: Pending) -> None:
+        """Cancel, without waiting for it, what nobody waits for any more."""
+        if pending.syscall is not None and pending.reply is None and self._is_open:
+            self._spawn(self._cancel_quietly(pending))
+
+    async def status(self, pending: Pending) -> CallStatus:
+        """Return where a syscall stands; raise the error of one that never came to stand."""
+        await asyncio.wait([pending.accepted], timeout=self._limits.patience_s)
+        if pending.reply is None:
+            found = await self._transport.status(pending.id)
+            if found is not None:
+                return found
+            attached = await self._transport.attach(pending.id, pending.module)
+            self._learn(pending, attached)
+        if pending.reply is None:
+            return CallStatus(pending.id, "queued", pending.module)
+        return CallStatus(pending.id, _final_state(pending, pending.reply))
+
+    async def aclose(self) -> None:
+        """Cancel what is left, within a limit, and close. Safe to call twice."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        reason = Cancelled("its agent left before it ended")
+        self._end_all(self._outbox.clear(), reason)
+        try:
+            async with asyncio.timeout(self._limits.cancel_s):
+                await self._cancel_all(list(self._pending.values()), reason)
+        except (TimeoutError, KernelError) as error:
+            logger.warning("%d syscalls may go on: %r", len(self._pending), error)
+        finally:
+            self._end_all(list(self._pending.values()), reason)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._transport.aclose()
+
+    # Hearing.
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                messages = await self._transport.messages()
+            except Unavailable as error:
+                logger.warning("replies do not come: %s; trying again", error)
+                await self._find_again()
+                continue
+            for data in messages:
+                self._hear(data)
+
+    async def _find_again(self) -> None:
+        """Wait until the kernel is back, and ask for all that we wait for."""
+        patient_until_s = now_s() + self._limits.patience_s
+        for pause_s in pauses():
+            await asyncio.sleep(pause_s)
+            try:
+                await self._transport.open()
+                await self._check(self._known())
+            except Unavailable as error:
+                if now_s() > patient_until_s:
+                    self._end_all(self._known(), error)
+            else:
+                return
+
+    def _hear(self, data: bytes) -> None:
+        try:
+            message = decode_wire(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning("a message that cannot be read was dropped: %s", error)
+            return  # if it was a reply, the next check finds it by id
+        pending = self._pending.get(message.id)
+        if pending is None:
+            return
+        if isinstance(message, Chunk):
+            pending.hear(message, now_s())
+        else:
+            del self._pending[message.id]
+            pending.end(message)
+
+    async def _watch(self) -> None:
+        """Find what got lost on its way: a reply taken and not read, a wake-up that never came."""
+        recheck_s = self._limits.recheck_s
+        while True:
+            await asyncio.sleep(recheck_s / 5)
+            silent_since_s = now_s() - recheck_s
+            silent = [p for p in self._known() if p.heard_at_s <= silent_since_s]
+            try:
+                await self._check(silent)
+            except Unavailable as error:
+                logger.info("cannot look for silent syscalls: %s", error)  # `_listen` sees to it
+
+    async def _find(self, pending: Pending) -> None:
+        try:
+            await patiently(lambda: self._check([pending]), self._limits.patience_s)
+        except KernelError as error:
+            self._end(pending, error)
+
+    async def _check(self, batch: Sequence[Pending]) -> None:
+        for first in range(0, len(batch), CHECK_BATCH):
+            part = batch[first : first + CHECK_BATCH]
+            steps = (self._transport.attach(pending.id, pending.module) for pending in part)
+            for pending, attached in zip(part, await asyncio.gather(*steps), strict=True):
+                self._learn(pending, attached)
+
+    def _learn(self, pending: Pending, attached: Attached) -> None:
+        if pending.reply is not None:
+            return
+        if attached.reply is not None:
+            self._read_stored(pending, attached.reply)
+        elif attached.state is not None:
+            pending.module = attached.module
+            pending.accept(now_s())
+        elif pending.syscall is not None and not pending.accepted.done():
+            return  # it is on its way already
+        elif self._may_submit_again(pending):
+            logger.warning("the kernel forgot syscall %s; submitting it again", pending.id)
+            pending.withdraw()
+            self._outbox.add(pending)
+        else:
+            self._end(pending, UnknownSyscall(
+                "the kernel knows no such syscall, or its reply has expired", field="id",
+                remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
+            ))  # fmt: skip
+
+    def _read_stored(self, pending: Pending, data: bytes) -> None:
+        try:
+            reply = decode_reply(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._end(pending, UnsupportedVersion(f"the reply cannot be read: {error}",
+                      remedy="use an SDK and a kernel of the same release"))  # fmt: skip
+            return
+        self._pending.pop(pending.id, None)
+        pending.accept(now_s())
+        pending.end(reply)
+
+    def _may_submit_again(self, pending: Pending) -> bool:
+        """Whether it cannot have ended: known so lately that its reply would still be there."""
+        if pending.syscall is None or pending.submissions != 1:
+            return False
+        return now_s() - pending.heard_at_s < self._transport.result_ttl_s
+
+    # Ending.
+
+    async def _cancel_all(self, batch: Iterable[Pending], reason: Cancelled) -> None:
+        ours = [p for p in batch if p.syscall is not None and p.reply is None]
+        if ours:
+            await asyncio.wait([p.accepted for p in ours])
+        by_module: dict[Module, list[str]] = {}
+        for pending in ours:
+            if pending.reply is None and pending.module is not None:
+                by_module.setdefault(pending.module, []).append(pending.id)
+        for module, ids in by_module.items():
+            await self._transport.cancel(ids, module, reason)
+
+    async def _cancel_quietly(self, pending: Pending) -> None:
+        try:
+            await self.cancel(pending)
+        except (TimeoutError, KernelError) as error:
+            logger.warning("syscall %s may go on: %s", pending.id, error)
+
+    def _end(self, pending: Pending, error: KernelError) -> None:
+        self._pending.pop(pending.id, None)
+        pending.end(failure(pending.id, error))
+
+    def _end_all(self, batch: Iterable[Pending], error: KernelError) -> None:
+        for pending in batch:
+            self._end(pending, error)
+
+    # The rest.
+
+    def _known(self) -> list[Pending]:
+        return [pending for pending in self._pending.values() if pending.is_known]
+
+    def _spawn(self, work: Coroutine[object, object, object]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._retire)
+
+    def _retire(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        # A fault of ours, or a Redis that refuses our commands: nobody may wait for ever.
+        logger.error("the client failed", exc_info=error)
+        self._fault = f"the client failed: {type(error).__name__}: {error}"
+        self._end_all(list(self._pending.values()), KernelError(self._fault))
+
+    def _require_open(self) -> None:
+        if not self._is_open or self._fault:
+            raise KernelError(self._fault or "the agent is not open",
+                              remedy="open one, and use it inside its `with` block")  # fmt: skip
+
+
+def _final_state(pending: Pending, reply: Reply) -> State:
+    if reply.error is None:
+        return "finished"
+    if reply.error.code == Cancelled.code:
+        return "cancelled"
+    if not pending.was_accepted or reply.error.code == UnknownSyscall.code:
+        reply.unwrap()
+    return "failed"

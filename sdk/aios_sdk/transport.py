@@ -1,0 +1,103 @@
+"""The way to the kernel: what every transport does, and which one a URL means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.contract.syscall import Module, State, Syscall
+from aios_sdk.config import SdkConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CallStatus:
+    """Where a syscall stands; times are up to now, counts over all its slices."""
+
+    id: str
+    state: State
+    module: Module | None = None  # None: it has ended
+    position: int | None = None  # 0 is next; None when it does not wait
+    core: str = ""
+    worker: str = ""
+    attempt: int = 0
+    slices: int = 0
+    suspensions: int = 0
+    tokens: int = 0
+    queued_s: float = 0.0
+    ran_s: float = 0.0
+    deadline_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What the kernel says of a syscall when a client asks to hear of it."""
+
+    state: State | None  # None: no such syscall, or its reply has expired
+    module: Module | None = None
+    reply: bytes | None = None  # encoded; there once it has ended
+
+
+class Transport(Protocol):
+    """One client's way to the kernel. All methods raise Unavailable when it does not answer.
+
+    All but `messages` may be sent again after that: a syscall's id makes them idempotent.
+    """
+
+    @property
+    def result_ttl_s(self) -> float:
+        """How long the kernel keeps a reply, at least, for those who ask by id."""
+        ...
+
+    async def open(self) -> None:
+        """Reach the kernel, or raise at once."""
+        ...
+
+    async def submit(self, syscalls: Sequence[Syscall]) -> None:
+        """Publish syscalls of one module, all or none; those that exist already are joined."""
+        ...
+
+    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
+        """End syscalls with `error`; False for one that has ended or was never known."""
+        ...
+
+    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
+        """Hear of a syscall, whoever submitted it; None: whichever module it is in."""
+        ...
+
+    async def status(self, syscall_id: str) -> CallStatus | None:
+        """Return where a syscall stands, or None when it has ended or is not known."""
+        ...
+
+    async def messages(self) -> list[bytes]:
+        """Wait a while for encoded replies and chunks; return those that came, in order."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close. Safe to call twice."""
+        ...
+
+
+def open_transport(config: SdkConfig, agent: str) -> Transport:
+    """Return the transport for a kernel's URL, not opened yet.
+
+    Raises:
+        InvalidConfig: no transport for such a URL, or its packages are not installed.
+    """
+    if urlsplit(config.url).scheme in ("http", "https"):
+        raise InvalidConfig(
+            "the HTTP transport is not built in this version", field="url",
+            remedy="use the URL of the kernel's Redis: redis://... or unix://...",
+        )  # fmt: skip
+    try:
+        from aios_sdk.redis import RedisTransport  # noqa: PLC0415  an extra: loaded when used
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("hiredis", "redis"):
+            raise
+        raise InvalidConfig(
+            f"a Redis URL needs the package {error.name}, which is not installed", field="url",
+            remedy="install 'aios-broker[redis]'",
+        ) from error  # fmt: skip
+    return RedisTransport(config, agent)
