@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
 DEFAULT_PORT = 6379
+# Refusals of a server that starts, fails over, or is held up by another's script.
+NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY ")
 
 Argument = bytes | str | int | float
 Answer = Any  # what hiredis parses: bytes, int, None, or lists of them
@@ -84,6 +86,14 @@ def _bad_url(url: str, why: str) -> InvalidConfig:
     )
 
 
+def _refusal(answer: hiredis.ReplyError) -> Exception:
+    """Return the error for a refusal; one that passes by itself is no fault of the command."""
+    if not str(answer).startswith(NOT_NOW):
+        return answer
+    return RedisUnavailable(f"Redis cannot serve now: {answer}",
+                            remedy="nothing was changed; send it again", retry_after_s=1.0)
+
+
 class _Protocol(asyncio.Protocol):
     """One TCP or unix connection: packs commands, parses replies, keeps them in order."""
 
@@ -128,7 +138,7 @@ class _Protocol(asyncio.Protocol):
         if future.done():
             return
         if isinstance(answer, hiredis.ReplyError):
-            future.set_exception(answer)
+            future.set_exception(_refusal(answer))
         else:
             future.set_result(answer)
 
