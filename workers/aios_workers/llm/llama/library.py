@@ -125,7 +125,7 @@ class Batch(Structure):
 
 
 # Defaults that another build's layout would not show in these places.
-_MODEL_DEFAULTS = {
+_MODEL_DEFAULTS: dict[str, object] = {
     "n_gpu_layers": -1,
     "split_mode": 1,
     "load_mode": -1,
@@ -136,7 +136,7 @@ _MODEL_DEFAULTS = {
     "use_extra_bufts": True,
     "no_alloc": False,
 }
-_CONTEXT_DEFAULTS = {
+_CONTEXT_DEFAULTS: dict[str, object] = {
     "n_ctx": 512,
     "n_batch": 2048,
     "n_ubatch": 512,

@@ -33,6 +33,7 @@ class Vocabulary:
         self._default_system = _default_system(template.decode("utf-8") if template else "")
         self._start, self._end = (self._special(text) for text in (TURN_START, TURN_END))
         self._newline = self.tokenize("\n")
+        self._longest_piece_bytes = max(len(self._piece(token)) for token in range(self.size))
         adds_bos = self._c.llama_vocab_get_add_bos(self._vocab)
         bos = self._c.llama_vocab_bos(self._vocab)
         # ChatML models name the start of a turn as their first token; it is not there twice.
@@ -40,7 +41,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, library: Library, weights: Path) -> Vocabulary:
-        """Read the vocabulary of a weights file (about 0.2 s and 20 MB)."""
+        """Read the vocabulary of a weights file: about 0.3 s and 30 MB, no thread."""
         return cls(library, library.load_model(weights, vocab_only=True))
 
     def close(self) -> None:
@@ -57,7 +58,7 @@ class Vocabulary:
         """Return the ids of a conversation up to the start of the answer.
 
         Only the template's own markers become special tokens: a message that contains
-        `<|im_end|>` contains eight harmless characters.
+        `<|im_end|>` contains ten harmless characters.
         """
         turns = [(message.role, message.content) for message in messages]
         if self._default_system and (not turns or turns[0][0] != "system"):
@@ -67,6 +68,10 @@ class Vocabulary:
             ids += (self._start, *self.tokenize(f"{role}\n{content}"), self._end, *self._newline)
         ids += (self._start, *self.tokenize("assistant\n"))
         return tuple(ids)
+
+    def least_tokens(self, byte_count: int) -> int:
+        """Return how many tokens a text of that many bytes has at least."""
+        return byte_count // self._longest_piece_bytes
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the ids of plain text; nothing in it is special."""
@@ -85,9 +90,7 @@ class Vocabulary:
             )
             if length < 0:
                 buffer = ctypes.create_string_buffer(-length)
-                length = self._c.llama_token_to_piece(
-                    self._vocab, token, buffer, -length, 0, False
-                )
+                length = self._c.llama_token_to_piece(self._vocab, token, buffer, -length, 0, False)
             piece = self._pieces[token] = buffer.raw[:length]
         return piece
 

@@ -1,0 +1,77 @@
+"""The core process: `python -m aios_workers.llm.llama`. Started by a worker, ends with it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from aios_broker.contract.errors import KernelError
+from aios_workers.llm.llama.context import MICRO_BATCH_TOKENS, Context, ContextShape
+from aios_workers.llm.llama.engine import Engine
+from aios_workers.llm.llama.library import Library
+from aios_workers.llm.llama.probe import probe
+from aios_workers.llm.llama.protocol import Ready, Refused
+from aios_workers.llm.llama.serve import serve, write_frame
+
+EXIT_REFUSED = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Load the model, say so, and serve until standard input ends."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group
+    input_fd, output_fd = _take_standard_streams()
+    began = time.monotonic()
+    try:
+        library = Library.load()
+        context = Context.load(library, options.weights, _shape(options))
+    except KernelError as error:
+        write_frame(output_fd, Refused(str(error)))
+        return EXIT_REFUSED
+    load_ms = (time.monotonic() - began) * 1_000
+    found = probe(context)
+    engine = Engine(context, state_budget_bytes=options.state_budget_bytes)
+    ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
+    write_frame(output_fd, ready)
+    serve(engine, input_fd=input_fd, output_fd=output_fd)
+    context.close()
+    return 0
+
+
+def _take_standard_streams() -> tuple[int, int]:
+    """Keep the frames' descriptors to ourselves: what a library prints goes to standard error."""
+    input_fd, output_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return input_fd, output_fd
+
+
+def _shape(options: argparse.Namespace) -> ContextShape:
+    return ContextShape(
+        slots=options.slots,
+        context_tokens=options.context_tokens,
+        threads=options.threads,
+        micro_batch_tokens=options.micro_batch_tokens,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aios_workers.llm.llama", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--context-tokens", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
+    parser.add_argument("--state-budget-bytes", type=int, required=True)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Continuous batching: many generations, one context, one step at a time.
+
+Every step computes one row of each generation that is answering and, beside them, a piece of the
+prompts that are still being read, so that a long prompt slows its neighbours and does not stop
+them. What a step computes for a generation is the same, bit for bit, whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.errors import CoreError
+from aios_workers.llm.core import FinishReason
+from aios_workers.llm.llama.context import ContextShape, Row
+from aios_workers.llm.llama.protocol import Ended, Generate, Tokens
+from aios_workers.llm.llama.sampler import Sampler
+from aios_workers.llm.llama.state_cache import KvState, StateCache, shared_prefix_tokens
+
+# Prompt tokens computed in a step in which others answer: about 0.1 s of this model on one core.
+PREFILL_BESIDE_ANSWERS_TOKENS = 16
+
+Event = Tokens | Ended
+
+
+class ContextLike(Protocol):
+    """What the engine needs of a `Context`."""
+
+    @property
+    def shape(self) -> ContextShape:
+        """How many slots, and how many rows fit a step."""
+        ...
+
+    def compute(self, rows: Sequence[Row]) -> dict[int, NDArray[np.float32]]:
+        """Compute rows; return the wanted logits by slot."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget KV state from a position on."""
+        ...
+
+    def export_state(self, slot: int) -> bytes:
+        """Return a slot's KV state."""
+        ...
+
+    def import_state(self, slot: int, state: bytes) -> bool:
+        """Replace a slot's KV state; False leaves it empty."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        ...
+
+
+class _Generation:
+    """One stream: its tokens so far, and how the next is chosen."""
+
+    def __init__(self, request: Generate) -> None:
+        self.request = request
+        self.ids = [*request.prompt_ids, *request.resume_ids]
+        self.output_tokens = len(request.resume_ids)
+        self.sampler = Sampler(request.sampling, request.resume_ids)
+        self.cached_tokens = 0  # set to 0 again when the first step has told it
+
+    def add(self, token: int) -> FinishReason | None:
+        self.ids.append(token)
+        self.output_tokens += 1
+        return "length" if self.output_tokens >= self.request.max_tokens else None
+
+    def tokens(self, ids: tuple[int, ...], finish_reason: FinishReason | None) -> Tokens:
+        cached_tokens, self.cached_tokens = self.cached_tokens, 0
+        return Tokens(self.request.stream, ids, finish_reason, cached_tokens)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One KV stream. It keeps its state when a generation ends: the next may begin alike."""
+
+    number: int
+    ids: list[int] = field(default_factory=list)  # whose KV state is here, in order
+    running: _Generation | None = None
+    used_at: int = 0  # the step of its last use
+
+    @property
+    def pending_tokens(self) -> int:
+        return len(self.running.ids) - len(self.ids) if self.running else 0
+
+
+class Engine:
+    """Runs generations on a context. For one thread.
+
+    More generations than slots wait in the order of their arrival.
+    """
+
+    def __init__(self, context: ContextLike, *, state_budget_bytes: int) -> None:
+        self._context = context
+        self._slots = [_Slot(number) for number in range(context.shape.slots)]
+        self._waiting: deque[_Generation] = deque()
+        self._states = StateCache(state_budget_bytes)
+        self._events: list[Event] = []
+        self._steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(
+            self._waiting or self._events or any(slot.running is not None for slot in self._slots)
+        )
+
+    def submit(self, request: Generate) -> None:
+        """Let a generation begin at the next step at which a slot is free."""
+        generation = _Generation(request)
+        if generation.output_tokens >= request.max_tokens:
+            self._events.append(generation.tokens((), "length"))
+        else:
+            self._waiting.append(generation)
+
+    def abort(self, stream: int, *, keep: bool) -> None:
+        """End a stream; its `Ended` comes with the next step. An unknown one is ignored.
+
+        `keep`: hold its KV state for a generation of the same request id.
+        """
+        for slot in self._slots:
+            if slot.running is not None and slot.running.request.stream == stream:
+                if keep and slot.ids:
+                    state = KvState(tuple(slot.ids), self._context.export_state(slot.number))
+                    self._states.keep(slot.running.request.request_id, state)
+                slot.running = None
+                self._events.append(Ended(stream))
+                return
+        for generation in self._waiting:
+            if generation.request.stream == stream:
+                self._waiting.remove(generation)
+                self._events.append(Ended(stream))
+                return
+
+    def step(self) -> tuple[Event, ...]:
+        """Compute one batch and return what came of it."""
+        self._steps += 1
+        self._admit()
+        rows = self._rows()
+        if rows:
+            try:
+                self._advance(rows, self._context.compute(rows))
+            except CoreError as error:
+                self._fail_all(error)
+        events, self._events = tuple(self._events), []
+        return events
+
+    def _admit(self) -> None:
+        while self._waiting and any(slot.running is None for slot in self._slots):
+            self._place(self._waiting.popleft())
+
+    def _place(self, generation: _Generation) -> None:
+        """Put a generation in the free slot, or on the kept state, that saves most work."""
+        free = [slot for slot in self._slots if slot.running is None]
+        # The last token is computed in any case: its logits choose the next one.
+        known = generation.ids[:-1]
+        state = self._states.take(generation.request.request_id)
+        from_state = shared_prefix_tokens(state.ids, known) if state else 0
+        slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
+        from_slot = shared_prefix_tokens(slot.ids, known)
+        if state is not None and from_state > from_slot:
+            slot = min(free, key=lambda slot: slot.used_at)
+            restored = self._context.import_state(slot.number, state.data)
+            slot.ids = list(state.ids) if restored else []
+        generation.cached_tokens = shared_prefix_tokens(slot.ids, known)
+        self._cut(slot, generation.cached_tokens)
+        slot.running = generation
+        slot.used_at = self._steps
+
+    def _cut(self, slot: _Slot, length: int) -> None:
+        self._context.truncate(slot.number, length)
+        del slot.ids[length:]
+
+    def _rows(self) -> list[Row]:
+        answering = [slot for slot in self._slots if slot.pending_tokens == 1]
+        reading = [slot for slot in self._slots if slot.pending_tokens > 1]
+        room = self._context.shape.micro_batch_tokens - len(answering)
+        if answering:
+            room = min(room, PREFILL_BESIDE_ANSWERS_TOKENS)
+        rows = [row for slot in answering for row in _next_rows(slot, 1)]
+        for position, slot in enumerate(reading):
+            share = max(1, room // (len(reading) - position))
+            piece = _next_rows(slot, min(share, room))
+            room -= len(piece)
+            rows += piece
+        return rows
+
+    def _advance(self, rows: list[Row], logits: dict[int, NDArray[np.float32]]) -> None:
+        for row in rows:
+            self._slots[row.slot].ids.append(row.token)
+        for number, scores in logits.items():
+            slot = self._slots[number]
+            slot.used_at = self._steps
+            try:
+                self._answer(slot, scores)
+            except CoreError as error:
+                self._fail(slot, error)
+
+    def _answer(self, slot: _Slot, scores: NDArray[np.float32]) -> None:
+        generation = slot.running
+        assert generation is not None, "only running slots have rows"
+        token = generation.sampler.choose(scores, position=len(generation.ids))
+        if self._context.is_end(token):
+            self._events.append(generation.tokens((), "stop"))
+            slot.running = None
+            return
+        finish_reason = generation.add(token)
+        self._events.append(generation.tokens((token,), finish_reason))
+        if finish_reason is not None:
+            slot.running = None
+
+    def _fail(self, slot: _Slot, error: CoreError) -> None:
+        if slot.running is not None:
+            self._events.append(Ended(slot.running.request.stream, str(error)))
+            slot.running = None
+        self._cut(slot, 0)
+
+    def _fail_all(self, error: CoreError) -> None:
+        """End all that runs: after a failed computation no slot's state is what we think."""
+        for slot in self._slots:
+            self._fail(slot, error)
+
+
+def _next_rows(slot: _Slot, count: int) -> list[Row]:
+    """Return the next rows of a slot; the last of all its tokens wants logits."""
+    assert slot.running is not None, "only running slots have rows"
+    ids, start = slot.running.ids, len(slot.ids)
+    end = min(start + count, len(ids))
+    return [
+        Row(slot.number, position, ids[position], wants_logits=position == len(ids) - 1)
+        for position in range(start, end)
+    ]

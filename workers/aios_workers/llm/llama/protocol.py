@@ -1,0 +1,128 @@
+"""What a worker and its core process say to each other.
+
+Frames on the process's standard input and output: a length (4 bytes, big endian) and msgpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+
+from aios_workers.llm.core import FinishReason, Sampling
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+LENGTH = struct.Struct(">I")
+
+
+class Generate(Struct, frozen=True, array_like=True, tag=True):
+    """Start a stream."""
+
+    stream: int  # numbers never come again in the life of a process
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    resume_ids: tuple[int, ...]
+    max_tokens: int
+    sampling: Sampling
+
+
+class Abort(Struct, frozen=True, array_like=True, tag=True):
+    """End a stream at the next token; the process answers with its `Ended`."""
+
+    stream: int
+    keep: bool
+
+
+class Ping(Struct, frozen=True, array_like=True, tag=True):
+    """Ask for the same number back."""
+
+    number: int
+
+
+class Ready(Struct, frozen=True, array_like=True, tag=True):
+    """The model is loaded. The first frame of a process."""
+
+    system_info: str
+    exact_resume: bool
+    probe_ms: float
+    load_ms: float
+
+
+class Refused(Struct, frozen=True, array_like=True, tag=True):
+    """The model cannot be loaded; the process ends."""
+
+    message: str
+
+
+class Tokens(Struct, frozen=True, array_like=True, tag=True):
+    """New output of a stream. `cached_tokens` is set on the first one."""
+
+    stream: int
+    ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None  # set: the stream is over
+    cached_tokens: int = 0
+
+
+class Ended(Struct, frozen=True, array_like=True, tag=True):
+    """A stream is over without a finish reason: aborted, or failed for the reason given."""
+
+    stream: int
+    failure: str | None = None
+
+
+class Progress(Struct, frozen=True, array_like=True, tag=True):
+    """What one step of the engine brought; empty while prompts are being read."""
+
+    events: tuple[Tokens | Ended, ...]
+
+
+class Pong(Struct, frozen=True, array_like=True, tag=True):
+    """The answer to a `Ping`."""
+
+    number: int
+
+
+ToCore = Generate | Abort | Ping
+FromCore = Ready | Refused | Progress | Pong
+
+_encoder = msgspec.msgpack.Encoder()
+_to_core: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
+_from_core: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+
+def encode_frame(message: ToCore | FromCore) -> bytes:
+    """Return the bytes of one frame."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def decode_from_core(body: bytes) -> FromCore:
+    """Read the body of a frame that a core process wrote."""
+    return _from_core.decode(body)
+
+
+class FrameBuffer:
+    """Cuts what the worker wrote into messages."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[ToCore]:
+        """Add bytes and yield the messages that are complete.
+
+        Raises:
+            ValueError: a length over the limit, or what is not a message.
+        """
+        self._data += data
+        while len(self._data) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._data)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
+            end = LENGTH.size + length
+            if len(self._data) < end:
+                return
+            body = bytes(self._data[LENGTH.size : end])
+            del self._data[:end]
+            yield _to_core.decode(body)
