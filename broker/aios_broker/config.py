@@ -20,10 +20,22 @@ Settings = TypeVar("Settings", bound=Struct)
 PREFIX = "AIOS_"
 # Settings whose variable is not AIOS_<FIELD>.
 OTHER_NAMES = {"key_prefix": "RQ_KEY_PREFIX"}  # RQ's own variable: its tools read it too
-# Read by the bootstrap script and by docker-compose.yml.
-BOOTSTRAP_VARIABLES = ("AIOS_PYTHON", "AIOS_POSTGRES_PASSWORD", "AIOS_POSTGRES_PORT")
-# Read by the processes that `aios up` starts; each of them refuses what it does not know.
-PROCESS_PREFIXES = ("AIOS_LLM_", "AIOS_SCHEDULER_", "AIOS_TOOL_", "AIOS_WORKER_")
+# Read by the bootstrap script, by docker-compose.yml, and below a supervisor.
+BOOTSTRAP_VARIABLES = (
+    "AIOS_PYTHON",
+    "AIOS_POSTGRES_PASSWORD",
+    "AIOS_POSTGRES_PORT",
+    "AIOS_SUPERVISED",
+)
+# Read by the scheduler and the workers that `aios up` starts: each checks its own.
+PROCESS_VARIABLES = (
+    "AIOS_MAX_LOSSES",
+    "AIOS_MAX_WAITING",
+    "AIOS_QUANTUM_S",
+    "AIOS_QUANTUM_TOKENS",
+    "AIOS_SNAPSHOT_BUDGET_BYTES",
+)
+PROCESS_PREFIXES = ("AIOS_LLM_", "AIOS_TOOL_", "AIOS_WORKER_")
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
@@ -61,14 +73,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
         return config
 
-    def for_processes(self) -> dict[str, str]:
-        """Return the variables that hand these settings on to a process of the kernel."""
+    def variables(self) -> dict[str, str]:
+        """Return the variables that hand these settings on to another process."""
+        values = msgspec.structs.asdict(self)
         return {
-            "RQ_KEY_PREFIX": self.key_prefix,
-            "AIOS_POLICY": self.policy,
-            "AIOS_LLM_CORE": self.llm_core,
-            "AIOS_LLM_SLOTS": str(self.llm_slots),
-            "AIOS_LOG_LEVEL": self.log_level,
+            variable_of(field): str(value) for field, value in values.items() if value is not None
         }
 
 
@@ -119,7 +128,7 @@ def refuse_unknown(
     Raises:
         InvalidConfig: Names the first one, and the known one that it resembles.
     """
-    all_known = [*known, *BOOTSTRAP_VARIABLES]
+    all_known = [*known, *BOOTSTRAP_VARIABLES, *PROCESS_VARIABLES]
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable in all_known:
             continue
@@ -135,7 +144,7 @@ def _convert(variable: str, text: str, field: msgspec.structs.FieldInfo) -> obje
         return msgspec.convert(text, field.type, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise InvalidConfig(
-            f"{text!r} will not do: {str(error).lower()}",
+            f"{text!r} will not do: {error}",
             field=variable,
             remedy="correct it" if field.required else f"correct or unset it ({field.default!r})",
         ) from error

@@ -13,8 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from aios_broker.config import KernelConfig, environment
@@ -122,8 +121,8 @@ class EmbeddedKernel:
             processes=self._supervisor.records,
         )
 
-    def run(self, on_ready: Callable[[KernelRecord], None] | None = None) -> None:
-        """Run the kernel in this thread until `stop`; `on_ready` is called when all has started.
+    def run(self) -> None:
+        """Run the kernel in this thread until `stop`.
 
         Raises:
             InvalidConfig: Another kernel runs on the state directory.
@@ -137,7 +136,7 @@ class EmbeddedKernel:
             at_end.callback(self._clear)
             self._started_at = time.time()
             self._write()
-            self._supervisor.run(lambda: self._all_ready(on_ready))
+            self._supervisor.run(self._all_ready)
 
     def stop(self) -> None:
         """Ask for the end, from any thread or signal handler; a second time: without draining."""
@@ -221,20 +220,18 @@ class EmbeddedKernel:
         addresses = {"AIOS_REDIS_URL": self.redis_url, "AIOS_DATABASE_URL": self.database_url}
         variables = {
             **self._inherited,
-            **self.config.for_processes(),
+            **self.config.variables(),
             **addresses,
             **SUPERVISED,
-            "AIOS_STATE_DIR": str(self._state.path),
         }
         stages = services_of(programs, variables, Keys(self.config.key_prefix))
         return [servers, *stages] if servers else stages
 
-    def _all_ready(self, on_ready: Callable[[KernelRecord], None] | None) -> None:
+    def _all_ready(self) -> None:
         self._kernel_state = "running"
         self._write()
         self._ready.set()
-        if on_ready is not None:
-            on_ready(self.record)
+        self._log.line("kernel", f"ready: AIOS_REDIS_URL={self.redis_url}")
 
     def _processes_changed(self, _records: tuple[ProcessRecord, ...]) -> None:
         self._write()
@@ -249,8 +246,3 @@ class EmbeddedKernel:
             if self._postgres is not None:
                 self._postgres.remove()
             shutil.rmtree(self._state.path, ignore_errors=True)
-
-
-def kernel_log_path(state_dir: Path) -> Path:
-    """Return where the log of the kernel on a state directory is."""
-    return StateDir(state_dir.expanduser().absolute()).log_dir / "kernel.log"

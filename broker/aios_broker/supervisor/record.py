@@ -62,7 +62,7 @@ def read_record(state_dir: Path) -> KernelRecord:
         KernelNotRunning: None runs there.
     """
     state = StateDir(state_dir.expanduser().absolute())
-    if not _is_locked(state.lock_path):
+    if not is_running(state.path):
         raise KernelNotRunning(f"no kernel runs on {state.path}", remedy=START_REMEDY)
     try:
         return msgspec.json.decode(state.record_path.read_bytes(), type=KernelRecord)
@@ -71,6 +71,19 @@ def read_record(state_dir: Path) -> KernelRecord:
             f"the kernel on {state.path} is only just starting or stopping",
             remedy="try again in a moment",
         ) from error
+
+
+def is_running(state_dir: Path) -> bool:
+    """Tell whether a kernel runs: by its lock, since process ids are used again."""
+    path = StateDir(state_dir.expanduser().absolute()).lock_path
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _try_lock(lock)
+    finally:
+        os.close(lock)
 
 
 def find_kernel(config: KernelConfig) -> KernelRecord:
@@ -117,15 +130,3 @@ def _try_lock(lock: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_locked(path: Path) -> bool:
-    """Tell whether a kernel runs: by its lock, since process ids are used again."""
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return not _try_lock(lock)
-    finally:
-        os.close(lock)

@@ -1,0 +1,1 @@
+"""The command line, `aios`: one file per group of commands."""

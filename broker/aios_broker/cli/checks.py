@@ -1,0 +1,167 @@
+"""The checks of `aios doctor`: each looks at one part and says what to do when it is not well.
+
+None of them changes anything: servers are started on data of their own, in a temporary directory.
+"""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from aios_broker.cli.client import KernelClient
+from aios_broker.cli.fleet import leading_scheduler, live_workers, redis_now
+from aios_broker.cli.model_package import find_weights, weights_are_whole
+from aios_broker.config import KernelConfig
+from aios_broker.contract.errors import KernelError, KernelNotRunning
+from aios_broker.embedded.postgres import PostgresServer
+from aios_broker.embedded.redis import RedisServer
+from aios_broker.embedded.standalone import StandaloneServer
+from aios_broker.embedded.state import StateDir
+from aios_broker.queues.functions import LIBRARY
+from aios_broker.queues.keys import Keys
+from aios_broker.supervisor.record import find_kernel
+
+OLDEST_PYTHON = (3, 11)
+# Modules of the `kernel` extra; numpy and xllamacpp are the workers'.
+PACKAGES = ("alembic", "hiredis", "msgspec", "numpy", "psycopg", "redis", "rich", "rq",
+            "sqlalchemy", "xllamacpp")  # fmt: skip
+RQ_MAJOR = "3."
+LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
+GIGABYTE = 1_000_000_000
+MOST_CLOCK_SKEW_S = 2.0  # deadlines are Redis's time: an agent's clock beyond this misjudges them
+KERNEL_EXTRA = "install 'aios-broker[kernel]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    ok: bool
+    detail: str
+    remedy: str = ""  # what to do where it is not ok
+
+
+def check_python(_config: KernelConfig) -> Finding:
+    """Python is new enough."""
+    ok = sys.version_info >= OLDEST_PYTHON
+    detail = f"{platform.python_version()} at {sys.executable}"
+    return Finding("python", ok, detail, "use Python 3.11 or newer")
+
+
+def check_packages(_config: KernelConfig) -> Finding:
+    """The packages of the kernel are installed, and RQ is of the version that we speak."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding("packages", False, f"missing: {', '.join(missing)}", KERNEL_EXTRA)
+    rq = importlib.metadata.version("rq")
+    return Finding("packages", rq.startswith(RQ_MAJOR), f"rq {rq}", KERNEL_EXTRA)
+
+
+def check_redis(config: KernelConfig) -> Finding:
+    """An embedded Redis starts and answers, or one elsewhere is named."""
+    if config.redis_url is not None:
+        return Finding("redis server", True, "not needed: AIOS_REDIS_URL is set")
+    return _check_start("redis server", RedisServer.of, "AIOS_REDIS_URL")
+
+
+def check_postgres(config: KernelConfig) -> Finding:
+    """An embedded Postgres is initialised, starts and answers, or one elsewhere is named."""
+    if config.database_url is not None:
+        return Finding("postgres server", True, "not needed: AIOS_DATABASE_URL is set")
+    return _check_start(
+        "postgres server",
+        lambda state: PostgresServer.of(state, durable=False),
+        "AIOS_DATABASE_URL",
+    )
+
+
+def check_model(config: KernelConfig) -> Finding:
+    """The weights of the embedded model are installed and whole."""
+    if config.llm_core != "llama":
+        return Finding("model", True, f"not needed: AIOS_LLM_CORE={config.llm_core}")
+    weights = find_weights()
+    if weights is None:
+        return Finding("model", False, "the embedded model is not installed", "run `aios setup`")
+    whole = weights_are_whole(weights)
+    return Finding("model", whole, str(weights) if whole else f"{weights} is damaged",
+                   "run `aios setup`")  # fmt: skip
+
+
+def check_disk(config: KernelConfig) -> Finding:
+    """There is room where the state directory is, or will be."""
+    place = config.state_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    return Finding("disk space", free_bytes >= LEAST_FREE_BYTES,
+                   f"{free_bytes / GIGABYTE:.1f} GB free at {place}",
+                   "free some, or set AIOS_STATE_DIR to a larger disk")  # fmt: skip
+
+
+def check_kernel(config: KernelConfig) -> list[Finding]:
+    """The kernel, if one runs: its Redis, functions, scheduler, workers, clock, processes."""
+    try:
+        record = find_kernel(config)
+    except KernelNotRunning as error:
+        # A kernel that nobody started is not ill.
+        return [Finding("kernel", True, f"{error.message}; `aios up` starts one")]
+    failed = [process.name for process in record.processes if process.state == "failed"]
+    detail = f"in a crash loop: {', '.join(failed)}" if failed else record.state
+    findings = [Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")]
+    try:
+        return findings + asyncio.run(_ask_kernel(record.redis_url, config))
+    except KernelError as error:
+        return [*findings, Finding("redis", False, error.message, error.remedy or "`aios up`")]
+
+
+async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
+    async with KernelClient(redis_url, keys=Keys(config.key_prefix)) as client:
+        skew_s = (datetime.now(UTC) - await redis_now(client)).total_seconds()
+        loaded = await client.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
+        leader = await leading_scheduler(client)
+        workers = await live_workers(client)
+    modules = ", ".join(sorted({worker.module for worker in workers}))
+    return [
+        Finding("redis", True, redis_url),
+        Finding("clock", abs(skew_s) <= MOST_CLOCK_SKEW_S, f"{skew_s:+.1f} s against Redis's",
+                "set this machine's clock, or that of Redis"),
+        Finding("functions", bool(loaded), "loaded" if loaded else "not loaded",
+                "any syscall loads them: `aios submit`"),
+        Finding("scheduler", leader is not None, leader or "none leads", "`aios up` starts one"),
+        Finding("workers", bool(workers), f"{len(workers)} ({modules})" if workers else "none",
+                "`aios up` starts them; `aios status` shows whether they crash"),
+    ]  # fmt: skip
+
+
+def _check_start(
+    check: str, place: Callable[[StateDir], RedisServer | PostgresServer], variable: str
+) -> Finding:
+    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
+        state = StateDir.open(Path(folder))
+        try:
+            server = place(state)
+            with StandaloneServer(server.service(), state.log_dir / "server.log"):
+                return Finding(check, True, "starts and answers")
+        except KernelError as error:
+            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
+            return Finding(check, False, error.message, remedy)
+        finally:
+            state.remove_sockets()
+
+
+CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
+    check_python,
+    check_packages,
+    check_redis,
+    check_postgres,
+    check_model,
+    check_disk,
+)

