@@ -1,0 +1,103 @@
+"""The border around handlers: whatever comes of a job, its caller hears exactly one thing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from aios_broker.contract.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    ForeignJob,
+    KernelError,
+    ModuleError,
+    UnknownModule,
+)
+from aios_broker.contract.job import decode_job, syscall_id_of
+from aios_broker.contract.reply import Reply, encode
+from aios_broker.contract.syscall import Module, Syscall
+from aios_broker.queues.records import Ending, Lease, Pause
+from aios_broker.queues.tokens import Tokens
+from aios_workers.patience import patiently
+from aios_workers.run import Done, Handler, Outcome, Run, Suspended
+
+logger = logging.getLogger(__name__)
+
+
+class Border:
+    """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
+
+    def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
+        self._handler = handler
+        self._module = module
+        self._tokens = tokens
+        self._worker = worker
+
+    async def answer(self, run: Run) -> Ending | Pause:
+        """Run a job to its end or its suspension; raises nothing but CancelledError."""
+        lease = run.lease
+        limit = asyncio.timeout(lease.deadline_in_s)
+        try:
+            async with limit:
+                syscall = await self._open(lease)
+                return self._settled(run, await self._handler.run(run, syscall))
+        except KernelError as error:
+            return self._failed(run, error)
+        except Exception as error:  # the border: a module raised, its caller hears it
+            if isinstance(error, TimeoutError) and limit.expired():
+                return self._failed(run, _late())
+            logger.exception("a handler failed: syscall %s", lease.job_id)
+            return self._failed(run, ModuleError(
+                f"{type(error).__name__}: {error}", remedy="see the worker's log"
+            ))  # fmt: skip
+
+    def stopped(self, run: Run) -> Ending | Pause | None:
+        """Return what becomes of a run whose task was cancelled; None: nothing is written."""
+        match run.stopping:
+            case "lost":
+                return None
+            case "stopped":
+                return self._failed(run, Cancelled("its worker was told to stop it"))
+            case "drain" | None:
+                ran_s, tokens = run.take_use()
+                return Pause(run.lease, None, ran_s, tokens, "drain")
+
+    async def _open(self, lease: Lease) -> Syscall:
+        """Read the syscall; check who it is from, unless the submit function vouches for that."""
+        syscall = decode_job(lease.data, lease.job_id, trusted=lease.trusted)
+        if not lease.trusted:
+            await patiently(lambda: self._tokens.verify(
+                syscall.token, agent=syscall.agent, tenant=syscall.tenant
+            ))  # fmt: skip
+        if syscall.module != self._module:
+            raise UnknownModule(
+                f"{syscall.kind!r} is not of module {self._module!r}, whose queue it was in",
+                field="body.type", remedy=f"enqueue it in {syscall.module!r}",
+            )  # fmt: skip
+        return syscall
+
+    def _settled(self, run: Run, outcome: Outcome) -> Ending | Pause:
+        match outcome:
+            case Done(result):
+                reply = Reply(syscall_id_of(run.lease.job_id), result=result,
+                              timings=run.timings(), worker=self._worker)  # fmt: skip
+                data = encode(reply)
+                return Ending(run.lease, "finished", data, *run.take_use())
+            case Suspended(snapshot, reason):
+                return Pause(run.lease, snapshot, *run.take_use(), reason)
+
+    def _failed(self, run: Run, error: KernelError) -> Ending:
+        syscall_id = syscall_id_of(run.lease.job_id)
+        error.syscall_id = syscall_id
+        reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(),
+                      worker=self._worker)  # fmt: skip
+        foreign = isinstance(error, ForeignJob)
+        if foreign:
+            logger.warning("quarantined job %s: %s", run.lease.job_id, error)
+        return Ending(run.lease, "failed", encode(reply), *run.take_use(), quarantine=foreign)
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "it outlived its deadline", field="deadline_s", remedy="allow it more time"
+    )

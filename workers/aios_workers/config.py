@@ -1,0 +1,80 @@
+"""What a worker process is told by its environment. Read once, in `main`; passed on by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from aios_broker.config import (
+    KernelConfig,
+    LogLevel,
+    read_settings,
+    refuse_unknown,
+    variables_of,
+)
+from aios_broker.ledger.database import check_database_url
+from aios_broker.queues.connection import parse_url
+from aios_workers.llm.model_core import ModelCoreConfig
+from aios_workers.worker import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
+
+OWN_PREFIXES = ("AIOS_LLM_", "AIOS_MODEL_CORE_", "AIOS_TOOL_", "AIOS_WORKER_")
+
+_SIMULATED = ModelCoreConfig()
+_Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
+
+
+class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a worker of any module. Each field is AIOS_<NAME>."""
+
+    redis_url: str
+    database_url: str | None = None  # None: snapshots that were spilled cannot be read back
+    key_prefix: str = "rq"  # RQ_KEY_PREFIX
+    llm_core: Literal["llama", "model"] = "llama"
+    llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once
+    llm_context_tokens: Annotated[int, Meta(ge=256)] = 2048  # prompt and answer together
+    llm_threads: Annotated[int, Meta(ge=1, le=256)] = 1  # of the embedded core
+    tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
+    worker_lease_s: Annotated[float, Meta(ge=0.5, le=600.0)] = DEFAULT_LEASE_S
+    worker_drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = DEFAULT_DRAIN_S
+    model_core_seed: Annotated[int, Meta(ge=0)] = _SIMULATED.seed
+    model_core_prefill_tokens_per_s: _Speed = _SIMULATED.prefill_tokens_per_s
+    model_core_decode_tokens_per_s: _Speed = _SIMULATED.decode_tokens_per_s
+    model_core_kv_tokens: Annotated[int, Meta(ge=0)] = _SIMULATED.kv_tokens
+    model_core_end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = _SIMULATED.end_probability
+    log_level: LogLevel = "info"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> WorkerConfig:
+        """Read the settings.
+
+        Raises:
+            InvalidConfig: A value is missing, malformed or out of range, or a variable of the
+                workers' has a name that nobody reads; `field` names it.
+        """
+        own = {name: text for name, text in environ.items() if name.startswith(OWN_PREFIXES)}
+        refuse_unknown(own, known=[*variables_of(cls), *variables_of(KernelConfig)])
+        config = read_settings(cls, environ)
+        parse_url(config.redis_url)
+        if config.database_url is not None:
+            check_database_url(config.database_url)
+        return config
+
+    @property
+    def limits(self) -> Limits:
+        """How long the worker holds on."""
+        return Limits(self.worker_lease_s, self.worker_drain_s)
+
+    @property
+    def model_core(self) -> ModelCoreConfig:
+        """What the simulated core is like."""
+        return ModelCoreConfig(
+            seed=self.model_core_seed,
+            slots=self.llm_slots,
+            context_tokens=self.llm_context_tokens,
+            prefill_tokens_per_s=self.model_core_prefill_tokens_per_s,
+            decode_tokens_per_s=self.model_core_decode_tokens_per_s,
+            kv_tokens=self.model_core_kv_tokens,
+            end_probability=self.model_core_end_probability,
+        )

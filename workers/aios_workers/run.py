@@ -1,0 +1,124 @@
+"""One leased job on this worker, and what a handler makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from aios_broker.contract.reply import Result, Timings
+from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.records import Lease
+
+StopReason = Literal["lost", "stopped", "drain"]
+# lost: the lease is gone, write nothing. stopped: a tool wants it to end, its caller hears so.
+# drain: this worker leaves and can wait no longer, another one starts it again.
+SuspendReason = Literal["yield", "hold", "drain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler has the result."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The handler stopped half-way; `snapshot` is all that is needed to go on."""
+
+    snapshot: bytes | None
+    reason: SuspendReason
+
+
+Outcome = Done | Suspended
+
+
+class Run:
+    """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.stopping: StopReason | None = None
+        self.suspending: SuspendReason | None = None
+        self.task: asyncio.Task[object] | None = None
+        self._clock = asyncio.get_running_loop().time
+        self._started_s = self._clock()
+        self._charged_until_s = self._started_s
+        self._uncharged_s = 0.0  # taken once, given back because the charge did not arrive
+        self._uncharged_tokens = 0
+        self._interrupt: Callable[[SuspendReason], None] | None = None
+
+    def count_tokens(self, count: int) -> None:
+        """Note output tokens that were generated."""
+        self._uncharged_tokens += count
+
+    def take_use(self) -> tuple[float, int]:
+        """Return the seconds and tokens used since the last call: what is to be charged."""
+        now_s = self._clock()
+        use = (self._uncharged_s + now_s - self._charged_until_s, self._uncharged_tokens)
+        self._charged_until_s, self._uncharged_s, self._uncharged_tokens = now_s, 0.0, 0
+        return use
+
+    def return_use(self, use: tuple[float, int]) -> None:
+        """Give back a use whose charge did not arrive; the next one carries it."""
+        self._uncharged_s += use[0]
+        self._uncharged_tokens += use[1]
+
+    def timings(self) -> Timings:
+        """Return where the time went so far, earlier slices included."""
+        lease = self.lease
+        return Timings(
+            queued_s=lease.queued_s,
+            ran_s=lease.ran_s + self._clock() - self._started_s,
+            slices=lease.slices + 1,
+            suspensions=lease.suspensions,
+            attempts=lease.attempt,
+        )
+
+    def on_suspend(self, interrupt: Callable[[SuspendReason], None]) -> None:
+        """Tell how this run is suspended; called at once if it already should be."""
+        self._interrupt = interrupt
+        if self.suspending is not None:
+            interrupt(self.suspending)
+
+    def suspend(self, reason: SuspendReason) -> None:
+        """Ask the handler to stop half-way. One that cannot goes on to its end."""
+        if self.suspending is None:
+            self.suspending = reason
+            if self._interrupt is not None:
+                self._interrupt(reason)
+
+    def stop(self, reason: StopReason) -> None:
+        """Cancel the handler; the first reason counts."""
+        if self.stopping is None:
+            self.stopping = reason
+            if self.task is not None:
+                self.task.cancel()
+
+
+class Handler(Protocol):
+    """A module's code: what runs a syscall. Built in main, one per worker process."""
+
+    @property
+    def capacity(self) -> int:
+        """How many syscalls it runs at the same time."""
+        ...
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """Model names it serves; only the llm module has them."""
+        ...
+
+    async def run(self, run: Run, syscall: Syscall) -> Outcome:
+        """Run one syscall.
+
+        Raises KernelError for what the caller is to know; anything else becomes ModuleError.
+        Cancelled when the run has to stop at once.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds. Safe to call twice."""
+        ...
