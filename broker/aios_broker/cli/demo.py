@@ -1,0 +1,204 @@
+"""`aios demo`: a kernel of its own, a load under round robin and under FIFO, the difference."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import click
+import msgspec
+from rich.console import Console
+
+from aios_broker.cli.client import KernelClient
+from aios_broker.cli.human import plural, seconds
+from aios_broker.cli.session import EXIT_INTERRUPTED, CommandFailed
+from aios_broker.cli.tables import show_table
+from aios_broker.config import KernelConfig
+from aios_broker.contract.errors import KernelError
+from aios_broker.demo.load import MAX_AGENTS, demo_agents
+from aios_broker.demo.machine import machine, versions
+from aios_broker.demo.plot import draw, require_matplotlib
+from aios_broker.demo.report import Report, broken_promises, figures, promises_kept, table_of
+from aios_broker.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
+from aios_broker.demo.view import LiveView, PlainView
+from aios_broker.log import KernelLog
+from aios_broker.queues.keys import Keys
+from aios_broker.supervisor import EmbeddedKernel
+
+CoreName = Literal["llama", "model"]
+
+EXIT_CODES = (
+    "Exit codes: 0 all promises kept; 1 one was broken, or something failed (it says which); "
+    "2 wrong usage or setting; 3 the kernel did not start; 130 interrupted."
+)
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the command line asks for."""
+
+    agents: int
+    core: CoreName
+    slots: int
+    json_path: Path | None
+    plot_path: Path | None
+    keep: bool
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--agents", type=click.IntRange(2, MAX_AGENTS), default=8, show_default=True,
+    help="How many agents: 3 in 8 tell a story, 2 make lists, 3 ask questions.",
+)  # fmt: skip
+@click.option(
+    "--core", type=click.Choice(["llama", "model"]), default="llama", show_default=True,
+    envvar="AIOS_LLM_CORE", help="The embedded model, or the simulated one.",
+)  # fmt: skip
+@click.option(
+    "--slots", type=click.IntRange(1, 16), default=2, show_default=True,
+    help="Generations that run at the same time.",
+)  # fmt: skip
+@click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write the figures as JSON.")
+@click.option(
+    "--plot", "plot_path", type=_FILE, metavar="FILE",
+    help="Draw the schedule as a PNG: slices per slot.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Keep the state directory, to look into it.")
+def demo(**given: object) -> None:
+    r"""Show time slices at work: the same load under round robin, then under FIFO.
+
+    Agents that tell stories, make lists and ask short questions share a real model, in a kernel
+    of its own that is gone afterwards. Under FIFO the questions wait for the stories; under round
+    robin nobody keeps a slot for longer than a slice while others wait. Every generation that was
+    interrupted is compared, id for id, with its uninterrupted run.
+
+    \b
+    Examples:
+      aios demo
+      aios demo --agents 16 --json figures.json --plot schedule.png
+    """
+    wishes = msgspec.convert(given, Wishes)
+    with _place(wishes) as place:
+        runs = _measured(wishes, place)
+        if not _conclude(wishes, runs):
+            raise SystemExit(1)
+
+
+@contextmanager
+def _place(wishes: Wishes) -> Iterator[Path]:
+    """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
+    if wishes.plot_path is not None:
+        _check_plot()
+    folder = Path(tempfile.mkdtemp(prefix="aios-demo-"))
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    wanted = True
+    try:
+        yield folder
+        wanted = wishes.keep
+    except KeyboardInterrupt:
+        wanted = wishes.keep
+        click.echo("interrupted; the kernel has stopped", err=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except (KernelError, BaseExceptionGroup) as error:
+        first = _kernel_error(error)
+        if first is None:
+            raise
+        raise CommandFailed(first) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if wanted:
+            click.echo(f"the kernel's log: {_log_path(folder)}", err=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
+    """Start the kernel, run the load under both policies, compare, stop the kernel."""
+    config = KernelConfig(
+        state_dir=folder / "state", llm_core=wishes.core, llm_slots=wishes.slots, llm_workers=1,
+        tool_workers=0, policy=ROUND_ROBIN.name,
+    )  # fmt: skip
+    click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
+    began_s = time.monotonic()
+    log = KernelLog(_log_path(folder))
+    with EmbeddedKernel(config, log=log, temporary=not wishes.keep) as kernel:
+        click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
+        return asyncio.run(_run_both(kernel.redis_url, Keys(config.key_prefix), wishes))
+
+
+async def _run_both(redis_url: str, keys: Keys, wishes: Wishes) -> list[PolicyRun]:
+    console = Console()
+    view = LiveView(console) if console.is_terminal else PlainView(click.echo)
+    agents = demo_agents(wishes.agents)
+    async with KernelClient(redis_url, keys=keys, name="aios-demo") as client:
+        load = Demo(client, agents, view)
+        try:
+            model = await load.warm_up()
+            click.echo(
+                f"{plural(len(agents), 'agent')} share {plural(wishes.slots, 'slot')} of {model}; "
+                f"a slice is {ROUND_ROBIN.quantum_tokens} tokens"
+            )
+            round_robin = await load.run(ROUND_ROBIN)
+            fifo = await load.run(FIFO)
+            click.echo("comparing what was interrupted with its uninterrupted run")
+            await load.compare(round_robin, fifo)
+        finally:
+            view.stop()
+    return [round_robin, fifo]
+
+
+def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:
+    """Print the table, write the files, say whether the promises were kept."""
+    by_policy = {run.policy: figures(run) for run in runs}
+    click.echo()
+    show_table(*table_of(by_policy))
+    click.echo()
+    if wishes.json_path is not None:
+        report = Report(policies=by_policy, machine=machine(), versions=versions())
+        wishes.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        click.echo(f"figures: {wishes.json_path}")
+    if wishes.plot_path is not None:
+        draw(runs, wishes.plot_path)
+        click.echo(f"chart: {wishes.plot_path}")
+    round_robin, fifo = runs
+    broken = broken_promises(round_robin, fifo)
+    for line in broken:
+        click.echo(f"FAILED: {line}", err=True)
+    if not broken:
+        click.echo(promises_kept(round_robin, fifo))
+    return not broken
+
+
+def _check_plot() -> None:
+    try:
+        require_matplotlib()
+    except KernelError as error:
+        raise CommandFailed(error) from error
+
+
+def _log_path(folder: Path) -> Path:
+    """Return where the log is: beside the state directory, which the kernel deletes."""
+    return folder / "kernel.log"
+
+
+def _kernel_error(error: BaseException) -> KernelError | None:
+    """Return the first KernelError in a tree of exceptions."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_kernel_error(inner) for inner in error.exceptions)
+        return next((one for one in found if one is not None), None)
+    return error if isinstance(error, KernelError) else None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Treat SIGTERM as Ctrl-C: the kernel is stopped in order, nothing is left behind."""
+    signal.raise_signal(signal.SIGINT)

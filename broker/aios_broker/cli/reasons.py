@@ -1,0 +1,168 @@
+"""Why a syscall is where it is: the rule that holds it there, and the numbers of that rule.
+
+Pure: what `aios why` has read goes in, an explanation comes out. Rules are tried in the order
+in which they would have to be lifted for the syscall to run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from aios_broker.cli.fleet import WorkerView
+from aios_broker.cli.human import plural, seconds, short_id
+from aios_broker.cli.lookup import Ended
+from aios_broker.queues.records import JobView, PolicyRow
+
+Rule = Literal[
+    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "next", "order",
+    "finished", "failed", "cancelled",
+]  # fmt: skip
+
+Number = int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What decides over a waiting syscall, read at one moment."""
+
+    policy: PolicyRow
+    jobs: Sequence[JobView]  # of its module: running ones, waiting ones in order, held ones
+    workers: Sequence[WorkerView]  # of its module
+    fleet_suspended: bool  # `rq suspend`: workers take nothing new
+    scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer of `aios why`."""
+
+    rule: Rule
+    text: str
+    numbers: dict[str, Number]
+    remedy: str | None = None
+
+
+def explain(job: JobView, around: Surroundings) -> Explanation:
+    """Say what a syscall that has not ended waits for, or where it runs."""
+    common: dict[str, Number] = {
+        "state": job.state, "module": job.module, "agent": job.facts.agent,
+        "program": job.facts.program, "nice": job.facts.nice, "waited": seconds(job.queued_s),
+        "ran": seconds(job.ran_s), "slices": job.slices, "tokens": job.tokens,
+        "losses": job.losses,
+        "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
+    }  # fmt: skip
+    found = _runs(job, around) or _kept_out(job) or _nobody_serves(job, around)
+    found = found or _ordered(job, around)
+    return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
+
+
+def explain_ended(ended: Ended) -> Explanation:
+    """Say how a syscall ended."""
+    rule: Rule = "cancelled" if ended.state == "cancelled" else (
+        "finished" if ended.state == "finished" else "failed"
+    )  # fmt: skip
+    reply = ended.reply
+    if reply is None:
+        return Explanation(rule, f"It has ended ({ended.state}); its reply has expired.", {})
+    numbers: dict[str, Number] = {
+        "waited": seconds(reply.timings.queued_s), "ran": seconds(reply.timings.ran_s),
+        "slices": reply.timings.slices, "suspensions": reply.timings.suspensions,
+        "attempts": reply.timings.attempts, "worker": reply.worker or None,
+    }  # fmt: skip
+    if reply.error is None:
+        return Explanation(rule, "It has finished; its reply is still there.", numbers)
+    numbers["error"] = reply.error.code
+    return Explanation(
+        rule, f"It has ended with {reply.error.code}: {reply.error.message}", numbers,
+        reply.error.remedy,
+    )  # fmt: skip
+
+
+def _runs(job: JobView, around: Surroundings) -> Explanation | None:
+    if job.state != "running":
+        return None
+    policy = around.policy
+    quantum = f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
+    yields = (
+        "it is not preempted" if policy.preempt == "none"
+        else f"it yields after {quantum} if somebody deserving waits"
+    )  # fmt: skip
+    return Explanation(
+        "running", f"It runs on {job.worker}; under {policy.name} {yields}.",
+        {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
+    )  # fmt: skip
+
+
+def _kept_out(job: JobView) -> Explanation | None:
+    if job.state == "held":
+        return Explanation(
+            "held", "An operator took it out of the run queue.", {},
+            f"`aios resume {short_id(job.job_id)}` puts it back",
+        )  # fmt: skip
+    if job.state == "parked":
+        return Explanation("parked", "It waits for a person's approval.", {})
+    return None
+
+
+def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
+    if around.fleet_suspended:
+        return Explanation(
+            "fleet-suspended", "The fleet is suspended (`rq suspend`): workers take nothing new.",
+            {}, "`rq resume` lets them go on",
+        )  # fmt: skip
+    if not around.workers:
+        return Explanation(
+            "no-worker", f"No worker of module {job.module} lives.", {"live workers": 0},
+            "`aios status` shows the processes; `aios up` starts them",
+        )  # fmt: skip
+    if job.core and not any(job.core in worker.cores for worker in around.workers):
+        served = sorted({core for worker in around.workers for core in worker.cores})
+        return Explanation(
+            "no-core", f"No live worker serves the core {job.core!r}.",
+            {"live workers": len(around.workers), "cores": ", ".join(served) or "none"},
+            "start a worker with that core, or submit without a core",
+        )  # fmt: skip
+    return None
+
+
+def _ordered(job: JobView, around: Surroundings) -> Explanation:
+    waiting = [other for other in around.jobs if other.position is not None]
+    running = [other for other in around.jobs if other.state == "running"]
+    serving = [w for w in around.workers if not job.core or job.core in w.cores]
+    slots = sum(worker.slots for worker in serving)
+    names = {worker.name for worker in serving}
+    busy = sum(1 for other in running if other.worker in names)
+    position = job.position if job.position is not None else len(waiting)
+    numbers: dict[str, Number] = {
+        "position": f"{position + 1} of {max(len(waiting), 1)}",
+        "slots": slots, "free slots": max(slots - busy, 0), "policy": around.policy.name,
+        "score": job.score, "head's score": waiting[0].score if waiting else None,
+        "quantum": f"{around.policy.quantum_tokens} tokens or {seconds(around.policy.quantum_s)}",
+        "scheduler": around.scheduler or "none lives: the last order, then arrival",
+    }  # fmt: skip
+    if slots - busy > position:
+        return Explanation(
+            "next", f"{plural(slots - busy, 'slot')} free: a worker is about to take it.", numbers
+        )
+    return Explanation("order", _order_text(position, busy, slots, running, around), numbers)
+
+
+def _order_text(
+    position: int, busy: int, slots: int, running: Sequence[JobView], around: Surroundings
+) -> str:
+    who = ", ".join(f"{other.facts.agent} ({short_id(other.job_id)})" for other in running)
+    before = "it is next" if position == 0 else f"{plural(position, 'syscall')} go before it"
+    before = before.replace("1 syscall go", "1 syscall goes")
+    policy = around.policy
+    ends = (
+        "a slot is freed when one of them ends"
+        if policy.preempt == "none"
+        else f"each may be interrupted after {policy.quantum_tokens} tokens or "
+        f"{seconds(policy.quantum_s)}"
+    )
+    return (
+        f"{busy} of {plural(slots, 'slot')} busy, and under {policy.name} {before}. "
+        f"Running: {who or 'nobody we see'}; {ends}."
+    )

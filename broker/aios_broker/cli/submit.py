@@ -1,0 +1,192 @@
+"""`aios submit`: one syscall from the command line, its answer as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+import msgspec
+
+from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
+from aios_broker.cli.human import plural, seconds
+from aios_broker.cli.lookup import find
+from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
+from aios_broker.cli.tables import show_json
+from aios_broker.contract.errors import Cancelled, KernelError, from_wire
+from aios_broker.contract.reply import ChatResult, Reply
+from aios_broker.contract.syscall import Syscall, decode_syscall, id_from_key, new_id
+
+DEFAULT_AGENT = "cli"
+ATTACH_TIMEOUT_S = 86_400.0  # as long as a deadline may be
+
+Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says. None: the contract's default."""
+
+    text: str | None
+    tool: str | None
+    attach: str | None
+    agent: str
+    program: str
+    max_tokens: int | None
+    temperature: float | None
+    seed: int | None
+    core: str | None
+    nice: int | None
+    deadline_s: float | None
+    key: str | None
+    stream: bool
+    detach: bool
+    as_json: bool
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("text", metavar="[PROMPT]", required=False)
+@click.option("--tool", metavar="NAME", help="Call this tool instead of the model: echo.")
+@click.option("--attach", metavar="ID", help="Wait for a syscall that was submitted before.")
+@click.option("--agent", default=DEFAULT_AGENT, show_default=True, help="As which agent.")
+@click.option("--program", default="main", show_default=True, help="In which of its programs.")
+@click.option("--max-tokens", type=int, metavar="N", help="New tokens at most (256).")
+@click.option("--temperature", type=float, metavar="T", help="0 is greedy (0).")
+@click.option("--seed", type=int, metavar="N", help="Of the sampling; else derived from the id.")
+@click.option("--core", metavar="MODEL", help="Only on this core; else on any.")
+@click.option("--nice", type=int, metavar="N", help="-20 (first) to 19 (last); 0.")
+@click.option("--deadline-s", type=float, metavar="S", help="Fails after this long (600).")
+@click.option("--key", help="Idempotency key: the same key is the same syscall, run once.")
+@click.option("--stream/--no-stream", default=True, help="Print the answer while it is made.")
+@click.option("--detach", is_flag=True, help="Print the id and do not wait.")
+@click.option("--json", "as_json", is_flag=True, help="Print the reply as JSON; no streaming.")
+def submit(**given: object) -> None:
+    r"""Submit a syscall and print its answer.
+
+    PROMPT is a message to the model; `-` reads it from standard input. Ctrl-C cancels the
+    syscall, unless it was attached to.
+
+    \b
+    Examples:
+      aios submit "What is the capital of France?"
+      aios submit --max-tokens 400 --temperature 0.8 --seed 7 "Tell a story."
+      aios submit --tool echo hello
+      id=$(aios submit --detach "Tell a story."); aios submit --attach $id
+    """
+    options = msgspec.convert(given, Options)
+    try:
+        syscall = None if options.attach else syscall_of(options)
+    except KernelError as error:
+        raise CommandFailed(error, as_json=options.as_json) from error
+
+    async def work(client: KernelClient) -> Reply | None:
+        if syscall is None:
+            return await _attach(client, options)
+        return await _submit(client, syscall, options)
+
+    reply = with_kernel(work, as_json=options.as_json)
+    if reply is not None:
+        _conclude(reply, options)
+
+
+def syscall_of(options: Options) -> Syscall:
+    """Build and check the syscall.
+
+    Raises:
+        InvalidSyscall: a value out of its range; `field` names it.
+        UnknownModule: a tool that is not built.
+    """
+    if options.text is None:
+        raise click.UsageError("a PROMPT is missing (or --attach ID)")
+    text = sys.stdin.read() if options.text == "-" else options.text
+    syscall_id = id_from_key("default", options.agent, options.key) if options.key else new_id()
+    fields = {
+        "id": syscall_id,
+        "agent": options.agent,
+        "program": options.program,
+        "nice": options.nice,
+        "deadline_s": options.deadline_s,
+        "body": _body(options, text),
+    }
+    return decode_syscall(msgspec.json.encode(_given(fields)))
+
+
+def _body(options: Options, text: str) -> Fields:
+    if options.tool is not None:
+        return {"type": f"tool.{options.tool}", "text": text}
+    return _given({
+        "type": "llm.chat",
+        "messages": [{"role": "user", "content": text}],
+        "core": options.core,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "stream": options.stream and not options.as_json and not options.detach,
+    })  # fmt: skip
+
+
+def _given(fields: Fields) -> Fields:
+    """Leave out what was not given: the contract has the defaults."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+async def _submit(client: KernelClient, syscall: Syscall, options: Options) -> Reply | None:
+    [pending] = await client.submit([syscall], wait=not options.detach)
+    if options.detach:
+        if options.as_json:
+            show_json({"id": syscall.id})
+        else:
+            click.echo(syscall.id)
+        return None
+    try:
+        return await _hear(pending, syscall.deadline_s + REPLY_GRACE_S, options)
+    except asyncio.CancelledError:
+        error = Cancelled("its caller went away (Ctrl-C)")
+        await client.control.cancel([syscall.id], error, module=syscall.module)
+        click.echo(f"\ncancelled {syscall.id}", err=True)
+        raise
+
+
+async def _attach(client: KernelClient, options: Options) -> Reply:
+    assert options.attach is not None
+    found = await find(client, options.attach)
+    pending = await client.attach(found.job_id)
+    return await _hear(pending, ATTACH_TIMEOUT_S, options)
+
+
+async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
+    """Wait for the reply; print what streams in meanwhile."""
+    if options.as_json:
+        return await pending.reply(timeout_s)
+    printing = asyncio.create_task(_print_pieces(pending))
+    try:
+        reply = await pending.reply(timeout_s)
+        await printing
+    finally:
+        printing.cancel()
+    if reply.result is not None:
+        click.echo(reply.result.text[len(pending.text) :])
+    return reply
+
+
+async def _print_pieces(pending: Pending) -> None:
+    async for piece in pending.pieces():
+        click.echo(piece, nl=False)
+
+
+def _conclude(reply: Reply, options: Options) -> None:
+    """Print the reply or its error; on a terminal, what the answer took."""
+    if options.as_json:
+        show_json(reply)
+        raise SystemExit(1 if reply.error is not None else 0)
+    if reply.error is not None:
+        raise CommandFailed(from_wire(reply.error))
+    result = reply.unwrap()
+    if isinstance(result, ChatResult) and sys.stderr.isatty():
+        timings = reply.timings
+        click.echo(
+            f"{plural(result.usage.output_tokens, 'token')}, waited {seconds(timings.queued_s)}, "
+            f"ran {seconds(timings.ran_s)} in {plural(timings.slices, 'slice')}", err=True,
+        )  # fmt: skip

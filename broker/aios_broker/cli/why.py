@@ -1,0 +1,64 @@
+"""`aios why`: the rule and the numbers that keep a syscall where it is."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from aios_broker.cli.client import KernelClient
+from aios_broker.cli.fleet import fleet_suspended, leading_scheduler, live_workers
+from aios_broker.cli.lookup import Ended, find, parse_module
+from aios_broker.cli.reasons import Explanation, Surroundings, explain, explain_ended
+from aios_broker.cli.session import EXIT_CODES, with_kernel
+from aios_broker.cli.tables import show_json
+from aios_broker.queues.records import JobView
+
+JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("syscall_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def why(syscall_id: str, *, as_json: bool) -> None:
+    r"""Say why a syscall waits: which rule keeps it, and the rule's numbers.
+
+    ID may be abbreviated to its first digits, 8 or more. Of one that has ended it says how, for
+    as long as the reply is kept (a minute; an hour for one that failed).
+
+    \b
+    Examples:
+      aios why 3f2a91bc
+      aios why 3f2a91bc --json
+    """
+
+    async def read(client: KernelClient) -> tuple[str, Explanation]:
+        found = await find(client, syscall_id)
+        if isinstance(found, Ended):
+            return found.job_id, explain_ended(found)
+        return found.job_id, explain(found, await surroundings(client, found))
+
+    job_id, explanation = with_kernel(read, as_json=as_json)
+    if as_json:
+        show_json({"job_id": job_id, **msgspec.to_builtins(explanation)})
+        return
+    click.echo(f"{job_id}: {explanation.rule}")
+    click.echo(explanation.text)
+    if explanation.remedy:
+        click.echo(f"Remedy: {explanation.remedy}")
+    width = max((len(name) for name in explanation.numbers), default=0)
+    for name, value in explanation.numbers.items():
+        if value is not None:
+            click.echo(f"  {name.ljust(width)}  {value}")
+
+
+async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
+    """Read what decides over a job."""
+    module = parse_module(job.module)
+    workers = [worker for worker in await live_workers(client) if worker.module == module]
+    return Surroundings(
+        policy=await client.control.policy(module),
+        jobs=await client.control.jobs(module, limit=JOBS_LIMIT),
+        workers=workers,
+        fleet_suspended=await fleet_suspended(client),
+        scheduler=await leading_scheduler(client),
+    )

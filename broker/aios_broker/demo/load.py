@@ -1,0 +1,114 @@
+"""What the demo's agents ask: stories first, then lists, then short questions.
+
+Fixed prompts, fixed seeds, a part greedy and a part sampled: every run asks for the same ids.
+Eight agents ask for about 1,050 output tokens in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aios_broker.contract.syscall import LlmChat, Message, Syscall, check_syscall, new_id
+
+Role = Literal["story", "list", "question"]
+
+ARRIVAL_GAP_S = 0.05  # agents come one after another, the long ones first
+FIRST_SEED = 1000
+MAX_AGENTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One generation. `temperature` 0: greedy, the seed is ignored."""
+
+    role: Role
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether its wait counts among those of the short requests."""
+        return self.role == "question"
+
+
+@dataclass(frozen=True, slots=True)
+class DemoAgent:
+    """One agent: when it comes, and what it asks, all at once."""
+
+    name: str
+    role: Role
+    arrival_s: float
+    asks: tuple[Ask, ...]
+
+
+STORIES = (
+    ("Write a long story about a lighthouse keeper who finds a map in a bottle.", 200, 0.0),
+    ("Tell a long bedtime story about a fox who wants to learn to read.", 180, 0.8),
+    ("Write a long story about two friends who build a boat and sail away.", 160, 0.7),
+)
+LISTS = (
+    ("List twenty animals, one per line, each with one fact.", 80, 0.0),
+    ("List fifteen things to pack for a week in the mountains, and why.", 80, 0.6),
+    ("List ten vegetables and say how to cook each of them.", 80, 0.0),
+    ("List twelve countries with their capitals and one thing to see.", 80, 0.6),
+)
+QUESTIONS = (
+    ("What is the capital of France?", 16, 0.0),
+    ("Why is the sky blue? Answer in one sentence.", 24, 0.0),
+    ("Name three colours.", 12, 0.7),
+    ("Is a whale a fish? Answer in one sentence.", 20, 0.0),
+    ("What do bees make?", 16, 0.0),
+    ("Give me one word that rhymes with night.", 12, 0.7),
+    ("How many days are in a week?", 16, 0.0),
+    ("What is the opposite of hot?", 12, 0.0),
+    ("Say hello in three languages.", 24, 0.5),
+)
+
+_Prompts = tuple[tuple[str, int, float], ...]
+# Of eight agents three tell stories, two make lists and three ask questions; each of them asks
+# this many at once.
+_ROLES: tuple[tuple[Role, _Prompts, int], ...] = (
+    ("story", STORIES, 1),
+    ("list", LISTS, 2),
+    ("question", QUESTIONS, 3),
+)
+
+
+def demo_agents(count: int) -> list[DemoAgent]:
+    """Return `count` agents, the long ones first."""
+    numbers = dict(zip(("story", "list", "question"), _shares(count), strict=True))
+    agents: list[DemoAgent] = []
+    seed = FIRST_SEED
+    for role, prompts, asks_each in _ROLES:
+        for number in range(numbers[role]):
+            first = number * asks_each
+            chosen = [prompts[(first + i) % len(prompts)] for i in range(asks_each)]
+            asks = tuple(
+                Ask(role, prompt, max_tokens, temperature, seed + i)
+                for i, (prompt, max_tokens, temperature) in enumerate(chosen)
+            )
+            seed += asks_each
+            arrival_s = len(agents) * ARRIVAL_GAP_S
+            agents.append(DemoAgent(f"{role}-{number + 1}", role, arrival_s, asks))
+    return agents
+
+
+def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) -> Syscall:
+    """Return the syscall of one ask, with a fresh id; its result carries the token ids."""
+    return check_syscall(Syscall(
+        id=new_id(), agent=agent.name, program=program,
+        body=LlmChat(
+            messages=(Message("user", ask.prompt),), core=core, max_tokens=ask.max_tokens,
+            temperature=ask.temperature, seed=ask.seed, stream=True, return_ids=True,
+        ),
+    ))  # fmt: skip
+
+
+def _shares(count: int) -> tuple[int, int, int]:
+    """Split agents 3 : 2 : 3; with few of them long ones and short ones come first."""
+    stories = max(1, round(count * 3 / 8))
+    lists = max(0, round(count * 2 / 8)) if count > 2 else 0
+    return stories, lists, max(0, count - stories - lists)

@@ -1,0 +1,188 @@
+"""Run the demo's load on a running kernel, under one policy after the other, and compare."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
+from aios_broker.contract.reply import ChatResult, Reply
+from aios_broker.demo.journal import JournalEvent, JournalReader, Slice, slices_of
+from aios_broker.demo.load import Ask, DemoAgent, syscall_of
+from aios_broker.queues.records import JobView, PolicyRow
+
+LOOK_EVERY_S = 0.25  # how often the view is fed while the load runs
+QUANTUM_TOKENS = 20  # long against the cost of resuming, short against a story
+QUANTUM_S = 10.0  # not what ends a slice here: tokens do, so that runs are alike
+REFERENCE_TRIES = 3
+WARM_UP_TOKENS = 4
+
+ROUND_ROBIN = PolicyRow("rr", "waiting", QUANTUM_S, QUANTUM_TOKENS)
+FIFO = PolicyRow("fifo", "none", QUANTUM_S, QUANTUM_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One ask and its reply."""
+
+    agent: DemoAgent
+    ask: Ask
+    reply: Reply
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """The generated ids; empty where it failed."""
+        result = self.reply.result
+        return result.output_ids if isinstance(result, ChatResult) else ()
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether it was suspended, or lost a worker and ran again."""
+        return self.reply.timings.suspensions > 0 or self.reply.timings.attempts > 1
+
+
+@dataclass(slots=True)
+class PolicyRun:
+    """What one policy made of the load."""
+
+    policy: str
+    answers: list[Answer] = field(default_factory=list)
+    makespan_s: float = 0.0  # first submission to last reply
+    slices: list[Slice] = field(default_factory=list)
+    owners: dict[str, str] = field(default_factory=dict)  # syscall id -> agent
+    identical: int = 0
+    compared: int = 0
+
+
+class View(Protocol):
+    """Who watches the load run."""
+
+    def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
+        """A policy begins."""
+
+    def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
+        """An agent submitted."""
+
+    def looked(self, jobs: Sequence[JobView]) -> None:
+        """The queue was looked at."""
+
+    def answered(self, answer: Answer) -> None:
+        """A reply came."""
+
+    def ended(self, run: PolicyRun) -> None:
+        """A policy has ended."""
+
+    def stop(self) -> None:
+        """Nothing more comes, for whatever reason; safe to call twice."""
+
+
+class Demo:
+    """The load on one kernel."""
+
+    def __init__(
+        self,
+        client: KernelClient,
+        agents: Sequence[DemoAgent],
+        view: View,
+        *,
+        core: str | None = None,
+    ) -> None:
+        self._client = client
+        self._agents = agents
+        self._view = view
+        self._core = core
+
+    async def warm_up(self) -> str:
+        """Let the core answer once; return its model name."""
+        ask = Ask("question", "Hello", WARM_UP_TOKENS, 0.0, 0)
+        agent = DemoAgent("warm-up", "question", 0.0, (ask,))
+        result = (await self._ask_alone(agent, ask)).reply.unwrap()
+        assert isinstance(result, ChatResult)
+        return result.model
+
+    async def run(self, policy: PolicyRow) -> PolicyRun:
+        """Run the whole load under a policy; switches the running kernel to it."""
+        await self._client.control.set_policy("llm", policy)
+        run = PolicyRun(policy.name)
+        journal = JournalReader(self._client.connection, self._client.keys)
+        await journal.skip()
+        self._view.began(policy.name, self._agents)
+        began_s = time.monotonic()
+        events: list[JournalEvent] = []
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watch(journal, events))
+            programs = [tasks.create_task(self._program(agent, run)) for agent in self._agents]
+            for program in programs:
+                run.answers += await program
+            run.makespan_s = time.monotonic() - began_s
+            watching.cancel()
+        events += await journal.read()
+        run.slices = [one for one in slices_of(events) if one.job_id in run.owners]
+        self._view.ended(run)
+        return run
+
+    async def compare(self, preempted: PolicyRun, uninterrupted: PolicyRun) -> None:
+        """Compare each interrupted generation, id for id, with its uninterrupted run.
+
+        The other policy's run serves where it was not interrupted itself; else the generation
+        runs once more, alone.
+        """
+        references = {
+            (answer.agent.name, answer.ask): answer
+            for answer in uninterrupted.answers
+            if not answer.was_interrupted and answer.reply.error is None
+        }
+        for answer in preempted.answers:
+            if not answer.was_interrupted:
+                continue
+            reference = references.get((answer.agent.name, answer.ask))
+            if reference is None:
+                reference = await self._reference(answer)
+            preempted.compared += 1
+            same = answer.output_ids == reference.output_ids and answer.reply.error is None
+            preempted.identical += same
+
+    async def _program(self, agent: DemoAgent, run: PolicyRun) -> list[Answer]:
+        """Be one agent: come, ask everything at once, wait for all answers."""
+        await asyncio.sleep(agent.arrival_s)
+        syscalls = [
+            syscall_of(agent, ask, core=self._core, program=f"demo-{run.policy}")
+            for ask in agent.asks
+        ]
+        run.owners.update((syscall.id, agent.name) for syscall in syscalls)
+        pending = await self._client.submit(syscalls)
+        for ask, one in zip(agent.asks, pending, strict=True):
+            self._view.sent(agent, ask, one)
+        limit_s = syscalls[0].deadline_s + REPLY_GRACE_S
+        return list(await asyncio.gather(
+            *(self._answer(agent, ask, one, limit_s)
+              for ask, one in zip(agent.asks, pending, strict=True))
+        ))  # fmt: skip
+
+    async def _answer(self, agent: DemoAgent, ask: Ask, pending: Pending, limit_s: float) -> Answer:
+        answer = Answer(agent, ask, await pending.reply(limit_s))
+        self._view.answered(answer)
+        return answer
+
+    async def _watch(self, journal: JournalReader, events: list[JournalEvent]) -> None:
+        while True:
+            events += await journal.read()
+            self._view.looked(await self._client.control.jobs("llm"))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _reference(self, answer: Answer) -> Answer:
+        """Run a generation again until nothing interrupts it."""
+        await self._client.control.set_policy("llm", FIFO)
+        for _ in range(REFERENCE_TRIES):
+            reference = await self._ask_alone(answer.agent, answer.ask)
+            if not reference.was_interrupted:
+                break
+        return reference
+
+    async def _ask_alone(self, agent: DemoAgent, ask: Ask) -> Answer:
+        syscall = syscall_of(agent, ask, core=self._core, program="demo-reference")
+        [pending] = await self._client.submit([syscall])
+        return Answer(agent, ask, await pending.reply(syscall.deadline_s + REPLY_GRACE_S))
