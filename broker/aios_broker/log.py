@@ -43,11 +43,13 @@ class KernelLog:
         self._colours: dict[str, int] = {}
         self._lines: queue.Queue[tuple[datetime, str, str] | None] = queue.Queue(MAX_WAITING_LINES)
         self._dropped_lines = 0
-        self._writer = threading.Thread(target=self._write_all, name="kernel-log", daemon=True)
-        self._writer.start()
+        self._writer: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def line(self, name: str, text: str) -> None:
         """Write one line of the process `name`; never blocks."""
+        if self._writer is None:
+            self._start()
         try:
             self._lines.put_nowait((datetime.now().astimezone(), name, text))
         except queue.Full:
@@ -55,11 +57,21 @@ class KernelLog:
 
     def close(self) -> None:
         """Write what waits, then end; gives up on a reader that does not read."""
+        if self._writer is None:
+            return
         try:
             self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
         except queue.Full:
             return
         self._writer.join(CLOSE_TIMEOUT_S)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._writer is None:
+                self._writer = threading.Thread(
+                    target=self._write_all, name="kernel-log", daemon=True
+                )
+                self._writer.start()
 
     def _write_all(self) -> None:
         while (entry := self._lines.get()) is not None:
@@ -91,5 +103,5 @@ class KernelLog:
 
 def _rotating(path: Path) -> logging.handlers.RotatingFileHandler:
     return logging.handlers.RotatingFileHandler(
-        path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8"
+        path, maxBytes=MAX_FILE_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
     )

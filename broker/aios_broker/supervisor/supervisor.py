@@ -41,9 +41,8 @@ class Supervisor:
         self._stop_asked = threading.Event()
         self._hurry = threading.Event()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake_up, self._alarm = socket.socketpair()
-        for end in (self._wake_up, self._alarm):
-            end.setblocking(False)
+        self._wake_up: socket.socket | None = None  # both ends of a pair, while `run` runs
+        self._alarm: socket.socket | None = None
 
     @property
     def records(self) -> tuple[ProcessRecord, ...]:
@@ -56,16 +55,20 @@ class Supervisor:
         Raises:
             Unavailable: A process could not be started, or one that all need is in a crash loop.
         """
-        try:
-            for stage in self._stages:
-                self._bring_up(stage)
-            if not self._stop_asked.is_set():
-                on_ready()
-            while not self._stop_asked.is_set():
-                self._tick()
-                self._check_servers()
-        finally:
-            self._bring_down()
+        self._wake_up, self._alarm = socket.socketpair()
+        with self._wake_up, self._alarm:
+            self._wake_up.setblocking(False)
+            self._alarm.setblocking(False)
+            try:
+                for stage in self._stages:
+                    self._bring_up(stage)
+                if not self._stop_asked.is_set():
+                    on_ready()
+                while not self._stop_asked.is_set():
+                    self._tick()
+                    self._check_servers()
+            finally:
+                self._bring_down()
 
     def stop(self) -> None:
         """Ask for the end, from any thread or signal handler; a second time: at once."""
@@ -175,6 +178,7 @@ class Supervisor:
 
     def _read_output(self, timeout_s: float) -> None:
         outputs = {one.output: one for one in self._all if one.output is not None and not one.mute}
+        assert self._wake_up is not None
         wake_up = self._wake_up.fileno()
         ready, _, _ = select.select([wake_up, *outputs], [], [], timeout_s)
         for source in ready:
@@ -191,5 +195,7 @@ class Supervisor:
             self._on_change(records)
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of alarms: it wakes anyway
-            self._alarm.send(b"!")
+        alarm = self._alarm
+        if alarm is not None:
+            with contextlib.suppress(OSError):  # full of alarms: it wakes anyway; closed: it ended
+                alarm.send(b"!")

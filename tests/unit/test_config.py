@@ -1,0 +1,82 @@
+"""Settings: read once, refused at start with the variable's name and what to do."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import aios_broker
+from aios_broker.config import KernelConfig, default_state_dir
+from aios_broker.contract.errors import InvalidConfig
+
+HOME = {"HOME": "/home/somebody"}
+
+
+def test_nothing_set_means_an_embedded_kernel_in_the_users_state_directory() -> None:
+    config = KernelConfig.from_environment(HOME)
+    assert config == KernelConfig(state_dir=Path("/home/somebody/.local/state/aios"))
+    assert config.redis_url is None
+    assert config.database_url is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"XDG_STATE_HOME": "/var/state"}, "/var/state/aios"),
+        ({"XDG_STATE_HOME": "relative"}, "/home/somebody/.local/state/aios"),
+        ({"XDG_STATE_HOME": ""}, "/home/somebody/.local/state/aios"),
+    ],
+)
+def test_the_state_directory_follows_the_xdg_rules(environ: dict[str, str], expected: str) -> None:
+    assert default_state_dir({**HOME, **environ}) == Path(expected)
+
+
+def test_settings_survive_the_way_to_another_process() -> None:
+    config = KernelConfig(
+        state_dir=Path("/s"), redis_port=0, key_prefix="{a}:rq", llm_slots=5, llm_core="model"
+    )
+    assert KernelConfig.from_environment(config.variables()) == config
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AIOS_LLM_SLOTS", "0"),
+        ("AIOS_LLM_SLOTS", "two"),
+        ("AIOS_LLM_WORKERS", "-1"),
+        ("AIOS_LLM_CORE", "gpt"),
+        ("AIOS_REDIS_PORT", "70000"),
+        ("AIOS_LOG_LEVEL", "loud"),
+        ("AIOS_REDIS_URL", "localhost:6379"),
+        ("AIOS_DATABASE_URL", "mysql://db/x"),
+        ("AIOS_POLICY", "First Come"),
+    ],
+)
+def test_a_bad_value_names_its_variable_and_a_remedy(variable: str, value: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        KernelConfig.from_environment({**HOME, variable: value})
+    assert caught.value.field == variable
+    assert caught.value.remedy
+
+
+def test_an_unknown_variable_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(InvalidConfig, match="did you mean AIOS_STATE_DIR") as caught:
+        KernelConfig.from_environment({**HOME, "AIOS_STATEDIR": "/x"})
+    assert caught.value.field == "AIOS_STATEDIR"
+
+
+def test_variables_of_others_are_nobodys_business() -> None:
+    KernelConfig.from_environment({**HOME, "AIOSQL": "1", "PATH": "/bin"})
+
+
+def test_every_variable_that_the_code_reads_is_accepted() -> None:
+    """A setting of a worker or of the scheduler must pass `aios up`, which hands it on."""
+    root = Path(aios_broker.__file__).parents[2]
+    sources = [*root.glob("*/aios_*/**/config.py"), *root.glob("*/aios_*/**/entry.py")]
+    read = {name for path in sources for name in re.findall(r"\bAIOS_[A-Z_]+[A-Z]\b", path.read_text())}
+    assert {"AIOS_QUANTUM_S", "AIOS_STATE_DIR"} <= read
+    for variable in sorted(read):
+        try:
+            KernelConfig.from_environment({**HOME, variable: "5"})
+        except InvalidConfig as error:
+            assert "no setting has this name" not in error.message, variable
