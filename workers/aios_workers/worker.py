@@ -73,7 +73,7 @@ class Worker:
         self._hungry = asyncio.Event()  # room, and the last claim found less than there is room for
         self._quiet = asyncio.Event()  # nothing runs, nothing waits to be settled
         self._told_to_stop = asyncio.Event()
-        self._work_seen = True  # who starts first claims first
+        self._work_seen = False
         self._misses = 0  # claims in a row that found nothing for us
 
     def stop(self) -> None:
@@ -93,6 +93,7 @@ class Worker:
                          self._links.commands.listen(self._obey))
         ]  # fmt: skip
         stopped = asyncio.create_task(self._told_to_stop.wait())
+        self._see_work()  # claim first, look when that finds nothing
         try:
             await asyncio.wait([*duties, stopped], return_when=asyncio.FIRST_COMPLETED)
             for duty in duties:

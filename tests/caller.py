@@ -1,0 +1,165 @@
+"""A client and a worker for tests, on the queues alone: no SDK, no supervisor, no scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aios_broker.contract.job import encode_job
+from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
+from aios_broker.contract.syscall import Body, LlmChat, Message, Module, Syscall, new_id
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.module_queue import ModuleQueue
+from aios_broker.queues.records import Facts, PolicyRow, Submission
+from aios_broker.queues.replies import ReplyBox
+from aios_broker.queues.tokens import Tokens
+from aios_workers.registry import LoadedModule
+from aios_workers.service import Place, open_worker
+from aios_workers.worker import Limits, Worker
+
+TIMEOUT_S = 20.0
+LIMITS = Limits(lease_s=2.0, drain_s=3.0)
+ROOT = Path(__file__).resolve().parents[1]
+_numbers = itertools.count(1)
+
+
+def chat(text: str, **options: object) -> LlmChat:
+    """Return a chat syscall's body that also returns its ids."""
+    values: dict[str, object] = {"return_ids": True, **options}
+    return LlmChat((Message("user", text),), **values)  # type: ignore[arg-type]
+
+
+class Caller:
+    """Submits syscalls and hears the replies."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.connection = Connection(url)
+        self.functions = Functions(self.connection)
+        self.control = Control(self.functions)
+        self.tokens = Tokens(self.connection)
+        self.chunks: dict[str, list[Chunk]] = {}
+        self.replies: dict[str, list[Reply]] = {}
+        self._client = f"test.{next(_numbers)}.{new_id()[:6]}"
+        self._box = ReplyBox(Connection(url), self._client)
+
+    def queue(self, module: Module) -> ModuleQueue:
+        """Return a module's queue."""
+        return ModuleQueue(self.functions, module)
+
+    async def submit(self, *bodies: Body, deadline_s: float = 60.0) -> list[str]:
+        """Submit syscalls of one module; return their ids."""
+        syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
+        await self.queue(syscalls[0].module).submit([
+            Submission(each.id, encode_job(each), Facts("ada", each.kind), self._client,
+                       each.core, deadline_s)
+            for each in syscalls
+        ])  # fmt: skip
+        return [each.id for each in syscalls]
+
+    async def hear(self, syscall_id: str) -> Reply:
+        """Wait for one reply."""
+        return (await self.hear_all([syscall_id]))[0]
+
+    async def hear_all(self, ids: Sequence[str]) -> list[Reply]:
+        """Wait until all have their reply, keep what else comes; fail on a second reply."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while not all(each in self.replies for each in ids):
+                for data in await self._box.take(timeout_s=0.5):
+                    message = decode_wire(data)
+                    if isinstance(message, Chunk):
+                        self.chunks.setdefault(message.id, []).append(message)
+                    else:
+                        self.replies.setdefault(message.id, []).append(message)
+        assert all(len(self.replies[each]) == 1 for each in ids), "answered twice"
+        return [self.replies[each][0] for each in ids]
+
+    async def chat(self, body: LlmChat) -> ChatResult:
+        """Run one chat to its end."""
+        [syscall_id] = await self.submit(body)
+        return chat_result(await self.hear(syscall_id))
+
+    async def state(self, syscall_id: str) -> str:
+        """Return a syscall's state, or `gone`."""
+        view = await self.control.job(syscall_id)
+        return view.state if view else "gone"
+
+    async def publish_policy(self, module: Module = "llm", **values: object) -> None:
+        """Publish a policy, as the scheduler would."""
+        await self.control.set_policy(module, PolicyRow(**values))  # type: ignore[arg-type]
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._box.aclose()
+        await self.connection.aclose()
+
+
+def chat_result(reply: Reply) -> ChatResult:
+    """Return the result of a chat that succeeded."""
+    result = reply.unwrap()
+    assert isinstance(result, ChatResult)
+    return result
+
+
+@asynccontextmanager
+async def running_worker(
+    url: str, module: Module, loaded: LoadedModule, limits: Limits = LIMITS
+) -> AsyncIterator[Worker]:
+    """Run a worker in this loop for the length of a block; drain it at the end."""
+    place = Place(f"here.{next(_numbers)}.{module}", module, url, Keys(), limits)
+    async with open_worker(place, loaded) as worker:
+        serving = asyncio.create_task(worker.run())
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            async with asyncio.timeout(TIMEOUT_S):
+                await serving
+
+
+class WorkerProcess:
+    """A worker in a process of its own, as a supervisor starts it."""
+
+    def __init__(self, url: str, module: Module, **settings: object) -> None:
+        self.url = url
+        self._command = (sys.executable, "-m", "aios_workers", module)
+        folders = ("broker", "workers")
+        self._environment = {
+            "PATH": os.environ.get("PATH", ""),
+            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders),
+            "AIOS_REDIS_URL": url,
+            "AIOS_LLM_CORE": "model",
+            **{name.upper(): str(value) for name, value in settings.items()},
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> WorkerProcess:
+        self.process = subprocess.Popen(self._command, env=self._environment)  # noqa: S603
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    async def left(self) -> int:
+        """Wait until the process has ended; return its exit code."""
+        assert self.process is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            return await asyncio.to_thread(self.process.wait)
