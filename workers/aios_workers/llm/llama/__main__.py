@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,14 +23,13 @@ EXIT_REFUSED = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the model, say so, and serve until standard input ends."""
     options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal group
     input_fd, output_fd = _take_standard_streams()
     began = time.monotonic()
     try:
         library = Library.load()
         context = Context.load(library, options.weights, _shape(options))
     except KernelError as error:
-        write_frame(output_fd, Refused(str(error)))
+        write_frame(output_fd, Refused(error.to_wire()))
         return EXIT_REFUSED
     load_ms = (time.monotonic() - began) * 1_000
     found = probe(context)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from aios_broker.contract.errors import CoreError
+from aios_broker.contract.errors import CoreError, from_wire
 from aios_workers.llm.llama.protocol import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -59,12 +59,16 @@ class CoreProcess:
     ) -> tuple[CoreProcess, Ready]:
         """Start a process and return when its model is loaded.
 
+        It gets a session of its own: signals for the worker's process group (Ctrl-C, a
+        supervisor's TERM) do not take the model away from a worker that is finishing its work.
+
         Raises:
-            CoreError: it refused, died, or took longer than `start_limit_s`.
+            InvalidConfig: it cannot load what it was told to load.
+            CoreError: it died, or took longer than `start_limit_s`.
         """
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=pipe, stdout=pipe, stderr=pipe
+            *command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True
         )
         core = cls(process, stall_limit_s=stall_limit_s)
         core._tasks.append(asyncio.create_task(core._listen_to_errors()))
@@ -160,7 +164,7 @@ class CoreProcess:
         except _FrameEnd as error:
             raise await self._death() from error
         if isinstance(first, Refused):
-            raise CoreError(first.message)
+            raise from_wire(first.error)
         if not isinstance(first, Ready):
             raise CoreError(f"the core began with {type(first).__name__}")
         return first

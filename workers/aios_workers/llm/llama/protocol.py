@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.errors import ErrorBody
 from aios_workers.llm.core import FinishReason, Sampling
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
@@ -53,7 +54,7 @@ class Ready(Struct, frozen=True, array_like=True, tag=True):
 class Refused(Struct, frozen=True, array_like=True, tag=True):
     """The model cannot be loaded; the process ends."""
 
-    message: str
+    error: ErrorBody
 
 
 class Tokens(Struct, frozen=True, array_like=True, tag=True):

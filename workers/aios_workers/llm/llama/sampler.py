@@ -50,7 +50,8 @@ class Sampler:
     def choose(self, logits: Floats, position: int) -> int:
         """Return the token at `position` (prompt included) and count it as output.
 
-        Does not change `logits`. About 20 us greedy, 0.6 ms with top_p, 1 ms at worst.
+        Does not change `logits`. For 49,152 of them 10 us greedy, 0.7 ms with a temperature, up
+        to 10 ms with top_p where the model is so unsure that all must be sorted.
         """
         if self._penalises and self._counts:
             logits = penalised(logits, self._counts, self._sampling)

@@ -1,0 +1,32 @@
+"""Resumed equals uninterrupted, id for id, on the embedded core."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from tests.exactness import check_cuts
+
+
+@pytest.fixture
+async def cores() -> AsyncIterator[tuple[LlamaCppCore, LlamaCppCore]]:
+    pair = (LlamaCppCore(LlamaCppConfig()), LlamaCppCore(LlamaCppConfig()))
+    for core in pair:
+        await core.start()
+    yield pair
+    for core in pair:
+        await core.close()
+
+
+@pytest.mark.timeout(300)
+async def test_fifty_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
+    report = await check_cuts(*cores, cuts=50, seed=1)
+    report.assert_exact(cuts=50)
+    assert report.cached_tokens, "no KV state was used again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7_200)
+async def test_a_thousand_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
+    report = await check_cuts(*cores, cuts=1_000, seed=2)
+    report.assert_exact(cuts=1_000)
