@@ -26,11 +26,14 @@ TERMINAL: frozenset[State] = frozenset({"finished", "failed", "cancelled"})
 _WAITING: tuple[State | None, ...] = ("queued", "suspended")
 _ALIVE: tuple[State | None, ...] = ("queued", "suspended", "running", "held", "parked")
 
+_OUTSIDE: tuple[State | None, ...] = (None, "finished", "failed", "cancelled")
+
 # event -> (states it may come from, state it leads to); None: the kernel did not know it yet.
-# A stock tool may requeue what has ended: `adopt` takes it in again, as it does foreign jobs.
+# An id may come again: a stock tool requeues what has ended (`adopt`, as for foreign jobs), and
+# a submit finds nothing left of an id whose reply has expired.
 TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
-    "submit": ((None,), "queued"),
-    "adopt": ((None, "finished", "failed", "cancelled"), "queued"),
+    "submit": (_OUTSIDE, "queued"),
+    "adopt": (_OUTSIDE, "queued"),
     "claim": (_WAITING, "running"),
     "yield": (("running",), "suspended"),
     "finish": (("running",), "finished"),

@@ -1,0 +1,160 @@
+"""Break the kernel on purpose, one line at a time: the property tests must notice each break.
+
+    python tests/mutants/run.py            all mutants
+    python tests/mutants/run.py submit     those whose file or name contains the word
+
+Each mutant is a copy of the broker's package with one piece of text replaced, put before the
+installed one on the path. A mutant that survives means that a promise is not tested. Exit code
+0 only when the unbroken tests pass and every mutant dies.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "broker" / "aios_broker"
+QUEUE_TEST = "tests/integration/test_queue_properties.py"
+POLICY_TEST = "tests/unit/test_policy_properties.py"
+TIMEOUT_S = 120.0  # a test that hangs has noticed, too
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One break. `old` must stand in the file, or the mutant is out of date and fails the run."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str = QUEUE_TEST
+
+
+LUA = "queues/lua/"
+MUTANTS = (
+    Mutant("a known id is published again", LUA + "submit.lua",
+           "(check and redis.call('EXISTS', job_key(c, job.id)) == 1)", "false"),
+    Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] or", "if"),
+    Mutant("a second client is not told", LUA + "submit.lua",
+           "clients == '' and job.client or clients .. ' ' .. job.client", "clients"),
+    Mutant("a stored reply is not sent again", LUA + "submit.lua",
+           "reply_to(c, job.client, reply)", ""),
+    Mutant("claim gives no new attempt", LUA + "claim.lua",
+           "local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms\n"
+           "        local member", "local attempt, queued_ms = math.max(job.attempt, 1), 0\n"
+           "        local member"),
+    Mutant("claim leaves the id in the queue", LUA + "claim.lua",
+           "if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end", ""),
+    Mutant("finish without a lease", LUA + "finish.lua",
+           "accepted[i] = leases[i] and not seen[job.id] and 1 or 0", "accepted[i] = 1"),
+    Mutant("finish keeps the lease", LUA + "finish.lua", "variadic('ZREM', c.leases, members)", ""),
+    Mutant("finish keeps the client", LUA + "finish.lua", "variadic('HDEL', c.live, ids)", ""),
+    Mutant("finish sends no reply", LUA + "finish.lua", "reply_to(c, clients[i], job.reply)", ""),
+    Mutant("finish keeps the deadline", LUA + "finish.lua",
+           "variadic('ZREM', c.deadlines, ids)", ""),
+    Mutant("a suspended job goes nowhere", LUA + "yield.lua",
+           "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)", ""),
+    Mutant("yield goes to the head", LUA + "yield.lua", "'LPUSH' or 'RPUSH'", "'LPUSH' or 'LPUSH'"),
+    Mutant("a late yield is taken", LUA + "yield.lua",
+           "accepted[i] = leases[i] and not seen[job.id] and 1 or 0", "accepted[i] = 1"),
+    Mutant("everybody yields to one waiting job", LUA + "slice.lua",
+           "if redis.call('ZCARD', c.yielding) >= room then return false end", ""),
+    Mutant("yields though nobody waits", LUA + "slice.lua",
+           "if waiting == 0 or", "if"),
+    Mutant("a lost lease is renewed", LUA + "renew.lua", "        if leases[i] then", "        if true then"),
+    Mutant("chunks of a lost lease", LUA + "emit.lua", "if leases[i] then", "if true then"),
+    Mutant("a dead worker's job is not put back", LUA + "reclaim.lua",
+           "redis.call('LPUSH', c.queue, id)", ""),
+    Mutant("a poison job is tried for ever", LUA + "reclaim.lua",
+           "losses >= max_losses", "false"),
+    Mutant("losses are not counted", LUA + "reclaim.lua", "count(losses) + 1", "1"),
+    Mutant("cancel leaves the job waiting", LUA + "lib.lua",
+           "redis.call('LREM', c.queue, 0, id)\n    end\n    redis.call('ZREM', c.held",
+           "local _ = 0\n    end\n    redis.call('ZREM', c.held"),
+    Mutant("cancel leaves the lease", LUA + "lib.lua",
+           "if redis.call('ZREM', c.leases, member) == 1 then",
+           "if redis.call('ZSCORE', c.leases, member) then"),
+    Mutant("cancel tells nobody", LUA + "lib.lua",
+           "reply_to(c, redis.call('HGET', c.live, id), reply)", ""),
+    Mutant("snapshots are never dropped", LUA + "lib.lua",
+           "redis.call('UNLINK', snapshot_key(c, ids[i]))", ""),
+    Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
+    Mutant("a held job keeps its place", LUA + "hold.lua", "redis.call('LREM', c.queue, 0, id)", ""),
+    Mutant("release forgets the queue", LUA + "release.lua",
+           "redis.call('RPUSH', c.queue, id)", ""),
+    Mutant("an old epoch may reorder", LUA + "reorder.lua",
+           "if not leads(c, epoch) then return 0 end", ""),
+    Mutant("reorder drops those not named", LUA + "reorder.lua",
+           "if not named[id] then rest[#rest + 1] = id end", ""),
+    Mutant("a deleted job is never answered", LUA + "reconcile.lua",
+           "if not status or status == 'canceled' then", "if false then"),
+    Mutant("a requeued job is not taken in", LUA + "reconcile.lua",
+           "        adopt(c, id, iso)", "        local _ = 0"),
+    Mutant("the journal misses yields", LUA + "yield.lua",
+           "note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,\n"
+           "                suspend(c, job))", "suspend(c, job)"),
+)  # fmt: skip
+
+
+def run_tests(test: str, package_root: Path) -> subprocess.CompletedProcess[str]:
+    """Run one test file against the package below `package_root`.
+
+    MUTANT=1 tells the test to stop at the first failure instead of looking for a shorter one.
+    """
+    roots = [package_root, ROOT, *(ROOT / name for name in ("sdk", "workers"))]
+    path = " ".join(f'"{root}"' for root in roots)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", test, "-x", "-q", "-p", "no:cacheprovider",
+         "-o", f"pythonpath={path}"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(package_root), "MUTANT": "1"}, timeout=TIMEOUT_S,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def kill(mutant: Mutant, folder: Path) -> bool:
+    """Return True when the tests notice the mutant."""
+    copy = folder / "aios_broker"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    try:
+        target = copy / mutant.file
+        source = target.read_text()
+        if mutant.old not in source:
+            print(f"OUT OF DATE {mutant.name}: its text is no longer in {mutant.file}")
+            return False
+        target.write_text(source.replace(mutant.old, mutant.new, 1))
+        return run_tests(mutant.test, folder).returncode == 1
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        shutil.rmtree(copy)
+
+
+def main(words: list[str]) -> int:
+    """Run all mutants that match; return the exit code."""
+    chosen = [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
+    for test in sorted({mutant.test for mutant in chosen}):
+        unbroken = run_tests(test, PACKAGE.parent)
+        if unbroken.returncode != 0:
+            print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
+            return 1
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="aios-mutants-") as folder:
+        for mutant in chosen:
+            began = time.monotonic()
+            dead = kill(mutant, Path(folder))
+            if not dead:
+                survivors.append(mutant)
+            verdict = "killed" if dead else "SURVIVED"
+            print(f"{verdict:9} {time.monotonic() - began:5.1f} s  {mutant.file}: {mutant.name}",
+                  flush=True)  # fmt: skip
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
+    return 1 if survivors or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
