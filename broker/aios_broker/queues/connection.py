@@ -86,12 +86,22 @@ def _bad_url(url: str, why: str) -> InvalidConfig:
     )
 
 
+def _broken(cause: Exception) -> RedisUnavailable:
+    return RedisUnavailable(
+        f"the connection to Redis broke: {cause}",
+        remedy="it may or may not have run; send it again with the same id",
+    )
+
+
 def _refusal(answer: hiredis.ReplyError) -> Exception:
     """Return the error for a refusal; one that passes by itself is no fault of the command."""
     if not str(answer).startswith(NOT_NOW):
         return answer
-    return RedisUnavailable(f"Redis cannot serve now: {answer}",
-                            remedy="nothing was changed; send it again", retry_after_s=1.0)
+    return RedisUnavailable(
+        f"Redis cannot serve now: {answer}",
+        remedy="nothing was changed; send it again",
+        retry_after_s=1.0,
+    )
 
 
 class _Protocol(asyncio.Protocol):
@@ -115,12 +125,7 @@ class _Protocol(asyncio.Protocol):
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():
-                future.set_exception(
-                    RedisUnavailable(
-                        f"the connection to Redis broke: {self.lost}",
-                        remedy="it may or may not have run; send it again with the same id",
-                    )
-                )
+                future.set_exception(_broken(self.lost))
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -145,6 +150,9 @@ class _Protocol(asyncio.Protocol):
     def send(self, arguments: Sequence[Argument]) -> asyncio.Future[Answer]:
         """Queue a command; it leaves with all others of this loop tick."""
         future: asyncio.Future[Answer] = self._loop.create_future()
+        if self.lost is not None:
+            future.set_exception(_broken(self.lost))
+            return future
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         packed = hiredis.pack_command(tuple(arguments))  # type: ignore[arg-type]
@@ -211,8 +219,7 @@ class Connection:
                 return self._protocol
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                    protocol = await self._connect()
-                    await self._greet(protocol)
+                    protocol = await self._connect_and_greet()
             except (OSError, TimeoutError, hiredis.ReplyError) as error:
                 why = str(error) or "no answer in time"
                 raise RedisUnavailable(
@@ -223,6 +230,17 @@ class Connection:
                 ) from error
             self._protocol = protocol
             return protocol
+
+    async def _connect_and_greet(self) -> _Protocol:
+        protocol = await self._connect()
+        try:
+            await self._greet(protocol)
+            if self._closed:
+                raise RedisUnavailable("this connection was closed", remedy="open a new client")
+        except BaseException:  # cancelled, too: nobody else knows of this connection
+            protocol.close()
+            raise
+        return protocol
 
     async def _connect(self) -> _Protocol:
         loop = asyncio.get_running_loop()
