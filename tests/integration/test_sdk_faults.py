@@ -1,0 +1,255 @@
+"""Redis restarts, forgets, stays away: whoever waits hears it in the end, and never twice."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis
+
+from aios_broker.contract.reply import EchoResult, Result
+from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_sdk import (
+    AsyncAgent,
+    InvalidConfig,
+    KernelNotRunning,
+    RedisUnavailable,
+    UnknownSyscall,
+)
+from aios_sdk.config import SdkConfig
+from aios_sdk.patience import Limits
+from aios_sdk.redis import RedisTransport
+from aios_sdk.session import Session
+from tests.conftest import RunningRedis
+from tests.tiny_worker import Emit, TinyWorker
+from tests.waiting import wait_until_async
+
+IMPATIENT = Limits(recheck_s=0.1, patience_s=0.5, cancel_s=0.5)
+
+
+def echo(text: str) -> Syscall:
+    return Syscall(id=new_id(), agent="writer", body=ToolEcho(text))
+
+
+@asynccontextmanager
+async def session_of(url: str, limits: Limits = IMPATIENT) -> AsyncIterator[Session]:
+    session = Session(RedisTransport(SdkConfig(url), "writer"), limits)
+    await session.open()
+    try:
+        yield session
+    finally:
+        await session.aclose()
+
+
+async def answer(session: Session, syscall: Syscall) -> Result:
+    pending = session.submit(syscall)
+    await pending.ended
+    assert pending.reply is not None
+    return pending.reply.unwrap()
+
+
+async def test_a_redis_that_restarts_loses_no_waiter(
+    redis_url: str, redis_server: RunningRedis
+) -> None:
+    gate = asyncio.Event()
+
+    async def when_told(syscall: Syscall, _emit: Emit) -> Result:
+        await gate.wait()
+        assert isinstance(syscall.body, ToolEcho)
+        return EchoResult(syscall.body.text)
+
+    async with AsyncAgent("writer", url=redis_url) as me:
+        waiting = [me.tool.echo.start(f"{n}") for n in range(20)]
+        await asyncio.gather(*(call.accepted() for call in waiting))
+        # What is acknowledged reaches the disk within a second.
+        with redis.Redis.from_url(redis_url) as client:
+            client.config_set("appendfsync", "always")
+            client.config_set("appendfsync", "everysec")
+        redis_server.process.stop()
+        submitted_while_away = [me.tool.echo.start(f"{n}") for n in range(20, 40)]
+        redis_server.process.start()
+        async with TinyWorker(redis_url, "tool", when_told):
+            gate.set()
+            results = await asyncio.gather(*waiting, *submitted_while_away)
+    assert [result.text for result in results] == [f"{n}" for n in range(40)]
+
+
+async def test_a_redis_killed_while_syscalls_run(
+    redis_url: str, redis_server: RunningRedis
+) -> None:
+    gate = asyncio.Event()
+
+    async def when_told(_syscall: Syscall, _emit: Emit) -> Result:
+        await gate.wait()
+        return EchoResult("done")
+
+    async with (
+        AsyncAgent("writer", url=redis_url) as me,
+        TinyWorker(redis_url, "tool", when_told) as worker,
+    ):
+        calls = [me.tool.echo.start("x") for _ in range(20)]
+        await wait_until_async(lambda: len(worker.seen) == 20)
+        redis_server.process.kill()
+        redis_server.process.start()
+        gate.set()
+        # Of a killed Redis the last second may be gone: then the SDK submits again, under the
+        # same ids.
+        results = await asyncio.wait_for(asyncio.gather(*calls), timeout=20)
+    assert {result.text for result in results} == {"done"}
+
+
+async def test_a_lost_reply_is_found_by_id(redis_url: str) -> None:
+    async with session_of(redis_url) as session:
+        pending = session.submit(echo("found"))
+        await pending.accepted
+
+        async def lose_it(_syscall: Syscall, _emit: Emit) -> Result:
+            # The kernel pushes to nobody: what this client would have popped never comes.
+            with redis.Redis.from_url(redis_url) as client:
+                client.hset("rq:aios:live:tool", pending.id, "somebody-else")
+            return EchoResult("found")
+
+        async with TinyWorker(redis_url, "tool", lose_it):
+            await asyncio.wait_for(pending.ended, timeout=5)
+        assert pending.reply is not None
+        assert pending.reply.unwrap() == EchoResult("found")
+
+
+async def test_what_redis_forgot_is_submitted_again_once(redis_url: str) -> None:
+    async with session_of(redis_url) as session:
+        syscall = echo("twice")
+        pending = session.submit(syscall)
+        await pending.accepted
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+            await wait_until_async(lambda: client.llen("rq:queue:tool") == 1)
+            async with TinyWorker(redis_url, "tool") as worker:
+                await asyncio.wait_for(pending.ended, timeout=5)
+            assert [seen.id for seen in worker.seen] == [syscall.id]
+
+            again = session.submit(echo("gone"))
+            await again.accepted
+            client.flushall()
+            await wait_until_async(lambda: again.submissions == 2)
+            await again.accepted
+            client.flushall()
+            await asyncio.wait_for(again.ended, timeout=5)
+    assert again.reply is not None
+    with pytest.raises(UnknownSyscall):
+        again.reply.unwrap()
+
+
+async def test_a_redis_that_stays_away_is_told_to_all_who_wait(
+    redis_url: str, redis_server: RunningRedis
+) -> None:
+    async with session_of(redis_url) as session:
+        accepted = session.submit(echo("a"))
+        await accepted.accepted
+        redis_server.process.stop()
+        try:
+            unsent = session.submit(echo("b"))
+            for pending in (accepted, unsent):
+                await asyncio.wait_for(pending.ended, timeout=10)
+                assert pending.reply is not None
+                with pytest.raises(RedisUnavailable) as caught:
+                    pending.reply.unwrap()
+                assert caught.value.retryable
+        finally:
+            redis_server.process.start()
+        async with TinyWorker(redis_url, "tool"):  # and it works again
+            result = await asyncio.wait_for(answer(session, echo("c")), timeout=10)
+    assert result == EchoResult("c")
+
+
+async def test_leaving_while_redis_is_away_takes_no_longer_than_its_limit(
+    redis_url: str, redis_server: RunningRedis
+) -> None:
+    async with session_of(redis_url) as session:
+        pending = session.submit(echo("a"))
+        await pending.accepted
+        redis_server.process.stop()
+        started_s = time.monotonic()
+    try:
+        assert time.monotonic() - started_s < 2.0
+        assert pending.ended.done()
+    finally:
+        redis_server.process.start()
+
+
+async def test_garbage_in_the_reply_list_harms_nobody(redis_url: str) -> None:
+    async with session_of(redis_url) as session:
+        pending = session.submit(echo("fine"))
+        await pending.accepted
+        with redis.Redis.from_url(redis_url) as client:
+            [client_name] = client.hvals("rq:aios:live:tool")
+            client.rpush(b"rq:aios:reply:" + client_name, b"\xff not json", b'{"kind":"?"}')
+        async with TinyWorker(redis_url, "tool"):
+            await asyncio.wait_for(pending.ended, timeout=5)
+        assert pending.reply is not None
+        assert pending.reply.unwrap() == EchoResult("fine")
+
+
+async def open_and_close(url: str | None = None) -> None:
+    async with AsyncAgent("writer", url=url):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("url", "expected", "says"),
+    [
+        ("redis://127.0.0.1:1/0", RedisUnavailable, "no Redis at redis://127.0.0.1:1"),
+        ("unix:///nowhere/redis.sock", RedisUnavailable, "no Redis at unix:///nowhere"),
+        ("ftp://somewhere", InvalidConfig, "scheme 'ftp' is not known"),
+        ("redis://host:port/0", InvalidConfig, "is not the URL of a Redis"),
+        ("http://127.0.0.1:8000", InvalidConfig, "HTTP transport is not built"),
+    ],
+)
+async def test_a_wrong_url_is_a_typed_error_at_once(
+    url: str, expected: type[Exception], says: str
+) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(expected, match=says):
+        await open_and_close(url)
+    assert time.monotonic() - started_s < 2.0
+
+
+async def test_a_server_that_is_no_redis_is_a_typed_error() -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        with pytest.raises(RedisUnavailable):
+            await open_and_close(f"redis://127.0.0.1:{port}/0")
+
+
+async def test_the_kernel_of_this_machine_is_found_by_its_record(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIOS_REDIS_URL", raising=False)
+    monkeypatch.setenv("AIOS_STATE_DIR", str(tmp_path))
+    record = tmp_path / "kernel.json"
+    with pytest.raises(KernelNotRunning, match="no kernel was found"):
+        await open_and_close()
+    record.write_text('{"redis_url": "unix:///gone/redis.sock"}')
+    with pytest.raises(KernelNotRunning, match="does not answer"):
+        await open_and_close()
+    record.write_text(f'{{"redis_url": "{redis_url}"}}')
+    await open_and_close()
+
+
+async def test_a_key_prefix_of_the_environment_is_kept(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQ_KEY_PREFIX", "elsewhere")
+    async with AsyncAgent("writer", url=redis_url) as me:
+        call = me.tool.echo.start("x")
+        await call.accepted()
+        with redis.Redis.from_url(redis_url) as client:
+            assert client.llen("elsewhere:queue:tool") == 1
+            assert client.llen("rq:queue:tool") == 0
