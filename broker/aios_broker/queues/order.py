@@ -70,16 +70,60 @@ class Order:
         rows = await self._call("look", ["facts", *job_ids])
         return [_waiting(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
-    async def reorder(self, epoch: int, ranked: Sequence[tuple[str, float]]) -> bool:
+    async def scores(self, job_ids: Sequence[str]) -> list[float | None]:
+        """Return the scores that jobs stand with.
+
+        None: it has none yet, or lost it, because it was suspended or its nice value changed.
+        """
+        if not job_ids:
+            return []
+        answer = await self._functions.connection.execute(
+            "ZMSCORE", self.keys.own(f"scores:{self.module}"), *job_ids
+        )
+        return [None if score is None else float(score) for score in answer]
+
+    async def running(self, limit: int = 1000) -> list[str]:
+        """Return the ids of up to `limit` jobs that run."""
+        members = await self._functions.connection.execute(
+            "ZRANGE", self.keys.own(f"leases:{self.module}"), 0, limit - 1
+        )
+        return [member.decode().rpartition(":")[0] for member in members]
+
+    async def reorder(
+        self,
+        epoch: int,
+        ranked: Sequence[tuple[str, float]],
+        *,
+        scored: Sequence[tuple[str, float]] = (),
+        ends: tuple[int, int] = (0, 0),
+    ) -> bool:
         """Put `ranked` ids at the head in this order, with their scores (lower goes first).
 
-        Ids that no longer wait are left out, those not named keep their order behind. False:
-        the epoch is over, another scheduler leads, nothing was changed.
+        Args:
+            epoch: Of the caller's leadership.
+            ranked: Ids that no longer wait are left out, those not named keep their order behind.
+            scored: Jobs that wait or run, get their score, and stay where they are.
+            ends: Look for `ranked` only among that many at the head and at the tail of the queue,
+                and leave the middle alone; (0, 0): the whole queue, which costs its length.
+
+        Returns:
+            False: the epoch is over, another scheduler leads, nothing was changed.
         """
-        arguments: list[Argument] = [epoch]
-        for job_id, score in ranked:
+        arguments: list[Argument] = [epoch, *ends, len(ranked)]
+        for job_id, score in (*ranked, *scored):
             arguments += (job_id, score)
         return bool(await self._call("reorder", arguments))
+
+    async def spill(self, epoch: int, stored: Sequence[tuple[str, str]]) -> list[bool]:
+        """Drop snapshots from Redis that were stored elsewhere, as (job id, their SHA-1 in hex).
+
+        False for one that changed meanwhile, and for all of them when the epoch is over. The
+        snapshots are of the whole deployment, not of this module.
+        """
+        arguments: list[Argument] = [epoch]
+        for job_id, sha1 in stored:
+            arguments += (job_id, sha1)
+        return [bool(dropped) for dropped in await self._call("spill", arguments)]
 
     async def reclaim(self, epoch: int, *, limit: int = 1000) -> int:
         """Put back the jobs whose lease ran out; quarantine those that lost too many workers."""

@@ -64,6 +64,14 @@ local function total_use(c, job)
     return count(f[1]) + job.tokens .. ',' .. count(f[2]) + job.ran_ms
 end
 
+-- Why a job failed, for the journal: the code of the error that its reply carries.
+local function reason(job)
+    if job.status == 'finished' then return '' end
+    local readable, reply = pcall(cjson.decode, job.reply)
+    local body = readable and type(reply) == 'table' and reply.error
+    return ',' .. (type(body) == 'table' and tostring(body.code) or 'failed')
+end
+
 register('finish', function(c)
     local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
     local ttl_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}
@@ -87,7 +95,7 @@ register('finish', function(c)
             if job.quarantine == '1' then redis.call('ZADD', c.quarantine, c.now, job.id) end
             reply_to(c, clients[i], job.reply)
             note(c, job.status == 'finished' and 'finish' or 'fail', job.id, job.attempt, worker,
-                checkpoints and total_use(c, job) or job.tokens .. ',' .. job.ran_ms)
+                (checkpoints and total_use(c, job) or job.tokens .. ',' .. job.ran_ms) .. reason(job))
         end
     end
     if #done > 0 then

@@ -1,0 +1,1 @@
+"""What happened to every syscall, in Postgres; and snapshots that Redis has no room for."""

@@ -1,0 +1,137 @@
+"""Reach Postgres: one way to read its URL, and its failures as errors of ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig
+
+CONNECT_TIMEOUT_S = 5
+LOCK_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 30
+TRANSACTION_TIMEOUT_S = 60.0  # also where the network swallows everything without a word
+SESSION_LIMITS = (
+    f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"
+)
+_DRIVER = "+psycopg"
+
+
+def check_database_url(url: str) -> str:
+    """Return the URL as libpq reads it, `postgresql://...`.
+
+    Takes SQLAlchemy's form (`postgresql+psycopg://`) and the short one (`postgres://`) as well.
+
+    Raises:
+        InvalidConfig: It is not the URL of a Postgres.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.removesuffix(_DRIVER) not in ("postgresql", "postgres"):
+        raise _bad_url(url, f"the scheme {scheme!r} is not known" if separator else "no scheme")
+    plain = f"postgresql://{rest}"
+    try:
+        conninfo_to_dict(plain)
+    except psycopg.ProgrammingError as error:
+        raise _bad_url(url, str(error).strip()) from error
+    return plain
+
+
+def sqlalchemy_url(url: str) -> str:
+    """Return the URL as SQLAlchemy reads it, with our driver named."""
+    return check_database_url(url).replace("postgresql://", f"postgresql{_DRIVER}://", 1)
+
+
+class Database:
+    """One connection to Postgres, opened when first used and opened again when it broke.
+
+    For one event loop; transactions take their turns.
+    """
+
+    def __init__(self, url: str, *, name: str = "aios") -> None:
+        self.url = url
+        self._conninfo = check_database_url(url)
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._connection: psycopg.AsyncConnection | None = None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[psycopg.AsyncCursor]:
+        """Yield a cursor in a transaction: committed at the end of the block, or nothing of it.
+
+        Raises:
+            DatabaseUnavailable: no connection, a broken one, or no end in time. Whether a commit
+                that was under way took effect is then not known.
+        """
+        async with self._turn:
+            try:
+                with database_errors(self.url):
+                    async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
+                        connection = await self._open()
+                        async with connection.transaction(), connection.cursor() as cursor:
+                            yield cursor
+            except (DatabaseUnavailable, asyncio.CancelledError):
+                await self.aclose()
+                raise
+
+    async def _open(self) -> psycopg.AsyncConnection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S,
+                application_name=self._name,
+            )  # fmt: skip
+            await self._connection.execute(SESSION_LIMITS)
+        return self._connection
+
+    async def aclose(self) -> None:
+        """Close; safe to call twice. The next transaction opens a new connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn psycopg's "cannot connect" and "connection lost" into DatabaseUnavailable.
+
+    A query that Postgres refuses, other than for a table that is not there, passes: that is a
+    defect of ours, not a condition.
+    """
+    try:
+        yield
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseUnavailable(
+            f"the database has no tables of this release: {_first_line(error)}",
+            remedy="run `aios migrate`",
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+        raise DatabaseUnavailable(
+            f"no answer from Postgres at {without_password(url)}: {_first_line(error)}",
+            field="AIOS_DATABASE_URL", remedy="start it, or correct the URL", retry_after_s=1.0,
+        ) from error  # fmt: skip
+
+
+def without_password(url: str) -> str:
+    """Return the URL fit for a message or a log."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return "(a malformed URL)"
+    return url.replace(f":{password}@", ":***@") if password else url
+
+
+def _bad_url(url: str, why: str) -> InvalidConfig:
+    return InvalidConfig(
+        f"{without_password(url)!r} is not the URL of a Postgres: {why}",
+        field="AIOS_DATABASE_URL",
+        remedy="write postgresql://user:password@host:port/database",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

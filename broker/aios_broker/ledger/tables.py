@@ -1,0 +1,85 @@
+"""The ledger's tables. A test compares them with what the migrations build."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row per syscall, as it stands: the fold of its transitions.
+syscall = Table(
+    "syscall",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("module", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Column("program", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),  # of the contract
+    Column("submitted_at", DateTime(timezone=True), nullable=False),
+    Column("started_at", DateTime(timezone=True)),  # the first claim
+    Column("ended_at", DateTime(timezone=True)),
+    Column("attempts", Integer, nullable=False),
+    Column("slices", Integer, nullable=False),  # how often it ran
+    Column("suspensions", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("ran_ms", BigInteger, nullable=False),
+    Column("error_code", Text),
+    Column("worker", Text, nullable=False),  # the last one; empty: none yet
+    Index(None, "submitted_at"),
+)
+
+# Every change of state, in the order of the journal; only ever added to.
+transition = Table(
+    "transition",
+    metadata,
+    Column("source", Text, primary_key=True),  # whose journal: the deployment's key prefix
+    Column("stream_ms", BigInteger, primary_key=True),  # the journal entry's id, both halves
+    Column("stream_seq", BigInteger, primary_key=True),
+    Column("ordinal", Integer, primary_key=True),  # the line within the entry, from 0
+    Column("job_id", Text, nullable=False),
+    Column("module", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("attempt", Integer),
+    Column("who", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("anomaly", Boolean, nullable=False),  # the transition table has no such arrow
+    Index(None, "job_id"),
+)
+
+# How far each journal (one per key prefix) has been drained; moves with the rows it stands for.
+journal_position = Table(
+    "journal_position",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("stream_ms", BigInteger, nullable=False),
+    Column("stream_seq", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),  # how many, since the journal's beginning
+)
+
+# Snapshots of suspended generations that Redis has no room for.
+snapshot = Table(
+    "snapshot",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("bytes", LargeBinary, nullable=False),
+    Column("stored_at", DateTime(timezone=True), nullable=False),
+)

@@ -1,0 +1,143 @@
+"""Which waiting syscall is next: pure functions from what is known of a job to a score.
+
+A policy gives each job a score, lower goes first; jobs of equal score keep the order that they
+stand in. Beside it a policy says when a running generation yields (`preempt`) and whether the
+run queue has to be reordered at all: the queue is a list that grows at its tail, so that for
+the policies that go by arrival its natural order is the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, assert_never
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.queues.order import Waiting
+
+PolicyName = Literal["fifo", "rr", "priority"]
+POLICY_NAMES: tuple[PolicyName, ...] = ("fifo", "rr", "priority")
+
+# When a slice ends, a running generation yields ...
+# none: to nobody. waiting: to whoever waits. score: to one whose score is lower than its own.
+Preempt = Literal["none", "waiting", "score"]
+
+NICE_MIN, NICE_MAX = -20, 19
+# One nice level is worth one second of waiting: felt by a person, and the whole span (39 levels)
+# stays below a minute.
+AGEING_MS_PER_NICE = 1_000
+
+
+class Policy(Protocol):
+    """One way to order a run queue."""
+
+    @property
+    def name(self) -> PolicyName:
+        """Return the name it is chosen by."""
+
+    @property
+    def preempt(self) -> Preempt:
+        """Return to whom a running generation yields at the end of a slice."""
+
+    @property
+    def reorders(self) -> bool:
+        """Return whether the order differs from that of arrival at the tail."""
+
+    def score(self, waiting: Waiting, now_ms: int) -> float:
+        """Return the job's place in the order; lower goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fifo:
+    """First come, first served, to the end: by time of submission, never interrupted."""
+
+    name: PolicyName = "fifo"
+    preempt: Preempt = "none"
+    reorders: bool = False
+
+    def score(self, waiting: Waiting, now_ms: int) -> float:
+        """Return when it was submitted, in ms."""
+        return float(_submitted_ms(waiting, now_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRobin:
+    """Everybody in turn: a slice each, then back to the tail, if somebody waits.
+
+    Nobody runs twice before everybody who waited has run once.
+    """
+
+    name: PolicyName = "rr"
+    preempt: Preempt = "waiting"
+    reorders: bool = False
+
+    def score(self, waiting: Waiting, now_ms: int) -> float:
+        """Return when it came to the tail, in ms."""
+        return float(waiting.ready_ms or now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """The lowest nice value first, and a second of waiting weighs as much as a nice level.
+
+    score = time of submission in ms + nice * AGEING_MS_PER_NICE
+
+    The age of all that waits grows alike, so the score needs no clock and never changes: linear
+    ageing costs no rescoring.
+
+    Starvation bound: a job is overtaken only by jobs that were submitted less than
+    (nice - NICE_MIN) * AGEING_MS_PER_NICE after it: at most 39 s for the nicest, 0 for a job of
+    nice -20. Whatever is submitted later stands behind it, however important it is.
+    """
+
+    name: PolicyName = "priority"
+    preempt: Preempt = "score"
+    reorders: bool = True
+
+    def score(self, waiting: Waiting, now_ms: int) -> float:
+        """Return the submission time in ms, moved by the nice value."""
+        nice = min(max(waiting.facts.nice, NICE_MIN), NICE_MAX)
+        return float(_submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE)
+
+
+def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
+    """Return the policy of that name.
+
+    Raises:
+        InvalidConfig: There is none; names `field` and the choices.
+    """
+    match name:
+        case "fifo" | "rr" | "priority":
+            return _policy(name)
+        case _:
+            raise InvalidConfig(
+                f"there is no policy {name!r}", field=field,
+                remedy=f"use one of: {', '.join(POLICY_NAMES)}",
+            )  # fmt: skip
+
+
+def rank(policy: Policy, queue: Sequence[Waiting], now_ms: int) -> list[tuple[str, float]]:
+    """Return the ids of `queue` and their scores, next one first; equal scores keep their order."""
+    scored = [(waiting.job_id, policy.score(waiting, now_ms)) for waiting in queue]
+    return sorted(scored, key=_score)
+
+
+def _policy(name: PolicyName) -> Policy:
+    match name:
+        case "fifo":
+            return Fifo()
+        case "rr":
+            return RoundRobin()
+        case "priority":
+            return Priority()
+        case _:
+            assert_never(name)
+
+
+def _score(scored: tuple[str, float]) -> float:
+    return scored[1]
+
+
+def _submitted_ms(waiting: Waiting, now_ms: int) -> int:
+    """Return the submission time; a job that a stock tool enqueued has none until it is adopted."""
+    return waiting.submitted_ms or waiting.ready_ms or now_ms

@@ -1,0 +1,250 @@
+"""The scheduler service: leads, keeps the queues in order, and sees to what times out.
+
+It keeps nothing that is not in Redis. Killed, it leaves the queues in their last order, and
+workers go on from there, first in, first out; started again, or replaced by a standby, it goes
+on. One scheduler leads at a time, by a lease; each change carries the epoch of its leadership, so
+that one that was replaced and does not know it yet changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from aios_broker.contract.errors import RedisUnavailable, Unavailable
+from aios_broker.contract.syscall import MODULES
+from aios_broker.ledger.database import Database
+from aios_broker.ledger.ledger import Ledger
+from aios_broker.ledger.spill import Spill
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.order import Order
+from aios_broker.scheduler.config import SchedulerConfig
+from aios_broker.scheduler.duty import Duty, Troubles, repeat
+from aios_broker.scheduler.ordering import LeadershipLost, ModuleOrder
+from aios_broker.scheduler.policy import policy_named
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.02  # while jobs wait and their order changes ...
+IDLE_S = 0.2  # ... and, by and by, when nothing changes
+RENEWALS = 4  # of leadership, per lease
+RECLAIM_EVERY_S = 0.5
+EXPIRE_EVERY_S = 0.25
+RECONCILE_EVERY_S = 1.0
+DRAIN_EVERY_S = 0.2
+DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
+SPILL_EVERY_S = 1.0
+LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
+LAG_SAID_EVERY_S = 60.0
+STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its lease
+
+
+@dataclass(frozen=True, slots=True)
+class _Reign:
+    """One leadership."""
+
+    epoch: int
+    clock_offset_s: float  # Redis' clock less this process's monotonic one
+
+    def now_ms(self) -> int:
+        """Return the time by Redis' clock, without asking it."""
+        return round((time.monotonic() + self.clock_offset_s) * 1000)
+
+
+class Scheduler:
+    """Leads or stands by until it is cancelled."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._redis = Connection(config.redis_url, name="aios-scheduler")
+        self._functions = Functions(self._redis)
+        self._keys = Keys(config.key_prefix)
+        self._control = Control(self._functions, self._keys)
+        self._orders = [Order(self._functions, module, self._keys) for module in MODULES]
+        default = policy_named(config.policy)
+        self._queues = [ModuleOrder(order, self._control, default) for order in self._orders]
+        self._databases: list[Database] = []
+        self._reign: _Reign | None = None
+        self._leading = asyncio.Event()
+        self._lease_ends_s = 0.0  # monotonic
+        self._tick_s = IDLE_S
+        self._lag_said_s = float("-inf")
+
+    async def run(self) -> None:
+        """Serve until cancelled; then give up the lead, so that a standby need not wait."""
+        troubles = Troubles()
+        try:
+            async with asyncio.TaskGroup() as group:
+                for duty in self._duties():
+                    group.create_task(repeat(duty, troubles), name=duty.name)
+        finally:
+            await self._resign()
+            for database in self._databases:
+                await database.aclose()
+            await self._redis.aclose()
+
+    def _duties(self) -> list[Duty]:
+        duties = [
+            Duty("lead", self._lead),
+            Duty("order", self._led(self._tick)),
+            Duty("reclaim", self._led(self._reclaim)),
+            Duty("expire", self._led(self._expire)),
+            Duty("reconcile", self._led(self._reconcile)),
+        ]
+        if self._config.database_url is None:
+            logger.warning("AIOS_DATABASE_URL is not set: no ledger is kept")
+            return duties
+        ledger = Ledger(self._database(self._config.database_url), self._keys)
+        spill = Spill(self._redis, self._database(self._config.database_url), self._orders[0])
+        return [
+            *duties,
+            Duty("ledger", self._led(lambda _: self._drain(ledger))),
+            Duty("spill", self._led(lambda reign: self._spill(spill, reign))),
+        ]
+
+    def _database(self, url: str) -> Database:
+        database = Database(url, name="aios-scheduler")
+        self._databases.append(database)
+        return database
+
+    # Leadership.
+
+    def _led(self, step: Callable[[_Reign], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
+        """Return the step as a duty of whoever leads: it waits while another does."""
+
+        async def when_leading() -> float:
+            await self._leading.wait()
+            assert self._reign is not None
+            try:
+                return await step(self._reign)
+            except LeadershipLost:
+                self._stand_down("another scheduler took over")
+                return 0.0
+
+        return when_leading
+
+    async def _lead(self) -> float:
+        """Take or renew the lease of leadership, or see that another holds it."""
+        lease_s = self._config.scheduler_lease_s
+        asked_s = time.monotonic()
+        try:
+            answer = await self._orders[0].lead(self._holder, lease_s)
+        except RedisUnavailable:
+            if time.monotonic() > self._lease_ends_s:
+                self._stand_down("Redis is away, and the lease of leadership ran out")
+            raise
+        if not answer.leading:
+            self._stand_down("another scheduler leads")
+            return lease_s / RENEWALS
+        self._lease_ends_s = asked_s + lease_s
+        reign = _Reign(answer.epoch, answer.now_ms / 1000 - time.monotonic())
+        if self._reign is None or self._reign.epoch != reign.epoch:
+            await self._begin(reign)
+        self._reign = reign
+        self._leading.set()
+        return lease_s / RENEWALS
+
+    async def _begin(self, reign: _Reign) -> None:
+        """Begin to lead: our functions, our policy if none stands, and nothing remembered."""
+        await self._functions.load()
+        await self._publish_policies()
+        for queue in self._queues:
+            queue.forget()
+        logger.info("scheduler %s leads, epoch %d", self._holder, reign.epoch)
+
+    def _stand_down(self, why: str) -> None:
+        if self._leading.is_set():
+            logger.warning("scheduler %s does not lead any more: %s", self._holder, why)
+        self._leading.clear()
+        self._reign = None
+
+    async def _resign(self) -> None:
+        if self._leading.is_set():
+            with contextlib.suppress(Unavailable):
+                await self._orders[0].lead(self._holder, STOP_LEASE_S)
+
+    async def _publish_policies(self) -> None:
+        """Publish the configured policy where none is, and everywhere if it was changed.
+
+        What was configured is kept beside what is published: a scheduler that is started again
+        with the same settings leaves alone what was changed while the kernel ran.
+        """
+        row = self._config.policy_row()
+        configured, key = msgspec.json.encode(row), self._keys.own("configured")
+        changed = await self._redis.execute("HGET", key, "policy") != configured
+        for module in MODULES:
+            published = await self._redis.execute("EXISTS", self._keys.own(f"policy:{module}"))
+            if changed or not published:
+                await self._control.set_policy(module, row)
+        await self._redis.execute("HSET", key, "policy", configured)
+
+    # What a leader does.
+
+    async def _tick(self, reign: _Reign) -> float:
+        """Bring all queues into order."""
+        ticks = [queue.tick(reign.epoch, reign.now_ms()) for queue in self._queues]
+        outcomes = await asyncio.gather(*ticks, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._tick_s = TICK_S if any(outcomes) else min(2 * self._tick_s, IDLE_S)
+        return self._tick_s
+
+    async def _reclaim(self, reign: _Reign) -> float:
+        for order, count in await self._sweep(lambda order: order.reclaim(reign.epoch)):
+            logger.warning("module %s: %d jobs were taken back from workers that died or hang",
+                           order.module, count)  # fmt: skip
+        return RECLAIM_EVERY_S
+
+    async def _expire(self, reign: _Reign) -> float:
+        for order, count in await self._sweep(lambda order: order.expire(reign.epoch)):
+            logger.info("module %s: %d jobs outlived their deadlines", order.module, count)
+        return EXPIRE_EVERY_S
+
+    async def _reconcile(self, reign: _Reign) -> float:
+        for order, count in await self._sweep(lambda order: order.reconcile(reign.epoch)):
+            logger.info("module %s: %d jobs that stock RQ tools changed were put right",
+                        order.module, count)  # fmt: skip
+        return RECONCILE_EVERY_S
+
+    async def _sweep(self, step: Callable[[Order], Awaitable[int]]) -> list[tuple[Order, int]]:
+        """Take a step for all modules at once; return those where it found something."""
+        counts = await asyncio.gather(*map(step, self._orders))
+        return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
+
+    async def _drain(self, ledger: Ledger) -> float:
+        try:
+            drained = await ledger.drain(self._redis)
+        except Unavailable:
+            await self._report_lag()
+            raise
+        if drained.behind > LAG_ENTRIES:
+            await self._report_lag()
+        return DRAIN_PAUSE_S if drained.behind else DRAIN_EVERY_S
+
+    async def _report_lag(self) -> None:
+        """Say how far the ledger is behind, now and then."""
+        behind = await self._redis.execute("XLEN", self._keys.journal)
+        if behind > LAG_ENTRIES and time.monotonic() - self._lag_said_s > LAG_SAID_EVERY_S:
+            self._lag_said_s = time.monotonic()
+            logger.warning("the ledger is %d journal entries behind", behind)
+
+    async def _spill(self, spill: Spill, reign: _Reign) -> float:
+        spilled = await spill.run(reign.epoch, self._config.snapshot_budget_bytes)
+        if spilled.snapshots:
+            logger.info("%d snapshots (%d bytes) were moved to Postgres", spilled.snapshots,
+                        spilled.moved_bytes)  # fmt: skip
+        return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S

@@ -1,0 +1,20 @@
+"""${message}.
+
+Phase: expand | contract.
+Locks: which tables, for how long.
+Undo: what the downgrade loses.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}
