@@ -1,5 +1,7 @@
-"""Whatever clients, workers, operators and stock tools do, in whatever order: no syscall is
-lost, none is answered twice, nobody without a lease changes anything, nothing leaks.
+"""Whatever is done to the queues, in whatever order, no syscall is lost and none answered twice.
+
+Clients, workers, operators, the scheduler and stock RQ tools take random steps on a real Redis.
+Nobody without a lease changes anything, and nothing leaks.
 """
 
 import asyncio
@@ -7,12 +9,12 @@ import os
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 import redis
 import rq
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -43,6 +45,7 @@ from aios_broker.queues.records import (
     WorkerCard,
 )
 
+T = TypeVar("T")
 IDS = [f"{number:032x}" for number in range(8)]
 CLIENTS = ("alice", "bob")
 NOTHING_MORE = Appetite(want=0, lease_s=60.0)
@@ -88,7 +91,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.epoch = self.do(self.order.lead("scheduler", 60.0)).epoch
         self.do(self.control.set_policy("llm", PolicyRow(max_losses=MAX_LOSSES)))
 
-    def do(self, step: Awaitable[Any]) -> Any:
+    def do(self, step: Awaitable[T]) -> T:
         return self.loop.run_until_complete(step)
 
     def teardown(self) -> None:
@@ -150,7 +153,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), status=st.sampled_from(["finished", "failed"]), want=st.integers(0, 2))
-    def finish(self, data: st.DataObject, status: Any, want: int) -> None:
+    def finish(self, data: st.DataObject, status: Literal["finished", "failed"], want: int) -> None:
         lease = data.draw(st.sampled_from(self.leases))  # those of dead workers included
         held = self.holds(lease)
         answer = reply.encode(reply.Reply(id=lease.job_id, result=reply.EchoResult("done")))
@@ -164,7 +167,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), reason=st.sampled_from(["yield", "drain", "hold"]))
-    def pause(self, data: st.DataObject, reason: Any) -> None:
+    def pause(self, data: st.DataObject, reason: Literal["yield", "drain", "hold"]) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         held = self.holds(lease)
         pause = Pause(lease, b"snapshot", 0.1, tokens=2, reason=reason)
@@ -290,12 +293,12 @@ class QueueMachine(RuleBasedStateMachine):
                 known.state = "waiting"
                 self.line.append(job_id)
 
-    @rule(data=st.data(), stale=st.booleans())
-    def reorder(self, data: st.DataObject, stale: bool) -> None:
+    @rule(data=st.data(), age=st.sampled_from([0, 1]))
+    def reorder(self, data: st.DataObject, age: int) -> None:
         named = data.draw(st.lists(st.sampled_from(IDS), unique=True))
-        epoch = self.epoch - 1 if stale else self.epoch
+        stale = age > 0
         ranked = [(job_id, float(place)) for place, job_id in enumerate(named)]
-        assert self.do(self.order.reorder(epoch, ranked)) == (not stale)
+        assert self.do(self.order.reorder(self.epoch - age, ranked)) == (not stale)
         if not stale:
             first = [job_id for job_id in named if job_id in self.line]
             self.line = first + [job_id for job_id in self.line if job_id not in first]
@@ -306,17 +309,17 @@ class QueueMachine(RuleBasedStateMachine):
         return rq.job.Job.fetch(job_id, connection=self.raw, serializer=JSONSerializer)
 
     @precondition(lambda self: self.line)
-    @rule(data=st.data(), delete=st.booleans())
-    def stock_tool_removes(self, data: st.DataObject, delete: bool) -> None:
+    @rule(data=st.data(), how=st.sampled_from(["delete", "cancel"]))
+    def stock_tool_removes(self, data: st.DataObject, how: str) -> None:
         job_id = data.draw(st.sampled_from(self.line))
         job = self.stock(job_id)
-        if delete:
+        if how == "delete":
             job.delete()
         else:
             job.cancel()
         assert self.do(self.order.reconcile(self.epoch)) == 1
         self.end(job_id, "cancelled")
-        if delete:
+        if how == "delete":
             del self.known[job_id]
             self.leases = [lease for lease in self.leases if lease.job_id != job_id]
 
@@ -397,3 +400,54 @@ def test_no_order_of_steps_loses_or_doubles_a_reply(redis_url: str) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(
+    running=st.integers(1, 6),
+    waiting=st.integers(0, 20),
+    preempt=st.sampled_from(["none", "waiting", "score"]),
+    outranked=st.integers(0, 6),
+    at_once=st.booleans(),
+)
+def test_as_many_yield_as_wait_and_deserve_it(
+    redis_url: str,
+    running: int,
+    waiting: int,
+    preempt: Literal["none", "waiting", "score"],
+    outranked: int,
+    at_once: object,
+) -> None:
+    """Each waiting job frees one slot at most; by score, only jobs behind the head give way."""
+    QueueMachine.url = redis_url
+    machine = QueueMachine()
+    machine.do(machine.control.set_policy("llm", PolicyRow(preempt=preempt)))
+    jobs = [
+        Submission(f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "")
+        for number in range(running + waiting)
+    ]
+    machine.do(machine.queue.submit(jobs))
+    leases = machine.do(machine.queue.claim("worker", Appetite(running, 60.0)))
+    head_score = 100.0
+    scores = {job.job_id: head_score for job in jobs}
+    scores |= {lease.job_id: head_score + 1 for lease in leases[:outranked]}
+    scores |= {lease.job_id: head_score - 1 for lease in leases[outranked:]}
+    machine.raw.zadd(Keys().own("scores:llm"), scores)
+    uses = [SliceUse(lease, 0.1, 1, None) for lease in leases]
+    calls = [uses] if at_once else [[use] for use in uses]
+    verdicts = [
+        verdict
+        for call in calls
+        for verdict in machine.do(machine.queue.slice_end("worker", call, NOTHING_MORE))
+    ]
+    deserving = {"none": 0, "waiting": running, "score": min(outranked, running)}[preempt]
+    assert verdicts.count("yield") == min(deserving, waiting)
+    assert verdicts.count("go") == running - verdicts.count("yield")
+    machine.known = {}
+    machine.teardown()

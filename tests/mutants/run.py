@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "broker" / "aios_broker"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
+WORKERS = 2
 TIMEOUT_S = 120.0  # a test that hangs has noticed, too
 
 
@@ -64,9 +65,11 @@ MUTANTS = (
            "accepted[i] = leases[i] and not seen[job.id] and 1 or 0", "accepted[i] = 1"),
     Mutant("everybody yields to one waiting job", LUA + "slice.lua",
            "if redis.call('ZCARD', c.yielding) >= room then return false end", ""),
-    Mutant("yields though nobody waits", LUA + "slice.lua",
-           "if waiting == 0 or", "if"),
-    Mutant("a lost lease is renewed", LUA + "renew.lua", "        if leases[i] then", "        if true then"),
+    Mutant("one more yields than waits", LUA + "slice.lua", ">= room", "> room"),
+    Mutant("the score is not asked", LUA + "slice.lua",
+           "return preempt == 'waiting' or outranked(c, id, first)", "return true"),
+    Mutant("a lost lease is renewed", LUA + "renew.lua",
+           "        if leases[i] then", "        if true then"),
     Mutant("chunks of a lost lease", LUA + "emit.lua", "if leases[i] then", "if true then"),
     Mutant("a dead worker's job is not put back", LUA + "reclaim.lua",
            "redis.call('LPUSH', c.queue, id)", ""),
@@ -84,7 +87,8 @@ MUTANTS = (
     Mutant("snapshots are never dropped", LUA + "lib.lua",
            "redis.call('UNLINK', snapshot_key(c, ids[i]))", ""),
     Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
-    Mutant("a held job keeps its place", LUA + "hold.lua", "redis.call('LREM', c.queue, 0, id)", ""),
+    Mutant("a held job keeps its place", LUA + "hold.lua",
+           "redis.call('LREM', c.queue, 0, id)", ""),
     Mutant("release forgets the queue", LUA + "release.lua",
            "redis.call('RPUSH', c.queue, id)", ""),
     Mutant("an old epoch may reorder", LUA + "reorder.lua",
@@ -108,30 +112,29 @@ def run_tests(test: str, package_root: Path) -> subprocess.CompletedProcess[str]
     """
     roots = [package_root, ROOT, *(ROOT / name for name in ("sdk", "workers"))]
     path = " ".join(f'"{root}"' for root in roots)
+    environment = {**os.environ, "PYTHONPATH": str(package_root), "MUTANT": "1"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", test, "-x", "-q", "-p", "no:cacheprovider",
          "-o", f"pythonpath={path}"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(package_root), "MUTANT": "1"}, timeout=TIMEOUT_S,
+        cwd=ROOT, env=environment, timeout=TIMEOUT_S,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def kill(mutant: Mutant, folder: Path) -> bool:
-    """Return True when the tests notice the mutant."""
-    copy = folder / "aios_broker"
+def judge(mutant: Mutant, folder: Path) -> str:
+    """Return what became of a mutant: killed, SURVIVED, or OUT OF DATE."""
+    root = Path(tempfile.mkdtemp(dir=folder))
+    copy = root / "aios_broker"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    target = copy / mutant.file
+    source = target.read_text()
+    if mutant.old not in source:
+        return "OUT OF DATE"
+    target.write_text(source.replace(mutant.old, mutant.new, 1))
     try:
-        target = copy / mutant.file
-        source = target.read_text()
-        if mutant.old not in source:
-            print(f"OUT OF DATE {mutant.name}: its text is no longer in {mutant.file}")
-            return False
-        target.write_text(source.replace(mutant.old, mutant.new, 1))
-        return run_tests(mutant.test, folder).returncode == 1
+        return "killed" if run_tests(mutant.test, root).returncode == 1 else "SURVIVED"
     except subprocess.TimeoutExpired:
-        return True
-    finally:
-        shutil.rmtree(copy)
+        return "killed"
 
 
 def main(words: list[str]) -> int:
@@ -142,18 +145,19 @@ def main(words: list[str]) -> int:
         if unbroken.returncode != 0:
             print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
             return 1
-    survivors = []
-    with tempfile.TemporaryDirectory(prefix="aios-mutants-") as folder:
-        for mutant in chosen:
-            began = time.monotonic()
-            dead = kill(mutant, Path(folder))
-            if not dead:
-                survivors.append(mutant)
-            verdict = "killed" if dead else "SURVIVED"
-            print(f"{verdict:9} {time.monotonic() - began:5.1f} s  {mutant.file}: {mutant.name}",
-                  flush=True)  # fmt: skip
-    print(f"{len(chosen) - len(survivors)} of {len(chosen)} mutants killed")
-    return 1 if survivors or not chosen else 0
+    with (
+        tempfile.TemporaryDirectory(prefix="aios-mutants-") as folder,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        verdicts = []
+        for mutant, verdict in zip(
+            chosen, pool.map(lambda m: judge(m, Path(folder)), chosen), strict=True
+        ):
+            verdicts.append(verdict)
+            print(f"{verdict:11} {mutant.file}: {mutant.name}", flush=True)
+    dead = verdicts.count("killed")
+    print(f"{dead} of {len(chosen)} mutants killed")
+    return 0 if chosen and dead == len(chosen) else 1
 
 
 if __name__ == "__main__":
