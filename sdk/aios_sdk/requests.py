@@ -98,13 +98,12 @@ def build_syscall(
         InvalidSyscall: an unknown field or a bad value; `field` is its path. Nothing was sent.
         UnknownModule: no module of this version takes such a body.
     """
-    raw: dict[str, object] = {
-        "id": _id(options, index), "body": _raw(options, body, stream=stream),
-        "agent": options.agent, "program": options.program, "tenant": options.tenant,
-        "token": options.token, "nice": options.nice, "deadline_s": _deadline_s(options),
-    }  # fmt: skip
     try:
-        data = _encoder.encode(raw)
+        data = _encoder.encode({
+            "id": _id(options, index), "body": _raw(options, body, stream=stream),
+            "agent": options.agent, "program": options.program, "tenant": options.tenant,
+            "token": options.token, "nice": options.nice, "deadline_s": _deadline_s(options),
+        })  # fmt: skip
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidSyscall(
             f"the syscall cannot be written as JSON: {error}", field="body",
@@ -126,8 +125,9 @@ def check_options(options: Options) -> Options:
             raise InvalidSyscall(
                 f"{value!r} is not a time", field=field, remedy="give seconds, more than 0"
             )
-    if options.key == "":
-        raise InvalidSyscall("an empty text is not a key", field="key",
+    key: object = options.key
+    if key is not None and (not isinstance(key, str) or not key):
+        raise InvalidSyscall(f"{key!r} is not a key", field="key",
                              remedy="give a text that names this step of your program")  # fmt: skip
     build_syscall(options, chat_body("") if options.core is not None else echo_body())
     return options

@@ -50,7 +50,10 @@ async def test_a_call_returns_the_typed_result(redis_url: str, me: AsyncAgent) -
     async with TinyWorker(redis_url, "llm"), TinyWorker(redis_url, "tool"):
         assert await me.tool.echo(text="hello") == EchoResult("hello")
         assert await me.llm.chat(STORY) == ChatResult(STORY, "stop", MODEL)
-        turns = [Message("system", "be brief"), {"role": "user", "content": "hi"}]
+        turns: list[Message | dict[str, str]] = [
+            Message("system", "be brief"),
+            {"role": "user", "content": "hi"},
+        ]
         assert (await me.llm.chat(turns, max_tokens=5)).text == "hi"
 
 
@@ -96,11 +99,9 @@ async def test_a_syscall_is_submitted_when_the_verb_is_called(
     redis_url: str, me: AsyncAgent, control: Control
 ) -> None:
     started = me.tool.echo("nobody awaits me yet")
-
-    async def waits() -> bool:
-        return (await control.queue("tool")).waiting == 1
-
-    await wait_until_async(waits)
+    async with asyncio.timeout(10):
+        while (await control.queue("tool")).waiting != 1:
+            pass
     assert not started.done
 
 
@@ -205,11 +206,9 @@ async def test_cancelling_the_task_cancels_the_syscall(me: AsyncAgent, control: 
     await call.accepted()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(call, timeout=0.01)
-
-    async def is_gone() -> bool:
-        return await control.job(call.id) is None
-
-    await wait_until_async(is_gone)
+    async with asyncio.timeout(10):
+        while await control.job(call.id) is not None:
+            pass
 
 
 async def test_the_caller_stops_waiting_and_the_syscall_goes_on(
