@@ -1,0 +1,105 @@
+"""Snapshots: what was written is read back, and every damage is noticed."""
+
+import zlib
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from aios_broker.contract.errors import SnapshotCorrupt, SnapshotError, SnapshotForeign
+from aios_broker.contract.snapshot import (
+    MAGIC,
+    VERSION,
+    TokenSnapshot,
+    decode_snapshot,
+    encode_snapshot,
+)
+
+MODEL = "smollm2@1f2e"
+HEADER_BYTES = 9
+token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=200).map(tuple)
+snapshots = st.builds(
+    TokenSnapshot, model=st.text(max_size=40), prompt_ids=token_ids, output_ids=token_ids,
+    seed=st.integers(0, 2**63 - 1), emitted_characters=st.integers(0, 2**40),
+)  # fmt: skip
+SAMPLE = TokenSnapshot(MODEL, tuple(range(1, 40)), (7, 7, 2**31 - 1), 2**63 - 1, 12)
+
+
+@given(snapshots)
+@example(TokenSnapshot("", (), (), 0))
+def test_what_was_written_is_read_back(snapshot: TokenSnapshot) -> None:
+    assert decode_snapshot(encode_snapshot(snapshot), model=snapshot.model) == snapshot
+
+
+def test_every_single_flipped_bit_is_noticed() -> None:
+    data = encode_snapshot(SAMPLE)
+    for bit in range(len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(SnapshotError):
+            decode_snapshot(bytes(damaged), model=MODEL)
+
+
+def test_every_truncation_is_noticed() -> None:
+    data = encode_snapshot(SAMPLE)
+    for length in range(len(data)):
+        with pytest.raises(SnapshotCorrupt):
+            decode_snapshot(data[:length], model=MODEL)
+
+
+@given(st.binary(min_size=1, max_size=20))
+def test_bytes_behind_the_end_are_noticed(more: bytes) -> None:
+    with pytest.raises(SnapshotCorrupt):
+        decode_snapshot(encode_snapshot(SAMPLE) + more, model=MODEL)
+
+
+@given(st.binary(max_size=200))
+@example(MAGIC + bytes([VERSION]) + bytes(4))
+def test_any_other_bytes_are_no_snapshot(data: bytes) -> None:
+    with pytest.raises(SnapshotError):
+        decode_snapshot(data, model=MODEL)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_a_right_checksum_over_wrong_content_is_noticed_too(content: bytes) -> None:
+    for body in (content, zlib.compress(content)):
+        header = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big")
+        with pytest.raises(SnapshotCorrupt):
+            decode_snapshot(header + body, model=MODEL)
+
+
+def test_a_small_body_that_unpacks_to_very_much_is_refused_in_bounded_memory() -> None:
+    body = zlib.compress(bytes(200 * 1024 * 1024), 9)
+    header = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big")
+
+    with pytest.raises(SnapshotCorrupt):
+        decode_snapshot(header + body, model=MODEL)
+
+
+def test_another_version_says_both_numbers() -> None:
+    data = bytearray(encode_snapshot(SAMPLE))
+    data[len(MAGIC)] = VERSION + 1
+
+    with pytest.raises(SnapshotForeign, match=rf"version {VERSION + 1}.*version {VERSION}"):
+        decode_snapshot(bytes(data), model=MODEL)
+
+
+def test_another_model_says_both_names() -> None:
+    with pytest.raises(SnapshotForeign, match=r"smollm2@1f2e.*other@0000"):
+        decode_snapshot(encode_snapshot(SAMPLE), model="other@0000")
+
+
+@pytest.mark.parametrize("data", [b"", b"AIOS", bytes(100), encode_snapshot(SAMPLE)[:-1]])
+def test_the_error_says_what_and_what_now(data: bytes) -> None:
+    with pytest.raises(SnapshotCorrupt) as caught:
+        decode_snapshot(data, model=MODEL)
+
+    assert caught.value.field == "snapshot"
+    assert caught.value.remedy
+
+
+def test_token_ids_cost_two_bytes_each_or_so() -> None:
+    ids = tuple((n * 7919) % 49_152 for n in range(1_000))
+
+    assert len(encode_snapshot(TokenSnapshot(MODEL, ids, (), 0))) < 3_000 + HEADER_BYTES
