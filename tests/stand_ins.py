@@ -33,15 +33,17 @@ def is_alive(pid: int) -> bool:
     return _stat(pid)[:1] not in ([], ["Z"], ["X"])
 
 
-def alive_in_sessions(leaders: list[int]) -> list[int]:
-    """Return the live processes of the sessions: each child of a supervisor, and all it forked."""
-    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in numbers if is_alive(pid) and _session(pid) in leaders]
-
-
-def _session(pid: int) -> int | None:
-    fields = _stat(pid)
-    return int(fields[3]) if fields else None
+def with_descendants(pids: list[int]) -> list[int]:
+    """Return the processes and all that they started, at this moment."""
+    parents = {
+        int(entry.name): int(fields[1])
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (fields := _stat(int(entry.name)))
+    }
+    family = list(pids)
+    for one in family:  # grows while it is walked
+        family += [pid for pid, parent in parents.items() if parent == one]
+    return family
 
 
 def _stat(pid: int) -> list[str]:

@@ -20,13 +20,8 @@ Settings = TypeVar("Settings", bound=Struct)
 PREFIX = "AIOS_"
 # Settings whose variable is not AIOS_<FIELD>.
 OTHER_NAMES = {"key_prefix": "RQ_KEY_PREFIX"}  # RQ's own variable: its tools read it too
-# Read by the bootstrap script, by docker-compose.yml, and below a supervisor.
-BOOTSTRAP_VARIABLES = (
-    "AIOS_PYTHON",
-    "AIOS_POSTGRES_PASSWORD",
-    "AIOS_POSTGRES_PORT",
-    "AIOS_SUPERVISED",
-)
+# Read by the bootstrap script and by docker-compose.yml.
+BOOTSTRAP_VARIABLES = ("AIOS_PYTHON", "AIOS_POSTGRES_PASSWORD", "AIOS_POSTGRES_PORT")
 # Read by the scheduler and the workers that `aios up` starts: each checks its own.
 PROCESS_VARIABLES = (
     "AIOS_MAX_LOSSES",
@@ -35,7 +30,7 @@ PROCESS_VARIABLES = (
     "AIOS_QUANTUM_TOKENS",
     "AIOS_SNAPSHOT_BUDGET_BYTES",
 )
-PROCESS_PREFIXES = ("AIOS_LLM_", "AIOS_TOOL_", "AIOS_WORKER_")
+PROCESS_PREFIXES = ("AIOS_LLM_", "AIOS_MODEL_CORE_", "AIOS_TOOL_", "AIOS_WORKER_")
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
@@ -124,6 +119,11 @@ def refuse_unknown(
     environ: Mapping[str, str], *, known: Iterable[str], passed_on: tuple[str, ...] = ()
 ) -> None:
     """Refuse AIOS_ variables that nobody reads: most are misspelt.
+
+    Args:
+        environ: The variables.
+        known: Those that the caller reads.
+        passed_on: Prefixes of those that another process reads, and checks.
 
     Raises:
         InvalidConfig: Names the first one, and the known one that it resembles.

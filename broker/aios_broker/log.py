@@ -1,7 +1,9 @@
 """Logs: one format for the lines of a process, one readable stream for those of a whole kernel."""
 
+import io
 import logging
 import logging.handlers
+import os
 import queue
 import sys
 import threading
@@ -9,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-LINE_FORMAT = "%(levelname)s %(name)s: %(message)s"
+LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_FILE_BYTES = 10_000_000
 KEPT_FILES = 3
 MAX_WAITING_LINES = 10_000  # beyond it lines are dropped: a stopped terminal must stop nobody
@@ -18,16 +20,12 @@ COLOURS = (36, 32, 33, 35, 34, 96, 92, 93)  # ANSI foregrounds that read on dark
 CLOSE_TIMEOUT_S = 2.0
 
 
-def configure(level: str, *, stream: TextIO | None = None, times: bool = True) -> None:
+def configure(level: str, *, stream: TextIO | None = None) -> None:
     """Send this process's log to `stream` (standard error); once, from `main`.
 
-    Args:
-        level: debug, info, warning or error.
-        stream: Where to.
-        times: False below a supervisor, whose log has the time of each line.
+    A supervisor takes the time off each line: its own log has one.
     """
-    line_format = f"%(asctime)s {LINE_FORMAT}" if times else LINE_FORMAT
-    logging.basicConfig(level=level.upper(), stream=stream or sys.stderr, format=line_format)
+    logging.basicConfig(level=level.upper(), stream=stream or sys.stderr, format=LINE_FORMAT)
 
 
 class KernelLog:
@@ -88,8 +86,7 @@ class KernelLog:
             self._file.emit(logging.makeLogRecord({"msg": f"{stamp} {name} | {text}"}))
         if self._terminal is not None:
             try:
-                self._terminal.write(self._readable(at, name, text))
-                self._terminal.flush()
+                _put(self._terminal, self._readable(at, name, text))
             except (OSError, ValueError):  # closed: a pipe into `head` has ended
                 self._terminal = None
 
@@ -99,6 +96,18 @@ class KernelLog:
             colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
             head = f"\x1b[{colour}m{head}\x1b[0m"
         return f"{head} {text}\n"
+
+
+def _put(stream: TextIO, text: str) -> None:
+    """Write past the stream's buffer: what a reader never took must not hold up the exit."""
+    try:
+        descriptor = stream.fileno()
+    except io.UnsupportedOperation:  # a stream in memory
+        stream.write(text)
+        return
+    left = text.encode(errors="replace")
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _rotating(path: Path) -> logging.handlers.RotatingFileHandler:

@@ -24,9 +24,9 @@ from tests.stand_ins import (
     DRAIN,
     SLEEP,
     STUBBORN,
-    alive_in_sessions,
     is_alive,
     python_program,
+    with_descendants,
 )
 from tests.waiting import wait_until
 
@@ -126,12 +126,19 @@ def test_an_unknown_process_is_named_with_the_known_ones(running: EmbeddedKernel
 
 
 def test_a_crash_loop_is_given_up_and_reported_with_its_last_words(light: KernelConfig) -> None:
+    never_ready = Program("broken", (sys.executable, "-c", CRASH), stage=0, ready="leading")
+    kernel = EmbeddedKernel(light, programs=[never_ready])
     with pytest.raises(Unavailable, match="broken does not start: the reason of the crash"):
-        with EmbeddedKernel(light, programs=[
-            Program("broken", (sys.executable, "-c", CRASH), stage=0, ready="leading"),
-        ]):
-            pass  # pragma: no cover
+        kernel.run()
     assert "crash loop: 5 short lives in a row" in log_of(light)
+
+
+def test_a_wrong_setting_is_reported_at_once(light: KernelConfig) -> None:
+    wrong = "import sys; print('AIOS_X: is not a number'); sys.exit(2)"
+    kernel = EmbeddedKernel(light, programs=[python_program("worker", wrong, one_shot=True)])
+    with pytest.raises(Unavailable, match="worker does not start: AIOS_X: is not a number"):
+        kernel.run()
+    assert log_of(light).count("ended by exit code 2") == 1
 
 
 def test_a_crash_loop_of_one_program_leaves_the_others_at_work(light: KernelConfig) -> None:
@@ -163,9 +170,9 @@ def test_a_step_that_fails_keeps_the_rest_from_starting(light: KernelConfig) -> 
         python_program("migrate", CRASH, stage=0, one_shot=True),
         python_program("worker", SLEEP, stage=1),
     ]
-    with pytest.raises(Unavailable, match="migrate does not start: the reason of the crash"):
-        with EmbeddedKernel(light, programs=programs):
-            pass  # pragma: no cover
+    kernel = EmbeddedKernel(light, programs=programs)
+    with pytest.raises(Unavailable, match="migrate does not start: the reason"), kernel:
+        pass  # not reached: entering raises
     assert "worker" not in log_of(light)
 
 
@@ -183,22 +190,25 @@ def test_what_does_not_drain_in_time_is_killed(
 def test_a_second_kernel_on_the_same_state_directory_is_refused(
     light: KernelConfig, running: EmbeddedKernel
 ) -> None:
+    second = EmbeddedKernel(light, programs=[])
     with pytest.raises(InvalidConfig, match=rf"already runs .*process {os.getpid()}") as caught:
-        with EmbeddedKernel(light, programs=[]):
-            pass  # pragma: no cover
+        second.run()
     assert "aios down" in str(caught.value.remedy)
     assert running.process("sleeper").state == "running"
     assert (light.state_dir / "kernel.json").exists()
 
 
 def test_an_error_inside_the_block_stops_the_kernel(light: KernelConfig) -> None:
-    pid = None
-    with pytest.raises(KeyError):
+    pids = []
+
+    def use_and_fail() -> None:
         with EmbeddedKernel(light, programs=[python_program("sleeper", SLEEP)]) as kernel:
-            pid = kernel.wait_running("sleeper")
-            raise KeyError
-    assert pid is not None
-    assert not is_alive(pid)
+            pids.append(kernel.wait_running("sleeper"))
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        use_and_fail()
+    assert [is_alive(pid) for pid in pids] == [False]
 
 
 def test_a_temporary_kernel_deletes_its_data(config: KernelConfig) -> None:
@@ -227,21 +237,23 @@ def test_settings_are_refused_before_anything_starts(
 
 def test_kill_minus_9_of_the_supervisor_leaves_no_process(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
+    record_path = state_dir / "kernel.json"
+
+    def is_running() -> bool:
+        return record_path.exists() and json.loads(record_path.read_text())["state"] == "running"
+
     with subprocess.Popen(
         [sys.executable, "-c", RUN_KERNEL, str(state_dir)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as supervisor:
-        record_path = state_dir / "kernel.json"
-        wait_until(
-            lambda: record_path.exists()
-            and json.loads(record_path.read_text())["state"] == "running",
-            timeout_s=30,
-        )
-        pids = [one["pid"] for one in json.loads(record_path.read_text())["processes"]]
-        assert len(pids) == 3
-        assert len(alive_in_sessions(pids)) > len(pids)  # Postgres's own children
-        supervisor.kill()
-    wait_until(lambda: alive_in_sessions(pids) == [])
+        try:
+            wait_until(is_running, timeout_s=30)
+            pids = [one["pid"] for one in json.loads(record_path.read_text())["processes"]]
+            family = with_descendants(pids)
+            assert len(family) > len(pids) == 3  # Postgres has children of its own
+        finally:
+            supervisor.kill()
+    wait_until(lambda: not any(is_alive(pid) for pid in family))
     # The record that stayed behind deceives nobody, and the directory can be used again.
     config = KernelConfig(state_dir=state_dir)
     with pytest.raises(KernelNotRunning):

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.stand_ins import alive_in_sessions
+from aios_broker.cli.main import COMMANDS, cli
+from tests.stand_ins import is_alive, with_descendants
 from tests.waiting import wait_until
 
 Output = subprocess.CompletedProcess[str]
@@ -45,13 +48,29 @@ def bare(redis_url: str, database_url: str) -> dict[str, str]:
     }
 
 
-def test_help_lists_only_the_commands_of_this_build(environment: dict[str, str]) -> None:
-    shown = aios(environment, "--help")
-    assert shown.returncode == 0
-    assert "  up " in shown.stdout
-    for line in shown.stdout.partition("Commands:")[2].splitlines():
-        if line.strip():
-            assert aios(environment, line.split()[0], "--help").returncode == 0, line
+def test_help_lists_the_commands_of_this_build_and_each_has_help() -> None:
+    shown = CliRunner().invoke(cli, ["--help"])
+    assert shown.exit_code == 0
+    listed = [line.split()[0] for line in shown.output.partition("Commands:\n")[2].splitlines()]
+    assert set(listed) <= set(COMMANDS)
+    assert {"up", "down", "status", "doctor", "setup"} <= set(listed)
+    for name in listed:
+        shown = CliRunner().invoke(cli, [name, "--help"])
+        assert shown.exit_code == 0, name
+        assert ("--state-dir" in shown.output) == COMMANDS[name].takes_state_dir, name
+
+
+def test_help_imports_no_command(environment: dict[str, str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "aios_broker.cli", "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=True,
+    ).stderr
+    for heavy in ("aios_broker.cli.up", "redis", "psycopg", "sqlalchemy", "rich"):
+        assert not re.search(rf"\| +{heavy}$", told, re.MULTILINE), heavy
 
 
 def test_a_missing_kernel_is_an_error_with_a_remedy(environment: dict[str, str]) -> None:
@@ -133,11 +152,11 @@ def test_a_detached_kernel_is_found_by_status_and_stopped_by_down(
         assert again.returncode == 2
         assert f"process {status['pid']}" in again.stderr
         pids = [process["pid"] for process in status["processes"] if process["pid"]]
-        assert alive_in_sessions(pids)
+        family = with_descendants(pids)
     finally:
         stopped = aios(environment, "down", *place)
     assert stopped.returncode == 0, stopped.stderr
-    assert alive_in_sessions(pids) == []
+    assert not any(is_alive(pid) for pid in family)
     assert aios(environment, "status", *place).returncode == 3
 
 

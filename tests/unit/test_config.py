@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 import aios_broker
-from aios_broker.config import KernelConfig, default_state_dir
+from aios_broker.config import (
+    PROCESS_PREFIXES,
+    KernelConfig,
+    default_state_dir,
+    refuse_unknown,
+    variables_of,
+)
 from aios_broker.contract.errors import InvalidConfig
 
 HOME = {"HOME": "/home/somebody"}
@@ -73,10 +79,10 @@ def test_every_variable_that_the_code_reads_is_accepted() -> None:
     """A setting of a worker or of the scheduler must pass `aios up`, which hands it on."""
     root = Path(aios_broker.__file__).parents[2]
     sources = [*root.glob("*/aios_*/**/config.py"), *root.glob("*/aios_*/**/entry.py")]
-    read = {name for path in sources for name in re.findall(r"\bAIOS_[A-Z_]+[A-Z]\b", path.read_text())}
+    read = {
+        name for path in sources for name in re.findall(r"\bAIOS_[A-Z_]+[A-Z]\b", path.read_text())
+    }
     assert {"AIOS_QUANTUM_S", "AIOS_STATE_DIR"} <= read
-    for variable in sorted(read):
-        try:
-            KernelConfig.from_environment({**HOME, variable: "5"})
-        except InvalidConfig as error:
-            assert "no setting has this name" not in error.message, variable
+    refuse_unknown(
+        dict.fromkeys(read, "5"), known=variables_of(KernelConfig), passed_on=PROCESS_PREFIXES
+    )

@@ -51,15 +51,16 @@ def test_a_reader_that_stopped_reading_holds_nobody() -> None:
 
         threading.Thread(target=write_much, daemon=True).start()
         assert done.wait(10)
-        os.close(read_end)
+        os.close(read_end)  # ends the writer, which is stuck
+        log.close()
 
 
 def test_a_reader_that_went_away_stops_only_the_terminal(tmp_path: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    gone = os.fdopen(write_end, "w")
-    log = KernelLog(tmp_path / "kernel.log", gone)
-    log.line("redis", "one")
-    log.line("redis", "two")
-    log.close()
+    with os.fdopen(write_end, "w") as gone:
+        log = KernelLog(tmp_path / "kernel.log", gone)
+        log.line("redis", "one")
+        log.line("redis", "two")
+        log.close()
     assert len((tmp_path / "kernel.log").read_text().splitlines()) == 2

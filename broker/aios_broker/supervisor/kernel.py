@@ -39,8 +39,7 @@ from aios_broker.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
 POLL_S = 0.02
-# Set for all processes: their log lines need no time, the kernel's log has it.
-SUPERVISED = {"AIOS_SUPERVISED": "1", "PYTHONUNBUFFERED": "1"}
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a process's last words before a crash are in the log
 
 
 class EmbeddedKernel:
@@ -222,7 +221,7 @@ class EmbeddedKernel:
             **self._inherited,
             **self.config.variables(),
             **addresses,
-            **SUPERVISED,
+            **UNBUFFERED,
         }
         stages = services_of(programs, variables, Keys(self.config.key_prefix))
         return [servers, *stages] if servers else stages

@@ -23,8 +23,11 @@ STABLE_S = 5.0  # a run as long as this was not a short life
 ASK_READY_EVERY_S = 0.03
 READ_BYTES = 65_536
 MAX_LINE_BYTES = 8_192
-# What Valkey puts before each line: process id, role, time. This log has its own.
-FOREIGN_STAMP = re.compile(r"^\d+:[A-Z] \d+ \w+ \d{4} [\d:.]+ [.\-*#] ")
+EXIT_SETTINGS = 2  # our processes' exit code for a wrong setting: trying again changes nothing
+# What Python's logging and Valkey put before each line: this log has the time already.
+FOREIGN_STAMP = re.compile(
+    r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\d+:[A-Z] \d+ \w+ \d{4} [\d:.]+ [.\-*#] )"
+)
 
 
 @dataclass(slots=True)
@@ -151,6 +154,10 @@ class Watched:
         else:
             self._short_lives += 1
         self.say(f"ended by {_cause(code)} after {lived_s:.1f} s")
+        if code == EXIT_SETTINGS:
+            self.state = "failed"
+            self.say(f"not started again: a setting is wrong: {self.last_line}")
+            return
         self._go_on_or_give_up()
 
     def _go_on_or_give_up(self) -> None:
