@@ -73,14 +73,14 @@ def resume(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 @_ids
 @_json
 def nice(nice_value: int, syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
-    r"""Set the nice value of syscalls to N, -20 (first) to 19 (last).
+    """Set the nice value of syscalls to N, -20 (first) to 19 (last).
 
     It counts under the policy `priority`. IDs may be abbreviated.
 
     \b
     Example:
       aios nice -5 3f2a91bc
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
 
     async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
         return await client.control.nice([job.job_id], nice_value, module=module)

@@ -22,7 +22,7 @@ from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import plural, seconds
 from aios_broker.cli.session import EXIT_INTERRUPTED, CommandFailed
 from aios_broker.cli.tables import show_table
-from aios_broker.config import KernelConfig
+from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import KernelError
 from aios_broker.demo.load import MAX_AGENTS, demo_agents
 from aios_broker.demo.machine import machine, versions
@@ -40,6 +40,11 @@ EXIT_CODES = (
     "Exit codes: 0 all promises kept; 1 one was broken, or something failed (it says which); "
     "2 wrong usage or setting; 3 the kernel did not start; 130 interrupted."
 )
+# The simulated core is as fast as the machine unless told otherwise: then nobody waits.
+SIMULATED = {
+    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "100",
+    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+}
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
@@ -75,7 +80,7 @@ class Wishes:
 )  # fmt: skip
 @click.option("--keep", is_flag=True, help="Keep the state directory, to look into it.")
 def demo(**given: object) -> None:
-    r"""Show time slices at work: the same load under round robin, then under FIFO.
+    """Show time slices at work: the same load under round robin, then under FIFO.
 
     Agents that tell stories, make lists and ask short questions share a real model, in a kernel
     of its own that is gone afterwards. Under FIFO the questions wait for the stories; under round
@@ -86,7 +91,7 @@ def demo(**given: object) -> None:
     Examples:
       aios demo
       aios demo --agents 16 --json figures.json --plot schedule.png
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
     wishes = msgspec.convert(given, Wishes)
     with _place(wishes) as place:
         runs = _measured(wishes, place)
@@ -131,7 +136,9 @@ def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()
     log = KernelLog(_log_path(folder))
-    with EmbeddedKernel(config, log=log, temporary=not wishes.keep) as kernel:
+    inherited = {**(SIMULATED if wishes.core == "model" else {}), **environment()}
+    kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not wishes.keep)
+    with kernel:
         click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
         return asyncio.run(_run_both(kernel.redis_url, Keys(config.key_prefix), wishes))
 

@@ -43,7 +43,7 @@ COLUMNS = (
 def ps(
     module_name: str | None, agent: str | None, program: str | None, limit: int, *, as_json: bool
 ) -> None:
-    r"""List the syscalls that run, wait, or are held.
+    """List the syscalls that run, wait, or are held.
 
     First those that run, then those that wait, in the order in which they will be taken, then
     those that an operator holds. WAIT is all the time that a syscall has waited, SLICE how often
@@ -54,7 +54,7 @@ def ps(
       aios ps
       aios ps --module llm --agent writer
       aios ps --json | jq '.[] | select(.state == "running") | .job_id'
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
     modules = _modules(module_name, as_json=as_json)
 
     async def read(client: KernelClient) -> list[JobView]:

@@ -66,7 +66,8 @@ def explain_ended(ended: Ended) -> Explanation:
     reply = ended.reply
     if reply is None:
         return Explanation(rule, f"It has ended ({ended.state}); its reply has expired.", {})
-    numbers: dict[str, Number] = {
+    # A syscall that no worker answered (cancelled, late, removed) has no timings in its reply.
+    numbers: dict[str, Number] = {} if not reply.timings.attempts else {
         "waited": seconds(reply.timings.queued_s), "ran": seconds(reply.timings.ran_s),
         "slices": reply.timings.slices, "suspensions": reply.timings.suspensions,
         "attempts": reply.timings.attempts, "worker": reply.worker or None,

@@ -63,7 +63,7 @@ class Options:
 @click.option("--detach", is_flag=True, help="Print the id and do not wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply as JSON; no streaming.")
 def submit(**given: object) -> None:
-    r"""Submit a syscall and print its answer.
+    """Submit a syscall and print its answer.
 
     PROMPT is a message to the model; `-` reads it from standard input. Ctrl-C cancels the
     syscall, unless it was attached to.
@@ -74,7 +74,7 @@ def submit(**given: object) -> None:
       aios submit --max-tokens 400 --temperature 0.8 --seed 7 "Tell a story."
       aios submit --tool echo hello
       id=$(aios submit --detach "Tell a story."); aios submit --attach $id
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
     options = msgspec.convert(given, Options)
     try:
         syscall = None if options.attach else syscall_of(options)

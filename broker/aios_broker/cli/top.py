@@ -20,7 +20,7 @@ from rich.text import Text
 
 from aios_broker.cli.client import KernelClient
 from aios_broker.cli.fleet import WorkerView, fleet_suspended, live_workers
-from aios_broker.cli.human import plural, seconds
+from aios_broker.cli.human import narrow_seconds, plural
 from aios_broker.cli.ps import COLUMNS, read_jobs, rows_of, summary
 from aios_broker.cli.queues import read_queues
 from aios_broker.cli.session import EXIT_CODES, with_kernel
@@ -91,9 +91,9 @@ def module_lines(frame: Frame) -> list[str]:
     """Return a line per module that a worker serves or where something is."""
     served = {worker.module for worker in frame.workers}
     return [
-        f"{view.module:<8} {view.policy:<8} {view.running:>4} running {view.waiting:>5} waiting "
-        f"{view.held:>3} held {view.finished:>6} done {view.failed:>3} failed"
-        + (f"  oldest {seconds(view.oldest_wait_s)}" if view.waiting else "")
+        f"{view.module:<7} {view.policy:<8} {view.running:>3} running {view.waiting:>5} waiting "
+        f"{view.held:>2} held {view.finished:>5} done {view.failed:>3} failed"
+        + (f"  oldest {narrow_seconds(view.oldest_wait_s)}" if view.waiting else "")
         for view in frame.queues
         if view.module in served or view.running or view.waiting or view.held
     ]

@@ -20,7 +20,7 @@ JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 @click.argument("syscall_id", metavar="ID")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(syscall_id: str, *, as_json: bool) -> None:
-    r"""Say why a syscall waits: which rule keeps it, and the rule's numbers.
+    """Say why a syscall waits: which rule keeps it, and the rule's numbers.
 
     ID may be abbreviated to its first digits, 8 or more. Of one that has ended it says how, for
     as long as the reply is kept (a minute; an hour for one that failed).
@@ -29,7 +29,7 @@ def why(syscall_id: str, *, as_json: bool) -> None:
     Examples:
       aios why 3f2a91bc
       aios why 3f2a91bc --json
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
 
     async def read(client: KernelClient) -> tuple[str, Explanation]:
         found = await find(client, syscall_id)

@@ -50,21 +50,21 @@ STORIES = (
     ("Write a long story about two friends who build a boat and sail away.", 160, 0.7),
 )
 LISTS = (
-    ("List twenty animals, one per line, each with one fact.", 80, 0.0),
+    ("List twelve fruits and describe each of them in one sentence.", 80, 0.0),
     ("List fifteen things to pack for a week in the mountains, and why.", 80, 0.6),
     ("List ten vegetables and say how to cook each of them.", 80, 0.0),
-    ("List twelve countries with their capitals and one thing to see.", 80, 0.6),
+    ("List ten countries of Europe with their capitals, and say what each is known for.", 80, 0.6),
 )
 QUESTIONS = (
-    ("What is the capital of France?", 16, 0.0),
+    ("Which city is the capital of France?", 16, 0.0),
     ("Why is the sky blue? Answer in one sentence.", 24, 0.0),
-    ("Name three colours.", 12, 0.7),
+    ("Name three colours.", 20, 0.7),
     ("Is a whale a fish? Answer in one sentence.", 20, 0.0),
-    ("What do bees make?", 16, 0.0),
-    ("Give me one word that rhymes with night.", 12, 0.7),
     ("How many days are in a week?", 16, 0.0),
+    ("Say hello in French.", 12, 0.7),
     ("What is the opposite of hot?", 12, 0.0),
-    ("Say hello in three languages.", 24, 0.5),
+    ("Who wrote Hamlet?", 24, 0.0),
+    ("What do bees make?", 16, 0.5),
 )
 
 _Prompts = tuple[tuple[str, int, float], ...]

@@ -21,7 +21,9 @@ LEGEND_COLUMNS = 8
 LEGEND_MAX = 32  # agents; with more of them the legend shows roles alone
 LABEL_MIN_SHARE = 0.02  # a slice shorter than this share of the time axis carries no label
 COLOUR_MAPS: dict[Role, str] = {"story": "Blues", "list": "Greens", "question": "Oranges"}
-COLOUR_RANGE = (0.4, 0.9)  # of a colour map: its ends are too pale or too dark to tell apart
+COLOUR_RANGE = (0.35, 0.8)  # of a colour map: its ends are too pale or too dark to tell apart
+
+DARK_BELOW = 0.45  # of luminance, 0 to 1: labels on darker bars are white
 
 Lane = tuple[str, int]  # worker and slot
 
@@ -74,7 +76,7 @@ def _panel(axis: Any, run: PolicyRun, colours: dict[str, Any], longest_s: float)
             axis.plot([left_s + length_s] * 2, [row - 0.4, row + 0.4], color="black", linewidth=1.6)
         if length_s > LABEL_MIN_SHARE * longest_s:
             axis.text(left_s + length_s / 2, row, _label(agent), ha="center", va="center",
-                      fontsize=8, clip_on=True)  # fmt: skip
+                      fontsize=8, color=_readable_on(colours[agent]), clip_on=True)  # fmt: skip
     numbers = figures(run)
     axis.set_title(
         f"{run.policy}: {plural(numbers.slices, 'slice')}, "
@@ -86,8 +88,16 @@ def _panel(axis: Any, run: PolicyRun, colours: dict[str, Any], longest_s: float)
     axis.set_yticks(list(lanes.values()), [f"slot {row + 1}" for row in lanes.values()])
     axis.invert_yaxis()
     axis.set_xlim(0, longest_s * 1.01 or 1.0)
+    axis.set_axisbelow(True)
     axis.grid(visible=True, axis="x", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _readable_on(colour: Any) -> str:  # noqa: ANN401 - matplotlib has no types
+    """Return black or white, by the luminance of an RGBA colour (ITU-R BT.709)."""
+    red, green, blue, _alpha = colour
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if luminance > DARK_BELOW else "white"
 
 
 def _lanes(run: PolicyRun) -> list[Lane]:

@@ -15,7 +15,7 @@ from aios_broker.demo.load import Ask, DemoAgent, syscall_of
 from aios_broker.queues.records import JobView, PolicyRow
 
 LOOK_EVERY_S = 0.25  # how often the view is fed while the load runs
-QUANTUM_TOKENS = 20  # long against the cost of resuming, short against a story
+QUANTUM_TOKENS = 24  # long against the cost of resuming; a short answer fits into one
 QUANTUM_S = 10.0  # not what ends a slice here: tokens do, so that runs are alike
 REFERENCE_TRIES = 3
 WARM_UP_TOKENS = 4

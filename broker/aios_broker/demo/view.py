@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,7 +24,10 @@ from aios_broker.queues.records import JobView
 PROGRESS_EVERY_S = 5.0  # of the plain view
 REFRESH_PER_SECOND = 4
 FIXED_LINES = 7  # of the live table, beside its agents
-WORDS_LIMIT = 44
+FIXED_COLUMNS: tuple[tuple[str, int, Literal["left", "right"]], ...] = (
+    ("Agent", 11, "left"), ("Asks", 4, "left"), ("Tokens", 6, "right"), ("Waited", 7, "right"),
+)  # fmt: skip
+WORDS_LIMIT = 44  # of the plain view
 MARKS: dict[State, tuple[str, str]] = {
     "queued": ("○", "dim"), "running": ("▶", "bold green"), "suspended": ("◐", "yellow"),
     "held": ("■", "magenta"), "parked": ("■", "magenta"), "finished": ("✓", "green"),
@@ -178,11 +182,9 @@ class LiveView(Progress):
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("Agent", no_wrap=True)
-        table.add_column("Asks", no_wrap=True)
-        table.add_column("Tokens", justify="right", no_wrap=True)
-        table.add_column("Waited", justify="right", no_wrap=True)
-        table.add_column("Latest answer", no_wrap=True, overflow="ellipsis", ratio=1)
+        for title, width, justify in FIXED_COLUMNS:
+            table.add_column(title, min_width=width, justify=justify, no_wrap=True)
+        table.add_column("Latest answer", no_wrap=True)
         room = max(self._console.height - FIXED_LINES, 3)
         for agent in self.agents[:room]:
             table.add_row(*self._row(agent))
@@ -196,7 +198,8 @@ class LiveView(Progress):
         for request in requests:
             marks.append(*MARKS[request.state])
         texts = [r for r in requests if r.pending.text]
-        words = first_words(texts[-1].pending.text, self._console.width) if texts else ""
+        room = self._console.width - sum(width + 1 for _, width, _ in FIXED_COLUMNS)
+        words = first_words(texts[-1].pending.text, max(room, 1)) if texts else ""
         return [
             Text(agent.name), marks, Text(str(sum(r.tokens for r in requests))),
             Text(seconds(max((r.waited_s for r in requests), default=0.0))), Text(words),
