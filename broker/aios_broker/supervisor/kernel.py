@@ -180,14 +180,11 @@ class EmbeddedKernel:
         """Start it in a thread of its own and wait until it is ready."""
         self._thread = threading.Thread(target=self._run_in_thread, name="kernel-supervisor")
         self._thread.start()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready.wait(POLL_S) and not self._ended.is_set():
-            if time.monotonic() > deadline:
-                self._leave()
-                raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
-        if self._error is not None or not self._ready.is_set():
+        try:
+            self._wait_ready()
+        except BaseException:  # Ctrl-C too: whoever entered has nothing to leave yet
             self._leave()
-            raise self._error or Unavailable("the kernel was stopped while it started")
+            raise
         return self
 
     def __exit__(
@@ -199,6 +196,14 @@ class EmbeddedKernel:
         self._leave()
         if error is None and self._error is not None:
             raise self._error
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready.wait(POLL_S) and not self._ended.is_set():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
+        if self._error is not None or not self._ready.is_set():
+            raise self._error or Unavailable("the kernel was stopped while it started")
 
     def _leave(self) -> None:
         self.stop()
