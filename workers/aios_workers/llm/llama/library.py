@@ -27,7 +27,7 @@ from ctypes import (
     c_void_p,
 )
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from aios_broker.contract.errors import InvalidConfig
 
@@ -199,9 +199,8 @@ class Library:
     Loading costs about 40 MB of shared pages and starts no thread.
     """
 
-    def __init__(self, c: ctypes.CDLL, log: Any) -> None:  # noqa: ANN401 - a ctypes callback
+    def __init__(self, c: ctypes.CDLL) -> None:
         self.c = c
-        self._log = log  # the library keeps a bare pointer to it
 
     @classmethod
     def load(cls) -> Library:
@@ -216,10 +215,9 @@ class Library:
             function.restype, function.argtypes = result, arguments
         _check_defaults(c.llama_model_default_params(), _MODEL_DEFAULTS)
         _check_defaults(c.llama_context_default_params(), _CONTEXT_DEFAULTS)
-        log = LogCallback(_log_errors)
-        c.llama_log_set(log, None)
+        c.llama_log_set(_LOG_CALLBACK, None)
         c.llama_backend_init()
-        return cls(c, log)
+        return cls(c)
 
     @property
     def system_info(self) -> str:
@@ -275,3 +273,7 @@ def _not_the_build(why: str) -> InvalidConfig:
 def _log_errors(level: int, text: bytes | None, _user_data: int | None) -> None:
     if level == LOG_LEVEL_ERROR and text:
         os.write(2, text)  # unbuffered: called from C, perhaps before an abort
+
+
+# The shared object, which is never unloaded, keeps a bare pointer to this: it must live as long.
+_LOG_CALLBACK = LogCallback(_log_errors)
