@@ -89,9 +89,14 @@ def test_fields_of_a_newer_kernel_are_passed_by() -> None:
     assert isinstance(from_wire(msgspec.json.decode(data, type=ErrorBody)), errors.QueueFull)
 
 
-@given(st.builds(ErrorBody, code=st.text(), message=st.text(), field=st.none() | st.text(),
-                 remedy=st.none() | st.text(), retryable=st.booleans(),
-                 retry_after_s=st.none() | st.floats(0, 1e6), syscall_id=st.none() | st.text()))  # fmt: skip
+some_text = st.none() | st.text()
+bodies = st.builds(
+    ErrorBody, code=st.text(), message=st.text(), field=some_text, remedy=some_text,
+    retryable=st.booleans(), retry_after_s=st.none() | st.floats(0, 1e6), syscall_id=some_text,
+)  # fmt: skip
+
+
+@given(bodies)
 def test_whatever_body_arrives_becomes_an_error_that_keeps_what_it_says(body: ErrorBody) -> None:
     read = from_wire(body)
     wire = read.to_wire()

@@ -8,6 +8,7 @@ answers it.
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from typing import Annotated, Literal, assert_never
 
@@ -128,13 +129,25 @@ def new_id() -> str:
 
 def id_from_key(tenant: str, agent: str, key: str) -> str:
     """Return the id that an idempotency key stands for: the same key, the same syscall."""
-    material = "\x1f".join((tenant, agent, key)).encode()
+    material = "\x1f".join((tenant, agent, key)).encode(errors="surrogatepass")
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 
 def encode_syscall(syscall: Syscall) -> bytes:
-    """Return the JSON of a syscall; refuse one that is over the size limit."""
-    data = _encoder.encode(syscall)
+    """Return the JSON of a syscall.
+
+    Raises:
+        InvalidSyscall: over the size limit, or it holds what JSON cannot: an object of another
+            type, half of a surrogate pair.
+    """
+    try:
+        data = _encoder.encode(syscall)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidSyscall(
+            f"it cannot be written as JSON: {error}", field="body",
+            remedy="build it of the types that docs/reference.md names, with valid Unicode text",
+            syscall_id=syscall.id,
+        ) from error  # fmt: skip
     if len(data) > MAX_TEXT_BYTES:
         raise InvalidSyscall(
             f"the syscall has {len(data)} bytes, the limit is {MAX_TEXT_BYTES}",
@@ -170,7 +183,7 @@ def check_syscall(syscall: Syscall) -> Syscall:
 def unsupported_version(version: object, syscall_id: str | None = None) -> UnsupportedVersion:
     """Return the error for a payload of another version of the contract."""
     return UnsupportedVersion(
-        f"this kernel reads version {CONTRACT_VERSION} of the contract, not {version}",
+        f"this kernel reads version {CONTRACT_VERSION} of the contract, not {version!r}",
         field="version",
         remedy="use an SDK and a kernel of the same release",
         syscall_id=syscall_id,
@@ -178,9 +191,12 @@ def unsupported_version(version: object, syscall_id: str | None = None) -> Unsup
 
 
 class _Loose(Struct):
-    id: str | None = None
+    id: object = None
     version: object = CONTRACT_VERSION
     body: object = None
+
+
+_NAMED_FIELD = re.compile(r"(?:missing required|contains unknown) field `(.*)`$")
 
 
 def _explain(data: bytes | str, error: Exception) -> KernelError:
@@ -190,17 +206,20 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
         return InvalidSyscall(
             f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
         )
+    syscall_id = loose.id if isinstance(loose.id, str) else None
     if loose.version != CONTRACT_VERSION:
-        return unsupported_version(loose.version, loose.id)
+        return unsupported_version(loose.version, syscall_id)
     kind = loose.body.get("type") if isinstance(loose.body, dict) else None
     if isinstance(kind, str) and kind not in KINDS:
-        return unknown_kind(kind, loose.id)
+        return unknown_kind(kind, syscall_id)
     message, _, path = str(error).partition(" - at `$.")
+    named = _NAMED_FIELD.search(message)
+    parts = [path.rstrip("`"), named[1] if named else ""]
     return InvalidSyscall(
         message,
-        field=path.rstrip("`") or "syscall",
+        field=".".join(part for part in parts if part) or "syscall",
         remedy="see the field's type and range in docs/reference.md",
-        syscall_id=loose.id,
+        syscall_id=syscall_id,
     )
 
 

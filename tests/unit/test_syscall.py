@@ -1,0 +1,236 @@
+"""Syscalls: what was sent is read back, and what is wrong is named."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_broker.contract.errors import (
+    InvalidSyscall,
+    KernelError,
+    UnknownModule,
+    UnsupportedVersion,
+)
+from aios_broker.contract.syscall import (
+    KINDS,
+    MAX_TEXT_BYTES,
+    MODULES,
+    Body,
+    LlmChat,
+    Message,
+    Syscall,
+    ToolEcho,
+    check_syscall,
+    decode_syscall,
+    encode_syscall,
+    id_from_key,
+    new_id,
+)
+
+ID = "0123456789abcdef" * 2
+names = st.from_regex(r"\A[A-Za-z0-9._:@/-]{1,128}\Z")
+messages = st.builds(
+    Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=st.text()
+)
+chats = st.builds(
+    LlmChat, messages=st.lists(messages, min_size=1, max_size=5).map(tuple),
+    core=st.none() | names, max_tokens=st.integers(1, 131_072), temperature=st.floats(0.0, 2.0),
+    top_p=st.floats(0.0, 1.0, exclude_min=True), top_k=st.integers(0, 10_000),
+    frequency_penalty=st.floats(-2.0, 2.0), presence_penalty=st.floats(-2.0, 2.0),
+    repetition_penalty=st.floats(0.0, 4.0, exclude_min=True),
+    seed=st.none() | st.integers(0, 2**63 - 1),
+    stop=st.lists(st.text(min_size=1, max_size=256), max_size=16).map(tuple),
+    stream=st.booleans(), return_ids=st.booleans(),
+)  # fmt: skip
+syscalls = st.builds(
+    Syscall, id=st.from_regex(r"\A[0-9a-f]{32}\Z"), agent=names,
+    body=chats | st.builds(ToolEcho, st.text()), program=names, tenant=names,
+    token=st.text(max_size=256), nice=st.integers(-20, 19),
+    deadline_s=st.floats(0.0, 86_400.0, exclude_min=True), version=st.just(1),
+)  # fmt: skip
+
+
+def request(path: str = "", value: object = None) -> dict[str, Any]:
+    """Return a valid chat as JSON has it, with the value at a dotted path set, or (...) taken."""
+    whole: dict[str, Any] = {
+        "id": ID, "agent": "ada",
+        "body": {"type": "llm.chat", "messages": [{"role": "user", "content": "hi"}]},
+    }  # fmt: skip
+    at: Any = whole
+    *steps, last = (int(part) if part.isdigit() else part for part in path.split("."))
+    for step in steps:
+        at = at[step]
+    if value is ...:
+        del at[last]
+    elif path:
+        at[last] = value
+    return whole
+
+
+def refusal(data: bytes | str) -> KernelError:
+    with pytest.raises(KernelError) as caught:
+        decode_syscall(data)
+    return caught.value
+
+
+@given(syscalls)
+def test_what_was_sent_is_read_back(syscall: Syscall) -> None:
+    assert decode_syscall(encode_syscall(syscall)) == syscall
+    assert check_syscall(syscall) == syscall
+
+
+@given(syscalls)
+@settings(max_examples=50)
+def test_the_queue_follows_from_the_body(syscall: Syscall) -> None:
+    tag = json.loads(encode_syscall(syscall))["body"]["type"]
+
+    assert syscall.kind == tag
+    assert syscall.module == tag.partition(".")[0]
+    assert syscall.module in MODULES
+
+
+def test_every_kind_is_a_body_of_the_union() -> None:
+    tags = [body.__struct_config__.tag for body in (LlmChat, ToolEcho)]
+
+    assert tuple(tags) == KINDS
+    assert Body == LlmChat | ToolEcho
+
+
+@pytest.mark.parametrize(("path", "value", "field"), [
+    ("id", ..., "id"), ("id", "short", "id"), ("id", ID.upper(), "id"), ("id", 5, "id"),
+    ("agent", ..., "agent"), ("agent", "", "agent"), ("agent", "a b", "agent"),
+    ("agent", "x" * 129, "agent"), ("program", "\n", "program"), ("tenant", None, "tenant"),
+    ("token", "x" * 257, "token"), ("nice", 20, "nice"), ("nice", -21, "nice"),
+    ("nice", 1.5, "nice"), ("deadline_s", 0, "deadline_s"), ("deadline_s", 86_401, "deadline_s"),
+    ("version", True, "version"), ("surprise", 1, "surprise"),
+    ("body", ..., "body"), ("body", "hi", "body"), ("body.type", ..., "body.type"),
+    ("body.type", 5, "body.type"), ("body.surprise", 1, "body.surprise"),
+    ("body.messages", ..., "body.messages"), ("body.messages", [], "body.messages"),
+    ("body.messages.0.role", "king", "body.messages[0].role"),
+    ("body.messages.0.content", 5, "body.messages[0].content"),
+    ("body.messages.0.content", ..., "body.messages[0].content"),
+    ("body.messages.0.name", "x", "body.messages[0].name"),
+    ("body.core", "no spaces", "body.core"), ("body.max_tokens", 0, "body.max_tokens"),
+    ("body.max_tokens", 131_073, "body.max_tokens"), ("body.temperature", 2.1, "body.temperature"),
+    ("body.temperature", "hot", "body.temperature"), ("body.top_p", 0, "body.top_p"),
+    ("body.top_k", -1, "body.top_k"), ("body.seed", 2**63, "body.seed"),
+    ("body.seed", 2**80, "body.seed"), ("body.stop", [""], "body.stop[0]"),
+    ("body.stop", ["x"] * 17, "body.stop"), ("body.stream", 1, "body.stream"),
+    ("body.repetition_penalty", 0, "body.repetition_penalty"),
+])  # fmt: skip
+def test_bad_input_is_named_with_a_remedy(path: str, value: object, field: str) -> None:
+    error = refusal(json.dumps(request(path, value)))
+
+    assert isinstance(error, InvalidSyscall)
+    assert (error.code, error.field) == ("invalid-syscall", field)
+    assert error.remedy
+    assert error.syscall_id == (ID if not path.startswith("id") or value == ID else
+                                value if isinstance(value, str) else None)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [
+    b"", b"{", b"[]", b"null", b"5", b'"text"', b"\xff\xfe", b'{"id": "\xff"}', b"{}{}",
+    b"[" * 100_000, b'{"body":' * 100_000, pytest.param(b'{"agent":"\\ud800"}', id="surrogate"),
+])  # fmt: skip
+def test_what_is_no_syscall_at_all_is_refused(data: bytes) -> None:
+    error = refusal(data)
+
+    assert isinstance(error, InvalidSyscall)
+    assert error.field
+    assert error.remedy
+
+
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(
+        st.sampled_from(["id", "agent", "body", "type", "version", "messages"]) | st.text(), inner
+    ),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@settings(max_examples=300)
+def test_any_bytes_are_a_syscall_or_a_typed_error(data: bytes) -> None:
+    try:
+        assert isinstance(decode_syscall(data), Syscall)
+    except (InvalidSyscall, UnsupportedVersion) as error:
+        assert error.field  # noqa: PT017  either outcome is right
+        assert error.remedy  # noqa: PT017
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("dance.waltz", "there is no module 'dance'"),
+    ("", "there is no module ''"),
+    ("memory.add", "module 'memory' has no operation 'memory.add'"),
+    ("llm.sing", "module 'llm' has no operation 'llm.sing'"),
+])  # fmt: skip
+def test_an_unknown_kind_is_told_from_a_bad_field(kind: str, words: str) -> None:
+    error = refusal(json.dumps(request("body.type", kind)))
+
+    assert isinstance(error, UnknownModule)
+    assert (error.field, error.syscall_id) == ("body.type", ID)
+    assert words in error.message
+    assert all(known in (error.remedy or "") for known in KINDS)
+
+
+@pytest.mark.parametrize("version", [0, 2, 10**30, "1", None, [1]])
+def test_another_version_is_told_whatever_else_is_different(version: object) -> None:
+    other = {**request("version", version), "field_of_the_future": 1, "id": ID}
+    error = refusal(json.dumps(other))
+
+    assert isinstance(error, UnsupportedVersion)
+    assert (error.field, error.syscall_id) == ("version", ID)
+    assert repr(version) in error.message
+    assert error.remedy
+
+
+def chat(**options: Any) -> Syscall:  # noqa: ANN401  what a careless caller passes
+    return Syscall(ID, "ada", LlmChat(**{"messages": (Message("user", "hi"),), **options}))
+
+
+@pytest.mark.parametrize(("syscall", "field"), [
+    (chat(temperature=float("nan")), "body.temperature"),
+    (chat(temperature=float("inf")), "body.temperature"),
+    (chat(seed=2**80), "body.seed"),
+    (chat(messages="hi"), "body.messages"),
+    (chat(messages=(Message("user", object()),)), "body"),  # type: ignore[arg-type]
+    (chat(messages=(Message("user", "\ud800"),)), "body"),
+    (Syscall(ID, "ada", None), "body"),  # type: ignore[arg-type]
+    (Syscall(ID, "two words", ToolEcho()), "agent"),
+])  # fmt: skip
+def test_one_built_wrongly_in_python_is_refused_as_well(syscall: Syscall, field: str) -> None:
+    with pytest.raises(InvalidSyscall) as caught:
+        check_syscall(syscall)
+
+    assert caught.value.field == field
+    assert caught.value.remedy
+    assert caught.value.syscall_id == ID
+
+
+def test_the_size_limit_is_of_the_encoded_syscall_and_says_both_numbers() -> None:
+    overhead = len(encode_syscall(Syscall(ID, "ada", ToolEcho(""))))
+    fits = Syscall(ID, "ada", ToolEcho("x" * (MAX_TEXT_BYTES - overhead)))
+    assert len(encode_syscall(fits)) == MAX_TEXT_BYTES
+
+    over = msgspec.structs.replace(fits, body=ToolEcho("x" * (MAX_TEXT_BYTES - overhead + 1)))
+    with pytest.raises(InvalidSyscall, match=f"{MAX_TEXT_BYTES + 1} bytes.* {MAX_TEXT_BYTES}"):
+        encode_syscall(over)
+
+
+@given(st.tuples(names, names, st.text()), st.tuples(names, names, st.text()))
+def test_a_key_stands_for_one_id(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    assert id_from_key(*one) == id_from_key(*one)
+    assert check_syscall(Syscall(id_from_key(*one), "ada", ToolEcho())).id == id_from_key(*one)
+    assert (id_from_key(*one) == id_from_key(*other)) == (one == other)
+
+
+def test_a_key_may_be_any_string() -> None:
+    assert len({id_from_key("t", "a", key) for key in ("", "\ud800", "\x1f", "x\x1fy")}) == 4
+
+
+def test_the_id_of_a_key_never_changes_between_releases() -> None:
+    assert id_from_key("default", "ada", "order-1") == "7641b5d4dd28e324ecf56d8e1f3b0234"
+
+
+def test_fresh_ids_are_all_different() -> None:
+    assert len({new_id() for _ in range(10_000)}) == 10_000
