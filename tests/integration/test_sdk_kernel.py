@@ -1,6 +1,7 @@
 """The SDK against the real workers, and the examples as a reader would run them."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,3 +125,22 @@ def test_the_kernel_ends_what_outlives_its_deadline(kernel: str) -> None:
         hasty = me.with_options(deadline_s=0.5, timeout_s=20)
         with pytest.raises(DeadlineExceeded):
             hasty.llm.chat("a long one", max_tokens=1500)
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["sdk/README.md", "README.md", "docs/quickstart.md"])
+def test_the_programs_in_the_pages_run(kernel: str, page: str, tmp_path: Path) -> None:
+    blocks = python_blocks((ROOT / page).read_text(encoding="utf-8"))
+    assert blocks
+    for number, block in enumerate(blocks):
+        program = tmp_path / f"block{number}.py"
+        program.write_text(block, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, str(program)], env=environment(kernel), capture_output=True,
+            text=True, timeout=EXAMPLE_TIMEOUT_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
