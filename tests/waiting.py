@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 Found = TypeVar("Found")
 
@@ -25,9 +25,19 @@ def wait_until(condition: Callable[[], Found], timeout_s: float = TIMEOUT_S) -> 
     return found
 
 
+@overload
 async def wait_until_async(
-    condition: Callable[[], Found | Awaitable[Found]], timeout_s: float = TIMEOUT_S
-) -> Found:
+    condition: Callable[[], Coroutine[Any, Any, Found]], timeout_s: float = TIMEOUT_S
+) -> Found: ...
+
+
+@overload
+async def wait_until_async(
+    condition: Callable[[], Found], timeout_s: float = TIMEOUT_S
+) -> Found: ...
+
+
+async def wait_until_async(condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
     """Do the same in an event loop; the condition may be a coroutine function."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -12,7 +12,6 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from tests.waiting import wait_until
 
 from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.embedded import child as child_module
@@ -22,6 +21,7 @@ from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir
+from tests.waiting import wait_until
 
 NOBODY_ID = 65534
 IDENTITIES = ["namespace", "nobody"] if os.geteuid() == 0 else ["same"]
