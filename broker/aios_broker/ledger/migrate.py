@@ -14,6 +14,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -54,6 +55,7 @@ def upgrade(database_url: str, revision: str = "head") -> list[str]:
     Raises:
         InvalidConfig: the URL is not one of a Postgres.
         DatabaseUnavailable: no answer, or a lock that was not given in time.
+        KernelError: the database is of a newer release.
     """
     return _migrate(database_url, lambda config: command.upgrade(config, revision))
 
@@ -81,7 +83,13 @@ def _migrate(database_url: str, step: Callable[[Config], None]) -> list[str]:
         _take_turn(connection)
         config.attributes["connection"] = connection
         config.attributes["on_version_apply"] = lambda **told: applied.append(_name(told["step"]))
-        step(config)
+        try:
+            step(config)
+        except CommandError as error:
+            raise KernelError(
+                f"the database cannot be migrated: {error}",
+                remedy="a newer release has migrated it: use that one",
+            ) from error
         connection.commit()
     for name in applied:
         logger.info("migrated: %s", name)

@@ -82,6 +82,7 @@ class Scheduler:
         self._lease_ends_s = 0.0  # monotonic
         self._tick_s = IDLE_S
         self._lag_said_s = float("-inf")
+        self._swept_epoch = 0  # the leadership that has looked for what the one before left
 
     async def run(self) -> None:
         """Serve until cancelled; then give up the lead, so that a standby need not wait."""
@@ -111,7 +112,7 @@ class Scheduler:
         spill = Spill(self._redis, self._database(self._config.database_url), self._orders[0])
         return [
             *duties,
-            Duty("ledger", self._led(lambda _: self._drain(ledger))),
+            Duty("ledger", self._led(lambda reign: self._drain(ledger, reign))),
             Duty("spill", self._led(lambda reign: self._spill(spill, reign))),
         ]
 
@@ -225,8 +226,11 @@ class Scheduler:
         counts = await asyncio.gather(*map(step, self._orders))
         return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
 
-    async def _drain(self, ledger: Ledger) -> float:
+    async def _drain(self, ledger: Ledger, reign: _Reign) -> float:
         try:
+            if self._swept_epoch != reign.epoch:
+                await ledger.forget_snapshots()
+                self._swept_epoch = reign.epoch
             drained = await ledger.drain(self._redis)
         except Unavailable:
             await self._report_lag()

@@ -1,0 +1,88 @@
+"""A client, a worker and a scheduler for tests, step by step, on the queue functions alone."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aios_broker.contract.syscall import Module, new_id
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.order import Order
+from aios_broker.queues.records import Ending, Facts, Lease, Pause, PolicyRow, Submission
+from aios_broker.scheduler.policy import policy_named
+
+LEASE_S = 30.0
+DATA = b'["aios_workers.entry.run",null,["{}"],{}]'
+_numbers = itertools.count(1)
+
+
+@dataclass
+class QueueUser:
+    """One module's queue, seen from all sides."""
+
+    url: str
+    module: Module = "llm"
+    keys: Keys = field(default_factory=Keys)
+
+    def __post_init__(self) -> None:
+        self.redis = Connection(self.url)
+        self.functions = Functions(self.redis)
+        self.queue = ModuleQueue(self.functions, self.module, self.keys)
+        self.order = Order(self.functions, self.module, self.keys)
+        self.control = Control(self.functions, self.keys)
+
+    async def submit(self, *nices: int, deadline_s: float = 600.0) -> list[str]:
+        """Submit one job per nice value, in one step; return their ids."""
+        jobs = [
+            Submission(
+                new_id(), DATA, Facts("ada", "llm.chat", nice=nice), "me", deadline_s=deadline_s
+            )
+            for nice in nices
+        ]
+        await self.queue.submit(jobs)
+        return [job.job_id for job in jobs]
+
+    async def claim(self, want: int = 1, *, lease_s: float = LEASE_S) -> list[Lease]:
+        """Take jobs as a worker does."""
+        return await self.queue.claim("worker", Appetite(want, lease_s))
+
+    async def finish(self, *leases: Lease, tokens: int = 0) -> list[bool]:
+        """End jobs well."""
+        endings = [Ending(lease, "finished", b'{"kind":"reply"}', 0.25, tokens) for lease in leases]
+        return (await self.queue.finish("worker", endings, Appetite(0, LEASE_S))).accepted
+
+    async def suspend(self, lease: Lease, snapshot: bytes | None = None, tokens: int = 0) -> None:
+        """Send a running job back to the tail."""
+        pause = Pause(lease, snapshot, 0.5, tokens)
+        await self.queue.pause("worker", [pause], Appetite(0, LEASE_S))
+
+    async def waiting(self) -> list[str]:
+        """Return the ids that wait, next one first."""
+        return (await self.order.head(0))[1]
+
+    async def publish(self, policy: str) -> None:
+        """Publish a policy for the module."""
+        row = PolicyRow(name=policy, preempt=policy_named(policy).preempt)
+        await self.control.set_policy(self.module, row)
+
+    async def lead(self, lease_s: float = LEASE_S) -> int:
+        """Take the lead as one more scheduler; return the epoch."""
+        leadership = await self.order.lead(f"test.{next(_numbers)}", lease_s)
+        assert leadership.leading
+        return leadership.epoch
+
+
+@asynccontextmanager
+async def queue_user(url: str, module: Module = "llm") -> AsyncIterator[QueueUser]:
+    """Give a queue's user for the length of a block."""
+    user = QueueUser(url, module)
+    try:
+        yield user
+    finally:
+        await user.redis.aclose()

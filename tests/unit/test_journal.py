@@ -1,0 +1,136 @@
+"""The journal as it is read: lines to transitions, transitions to syscalls, and what is odd."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios_broker.contract.transitions import TERMINAL
+from aios_broker.ledger.journal import Books, Position, Transition, read_entry, read_use
+
+FACTS = '{"agent":"ada","kind":"llm.chat","program":"p1","tenant":"acme"}'
+
+
+def entry(*lines: str, at_ms: int = 1_700_000_000_000, seq: int = 0) -> list[object]:
+    return [f"{at_ms}-{seq}".encode(), [b"q", b"llm", b"t", "\n".join(lines).encode()]]
+
+
+def line(
+    event: str, job_id: str = "j1", attempt: str = "1", who: str = "w", detail: str = ""
+) -> str:
+    return "\t".join((event, job_id, attempt, who, detail))
+
+
+def entered(*lines: str) -> tuple[Books, list[Transition]]:
+    books = Books()
+    return books, [books.enter(transition) for transition in read_entry(entry(*lines))]
+
+
+def test_a_life_with_a_suspension() -> None:
+    books, transitions = entered(
+        line("submit", attempt="", who="client", detail=FACTS),
+        line("claim", attempt="1", who="w1"),
+        line("yield", attempt="1", who="w1", detail="64,500"),
+        line("claim", attempt="2", who="w2"),
+        line("finish", attempt="2", who="w2", detail="80,620"),
+    )
+    row = books.rows["j1"]
+    assert (row.module, row.agent, row.program, row.tenant, row.kind) == (
+        "llm", "ada", "p1", "acme", "llm.chat",
+    )  # fmt: skip
+    assert (row.state, row.attempts, row.slices, row.suspensions) == ("finished", 2, 2, 1)
+    assert (row.tokens, row.ran_ms, row.worker, row.error_code) == (80, 620, "w2", None)
+    assert row.submitted_at == row.started_at == row.ended_at == transitions[0].at
+    assert not any(transition.anomaly for transition in transitions)
+    assert [transition.ordinal for transition in transitions] == [0, 1, 2, 3, 4]
+
+
+def test_the_error_of_a_worker_and_of_the_kernel() -> None:
+    books, _ = entered(
+        line("submit", detail=FACTS), line("claim"), line("fail", detail="5,40,core-error"),
+        line("submit", "j2", detail=FACTS), line("fail", "j2", detail="deadline-exceeded"),
+        line("submit", "j3", detail=FACTS), line("cancel", "j3", detail="cancelled"),
+    )  # fmt: skip
+    assert (books.rows["j1"].error_code, books.rows["j1"].tokens) == ("core-error", 5)
+    assert (books.rows["j2"].error_code, books.rows["j2"].slices) == ("deadline-exceeded", 0)
+    assert (books.rows["j3"].error_code, books.rows["j3"].state) == ("cancelled", "cancelled")
+
+
+def test_what_ended_stays_ended() -> None:
+    books, transitions = entered(
+        line("submit", detail=FACTS), line("claim"), line("finish", detail="1,1"),
+        line("fail", detail="worker-lost"),
+    )  # fmt: skip
+    assert [transition.anomaly for transition in transitions] == [False, False, False, True]
+    assert (books.rows["j1"].state, books.rows["j1"].error_code) == ("finished", None)
+
+
+def test_a_journal_that_lost_its_beginning_is_followed() -> None:
+    books, transitions = entered(line("finish", detail="7,70"))
+    assert transitions[0].anomaly
+    assert (books.rows["j1"].state, books.rows["j1"].tokens) == ("finished", 7)
+    assert books.rows["j1"].agent == "?"
+
+
+def test_an_id_that_comes_again_begins_a_new_life() -> None:
+    books, transitions = entered(
+        line("submit", detail=FACTS), line("claim"), line("fail", detail="9,90,module-error"),
+        line("submit", detail=FACTS),
+    )  # fmt: skip
+    row = books.rows["j1"]
+    assert not any(transition.anomaly for transition in transitions)
+    assert (row.state, row.ended_at, row.error_code, row.tokens) == ("queued", None, None, 0)
+
+
+def test_an_event_of_a_newer_release_is_kept_and_marked() -> None:
+    books, transitions = entered(line("submit", detail=FACTS), line("teleport"))
+    assert [transition.anomaly for transition in transitions] == [False, True]
+    assert books.rows["j1"].state == "queued"
+
+
+def test_tabs_in_the_detail_belong_to_it() -> None:
+    _, [transition] = entered(line("cancel", detail="a\tb"))
+    assert transition.detail == "a\tb"
+
+
+def test_positions_are_ordered_as_numbers() -> None:
+    assert Position.parse("5-10") > Position.parse(b"5-9")
+    assert str(Position.parse("5-10")) == "5-10"
+
+
+def test_use_is_read_where_there_is_one() -> None:
+    assert read_use("64,500") == (64, 500, "")
+    assert read_use("64,500,core-error") == (64, 500, "core-error")
+    assert read_use("cancelled") == (0, 0, "cancelled")
+    assert read_use("1.5,2") == (0, 0, "1.5,2")
+    assert read_use("") == (0, 0, "")
+
+
+@given(st.lists(st.binary(max_size=60), max_size=5))
+def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
+    lines: list[bytes],
+) -> None:
+    data = b"\n".join(lines)
+    books = Books()
+    read = list(read_entry([b"1-0", [b"q", b"llm\x00", b"t", data]]))
+    transitions = [books.enter(transition) for transition in read]
+    assert len(transitions) == data.count(b"\n") + 1
+    for transition in transitions:
+        for text in (transition.event, transition.job_id, transition.who, transition.detail):
+            assert "\x00" not in text
+            text.encode()
+    for row in books.rows.values():
+        assert (row.ended_at is not None) == (row.state in TERMINAL)
+
+
+@given(st.lists(st.sampled_from(
+    ["submit", "adopt", "claim", "yield", "finish", "fail", "cancel", "reclaim", "hold", "release"]
+), max_size=30))  # fmt: skip
+def test_books_agree_with_themselves_whatever_the_order_of_events(events: list[str]) -> None:
+    books, _ = entered(
+        *(line(event, detail=FACTS if event == "submit" else "") for event in events)
+    )
+    for row in books.rows.values():
+        assert (row.ended_at is not None) == (row.state in TERMINAL)
+        assert row.suspensions <= row.slices + events.count("yield")
+        assert (row.error_code is not None) == (row.state in ("failed", "cancelled"))

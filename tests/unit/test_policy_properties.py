@@ -1,0 +1,226 @@
+"""Whatever is submitted, whenever: the policies keep their word in a simulated queue.
+
+The queue is simulated as the kernel runs it: a list that grows at its tail, one slot, the
+policy's order applied before each claim if it reorders, and its rule for who yields at the end of
+a slice. Time counts in slices of SLICE_MS.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from aios_broker.queues.order import Waiting
+from aios_broker.queues.records import Facts
+from aios_broker.scheduler.policy import (
+    AGEING_MS_PER_NICE,
+    NICE_MAX,
+    NICE_MIN,
+    POLICY_NAMES,
+    Policy,
+    policy_named,
+    rank,
+)
+
+SLICE_MS = 500
+START_MS = 1_700_000_000_000
+FAST = bool(os.environ.get("MUTANT"))
+CHECKS = settings(
+    max_examples=100, deadline=None, derandomize=True,
+    phases=[Phase.explicit, Phase.generate] if FAST else list(Phase),
+)  # fmt: skip
+
+names = st.sampled_from(POLICY_NAMES)
+nices = st.integers(NICE_MIN, NICE_MAX)
+times = st.integers(START_MS, START_MS + 120_000)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A job to be: when it is submitted, how many slices it needs, how nice it is."""
+
+    at_ms: int
+    slices: int
+    nice: int
+
+
+arrivals = st.lists(st.builds(Arrival, times, st.integers(1, 4), nices), min_size=1, max_size=12)
+
+
+@st.composite
+def waiting_jobs(draw: st.DrawFn) -> Waiting:
+    facts = Facts(agent="ada", kind="llm.chat", nice=draw(nices))
+    submitted_ms = draw(times)
+    ready_ms = submitted_ms + draw(st.integers(0, 10_000))
+    return Waiting(
+        f"{draw(st.integers(0, 2**64)):032x}", facts, "", submitted_ms, ready_ms, 0, 0, 0, 0
+    )
+
+
+queues = st.lists(waiting_jobs(), max_size=20, unique_by=lambda waiting: waiting.job_id)
+
+
+@dataclass
+class Simulation:
+    """One slot and one queue under a policy; remembers who ran in each slice."""
+
+    policy: Policy
+    queue: list[Waiting] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    overtakers: dict[str, set[str]] = field(default_factory=dict)  # of each: who ran before it
+    submitted_ms: dict[str, int] = field(default_factory=dict)
+
+    def run(self, jobs: list[Arrival]) -> None:
+        """Run all jobs to their end."""
+        to_come = sorted(enumerate(jobs), key=lambda numbered: numbered[1].at_ms)
+        left = {f"job{number}": one.slices for number, one in enumerate(jobs)}
+        now_ms, running = START_MS, None
+        while to_come or self.queue or running:
+            while to_come and to_come[0][1].at_ms <= now_ms:
+                number, one = to_come.pop(0)
+                self._submit(f"job{number}", one, now_ms)
+            running = running or self._claim(now_ms)
+            if running is None:
+                now_ms = to_come[0][1].at_ms
+                continue
+            self.ran.append(running.job_id)
+            for waiting in self.queue:
+                self.overtakers[waiting.job_id].add(running.job_id)
+            now_ms += SLICE_MS
+            left[running.job_id] -= 1
+            if not left[running.job_id]:
+                running = None
+            elif self._must_yield(running, now_ms):
+                self.queue.append(replace(running, ready_ms=now_ms, slices=running.slices + 1))
+                running = None
+
+    def _submit(self, job_id: str, one: Arrival, now_ms: int) -> None:
+        facts = Facts(agent="ada", kind="llm.chat", nice=one.nice)
+        self.queue.append(Waiting(job_id, facts, "", one.at_ms, now_ms, 0, 0, 0, 0))
+        self.overtakers[job_id] = set()
+        self.submitted_ms[job_id] = one.at_ms
+
+    def _claim(self, now_ms: int) -> Waiting | None:
+        self._reorder(now_ms)
+        return self.queue.pop(0) if self.queue else None
+
+    def _reorder(self, now_ms: int) -> None:
+        if self.policy.reorders:
+            by_id = {waiting.job_id: waiting for waiting in self.queue}
+            self.queue = [by_id[job_id] for job_id, _ in rank(self.policy, self.queue, now_ms)]
+
+    def _must_yield(self, running: Waiting, now_ms: int) -> bool:
+        if not self.queue or self.policy.preempt == "none":
+            return False
+        self._reorder(now_ms)
+        mine = self.policy.score(running, now_ms)
+        return self.policy.preempt == "waiting" or self.policy.score(self.queue[0], now_ms) < mine
+
+
+def simulate(policy: str, jobs: list[Arrival]) -> Simulation:
+    simulation = Simulation(policy_named(policy))
+    simulation.run(jobs)
+    return simulation
+
+
+@CHECKS
+@given(names, queues, times)
+def test_ranking_is_total_and_loses_nobody(name: str, queue: list[Waiting], now_ms: int) -> None:
+    ranked = rank(policy_named(name), queue, now_ms)
+    assert sorted(job_id for job_id, _ in ranked) == sorted(waiting.job_id for waiting in queue)
+    scores = [score for _, score in ranked]
+    assert scores == sorted(scores)
+
+
+@CHECKS
+@given(names, queues, times, st.randoms())
+def test_ranking_depends_on_the_jobs_alone(
+    name: str, queue: list[Waiting], now_ms: int, random: Random
+) -> None:
+    policy = policy_named(name)
+    shuffled = list(queue)
+    random.shuffle(shuffled)
+    assert dict(rank(policy, shuffled, now_ms)) == dict(rank(policy, queue, now_ms))
+    again = rank(policy, queue, now_ms)
+    assert again == rank(policy, queue, now_ms)
+    scores = [policy.score(waiting, now_ms) for waiting in queue]
+    if len(set(scores)) == len(scores):  # no ties: then the queue's order does not matter either
+        assert rank(policy, shuffled, now_ms) == again
+
+
+@CHECKS
+@given(names, queues, times, st.integers(0, 10_000_000))
+def test_scores_do_not_change_while_a_job_waits(
+    name: str, queue: list[Waiting], now_ms: int, later_ms: int
+) -> None:
+    policy = policy_named(name)
+    assert rank(policy, queue, now_ms) == rank(policy, queue, now_ms + later_ms)
+
+
+@CHECKS
+@given(names, arrivals)
+def test_everybody_ends(name: str, jobs: list[Arrival]) -> None:
+    ran = simulate(name, jobs).ran
+    for number, one in enumerate(jobs):
+        assert ran.count(f"job{number}") == one.slices
+
+
+@CHECKS
+@given(arrivals)
+def test_fifo_never_interrupts_and_keeps_the_order_of_submission(jobs: list[Arrival]) -> None:
+    ran = simulate("fifo", jobs).ran
+    by_time = sorted(enumerate(jobs), key=lambda numbered: numbered[1].at_ms)
+    assert ran == [f"job{number}" for number, one in by_time for _ in range(one.slices)]
+
+
+@CHECKS
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8))
+def test_under_rr_nobody_runs_twice_before_all_who_wait_ran_once(slices: list[int]) -> None:
+    ran = simulate("rr", [Arrival(START_MS, count, 0) for count in slices]).ran
+    for place, job_id in enumerate(ran):
+        later = ran[place + 1 :]
+        if job_id not in later:
+            continue
+        between = set(later[: later.index(job_id)])
+        assert {other for other in later if other != job_id} <= between
+
+
+@CHECKS
+@given(arrivals)
+def test_waiting_is_bounded_under_priority(jobs: list[Arrival]) -> None:
+    """A job is overtaken only by jobs submitted less than its bound after it."""
+    simulation = simulate("priority", jobs)
+    for job_id, overtakers in simulation.overtakers.items():
+        nice = jobs[int(job_id.removeprefix("job"))].nice
+        bound_ms = (nice - NICE_MIN) * AGEING_MS_PER_NICE + SLICE_MS
+        for other in overtakers:
+            assert simulation.submitted_ms[other] - simulation.submitted_ms[job_id] <= bound_ms
+
+
+@CHECKS
+@given(queues, times)
+def test_of_two_submitted_at_once_the_less_nice_goes_first(
+    queue: list[Waiting], at_ms: int
+) -> None:
+    at_once = [replace(waiting, submitted_ms=at_ms) for waiting in queue]
+    by_id = {waiting.job_id: waiting.facts.nice for waiting in at_once}
+    ranked = [by_id[job_id] for job_id, _ in rank(policy_named("priority"), at_once, at_ms)]
+    assert ranked == sorted(ranked)
+
+
+@CHECKS
+@given(waiting_jobs(), st.integers(1, 60_000), nices)
+def test_a_job_overtakes_one_that_waits_exactly_by_the_worth_of_its_nice_value(
+    first: Waiting, later_ms: int, nice: int
+) -> None:
+    facts = Facts(agent="bob", kind="llm.chat", nice=nice)
+    second = replace(
+        first, job_id="second", facts=facts, submitted_ms=first.submitted_ms + later_ms
+    )
+    ranked = [job_id for job_id, _ in rank(policy_named("priority"), [first, second], 0)]
+    worth_ms = (first.facts.nice - nice) * AGEING_MS_PER_NICE
+    assert (ranked[0] == "second") == (later_ms < worth_ms)
