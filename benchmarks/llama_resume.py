@@ -163,7 +163,8 @@ def states(bench: Bench, server: redis.Redis | None) -> Iterable[Sequence[object
         import_ms = timed_ms(lambda state=state: context.import_state(1, state))  # type: ignore[misc]
         times = (f"{prefill_ms:.0f}", f"{export_ms:.1f}", f"{import_ms:.1f}")
         sizes = (f"{len(state) / 1e6:.1f}", f"{len(state) / length / 1e3:.1f}")
-        yield (length, *times, *sizes, *(_through_redis(server, state) if server else ("", "")))
+        through = _through_redis(server, state) if server else ("", "")
+        yield (length, *times, *sizes, *through)
     context.close()
 
 
@@ -189,7 +190,7 @@ def main() -> None:
     table("Speed", head, speeds(bench))
     head = ("micro-batch", "sampling", "same ids", "same logits")
     table("Cut at a random token, read again", head, exactness(bench))
-    head = (
+    columns = (
         "tokens",
         "read again ms",
         "export ms",
@@ -200,7 +201,7 @@ def main() -> None:
         "GET ms",
     )
     if options.no_redis:
-        table("Cost of resuming", head, states(bench, None))
+        table("Cost of resuming", columns, states(bench, None))
         return
     with tempfile.TemporaryDirectory(prefix="aios-bench-") as folder:
         state = StateDir.open(Path(folder))
@@ -209,7 +210,7 @@ def main() -> None:
             StandaloneServer(address.service(), state.log_dir / "redis.log"),
             redis.Redis.from_url(address.url) as server,
         ):
-            table("Cost of resuming", head, states(bench, server))
+            table("Cost of resuming", columns, states(bench, server))
 
 
 def _texts(

@@ -212,10 +212,14 @@ class CoreProcess:
                 self._fail(CoreError(f"the core made no step for {silent_s:.0f} s"))
 
     async def _listen_to_errors(self) -> None:
-        while line := await self._errors.readline():
-            text = line.decode("utf-8", "replace").rstrip()
-            self._last_words.append(text)
-            logger.warning("core %d: %s", self.pid, text)
+        while not self._errors.at_eof():
+            try:
+                text = (await self._errors.readline()).decode("utf-8", "replace").rstrip()
+            except ValueError:
+                continue  # a line over the reader's limit; the reader has dropped it
+            if text:
+                self._last_words.append(text)
+                logger.warning("core %d: %s", self.pid, text)
 
     async def _death(self) -> CoreError:
         code = await self._process.wait()
