@@ -9,9 +9,12 @@ from typing import Literal
 import click
 import msgspec
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+MIN_WIDTH = 4  # of a column that shrinks
 
 STATE_STYLES = {
     "running": "green",
@@ -37,22 +40,39 @@ class Column:
 Row = Sequence[str]
 
 
-def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, title: str = "") -> Table:
-    """Return the table as rich draws it; a cell that is a state has the state's colour."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title or None,
-                  title_justify="left", header_style="bold", show_edge=False)  # fmt: skip
-    for column in columns:
+def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) -> Table:
+    """Return the table as rich draws it in `width` columns of a terminal.
+
+    A cell that is a state has the state's colour. Rich itself would take room from every column
+    alike, so that one long name hides the numbers: here only columns that shrink give way.
+    """
+    # The box itself puts one space between columns.
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold",
+                  show_edge=False)  # fmt: skip
+    for column, column_width in zip(columns, fitted_widths(columns, rows, width), strict=True):
         table.add_column(
-            column.title,
-            justify=column.align,
-            no_wrap=True,
+            column.title, justify=column.align, width=column_width, no_wrap=True,
             overflow="ellipsis",
-            min_width=4 if column.shrinks else len(column.title),
-            ratio=None,
-        )
+        )  # fmt: skip
     for row in rows:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     return table
+
+
+def fitted_widths(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int]:
+    """Return each column's width: what its cells need, less where they do not fit together."""
+    widths = [
+        max(cell_len(line[i]) for line in [[column.title for column in columns], *rows])
+        for i in range(len(columns))
+    ]
+    room = width - (len(columns) - 1)
+    shrinking = [i for i, column in enumerate(columns) if column.shrinks]
+    while sum(widths) > room and shrinking:
+        widest = max(shrinking, key=lambda i: widths[i])
+        if widths[widest] <= MIN_WIDTH:
+            break
+        widths[widest] -= 1
+    return widths
 
 
 def plain_lines(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
@@ -73,7 +93,7 @@ def show_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """Print a table the way the place that it goes to can show it."""
     console = Console()
     if console.is_terminal:
-        console.print(rich_table(columns, rows))
+        console.print(rich_table(columns, rows, width=console.width))
     else:
         for line in plain_lines(columns, rows):
             click.echo(line)

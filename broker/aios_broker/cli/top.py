@@ -99,16 +99,16 @@ def module_lines(frame: Frame) -> list[str]:
     ]
 
 
-def draw(frame: Frame, height: int) -> Group:
-    """Return the frame for a terminal of `height` lines."""
+def draw(frame: Frame, console: Console) -> Group:
+    """Return the frame as it fits the terminal."""
     modules = module_lines(frame)
-    room = max(height - len(modules) - FIXED_LINES, 1)
+    room = max(console.height - len(modules) - FIXED_LINES, 1)
     parts: list[RenderableType] = [
         Text(heading(frame), style="bold", no_wrap=True, overflow="ellipsis")
     ]
     parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in modules]
     if frame.jobs:
-        parts.append(rich_table(COLUMNS, rows_of(frame.jobs[:room])))
+        parts.append(rich_table(COLUMNS, rows_of(frame.jobs[:room]), width=console.width))
     parts.append(Text(_footer(frame.jobs, room), style="dim", no_wrap=True))
     return Group(*parts)
 
@@ -140,7 +140,7 @@ async def _watch(client: KernelClient, count: int | None) -> None:
     """Draw until `q`, or `count` frames."""
     console = Console()
     ended = asyncio.Event()
-    first = draw(await read_frame(client), console.height)
+    first = draw(await read_frame(client), console)
     with _keys(ended), Live(first, console=console, screen=True, auto_refresh=False) as live:
         drawn = 1
         while count is None or drawn < count:
@@ -149,7 +149,7 @@ async def _watch(client: KernelClient, count: int | None) -> None:
                     await ended.wait()
                 return
             except TimeoutError:
-                live.update(draw(await read_frame(client), console.height), refresh=True)
+                live.update(draw(await read_frame(client), console), refresh=True)
                 drawn += 1
 
 

@@ -1,0 +1,95 @@
+"""Which rule `aios why` names, and with which numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from aios_broker.cli.fleet import WorkerView
+from aios_broker.cli.lookup import Ended
+from aios_broker.cli.reasons import Surroundings, explain, explain_ended
+from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.reply import Reply, Timings, failure
+from aios_broker.contract.syscall import State
+from aios_broker.queues.records import Facts, JobView, PolicyRow
+
+WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", heartbeat_age_s=0.5)
+
+
+def job(number: int, state: State = "queued", **fields: object) -> JobView:
+    known: dict[str, object] = {
+        "job_id": f"{number:032x}", "module": "llm", "state": state,
+        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "core": "", "worker": "",
+        "attempt": 1, "slices": 2, "suspensions": 2, "losses": 0, "tokens": 48, "queued_s": 12.0,
+        "ran_s": 3.0, "age_s": 20.0, "deadline_in_s": 580.0, "position": None, "score": None,
+    }  # fmt: skip
+    return JobView(**{**known, **fields})  # type: ignore[arg-type]
+
+
+RUNNING = [job(1, "running", worker="llm-1"), job(2, "running", worker="llm-1")]
+WAITING = [job(3, position=0, score=100.0), job(4, position=1, score=250.0)]
+BUSY = Surroundings(
+    PolicyRow(quantum_tokens=24), [*RUNNING, *WAITING], [WORKER], fleet_suspended=False,
+    scheduler="scheduler-1",
+)  # fmt: skip
+
+
+def test_the_order_is_the_reason_when_all_slots_are_busy() -> None:
+    found = explain(WAITING[1], BUSY)
+
+    assert found.rule == "order"
+    assert "2 of 2 slots busy" in found.text
+    assert "1 syscall goes before it" in found.text
+    assert "agent-1" in found.text
+    assert found.numbers["position"] == "2 of 2"
+    assert found.numbers["free slots"] == 0
+    assert (found.numbers["score"], found.numbers["head's score"]) == (250.0, 100.0)
+    assert found.numbers["deadline in"] == "9 min 40 s"
+
+
+def test_a_free_slot_makes_it_next() -> None:
+    found = explain(WAITING[0], replace(BUSY, jobs=[RUNNING[0], *WAITING]))
+    assert (found.rule, found.numbers["free slots"]) == ("next", 1)
+
+
+def test_free_slots_that_go_to_others_before_it_are_no_reason() -> None:
+    found = explain(WAITING[1], replace(BUSY, jobs=[RUNNING[0], *WAITING]))
+    assert found.rule == "order"
+
+
+@pytest.mark.parametrize(
+    ("around", "subject", "rule"),
+    [
+        (replace(BUSY, fleet_suspended=True), WAITING[0], "fleet-suspended"),
+        (replace(BUSY, workers=[]), WAITING[0], "no-worker"),
+        (BUSY, job(5, position=2, core="large"), "no-core"),
+        (BUSY, job(6, "held"), "held"),
+        (BUSY, job(7, "parked"), "parked"),
+        (BUSY, RUNNING[0], "running"),
+    ],
+)
+def test_the_rule_that_has_to_be_lifted_first_is_named(
+    around: Surroundings, subject: JobView, rule: str
+) -> None:
+    assert explain(subject, around).rule == rule
+
+
+def test_a_slot_of_another_core_is_not_counted() -> None:
+    other = WorkerView("llm-2", "llm", slots=8, cores=("large",), state="idle", heartbeat_age_s=0.1)
+    found = explain(job(5, position=0, core="small"), replace(BUSY, workers=[WORKER, other]))
+    assert (found.rule, found.numbers["slots"]) == ("order", 2)
+
+
+def test_without_a_scheduler_it_says_which_order_holds() -> None:
+    found = explain(WAITING[1], replace(BUSY, scheduler=None))
+    assert "none lives" in str(found.numbers["scheduler"])
+
+
+def test_an_ended_one_tells_its_error_and_its_times() -> None:
+    cancelled = failure("0" * 32, Cancelled("an operator cancelled it", remedy="send it again"))
+    found = explain_ended(Ended("0" * 32, "cancelled", cancelled))
+    assert (found.rule, found.remedy) == ("cancelled", "send it again")
+    assert found.numbers == {"error": "cancelled"}
+
+    answered = Reply("0" * 32, timings=Timings(queued_s=2.0, ran_s=1.0, slices=3, attempts=3))
+    numbers = explain_ended(Ended("0" * 32, "finished", answered)).numbers
+    assert (numbers["waited"], numbers["slices"]) == ("2.0 s", 3)
