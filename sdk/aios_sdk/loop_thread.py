@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import Cancelled, KernelError
 
 Answer = TypeVar("Answer")
 
@@ -20,6 +21,7 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._started = threading.Event()
+        self._scheduling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -28,12 +30,15 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run a coroutine there and return its result; an interrupt here cancels it there."""
-        if self._loop is None:
-            work.close()
-            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
+            if self._loop is None:
+                work.close()
+                raise KernelError("the agent is not open", remedy="use it inside its `with` block")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError as error:
+            raise Cancelled("the agent was closed meanwhile") from error
         except BaseException:
             future.cancel()
             raise
@@ -66,10 +71,11 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop and the thread. Safe to call twice."""
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join(STOP_TIMEOUT_S)
+        with self._scheduling:
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.call_soon_threadsafe(loop.stop)
+        self._thread.join(STOP_TIMEOUT_S)
 
     def _serve(self) -> None:
         with asyncio.Runner() as runner:

@@ -131,16 +131,16 @@ def python_blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["sdk/README.md", "README.md", "docs/quickstart.md"])
-def test_the_programs_in_the_pages_run(kernel: str, page: str, tmp_path: Path) -> None:
-    blocks = python_blocks((ROOT / page).read_text(encoding="utf-8"))
-    assert blocks
-    for number, block in enumerate(blocks):
-        program = tmp_path / f"block{number}.py"
-        program.write_text(block, encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, str(program)], env=environment(kernel), capture_output=True,
-            text=True, timeout=EXAMPLE_TIMEOUT_S, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout
+def test_the_programs_in_the_pages_run(kernel: str, tmp_path: Path) -> None:
+    for page in ("sdk/README.md", "README.md", "docs/quickstart.md"):
+        blocks = python_blocks((ROOT / page).read_text(encoding="utf-8"))
+        assert blocks, page
+        for block in blocks:
+            program = tmp_path / "block.py"
+            program.write_text(block, encoding="utf-8")
+            done = subprocess.run(
+                [sys.executable, str(program)], env=environment(kernel), capture_output=True,
+                text=True, timeout=EXAMPLE_TIMEOUT_S, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"{page}: {done.stderr}"
+            assert done.stdout, page

@@ -1,10 +1,14 @@
 """The synchronous agent: the same answers without `await`, from any thread."""
 
 import asyncio
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 
 from aios_sdk import (
     Agent,
@@ -23,6 +27,7 @@ from aios_sdk import (
 )
 from aios_sdk.loop_thread import LoopThread
 from tests.tiny_worker import MODEL, TinyWorker
+from tests.waiting import wait_until
 
 STORY = "once upon a time there was a queue"
 
@@ -122,3 +127,34 @@ def test_leaving_the_context_cancels_what_is_left(redis_url: str) -> None:
         me.tool.echo("b")
     with pytest.raises(KernelError, match="not open"):
         Agent("writer", url=redis_url).tool.echo("c")
+
+
+def test_closing_ends_the_waits_of_other_threads(redis_url: str) -> None:
+    def ask(me: Agent) -> str:
+        try:
+            me.tool.echo("nobody answers")
+        except KernelError as error:
+            return error.code
+        return "answered"
+
+    with ThreadPoolExecutor(8) as pool:
+        with Agent("writer", url=redis_url) as me, redis.Redis.from_url(redis_url) as client:
+            asked = [pool.submit(ask, me) for _ in range(8)]
+            wait_until(lambda: client.llen("rq:queue:tool") == 8)
+        assert {each.result(timeout=10) for each in asked} == {"cancelled"}
+        assert ask(me) == "kernel-error"
+
+
+def test_an_interrupt_cancels_the_syscall(me: Agent, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+
+        def interrupt() -> None:
+            wait_until(lambda: client.llen("rq:queue:tool") == 1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        other = threading.Thread(target=interrupt)
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            me.tool.echo("nobody answers")
+        other.join()
+        wait_until(lambda: client.llen("rq:queue:tool") == 0)
