@@ -9,7 +9,7 @@ import pytest
 from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
 from aios_broker.contract.syscall import LlmChat
-from aios_broker.demo.journal import JournalEvent, slices_of
+from aios_broker.demo.history import slices_of
 from aios_broker.demo.load import Ask, DemoAgent, demo_agents, syscall_of
 from aios_broker.demo.plot import draw
 from aios_broker.demo.report import (
@@ -21,6 +21,7 @@ from aios_broker.demo.report import (
     table_of,
 )
 from aios_broker.demo.run import Answer, PolicyRun
+from aios_broker.ledger.journal import Position, Transition
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
 QUESTION = Ask("question", "Why?", 10, 0.0, 2)
@@ -124,16 +125,18 @@ def test_the_closing_table_has_a_column_per_policy() -> None:
     assert ["preempted and identical", "1 of 1", "-"] in rows
 
 
-def event(at_s: float, name: str, job_id: str, worker: str = "w") -> JournalEvent:
-    return JournalEvent(at_s, name, job_id, worker)
+def event(at_s: float, name: str, job_id: str, ordinal: int = 0) -> Transition:
+    return Transition(Position(round(at_s * 1000)), ordinal, "llm", name, job_id, 1, "w", "")
 
 
-def test_the_journal_makes_slices_and_a_freed_slot_is_used_again() -> None:
+def test_transitions_make_slices_and_a_freed_slot_is_used_again() -> None:
     slices = slices_of([
-        event(0.0, "submit", "a"), event(0.0, "claim", "a"), event(0.1, "claim", "b"),
-        event(1.0, "yield", "a"), event(1.0, "claim", "c"), event(2.0, "finish", "b"),
-        event(2.0, "claim", "a"), event(3.0, "finish", "a"),
-        event(4.0, "reclaim", "c", ""), event(4.0, "finish", "unknown"),
+        # As the ledger gives them: by syscall.
+        event(0.0, "submit", "a"), event(0.0, "claim", "a", 1), event(1.0, "yield", "a"),
+        event(2.0, "claim", "a", 1), event(3.0, "finish", "a"),
+        event(0.1, "claim", "b"), event(2.0, "finish", "b"),
+        event(1.0, "claim", "c", 1), event(4.0, "reclaim", "c"),
+        event(4.0, "finish", "unknown"),
     ])  # fmt: skip
     assert [(one.job_id, one.lane, one.start_s, one.end_s, one.ended_by) for one in slices] == [
         ("a", 0, 0.0, 1.0, "yield"), ("b", 1, 0.1, 2.0, "finish"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,12 +24,15 @@ from aios_broker.cli.session import EXIT_INTERRUPTED, CommandFailed
 from aios_broker.cli.tables import show_table
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import KernelError
+from aios_broker.demo.history import read_slices
 from aios_broker.demo.load import MAX_AGENTS, demo_agents
 from aios_broker.demo.machine import machine, versions
 from aios_broker.demo.plot import draw, require_matplotlib
 from aios_broker.demo.report import Report, broken_promises, figures, promises_kept, table_of
 from aios_broker.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
 from aios_broker.demo.view import LiveView, PlainView
+from aios_broker.ledger.database import Database
+from aios_broker.ledger.ledger import Ledger
 from aios_broker.log import KernelLog
 from aios_broker.queues.keys import Keys
 from aios_broker.supervisor import EmbeddedKernel
@@ -99,7 +102,7 @@ def demo(**given: object) -> None:
             raise SystemExit(1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _place(wishes: Wishes) -> Iterator[Path]:
     """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
     if wishes.plot_path is not None:
@@ -140,14 +143,15 @@ def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not wishes.keep)
     with kernel:
         click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
-        return asyncio.run(_run_both(kernel.redis_url, Keys(config.key_prefix), wishes))
+        return asyncio.run(_run_both(kernel, wishes))
 
 
-async def _run_both(redis_url: str, keys: Keys, wishes: Wishes) -> list[PolicyRun]:
+async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
     console = Console()
     view = LiveView(console) if console.is_terminal else PlainView(click.echo)
     agents = demo_agents(wishes.agents)
-    async with KernelClient(redis_url, keys=keys, name="aios-demo") as client:
+    keys = Keys(kernel.config.key_prefix)
+    async with KernelClient(kernel.redis_url, keys=keys, name="aios-demo") as client:
         load = Demo(client, agents, view)
         try:
             model = await load.warm_up()
@@ -161,7 +165,18 @@ async def _run_both(redis_url: str, keys: Keys, wishes: Wishes) -> list[PolicyRu
             await load.compare(round_robin, fifo)
         finally:
             view.stop()
-    return [round_robin, fifo]
+    runs = [round_robin, fifo]
+    if wishes.plot_path is not None:
+        await _trace(kernel.database_url, keys, runs)
+    return runs
+
+
+async def _trace(database_url: str, keys: Keys, runs: list[PolicyRun]) -> None:
+    """Add to each run the slices that it was run in."""
+    async with contextlib.aclosing(Database(database_url, name="aios-demo")) as database:
+        ledger = Ledger(database, keys)
+        for run in runs:
+            run.slices = await read_slices(ledger, list(run.owners))
 
 
 def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:

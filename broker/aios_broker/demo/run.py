@@ -10,7 +10,7 @@ from typing import Protocol
 
 from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
 from aios_broker.contract.reply import ChatResult, Reply
-from aios_broker.demo.journal import JournalEvent, JournalReader, Slice, slices_of
+from aios_broker.demo.history import Slice
 from aios_broker.demo.load import Ask, DemoAgent, syscall_of
 from aios_broker.queues.records import JobView, PolicyRow
 
@@ -51,7 +51,7 @@ class PolicyRun:
     policy: str
     answers: list[Answer] = field(default_factory=list)
     makespan_s: float = 0.0  # first submission to last reply
-    slices: list[Slice] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)  # only where a chart is wanted
     owners: dict[str, str] = field(default_factory=dict)  # syscall id -> agent
     identical: int = 0
     compared: int = 0
@@ -107,20 +107,15 @@ class Demo:
         """Run the whole load under a policy; switches the running kernel to it."""
         await self._client.control.set_policy("llm", policy)
         run = PolicyRun(policy.name)
-        journal = JournalReader(self._client.connection, self._client.keys)
-        await journal.skip()
         self._view.began(policy.name, self._agents)
         began_s = time.monotonic()
-        events: list[JournalEvent] = []
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch(journal, events))
+            watching = tasks.create_task(self._watch())
             programs = [tasks.create_task(self._program(agent, run)) for agent in self._agents]
             for program in programs:
                 run.answers += await program
             run.makespan_s = time.monotonic() - began_s
             watching.cancel()
-        events += await journal.read()
-        run.slices = [one for one in slices_of(events) if one.job_id in run.owners]
         self._view.ended(run)
         return run
 
@@ -167,9 +162,8 @@ class Demo:
         self._view.answered(answer)
         return answer
 
-    async def _watch(self, journal: JournalReader, events: list[JournalEvent]) -> None:
+    async def _watch(self) -> None:
         while True:
-            events += await journal.read()
             self._view.looked(await self._client.control.jobs("llm"))
             await asyncio.sleep(LOOK_EVERY_S)
 
