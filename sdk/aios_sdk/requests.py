@@ -28,7 +28,6 @@ RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked y
 Item = str | Mapping[str, Any]  # one call of a map: a prompt or text, or all its arguments
 
 _SYSCALL_ID = re.compile(r"[0-9a-f]{32}")
-_UNKNOWN_FIELD = re.compile(r"unknown field `(\w+)`")  # msgspec says where, and this is what
 _encoder = msgspec.json.Encoder()
 
 
@@ -109,7 +108,7 @@ def build_syscall(
             f"the syscall cannot be written as JSON: {error}", field="body",
             remedy="use strings, numbers, lists and dicts",
         ) from error  # fmt: skip
-    syscall = _decoded(data)
+    syscall = decode_syscall(data)
     if len(data) > MAX_TEXT_BYTES:
         encode_syscall(syscall)  # which refuses it, with the numbers
     return syscall
@@ -139,15 +138,6 @@ def check_id(syscall_id: str) -> str:
         return syscall_id
     raise InvalidSyscall(f"{syscall_id!r} is not the id of a syscall", field="id",
                          remedy="give the 32 hex digits of Call.id")  # fmt: skip
-
-
-def _decoded(data: bytes) -> Syscall:
-    try:
-        return decode_syscall(data)
-    except InvalidSyscall as error:
-        if unknown := _UNKNOWN_FIELD.search(error.message):
-            error.field = f"{error.field}.{unknown[1]}"
-        raise
 
 
 def _id(options: Options, index: int | None) -> str:
