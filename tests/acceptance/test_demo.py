@@ -1,0 +1,120 @@
+"""`aios demo`: it keeps its promises, says which one it broke, and leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_until
+
+DEMO_TIMEOUT_S = 240
+Demo = subprocess.Popen[str]
+pytestmark = pytest.mark.timeout(DEMO_TIMEOUT_S + 30)
+
+
+def start(folder: Path, *arguments: str, **settings: str) -> Demo:
+    """Start a demo whose temporary files go below `folder`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "aios_broker.cli", "demo", *arguments],
+        env={**kept, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder), **settings},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(demo: Demo) -> tuple[int, str, str]:
+    output, errors = demo.communicate(timeout=DEMO_TIMEOUT_S)
+    return demo.returncode, output, errors
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith("aios-")]
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Return the command lines that name a path in `folder`, those of other demos left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if str(folder) in command:
+                found.append(command)
+    return found
+
+
+def test_two_demos_at_once_keep_their_promises_and_leave_nothing(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    options = ("--core", "model", "--json", "figures.json", "--plot", "schedule.png")
+    demos = [start(folder, *options) for folder in folders]
+
+    for demo, folder in zip(demos, folders, strict=True):
+        code, output, errors = ended(demo)
+        assert (code, errors) == (0, ""), output
+        assert "\x1b" not in output
+        assert "identical, id for id" in output
+        check_figures(json.loads((folder / "figures.json").read_text()))
+        assert (folder / "schedule.png").read_bytes().startswith(b"\x89PNG")
+        assert leftovers(folder) == []
+        assert processes_below(folder) == []
+
+
+def check_figures(report: dict[str, dict[str, dict[str, float]]]) -> None:
+    round_robin, fifo = report["policies"]["rr"], report["policies"]["fifo"]
+    assert round_robin["suspensions"] >= 20
+    assert round_robin["identical"] == round_robin["compared"] > 0
+    assert fifo["suspensions"] == 0
+    assert fifo["slices"] == fifo["syscalls"] == round_robin["syscalls"]
+    assert round_robin["short_wait_p90_s"] < fifo["short_wait_p90_s"]
+
+
+def test_a_broken_promise_is_named_and_the_log_is_kept(tmp_path: Path) -> None:
+    # A core that needs no time lets nobody wait: there is nothing to preempt.
+    demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="0")
+    code, output, errors = ended(demo)
+
+    assert code == 1, output
+    assert "FAILED: no generation was preempted under rr" in errors
+    log = Path(errors.rpartition("the kernel's log: ")[2].strip())
+    assert "llm-1" in log.read_text()
+    assert [path.name for path in log.parent.iterdir()] == ["kernel.log"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    demo = start(tmp_path, "--core", "model")
+    wait_until(lambda: any((tmp_path).glob("aios-demo-*/state/kernel.json")), timeout_s=30)
+    demo.send_signal(number)
+    code, _, errors = ended(demo)
+
+    assert code == 130
+    assert "interrupted" in errors
+    assert leftovers(tmp_path) == []
+    assert processes_below(tmp_path) == []
+
+
+def test_a_kernel_that_does_not_start_is_an_error_with_a_log(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="fast")
+    code, _, errors = ended(demo)
+
+    assert code == 3
+    assert "unavailable: llm-1 does not start" in errors
+    assert "the kernel's log: " in errors
+
+
+@pytest.mark.slow
+def test_the_embedded_model_keeps_the_promises(tmp_path: Path) -> None:
+    code, output, errors = ended(start(tmp_path, "--json", "figures.json"))
+    assert code == 0, output + errors
+    check_figures(json.loads((tmp_path / "figures.json").read_text()))
