@@ -143,11 +143,12 @@ end
 
 -- End a job that no worker ends: cancelled, past its deadline, poison, deleted by a stock tool.
 -- `status` is RQ's. Whoever waits hears `body`, an encoded ErrorBody. The worker that runs it
--- loses its lease and is told to stop.
-local function terminate(c, id, event, status, body, iso)
+-- loses its lease and is told to stop. `lent`: the attempt of its lease, where the caller knows
+-- it: the record of a deleted job does not.
+local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
     local attempt, worker, was = unpack(redis.call('HMGET', job, 'aios_attempt', 'worker_name', 'status'))
-    attempt = attempt or '0'
+    attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     if redis.call('ZREM', c.leases, member) == 1 then
         redis.call('ZREM', c.wip, member)
@@ -175,6 +176,8 @@ local function terminate(c, id, event, status, body, iso)
         redis.call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
         redis.call('EXPIRE', job, ttl_s)
         redis.call('ZADD', c.p .. ':' .. status .. ':' .. c.q, math.floor(c.now / 1000) + ttl_s, id)
+    else
+        redis.call('UNLINK', job) -- what its worker still charged to it
     end
     note(c, event, id, attempt, '', cjson.decode(body).code or '')
 end

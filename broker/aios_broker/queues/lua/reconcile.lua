@@ -2,15 +2,19 @@
 --
 -- ARGV  prefix, module, epoch, error body (JSON) for what was removed, limit (unused)
 --
--- Every live job is in exactly one place: the run queue, a lease, held, parked. While the counts
--- agree nothing is read (but for a full look every FULL_LOOK_MS). A live job that is nowhere was
--- deleted or cancelled (whoever waits hears it), or a stock worker has just popped it: then it
--- is a suspect, and put back when it is still nowhere after GRACE_MS. A listed job that is not
--- live was enqueued or requeued by a stock tool: it is taken in.
+-- Every live job is in exactly one place: the run queue, a lease, held, parked. Stock tools do not
+-- know of the last three: what runs or is held keeps its place when it is deleted or cancelled,
+-- so the records of those are looked at each time. What waits is not, while the counts agree (but
+-- for a full look every FULL_LOOK_MS). A live job that is nowhere was deleted or cancelled
+-- (whoever waits hears it), or a stock worker has just popped it: then it is a suspect, and put
+-- back when it is still nowhere after GRACE_MS. A listed job that is not live was enqueued or
+-- requeued by a stock tool: it is taken in.
 -- Returns how many jobs were put right; 0 also when the epoch is over.
 
 local GRACE_MS = 3000
 local FULL_LOOK_MS = 10000
+local QUARANTINE_MS = 7 * 86400000 -- how long a quarantined id can be seen
+local REGISTRIES = {':finished:', ':failed:', ':canceled:'}
 
 local function agrees(c)
     local places = redis.call('LLEN', c.queue) + redis.call('ZCARD', c.leases)
@@ -29,9 +33,46 @@ local function all_places(c)
     return places
 end
 
+-- RQ's status of a job, false when it was deleted: a worker may have written to its record since,
+-- but never its data.
+local function status_of(c, id)
+    local job = job_key(c, id)
+    return redis.call('HEXISTS', job, 'data') == 1 and redis.call('HGET', job, 'status')
+end
+
+-- End a job that has a place if a stock tool deleted or cancelled it. Returns 1, else 0.
+local function withdraw(c, id, body, iso, lent)
+    local status = status_of(c, id)
+    if status and status ~= 'canceled' then return 0 end
+    terminate(c, id, 'cancel', 'canceled', body, iso, lent)
+    return 1
+end
+
+local function withdraw_placed(c, body, iso)
+    local mended = 0
+    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
+        local id, attempt = string.match(member, '^(.*):(%d+)$')
+        mended = mended + withdraw(c, id, body, iso, attempt)
+    end
+    for _, place in ipairs({c.held, c.parked}) do
+        for _, id in ipairs(redis.call('ZRANGE', place, 0, -1)) do
+            mended = mended + withdraw(c, id, body, iso)
+        end
+    end
+    return mended
+end
+
+-- RQ leaves this to whoever looks at a registry next, which may be nobody.
+local function drop_expired(c)
+    for _, name in ipairs(REGISTRIES) do
+        redis.call('ZREMRANGEBYSCORE', c.p .. name .. c.q, '-inf', math.floor(c.now / 1000))
+    end
+    redis.call('ZREMRANGEBYSCORE', c.quarantine, '-inf', c.now - QUARANTINE_MS)
+end
+
 -- A job that is live and nowhere. Returns true when it was put right.
 local function settle(c, id, body, iso)
-    local status = redis.call('HGET', job_key(c, id), 'status')
+    local status = status_of(c, id)
     if not status or status == 'canceled' then
         terminate(c, id, 'cancel', 'canceled', body, iso)
         return true
@@ -49,7 +90,7 @@ local function settle(c, id, body, iso)
 end
 
 local function take_in_listed(c, id, iso)
-    local status = redis.call('HGET', job_key(c, id), 'status')
+    local status = status_of(c, id)
     if status == 'queued' then
         adopt(c, id, iso)
     else
@@ -57,11 +98,10 @@ local function take_in_listed(c, id, iso)
     end
 end
 
-register('reconcile', function(c)
-    local epoch, body = take(c), take(c)
-    if not leads(c, epoch) or agrees(c) then return 0 end
+-- Compare all that is live with all that has a place. Returns how many jobs were put right.
+local function look_at_all(c, body, iso)
     redis.call('HSET', c.own .. 'reconciled', c.q, c.now)
-    local iso, places, mended, live = iso_of(c.now), all_places(c), 0, {}
+    local places, mended, live = all_places(c), 0, {}
     for _, id in ipairs(redis.call('HKEYS', c.live)) do live[id] = true end
     for _, id in ipairs(redis.call('LRANGE', c.queue, 0, -1)) do
         places[id] = true
@@ -77,6 +117,18 @@ register('reconcile', function(c)
         elseif settle(c, id, body, iso) then
             mended = mended + 1
         end
+    end
+    return mended
+end
+
+register('reconcile', function(c)
+    local epoch, body = take(c), take(c)
+    if not leads(c, epoch) then return 0 end
+    local iso = iso_of(c.now)
+    local mended = withdraw_placed(c, body, iso)
+    if not agrees(c) then
+        mended = mended + look_at_all(c, body, iso)
+        drop_expired(c)
     end
     send_replies(c)
     write_journal(c)
