@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 import redis
@@ -248,13 +249,15 @@ async def publish(caller: Caller, *commands: dict[str, str] | str) -> None:
     for worker in workers:
         channel = worker.decode().replace("rq:worker:", "rq:pubsub:")
 
-        async def is_heard(channel: str = channel) -> bool:
-            [_, subscribers] = await caller.connection.execute("PUBSUB", "NUMSUB", channel)
-            return bool(subscribers)
-
-        await wait_until_async(is_heard)
+        await wait_until_async(partial(is_heard, caller, channel))
         for command in commands:
             await caller.connection.execute("PUBLISH", channel, json.dumps(command))
+
+
+async def is_heard(caller: Caller, channel: str) -> bool:
+    """Return whether somebody has subscribed."""
+    [_, subscribers] = await caller.connection.execute("PUBSUB", "NUMSUB", channel)
+    return bool(subscribers)
 
 
 async def commands(caller: Caller) -> int:

@@ -1,5 +1,7 @@
 """The answer's text never depends on how its tokens arrived."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def feed(text: AnswerText, pieces: list[bytes]) -> str:
 def cut(data: bytes, points: list[int]) -> list[bytes]:
     """Cut data into pieces anywhere, also within characters."""
     edges = [0, *sorted(point % (len(data) + 1) for point in points), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(texts, stops, st.lists(st.integers(0, 200), max_size=30))

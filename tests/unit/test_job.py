@@ -87,7 +87,7 @@ def test_a_foreign_job_is_refused(data: bytes) -> None:
         json.dumps([ENTRY, None, [echo()], {"x": 1}]).encode(),
     ],
 )
-def test_our_entry_with_wrong_arguments_is_invalid(data: bytes, trusted: bool) -> None:
+def test_our_entry_with_wrong_arguments_is_invalid(data: bytes, *, trusted: bool) -> None:
     with pytest.raises(InvalidSyscall):
         decode_job(data, UUID, trusted=trusted)
 

@@ -11,12 +11,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from functools import partial
 
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownModule
 from aios_broker.contract.syscall import MODULES, Module
+from aios_broker.ledger.spill import load_spilled
 from aios_broker.log import configure
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
@@ -56,18 +57,15 @@ async def serve(module: Module, config: WorkerConfig) -> None:
     place = Place(
         worker_name(module), module, config.redis_url, Keys(config.key_prefix), config.limits
     )
-    async with _spilled_snapshots(config) as load_spilled:
-        loaded = await load_module(module, config)
-        async with open_worker(place, loaded, load_spilled) as worker:
-            _obey_signals(worker)
-            logger.info("worker %s serves %s", place.name, module)
-            await worker.run()
+    spilled: LoadSpilled = nothing_spilled
+    if config.database_url is not None:
+        spilled = partial(load_spilled, config.database_url)
+    loaded = await load_module(module, config)
+    async with open_worker(place, loaded, spilled) as worker:
+        _obey_signals(worker)
+        logger.info("worker %s serves %s", place.name, module)
+        await worker.run()
     logger.info("worker %s left in good order", place.name)
-
-
-@asynccontextmanager
-async def _spilled_snapshots(config: WorkerConfig) -> AsyncIterator[LoadSpilled]:
-    yield nothing_spilled
 
 
 def _obey_signals(worker: Worker) -> None:

@@ -25,6 +25,7 @@ class Strand:
         self._desk = desk
         self._syscall_id = syscall_id
         self._pending: list[str] = []
+        self._leaving = ""  # under way: neither pending nor delivered
 
     def write(self, text: str) -> None:
         """Append text; it leaves with the next batch."""
@@ -33,23 +34,28 @@ class Strand:
             self._desk.note(self)
 
     async def flush(self) -> None:
-        """Send what is pending now. What fails is left out: the reply has the whole text."""
-        if self._pending:
+        """Return when all text has left, or failed once: the reply has the whole text anyway."""
+        if self._pending or self._leaving:
             await self._desk.flush()
 
-    def take(self) -> str:
-        """Return the pending text, in one piece, and forget it."""
-        text = "".join(self._pending)
+    def depart(self) -> bytes | None:
+        """Return the pending text as one chunk, or None where there is none."""
+        self._leaving = "".join(self._pending)
         self._pending.clear()
-        return text
+        if not self._leaving:
+            return None
+        return encode(Chunk(self._syscall_id, self.delivered, self._leaving))
 
-    def put_back(self, text: str) -> None:
-        """Take text back that could not be sent."""
-        self._pending.insert(0, text)
+    def arrive(self) -> None:
+        """Note that the chunk has reached the client's list."""
+        self.delivered += len(self._leaving)
+        self._leaving = ""
 
-    def chunk(self, text: str) -> bytes:
-        """Return the wire form of the next piece."""
-        return encode(Chunk(self._syscall_id, self.delivered, text))
+    def come_back(self) -> None:
+        """Note that the chunk could not be sent: it leaves again, with what comes behind it."""
+        self._pending.insert(0, self._leaving)
+        self._leaving = ""
+        self._desk.note(self)
 
 
 class ChunkDesk:
@@ -72,35 +78,37 @@ class ChunkDesk:
         self._dirty[strand] = None
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(self._next_s, loop.time()), self._on_time)
-
-    def _on_time(self) -> None:
-        task = asyncio.get_running_loop().create_task(self.flush())
-        self._flushes.add(task)
-        task.add_done_callback(self._flushes.discard)
+            self._timer = loop.call_at(max(self._next_s, loop.time()), self._start)
 
     async def flush(self) -> None:
         """Send all that is pending, in order. Text that fails is tried again a little later."""
+        await asyncio.shield(self._start())  # it carries the text of others, too
+
+    def _start(self) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._flush())
+        self._flushes.add(task)
+        task.add_done_callback(self._flushes.discard)
+        return task
+
+    async def _flush(self) -> None:
         async with self._sending:  # one call at a time, or chunks could overtake each other
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
             self._next_s = asyncio.get_running_loop().time() + INTERVAL_S
-            batch = [(strand, strand.take()) for strand in self._dirty]
-            self._dirty.clear()
-            batch = [(strand, text) for strand, text in batch if text]
+            strands, self._dirty = self._dirty, {}
+            batch = [(strand, chunk) for strand in strands if (chunk := strand.depart())]
             if batch:
                 await self._send(batch)
 
-    async def _send(self, batch: list[tuple[Strand, str]]) -> None:
+    async def _send(self, batch: list[tuple[Strand, bytes]]) -> None:
         try:
-            await self._queue.emit([(strand.lease, strand.chunk(text)) for strand, text in batch])
+            await self._queue.emit([(strand.lease, chunk) for strand, chunk in batch])
         except KernelError as error:
             logger.warning("chunks of %d streams are delayed: %s", len(batch), error)
             self._next_s += RETRY_S
-            for strand, text in batch:
-                strand.put_back(text)
-                self.note(strand)
+            for strand, _ in batch:
+                strand.come_back()
         else:
-            for strand, text in batch:
-                strand.delivered += len(text)
+            for strand, _ in batch:
+                strand.arrive()

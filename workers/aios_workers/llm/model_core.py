@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
@@ -84,7 +84,7 @@ class ModelCore:
         """Return the bytes of ids."""
         return vocabulary.decode(ids)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate one token per step; see the protocol."""
         self._check(request)
         running = self._running[request.request_id] = _Running()
@@ -132,7 +132,9 @@ class ModelCore:
                 f"{self.config.context_tokens}", remedy="shorten the conversation",
             )  # fmt: skip
 
-    async def _generate(self, request: GenerationRequest, running: _Running) -> AsyncIterator[Step]:
+    async def _generate(
+        self, request: GenerationRequest, running: _Running
+    ) -> AsyncGenerator[Step, None]:
         cached_tokens = await self._prefill(request, running)
         sampler = _Sampler(self.config, request)
         pace = _Pace(self.config.decode_tokens_per_s)

@@ -1,0 +1,134 @@
+"""Workers die, leave and come back too late: answers stay what they would have been."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import pytest
+
+from aios_broker.contract.reply import decode_reply
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.order import Order
+from aios_broker.queues.records import Ending
+from aios_workers.llm.core import GenerationRequest, Step
+from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.registry import llm_module
+from tests.caller import Caller, WorkerProcess, chat, chat_result, running_worker
+from tests.waiting import wait_until_async
+
+CONFIG = ModelCoreConfig(slots=2, context_tokens=2048, end_probability=0.0)
+PROCESS = {
+    "aios_llm_slots": 2,
+    "aios_model_core_end_probability": 0,
+    "aios_model_core_decode_tokens_per_s": 100,
+    "aios_worker_lease_s": 1.0,
+}
+BODIES = [chat(f"Story {n}", max_tokens=120, temperature=0.7, seed=n) for n in range(2)]
+
+
+@pytest.fixture
+async def caller(redis_url: str) -> AsyncIterator[Caller]:
+    caller = Caller(redis_url)
+    await caller.publish_policy(quantum_s=60.0, quantum_tokens=10)
+    yield caller
+    await caller.aclose()
+
+
+async def undisturbed(caller: Caller) -> list[tuple[int, ...]]:
+    """Return the ids of the answers as one worker generates them."""
+    async with running_worker(caller.url, "llm", await llm_module(ModelCore(CONFIG))):
+        return [(await caller.chat(body)).output_ids for body in BODIES]
+
+
+async def all_have_snapshots(caller: Caller, ids: list[str]) -> bool:
+    snapshots = [await caller.queue("llm").snapshot(each) for each in ids]
+    return all(snapshots)
+
+
+async def reclaim_all(caller: Caller, ids: list[str]) -> None:
+    """Do what the scheduler does every tick, until the jobs of the dead worker wait again."""
+    order = Order(caller.functions, "llm")
+    leadership = await order.lead("test", 60.0)
+
+    async def reclaimed() -> bool:
+        await order.reclaim(leadership.epoch)
+        states = [await caller.state(each) for each in ids]
+        return "running" not in states
+
+    await wait_until_async(reclaimed)
+
+
+async def test_after_kill_9_another_worker_goes_on_from_the_last_slice(caller: Caller) -> None:
+    expected = await undisturbed(caller)
+    with WorkerProcess(caller.url, "llm", **PROCESS) as dying:
+        ids = await caller.submit(*BODIES)
+        await wait_until_async(lambda: all_have_snapshots(caller, ids))
+        dying.send(signal.SIGKILL)
+        await dying.left()
+    await reclaim_all(caller, ids)
+
+    core = Counting(CONFIG)
+    async with running_worker(caller.url, "llm", await llm_module(core)):
+        replies = await caller.hear_all(ids)
+
+    assert [chat_result(reply).output_ids for reply in replies] == expected
+    assert [reply.timings.attempts for reply in replies] == [2, 2]
+    assert core.resumed_tokens >= 2 * 10, "they started again from the beginning"
+
+
+async def test_sigterm_suspends_generations_and_another_worker_resumes_them(
+    caller: Caller,
+) -> None:
+    expected = await undisturbed(caller)
+    with WorkerProcess(caller.url, "llm", **PROCESS) as leaving:
+        ids = await caller.submit(*BODIES)
+        await wait_until_async(lambda: all_have_snapshots(caller, ids))
+        leaving.send(signal.SIGTERM)
+        assert await leaving.left() == 0
+    assert [await caller.state(each) for each in ids] == ["suspended", "suspended"]
+    assert await caller.connection.execute("SCARD", "rq:workers") == 0
+
+    core = Counting(CONFIG)
+    async with running_worker(caller.url, "llm", await llm_module(core)):
+        replies = await caller.hear_all(ids)
+
+    assert [chat_result(reply).output_ids for reply in replies] == expected
+    assert [reply.timings.suspensions for reply in replies] == [1, 1]
+    assert core.resumed_tokens >= 2 * 10
+
+
+async def test_a_second_signal_ends_a_worker_at_once(caller: Caller) -> None:
+    with WorkerProcess(caller.url, "llm", **PROCESS) as stubborn:
+        await wait_until_async(lambda: caller.connection.execute("SCARD", "rq:workers"))
+        stubborn.send(signal.SIGSTOP)  # so that it meets both before it can drain
+        stubborn.send(signal.SIGTERM)
+        stubborn.send(signal.SIGINT)
+        stubborn.send(signal.SIGCONT)
+        assert await stubborn.left() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+async def test_the_answer_of_a_worker_thought_dead_is_dropped(caller: Caller) -> None:
+    queue = caller.queue("llm")
+    [syscall_id] = await caller.submit(BODIES[0])
+    [lease] = await queue.claim("asleep", Appetite(1, 0.0))  # its lease is over as it begins
+    await reclaim_all(caller, [syscall_id])
+
+    async with running_worker(caller.url, "llm", await llm_module(ModelCore(CONFIG))):
+        answered = await caller.hear(syscall_id)
+    late = Ending(lease, "finished", b'{"kind":"reply","id":"late"}', 1.0)
+    settled = await queue.finish("asleep", [late], Appetite(0, 1.0))
+
+    assert settled.accepted == [False]
+    stored = await caller.connection.execute("HGET", f"rq:job:{syscall_id}", "aios_reply")
+    assert decode_reply(stored) == answered
+
+
+class Counting(ModelCore):
+    """A core that counts the tokens it was given back."""
+
+    resumed_tokens = 0
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        self.resumed_tokens += len(request.resume_ids)
+        return super().generate(request)

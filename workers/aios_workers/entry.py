@@ -1,0 +1,131 @@
+"""The public entry point of jobs: `aios_workers.entry.syscall`.
+
+Our workers know it by name and never import it. A stock RQ worker does, and calls it: then the
+syscall runs right here, on the slow path, without slices: a core is built for this one job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from aios_broker.config import environment
+from aios_broker.contract.errors import Cancelled, KernelError, UnknownModule, from_wire
+from aios_broker.contract.reply import decode_reply
+from aios_broker.contract.syscall import MODULES
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.module_queue import ModuleQueue
+from aios_broker.queues.records import Ending, Lease, PolicyRow, WorkerCard
+from aios_broker.queues.rq import StockJob, current_job
+from aios_broker.queues.tokens import Tokens
+from aios_workers.border import Border
+from aios_workers.config import WorkerConfig
+from aios_workers.lease_book import RENEWALS_PER_LEASE
+from aios_workers.patience import patiently
+from aios_workers.policy_watch import FixedPolicy
+from aios_workers.registry import load_module
+from aios_workers.run import Run
+from aios_workers.service import Place, card_of, port_of, worker_name
+
+UNSLICED = PolicyRow(name="stock", preempt="none", quantum_s=math.inf, quantum_tokens=2**31)
+
+
+def syscall(request: object) -> object:
+    """Run the syscall of the RQ job that is being executed; return its reply as a dict.
+
+    Args:
+        request: The syscall as an object: agent, token, body and so on. It is read again, and
+            checked, from the job's own record, as our workers do it.
+
+    Raises:
+        KernelError: What the syscall ended with; RQ's worker records it as the job's failure.
+            Also when this is called outside of an RQ job.
+    """
+    job = current_job()
+    if job is None:
+        raise KernelError(
+            f"a syscall of type {type(request).__name__} was run outside of an RQ job",
+            remedy="enqueue it, or use aios_sdk",
+        )
+    reply = asyncio.run(_answer(job))
+    if error := decode_reply(reply).error:
+        raise from_wire(error)
+    return msgspec.json.decode(reply)
+
+
+async def _answer(job: StockJob) -> bytes:
+    """Take the job's lease, run it, and tell whoever waits; return the encoded reply."""
+    if job.queue not in MODULES:
+        raise UnknownModule(
+            f"no module {job.queue!r}", field="module", remedy=f"use one of {', '.join(MODULES)}"
+        )
+    settings = {**environment(), "AIOS_REDIS_URL": job.redis_url}
+    config = WorkerConfig.from_environment(settings)
+    place = Place(worker_name("rq"), job.queue, job.redis_url, Keys(job.key_prefix), config.limits)
+    connection = Connection(job.redis_url, name=place.name)
+    try:
+        queue = ModuleQueue(Functions(connection), place.module, place.keys)
+        lease = await queue.adopt(job.job_id, place.name, place.limits.lease_s)
+        if lease is None:
+            return await _answered_elsewhere(queue, job.job_id)
+        ending = await _run(queue, connection, place, config, lease)
+        await patiently(lambda: queue.finish_external(place.name, ending))
+        await queue.death(place.name)
+        return ending.reply
+    finally:
+        await connection.aclose()
+
+
+async def _answered_elsewhere(queue: ModuleQueue, job_id: str) -> bytes:
+    state, reply = await queue.attach(job_id, "")
+    if reply is None:
+        raise KernelError(f"another worker answers it: it is {state}", remedy="wait for its reply")
+    return reply
+
+
+async def _run(
+    queue: ModuleQueue, connection: Connection, place: Place, config: WorkerConfig, lease: Lease
+) -> Ending:
+    async with AsyncExitStack() as stack:
+        loaded = await load_module(place.module, config)
+        handler = loaded.make_handler(port_of(queue, place, loaded.cores, FixedPolicy(UNSLICED)))
+        stack.push_async_callback(handler.close)
+        border = Border(handler, place.module, Tokens(connection, place.keys), place.name)
+        run = Run(lease)
+        run.task = asyncio.create_task(border.answer(run))
+        await stack.enter_async_context(_renewed(queue, run, card_of(place, handler), place))
+        with contextlib.suppress(asyncio.CancelledError):
+            outcome = await run.task
+            if isinstance(outcome, Ending):
+                return outcome
+    raise Cancelled("its lease was taken away", remedy="see who cancelled it: `aios journal`")
+
+
+@asynccontextmanager
+async def _renewed(
+    queue: ModuleQueue, run: Run, card: WorkerCard, place: Place
+) -> AsyncIterator[None]:
+    """Keep the lease alive for the length of a block; when it is gone, stop the run."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(place.limits.lease_s / RENEWALS_PER_LEASE)
+            [verdict] = await patiently(
+                lambda: queue.renew(card, [run.lease], place.limits.lease_s)
+            )
+            if verdict == "lost":
+                run.stop("lost")
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
