@@ -73,6 +73,7 @@ async def test_two_hundred_calls_at_once(caller: Caller) -> None:
 
 async def test_under_load_a_call_costs_far_less_than_a_round_trip(caller: Caller) -> None:
     ids = await caller.submit(*(ToolEcho() for _ in range(2_000)))
+    await caller.connection.execute("CONFIG", "RESETSTAT")
     async with running_worker(caller.url, "tool", await tool_module(64)):
         await caller.hear_all(ids)
 

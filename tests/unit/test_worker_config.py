@@ -1,0 +1,56 @@
+"""A worker's settings: what is wrong stops the process at start, by name."""
+
+import pytest
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_workers.__main__ import EXIT_USAGE, main
+from aios_workers.config import WorkerConfig
+from aios_workers.worker import Limits
+
+REDIS = {"AIOS_REDIS_URL": "redis://127.0.0.1:1/0"}
+
+
+def test_settings_are_read() -> None:
+    config = WorkerConfig.from_environment({
+        **REDIS, "RQ_KEY_PREFIX": "{a}:rq", "AIOS_LLM_CORE": "model", "AIOS_LLM_SLOTS": "3",
+        "AIOS_WORKER_LEASE_S": "2.5", "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "40",
+    })  # fmt: skip
+
+    assert (config.key_prefix, config.llm_core) == ("{a}:rq", "model")
+    assert config.limits == Limits(lease_s=2.5, drain_s=Limits().drain_s)
+    assert (config.model_core.slots, config.model_core.decode_tokens_per_s) == (3, 40.0)
+
+
+def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
+    WorkerConfig.from_environment(
+        {**REDIS, "AIOS_POLICY": "rr", "AIOS_LLM_WORKERS": "2", "AIOS_SCHEDULER_LEASE_S": "1"}
+    )
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("AIOS_LLM_SLOT", "2"),
+    ("AIOS_MODEL_CORE_SPEED", "9"),
+    ("AIOS_WORKER_LEASE", "4"),
+    ("AIOS_TOOL_SLOTS", "0"),
+    ("AIOS_LLM_CORE", "gpt"),
+    ("AIOS_MODEL_CORE_END_PROBABILITY", "2"),
+    ("AIOS_REDIS_URL", "http://redis"),
+    ("AIOS_REDIS_URL", ""),
+    ("AIOS_DATABASE_URL", "mysql://x"),
+])  # fmt: skip
+def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        WorkerConfig.from_environment({**REDIS, name: value})
+
+    assert caught.value.field == name
+    assert caught.value.remedy
+
+
+def test_the_process_says_what_is_wrong_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["llm"], {}) == EXIT_USAGE
+    assert "AIOS_REDIS_URL" in capsys.readouterr().err
+
+
+def test_a_module_without_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["storage"], REDIS) == EXIT_USAGE
+    assert "no worker serves module 'storage'" in capsys.readouterr().err
