@@ -179,8 +179,8 @@ class EmbeddedKernel:
     def __enter__(self) -> "EmbeddedKernel":
         """Start it in a thread of its own and wait until it is ready."""
         self._thread = threading.Thread(target=self._run_in_thread, name="kernel-supervisor")
-        self._thread.start()
         try:
+            self._thread.start()  # waits for the thread, so an interrupt may hit it too
             self._wait_ready()
         except BaseException:  # Ctrl-C too: whoever entered has nothing to leave yet
             self._leave()
@@ -207,7 +207,8 @@ class EmbeddedKernel:
 
     def _leave(self) -> None:
         self.stop()
-        if self._thread is not None:
+        if self._thread is not None and self._thread.ident is not None:
+            self._ended.wait()  # `join` refuses a thread that has only just been started
             self._thread.join()
 
     def _run_in_thread(self) -> None:
