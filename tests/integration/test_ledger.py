@@ -147,6 +147,16 @@ async def test_an_anomaly_is_kept_marked_and_said_and_stops_nothing(
     assert rows["j3"] == "queued"
 
 
+async def test_odd_characters_arrive_as_they_were_written(user: QueueUser, ledger: Ledger) -> None:
+    detail = 'tab\tback\\slash \\N \r é 🙂 "quoted"'
+    await write(user, f"cancel\tj\\1\t\t\t{detail}")
+    await ledger.drain(user.redis)
+    [transition] = await ledger.history("j\\1")
+    assert (transition.detail, transition.attempt) == (detail, None)
+    [row] = await ledger.recent()
+    assert (row.job_id, row.error_code) == ("j\\1", detail)
+
+
 async def test_entries_that_were_dropped_undrained_are_missed_aloud(
     user: QueueUser, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,26 +15,26 @@ line that cannot be read or that the transition table forbids is kept and marked
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import get_args
 
 import msgspec
+from msgspec import Struct
 
 from aios_broker.contract.syscall import State
-from aios_broker.contract.transitions import TABLE, TERMINAL, Event, after
+from aios_broker.contract.transitions import TABLE, TERMINAL, Event
 from aios_broker.queues.connection import Answer
 from aios_broker.queues.records import Facts
 
 MAX_ID_CHARACTERS = 512  # longer ones come from foreign tools and do not fit an index
 MAX_TEXT_CHARACTERS = 4096
+MAX_ATTEMPT_DIGITS = 9  # of an `integer` column
 
 _UNKNOWN = Facts(agent="?", kind="?")
+_EVENTS: dict[str, Event] = {event: event for event in TABLE}
 _facts_decoder = msgspec.json.Decoder(Facts)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Position:
+class Position(Struct, frozen=True, order=True):
     """The id of a journal entry."""
 
     ms: int = 0
@@ -56,8 +56,7 @@ class Position:
         return datetime.fromtimestamp(self.ms / 1000, tz=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(Struct, frozen=True):
     """One change of one job's state."""
 
     position: Position
@@ -68,16 +67,11 @@ class Transition:
     attempt: int | None
     who: str
     detail: str
+    at: datetime
     anomaly: bool = False  # not an arrow of the transition table, or not readable
 
-    @property
-    def at(self) -> datetime:
-        """When it happened."""
-        return self.position.at
 
-
-@dataclass(slots=True)
-class SyscallRow:
+class SyscallRow(Struct):
     """A syscall as its transitions tell it; the columns of table `syscall`."""
 
     job_id: str
@@ -99,11 +93,11 @@ class SyscallRow:
     worker: str = ""
 
 
-@dataclass(slots=True)
 class Books:
     """Syscalls under fold: those that a batch of transitions touches."""
 
-    rows: dict[str, SyscallRow] = field(default_factory=dict)
+    def __init__(self, rows: dict[str, SyscallRow] | None = None) -> None:
+        self.rows = rows if rows is not None else {}
 
     def enter(self, transition: Transition) -> Transition:
         """Apply a transition; return it, marked if it is an anomaly.
@@ -112,66 +106,54 @@ class Books:
         entries before were lost): the books follow the queues, not the other way round.
         """
         row = self.rows.get(transition.job_id)
-        event = _event(transition.event)
+        event = _EVENTS.get(transition.event)
         if event is None:
-            return replace(transition, anomaly=True)
-        lawful = _is_lawful(row.state if row else None, event)
+            return _marked(transition)
+        lawful = (row.state if row else None) in TABLE[event][0]
         if row is None:
             row = self.rows[transition.job_id] = _new_row(transition)
         if lawful or row.state not in TERMINAL:
             _apply(row, event, transition)
-        return (
-            transition if lawful and not transition.anomaly else replace(transition, anomaly=True)
-        )
+        return transition if lawful else _marked(transition)
 
 
 def read_entry(entry: Answer) -> Iterator[Transition]:
     """Yield the transitions of one entry as XRANGE returns it: [id, [field, value, ...]]."""
     stream_id, fields = entry
     position = Position.parse(stream_id)
+    at = position.at
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
-    module = _text(pairs.get(b"q", b""), MAX_ID_CHARACTERS)
-    lines = pairs.get(b"t", b"").split(b"\n")
-    for ordinal, line in enumerate(lines):
-        yield _read_line(position, ordinal, module, line)
+    module = _text(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
+    for ordinal, line in enumerate(_text(pairs.get(b"t", b"")).split("\n")):
+        parts = line.split("\t", 4)
+        readable = len(parts) == 5 and (not parts[2] or _is_count(parts[2]))
+        if not readable or len(line) > MAX_ID_CHARACTERS:
+            parts = _trimmed(parts)
+        event, job_id, attempt, who, detail = parts
+        yield Transition(
+            position, ordinal, module, event, job_id, int(attempt) if attempt else None, who,
+            detail, at, not readable,
+        )  # fmt: skip
 
 
-def _read_line(position: Position, ordinal: int, module: str, line: bytes) -> Transition:
-    parts = line.split(b"\t", 4)
-    readable = len(parts) == 5 and (not parts[2] or parts[2].isdigit())
-    parts += [b""] * (5 - len(parts))
-    return Transition(
-        position=position,
-        ordinal=ordinal,
-        module=module,
-        event=_text(parts[0], MAX_ID_CHARACTERS),
-        job_id=_text(parts[1], MAX_ID_CHARACTERS),
-        attempt=int(parts[2]) if parts[2].isdigit() and len(parts[2]) < 10 else None,
-        who=_text(parts[3], MAX_ID_CHARACTERS),
-        detail=_text(parts[4], MAX_TEXT_CHARACTERS),
-        anomaly=not readable,
-    )
+def _trimmed(parts: list[str]) -> list[str]:
+    """Return five parts that fit their columns."""
+    event, job_id, attempt, who, detail = (parts + [""] * 5)[:5]
+    return [
+        event[:MAX_ID_CHARACTERS], job_id[:MAX_ID_CHARACTERS],
+        attempt if _is_count(attempt) and len(attempt) <= MAX_ATTEMPT_DIGITS else "",
+        who[:MAX_ID_CHARACTERS], detail[:MAX_TEXT_CHARACTERS],
+    ]  # fmt: skip
 
 
-def _text(value: bytes, limit: int) -> str:
-    return _clean(value.decode(errors="replace"), limit)
+def _text(value: bytes) -> str:
+    """Return a text that Postgres takes: valid UTF-8, without NUL."""
+    text = value.decode(errors="replace")
+    return text.replace("\x00", "�") if "\x00" in text else text
 
 
-def _clean(text: str, limit: int) -> str:
-    """Return a text that Postgres takes: valid UTF-8, without NUL, of bounded length."""
-    return text.encode(errors="replace").decode().replace("\x00", "�")[:limit]
-
-
-def _event(name: str) -> Event | None:
-    return next((event for event in get_args(Event) if event == name), None)
-
-
-def _is_lawful(state: str | None, event: Event) -> bool:
-    try:
-        after(state, event)  # type: ignore[arg-type]  # the books hold only states of the table
-    except ValueError:
-        return False
-    return True
+def _marked(transition: Transition) -> Transition:
+    return msgspec.structs.replace(transition, anomaly=True)
 
 
 def _new_row(transition: Transition) -> SyscallRow:
@@ -190,9 +172,13 @@ def _facts(transition: Transition) -> Facts | None:
         facts = _facts_decoder.decode(transition.detail)
     except msgspec.DecodeError:
         return None
-    texts = {name: _clean(value, MAX_ID_CHARACTERS)
-             for name, value in msgspec.structs.asdict(facts).items()
-             if isinstance(value, str)}  # fmt: skip
+    if "\\u" not in transition.detail and len(transition.detail) <= MAX_ID_CHARACTERS:
+        return facts
+    texts = {
+        name: _text(value.encode(errors="replace"))[:MAX_ID_CHARACTERS]
+        for name, value in msgspec.structs.asdict(facts).items()
+        if isinstance(value, str)
+    }
     return msgspec.structs.replace(facts, **texts)
 
 

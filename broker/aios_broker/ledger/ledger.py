@@ -7,11 +7,15 @@ behind it. While Postgres is away the journal waits (bounded by its MAXLEN) and 
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
 
+import msgspec
 from psycopg import AsyncCursor
 from psycopg.rows import class_row
 
@@ -24,14 +28,14 @@ from aios_broker.queues.keys import Keys
 logger = logging.getLogger(__name__)
 
 LOGGED_ANOMALIES = 5  # of one batch; all are marked in the table
-BATCH_ENTRIES = 200  # of the journal, per transaction; an entry holds the transitions of one call
+BATCH_ENTRIES = 100  # of the journal, per transaction; an entry holds the transitions of one call
+BATCH_LINES = 500  # transitions that are folded without a pause: about 3 ms
 
-_TYPES = {"str": "text", "str | None": "text", "int": "bigint",
-          "datetime": "timestamptz", "datetime | None": "timestamptz"}  # fmt: skip
-_COLUMNS = [column.name for column in fields(SyscallRow)]
-_ARRAYS = ", ".join(f"%s::{_TYPES[str(column.type)]}[]" for column in fields(SyscallRow))
+_COLUMNS = SyscallRow.__struct_fields__
+# Rows travel as one JSON text: it costs this process far less than arrays of columns.
 _UPSERT = f"""
-    INSERT INTO syscall ({", ".join(_COLUMNS)}) SELECT * FROM unnest({_ARRAYS})
+    INSERT INTO syscall ({", ".join(_COLUMNS)})
+    SELECT {", ".join(_COLUMNS)} FROM json_populate_recordset(NULL::syscall, %s::json)
     ON CONFLICT (job_id) DO UPDATE SET
     {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
 """.encode()
@@ -39,7 +43,9 @@ _COPY = """
     COPY transition (source, stream_ms, stream_seq, ordinal, job_id, module, event, attempt,
                      who, detail, at, anomaly) FROM STDIN
 """
-_values = attrgetter(*_COLUMNS)
+_NULL = "\\N"
+_SPECIAL = re.compile(r"[\\\t\n\r]")
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM syscall"
 
 
@@ -106,7 +112,7 @@ class Ledger:
         async with self._database.transaction() as cursor:
             await cursor.execute(
                 "SELECT stream_ms, stream_seq, ordinal, module, event, job_id, attempt, who,"
-                " detail, anomaly FROM transition WHERE source = %s AND job_id = %s"
+                " detail, at, anomaly FROM transition WHERE source = %s AND job_id = %s"
                 " ORDER BY stream_ms, stream_seq, ordinal",
                 [self._keys.prefix, job_id],
             )
@@ -166,13 +172,15 @@ async def _enter(cursor: AsyncCursor, source: str, entries: Sequence[Answer]) ->
     if not read:
         return 0, 0
     books = Books(await _rows(cursor, {transition.job_id for transition in read}))
-    entered = [books.enter(transition) for transition in read]
+    entered: list[Transition] = []
     async with cursor.copy(_COPY) as copy:
-        for transition in entered:
-            await copy.write_row((source, *_copied(transition)))
+        for first in range(0, len(read), BATCH_LINES):
+            part = [books.enter(transition) for transition in read[first : first + BATCH_LINES]]
+            entered += part
+            await copy.write("".join(_copied(source, transition) for transition in part))
+            await asyncio.sleep(0)  # the order of the queues comes first
     if books.rows:
-        columns = zip(*map(_values, books.rows.values()), strict=True)
-        await cursor.execute(_UPSERT, [list(column) for column in columns])
+        await cursor.execute(_UPSERT, [msgspec.json.encode(list(books.rows.values())).decode()])
     ended = [row.job_id for row in books.rows.values() if row.state in TERMINAL]
     if ended:
         await cursor.execute("DELETE FROM snapshot WHERE job_id = ANY(%s)", [ended])
@@ -186,12 +194,25 @@ async def _rows(cursor: AsyncCursor, job_ids: Iterable[str]) -> dict[str, Syscal
     return {row[0]: SyscallRow(*row) for row in await cursor.fetchall()}
 
 
-def _copied(transition: Transition) -> tuple[object, ...]:
+def _copied(source: str, transition: Transition) -> str:
+    """Return one line of COPY's text format."""
+    texts = (source, transition.job_id, transition.module, transition.event, transition.who,
+             transition.detail)  # fmt: skip
+    if _SPECIAL.search("".join(texts)):
+        texts = tuple(text.translate(_ESCAPES) for text in texts)  # type: ignore[assignment]
+    source, job_id, module, event, who, detail = texts
+    position = transition.position
+    attempt = _NULL if transition.attempt is None else transition.attempt
     return (
-        transition.position.ms, transition.position.seq, transition.ordinal, transition.job_id,
-        transition.module, transition.event, transition.attempt, transition.who,
-        transition.detail, transition.at, transition.anomaly,
-    )  # fmt: skip
+        f"{source}\t{position.ms}\t{position.seq}\t{transition.ordinal}\t{job_id}\t{module}\t"
+        f"{event}\t{attempt}\t{who}\t{detail}\t{_stamp(transition.at)}\t{transition.anomaly}\n"
+    )
+
+
+@lru_cache(maxsize=16)
+def _stamp(at: datetime) -> str:
+    """Return a time as Postgres reads it; all transitions of an entry share theirs."""
+    return at.isoformat()
 
 
 def _report(anomalies: Sequence[Transition]) -> None:

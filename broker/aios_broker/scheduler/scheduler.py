@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.02  # while jobs wait and their order changes ...
 IDLE_S = 0.2  # ... and, by and by, when nothing changes
 RENEWALS = 4  # of leadership, per lease
+ASKS = 10  # of a standby, per lease
 RECLAIM_EVERY_S = 0.5
 EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 1.0
@@ -149,7 +150,7 @@ class Scheduler:
             raise
         if not answer.leading:
             self._stand_down("another scheduler leads")
-            return lease_s / RENEWALS
+            return lease_s / ASKS
         self._lease_ends_s = asked_s + lease_s
         reign = _Reign(answer.epoch, answer.now_ms / 1000 - time.monotonic())
         if self._reign is None or self._reign.epoch != reign.epoch:
