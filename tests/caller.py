@@ -8,8 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aios_broker.contract.job import encode_job
@@ -26,6 +26,7 @@ from aios_broker.queues.tokens import Tokens
 from aios_workers.registry import LoadedModule
 from aios_workers.service import Place, open_worker
 from aios_workers.worker import Limits, Worker
+from tests.conftest import RunningRedis
 
 TIMEOUT_S = 20.0
 LIMITS = Limits(lease_s=2.0, drain_s=3.0)
@@ -126,6 +127,16 @@ async def running_worker(
             worker.stop()
             async with asyncio.timeout(TIMEOUT_S):
                 await serving
+
+
+@contextmanager
+def redis_away(redis_server: RunningRedis) -> Iterator[None]:
+    """Kill Redis for the length of a block; what it had on disk is there again afterwards."""
+    redis_server.process.kill()
+    try:
+        yield
+    finally:
+        redis_server.process.start()
 
 
 class WorkerProcess:

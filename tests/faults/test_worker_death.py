@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 
+import msgspec
 import pytest
 
 from aios_broker.contract.reply import decode_reply
@@ -14,7 +16,9 @@ from aios_broker.queues.records import Ending
 from aios_workers.llm.core import GenerationRequest, Step
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import llm_module
-from tests.caller import Caller, WorkerProcess, chat, chat_result, running_worker
+from aios_workers.worker import Limits
+from tests.caller import Caller, WorkerProcess, chat, chat_result, redis_away, running_worker
+from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 
 CONFIG = ModelCoreConfig(slots=2, context_tokens=2048, end_probability=0.0)
@@ -122,6 +126,30 @@ async def test_the_answer_of_a_worker_thought_dead_is_dropped(caller: Caller) ->
     assert settled.accepted == [False]
     stored = await caller.connection.execute("HGET", f"rq:job:{syscall_id}", "aios_reply")
     assert decode_reply(stored) == answered
+
+
+async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is_back(
+    caller: Caller, redis_server: RunningRedis
+) -> None:
+    [expected, _] = await undisturbed(caller)
+    core = ModelCore(replace(CONFIG, decode_tokens_per_s=400.0))
+    async with running_worker(caller.url, "llm", await llm_module(core), Limits(30.0, 5.0)):
+        body = msgspec.structs.replace(BODIES[0], stream=True)
+        [syscall_id] = await caller.submit(body)
+        await wait_until_async(lambda: all_have_snapshots(caller, [syscall_id]))
+        await caller.connection.execute("WAITAOF", 1, 0, 5_000)
+
+        with redis_away(redis_server):
+            assert core.resident_tokens > 0
+            await wait_until_async(lambda: core.resident_tokens == 0)
+
+        reply = await caller.hear(syscall_id)
+    assert chat_result(reply).output_ids == expected
+    assert (reply.timings.attempts, reply.timings.slices) == (1, 1)
+    offset = 0
+    for chunk in caller.chunks[syscall_id]:
+        assert chunk.offset <= offset, "a gap"
+        offset = chunk.offset + len(chunk.text)
 
 
 class Counting(ModelCore):

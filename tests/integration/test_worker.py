@@ -18,7 +18,7 @@ from aios_broker.queues.records import Ending
 from aios_workers.registry import LoadedModule, tool_module
 from aios_workers.run import Done, Run
 from aios_workers.worker import Limits
-from tests.caller import Caller, running_worker
+from tests.caller import Caller, redis_away, running_worker
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 
@@ -229,14 +229,14 @@ async def test_redis_restarted_under_a_running_worker(
     caller: Caller, redis_server: RunningRedis
 ) -> None:
     gate = Gate()
-    async with running_worker(caller.url, "tool", gate.loaded(), Limits(30.0, 5.0)):
+    async with running_worker(caller.url, "tool", gate.loaded(), Limits(30.0, 5.0)) as worker:
         ids = await caller.submit(*(ToolEcho(str(n)) for n in range(5)))
         await wait_until_async(lambda: len(gate.began) == 5)
         await caller.connection.execute("WAITAOF", 1, 0, 5_000)
 
-        redis_server.process.kill()
-        gate.open.set()  # the results are ready while Redis is away
-        redis_server.process.start()
+        with redis_away(redis_server):
+            gate.open.set()
+            await wait_until_async(lambda: worker.running == 0)  # the results wait to be settled
 
         answers = [reply.unwrap() for reply in await caller.hear_all(ids)]
         assert answers == [EchoResult(f"1:{n}") for n in range(5)]

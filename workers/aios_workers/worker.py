@@ -85,6 +85,11 @@ class Worker:
         """True once it was told to stop."""
         return self._told_to_stop.is_set()
 
+    @property
+    def running(self) -> int:
+        """How many jobs run now; results that wait to be settled do not count."""
+        return len(self._book)
+
     async def run(self) -> None:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""
         duties = [
