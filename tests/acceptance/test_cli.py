@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from aios_broker.cli.main import cli
 from aios_broker.config import KernelConfig
+from aios_broker.contract.syscall import id_from_key
 from aios_broker.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 
@@ -154,6 +156,22 @@ def test_a_killed_syscall_tells_whoever_waits(settings: dict[str, str]) -> None:
     again = aios(settings, "kill", job_id)
     assert again.exit_code == 4
     assert "has ended" in again.stderr
+
+
+def test_an_interrupted_submit_cancels_its_syscall(settings: dict[str, str]) -> None:
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "aios_broker.cli", "submit", "--key", "gone", *LONG, "x"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as submit:
+        wait_until(lambda: [job["state"] for job in shown(settings, "ps")] == ["running"])
+        submit.send_signal(signal.SIGINT)
+        _, errors = submit.communicate(timeout=20)
+
+    assert submit.returncode == 130
+    job_id = id_from_key("default", "cli", "gone")
+    assert f"cancelled {job_id}" in errors
+    assert shown(settings, "why", job_id)["rule"] == "cancelled"
 
 
 def test_nice_is_seen_in_ps(settings: dict[str, str]) -> None:

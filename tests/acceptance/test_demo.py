@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -16,17 +18,31 @@ Demo = subprocess.Popen[str]
 pytestmark = pytest.mark.timeout(DEMO_TIMEOUT_S + 30)
 
 
-def start(folder: Path, *arguments: str, **settings: str) -> Demo:
-    """Start a demo whose temporary files go below `folder`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "aios_broker.cli", "demo", *arguments],
-        env={**kept, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder), **settings},
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+class Start(Protocol):
+    def __call__(self, folder: Path, *arguments: str, **settings: str) -> Demo: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts demos whose temporary files go below a folder; those that still run are ended."""
+    started: list[Demo] = []
+
+    def start_one(folder: Path, *arguments: str, **settings: str) -> Demo:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
+        path = {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "aios_broker.cli", "demo", *arguments],
+            env={**kept, **path, **settings}, cwd=folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        started.append(demo)
+        return demo
+
+    yield start_one
+    for demo in started:
+        if demo.poll() is None:
+            demo.kill()
+            demo.communicate()
 
 
 def ended(demo: Demo) -> tuple[int, str, str]:
@@ -52,7 +68,9 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-def test_two_demos_at_once_keep_their_promises_and_leave_nothing(tmp_path: Path) -> None:
+def test_two_demos_at_once_keep_their_promises_and_leave_nothing(
+    start: Start, tmp_path: Path
+) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
@@ -79,7 +97,7 @@ def check_figures(report: dict[str, dict[str, dict[str, float]]]) -> None:
     assert round_robin["short_wait_p90_s"] < fifo["short_wait_p90_s"]
 
 
-def test_a_broken_promise_is_named_and_the_log_is_kept(tmp_path: Path) -> None:
+def test_a_broken_promise_is_named_and_the_log_is_kept(start: Start, tmp_path: Path) -> None:
     # A core that needs no time lets nobody wait: there is nothing to preempt.
     demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="0")
     code, output, errors = ended(demo)
@@ -92,7 +110,9 @@ def test_a_broken_promise_is_named_and_the_log_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_demo_leaves_nothing(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
     demo = start(tmp_path, "--core", "model")
     wait_until(lambda: any((tmp_path).glob("aios-demo-*/state/kernel.json")), timeout_s=30)
     demo.send_signal(number)
@@ -104,7 +124,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signa
     assert processes_below(tmp_path) == []
 
 
-def test_a_kernel_that_does_not_start_is_an_error_with_a_log(tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_start_is_an_error_with_a_log(start: Start, tmp_path: Path) -> None:
     demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="fast")
     code, _, errors = ended(demo)
 
@@ -114,7 +134,7 @@ def test_a_kernel_that_does_not_start_is_an_error_with_a_log(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_embedded_model_keeps_the_promises(tmp_path: Path) -> None:
+def test_the_embedded_model_keeps_the_promises(start: Start, tmp_path: Path) -> None:
     code, output, errors = ended(start(tmp_path, "--json", "figures.json"))
     assert code == 0, output + errors
     check_figures(json.loads((tmp_path / "figures.json").read_text()))

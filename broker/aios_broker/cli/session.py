@@ -55,6 +55,13 @@ class CommandFailed(click.ClickException):
             click.echo(f"{self.error.code}: {self.message}", err=True)
 
 
+class Interrupted(SystemExit):
+    """Ctrl-C, with the exit code that shells give it."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_INTERRUPTED)
+
+
 def exit_code_of(error: KernelError) -> int:
     """Return the exit code that a command ends with on this error."""
     if isinstance(error, Unavailable):
@@ -73,12 +80,15 @@ def with_kernel(
 
     Raises:
         CommandFailed: any KernelError, the kernel not running included.
+        Interrupted: Ctrl-C; `work` was cancelled and has cleaned up.
     """
     try:
         config = current_config()
         return asyncio.run(_connected(find_kernel(config).redis_url, Keys(config.key_prefix), work))
     except KernelError as error:
         raise CommandFailed(error, as_json=as_json) from error
+    except KeyboardInterrupt:
+        raise Interrupted from None
 
 
 async def _connected(

@@ -23,7 +23,7 @@ from aios_broker.cli.fleet import WorkerView, fleet_suspended, live_workers
 from aios_broker.cli.human import narrow_seconds, plural
 from aios_broker.cli.ps import COLUMNS, read_jobs, rows_of, summary
 from aios_broker.cli.queues import read_queues
-from aios_broker.cli.session import EXIT_CODES, with_kernel
+from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_broker.cli.tables import plain_lines, rich_table
 from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.records import JobView, QueueView
@@ -62,7 +62,7 @@ def top(count: int | None, *, as_json: bool) -> None:
 
     try:
         with_kernel(work, as_json=as_json)
-    except KeyboardInterrupt:
+    except Interrupted:
         return  # the usual way to leave it
 
 
