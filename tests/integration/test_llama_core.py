@@ -192,7 +192,7 @@ async def test_a_long_prompt_does_not_stop_a_neighbour(core: LlamaCppCore) -> No
 
 async def test_leaving_a_stream_early_frees_its_slot(core: LlamaCppCore) -> None:
     for _ in range(core.info.slots + 1):
-        stream = core.generate(request_of(core, STORY, max_tokens=900))
+        stream = core.generate(request_of(core, STORY, max_tokens=400))
         await anext(stream)
         await stream.aclose()
     async with asyncio.timeout(20):
