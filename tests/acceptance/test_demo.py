@@ -133,6 +133,14 @@ def test_a_kernel_that_does_not_start_is_an_error_with_a_log(start: Start, tmp_p
     assert "the kernel's log: " in errors
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_starts(
+    start: Start, tmp_path: Path
+) -> None:
+    code, output, errors = ended(start(tmp_path, "--plot", "no/such/folder/chart.png"))
+    assert (code, output) == (2, "")
+    assert f"cannot write in {tmp_path}/no/such/folder" in errors
+
+
 @pytest.mark.slow
 def test_the_embedded_model_keeps_the_promises(start: Start, tmp_path: Path) -> None:
     code, output, errors = ended(start(tmp_path, "--json", "figures.json"))

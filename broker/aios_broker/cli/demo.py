@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import tempfile
@@ -96,6 +97,7 @@ def demo(**given: object) -> None:
       aios demo --agents 16 --json figures.json --plot schedule.png
     """  # noqa: D301 - \b keeps click from wrapping
     wishes = msgspec.convert(given, Wishes)
+    _check_files(wishes)
     with _place(wishes) as place:
         runs = _measured(wishes, place)
         if not _conclude(wishes, runs):
@@ -105,8 +107,6 @@ def demo(**given: object) -> None:
 @contextlib.contextmanager
 def _place(wishes: Wishes) -> Iterator[Path]:
     """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
-    if wishes.plot_path is not None:
-        _check_plot()
     folder = Path(tempfile.mkdtemp(prefix="aios-demo-"))
     before = signal.signal(signal.SIGTERM, _interrupt)
     wanted = True
@@ -201,11 +201,16 @@ def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:
     return not broken
 
 
-def _check_plot() -> None:
-    try:
-        require_matplotlib()
-    except KernelError as error:
-        raise CommandFailed(error) from error
+def _check_files(wishes: Wishes) -> None:
+    """Find out now, not after the demo, whether its files can be written."""
+    for path in (wishes.json_path, wishes.plot_path):
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise click.BadParameter(f"cannot write in {path.absolute().parent}")
+    if wishes.plot_path is not None:
+        try:
+            require_matplotlib()
+        except KernelError as error:
+            raise CommandFailed(error) from error
 
 
 def _log_path(folder: Path) -> Path:

@@ -91,12 +91,19 @@ def module_lines(frame: Frame) -> list[str]:
     """Return a line per module that a worker serves or where something is."""
     served = {worker.module for worker in frame.workers}
     return [
-        f"{view.module:<7} {view.policy:<8} {view.running:>3} running {view.waiting:>5} waiting "
-        f"{view.held:>2} held {view.finished:>5} done {view.failed:>3} failed"
-        + (f"  oldest {narrow_seconds(view.oldest_wait_s)}" if view.waiting else "")
+        f"{view.module:<7} {view.policy:<8} {_counts(view)}"
         for view in frame.queues
         if view.module in served or view.running or view.waiting or view.held
     ]
+
+
+def _counts(view: QueueView) -> str:
+    oldest = f" (oldest {narrow_seconds(view.oldest_wait_s)})" if view.waiting else ""
+    rare = ((view.held, "held"), (view.failed, "failed"), (view.quarantined, "quarantined"))
+    return ", ".join([
+        f"{view.running:>2} running", f"{view.waiting:>3} waiting{oldest}",
+        f"{view.finished} done", *(f"{count} {what}" for count, what in rare if count),
+    ])  # fmt: skip
 
 
 def draw(frame: Frame, console: Console) -> Group:

@@ -96,7 +96,8 @@ class Demo:
         self._core = core
 
     async def warm_up(self) -> str:
-        """Let the core answer once; return its model name."""
+        """Let the core answer once, under the quantum to come; return its model name."""
+        await self._client.control.set_policy("llm", ROUND_ROBIN)
         ask = Ask("question", "Hello", WARM_UP_TOKENS, 0.0, 0)
         agent = DemoAgent("warm-up", "question", 0.0, (ask,))
         result = (await self._ask_alone(agent, ask)).reply.unwrap()
