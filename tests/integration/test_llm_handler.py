@@ -63,7 +63,9 @@ async def test_generations_that_share_a_slot_are_sliced_and_stay_what_they_were(
     results = [chat_result(reply) for reply in replies]
     assert [result.output_ids for result in results] == [each.output_ids for each in expected]
     assert [result.text for result in results] == [each.text for each in expected]
-    assert all(reply.timings.suspensions >= 3 for reply in replies)
+    suspensions = [reply.timings.suspensions for reply in replies]
+    assert min(suspensions) >= 1
+    assert sum(suspensions) >= 8
     assert all(reply.timings.slices == reply.timings.suspensions + 1 for reply in replies)
     assert all(reply.timings.queued_s > 0 and reply.timings.ran_s > 0 for reply in replies)
 
@@ -91,7 +93,7 @@ async def test_slices_end_by_time_too(caller: Caller) -> None:
         ids = await caller.submit(*(chat(f"{n}", max_tokens=100) for n in range(2)))
         replies = await caller.hear_all(ids)
 
-    assert all(reply.timings.suspensions >= 2 for reply in replies)
+    assert all(reply.timings.suspensions >= 1 for reply in replies)
 
 
 async def test_what_is_charged_is_what_was_used(caller: Caller) -> None:
@@ -151,7 +153,7 @@ async def test_a_stream_is_the_answer_in_pieces_across_suspensions(caller: Calle
             assert chunk.offset == len(text), "a gap or a repetition"
             text += chunk.text
         assert text == chat_result(reply).text
-        assert reply.timings.suspensions >= 2
+        assert reply.timings.suspensions >= 1
         assert 2 <= len(chunks) <= reply.timings.ran_s * 20 + 2 * reply.timings.slices
 
 
