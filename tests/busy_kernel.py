@@ -7,20 +7,21 @@ Redis, with jobs in every state. The simulated core is so slow that nothing chan
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import redis
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import LlmChat
-from tests.caller import ROOT, Caller, WorkerProcess, chat
+from tests.caller import Caller, WorkerProcess, chat
+from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
 SLOTS = 2
@@ -29,29 +30,6 @@ SLOW_TOKENS_PER_S = 20
 LONG_TOKENS = 1_500  # 75 s: none ends while a test runs
 QUEUES = ("llm", "tool")
 SETTLE_S = 15.0  # for whatever a tool changed: every reply heard, nothing left over
-
-
-class SchedulerProcess:
-    """A scheduler in a process of its own, without a ledger."""
-
-    def __init__(self, url: str, **settings: object) -> None:
-        self._environment = {
-            "PATH": os.environ.get("PATH", ""),
-            "PYTHONPATH": str(ROOT / "broker"),
-            "AIOS_REDIS_URL": url,
-            **{name.upper(): str(value) for name, value in settings.items()},
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> SchedulerProcess:
-        command = (sys.executable, "-m", "aios_broker.scheduler")
-        self._process = subprocess.Popen(command, env=self._environment)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
 
 
 class Listener(Caller):
@@ -98,14 +76,18 @@ def long_chat(text: str = "tell me a story", **options: object) -> LlmChat:
 
 
 @asynccontextmanager
-async def processes(url: str, **settings: object) -> AsyncIterator[None]:
+async def processes(url: str) -> AsyncIterator[None]:
     """Run a scheduler and a slow llm worker for the length of a block."""
     worker = {
         "aios_llm_slots": SLOTS, "aios_worker_lease_s": LEASE_S,
         "aios_model_core_decode_tokens_per_s": SLOW_TOKENS_PER_S,
-        "aios_model_core_end_probability": 0, **settings,
+        "aios_model_core_end_probability": 0,
     }  # fmt: skip
-    with SchedulerProcess(url, aios_quantum_s=0.1), WorkerProcess(url, "llm", **worker):
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="aios-busy-")))
+        log = folder / "scheduler.log"
+        stack.enter_context(SchedulerProcess(url, log, aios_quantum_s=0.1))
+        stack.enter_context(WorkerProcess(url, "llm", **worker))
         yield
 
 
@@ -137,7 +119,8 @@ async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
     queued = await caller.submit(*(long_chat(f"later {n}") for n in range(3)), deadline_s=500.0)
     held = queued.pop()
     await caller.control.hold([held], module="llm")
-    states = await wait_until_async(lambda: _stable(caller, long))
+    await wait_until_async(lambda: _is_stable(caller, long))
+    states = {each: await caller.state(each) for each in long}
     return Busy(
         caller, client,
         running=[each for each in long if states[each] == "running"],
@@ -146,11 +129,11 @@ async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
     )  # fmt: skip
 
 
-async def _stable(caller: Caller, long: list[str]) -> dict[str, str] | None:
-    """Return the states once as many run as there are slots, and none is on its way out."""
-    states = {each: await caller.state(each) for each in long}
+async def _is_stable(caller: Caller, long: list[str]) -> bool:
+    """Return whether as many run as there are slots, and none is on its way out."""
+    states = [await caller.state(each) for each in long]
     told = await caller.connection.execute("ZCARD", "rq:aios:yielding:llm")
-    return states if list(states.values()).count("running") == SLOTS and not told else None
+    return states.count("running") == SLOTS and not told
 
 
 def left_over(client: redis.Redis, queues: tuple[str, ...] = QUEUES) -> dict[str, int]:
@@ -162,7 +145,7 @@ def left_over(client: redis.Redis, queues: tuple[str, ...] = QUEUES) -> dict[str
         keys += [f"rq:aios:{name}:{queue}" for name in own]
         keys += [f"rq:{name}:{queue}" for name in ("queue", "wip", "deferred")]
     sizes = {"list": client.llen, "hash": client.hlen, "zset": client.zcard}
-    kinds = {key: client.type(key).decode() for key in keys}
+    kinds = {key: bytes(client.type(key)).decode() for key in keys}  # type: ignore[arg-type]
     left = {key: sizes[kind](key) for key, kind in kinds.items() if kind != "none"}
     left["rq:aios:snapshot_total"] = int(client.get("rq:aios:snapshot_total") or 0)
     left |= {key.decode(): 1 for key in client.scan_iter("rq:aios:snapshot:*")}

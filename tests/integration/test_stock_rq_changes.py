@@ -81,7 +81,7 @@ async def test_cancelled_or_deleted_jobs_are_answered_in_every_state(
 
 
 async def test_an_emptied_queue_is_answered_and_what_runs_goes_on(busy: Busy) -> None:
-    assert queue(busy).empty() == 3
+    assert queue(busy).empty() == 3  # type: ignore[no-untyped-call]
 
     for job_id in (busy.suspended, *busy.queued):
         assert code(await reply_soon(busy, job_id)) == "cancelled"

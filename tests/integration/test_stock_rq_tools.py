@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from rq import Queue, Worker
-from rq.command import send_shutdown_command
+from rq.command import send_shutdown_command, send_stop_execution_command
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.registry import BaseRegistry
 from rq.results import Result
@@ -119,6 +120,7 @@ async def test_results_and_failures_in_rqs_api(busy: Busy) -> None:
     finished, failed = fetch(busy, busy.finished), fetch(busy, busy.failed)
 
     reply = finished.return_value()
+    assert reply is not None
     assert (reply["id"], reply["result"]["type"]) == (busy.finished, "llm.chat")
     assert reply["result"]["text"]
     latest = finished.latest_result()
@@ -129,6 +131,7 @@ async def test_results_and_failures_in_rqs_api(busy: Busy) -> None:
     latest = failed.latest_result()
     assert latest is not None
     assert latest.type == Result.Type.FAILED
+    assert latest.exc_string is not None
     assert "context-too-long" in latest.exc_string
     assert "shorten the conversation" in latest.exc_string
     await busy.settle()
@@ -149,16 +152,38 @@ async def test_workers_in_rqs_api(busy: Busy) -> None:
     beat = worker.last_heartbeat
 
     def is_renewed() -> bool:
-        worker.refresh()
+        worker.refresh()  # type: ignore[no-untyped-call]
         return worker.last_heartbeat is not None and worker.last_heartbeat > beat
 
     wait_until(is_renewed, 2 * LEASE_S)
-    executions = wait_until(lambda: worker.get_current_executions(refresh=True), 2 * LEASE_S)
-    assert sorted(each.job_id for each in executions) == sorted(busy.running)
-    current = worker.get_current_job()
-    assert current is not None
-    assert current.id in busy.running
     await busy.settle()
+
+
+async def test_what_runs_longer_than_a_renewal_has_an_execution_that_can_be_stopped(
+    busy: Busy,
+) -> None:
+    started = queue(busy).started_job_registry
+    executions = dict(started.get_job_and_execution_ids())
+    assert sorted(executions) == sorted(busy.running)
+    stopped, other = busy.running
+
+    execution = wait_until(lambda: find_execution(busy, stopped, executions[stopped]))
+    assert execution is not None
+    assert execution.worker_name == fetch(busy, stopped).worker_name
+    send_stop_execution_command(busy.redis, stopped, executions[stopped])
+
+    reply = await busy.caller.hear(stopped)
+    assert reply.error is not None
+    assert reply.error.code == "cancelled"
+    assert await busy.caller.state(other) == "running"
+    await busy.settle()
+
+
+def find_execution(busy: Busy, job_id: str, execution_id: str) -> Execution | None:
+    try:
+        return Execution.fetch(execution_id, job_id, busy.redis)
+    except ValueError:
+        return None
 
 
 async def test_rq_suspend_stops_claiming_and_rq_resume_starts_it(busy: Busy) -> None:

@@ -23,6 +23,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import (
     Ending,
+    Facts,
     Lease,
     Pause,
     SliceUse,
@@ -79,7 +80,8 @@ class ModuleQueue:
         arguments: list[Argument] = [iso_now(), len(jobs)]
         for job in jobs:
             arguments += (
-                job.job_id, job.data, job.description, msgspec.json.encode(job.facts), job.core,
+                job.job_id, job.data, job.description or _description(job.facts),
+                msgspec.json.encode(job.facts), job.core,
                 job.client, round(job.deadline_s * 1000),
             )  # fmt: skip
         answer = await self._call("submit", arguments)
@@ -224,6 +226,11 @@ class ModuleQueue:
 
 def _hunger(appetite: Appetite) -> tuple[Argument, ...]:
     return (appetite.want, round(appetite.lease_s * 1000), ",".join(appetite.cores))
+
+
+def _description(facts: Facts) -> str:
+    """Return what RQ's tools show of a job; without it they would show the whole call."""
+    return f"{facts.kind} of {facts.agent}, program {facts.program}"
 
 
 def _for_rq(end: Ending) -> bytes:

@@ -2,21 +2,19 @@
 --
 -- ARGV  prefix, module, worker, now (ISO), lease_ms, cores, n, then per job: id, attempt
 --
--- Returns per job go | hold | lost. Jobs that live to see a renewal are shown to RQ's tools as
--- the worker's current executions; the shorter ones are not worth the commands.
+-- Returns per job go | hold | lost. Jobs that live to see a renewal get an RQ execution record, by
+-- which RQ's stop-execution command finds their worker; the shorter ones are not worth it. The
+-- index `worker:<name>:executions` stays away: with it rq-dashboard (0.9) reads the current job's
+-- data as a pickle, whatever serializer it was given, and its page of workers answers 500.
 
-local function show_executions(c, worker, iso, members)
-    local set = worker_key(c, worker) .. ':executions'
-    redis.call('DEL', set)
+local function show_executions(c, worker, members, lease_ms)
     for _, member in ipairs(members) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         local key = c.p .. ':execution:' .. member
         redis.call('HSET', key, 'id', attempt, 'job_id', id, 'worker_name', worker,
             'created_at', c.now / 1000, 'last_heartbeat', c.now / 1000)
-        redis.call('EXPIRE', key, 15)
-        redis.call('SADD', set, member)
+        redis.call('PEXPIRE', key, lease_ms)
     end
-    if #members > 0 then redis.call('EXPIRE', set, 15) end
 end
 
 register('renew', function(c)
@@ -42,6 +40,6 @@ register('renew', function(c)
     redis.call('HSET', key, 'last_heartbeat', iso, 'state', n > 0 and 'busy' or 'idle')
     redis.call('EXPIRE', key, WORKER_TTL_S)
     for core in string.gmatch(cores, '[^,]+') do redis.call('HSET', c.cores, core, c.now) end
-    show_executions(c, worker, iso, kept)
+    show_executions(c, worker, kept, lease_ms)
     return verdicts
 end)
