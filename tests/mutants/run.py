@@ -102,6 +102,16 @@ MUTANTS = (
     Mutant("the journal misses yields", LUA + "yield.lua",
            "note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,\n"
            "                suspend(c, job))", "suspend(c, job)"),
+    Mutant("nice values are not heeded", "scheduler/policy.py",
+           "+ nice * AGEING_MS_PER_NICE)", ")", POLICY_TEST),
+    Mutant("nice values are upside down", "scheduler/policy.py",
+           "+ nice * AGEING_MS_PER_NICE)", "- nice * AGEING_MS_PER_NICE)", POLICY_TEST),
+    Mutant("round robin does not preempt", "scheduler/policy.py",
+           'preempt: Preempt = "waiting"', 'preempt: Preempt = "none"', POLICY_TEST),
+    Mutant("fifo preempts", "scheduler/policy.py",
+           'preempt: Preempt = "none"', 'preempt: Preempt = "waiting"', POLICY_TEST),
+    Mutant("the highest score goes first", "scheduler/policy.py",
+           "sorted(scored, key=_score)", "sorted(scored, key=_score, reverse=True)", POLICY_TEST),
 )  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
+from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.contract.reply import ChatResult, Reply
 from aios_broker.demo.history import Slice
 from aios_broker.demo.load import Ask, DemoAgent, syscall_of
@@ -165,7 +167,8 @@ class Demo:
 
     async def _watch(self) -> None:
         while True:
-            self._view.looked(await self._client.control.jobs("llm"))
+            with contextlib.suppress(RedisUnavailable):  # it comes back; the answers wait for it
+                self._view.looked(await self._client.control.jobs("llm"))
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _reference(self, answer: Answer) -> Answer:
