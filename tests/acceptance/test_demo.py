@@ -98,8 +98,8 @@ def check_figures(report: dict[str, dict[str, dict[str, float]]]) -> None:
 
 
 def test_a_broken_promise_is_named_and_the_log_is_kept(start: Start, tmp_path: Path) -> None:
-    # A core that needs no time lets nobody wait: there is nothing to preempt.
-    demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="0")
+    # A slot for each of the 16 syscalls: nobody waits, so there is nothing to preempt.
+    demo = start(tmp_path, "--core", "model", "--slots", "16")
     code, output, errors = ended(demo)
 
     assert code == 1, output

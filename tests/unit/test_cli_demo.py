@@ -126,7 +126,8 @@ def test_the_closing_table_has_a_column_per_policy() -> None:
 
 
 def event(at_s: float, name: str, job_id: str, ordinal: int = 0) -> Transition:
-    return Transition(Position(round(at_s * 1000)), ordinal, "llm", name, job_id, 1, "w", "")
+    position = Position(round(at_s * 1000))
+    return Transition(position, ordinal, "llm", name, job_id, 1, "w", "", position.at)
 
 
 def test_transitions_make_slices_and_a_freed_slot_is_used_again() -> None:
