@@ -269,6 +269,7 @@ class Connection:
         if self._protocol is not None:
             self._protocol.close()
             self._protocol = None
+            await asyncio.sleep(0)  # the transport closes at the loop's next turn: let it come
 
 
 def _without_password(url: str) -> str:
