@@ -7,6 +7,7 @@ Redis, with jobs in every state. The simulated core is so slow that nothing chan
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -165,12 +166,13 @@ async def at_rest(caller: Listener) -> None:
     } == {}
 
 
-async def run_tool(*command: str) -> str:
+async def run_tool(*command: str, **variables: str) -> str:
     """Run one of RQ's command-line tools; return what it prints, fail if it fails."""
     tool = Path(sys.executable).with_name(command[0])
     process = await asyncio.create_subprocess_exec(
-        tool, *command[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        tool, *command[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **variables},
+    )  # fmt: skip
     output, _ = await asyncio.wait_for(process.communicate(), 30.0)
     assert process.returncode == 0, output.decode()
     return output.decode()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
 DEFAULT_PORT = 6379
+_PASSWORD = re.compile(r"(://[^:@/]*:).*@")  # of a URL that may be malformed
 # Refusals of a server that starts, fails over, or is held up by another's script.
 NOT_NOW = ("LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY ")
 
@@ -53,9 +55,9 @@ def parse_url(url: str) -> Address:
     Raises:
         InvalidConfig: another scheme, a port or database that is no number.
     """
-    parts = urlsplit(url)
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     try:
+        parts = urlsplit(url)
+        query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.scheme == "unix":
             return Address(
                 path=unquote(parts.path),
@@ -80,7 +82,7 @@ def parse_url(url: str) -> Address:
 
 def _bad_url(url: str, why: str) -> InvalidConfig:
     return InvalidConfig(
-        f"{url!r} is not the URL of a Redis: {why}",
+        f"{_without_password(url)!r} is not the URL of a Redis: {why}",
         field="AIOS_REDIS_URL",
         remedy="write redis://host:port/db, rediss://..., or unix:///path/to/socket?db=0",
     )
@@ -167,6 +169,8 @@ class _Protocol(asyncio.Protocol):
 
     def close(self) -> None:
         """Close at once; what waits fails."""
+        if self.lost is None:  # the transport says so one turn of the loop later: too late
+            self.lost = ConnectionAbortedError("it was given up")
         if self._transport is not None:
             self._transport.abort()
 
@@ -273,7 +277,4 @@ class Connection:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@")
+    return _PASSWORD.sub(r"\1***@", url)
