@@ -159,7 +159,7 @@ def test_any_bytes_are_a_syscall_or_a_typed_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(("kind", "words"), [
-    ("dance.waltz", "there is no module 'dance'"),
+    ("dance.waltz", "no module 'dance' is served"),
     ("", "there is no module ''"),
     ("memory.add", "module 'memory' has no operation 'memory.add'"),
     ("llm.sing", "module 'llm' has no operation 'llm.sing'"),

@@ -27,7 +27,7 @@ MAX_DEADLINE_S = 86_400.0
 MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
 
 Module = Literal["llm", "memory", "storage", "tool", "access"]
-MODULES: tuple[Module, ...] = ("llm", "memory", "storage", "tool", "access")
+MODULES: tuple[Module, ...] = ("llm", "tool")  # those that this version serves
 
 # queued: waits in the run queue. suspended: it ran, yielded, and waits there with its snapshot.
 # held: an operator took it out of the run queue. parked: it waits for a person's approval.
@@ -229,7 +229,7 @@ def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:
     why = (
         f"module {module!r} has no operation {kind!r}"
         if module in MODULES
-        else f"there is no module {module!r}"
+        else f"no module {module!r} is served"
     )
     return UnknownModule(
         f"{why} in this version",
