@@ -305,10 +305,10 @@ class QueueMachine(RuleBasedStateMachine):
     def stock(self, job_id: str) -> rq.job.Job:
         return rq.job.Job.fetch(job_id, connection=self.raw, serializer=JSONSerializer)
 
-    @precondition(lambda self: self.line)
+    @precondition(lambda self: any(known.alive for known in self.known.values()))
     @rule(data=st.data(), how=st.sampled_from(["delete", "cancel"]))
     def stock_tool_removes(self, data: st.DataObject, how: str) -> None:
-        job_id = data.draw(st.sampled_from(self.line))
+        job_id = data.draw(self.one_that_is("waiting", "running", "held"))
         job = self.stock(job_id)
         if how == "delete":
             job.delete()

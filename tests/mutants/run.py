@@ -97,6 +97,8 @@ MUTANTS = (
            "if not named[id] then rest[#rest + 1] = id end", ""),
     Mutant("a deleted job is never answered", LUA + "reconcile.lua",
            "if not status or status == 'canceled' then", "if false then"),
+    Mutant("a running job that is deleted runs on", LUA + "reconcile.lua",
+           "if status and status ~= 'canceled' then return 0 end", "if true then return 0 end"),
     Mutant("a requeued job is not taken in", LUA + "reconcile.lua",
            "        adopt(c, id, iso)", "        local _ = 0"),
     Mutant("the journal misses yields", LUA + "yield.lua",
