@@ -39,7 +39,7 @@ COMMANDS = {
     "resume": Entry("aios_broker.cli.control:resume", "Put suspended syscalls back."),
     "nice": Entry("aios_broker.cli.control:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_broker.cli.policy:policy", "Show or change who goes first."),
-    "token": Entry("aios_broker.cli.token:token", "Make and revoke the tokens of agents."),
+    "token": Entry("aios_broker.cli.token:token", "Make a token for an agent."),
     "migrate": Entry("aios_broker.cli.migrate:migrate", "Bring the database to this version."),
     "doctor": Entry("aios_broker.cli.doctor:doctor", "Check every part; say what to do."),
     "setup": Entry("aios_broker.cli.setup:setup", "Install the embedded model."),

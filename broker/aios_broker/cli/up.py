@@ -34,7 +34,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--quiet", is_flag=True, help="Log to the file in the state directory alone.")
 @click.option("--json", "as_json", is_flag=True, help="With --detach: print the status as JSON.")
 def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None) -> None:
-    r"""Start a kernel on this machine: servers, scheduler, workers.
+    """Start a kernel on this machine: servers, scheduler, workers.
 
     Redis and Postgres are started too, in the state directory, unless AIOS_REDIS_URL and
     AIOS_DATABASE_URL name others. Ctrl-C stops all of it; a second one does not wait for workers.
@@ -43,7 +43,7 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
     Examples:
       aios up
       aios up --detach --policy fifo
-    """
+    """  # noqa: D301 - \b keeps click from wrapping
     config = _with_options(current_config(), options)
     if detach:
         record = _start_detached(config)
