@@ -176,10 +176,12 @@ class ModuleError(Failed):
 
 
 class CoreError(Failed):
-    """The core answered wrongly, hung or died, more often than may be retried."""
+    """The core answered wrongly, hung or died, more often than may be retried.
+
+    Its id keeps this failure for an hour: send the request again under a new one.
+    """
 
     code = "core-error"
-    retryable = True
 
 
 class DeadlineExceeded(Failed):
