@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from msgspec import Struct
 
 import aios_broker
 from aios_broker.config import (
@@ -14,6 +15,8 @@ from aios_broker.config import (
     variables_of,
 )
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.scheduler.config import SchedulerConfig
+from aios_workers.config import WorkerConfig
 
 HOME = {"HOME": "/home/somebody"}
 
@@ -86,3 +89,9 @@ def test_every_variable_that_the_code_reads_is_accepted() -> None:
     refuse_unknown(
         dict.fromkeys(read, "5"), known=variables_of(KernelConfig), passed_on=PROCESS_PREFIXES
     )
+
+
+@pytest.mark.parametrize("config", [KernelConfig, SchedulerConfig, WorkerConfig])
+def test_every_setting_stands_in_the_reference(config: type[Struct]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    assert [name for name in variables_of(config) if f"`{name}`" not in page] == []
