@@ -46,7 +46,7 @@ T = TypeVar("T")
 IDS = [f"{number:032x}" for number in range(8)]
 CLIENTS = ("alice", "bob")
 NOTHING_MORE = Appetite(want=0, lease_s=60.0)
-MAX_LOSSES = 3
+MAX_LOSSES = 2  # so that random steps reach it
 CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
 
 
