@@ -43,7 +43,7 @@ from aios_broker.queues.records import (
 )
 
 T = TypeVar("T")
-IDS = [f"{number:032x}" for number in range(8)]
+IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 CLIENTS = ("alice", "bob")
 NOTHING_MORE = Appetite(want=0, lease_s=60.0)
 MAX_LOSSES = 2  # so that random steps reach it
@@ -224,18 +224,22 @@ class QueueMachine(RuleBasedStateMachine):
     # What happens to them.
 
     @precondition(lambda self: any(known.state == "running" for known in self.known.values()))
-    @rule(data=st.data())
-    def worker_dies(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), times=st.integers(1, MAX_LOSSES))
+    def workers_die(self, data: st.DataObject, times: int) -> None:
+        """A job loses its worker, comes back to the head, and perhaps kills the next one, too."""
         job_id = data.draw(self.one_that_is("running"))
         known = self.known[job_id]
-        self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
-        assert self.do(self.order.reclaim(self.epoch)) == 1
-        known.losses += 1
-        if known.losses >= MAX_LOSSES:
-            self.end(job_id, "failed")
-        else:
+        for _ in range(times):
+            self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
+            assert self.do(self.order.reclaim(self.epoch)) == 1
+            known.losses += 1
+            if known.losses >= MAX_LOSSES:
+                self.end(job_id, "failed")
+                return
             known.state, known.told_to_yield = "waiting", False
             self.line.insert(0, job_id)
+            if times > 1:
+                self.claim(1)
 
     @precondition(lambda self: any(known.alive for known in self.known.values()))
     @rule(data=st.data())

@@ -18,8 +18,8 @@ def test_no_order_of_steps_loses_or_doubles_a_reply(redis_url: str) -> None:
     run_state_machine_as_test(
         QueueMachine,
         settings=settings(
-            max_examples=80,
-            stateful_step_count=40,
+            max_examples=100,
+            stateful_step_count=60,
             deadline=None,
             derandomize=True,
             database=None,
