@@ -173,12 +173,10 @@ class QueueMachine(RuleBasedStateMachine):
         if not held:
             return
         known = self.known[lease.job_id]
+        known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
         known.told_to_yield = known.told_to_hold = False
-        known.state = "held" if reason == "hold" else "waiting"
-        if reason == "yield":
-            self.line.append(lease.job_id)
-        elif reason == "drain":
-            self.line.insert(0, lease.job_id)
+        if known.state == "waiting":
+            self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())

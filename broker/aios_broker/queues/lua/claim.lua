@@ -16,7 +16,7 @@ local function read_job(c, id)
     return {id = id, data = f[1], status = f[2], facts = f[3], core = f[4], attempt = count(f[5]),
         ready_ms = tonumber(f[6]) or c.now, queued_ms = count(f[7]), ran_ms = count(f[8]),
         slices = count(f[9]), suspensions = count(f[10]), losses = count(f[11]),
-        deadline_ms = tonumber(f[12]) or c.now + DEFAULT_DEADLINE_MS, fresh = not f[12]}
+        deadline_ms = tonumber(f[12]) or c.now + DEFAULT_DEADLINE_MS}
 end
 
 -- Only what waits may be lent: a stock tool may have pushed an id that runs, or has ended.
@@ -56,8 +56,7 @@ local function take_in(c, jobs, iso, clients)
         if not clients[i] then
             adopt(c, job.id, iso)
             clients[i] = ''
-            if job.fresh then job.queued_ms, job.ready_ms = 0, c.now end
-            job.deadline_ms, job.losses = c.now + DEFAULT_DEADLINE_MS, 0
+            job.ready_ms, job.deadline_ms, job.losses = c.now, c.now + DEFAULT_DEADLINE_MS, 0
         end
     end
 end

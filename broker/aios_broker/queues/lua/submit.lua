@@ -87,8 +87,6 @@ end
 
 register('submit', function(c)
     local iso, jobs = read_jobs(c)
-    local refusal = unserved_core(c, jobs)
-    if refusal then return refusal end
     local check, fresh, seen = any_known(c, jobs), {}, {}
     for _, job in ipairs(jobs) do
         if seen[job.id] or (check and redis.call('EXISTS', job_key(c, job.id)) == 1) then
@@ -98,6 +96,8 @@ register('submit', function(c)
         end
         seen[job.id] = true
     end
+    local refusal = unserved_core(c, fresh) -- one that is known was taken before: sent again
+    if refusal then return refusal end
     local limit = tonumber(redis.call('HGET', c.policy, 'max_waiting') or '100000')
     local waiting = redis.call('LLEN', c.queue)
     if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end

@@ -5,8 +5,14 @@
 --       id, attempt, reason (yield | hold | drain), snapshot ('' keeps the last), ran_ms, tokens
 --
 -- yield: to the tail. drain: to the head, its worker stops and it did not use up its turn.
--- hold: out of the run queue, until released.
+-- hold: out of the run queue, until released. What the operator wants by now decides: one that was
+-- told to yield and is to be held since is held, and one that was released meanwhile is not.
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}.
+
+local function as_wished(c, job)
+    if redis.call('HGET', c.control, job.id) == 'hold' then return 'hold' end
+    return job.reason == 'hold' and 'yield' or job.reason
+end
 
 local function suspend(c, job)
     local key = job_key(c, job.id)
@@ -44,6 +50,7 @@ register('yield', function(c)
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
         if accepted[i] == 1 then
             seen[job.id] = true
+            job.reason = as_wished(c, job)
             note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,
                 suspend(c, job))
         end
