@@ -14,6 +14,7 @@ from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending
 from aios_workers.registry import LoadedModule, tool_module
 from aios_workers.run import Done, Run
@@ -194,6 +195,23 @@ async def test_a_lost_lease_ends_the_run_and_its_result_is_dropped(caller: Calle
         await wait_until_async(lambda: gate.cancelled == [syscall_id])
     assert syscall_id not in caller.replies
     assert await caller.connection.execute("EXISTS", f"rq:results:{syscall_id}") == 0
+
+
+async def test_a_worker_that_is_lent_its_own_lost_job_ends_the_earlier_run(caller: Caller) -> None:
+    gate, order = Gate(), Order(caller.functions, "tool")
+    epoch = (await order.lead("scheduler", 60.0)).epoch
+    never_renewed = Limits(lease_s=60.0, drain_s=1.0)
+    async with running_worker(caller.url, "tool", gate.loaded(), never_renewed):
+        [syscall_id] = await caller.submit(ToolEcho("x"))
+        await wait_until_async(lambda: gate.began == [syscall_id])
+
+        await caller.connection.execute("ZADD", "rq:aios:leases:tool", 1, f"{syscall_id}:1")
+        assert await order.reclaim(epoch) == 1
+
+        await wait_until_async(lambda: gate.began == [syscall_id] * 2)
+        assert gate.cancelled == [syscall_id]  # before the second began
+        gate.open.set()
+        assert (await caller.hear(syscall_id)).unwrap() == EchoResult("2:x")
 
 
 async def test_a_late_finish_changes_nothing(caller: Caller) -> None:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LEASE_S = 4.0  # with one scheduler tick: a killed worker's jobs run again within 5 s
 DEFAULT_DRAIN_S = 8.0
+STOP_S = 2.0  # for an attempt that lost its lease to end, before the job is begun again here
 LAST_WORDS_S = 2.0  # after the drain: for results that are still on their way
 MISS_FIRST_S = 0.02  # the head of the queue is for another worker: look again after ...
 MISS_LONGEST_S = 0.1
@@ -71,9 +72,10 @@ class Worker:
         self._outbox = Outbox(links.queue, card.name)
         self._wake = asyncio.Event()  # the pump has something to do
         self._hungry = asyncio.Event()  # room, and the last claim found less than there is room for
-        self._quiet = asyncio.Event()  # nothing runs, nothing waits to be settled
+        self._quiet = asyncio.Event()  # nothing runs, is being claimed, or waits to be settled
         self._told_to_stop = asyncio.Event()
         self._work_seen = False
+        self._asking = False  # a call is under way that may bring leases
         self._misses = 0  # claims in a row that found nothing for us
 
     def stop(self) -> None:
@@ -126,8 +128,8 @@ class Worker:
                 if backoff.calm:
                     logger.warning("%d results wait, the queue does not answer: %s",
                                    len(self._outbox), error)  # fmt: skip
-                self._work_seen = True
-                self._wake.set()
+                self._note_quiet()
+                self._see_work()
                 await backoff.wait()
 
     async def _step(self) -> None:
@@ -135,16 +137,23 @@ class Worker:
         if room:
             self._work_seen = False  # set again by whoever sees work while we ask
         appetite = Appetite(room, self._limits.lease_s, self._card.cores)
-        if len(self._outbox):
-            leases = await self._outbox.settle(appetite)
-        else:
-            leases = await self._queue.claim(self._card.name, appetite)
-            self._misses = 0 if leases else self._misses + 1
+        self._asking = True
+        try:
+            leases = await self._ask(appetite)
+        finally:
+            self._asking = False
         for lease in leases:
             self._begin(lease)
         if len(leases) < room:
             self._hungry.set()
         self._note_quiet()
+
+    async def _ask(self, appetite: Appetite) -> list[Lease]:
+        if len(self._outbox):
+            return await self._outbox.settle(appetite)
+        leases = await self._queue.claim(self._card.name, appetite)
+        self._misses = 0 if leases else self._misses + 1
+        return leases
 
     def _room(self) -> int:
         if self.is_stopping:
@@ -176,12 +185,20 @@ class Worker:
 
     def _begin(self, lease: Lease) -> None:
         run = Run(lease)
+        earlier = self._book.find(lease.job_id)
         self._book.add(run)
-        task = asyncio.get_running_loop().create_task(self._border.answer(run))
+        task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
         run.task = task
         task.add_done_callback(partial(self._ended, run))
         if self.is_stopping:
             run.suspend("drain")
+
+    async def _answer(self, run: Run, earlier: Run | None) -> Ending | Pause:
+        """Answer a job; first end an attempt of it that lost its lease and does not know it yet."""
+        if earlier is not None and earlier.task is not None:
+            earlier.stop("lost")
+            await asyncio.wait([earlier.task], timeout=STOP_S)
+        return await self._border.answer(run)
 
     def _ended(self, run: Run, task: asyncio.Task[Ending | Pause]) -> None:
         self._book.remove(run)
@@ -235,7 +252,7 @@ class Worker:
         return True
 
     def _note_quiet(self) -> None:
-        if not len(self._book) and not len(self._outbox):
+        if not (len(self._book) or len(self._outbox) or self._asking):
             self._quiet.set()
 
     async def _leave(self) -> None:
