@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -44,6 +45,16 @@ class RunningPostgres:
         """Run one statement as the superuser, outside a transaction."""
         with psycopg.connect(self.server.libpq_url("postgres"), autocommit=True) as connection:
             connection.execute(statement.encode())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let the programs that tests start be interrupted, also where the tests run in a background.
+
+    A shell starts background jobs with SIGINT ignored, and children inherit that.
+    """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

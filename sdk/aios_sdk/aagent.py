@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Generic, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
@@ -134,7 +134,10 @@ class AsyncAgent:
         try:
             options = replace(self.options, **changes)
         except TypeError as error:
-            raise InvalidSyscall(f"no such option: {error}", field="options") from error
+            known = ", ".join(field.name for field in fields(self.options))
+            raise InvalidSyscall(
+                f"no such option: {error}", field="options", remedy=f"use some of: {known}"
+            ) from error
         clone = object.__new__(AsyncAgent)
         clone._bind(self._line, check_options(options))
         return clone

@@ -41,7 +41,9 @@ def find_kernel(url: str | None = None, environ: Mapping[str, str] | None = None
 def _state_dir(variables: Mapping[str, str]) -> Path:
     if named := variables.get("AIOS_STATE_DIR"):
         return Path(named).expanduser()
-    base = variables.get("XDG_STATE_HOME") or "~/.local/state"
+    base = variables.get("XDG_STATE_HOME", "")
+    if not base.startswith("/"):  # the XDG specification: a relative path is to be ignored
+        base = f"{variables.get('HOME') or '~'}/.local/state"
     return Path(base).expanduser() / "aios"
 
 

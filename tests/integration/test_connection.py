@@ -243,8 +243,17 @@ async def test_where_no_redis_is_the_error_says_where_it_looked(url: str) -> Non
 async def test_a_server_that_is_no_redis_is_told() -> None:
     async with server(saying(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as url:
         connection = Connection(url)
-        with pytest.raises(RedisUnavailable):
+        with pytest.raises(RedisUnavailable, match="no Redis"):
             await connection.execute("PING")
+        await connection.aclose()
+
+
+async def test_a_server_that_wants_a_password_is_told_at_once() -> None:
+    async with server(saying(b"-NOAUTH Authentication required.\r\n")) as url:
+        connection = Connection(url)
+        with pytest.raises(RedisUnavailable, match="NOAUTH") as caught:
+            await connection.execute("PING")
+        assert caught.value.field == "AIOS_REDIS_URL"
         await connection.aclose()
 
 

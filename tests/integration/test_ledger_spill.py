@@ -127,6 +127,20 @@ async def test_an_epoch_that_is_over_drops_nothing(user: QueueUser, spill: Spill
     assert await user.queue.snapshot(job_id) == content(0)
 
 
+async def test_one_that_is_replaced_leaves_what_its_successor_moved(
+    user: QueueUser, spill: Spill, database_url: str
+) -> None:
+    [job_id] = await suspended(user, 1)
+    epoch = await user.lead()
+    snapshots = await spill._oldest(SIZE_BYTES)
+    await spill.run(epoch, 0)
+
+    await spill._store(snapshots)  # as one that has found the same snapshot before
+    await spill._forget([job_id])
+
+    assert await load_spilled(database_url, job_id) == content(0)
+
+
 async def test_a_snapshot_of_an_ended_job_leaves_postgres_with_the_journal(
     user: QueueUser, spill: Spill, database: Database, database_url: str
 ) -> None:

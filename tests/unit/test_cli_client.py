@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from aios_broker.cli.client import Pending, submission
-from aios_broker.contract.errors import WaitTimeout
+from aios_broker.cli.client import KernelClient, Pending, submission
+from aios_broker.contract.errors import RedisUnavailable, WaitTimeout
 from aios_broker.contract.reply import ChatResult, Chunk, Reply
 from aios_broker.contract.syscall import LlmChat, Message, Syscall
 
@@ -57,3 +57,12 @@ def test_a_submission_carries_what_the_scheduler_needs() -> None:
     assert (facts.agent, facts.program, facts.tenant, facts.nice, facts.kind) == (
         "writer", "novel", "acme", 5, "llm.chat",
     )  # fmt: skip
+
+
+async def test_a_redis_that_stays_away_is_told_to_who_waits() -> None:
+    async with KernelClient("redis://127.0.0.1:1/0", patience_s=0.1) as client:
+        pending = Pending(ID, "llm")
+        client._await_replies([pending])
+
+        with pytest.raises(RedisUnavailable):
+            await pending.reply(10.0)

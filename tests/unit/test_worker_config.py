@@ -31,6 +31,7 @@ def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
     ("AIOS_LLM_SLOT", "2"),
     ("AIOS_MODEL_CORE_SPEED", "9"),
     ("AIOS_WORKER_LEASE", "4"),
+    ("AIOS_DATABASE_UR", "postgresql://x"),
     ("AIOS_TOOL_SLOTS", "0"),
     ("AIOS_LLM_CORE", "gpt"),
     ("AIOS_MODEL_CORE_END_PROBABILITY", "2"),

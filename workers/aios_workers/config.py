@@ -19,8 +19,6 @@ from aios_broker.queues.connection import parse_url
 from aios_workers.llm.model_core import ModelCoreConfig
 from aios_workers.worker import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
-OWN_PREFIXES = ("AIOS_LLM_", "AIOS_MODEL_CORE_", "AIOS_TOOL_", "AIOS_WORKER_")
-
 _SIMULATED = ModelCoreConfig()
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
 
@@ -50,11 +48,10 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Read the settings.
 
         Raises:
-            InvalidConfig: A value is missing, malformed or out of range, or a variable of the
-                workers' has a name that nobody reads; `field` names it.
+            InvalidConfig: A value is missing, malformed or out of range, or a variable
+                has a name that nobody reads; `field` names it.
         """
-        own = {name: text for name, text in environ.items() if name.startswith(OWN_PREFIXES)}
-        refuse_unknown(own, known=[*variables_of(cls), *variables_of(KernelConfig)])
+        refuse_unknown(environ, known=[*variables_of(cls), *variables_of(KernelConfig)])
         config = read_settings(cls, environ)
         parse_url(config.redis_url)
         if config.database_url is not None:

@@ -24,6 +24,7 @@ from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir
+from aios_broker.ledger.database import without_password
 from aios_broker.queues.functions import LIBRARY
 from aios_broker.queues.keys import Keys
 from aios_broker.supervisor.record import find_kernel
@@ -130,7 +131,7 @@ async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
         workers = await live_workers(client)
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
-        Finding("redis", True, redis_url),
+        Finding("redis", True, without_password(redis_url)),
         Finding("clock", abs(skew_s) <= MOST_CLOCK_SKEW_S, f"{skew_s:+.1f} s against Redis's",
                 "set this machine's clock, or that of Redis"),
         Finding("functions", bool(loaded), "loaded" if loaded else "not loaded",

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
+import hiredis
 import msgspec
 
 from aios_broker.contract.errors import KernelError, RedisUnavailable, UnknownSyscall, WaitTimeout
@@ -30,6 +31,7 @@ from aios_broker.queues.replies import ReplyBox
 logger = logging.getLogger(__name__)
 
 RECONNECT_PAUSE_S = 0.3
+PATIENCE_S = 60.0  # a Redis that is away longer fails what waits for it
 ASK_AGAIN_S = 15.0  # a reply whose wake-up was lost is found again by id after this silence
 REPLY_GRACE_S = 15.0  # the kernel's own "deadline exceeded" gets this long to arrive
 
@@ -42,6 +44,7 @@ class Pending:
         self.module = module
         self.text = ""  # of the chunks so far
         self._reply: Reply | None = None
+        self._given_up: KernelError | None = None
         self._news = asyncio.Event()
 
     @property
@@ -57,10 +60,16 @@ class Pending:
             self.text += message.text[len(self.text) - message.offset :]
         self._news.set()
 
+    def give_up(self, error: KernelError) -> None:
+        """End the waiting with an error; what the kernel does with the syscall is not known."""
+        self._given_up = error
+        self._news.set()
+
     async def reply(self, timeout_s: float) -> Reply:
         """Wait for the reply.
 
         Raises:
+            KernelError: the kernel was away for too long, or refuses to be asked.
             WaitTimeout: none came in time; the syscall goes on.
         """
         try:
@@ -86,6 +95,8 @@ class Pending:
                 yield piece
             elif self._reply is not None:
                 return
+            elif self._given_up is not None:
+                raise self._given_up
             else:
                 self._news.clear()
                 await self._news.wait()
@@ -94,8 +105,16 @@ class Pending:
 class KernelClient:
     """A connection to a kernel: an async context manager, for one event loop."""
 
-    def __init__(self, redis_url: str, *, keys: Keys | None = None, name: str = "aios-cli") -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        keys: Keys | None = None,
+        name: str = "aios-cli",
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.keys = keys or Keys()
+        self._patience_s = patience_s
         self.connection = Connection(redis_url, name=name)
         self._functions = Functions(self.connection)
         self.control = Control(self._functions, self.keys)
@@ -169,23 +188,47 @@ class KernelClient:
 
     def _await_replies(self, pending: Sequence[Pending]) -> None:
         self._pending.update((one.syscall_id, one) for one in pending)
-        if self._reader is None:
+        if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read(), name="replies")
 
     async def _read(self) -> None:
-        """Hand messages to those who wait, for as long as the client lives."""
+        """Hand messages to those who wait; where that cannot go on, tell them so."""
+        try:
+            await self._hand_out()
+        except KernelError as error:
+            self._give_up(error)
+        except hiredis.ReplyError as error:
+            self._give_up(KernelError(f"Redis refused to hand out replies: {error}"))
+
+    def _give_up(self, error: KernelError) -> None:
+        waiting, self._pending = list(self._pending.values()), {}
+        for pending in waiting:
+            pending.give_up(error)
+
+    async def _hand_out(self) -> None:
+        """Hand messages to those who wait.
+
+        Raises:
+            RedisUnavailable: Redis was away for PATIENCE_S.
+        """
         loop = asyncio.get_running_loop()
         ask_at = loop.time() + ASK_AGAIN_S
+        away_since: float | None = None
         while True:
             try:
                 messages = await self._box.take()
+                away_since = None
                 if messages:
                     ask_at = loop.time() + ASK_AGAIN_S
                 elif loop.time() > ask_at:
                     await self._ask_all()
                     ask_at = loop.time() + ASK_AGAIN_S
             except RedisUnavailable as error:
-                logger.warning("waiting for Redis: %s", error)
+                if away_since is None:
+                    away_since = loop.time()
+                    logger.warning("waiting for Redis: %s", error)
+                elif loop.time() - away_since > self._patience_s:
+                    raise
                 ask_at = loop.time()  # what arrived meanwhile may be lost: ask by id
                 await asyncio.sleep(RECONNECT_PAUSE_S)
                 continue

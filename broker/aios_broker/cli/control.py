@@ -44,7 +44,7 @@ def kill(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 @_ids
 @_json
 def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Take syscalls out of the run queue until `aios resume`.
+    """Hold syscalls: take them out of the run queue until `aios resume`.
 
     A running generation is suspended with a snapshot at its next slice end, so that nothing of
     it is lost. Its deadline goes on. IDs may be abbreviated.
@@ -53,14 +53,14 @@ def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
         return await client.control.hold([job.job_id], module=module)
 
-    _apply(syscall_ids, step, "suspended", as_json=as_json)
+    _apply(syscall_ids, step, "held", as_json=as_json)
 
 
 @click.command(epilog=EXIT_CODES)
 @_ids
 @_json
 def resume(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
-    """Put suspended syscalls back into the run queue. IDs may be abbreviated."""
+    """Put held syscalls back into the run queue. IDs may be abbreviated."""
 
     async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
         return await client.control.release([job.job_id], module=module)

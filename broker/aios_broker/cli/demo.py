@@ -228,4 +228,6 @@ def _kernel_error(error: BaseException) -> KernelError | None:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """Treat SIGTERM as Ctrl-C: the kernel is stopped in order, nothing is left behind."""
-    signal.raise_signal(signal.SIGINT)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # asyncio ends its tasks in order

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import click
+import hiredis
 import msgspec
 
 from aios_broker.cli.client import KernelClient
@@ -30,8 +31,8 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 the kernel does not answer, "
-    "4 refused (unknown id, module, core; value out of range; queue full), 5 no reply in time, "
-    "130 interrupted."
+    "4 refused (unknown id, module, core; value out of range; too long; queue full), "
+    "5 no reply in time, 130 interrupted."
 )
 
 Result = TypeVar("Result")
@@ -87,6 +88,10 @@ def with_kernel(
         return asyncio.run(_connected(find_kernel(config).redis_url, Keys(config.key_prefix), work))
     except KernelError as error:
         raise CommandFailed(error, as_json=as_json) from error
+    except hiredis.ReplyError as error:
+        refused = KernelError(f"Redis refused a command: {error}", field="AIOS_REDIS_URL",
+                              remedy="see what its user may do")  # fmt: skip
+        raise CommandFailed(refused, as_json=as_json) from error
     except KeyboardInterrupt:
         raise Interrupted from None
 

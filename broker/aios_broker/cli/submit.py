@@ -13,7 +13,7 @@ import msgspec
 from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
 from aios_broker.cli.human import plural, seconds
 from aios_broker.cli.lookup import find
-from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
+from aios_broker.cli.session import EXIT_CODES, CommandFailed, exit_code_of, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Cancelled, KernelError, from_wire
 from aios_broker.contract.reply import ChatResult, Reply
@@ -180,7 +180,7 @@ def _conclude(reply: Reply, options: Options) -> None:
     """Print the reply or its error; on a terminal, what the answer took."""
     if options.as_json:
         show_json(reply)
-        raise SystemExit(1 if reply.error is not None else 0)
+        raise SystemExit(exit_code_of(from_wire(reply.error)) if reply.error is not None else 0)
     if reply.error is not None:
         raise CommandFailed(from_wire(reply.error))
     result = reply.unwrap()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 
 import aios_broker
 from aios_broker.config import environment
@@ -45,8 +46,14 @@ class Outcome:
     type=click.Choice(STEP_NAMES),
     help="Run this step and no other; may be given more than once.",
 )
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE", help="Write how each step ended as JSON.",
+)  # fmt: skip
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
-def test_command(slow: bool, only: tuple[str, ...], pytest_args: tuple[str, ...]) -> None:  # noqa: FBT001 - click passes a flag by name
+def test_command(
+    *, slow: bool, only: tuple[str, ...], json_path: Path | None, pytest_args: tuple[str, ...]
+) -> None:
     """Check this checkout: lint, format, types, imports, mutants, tests.
 
     What stands after the options goes to pytest: `aios test --only pytest -k lease -x`.
@@ -60,6 +67,8 @@ def test_command(slow: bool, only: tuple[str, ...], pytest_args: tuple[str, ...]
     steps = planned_steps(checkout, slow=slow, pytest_args=pytest_args)
     outcomes = [run_step(step, checkout) for step in steps if not only or step.name in only]
     report(outcomes)
+    if json_path is not None:
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(outcomes)) + b"\n")
     sys.exit(1 if any(outcome.exit_code for outcome in outcomes) else 0)
 
 

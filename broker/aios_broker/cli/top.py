@@ -102,7 +102,7 @@ def _counts(view: QueueView) -> str:
     rare = ((view.held, "held"), (view.failed, "failed"), (view.quarantined, "quarantined"))
     return ", ".join([
         f"{view.running:>2} running", f"{view.waiting:>3} waiting{oldest}",
-        f"{view.finished} done", *(f"{count} {what}" for count, what in rare if count),
+        f"{view.finished} finished", *(f"{count} {what}" for count, what in rare if count),
     ])  # fmt: skip
 
 

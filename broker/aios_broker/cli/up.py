@@ -14,7 +14,13 @@ import msgspec
 from aios_broker.cli.settings import current_config
 from aios_broker.cli.tables import show_json
 from aios_broker.config import KernelConfig, environment
-from aios_broker.contract.errors import KernelNotRunning, Unavailable
+from aios_broker.contract.errors import (
+    ErrorBody,
+    KernelError,
+    KernelNotRunning,
+    Unavailable,
+    from_wire,
+)
 from aios_broker.embedded.state import StateDir
 from aios_broker.log import KernelLog
 from aios_broker.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
@@ -32,7 +38,9 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.option("--slots", type=click.IntRange(1, 64), help="Generations at once, per worker.")
 @click.option("--workers", type=click.IntRange(0, 64), help="LLM workers.")
 @click.option("--quiet", is_flag=True, help="Log to the file in the state directory alone.")
-@click.option("--json", "as_json", is_flag=True, help="With --detach: print the status as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --detach: the status as JSON; errors, too."
+)
 def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None) -> None:
     """Start a kernel on this machine: servers, scheduler, workers.
 
@@ -100,7 +108,7 @@ def _start_detached(config: KernelConfig) -> KernelRecord:
     said_path = state.log_dir / "start.log"  # what it says before, or instead of, its log
     with said_path.open("wb") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "aios_broker.cli", "up", "--quiet"],
+            [sys.executable, "-m", "aios_broker.cli", "up", "--quiet", "--json"],
             env={**environment(), **config.variables()},
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -116,11 +124,19 @@ def _start_detached(config: KernelConfig) -> KernelRecord:
             process.terminate()
             break
         time.sleep(POLL_S)
-    words = said_path.read_text(errors="replace").strip().splitlines()
-    raise Unavailable(
-        f"the kernel did not start: {words[-1] if words else 'it said nothing'}",
-        remedy=f"its log is {state.log_dir / 'kernel.log'}",
-    )
+    raise _why_not_started(said_path.read_bytes(), state.log_dir / "kernel.log")
+
+
+def _why_not_started(said: bytes, log_path: Path) -> KernelError:
+    """Return the error that the kernel ended with; where it left none, its last words."""
+    try:
+        return from_wire(msgspec.json.decode(said, type=dict[str, ErrorBody])["error"])
+    except (msgspec.DecodeError, KeyError):
+        words = said.decode(errors="replace").strip().splitlines()
+        return Unavailable(
+            f"the kernel did not start: {words[-1] if words else 'it said nothing'}",
+            remedy=f"its log is {log_path}",
+        )
 
 
 def _record_of(config: KernelConfig, pid: int) -> KernelRecord | None:

@@ -16,6 +16,7 @@ from aios_broker.queues.order import Order
 
 BATCH_SNAPSHOTS = 64  # per transaction
 BATCH_BYTES = 32 * 1024 * 1024
+MOVED = b"0"  # the size in Redis of a snapshot that only Postgres holds (spill.lua)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +90,14 @@ class Spill:
             )
 
     async def _forget(self, job_ids: Sequence[str]) -> None:
-        """Drop copies of snapshots that stayed in Redis, or whose syscall has ended meanwhile."""
+        """Drop copies of snapshots that stayed in Redis, or whose syscall has ended meanwhile.
+
+        Not those that another scheduler, which leads by now, has moved: its copy is the only one.
+        """
         if not job_ids:
             return
+        sizes = await self._redis.execute("HMGET", self._order.keys.own("snapshot_bytes"), *job_ids)
+        job_ids = [job_id for job_id, size in zip(job_ids, sizes, strict=True) if size != MOVED]
         async with self._database.transaction() as cursor:
             await cursor.execute("DELETE FROM snapshot WHERE job_id = ANY(%s)", [list(job_ids)])
 

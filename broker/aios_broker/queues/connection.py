@@ -10,8 +10,6 @@ function of ours may be sent again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import re
 from collections import deque
 from collections.abc import Sequence
@@ -22,8 +20,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import hiredis
 
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
-
-logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
@@ -122,7 +118,7 @@ class _Protocol(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = exc or ConnectionResetError("the server closed the connection")
+        self.lost = self.lost or exc or ConnectionResetError("the server closed the connection")
         self._outgoing.clear()
         while self._waiting:
             future = self._waiting.popleft()
@@ -135,7 +131,7 @@ class _Protocol(asyncio.Protocol):
             while (answer := self._reader.gets()) is not False:
                 self._settle(answer)
         except hiredis.ProtocolError as error:
-            logger.warning("not a Redis at the other end: %s", error)
+            self.lost = self.lost or ConnectionAbortedError(f"what answers is no Redis: {error}")
             self.close()
 
     def _settle(self, answer: Answer) -> None:
@@ -264,8 +260,12 @@ class Connection:
             await protocol.send(("AUTH", *credentials))
         if at.db:
             await protocol.send(("SELECT", at.db))
-        with contextlib.suppress(hiredis.ReplyError):  # a name is a courtesy to CLIENT LIST
+        try:
             await protocol.send(("CLIENT", "SETNAME", self._name))
+        except hiredis.ReplyError as error:
+            if str(error).startswith("NOAUTH"):  # it wants a password, and the URL has none
+                raise
+            # A name is a courtesy to CLIENT LIST.
 
     async def aclose(self) -> None:
         """Close; what waits fails. Safe to call twice."""

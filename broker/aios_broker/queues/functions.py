@@ -50,5 +50,15 @@ class Functions:
             raise KernelError(f"Redis refused {step}: {error}") from error
 
     async def load(self) -> None:
-        """Load the library, replacing what is there under the same name."""
-        await self.connection.execute("FUNCTION", "LOAD", "REPLACE", library_source())
+        """Load the library, replacing what is there under the same name.
+
+        Raises:
+            KernelError: Redis refuses it: too old, or its ACL does.
+        """
+        try:
+            await self.connection.execute("FUNCTION", "LOAD", "REPLACE", library_source())
+        except hiredis.ReplyError as error:
+            raise KernelError(
+                f"Redis refused the kernel's functions: {error}",
+                remedy="use Valkey, or Redis 7 or newer, and a user that may run FUNCTION LOAD",
+            ) from error

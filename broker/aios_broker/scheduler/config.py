@@ -7,13 +7,19 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from aios_broker.config import LogLevel, read_settings, refuse_unknown, variables_of
+from aios_broker.config import (
+    PROCESS_PREFIXES,
+    KernelConfig,
+    LogLevel,
+    read_settings,
+    refuse_unknown,
+    variables_of,
+)
 from aios_broker.ledger.database import check_database_url
 from aios_broker.queues.connection import parse_url
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 
-OWN_PREFIX = "AIOS_SCHEDULER_"
 MEBIBYTE = 1024 * 1024
 
 _DEFAULT = PolicyRow()
@@ -45,11 +51,12 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Read the settings.
 
         Raises:
-            InvalidConfig: A value is missing, malformed or out of range; `field` names it.
+            InvalidConfig: A value is missing, malformed or out of range, or a variable has a name
+                that nobody reads; `field` names it.
         """
         config = read_settings(cls, environ)
-        own = {name: value for name, value in environ.items() if name.startswith(OWN_PREFIX)}
-        refuse_unknown(own, known=variables_of(cls))
+        known = [*variables_of(cls), *variables_of(KernelConfig)]
+        refuse_unknown(environ, known=known, passed_on=PROCESS_PREFIXES)
         parse_url(config.redis_url)
         if config.database_url is not None:
             check_database_url(config.database_url)

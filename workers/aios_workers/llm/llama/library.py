@@ -236,7 +236,7 @@ class Library:
         if not model:
             raise InvalidConfig(
                 f"llama.cpp {BUILD} cannot read the weights at {path}",
-                field="AIOS_LLM_WEIGHTS",
+                field="weights",
                 remedy="name a GGUF file of a model that this build supports",
             )
         return int(model)

@@ -121,6 +121,6 @@ def _default_system(template: str) -> str:
 def _not_chatml(why: str) -> InvalidConfig:
     return InvalidConfig(
         f"the model does not speak ChatML: {why}",
-        field="AIOS_LLM_WEIGHTS",
+        field="weights",
         remedy="use weights of a ChatML model, such as SmolLM2 or Qwen",
     )

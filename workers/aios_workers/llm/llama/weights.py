@@ -66,4 +66,4 @@ def _packaged() -> Weights:
 
 
 def _unusable(message: str) -> InvalidConfig:
-    return InvalidConfig(message, field="AIOS_LLM_WEIGHTS", remedy="run `aios setup`")
+    return InvalidConfig(message, field="weights", remedy="run `aios setup`")
