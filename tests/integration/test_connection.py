@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
-from aios_broker.queues.connection import Address, Connection, parse_url
+from aios_broker.queues.connection import CONNECT_TIMEOUT_S, Address, Connection, parse_url
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 
@@ -262,6 +262,19 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         connection = Connection(url, timeout_s=0.2)
         with pytest.raises(RedisUnavailable, match="did not answer"):
             await connection.execute("PING")
+        await connection.aclose()
+
+
+async def test_all_that_wait_for_a_server_that_does_not_greet_give_up_together() -> None:
+    async with server(saying()) as url:
+        connection = Connection(url)
+        began = time.monotonic()
+        outcomes = await asyncio.gather(
+            *(connection.execute("PING") for _ in range(20)), return_exceptions=True
+        )
+
+        assert [type(outcome) for outcome in outcomes] == [RedisUnavailable] * 20
+        assert time.monotonic() - began < 2 * CONNECT_TIMEOUT_S  # not one limit after the other
         await connection.aclose()
 
 

@@ -187,6 +187,8 @@ class Connection:
         self._timeout_s = timeout_s
         self._protocol: _Protocol | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
+        self._refusals = 0  # attempts to open it that failed
+        self._why = ""  # the last one did
         self._closed = False
 
     async def execute(self, *arguments: Argument, timeout_s: float | None = None) -> Answer:
@@ -212,24 +214,31 @@ class Connection:
             ) from error
 
     async def _open(self) -> _Protocol:
+        refusals = self._refusals
         async with self._opening:
             if self._closed:
                 raise RedisUnavailable("this connection was closed", remedy="open a new client")
             if self._protocol is not None and self._protocol.lost is None:
                 return self._protocol
+            if self._refusals != refusals:  # all who waited for that attempt share its failure
+                raise self._not_there()
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     protocol = await self._connect_and_greet()
             except (OSError, TimeoutError, hiredis.ReplyError) as error:
-                why = str(error) or "no answer in time"
-                raise RedisUnavailable(
-                    f"no Redis at {_without_password(self.url)}: {why}",
-                    field="AIOS_REDIS_URL",
-                    remedy="start it, or correct the URL",
-                    retry_after_s=1.0,
-                ) from error
+                self._refusals += 1
+                self._why = str(error) or "no answer in time"
+                raise self._not_there() from error
             self._protocol = protocol
             return protocol
+
+    def _not_there(self) -> RedisUnavailable:
+        return RedisUnavailable(
+            f"no Redis at {_without_password(self.url)}: {self._why}",
+            field="AIOS_REDIS_URL",
+            remedy="start it, or correct the URL",
+            retry_after_s=1.0,
+        )
 
     async def _connect_and_greet(self) -> _Protocol:
         protocol = await self._connect()
