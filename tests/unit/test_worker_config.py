@@ -53,5 +53,8 @@ def test_the_process_says_what_is_wrong_and_ends(capsys: pytest.CaptureFixture[s
 
 
 def test_a_module_without_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["storage"], REDIS) == EXIT_USAGE
-    assert "no worker serves module 'storage'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["storage"], REDIS)
+
+    assert caught.value.code == EXIT_USAGE
+    assert "'storage' (choose from 'llm', 'tool')" in capsys.readouterr().err
