@@ -311,7 +311,7 @@ async def test_a_core_that_dies_is_tried_again_from_the_ids_so_far(
 
     if fails:
         assert reply.error is not None
-        assert (reply.error.code, reply.error.retryable) == ("core-error", True)
+        assert (reply.error.code, reply.error.retryable) == ("core-error", False)
     else:
         assert chat_result(reply).output_ids == expected.output_ids
 

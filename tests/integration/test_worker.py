@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import redis
 
-from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.errors import Cancelled, UnknownCore
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending
+from aios_broker.queues.records import Ending, Facts, Submission
 from aios_workers.registry import LoadedModule, tool_module
 from aios_workers.run import Done, Run
 from aios_workers.worker import Limits
@@ -225,6 +226,17 @@ async def test_a_late_finish_changes_nothing(caller: Caller) -> None:
 
     assert settled.accepted == [False]
     assert await caller.connection.execute("EXISTS", f"rq:results:{syscall_id}") == 0
+
+
+async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Caller) -> None:
+    call = Submission("0" * 32, b"[]", Facts("ada", "llm.chat"), "", core="far-core")
+    await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
+    assert await caller.queue("llm").submit([call]) == ["queued"]
+    await caller.connection.execute("DEL", "rq:aios:cores")
+
+    assert await caller.queue("llm").submit([call]) == ["known"]
+    with pytest.raises(UnknownCore):
+        await caller.queue("llm").submit([replace(call, job_id="1" * 32)])
 
 
 async def test_a_job_for_another_core_does_not_make_an_idle_worker_spin(caller: Caller) -> None:

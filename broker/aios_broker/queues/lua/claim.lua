@@ -113,7 +113,7 @@ register('adopt', function(c)
     redis.call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
     redis.call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
     redis.call('LREM', c.queue, 0, id)
-    redis.call('ZREM', c.suspects, id)
+    for _, place in ipairs({c.suspects, c.held, c.deferred}) do redis.call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     write_journal(c)
     return {{id, attempt, job.data, job.facts and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
