@@ -1,6 +1,7 @@
 """The simulated core: deterministic, exact across cuts, with speed and memory that can be seen."""
 
 import asyncio
+import os
 import random
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from aios_broker.contract.syscall import Message, new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from tests.exactness import check_cuts, generate, random_request
+from tests.remote_core import remote_model_core
 
 CONFIG = ModelCoreConfig(seed=7, slots=2, end_probability=0.01)
 PROMPT = [Message("user", "Say something.")]
@@ -22,8 +24,12 @@ def request_on(core: ModelCore, max_tokens: int = 64, **sampling: float) -> Gene
 
 
 async def exact(cuts: int) -> None:
-    report = await check_cuts(ModelCore(CONFIG), ModelCore(CONFIG), cuts=cuts, seed=1)
+    """Cut on one core, resume on it or in another process: about half of the cuts each."""
+    async with remote_model_core(CONFIG) as elsewhere:
+        report = await check_cuts(ModelCore(CONFIG), elsewhere, cuts=cuts, seed=1)
     report.assert_exact(cuts=cuts)
+    assert elsewhere.pid != os.getpid()
+    assert report.other_core > 0.4 * cuts
 
 
 async def test_a_thousand_cuts_change_nothing() -> None:

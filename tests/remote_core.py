@@ -1,0 +1,136 @@
+"""A simulated core in a process of its own, so that a resumed generation really moves.
+
+`python -m tests.remote_core CONFIG` serves one ModelCore on its standard streams, a JSON object a
+line: requests and aborts in, steps out.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+
+import msgspec
+
+from aios_broker.contract.syscall import Message
+from aios_workers.llm.core import CoreInfo, GenerationRequest, Step
+from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+
+
+class Order(msgspec.Struct, frozen=True):
+    """Generate, or (no request) abort `request_id`."""
+
+    request_id: str
+    request: GenerationRequest | None = None
+    keep: bool = True
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One step of a generation; None: its stream has ended."""
+
+    request_id: str
+    step: Step | None
+
+
+class RemoteModelCore:
+    """The protocol of a core; all but the vocabulary happens in the other process."""
+
+    def __init__(self, config: ModelCoreConfig, process: asyncio.subprocess.Process) -> None:
+        self._local = ModelCore(config)  # for its vocabulary and what it says of itself
+        self._process = process
+        self._streams: dict[str, asyncio.Queue[Step | None]] = {}
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def info(self) -> CoreInfo:
+        return self._local.info
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def start(self) -> None:
+        await self._local.start()
+
+    async def close(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+        await self._reading
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self._local.render(messages)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        return self._local.decode(ids)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+        stream = self._streams[request.request_id] = asyncio.Queue()
+        self._send(Order(request.request_id, request))
+        while (step := await stream.get()) is not None:
+            yield step
+
+    async def abort(self, request_id: str, *, keep: bool) -> None:
+        self._send(Order(request_id, keep=keep))
+
+    async def health(self) -> None:
+        assert self._process.returncode is None
+
+    def _send(self, order: Order) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            event = msgspec.json.decode(line, type=Event)
+            self._streams[event.request_id].put_nowait(event.step)
+
+
+@asynccontextmanager
+async def remote_model_core(config: ModelCoreConfig) -> AsyncIterator[RemoteModelCore]:
+    """Lend a simulated core that runs in another process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.remote_core", msgspec.json.encode(asdict(config)).decode(),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    core = RemoteModelCore(config, process)
+    await core.start()
+    try:
+        yield core
+    finally:
+        await core.close()
+
+
+async def serve(config: ModelCoreConfig) -> None:
+    """Run a core until the standard input closes."""
+    core = ModelCore(config)
+    await core.start()
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    async with asyncio.TaskGroup() as tasks:
+        async for line in reader:
+            order = msgspec.json.decode(line, type=Order)
+            if order.request is not None:
+                tasks.create_task(_generate(core, order.request))
+                await asyncio.sleep(0)  # it has begun before its abort is read
+            else:
+                await core.abort(order.request_id, keep=order.keep)
+
+
+async def _generate(core: ModelCore, request: GenerationRequest) -> None:
+    async for step in core.generate(request):
+        _say(Event(request.request_id, step))
+    _say(Event(request.request_id, None))
+
+
+def _say(event: Event) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=ModelCoreConfig)))
