@@ -91,6 +91,13 @@ async def test_a_changed_setting_is_published(user: QueueUser) -> None:
         await until_policy(user, "fifo")
 
 
+async def test_a_redis_that_lost_its_data_gets_the_policy_again(user: QueueUser) -> None:
+    async with scheduler(user.url, aios_policy="priority"):
+        await until_policy(user, "priority")
+        await user.redis.execute("FLUSHALL")
+        await until_policy(user, "priority")
+
+
 async def until_leader(user: QueueUser) -> None:
     key = user.keys.own("scheduler")
 

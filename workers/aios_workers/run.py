@@ -71,7 +71,7 @@ class Run:
         lease = self.lease
         return Timings(
             queued_s=lease.queued_s,
-            ran_s=lease.ran_s + self._clock() - self._started_s,
+            ran_s=round(lease.ran_s + self._clock() - self._started_s, 6),
             slices=lease.slices + 1,
             suspensions=lease.suspensions,
             attempts=lease.attempt,

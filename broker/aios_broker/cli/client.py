@@ -43,6 +43,7 @@ class Pending:
         self.syscall_id = syscall_id
         self.module = module
         self.text = ""  # of the chunks so far
+        self.acknowledged = False  # the kernel has taken it
         self._reply: Reply | None = None
         self._given_up: KernelError | None = None
         self._news = asyncio.Event()
@@ -160,6 +161,8 @@ class KernelClient:
             for one in pending:
                 self._pending.pop(one.syscall_id, None)
             raise
+        for one in pending:
+            one.acknowledged = True
         return pending
 
     async def attach(self, syscall_id: str) -> Pending:
@@ -174,6 +177,7 @@ class KernelClient:
         pending = Pending(syscall_id, module)
         self._await_replies([pending])
         await self._ask(pending)
+        pending.acknowledged = True
         return pending
 
     async def peek(self, syscall_id: str) -> tuple[str, bytes | None]:
@@ -245,8 +249,12 @@ class KernelClient:
 
     async def _ask_all(self) -> None:
         for pending in list(self._pending.values()):
-            with contextlib.suppress(UnknownSyscall):  # its submit may be under way
+            try:
                 await self._ask(pending)
+            except UnknownSyscall as error:
+                if pending.acknowledged:  # else its submit is still under way
+                    del self._pending[pending.syscall_id]
+                    pending.give_up(error)
 
     async def _ask(self, pending: Pending) -> None:
         state, reply = await self._queue(pending.module).attach(pending.syscall_id, self._client_id)

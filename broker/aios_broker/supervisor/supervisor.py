@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from aios_broker.contract.errors import InvalidConfig, Unavailable
+from aios_broker.contract.errors import InvalidConfig, KernelError, Unavailable
 from aios_broker.embedded.child import Service
 from aios_broker.log import KernelLog
 from aios_broker.supervisor.record import ProcessRecord
-from aios_broker.supervisor.watched import Watched
+from aios_broker.supervisor.watched import EXIT_SETTINGS, Watched
 
 START_TICK_S = 0.02  # while something starts or ends
 TICK_S = 0.2  # else; an end of output, and so a death, wakes the loop at once
@@ -117,10 +117,7 @@ class Supervisor:
             self._tick()
             for one in stage:
                 if one.state == "failed":
-                    raise Unavailable(
-                        f"{one.service.name} does not start: {one.last_line or 'it said nothing'}",
-                        remedy="`aios doctor` checks every part",
-                    )
+                    raise _does_not_start(one)
             if all(one.state in {"running", "done"} for one in stage):
                 return
 
@@ -199,3 +196,10 @@ class Supervisor:
         if alarm is not None:
             with contextlib.suppress(OSError):  # full of alarms: it wakes anyway; closed: it ended
                 alarm.send(b"!")
+
+
+def _does_not_start(one: Watched) -> KernelError:
+    message = f"{one.service.name} does not start: {one.last_line or 'it said nothing'}"
+    if one.last_exit == EXIT_SETTINGS:
+        return InvalidConfig(message, remedy="correct the setting that it names")
+    return Unavailable(message, remedy="`aios doctor` checks every part")
