@@ -37,6 +37,7 @@ class Leadership:
     epoch: int
     leading: bool
     now_ms: int
+    began: bool  # with this call; also where Redis has lost its data and counts anew
 
 
 class Order:
@@ -52,8 +53,8 @@ class Order:
 
         The lease is of the whole deployment (one key), not of this module.
         """
-        epoch, leading, now_ms = await self._call("lead", [holder, round(lease_s * 1000)])
-        return Leadership(int(epoch), bool(leading), int(now_ms))
+        epoch, leading, now_ms, began = await self._call("lead", [holder, round(lease_s * 1000)])
+        return Leadership(int(epoch), bool(leading), int(now_ms), bool(began))
 
     async def head(self, count: int, *, tail: int = 0) -> tuple[int, list[str]]:
         """Return how many wait, and the ids of the first `count` (and the last `tail`)."""

@@ -151,6 +151,8 @@ class Scheduler:
         if not answer.leading:
             self._stand_down("another scheduler leads")
             return lease_s / ASKS
+        if answer.began:
+            self._stand_down("its lease was gone: it ran out, or Redis lost its data")
         self._lease_ends_s = asked_s + lease_s
         reign = _Reign(answer.epoch, answer.now_ms / 1000 - time.monotonic())
         if self._reign is None or self._reign.epoch != reign.epoch:
