@@ -228,6 +228,7 @@ class QueueMachine(RuleBasedStateMachine):
         job_id = data.draw(self.one_that_is("running"))
         known = self.known[job_id]
         for _ in range(times):
+            self.raw.hset(Keys().worker("worker"), "aios_seen_ms", 1)
             self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
             assert self.do(self.order.reclaim(self.epoch)) == 1
             known.losses += 1
@@ -238,6 +239,18 @@ class QueueMachine(RuleBasedStateMachine):
             self.line.insert(0, job_id)
             if times > 1:
                 self.claim(1)
+
+    @precondition(lambda self: any(known.state == "running" for known in self.known.values()))
+    @rule(data=st.data())
+    def an_answer_to_a_claim_is_lost(self, data: st.DataObject) -> None:
+        """The worker is alive and does not renew what it does not know of: no loss."""
+        job_id = data.draw(self.one_that_is("running"))
+        known = self.known[job_id]
+        self.do(self.queue.renew(CARD, [], 60.0))
+        self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
+        assert self.do(self.order.reclaim(self.epoch)) == 1
+        known.state, known.told_to_yield = "waiting", False
+        self.line.insert(0, job_id)
 
     @precondition(lambda self: any(known.alive for known in self.known.values()))
     @rule(data=st.data())

@@ -42,6 +42,7 @@ IDLE_S = 0.2  # ... and, by and by, when nothing changes
 RENEWALS = 4  # of leadership, per lease
 ASKS = 10  # of a standby, per lease
 RECLAIM_EVERY_S = 0.5
+RENEWAL_GRACE_S = 2.0  # workers notice a Redis that is back within a second, and renew
 EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 1.0
 DRAIN_EVERY_S = 0.2
@@ -81,6 +82,7 @@ class Scheduler:
         self._reign: _Reign | None = None
         self._leading = asyncio.Event()
         self._lease_ends_s = 0.0  # monotonic
+        self._began_s = 0.0  # monotonic: when it began to lead, or came back after an outage
         self._tick_s = IDLE_S
         self._lag_said_s = float("-inf")
         self._swept_epoch = 0  # the leadership that has looked for what the one before left
@@ -163,6 +165,7 @@ class Scheduler:
 
     async def _begin(self, reign: _Reign) -> None:
         """Begin to lead: our functions, our policy if none stands, and nothing remembered."""
+        self._began_s = time.monotonic()
         await self._functions.load()
         await self._publish_policies()
         for queue in self._queues:
@@ -208,6 +211,8 @@ class Scheduler:
         return self._tick_s
 
     async def _reclaim(self, reign: _Reign) -> float:
+        if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
+            return early_s  # after an outage of Redis all leases are old: let workers renew them
         for order, count in await self._sweep(lambda order: order.reclaim(reign.epoch)):
             logger.warning("module %s: %d jobs were taken back from workers that died or hang",
                            order.module, count)  # fmt: skip

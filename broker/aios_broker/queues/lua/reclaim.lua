@@ -1,5 +1,7 @@
 -- reclaim.lua: put back the jobs whose lease ran out: their worker died. Those that lost too
--- many workers are quarantined: failed, and never run again.
+-- many workers are quarantined: failed, and never run again. A worker that renewed its leases
+-- less than a lease ago is alive and does not know of the job (the answer to its claim was lost
+-- with a connection): that counts as no loss.
 --
 -- ARGV  prefix, module, epoch, error body (JSON), limit
 -- Returns how many leases were taken back; 0 also when the epoch is over.
@@ -16,6 +18,13 @@ local function put_back(c, id, attempt, member, losses)
     note(c, 'reclaim', id, attempt, '', '')
 end
 
+local function is_alive(c, worker)
+    if not worker or worker == '' then return false end
+    local seen_ms, lease_ms = unpack(redis.call('HMGET', worker_key(c, worker), 'aios_seen_ms',
+        'aios_lease_ms'))
+    return c.now - count(seen_ms) < count(lease_ms)
+end
+
 register('reclaim', function(c)
     local epoch, body, limit = take(c), take(c), tonumber(take(c))
     if not leads(c, epoch) then return 0 end
@@ -23,9 +32,9 @@ register('reclaim', function(c)
     local members = redis.call('ZRANGEBYSCORE', c.leases, '-inf', c.now, 'LIMIT', 0, limit)
     for _, member in ipairs(members) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
-        local status, current, losses = unpack(redis.call('HMGET', job_key(c, id), 'status',
-            'aios_attempt', 'aios_losses'))
-        losses = count(losses) + 1
+        local status, current, losses, worker = unpack(redis.call('HMGET', job_key(c, id), 'status',
+            'aios_attempt', 'aios_losses', 'worker_name'))
+        losses = count(losses) + (is_alive(c, worker) and 0 or 1)
         if not status or current ~= attempt then
             redis.call('ZREM', c.leases, member) -- its job was deleted; reconcile answers
             redis.call('ZREM', c.wip, member)

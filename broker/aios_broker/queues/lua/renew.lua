@@ -37,7 +37,8 @@ register('renew', function(c)
     end
     variadic('ZADD', c.leases, renewed)
     local key = worker_key(c, worker)
-    redis.call('HSET', key, 'last_heartbeat', iso, 'state', n > 0 and 'busy' or 'idle')
+    redis.call('HSET', key, 'last_heartbeat', iso, 'state', n > 0 and 'busy' or 'idle',
+        'aios_seen_ms', c.now, 'aios_lease_ms', lease_ms)
     redis.call('EXPIRE', key, WORKER_TTL_S)
     for core in string.gmatch(cores, '[^,]+') do redis.call('HSET', c.cores, core, c.now) end
     show_executions(c, worker, kept, lease_ms)
