@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission
+from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission, WorkerCard
 from tests.queue_machine import NOTHING_MORE, QueueMachine
 
 
@@ -76,5 +76,26 @@ def test_as_many_yield_as_wait_and_deserve_it(
     deserving = {"none": 0, "waiting": running, "score": min(outranked, running)}[preempt]
     assert verdicts.count("yield") == min(deserving, waiting)
     assert verdicts.count("go") == running - verdicts.count("yield")
+    machine.known = {}
+    machine.teardown()
+
+
+def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
+    QueueMachine.url = redis_url
+    machine = QueueMachine()
+    for core in ("large", "small"):
+        card = WorkerCard(core, "llm", pid=1, hostname="here", slots=2, cores=(core,))
+        machine.do(machine.queue.birth(card))
+    jobs = [
+        Submission(f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "", core="large")
+        for number in range(500)
+    ]
+    mine = Submission("f" * 32, b"[]", Facts("agent", "llm.chat"), "", core="small")
+    machine.do(machine.queue.submit([*jobs, mine]))
+    leases = machine.do(machine.queue.claim("small", Appetite(2, 60.0, ("small",))))
+    assert [lease.job_id for lease in leases] == [mine.job_id]
+    assert machine.do(machine.order.head(1))[0] == 500
+    leases = machine.do(machine.queue.claim("large", Appetite(2, 60.0, ("large",))))
+    assert [lease.job_id for lease in leases] == [job.job_id for job in jobs[:2]]
     machine.known = {}
     machine.teardown()

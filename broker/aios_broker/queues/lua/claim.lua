@@ -25,11 +25,10 @@ local function lendable(c, job)
     return job.attempt == 0 or not redis.call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
 end
 
--- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is for
--- other cores. Removes all that it chose or dropped from the list.
-local function choose(c, want, cores)
+-- Go through the first ids of the queue: what to lend, what to take off the list, and how many of
+-- these at the very head.
+local function sift(c, ids, want, cores)
     local chosen, removed, passed = {}, {}, 0
-    local ids = redis.call('LRANGE', c.queue, 0, want + LOOKAHEAD - 1)
     local seen, prefix = {}, 0
     for i, id in ipairs(ids) do
         if #chosen == want then break end
@@ -44,6 +43,18 @@ local function choose(c, want, cores)
             passed = passed + 1
         end
         if passed == 0 then prefix = i end
+    end
+    return chosen, removed, prefix
+end
+
+-- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is for
+-- other cores: LOOKAHEAD jobs, or, where all of them are for others, many more.
+local function choose(c, want, cores)
+    local chosen, removed, prefix
+    for _, ahead in ipairs({LOOKAHEAD, FAR_LOOKAHEAD}) do
+        local ids = redis.call('LRANGE', c.queue, 0, want + ahead - 1)
+        chosen, removed, prefix = sift(c, ids, want, cores)
+        if #chosen > 0 or #ids < want + ahead then break end
     end
     if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end
     for i = prefix + 1, #removed do redis.call('LREM', c.queue, 1, removed[i]) end

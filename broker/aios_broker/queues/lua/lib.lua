@@ -5,7 +5,8 @@
 local LIB = 'aios1_'
 local WIP_SCORE = 4102444800 -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
-local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past
+local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past ...
+local FAR_LOOKAHEAD = 4096   -- ... and where it finds none for its own among them
 local CORE_TTL_MS = 60000    -- a core whose workers were silent this long is not served any more
 local WORKER_TTL_S = 480     -- RQ's own worker record time to live
 local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
