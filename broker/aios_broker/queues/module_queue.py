@@ -1,8 +1,8 @@
 """The run queue of one module: what clients and workers do with it.
 
 Each method is one Redis function call, atomic and fenced, for as many jobs as are at hand.
-All of them may be sent again after RedisUnavailable: submit is idempotent by id, the others
-by attempt.
+All of them may be sent again after RedisUnavailable: submit is idempotent by id, the others by
+attempt. Only what `slice_end` charges is charged twice when a call that ran is sent again.
 """
 
 from __future__ import annotations
