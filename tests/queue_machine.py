@@ -7,7 +7,6 @@ Nobody without a lease changes anything, and nothing leaks.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 import msgspec
@@ -16,6 +15,7 @@ import rq
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -41,6 +41,7 @@ from aios_broker.queues.records import (
     Submission,
     WorkerCard,
 )
+from tests.queue_model import Known
 
 T = TypeVar("T")
 IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
@@ -48,22 +49,6 @@ CLIENTS = ("alice", "bob")
 NOTHING_MORE = Appetite(want=0, lease_s=60.0)
 MAX_LOSSES = 2  # so that random steps reach it
 CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
-
-
-@dataclass
-class Known:
-    """What the model knows of one syscall."""
-
-    state: str = "waiting"  # waiting | running | held | finished | failed | cancelled
-    attempt: int = 0
-    losses: int = 0
-    clients: set[str] = field(default_factory=set)
-    told_to_hold: bool = False
-    told_to_yield: bool = False
-
-    @property
-    def alive(self) -> bool:
-        return self.state in ("waiting", "running", "held")
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -99,6 +84,10 @@ class QueueMachine(RuleBasedStateMachine):
         self.raw.close()
 
     # What clients do.
+
+    @initialize()
+    def some_jobs_wait(self) -> None:
+        self.submit(IDS[:3], CLIENTS[0])
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4), by=st.sampled_from(CLIENTS))
     def submit(self, ids: list[str], by: str) -> None:
@@ -304,6 +293,11 @@ class QueueMachine(RuleBasedStateMachine):
             if known.state == "held":
                 known.state = "waiting"
                 self.line.append(job_id)
+
+    @precondition(lambda self: any(known.state == "held" for known in self.known.values()))
+    @rule(data=st.data())
+    def release_what_is_held(self, data: st.DataObject) -> None:
+        self.release(data.draw(self.one_that_is("held")))
 
     @rule(data=st.data(), age=st.sampled_from([0, 1]))
     def reorder(self, data: st.DataObject, age: int) -> None:
