@@ -128,8 +128,9 @@ def test_a_kernel_that_does_not_start_is_an_error_with_a_log(start: Start, tmp_p
     demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="fast")
     code, _, errors = ended(demo)
 
-    assert code == 3
-    assert "unavailable: llm-1 does not start" in errors
+    assert code == 2
+    assert "invalid-config: llm-1 does not start" in errors
+    assert "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S" in errors
     assert "the kernel's log: " in errors
 
 

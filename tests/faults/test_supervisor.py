@@ -136,7 +136,7 @@ def test_a_crash_loop_is_given_up_and_reported_with_its_last_words(light: Kernel
 def test_a_wrong_setting_is_reported_at_once(light: KernelConfig) -> None:
     wrong = "import sys; print('AIOS_X: is not a number'); sys.exit(2)"
     kernel = EmbeddedKernel(light, programs=[python_program("worker", wrong, one_shot=True)])
-    with pytest.raises(Unavailable, match="worker does not start: AIOS_X: is not a number"):
+    with pytest.raises(InvalidConfig, match="worker does not start: AIOS_X: is not a number"):
         kernel.run()
     assert log_of(light).count("ended by exit code 2") == 1
 
