@@ -23,7 +23,7 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Message
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import redis
 
 from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import Reply, decode_wire
-from aios_broker.contract.syscall import LlmChat
 from tests.caller import Caller, WorkerProcess, chat
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async

@@ -13,8 +13,10 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from aios_broker.contract.job import encode_job
+from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
-from aios_broker.contract.syscall import Body, LlmChat, Message, Module, Syscall, new_id
+from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions

@@ -14,7 +14,7 @@ import time
 import uuid
 from dataclasses import dataclass, field, replace
 
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Message
 from aios_workers.llm.core import Core, FinishReason, GenerationRequest, Sampling
 
 ANSWER_TOKENS = (16, 48)

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from aios_broker.contract.syscall import Module, new_id
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions

@@ -13,8 +13,8 @@ from dataclasses import asdict
 
 import msgspec
 
-from aios_broker.contract.syscall import Message
-from aios_workers.llm.core import CoreInfo, GenerationRequest, Step
+from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 
 
@@ -58,8 +58,14 @@ class RemoteModelCore:
         await self._process.wait()
         await self._reading
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         return self._local.render(messages)
+
+    def is_end(self, token: int) -> bool:
+        return self._local.is_end(token)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        return await self._local.embed(texts)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         return self._local.decode(ids)

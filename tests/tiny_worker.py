@@ -7,8 +7,10 @@ from types import TracebackType
 
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.contract.job import decode_job
+from aios_broker.contract.llm import LlmChat
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, Result, encode, failure
-from aios_broker.contract.syscall import LlmChat, Module, Syscall, ToolEcho
+from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
@@ -35,6 +37,8 @@ async def parrot(syscall: Syscall, emit: Emit) -> Result:
                 await emit(offset, word.rstrip() if offset + len(word) > len(text) else word)
                 offset += len(word)
             return ChatResult(text, "stop", MODEL)
+        case other:
+            raise AssertionError(f"the parrot cannot answer {other!r}")
 
 
 class TinyWorker:

@@ -7,23 +7,37 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Generic, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Generic, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
 
 from aios_broker.contract.errors import InvalidSyscall, KernelError, UnknownModule
-from aios_broker.contract.reply import ChatResult, EchoResult, Result
-from aios_broker.contract.syscall import KINDS, Body, LlmChat, Syscall, ToolEcho
+from aios_broker.contract.llm import ContextBody, LlmChat, LlmEmbed
+from aios_broker.contract.reply import (
+    ChatResult,
+    ContextResult,
+    EchoResult,
+    EmbedResult,
+    Result,
+)
+from aios_broker.contract.syscall import KINDS, Body, Syscall, ToolEcho
 from aios_sdk.call import Call, Stream
 from aios_sdk.config import find_kernel
 from aios_sdk.requests import (
     Item,
     Options,
     RawBody,
+    answer_of,
     build_syscall,
     call_body,
     chat_body,
     check_id,
     check_options,
+    context_clear_body,
+    context_expand_body,
+    context_get_body,
+    context_set_body,
+    context_summarise_body,
     echo_body,
+    embed_body,
     item_body,
 )
 from aios_sdk.session import Session
@@ -102,6 +116,7 @@ class AsyncAgent:
         self._line = line
         self.options = options
         self.llm = AsyncLlm(self)
+        self.context = AsyncContext(self)
         self.tool = AsyncTool(self)
 
     async def open(self) -> Self:
@@ -145,13 +160,18 @@ class AsyncAgent:
     @overload
     def submit(self, body: LlmChat) -> Call[ChatResult]: ...
     @overload
+    def submit(self, body: LlmEmbed) -> Call[EmbedResult]: ...
+    @overload
+    def submit(self, body: ContextBody) -> Call[ContextResult]: ...
+    @overload
     def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
-    def submit(self, body: Body) -> Call[ChatResult] | Call[EchoResult]:
+    def submit(self, body: Body) -> Call[Any]:
         """Submit any body of the contract."""
-        syscall = build_syscall(self.options, body)
-        if isinstance(body, LlmChat):
-            return self._start(syscall, ChatResult)
-        return self._start(syscall, EchoResult)
+        return self.start_body(body)
+
+    def start_body(self, body: Body) -> Call[Any]:
+        """Submit a body whose kind is only known at run time."""
+        return self._start(build_syscall(self.options, body), answer_of(body))
 
     def call(self, syscall_id: str) -> Call[Result]:
         """Attach to a syscall by its id, for instance after a crash of this program.
@@ -246,10 +266,22 @@ class AsyncVerbs(Generic[Arguments, Answer]):
 
 
 class AsyncLlm:
-    """Generation."""
+    """Generation and embeddings."""
 
     def __init__(self, agent: AsyncAgent) -> None:
         self.chat = AsyncVerbs(agent, chat_body, ChatResult)
+        self.embed = AsyncVerbs(agent, embed_body, EmbedResult)
+
+
+class AsyncContext:
+    """Conversations that the kernel keeps."""
+
+    def __init__(self, agent: AsyncAgent) -> None:
+        self.get = AsyncVerbs(agent, context_get_body, ContextResult)
+        self.set = AsyncVerbs(agent, context_set_body, ContextResult)
+        self.clear = AsyncVerbs(agent, context_clear_body, ContextResult)
+        self.expand = AsyncVerbs(agent, context_expand_body, ContextResult)
+        self.summarise = AsyncVerbs(agent, context_summarise_body, ContextResult)
 
 
 class AsyncTool:

@@ -9,11 +9,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
+from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, Result, Timings
-from aios_broker.contract.syscall import Body, LlmChat, ToolEcho
+from aios_broker.contract.llm import ContextBody, LlmChat, LlmEmbed
+from aios_broker.contract.reply import (
+    ChatResult,
+    Chunk,
+    ContextResult,
+    EchoResult,
+    EmbedResult,
+    Reply,
+    Result,
+    Timings,
+)
+from aios_broker.contract.syscall import Body, ToolEcho
 from aios_sdk.aagent import AsyncAgent, AsyncVerbs, OptionChanges, not_built
 from aios_sdk.call import Call, Stream
 from aios_sdk.loop_thread import LoopThread
@@ -184,6 +194,7 @@ class Agent:
         self._agent = agent
         self._home = home
         self.llm = Llm(agent, home)
+        self.context = Context(agent, home)
         self.tool = Tool(agent, home)
 
     @property
@@ -225,14 +236,14 @@ class Agent:
     @overload
     def submit(self, body: LlmChat) -> SyncCall[ChatResult]: ...
     @overload
+    def submit(self, body: LlmEmbed) -> SyncCall[EmbedResult]: ...
+    @overload
+    def submit(self, body: ContextBody) -> SyncCall[ContextResult]: ...
+    @overload
     def submit(self, body: ToolEcho) -> SyncCall[EchoResult]: ...
-    def submit(self, body: Body) -> SyncCall[ChatResult] | SyncCall[EchoResult]:
+    def submit(self, body: Body) -> SyncCall[Any]:
         """Submit any body of the contract."""
-        if isinstance(body, LlmChat):
-            chat = body
-            return SyncCall(self._home.thread.call(lambda: self._agent.submit(chat)), self._home)
-        echo = body
-        return SyncCall(self._home.thread.call(lambda: self._agent.submit(echo)), self._home)
+        return SyncCall(self._home.thread.call(lambda: self._agent.start_body(body)), self._home)
 
     def call(self, syscall_id: str) -> SyncCall[Result]:
         """Attach to a syscall by its id, for instance after a crash of this program."""
@@ -255,10 +266,22 @@ class Agent:
 
 
 class Llm:
-    """Generation."""
+    """Generation and embeddings."""
 
     def __init__(self, agent: AsyncAgent, home: Home) -> None:
         self.chat = Verbs(agent.llm.chat, home)
+        self.embed = Verbs(agent.llm.embed, home)
+
+
+class Context:
+    """Conversations that the kernel keeps."""
+
+    def __init__(self, agent: AsyncAgent, home: Home) -> None:
+        self.get = Verbs(agent.context.get, home)
+        self.set = Verbs(agent.context.set, home)
+        self.clear = Verbs(agent.context.clear, home)
+        self.expand = Verbs(agent.context.expand, home)
+        self.summarise = Verbs(agent.context.summarise, home)
 
 
 class Tool:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 import msgspec
 
 from aios_broker.contract.errors import KernelError, QueueFull, UnknownCore
-from aios_broker.contract.syscall import LlmChat, Syscall
+from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmEmbed, Message
+from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.patience import Limits, now_s, patiently
 from aios_sdk.pending import Pending
 from aios_sdk.transport import Transport
@@ -100,10 +101,19 @@ def _batches(pending: Sequence[Pending]) -> Iterator[list[Pending]]:
 
 
 def _characters(pending: Pending) -> int:
-    body = _syscall(pending).body
-    if isinstance(body, LlmChat):
-        return sum(len(message.content) for message in body.messages)
-    return len(body.text)
+    match _syscall(pending).body:
+        case LlmChat(messages) | ContextSet(messages) | ContextExpand(messages):
+            return sum(_message_characters(message) for message in messages)
+        case LlmEmbed(texts):
+            return sum(map(len, texts))
+        case ToolEcho(text):
+            return len(text)
+        case _:
+            return 0
+
+
+def _message_characters(message: Message) -> int:
+    return len(message.content) + sum(len(image.data) for image in message.images)
 
 
 def _by_core(batch: Sequence[Pending]) -> list[list[Pending]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply
-from aios_broker.contract.syscall import Module, Syscall
+from aios_broker.contract.syscall import Syscall
 
 
 class Pending:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from aios_broker.contract.errors import KernelError, KernelNotRunning, RedisUnavailable
 from aios_broker.contract.job import encode_job
-from aios_broker.contract.syscall import MODULES, Module, State, Syscall
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import MODULES, State, Syscall
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions

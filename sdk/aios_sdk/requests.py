@@ -6,24 +6,26 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
 
 from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.llm import Format, LlmChat, LlmEmbed, Message, Tool
+from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
 from aios_broker.contract.syscall import (
     MAX_DEADLINE_S,
-    MAX_TEXT_BYTES,
     Body,
-    Message,
     Syscall,
+    ToolEcho,
     decode_syscall,
     encode_syscall,
     id_from_key,
     new_id,
 )
 
-Messages = str | Sequence[Message | Mapping[str, str]]
+Messages = str | Sequence[Message | Mapping[str, object]]
 RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked yet
 Item = str | Mapping[str, Any]  # one call of a map: a prompt or text, or all its arguments
 
@@ -61,12 +63,63 @@ class ChatOptions(TypedDict, total=False):
     stop: Sequence[str]
     stream: bool
     return_ids: bool
+    logprobs: int | None
+    logit_bias: Mapping[int, float]
+    n: int
+    beam_width: int | None
+    length_penalty: float
+    format: Format | Mapping[str, object] | None
+    tools: Sequence[Tool | Mapping[str, object]]
+    tool_choice: str
+    lora: str | None
+    overflow: Literal["refuse", "compact"]
+    context: str | None
+
+
+class ContextOptions(TypedDict, total=False):
+    """Which context, and whose tokenizer counts."""
+
+    context: str
+    core: str | None
 
 
 def chat_body(messages: Messages, **fields: Unpack[ChatOptions]) -> RawBody:
     """Generate the next message of a conversation; a plain string is one user message."""
-    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-    return {**fields, "type": "llm.chat", "messages": turns}
+    return {**fields, "type": "llm.chat", "messages": _turns(messages)}
+
+
+def embed_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBody:
+    """Turn texts into vectors of length 1."""
+    listed = [texts] if isinstance(texts, str) else texts
+    return {"type": "llm.embed", "texts": listed, "core": core}
+
+
+def context_get_body(**fields: Unpack[ContextOptions]) -> RawBody:
+    """Return a context's messages and what they cost in tokens."""
+    return {**fields, "type": "context.get"}
+
+
+def context_set_body(messages: Messages, **fields: Unpack[ContextOptions]) -> RawBody:
+    """Replace a context's messages."""
+    return {**fields, "type": "context.set", "messages": _turns(messages)}
+
+
+def context_clear_body(**fields: Unpack[ContextOptions]) -> RawBody:
+    """Forget a context."""
+    return {**fields, "type": "context.clear"}
+
+
+def context_expand_body(messages: Messages, **fields: Unpack[ContextOptions]) -> RawBody:
+    """Add messages at the end of a context."""
+    return {**fields, "type": "context.expand", "messages": _turns(messages)}
+
+
+def context_summarise_body(
+    *, keep_last: int = 2, max_tokens: int = 256, **fields: Unpack[ContextOptions]
+) -> RawBody:
+    """Replace all but the system message and the last turns by a summary."""
+    return {**fields, "type": "context.summarise", "keep_last": keep_last,
+            "max_tokens": max_tokens}  # fmt: skip
 
 
 def echo_body(text: str = "") -> RawBody:
@@ -140,6 +193,23 @@ def check_id(syscall_id: str) -> str:
                          remedy="give the 32 hex digits of Call.id")  # fmt: skip
 
 
+def answer_of(body: Body) -> type[Result]:
+    """Return the kind of result that answers a body."""
+    match body:
+        case LlmChat():
+            return ChatResult
+        case LlmEmbed():
+            return EmbedResult
+        case ToolEcho():
+            return EchoResult
+        case _:
+            return ContextResult
+
+
+def _turns(messages: Messages) -> object:
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+
+
 def _id(options: Options, index: int | None) -> str:
     if options.key is None:
         return new_id()
@@ -157,11 +227,12 @@ def _deadline_s(options: Options) -> float:
 
 def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> object:
     raw = dict(body) if isinstance(body, Mapping) else msgspec.to_builtins(body)
-    if isinstance(raw, dict) and raw.get("type") == "llm.chat":
-        if options.core is not None and raw.get("core") is None:
-            raw["core"] = options.core
-        if stream is not None:
-            raw["stream"] = stream
+    if not isinstance(raw, dict) or raw.get("type") == "tool.echo":
+        return raw
+    if options.core is not None and raw.get("core") is None:
+        raw["core"] = options.core
+    if stream is not None and raw.get("type") == "llm.chat":
+        raw["stream"] = stream
     return raw
 
 

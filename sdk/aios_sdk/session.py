@@ -19,8 +19,9 @@ from aios_broker.contract.errors import (
     UnknownSyscall,
     UnsupportedVersion,
 )
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
-from aios_broker.contract.syscall import Module, State, Syscall
+from aios_broker.contract.syscall import State, Syscall
 from aios_sdk.outbox import Outbox
 from aios_sdk.patience import Limits, now_s, patiently, pauses
 from aios_sdk.pending import Pending

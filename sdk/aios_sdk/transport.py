@@ -8,7 +8,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_broker.contract.syscall import Module, State, Syscall
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import State, Syscall
 from aios_sdk.config import SdkConfig
 
 

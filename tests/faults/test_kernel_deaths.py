@@ -17,8 +17,9 @@ import pytest
 
 from aios_broker.cli.client import KernelClient, Pending
 from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import Reply
-from aios_broker.contract.syscall import LlmChat, Message, Syscall, new_id
+from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.demo.history import Slice, read_slices
 from aios_broker.demo.load import Ask, DemoAgent, demo_agents
 from aios_broker.demo.run import FIFO, ROUND_ROBIN, Answer, Demo, PolicyRun

@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidConfig, InvalidSyscall
-from aios_broker.contract.syscall import Message, new_id
+from aios_broker.contract.llm import Message
+from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.exactness import generate

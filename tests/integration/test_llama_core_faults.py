@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import CoreError
-from aios_broker.contract.syscall import Message, new_id
+from aios_broker.contract.llm import Message
+from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.llama_core import MAX_RESTARTS, LlamaCppConfig, LlamaCppCore
 from tests.exactness import generate
@@ -21,7 +22,7 @@ SMALL = LlamaCppConfig(context_tokens=512, stall_limit_s=2.0, health_limit_s=1.0
 
 WORKER = """
 import asyncio
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Message
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.syscall import LlmChat
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import llm_module

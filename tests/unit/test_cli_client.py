@@ -6,8 +6,9 @@ import pytest
 
 from aios_broker.cli.client import KernelClient, Pending, submission
 from aios_broker.contract.errors import RedisUnavailable, WaitTimeout
+from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Chunk, Reply
-from aios_broker.contract.syscall import LlmChat, Message, Syscall
+from aios_broker.contract.syscall import Syscall
 
 ID = "ab" * 16
 

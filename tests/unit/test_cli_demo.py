@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from aios_broker.contract.errors import WorkerLost
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
-from aios_broker.contract.syscall import LlmChat
 from aios_broker.demo.history import slices_of
 from aios_broker.demo.load import Ask, DemoAgent, demo_agents, syscall_of
 from aios_broker.demo.plot import draw

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
-from aios_broker.contract.syscall import Message, new_id
+from aios_broker.contract.llm import Message
+from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from tests.exactness import check_cuts, generate, random_request

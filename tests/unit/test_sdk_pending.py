@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, failure
-from aios_broker.contract.syscall import LlmChat, Message, Syscall, ToolEcho
+from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.pending import Pending
 
 ID = "0" * 32

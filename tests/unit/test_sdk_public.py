@@ -15,8 +15,12 @@ from aios_sdk.config import find_kernel
 
 ERRORS = {error.__name__ for error in all_errors().values()}
 NAMES = {
-    "Agent", "AsyncAgent", "Call", "CallStatus", "ChatResult", "Chunk", "EchoResult", "LlmChat",
-    "Message", "Reply", "Stream", "SyncCall", "SyncStream", "Timings", "ToolEcho", "Usage",
+    "Agent", "Alternative", "AsyncAgent", "Call", "CallStatus", "ChatResult", "Choice", "Chunk",
+    "ContextClear", "ContextExpand", "ContextGet", "ContextResult", "ContextSet",
+    "ContextSummarise", "EchoResult", "EmbedResult", "Format", "GrammarFormat", "Image",
+    "JsonFormat", "LlmChat", "LlmEmbed", "Message", "RegexFormat", "Reply", "Stream",
+    "SyncCall", "SyncStream", "Timings", "TokenLogprob", "Tool", "ToolCall", "ToolEcho",
+    "Usage",
 }  # fmt: skip
 HEAVY = ("redis", "hiredis", "rq", "numpy", "click", "httpx", "sqlalchemy", "aios_broker.queues")
 THIRD_PARTY = """

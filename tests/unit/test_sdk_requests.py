@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from aios_broker.contract.errors import InvalidSyscall, KernelError, UnknownModule
-from aios_broker.contract.syscall import LlmChat, Message, ToolEcho, id_from_key
+from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.syscall import ToolEcho, id_from_key
 from aios_sdk.requests import (
     ChatOptions,
     Options,

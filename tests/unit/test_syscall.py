@@ -14,13 +14,12 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
+from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.syscall import (
     KINDS,
-    MAX_TEXT_BYTES,
     MODULES,
     Body,
-    LlmChat,
-    Message,
     Syscall,
     ToolEcho,
     check_syscall,

@@ -16,7 +16,8 @@ from functools import partial
 
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownModule
-from aios_broker.contract.syscall import MODULES, Module
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.spill import load_spilled
 from aios_broker.log import configure
 from aios_broker.queues.keys import Keys

@@ -14,8 +14,9 @@ from aios_broker.contract.errors import (
     UnknownModule,
 )
 from aios_broker.contract.job import decode_job, syscall_id_of
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, encode
-from aios_broker.contract.syscall import Module, Syscall
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_broker.queues.tokens import Tokens
 from aios_workers.patience import patiently

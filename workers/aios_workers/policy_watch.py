@@ -9,7 +9,7 @@ import hiredis
 import msgspec
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.syscall import Module
+from aios_broker.contract.names import Module
 from aios_broker.queues.control import Control
 from aios_broker.queues.records import PolicyRow
 

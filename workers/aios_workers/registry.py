@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aios_broker.contract.errors import UnknownModule
-from aios_broker.contract.syscall import Module
+from aios_broker.contract.names import Module
 from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.core import Core

@@ -18,8 +18,9 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError, RedisUnavailable, UnknownSyscall, WaitTimeout
 from aios_broker.contract.job import encode_job
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire
-from aios_broker.contract.syscall import Module, Syscall
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions

@@ -12,7 +12,7 @@ from aios_broker.cli.lookup import find_live, parse_module
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Cancelled
-from aios_broker.contract.syscall import Module
+from aios_broker.contract.names import Module
 from aios_broker.queues.control import Outcome
 from aios_broker.queues.records import JobView
 

@@ -10,8 +10,9 @@ import msgspec
 from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import SHORT_ID_DIGITS
 from aios_broker.contract.errors import InvalidSyscall, UnknownModule, UnknownSyscall
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, decode_reply
-from aios_broker.contract.syscall import MODULES, Module, State
+from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.records import JobView
 
 ID_DIGITS = 32

@@ -11,7 +11,8 @@ from aios_broker.cli.lookup import parse_module
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.syscall import MODULES, Module
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import Policy, policy_named
 

@@ -16,7 +16,7 @@ from aios_broker.cli.lookup import find
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, exit_code_of, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Cancelled, KernelError, from_wire
-from aios_broker.contract.reply import ChatResult, Reply
+from aios_broker.contract.reply import ChatResult, EchoResult, Reply
 from aios_broker.contract.syscall import Syscall, decode_syscall, id_from_key, new_id
 
 DEFAULT_AGENT = "cli"
@@ -166,7 +166,7 @@ async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
         await printing
     finally:
         printing.cancel()
-    if reply.result is not None:
+    if isinstance(reply.result, ChatResult | EchoResult):
         click.echo(reply.result.text[len(pending.text) :])
     return reply
 

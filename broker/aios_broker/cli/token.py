@@ -9,7 +9,7 @@ from aios_broker.cli.client import KernelClient
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.syscall import Name
+from aios_broker.contract.names import Name
 from aios_broker.queues.tokens import Identity, Tokens
 
 

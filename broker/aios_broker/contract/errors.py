@@ -11,6 +11,7 @@
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
     │   ├── ForeignJob               a job that names code outside the closed table
     │   ├── QueueFull                wait `retry_after_s`, then send it again
+    │   ├── QuotaExceeded            the agent or its tenant is at a limit of its own
     │   └── UnknownSyscall           no syscall of that id, or its reply has expired
     ├── Failed                   a worker took it, and it did not succeed
     │   ├── ModuleError              the module raised
@@ -154,6 +155,13 @@ class QueueFull(Rejected):
     """The module's queue is at its limit; try again after `retry_after_s`."""
 
     code = "queue-full"
+    retryable = True
+
+
+class QuotaExceeded(Rejected):
+    """The agent or its tenant is at its limit; `field` names it."""
+
+    code = "quota-exceeded"
     retryable = True
 
 

@@ -13,13 +13,8 @@ import zlib
 import msgspec
 
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall
-from aios_broker.contract.syscall import (
-    MAX_TEXT_BYTES,
-    Syscall,
-    decode_syscall,
-    encode_syscall,
-    id_from_key,
-)
+from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.syscall import Syscall, decode_syscall, encode_syscall, id_from_key
 
 ENTRY = "aios_workers.entry.syscall"
 MAX_JOB_BYTES = 2 * MAX_TEXT_BYTES  # a stock producer escapes non-ASCII text: it grows

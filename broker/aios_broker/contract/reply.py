@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
+from aios_broker.contract.llm import Message, ToolCall
 
 
 class Usage(Struct, frozen=True, omit_defaults=True):
@@ -28,15 +29,74 @@ class Timings(Struct, frozen=True, omit_defaults=True):
     attempts: int = 0  # claims, those lost with a dead worker included
 
 
-class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
-    """The message that was generated."""
+class Alternative(Struct, frozen=True, array_like=True):
+    """A token that might have stood there, and the natural logarithm of its probability.
+
+    The probability is the model's own (softmax of the logits), before penalties, bias,
+    temperature and constraints.
+    """
+
+    id: int
+    logprob: float
+    text: str  # what its bytes decode to; broken UTF-8 is replaced
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """A generated token, and the most probable ones at its place, best first."""
+
+    id: int
+    logprob: float
+    text: str
+    top: tuple[Alternative, ...] = ()
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class Choice(Struct, frozen=True, omit_defaults=True):
+    """One answer."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
+    output_ids: tuple[int, ...] = ()  # only with `return_ids`
+    logprobs: tuple[TokenLogprob, ...] = ()  # only with `logprobs`
+    tool_calls: tuple[ToolCall, ...] = ()
+    score: float | None = None  # of a beam: sum of log-probabilities / length ** length_penalty
+
+
+class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
+    """The message that was generated. Its fields are those of the first choice."""
+
+    text: str
+    finish_reason: FinishReason
     model: str
     usage: Usage = Usage()
     prompt_ids: tuple[int, ...] = ()  # only with `return_ids`
     output_ids: tuple[int, ...] = ()  # only with `return_ids`
+    logprobs: tuple[TokenLogprob, ...] = ()  # only with `logprobs`
+    tool_calls: tuple[ToolCall, ...] = ()
+    choices: tuple[Choice, ...] = ()  # only with n > 1 or beam search: all answers, best first
+    compacted_messages: int = 0  # of the prompt, summarised away because `overflow` allows it
+
+
+class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
+    """One vector per text, in their order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    usage: Usage = Usage()
+
+
+class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
+    """A stored context as it is after the operation."""
+
+    context: str
+    messages: tuple[Message, ...]  # of `get` and `summarise`; the others do not repeat them
+    message_count: int
+    tokens: int  # as a prompt of `model`
+    limit_tokens: int  # what its context holds, prompt and answer together
+    model: str
+    version: int  # counts changes; 0: there is no such context
 
 
 class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo"):
@@ -45,7 +105,7 @@ class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo"):
     text: str = ""
 
 
-Result = ChatResult | EchoResult
+Result = ChatResult | EmbedResult | ContextResult | EchoResult
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kind"):

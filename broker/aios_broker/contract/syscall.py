@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from typing import Annotated, Literal, assert_never
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,12 +21,13 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
+from aios_broker.contract.llm import LlmBody, is_first_version
+from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # a rolling upgrade: both stand side by side in the queues
 MAX_DEADLINE_S = 86_400.0
-MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
 
-Module = Literal["llm", "memory", "storage", "tool", "access"]
 MODULES: tuple[Module, ...] = ("llm", "tool")  # those that this version serves
 
 # queued: waits in the run queue. suspended: it ran, yielded, and waits there with its snapshot.
@@ -35,37 +36,6 @@ State = Literal[
     "queued", "running", "suspended", "held", "parked", "finished", "failed", "cancelled"
 ]
 
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
-SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
-Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
-
-
-class Message(Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: Text
-
-
-class LlmChat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.chat"):
-    """Generate the next message of a conversation."""
-
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
-    core: Name | None = None  # a core's model name; None: any core of the fleet
-    max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 256  # new tokens, prompt not counted
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0  # 0 is greedy
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, le=10_000)] = 0  # 0: no limit
-    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
-    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=4.0)] = 1.0
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # None: derived from the id
-    stop: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=16)
-    ] = ()
-    stream: bool = False  # chunks travel to the client while it runs
-    return_ids: bool = False  # the result carries prompt and output token ids
-
 
 class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo"):
     """Return the text: the whole path and no work. For health checks and benchmarks."""
@@ -73,8 +43,10 @@ class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo")
     text: Text = ""
 
 
-Body = LlmChat | ToolEcho
-KINDS: tuple[str, ...] = ("llm.chat", "tool.echo")
+Body = LlmBody | ToolEcho
+_BODIES: tuple[type[Body], ...] = get_args(Body)
+_KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for body in _BODIES}
+KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
 
 
 class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -88,34 +60,22 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = 600.0  # from submission
-    version: int = CONTRACT_VERSION
+    version: int = 1  # of the contract; encoding raises it to what the body needs
 
     @property
     def kind(self) -> str:
         """The tag of the body, such as `llm.chat`."""
-        match self.body:
-            case LlmChat():
-                return "llm.chat"
-            case ToolEcho():
-                return "tool.echo"
-            case _:
-                assert_never(self.body)
+        return _KIND_OF[type(self.body)]
 
     @property
     def module(self) -> Module:
         """The module whose queue it belongs in."""
-        match self.body:
-            case LlmChat():
-                return "llm"
-            case ToolEcho():
-                return "tool"
-            case _:
-                assert_never(self.body)
+        return "tool" if isinstance(self.body, ToolEcho) else "llm"
 
     @property
     def core(self) -> str:
         """The core it names, or the empty string: any."""
-        return (self.body.core or "") if isinstance(self.body, LlmChat) else ""
+        return "" if isinstance(self.body, ToolEcho) else self.body.core or ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -140,6 +100,10 @@ def encode_syscall(syscall: Syscall) -> bytes:
         InvalidSyscall: over the size limit, or it holds what JSON cannot: an object of another
             type, half of a surrogate pair.
     """
+    if syscall.version < 2 and not (
+        isinstance(syscall.body, ToolEcho) or is_first_version(syscall.body)
+    ):
+        syscall = msgspec.structs.replace(syscall, version=2)
     try:
         data = _encoder.encode(syscall)
     except (TypeError, ValueError, RecursionError) as error:
@@ -170,7 +134,7 @@ def decode_syscall(data: bytes | str) -> Syscall:
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, error) from error
-    if syscall.version != CONTRACT_VERSION:
+    if syscall.version not in READABLE_VERSIONS:
         raise unsupported_version(syscall.version, syscall.id)
     return syscall
 
@@ -183,7 +147,7 @@ def check_syscall(syscall: Syscall) -> Syscall:
 def unsupported_version(version: object, syscall_id: str | None = None) -> UnsupportedVersion:
     """Return the error for a payload of another version of the contract."""
     return UnsupportedVersion(
-        f"this kernel reads version {CONTRACT_VERSION} of the contract, not {version!r}",
+        f"this kernel reads versions {READABLE_VERSIONS} of the contract, not {version!r}",
         field="version",
         remedy="use an SDK and a kernel of the same release",
         syscall_id=syscall_id,
@@ -192,7 +156,7 @@ def unsupported_version(version: object, syscall_id: str | None = None) -> Unsup
 
 class _Loose(Struct):
     id: object = None
-    version: object = CONTRACT_VERSION
+    version: object = 1
     body: object = None
 
 
@@ -207,7 +171,7 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
             f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
         )
     syscall_id = loose.id if isinstance(loose.id, str) else None
-    if loose.version != CONTRACT_VERSION:
+    if loose.version not in READABLE_VERSIONS:
         return unsupported_version(loose.version, syscall_id)
     kind = loose.body.get("type") if isinstance(loose.body, dict) else None
     if isinstance(kind, str) and kind not in KINDS:

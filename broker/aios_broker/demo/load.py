@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from aios_broker.contract.syscall import LlmChat, Message, Syscall, check_syscall, new_id
+from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.syscall import Syscall, check_syscall, new_id
 
 Role = Literal["story", "list", "question"]
 

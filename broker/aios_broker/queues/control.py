@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.syscall import MODULES, Module, State
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions

@@ -11,7 +11,7 @@ import hiredis
 from aios_broker.contract.errors import KernelError
 from aios_broker.queues.connection import Answer, Argument, Connection
 
-LIBRARY = "aios1"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
 STEPS = (
     "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",

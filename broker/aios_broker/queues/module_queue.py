@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from aios_broker.contract.errors import QueueFull, UnknownCore
-from aios_broker.contract.syscall import Module
+from aios_broker.contract.names import Module
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
-from aios_broker.contract.syscall import Module
+from aios_broker.contract.names import Module
 from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Image, Message, Tool
+from aios_broker.contract.reply import TokenLogprob
 
 FinishReason = Literal["stop", "length"]
 
@@ -25,6 +26,13 @@ class Capabilities:
     preemptible: bool = True  # a generation can be cut at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
     penalties: bool = True  # and they hold across a cut
+    logit_bias: bool = False
+    max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
+    constraints: bool = False  # a `Constraint` holds, across cuts too
+    tools_template: bool = False  # `render` shows tools as the model was trained to see them
+    embeddings: bool = False
+    images: bool = False
+    adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,15 @@ class Sampling:
     frequency_penalty: float = 0.0  # penalties count output tokens, those before a cut included
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the whole output must be; checked before it comes here (`constraint.check`)."""
+
+    kind: Literal["json", "regex", "grammar"]
+    source: str  # a JSON schema as text, a regular expression, or a grammar in Lark's notation
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,10 @@ class GenerationRequest:
     max_tokens: int
     sampling: Sampling
     resume_ids: Sequence[int] = ()  # output so far, in an earlier slice
+    logprobs: int | None = None  # steps carry log-probabilities and so many alternatives
+    constraint: Constraint | None = None  # counts from the first output id, resumed or not
+    lora: str | None = None
+    images: Sequence[Image] = ()  # those of the prompt, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +99,23 @@ class Step:
     An end-of-generation token is not among the ids. A stream that ends without a finish reason
     was aborted; all ids that were generated have been yielded. `cached_tokens` is set on the
     first step: how many tokens of prompt + resume_ids needed no prefill.
+
+    With `logprobs` each id has its entry. A step that ends with `stop` because the model chose an
+    end token has one entry more, of that token: beam search weighs it against the others.
     """
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector of length 1 per text, and what they cost."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    tokens: int
 
 
 class Core(Protocol):
@@ -101,8 +134,22 @@ class Core(Protocol):
         """Free everything; generations under way end as aborted. Safe to call twice."""
         ...
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return the prompt ids of a conversation, by the model's own template."""
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation, by the model's own template.
+
+        `tools` are shown only where `tools_template` says so; elsewhere the handler shows them.
+        """
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return one vector of length 1 per text; only with `embeddings`.
+
+        Raises ContextTooLong, with both numbers, for a text that does not fit.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> bytes:

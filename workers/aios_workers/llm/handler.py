@@ -11,8 +11,9 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedOption,
 )
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.snapshot import TokenSnapshot, decode_snapshot
-from aios_broker.contract.syscall import LlmChat, Syscall
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
 from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.core import Core, CoreInfo, Sampling

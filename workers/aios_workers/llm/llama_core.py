@@ -18,9 +18,15 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidConfig, InvalidSyscall
-from aios_broker.contract.syscall import Message
-from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
+from aios_broker.contract.errors import (
+    ContextTooLong,
+    CoreError,
+    InvalidConfig,
+    InvalidSyscall,
+    UnsupportedOption,
+)
+from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.llama.library import PACKAGE_VERSION, Library
 from aios_workers.llm.llama.process import CoreProcess
 from aios_workers.llm.llama.protocol import Abort, Generate, Ready
@@ -104,7 +110,7 @@ class LlamaCppCore:
             if vocabulary is not None:
                 vocabulary.close()
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the prompt ids of a conversation, by the model's own template.
 
         Raises:
@@ -120,6 +126,17 @@ class LlamaCppCore:
     def decode(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
         return self._loaded_vocabulary().decode(ids)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return self._loaded_vocabulary().is_end(token)
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Refuse: see `Capabilities.embeddings`."""
+        raise UnsupportedOption(
+            f"core {self.info.model!r} makes no embeddings", field="body.core",
+            remedy="name a core that does",
+        )  # fmt: skip
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""

@@ -14,10 +14,10 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from aios_broker.contract.errors import ContextTooLong, CoreError
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
+from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm import model_vocabulary as vocabulary
-from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
+from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Sampling, Step
 
 CANDIDATES = 8  # tokens that have a chance at each position
 MAX_LOGIT = 6.0
@@ -76,13 +76,24 @@ class ModelCore:
         for running in self._running.values():
             running.aborted.set()
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the prompt ids of a conversation: one per byte, and marks."""
         return vocabulary.render(messages)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of ids."""
         return vocabulary.decode(ids)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return token == vocabulary.END_ID
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Refuse: see `Capabilities.embeddings`."""
+        raise UnsupportedOption(
+            f"core {self.info.model!r} makes no embeddings", field="body.core",
+            remedy="name a core that does",
+        )  # fmt: skip
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate one token per step; see the protocol."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Message
 
 BYTES = 256  # ids 0 to 255 are the bytes themselves
 WORDS: tuple[bytes, ...] = tuple(

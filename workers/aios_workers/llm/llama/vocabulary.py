@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.contract.syscall import Message
+from aios_broker.contract.llm import Message
 from aios_workers.llm.llama.library import Library
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"

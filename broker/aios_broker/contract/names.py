@@ -1,0 +1,14 @@
+"""The small types that all of the contract is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
+
+Module = Literal["llm", "memory", "storage", "tool", "access"]
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
+SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
