@@ -167,10 +167,6 @@ class AsyncAgent:
     def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
     def submit(self, body: Body) -> Call[Any]:
         """Submit any body of the contract."""
-        return self.start_body(body)
-
-    def start_body(self, body: Body) -> Call[Any]:
-        """Submit a body whose kind is only known at run time."""
         return self._start(build_syscall(self.options, body), answer_of(body))
 
     def call(self, syscall_id: str) -> Call[Result]:

@@ -23,7 +23,7 @@ from aios_broker.contract.reply import (
     Result,
     Timings,
 )
-from aios_broker.contract.syscall import Body, ToolEcho
+from aios_broker.contract.syscall import ToolEcho
 from aios_sdk.aagent import AsyncAgent, AsyncVerbs, OptionChanges, not_built
 from aios_sdk.call import Call, Stream
 from aios_sdk.loop_thread import LoopThread
@@ -241,9 +241,9 @@ class Agent:
     def submit(self, body: ContextBody) -> SyncCall[ContextResult]: ...
     @overload
     def submit(self, body: ToolEcho) -> SyncCall[EchoResult]: ...
-    def submit(self, body: Body) -> SyncCall[Any]:
+    def submit(self, body: Any) -> SyncCall[Any]:
         """Submit any body of the contract."""
-        return SyncCall(self._home.thread.call(lambda: self._agent.start_body(body)), self._home)
+        return SyncCall(self._home.thread.call(lambda: self._agent.submit(body)), self._home)
 
     def call(self, syscall_id: str) -> SyncCall[Result]:
         """Attach to a syscall by its id, for instance after a crash of this program."""

@@ -99,7 +99,7 @@ def test_a_trusted_job_under_another_id_is_invalid() -> None:
 
 def test_another_version_is_named() -> None:
     with pytest.raises(UnsupportedVersion):
-        decode_job(call(echo(version=2, novelty=True)), UUID, trusted=False)
+        decode_job(call(echo(version=3, novelty=True)), UUID, trusted=False)
 
 
 def test_a_bomb_is_not_unpacked() -> None:

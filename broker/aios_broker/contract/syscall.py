@@ -190,6 +190,8 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
 def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:
     """Return the error for a body whose tag no module of this version takes."""
     module = kind.partition(".")[0]
+    if module == "context":  # a tree of its own in the SDK, in the queue of the llm module
+        module = "llm"
     why = (
         f"module {module!r} has no operation {kind!r}"
         if module in MODULES
