@@ -7,7 +7,7 @@ line: requests and aborts in, steps out.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 
@@ -70,7 +70,7 @@ class RemoteModelCore:
     def decode(self, ids: Sequence[int]) -> bytes:
         return self._local.decode(ids)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         stream = self._streams[request.request_id] = asyncio.Queue()
         self._send(Order(request.request_id, request))
         while (step := await stream.get()) is not None:

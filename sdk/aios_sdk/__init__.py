@@ -6,6 +6,7 @@ Importing it loads msgspec and the standard library, nothing else.
 from aios_broker.contract.errors import (
     AccessDenied,
     Cancelled,
+    ContextChanged,
     ContextTooLong,
     CoreError,
     DatabaseUnavailable,
@@ -80,6 +81,7 @@ __all__ = [
     "ChatResult",
     "Choice",
     "Chunk",
+    "ContextChanged",
     "ContextClear",
     "ContextExpand",
     "ContextGet",

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import PolicyRow
 from aios_workers.chunk_desk import ChunkDesk
@@ -52,3 +53,4 @@ class KernelPort:
     chunks: ChunkDesk
     policy: Policy
     snapshots: Snapshots
+    contexts: Contexts

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from aios_broker.contract.names import Module
 from aios_broker.queues.connection import Connection
+from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -68,6 +69,7 @@ def port_of(
         chunks=ChunkDesk(queue),
         policy=policy,
         snapshots=Snapshots(queue, load_spilled),
+        contexts=Contexts(queue.functions, queue.keys),
     )
 
 

@@ -18,6 +18,7 @@
     │   ├── CoreError                the core answered wrongly, hung or died
     │   ├── DeadlineExceeded         it outlived its `deadline_s`
     │   ├── Cancelled                somebody cancelled it
+    │   ├── ContextChanged           another syscall rewrote the context meanwhile
     │   └── WorkerLost               its workers died as often as it may be tried
     ├── SnapshotError            a suspended generation cannot be read back
     │   ├── SnapshotCorrupt          its checksum is wrong, or it is cut short
@@ -202,6 +203,12 @@ class Cancelled(Failed):
     """Somebody cancelled it: its agent, an operator, or a stock RQ tool."""
 
     code = "cancelled"
+
+
+class ContextChanged(Failed):
+    """A stored context was rewritten while this syscall worked on it; nothing was changed."""
+
+    code = "context-changed"
 
 
 class WorkerLost(Failed):

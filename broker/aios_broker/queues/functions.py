@@ -16,7 +16,7 @@ STEPS = (
     "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",
     "lead", "reorder", "reclaim", "expire", "reconcile", "look", "birth", "death",
-    "spill",
+    "spill", "context",
 )  # fmt: skip
 
 

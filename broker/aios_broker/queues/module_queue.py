@@ -63,7 +63,7 @@ class ModuleQueue:
     def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
         self.module = module
         self.keys = keys or Keys()
-        self._functions = functions
+        self.functions = functions
         self._key = self.keys.queue(module)
 
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus]:
@@ -183,7 +183,7 @@ class ModuleQueue:
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot, or None where there is none in Redis."""
-        data: bytes | None = await self._functions.connection.execute(
+        data: bytes | None = await self.functions.connection.execute(
             "GET", self.keys.snapshot(job_id)
         )
         return data
@@ -219,7 +219,7 @@ class ModuleQueue:
         return moved is not None
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(
+        return await self.functions.call(
             step, self._key, [self.keys.prefix, self.module, *arguments]
         )
 

@@ -9,7 +9,7 @@ result depends on. Text, stop strings, slices and snapshots are the handler's.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -156,7 +156,7 @@ class Core(Protocol):
         """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Step]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`.
 
         At most `info.slots` at a time; more wait inside the core. Raises CoreError when the

@@ -12,13 +12,15 @@ from aios_broker.contract.errors import (
     UnsupportedOption,
 )
 from aios_broker.contract.llm import LlmChat
+from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import TokenSnapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
 from aios_workers.kernel_port import KernelPort
+from aios_workers.llm.context import ContextDesk
 from aios_workers.llm.core import Core, CoreInfo, Sampling
 from aios_workers.llm.generation import Generation, Plan
-from aios_workers.run import Outcome, Run
+from aios_workers.run import Done, Outcome, Run
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ class LlmHandler:
     def __init__(self, core: Core, port: KernelPort) -> None:
         self._core = core
         self._port = port
+        self._contexts = ContextDesk(core, port.contexts)
 
     @property
     def capacity(self) -> int:
@@ -50,22 +53,28 @@ class LlmHandler:
             ContextTooLong: Prompt and answer do not fit; nothing ran.
             CoreError: The core failed more often than is tried within one attempt.
         """
+        if syscall.kind.startswith("context."):
+            return await self._contexts.run(run, syscall)
         if not isinstance(syscall.body, LlmChat):
             raise UnknownModule(
                 f"module 'llm' has no operation {syscall.kind!r}", field="body.type",
                 remedy="send it to the queue of its own module",
             )  # fmt: skip
         check_options(syscall.body, self._core.info)
-        plan = await self._plan(run.lease, syscall.id, syscall.body)
-        return await Generation(self._core, self._port, run, plan).run()
+        plan = await self._plan(run, syscall, syscall.body)
+        outcome = await Generation(self._core, self._port, run, plan).run()
+        if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
+            await self._contexts.keep(syscall, syscall.body, outcome.result)
+        return outcome
 
     async def close(self) -> None:
         """Close the core."""
         await self._core.close()
 
-    async def _plan(self, lease: Lease, syscall_id: str, body: LlmChat) -> Plan:
+    async def _plan(self, run: Run, syscall: Syscall, body: LlmChat) -> Plan:
+        lease, syscall_id = run.lease, syscall.id
         snapshot = await self._resumable(lease) if lease.has_snapshot else None
-        prompt_ids = snapshot.prompt_ids if snapshot else self._core.render(body.messages)
+        prompt_ids = snapshot.prompt_ids if snapshot else await self._prompt(run, syscall, body)
         check_length(len(prompt_ids), body.max_tokens, self._core.info)
         seed = body.seed if body.seed is not None else seed_of(syscall_id)
         return Plan(
@@ -85,6 +94,10 @@ class LlmHandler:
             output_ids=snapshot.output_ids if snapshot else (),
             emitted_characters=snapshot.emitted_characters if snapshot else 0,
         )  # fmt: skip
+
+    async def _prompt(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[int, ...]:
+        talk = await self._contexts.conversation(run, syscall, body, self._core.render)
+        return self._core.render(talk.messages)
 
     async def _resumable(self, lease: Lease) -> TokenSnapshot | None:
         """Return the snapshot to go on from; None: it has to start from the prompt.

@@ -1,0 +1,136 @@
+"""Conversations that the kernel keeps for agents, by name: the context of a program.
+
+They live in Redis beside the queues, with the same durability, until nobody touched them for
+CONTEXT_TTL_S. Each change is one atomic step that counts once, however often its syscall runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from aios_broker.contract.errors import ContextChanged, InvalidSyscall
+from aios_broker.contract.llm import Message
+from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
+from aios_broker.queues.connection import Answer, Argument
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+
+CONTEXT_TTL_S = 7 * 86_400
+OP_TTL_S = round(MAX_DEADLINE_S) + 3_600  # longer than any syscall may run
+MAX_MESSAGES = 10_000
+MAX_BYTES = 4 * 1024 * 1024
+
+Change = Literal["set", "append", "clear"]
+
+_decoder = msgspec.json.Decoder(Message)
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOwner:
+    """Whose context it is, and which."""
+
+    tenant: str
+    agent: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Its part of the Redis key: a digest, since names may hold any separator."""
+        return id_from_key(self.tenant, self.agent, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenContext:
+    """A context as a syscall first found it."""
+
+    messages: tuple[Message, ...]
+    version: int
+    rewrites: int  # changes that were not at its end: what `replace_first` compares
+    applied: bool  # the syscall has made its change already, before its worker died
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A context after a change."""
+
+    version: int
+    message_count: int
+
+
+class Contexts:
+    """Reads and changes contexts. May be called again after RedisUnavailable."""
+
+    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
+        self._functions = functions
+        self._keys = keys or Keys()
+
+    async def open(self, owner: ContextOwner, syscall_id: str) -> OpenContext:
+        """Return the messages that were there when this syscall first looked."""
+        answer = await self._call("context_open", owner, syscall_id, [])
+        version, rewrites, applied, *messages = answer
+        return OpenContext(
+            tuple(_decoder.decode(message) for message in messages), version, rewrites,
+            bool(applied),
+        )  # fmt: skip
+
+    async def peek(self, owner: ContextOwner) -> tuple[Message, ...]:
+        """Return the messages as they are now."""
+        messages = await self._functions.connection.execute(
+            "LRANGE", self._keys.own(f"context:{owner.key}:messages"), 0, -1
+        )
+        return tuple(_decoder.decode(message) for message in messages)
+
+    async def change(
+        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message] = ()
+    ) -> Written:
+        """Set, add to or clear a context.
+
+        Raises:
+            InvalidSyscall: it would hold more than MAX_MESSAGES or MAX_BYTES; nothing changed.
+        """
+        return await self._write(owner, syscall_id, (how, 0, 0), messages)
+
+    async def replace_first(
+        self, owner: ContextOwner, syscall_id: str, *, drop: int, seen: OpenContext,
+        messages: Sequence[Message],
+    ) -> Written:  # fmt: skip
+        """Put `messages` in the place of the first `drop` ones of what was seen.
+
+        Raises:
+            ContextChanged: somebody has rewritten it since; nothing changed.
+        """
+        return await self._write(owner, syscall_id, ("replace", drop, seen.rewrites), messages)
+
+    async def _write(
+        self, owner: ContextOwner, syscall_id: str, how: tuple[str, int, int],
+        messages: Sequence[Message],
+    ) -> Written:  # fmt: skip
+        arguments: list[Argument] = [*how, MAX_MESSAGES, MAX_BYTES, owner.tenant, owner.agent,
+                                     owner.name, len(messages)]  # fmt: skip
+        arguments += [_encoder.encode(message) for message in messages]
+        match await self._call("context_write", owner, syscall_id, arguments):
+            case [b"ok", int(version), int(count)]:
+                return Written(version, count)
+            case [b"full", count, size]:
+                raise InvalidSyscall(
+                    f"the context {owner.name!r} would hold {count} messages of {size} bytes; "
+                    f"its limits are {MAX_MESSAGES} and {MAX_BYTES}", field="body.messages",
+                    remedy="summarise or clear it first (context.summarise, context.clear)",
+                )  # fmt: skip
+            case _:
+                raise ContextChanged(
+                    f"the context {owner.name!r} was rewritten by another syscall meanwhile",
+                    field="body.context", remedy="read it and try again",
+                )  # fmt: skip
+
+    async def _call(
+        self, step: str, owner: ContextOwner, syscall_id: str, arguments: Sequence[Argument]
+    ) -> Answer:
+        return await self._functions.call(step, self._keys.queue("llm"), [
+            self._keys.prefix, "llm", owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S, *arguments,
+        ])  # fmt: skip

@@ -1,0 +1,103 @@
+-- context.lua: conversations that the kernel keeps for agents, by name.
+--
+-- Keys  aios:context:<owner>           hash: version (changes), rewrites (changes that were not at
+--                                      the end), bytes, and whose it is
+--       aios:context:<owner>:messages  list of messages (JSON)
+--       aios:context-op:<syscall>      hash: what a syscall found (base, rewrites) and whether it
+--                                      is done: one that runs again after a crash changes nothing
+--                                      twice, and sees what it saw before
+--
+-- context_open   ARGV  prefix, module, owner, syscall, op_ttl_s, ttl_s
+--                Returns {version, rewrites, applied (0 | 1), message...}: the messages that were
+--                there when the syscall first looked.
+-- context_write  ARGV  prefix, module, owner, syscall, op_ttl_s, ttl_s, how (set | append | clear |
+--                replace), drop (of replace: so many first messages), rewrites (of replace),
+--                max_messages, max_bytes, tenant, agent, name, n, message...
+--                Returns {'ok', version, messages}, {'full', messages, bytes} or {'changed'}; only
+--                the first has changed anything.
+
+local function context_of(c)
+    local owner, syscall = take(c), take(c)
+    local key = c.own .. 'context:' .. owner
+    return {key = key, list = key .. ':messages', op = c.own .. 'context-op:' .. syscall,
+        op_ttl_s = tonumber(take(c)), ttl_s = tonumber(take(c))}
+end
+
+local function read_facts(at)
+    local f = redis.call('HMGET', at.key, 'version', 'rewrites', 'bytes')
+    return {version = count(f[1]), rewrites = count(f[2]), bytes = count(f[3]),
+        messages = redis.call('LLEN', at.list)}
+end
+
+local function keep_alive(at)
+    redis.call('EXPIRE', at.key, at.ttl_s)
+    redis.call('EXPIRE', at.list, at.ttl_s)
+    redis.call('EXPIRE', at.op, at.op_ttl_s)
+end
+
+register('context_open', function(c)
+    local at = context_of(c)
+    local facts = read_facts(at)
+    local op = redis.call('HMGET', at.op, 'base', 'rewrites', 'applied')
+    local base = tonumber(op[1])
+    if not op[3] and (not base or count(op[2]) ~= facts.rewrites) then
+        base = facts.messages
+        redis.call('HSET', at.op, 'base', base, 'rewrites', facts.rewrites)
+    end
+    keep_alive(at)
+    local answer = {facts.version, facts.rewrites, op[3] and 1 or 0}
+    if base > 0 then
+        for _, message in ipairs(redis.call('LRANGE', at.list, 0, base - 1)) do
+            answer[#answer + 1] = message
+        end
+    end
+    return answer
+end)
+
+local function bytes_of(messages)
+    local sum = 0
+    for _, message in ipairs(messages) do sum = sum + #message end
+    return sum
+end
+
+-- What stands in the list afterwards: first messages that go, and whether the new ones come first.
+local function plan(at, facts, how, drop)
+    if how == 'append' then return {} end
+    if how == 'replace' then
+        return redis.call('LRANGE', at.list, 0, drop - 1)
+    end
+    return redis.call('LRANGE', at.list, 0, -1)
+end
+
+local function put(at, how, gone, messages)
+    if #gone > 0 then redis.call('LTRIM', at.list, #gone, -1) end
+    if how == 'replace' then
+        for i = #messages, 1, -1 do redis.call('LPUSH', at.list, messages[i]) end
+    else
+        variadic('RPUSH', at.list, messages)
+    end
+end
+
+register('context_write', function(c)
+    local at, how, drop, rewrites = context_of(c), take(c), tonumber(take(c)), tonumber(take(c))
+    local max_messages, max_bytes = tonumber(take(c)), tonumber(take(c))
+    local owner = {'tenant', take(c), 'agent', take(c), 'name', take(c)}
+    local messages = {}
+    for i = 1, tonumber(take(c)) do messages[i] = take(c) end
+    local facts = read_facts(at)
+    if redis.call('HGET', at.op, 'applied') then return {'ok', facts.version, facts.messages} end
+    if how == 'replace' and (rewrites ~= facts.rewrites or drop > facts.messages) then
+        return {'changed'}
+    end
+    local gone = plan(at, facts, how, drop)
+    local n = facts.messages - #gone + #messages
+    local bytes = facts.bytes - bytes_of(gone) + bytes_of(messages)
+    if #messages > 0 and (n > max_messages or bytes > max_bytes) then return {'full', n, bytes} end
+    put(at, how, gone, messages)
+    redis.call('HSET', at.key, 'version', facts.version + 1, 'bytes', bytes,
+        'rewrites', facts.rewrites + (how == 'append' and 0 or 1), unpack(owner))
+    redis.call('HSET', at.op, 'applied', facts.version + 1)
+    redis.call('HSETNX', at.op, 'base', facts.messages)
+    keep_alive(at)
+    return {'ok', facts.version + 1, n}
+end)

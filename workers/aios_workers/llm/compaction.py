@@ -1,0 +1,227 @@
+"""Make a conversation fit: the oldest turns are replaced by a summary that the core writes.
+
+What stays as it is: the system messages at the beginning, and as many of the last turns as fit.
+What is between them is read by the core in pieces, each with the summary of those before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aios_broker.contract.errors import ContextTooLong, CoreError
+from aios_broker.contract.llm import Message
+from aios_workers.llm.core import Core, GenerationRequest, Sampling
+from aios_workers.run import Run
+
+SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
+MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused
+FRAME = "Summary of the earlier conversation:\n"
+TASK = (
+    "Summarise the conversation below for somebody who has to go on with it. Keep names, numbers, "
+    "decisions and open questions. Write plain sentences and nothing else."
+)
+
+Render = Callable[[Sequence[Message]], Sequence[int]]  # a conversation as prompt ids
+Count = Callable[[Sequence[Message]], int]  # its tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A conversation in three parts: what stays, what is summarised, what stays."""
+
+    head: tuple[Message, ...]
+    old: tuple[Message, ...]
+    tail: tuple[Message, ...]
+
+
+def counter(core: Core, render: Render | None = None) -> Count:
+    """Return how many tokens a conversation has on a core; `render`: else the core's own.
+
+    Exact where it fits the core's context. Beyond, each message is counted alone, with its frame,
+    and a message that does not fit even so in pieces: an estimate from above.
+    """
+
+    def whole(messages: Sequence[Message]) -> int:
+        return len((render or core.render)(messages)) if messages else 0
+
+    def alone(message: Message) -> int:
+        try:
+            return whole((message,))
+        except ContextTooLong:
+            role, content = message.role, message.content
+            if len(content) < 2:  # its calls alone are too long
+                return core.info.context_tokens + 1
+            half = len(content) // 2
+            return alone(Message(role, content[:half])) + alone(Message(role, content[half:]))
+
+    def count(messages: Sequence[Message]) -> int:
+        try:
+            return whole(messages)
+        except ContextTooLong:
+            return max(core.info.context_tokens + 1, sum(map(alone, messages)))
+
+    return count
+
+
+def split(messages: Sequence[Message], keep_last: int) -> Split:
+    """Return the parts of a conversation of which the last messages stay.
+
+    A tool's answer is never parted from the call that it answers: the tail begins earlier then.
+    """
+    first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    start = max(first, len(messages) - keep_last)
+    while start > first and start < len(messages) and messages[start].role == "tool":
+        start -= 1
+    return Split(tuple(messages[:first]), tuple(messages[first:start]), tuple(messages[start:]))
+
+
+def fitting_split(messages: Sequence[Message], count: Count, room_tokens: int) -> Split | None:
+    """Return the split with the longest tail that fits `room_tokens` together with the head.
+
+    None: not even the last message does.
+    """
+    best: Split | None = None
+    low, high = 1, len(messages)
+    while low <= high:
+        middle = (low + high) // 2
+        parts = split(messages, middle)
+        if count((*parts.head, *parts.tail)) <= room_tokens:
+            best, low = parts, middle + 1
+        else:
+            high = middle - 1
+    return best
+
+
+def as_message(summary: str) -> Message:
+    """Return the message that stands for what was summarised."""
+    return Message("system", FRAME + summary)
+
+
+class Summariser:
+    """Writes summaries on a core. Charged to the run, not cut by slices: they are short."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._count = counter(core)
+
+    async def compact(
+        self, run: Run, messages: Sequence[Message], max_tokens: int, count: Count
+    ) -> Compacted:
+        """Return a conversation that leaves room for `max_tokens` of answer.
+
+        One that does so already is returned as it is. `count` counts what will be rendered.
+
+        Raises:
+            ContextTooLong: not even the last message fits, or the rest is too much to summarise.
+            CoreError: the core failed.
+        """
+        limit = self._core.info.context_tokens
+        if count(messages) + max_tokens <= limit:
+            return Compacted(tuple(messages), 0)
+        summary_tokens = min(SUMMARY_TOKENS, limit // 8)
+        frame_tokens = self._count((as_message(""),))
+        room = limit - max_tokens - summary_tokens - frame_tokens
+        parts = fitting_split(messages, count, room) if room > 0 else None
+        if parts is None or not parts.old:
+            raise ContextTooLong(
+                f"the conversation has {count(messages)} tokens and the answer may have "
+                f"{max_tokens}; the context of core {self._core.info.model!r} holds {limit} "
+                f"together, and its system messages and last message leave nothing to compact",
+                field="body.messages", remedy="shorten them, or ask for fewer max_tokens",
+            )  # fmt: skip
+        summary = await self.summarise(run, parts.old, summary_tokens)
+        return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
+
+    async def summarise(self, run: Run, messages: Sequence[Message], max_tokens: int) -> str:
+        """Return a summary of a conversation of any length.
+
+        Raises:
+            ContextTooLong: it takes more than MAX_SUMMARIES readings.
+            CoreError: the core failed.
+        """
+        summary, rest = "", _transcript(messages)
+        for reading in range(MAX_SUMMARIES):
+            if not rest:
+                return summary
+            piece = self._piece(summary, rest, max_tokens)
+            summary = await self._generate(
+                run, _request(summary, rest[:piece]), max_tokens, reading
+            )
+            rest = rest[piece:]
+        if rest:
+            raise ContextTooLong(
+                f"what is to be summarised takes more than {MAX_SUMMARIES} readings of core "
+                f"{self._core.info.model!r}, whose context holds "
+                f"{self._core.info.context_tokens} tokens",
+                field="body.messages", remedy="shorten the conversation",
+            )  # fmt: skip
+        return summary
+
+    def _piece(self, summary: str, rest: str, max_tokens: int) -> int:
+        """Return how many characters of `rest` the core can read at once."""
+        room = self._core.info.context_tokens - max_tokens
+
+        def fits(size: int) -> bool:
+            return self._count(_request(summary, rest[:size])) <= room
+
+        if fits(len(rest)):
+            return len(rest)
+        low, high = 0, len(rest)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        if low == 0:
+            raise ContextTooLong(
+                f"the context of core {self._core.info.model!r} holds "
+                f"{self._core.info.context_tokens} tokens, too few for a summary of {max_tokens}",
+                field="body.max_tokens", remedy="ask for a shorter summary",
+            )  # fmt: skip
+        return low
+
+    async def _generate(
+        self, run: Run, messages: Sequence[Message], max_tokens: int, reading: int
+    ) -> str:
+        request = GenerationRequest(
+            request_id=_reading_id(run.lease.job_id, reading),
+            prompt_ids=self._core.render(messages), max_tokens=max_tokens, sampling=Sampling(),
+        )  # fmt: skip
+        ids: list[int] = []
+        ended = False
+        async with contextlib.aclosing(self._core.generate(request)) as steps:
+            async for step in steps:
+                ids += step.ids
+                run.count_tokens(len(step.ids))
+                ended = ended or step.finish_reason is not None
+        if not ended:
+            raise CoreError("the core ended a summary that nobody aborted")
+        return self._core.decode(ids).decode("utf-8", "replace").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """A conversation that fits, and how many messages were summarised away."""
+
+    messages: tuple[Message, ...]
+    dropped: int
+
+
+def _reading_id(job_id: str, reading: int) -> str:
+    """Return a request id of its own, 32 hex digits as all have."""
+    return hashlib.blake2b(f"{job_id}.summary.{reading}".encode(), digest_size=16).hexdigest()
+
+
+def _request(summary: str, piece: str) -> tuple[Message, ...]:
+    before = f"{FRAME}{summary}\n\nIt went on:\n" if summary else ""
+    return Message("system", TASK), Message("user", before + piece)
+
+
+def _transcript(messages: Sequence[Message]) -> str:
+    return "\n".join(f"{message.role}: {_said(message)}" for message in messages)
+
+
+def _said(message: Message) -> str:
+    calls = [f"calls {call.name}({call.arguments})" for call in message.tool_calls]
+    return " ".join([message.content, *calls]).strip()

@@ -1,0 +1,173 @@
+"""The stored contexts of programs: `context.*` syscalls, and chats that stand in a context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from aios_broker.contract.errors import InvalidSyscall, UnknownModule
+from aios_broker.contract.llm import (
+    ContextBody,
+    ContextClear,
+    ContextExpand,
+    ContextGet,
+    ContextSet,
+    ContextSummarise,
+    LlmChat,
+    Message,
+)
+from aios_broker.contract.reply import ChatResult, ContextResult
+from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.contexts import (
+    MAX_BYTES,
+    MAX_MESSAGES,
+    Change,
+    ContextOwner,
+    Contexts,
+    Written,
+)
+from aios_workers.llm.compaction import (
+    Compacted,
+    Render,
+    Summariser,
+    as_message,
+    counter,
+    split,
+)
+from aios_workers.llm.core import Core
+from aios_workers.patience import patiently
+from aios_workers.run import Done, Run
+
+
+class ContextDesk:
+    """Keeps the contexts of agents; counts their tokens with this worker's core."""
+
+    def __init__(self, core: Core, contexts: Contexts) -> None:
+        self._core = core
+        self._contexts = contexts
+        self._count = counter(core)
+
+    async def run(self, run: Run, syscall: Syscall) -> Done:
+        """Answer a `context.*` syscall.
+
+        Raises:
+            InvalidSyscall: The context would hold too much; it is as it was.
+            ContextChanged: Somebody rewrote it while it was summarised; it is as they left it.
+            ContextTooLong: It cannot be summarised on this core.
+            CoreError: The core failed while it wrote a summary.
+        """
+        owner = _owner(syscall, _body(syscall).context)
+        match _body(syscall):
+            case ContextGet():
+                return await self._read(owner, syscall.id)
+            case ContextSet(messages=messages):
+                return await self._change(owner, syscall.id, "set", messages)
+            case ContextExpand(messages=messages):
+                return await self._change(owner, syscall.id, "append", messages)
+            case ContextClear():
+                return await self._change(owner, syscall.id, "clear", ())
+            case ContextSummarise() as body:
+                return await self._summarise(run, owner, body)
+            case body:
+                assert_never(body)
+
+    async def conversation(
+        self, run: Run, syscall: Syscall, body: LlmChat, render: Render
+    ) -> Compacted:
+        """Return the whole conversation of a chat: its context first, compacted where it may be.
+
+        `render` is what will make the prompt of it. The context is read as it was when this chat
+        first looked, however often it runs again.
+
+        Raises:
+            InvalidSyscall: Together it is more than a context may hold.
+            ContextTooLong: It is to be compacted, and cannot be.
+            CoreError: The core failed while it wrote a summary.
+        """
+        messages = await self._recall(syscall, body)
+        if body.overflow == "refuse":
+            return Compacted(messages, 0)
+        count = counter(self._core, render)
+        return await Summariser(self._core).compact(run, messages, body.max_tokens, count)
+
+    async def _recall(self, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
+        if body.context is None:
+            return body.messages
+        owner = _owner(syscall, body.context)
+        stored = (await patiently(lambda: self._contexts.open(owner, syscall.id))).messages
+        if len(stored) + len(body.messages) >= MAX_MESSAGES:
+            raise InvalidSyscall(
+                f"the context {owner.name!r} holds {len(stored)} messages and the chat brings "
+                f"{len(body.messages)}; a context holds {MAX_MESSAGES} messages and "
+                f"{MAX_BYTES} bytes", field="body.messages",
+                remedy="summarise or clear it first (context.summarise, context.clear)",
+            )  # fmt: skip
+        return (*stored, *body.messages)
+
+    async def keep(self, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
+        """Add what a chat brought, and its answer, to its context.
+
+        Raises:
+            InvalidSyscall: It would hold too much; the answer is lost with the chat.
+        """
+        if body.context is None:
+            return
+        owner = _owner(syscall, body.context)
+        answer = Message("assistant", result.text, tool_calls=result.tool_calls)
+        await self._write(owner, syscall.id, "append", (*body.messages, answer))
+
+    async def _read(self, owner: ContextOwner, syscall_id: str) -> Done:
+        opened = await patiently(lambda: self._contexts.open(owner, syscall_id))
+        return self._done(owner, Written(opened.version, len(opened.messages)), opened.messages,
+                          show=True)  # fmt: skip
+
+    async def _change(
+        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message]
+    ) -> Done:
+        written = await self._write(owner, syscall_id, how, messages)
+        now = await patiently(lambda: self._contexts.peek(owner))
+        return self._done(owner, written, now, show=False)
+
+    async def _write(
+        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message]
+    ) -> Written:
+        return await patiently(lambda: self._contexts.change(owner, syscall_id, how, messages))
+
+    async def _summarise(self, run: Run, owner: ContextOwner, body: ContextSummarise) -> Done:
+        syscall_id = run.lease.job_id
+        seen = await patiently(lambda: self._contexts.open(owner, syscall_id))
+        parts = split(seen.messages, body.keep_last)
+        if seen.applied or not parts.old:
+            now = await patiently(lambda: self._contexts.peek(owner))
+            return self._done(owner, Written(seen.version, len(now)), now, show=True)
+        summary = await Summariser(self._core).summarise(run, parts.old, body.max_tokens)
+        first = (*parts.head, as_message(summary))
+        written = await patiently(lambda: self._contexts.replace_first(
+            owner, syscall_id, drop=len(parts.head) + len(parts.old), seen=seen, messages=first
+        ))  # fmt: skip
+        return self._done(owner, written, (*first, *parts.tail), show=True)
+
+    def _done(
+        self, owner: ContextOwner, written: Written, messages: Sequence[Message], *, show: bool
+    ) -> Done:
+        info = self._core.info
+        return Done(ContextResult(
+            context=owner.name, messages=tuple(messages) if show else (),
+            message_count=written.message_count, tokens=self._count(messages),
+            limit_tokens=info.context_tokens, model=info.model, version=written.version,
+        ))  # fmt: skip
+
+
+def _owner(syscall: Syscall, name: str) -> ContextOwner:
+    return ContextOwner(syscall.tenant, syscall.agent, name)
+
+
+def _body(syscall: Syscall) -> ContextBody:
+    if isinstance(
+        syscall.body, ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
+    ):
+        return syscall.body
+    raise UnknownModule(
+        f"{syscall.kind!r} is not about a context", field="body.type",
+        remedy="send it to the queue of its own module",
+    )  # fmt: skip
