@@ -118,12 +118,22 @@ class Summariser:
             ContextTooLong: not even the last message fits, or the rest is too much to summarise.
             CoreError: the core failed.
         """
+        parts = self.split_for(messages, max_tokens, count)
+        if not parts.old:
+            return Compacted(tuple(messages), 0)
+        summary = await self.summarise(run, parts.old, self._summary_tokens)
+        return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
+
+    def split_for(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
+        """Return what of a conversation has to be summarised; nothing where all of it fits.
+
+        Raises:
+            ContextTooLong: what must stay does not fit.
+        """
         limit = self._core.info.context_tokens
         if count(messages) + max_tokens <= limit:
-            return Compacted(tuple(messages), 0)
-        summary_tokens = min(SUMMARY_TOKENS, limit // 8)
-        frame_tokens = self._count((as_message(""),))
-        room = limit - max_tokens - summary_tokens - frame_tokens
+            return Split((), (), tuple(messages))
+        room = limit - max_tokens - self._summary_tokens - self._count((as_message(""),))
         parts = fitting_split(messages, count, room) if room > 0 else None
         if parts is None or not parts.old:
             raise ContextTooLong(
@@ -132,8 +142,11 @@ class Summariser:
                 f"together, and its system messages and last message leave nothing to compact",
                 field="body.messages", remedy="shorten them, or ask for fewer max_tokens",
             )  # fmt: skip
-        summary = await self.summarise(run, parts.old, summary_tokens)
-        return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
+        return parts
+
+    @property
+    def _summary_tokens(self) -> int:
+        return min(SUMMARY_TOKENS, self._core.info.context_tokens // 8)
 
     async def summarise(self, run: Run, messages: Sequence[Message], max_tokens: int) -> str:
         """Return a summary of a conversation of any length.

@@ -104,6 +104,13 @@ class ContextDesk:
             )  # fmt: skip
         return (*stored, *body.messages)
 
+    async def compacted_messages(self, syscall: Syscall, body: LlmChat, render: Render) -> int:
+        """Return how many messages of a chat's conversation were summarised away."""
+        if body.overflow == "refuse":
+            return 0
+        messages, count = await self._recall(syscall, body), counter(self._core, render)
+        return len(Summariser(self._core).split_for(messages, body.max_tokens, count).old)
+
     async def keep(self, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
         """Add what a chat brought, and its answer, to its context.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from aios_broker.contract.errors import (
     ContextTooLong,
     SnapshotError,
@@ -64,8 +66,14 @@ class LlmHandler:
         plan = await self._plan(run, syscall, syscall.body)
         outcome = await Generation(self._core, self._port, run, plan).run()
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
-            await self._contexts.keep(syscall, syscall.body, outcome.result)
+            return Done(await self._concluded(syscall, syscall.body, outcome.result))
         return outcome
+
+    async def _concluded(self, syscall: Syscall, body: LlmChat, result: ChatResult) -> ChatResult:
+        """Return the result with what its conversation went through; add it to its context."""
+        dropped = await self._contexts.compacted_messages(syscall, body, self._core.render)
+        await self._contexts.keep(syscall, body, result)
+        return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
     async def close(self) -> None:
         """Close the core."""
