@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,19 +45,34 @@ COMMANDS = {
     "doctor": Entry("aios_broker.cli.doctor:doctor", "Check every part; say what to do."),
     "setup": Entry("aios_broker.cli.setup:setup", "Install the embedded model."),
     "test": Entry("aios_broker.cli.test_command:test_command", "Check this checkout.", False),
+    "bench": Entry("aios_broker.cli.bench:bench", "Measure this checkout.", False),
 }
 
 
 class LazyGroup(click.Group):
-    """The table as a click group: lists what this build has, imports what is called."""
+    """A table as a click group: lists what this build has, imports what is called."""
+
+    def __init__(
+        self, name: str, table: Mapping[str, Entry], *, help_text: str,
+        params: list[click.Parameter] | None = None,
+    ) -> None:  # fmt: skip
+        """Take the commands' table; `params` are the options of the group itself."""
+        super().__init__(
+            name=name,
+            help=help_text,
+            params=params,
+            no_args_is_help=True,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        )
+        self._table = table
 
     def list_commands(self, _context: click.Context) -> list[str]:
         """Return the commands of this build, in the order of the table."""
-        return [name for name, entry in COMMANDS.items() if _exists(entry)]
+        return [name for name, entry in self._table.items() if _exists(entry)]
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         """Import a command; add the option that all of them share."""
-        entry = COMMANDS.get(name)
+        entry = self._table.get(name)
         if entry is None or not _exists(entry):
             return None
         module, _, attribute = entry.target.partition(":")
@@ -67,10 +83,10 @@ class LazyGroup(click.Group):
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, COMMANDS[name].help) for name in self.list_commands(context)]
-            )
+        rows = [(name, self._table[name].help) for name in self.list_commands(context)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Note whether JSON is asked for: errors come before the command has read its options."""
@@ -130,8 +146,9 @@ def _use_state_dir(
 
 
 cli = LazyGroup(
-    name="aios",
-    help="""An operating-system kernel for LLM agents, built on Redis queues.
+    "aios",
+    COMMANDS,
+    help_text="""An operating-system kernel for LLM agents, built on Redis queues.
 
     \b
     Examples:
@@ -141,8 +158,6 @@ cli = LazyGroup(
       aios why 3f2a91bc        what a syscall waits for
     """,
     params=[_state_dir_option()],
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
