@@ -180,19 +180,14 @@ class Summariser:
         def fits(size: int) -> bool:
             return self._count(_request(summary, rest[:size])) <= room
 
-        if fits(len(rest)):
-            return len(rest)
-        low, high = 0, len(rest)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        if low == 0:
+        size = _longest(len(rest), fits)
+        if size == 0:
             raise ContextTooLong(
                 f"the context of core {self._core.info.model!r} holds "
                 f"{self._core.info.context_tokens} tokens, too few for a summary of {max_tokens}",
                 field="body.max_tokens", remedy="ask for a shorter summary",
             )  # fmt: skip
-        return low
+        return size
 
     async def _generate(
         self, run: Run, messages: Sequence[Message], max_tokens: int, reading: int
@@ -210,7 +205,16 @@ class Summariser:
                 ended = ended or step.finish_reason is not None
         if not ended:
             raise CoreError("the core ended a summary that nobody aborted")
-        return self._core.decode(ids).decode("utf-8", "replace").strip()
+        return self._trimmed(self._core.decode(ids).decode("utf-8", "replace").strip(), max_tokens)
+
+    def _trimmed(self, summary: str, max_tokens: int) -> str:
+        """Return as much of a summary as has `max_tokens` when it is read.
+
+        That may be less than all: text is not always read with the tokens it was written with.
+        """
+        room = self._count((as_message(""),)) + max_tokens
+        size = _longest(len(summary), lambda n: self._count((as_message(summary[:n]),)) <= room)
+        return summary[:size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,17 @@ class Compacted:
 
     messages: tuple[Message, ...]
     dropped: int
+
+
+def _longest(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest size up to `most` that fits; 0: none does."""
+    if fits(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def _reading_id(job_id: str, reading: int) -> str:
