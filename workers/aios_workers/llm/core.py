@@ -25,14 +25,26 @@ class Capabilities:
 
     preemptible: bool = True  # a generation can be cut at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
-    penalties: bool = True  # and they hold across a cut
+    penalties: bool = True  # frequency, presence and repetition
+    penalties_preemptible: bool = True  # they hold across a cut; else such a one is never cut
     logit_bias: bool = False
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
-    constraints: bool = False  # a `Constraint` holds, across cuts too
-    tools_template: bool = False  # `render` shows tools as the model was trained to see them
+    constraints: bool = False  # a `Constraint` holds
+    constraints_preemptible: bool = True  # it holds across a cut; else such a one is never cut
+    # `render` shows tools and calls as the model was trained to see them, and the model calls by
+    # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
+    tools_template: bool = False
     embeddings: bool = False
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
+
+    def can_cut(self, request: GenerationRequest) -> bool:
+        """Whether this generation may be suspended and resumed."""
+        if not self.preemptible:
+            return False
+        if request.constraint is not None and not self.constraints_preemptible:
+            return False
+        return self.penalties_preemptible or not request.sampling.penalises
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,7 @@ class CoreInfo:
     slots: int  # generations it runs at the same time
     context_tokens: int  # prompt and answer together
     capabilities: Capabilities = field(default_factory=Capabilities)
+    vocabulary_size: int | None = None  # token ids are below it; None: it does not say
 
     @property
     def snapshot_model(self) -> str:
@@ -67,6 +80,11 @@ class Sampling:
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the choice depends on the output so far beyond what the model sees."""
+        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +179,8 @@ class Core(Protocol):
 
         At most `info.slots` at a time; more wait inside the core. Raises CoreError when the
         core fails (the handler's caller retries on another attempt) and ContextTooLong when
-        prompt + max_tokens exceed `info.context_tokens`.
+        prompt + max_tokens exceed `info.context_tokens`. Closing the stream ends the generation
+        at once and keeps nothing, wherever it is: waiting, prefilling or generating.
         """
         ...
 
