@@ -1,0 +1,87 @@
+"""The whole contest: one Redis, some rounds, a new order in each."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from aios_broker.embedded.postgres import PostgresServer
+from aios_broker.embedded.redis import RedisServer
+from aios_broker.embedded.standalone import StandaloneServer
+from aios_broker.embedded.state import StateDir
+from aios_broker.ledger.migrate import upgrade
+from benchmarks.queues.catalogue import Contestant, Load
+from benchmarks.queues.contest import Contest, Ground, Sample
+
+Say = Callable[[str], None]
+
+
+class Rounds:
+    """Measures contestants against each other, interleaved."""
+
+    def __init__(self, ground: Ground, ledger_pid: int | None, say: Say) -> None:
+        self._ground = ground
+        self._ledger_pid = ledger_pid
+        self._say = say
+
+    def run(
+        self, contestants: Sequence[Contestant], loads: Sequence[Load], *, rounds: int, seed: int
+    ) -> list[Sample]:
+        """Measure everybody in every round; `seed` decides the order in each."""
+        shuffle = random.Random(seed)
+        samples: list[Sample] = []
+        for number in range(1, rounds + 1):
+            order = list(contestants)
+            shuffle.shuffle(order)
+            self._say(f"round {number} of {rounds}: {', '.join(one.name for one in order)}")
+            for contestant in order:
+                samples += self._measure(contestant, loads, number)
+        return samples
+
+    def _measure(
+        self, contestant: Contestant, loads: Sequence[Load], number: int
+    ) -> Iterator[Sample]:
+        chosen = [load for load in loads if load in contestant.jobs]
+        if not chosen:
+            return
+        with Contest(contestant, self._ground, ledger_pid=self._ledger_pid) as contest:
+            for load in chosen:
+                sample = contest.measure(load, number)
+                self._say(line_of(sample))
+                yield sample
+
+
+def line_of(sample: Sample) -> str:
+    """Return what is said of one measurement while the contest runs."""
+    latency = "" if sample.p50_ms is None else f"  p50 {sample.p50_ms:.2f} ms"
+    return (
+        f"  {sample.contestant:<12}{sample.load:<11}{sample.jobs_per_s:>9,.0f} jobs/s"
+        f"{sample.cpu_total_us:>9,.0f} us CPU/job{latency}"
+    )
+
+
+@contextmanager
+def open_ground(peers_python: str, *, ledger: bool, say: Say) -> Iterator[tuple[Ground, int | None]]:
+    """Start a Redis as the product starts it, and the Postgres of the kernel's ledger.
+
+    Yields where they are, and Postgres's process id.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aios-bench-"))
+        state = StateDir.open(Path(folder))
+        server = RedisServer.of(state)
+        stack.callback(state.remove_sockets)
+        stack.enter_context(StandaloneServer(server.service(), state.log_dir / "redis.log"))
+        database_url, pid = None, None
+        if ledger:
+            say("starting Valkey and Postgres")
+            postgres = PostgresServer.of(state)
+            stack.callback(postgres.remove)
+            process = StandaloneServer(postgres.service(), state.log_dir / "postgres.log")
+            stack.enter_context(process)
+            database_url, pid = postgres.database_url(), process.pid
+            upgrade(database_url)
+        yield Ground(server.url, database_url, peers_python, state.log_dir), pid
