@@ -1,0 +1,48 @@
+"""Run a process of the product with faults around it.
+
+    CHAOS_PLAN=... python -m benchmarks.chaos.launch scheduler
+    CHAOS_PLAN=... python -m benchmarks.chaos.launch tool
+
+Exit codes are the process's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from aios_broker.config import environment
+from aios_broker.contract.names import Module
+from aios_broker.scheduler import __main__ as scheduler
+from aios_workers import __main__ as worker
+from aios_workers.config import WorkerConfig
+from aios_workers.registry import LoadedModule, load_module
+from benchmarks.chaos.faulty import Faults, jump_clocks
+from benchmarks.chaos.plan import VARIABLE, Plan, read_plan
+from benchmarks.chaos.poison import limit_memory, poisoned
+
+
+def prepare(plan: Plan) -> None:
+    """Put the plan's faults around this process."""
+    limit_memory(plan.memory_bytes)
+    jump_clocks(plan)
+    Faults(plan).install()
+    if plan.poison:
+        worker.load_module = _load_poisoned
+
+
+async def _load_poisoned(module: Module, config: WorkerConfig) -> LoadedModule:
+    loaded = await load_module(module, config)
+    return poisoned(loaded) if module == "tool" else loaded
+
+
+def main(arguments: list[str], environ: Mapping[str, str]) -> int:
+    """Run the process that is named."""
+    prepare(read_plan(environ.get(VARIABLE)))
+    if arguments[0] == "scheduler":
+        return scheduler.main()
+    return worker.main(arguments, environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], environment()))

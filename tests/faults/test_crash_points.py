@@ -1,0 +1,81 @@
+"""Every process dies at every point of every step: all are answered once, nothing is left over.
+
+A point is a triple: process, step (a Redis function, another command, or a transaction of
+Postgres), and moment (before it, done but not heard of, heard and acted on). The default lane
+takes those where most has been lost in other queues; the slow lane takes all.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from aios_broker.queues.functions import STEPS
+from benchmarks.chaos.plan import BEGIN, COMMIT, MOMENTS, Moment, Point
+from tests.faults.crash_scene import scheduler_dies, worker_dies
+
+pytestmark = pytest.mark.timeout(120)
+
+# What a worker of each module sends, in the scene's work. `BLMOVE`: the look for work.
+WORKER_STEPS = {
+    "tool": ("birth", "claim", "finish", "renew", "BLMOVE", "HGETALL", "death"),
+    "llm": ("claim", "finish", "yield", "slice", "renew", "emit", "GET", "HGETALL",
+            "context_open", "context_write"),
+}  # fmt: skip
+SCHEDULER_STEPS = (
+    "lead", "reorder", "reclaim", "expire", "reconcile", "look", "spill",
+    "FUNCTION", "EXISTS", "HSET", "HGETALL", "LLEN", "LRANGE", "ZMSCORE",
+    "XLEN", "XINFO", "XRANGE", "XTRIM", BEGIN, COMMIT,
+)  # fmt: skip
+# Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
+CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "nice", "quota"}
+
+Triple = tuple[str, str, Moment]
+WORKER_TRIPLES: list[Triple] = [
+    (module, step, moment)
+    for module, steps in WORKER_STEPS.items()
+    for step in steps
+    for moment in MOMENTS
+]
+FAST: tuple[Triple, ...] = (
+    ("tool", "claim", "sent"),
+    ("tool", "finish", "sent"),
+    ("llm", "yield", "sent"),
+    ("llm", "slice", "after"),
+    ("llm", "context_write", "sent"),
+)
+SCHEDULER_POINTS = [(step, moment) for step in SCHEDULER_STEPS for moment in MOMENTS]
+FAST_SCHEDULER: tuple[tuple[str, Moment], ...] = (("reclaim", "sent"), (COMMIT, "sent"))
+
+
+def test_every_step_has_a_process_that_dies_at_it() -> None:
+    covered = {*WORKER_STEPS["tool"], *WORKER_STEPS["llm"], *SCHEDULER_STEPS, *CLIENT_STEPS}
+    functions = {"context" if step.startswith("context_") else step for step in covered}
+    assert set(STEPS) - functions == set()
+
+
+@pytest.mark.parametrize(("module", "step", "moment"), FAST)
+async def test_a_worker_dies(redis_url: str, module: str, step: str, moment: Moment) -> None:
+    await worker_dies(redis_url, module, Point(step, moment))
+
+
+@pytest.mark.parametrize(("step", "moment"), FAST_SCHEDULER)
+async def test_a_scheduler_dies(
+    redis_url: str, database_url: str, step: str, moment: Moment
+) -> None:
+    await scheduler_dies(redis_url, database_url, Point(step, moment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("module", "step", "moment"), WORKER_TRIPLES)
+async def test_a_worker_dies_at_every_point(
+    redis_url: str, module: str, step: str, moment: Moment
+) -> None:
+    await worker_dies(redis_url, module, Point(step, moment))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "moment"), SCHEDULER_POINTS)
+async def test_a_scheduler_dies_at_every_point(
+    redis_url: str, database_url: str, step: str, moment: Moment
+) -> None:
+    await scheduler_dies(redis_url, database_url, Point(step, moment))
