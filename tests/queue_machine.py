@@ -381,7 +381,7 @@ class QueueMachine(RuleBasedStateMachine):
     def journal_follows_the_transition_table(self) -> None:
         states: dict[str, State | None] = {}
         for _, entry in self.raw.xrange(Keys().journal):
-            for line in entry[b"t"].decode().split("\n"):
+            for line in entry[b"t"].decode().split("\n") if b"t" in entry else ():
                 name, job_id, *_ = line.split("\t")
                 event = cast("transitions.Event", name)
                 states[job_id] = transitions.after(states.get(job_id), event)

@@ -56,6 +56,7 @@ OF_RQ = {
 # Of ours, beside those that lib.lua's `open` names.
 OF_OURS = {
     "snapshot:{id}", "reply:{client}", "journal", "reconciled", "tokens", "configured",
+    "use:{q}", "used:{q}", "quota:{q}", "load:{q}", "bucket:{q}",
 }  # fmt: skip
 
 

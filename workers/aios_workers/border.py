@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Literal
 
 from aios_broker.contract.errors import (
     Cancelled,
@@ -20,7 +21,7 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_broker.queues.tokens import Tokens
 from aios_workers.patience import patiently
-from aios_workers.run import Done, Handler, Outcome, Run, Suspended
+from aios_workers.run import Done, Handler, Outcome, Run, Suspended, SuspendReason
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ class Border:
             case "stopped":
                 return self._failed(run, Cancelled("its worker was told to stop it"))
             case "drain" | None:
-                ran_s, tokens = run.take_use()
-                return Pause(run.lease, None, ran_s, tokens, "drain")
+                return _pause(run, None, "drain")
 
     async def _open(self, lease: Lease) -> Syscall:
         """Read the syscall; check who it is from, unless the submit function vouches for that."""
@@ -83,9 +83,9 @@ class Border:
                 reply = Reply(syscall_id_of(run.lease.job_id), result=result,
                               timings=run.timings(), worker=self._worker)  # fmt: skip
                 data = encode(reply)
-                return Ending(run.lease, "finished", data, *run.take_use())
+                return _ending(run, "finished", data)
             case Suspended(snapshot, reason):
-                return Pause(run.lease, snapshot, *run.take_use(), reason)
+                return _pause(run, snapshot, reason)
 
     def _failed(self, run: Run, error: KernelError) -> Ending:
         syscall_id = syscall_id_of(run.lease.job_id)
@@ -95,7 +95,19 @@ class Border:
         foreign = isinstance(error, ForeignJob)
         if foreign:
             logger.warning("quarantined job %s: %s", run.lease.job_id, error)
-        return Ending(run.lease, "failed", encode(reply), *run.take_use(), quarantine=foreign)
+        return _ending(run, "failed", encode(reply), quarantine=foreign)
+
+
+def _ending(
+    run: Run, status: Literal["finished", "failed"], reply: bytes, *, quarantine: bool = False
+) -> Ending:
+    use = run.use()
+    return Ending(run.lease, status, reply, use.ran_s, use.tokens, quarantine, use.prompt_tokens)
+
+
+def _pause(run: Run, snapshot: bytes | None, reason: SuspendReason) -> Pause:
+    use = run.use()
+    return Pause(run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens)
 
 
 def _late() -> DeadlineExceeded:

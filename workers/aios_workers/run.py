@@ -35,6 +35,15 @@ class Suspended:
 Outcome = Done | Suspended
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a run has used since its claim."""
+
+    ran_s: float
+    tokens: int  # output
+    prompt_tokens: int
+
+
 class Run:
     """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
 
@@ -45,26 +54,21 @@ class Run:
         self.task: asyncio.Task[object] | None = None
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
-        self._charged_until_s = self._started_s
-        self._uncharged_s = 0.0  # taken once, given back because the charge did not arrive
-        self._uncharged_tokens = 0
+        self._tokens = 0
+        self._prompt_tokens = 0
         self._interrupt: Callable[[SuspendReason], None] | None = None
 
     def count_tokens(self, count: int) -> None:
         """Note output tokens that were generated."""
-        self._uncharged_tokens += count
+        self._tokens += count
 
-    def take_use(self) -> tuple[float, int]:
-        """Return the seconds and tokens used since the last call: what is to be charged."""
-        now_s = self._clock()
-        use = (self._uncharged_s + now_s - self._charged_until_s, self._uncharged_tokens)
-        self._charged_until_s, self._uncharged_s, self._uncharged_tokens = now_s, 0.0, 0
-        return use
+    def count_prompt(self, count: int) -> None:
+        """Note how long the prompt is; it is charged once per syscall."""
+        self._prompt_tokens = count
 
-    def return_use(self, use: tuple[float, int]) -> None:
-        """Give back a use whose charge did not arrive; the next one carries it."""
-        self._uncharged_s += use[0]
-        self._uncharged_tokens += use[1]
+    def use(self) -> Use:
+        """Return what was used since the claim: totals, which may be told more than once."""
+        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens)
 
     def timings(self) -> Timings:
         """Return where the time went so far, earlier slices included."""

@@ -28,7 +28,7 @@ class SliceDesk:
     async def end(self, run: Run, checkpoint: bytes | None) -> SliceVerdict:
         """Charge the slice, keep the checkpoint and return the verdict.
 
-        While Redis is away the verdict is `go`, and the use is charged at the next end.
+        While Redis is away the verdict is `go`, and the next end charges for both slices.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[SliceVerdict] = loop.create_future()
@@ -44,19 +44,18 @@ class SliceDesk:
         call.add_done_callback(self._calls.discard)
 
     async def _call(self, asked: list[_Asked]) -> None:
-        taken = [run.take_use() for run, _, _ in asked]
-        uses = [
-            SliceUse(run.lease, ran_s, tokens, checkpoint)
-            for (run, checkpoint, _), (ran_s, tokens) in zip(asked, taken, strict=True)
-        ]
+        uses = [_used(run, checkpoint) for run, checkpoint, _ in asked]
         try:
             verdicts = await self._queue.slice_end(self._worker, uses, self._appetite)
         except KernelError as error:
             logger.warning("the slices of %d generations could not be charged: %s",
                            len(asked), error)  # fmt: skip
             verdicts = ["go"] * len(asked)
-            for (run, _, _), use in zip(asked, taken, strict=True):
-                run.return_use(use)
         for (_, _, answer), verdict in zip(asked, verdicts, strict=True):
             if not answer.done():
                 answer.set_result(verdict)
+
+
+def _used(run: Run, checkpoint: bytes | None) -> SliceUse:
+    use = run.use()
+    return SliceUse(run.lease, use.ran_s, use.tokens, checkpoint, use.prompt_tokens)

@@ -5,8 +5,11 @@ line, tab-separated: event, job id, attempt, who, detail. The detail is, by even
 
     submit, adopt                   the facts, JSON
     yield, hold, reclaim, finish    tokens,ran_ms: what the job has used so far, all in all
-    fail                            the same and the error's code; or the code alone
-    cancel                          the error's code
+    fail, cancel                    the same and the error's code; or the code alone
+
+Field `u` is what the call charged, one line per program: tenant, agent, program, tokens, prompt
+tokens, ran_ms, finished, failed. Field `s` is a setting that was changed: `quota`, whose, the
+limits, by whom. Each of `t`, `u` and `s` may be missing.
 
 Pure: nothing here talks to a server. What is in the journal is not trusted to be well-formed: a
 line that cannot be read or that the transition table forbids is kept and marked, never dropped.
@@ -123,8 +126,10 @@ def read_entry(entry: Answer) -> Iterator[Transition]:
     position = Position.parse(stream_id)
     at = position.at
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    if b"t" not in pairs:
+        return
     module = _text(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
-    for ordinal, line in enumerate(_text(pairs.get(b"t", b"")).split("\n")):
+    for ordinal, line in enumerate(_text(pairs[b"t"]).split("\n")):
         parts = line.split("\t", 4)
         readable = len(parts) == 5 and (not parts[2] or _is_count(parts[2]))
         if not readable or len(line) > MAX_ID_CHARACTERS:
@@ -157,7 +162,7 @@ def _marked(transition: Transition) -> Transition:
 
 
 def _new_row(transition: Transition) -> SyscallRow:
-    facts = _facts(transition) or _UNKNOWN
+    facts = facts_of(transition) or _UNKNOWN
     return SyscallRow(
         job_id=transition.job_id, module=transition.module, agent=facts.agent,
         program=facts.program, tenant=facts.tenant, kind=facts.kind, state="queued",
@@ -165,7 +170,8 @@ def _new_row(transition: Transition) -> SyscallRow:
     )  # fmt: skip
 
 
-def _facts(transition: Transition) -> Facts | None:
+def facts_of(transition: Transition) -> Facts | None:
+    """Return what a submission says of its syscall; None of any other transition."""
     if transition.event not in ("submit", "adopt") or not transition.detail:
         return None
     try:
@@ -213,7 +219,7 @@ def _begin(row: SyscallRow, transition: Transition) -> None:
 
     A stock tool that requeues (`adopt`) goes on with the job's counters, a new `submit` does not.
     """
-    facts = _facts(transition)
+    facts = facts_of(transition)
     if facts is not None:
         row.agent, row.program, row.tenant, row.kind = (
             facts.agent, facts.program, facts.tenant, facts.kind,

@@ -13,7 +13,7 @@ from aios_broker.queues.connection import Answer, Argument, Connection
 
 LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
 STEPS = (
-    "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
+    "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",
     "lead", "reorder", "reclaim", "expire", "reconcile", "look", "birth", "death",
     "spill", "context",

@@ -2,7 +2,7 @@
 
 Each method is one Redis function call, atomic and fenced, for as many jobs as are at hand.
 All of them may be sent again after RedisUnavailable: submit is idempotent by id, the others by
-attempt. Only what `slice_end` charges is charged twice when a call that ran is sent again.
+attempt, and use is told as totals since the claim, which may be told twice.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import refused
 from aios_broker.queues.records import (
     Ending,
     Facts,
@@ -75,6 +76,7 @@ class ModuleQueue:
 
         Raises:
             QueueFull: over `max_waiting`; `retry_after_s` says when to try again.
+            QuotaExceeded: an agent or its tenant has as many waiting as it may.
             UnknownCore: a job names a core that no worker of the fleet serves.
         """
         arguments: list[Argument] = [iso_now(), len(jobs)]
@@ -91,6 +93,8 @@ class ModuleQueue:
                     f"the queue of module {self.module} holds {waiting} syscalls, its limit is "
                     f"{limit}", remedy="send it again later", retry_after_s=1.0,
                 )  # fmt: skip
+            case [b"quota", *refusal]:
+                raise refused(refusal)
             case [b"core", name, *served]:
                 known = ", ".join(sorted(core.decode() for core in served)) or "none"
                 raise UnknownCore(
@@ -133,7 +137,7 @@ class ModuleQueue:
         for end in endings:
             arguments += (
                 end.lease.job_id, end.lease.attempt, end.status, end.reply, _for_rq(end),
-                round(end.ran_s * 1000), end.tokens, int(end.quarantine),
+                round(end.ran_s * 1000), end.tokens, end.prompt_tokens, int(end.quarantine),
             )  # fmt: skip
         return _settled(await self._call("finish", arguments))
 
@@ -144,7 +148,7 @@ class ModuleQueue:
             arguments += (
                 pause.lease.job_id, pause.lease.attempt, pause.reason,
                 pause.snapshot if pause.snapshot is not None else b"",
-                round(pause.ran_s * 1000), pause.tokens,
+                round(pause.ran_s * 1000), pause.tokens, pause.prompt_tokens,
             )  # fmt: skip
         return _settled(await self._call("yield", arguments))
 
@@ -160,7 +164,7 @@ class ModuleQueue:
         for use in uses:
             arguments += (
                 use.lease.job_id, use.lease.attempt, round(use.ran_s * 1000), use.tokens,
-                use.checkpoint if use.checkpoint is not None else b"",
+                use.prompt_tokens, use.checkpoint if use.checkpoint is not None else b"",
             )  # fmt: skip
         return [verdict.decode() for verdict in await self._call("slice", arguments)]
 

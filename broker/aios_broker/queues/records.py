@@ -63,9 +63,10 @@ class Ending:
     lease: Lease
     status: Literal["finished", "failed"]
     reply: bytes
-    ran_s: float  # since it was last charged (at the claim, or by slice_end)
-    tokens: int = 0  # output tokens since it was last charged
+    ran_s: float  # since the claim, as the tokens
+    tokens: int = 0  # output tokens
     quarantine: bool = False  # a job that must never run again (foreign code)
+    prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +75,21 @@ class Pause:
 
     lease: Lease
     snapshot: bytes | None  # None: the last checkpoint stands, or it starts from the beginning
-    ran_s: float  # since it was last charged
+    ran_s: float  # since the claim, as the tokens
     tokens: int = 0
     reason: Literal["yield", "hold", "drain"] = "yield"
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SliceUse:
-    """What a running job used since it was last charged, at the end of a slice."""
+    """What a running job used since its claim, at the end of a slice. Sent again, it is no more."""
 
     lease: Lease
     ran_s: float
     tokens: int
     checkpoint: bytes | None  # snapshot bytes: what a killed worker does not lose
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ local function sift(c, ids, want, cores)
         seen[id] = true
         if not lendable(c, job) then
             removed[#removed + 1] = id
-        elseif serves(cores, job.core) then
+        elseif serves(cores, job.core) and quota.admits(c, job.facts or nil) then
+            quota.moved(c, job.facts or nil, 'q', 'r')
             chosen[#chosen + 1] = job
             removed[#removed + 1] = id
         else
@@ -48,14 +49,20 @@ local function sift(c, ids, want, cores)
 end
 
 -- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is for
--- other cores: LOOKAHEAD jobs, or, where all of them are for others, many more.
+-- other cores or barred by a quota: LOOKAHEAD jobs, or, where it is all of them, many more.
 local function choose(c, want, cores)
-    local chosen, removed, prefix
-    for _, ahead in ipairs({LOOKAHEAD, FAR_LOOKAHEAD}) do
-        local ids = redis.call('LRANGE', c.queue, 0, want + ahead - 1)
-        chosen, removed, prefix = sift(c, ids, want, cores)
-        if #chosen > 0 or #ids < want + ahead then break end
+    local place, ahead = 0, want + LOOKAHEAD
+    local ids = redis.call('LRANGE', c.queue, 0, ahead - 1)
+    local chosen, removed, prefix = sift(c, ids, want, cores)
+    if #chosen == 0 and #ids == ahead then
+        place, ahead = quota.far_look(c, want + FAR_LOOKAHEAD)
+        if place then
+            ids = redis.call('LRANGE', c.queue, place, place + ahead - 1)
+            chosen, removed, prefix = sift(c, ids, want, cores)
+            if #chosen == 0 then quota.missed(c, #ids == ahead and place + ahead or 0) end
+        end
     end
+    if (place or 0) > 0 then prefix = 0 end
     if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end
     for i = prefix + 1, #removed do redis.call('LREM', c.queue, 1, removed[i]) end
     return chosen
@@ -123,6 +130,7 @@ register('adopt', function(c)
     local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
     redis.call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
     redis.call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
+    quota.moved(c, job.facts or nil, 'q', 'r')
     redis.call('LREM', c.queue, 0, id)
     for _, place in ipairs({c.suspects, c.held, c.deferred}) do redis.call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')

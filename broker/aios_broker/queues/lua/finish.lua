@@ -3,7 +3,7 @@
 -- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, result_ttl_s, failure_ttl_s,
 --       external (1: a stock RQ worker keeps RQ's records itself), n, then per job:
 --       id, attempt, status (finished | failed), reply, result (as RQ stores it), ran_ms,
---       tokens, quarantine (0 | 1)
+--       tokens, prompt tokens (all three since the claim), quarantine (0 | 1)
 --
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}. A job whose lease is gone is left
 -- alone: another worker answers it.
@@ -49,19 +49,21 @@ local function read_endings(c)
     local n, jobs, members, ids = tonumber(take(c)), {}, {}, {}
     for i = 1, n do
         local job = {id = take(c), attempt = take(c), status = take(c), reply = take(c),
-            result = take(c), ran_ms = tonumber(take(c)), tokens = tonumber(take(c)), quarantine = take(c)}
+            result = take(c), ran_ms = tonumber(take(c)), tokens = tonumber(take(c)),
+            prompt = tonumber(take(c)), quarantine = take(c)}
         jobs[i], members[i], ids[i] = job, job.id .. ':' .. job.attempt, job.id
     end
     return jobs, held_leases(c, members), read_many('HMGET', c.live, ids)
 end
 
--- What the job used in all its slices. Only one that was checkpointed was ever charged before.
-local function total_use(c, job)
-    if redis.call('HEXISTS', c.snapshot_bytes, job.id) == 0 then
-        return job.tokens .. ',' .. job.ran_ms
-    end
-    local f = redis.call('HMGET', job_key(c, job.id), 'aios_tokens', 'aios_ran_ms')
-    return count(f[1]) + job.tokens .. ',' .. count(f[2]) + job.ran_ms
+-- Charge what the job used; returns its total over all attempts. Where nobody counts use, the
+-- first attempt's own is the total, and costs no command.
+local function settle_use(c, job)
+    if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
+    local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+    if known then quota.moved(c, facts, 'r', nil) end
+    quota.ended(c, facts, job.status == 'finished')
+    return total
 end
 
 -- Why a job failed, for the journal: the code of the error that its reply carries.
@@ -77,13 +79,13 @@ register('finish', function(c)
     local ttl_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}
     local external = take(c) == '1'
     local jobs, leases, clients = read_endings(c)
-    local checkpoints = redis.call('EXISTS', c.snapshot_bytes) == 1
     local accepted, done, registry, seen = {}, {}, {finished = {}, failed = {}}, {}
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job
+            local used = settle_use(c, job)
             if external then
                 redis.call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
             else
@@ -95,7 +97,7 @@ register('finish', function(c)
             if job.quarantine == '1' then redis.call('ZADD', c.quarantine, c.now, job.id) end
             reply_to(c, clients[i], job.reply)
             note(c, job.status == 'finished' and 'finish' or 'fail', job.id, job.attempt, worker,
-                (checkpoints and total_use(c, job) or job.tokens .. ',' .. job.ran_ms) .. reason(job))
+                used .. reason(job))
         end
     end
     if #done > 0 then

@@ -13,6 +13,8 @@ local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
 local YIELDING_MS = 10000    -- a job told to yield has done so by then, or its worker is dead
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 
+local quota = {} -- what quota.lua gives to the other steps
+
 local function now_ms()
     local time = redis.call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -78,17 +80,23 @@ local function read_many(command, key, members)
 end
 
 -- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
--- yield, hold and finish, the error's code for fail and cancel.
+-- yield, hold, reclaim and finish; for fail and cancel the same and the error's code.
 local function note(c, event, id, attempt, who, detail)
     c.journal[#c.journal + 1] = table.concat({event, id, attempt, who, detail}, '\t')
 end
 
--- One XADD carries all transitions of the call.
+-- One XADD carries all transitions of the call (t), what it charged (u), and a quota's change (s).
 local function write_journal(c)
-    if #c.journal > 0 then
-        redis.call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*',
-            'q', c.q, 't', table.concat(c.journal, '\n'))
+    local uses = (c.uses or c.load_changed) and quota.settle(c)
+    if #c.journal == 0 and not uses and not c.settings then return end
+    local entry = {'q', c.q}
+    local function add(name, text)
+        if text then entry[#entry + 1] = name; entry[#entry + 1] = text end
     end
+    add('t', #c.journal > 0 and table.concat(c.journal, '\n'))
+    add('u', uses)
+    add('s', c.settings)
+    redis.call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*', unpack(entry))
 end
 
 local function count(value) return tonumber(value) or 0 end
@@ -148,10 +156,14 @@ end
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
-    local attempt, worker, was = unpack(redis.call('HMGET', job, 'aios_attempt', 'worker_name', 'status'))
+    local attempt, worker, was, facts, tokens, ran_ms = unpack(redis.call('HMGET', job,
+        'aios_attempt', 'worker_name', 'status', 'aios_facts', 'aios_tokens', 'aios_ran_ms'))
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
-    if redis.call('ZREM', c.leases, member) == 1 then
+    local ran = redis.call('ZREM', c.leases, member) == 1
+    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil) end
+    quota.ended(c, facts or nil, false)
+    if ran then
         redis.call('ZREM', c.wip, member)
         if worker then
             redis.call('PUBLISH', c.p .. ':pubsub:' .. worker,
@@ -180,7 +192,8 @@ local function terminate(c, id, event, status, body, iso, lent)
     else
         redis.call('UNLINK', job) -- what its worker still charged to it
     end
-    note(c, event, id, attempt, '', cjson.decode(body).code or '')
+    local code = cjson.decode(body).code or ''
+    note(c, event, id, attempt, '', tokens and tokens .. ',' .. count(ran_ms) .. ',' .. code or code)
 end
 
 -- Redis has no calendar: RQ's time stamps come from the caller, or, in sweeps, from here.
@@ -218,6 +231,7 @@ local function adopt(c, id, iso)
     redis.call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     redis.call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
+    quota.moved(c, facts or nil, nil, 'q')
     note(c, 'adopt', id, '', '', facts or '')
 end
 

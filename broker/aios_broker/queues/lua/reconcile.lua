@@ -130,6 +130,7 @@ register('reconcile', function(c)
         mended = mended + look_at_all(c, body, iso)
         drop_expired(c)
     end
+    quota.sweep(c)
     send_replies(c)
     write_journal(c)
     return mended

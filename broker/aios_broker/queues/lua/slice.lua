@@ -2,19 +2,25 @@
 -- somebody more deserving waits for the slot.
 --
 -- ARGV  prefix, module, worker, want (unused), lease_ms, cores, n, then per job:
---       id, attempt, ran_ms, tokens (both since the last charge), checkpoint ('' keeps the last)
+--       id, attempt, ran_ms, tokens, prompt tokens (all three since the claim: sent again, nothing
+--       is charged twice), checkpoint ('' keeps the last)
 --
+-- One whose owner has used up its minute yields to whoever waits and may run, whatever the policy;
+-- where nobody does, it goes on.
 -- Returns per job go | yield | hold | lost.
 
 local HEAD = 16 -- waiting jobs that are looked at for one that this worker can run
 
--- The first waiting jobs that this worker can run: how many (up to HEAD), and the first one's id.
-local function runnable(c, cores)
-    local ids, n, first = redis.call('LRANGE', c.queue, 0, HEAD - 1), 0, nil
-    for _, id in ipairs(ids) do
-        if serves(cores, redis.call('HGET', job_key(c, id), 'aios_core')) then
+-- The first waiting jobs that this worker can run, and may, in the place of one with these facts:
+-- how many (up to HEAD), and the first one's id.
+local function runnable(c, cores, facts)
+    local n, first = 0, nil
+    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, LOOKAHEAD - 1)) do
+        local core, theirs = unpack(redis.call('HMGET', job_key(c, id), 'aios_core', 'aios_facts'))
+        if serves(cores, core) and quota.admits(c, theirs or nil, facts) then
             n = n + 1
             first = first or id
+            if n == HEAD then break end
         end
     end
     return n, first
@@ -27,21 +33,16 @@ local function outranked(c, id, first)
 end
 
 -- Each waiting job can take one slot only: those told to yield a moment ago count.
-local function must_yield(c, id, preempt, cores)
-    if preempt == 'none' then return false end
-    local waiting, first = runnable(c, cores)
+local function must_yield(c, id, facts, preempt, cores)
+    local over = quota.is_over(c, facts)
+    if preempt == 'none' and not over then return false end
+    local waiting, first = runnable(c, cores, facts)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
     redis.call('ZREMRANGEBYSCORE', c.yielding, '-inf', c.now - YIELDING_MS)
     local room = redis.call('LLEN', c.queue)
     if waiting < HEAD then room = waiting end
     if redis.call('ZCARD', c.yielding) >= room then return false end
-    return preempt == 'waiting' or outranked(c, id, first)
-end
-
-local function charge(c, id, ran_ms, tokens)
-    local f = redis.call('HMGET', job_key(c, id), 'aios_ran_ms', 'aios_tokens')
-    redis.call('HSET', job_key(c, id), 'aios_ran_ms', count(f[1]) + ran_ms,
-        'aios_tokens', count(f[2]) + tokens)
+    return over or preempt == 'waiting' or outranked(c, id, first)
 end
 
 register('slice', function(c)
@@ -50,7 +51,7 @@ register('slice', function(c)
     local n, jobs, members, ids, verdicts = tonumber(take(c)), {}, {}, {}, {}
     for i = 1, n do
         local job = {id = take(c), attempt = take(c), ran_ms = tonumber(take(c)),
-            tokens = tonumber(take(c)), checkpoint = take(c)}
+            tokens = tonumber(take(c)), prompt = tonumber(take(c)), checkpoint = take(c)}
         jobs[i], members[i], ids[i] = job, job.id .. ':' .. job.attempt, job.id
     end
     local leases, wishes = held_leases(c, members), read_many('HMGET', c.control, ids)
@@ -59,12 +60,12 @@ register('slice', function(c)
         if not leases[i] then
             verdicts[i] = 'lost'
         else
-            charge(c, job.id, job.ran_ms, job.tokens)
+            local _, facts = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
             keep_snapshot(c, job.id, job.checkpoint)
             redis.call('ZADD', c.leases, 'XX', c.now + lease_ms, members[i])
             if wishes[i] then
                 verdicts[i] = 'hold'
-            elseif must_yield(c, job.id, preempt, cores) then
+            elseif must_yield(c, job.id, facts, preempt, cores) then
                 redis.call('ZADD', c.yielding, c.now, job.id)
                 verdicts[i] = 'yield'
             else
@@ -72,5 +73,6 @@ register('slice', function(c)
             end
         end
     end
+    write_journal(c)
     return verdicts
 end)

@@ -4,7 +4,8 @@
 --       id, data, description, facts (JSON), core, client, deadline_ms (from now)
 --
 -- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again.
--- Or {'full', waiting, limit}, or {'core', name, served...}: then nothing was changed.
+-- Or {'full', waiting, limit}, or {'core', name, served...}, or {'quota', limit, subject, waiting,
+-- most}: then nothing was changed.
 
 local function served_cores(c)
     local pairs_, names = redis.call('HGETALL', c.cores), {}
@@ -71,6 +72,7 @@ local function publish(c, job, iso, batch)
     batch.live[#batch.live + 1] = job.client
     batch.deadlines[#batch.deadlines + 1] = deadline
     batch.deadlines[#batch.deadlines + 1] = job.id
+    quota.moved(c, job.facts, nil, 'q')
     note(c, 'submit', job.id, '', job.client, job.facts)
 end
 
@@ -101,6 +103,8 @@ register('submit', function(c)
     local limit = tonumber(redis.call('HGET', c.policy, 'max_waiting') or '100000')
     local waiting = redis.call('LLEN', c.queue)
     if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end
+    refusal = quota.refuses(c, fresh)
+    if refusal then return refusal end
     local batch = {queue = {}, live = {}, deadlines = {}}
     for _, job in ipairs(fresh) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)

@@ -2,7 +2,8 @@
 -- claim the next ones.
 --
 -- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, n, then per job:
---       id, attempt, reason (yield | hold | drain), snapshot ('' keeps the last), ran_ms, tokens
+--       id, attempt, reason (yield | hold | drain), snapshot ('' keeps the last), ran_ms, tokens,
+--       prompt tokens (all three since the claim)
 --
 -- yield: to the tail. drain: to the head, its worker stops and it did not use up its turn.
 -- hold: out of the run queue, until released. What the operator wants by now decides: one that was
@@ -16,7 +17,9 @@ end
 
 local function suspend(c, job)
     local key = job_key(c, job.id)
-    local f = redis.call('HMGET', key, 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_suspensions')
+    local used, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+    if known then quota.moved(c, facts, 'r', 'q') end
+    local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
     local member = job.id .. ':' .. job.attempt
     redis.call('ZREM', c.leases, member)
     redis.call('ZREM', c.wip, member)
@@ -24,17 +27,16 @@ local function suspend(c, job)
     redis.call('ZREM', c.scores, job.id)
     redis.call('HDEL', c.control, job.id)
     keep_snapshot(c, job.id, job.snapshot)
-    local ran_ms, tokens = count(f[1]) + job.ran_ms, count(f[2]) + job.tokens
     redis.call('HSET', key, 'status', job.reason == 'hold' and 'deferred' or 'queued',
-        'worker_name', '', 'aios_ready_ms', c.now, 'aios_ran_ms', ran_ms, 'aios_tokens', tokens,
-        'aios_slices', count(f[3]) + 1, 'aios_suspensions', count(f[4]) + 1)
+        'worker_name', '', 'aios_ready_ms', c.now, 'aios_slices', count(slices) + 1,
+        'aios_suspensions', count(suspensions) + 1)
     if job.reason == 'hold' then
         redis.call('ZADD', c.held, c.now, job.id)
         redis.call('ZADD', c.deferred, WIP_SCORE, job.id)
     else
         redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)
     end
-    return tokens .. ',' .. ran_ms
+    return used
 end
 
 register('yield', function(c)
@@ -42,7 +44,7 @@ register('yield', function(c)
     local n, jobs, members, accepted, seen = tonumber(take(c)), {}, {}, {}, {}
     for i = 1, n do
         local job = {id = take(c), attempt = take(c), reason = take(c), snapshot = take(c),
-            ran_ms = tonumber(take(c)), tokens = tonumber(take(c))}
+            ran_ms = tonumber(take(c)), tokens = tonumber(take(c)), prompt = tonumber(take(c))}
         jobs[i], members[i] = job, job.id .. ':' .. job.attempt
     end
     local leases = held_leases(c, members)

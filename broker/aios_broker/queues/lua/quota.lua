@@ -1,0 +1,383 @@
+-- quota.lua: what agents and tenants use, and what they may use. Most of it are functions that the
+-- other steps call; the steps of its own are at the end.
+--
+-- A subject is `tenant:T`, `agent:T A` or `program:T A P`. Keys, per module:
+--   aios:use     hash: subject -> tokens, prompt tokens, ran_ms, finished, failed (space between)
+--   aios:used    zset: subject -> ms when its counters are dropped, unless it uses more
+--   aios:quota   hash: agent, tenant, `agent:*` or `tenant:*` -> the LIMITS, `-` where there is none
+--   aios:load    hash: how many wait (`q`, `q <subject>`: suspended, held and parked ones, too) and
+--                run (`r`, `r <subject>`), and notes of the sweep and of claims
+--   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
+-- Use is counted in metered modules: llm, and all that have quotas. The load and the buckets are
+-- there while there are quotas. All changes of one call are written at its end, by `settle`.
+
+local METERED = 'llm'
+local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute'}
+local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 86400000}
+local SWEPT = 100            -- counters that are dropped in one sweep
+local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
+local RECOUNT_SHARE = 5      -- ... or where it disagrees: 1 ms of waiting for so many jobs to count
+local MISS_MS = 100          -- after a look through jobs that are all barred, until the next
+local FAR_LOOK = 1024        -- how many such a look sees: about 3 ms of Redis' time
+
+local function quota_key(c, name) return c.own .. name .. ':' .. c.q end
+
+local function has_quotas(c)
+    if c.quotas == nil then c.quotas = redis.call('EXISTS', quota_key(c, 'quota')) == 1 end
+    return c.quotas
+end
+
+function quota.metered(c) return c.q == METERED or has_quotas(c) end
+
+-- Whose a job is, from its facts as submit wrote them: names hold no quotes, no spaces. A job of a
+-- stock producer has none.
+local function owner(c, facts)
+    c.owners = c.owners or {}
+    local who = c.owners[facts or '']
+    if who then return who end
+    local function name(field, default)
+        return facts and string.match(facts, '"' .. field .. '":"([^"\\%s]+)"') or default
+    end
+    local tenant, agent, program = name('tenant', 'default'), name('agent', '?'), name('program', 'main')
+    who = {tenant = 'tenant:' .. tenant, agent = 'agent:' .. tenant .. ' ' .. agent,
+        program = 'program:' .. tenant .. ' ' .. agent .. ' ' .. program,
+        line = tenant .. '\t' .. agent .. '\t' .. program}
+    who.limited = {who.agent, who.tenant}
+    c.owners[facts or ''] = who
+    return who
+end
+
+-- The limits of an agent or tenant: its own, and where it has none those of `*`.
+local function limits_of(c, subject)
+    c.limits = c.limits or {}
+    local found = c.limits[subject]
+    if found then return found end
+    found = {}
+    local scope = string.match(subject, '^%a+')
+    local rows = redis.call('HMGET', quota_key(c, 'quota'), subject, scope .. ':*')
+    for _, row in ipairs({rows[1] or '', rows[2] or ''}) do
+        local i = 0
+        for value in string.gmatch(row, '%S+') do
+            i = i + 1
+            if LIMITS[i] then found[LIMITS[i]] = found[LIMITS[i]] or tonumber(value) end
+        end
+    end
+    c.limits[subject] = found
+    return found
+end
+
+-- How many wait or run, as this call leaves it.
+local function load_of(c, field)
+    c.load = c.load or {}
+    if not c.load[field] then c.load[field] = count(redis.call('HGET', quota_key(c, 'load'), field)) end
+    return c.load[field]
+end
+
+local function add_load(c, field, by)
+    c.load_changed = c.load_changed or {}
+    c.load[field] = load_of(c, field) + by
+    c.load_changed[field] = true
+end
+
+-- A job goes from one place to another: q (it waits), r (it runs), nil (it is not, or has ended).
+-- One whose record is gone is left out: its agent is not known any more. Then the totals disagree
+-- with the queue, and the next sweep counts anew.
+function quota.moved(c, facts, from, to)
+    if not has_quotas(c) then return end
+    local who = owner(c, facts)
+    for _, place in ipairs({{from, -1}, {to, 1}}) do
+        local name, by = place[1], place[2]
+        if name then
+            add_load(c, name, by)
+            for _, subject in ipairs(who.limited) do add_load(c, name .. ' ' .. subject, by) end
+        end
+    end
+end
+
+-- What is left of a subject's minute: it fills up in a minute, and use may take it below zero.
+local function level(c, kind, subject, limit)
+    local field = kind .. ' ' .. subject
+    c.levels = c.levels or {}
+    if not c.levels[field] then
+        local left, at = string.match(redis.call('HGET', quota_key(c, 'bucket'), field) or '', '(%S+) (%S+)')
+        c.levels[field] = left and math.min(limit, left + (c.now - at) * limit / 60000) or limit
+    end
+    return c.levels[field]
+end
+
+local function drain(c, kind, subject, limit, used)
+    if not limit or used == 0 then return end
+    local left = level(c, kind, subject, limit) - used
+    c.levels[kind .. ' ' .. subject] = left
+    c.drained = c.drained or {}
+    c.drained[kind .. ' ' .. subject] = true
+end
+
+-- Count what was used, for all subjects of a job.
+local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
+    c.uses = c.uses or {}
+    local sum = c.uses[who.line] or {who = who, 0, 0, 0, 0, 0}
+    for i, by in ipairs({tokens, prompt, ran_ms, finished, failed}) do sum[i] = sum[i] + by end
+    c.uses[who.line] = sum
+    if not has_quotas(c) then return end
+    for _, subject in ipairs(who.limited) do
+        local limits = limits_of(c, subject)
+        drain(c, 'tokens', subject, limits.tokens_per_minute, tokens + prompt)
+        local slot_s = limits.slot_seconds_per_minute
+        drain(c, 'ms', subject, slot_s and slot_s * 1000, ran_ms)
+    end
+end
+
+local CHARGED = {'aios_facts', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
+    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status'}
+
+-- Charge a job with what this attempt has used since its claim, all in all: sent again, it changes
+-- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
+-- prompt is charged once, however often it is read again. The caller has checked the lease.
+-- Returns what the job used in all ('tokens,ran_ms'), its facts, and whether it has a record.
+function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
+    local key = job_key(c, id)
+    local f = redis.call('HMGET', key, unpack(CHARGED))
+    if not f[8] then return tokens .. ',' .. ran_ms, nil, false end -- a stock tool deleted it
+    local had_tokens, had_ms, had_prompt = count(f[2]), count(f[3]), count(f[4])
+    local base_tokens, base_ms = had_tokens, had_ms
+    if f[5] == attempt then base_tokens, base_ms = count(f[6]), count(f[7]) end
+    local now_tokens = math.max(had_tokens, base_tokens + tokens)
+    local now_ms = math.max(had_ms, base_ms + ran_ms)
+    local now_prompt = math.max(had_prompt, prompt)
+    redis.call('HSET', key, 'aios_tokens', now_tokens, 'aios_ran_ms', now_ms,
+        'aios_prompt_tokens', now_prompt, 'aios_charged_attempt', attempt,
+        'aios_base_tokens', base_tokens, 'aios_base_ran_ms', base_ms)
+    if quota.metered(c) then
+        meter(c, owner(c, f[1] or nil), now_tokens - had_tokens, now_prompt - had_prompt,
+            now_ms - had_ms, 0, 0)
+    end
+    return now_tokens .. ',' .. now_ms, f[1] or nil, true
+end
+
+-- A job has ended, well or not.
+function quota.ended(c, facts, well)
+    if quota.metered(c) then meter(c, owner(c, facts), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
+end
+
+-- Why a job of this owner may not run now: {limit, subject, used, limit's value, ms until it may,
+-- -1: unknown}; nil: it may. `freed`: an owner of whom one that runs now counts as stopped.
+local function barrier(c, who, freed)
+    for i, subject in ipairs(who.limited) do
+        local limits = limits_of(c, subject)
+        local most = limits.max_running
+        if most then
+            local runs = load_of(c, 'r ' .. subject)
+            if freed and freed.limited[i] == subject then runs = runs - 1 end
+            if runs >= most then return {'max_running', subject, runs, most, -1} end
+        end
+        for kind, name in pairs({tokens = 'tokens_per_minute', ms = 'slot_seconds_per_minute'}) do
+            local limit = limits[name]
+            if limit then
+                local unit = kind == 'ms' and 1000 or 1
+                local left = level(c, kind, subject, limit * unit)
+                if left <= 0 then
+                    local wait_ms = limit > 0 and math.floor(-left * 60000 / (limit * unit)) + 1 or -1
+                    return {name, subject, math.ceil(limit - left / unit), limit, wait_ms}
+                end
+            end
+        end
+    end
+end
+
+-- May a waiting job of these facts run? `freed`: the facts of one that would stop for it.
+function quota.admits(c, facts, freed)
+    if not has_quotas(c) then return true end
+    if not barrier(c, owner(c, facts), freed and owner(c, freed)) then return true end
+    c.barred = true
+    return false
+end
+
+-- Has the owner of a running job used up its minute?
+function quota.is_over(c, facts)
+    if not has_quotas(c) then return false end
+    for _, subject in ipairs(owner(c, facts).limited) do
+        local limits = limits_of(c, subject)
+        local tokens, slot_s = limits.tokens_per_minute, limits.slot_seconds_per_minute
+        if tokens and level(c, 'tokens', subject, tokens) <= 0 then return true end
+        if slot_s and level(c, 'ms', subject, slot_s * 1000) <= 0 then return true end
+    end
+    return false
+end
+
+-- Does a batch of new jobs fit what their owners may have waiting? Returns the refusal, or nil.
+function quota.refuses(c, jobs)
+    if #jobs == 0 or not has_quotas(c) then return nil end
+    local fresh = {}
+    for _, job in ipairs(jobs) do
+        for _, subject in ipairs(owner(c, job.facts).limited) do
+            fresh[subject] = (fresh[subject] or 0) + 1
+            local most = limits_of(c, subject).max_queued
+            local waiting = load_of(c, 'q ' .. subject)
+            if most and waiting + fresh[subject] > most then
+                return {'quota', 'max_queued', subject, waiting, most}
+            end
+        end
+    end
+end
+
+-- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
+-- where the last look ended, so that by and by all of it is seen. Returns where to look and how
+-- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
+function quota.far_look(c, far)
+    if not c.barred then return 0, far end
+    local missed, place = unpack(redis.call('HMGET', quota_key(c, 'load'), 'missed', 'place'))
+    if c.now - count(missed) < MISS_MS then return nil, 0 end
+    return count(place), FAR_LOOK
+end
+
+-- Such a look found nothing, and the next one begins at this place.
+function quota.missed(c, place)
+    if c.barred then redis.call('HSET', quota_key(c, 'load'), 'missed', c.now, 'place', place) end
+end
+
+-- Write what this call has counted. Returns the lines of use for the journal.
+local function write_uses(c)
+    local sums, subjects, lines = {}, {}, {}
+    for line, by in pairs(c.uses) do
+        lines[#lines + 1] = line .. '\t' .. table.concat(by, '\t')
+        for _, scope in ipairs({'tenant', 'agent', 'program'}) do
+            local subject = by.who[scope]
+            if not sums[subject] then
+                sums[subject] = {0, 0, 0, 0, 0}
+                subjects[#subjects + 1] = subject
+            end
+            for i = 1, 5 do sums[subject][i] = sums[subject][i] + by[i] end
+        end
+    end
+    local rows, ends = {}, {}
+    local had = read_many('HMGET', quota_key(c, 'use'), subjects)
+    for i, subject in ipairs(subjects) do
+        local sum, j = sums[subject], 0
+        for value in string.gmatch(had[i] or '', '%S+') do
+            j = j + 1
+            if sum[j] then sum[j] = sum[j] + value end
+        end
+        rows[#rows + 1] = subject
+        rows[#rows + 1] = table.concat(sum, ' ')
+        ends[#ends + 1] = c.now + USE_TTL_MS[string.match(subject, '^%a+')]
+        ends[#ends + 1] = subject
+    end
+    variadic('HSET', quota_key(c, 'use'), rows)
+    variadic('ZADD', quota_key(c, 'used'), ends)
+    return table.concat(lines, '\n')
+end
+
+local function write_load(c)
+    local rows, gone = {}, {}
+    for field in pairs(c.load_changed) do
+        local n = math.max(0, c.load[field])
+        if n > 0 then
+            rows[#rows + 1] = field
+            rows[#rows + 1] = n
+        else
+            gone[#gone + 1] = field
+        end
+    end
+    variadic('HSET', quota_key(c, 'load'), rows)
+    variadic('HDEL', quota_key(c, 'load'), gone)
+end
+
+function quota.settle(c)
+    if c.load_changed then write_load(c) end
+    if c.drained then
+        local rows = {}
+        for field in pairs(c.drained) do
+            rows[#rows + 1] = field
+            rows[#rows + 1] = string.format('%.3f %d', c.levels[field], c.now)
+        end
+        variadic('HSET', quota_key(c, 'bucket'), rows)
+    end
+    local lines = c.uses and write_uses(c)
+    c.uses, c.load_changed, c.drained = nil, nil, nil
+    return lines
+end
+
+-- Count all jobs anew, from where they are. Costs a few us per job.
+local function recount(c)
+    local runs, load = {}, {q = 0, r = 0}
+    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
+        runs[string.match(member, '^(.*):%d+$')] = true
+    end
+    for _, id in ipairs(redis.call('HKEYS', c.live)) do
+        local place = runs[id] and 'r' or 'q'
+        local who = owner(c, redis.call('HGET', job_key(c, id), 'aios_facts') or nil)
+        load[place] = load[place] + 1
+        for _, subject in ipairs(who.limited) do
+            load[place .. ' ' .. subject] = (load[place .. ' ' .. subject] or 0) + 1
+        end
+    end
+    local rows = {'counted', c.now}
+    for field, n in pairs(load) do
+        rows[#rows + 1] = field
+        rows[#rows + 1] = n
+    end
+    redis.call('DEL', quota_key(c, 'load'))
+    variadic('HSET', quota_key(c, 'load'), rows)
+    c.load, c.load_changed = load, nil
+end
+
+-- Buckets that are full say nothing: a subject without one has its whole minute.
+local function drop_full_buckets(c)
+    local flat, gone = redis.call('HGETALL', quota_key(c, 'bucket')), {}
+    for i = 1, #flat, 2 do
+        local kind, subject = string.match(flat[i], '^(%a+) (.*)$')
+        local limits = limits_of(c, subject)
+        local limit = kind == 'tokens' and limits.tokens_per_minute
+            or kind == 'ms' and limits.slot_seconds_per_minute and limits.slot_seconds_per_minute * 1000
+        if not limit or level(c, kind, subject, limit) >= limit then gone[#gone + 1] = flat[i] end
+    end
+    variadic('HDEL', quota_key(c, 'bucket'), gone)
+end
+
+-- What the scheduler sees to: counters of programs that are over, and a load that disagrees with
+-- the queue: a stock tool deleted jobs, or processes of an older release do not count them.
+function quota.sweep(c)
+    local over = redis.call('ZRANGEBYSCORE', quota_key(c, 'used'), '-inf', c.now, 'LIMIT', 0, SWEPT)
+    variadic('HDEL', quota_key(c, 'use'), over)
+    variadic('ZREM', quota_key(c, 'used'), over)
+    if not has_quotas(c) then return end
+    if c.load_changed then write_load(c) end
+    c.load, c.load_changed = nil, nil
+    local live, running = redis.call('HLEN', c.live), redis.call('ZCARD', c.leases)
+    local age_ms = c.now - load_of(c, 'counted')
+    local agrees = load_of(c, 'q') == live - running and load_of(c, 'r') == running
+    if age_ms >= math.max(RECOUNT_MS, 2 * live) or not agrees and age_ms >= math.floor(live / RECOUNT_SHARE) then
+        recount(c)
+        drop_full_buckets(c)
+    end
+end
+
+-- ARGV  prefix, module, who, agent:..., tenant:..., agent:* or tenant:*, the LIMITS with spaces
+--       between, or '': no quota any more
+-- Returns 1 when there was one before, else 0.
+register('quota', function(c)
+    local who, subject, limits = take(c), take(c), take(c)
+    local key = quota_key(c, 'quota')
+    local had = redis.call('HEXISTS', key, subject)
+    if limits ~= '' then
+        redis.call('HSET', key, subject, limits)
+        if redis.call('EXISTS', quota_key(c, 'load')) == 0 then recount(c) end
+    else
+        redis.call('HDEL', key, subject)
+        redis.call('HDEL', quota_key(c, 'bucket'), 'tokens ' .. subject, 'ms ' .. subject)
+    end
+    if redis.call('EXISTS', key) == 0 then
+        redis.call('DEL', quota_key(c, 'load'), quota_key(c, 'bucket'))
+    end
+    if had == 1 or limits ~= '' then c.settings = table.concat({'quota', subject, limits, who}, '\t') end
+    write_journal(c)
+    return had
+end)
+
+-- ARGV  prefix, module, id
+-- Returns what keeps a waiting job from running, as `barrier`; nothing: no quota does.
+register('barrier', function(c)
+    local facts = redis.call('HGET', job_key(c, take(c)), 'aios_facts') or nil
+    return has_quotas(c) and barrier(c, owner(c, facts)) or {}
+end, {'no-writes'})

@@ -1,0 +1,218 @@
+"""What agents and tenants use, and what they may use: counters and quotas of each module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from aios_broker.contract.errors import KernelError, QuotaExceeded
+from aios_broker.contract.names import Module
+from aios_broker.queues.connection import Answer, Argument
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+
+Scope = Literal["agent", "tenant", "program"]
+LimitName = Literal["max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute"]
+LIMIT_NAMES: tuple[LimitName, ...] = (
+    "max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute",
+)  # fmt: skip
+ANYBODY = "*"  # in place of a name: the limits of all that have none of their own
+RETRY_AFTER_S = 1.0
+_NONE = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who uses: a tenant, an agent of a tenant, or a program of an agent."""
+
+    scope: Scope
+    tenant: str
+    agent: str = ""
+    program: str = ""
+
+    def __str__(self) -> str:
+        """Return the name that Redis knows it by."""
+        return f"{self.scope}:" + " ".join(filter(None, (self.tenant, self.agent, self.program)))
+
+    @classmethod
+    def of_agent(cls, agent: str, tenant: str = "default") -> Subject:
+        """Return an agent, or, for `*`, all agents."""
+        return cls("agent", ANYBODY) if agent == ANYBODY else cls("agent", tenant, agent)
+
+    @classmethod
+    def of_tenant(cls, tenant: str) -> Subject:
+        """Return a tenant, or, for `*`, all tenants."""
+        return cls("tenant", tenant)
+
+    @classmethod
+    def of_program(cls, program: str, agent: str, tenant: str = "default") -> Subject:
+        """Return one program of an agent."""
+        return cls("program", tenant, agent, program)
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """Read a name as Redis knows it.
+
+        Raises:
+            KernelError: it is none.
+        """
+        scope, _, names = text.partition(":")
+        match scope, names.split(" "):
+            case "tenant", [tenant] if tenant:
+                return cls("tenant", tenant)
+            case "agent", ["*"]:
+                return cls("agent", ANYBODY)
+            case "agent", [tenant, agent]:
+                return cls("agent", tenant, agent)
+            case "program", [tenant, agent, program]:
+                return cls("program", tenant, agent, program)
+            case _:
+                raise KernelError(f"{text!r} names no agent, tenant or program")
+
+    @property
+    def words(self) -> str:
+        """Return it as people say it."""
+        if self.scope == "program":
+            return f"program {self.program!r} of agent {self.agent!r}"
+        name = self.agent if self.scope == "agent" and self.agent else self.tenant
+        return f"every {self.scope}" if name == ANYBODY else f"{self.scope} {name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaRow:
+    """The limits of one agent or tenant in one module; None: no limit, or that of `*`."""
+
+    subject: Subject
+    max_queued: int | None = None  # that wait: suspended, held and parked ones, too
+    max_running: int | None = None
+    tokens_per_minute: int | None = None  # output and prompt
+    slot_seconds_per_minute: float | None = None
+
+    def packed(self) -> str:
+        """Return the limits as Redis keeps them."""
+        values = [getattr(self, name) for name in LIMIT_NAMES]
+        return " ".join(_NONE if value is None else f"{value:.10g}" for value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a subject has used so far, or since its counters were last dropped."""
+
+    tokens: int = 0  # output
+    prompt_tokens: int = 0
+    ran_s: float = 0.0  # slot-seconds
+    finished: int = 0
+    failed: int = 0  # ended otherwise: failed, cancelled, late
+
+
+@dataclass(frozen=True, slots=True)
+class UsageView:
+    """The counters of one module."""
+
+    module: str
+    by_subject: dict[Subject, Use] = field(default_factory=dict)
+
+    def of(self, subject: Subject) -> Use:
+        """Return one subject's counters; zeros where it has none."""
+        return self.by_subject.get(subject, Use())
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """The quota that keeps a waiting syscall from running."""
+
+    limit: LimitName
+    subject: Subject
+    used: float
+    most: float
+    opens_in_s: float | None  # None: when another one of theirs ends, or never
+
+
+class Quotas:
+    """Reads and changes the quotas of a deployment, and reads its counters."""
+
+    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
+        self._functions = functions
+
+    async def rows(self, module: Module) -> list[QuotaRow]:
+        """Return all quotas of a module, in the order of their names."""
+        flat = await self._read("HGETALL", self.keys.own(f"quota:{module}"))
+        return [_row(*pair) for pair in sorted(zip(flat[::2], flat[1::2], strict=True))]
+
+    async def set(self, module: Module, row: QuotaRow, *, who: str = "") -> None:
+        """Give an agent or tenant these limits and no others, from the next step on.
+
+        A row without limits meters a module that is not metered else. `who`: for the journal.
+        """
+        await self._call("quota", module, [who, str(row.subject), row.packed()])
+
+    async def unset(self, module: Module, subject: Subject, *, who: str = "") -> bool:
+        """Take away the limits of an agent or tenant; return whether it had any."""
+        return bool(await self._call("quota", module, [who, str(subject), ""]))
+
+    async def barrier(self, module: Module, job_id: str) -> Barrier | None:
+        """Return the quota that a waiting syscall waits for; None: no quota keeps it."""
+        answer = await self._call("barrier", module, [job_id])
+        if not answer:
+            return None
+        limit, subject, used, most, wait_ms = answer
+        names: dict[str, LimitName] = {name: name for name in LIMIT_NAMES}
+        return Barrier(
+            limit=names[limit.decode()], subject=Subject.parse(subject.decode()),
+            used=float(used), most=float(most), opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
+        )  # fmt: skip
+
+    async def usage(self, module: Module, subjects: Sequence[Subject] | None = None) -> UsageView:
+        """Return the counters of these subjects, or of all (costs their number)."""
+        key = self.keys.own(f"use:{module}")
+        if subjects is None:
+            flat = await self._read("HGETALL", key)
+            pairs = [
+                (Subject.parse(name.decode()), packed)
+                for name, packed in zip(flat[::2], flat[1::2], strict=True)
+            ]
+        else:
+            rows = await self._read("HMGET", key, *map(str, subjects)) if subjects else []
+            pairs = [
+                (subject, packed) for subject, packed in zip(subjects, rows, strict=True) if packed
+            ]
+        return UsageView(module, {subject: _use(packed) for subject, packed in pairs})
+
+    async def _read(self, *command: Argument) -> Answer:
+        return await self._functions.connection.execute(*command)
+
+    async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
+        return await self._functions.call(
+            step, self.keys.queue(module), [self.keys.prefix, module, *arguments]
+        )
+
+
+def refused(answer: Sequence[Answer]) -> QuotaExceeded:
+    """Return the error for a refusal of submit: [limit, subject, waiting, most]."""
+    limit, subject, waiting, most = answer
+    who = Subject.parse(subject.decode()).words
+    return QuotaExceeded(
+        f"{who} has {waiting} syscalls waiting, its quota is {most}",
+        field=f"quota.{limit.decode()}", retry_after_s=RETRY_AFTER_S,
+        remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
+    )  # fmt: skip
+
+
+def _row(subject: bytes, packed: bytes) -> QuotaRow:
+    texts = packed.decode().split()
+    found = [None if text == _NONE else float(text) for text in texts]
+    queued, running, tokens, slot_s = [*found, *[None] * len(LIMIT_NAMES)][: len(LIMIT_NAMES)]
+    return QuotaRow(
+        Subject.parse(subject.decode()), _whole(queued), _whole(running), _whole(tokens), slot_s
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _use(packed: bytes) -> Use:
+    tokens, prompt_tokens, ran_ms, finished, failed = map(int, packed.split())
+    return Use(tokens, prompt_tokens, ran_ms / 1000, finished, failed)
