@@ -273,3 +273,54 @@ def test_a_token_is_issued_once_and_differs_each_time(settings: dict[str, str]) 
     assert first["agent"] == "writer"
     assert first["token"].startswith("aios_")
     assert first["token"] != second["token"]
+
+
+def test_strace_shows_a_call_with_its_arguments_and_its_answer(settings: dict[str, str]) -> None:
+    job_id = detached(settings, "Name a colour.", "--max-tokens", "5", "--agent", "painter")
+    line = aios(settings, "strace", job_id[:8], "--width", "12").stdout.strip()
+    assert f' {job_id[:8]} painter/main llm.chat("Name a colo…", max_tokens=5) = "' in line
+    assert re.search(r'" <waited .*, ran .*, 1 slice>$', line)
+
+    told = json.loads(aios(settings, "strace", job_id, "--json").stdout)
+    assert (told["job_id"], told["event"], told["agent"]) == (job_id, "finish", "painter")
+    asked, answer = told["syscall"]["body"], told["reply"]["result"]
+    assert asked["max_tokens"] == answer["usage"]["output_tokens"] == 5
+    events = aios(settings, "strace", job_id, "--verbose").stdout.splitlines()
+    assert [line.split()[2] for line in events[:-1]] == ["submit", "claim", "finish"]
+
+
+def test_strace_follows_an_agent(kernel: EmbeddedKernel, settings: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "aios_broker.cli", "strace", "--agent", "echoer", "-n", "2"]
+    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
+        answered = 0
+
+        def both_were_seen() -> bool:
+            nonlocal answered
+            answered += 1
+            aios(settings, "submit", "--tool", "echo", "--agent", "echoer", f"hello {answered}")
+            return following.poll() is not None
+
+        wait_until(both_were_seen, timeout_s=30)
+        assert following.stdout is not None
+        lines = following.stdout.read().splitlines()
+    assert len(lines) == 2
+    assert all(re.search(r'tool.echo\(text="hello \d+"\) = "hello \d+" <', line) for line in lines)
+
+
+def test_the_journal_tells_what_happened(settings: dict[str, str]) -> None:
+    aios(settings, "submit", "--tool", "echo", "--agent", "scribe", "x")
+    lines = aios(settings, "journal", "--agent", "scribe").stdout.splitlines()
+    assert [line.split()[2] for line in lines] == ["submit", "claim", "finish"]
+    assert all("scribe/main" in line for line in lines)
+
+    only = aios(settings, "journal", "-a", "scribe", "-e", "finish", "--json").stdout
+    assert json.loads(only)["event"] == "finish"
+    assert aios(settings, "journal", "-a", "nobody").stdout == ""
+
+
+def test_half_a_history_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
+    elsewhere = {**settings, "AIOS_STATE_DIR": str(tmp_path)}
+    aios(settings, "submit", "--tool", "echo", "x")
+    wait_until(lambda: aios(elsewhere, "journal").exit_code == 2)
+    assert "AIOS_DATABASE_URL" in aios(elsewhere, "journal").stderr

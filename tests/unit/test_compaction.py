@@ -92,7 +92,7 @@ async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
     assert tuple(tail) == talk[compacted.dropped :]
     assert 0 < compacted.dropped < 12
     assert counter(model)(compacted.messages) + 64 <= 512
-    assert charged.take_use()[1] > 0, "what the summary cost is charged"
+    assert charged.use().tokens > 0, "what the summary cost is charged"
 
 
 async def test_what_cannot_be_compacted_is_refused_with_both_numbers() -> None:

@@ -35,6 +35,8 @@ COMMANDS = {
     "top": Entry("aios_broker.cli.top:top", "Watch the syscalls that wait or run."),
     "queues": Entry("aios_broker.cli.queues:queues", "Show the queues of the modules."),
     "why": Entry("aios_broker.cli.why:why", "Say why a syscall waits."),
+    "strace": Entry("aios_broker.cli.strace:strace", "Follow syscalls: arguments and answers."),
+    "journal": Entry("aios_broker.cli.journal:journal", "Print every change of state."),
     "kill": Entry("aios_broker.cli.control:kill", "Cancel syscalls."),
     "suspend": Entry("aios_broker.cli.control:suspend", "Hold syscalls: out of the run queue."),
     "resume": Entry("aios_broker.cli.control:resume", "Put held syscalls back."),
