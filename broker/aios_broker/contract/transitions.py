@@ -34,7 +34,7 @@ _OUTSIDE: tuple[State | None, ...] = (None, "finished", "failed", "cancelled")
 TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
     "submit": (_OUTSIDE, "queued"),
     "adopt": (_OUTSIDE, "queued"),
-    "claim": (_WAITING, "running"),
+    "claim": ((*_WAITING, "held"), "running"),  # held: a stock tool put it back into the queue
     "yield": (("running",), "suspended"),
     "finish": (("running",), "finished"),
     "fail": (_ALIVE, "failed"),

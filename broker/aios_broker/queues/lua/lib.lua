@@ -59,11 +59,14 @@ local function take(c)
     return value
 end
 
--- `command key item...`, in chunks; items is a flat list.
+-- `command key item...`, in chunks; items is a flat list. Returns the sum of the answers: how many
+-- were new, for ZADD and HSET.
 local function variadic(command, key, items)
+    local sum = 0
     for first = 1, #items, CHUNK do
-        redis.call(command, key, unpack(items, first, math.min(first + CHUNK - 1, #items)))
+        sum = sum + redis.call(command, key, unpack(items, first, math.min(first + CHUNK - 1, #items)))
     end
+    return sum
 end
 
 -- HMGET or ZMSCORE over a list of members of any length.

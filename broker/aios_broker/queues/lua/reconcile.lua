@@ -8,7 +8,7 @@
 -- for a full look every FULL_LOOK_MS). A live job that is nowhere was deleted or cancelled
 -- (whoever waits hears it), or a stock worker has just popped it: then it is a suspect, and put
 -- back when it is still nowhere after GRACE_MS. A listed job that is not live was enqueued or
--- requeued by a stock tool: it is taken in.
+-- requeued by a stock tool: it is taken in. A held one that a stock tool enqueued is held no more.
 -- Returns how many jobs were put right; 0 also when the epoch is over.
 
 local GRACE_MS = 3000
@@ -48,12 +48,24 @@ local function withdraw(c, id, body, iso, lent)
     return 1
 end
 
+-- A held job that is not `deferred` any more: a stock tool enqueued it, and it may run already.
+local function let_go(c, id)
+    local status, attempt = unpack(redis.call('HMGET', job_key(c, id), 'status', 'aios_attempt'))
+    local live = redis.call('HEXISTS', c.live, id) == 1
+    if live and (not status or status == 'deferred' or status == 'canceled') then return 0 end
+    redis.call('ZREM', c.held, id)
+    redis.call('ZREM', c.deferred, id)
+    if live and status == 'queued' then note(c, 'release', id, attempt or '0', '', '') end
+    return 1
+end
+
 local function withdraw_placed(c, body, iso)
     local mended = 0
     for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         mended = mended + withdraw(c, id, body, iso, attempt)
     end
+    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, -1)) do mended = mended + let_go(c, id) end
     for _, place in ipairs({c.held, c.parked}) do
         for _, id in ipairs(redis.call('ZRANGE', place, 0, -1)) do
             mended = mended + withdraw(c, id, body, iso)
@@ -93,9 +105,26 @@ local function take_in_listed(c, id, iso)
     local status = status_of(c, id)
     if status == 'queued' then
         adopt(c, id, iso)
-    else
-        redis.call('LREM', c.queue, 0, id) -- deleted, or ended: there is nothing to run
+        return true
     end
+    redis.call('LREM', c.queue, 0, id) -- deleted, or ended: there is nothing to run
+    return false
+end
+
+-- What was noted of jobs that were never live, or were deleted before they were.
+local function drop_leftovers(c, live)
+    for _, key in ipairs({c.scores, c.suspects, c.yielding}) do
+        local gone = {}
+        for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+            if not live[id] then gone[#gone + 1] = id end
+        end
+        variadic('ZREM', key, gone)
+    end
+    local gone = {}
+    for _, id in ipairs(redis.call('HKEYS', c.control)) do
+        if not live[id] then gone[#gone + 1] = id end
+    end
+    variadic('HDEL', c.control, gone)
 end
 
 -- Compare all that is live with all that has a place. Returns how many jobs were put right.
@@ -104,13 +133,13 @@ local function look_at_all(c, body, iso)
     local places, mended, live = all_places(c), 0, {}
     for _, id in ipairs(redis.call('HKEYS', c.live)) do live[id] = true end
     for _, id in ipairs(redis.call('LRANGE', c.queue, 0, -1)) do
-        places[id] = true
-        if not live[id] then
-            live[id] = true
-            take_in_listed(c, id, iso)
+        if not live[id] and not places[id] then
+            live[id] = take_in_listed(c, id, iso) or nil
             mended = mended + 1
         end
+        places[id] = true
     end
+    drop_leftovers(c, live)
     for id in pairs(live) do
         if places[id] then
             redis.call('ZREM', c.suspects, id)

@@ -10,8 +10,9 @@ register('release', function(c)
         local job = job_key(c, id)
         if redis.call('HEXISTS', c.live, id) == 1 then
             redis.call('HDEL', c.control, id)
-            if redis.call('ZREM', c.held, id) == 1 then
-                redis.call('ZREM', c.deferred, id)
+            local held = redis.call('ZREM', c.held, id) == 1
+            redis.call('ZREM', c.deferred, id)
+            if held and redis.call('HGET', job, 'status') == 'deferred' then -- else a stock tool did
                 redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
                 redis.call('RPUSH', c.queue, id)
                 note(c, 'release', id, redis.call('HGET', job, 'aios_attempt') or '0', '', '')

@@ -56,22 +56,54 @@ local function rejoin(c, job)
     return 2
 end
 
+local REMOVED = '{"code":"cancelled","message":"it was removed from the queue by a stock RQ tool"}'
+
+-- Ids of live jobs whose records a stock tool has just deleted come again: whoever waits for those
+-- is told first, and what their workers may still say does not count for the new ones.
+local function bury_deleted(c, jobs, iso)
+    local lent = {}
+    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
+        local id, attempt = string.match(member, '^(.*):(%d+)$')
+        lent[id] = attempt
+    end
+    for _, job in ipairs(jobs) do
+        if redis.call('HEXISTS', c.live, job.id) == 1 then
+            terminate(c, job.id, 'cancel', 'canceled', REMOVED, iso, lent[job.id])
+            job.attempt = lent[job.id]
+        end
+    end
+end
+
+-- All that is live has a deadline: one that was there before belongs to a job that was deleted.
+local function enter_deadlines(c, jobs, iso)
+    local deadlines = {}
+    for _, job in ipairs(jobs) do
+        deadlines[#deadlines + 1] = c.now + job.deadline_ms
+        deadlines[#deadlines + 1] = job.id
+    end
+    if variadic('ZADD', c.deadlines, deadlines) < #jobs then
+        bury_deleted(c, jobs, iso)
+        variadic('ZADD', c.deadlines, deadlines)
+    end
+end
+
 local function publish(c, job, iso, batch)
-    local deadline = c.now + job.deadline_ms
     local hash = {'created_at', iso, 'enqueued_at', iso, 'data', job.data, 'origin', c.q,
         'description', job.description, 'timeout', math.ceil(job.deadline_ms / 1000),
         'status', 'queued', 'aios_facts', job.facts, 'aios_submitted_ms', c.now,
-        'aios_ready_ms', c.now, 'aios_deadline_ms', deadline}
+        'aios_ready_ms', c.now, 'aios_deadline_ms', c.now + job.deadline_ms}
     if job.core ~= '' then
         hash[#hash + 1] = 'aios_core'
         hash[#hash + 1] = job.core
+    end
+    if job.attempt then
+        hash[#hash + 1] = 'aios_attempt'
+        hash[#hash + 1] = job.attempt
     end
     redis.call('HSET', job_key(c, job.id), unpack(hash))
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
-    batch.deadlines[#batch.deadlines + 1] = deadline
-    batch.deadlines[#batch.deadlines + 1] = job.id
     quota.moved(c, job.facts, nil, 'q')
     note(c, 'submit', job.id, '', job.client, job.facts)
 end
@@ -105,10 +137,10 @@ register('submit', function(c)
     if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end
     refusal = quota.refuses(c, fresh)
     if refusal then return refusal end
-    local batch = {queue = {}, live = {}, deadlines = {}}
+    enter_deadlines(c, fresh, iso)
+    local batch = {queue = {}, live = {}}
     for _, job in ipairs(fresh) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)
-    variadic('ZADD', c.deadlines, batch.deadlines)
     variadic('RPUSH', c.queue, batch.queue)
     if #fresh > 0 then redis.call('SADD', c.p .. ':queues', c.queue) end
     local answer = {}
