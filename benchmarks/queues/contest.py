@@ -27,6 +27,7 @@ WARM_UP_JOBS = 40
 ANSWER_TIMEOUT_S = 120.0  # of a client: the slowest load takes some seconds
 SETTLE_POLL_S = 0.05
 SETTLE_TIMEOUT_S = 60.0
+SOME_CALLS = 0.02  # per job: commands below that are not listed
 JOURNAL = "rq:aios:journal"
 SAID_CHARACTERS = 600
 
@@ -37,6 +38,7 @@ class Ground:
 
     redis_url: str
     database_url: str | None  # of the kernel's ledger; None: none is kept
+    database_pid: int | None
     peers_python: str  # of the environment that the libraries are installed in
     log_dir: Path
 
@@ -51,6 +53,7 @@ class Sample(msgspec.Struct, frozen=True):
     jobs_per_s: float
     cpu_us: dict[str, float]  # by process: client, worker, redis; of the kernel scheduler, ledger
     commands: float
+    calls: dict[str, float]  # the commands by name, those of some weight
     reads: float
     p50_ms: float | None  # None: not a load of single jobs
     p99_ms: float | None
@@ -64,10 +67,9 @@ class Sample(msgspec.Struct, frozen=True):
 class Contest:
     """A contestant's worker and client, running; its Redis is empty at the start."""
 
-    def __init__(self, contestant: Contestant, ground: Ground, *, ledger_pid: int | None) -> None:
+    def __init__(self, contestant: Contestant, ground: Ground) -> None:
         self._contestant = contestant
         self._ground = ground
-        self._ledger_pid = ledger_pid
         self._redis = redis.Redis.from_url(ground.redis_url)
         self._stack = ExitStack()
         self._trees: dict[str, int] = {}
@@ -79,6 +81,8 @@ class Contest:
             self._redis.function_flush()
             for name, command in self._processes().items():
                 self._start(stack, name, command)
+            if self._ground.database_pid is not None and self._contestant.kind == "kernel":
+                self._trees["ledger"] = self._ground.database_pid
             self._client = self._open_client(stack)
             self._ask("clients", WARM_UP_JOBS, CLIENTS)
             self._stack = stack.pop_all()
@@ -104,9 +108,12 @@ class Contest:
         cpu_us = {name: cpu_s * 1e6 / jobs for name, cpu_s in used.cpu_s.items()}
         cpu_us["client"] = answer["cpu_s"] * 1e6 / jobs
         latencies = sorted(answer["latencies_ms"])
+        calls = {name: round(n / jobs, 3) for name, n in used.calls.items()}
         return Sample(
-            self._contestant.name, load, number, jobs, jobs / answer["seconds"], cpu_us,
-            used.commands / jobs, used.reads / jobs, _at(latencies, 0.5), _at(latencies, 0.99),
+            contestant=self._contestant.name, load=load, round=number, jobs=jobs,
+            jobs_per_s=jobs / answer["seconds"], cpu_us=cpu_us, commands=used.commands / jobs,
+            calls={name: n for name, n in calls.items() if n >= SOME_CALLS},
+            reads=used.reads / jobs, p50_ms=_at(latencies, 0.5), p99_ms=_at(latencies, 0.99),
         )  # fmt: skip
 
     # Its processes.
@@ -160,8 +167,6 @@ class Contest:
             )  # fmt: skip
         stack.callback(client.wait)
         stack.callback(client.kill)
-        if self._ledger_pid is not None and self._contestant.kind == "kernel":
-            self._trees["ledger"] = self._ledger_pid
         return client
 
     def _log_path(self, name: str) -> Path:
@@ -219,7 +224,8 @@ class Contest:
         said = " | ".join(
             text.strip()[-SAID_CHARACTERS:]
             for name in names
-            if (path := self._log_path(name)).exists() and (text := path.read_text(errors="replace"))
+            if (path := self._log_path(name)).exists()
+            and (text := path.read_text(errors="replace"))
         )
         return Unavailable(f"{self._contestant.name}: {what}: {said}",
                            remedy=f"see the logs in {self._ground.log_dir}")  # fmt: skip

@@ -18,14 +18,19 @@ class Reading:
     """The counters at one moment."""
 
     cpu_s: dict[str, float]  # by process; `redis` among them
-    commands: int  # those inside functions and transactions count, too
+    calls: dict[str, int]  # by command; those inside functions and transactions count, too
     reads: int  # of Redis from its sockets: about one per round trip
+
+    @property
+    def commands(self) -> int:
+        """All commands together."""
+        return sum(self.calls.values())
 
     def since(self, before: Reading) -> Reading:
         """Return what was used between two readings."""
         return Reading(
             {name: cpu_s - before.cpu_s[name] for name, cpu_s in self.cpu_s.items()},
-            self.commands - before.commands,
+            {name: calls - before.calls.get(name, 0) for name, calls in self.calls.items()},
             self.reads - before.reads,
         )
 
@@ -42,13 +47,13 @@ class Meter:
         info = self._redis.info("all")
         cpu_s = {name: tree_cpu_s(pid) for name, pid in self._trees.items()}
         cpu_s["redis"] = info["used_cpu_sys"] + info["used_cpu_user"]
-        commands = sum(
-            row["calls"]
+        calls = {
+            name.removeprefix("cmdstat_"): row["calls"]
             for name, row in info.items()
             if name.startswith("cmdstat_") and name not in OWN_COMMANDS
-        )
+        }
         # This INFO is one read: taken off, so that a pair of readings costs nothing.
-        return Reading(cpu_s, commands, info["total_reads_processed"] - _own_reads(info))
+        return Reading(cpu_s, calls, info["total_reads_processed"] - _own_reads(info))
 
 
 def _own_reads(info: Mapping[str, dict[str, int]]) -> int:

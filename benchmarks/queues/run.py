@@ -22,9 +22,8 @@ Say = Callable[[str], None]
 class Rounds:
     """Measures contestants against each other, interleaved."""
 
-    def __init__(self, ground: Ground, ledger_pid: int | None, say: Say) -> None:
+    def __init__(self, ground: Ground, say: Say) -> None:
         self._ground = ground
-        self._ledger_pid = ledger_pid
         self._say = say
 
     def run(
@@ -47,7 +46,7 @@ class Rounds:
         chosen = [load for load in loads if load in contestant.jobs]
         if not chosen:
             return
-        with Contest(contestant, self._ground, ledger_pid=self._ledger_pid) as contest:
+        with Contest(contestant, self._ground) as contest:
             for load in chosen:
                 sample = contest.measure(load, number)
                 self._say(line_of(sample))
@@ -64,11 +63,8 @@ def line_of(sample: Sample) -> str:
 
 
 @contextmanager
-def open_ground(peers_python: str, *, ledger: bool, say: Say) -> Iterator[tuple[Ground, int | None]]:
-    """Start a Redis as the product starts it, and the Postgres of the kernel's ledger.
-
-    Yields where they are, and Postgres's process id.
-    """
+def open_ground(peers_python: str, *, ledger: bool, say: Say) -> Iterator[Ground]:
+    """Start a Redis as the product starts it, and the Postgres of the kernel's ledger."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aios-bench-"))
         state = StateDir.open(Path(folder))
@@ -84,4 +80,4 @@ def open_ground(peers_python: str, *, ledger: bool, say: Say) -> Iterator[tuple[
             stack.enter_context(process)
             database_url, pid = postgres.database_url(), process.pid
             upgrade(database_url)
-        yield Ground(server.url, database_url, peers_python, state.log_dir), pid
+        yield Ground(server.url, database_url, pid, peers_python, state.log_dir)

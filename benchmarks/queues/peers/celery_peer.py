@@ -10,7 +10,7 @@ from celery.result import AsyncResult
 from line import WAIT_S, serve_sync
 
 ADDRESS = os.environ["BENCH_REDIS"].replace("unix://", "redis+socket://").partition("?")[0]
-app = Celery("bench", broker=ADDRESS, backend=ADDRESS.replace("redis+socket", "socket"))
+app = Celery("bench", broker=ADDRESS, backend=ADDRESS)
 app.conf.update(
     task_serializer="json",
     accept_content=["json"],

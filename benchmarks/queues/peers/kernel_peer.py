@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 
-from aios_sdk import AsyncAgent
 from line import serve_async
+
+from aios_sdk import AsyncAgent
 
 
 class KernelPeer:
