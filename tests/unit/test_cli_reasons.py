@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from aios_broker.cli.fleet import WorkerView
+from aios_broker.queues.fleet import WorkerView
 from aios_broker.cli.lookup import Ended
 from aios_broker.cli.reasons import Surroundings, explain, explain_ended
 from aios_broker.contract.errors import Cancelled

@@ -41,6 +41,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     model_core_decode_tokens_per_s: _Speed = _SIMULATED.decode_tokens_per_s
     model_core_kv_tokens: Annotated[int, Meta(ge=0)] = _SIMULATED.kv_tokens
     model_core_end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = _SIMULATED.end_probability
+    metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     log_level: LogLevel = "info"
 
     @classmethod

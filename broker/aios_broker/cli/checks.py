@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aios_broker.cli.client import KernelClient
-from aios_broker.cli.fleet import leading_scheduler, live_workers, redis_now
 from aios_broker.cli.model_package import find_weights, weights_are_whole
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import KernelError, KernelNotRunning
@@ -125,10 +124,10 @@ def check_kernel(config: KernelConfig) -> list[Finding]:
 
 async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
     async with KernelClient(redis_url, keys=Keys(config.key_prefix)) as client:
-        skew_s = (datetime.now(UTC) - await redis_now(client)).total_seconds()
+        skew_s = (datetime.now(UTC) - await client.fleet.now()).total_seconds()
         loaded = await client.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
-        leader = await leading_scheduler(client)
-        workers = await live_workers(client)
+        leader = await client.fleet.leading_scheduler()
+        workers = await client.fleet.live_workers()
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
         Finding("redis", True, without_password(redis_url)),

@@ -23,6 +23,7 @@ from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
+from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
@@ -120,6 +121,7 @@ class KernelClient:
         self.connection = Connection(redis_url, name=name)
         self._functions = Functions(self.connection)
         self.control = Control(self._functions, self.keys)
+        self.fleet = Fleet(self.connection, self.keys)
         self._client_id = f"{name}-{uuid.uuid4().hex}"
         self._box = ReplyBox(Connection(redis_url, name=name), self._client_id, self.keys)
         self._pending: dict[str, Pending] = {}

@@ -37,6 +37,7 @@ COMMANDS = {
     "why": Entry("aios_broker.cli.why:why", "Say why a syscall waits."),
     "strace": Entry("aios_broker.cli.strace:strace", "Follow syscalls: arguments and answers."),
     "journal": Entry("aios_broker.cli.journal:journal", "Print every change of state."),
+    "metrics": Entry("aios_broker.cli.metrics:metrics", "Print the kernel's metrics."),
     "kill": Entry("aios_broker.cli.control:kill", "Cancel syscalls."),
     "suspend": Entry("aios_broker.cli.control:suspend", "Hold syscalls: out of the run queue."),
     "resume": Entry("aios_broker.cli.control:resume", "Put held syscalls back."),

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aios_broker.cli.fleet import WorkerView
 from aios_broker.cli.human import plural, seconds, short_id
 from aios_broker.cli.lookup import Ended
+from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, PolicyRow
 
 Rule = Literal[

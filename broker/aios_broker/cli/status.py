@@ -4,7 +4,6 @@ import click
 import msgspec
 
 from aios_broker.cli.client import KernelClient
-from aios_broker.cli.fleet import leading_scheduler, live_workers
 from aios_broker.cli.session import with_kernel
 from aios_broker.cli.settings import find_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
@@ -45,8 +44,8 @@ def status(*, as_json: bool) -> None:
 
 async def _at_work(client: KernelClient) -> tuple[str | None, list[str]]:
     await client.connection.execute("PING")
-    workers = await live_workers(client)
-    return await leading_scheduler(client), [worker.name for worker in workers]
+    workers = await client.fleet.live_workers()
+    return await client.fleet.leading_scheduler(), [worker.name for worker in workers]
 
 
 def _show(record: KernelRecord, scheduler: str | None, workers: list[str]) -> None:

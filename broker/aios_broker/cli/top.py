@@ -19,13 +19,13 @@ from rich.live import Live
 from rich.text import Text
 
 from aios_broker.cli.client import KernelClient
-from aios_broker.cli.fleet import WorkerView, fleet_suspended, live_workers
 from aios_broker.cli.human import narrow_seconds, plural
 from aios_broker.cli.ps import COLUMNS, read_jobs, rows_of, summary
 from aios_broker.cli.queues import read_queues
 from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_broker.cli.tables import plain_lines, rich_table
 from aios_broker.contract.syscall import MODULES
+from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, QueueView
 
 REFRESH_S = 0.5
@@ -70,9 +70,9 @@ async def read_frame(client: KernelClient) -> Frame:
     """Read one frame."""
     return Frame(
         queues=await read_queues(client),
-        workers=await live_workers(client),
+        workers=await client.fleet.live_workers(),
         jobs=await read_jobs(client, MODULES, limit=JOBS_READ),
-        suspended=await fleet_suspended(client),
+        suspended=await client.fleet.suspended(),
     )
 
 

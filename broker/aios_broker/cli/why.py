@@ -6,7 +6,6 @@ import click
 import msgspec
 
 from aios_broker.cli.client import KernelClient
-from aios_broker.cli.fleet import fleet_suspended, leading_scheduler, live_workers
 from aios_broker.cli.lookup import Ended, find, parse_module
 from aios_broker.cli.reasons import Explanation, Surroundings, explain, explain_ended
 from aios_broker.cli.session import EXIT_CODES, with_kernel
@@ -54,11 +53,11 @@ def why(syscall_id: str, *, as_json: bool) -> None:
 async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
     """Read what decides over a job."""
     module = parse_module(job.module)
-    workers = [worker for worker in await live_workers(client) if worker.module == module]
+    workers = [worker for worker in await client.fleet.live_workers() if worker.module == module]
     return Surroundings(
         policy=await client.control.policy(module),
         jobs=await client.control.jobs(module, limit=JOBS_LIMIT),
         workers=workers,
-        fleet_suspended=await fleet_suspended(client),
-        scheduler=await leading_scheduler(client),
+        fleet_suspended=await client.fleet.suspended(),
+        scheduler=await client.fleet.leading_scheduler(),
     )

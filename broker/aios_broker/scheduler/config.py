@@ -44,6 +44,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     snapshot_budget_bytes: Annotated[int, Meta(ge=0)] = 256 * MEBIBYTE
     # Of leadership: how long after the death of a scheduler a standby takes over.
     scheduler_lease_s: Annotated[float, Meta(ge=0.1, le=60.0)] = 2.0
+    metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     log_level: LogLevel = "info"
 
     @classmethod

@@ -1,0 +1,89 @@
+"""The kernel as Redis shows it, in Prometheus' terms: queues, fleet, journal, snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from aios_broker.contract.syscall import MODULES
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.control import Control
+from aios_broker.queues.fleet import Fleet, WorkerView
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.records import QueueView
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What is exported of the whole kernel."""
+
+    queues: Sequence[QueueView]
+    workers: Sequence[WorkerView]
+    suspended: bool
+    is_led: bool
+    journal_entries: int
+    snapshot_bytes: int
+    redis_bytes: int
+
+
+async def read_kernel(connection: Connection, control: Control, keys: Keys) -> KernelState:
+    """Read it: about ten commands, and one per worker."""
+    fleet = Fleet(connection, keys)
+    queues = await asyncio.gather(*(control.queue(module) for module in MODULES))
+    info = await connection.execute("INFO", "memory")
+    return KernelState(
+        queues=queues,
+        workers=await fleet.live_workers(),
+        suspended=await fleet.suspended(),
+        is_led=await fleet.leading_scheduler() is not None,
+        journal_entries=await connection.execute("XLEN", keys.journal),
+        snapshot_bytes=int(await connection.execute("GET", keys.own("snapshot_total")) or 0),
+        redis_bytes=_used_memory(info),
+    )
+
+
+def kernel_metrics(state: KernelState) -> Iterable[Metric]:
+    """Yield the metrics of a state; all are gauges, by module where there is one."""
+    for name, text, values in (
+        ("waiting", "Syscalls in the run queue.", [q.waiting for q in state.queues]),
+        ("running", "Syscalls that a worker holds.", [q.running for q in state.queues]),
+        ("held", "Syscalls that an operator holds.", [q.held for q in state.queues]),
+        ("quarantined", "Poison and foreign jobs.", [q.quarantined for q in state.queues]),
+        ("oldest_wait_seconds", "How long the one that waits longest has waited.",
+         [q.oldest_wait_s for q in state.queues]),
+    ):  # fmt: skip
+        gauge = GaugeMetricFamily(f"aios_queue_{name}", text, labels=["module"])
+        for queue, value in zip(state.queues, values, strict=True):
+            gauge.add_metric([queue.module], value)
+        yield gauge
+    yield from _fleet(state)
+    for name, text, value in (
+        ("fleet_suspended", "1 while `rq suspend` is in force.", state.suspended),
+        ("scheduler_lives", "1 while some scheduler leads.", state.is_led),
+        ("journal_entries", "Journal entries that wait for the ledger.", state.journal_entries),
+        ("snapshot_bytes", "Snapshots in Redis.", state.snapshot_bytes),
+        ("redis_used_memory_bytes", "What Redis has allocated.", state.redis_bytes),
+    ):
+        yield GaugeMetricFamily(f"aios_{name}", text, value=float(value))
+
+
+def _fleet(state: KernelState) -> Iterable[Metric]:
+    workers = GaugeMetricFamily("aios_workers", "Live workers.", labels=["module"])
+    slots = GaugeMetricFamily("aios_slots", "Slots of live workers.", labels=["module"])
+    for module in MODULES:
+        of_module = [worker for worker in state.workers if worker.module == module]
+        workers.add_metric([module], len(of_module))
+        slots.add_metric([module], sum(worker.slots for worker in of_module))
+    yield workers
+    yield slots
+
+
+def _used_memory(info: bytes) -> int:
+    for line in info.decode().splitlines():
+        name, _, value = line.partition(":")
+        if name == "used_memory":
+            return int(value)
+    return 0
