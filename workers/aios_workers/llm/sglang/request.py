@@ -1,0 +1,125 @@
+"""From a generation to what SGLang's `/generate` is asked; what it would not keep is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnsupportedOption
+from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling
+
+NO_TOP_K = -1
+
+
+def check_request(request: GenerationRequest, info: CoreInfo, *, original_logprobs: bool) -> None:
+    """Raise for what this server would not do as asked.
+
+    A token id beyond the vocabulary has to be found here: it ends an SGLang server.
+
+    Args:
+        request: The generation.
+        info: The core's.
+        original_logprobs: Whether log-probabilities are those before temperature.
+
+    Raises:
+        ContextTooLong: Prompt and answer do not fit.
+        InvalidSyscall: The prompt is empty, or ids are not in the vocabulary.
+        UnsupportedOption: An option does not hold on this server.
+    """
+    if len(request.prompt_ids) + request.max_tokens > info.context_tokens:
+        raise ContextTooLong(
+            f"the prompt has {len(request.prompt_ids)} tokens and the answer may have "
+            f"{request.max_tokens}, together more than the {info.context_tokens} of this core's "
+            f"context", field="body.messages",
+            remedy="shorten the messages or ask for fewer max_tokens",
+        )  # fmt: skip
+    _check_ids(request, info.vocabulary_size)
+    if request.constraint is not None:
+        raise _unsupported("makes no constrained output", "format", info)
+    if request.images:
+        raise _unsupported("sees no images", "messages", info)
+    if request.lora is not None and request.lora not in info.capabilities.adapters:
+        raise _unsupported(f"has no adapter {request.lora!r}", "lora", info)
+    if request.resume_ids and request.sampling.penalises:
+        raise _unsupported("does not keep penalties across a cut", "frequency_penalty", info)
+    if request.logprobs is not None:
+        _check_logprobs(request.logprobs, request.sampling, info, original=original_logprobs)
+
+
+def generate_body(request: GenerationRequest, rid: str, *, seeded: bool) -> dict[str, Any]:
+    """Return the body of a `/generate` that goes on from `resume_ids`.
+
+    Args:
+        request: The generation.
+        rid: Its id on the server, of fixed length: an abort matches by prefix.
+        seeded: Whether the server draws by seed and position (deterministic inference).
+    """
+    body: dict[str, Any] = {
+        "rid": rid,
+        "input_ids": [*request.prompt_ids, *request.resume_ids],
+        "stream": True,
+        "sampling_params": _sampling_params(
+            request.sampling, request.max_tokens - len(request.resume_ids), seeded=seeded
+        ),
+    }
+    if request.logprobs is not None:
+        body |= {"return_logprob": True, "top_logprobs_num": request.logprobs}
+    if request.lora is not None:
+        body["lora_path"] = request.lora
+    return body
+
+
+def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -> dict[str, Any]:
+    """Say every value: a server may have defaults of its own. Stop strings are the kernel's."""
+    params: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": 0,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or NO_TOP_K,
+        "min_p": 0.0,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "repetition_penalty": sampling.repetition_penalty,
+        "ignore_eos": False,
+        "n": 1,
+    }
+    if sampling.logit_bias:
+        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if seeded and sampling.temperature > 0:
+        params["sampling_seed"] = sampling.seed
+    return params
+
+
+def _check_ids(request: GenerationRequest, vocabulary_size: int | None) -> None:
+    assert vocabulary_size is not None
+    biased = (token for token, _ in request.sampling.logit_bias)
+    ids = (*request.prompt_ids, *request.resume_ids, *biased)
+    if not request.prompt_ids or min(ids) < 0 or max(ids) >= vocabulary_size:
+        raise InvalidSyscall(
+            f"the prompt is empty or has ids that are not in the vocabulary of {vocabulary_size}",
+            field="prompt_ids", remedy="send ids of this model's tokenizer",
+        )  # fmt: skip
+
+
+def _check_logprobs(
+    alternatives: int, sampling: Sampling, info: CoreInfo, *, original: bool
+) -> None:
+    if alternatives > info.capabilities.max_logprobs:
+        most = info.capabilities.max_logprobs
+        raise _unsupported(f"gives at most {most} alternatives", "logprobs", info)
+    if sampling.penalises or sampling.logit_bias:
+        raise _unsupported(
+            "gives log-probabilities after penalties and bias only", "logprobs", info
+        )
+    if sampling.temperature not in (0.0, 1.0) and not original:
+        raise _unsupported(
+            "gives log-probabilities after temperature (start it with "
+            "SGLANG_RETURN_ORIGINAL_LOGPROB=1)", "logprobs", info,
+        )  # fmt: skip
+
+
+def _unsupported(what: str, option: str, info: CoreInfo) -> UnsupportedOption:
+    return UnsupportedOption(
+        f"core {info.model!r} {what}", field=f"body.{option}",
+        remedy="leave it out, or name another core",
+    )  # fmt: skip
