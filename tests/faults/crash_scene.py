@@ -26,7 +26,6 @@ from aios_broker.queues.module_queue import Appetite
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.handler import seed_of
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import LoadedModule, llm_module, tool_module
 from aios_workers.worker import Limits
@@ -39,6 +38,7 @@ from tests.waiting import wait_until_async
 CORE = ModelCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.0)
 LIMITS = Limits(lease_s=0.8, drain_s=3.0)
 CHAT_TOKENS = 40
+SEED = 11
 QUANTUM_S = 0.05
 RECOVERED_S = 20.0  # a busy machine; the promise is measured by `aios bench chaos`
 DEADLINE_S = 0.3  # of the one that is to outlive it
@@ -140,7 +140,7 @@ async def expected_ids(syscall_id: str, result: ChatResult) -> tuple[int, ...]:
     core = ModelCore(replace(CORE, decode_tokens_per_s=0.0))
     request = GenerationRequest(
         request_id=syscall_id, prompt_ids=result.prompt_ids, max_tokens=CHAT_TOKENS,
-        sampling=Sampling(seed=seed_of(syscall_id)),
+        sampling=Sampling(seed=SEED),
     )  # fmt: skip
     return (await generate(core, request)).ids
 
@@ -151,7 +151,7 @@ async def submitted(caller: Listener, module: str) -> Work:
         texts = [f"echo {number}" for number in range(6)]
         ids = await caller.submit(*map(ToolEcho, texts))
         return Work(caller, {}, dict(zip(ids, texts, strict=True)), [])
-    bodies = [chat(f"chat {n}", max_tokens=CHAT_TOKENS, stream=True) for n in range(4)]
+    bodies = [chat(f"chat {n}", max_tokens=CHAT_TOKENS, stream=True, seed=SEED) for n in range(4)]
     expands = await caller.submit(
         *(ContextExpand((Message("user", f"entry {n}"),), "diary") for n in range(2))
     )
