@@ -15,6 +15,7 @@ import uvloop
 from aios_broker import log
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.metrics.server import MetricsServer
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 
@@ -28,8 +29,10 @@ async def serve(config: SchedulerConfig) -> None:
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, serving.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await Scheduler(config).run()
+    scheduler = Scheduler(config)
+    with MetricsServer(config.metrics_port, scheduler.stats.metrics):
+        with contextlib.suppress(asyncio.CancelledError):
+            await scheduler.run()
 
 
 def main() -> int:
@@ -40,7 +43,11 @@ def main() -> int:
         sys.stderr.write(f"aios scheduler: {error}\n")
         return EXIT_CONFIG
     log.configure(config.log_level)
-    uvloop.run(serve(config))
+    try:
+        uvloop.run(serve(config))
+    except InvalidConfig as error:
+        sys.stderr.write(f"aios scheduler: {error}\n")
+        return EXIT_CONFIG
     return 0
 
 

@@ -25,6 +25,7 @@ from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill
+from aios_broker.metrics.kernel import read_kernel
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -34,6 +35,7 @@ from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.duty import Duty, Troubles, repeat
 from aios_broker.scheduler.ordering import LeadershipLost, ModuleOrder
 from aios_broker.scheduler.policy import policy_named
+from aios_broker.scheduler.stats import SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 SPILL_EVERY_S = 1.0
 LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
 LAG_SAID_EVERY_S = 60.0
+METRICS_EVERY_S = 5.0
 STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its lease
 
 
@@ -85,6 +88,7 @@ class Scheduler:
         self._began_s = 0.0  # monotonic: when it began to lead, or came back after an outage
         self._tick_s = IDLE_S
         self._lag_said_s = float("-inf")
+        self.stats = SchedulerStats()
         self._swept_epoch = 0  # the leadership that has looked for what the one before left
 
     async def run(self) -> None:
@@ -108,6 +112,8 @@ class Scheduler:
             Duty("expire", self._led(self._expire)),
             Duty("reconcile", self._led(self._reconcile)),
         ]
+        if self._config.metrics_port is not None:
+            duties.append(Duty("metrics", self._led(self._look)))
         if self._config.database_url is None:
             logger.warning("AIOS_DATABASE_URL is not set: no ledger is kept")
             return duties
@@ -160,6 +166,7 @@ class Scheduler:
         if self._reign is None or self._reign.epoch != reign.epoch:
             await self._begin(reign)
         self._reign = reign
+        self.stats.epoch = reign.epoch
         self._leading.set()
         return lease_s / RENEWALS
 
@@ -177,6 +184,7 @@ class Scheduler:
             logger.warning("scheduler %s does not lead any more: %s", self._holder, why)
         self._leading.clear()
         self._reign = None
+        self.stats.epoch, self.stats.kernel = 0, None
 
     async def _resign(self) -> None:
         if self._leading.is_set():
@@ -202,11 +210,14 @@ class Scheduler:
 
     async def _tick(self, reign: _Reign) -> float:
         """Bring all queues into order."""
+        began_s = time.monotonic()
         ticks = [queue.tick(reign.epoch, reign.now_ms()) for queue in self._queues]
         outcomes = await asyncio.gather(*ticks, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
+        self.stats.decisions += 1
+        self.stats.decided_s += time.monotonic() - began_s
         self._tick_s = TICK_S if any(outcomes) else min(2 * self._tick_s, IDLE_S)
         return self._tick_s
 
@@ -214,17 +225,20 @@ class Scheduler:
         if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
             return early_s  # after an outage of Redis all leases are old: let workers renew them
         for order, count in await self._sweep(lambda order: order.reclaim(reign.epoch)):
+            self.stats.reclaimed += count
             logger.warning("module %s: %d jobs were taken back from workers that died or hang",
                            order.module, count)  # fmt: skip
         return RECLAIM_EVERY_S
 
     async def _expire(self, reign: _Reign) -> float:
         for order, count in await self._sweep(lambda order: order.expire(reign.epoch)):
+            self.stats.expired += count
             logger.info("module %s: %d jobs outlived their deadlines", order.module, count)
         return EXPIRE_EVERY_S
 
     async def _reconcile(self, reign: _Reign) -> float:
         for order, count in await self._sweep(lambda order: order.reconcile(reign.epoch)):
+            self.stats.reconciled += count
             logger.info("module %s: %d jobs that stock RQ tools changed were put right",
                         order.module, count)  # fmt: skip
         return RECONCILE_EVERY_S
@@ -243,6 +257,7 @@ class Scheduler:
         except Unavailable:
             await self._report_lag()
             raise
+        self.stats.transitions += drained.transitions
         if drained.behind > LAG_ENTRIES:
             await self._report_lag()
         return DRAIN_PAUSE_S if drained.behind else DRAIN_EVERY_S
@@ -253,6 +268,13 @@ class Scheduler:
         if behind > LAG_ENTRIES and time.monotonic() - self._lag_said_s > LAG_SAID_EVERY_S:
             self._lag_said_s = time.monotonic()
             logger.warning("the ledger is %d journal entries behind", behind)
+
+    async def _look(self, reign: _Reign) -> float:
+        """Read what the page of metrics shows of the kernel."""
+        state = await read_kernel(self._redis, self._control, self._keys)
+        if self.stats.epoch == reign.epoch:
+            self.stats.kernel = state
+        return METRICS_EVERY_S
 
     async def _spill(self, spill: Spill, reign: _Reign) -> float:
         spilled = await spill.run(reign.epoch, self._config.snapshot_budget_bytes)
