@@ -1,6 +1,8 @@
 """Snapshots: what was written is read back, and every damage is noticed."""
 
+import json
 import zlib
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +11,15 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import SnapshotCorrupt, SnapshotError, SnapshotForeign
 from aios_broker.contract.snapshot import (
     MAGIC,
+    READABLE_VERSIONS,
     VERSION,
+    AnswersSnapshot,
+    AnswerState,
+    BeamEnd,
+    BeamNode,
+    BeamSnapshot,
+    Snapshot,
+    TokenScore,
     TokenSnapshot,
     decode_snapshot,
     encode_snapshot,
@@ -22,17 +32,105 @@ snapshots = st.builds(
     TokenSnapshot, model=st.text(max_size=40), prompt_ids=token_ids, output_ids=token_ids,
     seed=st.integers(0, 2**63 - 1), emitted_characters=st.integers(0, 2**40),
 )  # fmt: skip
+int32 = st.integers(-(2**31), 2**31 - 1)
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> TokenScore:
+    top = draw(st.lists(st.tuples(int32, int32), max_size=4))
+    return TokenScore(draw(int32), tuple(a for a, _ in top), tuple(b for _, b in top))
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> AnswerState:
+    ids = draw(st.lists(st.integers(0, 99), max_size=6).map(tuple))
+    with_scores = ids and draw(st.booleans())
+    kept = tuple(draw(scores()) for _ in ids) if with_scores else ()
+    return AnswerState(ids, kept, draw(st.sampled_from([None, "stop", "length"])))
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> BeamSnapshot:
+    size = draw(st.integers(0, 8))
+    nodes = tuple(
+        BeamNode(draw(st.integers(-1, place - 1)), draw(st.integers(0, 99)), draw(scores()))
+        for place in range(size)
+    )
+    places = st.integers(-1, size - 1)
+    ends = st.builds(
+        BeamEnd, places, st.sampled_from(["stop", "length"]), st.one_of(st.none(), int32)
+    )
+    return BeamSnapshot(
+        draw(st.text(max_size=9)), draw(token_ids), nodes,
+        tuple(draw(st.lists(places, max_size=4))), tuple(draw(st.lists(ends, max_size=4))),
+        draw(st.integers(0, 10**6)),
+    )  # fmt: skip
+
+
+several = st.builds(
+    AnswersSnapshot, model=st.text(max_size=9), prompt_ids=token_ids,
+    answers=st.lists(answers(), max_size=4).map(tuple), seed=st.integers(0, 2**63 - 1),
+    emitted_characters=st.integers(0, 2**40),
+)  # fmt: skip
 SAMPLE = TokenSnapshot(MODEL, tuple(range(1, 40)), (7, 7, 2**31 - 1), 2**63 - 1, 12)
+SCORE = TokenScore(-5, (1, 2), (-5, -9))
+SAMPLES: tuple[Snapshot, ...] = (
+    SAMPLE,
+    AnswersSnapshot(MODEL, (1, 2), (AnswerState((7,), (SCORE,), "stop"), AnswerState((8,))), 3, 4),
+    BeamSnapshot(MODEL, (1,), (BeamNode(-1, 4, SCORE), BeamNode(0, 5, SCORE)), (1,),
+                 (BeamEnd(0, "stop", -3), BeamEnd(-1, "stop", -9)), 4),
+)  # fmt: skip
+RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
 
 
-@given(snapshots)
+@given(st.one_of(snapshots, several, trees()))
 @example(TokenSnapshot("", (), (), 0))
-def test_what_was_written_is_read_back(snapshot: TokenSnapshot) -> None:
+def test_what_was_written_is_read_back(snapshot: Snapshot) -> None:
     assert decode_snapshot(encode_snapshot(snapshot), model=snapshot.model) == snapshot
 
 
-def test_every_single_flipped_bit_is_noticed() -> None:
-    data = encode_snapshot(SAMPLE)
+def test_one_answer_is_written_as_the_first_release_reads_it() -> None:
+    versions = [encode_snapshot(each)[len(MAGIC)] for each in SAMPLES]
+
+    assert versions == [1, 2, 2]
+
+
+def test_what_the_first_release_wrote_is_read() -> None:
+    for case in json.loads(RELEASE_1.read_text())["snapshots"]:
+        snapshot = decode_snapshot(bytes.fromhex(case["snapshot"]), model=case["model"])
+
+        assert snapshot == TokenSnapshot(
+            case["model"], tuple(case["prompt_ids"]), tuple(case["output_ids"]), case["seed"],
+            case["emitted_characters"],
+        )  # fmt: skip
+        written = encode_snapshot(snapshot)
+        assert written[: len(MAGIC) + 1] == MAGIC + bytes([1])
+        assert content(written) == content(bytes.fromhex(case["snapshot"])), "it cannot read it"
+
+
+def content(data: bytes) -> bytes:
+    return zlib.decompress(data[HEADER_BYTES:])
+
+
+@pytest.mark.parametrize(("nodes", "live"), [
+    ((BeamNode(0, 4, SCORE),), (0,)),  # its own parent
+    ((BeamNode(1, 4, SCORE), BeamNode(-1, 4, SCORE)), (0,)),
+    ((BeamNode(-2, 4, SCORE),), (0,)),
+    ((BeamNode(-1, 4, SCORE),), (1,)),
+    ((), (-2,)),
+])  # fmt: skip
+def test_a_tree_that_does_not_hold_together_is_refused(
+    nodes: tuple[BeamNode, ...], live: tuple[int, ...]
+) -> None:
+    data = encode_snapshot(BeamSnapshot(MODEL, (1,), nodes, live, (), 1))
+
+    with pytest.raises(SnapshotCorrupt):
+        decode_snapshot(data, model=MODEL)
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_single_flipped_bit_is_noticed(sample: Snapshot) -> None:
+    data = encode_snapshot(sample)
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -40,8 +138,9 @@ def test_every_single_flipped_bit_is_noticed() -> None:
             decode_snapshot(bytes(damaged), model=MODEL)
 
 
-def test_every_truncation_is_noticed() -> None:
-    data = encode_snapshot(SAMPLE)
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_every_truncation_is_noticed(sample: Snapshot) -> None:
+    data = encode_snapshot(sample)
     for length in range(len(data)):
         with pytest.raises(SnapshotCorrupt):
             decode_snapshot(data[:length], model=MODEL)
@@ -60,11 +159,11 @@ def test_any_other_bytes_are_no_snapshot(data: bytes) -> None:
         decode_snapshot(data, model=MODEL)
 
 
-@given(st.binary(max_size=200))
+@given(st.binary(max_size=200), st.sampled_from(READABLE_VERSIONS))
 @settings(max_examples=300)
-def test_a_right_checksum_over_wrong_content_is_noticed_too(content: bytes) -> None:
+def test_a_right_checksum_over_wrong_content_is_noticed_too(content: bytes, version: int) -> None:
     for body in (content, zlib.compress(content)):
-        header = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big")
+        header = MAGIC + bytes([version]) + zlib.crc32(body).to_bytes(4, "big")
         with pytest.raises(SnapshotCorrupt):
             decode_snapshot(header + body, model=MODEL)
 
@@ -81,7 +180,9 @@ def test_another_version_says_both_numbers() -> None:
     data = bytearray(encode_snapshot(SAMPLE))
     data[len(MAGIC)] = VERSION + 1
 
-    with pytest.raises(SnapshotForeign, match=rf"version {VERSION + 1}.*version {VERSION}"):
+    with pytest.raises(
+        SnapshotForeign, match=rf"version {VERSION + 1}, .*versions 1 and {VERSION}"
+    ):
         decode_snapshot(bytes(data), model=MODEL)
 
 

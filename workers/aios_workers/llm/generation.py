@@ -1,76 +1,45 @@
-"""One generation on one core: from its prompt or its snapshot to its end or its suspension."""
+"""The answers to one prompt: from the prompt or a snapshot to their ends or their suspension."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Coroutine
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
-from aios_broker.contract.errors import CoreError
-from aios_broker.contract.reply import ChatResult, Usage
-from aios_broker.contract.snapshot import TokenSnapshot, encode_snapshot
+from aios_broker.contract.reply import Choice, Usage
+from aios_broker.contract.snapshot import (
+    AnswersSnapshot,
+    Snapshot,
+    TokenSnapshot,
+    encode_snapshot,
+)
+from aios_workers.chunk_desk import Strand
 from aios_workers.kernel_port import KernelPort
-from aios_workers.llm.core import Core, FinishReason, GenerationRequest, Sampling, Step
-from aios_workers.llm.text import AnswerText
-from aios_workers.run import Done, Outcome, Run, Suspended, SuspendReason
-
-logger = logging.getLogger(__name__)
-
-MAX_CORE_FAILURES = 2  # survived within one attempt; the next one ends the syscall
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is to be generated, checked and complete."""
-
-    syscall_id: str
-    prompt_ids: tuple[int, ...]
-    max_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    stream: bool = False
-    return_ids: bool = False
-    output_ids: tuple[int, ...] = ()  # of earlier slices
-    emitted_characters: int = 0  # streamed in earlier slices
-
-
-@dataclass(slots=True)
-class _Slice:
-    """Where the current time slice began."""
-
-    began_s: float
-    at_tokens: int
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What there is of the answer."""
-
-    ids: list[int]
-    text: AnswerText
-    finish: FinishReason | None = None
-    cached_tokens: int | None = None
-    failures: int = 0
-    chores: set[asyncio.Task[None]] = field(default_factory=set)
+from aios_workers.llm.branch import Branch
+from aios_workers.llm.core import Core
+from aios_workers.llm.plan import Plan
+from aios_workers.llm.results import Answer, chat_result, choice_of
+from aios_workers.llm.slicing import Chores, Slicing
+from aios_workers.llm.text import AnswerText, Veil
+from aios_workers.run import Done, Outcome, Run, Suspended
 
 
 class Generation:
-    """Runs a plan. Asks at each slice's end whether to go on, and meanwhile goes on."""
+    """Runs a plan without beams. Its answers are made side by side and suspended together."""
 
     def __init__(self, core: Core, port: KernelPort, run: Run, plan: Plan) -> None:
         self._core = core
-        self._port = port
-        self._run = run
         self._plan = plan
-        self._clock = asyncio.get_running_loop().time
-        self._made = _Progress(ids=[], text=AnswerText(plan.stop))
-        self._slice = _Slice(self._clock(), len(plan.output_ids))
-        self._asking: asyncio.Task[None] | None = None
-        self._cut: SuspendReason | None = None
-        self._strand = port.chunks.open(run.lease, plan.syscall_id, plan.emitted_characters)
-        self._written = 0  # characters of the answer handed to the strand, or sent before
+        self._chores = Chores()
+        self._slicing = Slicing(
+            port, run, self._chores, preemptible=core.info.capabilities.can_cut(plan.request)
+        )
+        self._branches = [
+            Branch(core, plan.answer_request(number), AnswerText(plan.stop), self._chores)
+            for number in range(plan.n)
+        ]
+        strand = port.chunks.open(run.lease, plan.syscall_id, plan.emitted_characters)
+        self._stream = _AnswerStream(strand, self._branches[0].text, plan)
 
     async def run(self) -> Outcome:
         """Generate until the end, or until the kernel wants the slot.
@@ -78,174 +47,134 @@ class Generation:
         Raises:
             CoreError: The core failed more often than is tried within one attempt.
         """
-        self._run.on_suspend(self._suspend)
-        self._replay()
+        for branch, state in zip(self._branches, self._plan.answer_states(), strict=True):
+            branch.replay(state)
+        self._stream.write()
         try:
-            while not self._is_over():
-                await self._stream_once()
-            await self._finish_chores()
+            self._slicing.begin(self._snapshot, self._cut)
+            await self._run_branches()
+            await self._chores.finish()
+            choices = self._conclude() if self._is_done else []
+            await self._stream.flush()
         except BaseException:
             await self._abandon()
             raise
-        return self._done() if self._made.finish else self._suspended()
+        return self._done(choices) if choices else self._suspended()
 
-    def _replay(self) -> None:
-        """Take in the ids of earlier slices: their text, and how far it was streamed."""
-        for token in self._plan.output_ids:
-            self._take_id(token)
-        self._write()
+    @property
+    def _is_done(self) -> bool:
+        return all(branch.finish is not None for branch in self._branches)
 
-    def _is_over(self) -> bool:
-        if self._made.finish is None and len(self._made.ids) >= self._plan.max_tokens:
-            self._made.finish = "length"
-        return self._made.finish is not None or self._cut is not None
-
-    async def _stream_once(self) -> None:
-        """Let the core run from the ids so far; on its failure see that it is well again."""
-        try:
-            await self._stream()
-            if not self._is_over():
-                raise CoreError("the core ended a generation that nobody aborted")
-        except CoreError as error:
-            if self._is_over():
-                return
-            self._made.failures += 1
-            if self._made.failures > MAX_CORE_FAILURES:
-                raise
-            logger.warning("syscall %s: the core failed after %d tokens, once more: %s",
-                           self._plan.syscall_id, len(self._made.ids), error)  # fmt: skip
-            await self._core.health()
-
-    async def _stream(self) -> None:
-        plan = self._plan
-        request = GenerationRequest(
-            request_id=plan.syscall_id, prompt_ids=plan.prompt_ids, max_tokens=plan.max_tokens,
-            sampling=plan.sampling, resume_ids=tuple(self._made.ids),
-        )  # fmt: skip
-        async for step in self._core.generate(request):
-            if self._made.finish is not None:
-                continue  # a stop string was found: the core runs out
-            self._take(step)
-            if self._made.finish is not None and step.finish_reason is None:
-                self._abort(keep=False)
-            elif self._cut is not None:
-                self._abort(keep=True)  # again: the first may have come before the core knew us
-            elif self._made.finish is None:
-                self._note_slice()
-
-    def _take(self, step: Step) -> None:
-        if self._made.cached_tokens is None:
-            self._made.cached_tokens = step.cached_tokens
-        before = len(self._made.ids)
-        for token in step.ids:
-            self._take_id(token)
-            if self._made.finish is not None:
-                break
-        else:
-            self._made.finish = step.finish_reason
-        self._run.count_tokens(len(self._made.ids) - before)
-        self._write()
-
-    def _take_id(self, token: int) -> None:
-        self._made.ids.append(token)
-        if self._made.text.feed(self._core.decode((token,))):
-            self._made.finish = "stop"
-
-    def _write(self) -> None:
-        """Stream what is certain, but not what was streamed before."""
-        if not self._plan.stream:
+    async def _run_branches(self) -> None:
+        if len(self._branches) == 1:
+            await self._branches[0].run(partial(self._look, self._branches[0]))
             return
-        ready = self._made.text.take_ready()
-        skip = min(len(ready), max(0, self._plan.emitted_characters - self._written))
-        self._written += len(ready)
-        self._strand.write(ready[skip:])
-
-    # Slices.
-
-    def _note_slice(self) -> None:
-        """Ask, at the end of a slice, whether to go on. The generation does not wait for it."""
-        if self._asking is not None:
-            return
-        policy = self._port.policy.row
-        used_tokens = len(self._made.ids) - self._slice.at_tokens
-        if (
-            used_tokens >= policy.quantum_tokens
-            or self._clock() - self._slice.began_s >= policy.quantum_s
-        ):
-            self._asking = self._start(self._ask())
-
-    async def _ask(self) -> None:
-        preemptible = self._core.info.capabilities.preemptible
-        checkpoint = self._snapshot() if preemptible else None
-        verdict = await self._port.slices.end(self._run, checkpoint)
-        self._slice = _Slice(self._clock(), len(self._made.ids))
-        self._asking = None
-        if verdict == "lost":
-            self._run.stop("lost")
-        elif verdict != "go":
-            self._suspend(verdict)
-
-    def _suspend(self, reason: SuspendReason) -> None:
-        """Stop at the next token; one that has found its end meanwhile is finished instead."""
-        if self._cut is None and self._core.info.capabilities.preemptible:
-            self._cut = reason
-            self._abort(keep=True)
-
-    def _abort(self, *, keep: bool) -> None:
-        self._start(self._abort_core(keep=keep))
-
-    async def _abort_core(self, *, keep: bool) -> None:
+        tasks = [
+            asyncio.get_running_loop().create_task(branch.run(partial(self._look, branch)))
+            for branch in self._branches
+        ]
         try:
-            await self._core.abort(self._plan.syscall_id, keep=keep)
-        except CoreError as error:  # its stream fails too, and that is where it is dealt with
-            logger.warning("syscall %s: could not be aborted: %s", self._plan.syscall_id, error)
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
 
-    def _start(self, chore: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(chore)
-        self._made.chores.add(task)
-        task.add_done_callback(self._made.chores.discard)
-        return task
+    def _look(self, branch: Branch, tokens: int) -> None:
+        """A step of one answer has come."""
+        self._slicing.count(tokens)
+        if branch is self._branches[0]:
+            self._stream.write()
+        if branch.finish is None:
+            self._slicing.look()
 
-    async def _finish_chores(self) -> None:
-        """Wait for what was asked and aborted, so that all use is charged and all text sent."""
-        while self._made.chores:
-            await asyncio.gather(*self._made.chores)
-        if self._made.finish is not None:
-            self._made.text.finish()
-            self._write()
-        await self._strand.flush()
+    def _cut(self) -> None:
+        for branch in self._branches:
+            if branch.finish is None:
+                branch.cut()
 
     async def _abandon(self) -> None:
-        """Leave nothing running: the core frees the slot, what was asked is dropped."""
-        for chore in list(self._made.chores):
-            if chore is not asyncio.current_task():
-                chore.cancel()
-        await self._abort_core(keep=False)
+        """Leave nothing running: the core frees the slots, what was asked is dropped."""
+        self._chores.drop()
+        for branch in self._branches:
+            await branch.abandon()
 
     # Outcomes.
 
     def _snapshot(self) -> bytes:
-        return encode_snapshot(TokenSnapshot(
-            model=self._core.info.snapshot_model, prompt_ids=self._plan.prompt_ids,
-            output_ids=tuple(self._made.ids), seed=self._plan.sampling.seed,
-            emitted_characters=self._strand.delivered,
-        ))  # fmt: skip
+        return encode_snapshot(self._state())
+
+    def _state(self) -> Snapshot:
+        """Return what is there now; in the first version's form wherever that can hold it."""
+        request, delivered = self._plan.request, self._stream.delivered
+        model, prompt_ids = self._core.info.snapshot_model, tuple(request.prompt_ids)
+        seed = request.sampling.seed
+        if len(self._branches) == 1 and request.logprobs is None:
+            ids = tuple(self._branches[0].ids)
+            return TokenSnapshot(model, prompt_ids, ids, seed, delivered)
+        answers = tuple(branch.state for branch in self._branches)
+        return AnswersSnapshot(model, prompt_ids, answers, seed, delivered)
 
     def _suspended(self) -> Suspended:
-        assert self._cut is not None
-        return Suspended(self._snapshot(), self._cut)
+        assert self._slicing.cut is not None
+        return Suspended(self._snapshot(), self._slicing.cut)
 
-    def _done(self) -> Done:
-        assert self._made.finish is not None
-        prompt_tokens = len(self._plan.prompt_ids)
+    def _conclude(self) -> list[Choice]:
+        """Return the choices; what was kept back of the first one is streamed."""
+        choices = []
+        for number, branch in enumerate(self._branches):
+            assert branch.finish is not None
+            branch.text.finish()
+            answer = Answer(
+                branch.text.text, branch.finish, tuple(branch.ids), tuple(branch.scores)
+            )
+            choices.append(choice_of(self._core, self._plan, answer, number))
+        self._stream.finish(choices[0].text)
+        return choices
+
+    def _done(self, choices: Sequence[Choice]) -> Done:
+        prompt_tokens = len(self._plan.request.prompt_ids)
         usage = Usage(
-            prompt_tokens=prompt_tokens, output_tokens=len(self._made.ids),
-            cached_tokens=min(prompt_tokens, self._made.cached_tokens or 0),
-        )  # fmt: skip
-        with_ids = self._plan.return_ids
-        return Done(ChatResult(
-            text=self._made.text.text, finish_reason=self._made.finish,
-            model=self._core.info.model, usage=usage,
-            prompt_ids=self._plan.prompt_ids if with_ids else (),
-            output_ids=tuple(self._made.ids) if with_ids else (),
-        ))  # fmt: skip
+            prompt_tokens=prompt_tokens,
+            output_tokens=sum(len(branch.ids) for branch in self._branches),
+            cached_tokens=min(prompt_tokens, self._branches[0].cached_tokens or 0),
+        )
+        return Done(chat_result(self._core, self._plan, choices, usage))
+
+
+class _AnswerStream:
+    """What of the first answer has gone to the client, and what may go."""
+
+    def __init__(self, strand: Strand, text: AnswerText, plan: Plan) -> None:
+        self._strand = strand
+        self._text = text
+        self._wanted = plan.stream
+        self._sent_before = plan.emitted_characters
+        self._veil = Veil(plan.toolbox.marker) if plan.toolbox is not None else None
+        self._written = 0  # characters of the answer handed to the strand, or sent before
+
+    @property
+    def delivered(self) -> int:
+        """How many characters have reached the client's list."""
+        return self._strand.delivered
+
+    def write(self) -> None:
+        """Stream what is certain, but not what was streamed before."""
+        if self._wanted:
+            ready = self._text.take_ready()
+            self._pass(ready if self._veil is None else self._veil.passed(ready))
+
+    def finish(self, text: str) -> None:
+        """The answer is `text`: stream what is left of it."""
+        if self._wanted:
+            self._pass(text[self._written :])
+
+    async def flush(self) -> None:
+        """Return when all text has left, or failed once."""
+        await self._strand.flush()
+
+    def _pass(self, ready: str) -> None:
+        skip = min(len(ready), max(0, self._sent_before - self._written))
+        self._written += len(ready)
+        self._strand.write(ready[skip:])

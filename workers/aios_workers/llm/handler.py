@@ -1,34 +1,36 @@
-"""The llm module: a chat syscall becomes a generation on this worker's core."""
+"""The llm module: chats, embeddings and contexts on this worker's core."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
-from aios_broker.contract.errors import (
-    ContextTooLong,
-    SnapshotError,
-    UnknownCore,
-    UnknownModule,
-    UnsupportedOption,
-)
-from aios_broker.contract.llm import LlmChat
-from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import TokenSnapshot, decode_snapshot
-from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.errors import CoreError, SnapshotError, UnknownModule
+from aios_broker.contract.llm import LlmChat, LlmEmbed, Message
+from aios_broker.contract.reply import ChatResult, EmbedResult, Usage
+from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
+from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.records import Lease
 from aios_workers.kernel_port import KernelPort
+from aios_workers.llm.beam_generation import BeamGeneration
+from aios_workers.llm.compaction import Render
 from aios_workers.llm.context import ContextDesk
-from aios_workers.llm.core import Core, CoreInfo, Sampling
-from aios_workers.llm.generation import Generation, Plan
+from aios_workers.llm.core import Core, GenerationRequest, Sampling
+from aios_workers.llm.forms import constraint_of_chat
+from aios_workers.llm.generation import Generation
+from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, fits
+from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.run import Done, Outcome, Run
 
 logger = logging.getLogger(__name__)
 
 
 class LlmHandler:
-    """Runs chat syscalls on one started core, as many at a time as it has slots."""
+    """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
     def __init__(self, core: Core, port: KernelPort) -> None:
         self._core = core
@@ -46,32 +48,62 @@ class LlmHandler:
         return (self._core.info.model,)
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
-        """Generate an answer, or the next part of one that was suspended.
+        """Run a syscall, or the next part of one that was suspended.
 
         Raises:
-            UnknownModule: Not a chat syscall.
+            UnknownModule: Not a syscall of this module.
             UnknownCore: It names another core than this worker's.
             UnsupportedOption: This core cannot keep an option.
+            InvalidSyscall: Its options contradict each other.
             ContextTooLong: Prompt and answer do not fit; nothing ran.
             CoreError: The core failed more often than is tried within one attempt.
         """
-        if syscall.kind.startswith("context."):
-            return await self._contexts.run(run, syscall)
-        if not isinstance(syscall.body, LlmChat):
-            raise UnknownModule(
-                f"module 'llm' has no operation {syscall.kind!r}", field="body.type",
-                remedy="send it to the queue of its own module",
-            )  # fmt: skip
-        check_options(syscall.body, self._core.info)
-        plan = await self._plan(run, syscall, syscall.body)
-        outcome = await Generation(self._core, self._port, run, plan).run()
+        match syscall.body:
+            case ToolEcho():
+                raise UnknownModule(
+                    f"module 'llm' has no operation {syscall.kind!r}", field="body.type",
+                    remedy="send it to the queue of its own module",
+                )  # fmt: skip
+            case LlmChat() as body:
+                return await self._chat(run, syscall, body)
+            case LlmEmbed() as body:
+                return await self._embed(run, body)
+            case _:
+                return await self._contexts.run(run, syscall)
+
+    async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
+        check_options(body, self._core.info)
+        toolbox = toolbox_of(body)
+        render = partial(prompt_ids, self._core, toolbox=toolbox)
+        plan = await self._plan(run, syscall, toolbox, render)
+        kind = Generation if plan.beam_width is None else BeamGeneration
+        outcome = await kind(self._core, self._port, run, plan).run()
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
-            return Done(await self._concluded(syscall, syscall.body, outcome.result))
+            return Done(await self._concluded(syscall, body, outcome.result, render))
         return outcome
 
-    async def _concluded(self, syscall: Syscall, body: LlmChat, result: ChatResult) -> ChatResult:
+    async def _embed(self, run: Run, body: LlmEmbed) -> Done:
+        check_options(body, self._core.info)
+        for failures in range(MAX_CORE_FAILURES + 1):
+            try:
+                made = await self._core.embed(body.texts)
+            except CoreError as error:
+                if failures == MAX_CORE_FAILURES:
+                    raise
+                logger.warning("embeddings of syscall %s: the core failed, once more: %s",
+                               run.lease.job_id, error)  # fmt: skip
+                await self._core.health()
+            else:
+                run.count_prompt(made.tokens)
+                usage = Usage(prompt_tokens=made.tokens)
+                return Done(EmbedResult(made.vectors, self._core.info.model, usage))
+        raise AssertionError("the last failure is raised")
+
+    async def _concluded(
+        self, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
+    ) -> ChatResult:
         """Return the result with what its conversation went through; add it to its context."""
-        dropped = await self._contexts.compacted_messages(syscall, body, self._core.render)
+        dropped = await self._contexts.compacted_messages(syscall, body, render)
         await self._contexts.keep(syscall, body, result)
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
@@ -79,35 +111,41 @@ class LlmHandler:
         """Close the core."""
         await self._core.close()
 
-    async def _plan(self, run: Run, syscall: Syscall, body: LlmChat) -> Plan:
-        lease, syscall_id = run.lease, syscall.id
-        snapshot = await self._resumable(lease) if lease.has_snapshot else None
-        prompt_ids = snapshot.prompt_ids if snapshot else await self._prompt(run, syscall, body)
-        check_length(len(prompt_ids), body.max_tokens, self._core.info)
-        seed = body.seed if body.seed is not None else seed_of(syscall_id)
+    async def _plan(
+        self, run: Run, syscall: Syscall, toolbox: Toolbox | None, render: Render
+    ) -> Plan:
+        body, lease = _chat_of(syscall), run.lease
+        constraint = constraint_of_chat(body, toolbox, self._core.info)
+        snapshot = await self._resumable(lease, body) if lease.has_snapshot else None
+        messages = await self._messages(run, syscall, snapshot, render)
+        ids = snapshot.prompt_ids if snapshot is not None else tuple(render(messages))
+        check_length(len(ids), body.max_tokens, self._core.info)
+        run.count_prompt(len(ids))
         return Plan(
-            syscall_id=syscall_id,
-            prompt_ids=prompt_ids,
-            max_tokens=body.max_tokens,
-            sampling=Sampling(
-                temperature=body.temperature, top_p=body.top_p, top_k=body.top_k,
-                seed=snapshot.seed if snapshot else seed,
-                frequency_penalty=body.frequency_penalty,
-                presence_penalty=body.presence_penalty,
-                repetition_penalty=body.repetition_penalty,
+            syscall_id=syscall.id,
+            request=GenerationRequest(
+                request_id=syscall.id, prompt_ids=ids, max_tokens=body.max_tokens,
+                sampling=sampling_of(body, seed_of(syscall, snapshot)),
+                logprobs=body.logprobs, constraint=constraint, lora=body.lora,
+                images=tuple(image for message in messages for image in message.images),
             ),
-            stop=body.stop,
-            stream=body.stream and lease.wants_chunks,
-            return_ids=body.return_ids,
-            output_ids=snapshot.output_ids if snapshot else (),
-            emitted_characters=snapshot.emitted_characters if snapshot else 0,
+            n=body.n, beam_width=body.beam_width, length_penalty=body.length_penalty,
+            stop=body.stop, stream=body.stream and lease.wants_chunks, return_ids=body.return_ids,
+            toolbox=toolbox, snapshot=snapshot,
         )  # fmt: skip
 
-    async def _prompt(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[int, ...]:
-        talk = await self._contexts.conversation(run, syscall, body, self._core.render)
-        return self._core.render(talk.messages)
+    async def _messages(
+        self, run: Run, syscall: Syscall, snapshot: Snapshot | None, render: Render
+    ) -> Sequence[Message]:
+        """Return the conversation; nothing where a snapshot has all of it that the core needs."""
+        body, images = _chat_of(syscall), self._core.info.capabilities.images
+        if snapshot is not None and not (images and body.overflow == "refuse"):
+            return ()
+        talk = await self._contexts.conversation(run, syscall, body, render)
+        check_images(talk.messages, self._core.info)
+        return talk.messages
 
-    async def _resumable(self, lease: Lease) -> TokenSnapshot | None:
+    async def _resumable(self, lease: Lease, body: LlmChat) -> Snapshot | None:
         """Return the snapshot to go on from; None: it has to start from the prompt.
 
         What was streamed before then comes again with the same offsets; readers drop it.
@@ -117,40 +155,39 @@ class LlmHandler:
             logger.warning("syscall %s: its snapshot is gone, it starts again", lease.job_id)
             return None
         try:
-            return decode_snapshot(data, model=self._core.info.snapshot_model)
+            snapshot = decode_snapshot(data, model=self._core.info.snapshot_model)
         except SnapshotError as error:
             logger.warning("syscall %s starts again: %s", lease.job_id, error)
             return None
+        if not fits(snapshot, body):
+            logger.warning("syscall %s starts again: its snapshot is of another kind of generation",
+                           lease.job_id)  # fmt: skip
+            return None
+        return snapshot
 
 
-def check_options(body: LlmChat, info: CoreInfo) -> None:
-    """Raise UnknownCore or UnsupportedOption for what this core would not do as asked."""
-    if body.core is not None and body.core != info.model:
-        raise UnknownCore(
-            f"no core {body.core!r} here", field="body.core",
-            remedy=f"leave it out, or use {info.model!r}",
-        )  # fmt: skip
-    if info.capabilities.penalties:
-        return
-    neutral = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0}
-    for option, value in neutral.items():
-        if getattr(body, option) != value:
-            raise UnsupportedOption(
-                f"core {info.model!r} does not keep it", field=f"body.{option}",
-                remedy=f"leave it out ({value})",
-            )  # fmt: skip
+def sampling_of(body: LlmChat, seed: int) -> Sampling:
+    """Return how a chat wants its tokens chosen."""
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        seed=seed,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=tuple(sorted(body.logit_bias.items())),
+    )
 
 
-def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo) -> None:
-    """Raise ContextTooLong unless prompt and answer fit."""
-    if prompt_tokens + max_tokens > info.context_tokens:
-        raise ContextTooLong(
-            f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}; the "
-            f"context of core {info.model!r} holds {info.context_tokens} together",
-            field="body.messages", remedy="shorten the conversation, or ask for fewer max_tokens",
-        )  # fmt: skip
+def seed_of(syscall: Syscall, snapshot: Snapshot | None) -> int:
+    """Return the seed of a chat: that of its snapshot, its own, or 63 bits of its id."""
+    if isinstance(snapshot, TokenSnapshot | AnswersSnapshot):
+        return snapshot.seed
+    seed = _chat_of(syscall).seed
+    return seed if seed is not None else int(syscall.id, 16) & (2**63 - 1)
 
 
-def seed_of(syscall_id: str) -> int:
-    """Return the seed of a syscall that names none: 63 bits, the same whenever it runs again."""
-    return int(syscall_id, 16) & (2**63 - 1)
+def _chat_of(syscall: Syscall) -> LlmChat:
+    assert isinstance(syscall.body, LlmChat)
+    return syscall.body

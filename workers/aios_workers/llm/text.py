@@ -74,3 +74,21 @@ class AnswerText:
             if any(each.startswith(end) for each in self._stop):
                 return size
         return 0
+
+
+class Veil:
+    """Keeps back, while an answer is streamed, what may turn out to be a tool call.
+
+    Passes text up to the first appearance of a marker; from there on nothing. An empty marker
+    keeps everything back.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._text = AnswerText((marker,)) if marker else None
+
+    def passed(self, text: str) -> str:
+        """Return what may be streamed now that `text` has come."""
+        if self._text is None:
+            return ""
+        self._text.feed(text.encode())
+        return self._text.take_ready()

@@ -1,0 +1,210 @@
+"""What a core refuses, and what makes no sense together. Pure; checked before anything runs.
+
+Each check returns what is wrong, or nothing; the first one found is raised. A value that the
+contract itself forbids does not come here: it was refused where the syscall came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
+from aios_broker.contract.errors import UnsupportedOption as Unsupported
+from aios_broker.contract.llm import LlmBody, LlmChat, LlmEmbed, Message
+from aios_workers.llm.core import Capabilities, CoreInfo
+
+_SAMPLING: dict[str, object] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": None}
+_PENALTIES: dict[str, object] = {
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
+# What changes the choice of tokens: beams are ranked by the model's own probabilities alone.
+_NOT_WITH_BEAMS: dict[str, object] = {
+    **_SAMPLING,
+    **_PENALTIES,
+    "logit_bias": {},
+    "format": None,
+    "stream": False,
+}
+
+
+def check_options(body: LlmBody, info: CoreInfo) -> None:
+    """Refuse what this core would not do as asked.
+
+    Raises:
+        UnknownCore: it names another core.
+        UnsupportedOption: this core cannot keep an option.
+        InvalidSyscall: options that contradict each other.
+    """
+    if body.core is not None and body.core != info.model:
+        raise UnknownCore(
+            f"no core {body.core!r} here", field="body.core",
+            remedy=f"leave it out, or use {info.model!r}",
+        )  # fmt: skip
+    if isinstance(body, LlmChat):
+        for error in _wrong_in_chat(body, info):
+            raise error
+    elif isinstance(body, LlmEmbed) and not info.capabilities.embeddings:
+        raise _unsupported(info, "core", "makes no embeddings", "name a core that does")
+
+
+def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo) -> None:
+    """Raise ContextTooLong unless prompt and answer fit."""
+    if prompt_tokens + max_tokens > info.context_tokens:
+        raise ContextTooLong(
+            f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}; the "
+            f"context of core {info.model!r} holds {info.context_tokens} together",
+            field="body.messages", remedy="shorten the conversation, or ask for fewer max_tokens",
+        )  # fmt: skip
+
+
+def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
+    """Raise UnsupportedOption where a conversation has images that the core does not see."""
+    if any(message.images for message in messages) and not info.capabilities.images:
+        raise _unsupported(info, "messages", "sees no images", "leave them out")
+
+
+def _wrong_in_chat(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    yield from _wrong_beams(body)
+    yield from _wrong_tools(body)
+    yield from _wrong_stop(body)
+    yield from _missing_sampling(body, info)
+    yield from _missing_logprobs(body, info)
+    yield from _missing_constraints(body, info)
+    yield from _missing_inputs(body, info)
+
+
+# What makes no sense, on any core.
+
+
+def _wrong_beams(body: LlmChat) -> Iterator[InvalidSyscall]:
+    if body.beam_width is None:
+        if body.length_penalty != 1.0:
+            yield _nonsense(
+                "length_penalty", "is of beam search alone", "set beam_width, or leave it out"
+            )
+        return
+    for option, neutral in _NOT_WITH_BEAMS.items():
+        if getattr(body, option) != neutral:
+            yield _nonsense(option, "cannot be had with beam search", "leave it out")
+    if calls_tools(body):
+        yield _nonsense("tools", "cannot be called in a beam search", "leave beam_width out")
+    if body.n > body.beam_width:
+        yield _nonsense(
+            "n", f"{body.n} answers cannot come of {body.beam_width} beams",
+            "ask for at most beam_width answers",
+        )  # fmt: skip
+
+
+def calls_tools(body: LlmChat) -> bool:
+    """Whether the answer may be a call."""
+    return bool(body.tools) and body.tool_choice != "none"
+
+
+def _wrong_tools(body: LlmChat) -> Iterator[InvalidSyscall]:
+    names = [each.name for each in body.tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield _nonsense("tools", f"two tools have the name {twice!r}", "name each tool once")
+    if not names and body.tool_choice not in ("auto", "none"):
+        yield _nonsense("tool_choice", "there are no tools to choose from", "leave it out")
+    if names and body.tool_choice not in ("auto", "none", "required", *names):
+        yield _nonsense(
+            "tool_choice", f"there is no tool {body.tool_choice!r}",
+            f"use auto, none, required or one of {', '.join(names[:8])}",
+        )  # fmt: skip
+    for place, tool in enumerate(body.tools):
+        if tool.parameters.get("type", "object") != "object":
+            yield _nonsense(
+                f"tools[{place}].parameters", "the arguments of a tool are an object",
+                'use a schema of {"type": "object"}',
+            )  # fmt: skip
+    if calls_tools(body) and body.format is not None:
+        yield _nonsense(
+            "format", "an answer that may call tools has its own", "leave one of the two out"
+        )
+
+
+def _wrong_stop(body: LlmChat) -> Iterator[InvalidSyscall]:
+    if not body.stop:
+        return
+    if body.format is not None or calls_tools(body):
+        yield _nonsense(
+            "stop", "would cut an answer whose form is promised",
+            "leave it out, or leave out format and tools",
+        )  # fmt: skip
+
+
+# What this core does not do.
+
+
+def _missing_sampling(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    core = info.capabilities
+    for option, neutral in _PENALTIES.items():
+        if not core.penalties and getattr(body, option) != neutral:
+            yield _unsupported(info, option, "keeps no penalties", f"leave it out ({neutral})")
+    if not body.logit_bias:
+        return
+    if not core.logit_bias:
+        yield _unsupported(info, "logit_bias", "keeps no bias", "leave it out")
+    size = info.vocabulary_size
+    for token in body.logit_bias:
+        if token < 0 or (size is not None and token >= size):
+            yield _nonsense(
+                "logit_bias", f"{token} is no token id of core {info.model!r}",
+                f"use ids below {size}" if size is not None else "use ids of its vocabulary",
+            )  # fmt: skip
+
+
+def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    most = info.capabilities.max_logprobs
+    if body.logprobs is not None and (most == 0 or body.logprobs > most):
+        does = f"gives at most {most} alternatives" if most else "gives no log-probabilities"
+        yield _unsupported(info, "logprobs", does, "ask for fewer" if most else "leave it out")
+    if body.beam_width is not None and alternatives_of(body.beam_width) > most:
+        yield _unsupported(
+            info, "beam_width",
+            f"gives {most} alternatives per token, beam search needs two per beam",
+            f"ask for at most {most // 2}" if most > 1 else "leave it out",
+        )  # fmt: skip
+
+
+def alternatives_of(beam_width: int) -> int:
+    """Return how many tokens each beam is extended by: enough if half of them end it."""
+    return 2 * beam_width
+
+
+def _missing_constraints(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    core = info.capabilities
+    if core.constraints:
+        return
+    if body.format is not None:
+        yield _unsupported(info, "format", "cannot be held to a form", "leave it out")
+    if calls_tools(body):
+        yield from _loose_tools(body, core, info)
+
+
+def _loose_tools(body: LlmChat, core: Capabilities, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    if not core.tools_template:
+        yield _unsupported(info, "tools", "cannot be held to a call", "name another core")
+    elif body.tool_choice != "auto":
+        yield _unsupported(info, "tool_choice", "cannot be made to call", "use auto")
+
+
+def _missing_inputs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+    core = info.capabilities
+    if body.lora is not None and body.lora not in core.adapters:
+        loaded = ", ".join(core.adapters) or "none"
+        yield _unsupported(info, "lora", f"has not loaded it (it has: {loaded})", "use one of them")
+    check_images(body.messages, info)
+    if body.overflow == "compact" and any(message.images for message in body.messages):
+        yield _nonsense("overflow", "a conversation with images is not compacted", "use refuse")
+
+
+def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:
+    return InvalidSyscall(why, field=f"body.{option}", remedy=remedy)
+
+
+def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> Unsupported:
+    return Unsupported(f"core {info.model!r} {does}", field=f"body.{option}", remedy=remedy)
