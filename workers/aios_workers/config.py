@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -14,12 +16,16 @@ from aios_broker.config import (
     refuse_unknown,
     variables_of,
 )
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger.database import check_database_url
 from aios_broker.queues.connection import parse_url
 from aios_workers.llm.model_core import ModelCoreConfig
+from aios_workers.llm.sglang.settings import SGLangConfig
 from aios_workers.worker import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
 _SIMULATED = ModelCoreConfig()
+_SERVER = SGLangConfig(url="http://127.0.0.1")
+_Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
 
 
@@ -29,7 +35,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_url: str
     database_url: str | None = None  # None: snapshots that were spilled cannot be read back
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
-    llm_core: Literal["llama", "model"] = "llama"
+    llm_core: Literal["llama", "model", "sglang"] = "llama"
     llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once
     llm_context_tokens: Annotated[int, Meta(ge=256)] = 2048  # prompt and answer together
     llm_threads: Annotated[int, Meta(ge=1, le=256)] = 1  # of the embedded core
@@ -42,6 +48,17 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     model_core_kv_tokens: Annotated[int, Meta(ge=0)] = _SIMULATED.kv_tokens
     model_core_end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = _SIMULATED.end_probability
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    sglang_url: str | None = None  # of a running server; None: the worker starts one
+    sglang_model: str | None = None  # what to load, or what has to be loaded there
+    sglang_name: str | None = None  # the name that syscalls use; None: the server's
+    sglang_tokenizer: str | None = None  # a folder, or `bytes`; None: the server's
+    sglang_api_key: str | None = None
+    sglang_python: str = _SERVER.python  # has sglang
+    sglang_flags: str = ""  # of our own server, quoted as for a shell
+    sglang_log: Path | None = None  # of our own server
+    sglang_start_limit_s: _Limit = _SERVER.start_limit_s
+    sglang_first_token_limit_s: _Limit = _SERVER.first_token_limit_s
+    sglang_stall_limit_s: _Limit = _SERVER.stall_limit_s
     log_level: LogLevel = "info"
 
     @classmethod
@@ -55,6 +72,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         refuse_unknown(environ, known=[*variables_of(cls), *variables_of(KernelConfig)])
         config = read_settings(cls, environ)
         parse_url(config.redis_url)
+        if config.llm_core == "sglang":
+            _ = config.sglang  # refuses what cannot work
         if config.database_url is not None:
             check_database_url(config.database_url)
         return config
@@ -75,4 +94,33 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             decode_tokens_per_s=self.model_core_decode_tokens_per_s,
             kv_tokens=self.model_core_kv_tokens,
             end_probability=self.model_core_end_probability,
+        )
+
+    @property
+    def sglang(self) -> SGLangConfig:
+        """Which SGLang server the core uses.
+
+        Raises:
+            InvalidConfig: It has neither a server nor a model, or flags that cannot be read.
+        """
+        try:
+            flags = tuple(shlex.split(self.sglang_flags))
+        except ValueError as error:
+            raise InvalidConfig(
+                f"cannot be read: {error}", field="AIOS_SGLANG_FLAGS", remedy="close the quotes"
+            ) from error
+        return SGLangConfig(
+            url=self.sglang_url,
+            model=self.sglang_model,
+            name=self.sglang_name,
+            tokenizer=self.sglang_tokenizer,
+            api_key=self.sglang_api_key,
+            python=self.sglang_python,
+            flags=flags,
+            log_path=self.sglang_log,
+            slots=self.llm_slots,
+            context_tokens=self.llm_context_tokens,
+            start_limit_s=self.sglang_start_limit_s,
+            first_token_limit_s=self.sglang_first_token_limit_s,
+            stall_limit_s=self.sglang_stall_limit_s,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from aios_broker.contract.errors import UnknownModule
+from aios_broker.config import PREFIX, environment
+from aios_broker.contract.errors import InvalidConfig, UnknownModule
 from aios_broker.contract.names import Module
 from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import KernelPort
@@ -44,7 +45,24 @@ def _model_core(config: WorkerConfig) -> Core:
     return ModelCore(config.model_core)
 
 
-CORES: dict[str, Callable[[WorkerConfig], Core]] = {"llama": _llama_core, "model": _model_core}
+def _sglang_core(config: WorkerConfig) -> Core:
+    try:
+        from aios_workers.llm.sglang_core import SGLangCore  # noqa: PLC0415  an extra
+    except ModuleNotFoundError as error:
+        raise InvalidConfig(
+            f"the SGLang core needs the package {error.name}", field="AIOS_LLM_CORE",
+            remedy="pip install 'aios-broker[sglang]'",
+        ) from error  # fmt: skip
+    # What is the kernel's own (addresses with passwords among it) is not for another program.
+    kept = {name: value for name, value in environment().items() if not name.startswith(PREFIX)}
+    return SGLangCore(config.sglang, environ=kept)
+
+
+CORES: dict[str, Callable[[WorkerConfig], Core]] = {
+    "llama": _llama_core,
+    "model": _model_core,
+    "sglang": _sglang_core,
+}
 
 
 async def llm_module(core: Core) -> LoadedModule:
