@@ -10,7 +10,7 @@ import msgspec
 from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import SHORT_ID_DIGITS
 from aios_broker.contract.errors import InvalidSyscall, UnknownModule, UnknownSyscall
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Name
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.records import JobView
@@ -45,6 +45,21 @@ def parse_module(name: str) -> Module:
         )
     module: Module = msgspec.convert(name, Module)
     return module
+
+
+def check_name(field: str, value: str) -> str:
+    """Return the name of an agent or tenant.
+
+    Raises:
+        InvalidSyscall: it is none; names `field`.
+    """
+    try:
+        return msgspec.convert(value, Name)
+    except msgspec.ValidationError as error:
+        raise InvalidSyscall(
+            f"{value!r} is no name: {error}", field=field,
+            remedy="use 1 to 128 letters, digits and ._:@/-",
+        ) from error  # fmt: skip
 
 
 async def find_live(client: KernelClient, typed: str) -> JobView:

@@ -43,6 +43,8 @@ COMMANDS = {
     "resume": Entry("aios_broker.cli.control:resume", "Put held syscalls back."),
     "nice": Entry("aios_broker.cli.control:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_broker.cli.policy:policy", "Show or change who goes first."),
+    "quota": Entry("aios_broker.cli.quota:quota", "Show or change what agents may use."),
+    "usage": Entry("aios_broker.cli.usage:usage", "Show what agents have used."),
     "token": Entry("aios_broker.cli.token:token", "Make a token for an agent."),
     "migrate": Entry("aios_broker.cli.migrate:migrate", "Bring the database to this version."),
     "doctor": Entry("aios_broker.cli.doctor:doctor", "Check every part; say what to do."),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from aios_broker.cli.client import KernelClient
+from aios_broker.cli.lookup import check_name
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import show_json
-from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.names import Name
+from aios_broker.contract.errors import KernelError
 from aios_broker.queues.tokens import Identity, Tokens
 
 
@@ -23,8 +22,11 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
     A job that a stock RQ producer enqueues carries it; without it such a job is refused. The
     kernel keeps only a digest of it.
     """
-    for field, value in (("agent", agent), ("tenant", tenant)):
-        _check_name(field, value, as_json=as_json)
+    try:
+        check_name("agent", agent)
+        check_name("tenant", tenant)
+    except KernelError as error:
+        raise CommandFailed(error, as_json=as_json) from error
 
     async def issue(client: KernelClient) -> str:
         return await Tokens(client.connection, client.keys).issue(Identity(agent, tenant))
@@ -34,14 +36,3 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
         show_json({"agent": agent, "tenant": tenant, "token": issued})
     else:
         click.echo(issued)
-
-
-def _check_name(field: str, value: str, *, as_json: bool) -> None:
-    try:
-        msgspec.convert(value, Name)
-    except msgspec.ValidationError as error:
-        refused = InvalidSyscall(
-            f"{value!r} is no name: {error}", field=field,
-            remedy="use 1 to 128 letters, digits and ._:@/-",
-        )  # fmt: skip
-        raise CommandFailed(refused, as_json=as_json) from error

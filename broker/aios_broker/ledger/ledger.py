@@ -22,6 +22,7 @@ from psycopg.rows import class_row
 from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Books, Position, SyscallRow, Transition, read_entry
+from aios_broker.ledger.usage import enter_usage
 from aios_broker.queues.connection import Answer, Connection
 from aios_broker.queues.keys import Keys
 
@@ -168,6 +169,7 @@ class Ledger:
 
 async def _enter(cursor: AsyncCursor, source: str, entries: Sequence[Answer]) -> tuple[int, int]:
     """Enter transitions and their syscalls; return how many, and how many are anomalies."""
+    await enter_usage(cursor, source, entries)
     read = [transition for entry in entries for transition in read_entry(entry)]
     if not read:
         return 0, 0

@@ -65,6 +65,37 @@ transition = Table(
     Index(None, "job_id"),
 )
 
+# What each program was charged, by the hour: the sums of what the journal says.
+usage = Table(
+    "usage",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("hour", DateTime(timezone=True), primary_key=True),  # its beginning, by Redis' clock
+    Column("module", Text, primary_key=True),
+    Column("tenant", Text, primary_key=True),
+    Column("agent", Text, primary_key=True),
+    Column("program", Text, primary_key=True),
+    Column("tokens", BigInteger, nullable=False),  # output
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("ran_ms", BigInteger, nullable=False),
+    Column("finished", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),  # ended otherwise: failed, cancelled, late
+)
+
+# Every change of a quota; only ever added to. The quotas in force are those in Redis.
+quota_change = Table(
+    "quota_change",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("stream_ms", BigInteger, primary_key=True),
+    Column("stream_seq", BigInteger, primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False),
+    Column("module", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("limits", Text, nullable=False),  # empty: it was unset
+    Column("who", Text, nullable=False),
+)
+
 # How far each journal (one per key prefix) has been drained; moves with the rows it stands for.
 journal_position = Table(
     "journal_position",

@@ -1,0 +1,166 @@
+"""Usage in the ledger: what each program was charged, by the hour; and the quotas' changes.
+
+The journal carries the very figures that the counters in Redis are raised by, in the same step.
+Here they are added up in the transaction that moves the journal's position: each counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+import msgspec
+from msgspec import Struct
+from psycopg import AsyncCursor
+
+from aios_broker.ledger.database import Database
+from aios_broker.ledger.journal import MAX_ID_CHARACTERS, Position
+from aios_broker.queues.connection import Answer
+from aios_broker.queues.keys import Keys
+
+_NAMES = 3  # of a line: tenant, agent, program
+_COUNTS = 5  # tokens, prompt tokens, ran_ms, finished, failed
+_SETTING_PARTS = 4  # quota, subject, limits, who
+_MAX_DIGITS = 15
+
+_ADD = b"""
+    INSERT INTO usage AS old (source, hour, module, tenant, agent, program, tokens, prompt_tokens,
+                              ran_ms, finished, failed)
+    SELECT source, hour, module, tenant, agent, program, tokens, prompt_tokens, ran_ms, finished,
+           failed
+    FROM json_populate_recordset(NULL::usage, %s::json)
+    ON CONFLICT (source, hour, module, tenant, agent, program) DO UPDATE SET
+        tokens = old.tokens + excluded.tokens,
+        prompt_tokens = old.prompt_tokens + excluded.prompt_tokens,
+        ran_ms = old.ran_ms + excluded.ran_ms,
+        finished = old.finished + excluded.finished,
+        failed = old.failed + excluded.failed
+"""
+_ENTER_CHANGES = b"""
+    INSERT INTO quota_change
+    SELECT * FROM json_populate_recordset(NULL::quota_change, %s::json) ON CONFLICT DO NOTHING
+"""
+_READ = b"""
+    SELECT hour, module, tenant, agent, program, tokens, prompt_tokens, ran_ms, finished, failed
+    FROM usage WHERE source = %s AND hour >= %s ORDER BY hour, module, tenant, agent, program
+"""
+
+
+class UsageRow(Struct, frozen=True):
+    """What one program was charged in one hour, in one module."""
+
+    hour: datetime
+    module: str
+    tenant: str
+    agent: str
+    program: str
+    tokens: int
+    prompt_tokens: int
+    ran_ms: int
+    finished: int
+    failed: int
+
+    def plus(self, other: UsageRow) -> UsageRow:
+        """Return the sum of both; the names are this one's."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
+        return msgspec.structs.replace(self, **sums)
+
+
+COUNTS = ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
+
+
+class QuotaChange(Struct, frozen=True):
+    """A quota that was set, or, where there are no limits, unset."""
+
+    stream_ms: int
+    stream_seq: int
+    at: datetime
+    module: str
+    subject: str
+    limits: str
+    who: str
+
+
+def read_usage(entry: Answer) -> Iterator[UsageRow]:
+    """Yield what an entry of the journal says was charged; a line that is none is left out."""
+    stream_id, fields = entry
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    if b"u" not in pairs:
+        return
+    hour = Position.parse(stream_id).at.replace(minute=0, second=0, microsecond=0)
+    module = _text(pairs.get(b"q", b""))
+    for line in _text(pairs[b"u"], limit=None).split("\n"):
+        parts = line.split("\t")
+        names, counts = parts[:_NAMES], parts[_NAMES:]
+        if len(counts) == _COUNTS and all(map(_is_count, counts)):
+            tenant, agent, program = (name[:MAX_ID_CHARACTERS] for name in names)
+            yield UsageRow(hour, module, tenant, agent, program, *map(int, counts))
+
+
+def read_changes(entry: Answer) -> Iterator[QuotaChange]:
+    """Yield the quota that an entry of the journal says was changed, if it says so."""
+    stream_id, fields = entry
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    parts = _text(pairs.get(b"s", b""), limit=None).split("\t")
+    if len(parts) == _SETTING_PARTS and parts[0] == "quota":
+        position = Position.parse(stream_id)
+        subject, limits, who = (part[:MAX_ID_CHARACTERS] for part in parts[1:])
+        yield QuotaChange(position.ms, position.seq, position.at, _text(pairs.get(b"q", b"")),
+                          subject, limits, who)  # fmt: skip
+
+
+def summed(rows: Iterable[UsageRow]) -> list[UsageRow]:
+    """Return one row per program, module and hour."""
+    sums: dict[tuple[object, ...], UsageRow] = {}
+    for row in rows:
+        key = (row.hour, row.module, row.tenant, row.agent, row.program)
+        sums[key] = sums[key].plus(row) if key in sums else row
+    return list(sums.values())
+
+
+async def enter_usage(cursor: AsyncCursor, source: str, entries: Sequence[Answer]) -> None:
+    """Enter what a batch of journal entries charged and changed, in the caller's transaction."""
+    rows = summed(row for entry in entries for row in read_usage(entry))
+    if rows:
+        await cursor.execute(_ADD, [_as_json(source, rows)])
+    changes = [change for entry in entries for change in read_changes(entry)]
+    if changes:
+        await cursor.execute(_ENTER_CHANGES, [_as_json(source, changes)])
+
+
+class UsageHistory:
+    """Reads usage and quota changes from the ledger."""
+
+    def __init__(self, database: Database, keys: Keys | None = None) -> None:
+        self._database = database
+        self._source = (keys or Keys()).prefix
+
+    async def since(self, when: datetime) -> list[UsageRow]:
+        """Return the rows of the hour of `when` and of all later ones, oldest first."""
+        hour = when.replace(minute=0, second=0, microsecond=0)
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_READ, [self._source, hour])
+            return [UsageRow(*row) for row in await cursor.fetchall()]
+
+    async def changes(self, limit: int = 100) -> list[QuotaChange]:
+        """Return the last changes of quotas, newest first."""
+        async with self._database.transaction() as cursor:
+            await cursor.execute(
+                b"SELECT stream_ms, stream_seq, at, module, subject, limits, who FROM quota_change"
+                b" WHERE source = %s ORDER BY stream_ms DESC, stream_seq DESC LIMIT %s",
+                [self._source, limit],
+            )
+            return [QuotaChange(*row) for row in await cursor.fetchall()]
+
+
+def _as_json(source: str, rows: Sequence[Struct]) -> str:
+    records = [{"source": source, **msgspec.structs.asdict(row)} for row in rows]
+    return msgspec.json.encode(records).decode()
+
+
+def _text(value: bytes, *, limit: int | None = MAX_ID_CHARACTERS) -> str:
+    return value.decode(errors="replace").replace("\x00", "\ufffd")[:limit]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS

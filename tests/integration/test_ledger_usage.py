@@ -1,0 +1,117 @@
+"""What was used ends up in the ledger, each figure once; and who changed which quota."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+
+from aios_broker.contract.errors import Cancelled
+from aios_broker.ledger.database import Database
+from aios_broker.ledger.journal import read_entry
+from aios_broker.ledger.ledger import Ledger
+from aios_broker.ledger.usage import UsageHistory, UsageRow, read_changes, read_usage, summed
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.quota import QuotaRow, Quotas, Subject
+from aios_broker.queues.records import Ending, Pause, SliceUse
+from tests.queue_user import QueueUser, queue_user
+
+ADA = Subject.of_agent("ada")
+
+
+@pytest_asyncio.fixture
+async def user(redis_url: str) -> AsyncIterator[QueueUser]:
+    async with queue_user(redis_url) as user:
+        yield user
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.aclose()
+
+
+def total(rows: list[UsageRow]) -> tuple[int, int, int, int, int]:
+    sums = [sum(getattr(row, name) for row in rows)
+            for name in ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")]  # fmt: skip
+    return sums[0], sums[1], sums[2], sums[3], sums[4]
+
+
+async def test_counters_ledger_and_syscalls_say_the_same(
+    user: QueueUser, database: Database
+) -> None:
+    """A job that yields, one whose worker dies, one that is cancelled while it runs."""
+    nothing = Appetite(0, 30.0)
+    ids = await user.submit(0, 0, 0)
+    yields, dies, unwanted = await user.claim(3)
+    uses = [SliceUse(lease, 1.0, 10, b"x", 100) for lease in (yields, dies, unwanted)]
+    await user.queue.slice_end("worker", uses, nothing)
+    await user.queue.slice_end("worker", uses, nothing)  # the first answer was lost
+    await user.queue.pause("worker", [Pause(yields, b"x", 1.5, 15, prompt_tokens=100)], nothing)
+    await user.control.cancel([unwanted.job_id], Cancelled("no"), module="llm")
+    await user.redis.execute(
+        "ZADD", user.keys.own("leases:llm"), "XX", 1, f"{dies.job_id}:{dies.attempt}"
+    )
+    assert await user.order.reclaim(await user.lead()) == 1
+    again = await user.claim(2)
+    ends = [Ending(lease, "finished", b"{}", 0.5, 5, prompt_tokens=100) for lease in again]
+    await user.queue.finish("worker", ends, nothing)
+
+    ledger, history = Ledger(database), UsageHistory(database)
+    await ledger.drain(user.redis)
+    expected = (10 + 20 + 15, 300, 1000 + 2000 + 1500, 2, 1)
+    assert total(await history.since(datetime.now(UTC) - timedelta(minutes=1))) == expected
+    use = (await Quotas(user.functions).usage("llm")).of(ADA)
+    assert (use.tokens, use.prompt_tokens, round(use.ran_s * 1000)) == expected[:3]
+    assert (use.finished, use.failed) == expected[3:]
+    rows = {row.job_id: row for row in await ledger.recent()}
+    assert {rows[job_id].tokens for job_id in ids} == {20, 15, 10}
+    assert sum(row.ran_ms for row in rows.values()) == expected[2]
+
+
+async def test_usage_is_added_up_and_never_twice(user: QueueUser, database: Database) -> None:
+    ledger, history = Ledger(database), UsageHistory(database)
+    entry = ("q", "llm", "u", "acme\tada\tmain\t5\t7\t100\t1\t0\nacme\tbob\tmain\t1\t1\t1\t0\t1")
+    for _ in range(3):
+        await user.redis.execute("XADD", user.keys.journal, "*", *entry)
+        await ledger.drain(user.redis)
+    await ledger.drain(user.redis)
+    rows = await history.since(datetime.now(UTC) - timedelta(hours=1))
+    assert total(rows) == (18, 24, 303, 3, 3)
+    assert {row.agent for row in rows} == {"ada", "bob"}
+    assert await history.since(datetime.now(UTC) + timedelta(hours=1)) == []
+
+
+async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Database) -> None:
+    quotas, history = Quotas(user.functions), UsageHistory(database)
+    await quotas.set("llm", QuotaRow(ADA, max_queued=3), who="eve")
+    await quotas.unset("llm", ADA, who="mallory")
+    assert not await quotas.unset("llm", ADA)  # nothing was changed: nothing is told
+    await Ledger(database).drain(user.redis)
+    changes = [(each.module, each.subject, each.limits, each.who)
+               for each in await history.changes()]  # fmt: skip
+    assert changes == [
+        ("llm", "agent:default ada", "", "mallory"), ("llm", "agent:default ada", "3 - - -", "eve"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a\tb\tc", "a\tb\tc\t1\t2\t3\t4\t-5", "a\tb\tc\t1\t2\t3\t4\tx", "a\tb\t1\t2\t3\t4\t5",
+     "a\tb\tc\t1\t2\t3\t4\t" + "9" * 30],
+)  # fmt: skip
+def test_a_line_that_is_none_is_left_out(text: str) -> None:
+    entry = [b"1700000000000-0", [b"q", b"llm", b"u", text.encode(), b"s", text.encode()]]
+    assert list(read_usage(entry)) == []
+    assert list(read_changes(entry)) == []
+    assert list(read_entry(entry)) == []  # no transition either
+
+
+def test_rows_of_one_program_and_hour_become_one() -> None:
+    line = "t\ta\tp\t1\t2\t3\t4\t5"
+    entry = [b"1700000000000-0", [b"q", b"llm", b"u", f"{line}\n{line}".encode()]]
+    [row] = summed(read_usage(entry))
+    assert total([row]) == (2, 4, 6, 8, 10)
