@@ -20,6 +20,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.spill import load_spilled
 from aios_broker.log import configure
+from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import LoadSpilled, nothing_spilled
@@ -64,8 +65,9 @@ async def serve(module: Module, config: WorkerConfig) -> None:
     loaded = await load_module(module, config)
     async with open_worker(place, loaded, spilled) as worker:
         _obey_signals(worker)
-        logger.info("worker %s serves %s", place.name, module)
-        await worker.run()
+        with MetricsServer(config.metrics_port, worker.metrics):
+            logger.info("worker %s serves %s", place.name, module)
+            await worker.run()
     logger.info("worker %s left in good order", place.name)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.queues.module_queue import Appetite, ModuleQueue, Settled
 from aios_broker.queues.records import Ending, Lease, Pause
+from aios_workers.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Outbox:
         self._endings: list[Ending] = []
         self._pauses: list[Pause] = []
         self._refused_since_s: float | None = None
+        self.tally = Tally()
 
     def __len__(self) -> int:
         """Return how many results wait."""
@@ -38,6 +40,7 @@ class Outbox:
 
     def add(self, entry: Ending | Pause) -> None:
         """Take in what came of a run."""
+        self.tally.count(entry)
         if isinstance(entry, Ending):
             self._endings.append(entry)
         else:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import hiredis
+from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.queues.connection import Connection
@@ -28,6 +29,7 @@ from aios_workers.lease_book import LeaseBook
 from aios_workers.outbox import Outbox
 from aios_workers.patience import Backoff
 from aios_workers.run import Handler, Run
+from aios_workers.tally import Load, worker_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,12 @@ class Worker:
     def running(self) -> int:
         """How many jobs run now; results that wait to be settled do not count."""
         return len(self._book)
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what this worker has done and has to do; safe from another thread."""
+        return worker_metrics(self._queue.module, self._outbox.tally, lambda: Load(
+            len(self._book), self._handler.capacity, len(self._outbox)
+        ))  # fmt: skip
 
     async def run(self) -> None:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""

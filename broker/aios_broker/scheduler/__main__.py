@@ -30,9 +30,11 @@ async def serve(config: SchedulerConfig) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signal_number, serving.cancel)
     scheduler = Scheduler(config)
-    with MetricsServer(config.metrics_port, scheduler.stats.metrics):
-        with contextlib.suppress(asyncio.CancelledError):
-            await scheduler.run()
+    with (
+        MetricsServer(config.metrics_port, scheduler.stats.metrics),
+        contextlib.suppress(asyncio.CancelledError),
+    ):
+        await scheduler.run()
 
 
 def main() -> int:

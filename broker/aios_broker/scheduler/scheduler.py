@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.contract.errors import RedisUnavailable, Unavailable
+from aios_broker.contract.errors import RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
@@ -52,7 +52,7 @@ DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 SPILL_EVERY_S = 1.0
 LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
 LAG_SAID_EVERY_S = 60.0
-METRICS_EVERY_S = 5.0
+METRICS_EVERY_S = 2.0
 STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its lease
 
 
@@ -89,6 +89,7 @@ class Scheduler:
         self._tick_s = IDLE_S
         self._lag_said_s = float("-inf")
         self.stats = SchedulerStats()
+        self._seen_epoch = 0  # the highest, of whichever scheduler
         self._swept_epoch = 0  # the leadership that has looked for what the one before left
 
     async def run(self) -> None:
@@ -151,11 +152,14 @@ class Scheduler:
         lease_s = self._config.scheduler_lease_s
         asked_s = time.monotonic()
         try:
-            answer = await self._orders[0].lead(self._holder, lease_s)
+            answer = await self._orders[0].lead(
+                self._holder, lease_s, seen_epoch=self._seen_epoch
+            )
         except RedisUnavailable:
             if time.monotonic() > self._lease_ends_s:
                 self._stand_down("Redis is away, and the lease of leadership ran out")
             raise
+        self._seen_epoch = max(self._seen_epoch, answer.epoch)
         if not answer.leading:
             self._stand_down("another scheduler leads")
             return lease_s / ASKS
@@ -173,8 +177,11 @@ class Scheduler:
     async def _begin(self, reign: _Reign) -> None:
         """Begin to lead: our functions, our policy if none stands, and nothing remembered."""
         self._began_s = time.monotonic()
-        await self._functions.load()
-        await self._publish_policies()
+        try:
+            await self._functions.load()
+            await self._publish_policies()
+        except RedisFull as error:  # what is there goes on; jobs must end, or it stays full
+            logger.warning("the functions and the policy are not published: %s", error)
         for queue in self._queues:
             queue.forget()
         logger.info("scheduler %s leads, epoch %d", self._holder, reign.epoch)

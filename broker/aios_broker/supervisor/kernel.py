@@ -133,9 +133,20 @@ class EmbeddedKernel:
             lock = lock_kernel(self._state)
             at_end.callback(os.close, lock)
             at_end.callback(self._clear)
+            self._serve_metrics(at_end)
             self._started_at = time.time()
             self._write()
             self._supervisor.run(self._all_ready)
+
+    def _serve_metrics(self, at_end: contextlib.ExitStack) -> None:
+        if self.config.metrics_port is None:
+            return
+        # Not needed otherwise: the supervisor stays small.
+        from aios_broker.supervisor.metrics import metrics_page  # noqa: PLC0415
+
+        page = metrics_page(self.config.metrics_port, lambda: self._supervisor.records)
+        port = at_end.enter_context(page).port
+        self._log.line("kernel", f"metrics: http://127.0.0.1:{port}/metrics and the next ports")
 
     def stop(self) -> None:
         """Ask for the end, from any thread or signal handler; a second time: without draining."""

@@ -1,0 +1,72 @@
+"""Every process of a kernel serves its numbers to Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aios_broker.config import KernelConfig
+from aios_broker.supervisor import EmbeddedKernel
+from aios_sdk import AsyncAgent
+from tests.waiting import wait_until
+
+PORTS = 8  # more than the kernel has processes
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+def free_range() -> int:
+    """Return a port that is free, as those behind it most probably are."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return min(int(probe.getsockname()[1]), 60_000)
+
+
+def pages(first: int) -> Samples:
+    """Return all samples of all processes: name and labels, value."""
+    found: Samples = {}
+    for port in range(first, first + PORTS):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=2) as answer:
+                text = answer.read().decode()
+        except (urllib.error.URLError, OSError):
+            continue
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found[sample.name, tuple(sample.labels.values())] = sample.value
+    return found
+
+
+@pytest.mark.timeout(90)
+def test_all_processes_serve_their_numbers(tmp_path: Path) -> None:
+    first = free_range()
+    config = KernelConfig(state_dir=tmp_path, llm_core="model", metrics_port=first)
+    inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    with EmbeddedKernel(config, inherited=inherited, temporary=True) as kernel:
+
+        async def work() -> None:
+            async with AsyncAgent("counter", url=kernel.redis_url) as me:
+                await me.tool.echo.map(["x"] * 50)
+                await me.llm.chat("Hello", max_tokens=12)
+
+        asyncio.run(work())
+        wait_until(lambda: pages(first).get(("aios_slots", ("tool",))) == 64, timeout_s=20)
+        shown = pages(first)
+
+    assert shown["aios_worker_runs_total", ("tool", "finished")] == 50
+    assert shown["aios_worker_runs_total", ("llm", "finished")] == 1
+    assert shown["aios_worker_tokens_total", ("llm",)] <= 12
+    assert shown["aios_worker_slots", ("tool",)] == 64
+    assert shown["aios_scheduler_leading", ()] == 1
+    assert shown["aios_scheduler_decision_seconds_count", ()] > 0
+    assert shown["aios_queue_waiting", ("llm",)] == 0
+    for process in ("redis", "postgres", "scheduler", "llm-1", "tool-1"):
+        assert shown["aios_process_up", (process,)] == 1
+        assert shown["aios_process_restarts_total", (process,)] == 0
