@@ -43,8 +43,8 @@ def scores(draw: st.DrawFn) -> TokenScore:
 
 @st.composite
 def answers(draw: st.DrawFn) -> AnswerState:
-    ids = draw(st.lists(st.integers(0, 99), max_size=6).map(tuple))
-    with_scores = ids and draw(st.booleans())
+    ids = tuple(draw(st.lists(st.integers(0, 99), max_size=6)))
+    with_scores = bool(ids) and draw(st.booleans())
     kept = tuple(draw(scores()) for _ in ids) if with_scores else ()
     return AnswerState(ids, kept, draw(st.sampled_from([None, "stop", "length"])))
 
