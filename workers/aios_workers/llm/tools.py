@@ -83,7 +83,7 @@ def constraint_of(toolbox: Toolbox) -> Constraint:
     schema = json.dumps(call_schema(toolbox.tools), ensure_ascii=False)
     if toolbox.forced:
         return Constraint("json", schema)
-    plain = _unmarked_pattern(CALL_BEGIN)
+    plain = unmarked_pattern(CALL_BEGIN)
     return Constraint("grammar", "\n".join((
         "start: MESSAGE | OPENING body END more",
         f"more: (NEXT body END){{0,{MAX_CALLS - 1}}}",
@@ -140,7 +140,7 @@ def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - any JSON
     }
 
 
-def _unmarked_pattern(marker: str) -> str:
+def unmarked_pattern(marker: str) -> str:
     """Return the regular expression of all texts without the marker in them.
 
     The marker's first character stands nowhere else in it: whatever does not go on as the marker
