@@ -7,14 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
-from redis import RedisError
-from redis.asyncio import Redis
 
+from aios_broker.contract.errors import RedisUnavailable
+from aios_broker.queues.channel import Channel
 from aios_workers.patience import Backoff
 
 logger = logging.getLogger(__name__)
-
-HEALTH_CHECK_S = 10.0  # a connection that died in silence is noticed after this time
 
 
 class Command(Struct, frozen=True, rename={"name": "command"}):
@@ -40,24 +38,20 @@ class CommandChannel:
         backoff = Backoff()
         while True:
             try:
-                await self._subscribed(obey, backoff)
-            except (RedisError, OSError) as error:
+                async with Channel(self._url, self._channel) as channel:
+                    backoff.reset()
+                    await _hand_over(channel, obey)
+            except RedisUnavailable as error:
                 if backoff.calm:
                     logger.warning("no commands reach this worker: %s", error)
             await backoff.wait()
 
-    async def _subscribed(self, obey: Callable[[Command], None], backoff: Backoff) -> None:
-        client = Redis.from_url(
-            self._url, socket_timeout=None, health_check_interval=HEALTH_CHECK_S
-        )
-        async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(self._channel)
-            backoff.reset()
-            while True:  # each turn also checks that the connection lives
-                message = await channel.get_message(timeout=HEALTH_CHECK_S)
-                command = read_command(message["data"]) if message else None
-                if command is not None:
-                    obey(command)
+
+async def _hand_over(channel: Channel, obey: Callable[[Command], None]) -> None:
+    while True:
+        command = read_command(await channel.next())
+        if command is not None:
+            obey(command)
 
 
 def read_command(data: bytes) -> Command | None:

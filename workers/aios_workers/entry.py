@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,6 +34,8 @@ from aios_workers.policy_watch import FixedPolicy
 from aios_workers.registry import load_module
 from aios_workers.run import Run
 from aios_workers.service import Place, card_of, port_of, worker_name
+
+logger = logging.getLogger(__name__)
 
 UNSLICED = PolicyRow(name="stock", preempt="none", quantum_s=math.inf, quantum_tokens=2**31)
 
@@ -117,9 +120,13 @@ async def _renewed(
     async def renew() -> None:
         while True:
             await asyncio.sleep(place.limits.lease_s / RENEWALS_PER_LEASE)
-            [verdict] = await patiently(
-                lambda: queue.renew(card, [run.lease], place.limits.lease_s)
-            )
+            try:
+                [verdict] = await patiently(
+                    lambda: queue.renew(card, [run.lease], place.limits.lease_s)
+                )
+            except KernelError as error:  # refused this time: the next may be taken
+                logger.warning("the lease of %s could not be renewed: %s", run.lease.job_id, error)
+                continue
             if verdict == "lost":
                 run.stop("lost")
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Lease, SliceVerdict, WorkerCard
 from aios_workers.run import Run
@@ -25,7 +25,6 @@ class LeaseBook:
         self._card = card
         self._lease_s = lease_s
         self._runs: dict[str, Run] = {}
-        self._shown = False  # Redis may have forgotten us: it was away, or new
 
     def __len__(self) -> int:
         """Return how many jobs are running."""
@@ -49,22 +48,27 @@ class LeaseBook:
         return self._runs.get(job_id)
 
     async def keep(self, unsettled: Callable[[], list[Lease]]) -> None:
-        """Renew until cancelled; `unsettled`: leases of results that are on their way."""
+        """Renew until cancelled; `unsettled`: leases of results that are on their way.
+
+        Raises:
+            InvalidConfig: a setting that no waiting makes right.
+        """
         while True:
             try:
                 await self.renew(unsettled())
                 wait_s = self._lease_s / RENEWALS_PER_LEASE
+            except InvalidConfig:
+                raise
             except KernelError as error:
                 logger.warning("leases of %d jobs could not be renewed: %s", len(self), error)
-                self._shown = False
                 wait_s = min(RETRY_S, self._lease_s / RENEWALS_PER_LEASE)
             await asyncio.sleep(wait_s)
 
     async def renew(self, unsettled: Iterable[Lease] = ()) -> None:
         """Renew all leases now, and obey what the queue says of each."""
-        if not self._shown:
+        # It may have been emptied, or be another one, however well the connection stood.
+        if not await self._queue.knows(self._card.name):
             await self._queue.birth(self._card)
-            self._shown = True
         leases = [run.lease for run in self._runs.values()]
         leases += unsettled
         verdicts = await self._queue.renew(self._card, leases, self._lease_s)

@@ -25,6 +25,7 @@
     │   └── SnapshotForeign          another version, another model
     ├── Unavailable              a server of the kernel does not answer
     │   ├── RedisUnavailable         nothing was changed unless the message says so
+    │   ├── RedisFull                it has used up its memory; nothing was changed
     │   ├── DatabaseUnavailable      Postgres does not answer
     │   └── KernelNotRunning         no kernel was found
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
@@ -246,6 +247,12 @@ class RedisUnavailable(Unavailable):
     """Redis does not answer."""
 
     code = "redis-unavailable"
+
+
+class RedisFull(Unavailable):
+    """Redis has used up its memory: nothing new is taken until something ends; nothing changed."""
+
+    code = "redis-full"
 
 
 class DatabaseUnavailable(Unavailable):

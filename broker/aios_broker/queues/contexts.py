@@ -131,6 +131,6 @@ class Contexts:
     async def _call(
         self, step: str, owner: ContextOwner, syscall_id: str, arguments: Sequence[Argument]
     ) -> Answer:
-        return await self._functions.call(step, self._keys.queue("llm"), [
-            self._keys.prefix, "llm", owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S, *arguments,
+        return await self._functions.call(step, self._keys, [
+            "llm", owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S, *arguments,
         ])  # fmt: skip

@@ -90,9 +90,7 @@ class Control:
         return [outcome.decode() for outcome in answer]
 
     async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(
-            step, self.keys.queue(module), [self.keys.prefix, module, *arguments]
-        )
+        return await self._functions.call(step, self.keys, [module, *arguments])
 
 
 def _job_view(module: str, row: Answer) -> JobView:

@@ -8,8 +8,9 @@ from importlib.resources import files
 
 import hiredis
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.connection import Answer, Argument, Connection
+from aios_broker.queues.keys import Keys
 
 LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
 STEPS = (
@@ -34,10 +35,18 @@ class Functions:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._placed: set[str] = set()  # prefixes that this Redis can serve
 
-    async def call(self, step: str, key: str, arguments: Sequence[Argument]) -> Answer:
-        """Run one step. `key` names the slot: all keys of the step share its hash tag."""
-        command = ("FCALL", f"{LIBRARY}_{step}", 1, key, *arguments)
+    async def call(self, step: str, keys: Keys, arguments: Sequence[Argument]) -> Answer:
+        """Run one step on the keys of a deployment.
+
+        Raises:
+            InvalidConfig: a cluster, and a prefix without a hash tag.
+            KernelError: Redis refused it.
+        """
+        if keys.prefix not in self._placed:
+            await self._place(keys)
+        command = ("FCALL", f"{LIBRARY}_{step}", 1, keys.gate, keys.prefix, *arguments)
         try:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
@@ -48,6 +57,16 @@ class Functions:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
             raise KernelError(f"Redis refused {step}: {error}") from error
+
+    async def _place(self, keys: Keys) -> None:
+        if not keys.hash_tag and await self.connection.in_cluster():
+            raise InvalidConfig(
+                f"the prefix {keys.prefix!r} has no hash tag, and this Redis is a cluster: "
+                "its keys would lie on different nodes",
+                field="RQ_KEY_PREFIX", remedy="put the part that names the shard in braces, "
+                "such as {shard1}:rq",
+            )  # fmt: skip
+        self._placed.add(keys.prefix)
 
     async def load(self) -> None:
         """Load the library, replacing what is there under the same name.

@@ -16,6 +16,22 @@ class Keys:
 
     prefix: str = "rq"
 
+    @property
+    def hash_tag(self) -> str:
+        """What decides the slot of all keys in a Redis Cluster; empty: each key has its own."""
+        _, _, rest = self.prefix.partition("{")
+        tag, closed, _ = rest.partition("}")
+        return tag if closed else ""
+
+    @property
+    def gate(self) -> str:
+        """The key that every step names; nothing is ever stored there.
+
+        While a cluster moves our slot to another node key by key, a node answers for what it has
+        and points elsewhere for what it lacks: the gate, always. So no step runs on half a shard.
+        """
+        return self.own("gate")
+
     # RQ's own, as RQ 3 names them.
 
     def queue(self, module: str) -> str:

@@ -7,6 +7,7 @@ attempt, and use is told as totals since the claim, which may be told twice.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import QueueFull, UnknownCore
+from aios_broker.contract.errors import QueueFull, RedisFull, UnknownCore
 from aios_broker.contract.names import Module
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument, Connection
@@ -35,6 +36,7 @@ from aios_broker.queues.records import (
 
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
+FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
 
 SubmitStatus = Literal["queued", "known", "ended"]
@@ -207,6 +209,12 @@ class ModuleQueue:
             ",".join(card.cores),
         ])  # fmt: skip
 
+    async def knows(self, worker: str) -> bool:
+        """Tell whether the worker's record is there: what `birth` wrote."""
+        return bool(await self.functions.connection.execute(
+            "HEXISTS", self.keys.worker(worker), "birth"
+        ))  # fmt: skip
+
     async def death(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
         await self._call("death", [worker, iso_now()])
@@ -217,15 +225,17 @@ class ModuleQueue:
         Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
         that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
         """
-        moved = await blocking.execute(
-            "BLMOVE", self._key, self._key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
-        )
+        try:
+            moved = await blocking.execute(
+                "BLMOVE", self._key, self._key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
+            )
+        except RedisFull:  # to Redis this is a write; only jobs that end make room again
+            await asyncio.sleep(FULL_PAUSE_S)
+            return bool(await blocking.execute("LLEN", self._key))
         return moved is not None
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self.functions.call(
-            step, self._key, [self.keys.prefix, self.module, *arguments]
-        )
+        return await self.functions.call(step, self.keys, [self.module, *arguments])
 
 
 def _hunger(appetite: Appetite) -> tuple[Argument, ...]:

@@ -48,12 +48,14 @@ class Order:
         self.keys = keys or Keys()
         self._functions = functions
 
-    async def lead(self, holder: str, lease_s: float) -> Leadership:
+    async def lead(self, holder: str, lease_s: float, *, seen_epoch: int = 0) -> Leadership:
         """Take or renew the lease of the scheduler; a new holder gets the next epoch.
 
-        The lease is of the whole deployment (one key), not of this module.
+        The lease is of the whole deployment (one key), not of this module. `seen_epoch`: the
+        highest one that the holder has heard of; a Redis that lost its data goes on from there.
         """
-        epoch, leading, now_ms, began = await self._call("lead", [holder, round(lease_s * 1000)])
+        arguments: list[Argument] = [holder, round(lease_s * 1000), seen_epoch]
+        epoch, leading, now_ms, began = await self._call("lead", arguments)
         return Leadership(int(epoch), bool(leading), int(now_ms), bool(began))
 
     async def head(self, count: int, *, tail: int = 0) -> tuple[int, list[str]]:
@@ -155,9 +157,7 @@ class Order:
         return int(answer)
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(
-            step, self.keys.queue(self.module), [self.keys.prefix, self.module, *arguments]
-        )
+        return await self._functions.call(step, self.keys, [self.module, *arguments])
 
 
 def _waiting(job_id: str, row: Answer) -> Waiting | None:

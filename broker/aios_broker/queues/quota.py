@@ -184,9 +184,7 @@ class Quotas:
         return await self._functions.connection.execute(*command)
 
     async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(
-            step, self.keys.queue(module), [self.keys.prefix, module, *arguments]
-        )
+        return await self._functions.call(step, self.keys, [module, *arguments])
 
 
 def refused(answer: Sequence[Answer]) -> QuotaExceeded:

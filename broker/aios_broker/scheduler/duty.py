@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from aios_broker.contract.errors import Unavailable
+from aios_broker.contract.errors import InvalidConfig, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,17 @@ class Troubles:
 
 
 async def repeat(duty: Duty, troubles: Troubles) -> NoReturn:
-    """Do a duty for ever, whatever happens to it."""
+    """Do a duty for ever, whatever happens to it.
+
+    Raises:
+        InvalidConfig: a setting that no waiting makes right.
+    """
     pause_s = FIRST_PAUSE_S
     while True:
         try:
             wait_s = await duty.step()
+        except InvalidConfig:
+            raise
         except Unavailable as error:
             troubles.begin(duty.name, error.code, error)
         except Exception as error:  # noqa: BLE001 - the border: one duty must not end the others

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.contract.errors import RedisFull, RedisUnavailable, Unavailable
+from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
@@ -93,12 +93,20 @@ class Scheduler:
         self._swept_epoch = 0  # the leadership that has looked for what the one before left
 
     async def run(self) -> None:
-        """Serve until cancelled; then give up the lead, so that a standby need not wait."""
+        """Serve until cancelled; then give up the lead, so that a standby need not wait.
+
+        Raises:
+            InvalidConfig: this Redis cannot serve keys of such a prefix.
+        """
         troubles = Troubles()
         try:
             async with asyncio.TaskGroup() as group:
                 for duty in self._duties():
                     group.create_task(repeat(duty, troubles), name=duty.name)
+        except ExceptionGroup as failed:
+            if refused := failed.subgroup(InvalidConfig):
+                raise refused.exceptions[0] from None
+            raise
         finally:
             await self._resign()
             for database in self._databases:
@@ -152,9 +160,7 @@ class Scheduler:
         lease_s = self._config.scheduler_lease_s
         asked_s = time.monotonic()
         try:
-            answer = await self._orders[0].lead(
-                self._holder, lease_s, seen_epoch=self._seen_epoch
-            )
+            answer = await self._orders[0].lead(self._holder, lease_s, seen_epoch=self._seen_epoch)
         except RedisUnavailable:
             if time.monotonic() > self._lease_ends_s:
                 self._stand_down("Redis is away, and the lease of leadership ran out")
@@ -196,7 +202,7 @@ class Scheduler:
     async def _resign(self) -> None:
         if self._leading.is_set():
             with contextlib.suppress(Unavailable):
-                await self._orders[0].lead(self._holder, STOP_LEASE_S)
+                await self._orders[0].lead(self._holder, STOP_LEASE_S, seen_epoch=self._seen_epoch)
 
     async def _publish_policies(self) -> None:
         """Publish the configured policy where none is, and everywhere if it was changed.

@@ -221,8 +221,11 @@ local function serves(cores, core)
     return not core or core == '' or string.find(cores, ',' .. core .. ',', 1, true) ~= nil
 end
 
+-- Whether the caller's leadership lasts: nobody has taken over, and its lease has not run out. A
+-- step that waited in a Redis that hung is late, and does nothing.
 local function leads(c, epoch)
-    return redis.call('HGET', c.scheduler, 'epoch') == epoch
+    local current, until_ms = unpack(redis.call('HMGET', c.scheduler, 'epoch', 'until'))
+    return current == epoch and count(until_ms) > c.now
 end
 
 local function adopt(c, id, iso)
@@ -238,12 +241,13 @@ local function adopt(c, id, iso)
     note(c, 'adopt', id, '', '', facts or '')
 end
 
+-- What a full Redis refuses: new work, and what can be done without. All else ends jobs, which is
+-- what frees memory, or costs a few bytes.
+local NEEDS_ROOM = {submit = true, emit = true, context = true}
+
 -- Wake-ups need no command of ours: clients block on the lists that these steps push to.
 local function register(step, body, flags)
     local function callback(_, args) return body(open(args)) end
-    if flags then
-        redis.register_function{function_name = LIB .. step, callback = callback, flags = flags}
-    else
-        redis.register_function(LIB .. step, callback)
-    end
+    redis.register_function{function_name = LIB .. step, callback = callback,
+        flags = flags or NEEDS_ROOM[step] and {} or {'allow-oom'}}
 end
