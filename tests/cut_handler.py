@@ -1,0 +1,119 @@
+"""The llm handler under a kernel that suspends it at random, without Redis.
+
+What the kernel keeps of a suspended syscall is its snapshot alone: the next slice is run by a
+handler of its own, on the same core or on another one of the same model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.reply import Chunk, Result, decode_wire
+from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.contexts import Contexts
+from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
+from aios_workers.chunk_desk import ChunkDesk
+from aios_workers.kernel_port import KernelPort, Snapshots
+from aios_workers.llm.core import Core
+from aios_workers.llm.handler import LlmHandler
+from aios_workers.run import Done, Run
+from aios_workers.slice_desk import SliceDesk
+
+SYSCALL_ID = "5eed" * 8
+SLICE_LIMIT_S = 30.0
+
+
+@dataclass
+class Cuts:
+    """When the kernel cuts, and what came of it."""
+
+    rng: random.Random
+    probability: float = 0.0  # of a cut at the end of a slice
+    quantum_tokens: tuple[int, int] = (1, 12)
+    made: int = 0
+    stream: str = ""
+    checkpoints: list[bytes] = field(default_factory=list)
+    tokens: int = 0  # charged, over all slices
+
+
+class _Queue(ModuleQueue):
+    """The two steps of a queue that a handler sees, decided here."""
+
+    def __init__(self, cuts: Cuts, snapshot: bytes | None) -> None:
+        self._cuts = cuts
+        self._snapshot = snapshot
+
+    async def slice_end(
+        self, worker: str, uses: Sequence[SliceUse], appetite: Appetite
+    ) -> list[SliceVerdict]:
+        """Keep the checkpoints; cut by chance, and a little later."""
+        for _ in range(self._cuts.rng.randint(0, 3)):
+            await asyncio.sleep(0)
+        for use in uses:
+            if use.checkpoint is not None:
+                self._cuts.checkpoints.append(use.checkpoint)
+        cut = self._cuts.rng.random() < self._cuts.probability
+        return ["yield" if cut else "go"] * len(uses)
+
+    async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
+        """Put the streamed text together, and find gaps and repetitions."""
+        for _, data in chunks:
+            chunk = decode_wire(data)
+            assert isinstance(chunk, Chunk)
+            assert chunk.offset == len(self._cuts.stream), "a gap or a repetition"
+            self._cuts.stream += chunk.text
+
+    async def snapshot(self, job_id: str) -> bytes | None:
+        """Return the snapshot of the slice before."""
+        return self._snapshot
+
+
+@dataclass(frozen=True)
+class _Policy:
+    row: PolicyRow
+
+
+def lease(*, has_snapshot: bool = False) -> Lease:
+    """Return the lease of a job that somebody waits for."""
+    return Lease(SYSCALL_ID, 1, b"", trusted=True, wants_chunks=True, queued_s=0.0, ran_s=0.0,
+                 slices=0, suspensions=0, losses=0, deadline_in_s=600.0,
+                 has_snapshot=has_snapshot)  # fmt: skip
+
+
+def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHandler:
+    """Return a handler under a kernel that cuts."""
+    queue = _Queue(cuts, snapshot)
+    policy = PolicyRow(quantum_s=600.0, quantum_tokens=cuts.rng.randint(*cuts.quantum_tokens))
+    return LlmHandler(core, KernelPort(
+        slices=SliceDesk(queue, "here", Appetite(0, 1.0)), chunks=ChunkDesk(queue),
+        policy=_Policy(policy), snapshots=Snapshots(queue),
+        contexts=cast(Contexts, None),  # no body here names a context
+    ))  # fmt: skip
+
+
+async def run_cut(
+    cores: Sequence[Core], body: LlmBody, cuts: Cuts, snapshot: bytes | None = None
+) -> Result:
+    """Run a syscall to its end, cut where the kernel wants, each slice on one of the cores."""
+    syscall = Syscall(SYSCALL_ID, "ada", body)
+    while True:
+        core = cuts.rng.choice(cores)
+        run = Run(lease(has_snapshot=snapshot is not None))
+        async with asyncio.timeout(SLICE_LIMIT_S):
+            outcome = await handler_of(core, cuts, snapshot).run(run, syscall)
+        cuts.tokens += run.use().tokens
+        if isinstance(outcome, Done):
+            return outcome.result
+        snapshot = outcome.snapshot
+        cuts.made += 1
+
+
+async def run_whole(core: Core, body: LlmBody) -> Result:
+    """Run a syscall that nobody cuts."""
+    return await run_cut([core], body, Cuts(random.Random(0)))

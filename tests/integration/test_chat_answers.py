@@ -1,0 +1,197 @@
+"""Several answers at once on the simulated core: cut anywhere, they stay what they were."""
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import LlmChat
+from aios_broker.contract.reply import ChatResult
+from aios_broker.contract.snapshot import decode_snapshot
+from aios_broker.contract.syscall import Syscall
+from aios_workers.llm.core import GenerationRequest, Sampling, Step
+from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.plan import answer_id
+from aios_workers.run import Run, Suspended
+from tests.caller import chat
+from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
+from tests.waiting import wait_until_async
+
+CONFIG = ModelCoreConfig(slots=2, end_probability=0.02)
+RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
+
+
+async def whole(body: LlmChat, core: ModelCore | None = None) -> ChatResult:
+    result = await run_whole(core or ModelCore(CONFIG), body)
+    assert isinstance(result, ChatResult)
+    return result
+
+
+async def cut(body: LlmChat, cuts: Cuts) -> ChatResult:
+    result = await run_cut([ModelCore(CONFIG), ModelCore(CONFIG)], body, cuts)
+    assert isinstance(result, ChatResult)
+    return result
+
+
+def same(one: ChatResult, other: ChatResult) -> bool:
+    """Compare all but what depends on what a core had in memory."""
+    return forgetful(one) == forgetful(other)
+
+
+def forgetful(result: ChatResult) -> ChatResult:
+    usage = msgspec.structs.replace(result.usage, cached_tokens=0)
+    return msgspec.structs.replace(result, usage=usage)
+
+
+async def test_answer_i_is_what_seed_plus_i_says_alone() -> None:
+    result = await whole(chat("Hello", n=4, temperature=1.0, seed=7, max_tokens=40))
+    alone = [
+        await whole(chat("Hello", temperature=1.0, seed=7 + i, max_tokens=40)) for i in range(4)
+    ]
+
+    assert [each.text for each in result.choices] == [each.text for each in alone]
+    assert [each.output_ids for each in result.choices] == [each.output_ids for each in alone]
+    assert [e.finish_reason for e in result.choices] == [e.finish_reason for e in alone]
+    assert len({each.text for each in result.choices}) == 4
+    assert (result.text, result.output_ids) == (alone[0].text, alone[0].output_ids)
+    assert result.usage.output_tokens == sum(each.usage.output_tokens for each in alone)
+    assert result.usage.prompt_tokens == alone[0].usage.prompt_tokens
+    assert alone[0].choices == ()
+
+
+async def test_each_answer_has_a_request_of_its_own() -> None:
+    ids = [answer_id(SYSCALL_ID, number) for number in range(16)]
+
+    assert ids[0] == SYSCALL_ID
+    assert len(set(ids)) == 16
+    assert all(len(each) == 32 and int(each, 16) >= 0 for each in ids)
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_answers_are_the_same_however_they_were_cut(seed: int) -> None:
+    rng = random.Random(seed)
+    body = chat(
+        f"Story {seed}", n=rng.choice((1, 2, 3, 5)), temperature=rng.choice((0.0, 0.7, 1.2)),
+        seed=rng.getrandbits(63), max_tokens=rng.randint(10, 60), stream=rng.random() < 0.5,
+        stop=rng.choice(((), (" END",), ("e",))), frequency_penalty=rng.choice((0.0, 0.5)),
+    )  # fmt: skip
+    cuts = Cuts(rng, probability=0.5)
+
+    expected, result = await whole(body), await cut(body, cuts)
+
+    assert same(result, expected)
+    assert cuts.stream == (expected.text if body.stream else "")
+    assert cuts.tokens == expected.usage.output_tokens
+    for data in cuts.checkpoints:
+        decode_snapshot(data, model=ModelCore(CONFIG).info.snapshot_model)
+
+
+async def test_the_check_above_cuts_often() -> None:
+    cuts = Cuts(random.Random(1), probability=1.0, quantum_tokens=(1, 3))
+    await cut(chat("Long", n=3, max_tokens=50, temperature=0.5), cuts)
+
+    assert cuts.made >= 5
+
+
+async def test_a_snapshot_of_the_first_release_is_gone_on_with() -> None:
+    for case in json.loads(RELEASE_1.read_text())["snapshots"]:
+        core = ModelCore(ModelCoreConfig(slots=2, end_probability=0.0))
+        if core.info.snapshot_model != case["model"]:
+            pytest.fail("the simulated core of the first release is not the one of this")
+        body = chat(case["text"], temperature=case["temperature"], seed=case["seed"],
+                    max_tokens=case["max_tokens"], stream=True)  # fmt: skip
+        cuts = Cuts(random.Random(0))
+        cuts.stream = "x" * case["emitted_characters"]
+
+        result = await run_cut([core], body, cuts, bytes.fromhex(case["snapshot"]))
+
+        assert isinstance(result, ChatResult)
+        assert result.output_ids == tuple(case["answer_ids"])
+        assert cuts.tokens == len(case["answer_ids"]) - len(case["output_ids"])
+        assert (
+            cuts.stream[case["emitted_characters"] :] == result.text[case["emitted_characters"] :]
+        )
+
+
+async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
+    case = json.loads(RELEASE_1.read_text())["snapshots"][0]
+    body = chat("Tell me", n=2, max_tokens=20)
+    core = ModelCore(ModelCoreConfig(slots=2, end_probability=0.0))
+
+    result = await run_cut([core], body, Cuts(random.Random(0)), bytes.fromhex(case["snapshot"]))
+
+    assert isinstance(result, ChatResult)
+    assert len(result.choices) == 2
+
+
+# A core that fails, and one that is full.
+
+
+class Failing(ModelCore):
+    """A core whose third stream breaks after two tokens."""
+
+    streams = 0
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        self.streams += 1
+        breaks, made = self.streams == 3, 0
+        async for step in super().generate(request):
+            yield step
+            made += 1
+            if breaks and made == 2:
+                raise CoreError("the core's process died")
+
+
+async def test_one_answer_whose_stream_broke_goes_on_from_its_ids() -> None:
+    body = chat("Robust", n=3, max_tokens=30, temperature=0.9)
+
+    result = await whole(body, Failing(CONFIG))
+
+    assert same(result, await whole(body))
+
+
+class Counted(ModelCore):
+    """A core that counts the streams that are open."""
+
+    open = 0
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        self.open += 1
+        try:
+            async for step in super().generate(request):
+                yield step
+        finally:
+            self.open -= 1
+
+
+@pytest.mark.parametrize("how", ["suspended", "cancelled"])
+async def test_answers_that_wait_for_a_slot_do_not_hold_anything_up(how: str) -> None:
+    core = Counted(replace(CONFIG, slots=1, decode_tokens_per_s=200.0, end_probability=0.0))
+    stranger = core.generate(GenerationRequest("f" * 32, (1, 2), 4_000, Sampling()))
+    await anext(stranger)  # has the only slot, for 20 s
+    run, syscall = Run(lease()), Syscall(SYSCALL_ID, "ada", chat("Held", n=3, max_tokens=5))
+    handler = handler_of(core, Cuts(random.Random(0)))
+    running = asyncio.ensure_future(handler.run(run, syscall))
+    await wait_until_async(lambda: all_open(core, 4))
+
+    async with asyncio.timeout(5):
+        if how == "suspended":
+            run.suspend("hold")
+            assert isinstance(await running, Suspended)
+        else:
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    assert core.open == 1, "its streams are closed when its end is heard"
+    await stranger.aclose()
+
+
+async def all_open(core: Counted, count: int) -> bool:
+    return core.open == count
