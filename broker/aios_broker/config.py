@@ -58,6 +58,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     llm_core: Literal["llama", "model", "sglang"] = "llama"
     llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once, per worker
     llm_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes, each with the whole model
+    schedulers: Annotated[int, Meta(ge=1, le=9)] = 1  # processes; one leads, the others stand by
     tool_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None

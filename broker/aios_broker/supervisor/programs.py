@@ -1,15 +1,17 @@
 """The processes of a kernel as data: which programs, in which order, how often, how they stop."""
 
+import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import redis
+import hiredis
 
 from aios_broker.config import KernelConfig
+from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.embedded.child import Service, always_ready
+from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
 
 DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs end
@@ -25,7 +27,7 @@ MIGRATE = (
 # How it is seen that a program does its work:
 #     at once     it cannot be asked
 #     leading     some scheduler leads: this one, or it stands by for another
-#     registered  the process stands in RQ's list of workers; such programs are numbered
+#     registered  the process stands in RQ's list of workers
 Ready = Literal["at once", "leading", "registered"]
 
 
@@ -42,8 +44,8 @@ class Program:
 
     @property
     def process_names(self) -> list[str]:
-        """The names of its processes."""
-        if self.ready != "registered":
+        """The names of its processes; those of workers are always numbered."""
+        if self.count == 1 and self.ready != "registered":
             return [self.name]
         return [f"{self.name}-{number}" for number in range(1, self.count + 1)]
 
@@ -54,7 +56,13 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
     worker = (python, "-m", "aios_workers")
     return (
         Program("migrate", (python, "-c", MIGRATE), stage=0, one_shot=True),
-        Program("scheduler", (python, "-m", "aios_broker.scheduler"), stage=1, ready="leading"),
+        Program(
+            "scheduler",
+            (python, "-m", "aios_broker.scheduler"),
+            stage=1,
+            count=config.schedulers,
+            ready="leading",
+        ),
         Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, ready="registered"),
         Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, ready="registered"),
     )
@@ -102,23 +110,36 @@ class _Fleet:
 
     def has_worker(self, pid: int) -> bool:
         """Tell whether the process stands in RQ's list of workers."""
-        with suppress(redis.RedisError), self._connect() as client:
-            workers = client.smembers(self.keys.workers)
-            return any(client.hget(worker, "pid") == str(pid) for worker in workers)
-        return False
+
+        async def has_worker(redis: Connection) -> bool:
+            workers = await redis.execute("SMEMBERS", self.keys.workers)
+            pids = [await redis.execute("HGET", worker, "pid") for worker in workers]
+            return str(pid).encode() in pids
+
+        return self._tell(has_worker)
 
     def is_led(self, _pid: int) -> bool:
         """Tell whether a scheduler leads now."""
-        with suppress(redis.RedisError), self._connect() as client:
-            until_ms = client.hget(self.keys.own("scheduler"), "until")
-            seconds, _ = client.time()
-            return until_ms is not None and int(until_ms) / 1000 > seconds
-        return False
 
-    def _connect(self) -> redis.Redis:
-        return redis.Redis.from_url(
-            self.redis_url,
-            socket_timeout=ANSWER_TIMEOUT_S,
-            socket_connect_timeout=ANSWER_TIMEOUT_S,
-            decode_responses=True,
-        )
+        async def is_led(redis: Connection) -> bool:
+            until_ms = await redis.execute("HGET", self.keys.own("scheduler"), "until")
+            seconds, _ = await redis.execute("TIME")
+            return until_ms is not None and int(until_ms) / 1000 > int(seconds)
+
+        return self._tell(is_led)
+
+    def _tell(self, ask: Callable[[Connection], Awaitable[bool]]) -> bool:
+        """Ask on a connection of its own: the supervisor's thread has no loop."""
+
+        async def told() -> bool:
+            redis = Connection(self.redis_url, name="aios-up")
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    return await ask(redis)
+            finally:
+                await redis.aclose()
+
+        try:
+            return asyncio.run(told())
+        except (RedisUnavailable, TimeoutError, hiredis.ReplyError):
+            return False
