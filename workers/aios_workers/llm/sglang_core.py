@@ -202,14 +202,15 @@ class SGLangCore:
             if not maker.ended:
                 raise EngineFailure("the SGLang server ended a stream without a reason")
             self._connection.succeeded()
-        except EngineFailure as failure:
+        except EngineFailure as failure:  # the connection is closed: the server ends it too
             if self._connection.closed or maker.ended:
                 return
             self._connection.note(failure)
             raise await self._connection.explain(failure) from failure
-        finally:
+        except (GeneratorExit, asyncio.CancelledError):
             if not maker.ended:
                 self._start_abort(stream)
+            raise
 
     def _step_maker(self, request: GenerationRequest, description: Description) -> StepMaker:
         return StepMaker(StreamKind(

@@ -61,6 +61,11 @@ class CircuitBreaker:
         self._failed_at.clear()
         self._become("closed")
 
+    def probed_well(self) -> None:
+        """Note that the server answers. Alone that does not outweigh generations that fail."""
+        if self.state == "half-open":
+            self.succeeded()
+
     def failed(self) -> None:
         """Note that it did not."""
         now = self._clock()

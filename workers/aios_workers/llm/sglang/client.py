@@ -80,6 +80,7 @@ class EngineClient:
         self, body: dict[str, Any], limits: StreamLimits
     ) -> AsyncGenerator[Event, None]:
         """Stream a generation; ends only after the server said that it is complete."""
+        complete = False
         with _translated():
             async with self._http.stream(
                 "POST", "/generate", content=msgspec.json.encode(body),
@@ -93,9 +94,9 @@ class EngineClient:
                         event = decode_line(line)
                         if event is not None:
                             yield event
-                        elif is_done(line):
-                            return
-        raise EngineFailure("the SGLang server's stream was cut off")
+                        complete = complete or is_done(line)  # read on: then it is used again
+        if not complete:
+            raise EngineFailure("the SGLang server's stream was cut off")
 
     async def _call(self, method: str, path: str, body: object, limit_s: float) -> bytes:
         content = None if body is None else msgspec.json.encode(body)

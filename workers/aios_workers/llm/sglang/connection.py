@@ -103,7 +103,7 @@ class Connection:
                 if self.server is not None:  # it hangs; the next call starts another
                     self.server.kill()
                 raise failure.to_core_error() from failure
-            self._breaker.succeeded()
+            self._breaker.probed_well()
 
     def succeeded(self) -> None:
         """Note that the server did what it was asked."""
@@ -130,7 +130,9 @@ class Connection:
         return self.server is not None and self.server.dead
 
     async def _mended(self) -> Engine:
-        if self._closed or self._fingerprint is None:
+        if self._closed:
+            raise CoreError("the core was closed", remedy="start a new one")
+        if self._fingerprint is None:
             raise CoreError("the core is not started", remedy="call start() first")
         own = self._config.url is None
         if self._own_server_is_dead() or (own and self.server is None):

@@ -1,0 +1,451 @@
+"""The SGLang core against a server that speaks as SGLang does, and breaks as told."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aios_broker.contract.errors import (
+    ContextTooLong,
+    CoreError,
+    InvalidConfig,
+    InvalidSyscall,
+    UnsupportedOption,
+)
+from aios_broker.contract.llm import Image, Message
+from aios_broker.contract.syscall import new_id
+from aios_workers.llm.core import Constraint, GenerationRequest, Sampling, Step
+from aios_workers.llm.sglang.breaker import BreakerPolicy
+from aios_workers.llm.sglang.settings import SGLangConfig
+from aios_workers.llm.sglang_core import SGLangCore
+from tests.exactness import generate as answer_of
+from tests.fake_sglang import (
+    Answer,
+    Behaviour,
+    FakeSGLang,
+    answers,
+    generate,
+    hangs,
+    meta,
+    next_token,
+    running,
+    says,
+    sends,
+)
+from tests.tiny_llama import CONFIG, END_ID, write_model
+from tests.waiting import wait_until_async
+
+PROMPT = tuple(range(100, 130))
+BREAKER = BreakerPolicy(failures=3, window_s=60.0, open_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+async def fake(model: Path) -> AsyncIterator[FakeSGLang]:
+    async with running(FakeSGLang(model)) as fake:
+        yield fake
+
+
+@pytest.fixture
+async def core(fake: FakeSGLang) -> AsyncIterator[SGLangCore]:
+    core = await started(fake)
+    yield core
+    await core.close()
+
+
+async def started(fake: FakeSGLang, **settings: Any) -> SGLangCore:  # noqa: ANN401
+    values = {"slots": 3, "context_tokens": 1_000, "first_token_limit_s": 0.4, **settings}
+    config = SGLangConfig(url=fake.url, stall_limit_s=0.2, health_limit_s=1.0, **values)
+    core = SGLangCore(config, breaker=BREAKER)
+    try:
+        await core.start()
+    except BaseException:
+        await core.close()
+        raise
+    return core
+
+
+def ask(max_tokens: int = 12, **values: Any) -> GenerationRequest:  # noqa: ANN401
+    return GenerationRequest(new_id(), PROMPT, max_tokens, values.pop("sampling", Sampling()),
+                             **values)  # fmt: skip
+
+
+async def steps_of(core: SGLangCore, request: GenerationRequest) -> list[Step]:
+    return [step async for step in core.generate(request)]
+
+
+def expected_ids(count: int) -> tuple[int, ...]:
+    ids = list(PROMPT)
+    for _ in range(count):
+        ids.append(next_token(ids))
+    return tuple(ids[len(PROMPT) :])
+
+
+# What it is.
+
+
+async def test_says_what_the_server_is(core: SGLangCore, model: Path) -> None:
+    info = core.info
+    assert (info.model, info.slots, info.context_tokens) == ("tiny", 3, 1_000)
+    assert info.vocabulary_size == CONFIG["vocab_size"]
+    can = info.capabilities
+    assert (can.preemptible, can.exact_resume, can.constraints, can.images) == (1, 0, 0, 0)
+    assert not can.can_cut(ask(sampling=Sampling(presence_penalty=1.0)))
+    assert can.can_cut(ask())
+
+
+async def test_is_no_more_than_the_server_allows(fake: FakeSGLang) -> None:
+    fake.server_info |= {
+        "max_req_input_len": 99, "enable_deterministic_inference": True,
+        "internal_states": [{"effective_max_running_requests_per_dp": 2}],
+        "lora_paths": [{"lora_name": "polite", "lora_path": "/x"}],
+    }  # fmt: skip
+    core = await started(fake)
+    assert (core.info.slots, core.info.context_tokens) == (2, 99)
+    assert core.info.capabilities.exact_resume
+    assert core.info.capabilities.adapters == ("polite",)
+    await core.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"random_seed": 8}, False),
+        ({"random_seed": 8, "load_format": "auto"}, True),
+        ({"version": "0.5.18"}, False),
+        ({"attention_backend": "triton"}, False),
+        ({"weight_version": "2"}, False),
+        ({"port": 12, "max_total_tokens": 5, "api_key": "k"}, True),
+    ],
+)
+async def test_the_fingerprint_follows_what_decides_results(
+    fake: FakeSGLang, change: dict[str, Any], *, same: bool
+) -> None:
+    if change.get("load_format"):
+        fake.server_info["load_format"] = "auto"
+    one = await started(fake)
+    fake.server_info |= change
+    fake.model_info |= {key: value for key, value in change.items() if key in fake.model_info}
+    other = await started(fake)
+    assert (one.info.snapshot_model == other.info.snapshot_model) is same
+    for core in (one, other):
+        await core.close()
+
+
+async def test_a_wrong_server_is_refused_at_the_start(fake: FakeSGLang, tmp_path: Path) -> None:
+    with pytest.raises(CoreError, match="serves 'tiny', not 'llama-8b'"):
+        await started(fake, model="llama-8b")
+    fake.model_info["is_generation"] = False
+    with pytest.raises(InvalidConfig, match="does not generate"):
+        await started(fake)
+    fake.model_info["is_generation"] = True
+    fake.server_info["preferred_sampling_params"] = {"temperature": 0.5}
+    with pytest.raises(InvalidConfig, match="sampling values of its own"):
+        await started(fake)
+    del fake.server_info["version"]
+    with pytest.raises(CoreError, match="no SGLang server that we know"):
+        await started(fake)
+
+
+async def test_nobody_at_the_address_is_a_core_error() -> None:
+    core = SGLangCore(SGLangConfig(url="http://127.0.0.1:9"))
+    with pytest.raises(CoreError, match="cannot be reached"):
+        await core.start()
+    await core.close()
+    with pytest.raises(InvalidConfig, match="is not the address"):
+        SGLangConfig(url="localhost:1")
+    with pytest.raises(InvalidConfig, match="needs a server or a model"):
+        SGLangConfig()
+
+
+async def test_the_key_is_sent_and_proxies_of_the_environment_are_not_asked(
+    fake: FakeSGLang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    core = await started(fake, api_key="secret")
+    await answer_of(core, ask())
+    assert all("authorization: bearer secret" in head.lower() for head in fake.headers)
+    await core.close()
+
+
+# Generating.
+
+
+async def test_streams_new_ids_only(core: SGLangCore) -> None:
+    steps = await steps_of(core, ask())
+    assert [step.ids for step in steps] == [(token,) for token in expected_ids(12)]
+    assert [step.finish_reason for step in steps] == [None] * 11 + ["length"]
+    assert [step.cached_tokens for step in steps] == [len(PROMPT) - 1] + [0] * 11
+
+
+async def test_resuming_asks_for_prompt_and_output_and_what_is_left(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    request = ask(resume_ids=expected_ids(5))
+    answer = await answer_of(core, request)
+    assert answer.ids == expected_ids(12)
+    asked = fake.requests[0]
+    assert asked["input_ids"] == [*PROMPT, *expected_ids(5)]
+    assert asked["sampling_params"]["max_new_tokens"] == 7
+    assert await steps_of(core, replace(request, resume_ids=answer.ids)) == [Step((), "length")]
+
+
+async def test_an_abort_takes_the_tokens_that_come_after_it(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.step_s = 0.01
+    request = ask(max_tokens=200)
+    ids: list[int] = []
+    async for step in core.generate(request):
+        ids += step.ids
+        assert step.finish_reason is None
+        if len(ids) == 5:
+            await core.abort(request.request_id, keep=True)
+    assert 5 < len(ids) < 200
+    assert tuple(ids) == expected_ids(len(ids))
+
+
+async def test_ids_on_the_server_are_of_one_length_and_used_once(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    request = ask()
+    await asyncio.gather(*(answer_of(core, request) for _ in range(3)))
+    rids = {asked["rid"] for asked in fake.requests}
+    assert {len(rid) for rid in rids} == {32}
+    assert len(rids) == 3
+    assert request.request_id not in rids
+
+
+async def test_leaving_a_stream_ends_it_on_the_server(core: SGLangCore, fake: FakeSGLang) -> None:
+    fake.step_s = 0.01
+    stream = core.generate(ask(max_tokens=200))
+    await anext(stream)
+    await stream.aclose()
+    await wait_until_async(lambda: fake.aborts == [fake.requests[0]["rid"]])
+
+
+async def test_an_abort_before_the_server_knows_the_request_is_repeated(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    known = asyncio.Event()
+
+    async def late(server: FakeSGLang, body: dict[str, Any], answer: Answer) -> None:
+        await known.wait()
+        server.aborts.clear()  # it did not know the id yet
+        await generate(server, body, answer)
+
+    fake.script, fake.step_s = [late], 0.02
+    request = ask(max_tokens=30)
+    running_steps = asyncio.create_task(steps_of(core, request))
+    await wait_until_async(lambda: bool(fake.requests))
+    await core.abort(request.request_id, keep=True)
+    known.set()
+    steps = await running_steps
+    assert steps[-1].finish_reason is None
+    assert len(steps) < 30
+
+
+async def test_more_than_the_slots_wait_and_may_be_aborted_there(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.step_s = 0.01
+    requests = [ask(max_tokens=8) for _ in range(5)]
+    tasks = [asyncio.create_task(steps_of(core, request)) for request in requests]
+    await wait_until_async(lambda: len(fake.requests) == 3)
+    await core.abort(requests[4].request_id, keep=True)
+    assert await tasks[4] == []
+    done = await asyncio.gather(*tasks[:4])
+    assert [steps[-1].finish_reason for steps in done] == ["length"] * 4
+    assert len(fake.requests) == 4
+
+
+async def test_connections_are_used_again(core: SGLangCore, fake: FakeSGLang) -> None:
+    for _ in range(6):
+        await answer_of(core, ask(max_tokens=2))
+    assert fake.connections == 1
+
+
+async def test_closing_ends_streams_as_aborted_and_leaves_the_server_alone(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.step_s = 0.01
+    task = asyncio.create_task(steps_of(core, ask(max_tokens=500)))
+    await wait_until_async(lambda: bool(fake.requests))
+    await core.close()
+    await core.close()
+    assert all(step.finish_reason is None for step in await task)
+    with pytest.raises(CoreError, match="closed"):
+        await answer_of(core, ask())
+
+
+async def test_sampling_is_said_in_full(core: SGLangCore, fake: FakeSGLang) -> None:
+    sampling = Sampling(
+        temperature=0.7, top_p=0.9, seed=5, frequency_penalty=0.5, logit_bias=((7, -3.0),)
+    )
+    await answer_of(core, ask(max_tokens=2, sampling=sampling))
+    assert fake.requests[0]["sampling_params"] == {
+        "max_new_tokens": 2, "min_new_tokens": 0, "temperature": 0.7, "top_p": 0.9, "top_k": -1,
+        "min_p": 0.0, "frequency_penalty": 0.5, "presence_penalty": 0.0,
+        "repetition_penalty": 1.0, "ignore_eos": False, "n": 1, "logit_bias": {"7": -3.0},
+    }  # fmt: skip
+    assert "return_logprob" not in fake.requests[0]
+
+
+async def test_a_seed_is_sent_only_where_it_counts(fake: FakeSGLang) -> None:
+    fake.server_info["enable_deterministic_inference"] = True
+    core = await started(fake)
+    await answer_of(core, ask(max_tokens=2, sampling=Sampling(temperature=1.0, seed=2**63 - 1)))
+    await answer_of(core, ask(max_tokens=2))
+    seeds = [asked["sampling_params"].get("sampling_seed") for asked in fake.requests]
+    assert seeds == [2**63 - 1, None]
+    await core.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"max_tokens": 971}, ContextTooLong),
+        ({"sampling": Sampling(logit_bias=((512, 1.0),))}, InvalidSyscall),
+        ({"resume_ids": (512,)}, InvalidSyscall),
+        ({"constraint": Constraint("regex", "a+")}, UnsupportedOption),
+        ({"lora": "polite"}, UnsupportedOption),
+        ({"images": (Image("image/png", ""),)}, UnsupportedOption),
+        ({"logprobs": 33}, UnsupportedOption),
+        ({"logprobs": 2, "sampling": Sampling(logit_bias=((5, 1.0),))}, UnsupportedOption),
+        ({"logprobs": 2, "sampling": Sampling(presence_penalty=1.0)}, UnsupportedOption),
+        ({"resume_ids": (5,), "sampling": Sampling(presence_penalty=1.0)}, UnsupportedOption),
+    ],
+)
+async def test_what_does_not_hold_is_refused_before_anything_runs(
+    core: SGLangCore, fake: FakeSGLang, values: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await steps_of(core, ask(**values))
+    assert fake.requests == []
+
+
+async def test_logprobs_after_temperature_are_no_logprobs(fake: FakeSGLang) -> None:
+    fake.original_logprobs = False
+    core = await started(fake)
+    with pytest.raises(UnsupportedOption, match="SGLANG_RETURN_ORIGINAL_LOGPROB"):
+        await steps_of(core, ask(logprobs=1, sampling=Sampling(temperature=0.5)))
+    await core.close()
+
+
+async def test_embeddings_are_refused(core: SGLangCore) -> None:
+    with pytest.raises(UnsupportedOption):
+        await core.embed(["x"])
+
+
+async def test_a_prompt_that_cannot_fit_is_not_even_read(core: SGLangCore) -> None:
+    with pytest.raises(ContextTooLong, match="at least 4000000 tokens, more than the 1000"):
+        core.render([Message("user", " " * 4_000_000)])
+
+
+# What goes wrong.
+
+ONE: dict[str, Any] = {"output_ids": [expected_ids(1)[0]], "meta_info": meta(None)}
+REFUSED = {"error": {"message": "Input is too long", "code": 400}}
+FAILURES = [
+    (says(ONE, done=False), "connection to the SGLang server failed"),
+    (says(ONE), "without a reason"),
+    (says(), "without a reason"),
+    (answers(500, b"boom"), "answered 500: boom"),
+    (answers(503, b""), "answered 503"),
+    (sends(b"data: {broken\n\n"), "not an event"),
+    (sends(b"<html>hello</html>\n"), "not an event"),
+    (sends(b'data: {"output_ids": "x"}\n\n'), "not an event"),
+    (hangs(), "no step for 0.4 s"),
+    (hangs(ONE), "no step for 0.2 s"),
+    (says({**ONE, "meta_info": meta({"type": "abort", "message": "OOM"})}), "its own: OOM"),
+    (says({**ONE, "meta_info": {**meta(None), "weight_version": "2"}}), "weights are now '2'"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "said"), FAILURES)
+async def test_a_failure_is_a_core_error_and_the_next_attempt_goes_on(
+    core: SGLangCore, fake: FakeSGLang, behaviour: Behaviour, said: str
+) -> None:
+    fake.script = [behaviour]
+    with pytest.raises(CoreError, match=said):
+        await answer_of(core, ask())
+    await core.health()
+    assert (await answer_of(core, ask())).ids == expected_ids(12)
+
+
+async def test_a_refusal_is_told_and_does_not_count_against_the_server(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.script = [says(REFUSED), answers(422, b"what?"), answers(401, b"key")] * 2
+    for said in ("too long", "422", "AIOS_SGLANG_API_KEY") * 2:
+        with pytest.raises(CoreError) as caught:
+            await answer_of(core, ask())
+        assert said in str(caught.value)
+    assert (await answer_of(core, ask())).finish_reason == "length"
+
+
+async def test_a_server_that_keeps_failing_is_left_alone_until_a_probe_goes_well(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.script = [answers(500, b"")] * 3
+    for _ in range(3):
+        with pytest.raises(CoreError, match="500"):
+            await answer_of(core, ask())
+    fake.healthy = False
+    asked = len(fake.requests)
+    with pytest.raises(CoreError, match="is left alone") as caught:
+        await answer_of(core, ask())
+    assert caught.value.retry_after_s
+
+    async def probed() -> bool:
+        with pytest.raises(CoreError) as caught:
+            await answer_of(core, ask())
+        return "503" in str(caught.value)
+
+    await wait_until_async(probed)  # half-open: the probe failed
+    assert len(fake.requests) == asked
+    fake.healthy = True
+
+    async def answered() -> bool:
+        try:
+            return (await answer_of(core, ask())).ids == expected_ids(12)
+        except CoreError:
+            return False
+
+    await wait_until_async(answered)
+
+
+async def test_another_server_at_the_same_address_is_not_taken_for_the_first(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.script = [says(ONE, done=False)]
+    with pytest.raises(CoreError):
+        await answer_of(core, ask())
+    fake.server_info["random_seed"] = 8
+    with pytest.raises(CoreError, match="is another now"):
+        await answer_of(core, ask())
+    fake.server_info["random_seed"] = 7
+    assert (await answer_of(core, ask())).ids == expected_ids(12)
+
+
+async def test_an_end_token_is_not_among_the_ids(core: SGLangCore, fake: FakeSGLang) -> None:
+    stop = meta({"type": "stop", "matched": END_ID})
+    fake.script = [says(ONE, {"output_ids": [*expected_ids(1), END_ID], "meta_info": stop})]
+    steps = await steps_of(core, ask())
+    assert [(step.ids, step.finish_reason) for step in steps] == [
+        (expected_ids(1), None), ((), "stop"),
+    ]  # fmt: skip
+
+
+async def test_health_says_what_is_wrong(core: SGLangCore, fake: FakeSGLang) -> None:
+    fake.healthy = False
+    with pytest.raises(CoreError, match="503"):
+        await core.health()
