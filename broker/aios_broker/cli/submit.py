@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import click
 import msgspec
 
+from aios_broker.cli.chat_options import take_chat_fields, with_chat_options
 from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
 from aios_broker.cli.human import plural, seconds
 from aios_broker.cli.lookup import find
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, exit_code_of, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Cancelled, KernelError, from_wire
-from aios_broker.contract.reply import ChatResult, EchoResult, Reply
+from aios_broker.contract.llm import ToolCall
+from aios_broker.contract.reply import (
+    ChatResult,
+    ContextResult,
+    EchoResult,
+    EmbedResult,
+    Reply,
+)
 from aios_broker.contract.syscall import Syscall, decode_syscall, id_from_key, new_id
 
 DEFAULT_AGENT = "cli"
 ATTACH_TIMEOUT_S = 86_400.0  # as long as a deadline may be
+SHOWN_NUMBERS = 6  # of a vector
 
 Fields = Mapping[str, object]
 
@@ -34,16 +43,14 @@ class Options:
     attach: str | None
     agent: str
     program: str
-    max_tokens: int | None
-    temperature: float | None
-    seed: int | None
-    core: str | None
+    embed: bool
     nice: int | None
     deadline_s: float | None
     key: str | None
     stream: bool
     detach: bool
     as_json: bool
+    chat: dict[str, object]  # fields of the body
 
 
 @click.command(epilog=EXIT_CODES)
@@ -52,10 +59,8 @@ class Options:
 @click.option("--attach", metavar="ID", help="Wait for a syscall that was submitted before.")
 @click.option("--agent", default=DEFAULT_AGENT, show_default=True, help="As which agent.")
 @click.option("--program", default="main", show_default=True, help="In which of its programs.")
-@click.option("--max-tokens", type=int, metavar="N", help="New tokens at most (256).")
-@click.option("--temperature", type=float, metavar="T", help="0 is greedy (0).")
-@click.option("--seed", type=int, metavar="N", help="Of the sampling; else derived from the id.")
-@click.option("--core", metavar="MODEL", help="Only on this core; else on any.")
+@click.option("--embed", is_flag=True, help="Turn the text into a vector; with --json shown whole.")
+@with_chat_options
 @click.option("--nice", type=int, metavar="N", help="-20 (first) to 19 (last); 0.")
 @click.option("--deadline-s", type=float, metavar="S", help="Fails after this long (600).")
 @click.option("--key", help="Idempotency key: the same key is the same syscall, run once.")
@@ -72,10 +77,13 @@ def submit(**given: object) -> None:
     Examples:
       aios submit "What is the capital of France?"
       aios submit --max-tokens 400 --temperature 0.8 --seed 7 "Tell a story."
+      aios submit --schema '{"type": "integer"}' "How many legs has a spider?"
+      aios submit --n 3 --temperature 1 "Name a colour."
       aios submit --tool echo hello
       id=$(aios submit --detach "Tell a story."); aios submit --attach $id
     """  # noqa: D301 - \b keeps click from wrapping
-    options = msgspec.convert(given, Options)
+    chat = take_chat_fields(given)
+    options = msgspec.convert({**given, "chat": chat}, Options)
     try:
         syscall = None if options.attach else syscall_of(options)
     except KernelError as error:
@@ -116,15 +124,20 @@ def syscall_of(options: Options) -> Syscall:
 def _body(options: Options, text: str) -> Fields:
     if options.tool is not None:
         return {"type": f"tool.{options.tool}", "text": text}
-    return _given({
+    if options.embed:
+        return {"type": "llm.embed", "texts": [text], "core": options.chat.get("core")}
+    return {
         "type": "llm.chat",
         "messages": [{"role": "user", "content": text}],
-        "core": options.core,
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "stream": options.stream and not options.as_json and not options.detach,
-    })  # fmt: skip
+        "stream": options.stream and _can_stream(options),
+        **options.chat,
+    }
+
+
+def _can_stream(options: Options) -> bool:
+    """Whether the answer can be printed as it comes: one that is certain, and for a person."""
+    several = {"n", "beam_width", "tools"} & options.chat.keys()
+    return not (options.as_json or options.detach or several)
 
 
 def _given(fields: Fields) -> Fields:
@@ -166,9 +179,35 @@ async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
         await printing
     finally:
         printing.cancel()
-    if isinstance(reply.result, ChatResult | EchoResult):
-        click.echo(reply.result.text[len(pending.text) :])
+    for line in _lines(reply, len(pending.text)):
+        click.echo(line)
     return reply
+
+
+def _lines(reply: Reply, printed: int) -> Iterator[str]:
+    """Yield what is still to be printed of a result."""
+    match reply.result:
+        case ChatResult(choices=choices) if choices:
+            for number, choice in enumerate(choices, 1):
+                yield from (f"[{number}] {choice.text}", *map(_call_line, choice.tool_calls))
+        case ChatResult(text=text, tool_calls=calls):
+            if not calls or text:
+                yield text[printed:]
+            yield from map(_call_line, calls)
+        case EchoResult(text=text):
+            yield text[printed:]
+        case EmbedResult(vectors=vectors):
+            for vector in vectors:
+                shown = ", ".join(f"{number:.4f}" for number in vector[:SHOWN_NUMBERS])
+                yield f"[{shown}, ...] {len(vector)} numbers"
+        case ContextResult(context=name, message_count=count, tokens=tokens):
+            yield f"{name}: {plural(count, 'message')}, {plural(tokens, 'token')}"
+        case None:
+            pass
+
+
+def _call_line(call: ToolCall) -> str:
+    return f"{call.name}({call.arguments})"
 
 
 async def _print_pieces(pending: Pending) -> None:

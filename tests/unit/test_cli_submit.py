@@ -1,0 +1,105 @@
+"""`aios submit`: from the command line to a syscall."""
+
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from aios_broker.cli.chat_options import take_chat_fields, with_chat_options
+from aios_broker.cli.submit import Options, syscall_of
+from aios_broker.contract.llm import (
+    GrammarFormat,
+    JsonFormat,
+    LlmBody,
+    LlmChat,
+    LlmEmbed,
+    RegexFormat,
+    Tool,
+)
+from aios_broker.contract.syscall import ToolEcho
+
+REST = {
+    "text": "Hello", "tool": None, "attach": None, "agent": "cli", "program": "main",
+    "embed": False, "nice": None, "deadline_s": None, "key": None, "stream": True,
+    "detach": False, "as_json": False,
+}  # fmt: skip
+
+
+def body(*arguments: str, **rest: object) -> LlmBody | ToolEcho:
+    """Return the body that a command line makes."""
+    made: list[LlmBody | ToolEcho] = []
+
+    @click.command()
+    @with_chat_options
+    def command(**given: object) -> None:
+        chat = take_chat_fields(given)
+        options = msgspec.convert({**REST, **rest, "chat": chat}, Options)
+        made.append(syscall_of(options).body)
+
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
+    if not made:
+        raise click.UsageError(result.output)
+    return made[0]
+
+
+def chat(*arguments: str, **rest: object) -> LlmChat:
+    found = body(*arguments, **rest)
+    assert isinstance(found, LlmChat)
+    return found
+
+
+def test_what_is_left_out_has_the_default_of_the_contract() -> None:
+    found = chat()
+
+    assert found == LlmChat(found.messages, stream=True)
+
+
+def test_every_option_arrives_in_the_body() -> None:
+    found = chat("--n", "3", "--beam-width", "4", "--logprobs", "2", "--top-p", "0.5",
+                 "--stop", "a", "--stop", "b", "--tool-choice", "none")  # fmt: skip
+
+    assert (found.n, found.beam_width, found.logprobs, found.top_p) == (3, 4, 2, 0.5)
+    assert (found.stop, found.tool_choice) == (("a", "b"), "none")
+
+
+@pytest.mark.parametrize(("arguments", "form"), [
+    (("--schema", '{"type": "integer"}'), JsonFormat({"type": "integer"})),
+    (("--schema", "{}"), JsonFormat()),
+    (("--regex", "a+"), RegexFormat("a+")),
+    (("--grammar", 'start: "a"'), GrammarFormat('start: "a"')),
+])  # fmt: skip
+def test_forms(arguments: tuple[str, ...], form: object) -> None:
+    assert chat(*arguments).format == form
+
+
+def test_json_may_stand_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "now", "description": "The time."}]')
+
+    assert chat("--tools", f"@{path}").tools == (Tool("now", "The time."),)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--schema", "{"), ("--schema", "@/nowhere.json"), ("--schema", "{}", "--regex", "a"),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_wrong_usage(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(click.UsageError):
+        chat(*arguments)
+
+
+@pytest.mark.parametrize(("arguments", "streams"), [
+    ((), True), (("--schema", "{}"), True), (("--n", "2"), False), (("--beam-width", "2"), False),
+    (("--tools", "[]"), False),
+])  # fmt: skip
+def test_only_one_certain_answer_is_printed_as_it_comes(
+    arguments: tuple[str, ...], *, streams: bool
+) -> None:
+    assert chat(*arguments).stream is streams
+    assert chat(*arguments, as_json=True).stream is False
+
+
+def test_texts_are_embedded_and_tools_called() -> None:
+    assert body("--core", "tiny", embed=True) == LlmEmbed(("Hello",), "tiny")
+    assert body(tool="echo") == ToolEcho("Hello")
