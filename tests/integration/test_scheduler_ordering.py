@@ -10,8 +10,9 @@ import pytest_asyncio
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import SliceUse
 from aios_broker.scheduler import ordering
-from aios_broker.scheduler.ordering import LeadershipLost, ModuleOrder
+from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
+from aios_broker.scheduler.sweep import LeadershipLost
 from tests.queue_user import QueueUser, queue_user
 
 
@@ -181,11 +182,16 @@ async def test_a_long_queue_is_ranked_at_its_ends_each_tick_and_whole_now_and_th
     assert await user.waiting() == [last, buried, urgent, *old[1:], *filler, nice]
 
 
-async def test_reordering_many_jobs_loses_none(user: QueueUser) -> None:
+async def test_reordering_many_jobs_loses_none(
+    user: QueueUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordering, "WHOLE_EVERY_S", 0.0)  # what a decision disturbs, the next
+    monkeypatch.setattr(ordering, "WHOLE_SHARE", 1e9)  # sweep puts right
     await user.publish("priority")
     submitted = await user.submit(*[number % 40 - 20 for number in range(3_000)])
     queue, epoch = module_order(user), await user.lead()
-    await queue.tick(epoch, await now_ms(user))
+    while await queue.tick(epoch, await now_ms(user)):  # a piece per tick
+        pass
     waiting = await user.waiting()
     assert sorted(waiting) == sorted(submitted)
     nice_of = {job_id: number % 40 - 20 for number, job_id in enumerate(submitted)}

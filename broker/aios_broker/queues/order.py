@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -40,6 +40,28 @@ class Leadership:
     began: bool  # with this call; also where Redis has lost its data and counts anew
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How many wait, and what of the ends of the queue is not as it should be."""
+
+    length: int
+    settled: bool = True  # all that was looked at has a score and stands right; the rest is empty
+    head: tuple[str, ...] = ()
+    low: tuple[str, ...] = ()  # of the tail: without a score, or with one among the head's
+    scores: dict[str, float] = field(default_factory=dict)  # of those that have one
+    running: tuple[str, ...] = ()  # without a score
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Two waiting jobs that change places."""
+
+    place: int
+    job_id: str
+    other_place: int
+    other_id: str
+
+
 class Order:
     """One module's queue, seen by the scheduler."""
 
@@ -67,6 +89,47 @@ class Order:
         if tail and length > count:
             ids += await connection.execute("LRANGE", key, max(count, length - tail), -1)
         return length, [job_id.decode() for job_id in ids]
+
+    async def ends(self, whole: int, head: int, *, running: bool) -> Ends:
+        """Look at the whole of a queue of up to `whole` jobs, else at `head` jobs at either end.
+
+        With `running` also at those that run. What it costs does not depend on how many wait;
+        where all is in order next to nothing travels.
+        """
+        answer = await self._call("look", ["ends", whole, head, int(running)])
+        if len(answer) == 1:
+            return Ends(answer[0])
+        length, first, first_scores, low, low_scores, rest = answer
+        pairs = zip((*first, *low), (*first_scores, *low_scores), strict=True)
+        scores = {job_id.decode(): float(score) for job_id, score in pairs if score}
+        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest))
+
+    async def piece(self, start: int, count: int) -> list[str]:
+        """Return the ids at these places of the queue."""
+        ids = await self._functions.connection.execute(
+            "LRANGE", self.keys.queue(self.module), start, start + count - 1
+        )
+        return [job_id.decode() for job_id in ids]
+
+    async def exchange(
+        self, epoch: int, pairs: Sequence[Exchange], *, shift: int = 0, forget: bool = False
+    ) -> tuple[int, int] | None:
+        """Let pairs of waiting jobs change places where both stand at, or near, their places.
+
+        Args:
+            epoch: Of the caller's leadership.
+            pairs: Places count from the head as it was when the caller read the queue.
+            shift: By how many jobs the head has moved since, as far as the caller knows.
+            forget: Drop all scores first: they are another policy's.
+
+        Returns:
+            How many were exchanged, and the shift as of now. None: the epoch is over.
+        """
+        arguments: list[Argument] = [epoch, int(forget), shift, len(pairs)]
+        for pair in pairs:
+            arguments += (pair.place, pair.job_id, pair.other_place, pair.other_id)
+        answer = await self._call("exchange", arguments)
+        return None if answer == 0 else (answer[0], answer[1])
 
     async def facts(self, job_ids: Sequence[str]) -> list[Waiting | None]:
         """Return what a policy needs to know of jobs; None for one that is gone."""
@@ -158,6 +221,10 @@ class Order:
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
         return await self._functions.call(step, self.keys, [self.module, *arguments])
+
+
+def _texts(ids: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(job_id.decode() for job_id in ids)
 
 
 def _waiting(job_id: str, row: Answer) -> Waiting | None:

@@ -4,6 +4,9 @@ All that is known between two ticks lies in Redis: the list is the order, and th
 say what has been ranked already. A job without a score is new, was suspended, or had its nice
 value changed: its facts are read and it gets one. So a scheduler that takes over needs nothing
 from the one before.
+
+A decision looks at the head, and at the tail for what belongs there: its cost does not grow with
+the queue. The whole of a long queue is brought into order by sweeps, a piece at a time.
 """
 
 from __future__ import annotations
@@ -19,20 +22,16 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.control import Control
 from aios_broker.queues.order import Order
 from aios_broker.scheduler.policy import Policy, policy_named
+from aios_broker.scheduler.sweep import FACTS, LeadershipLost, Sweep
 
 logger = logging.getLogger(__name__)
 
-WHOLE_QUEUE = 2000  # up to this many waiting jobs the whole queue is ranked at each tick
-END = 512  # jobs at either end of a longer queue that are ranked at each tick
+WHOLE_QUEUE = 500  # up to this many waiting jobs the whole queue is ranked at each tick
+END = 128  # jobs at either end of a longer queue that are ranked at each tick
 SLACK = 64  # by how many jobs the ends may move between a tick's look and its change
-WHOLE_EVERY_S = 2.0  # how often the whole of a longer queue is ranked ...
-WHOLE_SHARE = 0.05  # ... and at most this share of the time goes into that
+WHOLE_EVERY_S = 2.0  # how often a sweep of a longer queue begins ...
+WHOLE_SHARE = 0.05  # ... and at most this share of the time goes into sweeps
 POLICY_EVERY_S = 0.1  # how often it is looked which policy is in force
-BATCH = 1000  # jobs that are read in one step: a few ms of Redis' time
-
-
-class LeadershipLost(Exception):
-    """Another scheduler leads: the epoch of a change was over, and nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -73,35 +72,70 @@ class ModuleOrder:
         self._policy = default
         self._policy_due_s = 0.0  # monotonic, as all of these
         self._refused = ""  # why a published policy was not followed, said once
-        self._settled = ""  # the policy whose order the whole queue was brought into
+        self._settled = ""  # the policy whose order the queue was brought into, or is being
+        self._sweep: Sweep | None = None
+        self._swept_s = 0.0  # what the sweep under way took so far
         self._whole_due_s = 0.0
 
     def forget(self) -> None:
         """Take nothing for granted: leadership begins."""
         self._policy_due_s = self._whole_due_s = 0.0
         self._settled = ""
+        self._sweep = None
 
     async def tick(self, epoch: int, now_ms: int) -> bool:
-        """Bring the queue into order; return whether anything had to be changed.
+        """Sweep a piece, then decide; return whether anything changed or is still to be done."""
+        swept = await self.sweep(epoch, now_ms)
+        return await self.decide(epoch, now_ms) or swept
+
+    async def decide(self, epoch: int, now_ms: int) -> bool:
+        """Say who is next: order the head of the queue; return whether it had to be changed.
 
         Raises:
             LeadershipLost: another scheduler leads.
         """
         await self._follow_policy()
-        policy = self._policy
-        if self._settled != policy.name:
-            changed = await self._whole(epoch, now_ms, rescore=True)
-            self._settled = policy.name
-            return changed
-        if not policy.reorders:
+        if self._settled != self._policy.name or not self._policy.reorders:
             return False
-        length, standing = await self._order.head(WHOLE_QUEUE)
-        if length <= WHOLE_QUEUE:
-            ranking = await self._look(standing, now_ms)
-            return await self._change(epoch, ranking, ranking.misplaced())
-        if time.monotonic() >= self._whole_due_s:
-            return await self._whole(epoch, now_ms)
-        return await self._ends(epoch, now_ms)
+        if self._sweep is not None and not self._sweep.forgotten:
+            return True  # the scores are still another policy's
+        return await self._rank_ends(epoch, now_ms)
+
+    async def sweep(self, epoch: int, now_ms: int) -> bool:
+        """Bring a piece of the whole queue into order, when that is due.
+
+        It is when the policy has changed, and now and then while a long queue is reordered.
+        Returns whether there is more to be done or anything was changed.
+
+        Raises:
+            LeadershipLost: another scheduler leads.
+        """
+        await self._follow_policy()
+        sweep = self._sweep_due()
+        if sweep is None:
+            return False
+        started_s = time.monotonic()
+        goes_on = await sweep.step(epoch, now_ms)
+        self._swept_s += time.monotonic() - started_s
+        if goes_on or self._sweep is not sweep:
+            return True
+        self._sweep = None
+        pause_s = max(WHOLE_EVERY_S, self._swept_s / WHOLE_SHARE)
+        self._whole_due_s = time.monotonic() + pause_s
+        return sweep.changed
+
+    def _sweep_due(self) -> Sweep | None:
+        """Return the sweep under way, or a new one where one is due."""
+        if self._settled != self._policy.name:
+            self._settled, self._swept_s = self._policy.name, 0.0
+            self._sweep = Sweep(self._order, self._policy, rescore=True)
+        elif self._sweep is None and self._policy.reorders and self._is_due():
+            self._swept_s = 0.0
+            self._sweep = Sweep(self._order, self._policy)
+        return self._sweep
+
+    def _is_due(self) -> bool:
+        return time.monotonic() >= self._whole_due_s
 
     async def _follow_policy(self) -> None:
         if time.monotonic() < self._policy_due_s:
@@ -122,52 +156,27 @@ class ModuleOrder:
                         self._policy.name)  # fmt: skip
         self._policy = policy
 
-    async def _whole(self, epoch: int, now_ms: int, *, rescore: bool = False) -> bool:
-        """Rank the whole queue. `rescore`: the scores in Redis are another policy's."""
-        started_s = time.monotonic()
-        _, standing = await self._order.head(0)
-        ranking = await self._look(standing, now_ms, rescore=rescore)
-        changed = await self._change(epoch, ranking, ranking.misplaced())
-        took_s = time.monotonic() - started_s
-        self._whole_due_s = time.monotonic() + max(WHOLE_EVERY_S, took_s / WHOLE_SHARE)
-        return changed
+    async def _rank_ends(self, epoch: int, now_ms: int) -> bool:
+        """Rank the head and the tail: who goes next, against what came in."""
+        running = self._policy.preempt == "score"
+        ends = await self._order.ends(WHOLE_QUEUE, END, running=running)
+        if ends.settled:
+            return False
+        window = (END + SLACK, END + SLACK) if ends.length > WHOLE_QUEUE else (0, 0)
+        ranking = Ranking([*ends.head, *ends.low], list(ends.running), dict(ends.scores))
+        await self._complete(ranking, now_ms)
+        misplaced = ranking.misplaced(head=len(ends.head))
+        return await self._change(epoch, ranking, misplaced, ends=window)
 
-    async def _ends(self, epoch: int, now_ms: int) -> bool:
-        """Rank the head and the tail of a long queue: who goes next, against what came in."""
-        _, standing = await self._order.head(END, tail=END)
-        ranking = await self._look(standing, now_ms)
-        ends = (END + SLACK, END + SLACK)
-        return await self._change(epoch, ranking, ranking.misplaced(head=END), ends=ends)
-
-    async def _look(self, standing: list[str], now_ms: int, *, rescore: bool = False) -> Ranking:
-        running = await self._order.running() if self._policy.preempt == "score" else []
-        ranking = Ranking(standing, running)
-        jobs = [*standing, *running]
-        for first in range(0, len(jobs), BATCH):
-            await self._look_at(ranking, jobs[first : first + BATCH], now_ms, rescore)
-        return ranking
-
-    async def _look_at(
-        self,
-        ranking: Ranking,
-        jobs: Sequence[str],
-        now_ms: int,
-        rescore: bool,  # noqa: FBT001
-    ) -> None:
-        """Complete the ranking by the scores of some jobs: Redis' own, or by their facts."""
-        unknown = list(jobs)
-        if not rescore:
-            scores = dict(zip(jobs, await self._order.scores(jobs), strict=True))
-            ranking.scores.update(
-                (job_id, score) for job_id, score in scores.items() if score is not None
-            )
-            unknown = [job_id for job_id, score in scores.items() if score is None]
-        if not unknown:
-            return
-        for waiting in await self._order.facts(unknown):
-            if waiting is not None:
-                ranking.scores[waiting.job_id] = self._policy.score(waiting, now_ms)
-                ranking.fresh.add(waiting.job_id)
+    async def _complete(self, ranking: Ranking, now_ms: int) -> None:
+        """Give a score to all jobs of a ranking that have none, by their facts."""
+        jobs = (*ranking.standing, *ranking.running)
+        unknown = [job_id for job_id in jobs if job_id not in ranking.scores]
+        for first in range(0, len(unknown), FACTS):
+            for waiting in await self._order.facts(unknown[first : first + FACTS]):
+                if waiting is not None:
+                    ranking.scores[waiting.job_id] = self._policy.score(waiting, now_ms)
+                    ranking.fresh.add(waiting.job_id)
 
     async def _change(
         self,
@@ -182,7 +191,7 @@ class ModuleOrder:
         rest = [
             job_id
             for job_id in (*ranking.standing, *ranking.running)
-            if job_id in ranking.fresh and job_id not in moved and self._policy.reorders
+            if job_id in ranking.fresh and job_id not in moved
         ]
         if not misplaced and not rest:
             return False

@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -33,9 +33,10 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import Order
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.duty import Duty, Troubles, repeat
-from aios_broker.scheduler.ordering import LeadershipLost, ModuleOrder
+from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
 from aios_broker.scheduler.stats import SchedulerStats
+from aios_broker.scheduler.sweep import LeadershipLost
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Scheduler:
         duties = [
             Duty("lead", self._lead),
             Duty("order", self._led(self._tick)),
+            Duty("sweep", self._led(self._sweep_queues)),
             Duty("reclaim", self._led(self._reclaim)),
             Duty("expire", self._led(self._expire)),
             Duty("reconcile", self._led(self._reconcile)),
@@ -222,17 +224,20 @@ class Scheduler:
     # What a leader does.
 
     async def _tick(self, reign: _Reign) -> float:
-        """Bring all queues into order."""
+        """Decide, in all queues, who is next."""
         began_s = time.monotonic()
-        ticks = [queue.tick(reign.epoch, reign.now_ms()) for queue in self._queues]
-        outcomes = await asyncio.gather(*ticks, return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        changed = await _all([
+            queue.decide(reign.epoch, reign.now_ms()) for queue in self._queues
+        ])  # fmt: skip
         self.stats.decisions += 1
         self.stats.decided_s += time.monotonic() - began_s
-        self._tick_s = TICK_S if any(outcomes) else min(2 * self._tick_s, IDLE_S)
+        self._tick_s = TICK_S if changed else min(2 * self._tick_s, IDLE_S)
         return self._tick_s
+
+    async def _sweep_queues(self, reign: _Reign) -> float:
+        """Bring a piece of each long queue into order, where that is due."""
+        busy = await _all([queue.sweep(reign.epoch, reign.now_ms()) for queue in self._queues])
+        return TICK_S if busy else IDLE_S
 
     async def _reclaim(self, reign: _Reign) -> float:
         if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
@@ -295,3 +300,12 @@ class Scheduler:
             logger.info("%d snapshots (%d bytes) were moved to Postgres", spilled.snapshots,
                         spilled.moved_bytes)  # fmt: skip
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
+
+
+async def _all(steps: Sequence[Awaitable[bool]]) -> bool:
+    """Take steps at once, each to its end; return whether any of them did something."""
+    outcomes = await asyncio.gather(*steps, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return any(outcomes)

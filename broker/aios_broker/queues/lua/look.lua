@@ -4,6 +4,11 @@
 --       'jobs', limit      rows of running, waiting and held jobs
 --       'job', id          its row, or nothing when it has ended
 --       'facts', id...     per job what a policy needs, or 0 when it is gone
+--       'ends', whole, head, running   how many wait and, unless all is in order: the first
+--                          `head` ids (all of up to `whole`), their scores, those of the last
+--                          `head` ids that have no score or one that belongs among the head's,
+--                          their scores; and, where `running` is 1, the running ids that have
+--                          none ('': no score)
 --       'queue'            one row of numbers
 -- Row of a job: id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
@@ -57,9 +62,57 @@ local function queue(c)
         redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest}
 end
 
+local function scores_of(c, ids)
+    local scores = read_many('ZMSCORE', c.scores, ids)
+    for i = 1, #ids do scores[i] = scores[i] or '' end
+    return scores
+end
+
+local function in_order(scores)
+    local before = -math.huge
+    for _, score in ipairs(scores) do
+        score = tonumber(score)
+        if not score or score < before then return false end
+        before = score
+    end
+    return true
+end
+
+local function running_unscored(c)
+    local ids, rest = {}, {}
+    for i, member in ipairs(redis.call('ZRANGE', c.leases, 0, CHUNK - 1)) do
+        ids[i] = string.match(member, '^(.*):%d+$')
+    end
+    for i, score in ipairs(scores_of(c, ids)) do
+        if score == '' then rest[#rest + 1] = ids[i] end
+    end
+    return rest
+end
+
+local function ends(c, whole, head, running)
+    local length = redis.call('LLEN', c.queue)
+    if length <= whole then head = whole end
+    local first = redis.call('LRANGE', c.queue, 0, head - 1)
+    local scores, low, low_scores = scores_of(c, first), {}, {}
+    local highest = -math.huge
+    for _, score in ipairs(scores) do highest = math.max(highest, tonumber(score) or highest) end
+    if length > head then
+        local last = redis.call('LRANGE', c.queue, math.max(head, length - head), -1)
+        for i, score in ipairs(scores_of(c, last)) do
+            if score == '' or tonumber(score) < highest then
+                low[#low + 1], low_scores[#low_scores + 1] = last[i], score
+            end
+        end
+    end
+    local rest = running and running_unscored(c) or {}
+    if #low == 0 and #rest == 0 and in_order(scores) then return {length} end
+    return {length, first, scores, low, low_scores, rest}
+end
+
 register('look', function(c)
     local what, answer = take(c), {}
     if what == 'queue' then return queue(c) end
+    if what == 'ends' then return ends(c, tonumber(take(c)), tonumber(take(c)), take(c) == '1') end
     if what == 'jobs' then return jobs(c, tonumber(take(c))) end
     if what == 'job' then
         local id = take(c)
