@@ -90,18 +90,23 @@ class Report:
         assert not self.mismatches, f"{len(self.mismatches)} of {self.answers} differ:\n{shown}"
 
 
-async def check_cuts(core_a: Core, core_b: Core, *, cuts: int, seed: int) -> Report:
+async def check_cuts(
+    core_a: Core, core_b: Core, *, cuts: int, seed: int, greedy: bool = False
+) -> Report:
     """Make at least `cuts` cuts on two started cores of the same model and compare.
+
+    With `greedy` nothing is sampled: for cores that promise the same answer only then.
 
     Ends early, with fewer cuts in the report, when the core finishes answers before they can
     be cut. The prompts, the sampling values and the cut points follow from `seed`.
     """
     report = Report()
     began = time.monotonic()
-    alone = _Lane((core_a, core_b), report, random.Random(f"{seed}/alone"), beside=False)
+    cores = (core_a, core_b)
+    alone = _Lane(cores, report, random.Random(f"{seed}/alone"), beside=False, greedy=greedy)
     await alone.run(until=cuts // 2)
     beside = [
-        _Lane((core_a, core_b), report, random.Random(f"{seed}/{lane}"), beside=True)
+        _Lane(cores, report, random.Random(f"{seed}/{lane}"), beside=True, greedy=greedy)
         for lane in range(LANES)
     ]
     await asyncio.gather(*(lane.run(until=cuts) for lane in beside))
@@ -157,6 +162,7 @@ class _Lane:
     report: Report
     rng: random.Random
     beside: bool  # other lanes run at the same time
+    greedy: bool
 
     async def run(self, *, until: int) -> None:
         """Compare answers until the report has `until` cuts."""
@@ -164,6 +170,8 @@ class _Lane:
         while self.report.cuts < until and answers_left > 0:
             answers_left -= 1
             request = random_request(self.cores[0], self.rng)
+            if self.greedy:
+                request = replace(request, sampling=Sampling())
             expected = await generate(self.cores[0], replace(request, request_id=uuid.uuid4().hex))
             await self._compare(request, expected)
 

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import click
 import pytest
 
 from aios_broker.cli.test_command import (
     Step,
+    check_sglang,
+    chosen_lane,
     environment_of_tests,
     find_checkout,
     planned_steps,
@@ -17,19 +20,35 @@ def test_pytest_is_the_last_step_and_mutants_come_before_it(tmp_path: Path) -> N
     (tmp_path / "tests" / "mutants").mkdir(parents=True)
     (tmp_path / "tests" / "mutants" / "run.py").touch()
 
-    names = [step.name for step in planned_steps(tmp_path, slow=False, pytest_args=())]
+    names = [step.name for step in planned_steps(tmp_path, lane="x", pytest_args=())]
 
     assert names == ["lint", "format", "types", "imports", "mutants", "pytest"]
 
 
-@pytest.mark.parametrize(("slow", "skips_slow"), [(False, True), (True, False)])
-def test_the_slow_lane_runs_only_when_asked_for(
-    tmp_path: Path, *, slow: bool, skips_slow: bool
+@pytest.mark.parametrize(
+    ("slow", "sglang", "lane"),
+    [
+        (False, False, "not slow and not sglang"),
+        (True, False, "not sglang"),
+        (False, True, "sglang and not slow"),
+        (True, True, "sglang"),
+    ],
+)
+def test_the_dear_lanes_run_only_when_asked_for(
+    tmp_path: Path, *, slow: bool, sglang: bool, lane: str
 ) -> None:
-    last = planned_steps(tmp_path, slow=slow, pytest_args=("-k", "lease"))[-1]
+    chosen = chosen_lane(slow=slow, sglang=sglang)
+    last = planned_steps(tmp_path, lane=chosen, pytest_args=("-k", "lease"))[-1]
 
-    assert ("not slow" in last.arguments) == skips_slow
-    assert last.arguments[-2:] == ("-k", "lease")
+    assert last.arguments[-4:] == ("-m", lane, "-k", "lease")
+
+
+def test_sglang_that_is_not_installed_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:
+    with pytest.raises(click.ClickException, match=r"aios setup --sglang-cpu"):
+        check_sglang(tmp_path)
+    (tmp_path / ".aios" / "sglang").mkdir(parents=True)
+    (tmp_path / ".aios" / "sglang" / "aios-sglang-cpu").touch()
+    check_sglang(tmp_path)
 
 
 def test_a_step_reports_its_exit_code_and_runs_in_the_checkout(tmp_path: Path) -> None:

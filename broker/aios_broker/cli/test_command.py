@@ -18,6 +18,7 @@ from aios_broker.config import environment
 
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 MUTANTS = Path("tests/mutants/run.py")
+SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "mutants", "pytest")
 
 
@@ -40,6 +41,7 @@ class Outcome:
 
 @click.command(name="test", context_settings={"ignore_unknown_options": True})
 @click.option("--slow", is_flag=True, help="Add the slow lane: minutes of cut points and load.")
+@click.option("--sglang", is_flag=True, help="Run the tests on real SGLang servers, alone.")
 @click.option(
     "--only",
     multiple=True,
@@ -52,7 +54,12 @@ class Outcome:
 )  # fmt: skip
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def test_command(
-    *, slow: bool, only: tuple[str, ...], json_path: Path | None, pytest_args: tuple[str, ...]
+    *,
+    slow: bool,
+    sglang: bool,
+    only: tuple[str, ...],
+    json_path: Path | None,
+    pytest_args: tuple[str, ...],
 ) -> None:
     """Check this checkout: lint, format, types, imports, mutants, tests.
 
@@ -64,7 +71,11 @@ def test_command(
             "the tests are not part of the installed package; "
             "run `./aios test` in a checkout of the repository"
         )
-    steps = planned_steps(checkout, slow=slow, pytest_args=pytest_args)
+    if sglang:
+        check_sglang(checkout)
+        only = only or ("pytest",)
+    lane = chosen_lane(slow=slow, sglang=sglang)
+    steps = planned_steps(checkout, lane=lane, pytest_args=pytest_args)
     outcomes = [run_step(step, checkout) for step in steps if not only or step.name in only]
     report(outcomes)
     if json_path is not None:
@@ -80,9 +91,24 @@ def find_checkout(package_file: Path) -> Path | None:
     return None
 
 
-def planned_steps(checkout: Path, *, slow: bool, pytest_args: tuple[str, ...]) -> list[Step]:
+def check_sglang(checkout: Path) -> None:
+    """Fail with a word on how to mend it where no SGLang is installed."""
+    if not (checkout / SGLANG_STAMP).is_file():
+        raise click.ClickException(
+            f"SGLang for the CPU is not installed in {(checkout / SGLANG_STAMP).parent}; "
+            "make it with `./aios setup --sglang-cpu` (two minutes, 2.3 GB)"
+        )
+
+
+def chosen_lane(*, slow: bool, sglang: bool) -> str:
+    """Return pytest's marker expression."""
+    if sglang:
+        return "sglang" if slow else "sglang and not slow"
+    return "not sglang" if slow else "not slow and not sglang"
+
+
+def planned_steps(checkout: Path, *, lane: str, pytest_args: tuple[str, ...]) -> list[Step]:
     """List the checks in order, the cheap ones first and pytest last."""
-    lane = () if slow else ("-m", "not slow")
     steps = [
         Step("lint", ("-m", "ruff", "check", ".")),
         Step("format", ("-m", "ruff", "format", "--check", ".")),
@@ -91,7 +117,7 @@ def planned_steps(checkout: Path, *, slow: bool, pytest_args: tuple[str, ...]) -
     ]
     if (checkout / MUTANTS).is_file():
         steps.append(Step("mutants", (str(MUTANTS),)))
-    steps.append(Step("pytest", ("-m", "pytest", *lane, *pytest_args)))
+    steps.append(Step("pytest", ("-m", "pytest", "-m", lane, *pytest_args)))
     return steps
 
 
