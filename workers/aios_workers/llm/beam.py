@@ -84,6 +84,11 @@ class Rules:
     is_stopped: Callable[[Sequence[int]], bool]  # whether ids have come to a stop string
 
 
+def alternatives_of(width: int) -> int:
+    """Return how many tokens each beam is extended by: enough if half of them end it."""
+    return 2 * width
+
+
 class _Candidate(NamedTuple):
     total: int
     parent: int  # place among the live beams
@@ -112,11 +117,22 @@ class BeamSearch:
     def advance(self, expansions: Sequence[Expansion]) -> None:
         """Take one step: an expansion for each live beam, in their order."""
         parents, self.live = self.live, []
-        for place, candidate in enumerate(_ranked(parents, expansions)):
+        for place, candidate in enumerate(self._ranked(parents, expansions)):
             if len(self.live) == self._rules.width:
                 break
             expansion = expansions[candidate.parent]
             self._place(place, parents[candidate.parent], expansion, candidate.rank)
+
+    def _ranked(self, parents: Sequence[Beam], expansions: Sequence[Expansion]) -> list[_Candidate]:
+        each_of = alternatives_of(self._rules.width)
+        return sorted(
+            (
+                _Candidate(beam.total + logprob, parent, rank)
+                for parent, (beam, best) in enumerate(zip(parents, expansions, strict=True))
+                for rank, logprob in enumerate(best.logprobs[:each_of])
+            ),
+            key=lambda each: (-each.total, each.parent, each.rank),
+        )
 
     def _place(self, place: int, parent: Beam, expansion: Expansion, rank: int) -> None:
         among_best = place < self._rules.width
@@ -143,17 +159,6 @@ class BeamSearch:
         if each.end_logprob is not None:
             total, length = total + each.end_logprob, length + 1
         return float(total / MILLION / length**self._rules.length_penalty)
-
-
-def _ranked(parents: Sequence[Beam], expansions: Sequence[Expansion]) -> list[_Candidate]:
-    return sorted(
-        (
-            _Candidate(beam.total + logprob, parent, rank)
-            for parent, (beam, expansion) in enumerate(zip(parents, expansions, strict=True))
-            for rank, logprob in enumerate(expansion.logprobs)
-        ),
-        key=lambda each: (-each.total, each.parent, each.rank),
-    )
 
 
 # To and from the snapshot: the tree as a table, parents first.

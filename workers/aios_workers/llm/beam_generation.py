@@ -19,11 +19,11 @@ from aios_workers.llm.beam import (
     Finished,
     Rules,
     Tree,
+    alternatives_of,
     search_of,
     tree_of,
 )
 from aios_workers.llm.core import Core, GenerationRequest
-from aios_workers.llm.options import alternatives_of
 from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, answer_id
 from aios_workers.llm.results import Answer, chat_result, choice_of
 from aios_workers.llm.scores import millionths
@@ -139,7 +139,7 @@ class BeamGeneration:
             request_id=answer_id(self._plan.syscall_id, number),
             resume_ids=beam.ids,
             max_tokens=beam.length + 1,
-            logprobs=alternatives_of(self._width),
+            logprobs=max(alternatives_of(self._width), self._plan.request.logprobs or 0),
         )
 
     def _is_stopped(self, ids: Sequence[int]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
 from aios_broker.contract.llm import LlmBody, LlmChat, LlmEmbed, Message
+from aios_workers.llm.beam import alternatives_of
 from aios_workers.llm.core import Capabilities, CoreInfo
 
 _SAMPLING: dict[str, object] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": None}
@@ -168,11 +169,6 @@ def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]
             f"gives {most} alternatives per token, beam search needs two per beam",
             f"ask for at most {most // 2}" if most > 1 else "leave it out",
         )  # fmt: skip
-
-
-def alternatives_of(beam_width: int) -> int:
-    """Return how many tokens each beam is extended by: enough if half of them end it."""
-    return 2 * beam_width
 
 
 def _missing_constraints(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
