@@ -21,6 +21,7 @@ from aios_broker.contract.reply import (
 from aios_broker.contract.syscall import KINDS, Body, Syscall, ToolEcho
 from aios_sdk.call import Call, Stream
 from aios_sdk.config import find_kernel
+from aios_sdk.fan import Fan
 from aios_sdk.requests import (
     Item,
     Options,
@@ -238,24 +239,8 @@ class AsyncVerbs(Generic[Arguments, Answer]):
         if concurrency is not None and concurrency < 1:
             raise InvalidSyscall(f"{concurrency} is too few", field="concurrency",
                                  remedy="give 1 or more, or None")  # fmt: skip
-        gate = asyncio.Semaphore(concurrency or len(syscalls) or 1)
-        return asyncio.ensure_future(self._gather(syscalls, gate, return_errors=return_errors))
-
-    async def _gather(
-        self, syscalls: list[Syscall], gate: asyncio.Semaphore, *, return_errors: bool
-    ) -> list[Answer]:
-        async def one(syscall: Syscall) -> Answer:
-            async with gate:
-                return await self._start(syscall)
-
-        tasks = [asyncio.ensure_future(one(syscall)) for syscall in syscalls]
-        try:
-            results = await asyncio.gather(*tasks, return_exceptions=return_errors)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
-        return results  # type: ignore[return-value]  # with return_errors, errors among them
+        fan = Fan(self._start, syscalls, at_once=concurrency, return_errors=return_errors)
+        return asyncio.ensure_future(fan.results())
 
     def _start(self, syscall: Syscall) -> Call[Answer]:
         return self._agent._start(syscall, self._answer)

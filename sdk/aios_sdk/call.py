@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
 from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
@@ -28,7 +28,7 @@ class Call(Generic[Answer]):
         self._session = session
         self._pending = pending
         self._answer = answer
-        self._wait_until_s = asyncio.get_running_loop().time() + wait_s
+        self.wait_until_s = asyncio.get_running_loop().time() + wait_s  # of whom waits for it
 
     @property
     def id(self) -> str:
@@ -55,7 +55,8 @@ class Call(Generic[Answer]):
             WaitTimeout: not within `timeout_s`, or else within the call's own time. The syscall
                 goes on, and may be waited for again.
         """
-        await self._wait(self._pending.ended, self._until_s(timeout_s))
+        if self._pending.reply is None:
+            await self._wait_for_end(self._until_s(timeout_s))
         return self._unwrap(self._reply())
 
     async def accepted(self, timeout_s: float | None = None) -> None:
@@ -87,7 +88,7 @@ class Call(Generic[Answer]):
             if self._pending.reply is not None:
                 yield self._pending.reply
                 return
-            await self._wait(news, self._wait_until_s)
+            await self._wait(news, self.wait_until_s)
 
     def unwrap(self) -> Answer:
         """Return the result of a call that is done, or raise its error."""
@@ -95,27 +96,69 @@ class Call(Generic[Answer]):
 
     def _until_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
-            return self._wait_until_s
+            return self.wait_until_s
         return asyncio.get_running_loop().time() + timeout_s
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reply is here, and is an error."""
+        return self._pending.reply is not None and self._pending.reply.error is not None
+
+    def join(self, listener: Callable[[], None]) -> None:
+        """Count as one who waits for it; `listener` is called as soon as it has ended."""
+        self._pending.waiters += 1
+        self._pending.when_ended(listener)
+
+    def leave(self, *, abandon: bool = False) -> None:
+        """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
+        if abandon and self._pending.waiters == 1:
+            self._session.abandon(self._pending)
+        self._pending.waiters -= 1
+
+    def out_of_time(self) -> WaitTimeout:
+        """Return the error for who has waited long enough."""
+        return WaitTimeout(
+            "no answer in the time given; the syscall itself goes on",
+            remedy="wait again, or attach to it by its id", syscall_id=self.id,
+        )  # fmt: skip
+
+    async def _wait_for_end(self, until_s: float) -> None:
+        """Wait for the reply without a task or a shield: it is what every call does."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        timer = loop.call_at(until_s, wake)
+        self.join(wake)
+        cancelled = True
+        try:
+            await waiter
+            cancelled = False
+        finally:
+            timer.cancel()
+            self._pending.unhook(wake)
+            self.leave(abandon=cancelled)
+        if self._pending.reply is None:
+            raise self.out_of_time()
 
     async def _wait(self, future: asyncio.Future[None], until_s: float) -> None:
         if future.done():
             return
         self._pending.waiters += 1
+        cancelled = False
         try:
             async with asyncio.timeout_at(until_s):
                 await asyncio.shield(future)
         except TimeoutError as error:
-            raise WaitTimeout(
-                "no answer in the time given; the syscall itself goes on",
-                remedy="wait again, or attach to it by its id", syscall_id=self.id,
-            ) from error  # fmt: skip
+            raise self.out_of_time() from error
         except asyncio.CancelledError:
-            if self._pending.waiters == 1:
-                self._session.abandon(self._pending)
+            cancelled = True
             raise
         finally:
-            self._pending.waiters -= 1
+            self.leave(abandon=cancelled)
 
     def _reply(self) -> Reply:
         if self._pending.reply is None:

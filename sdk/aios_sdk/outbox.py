@@ -77,10 +77,12 @@ class Outbox:
     async def _send(self, batch: Sequence[Pending]) -> None:
         left = [pending for pending in batch if pending.reply is None]
         if left:
-            await self._transport.submit([_as_of_now(pending) for pending in left])
+            at_s = now_s()
+            await self._transport.submit([_as_of(pending, at_s) for pending in left])
+        at_s = now_s()
         for pending in left:
             pending.submissions += 1
-            pending.accept(now_s())
+            pending.accept(at_s)
 
     def _refuse(self, batch: Sequence[Pending], error: KernelError) -> None:
         for pending in batch:
@@ -123,10 +125,10 @@ def _by_core(batch: Sequence[Pending]) -> list[list[Pending]]:
     return list(by_core.values())
 
 
-def _as_of_now(pending: Pending) -> Syscall:
+def _as_of(pending: Pending, now_s: float) -> Syscall:
     """Return the syscall with what is left of its time: a deadline counts from submission."""
     syscall = _syscall(pending)
-    waited_s = now_s() - pending.submitted_at_s
+    waited_s = now_s - pending.submitted_at_s
     if waited_s < 1.0:
         return syscall
     return msgspec.structs.replace(syscall, deadline_s=max(syscall.deadline_s - waited_s, 0.001))

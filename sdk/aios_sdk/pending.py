@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
+from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply
 from aios_broker.contract.syscall import Syscall
@@ -23,27 +25,61 @@ class Pending:
         self.waiters = 0
         self.chunks: list[Chunk] = []
         self.reply: Reply | None = None
-        loop = asyncio.get_running_loop()
-        self.accepted: asyncio.Future[None] = loop.create_future()  # or it has ended without
-        self.ended: asyncio.Future[None] = loop.create_future()
+        self._is_accepted = False  # or it has ended without; false again while it is withdrawn
+        # Most syscalls have one who waits for their end, and nobody who waits for anything else:
+        # futures are made when somebody asks for them.
+        self._accepted: asyncio.Future[None] | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._listeners: list[Callable[[], None]] = []
         self._news: asyncio.Future[None] | None = None
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
 
     @property
+    def accepted(self) -> asyncio.Future[None]:
+        """Done when the kernel has it, or it has ended without."""
+        if self._accepted is None:
+            self._accepted = _future(done=self._is_accepted)
+        return self._accepted
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done when the reply is here."""
+        if self._ended is None:
+            self._ended = _future(done=self.reply is not None)
+        return self._ended
+
+    @property
+    def is_on_its_way(self) -> bool:
+        """Whether the kernel has not acknowledged it yet, and it has not ended."""
+        return not self._is_accepted
+
+    @property
     def is_known(self) -> bool:
         """Whether the kernel has acknowledged it, and it has not ended for all we know."""
-        return self.accepted.done() and self.reply is None
+        return self._is_accepted and self.reply is None
 
     def accept(self, now_s: float) -> None:
         """The kernel has it."""
         self.heard_at_s = now_s
         self.was_accepted = True
-        if not self.accepted.done():
-            self.accepted.set_result(None)
+        self._be_accepted()
 
     def withdraw(self) -> None:
         """The kernel has forgotten it: it is on its way there once more."""
-        self.accepted = asyncio.get_running_loop().create_future()
+        self._is_accepted = False
+        self._accepted = None
+
+    def when_ended(self, listener: Callable[[], None]) -> None:
+        """Call `listener` as soon as the reply is here, within the step that brings it."""
+        if self.reply is None:
+            self._listeners.append(listener)
+        else:
+            listener()
+
+    def unhook(self, listener: Callable[[], None]) -> None:
+        """Call it no more."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
 
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
@@ -65,9 +101,12 @@ class Pending:
             if have < len(reply.result.text):
                 self._keep(have, reply.result.text[have:])
         self.reply = reply
-        for future in (self.accepted, self.ended):
-            if not future.done():
-                future.set_result(None)
+        self._be_accepted()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener()
         self._announce()
 
     def news(self) -> asyncio.Future[None]:
@@ -78,7 +117,15 @@ class Pending:
 
     @property
     def _streams(self) -> bool:
-        return bool(self.chunks) or bool(getattr(self.syscall and self.syscall.body, "stream", 0))
+        if self.chunks:
+            return True
+        body = None if self.syscall is None else self.syscall.body
+        return isinstance(body, LlmChat) and body.stream
+
+    def _be_accepted(self) -> None:
+        self._is_accepted = True
+        if self._accepted is not None and not self._accepted.done():
+            self._accepted.set_result(None)
 
     def _keep(self, offset: int, text: str) -> None:
         self.chunks.append(Chunk(self.id, offset, text))
@@ -89,3 +136,10 @@ class Pending:
         news, self._news = self._news, None
         if news is not None and not news.done():
             news.set_result(None)
+
+
+def _future(*, done: bool) -> asyncio.Future[None]:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if done:
+        future.set_result(None)
+    return future

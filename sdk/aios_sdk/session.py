@@ -74,7 +74,7 @@ class Session:
         await asyncio.wait([pending.accepted], timeout=self._limits.cancel_s)
         if pending.reply is not None:
             return False
-        if not pending.accepted.done():
+        if pending.is_on_its_way:
             if pending.syscall is not None:
                 self._end(pending, Cancelled("cancelled before the kernel acknowledged it"))
             return pending.syscall is not None
@@ -195,7 +195,7 @@ class Session:
         elif attached.state is not None:
             pending.module = attached.module
             pending.accept(now_s())
-        elif pending.syscall is not None and not pending.accepted.done():
+        elif pending.syscall is not None and pending.is_on_its_way:
             return  # it is on its way already
         elif self._may_submit_again(pending):
             logger.warning("the kernel forgot syscall %s; submitting it again", pending.id)

@@ -8,8 +8,8 @@ answers it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import uuid
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -84,7 +84,7 @@ _decoder = msgspec.json.Decoder(Syscall)
 
 def new_id() -> str:
     """Return a fresh syscall id."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 def id_from_key(tenant: str, agent: str, key: str) -> str:
