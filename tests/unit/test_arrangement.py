@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +13,7 @@ from aios_broker.scheduler.arrangement import Arrangement
 queues = st.lists(st.integers(0, 9), max_size=60)  # scores, many of them alike
 
 
-def arranged(scores: list[int | None], piece: int) -> tuple[list[str], Arrangement, list[str]]:
+def arranged(scores: Sequence[int | None], piece: int) -> tuple[list[str], Arrangement, list[str]]:
     """Return the queue, its arrangement, and how it is to stand in the end."""
     ids = [f"job-{number}" for number in range(len(scores))]
     known = {i: float(s) for i, s in zip(ids, scores, strict=True) if s is not None}

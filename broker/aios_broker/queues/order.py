@@ -50,6 +50,8 @@ class Ends:
     low: tuple[str, ...] = ()  # of the tail: without a score, or with one among the head's
     scores: dict[str, float] = field(default_factory=dict)  # of those that have one
     running: tuple[str, ...] = ()  # without a score
+    # What is known of those without a score: of up to 200 of them; None for one that is gone.
+    facts: dict[str, Waiting | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,13 @@ class Order:
         answer = await self._call("look", ["ends", whole, head, int(running)])
         if len(answer) == 1:
             return Ends(answer[0])
-        length, first, first_scores, low, low_scores, rest = answer
+        length, first, first_scores, low, low_scores, rest, unknown, rows = answer
         pairs = zip((*first, *low), (*first_scores, *low_scores), strict=True)
         scores = {job_id.decode(): float(score) for job_id, score in pairs if score}
-        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest))
+        facts = {
+            job_id: _waiting(job_id, row) for job_id, row in zip(_texts(unknown), rows, strict=True)
+        }
+        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest), facts)
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""

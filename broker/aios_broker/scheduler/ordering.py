@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.control import Control
-from aios_broker.queues.order import Order
+from aios_broker.queues.order import Order, Waiting
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.sweep import FACTS, LeadershipLost, Sweep
 
 logger = logging.getLogger(__name__)
 
 WHOLE_QUEUE = 500  # up to this many waiting jobs the whole queue is ranked at each tick
-END = 128  # jobs at either end of a longer queue that are ranked at each tick
-SLACK = 64  # by how many jobs the ends may move between a tick's look and its change
+END = 64  # jobs at either end of a longer queue that are ranked at each tick
+SLACK = 32  # by how many jobs the ends may move between a tick's look and its change
 WHOLE_EVERY_S = 2.0  # how often a sweep of a longer queue begins ...
 WHOLE_SHARE = 0.05  # ... and at most this share of the time goes into sweeps
 POLICY_EVERY_S = 0.1  # how often it is looked which policy is in force
@@ -164,19 +164,26 @@ class ModuleOrder:
             return False
         window = (END + SLACK, END + SLACK) if ends.length > WHOLE_QUEUE else (0, 0)
         ranking = Ranking([*ends.head, *ends.low], list(ends.running), dict(ends.scores))
-        await self._complete(ranking, now_ms)
+        await self._complete(ranking, ends.facts, now_ms)
         misplaced = ranking.misplaced(head=len(ends.head))
         return await self._change(epoch, ranking, misplaced, ends=window)
 
-    async def _complete(self, ranking: Ranking, now_ms: int) -> None:
+    async def _complete(
+        self, ranking: Ranking, known: Mapping[str, Waiting | None], now_ms: int
+    ) -> None:
         """Give a score to all jobs of a ranking that have none, by their facts."""
         jobs = (*ranking.standing, *ranking.running)
-        unknown = [job_id for job_id in jobs if job_id not in ranking.scores]
+        self._score(ranking, known.values(), now_ms)
+        unknown = [job for job in jobs if job not in ranking.scores and job not in known]
         for first in range(0, len(unknown), FACTS):
-            for waiting in await self._order.facts(unknown[first : first + FACTS]):
-                if waiting is not None:
-                    ranking.scores[waiting.job_id] = self._policy.score(waiting, now_ms)
-                    ranking.fresh.add(waiting.job_id)
+            rows = await self._order.facts(unknown[first : first + FACTS])
+            self._score(ranking, rows, now_ms)
+
+    def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
+        for waiting in rows:
+            if waiting is not None:
+                ranking.scores[waiting.job_id] = self._policy.score(waiting, now_ms)
+                ranking.fresh.add(waiting.job_id)
 
     async def _change(
         self,

@@ -7,8 +7,9 @@
 --       'ends', whole, head, running   how many wait and, unless all is in order: the first
 --                          `head` ids (all of up to `whole`), their scores, those of the last
 --                          `head` ids that have no score or one that belongs among the head's,
---                          their scores; and, where `running` is 1, the running ids that have
---                          none ('': no score)
+--                          their scores; where `running` is 1, the running ids that have none
+--                          ('': no score); and the first UNKNOWN of all that have none, with
+--                          their facts
 --       'queue'            one row of numbers
 -- Row of a job: id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
@@ -62,6 +63,8 @@ local function queue(c)
         redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest}
 end
 
+local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms
+
 local function scores_of(c, ids)
     local scores = read_many('ZMSCORE', c.scores, ids)
     for i = 1, #ids do scores[i] = scores[i] or '' end
@@ -106,7 +109,18 @@ local function ends(c, whole, head, running)
     end
     local rest = running and running_unscored(c) or {}
     if #low == 0 and #rest == 0 and in_order(scores) then return {length} end
-    return {length, first, scores, low, low_scores, rest}
+    local unknown, rows = {}, {}
+    local function learn(ids, known)
+        for i, id in ipairs(ids) do
+            if (not known or known[i] == '') and #unknown < UNKNOWN then
+                unknown[#unknown + 1], rows[#rows + 1] = id, facts(c, id)
+            end
+        end
+    end
+    learn(first, scores)
+    learn(low, low_scores)
+    learn(rest)
+    return {length, first, scores, low, low_scores, rest, unknown, rows}
 end
 
 register('look', function(c)

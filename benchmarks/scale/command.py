@@ -1,0 +1,69 @@
+"""What `aios bench scale` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from aios_broker.cli.tables import Column, show_table
+from aios_broker.demo.machine import machine, versions
+from benchmarks.provenance import commit_of, today
+from benchmarks.scale.report import MEBIBYTE
+from benchmarks.scale.run import Figures, measure
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `--json` writes."""
+
+    date: str
+    commit: str
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    figures: Figures
+
+
+def run(
+    checkout: Path, *, agents: int, waiting: int, ticks: int, json_path: Path | None
+) -> Report:  # fmt: skip
+    """Measure, print, write the file."""
+    figures = measure(agents=agents, waiting=waiting, ticks=ticks, say=_say)
+    report = Report(today(), commit_of(checkout), machine(), versions(), figures)
+    show(figures)
+    if json_path is not None:
+        json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        click.echo(f"figures: {json_path}")
+    return report
+
+
+def show(figures: Figures) -> None:
+    """Print what was found."""
+    names = list(figures.memory_waiting.by_process)
+    columns = [Column("process"), *(Column(title, "right") for title in (
+        "MiB idle", "MiB waiting", "CPU % idle", "CPU % waiting",
+    ))]  # fmt: skip
+    show_table(columns, [
+        [
+            name,
+            f"{figures.memory_idle.by_process[name] / MEBIBYTE:.1f}",
+            f"{figures.memory_waiting.by_process[name] / MEBIBYTE:.1f}",
+            f"{figures.idle_cpu[name]:.1f}",
+            f"{figures.waiting_cpu[name]:.1f}",
+        ]
+        for name in names
+    ])  # fmt: skip
+    click.echo()
+    for policy, decisions in figures.decisions.items():
+        click.echo(decisions.line(policy))
+    click.echo()
+    budget_columns = [Column("what"), Column("at most", "right"), Column("figure", "right"),
+                      Column("")]  # fmt: skip
+    show_table(budget_columns, [
+        [one.what, f"{one.limit:g}", f"{one.figure:,.2f}", "met" if one.met else "MISSED"]
+        for one in figures.budgets
+    ])  # fmt: skip
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -1,0 +1,142 @@
+"""Timing the scheduler's decisions from inside: its own code, tick by tick."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+from aios_broker.contract.job import encode_job
+from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.order import Order
+from aios_broker.queues.records import Ending, Facts, PolicyRow, Submission
+from aios_broker.scheduler.ordering import ModuleOrder
+from aios_broker.scheduler.policy import PolicyName, policy_named
+from benchmarks.scale.report import Decisions, quantiles
+
+ARRIVALS = 10  # syscalls that are submitted, and claimed, between two ticks: 500/s at 20 ms
+LEASE_S = 3600.0
+WORKER = "scale"
+MAX_WAITING = 1_000_000
+SUSPENDED = "rq:suspended"
+REPLY = b'{"kind":"reply"}'
+
+
+class Timings:
+    """Times of one kind of step: wall, this process's CPU, Redis' own thread. In ms."""
+
+    def __init__(self, redis_pid: int) -> None:
+        self.wall: list[float] = []
+        self.python: list[float] = []
+        self.redis: list[float] = []
+        self._stat = Path(f"/proc/{redis_pid}/task/{redis_pid}/schedstat")
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._redis_s = self._redis_cpu_s()
+        self._cpu_s, self._began_s = time.thread_time(), time.perf_counter()
+
+    def end(self) -> None:
+        """It has ended."""
+        self.wall.append((time.perf_counter() - self._began_s) * 1000)
+        self.python.append((time.thread_time() - self._cpu_s) * 1000)
+        self.redis.append((self._redis_cpu_s() - self._redis_s) * 1000)
+
+    def _redis_cpu_s(self) -> float:
+        return int(self._stat.read_text().split()[0]) / 1e9
+
+
+class Driver:
+    """Leads in a scheduler's place, submits and claims."""
+
+    def __init__(self, connection: Connection, redis_pid: int) -> None:
+        functions = Functions(connection)
+        self._connection = connection
+        self._redis_pid = redis_pid
+        self._order = Order(functions, "llm")
+        self._control = Control(functions)
+        self._queue = ModuleQueue(functions, "llm")
+        self._chance = Random(1)
+        self._epoch = 0
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, redis_url: str, redis_pid: int) -> AsyncIterator[Driver]:
+        """Connect and take the lead."""
+        connection = Connection(redis_url, name="aios-bench")
+        driver = cls(connection, redis_pid)
+        try:
+            await connection.execute("DEL", SUSPENDED)
+            while True:  # the lease of the one before runs out
+                lead = await driver._order.lead("bench", LEASE_S)
+                if lead.leading:
+                    driver._epoch = lead.epoch
+                    break
+                await asyncio.sleep(0.1)
+            yield driver
+        finally:
+            await connection.aclose()
+
+    async def measure(self, name: PolicyName, ticks: int) -> Decisions:
+        """Switch to a policy, sweep the queue into its order, then time decisions."""
+        policy = policy_named(name)
+        row = PolicyRow(policy.name, policy.preempt, max_waiting=MAX_WAITING)
+        await self._control.set_policy("llm", row)
+        queue = ModuleOrder(self._order, self._control, policy)
+        pieces, began_s = Timings(self._redis_pid), time.perf_counter()
+        goes_on = True
+        while goes_on:
+            pieces.begin()
+            goes_on = await queue.sweep(self._epoch, self._now_ms())
+            pieces.end()
+            await queue.decide(self._epoch, self._now_ms())
+        sweep_s = time.perf_counter() - began_s
+        kinds = {kind: Timings(self._redis_pid) for kind in ("decision", "submit", "claim")}
+        for _ in range(ticks):
+            await self._tick(queue, kinds)
+        return Decisions(
+            ticks=ticks,
+            wall=quantiles(kinds["decision"].wall),
+            python=quantiles(kinds["decision"].python),
+            redis=quantiles(kinds["decision"].redis),
+            submit=quantiles(kinds["submit"].wall),
+            claim=quantiles(kinds["claim"].wall),
+            piece=quantiles(pieces.wall),
+            piece_redis=quantiles(pieces.redis),
+            sweep_s=round(sweep_s, 2),
+            sweep_pieces=len(pieces.wall),
+        )
+
+    async def _tick(self, queue: ModuleOrder, kinds: dict[str, Timings]) -> None:
+        """Let some come and some go, then decide. What was claimed ends, outside the timing."""
+        jobs = [self._job() for _ in range(ARRIVALS)]
+        kinds["submit"].begin()
+        await self._queue.submit(jobs)
+        kinds["submit"].end()
+        kinds["decision"].begin()
+        await queue.decide(self._epoch, self._now_ms())
+        kinds["decision"].end()
+        kinds["claim"].begin()
+        leases = await self._queue.claim(WORKER, Appetite(ARRIVALS, LEASE_S))
+        kinds["claim"].end()
+        endings = [Ending(lease, "finished", REPLY, 0.001) for lease in leases]
+        await self._queue.finish(WORKER, endings, Appetite(0, LEASE_S))
+
+    def _job(self) -> Submission:
+        nice = self._chance.randint(-20, 19)
+        syscall = Syscall(id=new_id(), agent="bench", nice=nice,
+                          body=LlmChat(messages=(Message("user", "Hello"),)))  # fmt: skip
+        facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, nice)
+        return Submission(syscall.id, encode_job(syscall), facts, "", deadline_s=LEASE_S)
+
+    @staticmethod
+    def _now_ms() -> int:
+        return time.time_ns() // 1_000_000
