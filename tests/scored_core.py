@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.model_core import ModelCore
 from aios_workers.llm.model_vocabulary import END_ID
+from tests.scripted_core import ObedientCore
 
 LETTERS = tuple("abcdefghij .é".encode())
 MAX_LOGPROBS = 16
@@ -43,12 +43,11 @@ class Scores:
         return TokenLogprob(token, dict(self.ranked)[token], "", top)
 
 
-class ScoredCore(ModelCore):
+class ScoredCore(ObedientCore):
     """Greedy; counts what it was asked."""
 
     def __init__(self, *, failures: Sequence[int] = ()) -> None:
         super().__init__()
-        self.requests: list[GenerationRequest] = []
         self._failures = set(failures)  # places in the order of requests
 
     @property
@@ -60,11 +59,12 @@ class ScoredCore(ModelCore):
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate the best token at each place."""
         number = len(self.requests)
-        self.requests.append(request)
-        self._check(request)
+        self.begin(request)
         ids, made = [*request.prompt_ids, *request.resume_ids], len(request.resume_ids)
         while made < request.max_tokens:
             await asyncio.sleep(0)
+            if self.is_aborted(request):
+                return
             if number in self._failures:
                 raise CoreError("it broke")
             scores = Scores.after(ids)
