@@ -24,7 +24,7 @@ _reply_decoder = msgspec.json.Decoder(Reply)
 # What may be the end of a syscall that did nothing wrong: nothing but its result.
 POISON_ENDS = {
     "segfault": "worker-lost", "abort": "worker-lost", "loop": "worker-lost",
-    "memory": "module-error", "huge": "", "crash": "module-error",
+    "memory": "module-error", "huge": "module-error", "crash": "module-error",
 }  # fmt: skip
 
 
@@ -71,6 +71,21 @@ class Story:
     moves: list[Move] = field(default_factory=list)
     abandoned: bool = False  # its client was killed before it heard
 
+    def hear(self, record: Acknowledged | Heard | Ended) -> None:
+        """Take in what its client heard of it."""
+        match record:
+            case Acknowledged(at):
+                self.acknowledged = self.acknowledged or at
+            case Heard():
+                self.heard.append(record)
+            case Ended():
+                self.ended.append(record)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the kernel said that it has it: by an acknowledgement, or by its reply."""
+        return self.acknowledged is not None or bool(self.ended)
+
     @property
     def ends(self) -> list[Move]:
         """Its terminal transitions."""
@@ -101,30 +116,18 @@ class Evidence:
 
 def gather(records: Iterable[Record], moves: Iterable[Move]) -> dict[str, Story]:
     """Return the stories of all syscalls that clients planned."""
-    stories: dict[str, Story] = {}
-    gone: list[Gone] = []
-    for record in records:
-        match record:
-            case Planned():
-                stories.setdefault(record.id, Story(record))
-            case Sent():
-                for syscall_id in record.ids:
-                    stories[syscall_id].sent.append(record.at)
-            case Acknowledged():
-                story = stories[record.id]
-                story.acknowledged = story.acknowledged or record.at
-            case Heard() if record.id in stories:
-                stories[record.id].heard.append(record)
-            case Ended():
-                stories[record.id].ended.append(record)
-            case Gone():
-                gone.append(record)
-            case _:
-                pass
+    known = list(records)
+    stories = {one.id: Story(one) for one in known if isinstance(one, Planned)}
+    for record in known:
+        if isinstance(record, Sent):
+            for syscall_id in record.ids:
+                stories[syscall_id].sent.append(record.at)
+        elif isinstance(record, Acknowledged | Heard | Ended) and record.id in stories:
+            stories[record.id].hear(record)
     for move in moves:
         if move.id in stories:
             stories[move.id].moves.append(move)
-    clients = {one.client for one in gone}
+    clients = {one.client for one in known if isinstance(one, Gone)}
     for story in stories.values():
         story.abandoned = story.planned.client in clients and not story.ended
     return stories
@@ -155,7 +158,7 @@ def forgotten(story: Story, bounds: Bounds) -> bool:
 
 def lost(story: Story, evidence: Evidence) -> Iterator[Broken]:
     """1: what was acknowledged reaches an end, and whoever waits hears it."""
-    if story.acknowledged is None:
+    if not story.is_known:
         return
     if not story.ends and not forgotten(story, evidence.bounds):
         yield Broken("1 lost", story.planned.id, "acknowledged, and has no end in the journal")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -136,10 +137,8 @@ class Client:
             async with asyncio.timeout(self._dice.uniform(0.0, 0.5)):
                 await asyncio.shield(pending.ended)
         except TimeoutError:
-            try:
+            with contextlib.suppress(KernelError):  # an outage: then it ends by itself
                 await self._session.cancel(pending)
-            except KernelError:
-                pass  # an outage: then it is not cancelled, and ends by itself
         await self._heard(pending)
 
     async def _poison(self, program: str, number: int) -> None:

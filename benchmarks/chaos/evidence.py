@@ -88,9 +88,7 @@ async def _generated(core: ModelCore, story: Story) -> tuple[int, ...]:
     return tuple([token async for step in core.generate(request) for token in step.ids])
 
 
-def with_worker_recoveries(
-    strikes: Iterable[Struck], stories: Mapping[str, Story]
-) -> list[Struck]:
+def with_worker_recoveries(strikes: Iterable[Struck], stories: Mapping[str, Story]) -> list[Struck]:
     """Fill in, for each worker that was killed, when the last of its jobs ran again."""
     by_pid: dict[str, list[tuple[Story, int]]] = {}
     for story in stories.values():

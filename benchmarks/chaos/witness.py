@@ -25,9 +25,7 @@ class Mischief:
 class Witness:
     """A transport around another one."""
 
-    def __init__(
-        self, inner: Transport, log: Log, mischief: Mischief, dice: random.Random
-    ) -> None:
+    def __init__(self, inner: Transport, log: Log, mischief: Mischief, dice: random.Random) -> None:
         self._inner = inner
         self._log = log
         self._mischief = mischief

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -36,6 +36,7 @@ from tests.exactness import generate
 from tests.waiting import wait_until_async
 
 CORE = ModelCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.0)
+Launched = subprocess.Popen[bytes]
 LIMITS = Limits(lease_s=0.8, drain_s=3.0)
 CHAT_TOKENS = 40
 SEED = 11
@@ -55,14 +56,16 @@ SETTINGS = {
 
 
 @contextmanager
-def launched(process: str, url: str, *points: Point, **more: str) -> Iterator[subprocess.Popen]:
-    """Run a process of the product with crash points for the length of a block."""
+def launched(
+    process: str, url: str, *points: Point, plan: Plan | None = None, **more: str
+) -> Iterator[Launched]:
+    """Run a process of the product with crash points, or a whole plan, for a block's length."""
     folders = (".", "broker", "workers", "sdk")
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders),
         "AIOS_REDIS_URL": url,
-        VARIABLE: Plan(points=points).encode(),
+        VARIABLE: (plan or Plan(points=points)).encode(),
         **SETTINGS, **more,
     }  # fmt: skip
     command = (sys.executable, "-m", "benchmarks.chaos.launch", process)
@@ -73,7 +76,7 @@ def launched(process: str, url: str, *points: Point, **more: str) -> Iterator[su
             child.kill()
 
 
-async def died(child: subprocess.Popen) -> None:
+async def died(child: Launched) -> None:
     """Wait until the process has struck itself dead: a point that is never reached fails."""
     await wait_until_async(lambda: child.poll() is not None, RECOVERED_S)
     assert child.returncode == -signal.SIGKILL, f"it left by itself: {child.returncode}"

@@ -77,6 +77,8 @@ MUTANTS = (
            "losses >= max_losses", "false"),
     Mutant("a lost answer counts as a lost worker", LUA + "reclaim.lua",
            "(is_alive(c, worker) and 0 or 1)", "1"),
+    Mutant("a suspect is lent with others", LUA + "claim.lua",
+           "return job.losses >= max_losses - 1", "return false"),
     Mutant("losses are not counted", LUA + "reclaim.lua", "count(losses) + (is", "(is"),
     Mutant("cancel leaves the job waiting", LUA + "lib.lua",
            "redis.call('LREM', c.queue, 0, id)\n    end\n    redis.call('ZREM', c.held",

@@ -26,6 +26,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import LoadSpilled, nothing_spilled
 from aios_workers.registry import load_module
 from aios_workers.service import Place, open_worker, worker_name
+from aios_workers.watchdog import watched
 from aios_workers.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ async def serve(module: Module, config: WorkerConfig) -> None:
     if config.database_url is not None:
         spilled = partial(load_spilled, config.database_url)
     loaded = await load_module(module, config)
-    async with open_worker(place, loaded, spilled) as worker:
+    async with open_worker(place, loaded, spilled) as worker, watched(config.worker_lease_s):
         _obey_signals(worker)
         with MetricsServer(config.metrics_port, worker.metrics):
             logger.info("worker %s serves %s", place.name, module)

@@ -25,6 +25,8 @@ from aios_workers.run import Done, Handler, Outcome, Run, Suspended, SuspendReas
 
 logger = logging.getLogger(__name__)
 
+MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
+
 
 class Border:
     """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
@@ -83,6 +85,11 @@ class Border:
                 reply = Reply(syscall_id_of(run.lease.job_id), result=result,
                               timings=run.timings(), worker=self._worker)  # fmt: skip
                 data = encode(reply)
+                if len(data) > MAX_REPLY_BYTES:  # Redis would serve nobody else meanwhile
+                    return self._failed(run, ModuleError(
+                        f"the result has {len(data)} bytes, the limit is {MAX_REPLY_BYTES}",
+                        field="result", remedy="ask for less at a time, or keep it in storage",
+                    ))  # fmt: skip
                 return _ending(run, "finished", data)
             case Suspended(snapshot, reason):
                 return _pause(run, snapshot, reason)

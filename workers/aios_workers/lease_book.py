@@ -25,6 +25,7 @@ class LeaseBook:
         self._card = card
         self._lease_s = lease_s
         self._runs: dict[str, Run] = {}
+        self._alone: set[str] = set()  # jobs that have their last try
 
     def __len__(self) -> int:
         """Return how many jobs are running."""
@@ -37,11 +38,19 @@ class LeaseBook:
     def add(self, run: Run) -> None:
         """Enter a run."""
         self._runs[run.lease.job_id] = run
+        if run.lease.alone:
+            self._alone.add(run.lease.job_id)
 
     def remove(self, run: Run) -> None:
         """Strike out a run that has ended."""
         if self._runs.get(run.lease.job_id) is run:
             del self._runs[run.lease.job_id]
+            self._alone.discard(run.lease.job_id)
+
+    @property
+    def has_lone_run(self) -> bool:
+        """Whether a job has its last try: nothing else is begun meanwhile."""
+        return bool(self._alone)
 
     def find(self, job_id: str) -> Run | None:
         """Return the run of a job, if it runs here."""

@@ -164,7 +164,7 @@ class Worker:
         return leases
 
     def _room(self) -> int:
-        if self.is_stopping:
+        if self.is_stopping or self._book.has_lone_run:
             return 0
         return max(0, self._handler.capacity - len(self._book))
 

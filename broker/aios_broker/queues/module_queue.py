@@ -254,7 +254,7 @@ def _for_rq(end: Ending) -> bytes:
 
 def _lease(row: Answer) -> Lease:
     (job_id, attempt, data, trusted, client, queued_ms, ran_ms, slices, suspensions, losses,
-     deadline_ms, has_snapshot) = row  # fmt: skip
+     deadline_ms, has_snapshot, alone) = row  # fmt: skip
     return Lease(
         job_id=job_id.decode(),
         attempt=attempt,
@@ -268,6 +268,7 @@ def _lease(row: Answer) -> Lease:
         losses=losses,
         deadline_in_s=deadline_ms / 1000,
         has_snapshot=bool(has_snapshot),
+        alone=bool(alone),
     )
 
 

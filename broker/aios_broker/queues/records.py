@@ -54,6 +54,7 @@ class Lease:
     losses: int  # how often a worker died with it
     deadline_in_s: float
     has_snapshot: bool
+    alone: bool = False  # its last try: it may be what killed its workers
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
 -- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores (comma between)
 --
 -- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, ran_ms, slices,
--- suspensions, losses, deadline_ms (from now), has snapshot.
+-- suspensions, losses, deadline_ms (from now), has snapshot, alone (a last try: the worker runs
+-- nothing else beside it).
 
 local JOB_FIELDS = {'data', 'status', 'aios_facts', 'aios_core', 'aios_attempt', 'aios_ready_ms',
     'aios_queued_ms', 'aios_ran_ms', 'aios_slices', 'aios_suspensions', 'aios_losses',
@@ -25,17 +26,28 @@ local function lendable(c, job)
     return job.attempt == 0 or not redis.call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
 end
 
+-- One whose workers died again and again may be what killed them. Its last try is alone, and its
+-- worker takes nothing else meanwhile: among others it would take them along each time, until all
+-- of them are quarantined.
+local function is_suspect(c, job)
+    if not job or job.losses == 0 then return false end
+    local max_losses = tonumber(redis.call('HGET', c.policy, 'max_losses') or '3')
+    return job.losses >= max_losses - 1
+end
+
 -- Go through the first ids of the queue: what to lend, what to take off the list, and how many of
 -- these at the very head.
 local function sift(c, ids, want, cores)
     local chosen, removed, passed = {}, {}, 0
     local seen, prefix = {}, 0
     for i, id in ipairs(ids) do
-        if #chosen == want then break end
+        if #chosen == want or is_suspect(c, chosen[1]) then break end
         local job = not seen[id] and read_job(c, id) or nil
         seen[id] = true
         if not lendable(c, job) then
             removed[#removed + 1] = id
+        elseif #chosen > 0 and is_suspect(c, job) then
+            break
         elseif serves(cores, job.core) and quota.admits(c, job.facts or nil) then
             quota.moved(c, job.facts or nil, 'q', 'r')
             chosen[#chosen + 1] = job
@@ -99,7 +111,7 @@ local function lend(c, worker, iso, want, lease_ms, cores)
         wip[#wip + 1] = member
         rows[i] = {job.id, attempt, job.data, job.facts and 1 or 0, clients[i] ~= '' and 1 or 0,
             queued_ms, job.ran_ms, job.slices, job.suspensions, job.losses,
-            job.deadline_ms - c.now, sizes[i] and 1 or 0}
+            job.deadline_ms - c.now, sizes[i] and 1 or 0, is_suspect(c, job) and 1 or 0}
         note(c, 'claim', job.id, attempt, worker, '')
     end
     variadic('ZADD', c.leases, leases)
@@ -137,5 +149,5 @@ register('adopt', function(c)
     write_journal(c)
     return {{id, attempt, job.data, job.facts and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
         job.ran_ms, job.slices, job.suspensions, job.losses, job.deadline_ms - c.now,
-        redis.call('HEXISTS', c.snapshot_bytes, id)}}
+        redis.call('HEXISTS', c.snapshot_bytes, id), 0}}
 end)
