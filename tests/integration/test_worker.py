@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from aios_broker.contract.errors import Cancelled, UnknownCore
 from aios_broker.contract.reply import EchoResult

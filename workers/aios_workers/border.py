@@ -21,9 +21,19 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_broker.queues.tokens import Tokens
 from aios_workers.patience import patiently
-from aios_workers.run import Done, Handler, Outcome, Run, Suspended, SuspendReason
+from aios_workers.run import (
+    Done,
+    Handler,
+    Outcome,
+    PromptHandler,
+    Run,
+    Suspended,
+    SuspendReason,
+)
 
 logger = logging.getLogger(__name__)
+
+_CRASHED = "a handler failed: syscall %s"
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
 
@@ -36,6 +46,22 @@ class Border:
         self._module = module
         self._tokens = tokens
         self._worker = worker
+        self._prompt = handler if isinstance(handler, PromptHandler) else None
+
+    def answer_at_once(self, run: Run) -> Ending | None:
+        """Answer a job for which nothing has to be waited; None: `answer` does it."""
+        lease = run.lease
+        if self._prompt is None or not lease.trusted or lease.deadline_in_s <= 0:
+            return None
+        try:
+            syscall = self._of_our_module(decode_job(lease.data, lease.job_id))
+            done = self._prompt.answer_at_once(run, syscall)
+            return None if done is None else self._finished(run, done)
+        except KernelError as error:
+            return self._failed(run, error)
+        except Exception as error:  # the border: a module raised, its caller hears it
+            logger.exception(_CRASHED, lease.job_id)
+            return self._crashed(run, error)
 
     async def answer(self, run: Run) -> Ending | Pause:
         """Run a job to its end or its suspension; raises nothing but CancelledError."""
@@ -50,10 +76,8 @@ class Border:
         except Exception as error:  # the border: a module raised, its caller hears it
             if isinstance(error, TimeoutError) and limit.expired():
                 return self._failed(run, _late())
-            logger.exception("a handler failed: syscall %s", lease.job_id)
-            return self._failed(run, ModuleError(
-                f"{type(error).__name__}: {error}", remedy="see the worker's log"
-            ))  # fmt: skip
+            logger.exception(_CRASHED, lease.job_id)
+            return self._crashed(run, error)
 
     def stopped(self, run: Run) -> Ending | Pause | None:
         """Return what becomes of a run whose task was cancelled; None: nothing is written."""
@@ -72,6 +96,9 @@ class Border:
             await patiently(lambda: self._tokens.verify(
                 syscall.token, agent=syscall.agent, tenant=syscall.tenant
             ))  # fmt: skip
+        return self._of_our_module(syscall)
+
+    def _of_our_module(self, syscall: Syscall) -> Syscall:
         if syscall.module != self._module:
             raise UnknownModule(
                 f"{syscall.kind!r} is not of module {self._module!r}, whose queue it was in",
@@ -81,18 +108,21 @@ class Border:
 
     def _settled(self, run: Run, outcome: Outcome) -> Ending | Pause:
         match outcome:
-            case Done(result):
-                reply = Reply(syscall_id_of(run.lease.job_id), result=result,
-                              timings=run.timings(), worker=self._worker)  # fmt: skip
-                data = encode(reply)
-                if len(data) > MAX_REPLY_BYTES:  # Redis would serve nobody else meanwhile
-                    return self._failed(run, ModuleError(
-                        f"the result has {len(data)} bytes, the limit is {MAX_REPLY_BYTES}",
-                        field="result", remedy="ask for less at a time, or keep it in storage",
-                    ))  # fmt: skip
-                return _ending(run, "finished", data)
+            case Done():
+                return self._finished(run, outcome)
             case Suspended(snapshot, reason):
                 return _pause(run, snapshot, reason)
+
+    def _finished(self, run: Run, done: Done) -> Ending:
+        reply = Reply(syscall_id_of(run.lease.job_id), result=done.result,
+                      timings=run.timings(), worker=self._worker)  # fmt: skip
+        return _ending(run, "finished", encode(reply))
+
+    def _crashed(self, run: Run, error: Exception) -> Ending:
+        """A handler raised what is no error of the kernel's."""
+        return self._failed(run, ModuleError(
+            f"{type(error).__name__}: {error}", remedy="see the worker's log"
+        ))  # fmt: skip
 
     def _failed(self, run: Run, error: KernelError) -> Ending:
         syscall_id = syscall_id_of(run.lease.job_id)

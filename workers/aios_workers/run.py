@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from aios_broker.contract.reply import Result, Timings
 from aios_broker.contract.syscall import Syscall
@@ -46,6 +46,9 @@ class Use:
 
 class Run:
     """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
+
+    __slots__ = ("_clock", "_interrupt", "_prompt_tokens", "_started_s", "_tokens", "lease",
+                 "stopping", "suspending", "task")  # fmt: skip
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -125,4 +128,17 @@ class Handler(Protocol):
 
     async def close(self) -> None:
         """Free what it holds. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class PromptHandler(Protocol):
+    """A handler that has some answers ready: they need no task, no timer, no turn of the loop."""
+
+    def answer_at_once(self, run: Run, syscall: Syscall) -> Done | None:
+        """Return the result where nothing has to be waited for; None: `run` answers it.
+
+        Takes some microseconds at the most: the worker's loop stands still meanwhile. Raises as
+        `run` does.
+        """
         ...

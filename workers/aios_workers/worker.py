@@ -154,6 +154,8 @@ class Worker:
             self._begin(lease)
         if len(leases) < room:
             self._hungry.set()
+        elif room:
+            self._work_seen = True  # there may be more where these came from
         self._note_quiet()
 
     async def _ask(self, appetite: Appetite) -> list[Lease]:
@@ -194,6 +196,11 @@ class Worker:
     def _begin(self, lease: Lease) -> None:
         run = Run(lease)
         earlier = self._book.find(lease.job_id)
+        if earlier is None and not lease.alone:
+            ending = self._border.answer_at_once(run)
+            if ending is not None:
+                self._outbox.add(ending)
+                return
         self._book.add(run)
         task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
         run.task = task

@@ -25,8 +25,7 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     nice: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """One job to publish. `data` is RQ's: JSON of [function, null, args, kwargs]."""
 
     job_id: str
@@ -38,8 +37,7 @@ class Submission:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(Struct, frozen=True):
     """A worker's time-limited right to a job. The attempt is the fencing token."""
 
     job_id: str
@@ -57,8 +55,7 @@ class Lease:
     alone: bool = False  # its last try: it may be what killed its workers
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(Struct, frozen=True):
     """How a job ended on a worker. `reply` is the encoded Reply, result and error alike."""
 
     lease: Lease
@@ -70,8 +67,7 @@ class Ending:
     prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(Struct, frozen=True):
     """A suspended job on its way back to the run queue (or, held, out of it)."""
 
     lease: Lease
@@ -82,8 +78,7 @@ class Pause:
     prompt_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class SliceUse:
+class SliceUse(Struct, frozen=True):
     """What a running job used since its claim, at the end of a slice. Sent again, it is no more."""
 
     lease: Lease
