@@ -1,212 +1,37 @@
 """A model of the queues: random steps on a real Redis, checked against lists and sets.
 
 Clients, workers, operators, the scheduler and stock RQ tools take random steps on a real Redis.
-Nobody without a lease changes anything, and nothing leaks.
+Nobody without a lease changes anything, nobody uses more than he may, what is used is charged once,
+and nothing leaks.
 """
 
-import asyncio
-from collections import Counter
-from collections.abc import Awaitable
-from typing import Any, Literal, TypeVar, cast
+from collections.abc import Iterable
 
-import msgspec
-import redis
 import rq
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import precondition, rule
 from rq.serializers import JSONSerializer
 
-from aios_broker.contract import reply, transitions
 from aios_broker.contract.errors import Cancelled
-from aios_broker.contract.syscall import State
-from aios_broker.queues.connection import Connection
-from aios_broker.queues.control import Control
-from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
-from aios_broker.queues.order import Order
-from aios_broker.queues.records import (
-    Ending,
-    Facts,
-    Lease,
-    Pause,
-    PolicyRow,
-    SliceUse,
-    Submission,
-    WorkerCard,
-)
-from tests.queue_model import Known
+from aios_broker.queues.quota import QuotaRow, Subject
+from tests.queue_checks import CLIENTS, MAX_LOSSES
+from tests.queue_model import ANY_AGENT, STRANGER, Known, owners
+from tests.queue_steps import CARD, IDS, NOTHING_MORE, ClientsAndWorkers
 
-T = TypeVar("T")
-IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
-CLIENTS = ("alice", "bob")
-NOTHING_MORE = Appetite(want=0, lease_s=60.0)
-MAX_LOSSES = 2  # so that random steps reach it
-CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
+__all__ = ["NOTHING_MORE", "QueueMachine"]
+
+# Odd limits and even use: no level is ever nought, whatever fills up while the test runs.
+LIMITS = st.builds(
+    QuotaRow, st.sampled_from([Subject.of_agent("ada"), ANY_AGENT, Subject.of_tenant("default")]),
+    max_queued=st.sampled_from([None, 1, 2]), max_running=st.sampled_from([None, 0, 1, 2]),
+    tokens_per_minute=st.sampled_from([None, 5, 9]),
+    slot_seconds_per_minute=st.sampled_from([None, 1.0]),
+)  # fmt: skip
 
 
-class QueueMachine(RuleBasedStateMachine):
-    """Random steps on a real Redis, checked against a model of lists and sets."""
-
-    url: str
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.raw: Any = redis.Redis.from_url(self.url)
-        self.raw.flushall()
-        self.loop = asyncio.new_event_loop()
-        self.connection = Connection(self.url)
-        functions = Functions(self.connection)
-        self.queue = ModuleQueue(functions, "llm")
-        self.order = Order(functions, "llm")
-        self.control = Control(functions)
-        self.known: dict[str, Known] = {}
-        self.line: list[str] = []  # the run queue, head first
-        self.leases: list[Lease] = []  # all that were ever given
-        self.heard: Counter[tuple[str, str]] = Counter()  # (id, client) -> replies expected
-        self.epoch = self.do(self.order.lead("scheduler", 60.0)).epoch
-        self.do(self.control.set_policy("llm", PolicyRow(max_losses=MAX_LOSSES)))
-
-    def do(self, step: Awaitable[T]) -> T:
-        return self.loop.run_until_complete(step)
-
-    def teardown(self) -> None:
-        self.journal_follows_the_transition_table()
-        self.do(self.connection.aclose())
-        self.loop.run_until_complete(asyncio.sleep(0))
-        self.loop.close()
-        self.raw.close()
-
-    # What clients do.
-
-    @initialize()
-    def some_jobs_wait(self) -> None:
-        self.submit(IDS[:3], CLIENTS[0])
-
-    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4), by=st.sampled_from(CLIENTS))
-    def submit(self, ids: list[str], by: str) -> None:
-        jobs = [Submission(i, b'["x",null,[],{}]', Facts("agent", "llm.chat"), by) for i in ids]
-        statuses = self.do(self.queue.submit(jobs))
-        for job_id, status in zip(ids, statuses, strict=True):
-            known = self.known.get(job_id)
-            if known is None:
-                assert status == "queued"
-                self.known[job_id] = Known(clients={by})
-                self.line.append(job_id)
-            elif known.alive:
-                assert status == "known"
-                known.clients.add(by)
-            else:
-                assert status == "ended"
-                self.heard[job_id, by] += 1
-
-    @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
-    def attach(self, job_id: str, by: str) -> None:
-        state, stored = self.do(self.queue.attach(job_id, by))
-        known = self.known.get(job_id)
-        assert (state == "unknown") == (known is None)
-        assert (stored is not None) == (known is not None and not known.alive)
-        if known is not None and known.alive:
-            known.clients.add(by)
-
-    # What workers do.
-
-    @rule(want=st.integers(0, 3))
-    def claim(self, want: int) -> None:
-        self.take(self.do(self.queue.claim("worker", Appetite(want, 60.0))), want)
-
-    def take(self, leases: list[Lease], want: int) -> None:
-        assert [lease.job_id for lease in leases] == self.line[:want]
-        self.line = self.line[want:]
-        for lease in leases:
-            known = self.known[lease.job_id]
-            known.state, known.attempt = "running", known.attempt + 1
-            assert lease.attempt == known.attempt
-            assert lease.trusted
-            assert lease.wants_chunks == bool(known.clients)
-            assert lease.losses == known.losses
-            self.leases.append(lease)
-
-    def holds(self, lease: Lease) -> bool:
-        known = self.known.get(lease.job_id)
-        return known is not None and (known.state, known.attempt) == ("running", lease.attempt)
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), status=st.sampled_from(["finished", "failed"]), want=st.integers(0, 2))
-    def finish(self, data: st.DataObject, status: Literal["finished", "failed"], want: int) -> None:
-        lease = data.draw(st.sampled_from(self.leases))  # those of dead workers included
-        held = self.holds(lease)
-        answer = reply.encode(reply.Reply(id=lease.job_id, result=reply.EchoResult("done")))
-        settled = self.do(
-            self.queue.finish("worker", [Ending(lease, status, answer, 0.1)], Appetite(want, 60.0))
-        )
-        assert settled.accepted == [held]
-        if held:
-            self.end(lease.job_id, status)
-        self.take(settled.leases, want)
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), reason=st.sampled_from(["yield", "drain", "hold"]))
-    def pause(self, data: st.DataObject, reason: Literal["yield", "drain", "hold"]) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        held = self.holds(lease)
-        pause = Pause(lease, b"snapshot", 0.1, tokens=2, reason=reason)
-        settled = self.do(self.queue.pause("worker", [pause], NOTHING_MORE))
-        assert settled.accepted == [held]
-        if not held:
-            return
-        known = self.known[lease.job_id]
-        known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
-        known.told_to_yield = known.told_to_hold = False
-        if known.state == "waiting":
-            self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def slice_end(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        yielding = sum(known.told_to_yield for known in self.known.values())
-        use = SliceUse(lease, 0.1, 3, b"checkpoint")
-        [verdict] = self.do(self.queue.slice_end("worker", [use], NOTHING_MORE))
-        if not self.holds(lease):
-            assert verdict == "lost"
-            return
-        known = self.known[lease.job_id]
-        if known.told_to_hold:
-            assert verdict == "hold"
-        else:
-            assert verdict == ("yield" if yielding < len(self.line) else "go")
-            known.told_to_yield = known.told_to_yield or verdict == "yield"
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def renew(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        [verdict] = self.do(self.queue.renew(CARD, [lease], 60.0))
-        known = self.known.get(lease.job_id)
-        if not self.holds(lease):
-            assert verdict == "lost"
-        else:
-            assert known is not None
-            assert verdict == ("hold" if known.told_to_hold else "go")
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def emit(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(self.leases))
-        self.do(self.queue.emit([(lease, b'{"kind":"chunk","id":"x","offset":0,"text":"y"}')]))
-        for client in CLIENTS:
-            expected = self.holds(lease) and client in self.known[lease.job_id].clients
-            last = self.raw.lindex(Keys().reply(client), -1)
-            assert (last is not None and b'"chunk"' in last) == expected
-            if expected:
-                self.raw.rpop(Keys().reply(client))
+class QueueMachine(ClientsAndWorkers):
+    """What becomes of syscalls, who interferes, and who limits whom."""
 
     # What happens to them.
 
@@ -248,17 +73,6 @@ class QueueMachine(RuleBasedStateMachine):
         self.raw.zadd(Keys().own("deadlines:llm"), {job_id: 1})
         assert self.do(self.order.expire(self.epoch)) == 1
         self.end(job_id, "failed")
-
-    def end(self, job_id: str, state: str) -> None:
-        known = self.known[job_id]
-        for client in known.clients:
-            self.heard[job_id, client] += 1
-        if job_id in self.line:
-            self.line.remove(job_id)
-        self.known[job_id] = Known(state=state, attempt=known.attempt)
-
-    def one_that_is(self, *states: str) -> st.SearchStrategy[str]:
-        return st.sampled_from([i for i, known in self.known.items() if known.state in states])
 
     # What operators and the scheduler do.
 
@@ -309,6 +123,44 @@ class QueueMachine(RuleBasedStateMachine):
             first = [job_id for job_id in named if job_id in self.line]
             self.line = first + [job_id for job_id in self.line if job_id not in first]
 
+    # What the quotas do.
+
+    @rule(row=LIMITS)
+    def set_quota(self, row: QuotaRow) -> None:
+        self.do(self.quotas.set("llm", row))
+        self.accounts.quotas[row.subject] = row
+
+    @precondition(lambda self: self.accounts.quotas)
+    @rule(data=st.data())
+    def unset_quota(self, data: st.DataObject) -> None:
+        self.unset_quotas([data.draw(st.sampled_from(sorted(self.accounts.quotas, key=str)))])
+
+    def unset_quotas(self, subjects: Iterable[Subject]) -> None:
+        for subject in subjects:
+            assert self.do(self.quotas.unset("llm", subject))
+            self.accounts.unset(subject)
+
+    @rule()
+    def a_minute_passes(self) -> None:
+        self.raw.delete(Keys().own("bucket:llm"))
+        self.accounts.levels.clear()
+
+    @precondition(lambda self: self.accounts.quotas)
+    @rule(field=st.sampled_from(["q", "r", "r agent:default ada", "q tenant:default"]))
+    def the_load_is_wrong(self, field: str) -> None:
+        """Processes of an older release do not count it: the sweep counts anew."""
+        self.raw.hset(Keys().own("load:llm"), field, 77)
+        if len(field) > 1:  # the totals are right: it is seen when a minute has passed
+            self.raw.hset(Keys().own("load:llm"), "counted", 1)
+            self.accounts.levels = {
+                key: level for key, level in self.accounts.levels.items() if self.is_limited(key)
+            }
+        self.nothing_to_reconcile()
+
+    def is_limited(self, key: tuple[str, Subject]) -> bool:
+        names = {"tokens": "tokens_per_minute", "ms": "slot_seconds_per_minute"}
+        return self.accounts.limit(key[1], names[key[0]]) is not None
+
     # What stock RQ tools do.
 
     def stock(self, job_id: str) -> rq.job.Job:
@@ -326,8 +178,49 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.do(self.order.reconcile(self.epoch)) == 1
         self.end(job_id, "cancelled")
         if how == "delete":
-            del self.known[job_id]
-            self.leases = [lease for lease in self.leases if lease.job_id != job_id]
+            self.forget(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Know nothing of a syscall whose record was deleted: not even who failed to get it."""
+        for subject in owners(job_id):
+            self.accounts.charged[subject]["failed"] -= 1
+        self.accounts.charge(STRANGER, {"failed": 1})
+        del self.known[job_id]
+        self.leases = [lease for lease in self.leases if lease.job_id != job_id]
+
+    @precondition(lambda self: any(known.alive for known in self.known.values()))
+    @rule(data=st.data(), by=st.sampled_from(CLIENTS))
+    def stock_tool_deletes_what_is_sent_again(self, data: st.DataObject, by: str) -> None:
+        """Before the sweep has seen it: who waited hears so, and the id begins a new life."""
+        job_id = data.draw(self.one_that_is("waiting", "running", "held"))
+        running = self.known[job_id].state == "running"
+        attempt, lent = self.known[job_id].attempt, self.leases
+        self.unset_quotas(list(self.accounts.quotas))  # what fits is another rule's business
+        self.stock(job_id).delete()
+        self.end(job_id, "cancelled")
+        self.forget(job_id)
+        self.submit([job_id], by)
+        if running:  # its late words are another attempt's
+            self.known[job_id].attempt, self.leases = attempt, lent
+
+    @precondition(lambda self: any(known.state == "held" for known in self.known.values()))
+    @rule(data=st.data(), want=st.integers(0, 4))
+    def stock_tool_enqueues_what_is_held(self, data: st.DataObject, want: int) -> None:
+        """It is held no more; a worker may take it before the sweep has seen it."""
+        job_id = data.draw(self.one_that_is("held"))
+        self.stock(job_id).set_status(rq.job.JobStatus.QUEUED)
+        self.raw.rpush(Keys().queue("llm"), job_id)
+        self.known[job_id].state = "waiting"
+        self.line.append(job_id)
+        self.claim(want)
+        assert self.do(self.order.reconcile(self.epoch)) == 1
+
+    @rule()
+    def stock_tool_leaves_a_score_behind(self) -> None:
+        """A job that a stock tool enqueued, was given a score, and was deleted again."""
+        self.raw.zadd(Keys().own("scores:llm"), {"f" * 32: 1.0})
+        self.raw.hset(Keys().own("reconciled"), "llm", 0)  # the next full look is due
+        assert self.do(self.order.reconcile(self.epoch)) == 0
 
     @precondition(lambda self: any(known.state == "failed" for known in self.known.values()))
     @rule(data=st.data())
@@ -335,58 +228,10 @@ class QueueMachine(RuleBasedStateMachine):
         job_id = data.draw(self.one_that_is("failed"))
         self.stock(job_id).requeue()
         assert self.do(self.order.reconcile(self.epoch)) == 1
-        self.known[job_id] = Known(attempt=self.known[job_id].attempt)
+        known = self.known[job_id]
+        self.known[job_id] = Known(attempt=known.attempt, used=known.used)
         self.line.append(job_id)
 
     @rule()
     def nothing_to_reconcile(self) -> None:
         assert self.do(self.order.reconcile(self.epoch)) == 0
-
-    # What must hold after every step.
-
-    @invariant()
-    def redis_agrees_with_the_model(self) -> None:
-        own = Keys().own
-        running = {f"{i}:{k.attempt}" for i, k in self.known.items() if k.state == "running"}
-        alive = {i for i, known in self.known.items() if known.alive}
-        assert [i.decode() for i in self.raw.lrange(Keys().queue("llm"), 0, -1)] == self.line
-        assert self.members(own("leases:llm")) == running
-        assert self.members(Keys().registry("wip", "llm")) == running
-        assert self.members(own("held:llm")) == {
-            i for i, known in self.known.items() if known.state == "held"
-        }
-        assert {i.decode() for i in self.raw.hkeys(own("live:llm"))} == alive
-        assert self.members(own("deadlines:llm")) == alive
-
-    def members(self, key: str) -> set[str]:
-        return {member.decode() for member in self.raw.zrange(key, 0, -1)}
-
-    @invariant()
-    def each_client_heard_each_reply_once(self) -> None:
-        heard: Counter[tuple[str, str]] = Counter()
-        for client in CLIENTS:
-            for message in self.raw.lrange(Keys().reply(client), 0, -1):
-                heard[msgspec.json.decode(message)["id"], client] += 1
-        assert heard == +self.heard
-
-    @invariant()
-    def snapshots_are_accounted_for(self) -> None:
-        own = Keys().own
-        sizes = {i.decode(): int(n) for i, n in self.raw.hgetall(own("snapshot_bytes")).items()}
-        assert {i for i in self.known if self.raw.exists(Keys().snapshot(i))} == set(sizes)
-        assert all(self.known[i].alive for i in sizes)
-        assert int(self.raw.get(own("snapshot_total")) or 0) == sum(sizes.values())
-        assert self.members(own("snapshots")) == set(sizes)
-
-    def journal_follows_the_transition_table(self) -> None:
-        states: dict[str, State | None] = {}
-        for _, entry in self.raw.xrange(Keys().journal):
-            for line in entry[b"t"].decode().split("\n") if b"t" in entry else ():
-                name, job_id, *_ = line.split("\t")
-                event = cast("transitions.Event", name)
-                states[job_id] = transitions.after(states.get(job_id), event)
-        names = {"queued": "waiting", "suspended": "waiting"}
-        for job_id, known in self.known.items():
-            state = states[job_id]
-            assert state is not None
-            assert names.get(state, state) == known.state

@@ -1,6 +1,36 @@
-"""What the model of the queues knows of one syscall."""
+"""What the model of the queues knows: of each syscall, and of what was used and may be used."""
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+from aios_broker.queues.quota import QuotaRow, Subject
+
+COUNTS = ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
+STRANGER = (Subject.of_tenant("default"), Subject.of_agent("?"), Subject.of_program("main", "?"))
+ANY_AGENT, ANY_TENANT = Subject.of_agent("*"), Subject.of_tenant("*")
+
+
+@dataclass
+class Used:
+    """What a syscall has used, by attempt: the most that was told of each."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    ran_ms: dict[int, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+
+    def tell(self, attempt: int, tokens: int, ran_ms: int, prompt_tokens: int) -> Counter[str]:
+        """Take in the totals of an attempt; return what is new."""
+        before = self.total
+        self.tokens[attempt] = max(self.tokens.get(attempt, 0), tokens)
+        self.ran_ms[attempt] = max(self.ran_ms.get(attempt, 0), ran_ms)
+        self.prompt_tokens = max(self.prompt_tokens, prompt_tokens)
+        return self.total - before
+
+    @property
+    def total(self) -> Counter[str]:
+        return Counter(tokens=sum(self.tokens.values()), ran_ms=sum(self.ran_ms.values()),
+                       prompt_tokens=self.prompt_tokens)  # fmt: skip
 
 
 @dataclass
@@ -13,7 +43,67 @@ class Known:
     clients: set[str] = field(default_factory=set)
     told_to_hold: bool = False
     told_to_yield: bool = False
+    used: Used = field(default_factory=Used)
 
     @property
     def alive(self) -> bool:
         return self.state in ("waiting", "running", "held")
+
+
+def owners(job_id: str) -> tuple[Subject, Subject, Subject]:
+    """Return whose a syscall is: two agents share a tenant, each syscall is its own program."""
+    agent = "ada" if int(job_id, 16) % 2 else "bob"
+    program = f"p{int(job_id, 16)}"
+    return (Subject.of_tenant("default"), Subject.of_agent(agent),
+            Subject.of_program(program, agent))  # fmt: skip
+
+
+@dataclass
+class Accounts:
+    """What all have used, and the quotas. Time stands still: a minute passes when it is told to."""
+
+    quotas: dict[Subject, QuotaRow] = field(default_factory=dict)
+    charged: dict[Subject, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    levels: dict[tuple[str, Subject], float] = field(default_factory=dict)
+
+    def charge(self, subjects: Iterable[Subject], use: Mapping[str, int]) -> None:
+        for subject in subjects:
+            self.charged[subject].update(use)
+            if subject.scope == "program":
+                continue
+            tokens = use.get("tokens", 0) + use.get("prompt_tokens", 0)
+            self._drain("tokens", subject, self.limit(subject, "tokens_per_minute"), tokens)
+            slot_s = self.limit(subject, "slot_seconds_per_minute")
+            self._drain("ms", subject, None if slot_s is None else slot_s * 1000,
+                        use.get("ran_ms", 0))  # fmt: skip
+
+    def _drain(self, kind: str, subject: Subject, limit: float | None, used: int) -> None:
+        if limit is not None and used:
+            key = (kind, subject)
+            self.levels[key] = min(limit, self.levels.get(key, limit)) - used
+
+    def limit(self, subject: Subject, name: str) -> float | None:
+        anybody = ANY_AGENT if subject.scope == "agent" else ANY_TENANT
+        for row in (self.quotas.get(subject), self.quotas.get(anybody)):
+            value = getattr(row, name, None)
+            if value is not None:
+                return float(value)
+        return None
+
+    def unset(self, subject: Subject) -> None:
+        self.quotas.pop(subject, None)
+        for kind in ("tokens", "ms"):
+            self.levels.pop((kind, subject), None)
+        if not self.quotas:
+            self.levels.clear()
+
+    def admits(self, subject: Subject, runs: int) -> bool:
+        """Return whether one more of this agent or tenant may run."""
+        most = self.limit(subject, "max_running")
+        if most is not None and runs >= most:
+            return False
+        for kind, name in (("tokens", "tokens_per_minute"), ("ms", "slot_seconds_per_minute")):
+            limit = self.limit(subject, name)
+            if limit is not None and min(limit, self.levels.get((kind, subject), limit)) <= 0:
+                return False
+        return True

@@ -3,7 +3,7 @@
     python tests/mutants/run.py            all mutants
     python tests/mutants/run.py submit     those whose file or name contains the word
 
-Each mutant is a copy of the broker's package with one piece of text replaced, put before the
+Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put before the
 installed one on the path. A mutant that survives means that a promise is not tested. Exit code
 0 only when the unbroken tests pass and every mutant dies.
 """
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "broker" / "aios_broker"
+BROKER = ROOT / "broker" / "aios_broker"
+LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
+QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
 WORKERS = 2
 TIMEOUT_S = 120.0  # a test that hangs has noticed, too
@@ -34,9 +36,12 @@ class Mutant:
     old: str
     new: str
     test: str = QUEUE_TEST
+    package: Path = BROKER
 
 
 LUA = "queues/lua/"
+SGLANG = "llm/sglang/"
+SGLANG_TESTS = "tests/unit/test_sglang_"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
            "(check and redis.call('EXISTS', job_key(c, job.id)) == 1)", "false"),
@@ -64,7 +69,7 @@ MUTANTS = (
     Mutant("a late yield is taken", LUA + "yield.lua",
            "accepted[i] = leases[i] and not seen[job.id] and 1 or 0", "accepted[i] = 1"),
     Mutant("everybody yields to one waiting job", LUA + "slice.lua",
-           "if redis.call('ZCARD', c.yielding) >= room then return false end", ""),
+           "if told >= room then return false end", ""),
     Mutant("one more yields than waits", LUA + "slice.lua", ">= room", "> room"),
     Mutant("the score is not asked", LUA + "slice.lua",
            "return preempt == 'waiting' or outranked(c, id, first)", "return true"),
@@ -108,6 +113,67 @@ MUTANTS = (
     Mutant("the journal misses yields", LUA + "yield.lua",
            "note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,\n"
            "                suspend(c, job))", "suspend(c, job)"),
+    Mutant("what is told twice is charged twice", LUA + "quota.lua",
+           "if f[5] == attempt then", "if false then"),
+    Mutant("earlier attempts were for nothing", LUA + "quota.lua",
+           "math.max(had_tokens, base_tokens + tokens)", "math.max(had_tokens, tokens)"),
+    Mutant("time of earlier attempts is lost", LUA + "quota.lua",
+           "math.max(had_ms, base_ms + ran_ms)", "math.max(had_ms, ran_ms)"),
+    Mutant("the counters take totals for new use", LUA + "quota.lua",
+           "now_tokens - had_tokens, now_prompt", "now_tokens, now_prompt"),
+    Mutant("the prompt is charged at each slice", LUA + "quota.lua",
+           "math.max(had_prompt, prompt)", "had_prompt + prompt"),
+    Mutant("the last slice is not charged", LUA + "finish.lua",
+           "job.ran_ms, job.tokens, job.prompt)\n    if", "0, 0, 0)\n    if"),
+    Mutant("a suspension charges nothing", LUA + "yield.lua",
+           "job.ran_ms, job.tokens, job.prompt)", "0, 0, 0)"),
+    Mutant("failures count as finished", LUA + "quota.lua",
+           "well and 1 or 0, well and 0 or 1", "1, 0"),
+    Mutant("the journal misses use", LUA + "lib.lua", "add('u', uses)", ""),
+    Mutant("the journal misses what dead workers used", LUA + "reclaim.lua",
+           "count(tokens) .. ',' .. count(ran_ms))", "'')"),
+    Mutant("the journal misses what was cancelled", LUA + "lib.lua",
+           "tokens and tokens .. ','", "false and tokens .. ','"),
+    Mutant("one more waits than may", LUA + "quota.lua",
+           "waiting + fresh[subject] > most", "waiting + fresh[subject] > most + 1", QUOTA_TEST),
+    Mutant("a batch is counted as one", LUA + "quota.lua",
+           "fresh[subject] = (fresh[subject] or 0) + 1", "fresh[subject] = 1", QUOTA_TEST),
+    Mutant("one more runs than may", LUA + "quota.lua",
+           "if runs >= most then", "if runs > most then", QUOTA_TEST),
+    Mutant("a batch may run as one", LUA + "claim.lua",
+           "quota.moved(c, job.facts or nil, 'q', 'r')\n            chosen", "chosen"),
+    Mutant("minutes never end", LUA + "quota.lua",
+           "if left <= 0 then", "if false then", QUOTA_TEST),
+    Mutant("slot time is free", LUA + "quota.lua",
+           "drain(c, 'ms', subject, slot_s and slot_s * 1000, ran_ms)", "", QUOTA_TEST),
+    Mutant("quotas of all are nobody's", LUA + "quota.lua", "subject, scope .. ':*')",
+           "subject, subject)", QUOTA_TEST),
+    Mutant("dead workers keep their agent's places", LUA + "reclaim.lua",
+           "quota.moved(c, facts or nil, 'r', 'q')", ""),
+    Mutant("a cancelled job keeps its agent's place", LUA + "lib.lua",
+           "ran and 'r' or 'q', nil)", "'q', nil)"),
+    Mutant("a wrong load stays", LUA + "quota.lua",
+           "if age_ms >= math.max(RECOUNT_MS", "if false and age_ms >= math.max(RECOUNT_MS"),
+    Mutant("slots are freed for who may not run", LUA + "slice.lua",
+           " and quota.admits(c, theirs or nil, facts)", ""),
+    Mutant("an agent cannot take turns with itself", LUA + "quota.lua",
+           "if freed and freed.limited[i] == subject then", "if false then", QUOTA_TEST),
+    Mutant("under fifo nobody yields who is over", LUA + "slice.lua",
+           "return over or preempt", "return preempt", QUOTA_TEST),
+    Mutant("a look begins anew each time", LUA + "quota.lua",
+           "return count(place), FAR_LOOK", "return 0, FAR_LOOK", QUOTA_TEST),
+    Mutant("a minute never fills up", LUA + "quota.lua",
+           "left + (c.now - at) * limit / 60000", "left", QUOTA_TEST),
+    Mutant("one told to yield hears otherwise", LUA + "slice.lua",
+           "(redis.call('ZSCORE', c.yielding, id) and 1 or 0)", "0"),
+    Mutant("an id that comes again silences who waited", LUA + "submit.lua",
+           "        bury_deleted(c, jobs, iso)", "        local _ = 0"),
+    Mutant("a deleted job's worker ends the next one", LUA + "submit.lua",
+           "            job.attempt = lent[job.id]", ""),
+    Mutant("what a stock tool enqueues stays held", LUA + "reconcile.lua",
+           "mended = mended + let_go(c, id)", "mended = mended + 0"),
+    Mutant("scores of what is gone stay", LUA + "reconcile.lua",
+           "    drop_leftovers(c, live)", ""),
     Mutant("nice values are not heeded", "scheduler/policy.py",
            "+ nice * AGEING_MS_PER_NICE)", ")", POLICY_TEST),
     Mutant("nice values are upside down", "scheduler/policy.py",
@@ -118,6 +184,22 @@ MUTANTS = (
            'preempt: Preempt = "none"', 'preempt: Preempt = "waiting"', POLICY_TEST),
     Mutant("the highest score goes first", "scheduler/policy.py",
            "sorted(scored, key=_score)", "sorted(scored, key=_score, reverse=True)", POLICY_TEST),
+    Mutant("SGLang: the end token stays among the ids", SGLANG + "steps.py",
+           "            ids = ids[:-1]", "            ids = ids[:]", SGLANG_TESTS + "steps.py", LLM),
+    Mutant("SGLang: cumulative ids come twice", SGLANG + "steps.py",
+           "begin = 0 if self._kind.incremental else self._taken", "begin = 0",
+           SGLANG_TESTS + "steps.py", LLM),
+    Mutant("SGLang: an end that comes with an abort is lost", SGLANG + "steps.py",
+           "return self._kind.is_end(ids[-1])", "return False", SGLANG_TESTS + "steps.py", LLM),
+    Mutant("SGLang: an abort of the server's own passes for ours", SGLANG + "steps.py",
+           "if not aborted:", "if False:", SGLANG_TESTS + "steps.py", LLM),
+    Mutant("SGLang: markers in messages become special tokens", SGLANG + "tokenizer.py",
+           "if not hidden.found:", "if True:", SGLANG_TESTS + "tokenizer.py", LLM),
+    Mutant("SGLang: an open breaker lets requests through", SGLANG + "breaker.py",
+           "if wait_s > 0:", "if wait_s > 1e9:", SGLANG_TESTS + "breaker.py", LLM),
+    Mutant("SGLang: health outweighs failures", SGLANG + "breaker.py",
+           'if self.state == "half-open":\n            self.succeeded()', "self.succeeded()",
+           SGLANG_TESTS + "breaker.py", LLM),
 )  # fmt: skip
 
 
@@ -126,7 +208,7 @@ def run_tests(test: str, package_root: Path) -> subprocess.CompletedProcess[str]
 
     MUTANT=1 tells the test to stop at the first failure instead of looking for a shorter one.
     """
-    roots = [package_root, ROOT, *(ROOT / name for name in ("sdk", "workers"))]
+    roots = [package_root, ROOT, *(ROOT / name for name in ("broker", "sdk", "workers"))]
     path = " ".join(f'"{root}"' for root in roots)
     environment = {**os.environ, "PYTHONPATH": str(package_root), "MUTANT": "1"}
     return subprocess.run(
@@ -140,8 +222,8 @@ def run_tests(test: str, package_root: Path) -> subprocess.CompletedProcess[str]
 def judge(mutant: Mutant, folder: Path) -> str:
     """Return what became of a mutant: killed, SURVIVED, or OUT OF DATE."""
     root = Path(tempfile.mkdtemp(dir=folder))
-    copy = root / "aios_broker"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = root / mutant.package.name
+    shutil.copytree(mutant.package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     target = copy / mutant.file
     source = target.read_text()
     if mutant.old not in source:
@@ -157,7 +239,7 @@ def main(words: list[str]) -> int:
     """Run all mutants that match; return the exit code."""
     chosen = [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
     for test in sorted({mutant.test for mutant in chosen}):
-        unbroken = run_tests(test, PACKAGE.parent)
+        unbroken = run_tests(test, BROKER.parent)
         if unbroken.returncode != 0:
             print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
             return 1

@@ -75,7 +75,8 @@ end
 
 local function add_load(c, field, by)
     c.load_changed = c.load_changed or {}
-    c.load[field] = load_of(c, field) + by
+    local n = load_of(c, field)
+    c.load[field] = n + by
     c.load_changed[field] = true
 end
 
@@ -115,6 +116,7 @@ end
 
 -- Count what was used, for all subjects of a job.
 local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
+    if tokens + prompt + ran_ms + finished + failed == 0 then return end
     c.uses = c.uses or {}
     local sum = c.uses[who.line] or {who = who, 0, 0, 0, 0, 0}
     for i, by in ipairs({tokens, prompt, ran_ms, finished, failed}) do sum[i] = sum[i] + by end
@@ -349,7 +351,7 @@ function quota.sweep(c)
     local agrees = load_of(c, 'q') == live - running and load_of(c, 'r') == running
     if age_ms >= math.max(RECOUNT_MS, 2 * live) or not agrees and age_ms >= math.floor(live / RECOUNT_SHARE) then
         recount(c)
-        drop_full_buckets(c)
+        if age_ms >= RECOUNT_MS then drop_full_buckets(c) end
     end
 end
 

@@ -32,7 +32,7 @@ local function outranked(c, id, first)
     return head and mine and tonumber(head) < tonumber(mine)
 end
 
--- Each waiting job can take one slot only: those told to yield a moment ago count.
+-- Each waiting job can take one slot only: the others that were told to yield a moment ago count.
 local function must_yield(c, id, facts, preempt, cores)
     local over = quota.is_over(c, facts)
     if preempt == 'none' and not over then return false end
@@ -41,7 +41,8 @@ local function must_yield(c, id, facts, preempt, cores)
     redis.call('ZREMRANGEBYSCORE', c.yielding, '-inf', c.now - YIELDING_MS)
     local room = redis.call('LLEN', c.queue)
     if waiting < HEAD then room = waiting end
-    if redis.call('ZCARD', c.yielding) >= room then return false end
+    local told = redis.call('ZCARD', c.yielding) - (redis.call('ZSCORE', c.yielding, id) and 1 or 0)
+    if told >= room then return false end
     return over or preempt == 'waiting' or outranked(c, id, first)
 end
 

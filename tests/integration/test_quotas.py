@@ -1,0 +1,218 @@
+"""Quotas where the model of the queues does not reach: time, long queues, other modules."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from aios_broker.contract.errors import KernelError, QuotaExceeded
+from aios_broker.contract.syscall import new_id
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.quota import QuotaRow, Quotas, Subject, Use
+from aios_broker.queues.records import Ending, Facts, Lease, PolicyRow, SliceUse, Submission
+from tests.queue_user import QueueUser, queue_user
+
+ADA, BOB = Subject.of_agent("ada"), Subject.of_agent("bob", "acme")
+NOTHING_MORE = Appetite(0, 30.0)
+
+
+@pytest_asyncio.fixture
+async def user(redis_url: str) -> AsyncIterator[QueueUser]:
+    async with queue_user(redis_url) as user:
+        yield user
+
+
+@pytest.fixture
+def quotas(user: QueueUser) -> Quotas:
+    return Quotas(user.functions)
+
+
+async def submit(user: QueueUser, subject: Subject, count: int = 1) -> list[str]:
+    facts = Facts(subject.agent, "llm.chat", tenant=subject.tenant)
+    jobs = [Submission(new_id(), b"[]", facts, "me") for _ in range(count)]
+    await user.queue.submit(jobs)
+    return [job.job_id for job in jobs]
+
+
+async def slice_end(user: QueueUser, lease: Lease, tokens: int, ran_s: float = 0.0) -> str:
+    [verdict] = await user.queue.slice_end("w", [SliceUse(lease, ran_s, tokens, None)],
+                                           NOTHING_MORE)  # fmt: skip
+    return verdict
+
+
+async def test_a_refusal_says_whose_limit_and_changes_nothing(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await quotas.set("llm", QuotaRow(BOB, max_queued=2))
+    await submit(user, BOB)
+    with pytest.raises(QuotaExceeded) as caught:
+        await submit(user, BOB, 2)
+    error = caught.value
+    assert (error.field, error.retryable, error.retry_after_s) == ("quota.max_queued", True, 1.0)
+    assert "agent 'bob' has 1 syscalls waiting, its quota is 2" in str(error)
+    assert len(await user.waiting()) == 1
+    await submit(user, ADA, 5)  # of another agent
+
+
+async def test_rows_come_back_as_they_were_set(user: QueueUser, quotas: Quotas) -> None:
+    rows = [
+        QuotaRow(Subject.of_agent("*"), tokens_per_minute=10**9),
+        QuotaRow(BOB, 1, 2, 3, 0.5),
+        QuotaRow(Subject.of_tenant("acme"), max_running=0),
+    ]
+    for row in rows:
+        await quotas.set("llm", row)
+    assert await quotas.rows("llm") == sorted(rows, key=lambda row: str(row.subject))
+    assert await quotas.rows("tool") == []
+    assert await quotas.unset("llm", BOB)
+    assert not await quotas.unset("llm", BOB)
+
+
+async def test_a_minute_fills_up_and_the_barrier_says_when(user: QueueUser, quotas: Quotas) -> None:
+    await quotas.set("llm", QuotaRow(ADA, tokens_per_minute=600))
+    await submit(user, ADA, 2)
+    [lease] = await user.claim()
+    assert await slice_end(user, lease, 600 + 100) == "go"  # nobody else waits
+    [waiting] = await user.waiting()
+    assert await user.claim() == []
+    barrier = await quotas.barrier("llm", waiting)
+    assert barrier is not None
+    assert (barrier.limit, barrier.subject, barrier.most) == ("tokens_per_minute", ADA, 600)
+    assert barrier.opens_in_s is not None
+    assert 9.0 < barrier.opens_in_s <= 10.01  # 100 tokens at 600 a minute
+    # Given that they have passed
+    key, field = user.keys.own("bucket:llm"), f"tokens {ADA}"
+    level, at = (await user.redis.execute("HGET", key, field)).split()
+    await user.redis.execute("HSET", key, field, f"{level.decode()} {int(at) - 10_010}")
+    assert await quotas.barrier("llm", waiting) is None
+    assert [lease.job_id for lease in await user.claim()] == [waiting]
+
+
+async def test_slot_time_bars_as_tokens_do(user: QueueUser, quotas: Quotas) -> None:
+    await quotas.set("llm", QuotaRow(Subject.of_tenant("*"), slot_seconds_per_minute=6.0))
+    await submit(user, ADA, 2)
+    [lease] = await user.claim()
+    await slice_end(user, lease, 0, ran_s=7.0)
+    barrier = await quotas.barrier("llm", (await user.waiting())[0])
+    assert barrier is not None
+    assert (barrier.limit, barrier.subject.words, barrier.used) == (
+        "slot_seconds_per_minute", "tenant 'default'", 7.0,
+    )  # fmt: skip
+
+
+async def test_who_is_over_yields_to_others_whatever_the_policy(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await user.control.set_policy("llm", PolicyRow(name="fifo", preempt="none"))
+    await quotas.set("llm", QuotaRow(ADA, tokens_per_minute=10))
+    await submit(user, ADA, 2)
+    [lease] = await user.claim()
+    assert await slice_end(user, lease, 20) == "go"  # the one that waits is ada's, too
+    [other] = await submit(user, BOB)
+    assert await slice_end(user, lease, 20) == "yield"
+    await user.suspend(lease, tokens=20)
+    assert [taken.job_id for taken in await user.claim(3)] == [other]
+
+
+async def test_an_agent_at_its_limit_takes_turns_with_itself(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await quotas.set("llm", QuotaRow(ADA, max_running=1))
+    await submit(user, ADA, 2)
+    [lease] = await user.claim(2)
+    assert await slice_end(user, lease, 1) == "yield"
+
+
+async def test_those_behind_a_long_line_of_barred_ones_get_their_turn(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    """A look passes by many, goes on where the last one ended, and costs little in between."""
+    await quotas.set("llm", QuotaRow(ADA, max_running=0))
+    await submit(user, ADA, 2500)
+    [mine] = await submit(user, BOB)
+    note = user.keys.own("load:llm")
+    for _ in range(4):
+        if leases := await user.claim():
+            break
+        assert await user.claim() == []  # at once: nobody looks far again so soon
+        await user.redis.execute("HSET", note, "missed", 0)
+    assert [lease.job_id for lease in leases] == [mine]
+    assert len(await user.waiting()) == 2500
+
+
+async def test_a_module_is_metered_when_it_has_quotas(redis_url: str) -> None:
+    async with queue_user(redis_url, "tool") as user:
+        quotas = Quotas(user.functions)
+        await submit(user, ADA)
+        [lease] = await user.claim()
+        await user.finish(lease, tokens=3)
+        assert (await quotas.usage("tool")).by_subject == {}
+        await quotas.set("tool", QuotaRow(Subject.of_agent("*")))  # no limit: it is only metered
+        await submit(user, ADA)
+        [lease] = await user.claim()
+        await user.finish(lease, tokens=3)
+        usage = await quotas.usage("tool", [ADA, BOB])
+        assert usage.of(ADA) == Use(tokens=3, ran_s=0.25, finished=1)
+        assert usage.of(BOB) == Use()
+
+
+async def test_counters_of_programs_that_are_over_are_dropped(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await submit(user, ADA)
+    [lease] = await user.claim()
+    await user.finish(lease, tokens=3)
+    program = str(Subject.of_program("main", "ada"))
+    used = user.keys.own("used:llm")
+    seconds, _ = await user.redis.execute("TIME")
+    left_ms = int(await user.redis.execute("ZSCORE", used, program)) - int(seconds) * 1000
+    assert 3_590_000 < left_ms < 3_602_000
+    await user.redis.execute("ZADD", used, 1, program)
+    await user.order.reconcile(await user.lead())
+    assert set((await quotas.usage("llm")).by_subject) == {ADA, Subject.of_tenant("default")}
+
+
+async def test_without_quotas_nothing_is_kept_of_them(user: QueueUser, quotas: Quotas) -> None:
+    await quotas.set("llm", QuotaRow(ADA, max_queued=5, tokens_per_minute=5))
+    await submit(user, ADA)
+    [lease] = await user.claim()
+    await slice_end(user, lease, 7)
+    await quotas.unset("llm", ADA)
+    names = [user.keys.own(f"{name}:llm") for name in ("quota", "load", "bucket")]
+    assert await user.redis.execute("EXISTS", *names) == 0
+    ending = Ending(lease, "finished", b"{}", 0.1, 7)
+    await user.queue.finish("w", [ending], NOTHING_MORE)
+    assert await user.redis.execute("EXISTS", *names) == 0
+
+
+async def test_full_buckets_are_dropped_when_the_load_is_counted(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await quotas.set("llm", QuotaRow(Subject.of_agent("*"), tokens_per_minute=6000))
+    await submit(user, ADA)
+    [lease] = await user.claim()
+    await slice_end(user, lease, 1)  # full again after 10 ms
+    epoch = await user.lead()
+    await user.redis.execute("HSET", user.keys.own("load:llm"), "counted", 1)
+    key, field = user.keys.own("bucket:llm"), f"tokens {ADA}"
+    level, at = (await user.redis.execute("HGET", key, field)).split()
+    await user.redis.execute("HSET", key, field, f"{level.decode()} {int(at) - 1000}")
+    await user.order.reconcile(epoch)
+    assert await user.redis.execute("EXISTS", key) == 0
+
+
+@pytest.mark.parametrize("text", ["", "agent:", "agent:a", "robot:a b", "program:a b", "tenant:"])
+def test_what_names_nobody_is_refused(text: str) -> None:
+    with pytest.raises(KernelError):
+        Subject.parse(text)
+
+
+def test_names_are_read_back() -> None:
+    for subject in (ADA, BOB, Subject.of_tenant("t"), Subject.of_agent("*"),
+                    Subject.of_tenant("*"), Subject.of_program("p", "a", "t")):  # fmt: skip
+        assert Subject.parse(str(subject)) == subject
+    assert Subject.of_agent("*").words == "every agent"
+    assert replace(ADA, tenant="x").words == "agent 'ada'"

@@ -1,0 +1,242 @@
+"""The steps of clients and workers on the model of the queues."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from aios_broker.contract import reply
+from aios_broker.contract.errors import QuotaExceeded
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.records import Ending, Facts, Lease, Pause, SliceUse, Submission, WorkerCard
+from tests.queue_checks import CLIENTS, QueueChecks
+from tests.queue_model import Known, Used, owners
+
+IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
+NOTHING_MORE = Appetite(want=0, lease_s=60.0)
+CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
+# What an attempt uses more: tokens, ms, prompt tokens. Even, see LIMITS.
+MORE = st.tuples(st.sampled_from([0, 2, 4]), st.sampled_from([0, 300]), st.sampled_from([0, 6]))
+
+
+def facts_of(job_id: str) -> Facts:
+    tenant, agent, program = owners(job_id)
+    return Facts(agent.agent, "llm.chat", program.program, tenant.tenant)
+
+
+class ClientsAndWorkers(QueueChecks):
+    """Who submits and who runs."""
+
+    # What clients do.
+
+    @initialize()
+    def some_jobs_wait(self) -> None:
+        self.submit(IDS[:3], CLIENTS[0])
+
+    @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4), by=st.sampled_from(CLIENTS))
+    def submit(self, ids: list[str], by: str) -> None:
+        jobs = [Submission(i, b'["x",null,[],{}]', facts_of(i), by) for i in ids]
+        if self.over_quota(ids):
+            with pytest.raises(QuotaExceeded, match="its quota is"):
+                self.do(self.queue.submit(jobs))
+            return
+        statuses = self.do(self.queue.submit(jobs))
+        for job_id, status in zip(ids, statuses, strict=True):
+            known = self.known.get(job_id)
+            if known is None:
+                assert status == "queued"
+                self.known[job_id] = Known(clients={by})
+                self.line.append(job_id)
+            elif known.alive:
+                assert status == "known"
+                known.clients.add(by)
+            else:
+                assert status == "ended"
+                self.heard[job_id, by] += 1
+
+    def over_quota(self, ids: list[str]) -> bool:
+        """Return whether the new ones among these do not fit what their owners may have waiting."""
+        new = {job_id for job_id in ids if job_id not in self.known}
+        waiting = [i for i, known in self.known.items() if known.state in ("waiting", "held")]
+        for subject in {subject for job_id in new for subject in owners(job_id)[:2]}:
+            most = self.accounts.limit(subject, "max_queued")
+            if most is not None and sum(subject in owners(i) for i in [*waiting, *new]) > most:
+                return True
+        return False
+
+    @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
+    def attach(self, job_id: str, by: str) -> None:
+        state, stored = self.do(self.queue.attach(job_id, by))
+        known = self.known.get(job_id)
+        assert (state == "unknown") == (known is None)
+        assert (stored is not None) == (known is not None and not known.alive)
+        if known is not None and known.alive:
+            known.clients.add(by)
+
+    # What workers do.
+
+    @rule(want=st.integers(0, 3))
+    def claim(self, want: int) -> None:
+        self.take(self.do(self.queue.claim("worker", Appetite(want, 60.0))), want)
+
+    def next_ones(self, want: int) -> list[str]:
+        """Return what is lent next: the first that may run; one that lost a worker goes alone."""
+        chosen: list[str] = []
+        for job_id in self.line:
+            suspect = self.known[job_id].losses or (chosen and self.known[chosen[0]].losses)
+            if len(chosen) == want or (chosen and suspect):
+                break
+            if self.may_run(job_id, also=chosen):
+                chosen.append(job_id)
+        return chosen
+
+    def may_run(self, job_id: str, *, also: Sequence[str] = (), instead_of: str = "") -> bool:
+        """Return whether no quota keeps it from running beside those that run."""
+        running = [i for i, known in self.known.items() if known.state == "running"]
+        beside = [i for i in [*running, *also] if i != instead_of]
+        return all(
+            self.accounts.admits(subject, sum(subject in owners(i) for i in beside))
+            for subject in owners(job_id)[:2]
+        )
+
+    def take(self, leases: list[Lease], want: int) -> None:
+        assert [lease.job_id for lease in leases] == self.next_ones(want)
+        for lease in leases:
+            self.line.remove(lease.job_id)
+            known = self.known[lease.job_id]
+            known.state, known.attempt = "running", known.attempt + 1
+            assert lease.attempt == known.attempt
+            assert lease.trusted
+            assert lease.wants_chunks == bool(known.clients)
+            assert lease.losses == known.losses
+            self.leases.append(lease)
+
+    def holds(self, lease: Lease) -> bool:
+        known = self.known.get(lease.job_id)
+        return known is not None and (known.state, known.attempt) == ("running", lease.attempt)
+
+    def use(self, lease: Lease, more: tuple[int, int, int]) -> tuple[float, int, int]:
+        """Let an attempt use more; return its totals: ran_s, tokens, prompt tokens.
+
+        Whoever tells them holds the lease: what others tell is charged to nobody.
+        """
+        used = self.known[lease.job_id].used if lease.job_id in self.known else Used()
+        tokens = used.tokens.get(lease.attempt, 0) + more[0]
+        ran_ms = used.ran_ms.get(lease.attempt, 0) + more[1]
+        if self.holds(lease):
+            new = used.tell(lease.attempt, tokens, ran_ms, more[2])
+            self.accounts.charge(owners(lease.job_id), new)
+        return ran_ms / 1000, tokens, more[2]
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(), status=st.sampled_from(["finished", "failed"]), want=st.integers(0, 2),
+        more=MORE, answer_is_lost=st.booleans(),
+    )  # fmt: skip
+    def finish(
+        self, data: st.DataObject, status: Literal["finished", "failed"], want: int,
+        more: tuple[int, int, int], *, answer_is_lost: bool,
+    ) -> None:  # fmt: skip
+        lease = data.draw(st.sampled_from(self.leases))  # those of dead workers included
+        held = self.holds(lease)
+        answer = reply.encode(reply.Reply(id=lease.job_id, result=reply.EchoResult("done")))
+        ran_s, tokens, prompt = self.use(lease, more)
+        ending = Ending(lease, status, answer, ran_s, tokens, prompt_tokens=prompt)
+        if answer_is_lost:
+            settled = self.do(self.queue.finish("worker", [ending], NOTHING_MORE))
+            assert settled.accepted == [held]
+        settled = self.do(self.queue.finish("worker", [ending], Appetite(want, 60.0)))
+        assert settled.accepted == [held and not answer_is_lost]
+        if held:
+            self.end(lease.job_id, status)
+        self.take(settled.leases, want)
+
+    @precondition(lambda self: self.leases)
+    @rule(
+        data=st.data(), reason=st.sampled_from(["yield", "drain", "hold"]), more=MORE,
+        answer_is_lost=st.booleans(),
+    )  # fmt: skip
+    def pause(
+        self, data: st.DataObject, reason: Literal["yield", "drain", "hold"],
+        more: tuple[int, int, int], *, answer_is_lost: bool,
+    ) -> None:  # fmt: skip
+        lease = data.draw(st.sampled_from(self.leases))
+        held = self.holds(lease)
+        ran_s, tokens, prompt = self.use(lease, more)
+        pause = Pause(lease, b"snapshot", ran_s, tokens, reason, prompt)
+        settled = self.do(self.queue.pause("worker", [pause], NOTHING_MORE))
+        assert settled.accepted == [held]
+        if answer_is_lost:
+            settled = self.do(self.queue.pause("worker", [pause], NOTHING_MORE))
+            assert settled.accepted == [False]
+        if not held:
+            return
+        known = self.known[lease.job_id]
+        known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
+        known.told_to_yield = known.told_to_hold = False
+        if known.state == "waiting":
+            self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), more=MORE, answer_is_lost=st.booleans())
+    def slice_end(
+        self, data: st.DataObject, more: tuple[int, int, int], *, answer_is_lost: bool
+    ) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        ran_s, tokens, prompt = self.use(lease, more)
+        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt)
+        [verdict] = self.do(self.queue.slice_end("worker", [use], NOTHING_MORE))
+        if answer_is_lost:
+            assert self.do(self.queue.slice_end("worker", [use], NOTHING_MORE)) == [verdict]
+        others = [known for i, known in self.known.items() if i != lease.job_id]
+        yielding = sum(known.told_to_yield for known in others)
+        if not self.holds(lease):
+            assert verdict == "lost"
+            return
+        known = self.known[lease.job_id]
+        if known.told_to_hold:
+            assert verdict == "hold"
+        else:
+            able = [i for i in self.line if self.may_run(i, instead_of=lease.job_id)]
+            assert verdict == ("yield" if yielding < len(able) else "go")
+            known.told_to_yield = known.told_to_yield or verdict == "yield"
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def renew(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        [verdict] = self.do(self.queue.renew(CARD, [lease], 60.0))
+        known = self.known.get(lease.job_id)
+        if not self.holds(lease):
+            assert verdict == "lost"
+        else:
+            assert known is not None
+            assert verdict == ("hold" if known.told_to_hold else "go")
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def emit(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        self.do(self.queue.emit([(lease, b'{"kind":"chunk","id":"x","offset":0,"text":"y"}')]))
+        for client in CLIENTS:
+            expected = self.holds(lease) and client in self.known[lease.job_id].clients
+            last = self.raw.lindex(Keys().reply(client), -1)
+            assert (last is not None and b'"chunk"' in last) == expected
+            if expected:
+                self.raw.rpop(Keys().reply(client))
+
+    def end(self, job_id: str, state: str) -> None:
+        known = self.known[job_id]
+        for client in known.clients:
+            self.heard[job_id, client] += 1
+        if job_id in self.line:
+            self.line.remove(job_id)
+        self.known[job_id] = Known(state=state, attempt=known.attempt, used=known.used)
+        well = state == "finished"
+        self.accounts.charge(owners(job_id), {"finished": int(well), "failed": int(not well)})
+
+    def one_that_is(self, *states: str) -> st.SearchStrategy[str]:
+        return st.sampled_from([i for i, known in self.known.items() if known.state in states])
