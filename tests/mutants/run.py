@@ -3,9 +3,9 @@
     python tests/mutants/run.py            all mutants
     python tests/mutants/run.py submit     those whose file or name contains the word
 
-Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put before the
-installed one on the path. A mutant that survives means that a promise is not tested. Exit code
-0 only when the unbroken tests pass and every mutant dies.
+Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put
+before the installed one on the path. A mutant that survives means that a promise is not tested.
+Exit code 0 only when the unbroken tests pass and every mutant dies.
 """
 
 import os
@@ -185,7 +185,8 @@ MUTANTS = (
     Mutant("the highest score goes first", "scheduler/policy.py",
            "sorted(scored, key=_score)", "sorted(scored, key=_score, reverse=True)", POLICY_TEST),
     Mutant("SGLang: the end token stays among the ids", SGLANG + "steps.py",
-           "            ids = ids[:-1]", "            ids = ids[:]", SGLANG_TESTS + "steps.py", LLM),
+           "            ids = ids[:-1]", "            ids = ids[:]",
+           SGLANG_TESTS + "steps.py", LLM),
     Mutant("SGLang: cumulative ids come twice", SGLANG + "steps.py",
            "begin = 0 if self._kind.incremental else self._taken", "begin = 0",
            SGLANG_TESTS + "steps.py", LLM),
