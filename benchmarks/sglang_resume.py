@@ -2,8 +2,8 @@
 
     python -m benchmarks.sglang_resume [--cuts 200] [--model FOLDER] [--json FILE]
 
-Run it in the checkout's root. Without a model, a tiny Llama with random weights is served, the
-same on both servers. Half of the cuts happen alone, half beside other generations; about half of
+Run it in the checkout's root. Without a model, a tiny Llama with random weights is served
+(tests/tiny_llama.py). Half of the cuts happen alone, half beside other generations; about half of
 the resumptions go to the other server process. An answer that differs from the uninterrupted one
 is explained by the distance, in log-probability, between the two tokens where it parts.
 
@@ -29,11 +29,11 @@ from aios_workers.llm.sglang.settings import SGLangConfig
 from aios_workers.llm.sglang_core import SGLangCore
 from benchmarks.provenance import commit_of, today
 from tests.exactness import Mismatch, Report, check_cuts
-from tests.sglang_servers import CPU_FLAGS, dummy_flags, sglang_python, started
+from tests.sglang_servers import CPU_FLAGS, sglang_python, started
 from tests.tiny_llama import write_model
 
 ROOT = Path(__file__).resolve().parents[1]
-SEED = 7  # of the random weights
+SEED = 7  # of the tiny model's weights
 TIE = 0.02  # nats; bfloat16 has three significant digits
 ALTERNATIVES = 5
 RESUME_COST_TOKENS = 400
@@ -136,10 +136,10 @@ async def first_token(core: SGLangCore, request: GenerationRequest) -> tuple[flo
     return round(time.perf_counter() - began, 4), steps[0].cached_tokens
 
 
-def settings(model: Path, flags: tuple[str, ...]) -> SGLangConfig:
+def settings(model: Path) -> SGLangConfig:
     """Return the settings of a server of our own."""
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=flags, slots=3, context_tokens=2_048,
+        model=str(model), python=sglang_python(), flags=CPU_FLAGS, slots=3, context_tokens=2_048,
         start_limit_s=240.0, stall_limit_s=120.0, first_token_limit_s=240.0,
     )  # fmt: skip
 
@@ -153,11 +153,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="aios-sglang-") as folder:
-        if options.model is None:
-            config = settings(write_model(Path(folder) / "tiny-llama"), dummy_flags(SEED))
-        else:
-            config = settings(options.model, CPU_FLAGS)
-        found = asyncio.run(measure(config, options.cuts, options.seed))
+        model = options.model or write_model(Path(folder) / "tiny-llama", seed=SEED)
+        found = asyncio.run(measure(settings(model), options.cuts, options.seed))
     text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
     print(text)
     if options.json is not None:

@@ -1,4 +1,4 @@
-"""Real SGLang servers on the CPU, with random weights, for the tests that are marked `sglang`.
+"""Real SGLang servers on the CPU, for the tests that are marked `sglang`.
 
 They run in the environment that `./aios setup --sglang-cpu` makes; the variable
 SGLANG_CPU_ENVIRONMENT names another one.
@@ -32,15 +32,10 @@ def sglang_python() -> str:
     return str(python)
 
 
-def dummy_flags(seed: int) -> tuple[str, ...]:
-    """Return the flags of a server with random weights: the same for the same seed."""
-    return (*CPU_FLAGS, "--load-format", "dummy", "--random-seed", str(seed))
-
-
-def own_server(model: Path, *, seed: int = 7, slots: int = 3) -> SGLangConfig:
+def own_server(model: Path, *, slots: int = 3) -> SGLangConfig:
     """Return the settings of a core that starts a server of its own."""
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=dummy_flags(seed), slots=slots,
+        model=str(model), python=sglang_python(), flags=CPU_FLAGS, slots=slots,
         context_tokens=2_048, start_limit_s=START_LIMIT_S, stall_limit_s=60.0,
     )  # fmt: skip
 

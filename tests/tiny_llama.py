@@ -1,11 +1,15 @@
-"""A model folder without weights: a Llama of two layers with a byte-level tokenizer.
+"""A tiny model's folder: a Llama of two layers with a byte-level tokenizer and random weights.
 
-SGLang serves it with random weights (`--load-format dummy`), the same for the same seed.
+Its weights follow from a seed. (SGLang's own `--load-format dummy` would do for speed, not for
+comparing answers: its weights depend on their shapes alone, and all tokens are about as likely.)
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 START, END = "<|start|>", "<|end|>"
@@ -36,15 +40,60 @@ CONFIG = {
 }
 
 
-def write_model(folder: Path) -> Path:
-    """Write the model's files into a folder, and return it."""
+def write_model(folder: Path, *, seed: int | None = None) -> Path:
+    """Write the model's files into a folder, with a seed its weights too; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    if seed is not None:
+        weights = {name: to_bfloat16(values) for name, values in random_weights(seed)}
+        (folder / "model.safetensors").write_bytes(safetensors(weights))
     byte_level_tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     return folder
+
+
+def random_weights(seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Return weights that keep activations near 1 and make some tokens much likelier."""
+    rng = np.random.default_rng(seed)
+    hidden, inner, vocabulary, kv = 256, 512, 512, 128
+
+    def matrix(rows: int, columns: int, gain: float = 1.0) -> NDArray[np.float32]:
+        values = rng.standard_normal((rows, columns), dtype=np.float32)
+        return values * np.float32(gain / columns**0.5)
+
+    yield "model.embed_tokens.weight", matrix(vocabulary, hidden, gain=hidden**0.5)
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        yield f"{at}.self_attn.q_proj.weight", matrix(hidden, hidden, gain=2.0)
+        yield f"{at}.self_attn.k_proj.weight", matrix(kv, hidden, gain=2.0)
+        yield f"{at}.self_attn.v_proj.weight", matrix(kv, hidden)
+        yield f"{at}.self_attn.o_proj.weight", matrix(hidden, hidden, gain=2.0)
+        yield f"{at}.mlp.gate_proj.weight", matrix(inner, hidden)
+        yield f"{at}.mlp.up_proj.weight", matrix(inner, hidden)
+        yield f"{at}.mlp.down_proj.weight", matrix(hidden, inner, gain=2.0)
+        yield f"{at}.input_layernorm.weight", np.ones(hidden, np.float32)
+        yield f"{at}.post_attention_layernorm.weight", np.ones(hidden, np.float32)
+    yield "model.norm.weight", np.ones(hidden, np.float32)
+    yield "lm_head.weight", matrix(vocabulary, hidden, gain=3.0)  # logits of deviation 3
+
+
+def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Cut the lower half of each number's bits."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def safetensors(weights: dict[str, NDArray[np.uint16]]) -> bytes:
+    """Return a file of the safetensors format: length, JSON header, bytes."""
+    header, at = dict[str, object](), 0
+    for name, values in weights.items():
+        end = at + values.nbytes
+        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": [at, end]}
+        at = end
+    head = json.dumps(header).encode()
+    data = b"".join(values.tobytes() for values in weights.values())
+    return len(head).to_bytes(8, "little") + head + data
 
 
 def byte_level_tokenizer() -> Tokenizer:

@@ -21,7 +21,7 @@ ANSWER_LIMIT_S = 240.0
 async def test_answers_of_preempted_generations_are_those_of_the_bare_engine(
     redis_url: str, tmp_path: Path
 ) -> None:
-    model = write_model(tmp_path / "tiny-llama")
+    model = write_model(tmp_path / "tiny-llama", seed=7)
     texts = [f"Agent {number} asks for a long answer." for number in range(6)]
     bodies = [chat(text, max_tokens=MAX_TOKENS) for text in texts]
     caller = Caller(redis_url)
