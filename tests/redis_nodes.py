@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import cast
 
 import redis
 
@@ -32,7 +33,7 @@ class RedisNode:
         self._command = (
             str(find_valkey()), "--port", str(self.port), "--bind", "127.0.0.1",
             "--dir", str(folder), "--logfile", str(folder / "log"), "--daemonize", "no",
-            "--save", "", "--appendonly", "yes", *options,
+            "--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0", *options,
         )  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -74,6 +75,11 @@ class RedisNode:
             port=self.port, decode_responses=True, socket_timeout=10.0, socket_connect_timeout=1.0
         ) as client:
             return client.execute_command(*command)
+
+    def now_ms(self) -> int:
+        """Return the time by its clock."""
+        seconds, micros = cast(list[int], self.run("TIME"))
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def info(self, section: str) -> dict[str, object]:
         found = self.run("INFO", section)

@@ -67,9 +67,7 @@ async def _one_master(tries: dict[asyncio.Task[Wire], Address]) -> Wire:
         return masters[0]
     if masters:
         names = " and ".join(str(wire.address) for wire in masters)
-        raise ConnectionError(
-            f"{names} each say that they are the master: make all but one replicas"
-        )
+        raise ConnectionError(f"{names} each say that they are master: demote all but one")
     raise ConnectionError("; ".join(others))
 
 
