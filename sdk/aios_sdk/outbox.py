@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 import msgspec
 
-from aios_broker.contract.errors import KernelError, QueueFull, UnknownCore
+from aios_broker.contract.errors import KernelError, QueueFull, QuotaExceeded, UnknownCore
 from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmEmbed, Message
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.patience import Limits, now_s, patiently
@@ -52,7 +52,7 @@ class Outbox:
                 self._spawn(self._publish(batch))
 
     async def _publish(self, batch: Sequence[Pending]) -> bool:
-        """Submit a batch; return False when the queue is full.
+        """Submit a batch; return False when the queue is full, or the agent's quota.
 
         The kernel takes a batch whole or not at all, but these are of many callers: where it
         refuses one, the others are sent again without it.
@@ -64,7 +64,7 @@ class Outbox:
             if len(by_core) > 1:
                 return all([await self._publish(part) for part in by_core])
             self._refuse(batch, error)
-        except QueueFull as error:
+        except (QueueFull, QuotaExceeded) as error:
             half = len(batch) // 2
             if half and await self._publish(batch[:half]):
                 return await self._publish(batch[half:])

@@ -9,6 +9,7 @@ import redis
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
+from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import PolicyRow
 from aios_sdk import (
     AsyncAgent,
@@ -21,6 +22,7 @@ from aios_sdk import (
     LlmChat,
     Message,
     QueueFull,
+    QuotaExceeded,
     Reply,
     ToolEcho,
     UnknownCore,
@@ -290,6 +292,25 @@ async def test_a_full_queue_says_when_to_try_again(me: AsyncAgent, control: Cont
         assert error.retry_after_s is not None
     with pytest.raises(QueueFull):
         await calls[-1]
+
+
+async def test_what_the_agents_quota_leaves_room_for_is_taken(
+    redis_url: str, me: AsyncAgent
+) -> None:
+    connection = Connection(redis_url)
+    await Quotas(Functions(connection)).set(
+        "tool", QuotaRow(Subject.of_agent("writer"), max_queued=5)
+    )
+    calls = [me.tool.echo.start(f"{n}") for n in range(16)]
+    outcomes = await asyncio.gather(*(call.accepted() for call in calls), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert len(refused) == 11
+    for error in refused:
+        assert isinstance(error, QuotaExceeded)
+        assert (error.field, error.retry_after_s) == ("quota.max_queued", 1.0)
+    async with AsyncAgent("reader", url=redis_url) as other:
+        await other.tool.echo.start("mine").accepted()
+    await connection.aclose()
 
 
 async def test_an_unknown_core_harms_nobody_else(redis_url: str, me: AsyncAgent) -> None:

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from aios_broker.queues.fleet import WorkerView
 from aios_broker.cli.lookup import Ended
 from aios_broker.cli.reasons import Surroundings, explain, explain_ended
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import Reply, Timings, failure
 from aios_broker.contract.syscall import State
+from aios_broker.queues.fleet import WorkerView
+from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import Facts, JobView, PolicyRow
 
 WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", heartbeat_age_s=0.5)
@@ -71,6 +72,23 @@ def test_the_rule_that_has_to_be_lifted_first_is_named(
     around: Surroundings, subject: JobView, rule: str
 ) -> None:
     assert explain(subject, around).rule == rule
+
+
+@pytest.mark.parametrize(
+    ("barrier", "words"),
+    [
+        (Barrier("max_running", Subject.of_agent("ada"), 4, 4, None),
+         "Agent 'ada' runs 4 syscalls, and its quota is 4. It may go on when one of them ends"),
+        (Barrier("max_running", Subject.of_tenant("acme"), 0, 0, None), "never, under this quota"),
+        (Barrier("tokens_per_minute", Subject.of_tenant("acme"), 700, 600, 10.0),
+         "Tenant 'acme' has used up its 600 tokens per minute. It may go on in 10.0 s."),
+        (Barrier("slot_seconds_per_minute", Subject.of_agent("ada"), 1, 0, None), "never"),
+    ],
+)  # fmt: skip
+def test_a_quota_says_whose_it_is_and_when_it_opens(barrier: Barrier, words: str) -> None:
+    found = explain(WAITING[0], replace(BUSY, barrier=barrier))
+    assert (found.rule, found.numbers["quota"]) == ("quota", barrier.limit)
+    assert words in found.text
 
 
 def test_a_slot_of_another_core_is_not_counted() -> None:

@@ -13,11 +13,12 @@ from typing import Literal
 from aios_broker.cli.human import plural, seconds, short_id
 from aios_broker.cli.lookup import Ended
 from aios_broker.queues.fleet import WorkerView
+from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 
 Rule = Literal[
-    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "next", "order",
-    "finished", "failed", "cancelled",
+    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "quota", "next",
+    "order", "finished", "failed", "cancelled",
 ]  # fmt: skip
 
 Number = int | float | str | None
@@ -32,6 +33,7 @@ class Surroundings:
     workers: Sequence[WorkerView]  # of its module
     fleet_suspended: bool  # `rq suspend`: workers take nothing new
     scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
+    barrier: Barrier | None = None  # the quota that keeps it from running
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
         "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
     }  # fmt: skip
     found = _runs(job, around) or _kept_out(job) or _nobody_serves(job, around)
-    found = found or _ordered(job, around)
+    found = found or _over_quota(around.barrier) or _ordered(job, around)
     return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
 
 
@@ -126,6 +128,27 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
             "start a worker with that core, or submit without a core",
         )  # fmt: skip
     return None
+
+
+def _over_quota(barrier: Barrier | None) -> Explanation | None:
+    if barrier is None:
+        return None
+    who, most = barrier.subject.words, f"{barrier.most:g}"
+    if barrier.limit == "max_running":
+        text = f"{who} runs {barrier.used:g} syscalls, and its quota is {most}"
+        when = "when one of them ends or yields" if barrier.most else "never, under this quota"
+    else:
+        unit = "tokens" if barrier.limit == "tokens_per_minute" else "slot-seconds"
+        text = f"{who} has used up its {most} {unit} per minute"
+        when = "never, under this quota" if barrier.opens_in_s is None else (
+            f"in {seconds(barrier.opens_in_s)}"
+        )  # fmt: skip
+    return Explanation(
+        "quota", f"{text[0].upper()}{text[1:]}. It may go on {when}.",
+        {"quota": barrier.limit, "limit": barrier.most, "used": round(barrier.used, 3),
+         "opens in": None if barrier.opens_in_s is None else seconds(barrier.opens_in_s)},
+        "`aios quota show` shows the quotas, `aios quota set` changes them",
+    )  # fmt: skip
 
 
 def _ordered(job: JobView, around: Surroundings) -> Explanation:

@@ -10,6 +10,8 @@ from aios_broker.cli.lookup import Ended, find, parse_module
 from aios_broker.cli.reasons import Explanation, Surroundings, explain, explain_ended
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
@@ -53,6 +55,7 @@ def why(syscall_id: str, *, as_json: bool) -> None:
 async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
     """Read what decides over a job."""
     module = parse_module(job.module)
+    quotas = Quotas(Functions(client.connection), client.keys)
     workers = [worker for worker in await client.fleet.live_workers() if worker.module == module]
     return Surroundings(
         policy=await client.control.policy(module),
@@ -60,4 +63,5 @@ async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
         workers=workers,
         fleet_suspended=await client.fleet.suspended(),
         scheduler=await client.fleet.leading_scheduler(),
+        barrier=await quotas.barrier(module, job.job_id) if job.position is not None else None,
     )
