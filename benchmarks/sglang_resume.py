@@ -1,6 +1,6 @@
 """Greedy generations on two real SGLang servers: cut, resumed here or there, compared.
 
-    python -m benchmarks.sglang_resume [--cuts 200] [--model FOLDER] [--json FILE]
+    python -m benchmarks.sglang_resume [--cuts 200] [--model FOLDER] [--dtype float32] [--json FILE]
 
 Run it in the checkout's root. Without a model, a tiny Llama with random weights is served
 (tests/tiny_llama.py). Half of the cuts happen alone, half beside other generations; about half of
@@ -34,7 +34,7 @@ from tests.tiny_llama import write_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 7  # of the tiny model's weights
-TIE = 0.02  # nats; bfloat16 has three significant digits
+TIE = 0.125  # two steps of bfloat16, in which logits between 8 and 16 are computed
 ALTERNATIVES = 5
 RESUME_COST_TOKENS = 400
 
@@ -78,6 +78,7 @@ async def measure(config: SGLangConfig, cuts: int, seed: int) -> dict[str, objec
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
         "python": platform.python_version(),
         "core": one.info.snapshot_model,
+        "flags": list(config.flags),
         "both_servers_ready_s": round(ready_s, 1),
         **figures(report),
         "mismatches": [asdict(each) for each in explained],
@@ -136,10 +137,10 @@ async def first_token(core: SGLangCore, request: GenerationRequest) -> tuple[flo
     return round(time.perf_counter() - began, 4), steps[0].cached_tokens
 
 
-def settings(model: Path) -> SGLangConfig:
+def settings(model: Path, dtype: str) -> SGLangConfig:
     """Return the settings of a server of our own."""
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=CPU_FLAGS, slots=3, context_tokens=2_048,
+        model=str(model), python=sglang_python(), flags=(*CPU_FLAGS, "--dtype", dtype), slots=3, context_tokens=2_048,
         start_limit_s=240.0, stall_limit_s=120.0, first_token_limit_s=240.0,
     )  # fmt: skip
 
@@ -150,11 +151,12 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1, help="of prompts and cut points")
     parser.add_argument("--model", type=Path, help="a folder with weights")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="aios-sglang-") as folder:
         model = options.model or write_model(Path(folder) / "tiny-llama", seed=SEED)
-        found = asyncio.run(measure(settings(model), options.cuts, options.seed))
+        found = asyncio.run(measure(settings(model, options.dtype), options.cuts, options.seed))
     text = msgspec.json.format(msgspec.json.encode(found), indent=2).decode()
     print(text)
     if options.json is not None:
