@@ -140,7 +140,8 @@ async def first_token(core: SGLangCore, request: GenerationRequest) -> tuple[flo
 def settings(model: Path, dtype: str) -> SGLangConfig:
     """Return the settings of a server of our own."""
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=(*CPU_FLAGS, "--dtype", dtype), slots=3, context_tokens=2_048,
+        model=str(model), python=sglang_python(), flags=(*CPU_FLAGS, "--dtype", dtype), slots=3,
+        context_tokens=2_048,
         start_limit_s=240.0, stall_limit_s=120.0, first_token_limit_s=240.0,
     )  # fmt: skip
 
