@@ -165,7 +165,7 @@ class Contest:
                 env=dict(self._environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=log,
             )  # fmt: skip
-        stack.callback(client.wait)
+        stack.enter_context(client)  # waits for its end, closes its pipes
         stack.callback(client.kill)
         return client
 

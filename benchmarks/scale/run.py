@@ -223,7 +223,7 @@ def open_crowd(ground: Ground, agents: int) -> Iterator[list[Crowd]]:
                     env=environment_of(ground), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                     stderr=log,
                 )  # fmt: skip
-            stack.callback(process.wait)
+            stack.enter_context(process)  # waits for its end, closes its pipes
             stack.callback(process.kill)
             crowd.append(Crowd(process))
         yield crowd

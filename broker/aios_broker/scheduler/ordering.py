@@ -27,7 +27,7 @@ from aios_broker.scheduler.sweep import FACTS, LeadershipLost, Sweep
 logger = logging.getLogger(__name__)
 
 WHOLE_QUEUE = 500  # up to this many waiting jobs the whole queue is ranked at each tick
-END = 64  # jobs at either end of a longer queue that are ranked at each tick
+END = 32  # jobs at either end of a longer queue that are ranked at each tick
 SLACK = 32  # by how many jobs the ends may move between a tick's look and its change
 WHOLE_EVERY_S = 2.0  # how often a sweep of a longer queue begins ...
 WHOLE_SHARE = 0.05  # ... and at most this share of the time goes into sweeps
