@@ -39,7 +39,10 @@ FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at t
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
 
+_NEWCOMER = (0, 0, 0, 0, 0, 0)  # what a lease says of the past of a job that has none
+
 SubmitStatus = Literal["queued", "known", "ended"]
+_encode = msgspec.json.Encoder().encode
 _SUBMIT_STATUS: dict[int, SubmitStatus] = {1: "queued", 2: "known", 3: "ended"}
 
 
@@ -85,7 +88,7 @@ class ModuleQueue:
         for job in jobs:
             arguments += (
                 job.job_id, job.data, job.description or _description(job.facts),
-                msgspec.json.encode(job.facts), job.core,
+                _encode(job.facts), job.core,
                 job.client, round(job.deadline_s * 1000),
             )  # fmt: skip
         answer = await self._call("submit", arguments)
@@ -253,23 +256,13 @@ def _for_rq(end: Ending) -> bytes:
 
 
 def _lease(row: Answer) -> Lease:
-    (job_id, attempt, data, trusted, client, queued_ms, ran_ms, slices, suspensions, losses,
-     deadline_ms, has_snapshot, alone) = row  # fmt: skip
+    job_id, attempt, data, trusted, client, queued_ms, deadline_ms, *past = row
+    ran_ms, slices, suspensions, losses, has_snapshot, alone = past or _NEWCOMER
     return Lease(
-        job_id=job_id.decode(),
-        attempt=attempt,
-        data=data,
-        trusted=bool(trusted),
-        wants_chunks=bool(client),
-        queued_s=queued_ms / 1000,
-        ran_s=ran_ms / 1000,
-        slices=slices,
-        suspensions=suspensions,
-        losses=losses,
-        deadline_in_s=deadline_ms / 1000,
-        has_snapshot=bool(has_snapshot),
-        alone=bool(alone),
-    )
+        job_id.decode(), attempt, data, trusted == 1, client == 1, queued_ms / 1000,
+        ran_ms / 1000, slices, suspensions, losses, deadline_ms / 1000, has_snapshot == 1,
+        alone == 1,
+    )  # fmt: skip
 
 
 def _settled(answer: Answer) -> Settled:

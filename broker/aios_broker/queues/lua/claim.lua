@@ -3,21 +3,24 @@
 --
 -- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores (comma between)
 --
--- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, ran_ms, slices,
--- suspensions, losses, deadline_ms (from now), has snapshot, alone (a last try: the worker runs
--- nothing else beside it).
+-- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, deadline_ms (from
+-- now); and, of one that is no newcomer, ran_ms, slices, suspensions, losses, has snapshot, alone
+-- (a last try: the worker runs nothing else beside it).
 
-local JOB_FIELDS = {'data', 'status', 'aios_facts', 'aios_core', 'aios_attempt', 'aios_ready_ms',
-    'aios_queued_ms', 'aios_ran_ms', 'aios_slices', 'aios_suspensions', 'aios_losses',
-    'aios_deadline_ms'}
-
+-- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
-    local f = redis.call('HMGET', job_key(c, id), unpack(JOB_FIELDS))
-    if not f[1] then return nil end
-    return {id = id, data = f[1], status = f[2], facts = f[3], core = f[4], attempt = count(f[5]),
-        ready_ms = tonumber(f[6]) or c.now, queued_ms = count(f[7]), ran_ms = count(f[8]),
-        slices = count(f[9]), suspensions = count(f[10]), losses = count(f[11]),
-        deadline_ms = tonumber(f[12]) or c.now + DEFAULT_DEADLINE_MS}
+    local f = redis.call('HMGET', job_key(c, id), 'status', 'data', 'aios_facts', 'aios_ready_ms',
+        'aios_deadline_ms', 'aios_core', 'aios_attempt')
+    if not f[2] then return nil end
+    local job = {id = id, status = f[1], data = f[2], facts = f[3],
+        ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
+        core = f[6], attempt = 0, queued_ms = 0, losses = 0}
+    if not f[7] then return job end -- it has never run, nor been held
+    local past = redis.call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
+        'aios_suspensions', 'aios_losses')
+    job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
+    job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
+    return job
 end
 
 -- Only what waits may be lent: a stock tool may have pushed an id that runs, or has ended.
@@ -91,6 +94,16 @@ local function take_in(c, jobs, iso, clients)
     end
 end
 
+-- What its worker is told of a job, from attempt `attempt` on.
+local function row_of(c, job, attempt, clients, queued_ms)
+    local row = {job.id, attempt, job.data, job.facts and 1 or 0, clients ~= '' and 1 or 0,
+        queued_ms, job.deadline_ms - c.now}
+    if not job.slices then return row end
+    row[8], row[9], row[10], row[11] = job.ran_ms, job.slices, job.suspensions, job.losses
+    row[12], row[13] = redis.call('HEXISTS', c.snapshot_bytes, job.id), 0
+    return row
+end
+
 local function lend(c, worker, iso, want, lease_ms, cores)
     if want <= 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return {} end
     local jobs = choose(c, want, ',' .. cores .. ',')
@@ -98,21 +111,19 @@ local function lend(c, worker, iso, want, lease_ms, cores)
     local ids, leases, wip, rows = {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end
     local clients = read_many('HMGET', c.live, ids)
-    local sizes = read_many('HMGET', c.snapshot_bytes, ids)
     take_in(c, jobs, iso, clients)
+    local until_ms = text(c, c.now + lease_ms)
     for i, job in ipairs(jobs) do
         local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
-        local member = job.id .. ':' .. attempt
+        local number = text(c, attempt)
+        local member = job.id .. ':' .. number
         redis.call('HSET', job_key(c, job.id), 'status', 'started', 'worker_name', worker,
-            'started_at', iso, 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
-        leases[#leases + 1] = c.now + lease_ms
-        leases[#leases + 1] = member
-        wip[#wip + 1] = WIP_SCORE
-        wip[#wip + 1] = member
-        rows[i] = {job.id, attempt, job.data, job.facts and 1 or 0, clients[i] ~= '' and 1 or 0,
-            queued_ms, job.ran_ms, job.slices, job.suspensions, job.losses,
-            job.deadline_ms - c.now, sizes[i] and 1 or 0, is_suspect(c, job) and 1 or 0}
-        note(c, 'claim', job.id, attempt, worker, '')
+            'started_at', iso, 'aios_attempt', number, 'aios_queued_ms', text(c, queued_ms))
+        leases[2 * i - 1], leases[2 * i] = until_ms, member
+        wip[2 * i - 1], wip[2 * i] = WIP_SCORE, member
+        rows[i] = row_of(c, job, attempt, clients[i], queued_ms)
+        if is_suspect(c, job) then rows[i][13] = 1 end
+        note(c, 'claim', job.id, number, worker, '')
     end
     variadic('ZADD', c.leases, leases)
     variadic('ZADD', c.wip, wip)
@@ -147,7 +158,5 @@ register('adopt', function(c)
     for _, place in ipairs({c.suspects, c.held, c.deferred}) do redis.call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     write_journal(c)
-    return {{id, attempt, job.data, job.facts and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
-        job.ran_ms, job.slices, job.suspensions, job.losses, job.deadline_ms - c.now,
-        redis.call('HEXISTS', c.snapshot_bytes, id), 0}}
+    return {row_of(c, job, attempt, clients[1], queued_ms)}
 end)

@@ -9,18 +9,18 @@
 -- alone: another worker answers it.
 
 local function record_in_rq(c, job, worker, iso, ttl_s)
-    redis.call('HSET', job_key(c, job.id), 'status', job.status, 'ended_at', iso,
-        'aios_reply', job.reply)
-    local ok = job.status == 'finished'
-    redis.call('XADD', results_key(c, job.id), '*', 'type', ok and 1 or 2, 'worker_name', worker,
+    local key, results, ok = job_key(c, job.id), results_key(c, job.id), job.status == 'finished'
+    redis.call('HSET', key, 'status', job.status, 'ended_at', iso, 'aios_reply', job.reply)
+    redis.call('XADD', results, '*', 'type', ok and '1' or '2', 'worker_name', worker,
         ok and 'return_value' or 'exc_string', job.result, 'execution_id', job.attempt)
-    redis.call('EXPIRE', job_key(c, job.id), ttl_s)
-    redis.call('EXPIRE', results_key(c, job.id), ttl_s)
+    local until_ms = text(c, c.now + 1000 * ttl_s)
+    redis.call('PEXPIREAT', key, until_ms)
+    redis.call('PEXPIREAT', results, until_ms)
 end
 
 local function forget(c, done)
     local ids, members = {}, {}
-    for i, job in ipairs(done) do ids[i], members[i] = job.id, job.id .. ':' .. job.attempt end
+    for i, job in ipairs(done) do ids[i], members[i] = job.id, job.member end
     variadic('ZREM', c.leases, members)
     variadic('ZREM', c.wip, members)
     variadic('ZREM', c.deadlines, ids)
@@ -29,7 +29,7 @@ local function forget(c, done)
         if redis.call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
     end
     if redis.call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
-    drop_snapshots(c, ids)
+    if redis.call('EXISTS', c.snapshot_bytes) == 1 then drop_snapshots(c, ids) end
 end
 
 local function count_work(c, worker, done)
@@ -47,19 +47,25 @@ end
 
 local function read_endings(c)
     local n, jobs, members, ids = tonumber(take(c)), {}, {}, {}
+    local args, at = c.args, c.at
     for i = 1, n do
-        local job = {id = take(c), attempt = take(c), status = take(c), reply = take(c),
-            result = take(c), ran_ms = tonumber(take(c)), tokens = tonumber(take(c)),
-            prompt = tonumber(take(c)), quarantine = take(c)}
-        jobs[i], members[i], ids[i] = job, job.id .. ':' .. job.attempt, job.id
+        local id, attempt = args[at], args[at + 1]
+        local member = id .. ':' .. attempt
+        jobs[i] = {id = id, attempt = attempt, member = member, status = args[at + 2],
+            reply = args[at + 3], result = args[at + 4], ran_ms = tonumber(args[at + 5]),
+            tokens = tonumber(args[at + 6]), prompt = tonumber(args[at + 7]),
+            quarantine = args[at + 8]}
+        members[i], ids[i] = member, id
+        at = at + 9
     end
+    c.at = at
     return jobs, held_leases(c, members), read_many('HMGET', c.live, ids)
 end
 
 -- Charge what the job used; returns its total over all attempts. Where nobody counts use, the
 -- first attempt's own is the total, and costs no command.
 local function settle_use(c, job)
-    if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
+    if job.attempt == '1' and not quota.metered(c) then return text(c, job.tokens) .. ',' .. text(c, job.ran_ms) end
     local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
     if known then quota.moved(c, facts, 'r', nil) end
     quota.ended(c, facts, job.status == 'finished')
@@ -91,7 +97,7 @@ register('finish', function(c)
             else
                 record_in_rq(c, job, worker, iso, ttl_s[job.status])
                 local entries = registry[job.status]
-                entries[#entries + 1] = math.floor(c.now / 1000) + ttl_s[job.status]
+                entries[#entries + 1] = text(c, math.floor(c.now / 1000) + ttl_s[job.status])
                 entries[#entries + 1] = job.id
             end
             if job.quarantine == '1' then redis.call('ZADD', c.quarantine, c.now, job.id) end

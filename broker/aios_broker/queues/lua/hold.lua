@@ -15,6 +15,7 @@ local function hold(c, id)
         redis.call('ZADD', c.deferred, WIP_SCORE, id)
         redis.call('HINCRBY', job, 'aios_queued_ms', c.now - (tonumber(ready) or c.now))
         redis.call('HSET', job, 'status', 'deferred')
+        redis.call('HSETNX', job, 'aios_attempt', 0) -- it has a past: it waited before
         note(c, 'hold', id, attempt or '0', '', '')
     end
 end

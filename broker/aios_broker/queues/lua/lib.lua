@@ -3,7 +3,7 @@
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
 local LIB = 'aios2_'
-local WIP_SCORE = 4102444800 -- 2100: RQ's own clean-up must never take our jobs for abandoned
+local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past ...
 local FAR_LOOKAHEAD = 4096   -- ... and where it finds none for its own among them
@@ -24,7 +24,7 @@ local function open(args)
     local p, q = args[1], args[2]
     local own = p .. ':aios:'
     return {
-        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {},
+        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {}, noted = 0,
         queue = p .. ':queue:' .. q,           -- list: all that waits
         wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
         deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held
@@ -85,18 +85,23 @@ end
 -- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
 -- yield, hold, reclaim and finish; for fail and cancel the same and the error's code.
 local function note(c, event, id, attempt, who, detail)
-    c.journal[#c.journal + 1] = table.concat({event, id, attempt, who, detail}, '\t')
+    local pieces, n = c.journal, c.noted
+    if n > 0 then n = n + 1; pieces[n] = '\n' end
+    pieces[n + 1], pieces[n + 2], pieces[n + 3], pieces[n + 4] = event, '\t', id, '\t'
+    pieces[n + 5], pieces[n + 6], pieces[n + 7], pieces[n + 8] = attempt, '\t', who, '\t'
+    pieces[n + 9] = detail
+    c.noted = n + 9
 end
 
 -- One XADD carries all transitions of the call (t), what it charged (u), and a quota's change (s).
 local function write_journal(c)
     local uses = (c.uses or c.load_changed) and quota.settle(c)
-    if #c.journal == 0 and not uses and not c.settings then return end
+    if c.noted == 0 and not uses and not c.settings then return end
     local entry = {'q', c.q}
     local function add(name, text)
         if text then entry[#entry + 1] = name; entry[#entry + 1] = text end
     end
-    add('t', #c.journal > 0 and table.concat(c.journal, '\n'))
+    add('t', c.noted > 0 and table.concat(c.journal))
     add('u', uses)
     add('s', c.settings)
     redis.call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*', unpack(entry))
@@ -104,12 +109,29 @@ end
 
 local function count(value) return tonumber(value) or 0 end
 
+-- A number as text: what many jobs of a call have in common is written once.
+local function text(c, number)
+    local texts = c.texts
+    if not texts then texts = {}; c.texts = texts end
+    local written = texts[number]
+    if not written then
+        written = string.format('%.0f', number)
+        texts[number] = written
+    end
+    return written
+end
+
 -- Replies of one call, gathered by client.
 local function reply_to(c, clients, message)
     if not clients or clients == '' then return end
     c.replies = c.replies or {}
+    local box = c.replies[clients] -- nearly always there is one client
+    if box then
+        box[#box + 1] = message
+        return
+    end
     for client in string.gmatch(clients, '%S+') do
-        local box = c.replies[client]
+        box = c.replies[client]
         if not box then box = {}; c.replies[client] = box end
         box[#box + 1] = message
     end

@@ -31,10 +31,14 @@ end
 
 local function read_jobs(c)
     local iso, n, jobs = take(c), tonumber(take(c)), {}
+    local args, at = c.args, c.at
     for i = 1, n do
-        jobs[i] = {id = take(c), data = take(c), description = take(c), facts = take(c),
-            core = take(c), client = take(c), deadline_ms = tonumber(take(c))}
+        jobs[i] = {id = args[at], data = args[at + 1], description = args[at + 2],
+            facts = args[at + 3], core = args[at + 4], client = args[at + 5],
+            deadline_ms = tonumber(args[at + 6])}
+        at = at + 7
     end
+    c.at = at
     return iso, jobs
 end
 
@@ -78,7 +82,7 @@ end
 local function enter_deadlines(c, jobs, iso)
     local deadlines = {}
     for _, job in ipairs(jobs) do
-        deadlines[#deadlines + 1] = c.now + job.deadline_ms
+        deadlines[#deadlines + 1] = text(c, c.now + job.deadline_ms)
         deadlines[#deadlines + 1] = job.id
     end
     if variadic('ZADD', c.deadlines, deadlines) < #jobs then
@@ -88,19 +92,13 @@ local function enter_deadlines(c, jobs, iso)
 end
 
 local function publish(c, job, iso, batch)
-    local hash = {'created_at', iso, 'enqueued_at', iso, 'data', job.data, 'origin', c.q,
-        'description', job.description, 'timeout', math.ceil(job.deadline_ms / 1000),
-        'status', 'queued', 'aios_facts', job.facts, 'aios_submitted_ms', c.now,
-        'aios_ready_ms', c.now, 'aios_deadline_ms', c.now + job.deadline_ms}
-    if job.core ~= '' then
-        hash[#hash + 1] = 'aios_core'
-        hash[#hash + 1] = job.core
-    end
-    if job.attempt then
-        hash[#hash + 1] = 'aios_attempt'
-        hash[#hash + 1] = job.attempt
-    end
-    redis.call('HSET', job_key(c, job.id), unpack(hash))
+    local key, now = job_key(c, job.id), text(c, c.now)
+    redis.call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_facts', job.facts,
+        'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
+        'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
+        'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
+    if job.core ~= '' then redis.call('HSET', key, 'aios_core', job.core) end
+    if job.attempt then redis.call('HSET', key, 'aios_attempt', job.attempt) end
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
