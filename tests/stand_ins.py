@@ -20,6 +20,15 @@ print('at work', flush=True)
 while True:
     signal.pause()
 """
+# Registers as a worker does, and dies of what it is given to do.
+POISONED = """
+import os, signal, time, redis
+client = redis.Redis.from_url(os.environ["AIOS_REDIS_URL"])
+client.hset("rq:worker:poisoned", "pid", os.getpid())
+client.sadd("rq:workers", "rq:worker:poisoned")
+time.sleep(0.2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 CRASH = "import sys; sys.exit('the reason of the crash')"
 
 

@@ -22,6 +22,7 @@ from aios_broker.supervisor.record import read_record
 from tests.stand_ins import (
     CRASH,
     DRAIN,
+    POISONED,
     SLEEP,
     STUBBORN,
     is_alive,
@@ -131,6 +132,14 @@ def test_a_crash_loop_is_given_up_and_reported_with_its_last_words(light: Kernel
     with pytest.raises(Unavailable, match="broken does not start: the reason of the crash"):
         kernel.run()
     assert "crash loop: 5 short lives in a row" in log_of(light)
+
+
+def test_a_worker_that_its_jobs_kill_is_started_again_and_again(light: KernelConfig) -> None:
+    program = (sys.executable, "-c", POISONED)
+    worker = Program("worker", program, stage=0, ready="registered")
+    with EmbeddedKernel(light, programs=[worker]) as kernel:
+        wait_until(lambda: kernel.process("worker-1").restarts > 5, 30)
+        assert "crash loop" not in log_of(light)
 
 
 def test_a_wrong_setting_is_reported_at_once(light: KernelConfig) -> None:

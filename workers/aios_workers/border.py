@@ -116,7 +116,13 @@ class Border:
     def _finished(self, run: Run, done: Done) -> Ending:
         reply = Reply(syscall_id_of(run.lease.job_id), result=done.result,
                       timings=run.timings(), worker=self._worker)  # fmt: skip
-        return _ending(run, "finished", encode(reply))
+        data = encode(reply)
+        if len(data) > MAX_REPLY_BYTES:  # Redis would serve nobody else meanwhile
+            return self._failed(run, ModuleError(
+                f"the result has {len(data)} bytes, the limit is {MAX_REPLY_BYTES}",
+                field="result", remedy="ask for less at a time, or keep it in storage",
+            ))  # fmt: skip
+        return _ending(run, "finished", data)
 
     def _crashed(self, run: Run, error: Exception) -> Ending:
         """A handler raised what is no error of the kernel's."""

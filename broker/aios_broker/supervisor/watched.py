@@ -10,14 +10,16 @@ import time
 from dataclasses import dataclass
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.embedded.child import Child, Service
+from aios_broker.embedded.child import Child, Service, always_ready
 from aios_broker.log import KernelLog
 from aios_broker.supervisor.record import ProcessRecord, ProcessState
 
 FIRST_PAUSE_S = 0.05  # a server that was killed is back before most callers notice
 LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_AT_WORK_S = 2.0  # of one that can start, and is ended by what it is given to do
 PAUSE_GROWTH = 4.0
-# Given up after so many short lives in a row: its fault does not pass by itself.
+# Given up after so many short lives in a row: its fault does not pass by itself. Not so where it
+# was seen at work: then a poison job may have ended it, and that one is quarantined before long.
 MAX_SHORT_LIVES = 5
 STABLE_S = 5.0  # a run as long as this was not a short life
 ASK_READY_EVERY_S = 0.03
@@ -143,6 +145,7 @@ class Watched:
         assert self.child is not None
         self.last_exit = code
         lived_s = time.monotonic() - self.child.started_at
+        was_at_work = self._was_at_work(self.child.pid)
         self.child.kill_session()  # what it forked and left behind
         self._forget_run()
         if self.service.one_shot and code == 0:
@@ -158,19 +161,29 @@ class Watched:
             self.state = "failed"
             self.say(f"not started again: a setting is wrong: {self.last_line}")
             return
-        self._go_on_or_give_up()
+        self._go_on_or_give_up(was_at_work=was_at_work)
 
-    def _go_on_or_give_up(self) -> None:
-        if self._short_lives >= MAX_SHORT_LIVES:
+    def _was_at_work(self, pid: int) -> bool:
+        """Tell whether one that has ended had been ready; a worker's record outlives it.
+
+        Never of a server with data: what ends that is its own fault.
+        """
+        if self.service.is_ready is always_ready or self.service.lock_path is not None:
+            return False
+        return self.state == "running" or self.service.is_ready(pid)
+
+    def _go_on_or_give_up(self, *, was_at_work: bool = False) -> None:
+        if self._short_lives >= MAX_SHORT_LIVES and not was_at_work:
             self.state = "failed"
             self.say(
                 f"crash loop: {self._short_lives} short lives in a row; not started again. "
                 f"Its last words: {self.last_line or 'none'}"
             )
             return
+        longest_s = LONGEST_PAUSE_AT_WORK_S if was_at_work else LONGEST_PAUSE_S
         pause_s = FIRST_PAUSE_S * PAUSE_GROWTH ** max(self._short_lives - 1, 0)
         # Processes that died together do not come back together.
-        self.start_at = time.monotonic() + min(pause_s, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2)
+        self.start_at = time.monotonic() + min(pause_s, longest_s) * random.uniform(0.8, 1.2)
         self.state = "waiting"
 
     def _forget_run(self) -> None:
