@@ -286,6 +286,17 @@ async def test_closing_ends_streams_as_aborted_and_leaves_the_server_alone(
         await answer_of(core, ask())
 
 
+async def test_closing_ends_streams_of_a_server_that_hangs(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    fake.script = [hangs(ONE)]
+    stream = core.generate(ask())
+    assert (await anext(stream)).ids == expected_ids(1)
+    rest = asyncio.create_task(anext(stream, None))
+    await core.close()
+    assert await rest is None
+
+
 async def test_sampling_is_said_in_full(core: SGLangCore, fake: FakeSGLang) -> None:
     sampling = Sampling(
         temperature=0.7, top_p=0.9, seed=5, frequency_penalty=0.5, logit_bias=((7, -3.0),)

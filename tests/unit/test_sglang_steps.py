@@ -63,6 +63,14 @@ def test_an_abort_that_comes_with_the_last_token_is_an_end() -> None:
     assert maker(2).take(event([5, 6], ABORT), aborted=True) == Step((5, 6), "length")
 
 
+@pytest.mark.parametrize("incremental", [False, True])
+def test_an_abort_of_a_request_that_was_pushed_out_says_nothing_new(*, incremental: bool) -> None:
+    steps = maker(incremental=incremental)
+    assert steps.take(event([5, 6], completion_tokens=2), aborted=True) == Step((5, 6))
+    assert steps.take(event([6], ABORT, completion_tokens=2), aborted=True) is None
+    assert steps.ended
+
+
 def test_an_end_token_that_our_files_do_not_know_is_left_out_too() -> None:
     step = maker().take(event([5, 77], Finish("stop", matched=77)), aborted=False)
     assert step == Step((5,), "stop")

@@ -102,8 +102,7 @@ class SGLangCore:
 
     async def close(self) -> None:
         """End our own server, or leave another's alone; generations under way end as aborted."""
-        for stream in list(self._streams):
-            await self._abort_stream(stream)
+        await asyncio.gather(*(self._abort_stream(stream) for stream in self._streams))
         if self._chores:
             await asyncio.gather(*self._chores, return_exceptions=True)
         await self._connection.close()

@@ -65,6 +65,8 @@ class StepMaker:
         return Step(tuple(ids), reason, cached_tokens, entries)
 
     def _new(self, event: Event) -> tuple[list[int], tuple[TokenLogprob, ...]]:
+        if self._is_echo(event):
+            return [], ()
         begin = 0 if self._kind.incremental else self._taken
         ids = event.output_ids[begin:]
         if len(event.output_ids) < begin:
@@ -76,6 +78,17 @@ class StepMaker:
             return ids, ()
         entries = self._logprobs(event.meta_info, begin, ids)
         return ids, entries
+
+    def _is_echo(self, event: Event) -> bool:
+        """Whether an abort found the request waiting, perhaps pushed out of the batch.
+
+        SGLang then repeats its last id alone, or none, and not the ids so far.
+        """
+        meta = event.meta_info
+        if meta.finish_reason is None or meta.finish_reason.type != "abort":
+            return False
+        before = self._taken if self._kind.incremental else 0
+        return meta.completion_tokens not in (None, before + len(event.output_ids))
 
     def _logprobs(self, meta: Meta, begin: int, ids: list[int]) -> tuple[TokenLogprob, ...]:
         chosen = (meta.output_token_logprobs or [])[begin:]

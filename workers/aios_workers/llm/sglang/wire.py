@@ -31,6 +31,7 @@ class Meta(Struct, frozen=True):
 
     finish_reason: Finish | None = None
     cached_tokens: int = 0
+    completion_tokens: int | None = None
     weight_version: str | None = None
     output_token_logprobs: list[LogprobEntry] | None = None
     output_top_logprobs: list[list[LogprobEntry] | None] | None = None
