@@ -21,10 +21,11 @@ _EVENTS: dict[str, Event] = {event: event for event in TABLE}
 _ENDS = frozenset(event for event, (_, state) in TABLE.items() if state in TERMINAL)
 _reply_decoder = msgspec.json.Decoder(Reply)
 
-# What may be the end of a syscall that did nothing wrong: nothing but its result.
+# How each poison may end. One that fills the memory may do so for longer than a lease.
 POISON_ENDS = {
-    "segfault": "worker-lost", "abort": "worker-lost", "loop": "worker-lost",
-    "memory": "module-error", "huge": "module-error", "crash": "module-error",
+    "segfault": {"worker-lost"}, "abort": {"worker-lost"}, "loop": {"worker-lost"},
+    "memory": {"module-error", "worker-lost"}, "huge": {"module-error", "worker-lost"},
+    "crash": {"module-error"},
 }  # fmt: skip
 
 
@@ -112,6 +113,7 @@ class Evidence:
     diaries: Mapping[str, Sequence[str]]  # program -> entries of its context, as they are at last
     left_over: Mapping[str, int]  # what should be empty at rest, and is not
     bounds: Bounds
+    epoch: int = 0  # of the last leadership
 
 
 def gather(records: Iterable[Record], moves: Iterable[Move]) -> dict[str, Story]:
@@ -216,7 +218,7 @@ def right_answer(story: Story, evidence: Evidence) -> Iterator[Broken]:
 def innocent(story: Story, evidence: Evidence) -> Iterator[Broken]:
     """9: poison ends as poison does, and nothing else ends with an error."""
     for end in story.ended:
-        allowed = {POISON_ENDS[story.poison] if story.poison else ""}
+        allowed = set(POISON_ENDS[story.poison]) if story.poison else {""}
         if story.planned.kind == "cancel":
             allowed.add("cancelled")  # or it was faster
         if end.code not in allowed:
@@ -323,6 +325,14 @@ def recovered(evidence: Evidence) -> Iterator[Broken]:
                          f"{strike.kind}: {strike.recovered_s:.1f} s")  # fmt: skip
 
 
+def led_calmly(evidence: Evidence) -> Iterator[Broken]:
+    """7: leadership changes where a fault makes it change, and not by itself."""
+    most = 2 + 2 * len(evidence.strikes)
+    if evidence.epoch > most:
+        yield Broken("7 leadership", "scheduler",
+                     f"{evidence.epoch} leaderships, {len(evidence.strikes)} faults")  # fmt: skip
+
+
 def leakless(evidence: Evidence) -> Iterator[Broken]:
     """14: at rest nothing is left over."""
     for name, count in evidence.left_over.items():
@@ -333,5 +343,5 @@ STORY_RULES: tuple[Callable[[Story, Evidence], Iterator[Broken]], ...] = (
     lost, told_once, fenced, right_answer, innocent, capped, lawful, charged, served,
 )  # fmt: skip
 WHOLE_RULES: tuple[Callable[[Evidence], Iterator[Broken]], ...] = (
-    in_order, effects, recovered, leakless,
+    in_order, effects, recovered, led_calmly, leakless,
 )  # fmt: skip

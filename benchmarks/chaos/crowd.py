@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +15,6 @@ from typing import Self
 
 from aios_broker.contract.errors import Unavailable
 from benchmarks.chaos.history import Gone, Log, wall_s
-
-LEAVE_S = 150.0  # its programs wait for what they have asked
 
 
 class Crowd:
@@ -73,14 +72,19 @@ class Crowd:
         self._gone.write(Gone(wall_s(), f"{name}.{pid}"))
         return pid
 
-    def leave(self) -> dict[str, int]:
-        """Ask all to leave; return the exit codes of those that did not leave in order."""
+    def leave(self, patience_s: float) -> dict[str, int]:
+        """Ask all to leave; return the exit codes of those that did not leave in order.
+
+        Args:
+            patience_s: For their programs to hear all that they have asked; then they are killed.
+        """
         codes: dict[str, int] = {}
+        until = time.monotonic() + patience_s
         for process in self._processes.values():
             process.send_signal(signal.SIGTERM)
         for name, process in self._processes.items():
             try:
-                code = process.wait(LEAVE_S)
+                code = process.wait(max(0.1, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 code = process.wait()

@@ -61,6 +61,7 @@ class Wish:
     gap_s: float = 2.5  # between two faults, on average
     pause_s: float = 0.05  # of a client's program, between two syscalls
     wait_s: float = 30.0  # the bound of waiting
+    patience_s: float = 150.0  # at the end, for all that was asked to be heard
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,8 @@ def run_chaos(wish: Wish, folder: Path, environment: Mapping[str, str]) -> Outco
         injector = Injector(kernel, crowd, log, wish.seed)
         with crowd:
             _storm(wish, injector)
-            codes = crowd.leave()
-        left = _settled(kernel.redis_url)
+            codes = crowd.leave(wish.patience_s)
+        left = _settled(kernel.redis_url, min(REST_S, wish.patience_s))
         left |= {f"{name} left with exit code": code for name, code in codes.items()}
         evidence = asyncio.run(_evidence(wish, kernel, history, injector, left))
     broken = checker.check(evidence)
@@ -163,9 +164,9 @@ def _storm(wish: Wish, injector: Injector) -> None:
         time.sleep(0.1)
 
 
-def _settled(url: str) -> dict[str, int]:
+def _settled(url: str, limit_s: float) -> dict[str, int]:
     """Wait until the kernel is at rest; return what is left over when it does not come to."""
-    until = time.monotonic() + REST_S
+    until = time.monotonic() + limit_s
     with redis.Redis.from_url(url) as client:
         while True:
             left = rest.left_over(client) | rest.connections(client)
@@ -192,9 +193,11 @@ async def _evidence(
     )  # fmt: skip
     programs = {s.planned.program for s in stories.values() if s.planned.kind == "expand"}
     diaries = await diaries_of(kernel.redis_url, programs)
+    with redis.Redis.from_url(kernel.redis_url) as client:
+        epoch = int(client.hget("rq:aios:scheduler", "epoch") or 0)
     return Evidence(
         stories, with_worker_recoveries(strikes, stories), await expected_ids(stories), diaries,
-        left, bounds,
+        left, bounds, epoch,
     )  # fmt: skip
 
 

@@ -187,7 +187,10 @@ def test_poison_that_is_not_quarantined_or_tried_too_often() -> None:
     assert broken_rules(records, moves) == {"9 poison"}
     tries = [Move(10.1, "submit", "a", None, "c")]
     for attempt in range(1, 6):
-        tries += [Move(10.2, "claim", "a", attempt, WORKER), Move(10.3, "reclaim", "a", attempt, "")]
+        tries += [
+            Move(10.2, "claim", "a", attempt, WORKER),
+            Move(10.3, "reclaim", "a", attempt, ""),
+        ]
     tries[-1] = Move(10.3, "fail", "a", 5, "", "worker-lost")
     ended = [*records[:3], Ended(10.6, "a", "worker-lost")]
     assert broken_rules(ended, tries) == {"9 cap"}
@@ -212,6 +215,11 @@ def test_an_attempt_that_is_left_out() -> None:
         msgspec.structs.replace(move, attempt=2) for move in moves[1:]
     )])  # fmt: skip
     assert "11 transitions" in rules
+
+
+def test_a_lead_that_changes_by_itself() -> None:
+    assert broken_rules([], [], epoch=2) == set()
+    assert broken_rules([], [], epoch=50) == {"7 leadership"}
 
 
 def test_what_is_left_over() -> None:
