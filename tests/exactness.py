@@ -15,7 +15,8 @@ import uuid
 from dataclasses import dataclass, field, replace
 
 from aios_broker.contract.llm import Message
-from aios_workers.llm.core import Core, FinishReason, GenerationRequest, Sampling
+from aios_broker.contract.reply import TokenLogprob
+from aios_workers.llm.core import Constraint, Core, FinishReason, GenerationRequest, Sampling
 
 ANSWER_TOKENS = (16, 48)
 CUTS_PER_ANSWER = (2, 6)
@@ -33,6 +34,14 @@ TOPICS = (
     "What is 17 * 23? Show the steps, then check the result.",
     "Tell me a story that begins with: The last train left at 03:47.",
 )
+FORMS = (
+    Constraint("json", '{"type":"object","properties":{"name":{"type":"string","maxLength":30},'
+               '"age":{"type":"integer"},"kind":{"enum":["fox","ship"]}},'
+               '"required":["name","age","kind"],"additionalProperties":false}'),
+    Constraint("json", '{"type":"array","items":{"type":"string","maxLength":12},"maxItems":4}'),
+    Constraint("regex", r"[A-Z][a-zé]{2,9}( [a-z]{1,8}){3,9}\."),
+    Constraint("grammar", 'start: "(" item ("," item){2,6} ")"\nitem: /[a-z]{1,6}/ | /[0-9]{1,3}/'),
+)  # fmt: skip
 FILLER = "The log says that request 4711 waited 12.5 ms, ran 80 ms and then yielded its slot."
 
 
@@ -42,6 +51,7 @@ class Answer:
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,8 @@ class Report:
     other_core: int = 0
     beside_others: int = 0  # cuts with other generations in the batch
     sampled: int = 0  # cuts of answers that were not greedy
+    constrained: int = 0  # cuts of answers that were held to a form
+    scored: int = 0  # cuts of answers with log-probabilities
     cached_tokens: int = 0
     wall_s: float = 0.0
     mismatches: list[Mismatch] = field(default_factory=list)
@@ -91,11 +103,12 @@ class Report:
 
 
 async def check_cuts(
-    core_a: Core, core_b: Core, *, cuts: int, seed: int, greedy: bool = False
+    core_a: Core, core_b: Core, *, cuts: int, seed: int, greedy: bool = False, forms: bool = False
 ) -> Report:
     """Make at least `cuts` cuts on two started cores of the same model and compare.
 
-    With `greedy` nothing is sampled: for cores that promise the same answer only then.
+    With `greedy` nothing is sampled: for cores that promise the same answer only then. With
+    `forms` every answer is held to a form, and half of them have log-probabilities and a bias.
 
     Ends early, with fewer cuts in the report, when the core finishes answers before they can
     be cut. The prompts, the sampling values and the cut points follow from `seed`.
@@ -103,10 +116,14 @@ async def check_cuts(
     report = Report()
     began = time.monotonic()
     cores = (core_a, core_b)
-    alone = _Lane(cores, report, random.Random(f"{seed}/alone"), beside=False, greedy=greedy)
+    alone = _Lane(
+        cores, report, random.Random(f"{seed}/alone"), beside=False, greedy=greedy, forms=forms
+    )
     await alone.run(until=cuts // 2)
     beside = [
-        _Lane(cores, report, random.Random(f"{seed}/{lane}"), beside=True, greedy=greedy)
+        _Lane(
+            cores, report, random.Random(f"{seed}/{lane}"), beside=True, greedy=greedy, forms=forms
+        )
         for lane in range(LANES)
     ]
     await asyncio.gather(*(lane.run(until=cuts) for lane in beside))
@@ -132,6 +149,16 @@ def random_request(core: Core, rng: random.Random) -> GenerationRequest:
         max_tokens=rng.randint(*ANSWER_TOKENS),
         sampling=_random_sampling(core, rng),
     )
+
+
+def held_to_a_form(request: GenerationRequest, rng: random.Random) -> GenerationRequest:
+    """Return the request with a constraint, and perhaps log-probabilities and a bias."""
+    request = replace(request, constraint=rng.choice(FORMS))
+    if rng.random() < 0.5:
+        bias = tuple((token, rng.choice((-100.0, 3.0))) for token in rng.sample(range(300), k=5))
+        sampling = replace(request.sampling, logit_bias=bias)
+        request = replace(request, logprobs=rng.choice((0, 3, 32)), sampling=sampling)
+    return request
 
 
 def _random_sampling(core: Core, rng: random.Random) -> Sampling:
@@ -163,6 +190,7 @@ class _Lane:
     rng: random.Random
     beside: bool  # other lanes run at the same time
     greedy: bool
+    forms: bool
 
     async def run(self, *, until: int) -> None:
         """Compare answers until the report has `until` cuts."""
@@ -172,6 +200,8 @@ class _Lane:
             request = random_request(self.cores[0], self.rng)
             if self.greedy:
                 request = replace(request, sampling=Sampling())
+            if self.forms:
+                request = held_to_a_form(request, self.rng)
             expected = await generate(self.cores[0], replace(request, request_id=uuid.uuid4().hex))
             await self._compare(request, expected)
 
@@ -181,9 +211,11 @@ class _Lane:
         for point in self._cut_points(len(expected.ids)):
             if point is not None and point < len(answer.ids):
                 continue  # the core was ahead of the last abort
+            before = answer.logprobs  # the handler keeps those of earlier slices
             answer, cached_tokens = await _run(
                 self.cores[on], replace(request, resume_ids=answer.ids), cut_at=point
             )
+            answer = replace(answer, logprobs=before + answer.logprobs)
             self.report.cached_tokens += cached_tokens
             if answer.finish_reason is not None:
                 break
@@ -209,11 +241,14 @@ class _Lane:
         self.report.other_core += resumed_on.count("other")
         self.report.beside_others += cuts if self.beside else 0
         self.report.sampled += cuts if request.sampling.temperature > 0 else 0
+        self.report.constrained += cuts if request.constraint is not None else 0
+        self.report.scored += cuts if request.logprobs is not None else 0
 
 
 async def _run(core: Core, request: GenerationRequest, *, cut_at: int | None) -> tuple[Answer, int]:
     """Generate; abort, keeping the state, as soon as there are `cut_at` output ids."""
     ids = list(request.resume_ids)
+    logprobs: list[TokenLogprob] = []
     finish_reason: FinishReason | None = None
     cached_tokens = 0
     aborting: asyncio.Task[None] | None = None
@@ -222,10 +257,11 @@ async def _run(core: Core, request: GenerationRequest, *, cut_at: int | None) ->
     async with asyncio.timeout(STEP_LIMIT_S):
         async for step in core.generate(request):
             ids.extend(step.ids)
+            logprobs.extend(step.logprobs)
             finish_reason = step.finish_reason
             cached_tokens += step.cached_tokens
             if aborting is None and cut_at is not None and len(ids) >= cut_at:
                 aborting = asyncio.create_task(core.abort(request.request_id, keep=True))
         if aborting is not None:
             await aborting
-    return Answer(tuple(ids), finish_reason), cached_tokens
+    return Answer(tuple(ids), finish_reason, tuple(logprobs)), cached_tokens

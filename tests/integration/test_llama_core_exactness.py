@@ -25,6 +25,14 @@ async def test_fifty_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
     assert report.cached_tokens, "no KV state was used again"
 
 
+@pytest.mark.timeout(300)
+async def test_cuts_under_constraints(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
+    report = await check_cuts(*cores, cuts=24, seed=3, forms=True)
+    report.assert_exact(cuts=24)
+    assert report.constrained == report.cuts
+    assert report.scored
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
 async def test_a_thousand_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:

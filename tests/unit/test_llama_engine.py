@@ -128,7 +128,7 @@ class Client:
         for event in self.engine.step():
             number = self.streams[event.stream]
             if isinstance(event, Ended):
-                assert event.failure is None
+                assert event.error is None
                 cut.append(number)
                 del self.streams[event.stream]
                 continue

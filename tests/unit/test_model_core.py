@@ -37,6 +37,15 @@ async def test_a_thousand_cuts_change_nothing() -> None:
     await exact(1_000)
 
 
+async def test_cuts_under_constraints_change_nothing() -> None:
+    """Nor do they change log-probabilities, and a bias holds."""
+    async with remote_model_core(CONFIG) as elsewhere:
+        report = await check_cuts(ModelCore(CONFIG), elsewhere, cuts=100, seed=1, forms=True)
+    report.assert_exact(cuts=100)
+    assert report.constrained == report.cuts
+    assert report.scored
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_ten_thousand_cuts_change_nothing() -> None:

@@ -26,17 +26,21 @@ from aios_broker.contract.errors import (
     UnsupportedOption,
 )
 from aios_broker.contract.llm import Message, Tool
+from aios_broker.contract.reply import Alternative, TokenLogprob
+from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.llama.library import PACKAGE_VERSION, Library
 from aios_workers.llm.llama.process import CoreProcess
-from aios_workers.llm.llama.protocol import Abort, Generate, Ready
+from aios_workers.llm.llama.protocol import Abort, Generate, Ready, Scored
 from aios_workers.llm.llama.vocabulary import Vocabulary
 from aios_workers.llm.llama.weights import Weights, find_weights
+from aios_workers.llm.request_check import check_request
 
 logger = logging.getLogger(__name__)
 
 MAX_CONTEXT_TOKENS = 8_192
 MAX_SLOTS = 64
+MAX_LOGPROBS = 64
 MAX_RESTARTS = 3  # within the window below; then the core stays down until it has passed
 RESTART_WINDOW_S = 60.0
 
@@ -74,6 +78,7 @@ class LlamaCppCore:
         self._starting = asyncio.Lock()
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self._numbers = itertools.count(1)
+        self._constraints = ConstraintChecker()
         self._streams: dict[int, str] = {}  # request ids of the streams under way
 
     @property
@@ -141,6 +146,8 @@ class LlamaCppCore:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         self._check(request)
+        if request.constraint is not None:
+            await self._constraints.check(request.constraint)
         process = await self._running()
         stream = next(self._numbers)
         self._streams[stream] = request.request_id
@@ -151,11 +158,14 @@ class LlamaCppCore:
             tuple(request.resume_ids),
             request.max_tokens,
             request.sampling,
+            request.logprobs,
+            request.constraint,
         )
         try:
             async with contextlib.aclosing(process.stream(message)) as events:
                 async for event in events:
-                    yield Step(event.ids, event.finish_reason, event.cached_tokens)
+                    scores = tuple(map(self._entry, event.scores))
+                    yield Step(event.ids, event.finish_reason, event.cached_tokens, scores)
         finally:
             del self._streams[stream]
 
@@ -249,8 +259,21 @@ class LlamaCppCore:
             fingerprint=hashlib.sha256(material).hexdigest()[:16],
             slots=self.config.slots,
             context_tokens=self.config.context_tokens,
-            capabilities=Capabilities(exact_resume=ready.exact_resume),
+            capabilities=Capabilities(
+                exact_resume=ready.exact_resume,
+                logit_bias=True,
+                max_logprobs=MAX_LOGPROBS,
+                constraints=True,
+            ),
+            vocabulary_size=self._loaded_vocabulary().size,
         )
+
+    def _entry(self, scored: Scored) -> TokenLogprob:
+        top = tuple(Alternative(each, value, self._text(each)) for each, value in scored.top)
+        return TokenLogprob(scored.id, scored.logprob, self._text(scored.id), top)
+
+    def _text(self, token: int) -> str:
+        return self.decode((token,)).decode("utf-8", "replace")
 
     def _loaded_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
@@ -269,6 +292,7 @@ class LlamaCppCore:
                 field="prompt_ids",
                 remedy="send ids of this model's tokenizer",
             )
+        check_request(request, self.info)
 
     def _too_long(self, prompt_tokens: str, max_tokens: int) -> ContextTooLong:
         return ContextTooLong(

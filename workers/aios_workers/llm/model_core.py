@@ -9,20 +9,34 @@ context that was pushed out of it has to be prefilled again.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import Counter, OrderedDict
+import hashlib
+import random
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
+from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm import model_vocabulary as vocabulary
-from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Sampling, Step
+from aios_workers.llm.core import (
+    Capabilities,
+    CoreInfo,
+    Embeddings,
+    FinishReason,
+    GenerationRequest,
+    Step,
+)
+from aios_workers.llm.embedding import check_texts, unit_vector
+from aios_workers.llm.model_sampler import Sampler
+from aios_workers.llm.request_check import check_request
 
-CANDIDATES = 8  # tokens that have a chance at each position
-MAX_LOGIT = 6.0
-COMPLETES = 15 / 16  # how often a character that was begun is completed
-_64_BITS = 2**64 - 1
+if TYPE_CHECKING:
+    from aios_workers.llm.constraint import Compiler, Matcher
+    from aios_workers.llm.constraint_check import ConstraintChecker
+
+MAX_LOGPROBS = 64
+EMBEDDING_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,7 @@ class ModelCoreConfig:
     decode_tokens_per_s: float = 0.0  # of each slot
     kv_tokens: int = 65_536  # of all contexts in memory together
     end_probability: float = 0.02  # of each token, to be the last
+    adapters: tuple[str, ...] = ()  # each is as another seed
 
 
 @dataclass(slots=True)
@@ -57,6 +72,7 @@ class ModelCore:
         self._kept: OrderedDict[str, int] = OrderedDict()  # request id -> tokens, oldest first
         self._slots = asyncio.Semaphore(self.config.slots)
         self._closed = False
+        self._forms: tuple[ConstraintChecker, Compiler] | None = None
 
     @property
     def info(self) -> CoreInfo:
@@ -65,6 +81,11 @@ class ModelCore:
         return CoreInfo(
             model=config.model, fingerprint=f"v1-{config.seed:x}-{config.end_probability}",
             slots=config.slots, context_tokens=config.context_tokens,
+            capabilities=Capabilities(
+                logit_bias=True, max_logprobs=MAX_LOGPROBS, constraints=True, embeddings=True,
+                adapters=config.adapters,
+            ),
+            vocabulary_size=vocabulary.SIZE,
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -89,19 +110,24 @@ class ModelCore:
         return token == vocabulary.END_ID
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Refuse: see `Capabilities.embeddings`."""
-        raise UnsupportedOption(
-            f"core {self.info.model!r} makes no embeddings", field="body.core",
-            remedy="name a core that does",
-        )  # fmt: skip
+        """Return vectors that follow from the texts and the seed."""
+        tokens = [len(text.encode("utf-8", "replace")) for text in texts]
+        check_texts(texts, tokens, self.info)
+        return Embeddings(tuple(map(self._vector, texts)), sum(tokens))
+
+    def _vector(self, text: str) -> tuple[float, ...]:
+        material = f"{self.config.seed}/{text}".encode("utf-8", "replace")
+        rng = random.Random(hashlib.blake2b(material).digest())
+        return unit_vector([rng.gauss(0.0, 1.0) for _ in range(EMBEDDING_SIZE)])
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate one token per step; see the protocol."""
         self._check(request)
         running = self._running[request.request_id] = _Running()
         try:
+            matcher = await self._matcher(request)
             async with self._slots:
-                async for step in self._generate(request, running):
+                async for step in self._generate(request, running, matcher):
                     yield step
         finally:
             if self._running.get(request.request_id) is running:
@@ -142,28 +168,50 @@ class ModelCore:
                 f"prompt and answer have {wanted} tokens, the context holds "
                 f"{self.config.context_tokens}", remedy="shorten the conversation",
             )  # fmt: skip
+        check_request(request, self.info)
+
+    async def _matcher(self, request: GenerationRequest) -> Matcher | None:
+        """Return what holds the output to its form. llguidance is loaded where it is needed."""
+        if request.constraint is None:
+            return None
+        from aios_workers.llm.constraint import Compiler  # noqa: PLC0415
+        from aios_workers.llm.constraint_check import ConstraintChecker  # noqa: PLC0415
+
+        if self._forms is None:
+            pieces = vocabulary.constraint_pieces()
+            self._forms = ConstraintChecker(), Compiler(pieces, (vocabulary.END_ID,), tuple)
+        checker, compiler = self._forms
+        await checker.check(request.constraint)
+        return compiler.start(request.constraint, request.resume_ids)
 
     async def _generate(
-        self, request: GenerationRequest, running: _Running
+        self, request: GenerationRequest, running: _Running, matcher: Matcher | None
     ) -> AsyncGenerator[Step, None]:
         cached_tokens = await self._prefill(request, running)
-        sampler = _Sampler(self.config, request)
+        answer = _Answer(Sampler(self._seed_of(request), self.config.end_probability, request),
+                         request, matcher)  # fmt: skip
         pace = _Pace(self.config.decode_tokens_per_s)
+        if answer.is_complete:
+            yield Step((), "stop", cached_tokens)
+            return
         while not running.aborted.is_set():
             await pace.next(running.aborted)
             if self.config.decode_tokens_per_s and running.aborted.is_set():
                 break
-            token = sampler.next()
-            if token is None:
-                yield Step((), "stop", cached_tokens)
-                return
-            running.context_tokens += 1
+            step = answer.step(cached_tokens)
+            running.context_tokens += len(step.ids)
             self._evict()
-            full = sampler.output_tokens >= request.max_tokens
-            yield Step((token,), "length" if full else None, cached_tokens)
-            if full:
+            yield step
+            if step.finish_reason is not None:
                 return
             cached_tokens = 0
+
+    def _seed_of(self, request: GenerationRequest) -> int:
+        """Return the seed of the weights; an adapter changes them."""
+        if request.lora is None:
+            return self.config.seed
+        digest = hashlib.blake2b(request.lora.encode(), digest_size=8).digest()
+        return self.config.seed ^ int.from_bytes(digest, "big")
 
     async def _prefill(self, request: GenerationRequest, running: _Running) -> int:
         """Take the time that the tokens cost which are not in memory; return those that are."""
@@ -180,6 +228,37 @@ class ModelCore:
         """Push the contexts that were kept longest out of memory; those that run stay."""
         while self._kept and self.resident_tokens > self.config.kv_tokens:
             self._kept.popitem(last=False)
+
+
+class _Answer:
+    """An output in the making."""
+
+    def __init__(
+        self, sampler: Sampler, request: GenerationRequest, matcher: Matcher | None
+    ) -> None:
+        self._sampler = sampler
+        self._request = request
+        self._matcher = matcher
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its form lets nothing be added."""
+        return self._matcher is not None and self._matcher.must_end
+
+    def step(self, cached_tokens: int) -> Step:
+        """Return one more token, or the end."""
+        allowed = None if self._matcher is None else self._matcher.allowed().nonzero()[0].tolist()
+        token = self._sampler.next(allowed)
+        wanted = self._request.logprobs
+        entries = () if wanted is None else (self._sampler.entry(token, wanted),)
+        if token == vocabulary.END_ID:
+            return Step((), "stop", cached_tokens, entries)
+        self._sampler.append_output(token)
+        if self._matcher is not None:
+            self._matcher.add(token)
+        full = self._sampler.output_tokens >= self._request.max_tokens
+        reason: FinishReason | None = "length" if full else None
+        return Step((token,), "stop" if self.is_complete else reason, cached_tokens, entries)
 
 
 class _Pace:
@@ -208,99 +287,3 @@ async def _sleep(seconds: float, aborted: asyncio.Event) -> None:
             await aborted.wait()
     except TimeoutError:
         pass
-
-
-class _Sampler:
-    """Chooses tokens: a function of the ids so far, nothing else is remembered."""
-
-    def __init__(self, config: ModelCoreConfig, request: GenerationRequest) -> None:
-        self._end_below = round(config.end_probability * 2**64)
-        self._sampling = request.sampling
-        self._state = _mix(config.seed & _64_BITS)
-        self._position = 0
-        self._last = -1
-        self._counts: Counter[int] = Counter()
-        self.output_tokens = 0
-        for token in request.prompt_ids:
-            self._append(token)
-        for token in request.resume_ids:
-            self._append_output(token)
-
-    def next(self) -> int | None:
-        """Return the next id, or None: the answer ends here."""
-        if _mix(self._state ^ 0xE0D) < self._end_below:
-            return None
-        completing = vocabulary.completing(self._last)
-        if completing is not None and _unit(_mix(self._state ^ 0xC0)) < COMPLETES:
-            token = completing
-        else:
-            token = self._choose()
-        self._append_output(token)
-        return token
-
-    def _append(self, token: int) -> None:
-        self._state = _mix(self._state ^ (token + 1))
-        self._position += 1
-        self._last = token
-
-    def _append_output(self, token: int) -> None:
-        self._append(token)
-        self._counts[token] += 1
-        self.output_tokens += 1
-
-    def _choose(self) -> int:
-        logits = self._logits()
-        sampling = self._sampling
-        ranked = sorted(logits, key=lambda token: (-logits[token], token))
-        if sampling.temperature == 0.0:
-            return ranked[0]
-        if sampling.top_k:
-            ranked = ranked[: sampling.top_k]
-        ranked = _nucleus(ranked, logits, sampling)
-        noise = _mix((sampling.seed ^ _mix(self._position)) & _64_BITS)
-        gumbel = {token: -math.log(-math.log(_unit(_mix(noise ^ token)))) for token in ranked}
-        return max(ranked, key=lambda token: logits[token] / sampling.temperature + gumbel[token])
-
-    def _logits(self) -> dict[int, float]:
-        """Return the candidates at this position with their logits, penalties applied."""
-        sampling, choices = self._sampling, vocabulary.GENERATED
-        logits: dict[int, float] = {}
-        for number in range(CANDIDATES):
-            bits = _mix(self._state + number)
-            token = choices[bits % len(choices)]
-            logit = MAX_LOGIT * _unit(_mix(bits))
-            seen = self._counts[token]
-            if seen:
-                logit /= sampling.repetition_penalty
-                logit -= sampling.presence_penalty + sampling.frequency_penalty * seen
-            logits[token] = logit
-        return logits
-
-
-def _nucleus(ranked: list[int], logits: dict[int, float], sampling: Sampling) -> list[int]:
-    """Return the most likely ids that together have probability `top_p`."""
-    if sampling.top_p >= 1.0:
-        return ranked
-    best = logits[ranked[0]]
-    weights = [math.exp((logits[token] - best) / sampling.temperature) for token in ranked]
-    left = sampling.top_p * sum(weights)
-    kept: list[int] = []
-    for token, weight in zip(ranked, weights, strict=True):
-        kept.append(token)
-        left -= weight
-        if left <= 0:
-            break
-    return kept
-
-
-def _mix(value: int) -> int:
-    """Return 64 bits that depend on all bits of `value` (SplitMix64, Steele et al. 2014)."""
-    value = (value + 0x9E3779B97F4A7C15) & _64_BITS
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _64_BITS
-    return value ^ (value >> 31)
-
-
-def _unit(bits: int) -> float:
-    """Return a number between 0 and 1, both excluded."""
-    return ((bits >> 11) + 0.5) / 2**53

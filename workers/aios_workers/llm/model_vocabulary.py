@@ -49,6 +49,15 @@ _PIECES: tuple[bytes, ...] = (
 )
 
 
+SIZE = len(_PIECES)
+_MARK_IDS = range(_FIRST_MARK, SIZE)  # a text that spells a mark is still bytes
+
+
+def constraint_pieces() -> list[bytes]:
+    """Return the bytes of all tokens that can be part of a text; marks have none."""
+    return [b"" if token in _MARK_IDS else piece for token, piece in enumerate(_PIECES)]
+
+
 def completing(token: int) -> int | None:
     """Return the id that completes the character which `token` begins; None for whole ones."""
     if _FIRST_HEAD <= token < _FIRST_TAIL:

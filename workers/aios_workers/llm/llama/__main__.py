@@ -13,6 +13,7 @@ from aios_broker.contract.errors import KernelError
 from aios_workers.llm.llama.context import MICRO_BATCH_TOKENS, Context, ContextShape
 from aios_workers.llm.llama.engine import Engine
 from aios_workers.llm.llama.library import Library
+from aios_workers.llm.llama.matchers import Matchers
 from aios_workers.llm.llama.probe import probe
 from aios_workers.llm.llama.protocol import Ready, Refused
 from aios_workers.llm.llama.serve import serve, write_frame
@@ -33,7 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED
     load_ms = (time.monotonic() - began) * 1_000
     found = probe(context)
-    engine = Engine(context, state_budget_bytes=options.state_budget_bytes)
+    engine = Engine(
+        context,
+        state_budget_bytes=options.state_budget_bytes,
+        start_matcher=Matchers(library, context).start,
+    )
     ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
     write_frame(output_fd, ready)
     serve(engine, input_fd=input_fd, output_fd=output_fd)

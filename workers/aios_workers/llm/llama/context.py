@@ -50,7 +50,7 @@ class Context:
     def __init__(self, library: Library, model: int, shape: ContextShape) -> None:
         self.shape = shape
         self._c = library.c
-        self._model = model
+        self.model = model
         self._vocab = self._c.llama_model_get_vocab(model)
         self.vocab_size = int(self._c.llama_vocab_n_tokens(self._vocab))
         self._context = self._open(shape)
@@ -63,7 +63,7 @@ class Context:
         return cls(library, library.load_model(weights, vocab_only=False), shape)
 
     def _open(self, shape: ContextShape) -> int:
-        trained_tokens = int(self._c.llama_model_n_ctx_train(self._model))
+        trained_tokens = int(self._c.llama_model_n_ctx_train(self.model))
         if shape.context_tokens > trained_tokens:
             raise InvalidConfig(
                 f"the model was trained for {trained_tokens} tokens of context",
@@ -77,7 +77,7 @@ class Context:
         params.n_threads = params.n_threads_batch = shape.threads
         params.flash_attn_type = _FLASH_ATTENTION_ENABLED
         params.kv_unified = False
-        context = self._c.llama_init_from_model(self._model, params)
+        context = self._c.llama_init_from_model(self.model, params)
         if not context or self._c.llama_n_ctx_seq(context) < shape.context_tokens:
             raise CoreError(
                 f"llama.cpp could not make {shape.slots} slots of {shape.context_tokens} tokens",
@@ -89,7 +89,7 @@ class Context:
         """Free model and context; nothing may be called afterwards."""
         if self._context:
             self._c.llama_free(self._context)
-            self._c.llama_model_free(self._model)
+            self._c.llama_model_free(self.model)
             self._context = 0
 
     def is_end(self, token: int) -> bool:

@@ -15,11 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_broker.contract.errors import CoreError
-from aios_workers.llm.core import FinishReason
+from aios_broker.contract.errors import CoreError, KernelError
 from aios_workers.llm.llama.context import ContextShape, Row
+from aios_workers.llm.llama.generation import Generation, StartMatcher, unconstrained
 from aios_workers.llm.llama.protocol import Ended, Generate, Tokens
-from aios_workers.llm.llama.sampler import Sampler
 from aios_workers.llm.llama.state_cache import KvState, StateCache, shared_prefix_tokens
 
 # Prompt tokens computed in a step in which others answer: about 0.1 s of this model on one core.
@@ -57,33 +56,13 @@ class ContextLike(Protocol):
         ...
 
 
-class _Generation:
-    """One stream: its tokens so far, and how the next is chosen."""
-
-    def __init__(self, request: Generate) -> None:
-        self.request = request
-        self.ids = [*request.prompt_ids, *request.resume_ids]
-        self.output_tokens = len(request.resume_ids)
-        self.sampler = Sampler(request.sampling, request.resume_ids)
-        self.cached_tokens = 0  # set to 0 again when the first step has told it
-
-    def add(self, token: int) -> FinishReason | None:
-        self.ids.append(token)
-        self.output_tokens += 1
-        return "length" if self.output_tokens >= self.request.max_tokens else None
-
-    def tokens(self, ids: tuple[int, ...], finish_reason: FinishReason | None) -> Tokens:
-        cached_tokens, self.cached_tokens = self.cached_tokens, 0
-        return Tokens(self.request.stream, ids, finish_reason, cached_tokens)
-
-
 @dataclass(slots=True)
 class _Slot:
     """One KV stream. It keeps its state when a generation ends: the next may begin alike."""
 
     number: int
     ids: list[int] = field(default_factory=list)  # whose KV state is here, in order
-    running: _Generation | None = None
+    running: Generation | None = None
     used_at: int = 0  # the step of its last use
 
     @property
@@ -97,10 +76,17 @@ class Engine:
     More generations than slots wait in the order of their arrival.
     """
 
-    def __init__(self, context: ContextLike, *, state_budget_bytes: int) -> None:
+    def __init__(
+        self,
+        context: ContextLike,
+        *,
+        state_budget_bytes: int,
+        start_matcher: StartMatcher = unconstrained,
+    ) -> None:
         self._context = context
+        self._start_matcher = start_matcher
         self._slots = [_Slot(number) for number in range(context.shape.slots)]
-        self._waiting: deque[_Generation] = deque()
+        self._waiting: deque[Generation] = deque()
         self._states = StateCache(state_budget_bytes)
         self._events: list[Event] = []
         self._steps = 0
@@ -114,9 +100,14 @@ class Engine:
 
     def submit(self, request: Generate) -> None:
         """Let a generation begin at the next step at which a slot is free."""
-        generation = _Generation(request)
-        if generation.output_tokens >= request.max_tokens:
-            self._events.append(generation.tokens((), "length"))
+        try:
+            generation = Generation(request, self._start_matcher)
+        except KernelError as error:
+            self._events.append(Ended(request.stream, error.to_wire()))
+            return
+        finished = generation.finished
+        if finished is not None:
+            self._events.append(finished)
         else:
             self._waiting.append(generation)
 
@@ -156,7 +147,7 @@ class Engine:
         while self._waiting and any(slot.running is None for slot in self._slots):
             self._place(self._waiting.popleft())
 
-    def _place(self, generation: _Generation) -> None:
+    def _place(self, generation: Generation) -> None:
         """Put a generation in the free slot, or on the kept state, that saves most work."""
         free = [slot for slot in self._slots if slot.running is None]
         # The last token is computed in any case: its logits choose the next one.
@@ -200,25 +191,20 @@ class Engine:
             slot.used_at = self._steps
             try:
                 self._answer(slot, scores)
-            except CoreError as error:
+            except KernelError as error:
                 self._fail(slot, error)
 
     def _answer(self, slot: _Slot, scores: NDArray[np.float32]) -> None:
         generation = slot.running
         assert generation is not None, "only running slots have rows"
-        token = generation.sampler.choose(scores, position=len(generation.ids))
-        if self._context.is_end(token):
-            self._events.append(generation.tokens((), "stop"))
-            slot.running = None
-            return
-        finish_reason = generation.add(token)
-        self._events.append(generation.tokens((token,), finish_reason))
-        if finish_reason is not None:
+        tokens = generation.answer(scores, self._context.is_end)
+        self._events.append(tokens)
+        if tokens.finish_reason is not None:
             slot.running = None
 
-    def _fail(self, slot: _Slot, error: CoreError) -> None:
+    def _fail(self, slot: _Slot, error: KernelError) -> None:
         if slot.running is not None:
-            self._events.append(Ended(slot.running.request.stream, str(error)))
+            self._events.append(Ended(slot.running.request.stream, error.to_wire()))
             slot.running = None
         self._cut(slot, 0)
 

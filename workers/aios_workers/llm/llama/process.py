@@ -102,6 +102,7 @@ class CoreProcess:
 
         Raises:
             CoreError: the process died or hung, or could not compute.
+            InvalidSyscall: the constraint cannot be kept.
         """
         if self._failure is not None:
             raise self._failure
@@ -118,8 +119,8 @@ class CoreProcess:
                     raise event
                 if isinstance(event, Ended):
                     over = True
-                    if event.failure is not None:
-                        raise CoreError(event.failure)
+                    if event.error is not None:
+                        raise from_wire(event.error)
                     return
                 over = event.finish_reason is not None
                 yield event

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import ErrorBody
-from aios_workers.llm.core import FinishReason, Sampling
+from aios_workers.llm.core import Constraint, FinishReason, Sampling
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH = struct.Struct(">I")
@@ -27,6 +27,9 @@ class Generate(Struct, frozen=True, array_like=True, tag=True):
     resume_ids: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    logprobs: int | None = None
+    constraint: Constraint | None = None  # has been checked
+    lora: str | None = None
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=True):
@@ -57,6 +60,14 @@ class Refused(Struct, frozen=True, array_like=True, tag=True):
     error: ErrorBody
 
 
+class Scored(Struct, frozen=True, array_like=True):
+    """A token's log-probability, and the best ones at its place as (id, log-probability)."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
     """New output of a stream. `cached_tokens` is set on the first one."""
 
@@ -64,13 +75,14 @@ class Tokens(Struct, frozen=True, array_like=True, tag=True):
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None  # set: the stream is over
     cached_tokens: int = 0
+    scores: tuple[Scored, ...] = ()  # one more than ids if an end token was chosen
 
 
 class Ended(Struct, frozen=True, array_like=True, tag=True):
     """A stream is over without a finish reason: aborted, or failed for the reason given."""
 
     stream: int
-    failure: str | None = None
+    error: ErrorBody | None = None
 
 
 class Progress(Struct, frozen=True, array_like=True, tag=True):

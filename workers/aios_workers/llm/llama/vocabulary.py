@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message
+from aios_workers.llm.constraint import Compiler
 from aios_workers.llm.llama.library import Library
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
@@ -75,7 +76,15 @@ class Vocabulary:
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the ids of plain text; nothing in it is special."""
-        return self._tokenize(text, parse_special=False)
+        return self._tokenize(text.encode("utf-8", "replace"), parse_special=False)
+
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens; control tokens are in no text."""
+        return Compiler(
+            [self._piece(token) for token in range(self.size)],
+            [token for token in range(self.size) if self.is_end(token)],
+            lambda data: self._tokenize(data, parse_special=False),
+        )
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of tokens; control tokens have none."""
@@ -95,13 +104,12 @@ class Vocabulary:
         return piece
 
     def _special(self, text: str) -> int:
-        ids = self._tokenize(text, parse_special=True)
+        ids = self._tokenize(text.encode(), parse_special=True)
         if len(ids) != 1 or not self._c.llama_vocab_is_control(self._vocab, ids[0]):
             raise _not_chatml(f"{text} is not one of its special tokens")
         return ids[0]
 
-    def _tokenize(self, text: str, *, parse_special: bool) -> tuple[int, ...]:
-        data = text.encode("utf-8", "replace")
+    def _tokenize(self, data: bytes, *, parse_special: bool) -> tuple[int, ...]:
         room = len(data) + 1  # a token has at least one byte
         ids = (ctypes.c_int32 * room)()
         count = self._c.llama_tokenize(
