@@ -13,7 +13,7 @@ import pytest
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import decode_snapshot
+from aios_broker.contract.snapshot import MAGIC, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
@@ -90,6 +90,7 @@ async def test_answers_are_the_same_however_they_were_cut(seed: int) -> None:
     assert cuts.tokens == expected.usage.output_tokens
     for data in cuts.checkpoints:
         decode_snapshot(data, model=ModelCore(CONFIG).info.snapshot_model)
+        assert data[len(MAGIC)] == (1 if body.n == 1 else 2), "it is in the wrong form"
 
 
 async def test_the_check_above_cuts_often() -> None:

@@ -42,6 +42,9 @@ class Mutant:
 LUA = "queues/lua/"
 SGLANG = "llm/sglang/"
 SGLANG_TESTS = "tests/unit/test_sglang_"
+BEAM_TEST = "tests/unit/test_beam.py"
+TOOLS_TEST = "tests/unit/test_tools.py"
+ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
            "(check and redis.call('EXISTS', job_key(c, job.id)) == 1)", "false"),
@@ -201,6 +204,45 @@ MUTANTS = (
     Mutant("SGLang: health outweighs failures", SGLANG + "breaker.py",
            'if self.state == "half-open":\n            self.succeeded()', "self.succeeded()",
            SGLANG_TESTS + "breaker.py", LLM),
+    Mutant("beams: one that ends late is finished", "llm/beam.py",
+           "among_best = place < self._rules.width", "among_best = True", BEAM_TEST, LLM),
+    Mutant("beams: the search does not end with enough of them", "llm/beam.py",
+           "or len(self.finished) >= self._rules.width", "", BEAM_TEST, LLM),
+    Mutant("beams: the end token is not weighed", "llm/beam.py",
+           "total, length = total + each.end_logprob, length + 1", "pass", BEAM_TEST, LLM),
+    Mutant("beams: ties go to the worse parent", "llm/beam.py",
+           "(-each.total, each.parent, each.rank)", "(-each.total, -each.parent, each.rank)",
+           BEAM_TEST, LLM),
+    Mutant("beams: saved in another order", "llm/beam.py",
+           "tuple(place(beam) for beam in search.live)",
+           "tuple(place(beam) for beam in search.live[::-1])", BEAM_TEST, LLM),
+    Mutant("beams: a tree holds its roots as children", "llm/beam.py",
+           "beams[place] if place >= 0", "beams[place] if place > 0",
+           BEAM_TEST, LLM),
+    Mutant("snapshot: a score has its neighbour's alternatives", "contract/snapshot.py",
+           "ids[end - count : end], top_logprobs", "ids[end - count - 1 : end - 1], top_logprobs",
+           "tests/unit/test_snapshot.py"),
+    Mutant("snapshot: one answer is written in the new form", "llm/generation.py",
+           "len(self._branches) == 1 and request.logprobs is None", "False", ANSWERS_TEST, LLM),
+    Mutant("answers: all have the same seed", "llm/plan.py",
+           "(sampling.seed + number)", "(sampling.seed)", ANSWERS_TEST, LLM),
+    Mutant("answers: a resumed one forgets a token", "llm/branch.py",
+           "resume_ids=tuple(self.ids)", "resume_ids=tuple(self.ids[:-1])", ANSWERS_TEST, LLM),
+    Mutant("answers: what was streamed is streamed again", "llm/generation.py",
+           "self._sent_before - self._written", "0", ANSWERS_TEST, LLM),
+    Mutant("answers: one that waits for the core is waited for", "llm/branch.py",
+           "if self._streaming is not None and not self._stepped:", "if False:",
+           ANSWERS_TEST, LLM),
+    Mutant("tools: a call that is cut off counts", "llm/tools.py",
+           "return message, [body for body, end, _ in bodies if end]",
+           "return message, [body for body, _, _ in bodies]", TOOLS_TEST, LLM),
+    Mutant("tools: a tool that is not there is called", "llm/tools.py",
+           "call is not None and call.name in known", "call is not None", TOOLS_TEST, LLM),
+    Mutant("tools: references lead out of the schema", "llm/tools.py",
+           "key: place + value[1:]", "key: value", TOOLS_TEST, LLM),
+    Mutant("tools: a call is streamed", "llm/generation.py",
+           "ready if self._veil is None else self._veil.passed(ready)", "ready",
+           "tests/integration/test_chat_tools.py", LLM),
 )  # fmt: skip
 
 
