@@ -45,7 +45,7 @@ class FirstRelease:
         self._redis.close()
 
     def _call(self, step: str, *arguments: object) -> list[object]:
-        answer = self._redis.fcall(  # type: ignore[no-untyped-call]
+        answer = self._redis.fcall(
             f"aios1_{step}", 1, f"rq:queue:{self._module}", "rq", self._module, *arguments
         )
         return answer if isinstance(answer, list) else [answer]
@@ -82,7 +82,7 @@ class FirstRelease:
         """Answer as it did: echo, and what it could not read by a typed error."""
         arguments: list[object] = []
         for lease in leases:
-            reply = {"kind": "reply", "id": lease.job_id, "worker": self.name}
+            reply: dict[str, object] = {"kind": "reply", "id": lease.job_id, "worker": self.name}
             refusal = _refusal(lease.syscall)
             reply |= {"error": refusal} if refusal else {"result": _result(lease.syscall)}
             arguments += [lease.job_id, lease.attempt, "failed" if refusal else "finished",

@@ -48,9 +48,15 @@ def old_echo(text: str) -> dict[str, object]:
     return {"type": "tool.echo", "text": text}
 
 
-async def claimed(worker: FirstRelease, **options: float) -> OldLease:
-    [lease] = await wait_until_async(lambda: worker.claim(1, **options))
-    return lease
+async def claimed(worker: FirstRelease) -> OldLease:
+    leases: list[OldLease] = []
+
+    def has_one() -> bool:
+        leases.extend(worker.claim(1))
+        return bool(leases)
+
+    await wait_until_async(has_one)
+    return leases[0]
 
 
 async def test_old_and_new_clients_and_workers_share_one_queue(redis_url: str, old: Old) -> None:

@@ -16,6 +16,8 @@ CONNECT_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 30
 TRANSACTION_TIMEOUT_S = 60.0  # also where the network swallows everything without a word
+# Of the short ones that a service makes over and over: a Postgres that hangs is noticed sooner.
+SERVICE_TIMEOUT_S = 10.0
 SESSION_LIMITS = (
     f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"
 )
@@ -52,8 +54,11 @@ class Database:
     For one event loop; transactions take their turns.
     """
 
-    def __init__(self, url: str, *, name: str = "aios") -> None:
+    def __init__(
+        self, url: str, *, name: str = "aios", limit_s: float = TRANSACTION_TIMEOUT_S
+    ) -> None:
         self.url = url
+        self._limit_s = limit_s  # of a whole transaction
         self._conninfo = check_database_url(url)
         self._name = name
         self._turn = asyncio.Lock()
@@ -70,7 +75,7 @@ class Database:
         async with self._turn:
             try:
                 with database_errors(self.url):
-                    async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
+                    async with asyncio.timeout(self._limit_s):
                         connection = await self._open()
                         async with connection.transaction(), connection.cursor() as cursor:
                             yield cursor

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aios_broker.ledger.database import Database
+from aios_broker.ledger.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.order import Order
 
@@ -111,7 +111,7 @@ async def load_spilled(database_url: str, job_id: str) -> bytes | None:
     Raises:
         DatabaseUnavailable: Postgres does not answer.
     """
-    database = Database(database_url, name="aios-worker")
+    database = Database(database_url, name="aios-worker", limit_s=SERVICE_TIMEOUT_S)
     try:
         async with database.transaction() as cursor:
             await cursor.execute("SELECT bytes FROM snapshot WHERE job_id = %s", [job_id])

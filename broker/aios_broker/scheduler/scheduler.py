@@ -22,7 +22,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.database import Database
+from aios_broker.ledger.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import read_kernel
@@ -137,7 +137,7 @@ class Scheduler:
         ]
 
     def _database(self, url: str) -> Database:
-        database = Database(url, name="aios-scheduler")
+        database = Database(url, name="aios-scheduler", limit_s=SERVICE_TIMEOUT_S)
         self._databases.append(database)
         return database
 
