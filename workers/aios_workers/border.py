@@ -56,7 +56,7 @@ class Border:
         try:
             syscall = self._of_our_module(decode_job(lease.data, lease.job_id))
             done = self._prompt.answer_at_once(run, syscall)
-            return None if done is None else self._finished(run, done)
+            return None if done is None else self._finished(run, done, syscall.id)
         except KernelError as error:
             return self._failed(run, error)
         except Exception as error:  # the border: a module raised, its caller hears it
@@ -109,13 +109,12 @@ class Border:
     def _settled(self, run: Run, outcome: Outcome) -> Ending | Pause:
         match outcome:
             case Done():
-                return self._finished(run, outcome)
+                return self._finished(run, outcome, syscall_id_of(run.lease.job_id))
             case Suspended(snapshot, reason):
                 return _pause(run, snapshot, reason)
 
-    def _finished(self, run: Run, done: Done) -> Ending:
-        reply = Reply(syscall_id_of(run.lease.job_id), result=done.result,
-                      timings=run.timings(), worker=self._worker)  # fmt: skip
+    def _finished(self, run: Run, done: Done, syscall_id: str) -> Ending:
+        reply = Reply(syscall_id, done.result, timings=run.timings(), worker=self._worker)
         data = encode(reply)
         if len(data) > MAX_REPLY_BYTES:  # Redis would serve nobody else meanwhile
             return self._failed(run, ModuleError(

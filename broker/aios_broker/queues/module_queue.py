@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from aios_broker.queues.records import (
     Submission,
     WorkerCard,
 )
+
+logger = logging.getLogger(__name__)
 
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
@@ -112,7 +115,7 @@ class ModuleQueue:
     async def claim(self, worker: str, appetite: Appetite) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""
         answer = await self._call("claim", [worker, iso_now(), *_hunger(appetite)])
-        return [_lease(row) for row in answer]
+        return _leases(answer)
 
     async def adopt(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
         """Take the lease of a job that a stock RQ worker has popped and is about to run.
@@ -255,6 +258,16 @@ def _for_rq(end: Ending) -> bytes:
     return base64.b64encode(end.reply if end.status == "finished" else zlib.compress(end.reply))
 
 
+def _leases(rows: Answer) -> list[Lease]:
+    leases = []
+    for row in rows:
+        if row[1]:
+            leases.append(_lease(row))
+        else:
+            logger.warning("quarantined a job whose id is no text: %s", row[0].decode())
+    return leases
+
+
 def _lease(row: Answer) -> Lease:
     job_id, attempt, data, trusted, client, queued_ms, deadline_ms, *past = row
     ran_ms, slices, suspensions, losses, has_snapshot, alone = past or _NEWCOMER
@@ -267,4 +280,4 @@ def _lease(row: Answer) -> Lease:
 
 def _settled(answer: Answer) -> Settled:
     accepted, rows = answer
-    return Settled([bool(flag) for flag in accepted], [_lease(row) for row in rows])
+    return Settled([flag == 1 for flag in accepted], _leases(rows))

@@ -5,7 +5,8 @@
 --
 -- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, deadline_ms (from
 -- now); and, of one that is no newcomer, ran_ms, slices, suspensions, losses, has snapshot, alone
--- (a last try: the worker runs nothing else beside it).
+-- (a last try: the worker runs nothing else beside it). And one row {name, 0} per id that was
+-- quarantined because no worker could read it.
 
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
@@ -38,6 +39,31 @@ local function is_suspect(c, job)
     return job.losses >= max_losses - 1
 end
 
+-- Is it UTF-8? Ids of ours are; a stock tool may push any bytes.
+local function readable(id)
+    if not string.find(id, '[\128-\255]') then return true end
+    for _, form in ipairs({'[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]',
+        '[\225-\236\238\239][\128-\191][\128-\191]', '\237[\128-\159][\128-\191]',
+        '\240[\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]',
+        '\244[\128-\143][\128-\191][\128-\191]'}) do
+        id = string.gsub(id, form, '?')
+    end
+    return not string.find(id, '[\128-\255]')
+end
+
+-- A job whose id is no text could not be named to a worker, a client or the journal, nor shown by
+-- RQ's tools: it is failed without any of them. Its escaped id is kept for who looks for it.
+local function quarantine_unreadable(c, id)
+    local name = string.gsub(id, '[^%w%-_.:]', function(byte)
+        return string.format('%%%02X', string.byte(byte))
+    end)
+    redis.call('HSET', job_key(c, id), 'status', 'failed')
+    redis.call('EXPIRE', job_key(c, id), 3600)
+    redis.call('ZADD', c.quarantine, c.now, name)
+    c.unreadable = c.unreadable or {}
+    c.unreadable[#c.unreadable + 1] = {name, 0}
+end
+
 -- Go through the first ids of the queue: what to lend, what to take off the list, and how many of
 -- these at the very head.
 local function sift(c, ids, want, cores)
@@ -48,6 +74,9 @@ local function sift(c, ids, want, cores)
         local job = not seen[id] and read_job(c, id) or nil
         seen[id] = true
         if not lendable(c, job) then
+            removed[#removed + 1] = id
+        elseif not job.facts and not readable(id) then
+            quarantine_unreadable(c, id)
             removed[#removed + 1] = id
         elseif #chosen > 0 and is_suspect(c, job) then
             break
@@ -107,7 +136,7 @@ end
 local function lend(c, worker, iso, want, lease_ms, cores)
     if want <= 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return {} end
     local jobs = choose(c, want, ',' .. cores .. ',')
-    if #jobs == 0 then return {} end
+    if #jobs == 0 then return c.unreadable or {} end
     local ids, leases, wip, rows = {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end
     local clients = read_many('HMGET', c.live, ids)
@@ -127,6 +156,7 @@ local function lend(c, worker, iso, want, lease_ms, cores)
     end
     variadic('ZADD', c.leases, leases)
     variadic('ZADD', c.wip, wip)
+    for _, row in ipairs(c.unreadable or {}) do rows[#rows + 1] = row end
     return rows
 end
 
