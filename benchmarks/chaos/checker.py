@@ -85,7 +85,7 @@ class Story:
     @property
     def is_known(self) -> bool:
         """Whether the kernel said that it has it: by an acknowledgement, or by its reply."""
-        return self.acknowledged is not None or bool(self.ended)
+        return self.acknowledged is not None or bool(self.heard)
 
     @property
     def ends(self) -> list[Move]:

@@ -25,7 +25,7 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import ContextExpand, LlmChat, Message
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho, new_id
 from aios_sdk.config import SdkConfig
-from aios_sdk.patience import Limits
+from aios_sdk.patience import Limits, patiently
 from aios_sdk.pending import Pending
 from aios_sdk.redis import RedisTransport
 from aios_sdk.session import Session
@@ -207,7 +207,7 @@ async def serve(options: argparse.Namespace) -> None:
     mischief = Mischief(options.sent_twice, options.lost)
     with Log(options.folder / f"{options.name}.{os.getpid()}.jsonl") as log:
         session = Session(Witness(transport, log, mischief, dice), LIMITS)
-        await session.open()
+        await patiently(session.open, LIMITS.patience_s)  # it may begin in an outage
         client = Client(options.name, session, log, dice)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, client.leave)
         load = Load(
