@@ -20,7 +20,7 @@ NOT_NOW = (
 # Those of a server that is not, or not any more, the one to talk to.
 NOT_HERE = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED")
 # A slot of a cluster is on its way to another node, key by key. To follow would mean to work on
-# half of the shard: our steps touch more keys than they name (docs/decisions/0020).
+# half of the shard: our steps touch more keys than they name (docs/decisions/0008).
 MOVING = ("ASK ",)
 FULL = ("OOM ",)
 
