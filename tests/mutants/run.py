@@ -23,6 +23,9 @@ LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
+ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
+EXCHANGE_TEST = "tests/integration/test_exchange.py"
+ARRANGEMENT_TEST = "tests/unit/test_arrangement.py"
 WORKERS = 2
 TIMEOUT_S = 120.0  # a test that hangs has noticed, too
 
@@ -107,6 +110,23 @@ MUTANTS = (
            "if not leads(c, epoch) then return 0 end", ""),
     Mutant("reorder drops those not named", LUA + "reorder.lua",
            "if not named[id] then rest[#rest + 1] = id end", ""),
+    Mutant("an old epoch may exchange", LUA + "exchange.lua",
+           "if not leads(c, epoch) then return 0 end", "", EXCHANGE_TEST),
+    Mutant("half an exchange", LUA + "exchange.lua",
+           "redis.call('LSET', c.queue, other_at, id)", "", EXCHANGE_TEST),
+    Mutant("places are trusted", LUA + "exchange.lua",
+           "redis.call('LINDEX', c.queue, at) == id then", "redis.call('LINDEX', c.queue, at) then",
+           EXCHANGE_TEST),
+    Mutant("what is new at the tail is not seen", LUA + "look.lua",
+           "if score == '' or tonumber(score) < highest then",
+           "if score ~= '' and tonumber(score) < highest then", ORDERING_TEST),
+    Mutant("an unordered head passes", LUA + "look.lua",
+           "if not score or score < before then return false end", "", ORDERING_TEST),
+    Mutant("equal scores lose their order", "scheduler/arrangement.py",
+           "(scores.get(job_id, LAST), place, job_id)", "(scores.get(job_id, LAST), -place, job_id)",
+           ARRANGEMENT_TEST),
+    Mutant("a place is passed over", "scheduler/arrangement.py",
+           "            self._next += 1\n", "            self._next += 2\n", ARRANGEMENT_TEST),
     Mutant("a deleted job is never answered", LUA + "reconcile.lua",
            "if not status or status == 'canceled' then", "if false then"),
     Mutant("a running job that is deleted runs on", LUA + "reconcile.lua",
