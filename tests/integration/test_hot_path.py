@@ -13,6 +13,8 @@ import redis
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.records import Pause
 from aios_sdk import AsyncAgent
 from aios_workers.registry import LoadedModule, tool_module
 from aios_workers.run import Done, Run
@@ -182,4 +184,24 @@ async def test_a_job_with_a_foreign_name_in_utf8_is_answered(redis_url: str) -> 
         await execute("HSET", "rq:job:späte €-🚀", "data", "[]", "status", "queued")
         await execute("RPUSH", "rq:queue:tool", "späte €-🚀")
         await wait_until_async(lambda: execute("HGET", "rq:job:späte €-🚀", "aios_reply"))
+    await caller.aclose()
+
+
+async def test_a_lease_tells_of_earlier_attempts_and_of_a_wait_while_held(redis_url: str) -> None:
+    caller = Caller(redis_url)
+    queue, appetite = caller.queue("tool"), Appetite(4, 60.0)
+    [ran, held] = await caller.submit(ToolEcho("ran"), ToolEcho("held"))
+    await caller.control.hold([held], module="tool")
+    [first] = await queue.claim("worker", appetite)
+    await queue.pause("worker", [Pause(first, b"half", 1.5, 3)], Appetite(0, 60.0))
+    await caller.control.release([held], module="tool")
+
+    leases = {lease.job_id: lease for lease in await queue.claim("worker", appetite)}
+
+    assert (first.attempt, first.slices, first.has_snapshot) == (1, 0, False)
+    again = leases[ran]
+    assert (again.attempt, again.slices, again.suspensions, again.ran_s) == (2, 1, 1, 1.5)
+    assert again.has_snapshot
+    assert leases[held].attempt == 1
+    assert not leases[held].has_snapshot
     await caller.aclose()

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKER = ROOT / "broker" / "aios_broker"
 LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
+HOT_PATH_TEST = "tests/integration/test_hot_path.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
 ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
@@ -42,6 +43,10 @@ class Mutant:
     package: Path = BROKER
 
 
+REDIS_TEST = "tests/faults/test_ha_redis.py::test_"
+FAILOVER_TEST = "tests/faults/test_ha_failover.py::test_"
+CLUSTER_TEST = "tests/integration/test_cluster.py::test_"
+
 LUA = "queues/lua/"
 SGLANG = "llm/sglang/"
 SGLANG_TESTS = "tests/unit/test_sglang_"
@@ -58,8 +63,14 @@ MUTANTS = (
            "reply_to(c, job.client, reply)", ""),
     Mutant("claim gives no new attempt", LUA + "claim.lua",
            "local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms\n"
-           "        local member", "local attempt, queued_ms = math.max(job.attempt, 1), 0\n"
-           "        local member"),
+           "        local number", "local attempt, queued_ms = math.max(job.attempt, 1), 0\n"
+           "        local number"),
+    Mutant("one with a past is taken for a newcomer", LUA + "claim.lua",
+           "if not f[7] then return job end", "do return job end"),
+    Mutant("the worker is not told of a past", LUA + "claim.lua",
+           "if not job.slices then return row end", "do return row end", HOT_PATH_TEST),
+    Mutant("an id that is no text reaches a worker", LUA + "claim.lua",
+           "not job.facts and not readable(id)", "false", HOT_PATH_TEST),
     Mutant("claim leaves the id in the queue", LUA + "claim.lua",
            "if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end", ""),
     Mutant("finish without a lease", LUA + "finish.lua",
@@ -95,8 +106,8 @@ MUTANTS = (
            "redis.call('LREM', c.queue, 0, id)\n    end\n    redis.call('ZREM', c.held",
            "local _ = 0\n    end\n    redis.call('ZREM', c.held"),
     Mutant("cancel leaves the lease", LUA + "lib.lua",
-           "if redis.call('ZREM', c.leases, member) == 1 then",
-           "if redis.call('ZSCORE', c.leases, member) then"),
+           "local ran = redis.call('ZREM', c.leases, member) == 1",
+           "local ran = redis.call('ZSCORE', c.leases, member) and true"),
     Mutant("cancel tells nobody", LUA + "lib.lua",
            "reply_to(c, redis.call('HGET', c.live, id), reply)", ""),
     Mutant("snapshots are never dropped", LUA + "lib.lua",
@@ -108,6 +119,29 @@ MUTANTS = (
            "redis.call('RPUSH', c.queue, id)", ""),
     Mutant("an old epoch may reorder", LUA + "reorder.lua",
            "if not leads(c, epoch) then return 0 end", ""),
+    Mutant("a leadership that ran out goes on", LUA + "lib.lua",
+           "current == epoch and count(until_ms) > c.now", "current == epoch",
+           REDIS_TEST + "a_leadership_that_ran_out_unnoticed_changes_nothing"),
+    Mutant("a leader that slept keeps its epoch", LUA + "lead.lua",
+           "local goes_on = stands and current == holder", "local goes_on = current == holder",
+           REDIS_TEST + "jobs_of_living_workers_are_not_taken_back_after_a_hang"),
+    Mutant("an emptied Redis counts epochs anew", LUA + "lead.lua",
+           "math.max(epoch, seen) + 1", "epoch + 1",
+           REDIS_TEST + "a_leader_of_before_changes_nothing_in_an_emptied_redis"),
+    Mutant("a full Redis lets nothing end", LUA + "lib.lua", "{'allow-oom'}", "{}",
+           REDIS_TEST + "a_full_redis_refuses_new_work_and_lets_what_runs_end"),
+    Mutant("a full Redis takes new work", LUA + "lib.lua", "{submit = true, emit", "{emit",
+           REDIS_TEST + "a_full_redis_refuses_new_work_and_lets_what_runs_end"),
+    Mutant("a step runs on half a shard", "queues/keys.py", 'self.own("gate")',
+           'self.queue("llm")',
+           CLUSTER_TEST + "while_a_slot_moves_key_by_key_no_step_runs_on_half_of_it"),
+    Mutant("a replica is taken for a master", "queues/seek.py", 'elif wire.role == "replica":',
+           'elif wire.role == "nobody":',
+           FAILOVER_TEST + "the_master_is_found_wherever_it_stands_in_the_url"),
+    Mutant("one of two masters is guessed", "queues/seek.py", "if len(masters) == 1:",
+           "if masters:", FAILOVER_TEST + "two_that_both_call_themselves_master_are_refused"),
+    Mutant("a demoted master is kept", "queues/wire.py", "self.retire(NotHere(text))", "pass",
+           FAILOVER_TEST + "a_master_that_is_demoted_is_left_for_the_new_one"),
     Mutant("reorder drops those not named", LUA + "reorder.lua",
            "if not named[id] then rest[#rest + 1] = id end", ""),
     Mutant("an old epoch may exchange", LUA + "exchange.lua",
