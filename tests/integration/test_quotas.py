@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from aios_broker.contract.errors import KernelError, QuotaExceeded
+from aios_broker.contract.errors import Cancelled, KernelError, QuotaExceeded
 from aios_broker.contract.syscall import new_id
+from aios_broker.ledger.journal import Books, read_entry
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject, Use
 from aios_broker.queues.records import Ending, Facts, Lease, PolicyRow, SliceUse, Submission
@@ -115,6 +116,50 @@ async def test_who_is_over_yields_to_others_whatever_the_policy(
     assert await slice_end(user, lease, 20) == "yield"
     await user.suspend(lease, tokens=20)
     assert [taken.job_id for taken in await user.claim(3)] == [other]
+
+
+async def test_no_slot_is_freed_for_who_may_not_run(user: QueueUser, quotas: Quotas) -> None:
+    await quotas.set("llm", QuotaRow(ADA, max_running=0))
+    await submit(user, BOB)
+    [lease] = await user.claim()
+    await submit(user, ADA)
+    assert await slice_end(user, lease, 1) == "go"
+
+
+async def test_one_told_to_yield_hears_the_same_again(user: QueueUser) -> None:
+    """The answer was lost: nobody else is told in its place."""
+    await submit(user, ADA, 3)
+    first, second = await user.claim(2)
+    assert await slice_end(user, first, 1) == "yield"
+    assert await slice_end(user, first, 1) == "yield"
+    assert await slice_end(user, second, 1) == "go"
+
+
+async def test_the_journal_says_what_was_used_when_no_worker_can(user: QueueUser) -> None:
+    cancelled, dies = await submit(user, ADA, 2)
+    for lease in await user.claim(2):
+        await slice_end(user, lease, 5, ran_s=1.0)
+    await user.control.cancel([cancelled], Cancelled("no"), module="llm")
+    await user.redis.execute("ZADD", user.keys.own("leases:llm"), "XX", 1, f"{dies}:1")
+    assert await user.order.reclaim(await user.lead()) == 1
+    books = Books()
+    for entry in await user.redis.execute("XRANGE", user.keys.journal, "-", "+"):
+        for transition in read_entry(entry):
+            books.enter(transition)
+    for job_id, state in ((cancelled, "cancelled"), (dies, "queued")):
+        row = books.rows[job_id]
+        assert (row.state, row.tokens, row.ran_ms) == (state, 5, 1000)
+    assert books.rows[cancelled].error_code == "cancelled"
+
+
+async def test_a_cancelled_job_frees_the_place_that_it_had(user: QueueUser, quotas: Quotas) -> None:
+    await quotas.set("llm", QuotaRow(ADA, max_running=1, max_queued=2))
+    running, waiting = await submit(user, ADA, 2)
+    await user.claim()
+    await submit(user, ADA)
+    await user.control.cancel([running, waiting], Cancelled("no"), module="llm")
+    await submit(user, ADA)
+    assert len(await user.claim(3)) == 1
 
 
 async def test_an_agent_at_its_limit_takes_turns_with_itself(
