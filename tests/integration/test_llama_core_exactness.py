@@ -27,8 +27,8 @@ async def test_fifty_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
 
 @pytest.mark.timeout(300)
 async def test_cuts_under_constraints(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
-    report = await check_cuts(*cores, cuts=24, seed=3, forms=True)
-    report.assert_exact(cuts=24)
+    report = await check_cuts(*cores, cuts=16, seed=3, forms=True)
+    report.assert_exact(cuts=16)
     assert report.constrained == report.cuts
     assert report.scored
 

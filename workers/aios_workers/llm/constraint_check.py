@@ -33,6 +33,7 @@ class ConstraintChecker:
 
     def __init__(self) -> None:
         self._verdicts: OrderedDict[Constraint, str] = OrderedDict()
+        self.children = 0  # that were started
 
     async def check(self, constraint: Constraint) -> None:
         """Return if a core can keep it.
@@ -43,6 +44,7 @@ class ConstraintChecker:
         """
         verdict = self._verdicts.get(constraint)
         if verdict is None:
+            self.children += 1
             verdict = self._verdicts[constraint] = await _verdict(constraint)
             if len(self._verdicts) > REMEMBERED:
                 self._verdicts.popitem(last=False)

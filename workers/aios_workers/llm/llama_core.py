@@ -23,15 +23,15 @@ from aios_broker.contract.errors import (
     CoreError,
     InvalidConfig,
     InvalidSyscall,
-    UnsupportedOption,
 )
 from aios_broker.contract.llm import Message, Tool
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
+from aios_workers.llm.embedding import check_texts
 from aios_workers.llm.llama.library import PACKAGE_VERSION, Library
 from aios_workers.llm.llama.process import CoreProcess
-from aios_workers.llm.llama.protocol import Abort, Generate, Ready, Scored
+from aios_workers.llm.llama.protocol import Abort, Embed, Generate, Ready, Scored
 from aios_workers.llm.llama.vocabulary import Vocabulary
 from aios_workers.llm.llama.weights import Weights, find_weights
 from aios_workers.llm.request_check import check_request
@@ -137,11 +137,19 @@ class LlamaCppCore:
         return self._loaded_vocabulary().is_end(token)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Refuse: see `Capabilities.embeddings`."""
-        raise UnsupportedOption(
-            f"core {self.info.model!r} makes no embeddings", field="body.core",
-            remedy="name a core that does",
-        )  # fmt: skip
+        """Return the mean hidden state of each text; see `llama.embedder` for what it is worth.
+
+        Raises:
+            InvalidSyscall: a text is empty.
+            ContextTooLong: a text does not fit.
+            CoreError: the core failed.
+        """
+        vocabulary = self._loaded_vocabulary()
+        ids = [vocabulary.tokenize(text) for text in texts]
+        check_texts(texts, [len(each) for each in ids], self.info)
+        process = await self._running()
+        vectors = [await process.embed(Embed(next(self._numbers), each)) for each in ids]
+        return Embeddings(tuple(vectors), sum(len(each) for each in ids))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
@@ -264,6 +272,7 @@ class LlamaCppCore:
                 logit_bias=True,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
+                embeddings=True,
             ),
             vocabulary_size=self._loaded_vocabulary().size,
         )

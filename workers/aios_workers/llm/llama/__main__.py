@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aios_broker.contract.errors import KernelError
 from aios_workers.llm.llama.context import MICRO_BATCH_TOKENS, Context, ContextShape
+from aios_workers.llm.llama.embedder import Embedder
 from aios_workers.llm.llama.engine import Engine
 from aios_workers.llm.llama.library import Library
 from aios_workers.llm.llama.matchers import Matchers
@@ -41,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
     write_frame(output_fd, ready)
-    serve(engine, input_fd=input_fd, output_fd=output_fd)
+    embedder = Embedder(library, context)
+    serve(engine, embedder, input_fd=input_fd, output_fd=output_fd)
+    embedder.close()
     context.close()
     return 0
 

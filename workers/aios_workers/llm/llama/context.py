@@ -55,7 +55,7 @@ class Context:
         self.vocab_size = int(self._c.llama_vocab_n_tokens(self._vocab))
         self._context = self._open(shape)
         self._memory = self._c.llama_get_memory(self._context)
-        self._batch = _RowBatch(shape.micro_batch_tokens)
+        self._batch = RowBatch(shape.micro_batch_tokens)
 
     @classmethod
     def load(cls, library: Library, weights: Path, shape: ContextShape) -> Context:
@@ -140,7 +140,7 @@ class Context:
         return False
 
 
-class _RowBatch:
+class RowBatch:
     """The arrays that a `llama_batch` points to, allocated once."""
 
     def __init__(self, capacity: int) -> None:
@@ -158,6 +158,7 @@ class _RowBatch:
         )
 
     def fill(self, rows: Sequence[Row]) -> Batch:
+        """Return the batch of some rows; it holds until the next call."""
         if not 0 < len(rows) <= self._capacity:
             raise ValueError(f"{len(rows)} rows in a batch of {self._capacity}")
         for i, row in enumerate(rows):

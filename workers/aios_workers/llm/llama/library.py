@@ -176,6 +176,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
+    "llama_model_n_embd": (c_int32, [c_void_p]),
+    "llama_get_embeddings_ith": (POINTER(c_float), [c_void_p, c_int32]),
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
     "llama_state_seq_get_size": (c_size_t, [c_void_p, c_int32]),
     "llama_state_seq_get_data": (c_size_t, [c_void_p, POINTER(c_uint8), c_size_t, c_int32]),

@@ -15,6 +15,8 @@ from aios_workers.llm.llama.protocol import (
     LENGTH,
     MAX_FRAME_BYTES,
     Abort,
+    Embed,
+    Embedded,
     Ended,
     FromCore,
     Generate,
@@ -46,7 +48,7 @@ class CoreProcess:
         self._process = process
         self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
         self._stall_limit_s = stall_limit_s
-        self._streams: dict[int, asyncio.Queue[Tokens | Ended | CoreError]] = {}
+        self._streams: dict[int, asyncio.Queue[Tokens | Embedded | Ended | CoreError]] = {}
         self._pongs: dict[int, asyncio.Future[None]] = {}
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
         self._heard_at = asyncio.get_running_loop().time()
@@ -104,6 +106,24 @@ class CoreProcess:
             CoreError: the process died or hung, or could not compute.
             InvalidSyscall: the constraint cannot be kept.
         """
+        async with contextlib.aclosing(self._events(request)) as events:
+            async for event in events:
+                assert isinstance(event, Tokens)
+                yield event
+
+    async def embed(self, request: Embed) -> tuple[float, ...]:
+        """Return the vector of a text.
+
+        Raises:
+            CoreError: the process died or hung, was closed, or could not compute.
+        """
+        async with contextlib.aclosing(self._events(request)) as events:
+            async for event in events:
+                assert isinstance(event, Embedded)
+                return event.vector
+        raise CoreError("the core was closed")
+
+    async def _events(self, request: Generate | Embed) -> AsyncGenerator[Tokens | Embedded, None]:
         if self._failure is not None:
             raise self._failure
         events = self._streams[request.stream] = asyncio.Queue()
@@ -122,7 +142,7 @@ class CoreProcess:
                     if event.error is not None:
                         raise from_wire(event.error)
                     return
-                over = event.finish_reason is not None
+                over = isinstance(event, Embedded) or event.finish_reason is not None
                 yield event
         finally:
             del self._streams[request.stream]

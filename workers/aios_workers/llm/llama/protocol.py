@@ -39,6 +39,13 @@ class Abort(Struct, frozen=True, array_like=True, tag=True):
     keep: bool
 
 
+class Embed(Struct, frozen=True, array_like=True, tag=True):
+    """Embed a text; its stream has one event, `Embedded`."""
+
+    stream: int
+    ids: tuple[int, ...]
+
+
 class Ping(Struct, frozen=True, array_like=True, tag=True):
     """Ask for the same number back."""
 
@@ -78,6 +85,13 @@ class Tokens(Struct, frozen=True, array_like=True, tag=True):
     scores: tuple[Scored, ...] = ()  # one more than ids if an end token was chosen
 
 
+class Embedded(Struct, frozen=True, array_like=True, tag=True):
+    """The vector of a text."""
+
+    stream: int
+    vector: tuple[float, ...]
+
+
 class Ended(Struct, frozen=True, array_like=True, tag=True):
     """A stream is over without a finish reason: aborted, or failed for the reason given."""
 
@@ -88,7 +102,7 @@ class Ended(Struct, frozen=True, array_like=True, tag=True):
 class Progress(Struct, frozen=True, array_like=True, tag=True):
     """What one step of the engine brought; empty while prompts are being read."""
 
-    events: tuple[Tokens | Ended, ...]
+    events: tuple[Tokens | Embedded | Ended, ...]
 
 
 class Pong(Struct, frozen=True, array_like=True, tag=True):
@@ -97,7 +111,7 @@ class Pong(Struct, frozen=True, array_like=True, tag=True):
     number: int
 
 
-ToCore = Generate | Abort | Ping
+ToCore = Generate | Embed | Abort | Ping
 FromCore = Ready | Refused | Progress | Pong
 
 _encoder = msgspec.msgpack.Encoder()
