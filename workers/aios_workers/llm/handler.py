@@ -8,7 +8,7 @@ from functools import partial
 
 import msgspec
 
-from aios_broker.contract.errors import CoreError, SnapshotError, UnknownModule
+from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
 from aios_broker.contract.llm import LlmChat, LlmEmbed, Message
 from aios_broker.contract.reply import ChatResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
@@ -77,7 +77,12 @@ class LlmHandler:
         render = partial(prompt_ids, self._core, toolbox=toolbox)
         plan = await self._plan(run, syscall, toolbox, render)
         kind = Generation if plan.beam_width is None else BeamGeneration
-        outcome = await kind(self._core, self._port, run, plan).run()
+        try:
+            outcome = await kind(self._core, self._port, run, plan).run()
+        except InvalidSyscall as error:  # of the form, which the core has tried
+            if toolbox is not None and (error.field or "").startswith("body.format"):
+                error.field = "body.tools"
+            raise
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
             return Done(await self._concluded(syscall, body, outcome.result, render))
         return outcome
@@ -115,7 +120,6 @@ class LlmHandler:
         self, run: Run, syscall: Syscall, toolbox: Toolbox | None, render: Render
     ) -> Plan:
         body, lease = _chat_of(syscall), run.lease
-        constraint = constraint_of_chat(body, toolbox, self._core.info)
         snapshot = await self._resumable(lease, body) if lease.has_snapshot else None
         messages = await self._messages(run, syscall, snapshot, render)
         ids = snapshot.prompt_ids if snapshot is not None else tuple(render(messages))
@@ -126,7 +130,8 @@ class LlmHandler:
             request=GenerationRequest(
                 request_id=syscall.id, prompt_ids=ids, max_tokens=body.max_tokens,
                 sampling=sampling_of(body, seed_of(syscall, snapshot)),
-                logprobs=body.logprobs, constraint=constraint, lora=body.lora,
+                constraint=constraint_of_chat(body, toolbox, self._core.info),
+                logprobs=body.logprobs, lora=body.lora,
                 images=tuple(image for message in messages for image in message.images),
             ),
             n=body.n, beam_width=body.beam_width, length_penalty=body.length_penalty,

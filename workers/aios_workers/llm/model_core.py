@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm import model_vocabulary as vocabulary
 from aios_workers.llm.core import (
     Capabilities,
+    Constraint,
     CoreInfo,
     Embeddings,
     FinishReason,
@@ -33,7 +34,8 @@ from aios_workers.llm.request_check import check_request
 
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
-    from aios_workers.llm.constraint_check import ConstraintChecker
+
+Check = Callable[[Constraint], Awaitable[None]]
 
 MAX_LOGPROBS = 64
 EMBEDDING_SIZE = 32
@@ -66,13 +68,17 @@ class _Running:
 class ModelCore:
     """The deterministic core for tests and simulation."""
 
-    def __init__(self, config: ModelCoreConfig | None = None) -> None:
+    def __init__(
+        self, config: ModelCoreConfig | None = None, *, check: Check | None = None
+    ) -> None:
+        """`check` refuses constraints that cannot be kept; by default it tries each in a child."""
         self.config = config or ModelCoreConfig()
+        self._check_constraint = check
         self._running: dict[str, _Running] = {}
         self._kept: OrderedDict[str, int] = OrderedDict()  # request id -> tokens, oldest first
         self._slots = asyncio.Semaphore(self.config.slots)
         self._closed = False
-        self._forms: tuple[ConstraintChecker, Compiler] | None = None
+        self._forms: tuple[Check, Compiler] | None = None
 
     @property
     def info(self) -> CoreInfo:
@@ -179,9 +185,10 @@ class ModelCore:
 
         if self._forms is None:
             pieces = vocabulary.constraint_pieces()
-            self._forms = ConstraintChecker(), Compiler(pieces, (vocabulary.END_ID,), tuple)
-        checker, compiler = self._forms
-        await checker.check(request.constraint)
+            check = self._check_constraint or ConstraintChecker().check
+            self._forms = check, Compiler(pieces, (vocabulary.END_ID,), tuple)
+        check, compiler = self._forms
+        await check(request.constraint)
         return compiler.start(request.constraint, request.resume_ids)
 
     async def _generate(

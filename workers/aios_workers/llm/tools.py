@@ -40,6 +40,16 @@ _HOW_AUTO = (
 _HOW_FORCED = (
     'Answer with one call and nothing else: {"name": <its name>, "arguments": <a JSON object>}.'
 )
+# A schema inside of a grammar says itself what goes without saying for one that stands alone: no
+# blanks to get lost in, no keyword that is passed over.
+_JSON_STYLE = {
+    "x-guidance": {
+        "whitespace_flexible": False,
+        "item_separator": ", ",
+        "key_separator": ": ",
+        "lenient": False,
+    }
+}
 # Keywords of a JSON schema whose values are data, in which "$ref" means nothing.
 _DATA = frozenset({"const", "enum", "default", "examples"})
 
@@ -80,9 +90,9 @@ def toolbox_of(body: LlmChat) -> Toolbox | None:
 
 def constraint_of(toolbox: Toolbox) -> Constraint:
     """Return what keeps every answer well-formed: one call, or a message or calls."""
-    schema = json.dumps(call_schema(toolbox.tools), ensure_ascii=False)
+    schema = call_schema(toolbox.tools)
     if toolbox.forced:
-        return Constraint("json", schema)
+        return Constraint("json", json.dumps(schema, ensure_ascii=False))
     plain = unmarked_pattern(CALL_BEGIN)
     return Constraint("grammar", "\n".join((
         "start: MESSAGE | OPENING body END more",
@@ -91,7 +101,7 @@ def constraint_of(toolbox: Toolbox) -> Constraint:
         f"OPENING: /{plain}{re.escape(CALL_BEGIN)}/",
         f'NEXT: "{CALL_BEGIN}"',
         f'END: "{CALL_END}"',
-        f"body: %json {schema}",
+        f"body: %json {json.dumps({**schema, **_JSON_STYLE}, ensure_ascii=False)}",
     )))  # fmt: skip
 
 
