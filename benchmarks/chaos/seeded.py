@@ -102,7 +102,7 @@ def broken_copy(bug: Bug | None, folder: Path) -> Path:
     Raises:
         ValueError: the text is not there: the bug is out of date.
     """
-    for package in PACKAGES:
+    for package in (*PACKAGES, "migrations"):
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
         )

@@ -14,7 +14,7 @@ from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.records import Facts, JobView, PolicyRow, QueueView
+from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_facts
 
 Outcome = Literal["done", "unknown", "ended"]
 
@@ -97,7 +97,7 @@ def _job_view(module: str, row: Answer) -> JobView:
     """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
     (job_id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
      ran_ms, age_ms, deadline_ms, has_deadline, position, score, nice) = row  # fmt: skip
-    known = msgspec.json.decode(facts, type=Facts) if facts else Facts(agent="?", kind="?")
+    known = read_facts(facts)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     return JobView(

@@ -12,7 +12,7 @@ from aios_broker.contract.names import Module
 from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import Facts, read_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if not isinstance(row, list):
         return None
     facts, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
-    known = msgspec.json.decode(facts, type=Facts) if facts else Facts(agent="?", kind="?")
+    known = read_facts(facts)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     return Waiting(job_id, known, core.decode(), submitted_ms, ready_ms, ran_ms, tokens, slices,

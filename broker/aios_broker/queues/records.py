@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.syscall import State
@@ -23,6 +24,18 @@ class Facts(Struct, frozen=True, omit_defaults=True):
     program: str = "main"
     tenant: str = "default"
     nice: int = 0
+
+
+_STRANGER = Facts(agent="?", kind="?")
+_facts_decoder = msgspec.json.Decoder(Facts)
+
+
+def read_facts(data: bytes) -> Facts:
+    """Return the facts in a job's record; of one that a foreign hand wrote, nothing is known."""
+    try:
+        return _facts_decoder.decode(data) if data else _STRANGER
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _STRANGER
 
 
 class Submission(Struct, frozen=True):

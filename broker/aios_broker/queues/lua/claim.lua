@@ -10,9 +10,9 @@
 
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
-    local f = redis.call('HMGET', job_key(c, id), 'status', 'data', 'aios_facts', 'aios_ready_ms',
-        'aios_deadline_ms', 'aios_core', 'aios_attempt')
-    if not f[2] then return nil end
+    local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_facts', 'aios_ready_ms',
+        'aios_deadline_ms', 'aios_core', 'aios_attempt') -- an error: a foreign key of another type
+    if f.err or not f[2] then return nil end
     local job = {id = id, status = f[1], data = f[2], facts = f[3],
         ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
         core = f[6], attempt = 0, queued_ms = 0, losses = 0}

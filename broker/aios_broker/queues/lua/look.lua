@@ -20,8 +20,8 @@ local VIEW = {'status', 'aios_facts', 'aios_core', 'worker_name', 'aios_attempt'
     'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
 
 local function view(c, id, position)
-    local f = redis.call('HMGET', job_key(c, id), unpack(VIEW))
-    if not f[1] then return nil end
+    local f = redis.pcall('HMGET', job_key(c, id), unpack(VIEW))
+    if f.err or not f[1] then return nil end
     local queued_ms = count(f[10])
     if f[1] == 'queued' and f[13] then queued_ms = queued_ms + c.now - f[13] end
     local submitted = tonumber(f[12]) or c.now
@@ -45,9 +45,9 @@ local function jobs(c, limit)
 end
 
 local function facts(c, id)
-    local f = redis.call('HMGET', job_key(c, id), 'aios_facts', 'aios_core', 'aios_submitted_ms',
+    local f = redis.pcall('HMGET', job_key(c, id), 'aios_facts', 'aios_core', 'aios_submitted_ms',
         'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
-    if not f[10] then return 0 end
+    if f.err or not f[10] then return 0 end
     return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),
         count(f[6]), count(f[7]), count(f[8]), f[9] or ''}
 end

@@ -35,8 +35,8 @@ register('reclaim', function(c)
     local members = redis.call('ZRANGEBYSCORE', c.leases, '-inf', c.now, 'LIMIT', 0, limit)
     for _, member in ipairs(members) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
-        local status, current, losses, worker = unpack(redis.call('HMGET', job_key(c, id), 'status',
-            'aios_attempt', 'aios_losses', 'worker_name'))
+        local status, current, losses, worker = unpack(redis.pcall('HMGET', job_key(c, id),
+            'status', 'aios_attempt', 'aios_losses', 'worker_name')) -- an error has nothing to unpack
         losses = count(losses) + (is_alive(c, worker) and 0 or 1)
         if not status or current ~= attempt then
             redis.call('ZREM', c.leases, member) -- its job was deleted; reconcile answers

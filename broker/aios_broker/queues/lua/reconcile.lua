@@ -37,7 +37,12 @@ end
 -- but never its data.
 local function status_of(c, id)
     local job = job_key(c, id)
-    return redis.call('HEXISTS', job, 'data') == 1 and redis.call('HGET', job, 'status')
+    local found = redis.pcall('HEXISTS', job, 'data')
+    if type(found) == 'table' then -- an error: somebody put a key of another type in its place
+        redis.call('UNLINK', job)
+        return false
+    end
+    return found == 1 and redis.call('HGET', job, 'status')
 end
 
 -- End a job that has a place if a stock tool deleted or cancelled it. Returns 1, else 0.
