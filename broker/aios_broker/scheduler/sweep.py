@@ -12,8 +12,8 @@ from aios_broker.queues.order import Order
 from aios_broker.scheduler.arrangement import Arrangement
 from aios_broker.scheduler.policy import Policy
 
-PIECE = 500  # jobs that are read in one step
-FACTS = 250  # of which facts are read in one call: about 1 ms of Redis' time
+PIECE = 250  # jobs that are read in one step
+FACTS = 125  # of which facts are read in one call: under 1 ms of Redis' time
 OVERLAP = 128  # by how many jobs the head may move between two pieces
 PAIRS = 200  # exchanged in one step
 LOOK_AT = 2000  # places that are compared in one step
