@@ -46,6 +46,7 @@ class Crowd:
             process.kill()
             process.wait()
         self._output.close()
+        self._gone.close()
 
     def start(self, name: str) -> None:
         """Start a client."""

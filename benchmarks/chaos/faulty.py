@@ -52,8 +52,8 @@ class Faults:
     def install(self) -> None:
         """Put the faults around this process's connections; for its whole life."""
         if self._plan.points or self._plan.late_finish:
-            Connection.execute = self._around(Connection.execute)  # type: ignore[method-assign]
-            Database.transaction = _transactions(self)  # type: ignore[method-assign]
+            Connection.execute = self._around(Connection.execute)  # type: ignore[assignment, method-assign]
+            Database.transaction = _transactions(self)  # type: ignore[assignment, method-assign]
 
     def points(self, step: str) -> dict[Moment, Point]:
         """Count a step; return what is to happen at its moments this time."""

@@ -109,6 +109,10 @@ class Log:
         """Append a record; it is in the machine's hands when this returns."""
         self._file.write(_encoder.encode(record) + b"\n")
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def __enter__(self) -> Self:
         return self
 

@@ -14,6 +14,7 @@ import psycopg
 import redis
 
 from aios_broker.contract.errors import KernelError, Unavailable
+from aios_broker.contract.names import Module
 from aios_broker.ledger.database import check_database_url
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
@@ -110,7 +111,7 @@ class Injector:
         """Take some syscalls of a module out of the queue, and give them back."""
         connection = Connection(self._kernel.redis_url, name="chaos-hold")
         control = Control(Functions(connection))
-        module = "llm" if fault.victim == "llm" else "tool"
+        module: Module = "llm" if fault.victim == "llm" else "tool"
         at = wall_s()
         ids: list[str] = []
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from aios_broker.contract.syscall import ToolEcho
 from benchmarks.chaos.plan import Plan
 from benchmarks.chaos.poison import MARK
 from tests.busy_kernel import Listener, at_rest
-from tests.faults.crash_scene import launched, running_scheduler
+from tests.faults.crash_scene import Launched, launched, running_scheduler
 from tests.waiting import wait_until_async
 
 POISONED = Plan(poison=True, memory_bytes=1280 * 1024**2)
@@ -30,6 +31,10 @@ async def caller(redis_url: str) -> AsyncIterator[Listener]:
     await caller.aclose()
 
 
+def has_ended(child: Launched) -> bool:
+    return child.poll() is not None
+
+
 @asynccontextmanager
 async def kept_alive(url: str, lease_s: float) -> AsyncIterator[list[int]]:
     """Run a poisonable tool worker, started again whenever it dies; give its exit codes."""
@@ -37,8 +42,10 @@ async def kept_alive(url: str, lease_s: float) -> AsyncIterator[list[int]]:
 
     async def serve() -> None:
         while True:
-            with launched("tool", url, plan=POISONED, AIOS_WORKER_LEASE_S=str(lease_s)) as child:
-                await wait_until_async(lambda child=child: child.poll() is not None, ENDED_S)
+            with launched(
+                "tool", url, plan=POISONED, AIOS_WORKER_LEASE_S=str(lease_s)
+            ) as child:  # fmt: skip
+                await wait_until_async(partial(has_ended, child), ENDED_S)
                 codes.append(child.returncode)
 
     serving = asyncio.create_task(serve())
