@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from aios_workers.llm.sglang_core import SGLangCore
 from tests.exactness import check_cuts, generate
 from tests.sglang_servers import own_server, sglang_python, started
 from tests.tiny_llama import END_ID, write_model
-from tests.waiting import wait_until, wait_until_async
+from tests.waiting import wait_until_async
 
 pytestmark = [
     pytest.mark.sglang,
@@ -29,6 +28,7 @@ pytestmark = [
     pytest.mark.timeout(600),
 ]
 
+ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = Sampling(logit_bias=((END_ID, -100.0),))
 WORKER = """
 import asyncio, os, sys
@@ -199,24 +199,26 @@ async def test_a_killed_engine_is_a_core_error_and_the_next_call_starts_another(
         await wait_until_async(lambda: not session_of(pid), timeout_s=30.0)
         fingerprint = core.info.fingerprint
         resumed = replace(request, max_tokens=60, resume_ids=tuple(ids[:60]))
-        assert await generate(core, resumed) == expected
+        made = [token for step in await steps_of(core, resumed) for token in step.ids]
+        assert (*resumed.resume_ids, *made) == expected.ids
         assert core.server.pid != pid
         assert core.info.fingerprint == fingerprint
 
 
-def test_the_server_ends_with_a_worker_that_is_killed(model: Path) -> None:
+async def test_the_server_ends_with_a_worker_that_is_killed(model: Path) -> None:
     sglang_python()
-    root = Path(__file__).resolve().parents[2]
-    worker = subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(model)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", WORKER, str(model), stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    assert worker.stdout is not None
-    with worker, worker.stdout:
-        pid = int(worker.stdout.readline())
+    try:
+        assert worker.stdout is not None
+        pid = int(await worker.stdout.readline())
         assert len(session_of(pid)) >= 2  # its scheduler too
+    finally:
         worker.kill()
-    wait_until(lambda: not session_of(pid), timeout_s=30.0)
+        await worker.wait()
+    await wait_until_async(lambda: not session_of(pid), timeout_s=60.0)
 
 
 def session_of(pid: int) -> list[int]:
