@@ -3,6 +3,7 @@
 import os
 from typing import Literal
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
@@ -13,12 +14,13 @@ from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission, W
 from tests.queue_machine import NOTHING_MORE, QueueMachine
 
 
+@pytest.mark.timeout(240)  # 15 s of work, on a machine that has more to do
 def test_no_order_of_steps_loses_or_doubles_a_reply(redis_url: str) -> None:
     QueueMachine.url = redis_url
     run_state_machine_as_test(
         QueueMachine,
         settings=settings(
-            max_examples=100,
+            max_examples=80,
             stateful_step_count=60,
             deadline=None,
             derandomize=True,
