@@ -52,6 +52,8 @@ SGLANG = "llm/sglang/"
 SGLANG_TESTS = "tests/unit/test_sglang_"
 BEAM_TEST = "tests/unit/test_beam.py"
 TOOLS_TEST = "tests/unit/test_tools.py"
+CONSTRAINT_TEST = "tests/unit/test_constraint.py"
+SCORES_TEST = "tests/unit/test_llama_scores.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
@@ -297,6 +299,25 @@ MUTANTS = (
     Mutant("tools: a call is streamed", "llm/generation.py",
            "ready if self._veil is None else self._veil.passed(ready)", "ready",
            "tests/integration/test_chat_tools.py", LLM),
+    Mutant("forms: a resumed matcher has read nothing", "llm/constraint.py",
+           "for token in output_ids:", "for token in ():", CONSTRAINT_TEST, LLM),
+    Mutant("forms: a complete text goes on", "llm/constraint.py",
+           "return self._inner.is_stopped() and not", "return False and not", CONSTRAINT_TEST, LLM),
+    Mutant("forms: keywords are passed over", "llm/constraint.py",
+           '{"lenient": False}', '{"lenient": True}', CONSTRAINT_TEST, LLM),
+    Mutant("forms: a check that died has passed", "llm/constraint_check.py",
+           'return not_kept(constraint, "it is', 'return "" and not_kept(constraint, "it is',
+           CONSTRAINT_TEST, LLM),
+    Mutant("sampler: a mask is forgotten", "llm/llama/sampler.py",
+           "np.where(allowed, logits, _NEVER)", "logits", SCORES_TEST, LLM),
+    Mutant("sampler: a bias changes the model's logits", "llm/llama/sampler.py",
+           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n"
+           "    logits = logits.copy()\n",
+           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n",
+           SCORES_TEST, LLM),
+    Mutant("scores: ties go to the higher id", "llm/llama/scores.py",
+           "ids = ids[np.argsort(-exact[ids], kind=\"stable\")]",
+           "ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind=\"stable\")]", SCORES_TEST, LLM),
 )  # fmt: skip
 
 
