@@ -102,8 +102,9 @@ async def test_what_is_charged_is_what_was_used(caller: Caller) -> None:
         await caller.hear_all(ids)
 
     journal = await caller.connection.execute("XRANGE", "rq:aios:journal", "-", "+")
+    entries = [dict(zip(pairs[::2], pairs[1::2], strict=True)) for _, pairs in journal]
     lines = [
-        line.split("\t") for _, (_, _, _, text) in journal for line in text.decode().split("\n")
+        line.split("\t") for entry in entries for line in entry.get(b"t", b"").decode().split("\n")
     ]
     ended = {line[1]: line[4].partition(",")[0] for line in lines if line[0] == "finish"}
     assert ended == dict.fromkeys(ids, "70")
