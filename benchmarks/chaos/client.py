@@ -41,7 +41,7 @@ from benchmarks.chaos.history import (
     wall_s,
 )
 from benchmarks.chaos.plan import VARIABLE, read_plan
-from benchmarks.chaos.poison import KINDS, MARK
+from benchmarks.chaos.poison import KINDS, MARK, SLOW
 from benchmarks.chaos.witness import Mischief, Witness
 
 AGENT = "chaos"
@@ -61,6 +61,7 @@ class Load:
     chats: int = 2
     diaries: int = 1
     cancels: int = 1
+    slows: int = 1
     poisons: int = 0
     pause_s: float = 0.05
 
@@ -85,7 +86,8 @@ class Client:
         kinds: tuple[tuple[int, Callable[[str, int], Awaitable[None]], float], ...] = (
             (load.echoes, self._echo, 1.0), (load.batches, self._batch, 4.0),
             (load.chats, self._chat, 1.0), (load.diaries, self._diary, 2.0),
-            (load.cancels, self._cancel, 10.0), (load.poisons, self._poison, 10.0),
+            (load.cancels, self._cancel, 10.0), (load.slows, self._slow, 20.0),
+            (load.poisons, self._poison, 100.0),
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             for syscall_id in unheard:
@@ -140,6 +142,9 @@ class Client:
             with contextlib.suppress(KernelError):  # an outage: then it ends by itself
                 await self._session.cancel(pending)
         await self._heard(pending)
+
+    async def _slow(self, program: str, number: int) -> None:
+        await self._heard(self._ask(program, number, f"{SLOW}{number}"))
 
     async def _poison(self, program: str, number: int) -> None:
         text = f"{MARK}{KINDS[number % len(KINDS)]}:{number}"
@@ -212,7 +217,7 @@ async def serve(options: argparse.Namespace) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, client.leave)
         load = Load(
             options.echoes, options.batches, options.chats, options.diaries, options.cancels,
-            options.poisons, options.pause_s,
+            options.slows, options.poisons, options.pause_s,
         )  # fmt: skip
         try:
             await client.run(load, unheard)
@@ -230,7 +235,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--sent-twice", type=float, default=0.0)
     parser.add_argument("--lost", type=float, default=0.0)
     parser.add_argument("--pause-s", type=float, default=Load().pause_s)
-    for name in ("echoes", "batches", "chats", "diaries", "cancels", "poisons"):
+    for name in ("echoes", "batches", "chats", "diaries", "cancels", "slows", "poisons"):
         parser.add_argument(f"--{name}", type=int, default=getattr(Load(), name))
     return parser.parse_args(arguments)
 

@@ -65,9 +65,11 @@ async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[st
     return found
 
 
-async def expected_ids(stories: Mapping[str, Story]) -> dict[str, tuple[int, ...]]:
+async def expected_ids(
+    stories: Mapping[str, Story], config: ModelCoreConfig = CORE
+) -> dict[str, tuple[int, ...]]:
     """Generate each chat that was answered once more, here, without any interruption."""
-    core = ModelCore(replace(CORE, decode_tokens_per_s=0.0))
+    core = ModelCore(replace(config, decode_tokens_per_s=0.0))
     expected: dict[str, tuple[int, ...]] = {}
     for syscall_id, story in stories.items():
         if story.planned.tokens and any(

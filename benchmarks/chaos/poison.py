@@ -1,7 +1,8 @@
-"""Handlers that harm their process: only a launched worker has them, the product never."""
+"""Handlers that harm their process, or dawdle: launched workers have them, the product never."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import resource
@@ -13,6 +14,8 @@ from aios_workers.registry import LoadedModule
 from aios_workers.run import Done, Handler, Outcome, Run
 
 MARK = "poison:"
+SLOW = "slow:"  # an echo that takes longer than a lease
+SLOW_S = 2.5
 KINDS = ("segfault", "abort", "memory", "loop", "huge", "crash")
 # Those that take the process with them: tried until they are quarantined. The others are answered.
 DEADLY = ("segfault", "abort", "loop")
@@ -21,7 +24,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 
 class PoisonHandler:
-    """Runs a handler; an echo whose text begins with MARK does what it says instead."""
+    """Runs a handler; an echo whose text begins with MARK or SLOW does what that says instead."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -40,6 +43,8 @@ class PoisonHandler:
         """Run a syscall, or be harmed by it."""
         if isinstance(syscall.body, ToolEcho) and syscall.body.text.startswith(MARK):
             return harm(syscall.body.text.removeprefix(MARK).split(":")[0])
+        if isinstance(syscall.body, ToolEcho) and syscall.body.text.startswith(SLOW):
+            await asyncio.sleep(SLOW_S)
         return await self._handler.run(run, syscall)
 
     async def close(self) -> None:

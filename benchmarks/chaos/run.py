@@ -114,7 +114,7 @@ def programs(wish: Wish, config: KernelConfig) -> tuple[Program, ...]:
     step_s = 3600.0 if "clock" in wish.groups else 0.0
     worker = Plan(
         late_finish=late, late_after_s=1.5 * LEASE_S, clock_step_s=step_s,
-        poison="poison" in wish.groups, memory_bytes=MEMORY_BYTES,
+        poison=True, memory_bytes=MEMORY_BYTES,
     )  # fmt: skip
     scheduler = Plan(clock_step_s=-step_s)
     migrate = next(one for one in kernel_programs(config) if one.name == "migrate")
