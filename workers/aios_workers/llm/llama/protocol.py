@@ -29,7 +29,6 @@ class Generate(Struct, frozen=True, array_like=True, tag=True):
     sampling: Sampling
     logprobs: int | None = None
     constraint: Constraint | None = None  # has been checked
-    lora: str | None = None
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=True):
