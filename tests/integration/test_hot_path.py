@@ -60,7 +60,7 @@ async def cost_of(
 
 @pytest.fixture
 async def me(redis_url: str) -> AsyncIterator[AsyncAgent]:
-    loaded = await tool_module(256)
+    loaded = await tool_module(64)
     async with (
         running_worker(redis_url, "tool", loaded, QUIET),
         AsyncAgent("writer", url=redis_url) as agent,
