@@ -33,9 +33,13 @@ def sglang_python() -> str:
 
 
 def own_server(model: Path, *, slots: int = 3) -> SGLangConfig:
-    """Return the settings of a core that starts a server of its own."""
+    """Return the settings of a core that starts a server of its own.
+
+    In float32: in bfloat16 two tokens may be so near that the order of a sum decides (0007).
+    """
+    flags = (*CPU_FLAGS, "--dtype", "float32")
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=CPU_FLAGS, slots=slots,
+        model=str(model), python=sglang_python(), flags=flags, slots=slots,
         context_tokens=2_048, start_limit_s=START_LIMIT_S, stall_limit_s=60.0,
     )  # fmt: skip
 
