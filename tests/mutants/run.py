@@ -2,6 +2,7 @@
 
     python tests/mutants/run.py            all mutants
     python tests/mutants/run.py submit     those whose file or name contains the word
+    python tests/mutants/run.py --part 2/3 every third one, from the second on
 
 Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put
 before the installed one on the path. A mutant that survives means that a promise is not tested.
@@ -159,8 +160,8 @@ MUTANTS = (
     Mutant("an unordered head passes", LUA + "look.lua",
            "if not score or score < before then return false end", "", ORDERING_TEST),
     Mutant("equal scores lose their order", "scheduler/arrangement.py",
-           "(scores.get(job_id, LAST), place, job_id)", "(scores.get(job_id, LAST), -place, job_id)",
-           ARRANGEMENT_TEST),
+           "(scores.get(job_id, LAST), place, job_id)",
+           "(scores.get(job_id, LAST), -place, job_id)", ARRANGEMENT_TEST),
     Mutant("a place is passed over", "scheduler/arrangement.py",
            "            self._next += 1\n", "            self._next += 2\n", ARRANGEMENT_TEST),
     Mutant("a deleted job is never answered", LUA + "reconcile.lua",
@@ -353,18 +354,28 @@ def judge(mutant: Mutant, folder: Path) -> str:
         return "killed"
 
 
+def chosen_mutants(words: list[str]) -> list[Mutant]:
+    """Return the mutants that a command line asks for."""
+    if words[:1] == ["--part"]:
+        part, _, parts = words[1].partition("/")
+        return list(MUTANTS[int(part) - 1 :: int(parts)])
+    return [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
+
+
 def main(words: list[str]) -> int:
     """Run all mutants that match; return the exit code."""
-    chosen = [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
-    for test in sorted({mutant.test for mutant in chosen}):
-        unbroken = run_tests(test, BROKER.parent)
-        if unbroken.returncode != 0:
-            print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
-            return 1
+    chosen = chosen_mutants(words)
     with (
         tempfile.TemporaryDirectory(prefix="aios-mutants-") as folder,
         ThreadPoolExecutor(WORKERS) as pool,
     ):
+        tests = sorted({mutant.test for mutant in chosen})
+        for test, unbroken in zip(
+            tests, pool.map(lambda test: run_tests(test, BROKER.parent), tests), strict=True
+        ):
+            if unbroken.returncode != 0:
+                print(f"the unbroken tests fail already: {test}\n{unbroken.stdout}")
+                return 1
         verdicts = []
         for mutant, verdict in zip(
             chosen, pool.map(lambda m: judge(m, Path(folder)), chosen), strict=True

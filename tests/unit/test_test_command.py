@@ -11,6 +11,7 @@ from aios_broker.cli.test_command import (
     chosen_lane,
     environment_of_tests,
     find_checkout,
+    mutants_part,
     planned_steps,
     run_step,
 )
@@ -41,6 +42,27 @@ def test_the_dear_lanes_run_only_when_asked_for(
     last = planned_steps(tmp_path, lane=chosen, pytest_args=("-k", "lease"))[-1]
 
     assert last.arguments[-4:] == ("-m", lane, "-k", "lease")
+
+
+def test_each_commit_runs_its_third_of_the_mutants_and_the_slow_lane_all(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "mutants").mkdir(parents=True)
+    (tmp_path / "tests" / "mutants" / "run.py").touch()
+    quick, slow = (
+        planned_steps(tmp_path, lane=chosen_lane(slow=slow, sglang=False), pytest_args=())[4]
+        for slow in (False, True)
+    )
+
+    assert quick.arguments[1:] == ("--part", "1/3"), "where there is no commit"
+    assert slow.arguments[1:] == ()
+    assert mutants_part(tmp_path) == "1/3"
+
+
+def test_tests_run_side_by_side_unless_told_otherwise(tmp_path: Path) -> None:
+    asked = planned_steps(tmp_path, lane="x", pytest_args=("-n0",))[-1].arguments
+    usual = planned_steps(tmp_path, lane="x", pytest_args=())[-1].arguments
+
+    assert "--dist" in usual
+    assert "--dist" not in asked
 
 
 def test_sglang_that_is_not_installed_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from aios_broker.config import environment
 
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 MUTANTS = Path("tests/mutants/run.py")
+MUTANT_PARTS = 3  # all of them take longer than the tests: each commit has its third
+PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is dear to start
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "mutants", "pytest")
 
@@ -116,9 +118,20 @@ def planned_steps(checkout: Path, *, lane: str, pytest_args: tuple[str, ...]) ->
         Step("imports", ("-c", "from importlinter.cli import lint_imports_command as f; f()")),
     ]
     if (checkout / MUTANTS).is_file():
-        steps.append(Step("mutants", (str(MUTANTS),)))
-    steps.append(Step("pytest", ("-m", "pytest", "-m", lane, *pytest_args)))
+        part = ("--part", mutants_part(checkout)) if "not slow" in lane else ()
+        steps.append(Step("mutants", (str(MUTANTS), *part)))
+    parallel = () if any(each.startswith("-n") for each in pytest_args) else PARALLEL
+    steps.append(Step("pytest", ("-m", "pytest", *parallel, "-m", lane, *pytest_args)))
     return steps
+
+
+def mutants_part(checkout: Path) -> str:
+    """Return which part of the mutants is the turn of this commit; `--slow` runs them all."""
+    shown = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False
+    )
+    turn = int(shown.stdout.strip() or "0", 16) if shown.returncode == 0 else 0
+    return f"{turn % MUTANT_PARTS + 1}/{MUTANT_PARTS}"
 
 
 def run_step(step: Step, checkout: Path) -> Outcome:
