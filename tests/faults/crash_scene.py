@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from aios_broker.contract.errors import DeadlineExceeded
 from aios_broker.contract.llm import ContextExpand, ContextGet, Message
@@ -110,11 +110,12 @@ class Work:
     chats: dict[str, Body]
     echoes: dict[str, str]
     expands: list[str]
+    reads: list[str] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
         """All of them."""
-        return [*self.chats, *self.echoes, *self.expands]
+        return [*self.chats, *self.echoes, *self.expands, *self.reads]
 
     async def check(self) -> None:
         """Wait for all replies; each comes once, is the right one, and nothing is left over."""
@@ -158,8 +159,9 @@ async def submitted(caller: Listener, module: str) -> Work:
     expands = await caller.submit(
         *(ContextExpand((Message("user", f"entry {n}"),), "diary") for n in range(2))
     )
+    reads = await caller.submit(ContextGet("diary"))
     ids = await caller.submit(*bodies)
-    return Work(caller, dict(zip(ids, bodies, strict=True)), {}, expands)
+    return Work(caller, dict(zip(ids, bodies, strict=True)), {}, expands, reads)
 
 
 async def worker_dies(url: str, module: str, point: Point) -> None:
@@ -208,6 +210,7 @@ async def left_behind(caller: Listener) -> tuple[str, str]:
     [lease] = await caller.queue("tool").claim("gone", Appetite(1, 0.1))
     assert lease.job_id == lost
     [overdue] = await caller.submit(ToolEcho("overdue"), deadline_s=DEADLINE_S)
+    await caller.control.hold([overdue], module="tool")  # so that no worker is faster
     return overdue, lost
 
 

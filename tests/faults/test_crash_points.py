@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # What a worker of each module sends, in the scene's work. `BLMOVE`: the look for work.
 WORKER_STEPS = {
-    "tool": ("birth", "claim", "finish", "renew", "BLMOVE", "HGETALL", "death"),
+    "tool": ("birth", "claim", "finish", "renew", "BLMOVE", "death"),
     "llm": ("claim", "finish", "yield", "slice", "renew", "emit", "GET", "HGETALL",
             "context_open", "context_write"),
 }  # fmt: skip
