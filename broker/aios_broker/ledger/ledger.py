@@ -29,7 +29,7 @@ from aios_broker.queues.keys import Keys
 logger = logging.getLogger(__name__)
 
 LOGGED_ANOMALIES = 5  # of one batch; all are marked in the table
-BATCH_ENTRIES = 100  # of the journal, per transaction; an entry holds the transitions of one call
+BATCH_ENTRIES = 400  # of the journal, per transaction; an entry holds the transitions of one call
 BATCH_LINES = 500  # transitions that are folded without a pause: about 3 ms
 
 _COLUMNS = SyscallRow.__struct_fields__

@@ -50,6 +50,7 @@ EXPIRE_EVERY_S = 0.25
 RECONCILE_EVERY_S = 1.0
 DRAIN_EVERY_S = 0.2
 DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
+DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times what a batch took
 SPILL_EVERY_S = 1.0
 LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
 LAG_SAID_EVERY_S = 60.0
@@ -267,6 +268,7 @@ class Scheduler:
         return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
 
     async def _drain(self, ledger: Ledger, reign: _Reign) -> float:
+        began_s = time.monotonic()
         try:
             if self._swept_epoch != reign.epoch:
                 await ledger.forget_snapshots()
@@ -278,7 +280,10 @@ class Scheduler:
         self.stats.transitions += drained.transitions
         if drained.behind > LAG_ENTRIES:
             await self._report_lag()
-        return DRAIN_PAUSE_S if drained.behind else DRAIN_EVERY_S
+            return DRAIN_PAUSE_S
+        # A burst is answered first and entered afterwards: nobody waits for the ledger.
+        rest_s = DRAIN_REST * (time.monotonic() - began_s)
+        return max(DRAIN_PAUSE_S, rest_s) if drained.behind else DRAIN_EVERY_S
 
     async def _report_lag(self) -> None:
         """Say how far the ledger is behind, now and then."""
