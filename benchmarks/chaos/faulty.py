@@ -28,9 +28,9 @@ from benchmarks.chaos.plan import BEGIN, COMMIT, Moment, Plan, Point
 
 Execute = Callable[..., Awaitable[Answer]]
 
-# Steps that settle a lease: sent again after it has moved, they must change nothing. The index of
-# `want` in their command: what is sent again must not claim jobs that nobody would run.
-SETTLING = {"finish": 8, "yield": 8}
+# Steps that settle a lease or have an effect: sent again later, they must change nothing. The index
+# of `want` in their command, if it has one: what is sent again must not claim jobs for nobody.
+SETTLING: dict[str, int | None] = {"finish": 8, "yield": 8, "context_write": None}
 
 
 def step_of(command: Sequence[Argument]) -> str:
@@ -82,7 +82,8 @@ class Faults:
         self, execute: Execute, connection: Connection, step: str, command: Sequence[Argument]
     ) -> None:
         again = list(command)
-        again[SETTLING[step]] = 0
+        if (want := SETTLING[step]) is not None:
+            again[want] = 0
 
         async def later() -> None:
             await asyncio.sleep(self._plan.late_after_s)

@@ -67,8 +67,6 @@ BUGS = (
         "note(c, 'claim', job.id, number, worker, '')", "local _ = 0", ()),
     Bug("a slice is charged twice", LUA + "quota.lua", "base_tokens + tokens",
         "base_tokens + 2 * tokens", ()),
-    Bug("the wish to hold outlives its job", LUA + "finish.lua",
-        "variadic('HDEL', c.control, ids)", "local _ = 0", ("hold",)),
     Bug("what has ended stays live", LUA + "finish.lua", "variadic('HDEL', c.live, ids)",
         "local _ = 0", ()),
     Bug("cancelled jobs keep their deadline", LUA + "lib.lua",
@@ -76,9 +74,7 @@ BUGS = (
     Bug("poison is tried for ever", LUA + "reclaim.lua", "losses >= max_losses", "false",
         ("poison",)),
     Bug("a context entry is written twice", LUA + "context.lua",
-        "if redis.call('HGET', at.op, 'applied') then", "if false then", ("stop", "kill")),
-    Bug("release forgets the queue", LUA + "release.lua",
-        "redis.call('RPUSH', c.queue, id)", "local _ = 0", ("hold",)),
+        "if redis.call('HGET', at.op, 'applied') then", "if false then", ("messages",)),
 )  # fmt: skip
 
 
