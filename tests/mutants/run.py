@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKER = ROOT / "broker" / "aios_broker"
 LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
+MANY_TEST = "tests/integration/test_queue_many.py"
 HOT_PATH_TEST = "tests/integration/test_hot_path.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
@@ -106,7 +107,7 @@ MUTANTS = (
            "return job.losses >= max_losses - 1", "return false"),
     Mutant("losses are not counted", LUA + "reclaim.lua", "count(losses) + (is", "(is"),
     Mutant("cancel leaves the job waiting", LUA + "lib.lua",
-           "redis.call('LREM', c.queue, 0, id)\n    end\n    redis.call('ZREM', c.held",
+           "leave_queue(c, id)\n    end\n    redis.call('ZREM', c.held",
            "local _ = 0\n    end\n    redis.call('ZREM', c.held"),
     Mutant("cancel leaves the lease", LUA + "lib.lua",
            "local ran = redis.call('ZREM', c.leases, member) == 1",
@@ -116,8 +117,15 @@ MUTANTS = (
     Mutant("snapshots are never dropped", LUA + "lib.lua",
            "redis.call('UNLINK', snapshot_key(c, ids[i]))", ""),
     Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
-    Mutant("a held job keeps its place", LUA + "hold.lua",
-           "redis.call('LREM', c.queue, 0, id)", ""),
+    Mutant("a held job keeps its place", LUA + "hold.lua", "leave_queue(c, id)", ""),
+    Mutant("many are looked for one by one", LUA + "lib.lua",
+           "if #ids <= FEW then", "if true then", MANY_TEST),
+    Mutant("the search ends too early", LUA + "lib.lua",
+           "if sought == 0 then break end", "break", MANY_TEST),
+    Mutant("places behind the head are off by it", LUA + "claim.lua",
+           "removed[i] - 1 - prefix", "removed[i] - 1", MANY_TEST),
+    Mutant("a sweep ends one part", "queues/order.py",
+           "if count < SWEEP_STEP or done >= limit:", "if True:", MANY_TEST),
     Mutant("release forgets the queue", LUA + "release.lua",
            "redis.call('RPUSH', c.queue, id)", ""),
     Mutant("an old epoch may reorder", LUA + "reorder.lua",

@@ -18,6 +18,8 @@ from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_facts
 
 Outcome = Literal["done", "unknown", "ended"]
 
+AT_ONCE = 200  # jobs of one step: about 10 ms of Redis' time
+
 
 class Control:
     """The operator's view of all module queues."""
@@ -35,7 +37,7 @@ class Control:
         """
         body = msgspec.json.encode(error.to_wire())
         event = "cancel" if error.code == "cancelled" else "fail"
-        return await self._outcomes(module, "cancel", [iso_now(), event, body, *job_ids])
+        return await self._outcomes(module, "cancel", job_ids, iso_now(), event, body)
 
     async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
         """Take jobs out of the run queue until they are released; running ones yield first."""
@@ -47,7 +49,7 @@ class Control:
 
     async def nice(self, job_ids: Sequence[str], nice: int, *, module: Module) -> list[Outcome]:
         """Change the nice value; the scheduler scores the job anew."""
-        return await self._outcomes(module, "nice", [nice, *job_ids])
+        return await self._outcomes(module, "nice", job_ids, nice)
 
     async def jobs(self, module: Module, *, limit: int = 1000) -> list[JobView]:
         """Return running jobs, then waiting ones in queue order, then held ones."""
@@ -84,10 +86,15 @@ class Control:
         await self._functions.connection.execute("HSET", self.keys.own(f"policy:{module}"), *flat)
 
     async def _outcomes(
-        self, module: Module, step: str, arguments: Sequence[Argument]
+        self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
     ) -> list[Outcome]:
-        answer = await self._call(module, step, arguments)
-        return [outcome.decode() for outcome in answer]
+        """Take a step for jobs, a part of them at a time: Redis serves nobody else meanwhile."""
+        outcomes: list[Outcome] = []
+        for first in range(0, len(job_ids), AT_ONCE):
+            part = job_ids[first : first + AT_ONCE]
+            answer = await self._call(module, step, [*arguments, *part])
+            outcomes += (outcome.decode() for outcome in answer)
+        return outcomes
 
     async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
         return await self._functions.call(step, self.keys, [module, *arguments])

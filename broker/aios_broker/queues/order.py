@@ -14,6 +14,8 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Facts, read_facts
 
+SWEEP_STEP = 200  # jobs that one step ends or puts back: about 10 ms of Redis' time
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -221,8 +223,13 @@ class Order:
 
     async def _sweep(self, step: str, epoch: int, error: KernelError, limit: int) -> int:
         body = msgspec.json.encode(error.to_wire())
-        answer = await self._call(step, [epoch, body, limit])
-        return int(answer)
+        done = 0
+        while True:
+            part = min(SWEEP_STEP, limit - done)
+            count = int(await self._call(step, [epoch, body, part]))
+            done += count
+            if count < SWEEP_STEP or done >= limit:
+                return done
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
         return await self._functions.call(step, self.keys, [self.module, *arguments])

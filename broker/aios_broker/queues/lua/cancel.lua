@@ -15,6 +15,7 @@ register('cancel', function(c)
             answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
         end
     end
+    clear_queue(c)
     send_replies(c)
     write_journal(c)
     return answer

@@ -64,8 +64,8 @@ local function quarantine_unreadable(c, id)
     c.unreadable[#c.unreadable + 1] = {name, 0}
 end
 
--- Go through the first ids of the queue: what to lend, what to take off the list, and how many of
--- these at the very head.
+-- Go through ids of the queue: what to lend, what to take off the list (counted from the first of
+-- them), and how many of these at the very beginning.
 local function sift(c, ids, want, cores)
     local chosen, removed, passed = {}, {}, 0
     local seen, prefix = {}, 0
@@ -74,16 +74,16 @@ local function sift(c, ids, want, cores)
         local job = not seen[id] and read_job(c, id) or nil
         seen[id] = true
         if not lendable(c, job) then
-            removed[#removed + 1] = id
+            removed[#removed + 1] = i
         elseif not job.facts and not readable(id) then
             quarantine_unreadable(c, id)
-            removed[#removed + 1] = id
+            removed[#removed + 1] = i
         elseif #chosen > 0 and is_suspect(c, job) then
             break
         elseif serves(cores, job.core) and quota.admits(c, job.facts or nil) then
             quota.moved(c, job.facts or nil, 'q', 'r')
             chosen[#chosen + 1] = job
-            removed[#removed + 1] = id
+            removed[#removed + 1] = i
         else
             passed = passed + 1
         end
@@ -108,7 +108,11 @@ local function choose(c, want, cores)
     end
     if (place or 0) > 0 then prefix = 0 end
     if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end
-    for i = prefix + 1, #removed do redis.call('LREM', c.queue, 1, removed[i]) end
+    local places = {}
+    for i = prefix + 1, #removed do
+        places[#places + 1] = (place or 0) + removed[i] - 1 - prefix
+    end
+    drop_places(c, places)
     return chosen
 end
 

@@ -14,6 +14,7 @@ register('expire', function(c)
             redis.call('ZREM', c.deadlines, id)
         end
     end
+    clear_queue(c)
     send_replies(c)
     write_journal(c)
     return #ids

@@ -10,7 +10,7 @@ local function hold(c, id)
     if status == 'started' then
         redis.call('HSET', c.control, id, 'hold')
     elseif status == 'queued' then
-        redis.call('LREM', c.queue, 0, id)
+        leave_queue(c, id)
         redis.call('ZADD', c.held, c.now, id)
         redis.call('ZADD', c.deferred, WIP_SCORE, id)
         redis.call('HINCRBY', job, 'aios_queued_ms', c.now - (tonumber(ready) or c.now))
@@ -31,6 +31,7 @@ register('hold', function(c)
             answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
         end
     end
+    clear_queue(c)
     write_journal(c)
     return answer
 end)

@@ -76,6 +76,7 @@ local function bury_deleted(c, jobs, iso)
             job.attempt = lent[job.id]
         end
     end
+    clear_queue(c)
 end
 
 -- All that is live has a deadline: one that was there before belongs to a job that was deleted.
