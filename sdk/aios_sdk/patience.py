@@ -19,7 +19,7 @@ BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # pauses between tries; the last on
 class Limits:
     """How patient a client is."""
 
-    recheck_s: float = 5.0  # without news of a syscall, ask for it by id
+    recheck_s: float = 5.0  # without news of a syscall, ask for it by id; then ever less often
     patience_s: float = 60.0  # a kernel that is away longer fails what waits for it
     cancel_s: float = 2.0  # for cancelling, and for leaving the context
 

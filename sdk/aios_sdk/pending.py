@@ -21,6 +21,7 @@ class Pending:
         self.submitted_at_s = now_s
         self.heard_at_s = now_s  # when the kernel was last known to have it
         self.submissions = 0
+        self.asks = 0  # how often in a row the kernel was asked for it, and had no news
         self.was_accepted = False
         self.waiters = 0
         self.chunks: list[Chunk] = []
@@ -68,6 +69,7 @@ class Pending:
         """The kernel has forgotten it: it is on its way there once more."""
         self._is_accepted = False
         self._accepted = None
+        self.asks = 0
 
     def when_ended(self, listener: Callable[[], None]) -> None:
         """Call `listener` as soon as the reply is here, within the step that brings it."""
@@ -88,6 +90,7 @@ class Pending:
         connection) nothing is kept: the reply holds it all.
         """
         self.heard_at_s = now_s
+        self.asks = 0
         have = chunk.offset if self._characters is None else self._characters
         if chunk.offset <= have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :])

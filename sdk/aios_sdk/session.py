@@ -25,11 +25,13 @@ from aios_broker.contract.syscall import State, Syscall
 from aios_sdk.outbox import Outbox
 from aios_sdk.patience import Limits, now_s, patiently, pauses
 from aios_sdk.pending import Pending
+from aios_sdk.silence import to_ask_for
 from aios_sdk.transport import Attached, CallStatus, Transport
 
 logger = logging.getLogger(__name__)
 
 CHECK_BATCH = 500  # syscalls asked for in one write
+LONGEST_RECHECK_S = 60.0  # or half as long as the kernel keeps a reply
 
 
 class Session:
@@ -43,6 +45,7 @@ class Session:
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._fault = ""
+        self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
         """Reach the kernel, or raise at once."""
@@ -164,15 +167,22 @@ class Session:
 
     async def _watch(self) -> None:
         """Find what got lost on its way: a reply taken and not read, a wake-up that never came."""
-        recheck_s = self._limits.recheck_s
         while True:
-            await asyncio.sleep(recheck_s / 5)
-            silent_since_s = now_s() - recheck_s
-            silent = [p for p in self._known() if p.heard_at_s <= silent_since_s]
+            await asyncio.sleep(self._limits.recheck_s / 5)
             try:
-                await self._check(silent)
+                await self._check(self._silent())
             except Unavailable as error:
                 logger.info("cannot look for silent syscalls: %s", error)  # `_listen` sees to it
+
+    def _silent(self) -> list[Pending]:
+        known = self._known()
+        if self._is_alarmed:
+            self._is_alarmed = False
+            for pending in known:
+                pending.asks = 0
+        recheck_s = self._limits.recheck_s
+        longest_s = max(recheck_s, min(LONGEST_RECHECK_S, self._transport.result_ttl_s / 2))
+        return to_ask_for(known, now_s(), recheck_s=recheck_s, longest_s=longest_s)
 
     async def _find(self, pending: Pending) -> None:
         try:
@@ -199,6 +209,7 @@ class Session:
             return  # it is on its way already
         elif self._may_submit_again(pending):
             logger.warning("the kernel forgot syscall %s; submitting it again", pending.id)
+            self._is_alarmed = True
             pending.withdraw()
             self._outbox.add(pending)
         else:

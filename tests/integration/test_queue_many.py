@@ -34,10 +34,6 @@ async def submit(user: QueueUser, agents: list[str]) -> list[str]:
     return [job.job_id for job in jobs]
 
 
-def waiting(client: redis.Redis) -> list[str]:
-    return [job_id.decode() for job_id in client.lrange("rq:queue:tool", 0, -1)]
-
-
 def searches(client: redis.Redis) -> int:
     """Return how often Redis went through a list for something that stands somewhere in it."""
     stats = client.info("commandstats")
@@ -65,7 +61,7 @@ async def test_many_that_wait_leave_a_long_queue_in_few_searches(
                 client.zadd("rq:aios:deadlines:tool", dict.fromkeys(chosen, 1))
                 assert await user.order.expire(epoch) == MANY
                 assert await user.order.expire(epoch) == 0
-        assert waiting(client) == [job_id for job_id in ids if job_id not in set(chosen)]
+        assert await user.waiting() == [job_id for job_id in ids if job_id not in set(chosen)]
         assert 0 < searches(client) <= MANY // AT_ONCE + 1
 
 
@@ -98,5 +94,5 @@ async def test_what_stands_far_behind_barred_jobs_is_taken_by_its_place(
             taken += [lease.job_id for lease in leases]
             claims += 1
         assert taken == allowed
-        assert waiting(client) == theirs
+        assert await user.waiting() == theirs
         assert searches(client) <= claims

@@ -141,6 +141,22 @@ async def test_what_redis_forgot_is_submitted_again_once(redis_url: str) -> None
         again.reply.unwrap()
 
 
+async def test_all_that_redis_forgot_is_found_though_most_are_seldom_asked_for(
+    redis_url: str,
+) -> None:
+    limits = Limits(recheck_s=0.5, patience_s=0.5, cancel_s=0.5)
+    async with session_of(redis_url, limits) as session:
+        waiting = [session.submit(echo(f"{n}")) for n in range(200)]
+        await asyncio.gather(*(pending.accepted for pending in waiting))
+        for pending in waiting:
+            pending.asks = 100  # as after a long wait: half a minute until the next
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+            await wait_until_async(lambda: client.llen("rq:queue:tool") == 200, 10)
+        async with TinyWorker(redis_url, "tool"):
+            await asyncio.wait_for(asyncio.gather(*(p.ended for p in waiting)), timeout=10)
+
+
 async def test_a_redis_that_stays_away_is_told_to_all_who_wait(
     redis_url: str, redis_server: RunningRedis
 ) -> None:

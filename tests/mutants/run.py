@@ -29,6 +29,9 @@ POLICY_TEST = "tests/unit/test_policy_properties.py"
 ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
 EXCHANGE_TEST = "tests/integration/test_exchange.py"
 ARRANGEMENT_TEST = "tests/unit/test_arrangement.py"
+SDK = ROOT / "sdk" / "aios_sdk"
+SILENCE_TEST = "tests/unit/test_sdk_silence.py"
+SDK_FAULTS_TEST = "tests/integration/test_sdk_faults.py"
 WORKERS = 2
 TIMEOUT_S = 120.0  # a test that hangs has noticed, too
 
@@ -118,6 +121,12 @@ MUTANTS = (
            "redis.call('UNLINK', snapshot_key(c, ids[i]))", ""),
     Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
     Mutant("a held job keeps its place", LUA + "hold.lua", "leave_queue(c, id)", ""),
+    Mutant("all that wait are asked for each time", "silence.py",
+           "recheck_s * 2 ** min(pending.asks, MOST_DOUBLINGS)", "recheck_s", SILENCE_TEST, SDK),
+    Mutant("a client asks too late", "silence.py", ", longest_s)", ", 2 * longest_s)",
+           SILENCE_TEST, SDK),
+    Mutant("one that is forgotten says nothing of the others", "session.py",
+           "self._is_alarmed = True", "pass", SDK_FAULTS_TEST, SDK),
     Mutant("many are looked for one by one", LUA + "lib.lua",
            "if #ids <= FEW then", "if true then", MANY_TEST),
     Mutant("the search ends too early", LUA + "lib.lua",
