@@ -15,6 +15,38 @@ from aios_sdk.transport import CallStatus
 Answer = TypeVar("Answer", bound=Result)
 
 
+class Waiting:
+    """Waiting for a syscall: who begins, who ends it, and until when."""
+
+    def __init__(self, session: Session, pending: Pending, until_s: float) -> None:
+        self.until_s = until_s  # by the loop's clock
+        self._session = session
+        self._pending = pending
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reply is here, and is an error."""
+        return self._pending.reply is not None and self._pending.reply.error is not None
+
+    def join(self, listener: Callable[[], None]) -> None:
+        """Count as one who waits for it; `listener` is called as soon as it has ended."""
+        self._pending.waiters += 1
+        self._pending.when_ended(listener)
+
+    def leave(self, *, abandon: bool = False) -> None:
+        """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
+        if abandon and self._pending.waiters == 1:
+            self._session.abandon(self._pending)
+        self._pending.waiters -= 1
+
+    def out_of_time(self) -> WaitTimeout:
+        """Return the error for who has waited long enough."""
+        return WaitTimeout(
+            "no answer in the time given; the syscall itself goes on",
+            remedy="wait again, or attach to it by its id", syscall_id=self._pending.id,
+        )  # fmt: skip
+
+
 class Call(Generic[Answer]):
     """A syscall that was submitted. `await` it for its result, as often as you like.
 
@@ -28,7 +60,8 @@ class Call(Generic[Answer]):
         self._session = session
         self._pending = pending
         self._answer = answer
-        self.wait_until_s = asyncio.get_running_loop().time() + wait_s  # of whom waits for it
+        until_s = asyncio.get_running_loop().time() + wait_s
+        self._waiting = Waiting(session, pending, until_s)
 
     @property
     def id(self) -> str:
@@ -88,7 +121,7 @@ class Call(Generic[Answer]):
             if self._pending.reply is not None:
                 yield self._pending.reply
                 return
-            await self._wait(news, self.wait_until_s)
+            await self._wait(news, self._waiting.until_s)
 
     def unwrap(self) -> Answer:
         """Return the result of a call that is done, or raise its error."""
@@ -96,31 +129,8 @@ class Call(Generic[Answer]):
 
     def _until_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
-            return self.wait_until_s
+            return self._waiting.until_s
         return asyncio.get_running_loop().time() + timeout_s
-
-    @property
-    def failed(self) -> bool:
-        """Whether the reply is here, and is an error."""
-        return self._pending.reply is not None and self._pending.reply.error is not None
-
-    def join(self, listener: Callable[[], None]) -> None:
-        """Count as one who waits for it; `listener` is called as soon as it has ended."""
-        self._pending.waiters += 1
-        self._pending.when_ended(listener)
-
-    def leave(self, *, abandon: bool = False) -> None:
-        """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
-        if abandon and self._pending.waiters == 1:
-            self._session.abandon(self._pending)
-        self._pending.waiters -= 1
-
-    def out_of_time(self) -> WaitTimeout:
-        """Return the error for who has waited long enough."""
-        return WaitTimeout(
-            "no answer in the time given; the syscall itself goes on",
-            remedy="wait again, or attach to it by its id", syscall_id=self.id,
-        )  # fmt: skip
 
     async def _wait_for_end(self, until_s: float) -> None:
         """Wait for the reply without a task or a shield: it is what every call does."""
@@ -132,7 +142,7 @@ class Call(Generic[Answer]):
                 waiter.set_result(None)
 
         timer = loop.call_at(until_s, wake)
-        self.join(wake)
+        self._waiting.join(wake)
         cancelled = True
         try:
             await waiter
@@ -140,9 +150,9 @@ class Call(Generic[Answer]):
         finally:
             timer.cancel()
             self._pending.unhook(wake)
-            self.leave(abandon=cancelled)
+            self._waiting.leave(abandon=cancelled)
         if self._pending.reply is None:
-            raise self.out_of_time()
+            raise self._waiting.out_of_time()
 
     async def _wait(self, future: asyncio.Future[None], until_s: float) -> None:
         if future.done():
@@ -153,12 +163,12 @@ class Call(Generic[Answer]):
             async with asyncio.timeout_at(until_s):
                 await asyncio.shield(future)
         except TimeoutError as error:
-            raise self.out_of_time() from error
+            raise self._waiting.out_of_time() from error
         except asyncio.CancelledError:
             cancelled = True
             raise
         finally:
-            self.leave(abandon=cancelled)
+            self._waiting.leave(abandon=cancelled)
 
     def _reply(self) -> Reply:
         if self._pending.reply is None:
@@ -173,6 +183,11 @@ class Call(Generic[Answer]):
                 field="key", remedy="give each step a key of its own", syscall_id=self.id,
             )  # fmt: skip
         return cast("Answer", result)
+
+
+def waiting_of(call: Call[Answer]) -> Waiting:
+    """Return how a map waits for one of its calls."""
+    return call._waiting
 
 
 class Stream(Generic[Answer]):

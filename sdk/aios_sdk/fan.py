@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_sdk.call import Call
+from aios_sdk.call import Call, Waiting, waiting_of
 
 Answer = TypeVar("Answer", bound=Result)
 
@@ -34,6 +34,7 @@ class Fan(Generic[Answer]):
         self._at_once = len(syscalls) if at_once is None else at_once
         self._return_errors = return_errors
         self._calls: list[Call[Answer]] = []
+        self._waits: list[Waiting] = []
         self._under_way: set[int] = set()
         self._late: dict[int, KernelError] = {}
         self._oldest = 0  # no call before it is under way; they run out of time in order
@@ -52,7 +53,7 @@ class Fan(Generic[Answer]):
             if self._timer is not None:
                 self._timer.cancel()
             for at in self._under_way:
-                self._calls[at].leave(abandon=True)
+                self._waits[at].leave(abandon=True)
             self._under_way.clear()
 
     def _begin(self) -> None:
@@ -60,15 +61,16 @@ class Fan(Generic[Answer]):
             at = len(self._calls)
             call = self._start(self._syscalls[at])
             self._calls.append(call)
+            self._waits.append(waiting_of(call))
             self._under_way.add(at)
-            call.join(partial(self._on_end, at))
+            self._waits[at].join(partial(self._on_end, at))
 
     def _on_end(self, at: int) -> None:
         if at not in self._under_way:  # it was late, or all is over
             return
         self._under_way.remove(at)
-        self._calls[at].leave()
-        if self._calls[at].failed and not self._return_errors:
+        self._waits[at].leave()
+        if self._waits[at].failed and not self._return_errors:
             self._finish(at)
         else:
             self._go_on()
@@ -97,7 +99,7 @@ class Fan(Generic[Answer]):
         while self._oldest < len(self._calls):
             at = self._oldest
             if at in self._under_way:
-                until_s = self._calls[at].wait_until_s
+                until_s = self._waits[at].until_s
                 if until_s > loop.time():
                     self._timer = loop.call_at(until_s, self._watch_time)
                     return
@@ -106,8 +108,8 @@ class Fan(Generic[Answer]):
 
     def _give_up(self, at: int) -> None:
         self._under_way.remove(at)
-        self._calls[at].leave()
-        self._late[at] = self._calls[at].out_of_time()
+        self._waits[at].leave()
+        self._late[at] = self._waits[at].out_of_time()
         if self._return_errors:
             self._go_on()
         else:

@@ -1,4 +1,4 @@
-"""The SGLang core against a server that speaks as SGLang does, and breaks as told."""
+"""The SGLang core against a server that speaks as SGLang does."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,30 +16,20 @@ from aios_broker.contract.errors import (
     UnsupportedOption,
 )
 from aios_broker.contract.llm import Image, Message
-from aios_broker.contract.syscall import new_id
-from aios_workers.llm.core import Constraint, GenerationRequest, Sampling, Step
-from aios_workers.llm.sglang.breaker import BreakerPolicy
+from aios_workers.llm.core import Constraint, Sampling, Step
 from aios_workers.llm.sglang.settings import SGLangConfig
 from aios_workers.llm.sglang_core import SGLangCore
 from tests.exactness import generate as answer_of
 from tests.fake_sglang import (
     Answer,
-    Behaviour,
     FakeSGLang,
-    answers,
     generate,
     hangs,
-    meta,
-    next_token,
     running,
-    says,
-    sends,
 )
-from tests.tiny_llama import CONFIG, END_ID, write_model
+from tests.sglang_scene import ONE, PROMPT, ask, core_on, expected_ids, started, steps_of
+from tests.tiny_llama import CONFIG, write_model
 from tests.waiting import wait_until_async
-
-PROMPT = tuple(range(100, 130))
-BREAKER = BreakerPolicy(failures=3, window_s=60.0, open_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -55,37 +45,8 @@ async def fake(model: Path) -> AsyncIterator[FakeSGLang]:
 
 @pytest.fixture
 async def core(fake: FakeSGLang) -> AsyncIterator[SGLangCore]:
-    core = await started(fake)
-    yield core
-    await core.close()
-
-
-async def started(fake: FakeSGLang, **settings: Any) -> SGLangCore:  # noqa: ANN401
-    values = {"slots": 3, "context_tokens": 1_000, "first_token_limit_s": 0.4, **settings}
-    config = SGLangConfig(url=fake.url, stall_limit_s=0.2, health_limit_s=1.0, **values)
-    core = SGLangCore(config, breaker=BREAKER)
-    try:
-        await core.start()
-    except BaseException:
-        await core.close()
-        raise
-    return core
-
-
-def ask(max_tokens: int = 12, **values: Any) -> GenerationRequest:  # noqa: ANN401
-    return GenerationRequest(new_id(), PROMPT, max_tokens, values.pop("sampling", Sampling()),
-                             **values)  # fmt: skip
-
-
-async def steps_of(core: SGLangCore, request: GenerationRequest) -> list[Step]:
-    return [step async for step in core.generate(request)]
-
-
-def expected_ids(count: int) -> tuple[int, ...]:
-    ids = list(PROMPT)
-    for _ in range(count):
-        ids.append(next_token(ids))
-    return tuple(ids[len(PROMPT) :])
+    async with core_on(fake) as core:
+        yield core
 
 
 # What it is.
@@ -359,104 +320,3 @@ async def test_embeddings_are_refused(core: SGLangCore) -> None:
 async def test_a_prompt_that_cannot_fit_is_not_even_read(core: SGLangCore) -> None:
     with pytest.raises(ContextTooLong, match="at least 4000000 tokens, more than the 1000"):
         core.render([Message("user", " " * 4_000_000)])
-
-
-# What goes wrong.
-
-ONE: dict[str, Any] = {"output_ids": [expected_ids(1)[0]], "meta_info": meta(None)}
-REFUSED = {"error": {"message": "Input is too long", "code": 400}}
-FAILURES = [
-    (says(ONE, done=False), "connection to the SGLang server failed"),
-    (says(ONE), "without a reason"),
-    (says(), "without a reason"),
-    (answers(500, b"boom"), "answered 500: boom"),
-    (answers(503, b""), "answered 503"),
-    (sends(b"data: {broken\n\n"), "not an event"),
-    (sends(b"<html>hello</html>\n"), "not an event"),
-    (sends(b'data: {"output_ids": "x"}\n\n'), "not an event"),
-    (hangs(), "no step for 0.4 s"),
-    (hangs(ONE), "no step for 0.2 s"),
-    (says({**ONE, "meta_info": meta({"type": "abort", "message": "OOM"})}), "its own: OOM"),
-    (says({**ONE, "meta_info": {**meta(None), "weight_version": "2"}}), "weights are now '2'"),
-]
-
-
-@pytest.mark.parametrize(("behaviour", "said"), FAILURES)
-async def test_a_failure_is_a_core_error_and_the_next_attempt_goes_on(
-    core: SGLangCore, fake: FakeSGLang, behaviour: Behaviour, said: str
-) -> None:
-    fake.script = [behaviour]
-    with pytest.raises(CoreError, match=said):
-        await answer_of(core, ask())
-    await core.health()
-    assert (await answer_of(core, ask())).ids == expected_ids(12)
-
-
-async def test_a_refusal_is_told_and_does_not_count_against_the_server(
-    core: SGLangCore, fake: FakeSGLang
-) -> None:
-    fake.script = [says(REFUSED), answers(422, b"what?"), answers(401, b"key")] * 2
-    for said in ("too long", "422", "AIOS_SGLANG_API_KEY") * 2:
-        with pytest.raises(CoreError) as caught:
-            await answer_of(core, ask())
-        assert said in str(caught.value)
-    assert (await answer_of(core, ask())).finish_reason == "length"
-
-
-async def test_a_server_that_keeps_failing_is_left_alone_until_a_probe_goes_well(
-    core: SGLangCore, fake: FakeSGLang
-) -> None:
-    fake.script = [answers(500, b"")] * 3
-    for _ in range(3):
-        with pytest.raises(CoreError, match="500"):
-            await answer_of(core, ask())
-    fake.healthy = False
-    asked = len(fake.requests)
-    with pytest.raises(CoreError, match="is left alone") as caught:
-        await answer_of(core, ask())
-    assert caught.value.retry_after_s
-
-    async def probed() -> bool:
-        with pytest.raises(CoreError) as caught:
-            await answer_of(core, ask())
-        return "503" in str(caught.value)
-
-    await wait_until_async(probed)  # half-open: the probe failed
-    assert len(fake.requests) == asked
-    fake.healthy = True
-
-    async def answered() -> bool:
-        try:
-            return (await answer_of(core, ask())).ids == expected_ids(12)
-        except CoreError:
-            return False
-
-    await wait_until_async(answered)
-
-
-async def test_another_server_at_the_same_address_is_not_taken_for_the_first(
-    core: SGLangCore, fake: FakeSGLang
-) -> None:
-    fake.script = [says(ONE, done=False)]
-    with pytest.raises(CoreError):
-        await answer_of(core, ask())
-    fake.server_info["random_seed"] = 8
-    with pytest.raises(CoreError, match="is another now"):
-        await answer_of(core, ask())
-    fake.server_info["random_seed"] = 7
-    assert (await answer_of(core, ask())).ids == expected_ids(12)
-
-
-async def test_an_end_token_is_not_among_the_ids(core: SGLangCore, fake: FakeSGLang) -> None:
-    stop = meta({"type": "stop", "matched": END_ID})
-    fake.script = [says(ONE, {"output_ids": [*expected_ids(1), END_ID], "meta_info": stop})]
-    steps = await steps_of(core, ask())
-    assert [(step.ids, step.finish_reason) for step in steps] == [
-        (expected_ids(1), None), ((), "stop"),
-    ]  # fmt: skip
-
-
-async def test_health_says_what_is_wrong(core: SGLangCore, fake: FakeSGLang) -> None:
-    fake.healthy = False
-    with pytest.raises(CoreError, match="503"):
-        await core.health()

@@ -28,7 +28,6 @@ _HEAD = b'["%s",null,[' % ENTRY.encode()  # what stands around a syscall: writte
 _TAIL = b"],{}]"  # the same for all
 
 
-
 def encode_job(syscall: Syscall) -> bytes:
     """Return the job data of a syscall."""
     return encode_call(encode_syscall(syscall))
