@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+import redis
 
-from aios_broker.contract.errors import ContextChanged, ContextTooLong, InvalidSyscall
+from aios_broker.contract.errors import Cancelled, ContextChanged, ContextTooLong, InvalidSyscall
 from aios_broker.contract.llm import (
     ContextBody,
     ContextClear,
@@ -20,7 +21,9 @@ from aios_broker.contract.llm import (
 )
 from aios_broker.contract.reply import ContextResult, Reply
 from aios_broker.contract.syscall import new_id
-from aios_broker.queues.contexts import MAX_MESSAGES, ContextOwner, Contexts
+from aios_broker.queues.contexts import MAX_MESSAGES, OP_TTL_S, ContextOwner, Contexts
+from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.records import Pause
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import llm_module
 from tests.caller import Caller, chat_result, running_worker
@@ -194,3 +197,43 @@ async def test_a_compacted_chat_that_is_suspended_is_what_it_would_have_been(
     for result in map(chat_result, replies):
         assert (result.prompt_ids, result.output_ids) == (alone.prompt_ids, alone.output_ids)
         assert (result.text, result.compacted_messages) == (alone.text, alone.compacted_messages)
+
+
+async def test_an_attempt_that_lost_its_lease_changes_no_context(caller: Caller) -> None:
+    contexts = Contexts(caller.functions)
+    queue = ModuleQueue(caller.functions, "llm")
+    [syscall_id] = await caller.submit(ContextSet(HELLO))
+    [lease] = await queue.claim("slow", Appetite(1, 30.0))
+    seen = await contexts.open(OWNER, syscall_id)
+    await queue.pause("slow", [Pause(lease, None, 0.0)], Appetite(0, 30.0))
+    [second] = await queue.claim("other", Appetite(1, 30.0))
+    with pytest.raises(Cancelled):
+        await contexts.change(OWNER, syscall_id, "set", HELLO, attempt=lease.attempt)
+    with pytest.raises(Cancelled):
+        await contexts.replace_first(
+            OWNER, syscall_id, drop=0, seen=seen, messages=HELLO, attempt=lease.attempt
+        )
+    assert await contexts.peek(OWNER) == ()
+    await contexts.change(OWNER, syscall_id, "set", HELLO, attempt=second.attempt)
+    assert await contexts.peek(OWNER) == HELLO
+
+
+async def test_what_a_syscall_found_is_kept_an_hour_longer_than_it_may_run(
+    caller: Caller, redis_url: str
+) -> None:
+    contexts = Contexts(caller.functions)
+    [syscall_id] = await caller.submit(ContextGet())
+    await contexts.open(OWNER, syscall_id)
+    await contexts.open(OWNER, stranger := new_id())
+    with redis.Redis.from_url(redis_url) as client:
+        of_job, of_none = (client.ttl(f"rq:aios:context-op:{i}") for i in (syscall_id, stranger))
+    assert 3600 < of_job <= 3600 + 600
+    assert of_none > OP_TTL_S - 60
+
+
+async def test_nothing_is_dropped_where_nothing_is_to_be(caller: Caller) -> None:
+    contexts = Contexts(caller.functions)
+    await contexts.change(OWNER, new_id(), "set", HELLO[1:])
+    seen = await contexts.open(OWNER, syscall_id := new_id())
+    await contexts.replace_first(OWNER, syscall_id, drop=0, seen=seen, messages=HELLO[:1])
+    assert await contexts.peek(OWNER) == HELLO

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import ContextChanged, InvalidSyscall
+from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscall
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
 from aios_broker.queues.connection import Answer, Argument
@@ -86,31 +86,35 @@ class Contexts:
         return tuple(_decoder.decode(message) for message in messages)
 
     async def change(
-        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message] = ()
-    ) -> Written:
-        """Set, add to or clear a context.
+        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message] = (),
+        *, attempt: int | None = None,
+    ) -> Written:  # fmt: skip
+        """Set, add to or clear a context; with `attempt`, only while its lease stands.
 
         Raises:
+            Cancelled: that attempt does not count any more; nothing changed.
             InvalidSyscall: it would hold more than MAX_MESSAGES or MAX_BYTES; nothing changed.
         """
-        return await self._write(owner, syscall_id, (how, 0, 0), messages)
+        return await self._write(owner, syscall_id, (how, 0, 0, _number(attempt)), messages)
 
     async def replace_first(
         self, owner: ContextOwner, syscall_id: str, *, drop: int, seen: OpenContext,
-        messages: Sequence[Message],
+        messages: Sequence[Message], attempt: int | None = None,
     ) -> Written:  # fmt: skip
         """Put `messages` in the place of the first `drop` ones of what was seen.
 
         Raises:
+            Cancelled: `attempt` does not count any more; nothing changed.
             ContextChanged: somebody has rewritten it since; nothing changed.
         """
-        return await self._write(owner, syscall_id, ("replace", drop, seen.rewrites), messages)
+        change = ("replace", drop, seen.rewrites, _number(attempt))
+        return await self._write(owner, syscall_id, change, messages)
 
     async def _write(
-        self, owner: ContextOwner, syscall_id: str, how: tuple[str, int, int],
+        self, owner: ContextOwner, syscall_id: str, change: tuple[str, int, int, str],
         messages: Sequence[Message],
     ) -> Written:  # fmt: skip
-        arguments: list[Argument] = [*how, MAX_MESSAGES, MAX_BYTES, owner.tenant, owner.agent,
+        arguments: list[Argument] = [*change, MAX_MESSAGES, MAX_BYTES, owner.tenant, owner.agent,
                                      owner.name, len(messages)]  # fmt: skip
         arguments += [_encoder.encode(message) for message in messages]
         match await self._call("context_write", owner, syscall_id, arguments):
@@ -122,6 +126,8 @@ class Contexts:
                     f"its limits are {MAX_MESSAGES} and {MAX_BYTES}", field="body.messages",
                     remedy="summarise or clear it first (context.summarise, context.clear)",
                 )  # fmt: skip
+            case [b"lost"]:
+                raise Cancelled("this attempt does not count any more: its lease is gone")
             case _:
                 raise ContextChanged(
                     f"the context {owner.name!r} was rewritten by another syscall meanwhile",
@@ -134,3 +140,7 @@ class Contexts:
         return await self._functions.call(step, self._keys, [
             "llm", owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S, *arguments,
         ])  # fmt: skip
+
+
+def _number(attempt: int | None) -> str:
+    return "" if attempt is None else str(attempt)

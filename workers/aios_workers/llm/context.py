@@ -59,13 +59,13 @@ class ContextDesk:
         owner = _owner(syscall, _body(syscall).context)
         match _body(syscall):
             case ContextGet():
-                return await self._read(owner, syscall.id)
+                return await self._read(owner, run.lease.job_id)
             case ContextSet(messages=messages):
-                return await self._change(owner, syscall.id, "set", messages)
+                return await self._change(run, owner, "set", messages)
             case ContextExpand(messages=messages):
-                return await self._change(owner, syscall.id, "append", messages)
+                return await self._change(run, owner, "append", messages)
             case ContextClear():
-                return await self._change(owner, syscall.id, "clear", ())
+                return await self._change(run, owner, "clear", ())
             case ContextSummarise() as body:
                 return await self._summarise(run, owner, body)
             case body:
@@ -84,17 +84,18 @@ class ContextDesk:
             ContextTooLong: It is to be compacted, and cannot be.
             CoreError: The core failed while it wrote a summary.
         """
-        messages = await self._recall(syscall, body)
+        messages = await self._recall(run, syscall, body)
         if body.overflow == "refuse":
             return Compacted(messages, 0)
         count = counter(self._core, render)
         return await Summariser(self._core).compact(run, messages, body.max_tokens, count)
 
-    async def _recall(self, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
+    async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
         if body.context is None:
             return body.messages
         owner = _owner(syscall, body.context)
-        stored = (await patiently(lambda: self._contexts.open(owner, syscall.id))).messages
+        job_id = run.lease.job_id
+        stored = (await patiently(lambda: self._contexts.open(owner, job_id))).messages
         if len(stored) + len(body.messages) >= MAX_MESSAGES:
             raise InvalidSyscall(
                 f"the context {owner.name!r} holds {len(stored)} messages and the chat brings "
@@ -104,24 +105,28 @@ class ContextDesk:
             )  # fmt: skip
         return (*stored, *body.messages)
 
-    async def compacted_messages(self, syscall: Syscall, body: LlmChat, render: Render) -> int:
+    async def compacted_messages(
+        self, run: Run, syscall: Syscall, body: LlmChat, render: Render
+    ) -> int:
         """Return how many messages of a chat's conversation were summarised away."""
         if body.overflow == "refuse":
             return 0
-        messages, count = await self._recall(syscall, body), counter(self._core, render)
+        messages = await self._recall(run, syscall, body)
+        count = counter(self._core, render)
         return len(Summariser(self._core).split_for(messages, body.max_tokens, count).old)
 
-    async def keep(self, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
+    async def keep(self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
         """Add what a chat brought, and its answer, to its context.
 
         Raises:
+            Cancelled: This run has lost its lease: another one answers, or nobody waits.
             InvalidSyscall: It would hold too much; the answer is lost with the chat.
         """
         if body.context is None:
             return
         owner = _owner(syscall, body.context)
         answer = Message("assistant", result.text, tool_calls=result.tool_calls)
-        await self._write(owner, syscall.id, "append", (*body.messages, answer))
+        await self._write(run, owner, "append", (*body.messages, answer))
 
     async def _read(self, owner: ContextOwner, syscall_id: str) -> Done:
         opened = await patiently(lambda: self._contexts.open(owner, syscall_id))
@@ -129,16 +134,19 @@ class ContextDesk:
                           show=True)  # fmt: skip
 
     async def _change(
-        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message]
+        self, run: Run, owner: ContextOwner, how: Change, messages: Sequence[Message]
     ) -> Done:
-        written = await self._write(owner, syscall_id, how, messages)
+        written = await self._write(run, owner, how, messages)
         now = await patiently(lambda: self._contexts.peek(owner))
         return self._done(owner, written, now, show=False)
 
     async def _write(
-        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message]
+        self, run: Run, owner: ContextOwner, how: Change, messages: Sequence[Message]
     ) -> Written:
-        return await patiently(lambda: self._contexts.change(owner, syscall_id, how, messages))
+        lease = run.lease
+        return await patiently(lambda: self._contexts.change(
+            owner, lease.job_id, how, messages, attempt=lease.attempt
+        ))  # fmt: skip
 
     async def _summarise(self, run: Run, owner: ContextOwner, body: ContextSummarise) -> Done:
         syscall_id = run.lease.job_id
@@ -150,7 +158,8 @@ class ContextDesk:
         summary = await Summariser(self._core).summarise(run, parts.old, body.max_tokens)
         first = (*parts.head, as_message(summary))
         written = await patiently(lambda: self._contexts.replace_first(
-            owner, syscall_id, drop=len(parts.head) + len(parts.old), seen=seen, messages=first
+            owner, syscall_id, drop=len(parts.head) + len(parts.old), seen=seen, messages=first,
+            attempt=run.lease.attempt,
         ))  # fmt: skip
         return self._done(owner, written, (*first, *parts.tail), show=True)
 

@@ -84,7 +84,7 @@ class LlmHandler:
                 error.field = "body.tools"
             raise
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
-            return Done(await self._concluded(syscall, body, outcome.result, render))
+            return Done(await self._concluded(run, syscall, body, outcome.result, render))
         return outcome
 
     async def _embed(self, run: Run, body: LlmEmbed) -> Done:
@@ -105,11 +105,11 @@ class LlmHandler:
         raise AssertionError("the last failure is raised")
 
     async def _concluded(
-        self, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
+        self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
     ) -> ChatResult:
         """Return the result with what its conversation went through; add it to its context."""
-        dropped = await self._contexts.compacted_messages(syscall, body, render)
-        await self._contexts.keep(syscall, body, result)
+        dropped = await self._contexts.compacted_messages(run, syscall, body, render)
+        await self._contexts.keep(run, syscall, body, result)
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
     async def close(self) -> None:

@@ -12,15 +12,25 @@
 --                there when the syscall first looked.
 -- context_write  ARGV  prefix, module, owner, syscall, op_ttl_s, ttl_s, how (set | append | clear |
 --                replace), drop (of replace: so many first messages), rewrites (of replace),
---                max_messages, max_bytes, tenant, agent, name, n, message...
---                Returns {'ok', version, messages}, {'full', messages, bytes} or {'changed'}; only
---                the first has changed anything.
+--                attempt (whose lease must stand; '': nobody's), max_messages, max_bytes, tenant, agent, name, n, message...
+--                Returns {'ok', version, messages}, {'full', messages, bytes}, {'changed'} or
+--                {'lost'}; only the first has changed anything.
+--
+-- What a syscall found is kept for as long as it may run, and OP_SPARE_S longer: op_ttl_s at most.
+
+local OP_SPARE_S = 3600
 
 local function context_of(c)
     local owner, syscall = take(c), take(c)
     local key = c.own .. 'context:' .. owner
-    return {key = key, list = key .. ':messages', op = c.own .. 'context-op:' .. syscall,
-        op_ttl_s = tonumber(take(c)), ttl_s = tonumber(take(c))}
+    local at = {key = key, list = key .. ':messages', op = c.own .. 'context-op:' .. syscall,
+        syscall = syscall, op_ttl_s = tonumber(take(c)), ttl_s = tonumber(take(c))}
+    local deadline = tonumber(redis.call('HGET', job_key(c, syscall), 'aios_deadline_ms') or nil)
+    if deadline then
+        local left_s = math.max(0, math.ceil((deadline - c.now) / 1000))
+        at.op_ttl_s = math.min(at.op_ttl_s, left_s + OP_SPARE_S)
+    end
+    return at
 end
 
 local function read_facts(at)
@@ -64,7 +74,7 @@ end
 local function plan(at, facts, how, drop)
     if how == 'append' then return {} end
     if how == 'replace' then
-        return redis.call('LRANGE', at.list, 0, drop - 1)
+        return drop > 0 and redis.call('LRANGE', at.list, 0, drop - 1) or {}
     end
     return redis.call('LRANGE', at.list, 0, -1)
 end
@@ -80,10 +90,13 @@ end
 
 register('context_write', function(c)
     local at, how, drop, rewrites = context_of(c), take(c), tonumber(take(c)), tonumber(take(c))
-    local max_messages, max_bytes = tonumber(take(c)), tonumber(take(c))
+    local attempt, max_messages, max_bytes = take(c), tonumber(take(c)), tonumber(take(c))
     local owner = {'tenant', take(c), 'agent', take(c), 'name', take(c)}
     local messages = {}
     for i = 1, tonumber(take(c)) do messages[i] = take(c) end
+    if attempt ~= '' and not redis.call('ZSCORE', c.leases, at.syscall .. ':' .. attempt) then
+        return {'lost'}
+    end
     local facts = read_facts(at)
     if redis.call('HGET', at.op, 'applied') then return {'ok', facts.version, facts.messages} end
     if how == 'replace' and (rewrites ~= facts.rewrites or drop > facts.messages) then
