@@ -14,7 +14,7 @@
 local METERED = 'llm'
 local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute'}
 local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 86400000}
-local SWEPT = 100            -- counters that are dropped in one sweep
+local SWEPT = 2000           -- counters that are dropped in one sweep, each second: about 1 ms
 local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
 local RECOUNT_SHARE = 5      -- ... or where it disagrees: 1 ms of waiting for so many jobs to count
 local MISS_MS = 100          -- after a look through jobs that are all barred, until the next
