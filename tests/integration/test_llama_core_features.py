@@ -125,3 +125,6 @@ async def test_texts_that_cannot_be_embedded_are_refused(core: LlamaCppCore) -> 
         await core.embed(("a", ""))
     with pytest.raises(ContextTooLong, match=r"30\d tokens.*256"):
         await core.embed(("word " * 300,))
+    with pytest.raises(ContextTooLong, match=r"at least \d{4} tokens.*256") as refused:
+        await core.embed(("a", "word " * 100_000))  # is not read
+    assert refused.value.field == "body.texts[1]"

@@ -1,5 +1,6 @@
 """What a core refuses, and what makes no sense together: a typed error that names the field."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ ABLE = Capabilities(
 LOOSE = Capabilities(tools_template=True)  # it knows tools, and cannot be held to anything
 F, G = Tool("f"), Tool("g")
 JSON = JsonFormat()
+DEEP = json.loads('{"a": ' * 150 + "1" + "}" * 150)
 PICTURE = Image("image/png", "AA==")
 
 
@@ -81,6 +83,8 @@ def test_what_a_core_cannot_do_is_refused(
     ({"tool_choice": "f"}, "tool_choice"),
     ({"tools": (F, G), "tool_choice": "h"}, "tool_choice"),
     ({"tools": (Tool("f", parameters={"type": "string"}),)}, "tools[0].parameters"),
+    ({"tools": (Tool("f", parameters=DEEP),)}, "tools[0].parameters"),
+    ({"format": JsonFormat(DEEP)}, "format.json_schema"),
     ({"tools": (F,), "format": JSON}, "format"),
     ({"tools": (F,), "stop": ("x",)}, "stop"),
     ({"format": JSON, "stop": ("x",)}, "stop"),

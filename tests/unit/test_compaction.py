@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import ContextTooLong
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_broker.queues.records import Lease
-from aios_workers.llm.compaction import Summariser, counter, fitting_split, split
+from aios_workers.llm.compaction import (
+    Summariser,
+    bounded_counter,
+    counter,
+    fitting_split,
+    split,
+)
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.run import Run
 
@@ -97,10 +103,30 @@ async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
 
 async def test_what_cannot_be_compacted_is_refused_with_both_numbers() -> None:
     model = await core(256)
-    with pytest.raises(ContextTooLong, match=r"has \d+ tokens.*may have 32.*holds 256"):
+    with pytest.raises(ContextTooLong, match=r"has at least \d+ tokens.*may have 32.*holds 256"):
         await Summariser(model).compact(
             run(), (Message("user", "x" * 400),), 32, counter(model)
         )  # fmt: skip
+
+
+async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:
+    class Reading(ModelCore):
+        read = 0
+
+        def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Ids:
+            if sum(len(each.content) for each in messages) > 1_000:
+                raise ContextTooLong("too long")
+            ids = super().render(messages, tools)
+            self.read += len(ids)
+            return ids
+
+    model = Reading(ModelCoreConfig(context_tokens=512))
+    long = tuple(Message("user", "x" * 100) for _ in range(2_000))
+    count = bounded_counter(model)
+
+    assert count(long) == 513
+    assert len(Summariser(model).split_for(long, 32, count).tail) == 3
+    assert model.read < 10_000
 
 
 async def test_a_summary_reads_more_than_one_context_piece_by_piece() -> None:

@@ -100,6 +100,7 @@ async def test_what_can_be_kept_passes() -> None:
         (Constraint("json", "no json"), "json_schema", "line 1 column 2"),
         (Constraint("regex", "(?=a)b"), "pattern", "look-ahead"),
         (Constraint("grammar", "start: missing"), "grammar", "missing"),
+        (Constraint("grammar", 'start: "a" start'), "grammar", "Too many items"),  # never ends
         # These kill, or keep busy, whoever compiles them.
         (
             Constraint("grammar", "start: x0\n" + "".join(

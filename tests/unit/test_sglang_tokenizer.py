@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_workers.llm.sglang.model_folder import ModelFolder
-from aios_workers.llm.sglang.template import ChatTemplate
+from aios_workers.llm.sglang.template import ChatTemplate, message_values
 from aios_workers.llm.sglang.tokenizer import ByteVocabulary, FolderVocabulary, load_vocabulary
 from tests.tiny_llama import CONFIG, END, END_ID, START, fallback_tokenizer, write_model
 
@@ -167,3 +167,10 @@ def test_tools_and_calls_reach_a_template_that_knows_them(tmp_path: Path) -> Non
     described = json.loads(text.removesuffix("<tool_call>Zürich</tool_call>"))
     assert described["function"]["description"] == f"of a city {END}"
     assert END_ID not in ids
+
+
+@pytest.mark.parametrize("levels", [150, 100_000])
+def test_arguments_that_are_nested_too_deeply_stay_text(levels: int) -> None:
+    deep = "[" * levels + "]" * levels
+    values = message_values(Message("assistant", "", (ToolCall("c", "f", deep),)))
+    assert values["tool_calls"][0]["function"]["arguments"] == deep

@@ -183,6 +183,10 @@ def test_a_core_with_a_template_gets_the_tools_themselves() -> None:
 # Reading.
 
 
+MARKED = f'{{"n": "{CALL_BEGIN} and {CALL_END}"}}'
+DEEP = '{"n": ' + "[" * 5_000 + "]" * 5_000 + "}"
+
+
 @pytest.mark.parametrize(("text", "toolbox", "message", "calls"), [
     ("Hello", BOTH, "Hello", []),
     (f"{CALL_BEGIN}{call()}{CALL_END}", BOTH, "", [("add", '{"n": 1}')]),
@@ -193,6 +197,12 @@ def test_a_core_with_a_template_gets_the_tools_themselves() -> None:
     (f"{CALL_BEGIN}{call(name='sub')}{CALL_END}", BOTH,
      f"{CALL_BEGIN}{call(name='sub')}{CALL_END}", []),  # no such tool
     (f"{CALL_BEGIN}{call('3')}{CALL_END}", BOTH, f"{CALL_BEGIN}{call('3')}{CALL_END}", []),
+    # Marks in a string are text.
+    (f"So: {CALL_BEGIN}{call(MARKED)}{CALL_END}{CALL_BEGIN}{call()}{CALL_END}", BOTH,
+     "So: ", [("add", MARKED), ("add", '{"n": 1}')]),
+    # Too deep to be read.
+    (f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", []),
+    (call(DEEP), FORCED, call(DEEP), []),
     (call(), FORCED, "", [("add", '{"n": 1}')]),
     (call()[:-1], FORCED, call()[:-1], []),
 ])  # fmt: skip

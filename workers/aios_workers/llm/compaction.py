@@ -66,6 +66,21 @@ def counter(core: Core, render: Render | None = None) -> Count:
     return count
 
 
+def bounded_counter(core: Core, render: Render | None = None) -> Count:
+    """Return how many tokens a conversation has on a core, or one more than the core can hold.
+
+    For comparisons: what is far too long is not read at all.
+    """
+
+    def count(messages: Sequence[Message]) -> int:
+        try:
+            return len((render or core.render)(messages)) if messages else 0
+        except ContextTooLong:
+            return core.info.context_tokens + 1
+
+    return count
+
+
 def split(messages: Sequence[Message], keep_last: int) -> Split:
     """Return the parts of a conversation of which the last messages stay.
 
@@ -105,7 +120,7 @@ class Summariser:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._count = counter(core)
+        self._count = bounded_counter(core)
 
     async def compact(
         self, run: Run, messages: Sequence[Message], max_tokens: int, count: Count
@@ -137,7 +152,7 @@ class Summariser:
         parts = fitting_split(messages, count, room) if room > 0 else None
         if parts is None or not parts.old:
             raise ContextTooLong(
-                f"the conversation has {count(messages)} tokens and the answer may have "
+                f"the conversation has at least {count(messages)} tokens and the answer may have "
                 f"{max_tokens}; the context of core {self._core.info.model!r} holds {limit} "
                 f"together, and its system messages and last message leave nothing to compact",
                 field="body.messages", remedy="shorten them, or ask for fewer max_tokens",

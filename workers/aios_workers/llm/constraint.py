@@ -108,8 +108,12 @@ class Matcher:
 
         Raises:
             CoreError: it was not allowed.
+            InvalidSyscall: going on costs more than is allowed.
         """
         if not self._inner.consume_token(token):
+            reason = self._inner.get_error()
+            if "doesn't satisfy" not in reason:
+                raise refusal(self._constraint, not_kept(self._constraint, reason))
             raise CoreError(f"token {token} does not follow the constraint of its generation")
 
 

@@ -25,6 +25,7 @@ WALL_LIMIT_S = 20.0  # on a machine that has no time for it
 MEMORY_LIMIT_BYTES = 1 << 30
 STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
 REMEMBERED = 256
+FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here
 _BYTES = 256
 
 
@@ -100,10 +101,15 @@ def main() -> int:
 
 
 def _compile(constraint: Constraint) -> str:
-    """Compile for a vocabulary of single bytes, and find what may come first."""
+    """Compile for a vocabulary of single bytes; read what every text of it begins with."""
     compiler = Compiler([*(bytes([byte]) for byte in range(_BYTES)), b""], (_BYTES,), list)
     try:
-        compiler.start(constraint).allowed()
+        matcher = compiler.start(constraint)
+        for _ in range(FORCED_BYTES):
+            allowed = matcher.allowed().nonzero()[0]
+            if len(allowed) != 1 or allowed[0] == _BYTES:
+                break
+            matcher.add(int(allowed[0]))
     except InvalidSyscall as error:
         return error.message
     return ""

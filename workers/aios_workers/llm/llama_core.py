@@ -144,9 +144,15 @@ class LlamaCppCore:
             ContextTooLong: a text does not fit.
             CoreError: the core failed.
         """
-        vocabulary = self._loaded_vocabulary()
-        ids = [vocabulary.tokenize(text) for text in texts]
-        check_texts(texts, [len(each) for each in ids], self.info)
+        ids: list[tuple[int, ...]] = []
+        for place, text in enumerate(texts):
+            vocabulary = self._loaded_vocabulary()  # may be closed between two texts
+            least_tokens = vocabulary.least_tokens(len(text.encode("utf-8", "replace")))
+            if least_tokens <= self.info.context_tokens:  # else reading it is spared
+                ids.append(vocabulary.tokenize(text))
+                least_tokens = len(ids[-1])
+            check_texts([text], [least_tokens], self.info, first=place)
+            await asyncio.sleep(0)  # each may take 40 ms: others have their turn
         process = await self._running()
         vectors = [await process.embed(Embed(next(self._numbers), each)) for each in ids]
         return Embeddings(tuple(vectors), sum(len(each) for each in ids))

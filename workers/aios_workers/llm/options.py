@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
-from aios_broker.contract.llm import LlmBody, LlmChat, LlmEmbed, Message
+from aios_broker.contract.llm import JsonFormat, LlmBody, LlmChat, LlmEmbed, Message
 from aios_workers.llm.beam import alternatives_of
 from aios_workers.llm.core import Capabilities, CoreInfo
+from aios_workers.llm.nesting import MAX_DEPTH, is_too_deep
 
 _SAMPLING: dict[str, object] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": None}
 _PENALTIES: dict[str, object] = {
@@ -69,6 +70,7 @@ def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
 def _wrong_in_chat(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
     yield from _wrong_beams(body)
     yield from _wrong_tools(body)
+    yield from _wrong_format(body)
     yield from _wrong_stop(body)
     yield from _missing_sampling(body, info)
     yield from _missing_logprobs(body, info)
@@ -121,10 +123,17 @@ def _wrong_tools(body: LlmChat) -> Iterator[InvalidSyscall]:
                 f"tools[{place}].parameters", "the arguments of a tool are an object",
                 'use a schema of {"type": "object"}',
             )  # fmt: skip
+        if is_too_deep(tool.parameters):
+            yield _too_deep(f"tools[{place}].parameters")
     if calls_tools(body) and body.format is not None:
         yield _nonsense(
             "format", "an answer that may call tools has its own", "leave one of the two out"
         )
+
+
+def _wrong_format(body: LlmChat) -> Iterator[InvalidSyscall]:
+    if isinstance(body.format, JsonFormat) and is_too_deep(body.format.json_schema):
+        yield _too_deep("format.json_schema")
 
 
 def _wrong_stop(body: LlmChat) -> Iterator[InvalidSyscall]:
@@ -200,6 +209,10 @@ def _missing_inputs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
 
 def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:
     return InvalidSyscall(why, field=f"body.{option}", remedy=remedy)
+
+
+def _too_deep(option: str) -> InvalidSyscall:
+    return _nonsense(option, f"is nested more than {MAX_DEPTH} deep", "make it flatter")
 
 
 def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> Unsupported:

@@ -23,6 +23,7 @@ from aios_workers.llm.core import Constraint, Core
 
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # of one answer that may be a message, too
+_BLANKS = re.compile(r"\s*")
 
 _SECTION = """# Tools
 
@@ -73,6 +74,7 @@ class _Call(Struct, forbid_unknown_fields=True):
 
 
 _decoder = msgspec.json.Decoder(_Call)
+_any_json = json.JSONDecoder()
 
 
 def toolbox_of(body: LlmChat) -> Toolbox | None:
@@ -244,15 +246,36 @@ def read_calls(
 
 
 def _marked(text: str) -> tuple[str, list[str]]:
-    message, *parts = text.split(CALL_BEGIN)
-    bodies = [part.partition(CALL_END) for part in parts]
-    return message, [body for body, end, _ in bodies if end]
+    """Return what stands before the first mark, and what stands between marks.
+
+    Marks in the strings of an argument are text.
+    """
+    bodies = []
+    at = text.find(CALL_BEGIN)
+    message = text if at < 0 else text[:at]
+    while at >= 0:
+        start = at + len(CALL_BEGIN)
+        read_to = _value_end(text, start)
+        end = text.find(CALL_END, read_to)
+        at = text.find(CALL_BEGIN, read_to)
+        if end >= 0 and not 0 <= at < end:
+            bodies.append(text[start:end])
+    return message, bodies
+
+
+def _value_end(text: str, start: int) -> int:
+    """Return where the JSON value ends that begins here; without one, here."""
+    blanks = _BLANKS.match(text, start)
+    try:
+        return _any_json.raw_decode(text, blanks.end() if blanks else start)[1]
+    except (ValueError, RecursionError):
+        return start
 
 
 def _read(body: str) -> _Call | None:
     try:
         call = _decoder.decode(body)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
     return call if bytes(call.arguments).startswith(b"{") else None
 

@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.nesting import is_too_deep
 
 CALL_MARK = "<tool_call>"  # how a model of the family that we read writes its calls
 
@@ -85,9 +86,10 @@ def tool_values(tool: Tool) -> dict[str, Any]:
 
 def _arguments(text: str) -> Any:  # noqa: ANN401  any JSON value
     try:
-        return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return text
+    return text if is_too_deep(value) else value
 
 
 def _to_json(value: object, indent: int | None = None, **_: object) -> str:
