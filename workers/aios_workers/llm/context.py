@@ -31,6 +31,7 @@ from aios_workers.llm.compaction import (
     Render,
     Summariser,
     as_message,
+    bounded_counter,
     counter,
     split,
 )
@@ -87,7 +88,7 @@ class ContextDesk:
         messages = await self._recall(run, syscall, body)
         if body.overflow == "refuse":
             return Compacted(messages, 0)
-        count = counter(self._core, render)
+        count = bounded_counter(self._core, render)
         return await Summariser(self._core).compact(run, messages, body.max_tokens, count)
 
     async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
@@ -112,7 +113,7 @@ class ContextDesk:
         if body.overflow == "refuse":
             return 0
         messages = await self._recall(run, syscall, body)
-        count = counter(self._core, render)
+        count = bounded_counter(self._core, render)
         return len(Summariser(self._core).split_for(messages, body.max_tokens, count).old)
 
     async def keep(self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
