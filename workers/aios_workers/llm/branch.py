@@ -87,11 +87,16 @@ class Branch:
             if self._is_over():
                 return
             self._failures += 1
-            if self._failures > MAX_CORE_FAILURES:
+            if self._failures > MAX_CORE_FAILURES or self._cannot_go_on:
                 raise
             logger.warning("generation %s: the core failed after %d tokens, once more: %s",
                            self._request.request_id, len(self.ids), error)  # fmt: skip
             await self._core.health()
+
+    @property
+    def _cannot_go_on(self) -> bool:
+        """Whether the core would refuse to go on from here: another attempt begins anew."""
+        return bool(self.ids) and not self._core.info.capabilities.can_cut(self._request)
 
     async def _stream_in_task(self) -> None:
         """Run the stream in a task of its own, which `cut` can end while it waits for the core."""
