@@ -152,6 +152,18 @@ async def test_the_journal_says_what_was_used_when_no_worker_can(user: QueueUser
     assert books.rows[cancelled].error_code == "cancelled"
 
 
+async def test_what_earlier_attempts_used_is_the_base_of_the_next(user: QueueUser) -> None:
+    await user.submit(0)
+    for attempt in (1, 2, 3):
+        [lease] = await user.claim()
+        assert lease.attempt == attempt
+        await slice_end(user, lease, tokens=5, ran_s=0.25)
+        await user.suspend(lease, b"snapshot", tokens=10)  # 0.5 s
+    [view] = await user.control.jobs("llm")
+
+    assert (view.tokens, view.ran_s) == (30, 1.5)
+
+
 async def test_a_cancelled_job_frees_the_place_that_it_had(user: QueueUser, quotas: Quotas) -> None:
     await quotas.set("llm", QuotaRow(ADA, max_running=1, max_queued=2))
     running, waiting = await submit(user, ADA, 2)

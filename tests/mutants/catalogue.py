@@ -182,7 +182,7 @@ MUTANTS = (
     Mutant("earlier attempts were for nothing", LUA + "quota.lua",
            "math.max(had_tokens, base_tokens + tokens)", "math.max(had_tokens, tokens)"),
     Mutant("time of earlier attempts is lost", LUA + "quota.lua",
-           "math.max(had_ms, base_ms + ran_ms)", "math.max(had_ms, ran_ms)"),
+           "math.max(had_ms, base_ms + ran_ms)", "math.max(had_ms, ran_ms)", QUOTA_TEST),
     Mutant("the counters take totals for new use", LUA + "quota.lua",
            "now_tokens - had_tokens, now_prompt", "now_tokens, now_prompt"),
     Mutant("the prompt is charged at each slice", LUA + "quota.lua",
