@@ -14,6 +14,7 @@ from aios_workers.llm.options import check_images, check_length, check_options
 from tests.caller import chat
 
 PLAIN = Capabilities(penalties=False)
+UNSEEDED = Capabilities(seeds=False)
 ABLE = Capabilities(
     logit_bias=True, max_logprobs=8, constraints=True, embeddings=True, images=True,
     adapters=("poet",),
@@ -42,6 +43,7 @@ def refusal(body: LlmChat | LlmEmbed, capabilities: Capabilities) -> InvalidSysc
     (PLAIN, {"presence_penalty": 0.5}, "presence_penalty"),
     (PLAIN, {"repetition_penalty": 1.5}, "repetition_penalty"),
     (PLAIN, {"logit_bias": {3: 1.0}}, "logit_bias"),
+    (UNSEEDED, {"seed": 3, "temperature": 0.5}, "seed"),
     (PLAIN, {"logprobs": 0}, "logprobs"),
     (PLAIN, {"beam_width": 1}, "beam_width"),
     (PLAIN, {"format": JSON}, "format"),
@@ -111,6 +113,8 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], field: str) 
     (ABLE, {"tools": (F, G), "tool_choice": "none", "format": JSON}),
     (ABLE, {"lora": "poet", "core": "tiny"}),
     (LOOSE, {"tools": (F,)}),
+    (UNSEEDED, {"temperature": 0.5}),
+    (UNSEEDED, {"seed": 3}),
 ])  # fmt: skip
 def test_everything_else_is_taken(capabilities: Capabilities, options: dict[str, object]) -> None:
     assert refusal(chat("Hello", **options), capabilities) is None

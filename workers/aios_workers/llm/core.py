@@ -25,6 +25,7 @@ class Capabilities:
 
     preemptible: bool = True  # a generation can be cut at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
+    seeds: bool = True  # the same seed draws the same answer
     penalties: bool = True  # frequency, presence and repetition
     penalties_preemptible: bool = True  # they hold across a cut; else such a one is never cut
     logit_bias: bool = False

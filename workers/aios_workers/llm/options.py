@@ -154,6 +154,8 @@ def _missing_sampling(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]
     for option, neutral in _PENALTIES.items():
         if not core.penalties and getattr(body, option) != neutral:
             yield _unsupported(info, option, "keeps no penalties", f"leave it out ({neutral})")
+    if body.seed is not None and body.temperature > 0 and not core.seeds:
+        yield _unsupported(info, "seed", "draws without seeds", "leave it out")
     if not body.logit_bias:
         return
     if not core.logit_bias:

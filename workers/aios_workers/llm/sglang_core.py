@@ -259,6 +259,7 @@ class SGLangCore:
             context_tokens=min(config.context_tokens, found.max_req_input_len),
             capabilities=Capabilities(
                 exact_resume=found.enable_deterministic_inference,
+                seeds=found.enable_deterministic_inference,
                 penalties_preemptible=False,
                 logit_bias=True,
                 max_logprobs=MAX_LOGPROBS,
