@@ -60,7 +60,7 @@ class Wish:
     clients: int = 3
     gap_s: float = 2.5  # between two faults, on average
     pause_s: float = 0.05  # of a client's program, between two syscalls
-    wait_s: float = 30.0  # the bound of waiting
+    wait_s: float = 40.0  # the bound of waiting
     patience_s: float = 150.0  # at the end, for all that was asked to be heard
 
 

@@ -55,8 +55,10 @@ def run(checkout: Path, wishes: Wishes) -> Report:
     with open_ground(str(python), ledger=True, say=_say) as ground:
         _say(f"seed {seed}")
         rounds = wishes.rounds or (1 if wishes.quick else ROUNDS)
-        samples += Rounds(ground, _say).run(contestants, LOADS, rounds=rounds, seed=seed)
-    report = report_of(checkout, samples, seed, {**versions(), **versions_of(python)})
+        contest = Rounds(ground, _say)
+        samples += contest.run(contestants, LOADS, rounds=rounds, seed=seed)
+    installed = {**versions(), **versions_of(python)}
+    report = report_of(checkout, samples, seed, installed, failures=contest.failures)
     show(report)
     if wishes.json_path is not None:
         wishes.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
@@ -74,8 +76,9 @@ def chosen(wishes: Wishes) -> list[Contestant]:
 
 
 def report_of(
-    checkout: Path, samples: Sequence[Sample], seed: int, installed: dict[str, str]
-) -> Report:
+    checkout: Path, samples: Sequence[Sample], seed: int, installed: dict[str, str], *,
+    failures: Sequence[str] = (),
+) -> Report:  # fmt: skip
     """Return all that is known of a run."""
     medians = medians_of(samples)
     best = best_libraries(medians)
@@ -83,7 +86,7 @@ def report_of(
     return Report(
         date=today(), commit=commit_of(checkout), machine=machine(), versions=installed,
         seed=seed, rounds=list(samples), medians=medians, ratios=ratios, best_library=best,
-        budgets=budgets_of(medians, ratios),
+        budgets=budgets_of(medians, ratios), failures=list(failures),
     )  # fmt: skip
 
 
@@ -96,6 +99,8 @@ def show(report: Report) -> None:
     click.secho("\nbudgets", bold=True)
     budget_columns = [Column("what"), Column("budget"), Column("figure", "right"), Column("")]
     show_table(budget_columns, budget_rows(report.budgets))
+    for failure in report.failures:
+        click.echo(f"not finished, {failure}")
 
 
 def _say(line: str) -> None:

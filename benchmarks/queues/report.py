@@ -74,6 +74,7 @@ class Report(Struct, frozen=True):
     ratios: dict[str, dict[str, Ratio]]  # load -> contestant, and `best-library`
     best_library: dict[str, str]  # load -> the library of the most jobs/s
     budgets: list[Budget]
+    failures: list[str] = []  # libraries that did not finish a load, and in which round
 
 
 Medians = dict[str, dict[str, Figures]]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from aios_broker.contract.errors import Unavailable
 from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
@@ -17,6 +18,7 @@ from benchmarks.queues.catalogue import Contestant, Load
 from benchmarks.queues.contest import Contest, Ground, Sample
 
 Say = Callable[[str], None]
+SAID_CHARACTERS = 200  # of a failure, in the report
 
 
 class Rounds:
@@ -25,6 +27,7 @@ class Rounds:
     def __init__(self, ground: Ground, say: Say) -> None:
         self._ground = ground
         self._say = say
+        self.failures: list[str] = []  # of libraries: what they did not finish
 
     def run(
         self, contestants: Sequence[Contestant], loads: Sequence[Load], *, rounds: int, seed: int
@@ -37,7 +40,13 @@ class Rounds:
             shuffle.shuffle(order)
             self._say(f"round {number} of {rounds}: {', '.join(one.name for one in order)}")
             for contestant in order:
-                samples += self._measure(contestant, loads, number)
+                try:
+                    samples += self._measure(contestant, loads, number)
+                except Unavailable as error:
+                    if contestant.kind != "library":
+                        raise
+                    self.failures.append(f"round {number}: {error.message[:SAID_CHARACTERS]}")
+                    self._say(f"  {contestant.name:<12}failed: left out of the rest of this round")
         return samples
 
     def _measure(

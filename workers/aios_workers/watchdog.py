@@ -10,7 +10,7 @@ import faulthandler
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-HUNG_LEASES = 5  # so many leases without one turn of the loop
+HUNG_LEASES = 3  # so many leases without one turn of the loop; after one, all are lost
 CHECKS = 4  # of the loop, within that time
 
 
