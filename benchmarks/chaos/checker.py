@@ -53,8 +53,8 @@ class Broken:
 class Bounds:
     """What is promised in numbers, and what is excused."""
 
-    # From the acknowledgement to the reply: three times in a row each worker of a module may be held
-    # by poison that never returns, for three leases and a restart, and a claim may be lost to it.
+    # From the acknowledgement to the reply: three times in a row the workers of a module may be
+    # held by poison that never returns, for three leases and a restart.
     wait_s: float = 40.0
     recovery_s: float = 15.0  # from a fault to work going on
     max_losses: int = 3
