@@ -182,6 +182,28 @@ def test_an_innocent_that_fails() -> None:
     assert broken_rules(failed, moves) == {"9 innocent"}
 
 
+def test_an_innocent_that_the_schedule_hit_in_one_of_its_tries() -> None:
+    records, _ = life("a")
+    ended = [*records[:3], Ended(20.6, "a", "worker-lost")]
+    tries = [Move(10.1, "submit", "a", None, "c")]
+    for attempt in (1, 2, 3):
+        tries += [
+            Move(10.0 + attempt, "claim", "a", attempt, WORKER),
+            Move(10.5 + attempt, "reclaim", "a", attempt, ""),
+        ]
+    tries[-1] = Move(13.5, "fail", "a", 3, "", "worker-lost")
+    strike = Struck(13.2, "kill worker", "tool-1", 7, 13.2, recovered_s=1.0)
+
+    assert broken_rules(ended, tries, strikes=[strike]) == set()
+    for elsewhere in (replace_struck(strike, pid=8), replace_struck(strike, at=13.7)):
+        assert broken_rules(ended, tries, strikes=[elsewhere]) == {"9 innocent"}
+    assert broken_rules(ended, [*tries[:3], tries[-1]], strikes=[strike]) == {"9 innocent"}
+
+
+def replace_struck(strike: Struck, **changes: float) -> Struck:
+    return msgspec.structs.replace(strike, **changes)
+
+
 def test_poison_that_is_not_quarantined_or_tried_too_often() -> None:
     records, moves = life("a", kind="poison", text="poison:segfault:0")
     assert broken_rules(records, moves) == {"9 poison"}
