@@ -168,7 +168,7 @@ class ContextSummarise(
     context: Name = "main"
     core: CoreName | None = None
     keep_last: Annotated[int, Meta(ge=0, le=1_000)] = 2  # messages that stay as they are
-    max_tokens: Annotated[int, Meta(ge=16, le=8_192)] = 256  # of the summary
+    max_tokens: Annotated[int, Meta(ge=16, le=1_024)] = 256  # of the summary: no slice cuts it
 
 
 ContextBody = ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
