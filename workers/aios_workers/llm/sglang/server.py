@@ -75,7 +75,7 @@ class EngineServer:
             CoreError: It died, or was not healthy within the limit; with its last words.
         """
         port = _free_port()
-        log_path = config.log_path or Path(tempfile.gettempdir(), f"aios-sglang-{port}.log")
+        log_path = config.log_path or _new_log()
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -189,3 +189,10 @@ def _free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _new_log() -> Path:
+    """Make a file that nobody could have put there before us."""
+    descriptor, name = tempfile.mkstemp(prefix="aios-sglang-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)
