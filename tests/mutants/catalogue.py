@@ -9,6 +9,7 @@ LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
 HOT_PATH_TEST = "tests/integration/test_hot_path.py"
+ENDED_TEST = "tests/integration/test_ended.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
 ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
@@ -45,16 +46,15 @@ SCORES_TEST = "tests/unit/test_llama_scores.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
-           "(check and redis.call('EXISTS', job_key(c, job.id)) == 1)", "false"),
+           "(check and call('EXISTS', job_key(c, job.id)) == 1)", "false"),
     Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] or", "if"),
     Mutant("a second client is not told", LUA + "submit.lua",
            "clients == '' and job.client or clients .. ' ' .. job.client", "clients"),
     Mutant("a stored reply is not sent again", LUA + "submit.lua",
            "reply_to(c, job.client, reply)", ""),
     Mutant("claim gives no new attempt", LUA + "claim.lua",
-           "local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms\n"
-           "        local number", "local attempt, queued_ms = math.max(job.attempt, 1), 0\n"
-           "        local number"),
+           "attempt, queued_ms = job.id, job.attempt + 1, job.queued_ms + now - job.ready_ms",
+           "attempt, queued_ms = job.id, math.max(job.attempt, 1), 0"),
     Mutant("one with a past is taken for a newcomer", LUA + "claim.lua",
            "if not f[7] then return job end", "do return job end"),
     Mutant("the worker is not told of a past", LUA + "claim.lua",
@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant("an id that is no text reaches a worker", LUA + "claim.lua",
            "not job.facts and not readable(id)", "false", HOT_PATH_TEST),
     Mutant("claim leaves the id in the queue", LUA + "claim.lua",
-           "if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end", ""),
+           "if prefix > 0 then call('LTRIM', c.queue, prefix, -1) end", ""),
     Mutant("finish without a lease", LUA + "finish.lua",
            "accepted[i] = leases[i] and not seen[job.id] and 1 or 0", "accepted[i] = 1"),
     Mutant("finish keeps the lease", LUA + "finish.lua", "variadic('ZREM', c.leases, members)", ""),
@@ -70,6 +70,14 @@ MUTANTS = (
     Mutant("finish sends no reply", LUA + "finish.lua", "reply_to(c, clients[i], job.reply)", ""),
     Mutant("finish keeps the deadline", LUA + "finish.lua",
            "variadic('ZREM', c.deadlines, ids)", ""),
+    Mutant("records of finished jobs stay", LUA + "ended.lua",
+           "or batch[1] * 1000 > c.now then return end", "or true then return end", ENDED_TEST),
+    Mutant("the record of a later life goes with the first", LUA + "ended.lua",
+           "if score == until_s or", "if score or", ENDED_TEST),
+    Mutant("a live job's record goes", LUA + "ended.lua",
+           "if call('HEXISTS', c.live, id) == 1 then return false end", "", ENDED_TEST),
+    Mutant("one that is enqueued again goes with its first life", LUA + "lib.lua",
+           "    call('ZREM', c.p .. ':finished:' .. c.q, id)", "    local _ = 0", ENDED_TEST),
     Mutant("a suspended job goes nowhere", LUA + "yield.lua",
            "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)", ""),
     Mutant("yield goes to the head", LUA + "yield.lua", "'LPUSH' or 'RPUSH'", "'LPUSH' or 'LPUSH'"),
@@ -93,15 +101,15 @@ MUTANTS = (
            "return job.losses >= max_losses - 1", "return false"),
     Mutant("losses are not counted", LUA + "reclaim.lua", "count(losses) + (is", "(is"),
     Mutant("cancel leaves the job waiting", LUA + "lib.lua",
-           "leave_queue(c, id)\n    end\n    redis.call('ZREM', c.held",
-           "local _ = 0\n    end\n    redis.call('ZREM', c.held"),
+           "leave_queue(c, id)\n    end\n    call('ZREM', c.held",
+           "local _ = 0\n    end\n    call('ZREM', c.held"),
     Mutant("cancel leaves the lease", LUA + "lib.lua",
-           "local ran = redis.call('ZREM', c.leases, member) == 1",
-           "local ran = redis.call('ZSCORE', c.leases, member) and true"),
+           "local ran = call('ZREM', c.leases, member) == 1",
+           "local ran = call('ZSCORE', c.leases, member) and true"),
     Mutant("cancel tells nobody", LUA + "lib.lua",
-           "reply_to(c, redis.call('HGET', c.live, id), reply)", ""),
+           "reply_to(c, call('HGET', c.live, id), reply)", ""),
     Mutant("snapshots are never dropped", LUA + "lib.lua",
-           "redis.call('UNLINK', snapshot_key(c, ids[i]))", ""),
+           "call('UNLINK', snapshot_key(c, ids[i]))", ""),
     Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
     Mutant("a held job keeps its place", LUA + "hold.lua", "leave_queue(c, id)", ""),
     Mutant("all that wait are asked for each time", "silence.py",
@@ -188,7 +196,7 @@ MUTANTS = (
     Mutant("the prompt is charged at each slice", LUA + "quota.lua",
            "math.max(had_prompt, prompt)", "had_prompt + prompt"),
     Mutant("the last slice is not charged", LUA + "finish.lua",
-           "job.ran_ms, job.tokens, job.prompt)\n    if", "0, 0, 0)\n    if"),
+           "job.ran_ms, tonumber(job.tokens),\n        tonumber(job.prompt))", "0, 0, 0)"),
     Mutant("a suspension charges nothing", LUA + "yield.lua",
            "job.ran_ms, job.tokens, job.prompt)", "0, 0, 0)"),
     Mutant("failures count as finished", LUA + "quota.lua",
@@ -295,8 +303,8 @@ MUTANTS = (
            "if self._streaming is not None and not self._stepped:", "if False:",
            ANSWERS_TEST, LLM),
     Mutant("tools: a call that is cut off counts", "llm/tools.py",
-           "return message, [body for body, end, _ in bodies if end]",
-           "return message, [body for body, _, _ in bodies]", TOOLS_TEST, LLM),
+           "if end >= 0 and not 0 <= at < end:\n            bodies.append(text[start:end])",
+           "bodies.append(text[start : end if end >= 0 else len(text)])", TOOLS_TEST, LLM),
     Mutant("tools: a tool that is not there is called", "llm/tools.py",
            "call is not None and call.name in known", "call is not None", TOOLS_TEST, LLM),
     Mutant("tools: references lead out of the schema", "llm/tools.py",

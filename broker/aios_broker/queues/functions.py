@@ -14,7 +14,7 @@ from aios_broker.queues.keys import Keys
 
 LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
 STEPS = (
-    "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
+    "quota", "submit", "claim", "ended", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "look", "birth", "death",
     "spill", "context",

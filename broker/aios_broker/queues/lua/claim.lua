@@ -17,7 +17,7 @@ local function read_job(c, id)
         ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
         core = f[6], attempt = 0, queued_ms = 0, losses = 0}
     if not f[7] then return job end -- it has never run, nor been held
-    local past = redis.call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
+    local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
         'aios_suspensions', 'aios_losses')
     job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
     job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
@@ -27,7 +27,7 @@ end
 -- Only what waits may be lent: a stock tool may have pushed an id that runs, or has ended.
 local function lendable(c, job)
     if not job or job.status ~= 'queued' then return false end
-    return job.attempt == 0 or not redis.call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
+    return job.attempt == 0 or not call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
 end
 
 -- One whose workers died again and again may be what killed them. Its last try is alone, and its
@@ -35,7 +35,7 @@ end
 -- of them are quarantined.
 local function is_suspect(c, job)
     if not job or job.losses == 0 then return false end
-    local max_losses = tonumber(redis.call('HGET', c.policy, 'max_losses') or '3')
+    local max_losses = tonumber(call('HGET', c.policy, 'max_losses') or '3')
     return job.losses >= max_losses - 1
 end
 
@@ -57,9 +57,9 @@ local function quarantine_unreadable(c, id)
     local name = string.gsub(id, '[^%w%-_.:]', function(byte)
         return string.format('%%%02X', string.byte(byte))
     end)
-    redis.call('HSET', job_key(c, id), 'status', 'failed')
-    redis.call('EXPIRE', job_key(c, id), 3600)
-    redis.call('ZADD', c.quarantine, c.now, name)
+    call('HSET', job_key(c, id), 'status', 'failed')
+    call('EXPIRE', job_key(c, id), 3600)
+    call('ZADD', c.quarantine, c.now, name)
     c.unreadable = c.unreadable or {}
     c.unreadable[#c.unreadable + 1] = {name, 0}
 end
@@ -96,18 +96,18 @@ end
 -- other cores or barred by a quota: LOOKAHEAD jobs, or, where it is all of them, many more.
 local function choose(c, want, cores)
     local place, ahead = 0, want + LOOKAHEAD
-    local ids = redis.call('LRANGE', c.queue, 0, ahead - 1)
+    local ids = call('LRANGE', c.queue, 0, ahead - 1)
     local chosen, removed, prefix = sift(c, ids, want, cores)
     if #chosen == 0 and #ids == ahead then
         place, ahead = quota.far_look(c, want + FAR_LOOKAHEAD)
         if place then
-            ids = redis.call('LRANGE', c.queue, place, place + ahead - 1)
+            ids = call('LRANGE', c.queue, place, place + ahead - 1)
             chosen, removed, prefix = sift(c, ids, want, cores)
             if #chosen == 0 then quota.missed(c, #ids == ahead and place + ahead or 0) end
         end
     end
     if (place or 0) > 0 then prefix = 0 end
-    if prefix > 0 then redis.call('LTRIM', c.queue, prefix, -1) end
+    if prefix > 0 then call('LTRIM', c.queue, prefix, -1) end
     local places = {}
     for i = prefix + 1, #removed do
         places[#places + 1] = (place or 0) + removed[i] - 1 - prefix
@@ -133,30 +133,30 @@ local function row_of(c, job, attempt, clients, queued_ms)
         queued_ms, job.deadline_ms - c.now}
     if not job.slices then return row end
     row[8], row[9], row[10], row[11] = job.ran_ms, job.slices, job.suspensions, job.losses
-    row[12], row[13] = redis.call('HEXISTS', c.snapshot_bytes, job.id), 0
+    row[12], row[13] = call('HEXISTS', c.snapshot_bytes, job.id), 0
     return row
 end
 
 local function lend(c, worker, iso, want, lease_ms, cores)
-    if want <= 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return {} end
+    if want <= 0 or call('EXISTS', c.p .. ':suspended') == 1 then return {} end
     local jobs = choose(c, want, ',' .. cores .. ',')
     if #jobs == 0 then return c.unreadable or {} end
-    local ids, leases, wip, rows = {}, {}, {}, {}
+    local now, ids, leases, wip, rows = c.now, {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end
     local clients = read_many('HMGET', c.live, ids)
     take_in(c, jobs, iso, clients)
-    local until_ms = text(c, c.now + lease_ms)
+    local until_ms = text(c, now + lease_ms)
     for i, job in ipairs(jobs) do
-        local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
+        local id, attempt, queued_ms = job.id, job.attempt + 1, job.queued_ms + now - job.ready_ms
         local number = text(c, attempt)
-        local member = job.id .. ':' .. number
-        redis.call('HSET', job_key(c, job.id), 'status', 'started', 'worker_name', worker,
+        local member = id .. ':' .. number
+        call('HSET', job_key(c, id), 'status', 'started', 'worker_name', worker,
             'started_at', iso, 'aios_attempt', number, 'aios_queued_ms', text(c, queued_ms))
         leases[2 * i - 1], leases[2 * i] = until_ms, member
         wip[2 * i - 1], wip[2 * i] = WIP_SCORE, member
         rows[i] = row_of(c, job, attempt, clients[i], queued_ms)
         if is_suspect(c, job) then rows[i][13] = 1 end
-        note(c, 'claim', job.id, number, worker, '')
+        note(c, 'claim', id, number, worker, '')
     end
     variadic('ZADD', c.leases, leases)
     variadic('ZADD', c.wip, wip)
@@ -177,19 +177,19 @@ end)
 register('adopt', function(c)
     local worker, iso, lease_ms, id = take(c), take(c), tonumber(take(c)), take(c)
     local job = read_job(c, id)
-    local client = redis.call('HGET', c.live, id)
-    if not job or (job.attempt > 0 and redis.call('ZSCORE', c.leases, id .. ':' .. job.attempt)) then
+    local client = call('HGET', c.live, id)
+    if not job or (job.attempt > 0 and call('ZSCORE', c.leases, id .. ':' .. job.attempt)) then
         return {}
     end
-    if not client and redis.call('HEXISTS', job_key(c, id), 'aios_reply') == 1 then return {} end
+    if not client and call('HEXISTS', job_key(c, id), 'aios_reply') == 1 then return {} end
     local clients = {client}
     take_in(c, {job}, iso, clients)
     local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
-    redis.call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
-    redis.call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
+    call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
+    call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
     quota.moved(c, job.facts or nil, 'q', 'r')
-    redis.call('LREM', c.queue, 0, id)
-    for _, place in ipairs({c.suspects, c.held, c.deferred}) do redis.call('ZREM', place, id) end
+    call('LREM', c.queue, 0, id)
+    for _, place in ipairs({c.suspects, c.held, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     write_journal(c)
     return {row_of(c, job, attempt, clients[1], queued_ms)}

@@ -1,4 +1,5 @@
--- expire.lua: end the jobs whose deadline has passed, waiting, running or held.
+-- expire.lua: end the jobs whose deadline has passed, waiting, running or held, and delete the records
+-- of those that finished long enough ago.
 --
 -- ARGV  prefix, module, epoch, error body (JSON), limit
 -- Returns how many were ended; 0 also when the epoch is over.
@@ -15,6 +16,7 @@ register('expire', function(c)
         end
     end
     clear_queue(c)
+    sweep_ended(c, SWEPT_BY_EXPIRE)
     send_replies(c)
     write_journal(c)
     return #ids

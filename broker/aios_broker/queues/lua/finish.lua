@@ -8,14 +8,17 @@
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}. A job whose lease is gone is left
 -- alone: another worker answers it.
 
-local function record_in_rq(c, job, worker, iso, ttl_s)
+-- RQ's result, and what its tools see of the job. A job that failed expires by itself; for those
+-- that finished, `ended.lua` is cheaper.
+local function record_in_rq(c, job, worker, iso, failure_ttl_s)
     local key, results, ok = job_key(c, job.id), results_key(c, job.id), job.status == 'finished'
-    redis.call('HSET', key, 'status', job.status, 'ended_at', iso, 'aios_reply', job.reply)
-    redis.call('XADD', results, '*', 'type', ok and '1' or '2', 'worker_name', worker,
-        ok and 'return_value' or 'exc_string', job.result, 'execution_id', job.attempt)
-    local until_ms = text(c, c.now + 1000 * ttl_s)
-    redis.call('PEXPIREAT', key, until_ms)
-    redis.call('PEXPIREAT', results, until_ms)
+    call('HSET', key, 'status', job.status, 'ended_at', iso, 'aios_reply', job.reply)
+    call('XADD', results, '*', 'type', ok and '1' or '2', 'worker_name', worker,
+        ok and 'return_value' or 'exc_string', job.result)
+    if ok then return end
+    local until_ms = text(c, c.now + 1000 * failure_ttl_s)
+    call('PEXPIREAT', key, until_ms)
+    call('PEXPIREAT', results, until_ms)
 end
 
 local function forget(c, done)
@@ -26,10 +29,10 @@ local function forget(c, done)
     variadic('ZREM', c.deadlines, ids)
     variadic('HDEL', c.live, ids)
     for _, key in ipairs({c.scores, c.yielding}) do
-        if redis.call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
+        if call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
     end
-    if redis.call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
-    if redis.call('EXISTS', c.snapshot_bytes) == 1 then drop_snapshots(c, ids) end
+    if call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
+    if call('EXISTS', c.snapshot_bytes) == 1 then drop_snapshots(c, ids) end
 end
 
 local function count_work(c, worker, done)
@@ -39,22 +42,22 @@ local function count_work(c, worker, done)
         ms = ms + job.ran_ms
     end
     local key = worker_key(c, worker)
-    if redis.call('EXISTS', key) == 0 then return end
-    if good > 0 then redis.call('HINCRBY', key, 'successful_job_count', good) end
-    if #done > good then redis.call('HINCRBY', key, 'failed_job_count', #done - good) end
-    redis.call('HINCRBYFLOAT', key, 'total_working_time', ms / 1000)
+    if call('EXISTS', key) == 0 then return end
+    if good > 0 then call('HINCRBY', key, 'successful_job_count', good) end
+    if #done > good then call('HINCRBY', key, 'failed_job_count', #done - good) end
+    call('HINCRBYFLOAT', key, 'total_working_time', ms / 1000)
 end
 
 local function read_endings(c)
     local n, jobs, members, ids = tonumber(take(c)), {}, {}, {}
     local args, at = c.args, c.at
     for i = 1, n do
-        local id, attempt = args[at], args[at + 1]
+        local id, attempt, status, reply, result, ran_ms, tokens, prompt, quarantine =
+            unpack(args, at, at + 8)
         local member = id .. ':' .. attempt
-        jobs[i] = {id = id, attempt = attempt, member = member, status = args[at + 2],
-            reply = args[at + 3], result = args[at + 4], ran_ms = tonumber(args[at + 5]),
-            tokens = tonumber(args[at + 6]), prompt = tonumber(args[at + 7]),
-            quarantine = args[at + 8]}
+        jobs[i] = {id = id, attempt = attempt, member = member, status = status, reply = reply,
+            result = result, ran_ms = tonumber(ran_ms), tokens = tokens, prompt = prompt,
+            use = tokens .. ',' .. ran_ms, quarantine = quarantine}
         members[i], ids[i] = member, id
         at = at + 9
     end
@@ -65,8 +68,9 @@ end
 -- Charge what the job used; returns its total over all attempts. Where nobody counts use, the
 -- first attempt's own is the total, and costs no command.
 local function settle_use(c, job)
-    if job.attempt == '1' and not quota.metered(c) then return text(c, job.tokens) .. ',' .. text(c, job.ran_ms) end
-    local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+    if job.attempt == '1' and not quota.metered(c) then return job.use end
+    local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, tonumber(job.tokens),
+        tonumber(job.prompt))
     if known then quota.moved(c, facts, 'r', nil) end
     quota.ended(c, facts, job.status == 'finished')
     return total
@@ -74,16 +78,35 @@ end
 
 -- Why a job failed, for the journal: the code of the error that its reply carries.
 local function reason(job)
-    if job.status == 'finished' then return '' end
     local readable, reply = pcall(cjson.decode, job.reply)
     local body = readable and type(reply) == 'table' and reply.error
-    return ',' .. (type(body) == 'table' and tostring(body.code) or 'failed')
+    return type(body) == 'table' and tostring(body.code) or 'failed'
+end
+
+-- End one job. `registry`: entries of RQ's registries, by status.
+local function settle(c, job, worker, iso, ttl_s, registry)
+    local used, ok = settle_use(c, job), job.status == 'finished'
+    if not ttl_s then
+        call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
+    else
+        record_in_rq(c, job, worker, iso, ttl_s.failed)
+        local entries = registry[job.status]
+        entries[#entries + 1] = ttl_s.over[job.status]
+        entries[#entries + 1] = job.id
+    end
+    if job.quarantine == '1' then call('ZADD', c.quarantine, c.now, job.id) end
+    if ok then
+        note(c, 'finish', job.id, job.attempt, worker, used)
+    else
+        note(c, 'fail', job.id, job.attempt, worker, used .. ',' .. reason(job))
+    end
 end
 
 register('finish', function(c)
     local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
-    local ttl_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}
-    local external = take(c) == '1'
+    local ttl_s, now_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}, math.floor(c.now / 1000)
+    ttl_s.over = {finished = text(c, now_s + ttl_s.finished), failed = text(c, now_s + ttl_s.failed)}
+    if take(c) == '1' then ttl_s = nil end
     local jobs, leases, clients = read_endings(c)
     local accepted, done, registry, seen = {}, {}, {finished = {}, failed = {}}, {}
     for i, job in ipairs(jobs) do
@@ -91,27 +114,18 @@ register('finish', function(c)
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job
-            local used = settle_use(c, job)
-            if external then
-                redis.call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
-            else
-                record_in_rq(c, job, worker, iso, ttl_s[job.status])
-                local entries = registry[job.status]
-                entries[#entries + 1] = text(c, math.floor(c.now / 1000) + ttl_s[job.status])
-                entries[#entries + 1] = job.id
-            end
-            if job.quarantine == '1' then redis.call('ZADD', c.quarantine, c.now, job.id) end
+            settle(c, job, worker, iso, ttl_s, registry)
             reply_to(c, clients[i], job.reply)
-            note(c, job.status == 'finished' and 'finish' or 'fail', job.id, job.attempt, worker,
-                used .. reason(job))
         end
     end
     if #done > 0 then
         variadic('ZADD', c.p .. ':finished:' .. c.q, registry.finished)
         variadic('ZADD', c.p .. ':failed:' .. c.q, registry.failed)
+        if ttl_s then note_ended(c, iso, registry.finished, now_s + ttl_s.finished) end
         forget(c, done)
         count_work(c, worker, done)
         send_replies(c)
+        sweep_ended(c, SWEPT_BY_FINISH)
     end
     local rows = lend(c, worker, iso, want, lease_ms, cores)
     write_journal(c)

@@ -16,17 +16,19 @@ local FEW = 3                -- ids that are looked for one by one in the run qu
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {} -- what quota.lua gives to the other steps
+local call       -- redis.call, which is not there yet while the library is loaded
 
 local function now_ms()
-    local time = redis.call('TIME')
+    local time = call('TIME')
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
 local function open(args)
+    call = redis.call
     local p, q = args[1], args[2]
     local own = p .. ':aios:'
     return {
-        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {}, noted = 0,
+        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {},
         queue = p .. ':queue:' .. q,           -- list: all that waits
         wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
         deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held
@@ -40,6 +42,7 @@ local function open(args)
         control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it
         suspects = own .. 'suspects:' .. q,    -- zset: id -> ms when it was first out of place
         quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
+        ended = own .. 'ended:' .. q,          -- list: batches of finished jobs, oldest first
         policy = own .. 'policy:' .. q,        -- hash: PolicyRow
         cores = own .. 'cores',                -- hash: model name -> ms when last served
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
@@ -66,7 +69,7 @@ end
 local function variadic(command, key, items)
     local sum = 0
     for first = 1, #items, CHUNK do
-        sum = sum + redis.call(command, key, unpack(items, first, math.min(first + CHUNK - 1, #items)))
+        sum = sum + call(command, key, unpack(items, first, math.min(first + CHUNK - 1, #items)))
     end
     return sum
 end
@@ -74,39 +77,51 @@ end
 -- HMGET or ZMSCORE over a list of members of any length.
 local function read_many(command, key, members)
     if #members <= CHUNK then
-        return #members == 0 and {} or redis.call(command, key, unpack(members))
+        return #members == 0 and {} or call(command, key, unpack(members))
     end
     local all = {}
     for first = 1, #members, CHUNK do
-        local part = redis.call(command, key, unpack(members, first, math.min(first + CHUNK - 1, #members)))
+        local part = call(command, key, unpack(members, first, math.min(first + CHUNK - 1, #members)))
         for i = 1, #part do all[#all + 1] = part[i] end
     end
     return all
 end
 
 -- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
--- yield, hold, reclaim and finish; for fail and cancel the same and the error's code.
+-- yield, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
+-- batch mostly differ in their ids alone: what they have in common is kept once.
 local function note(c, event, id, attempt, who, detail)
-    local pieces, n = c.journal, c.noted
-    if n > 0 then n = n + 1; pieces[n] = '\n' end
-    pieces[n + 1], pieces[n + 2], pieces[n + 3], pieces[n + 4] = event, '\t', id, '\t'
-    pieces[n + 5], pieces[n + 6], pieces[n + 7], pieces[n + 8] = attempt, '\t', who, '\t'
-    pieces[n + 9] = detail
-    c.noted = n + 9
+    local run = c.journal[#c.journal]
+    if not run or run.event ~= event or run.attempt ~= attempt or run.who ~= who or run.detail ~= detail then
+        run = {event = event, attempt = attempt, who = who, detail = detail}
+        c.journal[#c.journal + 1] = run
+    end
+    run[#run + 1] = id
+end
+
+-- The lines of all transitions: event, id, attempt, who and detail, a tab between.
+local function journal_lines(c)
+    local lines = {}
+    for i, run in ipairs(c.journal) do
+        local head = run.event .. '\t'
+        local tail = '\t' .. run.attempt .. '\t' .. run.who .. '\t' .. run.detail
+        lines[i] = head .. table.concat(run, tail .. '\n' .. head) .. tail
+    end
+    return table.concat(lines, '\n')
 end
 
 -- One XADD carries all transitions of the call (t), what it charged (u), and a quota's change (s).
 local function write_journal(c)
     local uses = (c.uses or c.load_changed) and quota.settle(c)
-    if c.noted == 0 and not uses and not c.settings then return end
+    if #c.journal == 0 and not uses and not c.settings then return end
     local entry = {'q', c.q}
     local function add(name, text)
         if text then entry[#entry + 1] = name; entry[#entry + 1] = text end
     end
-    add('t', c.noted > 0 and table.concat(c.journal))
+    add('t', #c.journal > 0 and journal_lines(c))
     add('u', uses)
     add('s', c.settings)
-    redis.call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*', unpack(entry))
+    call('XADD', c.own .. 'journal', 'MAXLEN', '~', 200000, '*', unpack(entry))
 end
 
 local function count(value) return tonumber(value) or 0 end
@@ -143,15 +158,15 @@ local function send_replies(c)
     for client, box in pairs(c.replies or {}) do
         local key = c.own .. 'reply:' .. client
         variadic('RPUSH', key, box)
-        redis.call('PEXPIRE', key, REPLY_TTL_MS)
+        call('PEXPIRE', key, REPLY_TTL_MS)
     end
 end
 
 -- Take off the run queue what stands at these places. To name it by its place costs next to nothing,
 -- to look for an id costs the length of the queue: 1 to 2 ms in one of 100,000.
 local function drop_places(c, places)
-    for _, place in ipairs(places) do redis.call('LSET', c.queue, place, TAKEN) end
-    if #places > 0 then redis.call('LREM', c.queue, #places, TAKEN) end
+    for _, place in ipairs(places) do call('LSET', c.queue, place, TAKEN) end
+    if #places > 0 then call('LREM', c.queue, #places, TAKEN) end
 end
 
 -- Take ended jobs (`c.off`) off the run queue, wherever they stand: many of them in one pass, which
@@ -161,13 +176,13 @@ local function clear_queue(c)
     if not ids then return end
     c.off = nil
     if #ids <= FEW then
-        for _, id in ipairs(ids) do redis.call('LREM', c.queue, 0, id) end
+        for _, id in ipairs(ids) do call('LREM', c.queue, 0, id) end
         return
     end
     local named, places, sought = {}, {}, #ids
     for _, id in ipairs(ids) do named[id] = true end
-    for first = 0, redis.call('LLEN', c.queue) - 1, CHUNK do
-        for i, id in ipairs(redis.call('LRANGE', c.queue, first, first + CHUNK - 1)) do
+    for first = 0, call('LLEN', c.queue) - 1, CHUNK do
+        for i, id in ipairs(call('LRANGE', c.queue, first, first + CHUNK - 1)) do
             if named[id] then
                 places[#places + 1] = first + i - 1
                 if named[id] ~= 'seen' then sought = sought - 1 end
@@ -188,21 +203,21 @@ local function drop_snapshots(c, ids)
     local sizes = read_many('HMGET', c.snapshot_bytes, ids)
     for i = 1, #ids do
         if sizes[i] then
-            redis.call('UNLINK', snapshot_key(c, ids[i]))
-            redis.call('HDEL', c.snapshot_bytes, ids[i])
-            redis.call('ZREM', c.snapshots, ids[i])
-            redis.call('DECRBY', c.snapshot_total, sizes[i])
+            call('UNLINK', snapshot_key(c, ids[i]))
+            call('HDEL', c.snapshot_bytes, ids[i])
+            call('ZREM', c.snapshots, ids[i])
+            call('DECRBY', c.snapshot_total, sizes[i])
         end
     end
 end
 
 local function keep_snapshot(c, id, data)
     if data == '' then return end
-    local old = count(redis.call('HGET', c.snapshot_bytes, id))
-    redis.call('SET', snapshot_key(c, id), data)
-    redis.call('HSET', c.snapshot_bytes, id, #data)
-    redis.call('ZADD', c.snapshots, c.now, id)
-    redis.call('INCRBY', c.snapshot_total, #data - old)
+    local old = count(call('HGET', c.snapshot_bytes, id))
+    call('SET', snapshot_key(c, id), data)
+    call('HSET', c.snapshot_bytes, id, #data)
+    call('ZADD', c.snapshots, c.now, id)
+    call('INCRBY', c.snapshot_total, #data - old)
 end
 
 -- Which of these (id, attempt) hold their lease: list of scores, false where it is gone.
@@ -220,41 +235,41 @@ end
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
-    local attempt, worker, was, facts, tokens, ran_ms = unpack(redis.call('HMGET', job,
+    local attempt, worker, was, facts, tokens, ran_ms = unpack(call('HMGET', job,
         'aios_attempt', 'worker_name', 'status', 'aios_facts', 'aios_tokens', 'aios_ran_ms'))
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
-    local ran = redis.call('ZREM', c.leases, member) == 1
+    local ran = call('ZREM', c.leases, member) == 1
     if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil) end
     quota.ended(c, facts or nil, false)
     if ran then
-        redis.call('ZREM', c.wip, member)
+        call('ZREM', c.wip, member)
         if worker then
-            redis.call('PUBLISH', c.p .. ':pubsub:' .. worker,
+            call('PUBLISH', c.p .. ':pubsub:' .. worker,
                 '{"command":"stop-job","job_id":' .. cjson.encode(id) .. '}')
         end
     elseif was == 'queued' or not was then
         leave_queue(c, id)
     end
-    redis.call('ZREM', c.held, id)
-    redis.call('ZREM', c.parked, id)
-    redis.call('ZREM', c.deferred, id)
-    redis.call('ZREM', c.deadlines, id)
-    redis.call('ZREM', c.scores, id)
-    redis.call('ZREM', c.yielding, id)
-    redis.call('ZREM', c.suspects, id)
-    redis.call('HDEL', c.control, id)
+    call('ZREM', c.held, id)
+    call('ZREM', c.parked, id)
+    call('ZREM', c.deferred, id)
+    call('ZREM', c.deadlines, id)
+    call('ZREM', c.scores, id)
+    call('ZREM', c.yielding, id)
+    call('ZREM', c.suspects, id)
+    call('HDEL', c.control, id)
     drop_snapshots(c, {id})
     local reply = error_reply(id, body)
-    reply_to(c, redis.call('HGET', c.live, id), reply)
-    redis.call('HDEL', c.live, id)
+    reply_to(c, call('HGET', c.live, id), reply)
+    call('HDEL', c.live, id)
     if was then
         local ttl_s = 3600
-        redis.call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
-        redis.call('EXPIRE', job, ttl_s)
-        redis.call('ZADD', c.p .. ':' .. status .. ':' .. c.q, math.floor(c.now / 1000) + ttl_s, id)
+        call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
+        call('EXPIRE', job, ttl_s)
+        call('ZADD', c.p .. ':' .. status .. ':' .. c.q, math.floor(c.now / 1000) + ttl_s, id)
     else
-        redis.call('UNLINK', job) -- what its worker still charged to it
+        call('UNLINK', job) -- what its worker still charged to it
     end
     local code = cjson.decode(body).code or ''
     note(c, event, id, attempt, '', tokens and tokens .. ',' .. count(ran_ms) .. ',' .. code or code)
@@ -285,19 +300,20 @@ end
 -- Whether the caller's leadership lasts: nobody has taken over, and its lease has not run out. A
 -- step that waited in a Redis that hung is late, and does nothing.
 local function leads(c, epoch)
-    local current, until_ms = unpack(redis.call('HMGET', c.scheduler, 'epoch', 'until'))
+    local current, until_ms = unpack(call('HMGET', c.scheduler, 'epoch', 'until'))
     return current == epoch and count(until_ms) > c.now
 end
 
 local function adopt(c, id, iso)
     local job = job_key(c, id)
-    local facts = redis.call('HGET', job, 'aios_facts')
-    redis.call('HSET', c.live, id, '')
-    redis.call('HDEL', job, 'aios_reply')
-    redis.call('PERSIST', job)
-    redis.call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
+    local facts = call('HGET', job, 'aios_facts')
+    call('HSET', c.live, id, '')
+    call('HDEL', job, 'aios_reply')
+    call('PERSIST', job)
+    call('ZREM', c.p .. ':finished:' .. c.q, id) -- its record is not to be swept with that life
+    call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
-    redis.call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
+    call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
     quota.moved(c, facts or nil, nil, 'q')
     note(c, 'adopt', id, '', '', facts or '')
 end

@@ -8,7 +8,7 @@
 -- most}: then nothing was changed.
 
 local function served_cores(c)
-    local pairs_, names = redis.call('HGETALL', c.cores), {}
+    local pairs_, names = call('HGETALL', c.cores), {}
     for i = 1, #pairs_, 2 do
         if c.now - pairs_[i + 1] < CORE_TTL_MS then names[pairs_[i]] = true end
     end
@@ -44,19 +44,19 @@ end
 
 -- One more client waits for a job that exists already.
 local function rejoin(c, job)
-    local clients = redis.call('HGET', c.live, job.id)
+    local clients = call('HGET', c.live, job.id)
     if clients then
         if job.client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. job.client .. ' ', 1, true) then
-            redis.call('HSET', c.live, job.id, clients == '' and job.client or clients .. ' ' .. job.client)
+            call('HSET', c.live, job.id, clients == '' and job.client or clients .. ' ' .. job.client)
         end
         return 2
     end
-    local reply = redis.call('HGET', job_key(c, job.id), 'aios_reply')
+    local reply = call('HGET', job_key(c, job.id), 'aios_reply')
     if reply then
         reply_to(c, job.client, reply)
         return 3
     end
-    redis.call('HSET', c.live, job.id, job.client) -- a stock tool put it here
+    call('HSET', c.live, job.id, job.client) -- a stock tool put it here
     return 2
 end
 
@@ -66,12 +66,12 @@ local REMOVED = '{"code":"cancelled","message":"it was removed from the queue by
 -- is told first, and what their workers may still say does not count for the new ones.
 local function bury_deleted(c, jobs, iso)
     local lent = {}
-    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
+    for _, member in ipairs(call('ZRANGE', c.leases, 0, -1)) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         lent[id] = attempt
     end
     for _, job in ipairs(jobs) do
-        if redis.call('HEXISTS', c.live, job.id) == 1 then
+        if call('HEXISTS', c.live, job.id) == 1 then
             terminate(c, job.id, 'cancel', 'canceled', REMOVED, iso, lent[job.id])
             job.attempt = lent[job.id]
         end
@@ -94,12 +94,12 @@ end
 
 local function publish(c, job, iso, batch)
     local key, now = job_key(c, job.id), text(c, c.now)
-    redis.call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_facts', job.facts,
+    call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_facts', job.facts,
         'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
         'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
         'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
-    if job.core ~= '' then redis.call('HSET', key, 'aios_core', job.core) end
-    if job.attempt then redis.call('HSET', key, 'aios_attempt', job.attempt) end
+    if job.core ~= '' then call('HSET', key, 'aios_core', job.core) end
+    if job.attempt then call('HSET', key, 'aios_attempt', job.attempt) end
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
@@ -111,7 +111,7 @@ local function any_known(c, jobs)
     local keys = {}
     for i, job in ipairs(jobs) do keys[i] = job_key(c, job.id) end
     for first = 1, #keys, CHUNK do
-        if redis.call('EXISTS', unpack(keys, first, math.min(first + CHUNK - 1, #keys))) > 0 then
+        if call('EXISTS', unpack(keys, first, math.min(first + CHUNK - 1, #keys))) > 0 then
             return true
         end
     end
@@ -122,7 +122,7 @@ register('submit', function(c)
     local iso, jobs = read_jobs(c)
     local check, fresh, seen = any_known(c, jobs), {}, {}
     for _, job in ipairs(jobs) do
-        if seen[job.id] or (check and redis.call('EXISTS', job_key(c, job.id)) == 1) then
+        if seen[job.id] or (check and call('EXISTS', job_key(c, job.id)) == 1) then
             job.known = true
         else
             fresh[#fresh + 1] = job
@@ -131,8 +131,8 @@ register('submit', function(c)
     end
     local refusal = unserved_core(c, fresh) -- one that is known was taken before: sent again
     if refusal then return refusal end
-    local limit = tonumber(redis.call('HGET', c.policy, 'max_waiting') or '100000')
-    local waiting = redis.call('LLEN', c.queue)
+    local limit = tonumber(call('HGET', c.policy, 'max_waiting') or '100000')
+    local waiting = call('LLEN', c.queue)
     if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end
     refusal = quota.refuses(c, fresh)
     if refusal then return refusal end
@@ -141,7 +141,7 @@ register('submit', function(c)
     for _, job in ipairs(fresh) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)
     variadic('RPUSH', c.queue, batch.queue)
-    if #fresh > 0 then redis.call('SADD', c.p .. ':queues', c.queue) end
+    if #fresh > 0 then call('SADD', c.p .. ':queues', c.queue) end
     local answer = {}
     for i, job in ipairs(jobs) do answer[i] = job.known and rejoin(c, job) or 1 end
     send_replies(c)

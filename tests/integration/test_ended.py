@@ -1,0 +1,146 @@
+"""Records of finished jobs go when their time is over, and no other record goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import redis
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from aios_broker.queues.module_queue import RESULT_TTL_S
+from aios_broker.queues.records import Facts, Submission
+from tests.queue_user import DATA, QueueUser, queue_user
+
+LATER_S = RESULT_TTL_S + 1
+
+
+@pytest.fixture
+async def user(redis_url: str) -> AsyncIterator[QueueUser]:
+    async with queue_user(redis_url) as user:
+        yield user
+
+
+@pytest.fixture
+def raw(redis_url: str) -> Iterator[Any]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def pass_time(user: QueueUser, raw: Any, by_s: int = LATER_S) -> None:
+    """Let everything that finished have finished so much earlier."""
+    ended, registry = user.keys.own("ended:llm"), user.keys.registry("finished", "llm")
+    batches = [msgspec.msgpack.decode(packed) for packed in raw.lrange(ended, 0, -1)]
+    raw.delete(ended)
+    for until_s, *rest in batches:
+        raw.rpush(ended, msgspec.msgpack.encode([until_s - by_s, *rest]))
+    for job_id, until_s in raw.zrange(registry, 0, -1, withscores=True):
+        raw.zadd(registry, {job_id: until_s - by_s})
+
+
+def records(user: QueueUser, raw: Any, job_id: str) -> int:
+    return int(raw.exists(user.keys.job(job_id), user.keys.results(job_id)))
+
+
+async def run_one(user: QueueUser) -> str:
+    [job_id] = await user.submit(0)
+    assert await user.finish(*await user.claim()) == [True]
+    return job_id
+
+
+def fetch(raw: Any, job_id: str) -> Job:
+    return Job.fetch(job_id, connection=raw, serializer=JSONSerializer)
+
+
+@pytest.mark.parametrize("who", ["scheduler", "worker"])
+async def test_records_go_when_their_time_is_over(user: QueueUser, raw: Any, who: str) -> None:
+    job_id = await run_one(user)
+    epoch = await user.lead()
+
+    async def look() -> None:
+        if who == "scheduler":
+            await user.order.expire(epoch)
+        else:
+            await run_one(user)
+
+    await look()
+    assert records(user, raw, job_id) == 2
+    pass_time(user, raw)
+    await look()
+    assert records(user, raw, job_id) == 0
+
+
+async def test_of_a_long_backlog_a_finish_deletes_more_than_it_adds(
+    user: QueueUser, raw: Any
+) -> None:
+    for _ in range(6):
+        await run_one(user)
+    pass_time(user, raw)
+    for _ in range(3):
+        await run_one(user)
+    assert raw.llen(user.keys.own("ended:llm")) == 3
+
+
+async def test_a_record_whose_registry_entry_a_stock_tool_dropped_goes_too(
+    user: QueueUser, raw: Any
+) -> None:
+    job_id = await run_one(user)
+    epoch = await user.lead()
+    pass_time(user, raw)
+    stock = Queue("llm", connection=raw, serializer=JSONSerializer)
+    assert stock.finished_job_registry.count == 0  # counting drops what has expired
+    await user.order.expire(epoch)
+    assert records(user, raw, job_id) == 0
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["alone", "after rq info"])
+async def test_one_that_is_enqueued_again_keeps_its_record(
+    user: QueueUser, raw: Any, *, counted: bool
+) -> None:
+    job_id = await run_one(user)
+    epoch = await user.lead()
+    stock = Queue("llm", connection=raw, serializer=JSONSerializer)
+    stock.enqueue_job(fetch(raw, job_id))
+    assert await user.order.reconcile(epoch) == 1
+    pass_time(user, raw)
+    if counted:
+        assert stock.finished_job_registry.count == 0
+
+    await user.order.expire(epoch)
+    assert records(user, raw, job_id) == 2
+    assert await user.finish(*await user.claim()) == [True]  # its second life ends ...
+    await user.order.expire(epoch)
+    assert records(user, raw, job_id) == 2
+    pass_time(user, raw)  # ... and is kept as long as its first
+    await user.order.expire(epoch)
+    assert records(user, raw, job_id) == 0
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["alone", "after rq info"])
+async def test_an_id_that_was_deleted_and_came_again_keeps_its_new_record(
+    user: QueueUser, raw: Any, *, counted: bool
+) -> None:
+    job_id = await run_one(user)
+    epoch = await user.lead()
+    fetch(raw, job_id).delete()
+    pass_time(user, raw)
+    await user.queue.submit([Submission(job_id, DATA, Facts("ada", "llm.chat"), "me")])
+    [lease] = await user.claim()
+    if counted:
+        await user.order.expire(epoch)  # it runs meanwhile
+    await user.finish(lease)
+
+    await user.order.expire(epoch)
+    assert records(user, raw, job_id) == 2
+
+
+async def test_an_old_epoch_deletes_nothing(user: QueueUser, raw: Any) -> None:
+    job_id = await run_one(user)
+    epoch = await user.lead()
+    pass_time(user, raw)
+    await user.order.expire(epoch - 1)
+    assert records(user, raw, job_id) == 2
