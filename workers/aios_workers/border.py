@@ -48,6 +48,11 @@ class Border:
         self._worker = worker
         self._prompt = handler if isinstance(handler, PromptHandler) else None
 
+    @property
+    def is_prompt(self) -> bool:
+        """Whether the handler answers most jobs without waiting for anything."""
+        return self._prompt is not None
+
     def answer_at_once(self, run: Run) -> Ending | None:
         """Answer a job for which nothing has to be waited; None: `answer` does it."""
         lease = run.lease

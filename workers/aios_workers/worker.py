@@ -39,6 +39,8 @@ STOP_S = 2.0  # for an attempt that lost its lease to end, before the job is beg
 LAST_WORDS_S = 2.0  # after the drain: for results that are still on their way
 MISS_FIRST_S = 0.02  # the head of the queue is for another worker: look again after ...
 MISS_LONGEST_S = 0.1
+LARGE_CAPACITY = 32  # slots: from here on they are filled in two portions
+AHEAD_AFTER = 2  # portions in a row that came in full: jobs wait, claim the next ones ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Worker:
         self._work_seen = False
         self._asking = False  # a call is under way that may bring leases
         self._misses = 0  # claims in a row that found nothing for us
+        self._full_portions = 0  # in a row: there is a backlog
 
     def stop(self) -> None:
         """Drain and leave: `run` returns within the drain time. Safe from a signal handler."""
@@ -141,22 +144,45 @@ class Worker:
                 await backoff.wait()
 
     async def _step(self) -> None:
-        room = self._room()
-        if room:
-            self._work_seen = False  # set again by whoever sees work while we ask
-        appetite = Appetite(room, self._limits.lease_s, self._card.cores)
         self._asking = True
         try:
-            leases = await self._ask(appetite)
+            leases = await self._take(self._room())
+            while self._full_portions >= AHEAD_AFTER and (room := self._room() - len(leases)) > 0:
+                # There is more where these came from: Redis lends it while these are answered.
+                ahead = asyncio.create_task(self._take(room))
+                await asyncio.sleep(0)  # the request is on its way
+                self._begin_all(leases)
+                leases = await ahead
+            self._begin_all(leases)
         finally:
             self._asking = False
+        self._note_quiet()
+
+    async def _take(self, room: int) -> list[Lease]:
+        """Settle what is done and claim the next jobs; note whether there are more of them."""
+        portion = self._portion()
+        want = min(room, portion or room)
+        if want:
+            self._work_seen = False  # set again by whoever sees work while we ask
+        leases = await self._ask(Appetite(want, self._limits.lease_s, self._card.cores))
+        if len(leases) < want:
+            self._hungry.set()
+        elif want:
+            self._work_seen = True  # there may be more where these came from
+        self._full_portions = self._full_portions + 1 if 0 < portion == len(leases) else 0
+        return leases
+
+    def _portion(self) -> int:
+        """Return how many prompt answers are claimed at a time: half of them; 0: as many as fit.
+
+        So that one half can be claimed while the other is answered.
+        """
+        capacity = self._handler.capacity
+        return capacity // 2 if self._border.is_prompt and capacity >= LARGE_CAPACITY else 0
+
+    def _begin_all(self, leases: Iterable[Lease]) -> None:
         for lease in leases:
             self._begin(lease)
-        if len(leases) < room:
-            self._hungry.set()
-        elif room:
-            self._work_seen = True  # there may be more where these came from
-        self._note_quiet()
 
     async def _ask(self, appetite: Appetite) -> list[Lease]:
         if len(self._outbox):
