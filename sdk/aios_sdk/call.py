@@ -18,6 +18,8 @@ Answer = TypeVar("Answer", bound=Result)
 class Waiting:
     """Waiting for a syscall: who begins, who ends it, and until when."""
 
+    __slots__ = ("_pending", "_session", "until_s")
+
     def __init__(self, session: Session, pending: Pending, until_s: float) -> None:
         self.until_s = until_s  # by the loop's clock
         self._session = session
@@ -53,6 +55,8 @@ class Call(Generic[Answer]):
     A task that is cancelled while it waits takes the syscall with it, unless another waits too
     or the handle came from `me.call(id)`.
     """
+
+    __slots__ = ("_answer", "_pending", "_session", "_waiting")
 
     def __init__(
         self, session: Session, pending: Pending, answer: type[Answer] | None, wait_s: float

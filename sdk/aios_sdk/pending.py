@@ -14,6 +14,12 @@ from aios_broker.contract.syscall import Syscall
 class Pending:
     """Grows chunk by chunk, and ends with exactly one reply. Errors are replies, too."""
 
+    __slots__ = (
+        "_accepted", "_characters", "_ended", "_is_accepted", "_listeners", "_news", "asks",
+        "chunks", "heard_at_s", "id", "module", "reply", "submissions", "submitted_at_s",
+        "syscall", "waiters", "was_accepted",
+    )  # fmt: skip
+
     def __init__(self, syscall_id: str, syscall: Syscall | None, now_s: float) -> None:
         self.id = syscall_id
         self.syscall = syscall  # None: attached to by id, somebody else submitted it
@@ -24,14 +30,14 @@ class Pending:
         self.asks = 0  # how often in a row the kernel was asked for it, and had no news
         self.was_accepted = False
         self.waiters = 0
-        self.chunks: list[Chunk] = []
+        self.chunks: tuple[Chunk, ...] | list[Chunk] = ()  # a list from the first one on
         self.reply: Reply | None = None
         self._is_accepted = False  # or it has ended without; false again while it is withdrawn
         # Most syscalls have one who waits for their end, and nobody who waits for anything else:
         # futures are made when somebody asks for them.
         self._accepted: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] | None = None
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: tuple[Callable[[], None], ...] = ()  # one, as a rule
         self._news: asyncio.Future[None] | None = None
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
 
@@ -74,14 +80,13 @@ class Pending:
     def when_ended(self, listener: Callable[[], None]) -> None:
         """Call `listener` as soon as the reply is here, within the step that brings it."""
         if self.reply is None:
-            self._listeners.append(listener)
+            self._listeners += (listener,)
         else:
             listener()
 
     def unhook(self, listener: Callable[[], None]) -> None:
         """Call it no more."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        self._listeners = tuple(each for each in self._listeners if each is not listener)
 
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
@@ -107,7 +112,7 @@ class Pending:
         self._be_accepted()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-        listeners, self._listeners = self._listeners, []
+        listeners, self._listeners = self._listeners, ()
         for listener in listeners:
             listener()
         self._announce()
@@ -131,6 +136,8 @@ class Pending:
             self._accepted.set_result(None)
 
     def _keep(self, offset: int, text: str) -> None:
+        if isinstance(self.chunks, tuple):
+            self.chunks = []
         self.chunks.append(Chunk(self.id, offset, text))
         self._characters = offset + len(text)
         self._announce()

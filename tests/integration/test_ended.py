@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import cast
 
 import msgspec
 import pytest
@@ -26,23 +26,24 @@ async def user(redis_url: str) -> AsyncIterator[QueueUser]:
 
 
 @pytest.fixture
-def raw(redis_url: str) -> Iterator[Any]:
+def raw(redis_url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(redis_url) as client:
         yield client
 
 
-def pass_time(user: QueueUser, raw: Any, by_s: int = LATER_S) -> None:
+def pass_time(user: QueueUser, raw: redis.Redis, by_s: int = LATER_S) -> None:
     """Let everything that finished have finished so much earlier."""
     ended, registry = user.keys.own("ended:llm"), user.keys.registry("finished", "llm")
     batches = [msgspec.msgpack.decode(packed) for packed in raw.lrange(ended, 0, -1)]
     raw.delete(ended)
     for until_s, *rest in batches:
         raw.rpush(ended, msgspec.msgpack.encode([until_s - by_s, *rest]))
-    for job_id, until_s in raw.zrange(registry, 0, -1, withscores=True):
+    entries = cast("list[tuple[bytes, float]]", raw.zrange(registry, 0, -1, withscores=True))
+    for job_id, until_s in entries:
         raw.zadd(registry, {job_id: until_s - by_s})
 
 
-def records(user: QueueUser, raw: Any, job_id: str) -> int:
+def records(user: QueueUser, raw: redis.Redis, job_id: str) -> int:
     return int(raw.exists(user.keys.job(job_id), user.keys.results(job_id)))
 
 
@@ -52,12 +53,14 @@ async def run_one(user: QueueUser) -> str:
     return job_id
 
 
-def fetch(raw: Any, job_id: str) -> Job:
+def fetch(raw: redis.Redis, job_id: str) -> Job:
     return Job.fetch(job_id, connection=raw, serializer=JSONSerializer)
 
 
 @pytest.mark.parametrize("who", ["scheduler", "worker"])
-async def test_records_go_when_their_time_is_over(user: QueueUser, raw: Any, who: str) -> None:
+async def test_records_go_when_their_time_is_over(
+    user: QueueUser, raw: redis.Redis, who: str
+) -> None:
     job_id = await run_one(user)
     epoch = await user.lead()
 
@@ -75,7 +78,7 @@ async def test_records_go_when_their_time_is_over(user: QueueUser, raw: Any, who
 
 
 async def test_of_a_long_backlog_a_finish_deletes_more_than_it_adds(
-    user: QueueUser, raw: Any
+    user: QueueUser, raw: redis.Redis
 ) -> None:
     for _ in range(6):
         await run_one(user)
@@ -86,7 +89,7 @@ async def test_of_a_long_backlog_a_finish_deletes_more_than_it_adds(
 
 
 async def test_a_record_whose_registry_entry_a_stock_tool_dropped_goes_too(
-    user: QueueUser, raw: Any
+    user: QueueUser, raw: redis.Redis
 ) -> None:
     job_id = await run_one(user)
     epoch = await user.lead()
@@ -99,7 +102,7 @@ async def test_a_record_whose_registry_entry_a_stock_tool_dropped_goes_too(
 
 @pytest.mark.parametrize("counted", [False, True], ids=["alone", "after rq info"])
 async def test_one_that_is_enqueued_again_keeps_its_record(
-    user: QueueUser, raw: Any, *, counted: bool
+    user: QueueUser, raw: redis.Redis, *, counted: bool
 ) -> None:
     job_id = await run_one(user)
     epoch = await user.lead()
@@ -122,7 +125,7 @@ async def test_one_that_is_enqueued_again_keeps_its_record(
 
 @pytest.mark.parametrize("counted", [False, True], ids=["alone", "after rq info"])
 async def test_an_id_that_was_deleted_and_came_again_keeps_its_new_record(
-    user: QueueUser, raw: Any, *, counted: bool
+    user: QueueUser, raw: redis.Redis, *, counted: bool
 ) -> None:
     job_id = await run_one(user)
     epoch = await user.lead()
@@ -138,7 +141,7 @@ async def test_an_id_that_was_deleted_and_came_again_keeps_its_new_record(
     assert records(user, raw, job_id) == 2
 
 
-async def test_an_old_epoch_deletes_nothing(user: QueueUser, raw: Any) -> None:
+async def test_an_old_epoch_deletes_nothing(user: QueueUser, raw: redis.Redis) -> None:
     job_id = await run_one(user)
     epoch = await user.lead()
     pass_time(user, raw)

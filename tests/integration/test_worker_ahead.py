@@ -1,4 +1,4 @@
-"""With a backlog a worker claims the next jobs while it answers these, and never more than it may."""
+"""With a backlog a worker claims the next jobs while it answers these, never more than it may."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_whatever_chunks_come_the_text_is_whole(sent: list[tuple[int, int]]) -> 
         for first, last in sent:
             pending.hear(Chunk(ID, first, TEXT[first:last]), 1.0)
         pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))
-        return pending.chunks
+        return list(pending.chunks)
 
     chunks = asyncio.run(hear())
     assert "".join(chunk.text for chunk in chunks) == TEXT
@@ -48,7 +48,7 @@ async def test_one_who_attaches_hears_from_where_he_came_in() -> None:
 async def test_what_is_not_streamed_has_no_chunks() -> None:
     pending = Pending(ID, Syscall(ID, "writer", ToolEcho("x")), 0.0)
     pending.end(Reply(ID, EchoResult("x")))
-    assert pending.chunks == []
+    assert not pending.chunks
 
 
 async def test_the_first_reply_counts() -> None:

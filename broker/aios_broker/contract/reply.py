@@ -11,7 +11,7 @@ from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
 from aios_broker.contract.llm import Message, ToolCall
 
 
-class Usage(Struct, frozen=True, omit_defaults=True):
+class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill."""
 
     prompt_tokens: int = 0
@@ -19,7 +19,7 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     cached_tokens: int = 0
 
 
-class Timings(Struct, frozen=True, omit_defaults=True):
+class Timings(Struct, frozen=True, omit_defaults=True, gc=False):
     """Where the time went, in seconds; `queued_s` and `ran_s` are sums over all slices."""
 
     queued_s: float = 0.0
@@ -99,7 +99,7 @@ class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
     version: int  # counts changes; 0: there is no such context
 
 
-class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo"):
+class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo", gc=False):
     """The text that was sent."""
 
     text: str = ""
@@ -108,7 +108,7 @@ class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo"):
 Result = ChatResult | EmbedResult | ContextResult | EchoResult
 
 
-class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kind"):
+class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kind", gc=False):
     """The one answer to a syscall: a result or an error, never both, never neither."""
 
     id: str
@@ -128,7 +128,7 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kin
         return self.result
 
 
-class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kind"):
+class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kind", gc=False):
     """A piece of streamed text.
 
     `offset` counts the characters of the answer before this chunk: after a crash the same

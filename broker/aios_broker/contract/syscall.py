@@ -37,7 +37,7 @@ State = Literal[
 ]
 
 
-class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo"):
+class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo", gc=False):
     """Return the text: the whole path and no work. For health checks and benchmarks."""
 
     text: Text = ""
@@ -49,7 +49,7 @@ _KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for bod
 KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
 
 
-class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One request of one program to one module."""
 
     id: SyscallId  # 32 hex digits; also the idempotency key

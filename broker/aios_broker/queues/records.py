@@ -1,4 +1,8 @@
-"""What the queue functions take and give, in domain types."""
+"""What the queue functions take and give, in domain types.
+
+None of them can be part of a cycle, so the garbage collector need not follow them (`gc=False`):
+with thousands under way that was a good part of a client's time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ SliceVerdict = Literal["go", "yield", "hold", "lost"]
 # stop, write nothing, the caller has its answer.
 
 
-class Facts(Struct, frozen=True, omit_defaults=True):
+class Facts(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the scheduler and the tools know of a syscall, beside its place and its counters."""
 
     agent: str
@@ -38,7 +42,7 @@ def read_facts(data: bytes) -> Facts:
         return _STRANGER
 
 
-class Submission(Struct, frozen=True):
+class Submission(Struct, frozen=True, gc=False):
     """One job to publish. `data` is RQ's: JSON of [function, null, args, kwargs]."""
 
     job_id: str
@@ -50,7 +54,7 @@ class Submission(Struct, frozen=True):
     description: str = ""
 
 
-class Lease(Struct, frozen=True):
+class Lease(Struct, frozen=True, gc=False):
     """A worker's time-limited right to a job. The attempt is the fencing token."""
 
     job_id: str
@@ -68,7 +72,7 @@ class Lease(Struct, frozen=True):
     alone: bool = False  # its last try: it may be what killed its workers
 
 
-class Ending(Struct, frozen=True):
+class Ending(Struct, frozen=True, gc=False):
     """How a job ended on a worker. `reply` is the encoded Reply, result and error alike."""
 
     lease: Lease
@@ -80,7 +84,7 @@ class Ending(Struct, frozen=True):
     prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
 
 
-class Pause(Struct, frozen=True):
+class Pause(Struct, frozen=True, gc=False):
     """A suspended job on its way back to the run queue (or, held, out of it)."""
 
     lease: Lease
@@ -91,7 +95,7 @@ class Pause(Struct, frozen=True):
     prompt_tokens: int = 0
 
 
-class SliceUse(Struct, frozen=True):
+class SliceUse(Struct, frozen=True, gc=False):
     """What a running job used since its claim, at the end of a slice. Sent again, it is no more."""
 
     lease: Lease
