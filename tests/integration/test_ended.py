@@ -34,7 +34,8 @@ def raw(redis_url: str) -> Iterator[redis.Redis]:
 def pass_time(user: QueueUser, raw: redis.Redis, by_s: int = LATER_S) -> None:
     """Let everything that finished have finished so much earlier."""
     ended, registry = user.keys.own("ended:llm"), user.keys.registry("finished", "llm")
-    batches = [msgspec.msgpack.decode(packed) for packed in raw.lrange(ended, 0, -1)]
+    packed = cast("list[bytes]", raw.lrange(ended, 0, -1))
+    batches = [msgspec.msgpack.decode(batch) for batch in packed]
     raw.delete(ended)
     for until_s, *rest in batches:
         raw.rpush(ended, msgspec.msgpack.encode([until_s - by_s, *rest]))
