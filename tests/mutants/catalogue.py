@@ -8,6 +8,7 @@ BROKER = ROOT / "broker" / "aios_broker"
 LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
+LAST_TRY_TEST = "tests/integration/test_last_try.py"
 HOT_PATH_TEST = "tests/integration/test_hot_path.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
@@ -90,7 +91,16 @@ MUTANTS = (
     Mutant("a lost answer counts as a lost worker", LUA + "reclaim.lua",
            "(is_alive(c, worker) and 0 or 1)", "1"),
     Mutant("a suspect is lent with others", LUA + "claim.lua",
-           "return job.losses >= max_losses - 1", "return false"),
+           "return job.losses >= max_losses - 1", "return false", LAST_TRY_TEST),
+    Mutant("others are lent with a suspect", LUA + "claim.lua",
+           "if #chosen == want or is_suspect(c, chosen[1]) then break end",
+           "if #chosen == want then break end", LAST_TRY_TEST),
+    Mutant("a suspect is lent behind others", LUA + "claim.lua",
+           "elseif #chosen > 0 and is_suspect(c, job) then", "elseif false then", LAST_TRY_TEST),
+    Mutant("a suspect's worker takes others meanwhile", LUA + "claim.lua",
+           "if is_suspect(c, job) then rows[i][13] = 1 end", "", LAST_TRY_TEST),
+    Mutant("the first loss makes a suspect", LUA + "claim.lua",
+           "return job.losses >= max_losses - 1", "return true", LAST_TRY_TEST),
     Mutant("losses are not counted", LUA + "reclaim.lua", "count(losses) + (is", "(is"),
     Mutant("cancel leaves the job waiting", LUA + "lib.lua",
            "leave_queue(c, id)\n    end\n    redis.call('ZREM', c.held",
