@@ -1,16 +1,16 @@
 """Whatever is done to the queues, in whatever order, no syscall is lost and none answered twice."""
 
-import os
 from typing import Literal
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission, WorkerCard
+from tests.examples import AT_MUTANTS, PHASES, SAME_EACH_TIME
 from tests.queue_machine import NOTHING_MORE, QueueMachine
 
 
@@ -23,10 +23,10 @@ def test_no_order_of_steps_loses_or_doubles_a_reply(redis_url: str) -> None:
             max_examples=80,
             stateful_step_count=60,
             deadline=None,
-            derandomize=True,
+            derandomize=SAME_EACH_TIME,
             database=None,
-            phases=[Phase.generate] if "MUTANT" in os.environ else list(Phase),
-            report_multiple_bugs="MUTANT" not in os.environ,
+            phases=PHASES,
+            report_multiple_bugs=not AT_MUTANTS,
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -35,7 +35,7 @@ def test_no_order_of_steps_loses_or_doubles_a_reply(redis_url: str) -> None:
 @settings(
     max_examples=60,
     deadline=None,
-    derandomize=True,
+    derandomize=SAME_EACH_TIME,
     database=None,
     suppress_health_check=list(HealthCheck),
 )

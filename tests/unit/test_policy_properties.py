@@ -7,11 +7,10 @@ a slice. Time counts in slices of SLICE_MS.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.queues.order import Waiting
@@ -25,14 +24,11 @@ from aios_broker.scheduler.policy import (
     policy_named,
     rank,
 )
+from tests.examples import PHASES, SAME_EACH_TIME
 
 SLICE_MS = 500
 START_MS = 1_700_000_000_000
-FAST = bool(os.environ.get("MUTANT"))
-CHECKS = settings(
-    max_examples=100, deadline=None, derandomize=True,
-    phases=[Phase.explicit, Phase.generate] if FAST else list(Phase),
-)  # fmt: skip
+CHECKS = settings(max_examples=100, deadline=None, derandomize=SAME_EACH_TIME, phases=PHASES)
 
 names = st.sampled_from(POLICY_NAMES)
 nices = st.integers(NICE_MIN, NICE_MAX)
