@@ -67,7 +67,7 @@ end
 local function settle_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return text(c, job.tokens) .. ',' .. text(c, job.ran_ms) end
     local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
-    if known then quota.moved(c, facts, 'r', nil) end
+    if known then quota.moved(c, facts, 'r', nil, job.id) end
     quota.ended(c, facts, job.status == 'finished')
     return total
 end

@@ -225,7 +225,7 @@ local function terminate(c, id, event, status, body, iso, lent)
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     local ran = redis.call('ZREM', c.leases, member) == 1
-    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil) end
+    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil, id) end
     quota.ended(c, facts or nil, false)
     if ran then
         redis.call('ZREM', c.wip, member)
@@ -298,7 +298,7 @@ local function adopt(c, id, iso)
     redis.call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     redis.call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
-    quota.moved(c, facts or nil, nil, 'q')
+    quota.moved(c, facts or nil, nil, 'q', id)
     note(c, 'adopt', id, '', '', facts or '')
 end
 
