@@ -44,6 +44,7 @@ BEAM_TEST = "tests/unit/test_beam.py"
 TOOLS_TEST = "tests/unit/test_tools.py"
 CONSTRAINT_TEST = "tests/unit/test_constraint.py"
 SCORES_TEST = "tests/unit/test_llama_scores.py"
+READER_TEST = "tests/integration/test_reader.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
@@ -349,6 +350,15 @@ MUTANTS = (
     Mutant("forms: a check that died has passed", "llm/constraint_check.py",
            'return not_kept(constraint, "it is', 'return "" and not_kept(constraint, "it is',
            CONSTRAINT_TEST, LLM),
+    Mutant("reader: long conversations hold up the loop", "llm/reader.py",
+           "if characters <= SHORT_CHARACTERS and idle:", "if True:", READER_TEST, LLM),
+    Mutant("reader: two threads use one tokenizer", "llm/reader.py",
+           "SHORT_CHARACTERS and idle:", "SHORT_CHARACTERS:", READER_TEST, LLM),
+    Mutant("reader: a core is closed while it reads", "llm/reader.py",
+           "wait=True", "wait=False", READER_TEST, LLM),
+    Mutant("contexts are counted in the loop", "llm/context.py",
+           "await self._reader.read(characters_of(messages), lambda: self._count(messages))",
+           "self._count(messages)", READER_TEST, LLM),
     Mutant("sampler: a mask is forgotten", "llm/llama/sampler.py",
            "np.where(allowed, logits, _NEVER)", "logits", SCORES_TEST, LLM),
     Mutant("sampler: a bias changes the model's logits", "llm/llama/sampler.py",
