@@ -102,9 +102,11 @@ class Bench:
         redis.scene = "200 anywhere"
         await self.control.cancel(self._some(SOME), Cancelled("no"), module="llm")
         await self.control.hold(self._some(SOME), module="llm")
+        await self.order.reconcile(epoch)
         late = dict.fromkeys(self._some(SOME), 1)
         await redis.execute("ZADD", KEYS.own("deadlines:llm"), *(p for i in late for p in (1, i)))
         await self.order.expire(epoch)
+        await self.order.reconcile(epoch)
         redis.scene = "500 leases run out"
         leases = [m.decode() for m in await redis.execute("ZRANGE", KEYS.own("leases:llm"), 0, -1)]
         await redis.execute("ZADD", KEYS.own("leases:llm"), *(p for m in leases for p in (1, m)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import redis
 
+from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions
@@ -68,6 +70,11 @@ async def submit(user: QueueUser, count: int, agent: str = "ada") -> list[str]:
     return [job.job_id for job in jobs]
 
 
+def text(raw: object) -> str:
+    assert isinstance(raw, bytes)
+    return raw.decode()
+
+
 def look_is_due(client: redis.Redis) -> None:
     client.hset(KEYS.own("reconciled"), "llm", 0)
 
@@ -101,7 +108,7 @@ async def test_what_stock_tools_did_to_a_long_queue_is_put_right_once(
     assert await user.order.reconcile(epoch) == 0
 
     alive = {*ids, "e" * 32} - {*deleted, *cancelled, running[0]}
-    assert {i.decode() for i in client.hkeys(KEYS.own("live:llm"))} == alive
+    assert {text(i) for i in client.hkeys(KEYS.own("live:llm"))} == alive
     assert {*await user.waiting()} == alive - {*running}
     assert client.zcard(KEYS.own("scores:llm")) == 0
     assert client.zcard(KEYS.own("suspects:llm")) == 0
@@ -142,10 +149,10 @@ async def test_what_a_stock_worker_lost_comes_back_after_a_while_and_once(
 ) -> None:
     ids = await submit(user, WAITING)
     epoch = await user.lead()
-    lost = [client.lpop(KEYS.queue("llm")).decode() for _ in range(9)]
+    lost = [text(client.lpop(KEYS.queue("llm"))) for _ in range(9)]
     look_is_due(client)
     assert await user.order.reconcile(epoch) == 0
-    assert {i.decode() for i in client.zrange(KEYS.own("suspects:llm"), 0, -1)} == {*lost}
+    assert {text(i) for i in client.zrange(KEYS.own("suspects:llm"), 0, -1)} == {*lost}
 
     client.rpush(KEYS.queue("llm"), lost[0])  # it was only slow
     client.zadd(KEYS.own("suspects:llm"), dict.fromkeys((*lost, ids[1200]), 1))
@@ -220,6 +227,36 @@ async def test_what_is_listed_with_nothing_to_run_leaves_the_queue_at_the_second
     assert await user.waiting() == ids
 
 
+@pytest.mark.parametrize("how", ["cancel", "hold", "expire"])
+async def test_many_leave_a_long_queue_piece_by_piece(
+    user: QueueUser, client: redis.Redis, how: str
+) -> None:
+    ids = await submit(user, 2 * WAITING)
+    chosen = random.Random(7).sample(ids, 450)
+    epoch = await user.lead()
+    match how:
+        case "cancel":
+            await user.control.cancel(chosen, Cancelled("not any more"), module="llm")
+        case "hold":
+            await user.control.hold(chosen, module="llm")
+        case _:
+            client.zadd(KEYS.own("deadlines:llm"), dict.fromkeys(chosen, 1))
+            assert await user.order.expire(epoch) == 450
+    assert client.scard(KEYS.own("ghosts:llm")) == 450
+    first = [job_id for job_id in ids if job_id not in set(chosen)][:40]
+    assert [lease.job_id for lease in await user.claim(40)] == first
+    await user.control.release(chosen[:2], module="llm")  # where it was held it waits again
+
+    assert await user.order.reconcile(epoch) == 0
+
+    again = chosen[:2] if how == "hold" else []
+    rest = [job_id for job_id in ids if job_id not in {*chosen, *first}]
+    waiting = await user.waiting()
+    assert [job_id for job_id in waiting if job_id not in again] == rest
+    assert waiting[-len(again) :] == again if again else True
+    assert not client.exists(KEYS.own("ghosts:llm"))
+
+
 async def test_a_scheduler_that_was_replaced_looks_in_vain(
     user: QueueUser, slow: Interrupted, client: redis.Redis
 ) -> None:
@@ -242,7 +279,7 @@ async def test_a_scheduler_that_was_replaced_looks_in_vain(
 def loads(client: redis.Redis) -> dict[str, int]:
     rows = client.hgetall(KEYS.own("load:llm"))
     notes = {b"counted", b"missed", b"place"}
-    return {k.decode(): int(n) for k, n in rows.items() if k not in notes and int(n)}
+    return {text(k): int(n) for k, n in rows.items() if k not in notes and int(n)}
 
 
 async def test_a_load_that_is_counted_in_parts_follows_what_moves_meanwhile(

@@ -57,7 +57,7 @@ OF_RQ = {
 OF_OURS = {
     "snapshot:{id}", "reply:{client}", "journal", "reconciled", "tokens", "configured",
     "use:{q}", "used:{q}", "quota:{q}", "load:{q}", "bucket:{q}",
-    "recount:{q}", "recounted:{q}",
+    "recount:{q}", "recounted:{q}", "ghosts:{q}",
 }  # fmt: skip
 
 

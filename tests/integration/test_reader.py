@@ -123,7 +123,8 @@ async def test_a_reader_is_closed_when_nothing_is_read_any_more() -> None:
     reading = asyncio.create_task(reader.read(LONG, long))
     assert await asyncio.to_thread(begun.wait, 10.0)
     closing = asyncio.create_task(reader.close())
-    await asyncio.sleep(0)
+    closed_early, _ = await asyncio.wait({closing}, timeout=0.3)
+    assert not closed_early
     go_on.set()
     await closing
     assert ended.is_set()

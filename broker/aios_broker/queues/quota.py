@@ -20,7 +20,7 @@ LIMIT_NAMES: tuple[LimitName, ...] = (
 )  # fmt: skip
 ANYBODY = "*"  # in place of a name: the limits of all that have none of their own
 RETRY_AFTER_S = 1.0
-RECOUNTED = 200  # jobs that are counted anew in one step: about 1 ms of Redis' time ...
+RECOUNTED = 100  # jobs that are counted anew in one step: about 1 ms of Redis' time ...
 RECOUNT_REST_S = 0.002  # ... and then others have their turn
 _NONE = "-"
 

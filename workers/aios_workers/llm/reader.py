@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aios_broker.contract.llm import Message
 
@@ -24,7 +24,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="aios-reader")
-        self._last: Future[object] | None = None
+        self._last: Future[Any] | None = None
 
     async def read(self, characters: int, work: Callable[[], T]) -> T:
         """Return what `work` does with so many characters of text.

@@ -13,6 +13,7 @@ local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
 local YIELDING_MS = 10000    -- a job told to yield has done so by then, or its worker is dead
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
+local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {} -- what quota.lua gives to the other steps
@@ -52,6 +53,7 @@ end
 local function job_key(c, id) return c.p .. ':job:' .. id end
 local function results_key(c, id) return c.p .. ':results:' .. id end
 local function worker_key(c, name) return c.p .. ':worker:' .. name end
+local function ghosts_key(c) return c.own .. 'ghosts:' .. c.q end
 local function snapshot_key(c, id) return c.own .. 'snapshot:' .. id end
 
 -- The next argument of the call.
@@ -162,6 +164,10 @@ local function clear_queue(c)
     c.off = nil
     if #ids <= FEW then
         for _, id in ipairs(ids) do redis.call('LREM', c.queue, 0, id) end
+        return
+    end
+    if redis.call('LLEN', c.queue) > LONG_QUEUE then -- a claim drops them, or the scheduler does
+        variadic('SADD', ghosts_key(c), ids)
         return
     end
     local named, places, sought = {}, {}, #ids

@@ -13,7 +13,8 @@
 -- Where more is live than may be looked at in one step, the full look is the caller's, part by part:
 -- see settle.lua.
 -- Returns how many jobs were put right; 0 also when the epoch is over. Or, where something is to be
--- done in parts, {how many; now where it is a full look, else 0; 1 where it is a count of the load}.
+-- done in parts, {how many; now where it is a full look, else 0; 1 where it is a count of the load;
+-- how many have left a long run queue and are still listed (unlist.lua)}.
 
 local GRACE_MS = 3000
 local FULL_LOOK_MS = 10000
@@ -31,6 +32,7 @@ local function is_due(c)
     if age_ms >= math.max(FULL_LOOK_MS, math.floor(live / FULL_LOOK_SHARE)) then return true end
     local places = redis.call('LLEN', c.queue) + redis.call('ZCARD', c.leases)
         + redis.call('ZCARD', c.held) + redis.call('ZCARD', c.parked)
+        - redis.call('SCARD', ghosts_key(c))
     return places ~= live and age_ms >= math.floor(live / RELOOK_SHARE)
 end
 
@@ -206,6 +208,7 @@ register('reconcile', function(c)
     local uncounted = quota.sweep(c, all_at_once)
     send_replies(c)
     write_journal(c)
-    if not in_parts and not uncounted then return mended end
-    return {mended, in_parts and c.now or 0, uncounted and 1 or 0}
+    local ghosts = redis.call('SCARD', ghosts_key(c))
+    if not in_parts and not uncounted and ghosts == 0 then return mended end
+    return {mended, in_parts and c.now or 0, uncounted and 1 or 0, ghosts}
 end)
