@@ -13,6 +13,7 @@ from hypothesis.stateful import precondition, rule
 from rq.serializers import JSONSerializer
 
 from aios_broker.contract.errors import Cancelled
+from aios_broker.queues.full_look import ALL_AT_ONCE
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import QuotaRow, Subject
 from tests.queue_checks import CLIENTS, MAX_LOSSES
@@ -32,6 +33,8 @@ LIMITS = st.builds(
 
 class QueueMachine(ClientsAndWorkers):
     """What becomes of syscalls, who interferes, and who limits whom."""
+
+    all_at_once = ALL_AT_ONCE  # of what is live, looked at in one step
 
     # What happens to them.
 
@@ -163,6 +166,14 @@ class QueueMachine(ClientsAndWorkers):
 
     # What stock RQ tools do.
 
+    @rule(all_at_once=st.sampled_from([0, ALL_AT_ONCE]))
+    def the_queue_is_long_or_short(self, all_at_once: int) -> None:
+        """A full look at a long queue is taken in parts; it finds the same."""
+        self.all_at_once = all_at_once
+
+    def reconcile(self) -> int:
+        return self.do(self.order.reconcile(self.epoch, all_at_once=self.all_at_once))
+
     def stock(self, job_id: str) -> rq.job.Job:
         return rq.job.Job.fetch(job_id, connection=self.raw, serializer=JSONSerializer)
 
@@ -175,7 +186,7 @@ class QueueMachine(ClientsAndWorkers):
             job.delete()
         else:
             job.cancel()
-        assert self.do(self.order.reconcile(self.epoch)) == 1
+        assert self.reconcile() == 1
         self.end(job_id, "cancelled")
         if how == "delete":
             self.forget(job_id)
@@ -213,25 +224,25 @@ class QueueMachine(ClientsAndWorkers):
         self.known[job_id].state = "waiting"
         self.line.append(job_id)
         self.claim(want)
-        assert self.do(self.order.reconcile(self.epoch)) == 1
+        assert self.reconcile() == 1
 
     @rule()
     def stock_tool_leaves_a_score_behind(self) -> None:
         """A job that a stock tool enqueued, was given a score, and was deleted again."""
         self.raw.zadd(Keys().own("scores:llm"), {"f" * 32: 1.0})
         self.raw.hset(Keys().own("reconciled"), "llm", 0)  # the next full look is due
-        assert self.do(self.order.reconcile(self.epoch)) == 0
+        assert self.reconcile() == 0
 
     @precondition(lambda self: any(known.state == "failed" for known in self.known.values()))
     @rule(data=st.data())
     def stock_tool_requeues(self, data: st.DataObject) -> None:
         job_id = data.draw(self.one_that_is("failed"))
         self.stock(job_id).requeue()
-        assert self.do(self.order.reconcile(self.epoch)) == 1
+        assert self.reconcile() == 1
         known = self.known[job_id]
         self.known[job_id] = Known(attempt=known.attempt, used=known.used)
         self.line.append(job_id)
 
     @rule()
     def nothing_to_reconcile(self) -> None:
-        assert self.do(self.order.reconcile(self.epoch)) == 0
+        assert self.reconcile() == 0

@@ -58,6 +58,7 @@ OF_RQ = {
 OF_OURS = {
     "snapshot:{id}", "reply:{client}", "journal", "reconciled", "tokens", "configured",
     "use:{q}", "used:{q}", "quota:{q}", "load:{q}", "bucket:{q}",
+    "recount:{q}", "recounted:{q}", "ghosts:{q}",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ LLM = ROOT / "workers" / "aios_workers"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
 LAST_TRY_TEST = "tests/integration/test_last_try.py"
+LONG_TEST = "tests/integration/test_long_queue.py"
 HOT_PATH_TEST = "tests/integration/test_hot_path.py"
 ENDED_TEST = "tests/integration/test_ended.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
@@ -44,6 +45,7 @@ BEAM_TEST = "tests/unit/test_beam.py"
 TOOLS_TEST = "tests/unit/test_tools.py"
 CONSTRAINT_TEST = "tests/unit/test_constraint.py"
 SCORES_TEST = "tests/unit/test_llama_scores.py"
+READER_TEST = "tests/integration/test_reader.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
@@ -223,7 +225,7 @@ MUTANTS = (
     Mutant("one more runs than may", LUA + "quota.lua",
            "if runs >= most then", "if runs > most then", QUOTA_TEST),
     Mutant("a batch may run as one", LUA + "claim.lua",
-           "quota.moved(c, job.facts or nil, 'q', 'r')\n            chosen", "chosen"),
+           "quota.moved(c, job.facts or nil, 'q', 'r', id)\n            chosen", "chosen"),
     Mutant("minutes never end", LUA + "quota.lua",
            "if left <= 0 then", "if false then", QUOTA_TEST),
     Mutant("slot time is free", LUA + "quota.lua",
@@ -231,11 +233,11 @@ MUTANTS = (
     Mutant("quotas of all are nobody's", LUA + "quota.lua", "subject, scope .. ':*')",
            "subject, subject)", QUOTA_TEST),
     Mutant("dead workers keep their agent's places", LUA + "reclaim.lua",
-           "quota.moved(c, facts or nil, 'r', 'q')", ""),
+           "quota.moved(c, facts or nil, 'r', 'q', id)", ""),
     Mutant("a cancelled job keeps its agent's place", LUA + "lib.lua",
-           "ran and 'r' or 'q', nil)", "'q', nil)", QUOTA_TEST),
+           "ran and 'r' or 'q', nil, id)", "'q', nil, id)", QUOTA_TEST),
     Mutant("a wrong load stays", LUA + "quota.lua",
-           "if age_ms >= math.max(RECOUNT_MS", "if false and age_ms >= math.max(RECOUNT_MS"),
+           "return age_ms >= math.max(RECOUNT_MS, 2 * live)", "return false"),
     Mutant("slots are freed for who may not run", LUA + "slice.lua",
            " and quota.admits(c, theirs or nil, facts)", "", QUOTA_TEST),
     Mutant("an agent cannot take turns with itself", LUA + "quota.lua",
@@ -255,7 +257,38 @@ MUTANTS = (
     Mutant("what a stock tool enqueues stays held", LUA + "reconcile.lua",
            "mended = mended + let_go(c, id)", "mended = mended + 0"),
     Mutant("scores of what is gone stay", LUA + "reconcile.lua",
-           "    drop_leftovers(c, live)", ""),
+           "    drop_leftovers(c)\n", ""),
+    Mutant("one that was missed is put back unsought", LUA + "settle.lua",
+           "if redis.call('LPOS', c.queue, id) then", "if false then", LONG_TEST),
+    Mutant("what came meanwhile is a suspect", LUA + "settle.lua",
+           "count(ready_ms) >= began_ms or redis", "redis", LONG_TEST),
+    Mutant("what was claimed meanwhile is a suspect", LUA + "settle.lua",
+           "redis.call('ZSCORE', c.leases, id .. ':' .. (attempt or '0'))", "false", LONG_TEST),
+    Mutant("one deleted during a look keeps its lease", LUA + "settle.lua",
+           "not status and attempts_lent(c)[id] or nil", "nil", LONG_TEST),
+    Mutant("an old epoch may settle", LUA + "settle.lua",
+           "if not leads(c, epoch) then return 0 end", "", LONG_TEST),
+    Mutant("what a stock worker runs is put back", LUA + "reconcile.lua",
+           " and status ~= 'started'", "", LONG_TEST),
+    Mutant("ghosts stay in a long queue", LUA + "settle.lua",
+           "redis.call('LREM', c.queue, 0, id)", "0", LONG_TEST),
+    Mutant("a ghost that waits again is taken off", LUA + "unlist.lua",
+           "gone[id] = status_of(c, id) ~= 'queued'", "gone[id] = true", LONG_TEST),
+    Mutant("ghosts are forgotten where they stand", LUA + "unlist.lua",
+           "    drop_places(c, places)", "", LONG_TEST),
+    Mutant("ghosts are noted for ever", LUA + "unlist.lua",
+           "    variadic('SREM', ghosts_key(c), ids)", "", LONG_TEST),
+    Mutant("leftovers are looked at in one part only", "queues/full_look.py",
+           '))[1]) != b"0":', '))[1]) == b"":', LONG_TEST),
+    Mutant("a long queue is read in part", "queues/full_look.py",
+           "if len(ids) < PIECE:", "if True:", LONG_TEST),
+    Mutant("what was counted does not move", LUA + "quota.lua",
+           "if c.recounts then move_recounted", "if false then move_recounted", LONG_TEST),
+    Mutant("what comes while it is counted is counted twice", LUA + "quota.lua",
+           "redis.call('SADD', key, id)", "local _ = 0", LONG_TEST),
+    Mutant("a count that was given up stays so", LUA + "quota.lua",
+           "if redis.call('EXISTS', quota_key(c, 'recount')) == 1 then return true end", "",
+           LONG_TEST),
     Mutant("nice values are not heeded", "scheduler/policy.py",
            "+ nice * AGEING_MS_PER_NICE)", ")", POLICY_TEST),
     Mutant("nice values are upside down", "scheduler/policy.py",
@@ -334,6 +367,15 @@ MUTANTS = (
     Mutant("forms: a check that died has passed", "llm/constraint_check.py",
            'return not_kept(constraint, "it is', 'return "" and not_kept(constraint, "it is',
            CONSTRAINT_TEST, LLM),
+    Mutant("reader: long conversations hold up the loop", "llm/reader.py",
+           "if characters <= SHORT_CHARACTERS and idle:", "if True:", READER_TEST, LLM),
+    Mutant("reader: two threads use one tokenizer", "llm/reader.py",
+           "SHORT_CHARACTERS and idle:", "SHORT_CHARACTERS:", READER_TEST, LLM),
+    Mutant("reader: a core is closed while it reads", "llm/reader.py",
+           "wait=True", "wait=False", READER_TEST, LLM),
+    Mutant("contexts are counted in the loop", "llm/context.py",
+           "await self._reader.read(characters_of(messages), lambda: self._count(messages))",
+           "self._count(messages)", READER_TEST, LLM),
     Mutant("sampler: a mask is forgotten", "llm/llama/sampler.py",
            "np.where(allowed, logits, _NEVER)", "logits", SCORES_TEST, LLM),
     Mutant("sampler: a bias changes the model's logits", "llm/llama/sampler.py",

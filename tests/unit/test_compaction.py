@@ -17,6 +17,7 @@ from aios_workers.llm.compaction import (
     split,
 )
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.reader import Reader
 from aios_workers.run import Run
 
 Ids = tuple[int, ...]
@@ -79,7 +80,7 @@ def run() -> Run:
 async def test_a_conversation_that_fits_is_left_alone() -> None:
     messages = (Message("user", "short"),)
     model = await core(256)
-    compacted = await Summariser(model).compact(run(), messages, 32, counter(model))
+    compacted = await Summariser(model, Reader()).compact(run(), messages, 32, counter(model))
 
     assert (compacted.messages, compacted.dropped) == (messages, 0)
 
@@ -89,7 +90,9 @@ async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
     system = Message("system", "be brief")
     talk = tuple(Message("user", f"number {n} " + "x" * 60) for n in range(12))
     charged = run()
-    compacted = await Summariser(model).compact(charged, (system, *talk), 64, counter(model))
+    compacted = await Summariser(model, Reader()).compact(
+        charged, (system, *talk), 64, counter(model)
+    )
 
     head, summary, *tail = compacted.messages
     assert head == system
@@ -104,7 +107,7 @@ async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
 async def test_what_cannot_be_compacted_is_refused_with_both_numbers() -> None:
     model = await core(256)
     with pytest.raises(ContextTooLong, match=r"has at least \d+ tokens.*may have 32.*holds 256"):
-        await Summariser(model).compact(
+        await Summariser(model, Reader()).compact(
             run(), (Message("user", "x" * 400),), 32, counter(model)
         )  # fmt: skip
 
@@ -125,15 +128,15 @@ async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:
     count = bounded_counter(model)
 
     assert count(long) == 513
-    assert len(Summariser(model).split_for(long, 32, count).tail) == 3
+    assert len((await Summariser(model, Reader()).split_for(long, 32, count)).tail) == 3
     assert model.read < 10_000
 
 
 async def test_a_summary_reads_more_than_one_context_piece_by_piece() -> None:
     model = await core(768)
     long = tuple(Message("user", f"{n}: " + "word " * 100) for n in range(6))
-    first = await Summariser(model).summarise(run(), long, 32)
-    second = await Summariser(model).summarise(run(), long, 32)
+    first = await Summariser(model, Reader()).summarise(run(), long, 32)
+    second = await Summariser(model, Reader()).summarise(run(), long, 32)
 
     assert first == second
     assert first
@@ -142,7 +145,7 @@ async def test_a_summary_reads_more_than_one_context_piece_by_piece() -> None:
 async def test_too_much_to_summarise_is_refused() -> None:
     model = await core(512)
     with pytest.raises(ContextTooLong, match="more than 64 readings"):
-        await Summariser(model).summarise(run(), (Message("user", "x" * 100_000),), 64)
+        await Summariser(model, Reader()).summarise(run(), (Message("user", "x" * 100_000),), 64)
 
 
 def test_tokens_beyond_the_context_are_counted_message_by_message() -> None:

@@ -16,8 +16,8 @@ LIBRARY = "aios2"  # the number changes with the arguments: old and new workers 
 STEPS = (
     "quota", "submit", "claim", "ended", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",
-    "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "look", "birth", "death",
-    "spill", "context",
+    "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
+    "birth", "death", "spill", "context",
 )  # fmt: skip
 
 

@@ -10,11 +10,14 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
 from aios_broker.queues.connection import Answer, Argument
+from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook
 from aios_broker.queues.functions import Functions
+from aios_broker.queues.ghosts import unlist_ghosts
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import Facts, read_facts
 
-SWEEP_STEP = 200  # jobs that one step ends or puts back: about 10 ms of Redis' time
+SWEEP_STEP = 64  # jobs that one step ends or puts back: about 3 ms of Redis' time
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Order:
         self.module = module
         self.keys = keys or Keys()
         self._functions = functions
+        self._stale: frozenset[bytes] = frozenset()  # what the last full look found of no use
 
     async def lead(self, holder: str, lease_s: float, *, seen_epoch: int = 0) -> Leadership:
         """Take or renew the lease of the scheduler; a new holder gets the next epoch.
@@ -213,13 +217,45 @@ class Order:
         )
         return await self._sweep("expire", epoch, late, limit)
 
-    async def reconcile(self, epoch: int) -> int:
+    async def reconcile(self, epoch: int, *, all_at_once: int = ALL_AT_ONCE) -> int:
         """Answer for what stock RQ tools changed: deleted, emptied, cancelled, requeued jobs.
 
-        Returns how many jobs were put right. Cheap while the counts agree.
+        Returns how many jobs were put right. Cheap while the counts agree; where more than
+        `all_at_once` jobs are live, a full look is taken part by part.
         """
         gone = Cancelled("it was removed from the queue by a stock RQ tool")
-        return await self._sweep("reconcile", epoch, gone, 0)
+        body = msgspec.json.encode(gone.to_wire())
+        answer = await self._call("reconcile", [epoch, body, all_at_once])
+        if isinstance(answer, int):
+            return answer
+        mended, began_ms, uncounted, ghosts = answer
+        if ghosts:
+            await unlist_ghosts(
+                self._functions.connection, self.keys, self.module,
+                lambda arguments: self._call("unlist", [epoch, *arguments]),
+            )  # fmt: skip
+        if began_ms:
+            found, uncounted = await self._look_in_parts(epoch, body, began_ms, all_at_once)
+            mended += found
+        if uncounted:
+            await Quotas(self._functions, self.keys).recount(self.module)
+        return int(mended)
+
+    async def _look_in_parts(
+        self, epoch: int, body: bytes, began_ms: int, all_at_once: int
+    ) -> tuple[int, bool]:
+        """Return how many jobs were put right, and whether the load is to be counted anew."""
+        look = FullLook(
+            self._functions.connection, self.keys, self.module,
+            lambda arguments: self._call("settle", [epoch, body, began_ms, *arguments]),
+            self._stale,
+        )  # fmt: skip
+        try:
+            found = await look.run(all_at_once)
+        except EpochOver:
+            return 0, False
+        self._stale = look.stale
+        return found, look.uncounted
 
     async def _sweep(self, step: str, epoch: int, error: KernelError, limit: int) -> int:
         body = msgspec.json.encode(error.to_wire())

@@ -10,10 +10,12 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message
 from aios_workers.llm.core import Core, GenerationRequest, Sampling
+from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.run import Run
 
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
@@ -118,8 +120,9 @@ def as_message(summary: str) -> Message:
 class Summariser:
     """Writes summaries on a core. Charged to the run, not cut by slices: they are short."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, reader: Reader) -> None:
         self._core = core
+        self._reader = reader
         self._count = bounded_counter(core)
 
     async def compact(
@@ -133,18 +136,23 @@ class Summariser:
             ContextTooLong: not even the last message fits, or the rest is too much to summarise.
             CoreError: the core failed.
         """
-        parts = self.split_for(messages, max_tokens, count)
+        parts = await self.split_for(messages, max_tokens, count)
         if not parts.old:
             return Compacted(tuple(messages), 0)
         summary = await self.summarise(run, parts.old, self._summary_tokens)
         return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
 
-    def split_for(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
+    async def split_for(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
         """Return what of a conversation has to be summarised; nothing where all of it fits.
 
         Raises:
             ContextTooLong: what must stay does not fit.
         """
+        return await self._reader.read(
+            characters_of(messages), lambda: self._split(messages, max_tokens, count)
+        )
+
+    def _split(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
         limit = self._core.info.context_tokens
         if count(messages) + max_tokens <= limit:
             return Split((), (), tuple(messages))
@@ -174,7 +182,9 @@ class Summariser:
         for reading in range(MAX_SUMMARIES):
             if not rest:
                 return summary
-            piece = self._piece(summary, rest, max_tokens)
+            piece = await self._reader.read(
+                len(rest), partial(self._piece, summary, rest, max_tokens)
+            )
             summary = await self._generate(
                 run, _request(summary, rest[:piece]), max_tokens, reading
             )
@@ -207,9 +217,12 @@ class Summariser:
     async def _generate(
         self, run: Run, messages: Sequence[Message], max_tokens: int, reading: int
     ) -> str:
+        prompt = await self._reader.read(
+            characters_of(messages), lambda: tuple(self._core.render(messages))
+        )
         request = GenerationRequest(
             request_id=_reading_id(run.lease.job_id, reading),
-            prompt_ids=self._core.render(messages), max_tokens=max_tokens, sampling=Sampling(),
+            prompt_ids=prompt, max_tokens=max_tokens, sampling=Sampling(),
         )  # fmt: skip
         ids: list[int] = []
         ended = False

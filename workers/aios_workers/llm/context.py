@@ -36,6 +36,7 @@ from aios_workers.llm.compaction import (
     split,
 )
 from aios_workers.llm.core import Core
+from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.patience import patiently
 from aios_workers.run import Done, Run
 
@@ -43,9 +44,11 @@ from aios_workers.run import Done, Run
 class ContextDesk:
     """Keeps the contexts of agents; counts their tokens with this worker's core."""
 
-    def __init__(self, core: Core, contexts: Contexts) -> None:
+    def __init__(self, core: Core, contexts: Contexts, reader: Reader) -> None:
         self._core = core
         self._contexts = contexts
+        self._reader = reader
+        self._summariser = Summariser(core, reader)
         self._count = counter(core)
 
     async def run(self, run: Run, syscall: Syscall) -> Done:
@@ -89,7 +92,7 @@ class ContextDesk:
         if body.overflow == "refuse":
             return Compacted(messages, 0)
         count = bounded_counter(self._core, render)
-        return await Summariser(self._core).compact(run, messages, body.max_tokens, count)
+        return await self._summariser.compact(run, messages, body.max_tokens, count)
 
     async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
         if body.context is None:
@@ -114,7 +117,7 @@ class ContextDesk:
             return 0
         messages = await self._recall(run, syscall, body)
         count = bounded_counter(self._core, render)
-        return len(Summariser(self._core).split_for(messages, body.max_tokens, count).old)
+        return len((await self._summariser.split_for(messages, body.max_tokens, count)).old)
 
     async def keep(self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
         """Add what a chat brought, and its answer, to its context.
@@ -131,15 +134,15 @@ class ContextDesk:
 
     async def _read(self, owner: ContextOwner, syscall_id: str) -> Done:
         opened = await patiently(lambda: self._contexts.open(owner, syscall_id))
-        return self._done(owner, Written(opened.version, len(opened.messages)), opened.messages,
-                          show=True)  # fmt: skip
+        written = Written(opened.version, len(opened.messages))
+        return await self._done(owner, written, opened.messages, show=True)
 
     async def _change(
         self, run: Run, owner: ContextOwner, how: Change, messages: Sequence[Message]
     ) -> Done:
         written = await self._write(run, owner, how, messages)
         now = await patiently(lambda: self._contexts.peek(owner))
-        return self._done(owner, written, now, show=False)
+        return await self._done(owner, written, now, show=False)
 
     async def _write(
         self, run: Run, owner: ContextOwner, how: Change, messages: Sequence[Message]
@@ -155,22 +158,23 @@ class ContextDesk:
         parts = split(seen.messages, body.keep_last)
         if seen.applied or not parts.old:
             now = await patiently(lambda: self._contexts.peek(owner))
-            return self._done(owner, Written(seen.version, len(now)), now, show=True)
-        summary = await Summariser(self._core).summarise(run, parts.old, body.max_tokens)
+            return await self._done(owner, Written(seen.version, len(now)), now, show=True)
+        summary = await self._summariser.summarise(run, parts.old, body.max_tokens)
         first = (*parts.head, as_message(summary))
         written = await patiently(lambda: self._contexts.replace_first(
             owner, syscall_id, drop=len(parts.head) + len(parts.old), seen=seen, messages=first,
             attempt=run.lease.attempt,
         ))  # fmt: skip
-        return self._done(owner, written, (*first, *parts.tail), show=True)
+        return await self._done(owner, written, (*first, *parts.tail), show=True)
 
-    def _done(
+    async def _done(
         self, owner: ContextOwner, written: Written, messages: Sequence[Message], *, show: bool
     ) -> Done:
         info = self._core.info
+        tokens = await self._reader.read(characters_of(messages), lambda: self._count(messages))
         return Done(ContextResult(
             context=owner.name, messages=tuple(messages) if show else (),
-            message_count=written.message_count, tokens=self._count(messages),
+            message_count=written.message_count, tokens=tokens,
             limit_tokens=info.context_tokens, model=info.model, version=written.version,
         ))  # fmt: skip
 

@@ -23,6 +23,7 @@ from aios_workers.llm.forms import constraint_of_chat
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, fits
+from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.run import Done, Outcome, Run
 
@@ -35,7 +36,8 @@ class LlmHandler:
     def __init__(self, core: Core, port: KernelPort) -> None:
         self._core = core
         self._port = port
-        self._contexts = ContextDesk(core, port.contexts)
+        self._reader = Reader()
+        self._contexts = ContextDesk(core, port.contexts, self._reader)
 
     @property
     def capacity(self) -> int:
@@ -113,7 +115,8 @@ class LlmHandler:
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
     async def close(self) -> None:
-        """Close the core."""
+        """Close the core, when nothing of it is used any more."""
+        await self._reader.close()
         await self._core.close()
 
     async def _plan(
@@ -122,7 +125,9 @@ class LlmHandler:
         body, lease = _chat_of(syscall), run.lease
         snapshot = await self._resumable(lease, body) if lease.has_snapshot else None
         messages = await self._messages(run, syscall, snapshot, render)
-        ids = snapshot.prompt_ids if snapshot is not None else tuple(render(messages))
+        ids = snapshot.prompt_ids if snapshot is not None else await self._reader.read(
+            characters_of(messages), lambda: tuple(render(messages))
+        )  # fmt: skip
         check_length(len(ids), body.max_tokens, self._core.info)
         run.count_prompt(len(ids))
         return Plan(

@@ -81,7 +81,7 @@ local function sift(c, ids, want, cores)
         elseif #chosen > 0 and is_suspect(c, job) then
             break
         elseif serves(cores, job.core) and quota.admits(c, job.facts or nil) then
-            quota.moved(c, job.facts or nil, 'q', 'r')
+            quota.moved(c, job.facts or nil, 'q', 'r', id)
             chosen[#chosen + 1] = job
             removed[#removed + 1] = i
         else
@@ -187,7 +187,7 @@ register('adopt', function(c)
     local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
     call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
     call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
-    quota.moved(c, job.facts or nil, 'q', 'r')
+    quota.moved(c, job.facts or nil, 'q', 'r', id)
     call('LREM', c.queue, 0, id)
     for _, place in ipairs({c.suspects, c.held, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')

@@ -71,7 +71,7 @@ local function settle_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return job.use end
     local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, tonumber(job.tokens),
         tonumber(job.prompt))
-    if known then quota.moved(c, facts, 'r', nil) end
+    if known then quota.moved(c, facts, 'r', nil, job.id) end
     quota.ended(c, facts, job.status == 'finished')
     return total
 end

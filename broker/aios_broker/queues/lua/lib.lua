@@ -13,6 +13,7 @@ local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
 local YIELDING_MS = 10000    -- a job told to yield has done so by then, or its worker is dead
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
+local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {} -- what quota.lua gives to the other steps
@@ -55,6 +56,7 @@ end
 local function job_key(c, id) return c.p .. ':job:' .. id end
 local function results_key(c, id) return c.p .. ':results:' .. id end
 local function worker_key(c, name) return c.p .. ':worker:' .. name end
+local function ghosts_key(c) return c.own .. 'ghosts:' .. c.q end
 local function snapshot_key(c, id) return c.own .. 'snapshot:' .. id end
 
 -- The next argument of the call.
@@ -179,6 +181,10 @@ local function clear_queue(c)
         for _, id in ipairs(ids) do call('LREM', c.queue, 0, id) end
         return
     end
+    if call('LLEN', c.queue) > LONG_QUEUE then -- a claim drops them, or the scheduler does
+        variadic('SADD', ghosts_key(c), ids)
+        return
+    end
     local named, places, sought = {}, {}, #ids
     for _, id in ipairs(ids) do named[id] = true end
     for first = 0, call('LLEN', c.queue) - 1, CHUNK do
@@ -240,7 +246,7 @@ local function terminate(c, id, event, status, body, iso, lent)
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     local ran = call('ZREM', c.leases, member) == 1
-    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil) end
+    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil, id) end
     quota.ended(c, facts or nil, false)
     if ran then
         call('ZREM', c.wip, member)
@@ -314,7 +320,7 @@ local function adopt(c, id, iso)
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
-    quota.moved(c, facts or nil, nil, 'q')
+    quota.moved(c, facts or nil, nil, 'q', id)
     note(c, 'adopt', id, '', '', facts or '')
 end
 

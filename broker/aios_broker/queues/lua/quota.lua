@@ -7,6 +7,8 @@
 --   aios:quota   hash: agent, tenant, `agent:*` or `tenant:*` -> the LIMITS, `-` where there is none
 --   aios:load    hash: how many wait (`q`, `q <subject>`: suspended, held and parked ones, too) and
 --                run (`r`, `r <subject>`), and notes of the sweep and of claims
+--   aios:recount  hash: the load as far as it has been counted anew, and the cursor; and
+--   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
 -- Use is counted in metered modules: llm, and all that have quotas. The load and the buckets are
 -- there while there are quotas. All changes of one call are written at its end, by `settle`.
@@ -17,6 +19,7 @@ local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 864000
 local SWEPT = 2000           -- counters that are dropped in one sweep, each second: about 1 ms
 local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
 local RECOUNT_SHARE = 5      -- ... or where it disagrees: 1 ms of waiting for so many jobs to count
+local RECOUNTED = 1000       -- jobs that are counted anew in one step: about 5 ms
 local MISS_MS = 100          -- after a look through jobs that are all barred, until the next
 local FAR_LOOK = 1024        -- how many such a look sees: about 3 ms of Redis' time
 
@@ -80,19 +83,36 @@ local function add_load(c, field, by)
     c.load_changed[field] = true
 end
 
+-- While a count in parts is under way: what has been counted there moves there, too. What has not
+-- will be counted where it is then; what is new has no other time to be counted.
+local function move_recounted(c, changes, from, to, id)
+    local key = quota_key(c, 'recounted')
+    if not from then
+        redis.call('SADD', key, id)
+    elseif redis.call(to and 'SISMEMBER' or 'SREM', key, id) == 0 then
+        return
+    end
+    for _, change in ipairs(changes) do
+        redis.call('HINCRBY', quota_key(c, 'recount'), change[1], change[2])
+    end
+end
+
 -- A job goes from one place to another: q (it waits), r (it runs), nil (it is not, or has ended).
 -- One whose record is gone is left out: its agent is not known any more. Then the totals disagree
 -- with the queue, and the next sweep counts anew.
-function quota.moved(c, facts, from, to)
+function quota.moved(c, facts, from, to, id)
     if not has_quotas(c) then return end
-    local who = owner(c, facts)
+    if c.recounts == nil then c.recounts = redis.call('EXISTS', quota_key(c, 'recount')) == 1 end
+    local who, changes = owner(c, facts), {}
     for _, place in ipairs({{from, -1}, {to, 1}}) do
         local name, by = place[1], place[2]
         if name then
-            add_load(c, name, by)
-            for _, subject in ipairs(who.limited) do add_load(c, name .. ' ' .. subject, by) end
+            changes[#changes + 1] = {name, by}
+            for _, subject in ipairs(who.limited) do changes[#changes + 1] = {name .. ' ' .. subject, by} end
         end
     end
+    for _, change in ipairs(changes) do add_load(c, change[1], change[2]) end
+    if c.recounts then move_recounted(c, changes, from, to, id) end
 end
 
 -- What is left of a subject's minute: it fills up in a minute, and use may take it below zero.
@@ -300,28 +320,48 @@ function quota.settle(c)
     return lines
 end
 
--- Count all jobs anew, from where they are. Costs a few us per job.
-local function recount(c)
-    local runs, load = {}, {q = 0, r = 0}
-    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
-        runs[string.match(member, '^(.*):%d+$')] = true
+-- Add these jobs to a load, from where they are.
+local function add_jobs(c, ids, load)
+    local facts, members = {}, {}
+    for i, id in ipairs(ids) do
+        local f = redis.call('HMGET', job_key(c, id), 'aios_facts', 'aios_attempt')
+        facts[i], members[i] = f[1] or nil, id .. ':' .. (f[2] or '0')
     end
-    for _, id in ipairs(redis.call('HKEYS', c.live)) do
-        local place = runs[id] and 'r' or 'q'
-        local who = owner(c, redis.call('HGET', job_key(c, id), 'aios_facts') or nil)
-        load[place] = load[place] + 1
-        for _, subject in ipairs(who.limited) do
+    local leases = held_leases(c, members)
+    for i = 1, #ids do
+        local place = leases[i] and 'r' or 'q'
+        load[place] = (load[place] or 0) + 1
+        for _, subject in ipairs(owner(c, facts[i]).limited) do
             load[place .. ' ' .. subject] = (load[place .. ' ' .. subject] or 0) + 1
         end
     end
-    local rows = {'counted', c.now}
-    for field, n in pairs(load) do
-        rows[#rows + 1] = field
-        rows[#rows + 1] = n
+end
+
+-- Count the next jobs anew, about `most` of them. Returns whether there are more; else the load is
+-- what was counted. Costs a few us per job.
+local function recount(c, most)
+    local key, counted = quota_key(c, 'recount'), quota_key(c, 'recounted')
+    local found = redis.call('HSCAN', c.live, redis.call('HGET', key, 'cursor') or '0', 'COUNT', most)
+    local ids, new, load = {}, {}, {q = 0, r = 0}
+    for i = 1, #found[2], 2 do ids[#ids + 1] = found[2][i] end
+    for i, known in ipairs(read_many('SMISMEMBER', counted, ids)) do
+        if known == 0 then new[#new + 1] = ids[i] end
     end
-    redis.call('DEL', quota_key(c, 'load'))
-    variadic('HSET', quota_key(c, 'load'), rows)
-    c.load, c.load_changed = load, nil
+    variadic('SADD', counted, new)
+    add_jobs(c, new, load)
+    local fields, rows = {}, {'cursor', found[1], 'counted', c.now}
+    for field in pairs(load) do fields[#fields + 1] = field end
+    for i, had in ipairs(read_many('HMGET', key, fields)) do
+        rows[#rows + 1] = fields[i]
+        rows[#rows + 1] = count(had) + load[fields[i]]
+    end
+    variadic('HSET', key, rows)
+    if found[1] ~= '0' then return true end
+    redis.call('HDEL', key, 'cursor')
+    redis.call('RENAME', key, quota_key(c, 'load'))
+    redis.call('UNLINK', counted)
+    c.load, c.load_changed, c.recounts = nil, nil, nil
+    return false
 end
 
 -- Buckets that are full say nothing: a subject without one has its whole minute.
@@ -337,44 +377,66 @@ local function drop_full_buckets(c)
     variadic('HDEL', quota_key(c, 'bucket'), gone)
 end
 
+local function recount_is_due(c, live)
+    if redis.call('EXISTS', quota_key(c, 'recount')) == 1 then return true end
+    local running = redis.call('ZCARD', c.leases)
+    local age_ms = c.now - load_of(c, 'counted')
+    local agrees = load_of(c, 'q') == live - running and load_of(c, 'r') == running
+    return age_ms >= math.max(RECOUNT_MS, 2 * live) or not agrees and age_ms >= math.floor(live / RECOUNT_SHARE)
+end
+
 -- What the scheduler sees to: counters of programs that are over, and a load that disagrees with
 -- the queue: a stock tool deleted jobs, or processes of an older release do not count them.
-function quota.sweep(c)
+-- Returns whether so much is live that the caller is to count it anew, in parts.
+function quota.sweep(c, all_at_once)
     local over = redis.call('ZRANGEBYSCORE', quota_key(c, 'used'), '-inf', c.now, 'LIMIT', 0, SWEPT)
     variadic('HDEL', quota_key(c, 'use'), over)
     variadic('ZREM', quota_key(c, 'used'), over)
-    if not has_quotas(c) then return end
+    if not has_quotas(c) then return false end
     if c.load_changed then write_load(c) end
     c.load, c.load_changed = nil, nil
-    local live, running = redis.call('HLEN', c.live), redis.call('ZCARD', c.leases)
-    local age_ms = c.now - load_of(c, 'counted')
-    local agrees = load_of(c, 'q') == live - running and load_of(c, 'r') == running
-    if age_ms >= math.max(RECOUNT_MS, 2 * live) or not agrees and age_ms >= math.floor(live / RECOUNT_SHARE) then
-        recount(c)
-        if age_ms >= RECOUNT_MS then drop_full_buckets(c) end
-    end
+    local live = redis.call('HLEN', c.live)
+    if not recount_is_due(c, live) then return false end
+    if live > math.min(all_at_once, RECOUNTED) then return true end
+    local old = c.now - load_of(c, 'counted') >= RECOUNT_MS
+    while recount(c, RECOUNTED) do end
+    if old then drop_full_buckets(c) end
+    return false
 end
 
 -- ARGV  prefix, module, who, agent:..., tenant:..., agent:* or tenant:*, the LIMITS with spaces
 --       between, or '': no quota any more
--- Returns 1 when there was one before, else 0.
+-- Returns {1 when there was one before, else 0; 1 when the caller is to count the load, in parts}.
 register('quota', function(c)
-    local who, subject, limits = take(c), take(c), take(c)
+    local who, subject, limits, uncounted = take(c), take(c), take(c), 0
     local key = quota_key(c, 'quota')
     local had = redis.call('HEXISTS', key, subject)
     if limits ~= '' then
         redis.call('HSET', key, subject, limits)
-        if redis.call('EXISTS', quota_key(c, 'load')) == 0 then recount(c) end
+        if redis.call('EXISTS', quota_key(c, 'load')) == 0 then uncounted = 1 end
+        if uncounted == 1 and redis.call('HLEN', c.live) <= RECOUNTED then
+            while recount(c, RECOUNTED) do end
+            uncounted = 0
+        end
     else
         redis.call('HDEL', key, subject)
         redis.call('HDEL', quota_key(c, 'bucket'), 'tokens ' .. subject, 'ms ' .. subject)
     end
     if redis.call('EXISTS', key) == 0 then
-        redis.call('DEL', quota_key(c, 'load'), quota_key(c, 'bucket'))
+        redis.call('UNLINK', quota_key(c, 'load'), quota_key(c, 'bucket'), quota_key(c, 'recount'),
+            quota_key(c, 'recounted'))
     end
     if had == 1 or limits ~= '' then c.settings = table.concat({'quota', subject, limits, who}, '\t') end
     write_journal(c)
-    return had
+    return {had, uncounted}
+end)
+
+-- ARGV  prefix, module, about how many jobs to count
+-- A part of a count of the load. Returns 1 while there are more to count.
+register('recount', function(c)
+    if not has_quotas(c) or recount(c, tonumber(take(c))) then return has_quotas(c) and 1 or 0 end
+    drop_full_buckets(c)
+    return 0
 end)
 
 -- ARGV  prefix, module, id

@@ -17,7 +17,7 @@ local function put_back(c, id, attempt, member, losses)
         'aios_ready_ms', c.now)
     redis.call('HINCRBY', job, 'aios_slices', 1)
     redis.call('LPUSH', c.queue, id)
-    quota.moved(c, facts or nil, 'r', 'q')
+    quota.moved(c, facts or nil, 'r', 'q', id)
     note(c, 'reclaim', id, attempt, '', count(tokens) .. ',' .. count(ran_ms))
 end
 

@@ -1,6 +1,7 @@
 -- reconcile.lua: answer for what stock RQ tools changed behind our back.
 --
--- ARGV  prefix, module, epoch, error body (JSON) for what was removed, limit (unused)
+-- ARGV  prefix, module, epoch, error body (JSON) for what was removed, live jobs that are looked at
+--       in one step
 --
 -- Every live job is in exactly one place: the run queue, a lease, held, parked. Stock tools do not
 -- know of the last three: what runs or is held keeps its place when it is deleted or cancelled,
@@ -9,21 +10,29 @@
 -- (whoever waits hears it), or a stock worker has just popped it: then it is a suspect, and put
 -- back when it is still nowhere after GRACE_MS. A listed job that is not live was enqueued or
 -- requeued by a stock tool: it is taken in. A held one that a stock tool enqueued is held no more.
--- Returns how many jobs were put right; 0 also when the epoch is over.
+-- Where more is live than may be looked at in one step, the full look is the caller's, part by part:
+-- see settle.lua.
+-- Returns how many jobs were put right; 0 also when the epoch is over. Or, where something is to be
+-- done in parts, {how many; now where it is a full look, else 0; 1 where it is a count of the load;
+-- how many have left a long run queue and are still listed (unlist.lua)}.
 
 local GRACE_MS = 3000
-local FULL_LOOK_MS = 10000   -- in a long queue 1 ms per live job: a look costs about 2 us for each
-local RELOOK_SHARE = 20      -- where the counts disagree: 1 ms of waiting for so many jobs
+local FULL_LOOK_MS = 10000
+local FULL_LOOK_SHARE = 4    -- in a long queue 1 ms of waiting for so many live jobs
+local RELOOK_SHARE = 20      -- where the counts disagree
+local PLACED = 1000          -- of those that run, are held, or parked: looked at each time, about 3 ms
 local QUARANTINE_MS = 7 * 86400000 -- how long a quarantined id can be seen
+local DROPPED = 10000         -- entries of a registry that are dropped each time: about 3 ms
 local REGISTRIES = {':finished:', ':failed:', ':canceled:'}
 
 -- Is a look at all that is live due?
 local function is_due(c)
     local live = redis.call('HLEN', c.live)
     local age_ms = c.now - count(redis.call('HGET', c.own .. 'reconciled', c.q))
-    if age_ms >= math.max(FULL_LOOK_MS, live) then return true end
+    if age_ms >= math.max(FULL_LOOK_MS, math.floor(live / FULL_LOOK_SHARE)) then return true end
     local places = redis.call('LLEN', c.queue) + redis.call('ZCARD', c.leases)
         + redis.call('ZCARD', c.held) + redis.call('ZCARD', c.parked)
+        - redis.call('SCARD', ghosts_key(c))
     return places ~= live and age_ms >= math.floor(live / RELOOK_SHARE)
 end
 
@@ -57,6 +66,13 @@ local function withdraw(c, id, body, iso, lent)
     return 1
 end
 
+-- What has just ended stood elsewhere than in the run queue, unless a stock tool had enqueued it, too:
+-- a claim would drop it. To look for that in a long queue costs more than it is worth.
+local function clear_short_queue(c, all_at_once)
+    if redis.call('LLEN', c.queue) > all_at_once then c.off = nil end
+    clear_queue(c)
+end
+
 -- A held job that is not `deferred` any more: a stock tool enqueued it, and it may run already.
 local function let_go(c, id)
     local status, attempt = unpack(redis.call('HMGET', job_key(c, id), 'status', 'aios_attempt'))
@@ -70,25 +86,43 @@ end
 
 local function withdraw_placed(c, body, iso)
     local mended = 0
-    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
+    for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, PLACED - 1)) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         mended = mended + withdraw(c, id, body, iso, attempt)
     end
-    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, -1)) do mended = mended + let_go(c, id) end
+    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, PLACED - 1)) do mended = mended + let_go(c, id) end
     for _, place in ipairs({c.held, c.parked}) do
-        for _, id in ipairs(redis.call('ZRANGE', place, 0, -1)) do
+        for _, id in ipairs(redis.call('ZRANGE', place, 0, PLACED - 1)) do
             mended = mended + withdraw(c, id, body, iso)
         end
     end
     return mended
 end
 
+local function drop_up_to(key, score)
+    local over = math.min(redis.call('ZCOUNT', key, '-inf', score), DROPPED)
+    if over > 0 then redis.call('ZREMRANGEBYRANK', key, 0, over - 1) end
+end
+
 -- RQ leaves this to whoever looks at a registry next, which may be nobody.
 local function drop_expired(c)
     for _, name in ipairs(REGISTRIES) do
-        redis.call('ZREMRANGEBYSCORE', c.p .. name .. c.q, '-inf', math.floor(c.now / 1000))
+        drop_up_to(c.p .. name .. c.q, math.floor(c.now / 1000))
     end
-    redis.call('ZREMRANGEBYSCORE', c.quarantine, '-inf', c.now - QUARANTINE_MS)
+    drop_up_to(c.quarantine, c.now - QUARANTINE_MS)
+end
+
+-- Has a job that is nowhere been so for long enough? Else it is a suspect from now on.
+local function is_lost(c, id, status)
+    local since = redis.call('ZSCORE', c.suspects, id)
+    if not since then redis.call('ZADD', c.suspects, c.now, id) end
+    return since and c.now - since >= GRACE_MS and status ~= 'started'
+end
+
+local function put_back_lost(c, id)
+    redis.call('ZREM', c.suspects, id)
+    redis.call('HSET', job_key(c, id), 'status', 'queued', 'aios_ready_ms', c.now)
+    redis.call('LPUSH', c.queue, id)
 end
 
 -- A job that is live and nowhere. Returns true when it was put right.
@@ -98,15 +132,8 @@ local function settle(c, id, body, iso)
         terminate(c, id, 'cancel', 'canceled', body, iso)
         return true
     end
-    local since = redis.call('ZSCORE', c.suspects, id)
-    if not since then
-        redis.call('ZADD', c.suspects, c.now, id)
-        return false
-    end
-    if c.now - since < GRACE_MS or status == 'started' then return false end
-    redis.call('ZREM', c.suspects, id)
-    redis.call('HSET', job_key(c, id), 'status', 'queued', 'aios_ready_ms', c.now)
-    redis.call('LPUSH', c.queue, id)
+    if not is_lost(c, id, status) then return false end
+    put_back_lost(c, id)
     return true
 end
 
@@ -120,20 +147,25 @@ local function take_in_listed(c, id, iso)
     return false
 end
 
--- What was noted of jobs that were never live, or were deleted before they were.
-local function drop_leftovers(c, live)
-    for _, key in ipairs({c.scores, c.suspects, c.yielding}) do
-        local gone = {}
-        for _, id in ipairs(redis.call('ZRANGE', key, 0, -1)) do
-            if not live[id] then gone[#gone + 1] = id end
-        end
-        variadic('ZREM', key, gone)
+-- What was noted of jobs that were never live, or were deleted before they were: drop it. `step`
+-- through their ids from `cursor` on, all of them where it is nil; returns where to go on.
+local function drop_gone(c, command, key, cursor, step)
+    local found = redis.call(command, key, cursor, 'COUNT', step)
+    local ids, gone = {}, {}
+    for i = 1, #found[2], 2 do ids[#ids + 1] = found[2][i] end
+    for i, known in ipairs(read_many('HMGET', c.live, ids)) do
+        if not known then gone[#gone + 1] = ids[i] end
     end
-    local gone = {}
-    for _, id in ipairs(redis.call('HKEYS', c.control)) do
-        if not live[id] then gone[#gone + 1] = id end
+    variadic(command == 'HSCAN' and 'HDEL' or 'ZREM', key, gone)
+    return found[1]
+end
+
+local function drop_leftovers(c)
+    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.yielding},
+        {'HSCAN', c.control}}) do
+        local cursor = '0'
+        repeat cursor = drop_gone(c, place[1], place[2], cursor, CHUNK) until cursor == '0'
     end
-    variadic('HDEL', c.control, gone)
 end
 
 -- Compare all that is live with all that has a place. Returns how many jobs were put right.
@@ -148,7 +180,7 @@ local function look_at_all(c, body, iso)
         end
         places[id] = true
     end
-    drop_leftovers(c, live)
+    drop_leftovers(c)
     for _, id in ipairs(redis.call('ZRANGE', c.suspects, 0, -1)) do
         if places[id] then redis.call('ZREM', c.suspects, id) end
     end
@@ -161,18 +193,22 @@ local function look_at_all(c, body, iso)
 end
 
 register('reconcile', function(c)
-    local epoch, body = take(c), take(c)
+    local epoch, body, all_at_once = take(c), take(c), tonumber(take(c))
     if not leads(c, epoch) then return 0 end
     local iso = iso_of(c.now)
     local mended = withdraw_placed(c, body, iso)
-    clear_queue(c)
-    if is_due(c) then
+    clear_short_queue(c, all_at_once)
+    local due = is_due(c)
+    local in_parts = due and redis.call('HLEN', c.live) > all_at_once
+    if due and not in_parts then
         mended = mended + look_at_all(c, body, iso)
         clear_queue(c)
-        drop_expired(c)
     end
-    quota.sweep(c)
+    drop_expired(c)
+    local uncounted = quota.sweep(c, all_at_once)
     send_replies(c)
     write_journal(c)
-    return mended
+    local ghosts = redis.call('SCARD', ghosts_key(c))
+    if not in_parts and not uncounted and ghosts == 0 then return mended end
+    return {mended, in_parts and c.now or 0, uncounted and 1 or 0, ghosts}
 end)

@@ -103,7 +103,7 @@ local function publish(c, job, iso, batch)
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
-    quota.moved(c, job.facts, nil, 'q')
+    quota.moved(c, job.facts, nil, 'q', job.id)
     note(c, 'submit', job.id, '', job.client, job.facts)
 end
 

@@ -18,7 +18,7 @@ end
 local function suspend(c, job)
     local key = job_key(c, job.id)
     local used, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
-    if known then quota.moved(c, facts, 'r', 'q') end
+    if known then quota.moved(c, facts, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
     local member = job.id .. ':' .. job.attempt
     redis.call('ZREM', c.leases, member)

@@ -22,7 +22,7 @@ _DEFAULT_SYSTEM = re.compile(re.escape(TURN_START) + r"system(?:\\n|\n)(.*?)" + 
 
 
 class Vocabulary:
-    """Tokens to bytes and conversations to tokens. Not for several threads at once."""
+    """Tokens to bytes and conversations to tokens. One thread may read while another decodes."""
 
     def __init__(self, library: Library, model: int) -> None:
         self._c = library.c

@@ -72,7 +72,7 @@ class FolderVocabulary:
             [hidden.values(tool_values(tool)) for tool in tools],
         )
         if not hidden.found:
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return tuple(self._encode(text))
         return self._encode_around(text, hidden)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -93,10 +93,16 @@ class FolderVocabulary:
             at = marker.end()
         return (*ids, *self._plain(hidden.shown(text[at:])))
 
+    def _encode(self, text: str) -> Sequence[int]:
+        # A batch, even of one, is read without Python's lock: the worker's loop goes on meanwhile.
+        [encoded] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: Sequence[int] = encoded.ids
+        return ids
+
     def _plain(self, text: str) -> list[int]:
         self._tokenizer.encode_special_tokens = True  # as the characters that they are
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return list(self._encode(text))
         finally:
             self._tokenizer.encode_special_tokens = False
 

@@ -1,0 +1,141 @@
+"""A full look at a long queue for what stock RQ tools changed, a part at a time.
+
+All that is live is compared with all that has a place. Both are read bit by bit, while jobs come,
+go and move, so what does not match is only a question: `settle.lua` answers it, about one job, in
+one step. No step keeps Redis busy for more than a few milliseconds, however long the queue is.
+
+The run queue is read from its tail to its head: what is claimed or comes in meanwhile shifts no
+piece past another. A job that moved from one that was still to be read to one that had been read is
+taken for missing. That is harmless: it becomes a suspect, and the next look finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import islice
+
+from aios_broker.queues.connection import Answer, Argument, Connection
+from aios_broker.queues.keys import Keys
+
+ALL_AT_ONCE = 2000  # live jobs that one step compares: about 4 ms of Redis' time
+PIECE = 500  # ids that are read in one step
+OVERLAP = 64  # by how many jobs near the tail may leave between two pieces
+AT_ONCE = 100  # jobs that are settled in one step: 4 ms where all of them are ended
+STALE_AT_ONCE = 4  # each is looked for in the whole queue
+MOST_SEARCHED = 1000  # jobs that are looked for, one by one, in the whole queue: a second of Redis
+NOTES = (1, 2, 3, 4)  # scores, suspects, yielding, control
+
+Settle = Callable[[list[Argument]], Awaitable[Answer]]
+
+
+class EpochOver(Exception):
+    """Another scheduler leads; nothing was changed."""
+
+
+class FullLook:
+    """One look. `stale`: what the last one found in the queue with nothing to run."""
+
+    def __init__(
+        self, redis: Connection, keys: Keys, module: str, settle: Settle, stale: frozenset[bytes]
+    ) -> None:
+        self.uncounted = False  # the load of quotas is to be counted anew
+        self.stale: frozenset[bytes] = frozenset()  # found by this one
+        self._redis = redis
+        self._queue, self._live = keys.queue(module), keys.own(f"live:{module}")
+        self._suspects = keys.own(f"suspects:{module}")
+        self._settle = settle
+        self._stale_before = stale
+
+    async def run(self, all_at_once: int) -> int:
+        """Take the look; return how many jobs were put right.
+
+        Raises:
+            EpochOver: another scheduler leads.
+        """
+        suspects = await self._read_suspects()
+        strangers = await self._read_queue()
+        mended = await self._settle_live(strangers, suspects)
+        mended += await self._settle_strangers(strangers)
+        for place in NOTES:
+            cursor = b"0"
+            while (cursor := (await self._ask("leftovers", place, cursor))[1]) != b"0":
+                pass
+        self.uncounted = bool((await self._ask("end", all_at_once))[1])
+        return mended
+
+    async def _ask(self, kind: str, *arguments: Argument) -> list[Answer]:
+        answer = await self._settle([kind, *arguments])
+        if answer == 0:
+            raise EpochOver
+        rows: list[Answer] = answer
+        return rows
+
+    async def _read_queue(self) -> set[bytes]:
+        listed: set[bytes] = set()
+        last = -1
+        while ids := await self._redis.execute("LRANGE", self._queue, last - PIECE + 1, last):
+            listed.update(ids)
+            if len(ids) < PIECE:
+                break
+            last -= PIECE - OVERLAP
+        return listed
+
+    async def _read_suspects(self) -> set[bytes]:
+        suspects: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, flat = await self._redis.execute(
+                "ZSCAN", self._suspects, cursor, "COUNT", PIECE
+            )
+            suspects.update(flat[::2])
+            if cursor == b"0":
+                return suspects
+
+    async def _settle_live(self, listed: set[bytes], suspects: set[bytes]) -> int:
+        """Settle what is live and not listed; leave in `listed` what is listed and not live."""
+        mended, searched = 0, 0
+        cursor = b"0"
+        while True:
+            cursor, flat = await self._redis.execute("HSCAN", self._live, cursor, "COUNT", PIECE)
+            unlisted, found = [], []
+            for job_id in flat[::2]:
+                if job_id not in listed:
+                    unlisted.append(job_id)
+                elif job_id in suspects:
+                    found.append(job_id)
+            listed.difference_update(flat[::2])
+            for part in _parts(found, AT_ONCE):
+                await self._ask("found", *part)
+            searched += sum(job_id in suspects for job_id in unlisted)
+            mended += await self._settle_unlisted(unlisted, search=searched <= MOST_SEARCHED)
+            if cursor == b"0":
+                return mended
+
+    async def _settle_unlisted(self, ids: list[bytes], *, search: bool) -> int:
+        mended = 0
+        while ids:
+            again: list[bytes] = []
+            for part in _parts(ids, AT_ONCE):
+                count, *rest = await self._ask("unlisted", int(search), *part)
+                mended += count
+                again += rest
+            ids = again
+        return mended
+
+    async def _settle_strangers(self, strangers: Iterable[bytes]) -> int:
+        mended, stale = 0, set[bytes]()
+        for part in _parts(strangers, AT_ONCE):
+            count, *nothing = await self._ask("listed", *part)
+            mended += count
+            stale.update(nothing)
+        again = [*(stale & self._stale_before)][:MOST_SEARCHED]
+        for part in _parts(again, STALE_AT_ONCE):
+            mended += (await self._ask("stale", *part))[0]
+        self.stale = frozenset(stale.difference(again))
+        return mended
+
+
+def _parts(ids: Iterable[bytes], size: int) -> Iterator[tuple[bytes, ...]]:
+    rest = iter(ids)
+    while part := tuple(islice(rest, size)):
+        yield part
