@@ -84,7 +84,7 @@ local function reason(job)
 end
 
 -- End one job. `registry`: entries of RQ's registries, by status.
-local function settle(c, job, worker, iso, ttl_s, registry)
+local function end_one(c, job, worker, iso, ttl_s, registry)
     local used, ok = settle_use(c, job), job.status == 'finished'
     if not ttl_s then
         call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
@@ -114,7 +114,7 @@ register('finish', function(c)
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job
-            settle(c, job, worker, iso, ttl_s, registry)
+            end_one(c, job, worker, iso, ttl_s, registry)
             reply_to(c, clients[i], job.reply)
         end
     end
