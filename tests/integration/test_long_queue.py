@@ -11,6 +11,7 @@ import redis
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Answer, Argument, Connection
+from aios_broker.queues.control import AT_ONCE
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
@@ -20,6 +21,7 @@ from aios_broker.queues.records import Ending, Facts, Lease, Submission
 from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
 
 WAITING = 2400  # more than is looked at in one step
+LEAVING = 7 * AT_ONCE
 NOTHING_MORE = Appetite(0, LEASE_S)
 KEYS = Keys()
 Meanwhile = Callable[[], Awaitable[None]]
@@ -112,6 +114,23 @@ async def test_what_stock_tools_did_to_a_long_queue_is_put_right_once(
     assert {*await user.waiting()} == alive - {*running}
     assert client.zcard(KEYS.own("scores:llm")) == 0
     assert client.zcard(KEYS.own("suspects:llm")) == 0
+
+
+async def test_what_is_noted_of_nobody_is_dropped_from_a_short_queue_too(
+    user: QueueUser, client: redis.Redis
+) -> None:
+    [known] = await submit(user, 1)
+    for name in ("scores", "suspects", "yielding"):
+        client.zadd(KEYS.own(f"{name}:llm"), {known: 1, "f" * 32: 1})
+    client.hset(KEYS.own("control:llm"), mapping={known: "hold", "f" * 32: "hold"})
+    look_is_due(client)
+
+    assert await user.order.reconcile(await user.lead()) == 0
+
+    assert client.zrange(KEYS.own("scores:llm"), 0, -1) == [known.encode()]
+    assert client.zrange(KEYS.own("yielding:llm"), 0, -1) == [known.encode()]
+    assert client.zcard(KEYS.own("suspects:llm")) == 0
+    assert client.hkeys(KEYS.own("control:llm")) == [known.encode()]
 
 
 async def test_what_moves_while_it_is_looked_at_is_left_alone(
@@ -232,7 +251,7 @@ async def test_many_leave_a_long_queue_piece_by_piece(
     user: QueueUser, client: redis.Redis, how: str
 ) -> None:
     ids = await submit(user, 2 * WAITING)
-    chosen = random.Random(7).sample(ids, 450)
+    chosen = random.Random(7).sample(ids, LEAVING)
     epoch = await user.lead()
     match how:
         case "cancel":
@@ -241,8 +260,8 @@ async def test_many_leave_a_long_queue_piece_by_piece(
             await user.control.hold(chosen, module="llm")
         case _:
             client.zadd(KEYS.own("deadlines:llm"), dict.fromkeys(chosen, 1))
-            assert await user.order.expire(epoch) == 450
-    assert client.scard(KEYS.own("ghosts:llm")) == 450
+            assert await user.order.expire(epoch) == LEAVING
+    assert client.scard(KEYS.own("ghosts:llm")) == LEAVING
     first = [job_id for job_id in ids if job_id not in set(chosen)][:40]
     assert [lease.job_id for lease in await user.claim(40)] == first
     await user.control.release(chosen[:2], module="llm")  # where it was held it waits again

@@ -17,7 +17,7 @@ from aios_broker.queues.records import Facts, Submission
 from tests.queue_user import DATA, LEASE_S, QueueUser
 
 WAITING = 1200  # more than is read of the queue at a time
-MANY = 450  # more than one step takes
+MANY = 7 * AT_ONCE  # more than one step takes
 
 
 @pytest.fixture

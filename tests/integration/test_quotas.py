@@ -13,7 +13,15 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.ledger.journal import Books, read_entry
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject, Use
-from aios_broker.queues.records import Ending, Facts, Lease, PolicyRow, SliceUse, Submission
+from aios_broker.queues.records import (
+    Ending,
+    Facts,
+    Lease,
+    Pause,
+    PolicyRow,
+    SliceUse,
+    Submission,
+)
 from tests.queue_user import QueueUser, queue_user
 
 ADA, BOB = Subject.of_agent("ada"), Subject.of_agent("bob", "acme")
@@ -162,6 +170,33 @@ async def test_what_earlier_attempts_used_is_the_base_of_the_next(user: QueueUse
     [view] = await user.control.jobs("llm")
 
     assert (view.tokens, view.ran_s) == (30, 1.5)
+
+
+async def test_a_prompt_is_charged_once_however_often_it_is_read(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await submit(user, ADA)
+    for tokens in (1, 2):  # its worker reads the prompt again in each attempt
+        [lease] = await user.claim()
+        use = SliceUse(lease, 0.1, tokens, None, 40)
+        for _ in range(2):
+            await user.queue.slice_end("w", [use], NOTHING_MORE)
+        pause = Pause(lease, b"half", 0.1, tokens, "yield", 40)
+        await user.queue.pause("w", [pause], NOTHING_MORE)
+    [lease] = await user.claim()
+    await user.queue.finish("w", [Ending(lease, "finished", b"{}", 0.1, 3, False, 41)],
+                            NOTHING_MORE)  # fmt: skip
+    use_of_ada = (await quotas.usage("llm", [ADA])).of(ADA)
+    assert (use_of_ada.prompt_tokens, use_of_ada.tokens) == (41, 6)
+
+
+async def test_a_batch_of_an_agent_is_claimed_up_to_its_limit(
+    user: QueueUser, quotas: Quotas
+) -> None:
+    await quotas.set("llm", QuotaRow(ADA, max_running=2))
+    mine = await submit(user, ADA, 4)
+    others = await submit(user, BOB, 1)
+    assert [lease.job_id for lease in await user.claim(5)] == [*mine[:2], *others]
 
 
 async def test_a_cancelled_job_frees_the_place_that_it_had(user: QueueUser, quotas: Quotas) -> None:

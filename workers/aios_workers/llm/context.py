@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import assert_never
 
-from aios_broker.contract.errors import InvalidSyscall, UnknownModule
+from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownModule
 from aios_broker.contract.llm import (
     ContextBody,
     ContextClear,
@@ -171,12 +172,27 @@ class ContextDesk:
         self, owner: ContextOwner, written: Written, messages: Sequence[Message], *, show: bool
     ) -> Done:
         info = self._core.info
-        tokens = await self._reader.read(characters_of(messages), lambda: self._count(messages))
+        tokens = await self._tokens(messages)
         return Done(ContextResult(
             context=owner.name, messages=tuple(messages) if show else (),
             message_count=written.message_count, tokens=tokens,
             limit_tokens=info.context_tokens, model=info.model, version=written.version,
         ))  # fmt: skip
+
+    async def _tokens(self, messages: Sequence[Message]) -> int:
+        """Count a conversation; one that does not fit message by message: others read meanwhile."""
+        if not messages:
+            return 0
+        try:
+            return await self._reader.read(
+                characters_of(messages), lambda: len(self._core.render(messages))
+            )
+        except ContextTooLong:
+            tokens = 0
+            for message in messages:
+                one = (message,)
+                tokens += await self._reader.read(characters_of(one), partial(self._count, one))
+            return max(self._core.info.context_tokens + 1, tokens)
 
 
 def _owner(syscall: Syscall, name: str) -> ContextOwner:
