@@ -85,7 +85,7 @@ def test_a_table_that_somebody_locks_is_not_waited_for_for_ever(
         holder.execute("LOCK TABLE syscall")
         with pytest.raises(DatabaseUnavailable, match="lock timeout"):
             migrate.downgrade(empty_url)
-    assert migrate.current(empty_url) == "0001"  # the one whose table it is stays
+    assert migrate.current(empty_url) == "0003"  # the last one that touches the table
 
 
 def test_a_database_of_a_newer_release_is_left_alone(empty_url: str) -> None:

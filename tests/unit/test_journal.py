@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.journal import Books, Position, Transition, read_entry, read_use
+from aios_broker.ledger.books import Books
+from aios_broker.ledger.journal import (
+    Entry,
+    Position,
+    Transition,
+    kept_entry,
+    parse_entry,
+    read_entry,
+    read_use,
+)
 
 FACTS = '{"agent":"ada","kind":"llm.chat","program":"p1","tenant":"acme"}'
 
@@ -23,7 +33,14 @@ def line(
 
 def entered(*lines: str) -> tuple[Books, list[Transition]]:
     books = Books()
-    return books, [books.enter(transition) for transition in read_entry(entry(*lines))]
+    return books, list(kept(books, entry(*lines)).transitions())
+
+
+def kept(books: Books, told: list[object]) -> Entry:
+    """Enter what the journal tells; return it as it is read back from the ledger."""
+    parsed = parse_entry(told)
+    assert parsed is not None
+    return kept_entry(parsed.position, parsed.module, parsed.text, books.enter(parsed).anomalies)
 
 
 def test_a_life_with_a_suspension() -> None:
@@ -112,8 +129,11 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
 ) -> None:
     data = b"\n".join(lines)
     books = Books()
-    read = list(read_entry([b"1-0", [b"q", b"llm\x00", b"t", data]]))
-    transitions = [books.enter(transition) for transition in read]
+    told: list[object] = [b"1-0", [b"q", b"llm\x00", b"t", data]]
+    transitions = list(kept(books, told).transitions())
+    assert [msgspec.structs.replace(each, anomaly=False) for each in transitions] == [
+        msgspec.structs.replace(each, anomaly=False) for each in read_entry(told)
+    ]
     assert len(transitions) == data.count(b"\n") + 1
     for transition in transitions:
         for text in (transition.event, transition.job_id, transition.who, transition.detail):
