@@ -64,12 +64,14 @@ class Books:
     def enter(self, entry: Entry) -> Entered:
         """Apply an entry's transitions, about 1 us each."""
         rows, at, place = self.rows, entry.position.at, str(entry.position)
+        known, arrows, unreadable = rows.get, _ARROWS.get, entry.anomalies
         anomalies: list[int] = []
         touched: list[SyscallRow] = []
+        names: set[str] = set()
         for ordinal, (event, job_id, attempt, who, detail) in enumerate(entry.lines()):
-            row = rows.get(job_id)
+            row = known(job_id)
             state = None if row is None else row.state
-            sources, target, step = _ARROWS.get(event, _NO_ARROW)
+            sources, target, step = arrows(event, _NO_ARROW)
             lawful = state in sources
             if step is not None:
                 if row is None:
@@ -79,15 +81,16 @@ class Books:
                         row.slices += 1
                     row.state = target
                     step(row, at, attempt, who, detail)
+            elif row is None:
+                names.add(NOBODY)
             if row is not None and row.last_entry is not place:
                 row.last_entry = place
                 row.entries = f"{row.entries} {place}" if row.entries else place
                 touched.append(row)
-            if not lawful or ordinal in entry.anomalies:
+            if not lawful or ordinal in unreadable:
                 anomalies.append(ordinal)
-        names = {row.agent for row in touched}
-        names.update(row.program for row in touched)
-        names.update(row.tenant for row in touched)
+        about = {(row.agent, row.program, row.tenant) for row in touched}
+        names.update(name for one in about for name in one)
         return Entered(anomalies, list(names))
 
 
@@ -118,8 +121,10 @@ def _adopted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: st
 
 
 def _claimed(row: SyscallRow, at: datetime, attempt: str, who: str, detail: str) -> None:
-    row.attempts = max(row.attempts, int(attempt or 0))
-    row.started_at = row.started_at or at
+    if attempt:
+        row.attempts = max(row.attempts, int(attempt))
+    if row.started_at is None:
+        row.started_at = at
     row.worker = who
     if detail:
         _used(row, at, attempt, who, detail)
@@ -137,7 +142,10 @@ def _used(row: SyscallRow, _at: datetime, _attempt: str, _who: str, detail: str)
 
 def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
     tokens, ran_ms, code = read_use(detail)
-    row.tokens, row.ran_ms = max(row.tokens, tokens), max(row.ran_ms, ran_ms)
+    if tokens > row.tokens:
+        row.tokens = tokens
+    if ran_ms > row.ran_ms:
+        row.ran_ms = ran_ms
     row.ended_at = at
     row.error_code = None if row.state == "finished" else code or row.state
 

@@ -29,9 +29,9 @@ _LAST = f"""
     FROM transition t LEFT JOIN syscall s USING (job_id)
     WHERE t.source = %(source)s AND (t.stream_ms, t.stream_seq) > (%(ms)s, %(seq)s)
         AND (%(job_id)s::text IS NULL OR starts_with(t.job_id, %(job_id)s))
-        AND (%(agent)s::text IS NULL OR s.agent = %(agent)s)
-        AND (%(program)s::text IS NULL OR s.program = %(program)s)
-        AND (%(tenant)s::text IS NULL OR s.tenant = %(tenant)s)
+        AND (%(agent)s::text IS NULL OR coalesce(s.agent, '?') = %(agent)s)
+        AND (%(program)s::text IS NULL OR coalesce(s.program, 'main') = %(program)s)
+        AND (%(tenant)s::text IS NULL OR coalesce(s.tenant, 'default') = %(tenant)s)
         AND (%(module)s::text IS NULL OR t.module = %(module)s)
         AND (%(event)s::text IS NULL OR t.event = %(event)s)
     ORDER BY t.stream_ms DESC, t.stream_seq DESC, t.ordinal DESC LIMIT %(limit)s

@@ -62,7 +62,7 @@ class Written:
     anomalies: int = 0
 
 
-class _Mistaken(Exception):  # noqa: N818  caught here, three lines below
+class _Mistaken(Exception):
     """A syscall that was remembered is not in the table."""
 
 
