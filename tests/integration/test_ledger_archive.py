@@ -67,9 +67,7 @@ async def wild_journal(user: QueueUser, luck: random.Random) -> list[Transition]
                 detail = luck.choice(["", "5,10", "5,10,core-error", "a\\b \\N é"])
                 lines.append(f"{luck.choice(EVENTS)}\t{job_id}\t{luck.randint(1, 3)}\tw\t{detail}")
         module = luck.choice(["llm", "tool"])
-        await user.redis.execute(
-            "XADD", user.keys.journal, "*", "q", module, "t", "\n".join(lines)
-        )
+        await user.redis.execute("XADD", user.keys.journal, "*", "q", module, "t", "\n".join(lines))
     written = await user.redis.execute("XRANGE", user.keys.journal, "-", "+")
     return [change for entry in written for change in read_entry(entry)]
 
@@ -89,9 +87,7 @@ async def drained_by_turns(
     await other.aclose()
 
 
-async def by_hand(
-    database: Database, changes: Sequence[Transition]
-) -> list[Happening]:
+async def by_hand(database: Database, changes: Sequence[Transition]) -> list[Happening]:
     """Return what the journal said, with what the ledger knows of each syscall."""
     async with database.transaction() as cursor:
         await cursor.execute("SELECT job_id, agent, kind, program, tenant FROM syscall")
@@ -170,8 +166,8 @@ async def test_a_search_that_takes_too_long_says_how_far_it_came(
     monkeypatch.setattr(archive, "SEARCH_TIMEOUT_S", 0.0)
     await wild_journal(user, random.Random(1))
     await Ledger(database).drain(user.redis, limit=1000)
-    with pytest.raises(WaitTimeout, match="found 0 of 5") as caught:
-        await History(user.redis, user.keys, database).last(Wanted(agent="?", event="x"), 5)
+    with pytest.raises(WaitTimeout, match="of 9000 changes were found") as caught:
+        await History(user.redis, user.keys, database).last(Wanted(agent="agent-1"), 9000)
     assert "id" in str(caught.value.remedy)
 
 

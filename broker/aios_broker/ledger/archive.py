@@ -150,14 +150,14 @@ class Archive:
         found: list[Happening] = []
         before: Position | None = _END
         while before is not None and len(found) < limit:
-            if time.monotonic() > until_s:
-                raise WaitTimeout(
-                    f"{SEARCH_TIMEOUT_S:g} s were enough to look back to {before.at:%Y-%m-%d %H:%M}"
-                    f" and found {len(found)} of {limit} changes",
-                    remedy="ask for fewer, or by a syscall's id",
-                )
             entries, before = await self._page(wanted, before, limit - len(found))
             found += await self._matching(entries, wanted, limit - len(found))
+            if before is not None and len(found) < limit and time.monotonic() > until_s:
+                raise WaitTimeout(
+                    f"{SEARCH_TIMEOUT_S:g} s were enough to look back to {before.at:%Y-%m-%d %H:%M}"
+                    f" UTC: {len(found)} of {limit} changes were found",
+                    remedy="ask for fewer, or by a syscall's id",
+                )
         return found[:limit][::-1]
 
     async def _page(

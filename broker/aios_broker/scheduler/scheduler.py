@@ -141,7 +141,9 @@ class Scheduler:
         ]
         if keep_days := self._config.ledger_keep_days:
             retention = Retention(aside, self._keys.prefix, keep_days)
-            duties.append(Duty("retention", self._led(lambda reign: self._forget(retention, reign))))
+            duties.append(
+                Duty("retention", self._led(lambda reign: self._forget(retention, reign)))
+            )
         return duties
 
     def _database(self, url: str) -> Database:
