@@ -197,6 +197,15 @@ async def test_a_database_without_tables_says_what_to_do(
         await ledger.drain(user.redis)
 
 
+async def test_a_database_of_the_release_before_says_what_to_do(
+    database: Database, ledger: Ledger
+) -> None:
+    async with database.transaction() as cursor:
+        await cursor.execute("ALTER TABLE syscall DROP COLUMN entries")
+    with pytest.raises(DatabaseUnavailable, match="aios migrate"):
+        await ledger.history("j1")
+
+
 async def drop_all(cursor: AsyncCursor) -> None:
     await cursor.execute("DROP TABLE syscall, journal_entry, journal_position, snapshot")
 

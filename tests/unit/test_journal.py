@@ -110,6 +110,35 @@ def test_tabs_in_the_detail_belong_to_it() -> None:
     assert transition.detail == "a\tb"
 
 
+def test_what_is_too_long_is_cut_and_kept_so() -> None:
+    long = line("submit", "j" * 600, detail="d" * 5000)
+    parsed = parse_entry(entry(line("claim"), long, "nonsense" * 100))
+    assert parsed is not None
+    again = kept_entry(parsed.position, parsed.module, parsed.text, parsed.anomalies)
+    assert again == parsed
+    assert (len(parsed), parsed.anomalies) == (3, [2])
+    _, cut, odd = parsed.transitions()
+    assert (len(cut.job_id), len(cut.detail), cut.anomaly) == (512, 4096, False)
+    assert (len(odd.event), odd.job_id, odd.anomaly) == (512, "", True)
+
+
+def test_an_attempt_that_is_no_small_number_cannot_be_read() -> None:
+    for attempt in ("many", "-1", "9999999999", "1.0", "\u00b2"):
+        _, [transition] = entered(line("claim", attempt=attempt))
+        assert (transition.attempt, transition.anomaly) == (None, True), attempt
+
+
+def test_an_entry_names_all_whose_syscalls_it_speaks_of() -> None:
+    parsed = parse_entry(entry(line("submit", detail=FACTS), line("claim", "j2")))
+    assert parsed is not None
+    books = Books()
+    assert set(books.enter(parsed).names) == {"ada", "p1", "acme", "?", "main", "default"}
+    later = parse_entry(entry(line("claim"), line("finish"), at_ms=5))
+    assert later is not None
+    assert set(books.enter(later).names) == {"ada", "p1", "acme"}
+    assert books.rows["j1"].entries == "1700000000000-0 5-0"  # once each
+
+
 def test_positions_are_ordered_as_numbers() -> None:
     assert Position.parse("5-10") > Position.parse(b"5-9")
     assert str(Position.parse("5-10")) == "5-10"
