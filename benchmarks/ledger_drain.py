@@ -5,9 +5,9 @@
     python benchmarks/ledger_drain.py --json out.json
 
 A journal is written as the queue's steps write it for `tool.echo` (a submit carries 200 syscalls, a
-worker has 64 slots), then it is drained; only that is measured. Two shapes: `flowing`, each
-syscall ends soon after it came; `backlog`, all are submitted before the first one is claimed. The
-drainer's time is its process time, Postgres' that of all its processes (/proc/PID/schedstat).
+worker has 64 slots), then it is drained; only that is measured. Three shapes: `flowing`, each
+syscall ends soon after it came; `backlog`, all are submitted before the first one is claimed;
+`alone`, one after the other, each change an entry of its own. The drainer's time is its process time, Postgres' that of all its processes (/proc/PID/schedstat).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WORKER = "host.4242.0a1b2c3d"
 CLIENT = "host.4243.4d5e6f70"
 AGENTS = 32
 BATCH_ENTRIES = 100
-SHAPES = ("flowing", "backlog")
+SHAPES = ("flowing", "backlog", "alone")
 LIMIT_S = 600
 
 
@@ -79,8 +79,9 @@ def journal(shape: str, count: int) -> Iterator[str]:
         yield from submits(ids)
         yield from runs(ids)
         return
-    for first in range(0, count, SUBMIT_BATCH):
-        part = ids[first : first + SUBMIT_BATCH]
+    size = 1 if shape == "alone" else SUBMIT_BATCH
+    for first in range(0, count, size):
+        part = ids[first : first + size]
         yield from submits(part)
         yield from runs(part)
 

@@ -8,7 +8,6 @@ Undo: drops what was entered since; `syscall` stays as it stands, its history is
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 revision = "0003"
 down_revision = "0002"
@@ -22,8 +21,8 @@ def upgrade() -> None:
         sa.Column("stream_seq", sa.BigInteger(), nullable=False),
         sa.Column("module", sa.Text(), nullable=False),
         sa.Column("lines", sa.Text(), nullable=False),
-        sa.Column("anomalies", postgresql.ARRAY(sa.Integer()), nullable=False),
-        sa.Column("names", postgresql.ARRAY(sa.Text()), nullable=False),
+        sa.Column("anomalies", sa.Text(), nullable=False),
+        sa.Column("names", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("source", "stream_ms", "stream_seq", name="pk_journal_entry"),
     )
     # To compress the lines would cost more time than all else that is done with them.

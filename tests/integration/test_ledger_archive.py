@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import dropwhile
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -23,6 +25,7 @@ from tests.first_ledger import drain_as_first_release
 from tests.queue_user import QueueUser, queue_user
 
 EVENTS = ("claim", "yield", "claim", "finish", "fail", "reclaim", "hold", "release", "teleport")
+UPGRADE_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to-upgrade.md"
 ENTRIES, MOST_LINES, SYSCALLS = 60, 8, 40
 
 
@@ -171,12 +174,32 @@ async def test_a_search_that_takes_too_long_says_how_far_it_came(
     assert "id" in str(caught.value.remedy)
 
 
-async def test_the_names_that_an_entry_speaks_of_spare_reading_it(
+async def test_entries_that_do_not_speak_of_an_agent_are_not_even_read(
+    user: QueueUser, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await user.submit(0)
+    await Ledger(database).drain(user.redis)
+    monkeypatch.setattr(archive, "PAGE_ENTRIES", 1)
+    monkeypatch.setattr(archive, "SEARCH_TIMEOUT_S", 0.0)
+    reader = Archive(database, user.keys.prefix)
+    assert len(await reader.last(Wanted(agent="ada"), 1)) == 1
+    for nobody in (Wanted(agent="ad"), Wanted(program="p9"), Wanted(tenant="x"),
+                   Wanted(event="fail"), Wanted(module="tool", agent="ada")):  # fmt: skip
+        assert await reader.last(nobody, 5) == []  # in one page: a second one would be too late
+
+
+async def test_the_query_of_the_upgrade_page_tells_the_same(
     user: QueueUser, database: Database
 ) -> None:
-    await wild_journal(user, random.Random(3))
+    await wild_journal(user, random.Random(5))
     await Ledger(database).drain(user.redis, limit=1000)
+    changes, are_all = await Archive(database, user.keys.prefix).after(Position())
+    [query] = re.findall(r"```sql\n(.*?)```", UPGRADE_PAGE.read_text(), re.DOTALL)
     async with database.transaction() as cursor:
-        await cursor.execute("SELECT count(*) FROM journal_entry WHERE names && ARRAY['nobody']")
-        assert await cursor.fetchone() == (0,)
-    assert await Archive(database, user.keys.prefix).last(Wanted(agent="nobody"), 5) == []
+        await cursor.execute(query.encode())
+        rows = await cursor.fetchall()
+    assert are_all
+    assert [(at, anomaly, event, job_id) for at, _, anomaly, event, job_id, *_ in rows] == [
+        (each.at, each.anomaly, each.event, each.job_id) for each in changes
+    ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from psycopg import AsyncCursor
 
@@ -41,9 +42,12 @@ _BEFORE = f"""
         AND (%(module)s::text IS NULL OR module = %(module)s)
         AND (%(event)s::text IS NULL OR starts_with(lines, %(event)s || E'\\t')
              OR strpos(lines, E'\\n' || %(event)s || E'\\t') > 0)
-        AND (%(agent)s::text IS NULL OR names && ARRAY[%(agent)s, '?'])
-        AND (%(program)s::text IS NULL OR names && ARRAY[%(program)s, '?'])
-        AND (%(tenant)s::text IS NULL OR names && ARRAY[%(tenant)s, '?'])
+        AND (%(agent)s::text IS NULL OR strpos(names, E'\\n' || %(agent)s || E'\\n') > 0
+             OR strpos(names, E'\\n?\\n') > 0)
+        AND (%(program)s::text IS NULL OR strpos(names, E'\\n' || %(program)s || E'\\n') > 0
+             OR strpos(names, E'\\n?\\n') > 0)
+        AND (%(tenant)s::text IS NULL OR strpos(names, E'\\n' || %(tenant)s || E'\\n') > 0
+             OR strpos(names, E'\\n?\\n') > 0)
     ORDER BY stream_ms DESC, stream_seq DESC LIMIT %(limit)s
 """.encode()
 _AT = f"""
@@ -199,6 +203,6 @@ def _positions(listed: str) -> list[Position]:
     return [Position.parse(place) for place in listed.split()]
 
 
-def _entry(row: Sequence[object]) -> Entry:
+def _entry(row: Sequence[Any]) -> Entry:
     ms, seq, module, text, anomalies = row
-    return kept_entry(Position(ms, seq), module, text, anomalies)  # type: ignore[arg-type]
+    return kept_entry(Position(ms, seq), module, text, [int(one) for one in anomalies.split()])

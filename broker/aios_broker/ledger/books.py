@@ -52,7 +52,7 @@ class Entered:
     """What an entry turned out to be when it was entered."""
 
     anomalies: list[int]  # ordinals
-    names: list[str]  # of all agents, programs and tenants whose syscalls it speaks of
+    names: str  # of all agents, programs and tenants whose syscalls it speaks of, one per line
 
 
 class Books:
@@ -91,7 +91,7 @@ class Books:
                 anomalies.append(ordinal)
         about = {(row.agent, row.program, row.tenant) for row in touched}
         names.update(name for one in about for name in one)
-        return Entered(anomalies, list(names))
+        return Entered(anomalies, "\n".join(["", *names, ""]))
 
 
 def _stranger(job_id: str, module: str, at: datetime) -> SyscallRow:

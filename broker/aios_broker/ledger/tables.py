@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -59,10 +58,11 @@ journal_entry = Table(
     Column("stream_seq", BigInteger, primary_key=True),
     Column("module", Text, nullable=False),
     Column("lines", Text, nullable=False),  # one per change; ledger/journal.py says what is in it
-    # Lines, from 0, that cannot be read or that the transition table forbids.
-    Column("anomalies", ARRAY(Integer), nullable=False),
-    # Of all agents, programs and tenants whose syscalls it speaks of; `?` where one is not known.
-    Column("names", ARRAY(Text), nullable=False),
+    # Lines, from 0, that cannot be read or that the transition table forbids; a space between.
+    Column("anomalies", Text, nullable=False),
+    # Of all agents, programs and tenants whose syscalls it speaks of, each between two line breaks;
+    # `?` where one is not known.
+    Column("names", Text, nullable=False),
 )
 
 # Every change of state that releases before this one entered, a row each. Only they add to it.

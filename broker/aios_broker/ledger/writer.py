@@ -34,7 +34,7 @@ _COPY_ENTRIES = """
     COPY journal_entry (source, stream_ms, stream_seq, module, lines, anomalies, names)
     FROM STDIN (FORMAT BINARY)
 """
-_ENTRY_TYPES = ("text", "int8", "int8", "text", "text", "int4[]", "text[]")
+_ENTRY_TYPES = ("text", "int8", "int8", "text", "text", "text", "text")
 _COPY_SYSCALLS = f"COPY syscall ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 _SYSCALL_TYPES = (
     *["text"] * 7, *["timestamptz"] * 3, *["int4"] * 3, *["int8"] * 2, *["text"] * 3,
@@ -169,7 +169,7 @@ async def _copy_entries(
         for entry, one in zip(entries, entered, strict=True):
             await copy.write_row((
                 source, entry.position.ms, entry.position.seq, entry.module, entry.text,
-                one.anomalies, one.names,
+                " ".join(map(str, one.anomalies)), one.names,
             ))  # fmt: skip
 
 
