@@ -6,8 +6,9 @@
 
 A journal is written as the queue's steps write it for `tool.echo` (a submit carries 200 syscalls, a
 worker has 64 slots), then it is drained; only that is measured. Three shapes: `flowing`, each
-syscall ends soon after it came; `backlog`, all are submitted before the first one is claimed;
-`alone`, one after the other, each change an entry of its own. The drainer's time is its process time, Postgres' that of all its processes (/proc/PID/schedstat).
+syscall ends soon after it came; `backlog`, all are submitted, and entered, before the first one is
+claimed; `alone`, one after the other, each change an entry of its own. The drainer's time is its
+process time, Postgres' that of all its processes (/proc/PID/schedstat).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SLOTS = 64
 WORKER = "host.4242.0a1b2c3d"
 CLIENT = "host.4243.4d5e6f70"
 AGENTS = 32
-BATCH_ENTRIES = 100
+BATCH_ENTRIES = {"flowing": 400, "backlog": 100, "alone": 400}
 SHAPES = ("flowing", "backlog", "alone")
 LIMIT_S = 600
 
@@ -93,17 +94,16 @@ def cpu_us(pid: int) -> float:
     return own + sum(cpu_us(int(child)) for child in children)
 
 
-async def drained(redis_url: str, database_url: str, postgres_pid: int) -> tuple[float, float]:
-    """Drain the journal; return the time of this process and of Postgres, in microseconds.
-
-    In batches of a quarter of the scheduler's, so that a backlog is split as a long one is.
-    """
+async def drained(
+    redis_url: str, database_url: str, postgres_pid: int, limit: int
+) -> tuple[float, float]:
+    """Drain the journal; return the time of this process and of Postgres, in microseconds."""
     connection, database = Connection(redis_url), Database(database_url)
     ledger = Ledger(database)
     async with database.transaction() as cursor:
         await cursor.execute("SELECT 1")
     before, own = cpu_us(postgres_pid), time.process_time()
-    while (await ledger.drain(connection, limit=BATCH_ENTRIES)).behind:
+    while (await ledger.drain(connection, limit=limit)).behind:
         pass
     own = (time.process_time() - own) * 1e6
     postgres = cpu_us(postgres_pid) - before
@@ -134,7 +134,7 @@ def measured(count: int) -> dict[str, dict[str, float]]:
             sent.execute()
             plain.execute("CHECKPOINT")
             size_bytes, wal = stored(plain)
-            own, theirs = asyncio.run(drained(server.url, url, process.pid))
+            own, theirs = asyncio.run(drained(server.url, url, process.pid, BATCH_ENTRIES[shape]))
             size_after_bytes, wal_after = stored(plain)
             found[shape] = {
                 "drainer_us": own / count,

@@ -23,7 +23,6 @@ from tests.conftest import RunningPostgres
 from tests.first_ledger import drain_as_first_release
 from tests.queue_user import queue_user
 
-
 LIVES = ["submit", "claim"]
 
 

@@ -103,8 +103,8 @@ class Database:
 def database_errors(url: str) -> Iterator[None]:
     """Turn psycopg's "cannot connect" and "connection lost" into DatabaseUnavailable.
 
-    A query that Postgres refuses, other than for a table or a column that is not there, passes: that is a
-    defect of ours, not a condition.
+    A query that Postgres refuses, other than for a table or a column that is not there, passes:
+    that is a defect of ours, not a condition.
     """
     try:
         yield

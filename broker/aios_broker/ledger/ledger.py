@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 400  # of the journal, per transaction; an entry holds the transitions of one call
 
+_POSITION = b"""
+    SELECT stream_ms, stream_seq, entries FROM journal_position WHERE source = %s FOR UPDATE
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -110,17 +114,16 @@ class Ledger:
 
     async def _mark(self, cursor: AsyncCursor, redis: Connection) -> Mark:
         """Return how far the journal is drained, and keep others from draining it meanwhile."""
-        source = self._keys.prefix
-        await cursor.execute(
-            "INSERT INTO journal_position VALUES (%s, 0, 0, 0) ON CONFLICT DO NOTHING", [source]
-        )
-        await cursor.execute(
-            "SELECT stream_ms, stream_seq, entries FROM journal_position"
-            " WHERE source = %s FOR UPDATE",
-            [source],
-        )
+        await cursor.execute(_POSITION, [self._keys.prefix])
         row = await cursor.fetchone()
-        assert row is not None
+        if row is None:  # the first time: whoever is first makes it, the others wait here
+            await cursor.execute(
+                "INSERT INTO journal_position VALUES (%s, 0, 0, 0) ON CONFLICT DO NOTHING",
+                [self._keys.prefix],
+            )
+            await cursor.execute(_POSITION, [self._keys.prefix])
+            row = await cursor.fetchone()
+            assert row is not None
         return await self._checked(Mark(Position(row[0], row[1]), row[2]), redis)
 
     async def _checked(self, mark: Mark, redis: Connection) -> Mark:
