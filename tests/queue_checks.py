@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from aios_broker.contract import transitions
 from aios_broker.contract.syscall import State
-from aios_broker.ledger.journal import Books, read_entry
+from aios_broker.ledger.books import Books
+from aios_broker.ledger.journal import parse_entry
 from aios_broker.ledger.usage import read_usage
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
@@ -154,8 +155,9 @@ class QueueChecks(RuleBasedStateMachine):
     def journal_says_what_each_used(self) -> None:
         books = Books()
         for stream_id, entry in self.raw.xrange(Keys().journal):
-            for transition in read_entry([stream_id, [p for pair in entry.items() for p in pair]]):
-                books.enter(transition)
+            parsed = parse_entry([stream_id, [p for pair in entry.items() for p in pair]])
+            if parsed is not None:
+                books.enter(parsed)
         for job_id, known in self.known.items():
             row, total = books.rows[job_id], known.used.total
             if known.state != "running":  # its slices are told when it stops

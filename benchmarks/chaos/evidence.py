@@ -10,7 +10,10 @@ from pathlib import Path
 from aios_broker.contract.llm import ContextGet, Message
 from aios_broker.contract.reply import ChatResult, ContextResult
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.database import Database
+from aios_broker.ledger.journal import Position, Transition
+from aios_broker.queues.keys import Keys
 from aios_sdk.config import SdkConfig
 from aios_sdk.redis import RedisTransport
 from aios_sdk.session import Session
@@ -31,17 +34,21 @@ def records_of(folder: Path) -> list[Record]:
 async def moves_of(database_url: str) -> list[Move]:
     """Return the whole journal, as the ledger keeps it, in order."""
     database = Database(database_url, name="chaos")
+    archive, moves, position = Archive(database, Keys().prefix), list[Move](), Position()
     try:
-        async with database.transaction() as cursor:
-            await cursor.execute(
-                "SELECT stream_ms, event, job_id, attempt, who, detail FROM transition"
-                " ORDER BY stream_ms, stream_seq, ordinal"
-            )
-            rows = await cursor.fetchall()
+        are_all = False
+        while not are_all:
+            changes, are_all = await archive.after(position)
+            moves += map(_move, changes)
+            position = changes[-1].position if changes else position
     finally:
         await database.aclose()
-    return [Move(ms / 1000, event, job_id, attempt, who, detail)
-            for ms, event, job_id, attempt, who, detail in rows]  # fmt: skip
+    return moves
+
+
+def _move(change: Transition) -> Move:
+    return Move(change.position.ms / 1000, change.event, change.job_id, change.attempt, change.who,
+                change.detail)  # fmt: skip
 
 
 async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[str]]:

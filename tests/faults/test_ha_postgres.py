@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import DatabaseUnavailable
+from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.database import Database
+from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
 from aios_sdk.session import Session
 from aios_workers.registry import tool_module
@@ -91,13 +94,16 @@ async def entered_once(user: QueueUser, database_url: str, ids: set[str]) -> Non
 
     await wait_until_async(drained, CAUGHT_UP_S)
     database = Database(database_url)
+    archive = Archive(database, user.keys.prefix)
+    changes, are_all = await archive.after(Position())
+    while not are_all:
+        more, are_all = await archive.after(changes[-1].position)
+        changes += more
     async with database.transaction() as cursor:
-        await cursor.execute("SELECT job_id, event, count(*) FROM transition GROUP BY 1, 2")
-        rows = await cursor.fetchall()
         await cursor.execute("SELECT job_id FROM syscall WHERE state = 'finished'")
         finished = {row[0] for row in await cursor.fetchall()}
     await database.aclose()
-    assert {(job_id, event): count for job_id, event, count in rows} == {
+    assert Counter((change.job_id, change.event) for change in changes) == {
         (job_id, event): 1 for job_id in ids for event in ("submit", "claim", "finish")
     }
     assert finished == ids

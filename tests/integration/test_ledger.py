@@ -9,9 +9,11 @@ import pytest_asyncio
 from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import Cancelled, DatabaseUnavailable, InvalidConfig
+from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.database import Database, check_database_url
-from aios_broker.ledger.journal import Position
+from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.queues.keys import Keys
 from tests.queue_user import QueueUser, queue_user
 
 FACTS = '{"agent":"ada","kind":"llm.chat"}'
@@ -39,10 +41,10 @@ async def write(user: QueueUser, *lines: str) -> None:
     await user.redis.execute("XADD", user.keys.journal, "*", "q", "llm", "t", "\n".join(lines))
 
 
-async def column(database: Database, query: str) -> list[object]:
-    async with database.transaction() as cursor:
-        await cursor.execute(query.encode())
-        return [row[0] for row in await cursor.fetchall()]
+async def told(database: Database) -> list[Transition]:
+    changes, are_all = await Archive(database, Keys().prefix).after(Position())
+    assert are_all
+    return changes
 
 
 async def test_a_syscall_is_found_with_its_history(user: QueueUser, ledger: Ledger) -> None:
@@ -106,7 +108,7 @@ async def test_what_was_entered_and_not_trimmed_is_not_entered_twice(
     await user.redis.execute("XADD", user.keys.journal, entry[0], *entry[1])
     [job_id] = await user.submit(0)
     assert (await ledger.drain(user.redis)).entries == 1
-    assert await column(database, "SELECT count(*) FROM transition") == [2]
+    assert [each.event for each in await told(database)] == ["submit", "submit"]
     assert job_id in {row.job_id for row in await ledger.recent()}
 
 
@@ -122,7 +124,8 @@ async def test_rows_and_position_stand_or_fall_together(
         patch.setattr(ledger, "_move", dies)
         with pytest.raises(ConnectionError):
             await ledger.drain(user.redis)
-    assert await column(database, "SELECT count(*) FROM transition") == [0]
+    assert await told(database) == []
+    assert await ledger.recent() == []
     assert (await ledger.drain(user.redis)).transitions == 2
 
 
@@ -139,7 +142,7 @@ async def test_an_anomaly_is_kept_marked_and_said_and_stops_nothing(
     )
     drained = await ledger.drain(user.redis)
     assert (drained.transitions, drained.anomalies) == (5, 3)
-    marked = await column(database, "SELECT anomaly FROM transition ORDER BY ordinal")
+    marked = [each.anomaly for each in await told(database)]
     assert marked == [False, True, True, True, False]
     assert any("j1" in record.message for record in caplog.records)
     rows = {row.job_id: row.state for row in await ledger.recent()}
@@ -180,7 +183,8 @@ async def test_two_that_drain_at_once_enter_everything_once(
         await other.drain(user.redis, limit=3)
     await ledger.drain(user.redis)
     await other_database.aclose()
-    assert await column(database, "SELECT count(*) FROM transition") == [40]
+    changes = await told(database)
+    assert len({each.job_id for each in changes}) == len(changes) == 40
 
 
 async def test_a_database_without_tables_says_what_to_do(
@@ -193,8 +197,17 @@ async def test_a_database_without_tables_says_what_to_do(
         await ledger.drain(user.redis)
 
 
+async def test_a_database_of_the_release_before_says_what_to_do(
+    database: Database, ledger: Ledger
+) -> None:
+    async with database.transaction() as cursor:
+        await cursor.execute("ALTER TABLE syscall DROP COLUMN entries")
+    with pytest.raises(DatabaseUnavailable, match="aios migrate"):
+        await ledger.history("j1")
+
+
 async def drop_all(cursor: AsyncCursor) -> None:
-    await cursor.execute("DROP TABLE syscall, transition, journal_position, snapshot")
+    await cursor.execute("DROP TABLE syscall, journal_entry, journal_position, snapshot")
 
 
 async def test_no_postgres_is_a_typed_error_and_the_journal_stays(

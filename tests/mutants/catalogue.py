@@ -47,6 +47,9 @@ CONSTRAINT_TEST = "tests/unit/test_constraint.py"
 SCORES_TEST = "tests/unit/test_llama_scores.py"
 READER_TEST = "tests/integration/test_reader.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
+WRITER_TEST = "tests/integration/test_ledger_writer.py"
+ARCHIVE_TEST = "tests/integration/test_ledger_archive.py"
+RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
            "(check and call('EXISTS', job_key(c, job.id)) == 1)", "false"),
@@ -388,4 +391,21 @@ MUTANTS = (
     Mutant("scores: ties go to the higher id", "llm/llama/scores.py",
            "ids = ids[np.argsort(-exact[ids], kind=\"stable\")]",
            "ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind=\"stable\")]", SCORES_TEST, LLM),
+    Mutant("ledger: what another entered is not noticed", "ledger/writer.py",
+           "if self._position != behind:", "if False:", WRITER_TEST),
+    Mutant("ledger: a batch that failed is remembered", "ledger/writer.py",
+           "self._position = None  # until it is committed", "", WRITER_TEST),
+    Mutant("ledger: a remembered row need not be there", "ledger/writer.py",
+           "            raise _Mistaken", "            pass", WRITER_TEST),
+    Mutant("ledger: the entries before are not named any more", "ledger/writer.py",
+           "entries = old.entries || ' ' || new.entries", "entries = new.entries", WRITER_TEST),
+    Mutant("ledger: one table is read further than the other", "ledger/archive.py",
+           "min(whole_to, entries[-1].position)", "entries[-1].position", ARCHIVE_TEST),
+    Mutant("ledger: who is not known is not looked for", "ledger/books.py",
+           "names.add(NOBODY)", "pass", ARCHIVE_TEST),
+    Mutant("ledger: what has not ended is forgotten", "ledger/retention.py",
+           "ended_at < %(cutoff)s AND ctid = ANY(ARRAY(\n"
+           "        SELECT ctid FROM syscall WHERE submitted_at < %(cutoff)s "
+           "AND ended_at < %(cutoff)s", "ctid = ANY(ARRAY(\n"
+           "        SELECT ctid FROM syscall WHERE submitted_at < %(cutoff)s", RETENTION_TEST),
 )  # fmt: skip

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.journal import Books, Position, Transition, read_entry, read_use
+from aios_broker.ledger.books import Books
+from aios_broker.ledger.journal import (
+    Entry,
+    Position,
+    Transition,
+    kept_entry,
+    parse_entry,
+    read_entry,
+    read_use,
+)
 
 FACTS = '{"agent":"ada","kind":"llm.chat","program":"p1","tenant":"acme"}'
 
@@ -23,7 +33,14 @@ def line(
 
 def entered(*lines: str) -> tuple[Books, list[Transition]]:
     books = Books()
-    return books, [books.enter(transition) for transition in read_entry(entry(*lines))]
+    return books, list(kept(books, entry(*lines)).transitions())
+
+
+def kept(books: Books, told: list[object]) -> Entry:
+    """Enter what the journal tells; return it as it is read back from the ledger."""
+    parsed = parse_entry(told)
+    assert parsed is not None
+    return kept_entry(parsed.position, parsed.module, parsed.text, books.enter(parsed).anomalies)
 
 
 def test_a_life_with_a_suspension() -> None:
@@ -93,6 +110,35 @@ def test_tabs_in_the_detail_belong_to_it() -> None:
     assert transition.detail == "a\tb"
 
 
+def test_what_is_too_long_is_cut_and_kept_so() -> None:
+    long = line("submit", "j" * 600, detail="d" * 5000)
+    parsed = parse_entry(entry(line("claim"), long, "nonsense" * 100))
+    assert parsed is not None
+    again = kept_entry(parsed.position, parsed.module, parsed.text, parsed.anomalies)
+    assert again == parsed
+    assert (len(parsed), parsed.anomalies) == (3, [2])
+    _, cut, odd = parsed.transitions()
+    assert (len(cut.job_id), len(cut.detail), cut.anomaly) == (512, 4096, False)
+    assert (len(odd.event), odd.job_id, odd.anomaly) == (512, "", True)
+
+
+def test_an_attempt_that_is_no_small_number_cannot_be_read() -> None:
+    for attempt in ("many", "-1", "9999999999", "1.0", "\u00b2"):
+        _, [transition] = entered(line("claim", attempt=attempt))
+        assert (transition.attempt, transition.anomaly) == (None, True), attempt
+
+
+def test_an_entry_names_all_whose_syscalls_it_speaks_of() -> None:
+    parsed = parse_entry(entry(line("submit", detail=FACTS), line("claim", "j2")))
+    assert parsed is not None
+    books = Books()
+    assert set(books.enter(parsed).names.split()) == {"ada", "p1", "acme", "?", "main", "default"}
+    later = parse_entry(entry(line("claim"), line("finish"), at_ms=5))
+    assert later is not None
+    assert set(books.enter(later).names.split()) == {"ada", "p1", "acme"}
+    assert books.rows["j1"].entries == "1700000000000-0 5-0"  # once each
+
+
 def test_positions_are_ordered_as_numbers() -> None:
     assert Position.parse("5-10") > Position.parse(b"5-9")
     assert str(Position.parse("5-10")) == "5-10"
@@ -112,8 +158,11 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
 ) -> None:
     data = b"\n".join(lines)
     books = Books()
-    read = list(read_entry([b"1-0", [b"q", b"llm\x00", b"t", data]]))
-    transitions = [books.enter(transition) for transition in read]
+    told: list[object] = [b"1-0", [b"q", b"llm\x00", b"t", data]]
+    transitions = list(kept(books, told).transitions())
+    assert [msgspec.structs.replace(each, anomaly=False) for each in transitions] == [
+        msgspec.structs.replace(each, anomaly=False) for each in read_entry(told)
+    ]
     assert len(transitions) == data.count(b"\n") + 1
     for transition in transitions:
         for text in (transition.event, transition.job_id, transition.who, transition.detail):

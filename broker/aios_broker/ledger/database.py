@@ -103,12 +103,12 @@ class Database:
 def database_errors(url: str) -> Iterator[None]:
     """Turn psycopg's "cannot connect" and "connection lost" into DatabaseUnavailable.
 
-    A query that Postgres refuses, other than for a table that is not there, passes: that is a
-    defect of ours, not a condition.
+    A query that Postgres refuses, other than for a table or a column that is not there, passes:
+    that is a defect of ours, not a condition.
     """
     try:
         yield
-    except psycopg.errors.UndefinedTable as error:
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         raise DatabaseUnavailable(
             f"the database has no tables of this release: {_first_line(error)}",
             remedy="run `aios migrate`",

@@ -1,4 +1,4 @@
-"""Read the journal: from entries of the Redis stream to transitions, and from those to syscalls.
+"""Read the journal: from entries of the Redis stream to transitions.
 
 One entry is written per function call. Its field `q` is the module, `t` the transitions, one per
 line, tab-separated: event, job id, attempt, who, detail. The detail is, by event:
@@ -17,14 +17,13 @@ line that cannot be read or that the transition table forbids is kept and marked
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 from msgspec import Struct
 
-from aios_broker.contract.syscall import State
-from aios_broker.contract.transitions import TABLE, TERMINAL, Event
 from aios_broker.queues.connection import Answer
 from aios_broker.queues.records import Facts
 
@@ -32,8 +31,10 @@ MAX_ID_CHARACTERS = 512  # longer ones come from foreign tools and do not fit an
 MAX_TEXT_CHARACTERS = 4096
 MAX_ATTEMPT_DIGITS = 9  # of an `integer` column
 
-_UNKNOWN = Facts(agent="?", kind="?")
-_EVENTS: dict[str, Event] = {event: event for event in TABLE}
+LINE_PARTS = 5
+BEGINNINGS = ("submit", "adopt")  # the events whose detail is the facts
+
+_FIRST_ATTEMPTS = frozenset(["", *map(str, range(1000))])
 _facts_decoder = msgspec.json.Decoder(Facts)
 
 
@@ -74,79 +75,92 @@ class Transition(Struct, frozen=True):
     anomaly: bool = False  # not an arrow of the transition table, or not readable
 
 
-class SyscallRow(Struct):
-    """A syscall as its transitions tell it; the columns of table `syscall`."""
+class Entry(Struct, frozen=True):
+    """One entry's transitions, as the ledger keeps them: the lines, and which of them are odd."""
 
-    job_id: str
+    position: Position
     module: str
-    agent: str
-    program: str
-    tenant: str
-    kind: str
-    state: str
-    submitted_at: datetime
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    attempts: int = 0
-    slices: int = 0
-    suspensions: int = 0
-    tokens: int = 0
-    ran_ms: int = 0
-    error_code: str | None = None
-    worker: str = ""
+    text: str  # the lines as they are kept; cut where one does not fit
+    parts: list[str]  # five of each line, one after the other: event, job id, attempt, who, detail
+    anomalies: list[int]  # ordinals; from the journal: of those that cannot be read
+
+    def __len__(self) -> int:
+        """Return how many lines there are."""
+        return len(self.parts) // LINE_PARTS
+
+    def lines(self) -> Iterable[tuple[str, str, str, str, str]]:
+        """Yield each line's parts."""
+        parts = iter(self.parts)
+        return zip(parts, parts, parts, parts, parts, strict=True)
+
+    def first_events(self) -> Iterable[tuple[str, str]]:
+        """Yield the job id and the event of each line, last line first: a dict keeps the first."""
+        return zip(self.parts[-4::-LINE_PARTS], self.parts[-5::-LINE_PARTS], strict=True)
+
+    def transition(self, ordinal: int) -> Transition:
+        """Return what one line says."""
+        first = ordinal * LINE_PARTS
+        event, job_id, attempt, who, detail = self.parts[first : first + LINE_PARTS]
+        return Transition(
+            self.position, ordinal, self.module, event, job_id, int(attempt) if attempt else None,
+            who, detail, self.position.at, ordinal in self.anomalies,
+        )  # fmt: skip
+
+    def transitions(self) -> Iterator[Transition]:
+        """Yield what all lines say, in order."""
+        return map(self.transition, range(len(self)))
 
 
-class Books:
-    """Syscalls under fold: those that a batch of transitions touches."""
+def parse_entry(entry: Answer) -> Entry | None:
+    """Return the transitions of an entry as XRANGE returns it; None: it has none."""
+    stream_id, fields = entry
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    if b"t" not in pairs:
+        return None
+    module = _text(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
+    return _split(Position.parse(stream_id), module, _text(pairs[b"t"]))
 
-    def __init__(self, rows: dict[str, SyscallRow] | None = None) -> None:
-        self.rows = rows if rows is not None else {}
 
-    def enter(self, transition: Transition) -> Transition:
-        """Apply a transition; return it, marked if it is an anomaly.
+def kept_entry(position: Position, module: str, text: str, anomalies: list[int]) -> Entry:
+    """Return an entry that the ledger has kept."""
+    entry = _split(position, module, text)
+    return Entry(position, module, text, entry.parts, anomalies)
 
-        What ended stays ended. Else the journal is believed even where an arrow is missing (the
-        entries before were lost): the books follow the queues, not the other way round.
-        """
-        row = self.rows.get(transition.job_id)
-        event = _EVENTS.get(transition.event)
-        if event is None:
-            return _marked(transition)
-        lawful = (row.state if row else None) in TABLE[event][0]
-        if row is None:
-            row = self.rows[transition.job_id] = _new_row(transition)
-        if lawful or row.state not in TERMINAL:
-            _apply(row, event, transition)
-        return transition if lawful else _marked(transition)
+
+def _split(position: Position, module: str, text: str) -> Entry:
+    parts: list[str] = []
+    unreadable: list[int] = []
+    cut = False
+    for ordinal, line in enumerate(text.split("\n")):
+        found = line.split("\t", 4)
+        readable = len(found) == LINE_PARTS and (
+            found[2] in _FIRST_ATTEMPTS or _is_attempt(found[2])
+        )
+        if not readable or len(line) > MAX_ID_CHARACTERS:
+            whole, found = found, _trimmed(found)
+            cut = cut or found != whole
+        if not readable:
+            unreadable.append(ordinal)
+        parts += found
+    if cut:
+        rows = range(0, len(parts), LINE_PARTS)
+        text = "\n".join("\t".join(parts[first : first + LINE_PARTS]) for first in rows)
+    return Entry(position, module, text, parts, unreadable)
 
 
 def read_entry(entry: Answer) -> Iterator[Transition]:
     """Yield the transitions of one entry as XRANGE returns it: [id, [field, value, ...]]."""
-    stream_id, fields = entry
-    position = Position.parse(stream_id)
-    at = position.at
-    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
-    if b"t" not in pairs:
-        return
-    module = _text(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
-    for ordinal, line in enumerate(_text(pairs[b"t"]).split("\n")):
-        parts = line.split("\t", 4)
-        readable = len(parts) == 5 and (not parts[2] or _is_count(parts[2]))
-        if not readable or len(line) > MAX_ID_CHARACTERS:
-            parts = _trimmed(parts)
-        event, job_id, attempt, who, detail = parts
-        yield Transition(
-            position, ordinal, module, event, job_id, int(attempt) if attempt else None, who,
-            detail, at, not readable,
-        )  # fmt: skip
+    parsed = parse_entry(entry)
+    if parsed is not None:
+        yield from parsed.transitions()
 
 
 def _trimmed(parts: list[str]) -> list[str]:
     """Return five parts that fit their columns."""
-    event, job_id, attempt, who, detail = (parts + [""] * 5)[:5]
+    event, job_id, attempt, who, detail = (parts + [""] * LINE_PARTS)[:LINE_PARTS]
     return [
         event[:MAX_ID_CHARACTERS], job_id[:MAX_ID_CHARACTERS],
-        attempt if _is_count(attempt) and len(attempt) <= MAX_ATTEMPT_DIGITS else "",
+        attempt if _is_attempt(attempt) else "",
         who[:MAX_ID_CHARACTERS], detail[:MAX_TEXT_CHARACTERS],
     ]  # fmt: skip
 
@@ -157,28 +171,21 @@ def _text(value: bytes) -> str:
     return text.replace("\x00", "�") if "\x00" in text else text
 
 
-def _marked(transition: Transition) -> Transition:
-    return msgspec.structs.replace(transition, anomaly=True)
-
-
-def _new_row(transition: Transition) -> SyscallRow:
-    facts = facts_of(transition) or _UNKNOWN
-    return SyscallRow(
-        job_id=transition.job_id, module=transition.module, agent=facts.agent,
-        program=facts.program, tenant=facts.tenant, kind=facts.kind, state="queued",
-        submitted_at=transition.at,
-    )  # fmt: skip
-
-
 def facts_of(transition: Transition) -> Facts | None:
     """Return what a submission says of its syscall; None of any other transition."""
-    if transition.event not in ("submit", "adopt") or not transition.detail:
+    return read_facts(transition.detail) if transition.event in BEGINNINGS else None
+
+
+@lru_cache(maxsize=4096)  # an agent's submissions all say the same
+def read_facts(detail: str) -> Facts | None:
+    """Return the facts that a submission's detail holds; None: there are none."""
+    if not detail:
         return None
     try:
-        facts = _facts_decoder.decode(transition.detail)
+        facts = _facts_decoder.decode(detail)
     except msgspec.DecodeError:
         return None
-    if "\\u" not in transition.detail and len(transition.detail) <= MAX_ID_CHARACTERS:
+    if "\\u" not in detail and len(detail) <= MAX_ID_CHARACTERS:
         return facts
     texts = {
         name: _text(value.encode(errors="replace"))[:MAX_ID_CHARACTERS]
@@ -188,56 +195,18 @@ def facts_of(transition: Transition) -> Facts | None:
     return msgspec.structs.replace(facts, **texts)
 
 
-def _apply(row: SyscallRow, event: Event, transition: Transition) -> None:
-    target: State = TABLE[event][1]
-    if row.state == "running" and event != "claim":
-        row.slices += 1
-    row.state = target
-    match event:
-        case "submit" | "adopt":
-            _begin(row, transition)
-        case "claim":
-            row.attempts = max(row.attempts, transition.attempt or 0)
-            row.started_at = row.started_at or transition.at
-            row.worker = transition.who
-        case "yield":
-            row.suspensions += 1
-        case _:
-            pass  # state and use say it all
-    tokens, ran_ms, code = read_use(transition.detail) if event not in ("submit", "adopt") else _NIL
-    row.tokens, row.ran_ms = max(row.tokens, tokens), max(row.ran_ms, ran_ms)
-    if target in TERMINAL:
-        row.ended_at = transition.at
-        row.error_code = None if target == "finished" else code or target
-
-
-_NIL: tuple[int, int, str] = (0, 0, "")
-
-
-def _begin(row: SyscallRow, transition: Transition) -> None:
-    """Begin a life: of a new syscall, or of one that has ended and comes again under its id.
-
-    A stock tool that requeues (`adopt`) goes on with the job's counters, a new `submit` does not.
-    """
-    facts = facts_of(transition)
-    if facts is not None:
-        row.agent, row.program, row.tenant, row.kind = (
-            facts.agent, facts.program, facts.tenant, facts.kind,
-        )  # fmt: skip
-    if row.ended_at is None:
-        return
-    row.submitted_at = transition.at
-    row.started_at = row.ended_at = row.error_code = None
-    if transition.event == "submit":
-        row.attempts = row.slices = row.suspensions = row.tokens = row.ran_ms = 0
-
-
+@lru_cache(maxsize=4096)
 def read_use(detail: str) -> tuple[int, int, str]:
     """Return tokens, ran_ms and an error's code: those that the detail has, else 0 and ''."""
     parts = detail.split(",", 2)
     if len(parts) >= 2 and _is_count(parts[0]) and _is_count(parts[1]):
         return int(parts[0]), int(parts[1]), parts[2] if len(parts) == 3 else ""
     return 0, 0, detail
+
+
+def _is_attempt(text: str) -> bool:
+    """Whether it is none, or one that fits an `integer` column."""
+    return not text or (_is_count(text) and len(text) <= MAX_ATTEMPT_DIGITS)
 
 
 def _is_count(text: str) -> bool:

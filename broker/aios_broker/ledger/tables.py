@@ -43,10 +43,29 @@ syscall = Table(
     Column("ran_ms", BigInteger, nullable=False),
     Column("error_code", Text),
     Column("worker", Text, nullable=False),  # the last one; empty: none yet
+    # Ids of the journal entries that speak of it, as Redis writes them, a space between. Those that
+    # releases before this one entered are in `transition` instead.
+    Column("entries", Text, nullable=False, server_default=""),
     Index(None, "submitted_at"),
 )
 
-# Every change of state, in the order of the journal; only ever added to.
+# Every change of state, as the journal had it: one row per entry, which is one call of a step.
+journal_entry = Table(
+    "journal_entry",
+    metadata,
+    Column("source", Text, primary_key=True),  # whose journal: the deployment's key prefix
+    Column("stream_ms", BigInteger, primary_key=True),  # the entry's id, both halves
+    Column("stream_seq", BigInteger, primary_key=True),
+    Column("module", Text, nullable=False),
+    Column("lines", Text, nullable=False),  # one per change; ledger/journal.py says what is in it
+    # Lines, from 0, that cannot be read or that the transition table forbids; a space between.
+    Column("anomalies", Text, nullable=False),
+    # Of all agents, programs and tenants whose syscalls it speaks of, each between two line breaks;
+    # `?` where one is not known.
+    Column("names", Text, nullable=False),
+)
+
+# Every change of state that releases before this one entered, a row each. Only they add to it.
 transition = Table(
     "transition",
     metadata,

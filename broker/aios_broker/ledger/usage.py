@@ -84,12 +84,12 @@ class QuotaChange(Struct, frozen=True):
 def read_usage(entry: Answer) -> Iterator[UsageRow]:
     """Yield what an entry of the journal says was charged; a line that is none is left out."""
     stream_id, fields = entry
-    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
-    if b"u" not in pairs:
+    if b"u" not in fields[::2]:
         return
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     hour = Position.parse(stream_id).at.replace(minute=0, second=0, microsecond=0)
     module = _text(pairs.get(b"q", b""))
-    for line in _text(pairs[b"u"], limit=None).split("\n"):
+    for line in _text(pairs.get(b"u", b""), limit=None).split("\n"):
         parts = line.split("\t")
         names, counts = parts[:_NAMES], parts[_NAMES:]
         if len(counts) == _COUNTS and all(map(_is_count, counts)):
@@ -100,6 +100,8 @@ def read_usage(entry: Answer) -> Iterator[UsageRow]:
 def read_changes(entry: Answer) -> Iterator[QuotaChange]:
     """Yield the quota that an entry of the journal says was changed, if it says so."""
     stream_id, fields = entry
+    if b"s" not in fields[::2]:
+        return
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     parts = _text(pairs.get(b"s", b""), limit=None).split("\t")
     if len(parts) == _SETTING_PARTS and parts[0] == "quota":

@@ -42,6 +42,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_losses: Annotated[int, Meta(ge=1)] = _DEFAULT.max_losses
     # All snapshots in Redis together; beyond it the oldest go to Postgres.
     snapshot_budget_bytes: Annotated[int, Meta(ge=0)] = 256 * MEBIBYTE
+    ledger_keep_days: Annotated[int, Meta(ge=0, le=36_500)] = 30  # 0: for ever
     # Of leadership: how long after the death of a scheduler a standby takes over.
     scheduler_lease_s: Annotated[float, Meta(ge=0.1, le=60.0)] = 2.0
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served

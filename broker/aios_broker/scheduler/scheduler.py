@@ -24,6 +24,7 @@ from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailab
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.ledger.retention import Retention
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import read_kernel
 from aios_broker.queues.connection import Connection
@@ -52,6 +53,8 @@ DRAIN_EVERY_S = 0.2
 DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times what a batch took
 SPILL_EVERY_S = 1.0
+FORGET_EVERY_S = 600.0
+FORGET_PAUSE_S = 0.1  # between two batches
 LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
 LAG_SAID_EVERY_S = 60.0
 METRICS_EVERY_S = 2.0
@@ -130,12 +133,18 @@ class Scheduler:
             logger.warning("AIOS_DATABASE_URL is not set: no ledger is kept")
             return duties
         ledger = Ledger(self._database(self._config.database_url), self._keys)
-        spill = Spill(self._redis, self._database(self._config.database_url), self._orders[0])
-        return [
-            *duties,
+        aside = self._database(self._config.database_url)  # what must not make the ledger wait
+        spill = Spill(self._redis, aside, self._orders[0])
+        duties += [
             Duty("ledger", self._led(lambda reign: self._drain(ledger, reign))),
             Duty("spill", self._led(lambda reign: self._spill(spill, reign))),
         ]
+        if keep_days := self._config.ledger_keep_days:
+            retention = Retention(aside, self._keys.prefix, keep_days)
+            duties.append(
+                Duty("retention", self._led(lambda reign: self._forget(retention, reign)))
+            )
+        return duties
 
     def _database(self, url: str) -> Database:
         database = Database(url, name="aios-scheduler", limit_s=SERVICE_TIMEOUT_S)
@@ -305,6 +314,14 @@ class Scheduler:
             logger.info("%d snapshots (%d bytes) were moved to Postgres", spilled.snapshots,
                         spilled.moved_bytes)  # fmt: skip
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
+
+    async def _forget(self, retention: Retention, reign: _Reign) -> float:
+        swept = await retention.sweep(reign.now_ms())
+        if swept.entries or swept.transitions or swept.syscalls:
+            logger.info("the ledger forgot %d journal entries, %d rows of an earlier release and "
+                        "%d syscalls that are older than AIOS_LEDGER_KEEP_DAYS", swept.entries,
+                        swept.transitions, swept.syscalls)  # fmt: skip
+        return FORGET_PAUSE_S if swept.more else FORGET_EVERY_S
 
 
 async def _all(steps: Sequence[Awaitable[bool]]) -> bool:

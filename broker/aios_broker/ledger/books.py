@@ -1,0 +1,163 @@
+"""Fold transitions into syscalls: what each one came to.
+
+Pure. What ended stays ended. Else the journal is believed even where an arrow of the transition
+table is missing (the entries before were lost): the books follow the queues, not the other way
+round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from msgspec import Struct
+
+from aios_broker.contract.syscall import State
+from aios_broker.contract.transitions import TABLE, TERMINAL, Event
+from aios_broker.ledger.journal import Entry, read_facts, read_use
+
+NOBODY = "?"  # the agent and the kind of a syscall whose beginning is not known
+
+
+class SyscallRow(Struct, gc=False):
+    """A syscall as its transitions tell it; the columns of table `syscall`, and one more."""
+
+    job_id: str
+    module: str
+    agent: str
+    program: str
+    tenant: str
+    kind: str
+    state: str
+    submitted_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    attempts: int = 0
+    slices: int = 0
+    suspensions: int = 0
+    tokens: int = 0
+    ran_ms: int = 0
+    error_code: str | None = None
+    worker: str = ""
+    entries: str = ""  # positions of the journal entries that speak of it; in the books: new ones
+    last_entry: str = ""  # of the books alone: the last of them
+
+
+COLUMNS = SyscallRow.__struct_fields__[:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What an entry turned out to be when it was entered."""
+
+    anomalies: list[int]  # ordinals
+    names: str  # of all agents, programs and tenants whose syscalls it speaks of, one per line
+
+
+class Books:
+    """Syscalls under fold: those that a batch of entries touches."""
+
+    def __init__(self, rows: dict[str, SyscallRow] | None = None) -> None:
+        self.rows = rows if rows is not None else {}
+
+    def enter(self, entry: Entry) -> Entered:
+        """Apply an entry's transitions, about 1 us each."""
+        rows, at, place = self.rows, entry.position.at, str(entry.position)
+        known, arrows, unreadable = rows.get, _ARROWS.get, entry.anomalies
+        anomalies: list[int] = []
+        touched: list[SyscallRow] = []
+        names: set[str] = set()
+        for ordinal, (event, job_id, attempt, who, detail) in enumerate(entry.lines()):
+            row = known(job_id)
+            state = None if row is None else row.state
+            sources, target, step = arrows(event, _NO_ARROW)
+            lawful = state in sources
+            if step is not None:
+                if row is None:
+                    row = rows[job_id] = _stranger(job_id, entry.module, at)
+                if lawful or state not in TERMINAL:
+                    if state == "running" and event != "claim":
+                        row.slices += 1
+                    row.state = target
+                    step(row, at, attempt, who, detail)
+            elif row is None:
+                names.add(NOBODY)
+            if row is not None and row.last_entry is not place:
+                row.last_entry = place
+                row.entries = f"{row.entries} {place}" if row.entries else place
+                touched.append(row)
+            if not lawful or ordinal in unreadable:
+                anomalies.append(ordinal)
+        about = {(row.agent, row.program, row.tenant) for row in touched}
+        names.update(name for one in about for name in one)
+        return Entered(anomalies, "\n".join(["", *names, ""]))
+
+
+def _stranger(job_id: str, module: str, at: datetime) -> SyscallRow:
+    return SyscallRow(job_id, module, NOBODY, "main", "default", NOBODY, "queued", at)
+
+
+# What a change of state means for the row, beside the state itself.
+
+
+def _submitted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
+    """Begin a life: of a new syscall, or of one that has ended and comes again under its id."""
+    if row.ended_at is not None:
+        row.attempts = row.slices = row.suspensions = row.tokens = row.ran_ms = 0
+    _adopted(row, at, _attempt, _who, detail)
+
+
+def _adopted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
+    """Begin a life, as above; a stock tool that requeues goes on with the job's counters."""
+    facts = read_facts(detail)
+    if facts is not None:
+        row.agent, row.program, row.tenant, row.kind = (
+            facts.agent, facts.program, facts.tenant, facts.kind,
+        )  # fmt: skip
+    if row.ended_at is not None:
+        row.submitted_at = at
+        row.started_at = row.ended_at = row.error_code = None
+
+
+def _claimed(row: SyscallRow, at: datetime, attempt: str, who: str, detail: str) -> None:
+    if attempt:
+        row.attempts = max(row.attempts, int(attempt))
+    if row.started_at is None:
+        row.started_at = at
+    row.worker = who
+    if detail:
+        _used(row, at, attempt, who, detail)
+
+
+def _suspended(row: SyscallRow, at: datetime, attempt: str, who: str, detail: str) -> None:
+    row.suspensions += 1
+    _used(row, at, attempt, who, detail)
+
+
+def _used(row: SyscallRow, _at: datetime, _attempt: str, _who: str, detail: str) -> None:
+    tokens, ran_ms, _ = read_use(detail)
+    row.tokens, row.ran_ms = max(row.tokens, tokens), max(row.ran_ms, ran_ms)
+
+
+def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
+    tokens, ran_ms, code = read_use(detail)
+    if tokens > row.tokens:
+        row.tokens = tokens
+    if ran_ms > row.ran_ms:
+        row.ran_ms = ran_ms
+    row.ended_at = at
+    row.error_code = None if row.state == "finished" else code or row.state
+
+
+_Step = Callable[[SyscallRow, datetime, str, str, str], None]
+_STEPS: dict[Event, _Step] = {
+    "submit": _submitted, "adopt": _adopted, "claim": _claimed, "yield": _suspended,
+    "hold": _used, "reclaim": _used, "release": _used,
+    "finish": _ended, "fail": _ended, "cancel": _ended,
+}  # fmt: skip
+_Arrow = tuple[tuple[State | None, ...], State, _Step | None]
+_ARROWS: dict[str, _Arrow] = {
+    event: (sources, target, _STEPS[event]) for event, (sources, target) in TABLE.items()
+}
+_NO_ARROW: _Arrow = ((), "queued", None)  # an event of a newer release, or a line that is none
