@@ -44,6 +44,8 @@ import os
 import torch
 
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+# Else the first answer that is held to a form waits half a minute for a C++ compiler.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # torchvision registers shapes for these when it is imported; its own library needs CUDA.
 _SHAPE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library = torch.library.Library("torchvision", "DEF")
