@@ -109,7 +109,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help=f"a Python {PYTHON_VERSION}")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
-    wanted = f"{TORCH}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
+    wanted = "\n".join((TORCH, KERNEL_NAMES, START, REQUIREMENTS.read_text(encoding="utf-8")))
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         say(f"SGLang for the CPU is installed: {folder}")
