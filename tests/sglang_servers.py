@@ -47,7 +47,8 @@ def own_server(model: Path, *more: str, slots: int = 3) -> SGLangConfig:
 @asynccontextmanager
 async def started(config: SGLangConfig) -> AsyncIterator[SGLangCore]:
     """Start a core and its server, and end both with the block."""
-    core = SGLangCore(config, environ=os.environ)
+    # One thread: for a tiny model, and beside other servers, several are slower.
+    core = SGLangCore(config, environ={"OMP_NUM_THREADS": "1", **os.environ})
     try:
         await core.start()
         yield core
