@@ -67,10 +67,12 @@ class FakeSGLang:
             "internal_states": [{"effective_max_running_requests_per_dp": 64}],
         }  # fmt: skip
         self.script: list[Behaviour] = []  # one per /generate, then `generate`
+        self.vector: Callable[[list[int]], Body] = a_vector
         self.healthy = True
         self.step_s = 0.0
         self.original_logprobs = True
         self.requests: list[Body] = []
+        self.encoded: list[list[int]] = []  # texts, as ids
         self.aborts: list[str] = []
         self.paths: list[str] = []
         self.connections = 0
@@ -104,6 +106,9 @@ class FakeSGLang:
             self.requests.append(body)
             behave = self.script.pop(0) if self.script else generate
             await behave(self, body, answer)
+        elif path == "/encode":
+            self.encoded += body["input_ids"]
+            await answer.whole(200, json.dumps([*map(self.vector, body["input_ids"])]).encode())
         elif path == "/abort_request":
             self.aborts.append(body["rid"])
             await answer.whole(200, b"")
@@ -115,6 +120,12 @@ class FakeSGLang:
                 await answer.whole(200, json.dumps(known[path]).encode())
             else:
                 await answer.whole(404, b"no such page")
+
+
+def a_vector(ids: list[int]) -> Body:
+    """Return a vector of some length that depends on all ids."""
+    values = [float(len(ids)), float(sum(ids)), float(ids[-1])]
+    return {"embedding": values, "meta_info": {"prompt_tokens": len(ids)}}
 
 
 def next_token(ids: list[int]) -> int:
@@ -171,6 +182,37 @@ def says(*events: object, done: bool = True) -> Behaviour:
             await answer.end()
         else:
             answer.cut()
+
+    return behave
+
+
+def writes(ids: list[int], end: int) -> Behaviour:
+    """Return a behaviour that generates these ids, one per event, then an end token."""
+
+    async def behave(server: FakeSGLang, body: Body, answer: Answer) -> None:
+        await answer.begin()
+        for count in range(1, len(ids) + 1):
+            await answer.event({"output_ids": ids[:count], "meta_info": meta(None)})
+        finish = {"type": "stop", "matched": end}
+        await answer.event({"output_ids": [*ids, end], "meta_info": meta(finish)})
+        await answer.end()
+
+    return behave
+
+
+def rambles(ids: list[int]) -> Behaviour:
+    """Return a behaviour that begins with these ids and generates until it is aborted."""
+
+    async def behave(server: FakeSGLang, body: Body, answer: Answer) -> None:
+        made, aborted = list(ids), False
+        await answer.begin()
+        while not aborted:
+            aborted = body["rid"] in server.aborts
+            finish = {"type": "abort", "message": "Aborted"} if aborted else None
+            await answer.event({"output_ids": made, "meta_info": meta(finish)})
+            made.append(next_token(made))
+            await asyncio.sleep(server.step_s)
+        await answer.end()
 
     return behave
 

@@ -17,8 +17,8 @@ from aios_workers.llm.sglang_core import SGLangCore
 ROOT = Path(__file__).resolve().parents[1]
 CPU_FLAGS = (
     *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
-    *("--grammar-backend", "none", "--disable-cuda-graph", "--mem-fraction-static", "0.1"),
-    *("--max-total-tokens", "8192"),
+    *("--grammar-backend", "llguidance", "--disable-cuda-graph", "--mem-fraction-static", "0.1"),
+    *("--max-total-tokens", "8192", "--sleep-on-idle"),  # else an idle one takes a processor
 )
 START_LIMIT_S = 240.0
 
@@ -32,12 +32,12 @@ def sglang_python() -> str:
     return str(python)
 
 
-def own_server(model: Path, *, slots: int = 3) -> SGLangConfig:
-    """Return the settings of a core that starts a server of its own.
+def own_server(model: Path, *more: str, slots: int = 3) -> SGLangConfig:
+    """Return the settings of a core that starts a server of its own, with more flags.
 
     In float32: in bfloat16 two tokens may be so near that the order of a sum decides (0007).
     """
-    flags = (*CPU_FLAGS, "--dtype", "float32")
+    flags = (*CPU_FLAGS, "--dtype", "float32", *more)
     return SGLangConfig(
         model=str(model), python=sglang_python(), flags=flags, slots=slots,
         context_tokens=2_048, start_limit_s=START_LIMIT_S, stall_limit_s=60.0,
@@ -47,7 +47,8 @@ def own_server(model: Path, *, slots: int = 3) -> SGLangConfig:
 @asynccontextmanager
 async def started(config: SGLangConfig) -> AsyncIterator[SGLangCore]:
     """Start a core and its server, and end both with the block."""
-    core = SGLangCore(config, environ=os.environ)
+    # One thread: for a tiny model, and beside other servers, several are slower.
+    core = SGLangCore(config, environ={"OMP_NUM_THREADS": "1", **os.environ})
     try:
         await core.start()
         yield core

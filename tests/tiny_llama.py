@@ -54,6 +54,29 @@ def write_model(folder: Path, *, seed: int | None = None) -> Path:
     return folder
 
 
+def write_adapter(folder: Path, *, seed: int) -> Path:
+    """Write a LoRA adapter of rank 4 with random weights for that model; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    rank, hidden, kv = 4, 256, 128
+    weights: dict[str, NDArray[np.uint16]] = {}
+    for layer in range(2):
+        for name, rows in (("q_proj", hidden), ("v_proj", kv)):
+            at = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            down = rng.standard_normal((rank, hidden), dtype=np.float32) / np.float32(hidden**0.5)
+            up = rng.standard_normal((rows, rank), dtype=np.float32)
+            weights[f"{at}.lora_A.weight"] = to_bfloat16(down)
+            weights[f"{at}.lora_B.weight"] = to_bfloat16(up)
+    (folder / "adapter_model.safetensors").write_bytes(safetensors(weights))
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny-llama",
+        "r": rank, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": ["q_proj", "v_proj"],
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def random_weights(seed: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Return weights that keep activations near 1 and make some tokens much likelier."""
     rng = np.random.default_rng(seed)

@@ -5,9 +5,11 @@
 SGLang has no release for CPUs. Its own code runs there nearly whole; what is missing are two
 pieces that it imports and that Llama-type models never call on a CPU: its CUDA kernels, and the
 compiled operators of torchvision's CUDA build. Both are replaced by names that say so when they
-are called. 2.3 GB on disk; 500 MB are downloaded. pip must be able to find the CPU build of torch:
-where the package index of this machine does not have it, set PIP_EXTRA_INDEX_URL or
-PIP_FIND_LINKS.
+are called. Two more are replaced by what does the same on a CPU: pinned memory, which LoRA asks
+for, by plain memory, and the kernel that applies xgrammar's masks by xgrammar's own.
+
+2.3 GB on disk; 500 MB are downloaded. pip must be able to find the CPU build of torch: where the
+package index of this machine does not have it, set PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 """
 
 import argparse
@@ -39,16 +41,64 @@ def __getattr__(name):
 START_MODULE = "aios_sglang_cpu"
 START = '''"""Runs when this environment's Python starts: SGLang on a CPU."""
 
+import functools
+import importlib.abc
+import importlib.util
 import os
+import sys
 
 import torch
 
 os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+# Else the first answer that is held to a form waits half a minute for a C++ compiler.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # torchvision registers shapes for these when it is imported; its own library needs CUDA.
 _SHAPE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _library = torch.library.Library("torchvision", "DEF")
 for _name in ("nms", "qnms"):
     _library.define(_name + _SHAPE)
+
+
+def _unpinned(make):
+    """Make a tensor in plain memory: there is no GPU for which it could be pinned."""
+
+    @functools.wraps(make)
+    def make_unpinned(*args, pin_memory=False, **values):
+        return make(*args, **values)
+
+    return make_unpinned
+
+
+for _name in ("arange", "empty", "full", "tensor", "zeros"):
+    setattr(torch, _name, _unpinned(getattr(torch, _name)))
+torch.Tensor.pin_memory = lambda tensor, *_: tensor
+
+
+class _MaskOnCpu(importlib.abc.MetaPathFinder):
+    """SGLang applies xgrammar's masks by kernels for GPUs alone; xgrammar has one for CPUs."""
+
+    def find_spec(self, name, path, target=None):
+        if name != "sglang.srt.constrained.xgrammar_backend":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            from xgrammar import apply_token_bitmask_inplace
+
+            def apply_vocab_mask(logits, vocab_mask):
+                apply_token_bitmask_inplace(logits, vocab_mask)
+
+            for owner in (module.XGrammarGrammar, module.XGrammarGrammarBackend):
+                owner.apply_vocab_mask = staticmethod(apply_vocab_mask)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, _MaskOnCpu())
 '''
 
 
@@ -59,7 +109,7 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help=f"a Python {PYTHON_VERSION}")
     options = parser.parse_args()
     folder: Path = options.folder.resolve()
-    wanted = f"{TORCH}\n{REQUIREMENTS.read_text(encoding='utf-8')}"
+    wanted = "\n".join((TORCH, KERNEL_NAMES, START, REQUIREMENTS.read_text(encoding="utf-8")))
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
         say(f"SGLang for the CPU is installed: {folder}")

@@ -103,10 +103,6 @@ async def test_the_fingerprint_follows_what_decides_results(
 async def test_a_wrong_server_is_refused_at_the_start(fake: FakeSGLang, tmp_path: Path) -> None:
     with pytest.raises(CoreError, match="serves 'tiny', not 'llama-8b'"):
         await started(fake, model="llama-8b")
-    fake.model_info["is_generation"] = False
-    with pytest.raises(InvalidConfig, match="does not generate"):
-        await started(fake)
-    fake.model_info["is_generation"] = True
     fake.server_info["preferred_sampling_params"] = {"temperature": 0.5}
     with pytest.raises(InvalidConfig, match="sampling values of its own"):
         await started(fake)
@@ -310,11 +306,6 @@ async def test_logprobs_after_temperature_are_no_logprobs(fake: FakeSGLang) -> N
     with pytest.raises(UnsupportedOption, match="SGLANG_RETURN_ORIGINAL_LOGPROB"):
         await steps_of(core, ask(logprobs=1, sampling=Sampling(temperature=0.5)))
     await core.close()
-
-
-async def test_embeddings_are_refused(core: SGLangCore) -> None:
-    with pytest.raises(UnsupportedOption):
-        await core.embed(["x"])
 
 
 async def test_a_prompt_that_cannot_fit_is_not_even_read(core: SGLangCore) -> None:

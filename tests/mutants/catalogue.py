@@ -41,6 +41,7 @@ CLUSTER_TEST = "tests/integration/test_cluster.py::test_"
 LUA = "queues/lua/"
 SGLANG = "llm/sglang/"
 SGLANG_TESTS = "tests/unit/test_sglang_"
+SGLANG_FORMS_TEST = "tests/integration/test_sglang_forms.py"
 BEAM_TEST = "tests/unit/test_beam.py"
 TOOLS_TEST = "tests/unit/test_tools.py"
 CONSTRAINT_TEST = "tests/unit/test_constraint.py"
@@ -320,6 +321,25 @@ MUTANTS = (
            "if not aborted:", "if False:", SGLANG_TESTS + "steps.py", LLM),
     Mutant("SGLang: markers in messages become special tokens", SGLANG + "tokenizer.py",
            "if not hidden.found:", "if True:", SGLANG_TESTS + "tokenizer.py", LLM),
+    Mutant("SGLang: an answer ends before its form does", SGLANG + "held_form.py",
+           'if step.finish_reason == "stop" and not self._matcher.may_end:', "if False:",
+           SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: a complete answer waits for more", SGLANG + "held_form.py",
+           'return replace(step, finish_reason="stop")', "return step", SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: what leaves its form is handed out", SGLANG + "steps.py",
+           "step = self._form.take(step)", "pass", SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: a form begins anew behind a cut", SGLANG + "request.py",
+           'if request.resume_ids:\n        raise _unsupported("does not keep a form',
+           'if False:\n        raise _unsupported("does not keep a form', SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: a schema may pass over its keywords", SGLANG + "forms.py",
+           '{**defaults, **own, **overrides, "lenient": False}',
+           '{**defaults, "lenient": False, **own, **overrides}', SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: the server takes a grammar for another notation", SGLANG + "forms.py",
+           "marked = _SEEN_AS_LARK.search(constraint.source) is not None", "marked = True",
+           SGLANG_FORMS_TEST, LLM),
+    Mutant("SGLang: a server for embeddings is asked to generate", "llm/options.py",
+           "if not info.capabilities.generates:", "if False:",
+           "tests/integration/test_sglang_embeddings.py", LLM),
     Mutant("SGLang: an open breaker lets requests through", SGLANG + "breaker.py",
            "if wait_s > 0:", "if wait_s > 1e9:", SGLANG_TESTS + "breaker.py", LLM),
     Mutant("SGLang: health outweighs failures", SGLANG + "breaker.py",

@@ -34,7 +34,7 @@ MAX_SYMBOLS = 20_000  # of a compiled grammar; with 100,000 a mask takes 0.6 s
 MAX_LEXER_STATES = 50_000  # 1 to 2 kB each
 MAX_REASON_CHARACTERS = 400
 # Written as Python's json.dumps does: small models, let free, fill an answer with blanks.
-_JSON_STYLE: JsonCompileOptions = {
+JSON_STYLE: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -90,6 +90,11 @@ class Matcher:
         """Whether the text is complete and nothing can be added to it."""
         return self._inner.is_stopped() and not self._inner.is_error()
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the text is complete as it is."""
+        return self._inner.is_accepting() and not self._inner.is_error()
+
     def allowed(self) -> NDArray[np.bool_]:
         """Return for every token whether it may come next: about 0.15 ms for 49,152.
 
@@ -141,7 +146,7 @@ def _grammar_of(constraint: Constraint) -> str:
         case "json":
             # `lenient` would leave out keywords that it does not know: then it would not hold.
             return LLMatcher.grammar_from_json_schema(
-                constraint.source, defaults=_JSON_STYLE, overrides={"lenient": False}
+                constraint.source, defaults=JSON_STYLE, overrides={"lenient": False}
             )
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.source)

@@ -23,6 +23,7 @@ FinishReason = Literal["stop", "length"]
 class Capabilities:
     """What a core can do; what it cannot is refused before anything runs."""
 
+    generates: bool = True  # else it makes embeddings alone
     preemptible: bool = True  # a generation can be cut at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
     seeds: bool = True  # the same seed draws the same answer
@@ -94,6 +95,9 @@ class Constraint:
 
     kind: Literal["json", "regex", "grammar"]
     source: str  # a JSON schema as text, a regular expression, or a grammar in Lark's notation
+    # The schema of one call, as text, where the grammar is that of a message that may call tools:
+    # for servers that have a notation of their own for it.
+    calls: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

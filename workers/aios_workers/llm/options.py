@@ -45,10 +45,17 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
             remedy=f"leave it out, or use {info.model!r}",
         )  # fmt: skip
     if isinstance(body, LlmChat):
+        check_generates(info)
         for error in _wrong_in_chat(body, info):
             raise error
     elif isinstance(body, LlmEmbed) and not info.capabilities.embeddings:
         raise _unsupported(info, "core", "makes no embeddings", "name a core that does")
+
+
+def check_generates(info: CoreInfo) -> None:
+    """Raise UnsupportedOption where the core makes embeddings alone."""
+    if not info.capabilities.generates:
+        raise _unsupported(info, "core", "makes embeddings alone", "name a core that generates")
 
 
 def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo) -> None:

@@ -4,8 +4,8 @@ A generation is cut by the server's own abort, which leaves the KV of prompt and
 radix tree; it is resumed by asking for prompt and output together. Nothing that the result
 depends on stays in the server, so any server of the same fingerprint can go on.
 
-Unsliced by design: penalties, which the server counts from the beginning of a request. Refused:
-constraints, images and embeddings.
+Unsliced by design: penalties and forms, which the server counts from the beginning of a request.
+Refused: images. A server that was started for embeddings makes those, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,12 +19,25 @@ from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
 from aios_broker.contract.llm import Message, Tool
-from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
+from aios_workers.llm.constraint import FIELDS, Compiler
+from aios_workers.llm.constraint_check import ConstraintChecker
+from aios_workers.llm.core import (
+    Capabilities,
+    Constraint,
+    CoreInfo,
+    Embeddings,
+    GenerationRequest,
+    Step,
+)
+from aios_workers.llm.options import check_generates
 from aios_workers.llm.sglang.breaker import BreakerPolicy
 from aios_workers.llm.sglang.client import StreamLimits
 from aios_workers.llm.sglang.connection import Connection
 from aios_workers.llm.sglang.description import Description
+from aios_workers.llm.sglang.embedding import TextReader, embed, load_text_reader
 from aios_workers.llm.sglang.failure import EngineFailure
+from aios_workers.llm.sglang.forms import BACKENDS, read_form
+from aios_workers.llm.sglang.held_form import HeldForm
 from aios_workers.llm.sglang.request import check_request, generate_body
 from aios_workers.llm.sglang.server import EngineServer
 from aios_workers.llm.sglang.settings import SGLangConfig
@@ -67,6 +80,10 @@ class SGLangCore:
         self._connection = Connection(config, environ or {}, breaker or BreakerPolicy())
         self._info: CoreInfo | None = None
         self._vocabulary: Vocabulary | None = None
+        self._reader: TextReader | None = None  # of a server that makes embeddings
+        self._constraints = ConstraintChecker()
+        self._compiling = asyncio.Lock()
+        self._compiler: Compiler | None = None
         self._slots = asyncio.Semaphore(config.slots)
         self._streams: set[_Stream] = set()
         self._chores: set[asyncio.Task[None]] = set()
@@ -93,8 +110,11 @@ class SGLangCore:
         logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line per request
         found = (await self._connection.open()).description
         path = found.tokenizer_path or found.model_path
-        self._vocabulary = self._vocabulary or load_vocabulary(self.config.tokenizer, path)
-        self._info = info = self._describe(found, self._vocabulary)
+        if found.is_generation:
+            self._vocabulary = self._vocabulary or load_vocabulary(self.config.tokenizer, path)
+        else:
+            self._reader = self._reader or load_text_reader(self.config.tokenizer, path)
+        self._info = info = self._describe(found)
         self._slots = asyncio.Semaphore(info.slots)
         logger.info(
             "core %s: %d slots of %d tokens", info.snapshot_model, info.slots, info.context_tokens
@@ -134,15 +154,35 @@ class SGLangCore:
         return self._loaded_vocabulary().is_end(token)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Refuse: SGLang makes embeddings on a server of their own."""
-        raise UnsupportedOption(
-            f"core {self.info.model!r} makes no embeddings", field="body.core",
-            remedy="name a core that does",
-        )  # fmt: skip
+        """Return one vector of length 1 per text, on a server that was started for them.
+
+        Raises:
+            UnsupportedOption: This one was not.
+            InvalidSyscall: A text is empty.
+            ContextTooLong: A text does not fit.
+            CoreError: The server failed.
+        """
+        if self._reader is None:
+            raise UnsupportedOption(
+                f"core {self.info.model!r} makes no embeddings", field="body.core",
+                remedy="name a core whose SGLang server runs with --is-embedding",
+            )  # fmt: skip
+        engine = await self._connection.admitted()
+        limit_s = self.config.first_token_limit_s
+        try:
+            async with self._slots:
+                made = await embed(engine.client, self._reader, texts, self.info, limit_s)
+        except EngineFailure as failure:
+            self._connection.note(failure)
+            raise await self._connection.explain(failure) from failure
+        self._connection.succeeded()
+        return made
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
         self._check(request)
+        if request.constraint is not None:  # before the server compiles it: it could die of it
+            await self._constraints.check(request.constraint)
         if len(request.resume_ids) >= request.max_tokens:
             yield Step((), "length")
             return
@@ -182,11 +222,9 @@ class SGLangCore:
         self, request: GenerationRequest, stream: _Stream
     ) -> AsyncGenerator[Step, None]:
         engine = await self._connection.admitted()
-        body = generate_body(
-            request, stream.rid, seeded=engine.description.enable_deterministic_inference
-        )
+        body = generate_body(request, stream.rid, engine.description)
         limits = StreamLimits(self.config.first_token_limit_s, self.config.stall_limit_s)
-        maker = self._step_maker(request, engine.description)
+        maker = await self._step_maker(request, engine.description)
         try:
             async with contextlib.aclosing(engine.client.generate(body, limits)) as events:
                 first = True
@@ -195,31 +233,59 @@ class SGLangCore:
                         # The first abort may have come before the server knew the request.
                         self._start_abort(stream)
                     first = False
+                    was_complete = maker.complete
                     step = maker.take(event, aborted=stream.aborted.is_set())
+                    if was_complete and not maker.ended and not stream.aborted.is_set():
+                        self._start_abort(stream)  # it should have come to its end by itself
                     if step is not None:
                         yield step
             if not maker.ended:
                 raise EngineFailure("the SGLang server ended a stream without a reason")
             self._connection.succeeded()
         except EngineFailure as failure:  # the connection is closed: the server ends it too
-            if self._connection.closed or maker.ended:
+            if self._connection.closed or maker.complete or maker.ended:
                 return
             self._connection.note(failure)
-            raise await self._connection.explain(failure) from failure
-        except (GeneratorExit, asyncio.CancelledError):
+            raise await self._explained(failure, request) from failure
+        except BaseException:  # nobody listens any more, or the answer has left its form
             if not maker.ended:
                 self._start_abort(stream)
             raise
 
-    def _step_maker(self, request: GenerationRequest, description: Description) -> StepMaker:
-        return StepMaker(StreamKind(
+    async def _explained(
+        self, failure: EngineFailure, request: GenerationRequest
+    ) -> CoreError | UnsupportedOption:
+        """Return a generation's error. A form that the server could not compile is the asker's."""
+        form = request.constraint
+        if form is not None and not failure.sick and "grammar" in failure.message.lower():
+            return UnsupportedOption(
+                failure.message, field=FIELDS[form.kind],
+                remedy="correct it, simplify it, or start the server with "
+                "--grammar-backend llguidance",
+            )  # fmt: skip
+        return await self._connection.explain(failure)
+
+    async def _step_maker(self, request: GenerationRequest, description: Description) -> StepMaker:
+        kind = StreamKind(
             wanted_tokens=request.max_tokens - len(request.resume_ids),
             is_end=self.is_end,
             text_of=lambda token: self.decode((token,)).decode("utf-8", "replace"),
             incremental=description.incremental_streaming_output,
             logprobs=request.logprobs is not None,
             weight_version=description.weight_version,
-        ))  # fmt: skip
+        )
+        return StepMaker(kind, await self._held_form(request.constraint, description.forms_by))
+
+    async def _held_form(
+        self, constraint: Constraint | None, grammar_backend: str | None
+    ) -> HeldForm | None:
+        if constraint is None:
+            return None
+        async with self._compiling:  # half a second for a vocabulary of 128,000, once
+            if self._compiler is None:
+                self._compiler = await asyncio.to_thread(self._loaded_vocabulary().compiler)
+        matcher = self._compiler.start(read_form(constraint, grammar_backend))
+        return HeldForm(matcher, grammar_backend)
 
     @contextlib.asynccontextmanager
     async def _slot(self, stream: _Stream) -> AsyncIterator[bool]:
@@ -246,35 +312,49 @@ class SGLangCore:
             logger.warning("request %s could not be aborted: %s", stream.rid, failure.message)
 
     def _start_abort(self, stream: _Stream) -> None:
+        stream.aborted.set()
         task = asyncio.get_running_loop().create_task(self._abort_stream(stream))
         self._chores.add(task)
         task.add_done_callback(self._chores.discard)
 
-    def _describe(self, found: Description, vocabulary: Vocabulary) -> CoreInfo:
+    def _describe(self, found: Description) -> CoreInfo:
         config = self.config
         return CoreInfo(
             model=config.name or found.name,
             fingerprint=found.fingerprint,
             slots=min(config.slots, found.max_running_requests or config.slots),
             context_tokens=min(config.context_tokens, found.max_req_input_len),
-            capabilities=Capabilities(
-                exact_resume=found.enable_deterministic_inference,
-                seeds=found.enable_deterministic_inference,
-                penalties_preemptible=False,
-                logit_bias=True,
-                max_logprobs=MAX_LOGPROBS,
-                tools_template=vocabulary.shows_tools,
-                adapters=found.adapters,
-            ),
-            vocabulary_size=vocabulary.size,
+            capabilities=self._capabilities(found),
+            vocabulary_size=(self._reader or self._loaded_vocabulary()).size,
+        )
+
+    def _capabilities(self, found: Description) -> Capabilities:
+        if self._reader is not None:
+            return Capabilities(generates=False, embeddings=True)
+        return Capabilities(
+            exact_resume=found.enable_deterministic_inference,
+            seeds=found.enable_deterministic_inference,
+            penalties_preemptible=False,
+            logit_bias=True,
+            max_logprobs=MAX_LOGPROBS,
+            constraints=found.forms_by in BACKENDS,
+            constraints_preemptible=False,
+            tools_template=self._loaded_vocabulary().shows_tools,
+            adapters=found.adapters,
         )
 
     def _loaded_vocabulary(self) -> Vocabulary:
+        if self._reader is not None:
+            check_generates(self.info)
         if self._vocabulary is None:
             raise CoreError("the core is not started", remedy="call start() first")
         return self._vocabulary
 
     def _check(self, request: GenerationRequest) -> None:
+        self._loaded_vocabulary()
         engine = self._connection.engine
-        original = engine is not None and engine.original_logprobs
-        check_request(request, self.info, original_logprobs=original)
+        check_request(
+            request, self.info,
+            original_logprobs=engine is not None and engine.original_logprobs,
+            grammar_backend=engine.description.forms_by if engine is not None else None,
+        )  # fmt: skip

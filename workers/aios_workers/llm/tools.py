@@ -93,18 +93,28 @@ def toolbox_of(body: LlmChat) -> Toolbox | None:
 def constraint_of(toolbox: Toolbox) -> Constraint:
     """Return what keeps every answer well-formed: one call, or a message or calls."""
     schema = call_schema(toolbox.tools)
+    source = _dumped(schema)
     if toolbox.forced:
-        return Constraint("json", json.dumps(schema, ensure_ascii=False))
+        return Constraint("json", source)
+    return Constraint("grammar", calls_grammar(_dumped({**schema, **_JSON_STYLE})), source)
+
+
+def calls_grammar(schema: str) -> str:
+    """Return the grammar of a message, or of a message and calls of this schema (as text)."""
     plain = unmarked_pattern(CALL_BEGIN)
-    return Constraint("grammar", "\n".join((
+    return "\n".join((
         "start: MESSAGE | OPENING body END more",
         f"more: (NEXT body END){{0,{MAX_CALLS - 1}}}",
         f"MESSAGE: /{plain}/",
         f"OPENING: /{plain}{re.escape(CALL_BEGIN)}/",
         f'NEXT: "{CALL_BEGIN}"',
         f'END: "{CALL_END}"',
-        f"body: %json {json.dumps({**schema, **_JSON_STYLE}, ensure_ascii=False)}",
-    )))  # fmt: skip
+        f"body: %json {schema}",
+    ))  # fmt: skip
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:

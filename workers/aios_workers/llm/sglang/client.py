@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.llm.sglang.failure import EngineFailure
-from aios_workers.llm.sglang.wire import Event, decode_line, is_done
+from aios_workers.llm.sglang.wire import Embedding, Event, decode_embeddings, decode_line, is_done
 
 CONNECT_LIMIT_S = 5.0
 CALL_LIMIT_S = 10.0  # of a call that generates nothing
@@ -75,6 +75,15 @@ class EngineClient:
     async def abort(self, rid: str) -> None:
         """End the request of that id. An unknown one is ignored."""
         await self._call("POST", "/abort_request", {"rid": rid}, CALL_LIMIT_S)
+
+    async def embed(self, ids: Sequence[Sequence[int]], limit_s: float) -> list[Embedding]:
+        """Return the vectors of texts, in their order."""
+        data = await self._call("POST", "/encode", {"input_ids": ids}, limit_s)
+        with _translated():
+            found = decode_embeddings(data)
+        if len(found) != len(ids):
+            raise EngineFailure(f"the SGLang server made {len(found)} vectors of {len(ids)} texts")
+        return found
 
     async def generate(
         self, body: dict[str, Any], limits: StreamLimits

@@ -164,7 +164,11 @@ class Connection:
                 await client.get("/model_info"), await client.get("/server_info")
             )
             self._check(description)
-            original = self.server is not None or await gives_original_logprobs(client)
+            original = (
+                self.server is not None
+                or not description.is_generation
+                or await gives_original_logprobs(client)
+            )
         except BaseException:
             await client.close()
             raise

@@ -49,6 +49,8 @@ class Description(Struct, frozen=True, kw_only=True):
     disable_radix_cache: bool = False
     preferred_sampling_params: Any = None
     lora_paths: Any = None
+    grammar_backend: str | None = None
+    skip_tokenizer_init: bool = False
     fingerprint: str = ""
 
     @property
@@ -57,6 +59,11 @@ class Description(Struct, frozen=True, kw_only=True):
         each = [load.effective_max_running_requests_per_dp for load in self.internal_states]
         known = [number for number in each if number]
         return min(known) * self.dp_size if known else None
+
+    @property
+    def forms_by(self) -> str | None:
+        """What holds its answers to a form; None: nothing. That needs its tokenizer, too."""
+        return None if self.skip_tokenizer_init else self.grammar_backend
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -86,18 +93,13 @@ def describe(model_info: dict[str, Any], server_info: dict[str, Any]) -> Descrip
 
     Raises:
         EngineFailure: It lacks what every SGLang server says.
-        InvalidConfig: It does not generate, or would change what syscalls ask for.
+        InvalidConfig: It would change what syscalls ask for.
     """
     said = {**server_info, **model_info}
     try:
         found = msgspec.convert(said, Description, strict=False)
     except msgspec.ValidationError as error:
         raise EngineFailure(f"this is no SGLang server that we know: {error}") from error
-    if not found.is_generation:
-        raise InvalidConfig(
-            f"the SGLang server's model {found.name!r} does not generate",
-            field="AIOS_SGLANG_URL", remedy="start it without --is-embedding",
-        )  # fmt: skip
     if found.preferred_sampling_params:
         raise InvalidConfig(
             "the SGLang server has sampling values of its own, which change what syscalls ask for",
@@ -110,5 +112,7 @@ def _fingerprint(said: dict[str, Any]) -> str:
     material: dict[str, Any] = {key: said.get(key) for key in _DECIDES_RESULTS}
     if said.get("load_format") == "dummy":  # else the seed is drawn anew at each start
         material["random_seed"] = said.get("random_seed")
+    if not said.get("is_generation", True):
+        material["is_generation"] = False
     data = msgspec.json.encode(material, order="deterministic")
     return hashlib.sha256(data).hexdigest()[:FINGERPRINT_DIGITS]

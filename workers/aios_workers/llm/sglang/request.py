@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnsupportedOption
-from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling
+from aios_workers.llm.constraint import FIELDS
+from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
+from aios_workers.llm.sglang.description import Description
+from aios_workers.llm.sglang.forms import asked_form, missing_form
 
 NO_TOP_K = -1
 
 
-def check_request(request: GenerationRequest, info: CoreInfo, *, original_logprobs: bool) -> None:
+def check_request(
+    request: GenerationRequest,
+    info: CoreInfo,
+    *,
+    original_logprobs: bool,
+    grammar_backend: str | None = None,
+) -> None:
     """Raise for what this server would not do as asked.
 
     A token id beyond the vocabulary has to be found here: it ends an SGLang server.
@@ -19,6 +28,7 @@ def check_request(request: GenerationRequest, info: CoreInfo, *, original_logpro
         request: The generation.
         info: The core's.
         original_logprobs: Whether log-probabilities are those before temperature.
+        grammar_backend: What holds the server's answers to a form.
 
     Raises:
         ContextTooLong: Prompt and answer do not fit.
@@ -34,7 +44,7 @@ def check_request(request: GenerationRequest, info: CoreInfo, *, original_logpro
         )  # fmt: skip
     _check_ids(request, info.vocabulary_size)
     if request.constraint is not None:
-        raise _unsupported("makes no constrained output", "format", info)
+        _check_form(request, request.constraint, info, grammar_backend)
     if request.images:
         raise _unsupported("sees no images", "messages", info)
     if request.lora is not None and request.lora not in info.capabilities.adapters:
@@ -42,17 +52,18 @@ def check_request(request: GenerationRequest, info: CoreInfo, *, original_logpro
     if request.resume_ids and request.sampling.penalises:
         raise _unsupported("does not keep penalties across a cut", "frequency_penalty", info)
     if request.logprobs is not None:
-        _check_logprobs(request.logprobs, request.sampling, info, original=original_logprobs)
+        _check_logprobs(request, request.logprobs, info, original=original_logprobs)
 
 
-def generate_body(request: GenerationRequest, rid: str, *, seeded: bool) -> dict[str, Any]:
+def generate_body(request: GenerationRequest, rid: str, server: Description) -> dict[str, Any]:
     """Return the body of a `/generate` that goes on from `resume_ids`.
 
     Args:
         request: The generation.
         rid: Its id on the server, of fixed length: an abort matches by prefix.
-        seeded: Whether the server draws by seed and position (deterministic inference).
+        server: What is asked. It draws by seed and position in deterministic inference alone.
     """
+    seeded = server.enable_deterministic_inference
     body: dict[str, Any] = {
         "rid": rid,
         "input_ids": [*request.prompt_ids, *request.resume_ids],
@@ -61,6 +72,8 @@ def generate_body(request: GenerationRequest, rid: str, *, seeded: bool) -> dict
             request.sampling, request.max_tokens - len(request.resume_ids), seeded=seeded
         ),
     }
+    if request.constraint is not None:
+        body["sampling_params"] |= asked_form(request.constraint, server.forms_by)
     if request.logprobs is not None:
         body |= {"return_logprob": True, "top_logprobs_num": request.logprobs}
     if request.lora is not None:
@@ -101,15 +114,29 @@ def _check_ids(request: GenerationRequest, vocabulary_size: int | None) -> None:
         )  # fmt: skip
 
 
-def _check_logprobs(
-    alternatives: int, sampling: Sampling, info: CoreInfo, *, original: bool
+def _check_form(
+    request: GenerationRequest, constraint: Constraint, info: CoreInfo, backend: str | None
 ) -> None:
+    missing = missing_form(constraint, backend)
+    if missing is not None:
+        raise UnsupportedOption(
+            f"core {info.model!r} {missing}", field=FIELDS[constraint.kind],
+            remedy="start the server with --grammar-backend llguidance, or name another core",
+        )  # fmt: skip
+    if request.resume_ids:
+        raise _unsupported("does not keep a form across a cut", "format", info)
+
+
+def _check_logprobs(
+    request: GenerationRequest, alternatives: int, info: CoreInfo, *, original: bool
+) -> None:
+    sampling = request.sampling
     if alternatives > info.capabilities.max_logprobs:
         most = info.capabilities.max_logprobs
         raise _unsupported(f"gives at most {most} alternatives", "logprobs", info)
-    if sampling.penalises or sampling.logit_bias:
+    if sampling.penalises or sampling.logit_bias or request.constraint is not None:
         raise _unsupported(
-            "gives log-probabilities after penalties and bias only", "logprobs", info
+            "gives log-probabilities after penalties, bias and forms only", "logprobs", info
         )
     if sampling.temperature not in (0.0, 1.0) and not original:
         raise _unsupported(

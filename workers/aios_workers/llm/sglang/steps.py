@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm.core import FinishReason, Step
 from aios_workers.llm.sglang.failure import EngineFailure
+from aios_workers.llm.sglang.held_form import HeldForm
 from aios_workers.llm.sglang.wire import Event, Finish, LogprobEntry, Meta
 
 NO_LOGPROB = -9_999.0  # JSON has no minus infinity; SGLang writes null
@@ -26,12 +27,18 @@ class StreamKind:
 
 
 class StepMaker:
-    """Takes the events of one stream in order. `ended` after the last one."""
+    """Takes the events of one stream in order.
 
-    def __init__(self, kind: StreamKind) -> None:
+    `complete` with the last step, `ended` with the last event: a server goes on to its end token
+    where the form of an answer lets nothing else follow.
+    """
+
+    def __init__(self, kind: StreamKind, form: HeldForm | None = None) -> None:
         self._kind = kind
+        self._form = form
         self._taken = 0  # ids
         self._began = False
+        self.complete = False
         self.ended = False
 
     def take(self, event: Event, *, aborted: bool) -> Step | None:
@@ -43,7 +50,17 @@ class StepMaker:
 
         Raises:
             EngineFailure: The server refused, aborted on its own, or contradicts itself.
+            CoreError: The answer does not keep its form.
         """
+        step = self._step(event, aborted=aborted)
+        if step is None or self.complete:
+            return None
+        if self._form is not None:
+            step = self._form.take(step)
+        self.complete = step.finish_reason is not None
+        return step
+
+    def _step(self, event: Event, *, aborted: bool) -> Step | None:
         if event.error is not None:
             raise _refused(event)
         if self.ended:

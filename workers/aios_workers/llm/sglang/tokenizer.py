@@ -13,7 +13,9 @@ from tokenizers import Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.constraint import Compiler
 from aios_workers.llm.sglang.model_folder import ModelFolder
+from aios_workers.llm.sglang.settings import BYTES
 from aios_workers.llm.sglang.template import ChatTemplate, message_values, tool_values
 
 METASPACE = "\u2581"  # how SentencePiece writes a space
@@ -39,11 +41,16 @@ class Vocabulary(Protocol):
         """Whether a token ends a generation."""
         ...
 
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens; takes a moment, in any thread."""
+        ...
+
 
 class FolderVocabulary:
     """The vocabulary of a model folder: tokenizer.json, configuration and chat template."""
 
     def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
         self._tokenizer: Tokenizer = folder.tokenizer()
         self._template = ChatTemplate(folder.chat_template(), folder.special_tokens())
         self._pieces = _pieces(self._tokenizer)
@@ -83,6 +90,18 @@ class FolderVocabulary:
         """Whether a token ends a generation."""
         return token in self._end_ids
 
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens; control tokens are in no text."""
+        tokenizer = self._folder.tokenizer()  # of its own: its settings are not the prompts'
+        tokenizer.encode_special_tokens = True
+
+        def tokenize(data: bytes) -> list[int]:
+            text = data.decode("utf-8", "replace")
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        pieces = [self._pieces.get(token, b"") for token in range(self.size)]
+        return Compiler(pieces, [end for end in self._end_ids if end < self.size], tokenize)
+
     def _encode_around(self, text: str, hidden: _HiddenMarkers) -> tuple[int, ...]:
         """Encode a text part by part: between the template's markers, everything is plain."""
         ids: list[int] = []
@@ -119,11 +138,23 @@ class ByteVocabulary:
         self.size = size or self.FIRST + 256
         self._end_ids = end_ids or frozenset({self.END})
 
+    @classmethod
+    def of(cls, server_path: str | None) -> ByteVocabulary:
+        """Return the one for a model whose folder may say how many ids there are."""
+        folder = ModelFolder(Path(server_path)) if server_path else None
+        if folder is None or not folder.has_config():
+            return cls()
+        return cls(folder.vocabulary_size(), folder.end_ids(lambda _: None))
+
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
         """Return a start token and the bytes of `role: content` lines."""
         del tools
         lines = "".join(f"{message.role}: {message.content}\n" for message in messages)
-        data = f"{lines}assistant:".encode("utf-8", "replace")
+        return self.ids(f"{lines}assistant:")
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return a start token and the bytes of a text."""
+        data = text.encode("utf-8", "replace")
         return (self.START, *(byte + self.FIRST for byte in data))
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -134,6 +165,11 @@ class ByteVocabulary:
         """Whether a token ends a generation."""
         return token in self._end_ids
 
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens."""
+        pieces = [self.decode((token,)) for token in range(self.size)]
+        return Compiler(pieces, self._end_ids, lambda data: [byte + self.FIRST for byte in data])
+
 
 def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
     """Return what the setting names: a folder, `bytes`, or where the server has its tokenizer.
@@ -141,11 +177,17 @@ def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
     Raises:
         InvalidConfig: There is none, or it is of a kind that is not read.
     """
-    if setting == "bytes":
-        folder = ModelFolder(Path(server_path)) if server_path else None
-        if folder is None or not folder.has_config():
-            return ByteVocabulary()
-        return ByteVocabulary(folder.vocabulary_size(), folder.end_ids(lambda _: None))
+    if setting == BYTES:
+        return ByteVocabulary.of(server_path)
+    return FolderVocabulary(model_folder(setting, server_path))
+
+
+def model_folder(setting: str | None, server_path: str | None) -> ModelFolder:
+    """Return the folder that the setting names, or the server's own.
+
+    Raises:
+        InvalidConfig: It is not on this machine.
+    """
     path = Path(setting or server_path or "")
     if not path.is_dir():
         raise InvalidConfig(
@@ -153,7 +195,7 @@ def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
             field="AIOS_SGLANG_TOKENIZER",
             remedy="name a folder with tokenizer.json and the model's configuration",
         )
-    return FolderVocabulary(ModelFolder(path))
+    return ModelFolder(path)
 
 
 class _HiddenMarkers:

@@ -52,7 +52,21 @@ class Event(Struct, frozen=True):
     error: Refusal | str | None = None
 
 
+class EmbeddingMeta(Struct, frozen=True):
+    """What is said beside a vector."""
+
+    prompt_tokens: int
+
+
+class Embedding(Struct, frozen=True):
+    """The vector of one text."""
+
+    embedding: list[float]
+    meta_info: EmbeddingMeta
+
+
 _decoder = msgspec.json.Decoder(Event)
+_embeddings_decoder = msgspec.json.Decoder(list[Embedding])
 
 
 def decode_line(line: bytes) -> Event | None:
@@ -72,3 +86,12 @@ def decode_line(line: bytes) -> Event | None:
 def is_done(line: bytes) -> bool:
     """Whether a line says that the stream is complete."""
     return line.startswith(DATA) and line[len(DATA) :].strip() == DONE
+
+
+def decode_embeddings(data: bytes) -> list[Embedding]:
+    """Read the answer to a batch of texts.
+
+    Raises:
+        msgspec.DecodeError: It is not what SGLang says.
+    """
+    return _embeddings_decoder.decode(data)
