@@ -162,7 +162,7 @@ async def run(rounds: int, folder: Path) -> None:
             for length in LENGTHS:
                 found[length].append(await measure(cores, length, number))
         counts = (cores.writer.state_counts, cores.reader.state_counts)
-    names = [name for name in Round.__slots__]
+    names = list(Round.__slots__)
     table(["tokens", *names], (
         (length, *(_median(getattr(each, name) for each in measured) for name in names))
         for length, measured in found.items()
@@ -181,7 +181,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} cores, load {load:.1f}")
+    print(
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} cores, load {load:.1f}"
+    )
     with tempfile.TemporaryDirectory(dir=SHARED_MEMORY, prefix="aios-moves-") as folder:
         asyncio.run(run(options.rounds, Path(folder)))
 

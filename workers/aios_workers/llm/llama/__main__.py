@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 import os
 import sys
@@ -22,7 +21,12 @@ from aios_workers.llm.llama.protocol import Ready, Refused, ShareStates
 from aios_workers.llm.llama.serve import serve, write_frame
 from aios_workers.llm.llama.state_folder import StateFolder
 from aios_workers.llm.llama.state_rule import StateRule
-from aios_workers.llm.llama.state_store import NoStates, StateKeeper, StateStore
+from aios_workers.llm.llama.state_store import (
+    NoStates,
+    StateKeeper,
+    StateStore,
+    state_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +70,7 @@ def _open_states(message: ShareStates, shape: ContextShape, found: ProbeResult) 
 
     The worker has refused a folder that cannot be used when it started: this one went bad later.
     """
-    settings = (message.fingerprint, shape.threads, shape.micro_batch_tokens, found.exact_resume)
-    key = hashlib.sha256("\n".join(map(str, settings)).encode()).digest()
+    key = state_key(message.fingerprint, shape, exact_resume=found.exact_resume)
     try:
         folder = StateFolder.open(Path(message.folder), key, message.max_bytes)
     except InvalidConfig as error:

@@ -150,16 +150,16 @@ class StateFolder:
             raise
         finally:
             os.close(reserved.fd)
-        for entry in self._entries(reserved.final.name.rpartition("-")[0]):
+        for entry in self.entries(reserved.final.name.rpartition("-")[0]):
             if not entry.being_written and entry.path != reserved.final:
                 entry.path.unlink(missing_ok=True)
         return used_bytes
 
     def _make_room(self, reserved: Reserved, size_bytes: int) -> int:
         """Take room for a file: its length counts for everybody before its bytes are written."""
-        with self._locked():
+        with self.locked():
             self.sweep()
-            entries = sorted(self._entries(), key=lambda entry: entry.used_at)
+            entries = sorted(self.entries(), key=lambda entry: entry.used_at)
             used_bytes = sum(entry.size_bytes for entry in entries)
             removable = [entry for entry in entries if not entry.being_written]
             lasting_bytes = used_bytes - sum(entry.size_bytes for entry in removable)
@@ -179,7 +179,7 @@ class StateFolder:
     def sweep(self) -> None:
         """Remove what nobody will ask for: states not used for long, files without a writer."""
         now = time.time()
-        for entry in self._entries():
+        for entry in self.entries():
             limit_s = MAX_WRITING_S if entry.being_written else MAX_AGE_S
             if now - entry.used_at > limit_s:
                 entry.path.unlink(missing_ok=True)
@@ -190,7 +190,7 @@ class StateFolder:
 
     def drop(self, request_id: str) -> None:
         """Remove the states of a request."""
-        for entry in self._entries(self._owner(request_id)):
+        for entry in self.entries(self._owner(request_id)):
             if not entry.being_written:
                 entry.path.unlink(missing_ok=True)
 
@@ -198,7 +198,7 @@ class StateFolder:
 
     def entries_of(self, request_id: str) -> list[Entry]:
         """Return the states of a request, those of most tokens first."""
-        found = self._entries(self._owner(request_id))
+        found = self.entries(self._owner(request_id))
         return sorted(found, key=lambda entry: -entry.tokens)
 
     def read(self, entry: Entry, known: Sequence[int], *, beyond_tokens: int) -> KvState | None:
@@ -223,7 +223,7 @@ class StateFolder:
         request = hashlib.sha256(request_id.encode()).hexdigest()[:_NAME_DIGITS]
         return f"{self._key_name}-{request}"
 
-    def _entries(self, owner: str = "") -> Iterator[Entry]:
+    def entries(self, owner: str = "") -> Iterator[Entry]:
         """Yield the files of an owner; without one, those of all cores."""
         try:
             names = os.listdir(self.path)
@@ -243,7 +243,7 @@ class StateFolder:
                         status.st_mtime, being_written)  # fmt: skip
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock of the budget; some 1 ms of work is done under it.
 
         Raises:

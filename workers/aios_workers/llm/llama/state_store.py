@@ -7,6 +7,7 @@ this host, and when this process ends: then all that it holds, since its worker 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
 import threading
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from aios_workers.llm.llama.context import ContextShape
 from aios_workers.llm.llama.protocol import StateCounts
 from aios_workers.llm.llama.state_cache import KvState
 from aios_workers.llm.llama.state_file import StateRefused, file_bytes
@@ -31,6 +33,16 @@ SWEEP_EVERY_S = 60.0
 CLOSE_LIMIT_S = 3.0  # less than the worker gives this process to end
 COMPLAIN_EVERY_S = 60.0  # a full disk fails every write
 MAX_REMEMBERED = 10_000  # requests that have files; those forgotten leave them to the age limit
+
+
+def state_key(fingerprint: str, shape: ContextShape, *, exact_resume: bool) -> bytes:
+    """Return what cores must have in common to use each other's states.
+
+    Beside weights and build it is what decides how llama.cpp computes: a state of a core that
+    rounds in another way would make a resumed answer differ from the uninterrupted one.
+    """
+    settings = (fingerprint, shape.threads, shape.micro_batch_tokens, exact_resume)
+    return hashlib.sha256("\n".join(map(str, settings)).encode()).digest()
 
 
 class StateKeeper(Protocol):
