@@ -53,8 +53,9 @@ def kv_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def cores(kv_dir: Path) -> AsyncIterator[tuple[LlamaCppCore, LlamaCppCore]]:
     async with AsyncExitStack() as stack:
         pair = []
-        for _ in range(2):
-            core = LlamaCppCore(replace(SMALL, kv_dir=kv_dir))
+        for slots, context_tokens in ((2, 512), (3, 768)):  # states fit any shape
+            config = replace(SMALL, slots=slots, context_tokens=context_tokens, kv_dir=kv_dir)
+            core = LlamaCppCore(config)
             stack.push_async_callback(core.close)
             await core.start()
             pair.append(core)

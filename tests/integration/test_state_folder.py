@@ -308,6 +308,9 @@ def test_a_writer_killed_half_way_leaves_no_half_state(folder: StateFolder, shar
         writer.send_signal(signal.SIGKILL)
     check_states(folder, "request 0", data_bytes)
     for name in names(folder, "*.tmp"):
+        # Its room was taken at once: others cannot have counted on it meanwhile.
+        whole_bytes = file_bytes(state_of("request 0", 1, data_bytes))
+        assert (folder.path / name).stat().st_size in {0, whole_bytes}
         os.utime(folder.path / name, (0, 0))
     write(folder, "a", STATE)  # makes room, and removes what has no writer
     assert names(folder, "*.tmp") == []

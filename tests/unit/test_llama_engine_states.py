@@ -139,9 +139,9 @@ def test_wherever_it_goes_on_no_id_changes(
             request = request_of(1, prompt, max_tokens=60, sampling=samplings[each])
             expected = run_alone(request, end=-1)
             assert (tuple(ids), "length") == expected
-        for core in cores:
-            core.close()
-            assert core.engine.shared.counts.refused == 0
+        for sharing in cores:
+            sharing.close()
+            assert sharing.engine.shared.counts.refused == 0
 
 
 def test_another_process_reads_the_state_and_no_tokens(
@@ -185,15 +185,14 @@ def test_without_company_nothing_is_written_before_the_end(tmp_path: Path) -> No
         assert cached_tokens == 49  # of the last one the logits are wanted
 
 
-def test_what_a_file_has_is_not_written_again_at_the_end(
-    pair: tuple[SharingCore, SharingCore],
-) -> None:
-    one, two = pair
+def test_what_a_file_has_is_not_written_again_at_the_end(tmp_path: Path) -> None:
+    one, two = SharingCore(tmp_path, budget_bytes=10_000), SharingCore(tmp_path)
     one.run("a", PROMPT, [], tokens=3)
     [name] = one.files
     one.close()
     assert one.engine.shared.counts.written == 1
     assert two.files == [name]
+    two.close()
 
 
 def test_a_generation_that_has_ended_leaves_no_file(pair: tuple[SharingCore, SharingCore]) -> None:
@@ -220,7 +219,8 @@ def test_one_that_is_cut_before_its_first_token_keeps_its_file(
     two.engine.submit(longer)
     two.engine.step()
     two.engine.abort(99, keep=False)
-    assert len(one.files) == 1
+    assert two.engine.shared.counts.read == 1
+    assert len(two.files) == 1
 
 
 def test_what_does_not_pay_is_not_written_and_not_read(tmp_path: Path) -> None:
@@ -272,6 +272,18 @@ def test_a_writer_that_died_is_not_waited_for_long(
     assert (len(ids), cached_tokens) == (4, 0)
 
 
+def test_what_is_in_memory_is_not_read_from_a_file(tmp_path: Path) -> None:
+    with (
+        closing(SharingCore(tmp_path, budget_bytes=10_000)) as one,
+        closing(SharingCore(tmp_path)),
+    ):
+        output, _, _ = one.run("a", PROMPT, [], tokens=3)
+        one.run("b", [7] * 50, [], tokens=1)  # it takes the slot
+        assert len(one.files) == 2
+        _, _, cached_tokens = one.run("a", PROMPT, output, tokens=1)
+        assert (cached_tokens, one.engine.shared.counts.read) == (62, 0)
+
+
 def test_a_folder_that_went_bad_harms_nobody(
     pair: tuple[SharingCore, SharingCore], tmp_path: Path
 ) -> None:
@@ -283,6 +295,7 @@ def test_a_folder_that_went_bad_harms_nobody(
     assert (len(ids), cached_tokens) == (4, 0)
     (tmp_path / "kv").unlink()
     (tmp_path / "away").rename(tmp_path / "kv")
+    assert two.engine.shared.counts.failed > 0
     one.run("b", PROMPT, [], tokens=3)
     assert len(one.files) == 1
 
@@ -296,10 +309,12 @@ def test_a_damaged_file_is_removed_and_counted(
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    ids, _, cached_tokens = two.run("a", PROMPT, output, tokens=1)
+    two.engine.submit(request_of(1, PROMPT, output=output, max_tokens=4, request_id="a"))
+    (ended,) = two.engine.step()
     expected, _ = run_alone(request_of(1, PROMPT, max_tokens=4), end=-1)
-    assert (tuple(ids), cached_tokens) == (expected, 0)
-    assert two.engine.shared.counts.refused == 1
+    assert isinstance(ended, Tokens)
+    assert ((*output, *ended.ids), ended.cached_tokens) == (expected, 0)
+    assert (two.engine.shared.counts.refused, path.exists()) == (1, False)
 
 
 def test_only_cores_that_compute_alike_share() -> None:

@@ -101,9 +101,9 @@ class _Done:
     """Each number is changed by one thread alone."""
 
     written: int = 0  # by the writer
-    failed: int = 0  # by the writer
+    failed_there: int = 0  # by the writer
     used_bytes: int = 0  # by the writer
-    not_begun: int = 0  # by the engine
+    failed_here: int = 0  # by the engine
     passed_over: int = 0  # by the engine
     read: int = 0  # by the engine
     refused: int = 0  # by the engine
@@ -129,7 +129,7 @@ class StateStore:
         """What has been done with states."""
         done = self._done
         return StateCounts(done.written, done.read, done.refused, done.passed_over,
-                           done.not_begun + done.failed, done.used_bytes)  # fmt: skip
+                           done.failed_here + done.failed_there, done.used_bytes)  # fmt: skip
 
     @property
     def busy(self) -> bool:
@@ -146,8 +146,7 @@ class StateStore:
                 return False
             reserved = self._folder.reserve(request_id, len(state.ids))
         except OSError as error:
-            self._done.not_begun += 1
-            self._complain("cannot be begun", error)
+            self._fail("cannot be begun", error)
             return False
         self._ask(partial(self._write, reserved, state))
         self._remember(request_id)
@@ -226,7 +225,7 @@ class StateStore:
         try:
             job()
         except (OSError, NoRoom) as error:
-            self._done.failed += 1
+            self._done.failed_there += 1
             self._complain("cannot be kept", error)
 
     def _write_now(self, request_id: str, state: KvState) -> None:
@@ -257,7 +256,7 @@ class StateStore:
         try:
             return self._folder.entries_of(request_id)
         except OSError as error:
-            self._complain("cannot be looked for", error)
+            self._fail("cannot be looked for", error)
             return []
 
     def _read(self, entry: Entry, known: Sequence[int], beyond_tokens: int) -> KvState | None:
@@ -267,17 +266,27 @@ class StateStore:
         except StateRefused as error:
             self._done.refused += 1
             logger.warning("KV state %s is not used and removed: %s", entry.path.name, error)
-            self._guarded(partial(entry.path.unlink, missing_ok=True))
+            self._remove(entry)
             return None
         except FileNotFoundError:  # another core has just ended it, or made room
             return None
         except OSError as error:
-            self._complain("cannot be read", error)
+            self._fail("cannot be read", error)
             return None
         if state is not None:
             self._done.read += 1
             self._rule.read(entry.size_bytes, (time.monotonic() - began) * 1_000)
         return state
+
+    def _remove(self, entry: Entry) -> None:
+        try:
+            entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._fail("cannot be removed", error)
+
+    def _fail(self, what: str, error: OSError) -> None:
+        self._done.failed_here += 1
+        self._complain(what, error)
 
     def _complain(self, what: str, error: Exception) -> None:
         now = time.monotonic()
