@@ -22,7 +22,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the path
 
-from tests.mutants.catalogue import BROKER, MUTANTS, Mutant  # noqa: E402
+from tests.mutants.catalogue import BROKER, Mutant  # noqa: E402
+from tests.mutants.catalogue import MUTANTS as OTHER_MUTANTS  # noqa: E402
+from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
+
+MUTANTS = (*OTHER_MUTANTS, *KV_STATE_MUTANTS)
 
 WORKERS = 2
 TIMEOUT_S = 120.0  # a test that hangs has noticed, too

@@ -72,13 +72,13 @@ def next_logits(ids: Sequence[int]) -> NDArray[np.float32]:
     return np.frombuffer(digest, dtype=np.uint8).astype(np.float32)
 
 
-def run_alone(request: Generate) -> tuple[tuple[int, ...], str]:
+def run_alone(request: Generate, end: int = END) -> tuple[tuple[int, ...], str]:
     """The answer by the rules alone: no batch, no slots, no KV state."""
     sampler = Sampler(request.sampling)
     ids = list(request.prompt_ids)
     while len(ids) < len(request.prompt_ids) + request.max_tokens:
         token = sampler.choose(next_logits(ids), position=len(ids))
-        if token == END:
+        if token == end:
             return tuple(ids[len(request.prompt_ids) :]), "stop"
         ids.append(token)
     return tuple(ids[len(request.prompt_ids) :]), "length"

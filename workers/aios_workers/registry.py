@@ -37,7 +37,8 @@ def _llama_core(config: WorkerConfig) -> Core:
 
     return LlamaCppCore(LlamaCppConfig(
         slots=config.llm_slots, context_tokens=config.llm_context_tokens,
-        threads=config.llm_threads,
+        threads=config.llm_threads, kv_dir=config.llm_kv_dir,
+        kv_max_bytes=config.llm_kv_max_bytes,
     ))  # fmt: skip
 
 

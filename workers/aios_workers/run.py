@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
+
+from prometheus_client.core import Metric
 
 from aios_broker.contract.reply import Result, Timings
 from aios_broker.contract.syscall import Syscall
@@ -128,6 +130,15 @@ class Handler(Protocol):
 
     async def close(self) -> None:
         """Free what it holds. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A part of a worker that has numbers of its own for the worker's page of metrics."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield them; called from another thread."""
         ...
 
 

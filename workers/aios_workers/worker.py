@@ -28,7 +28,7 @@ from aios_workers.commands import Command, CommandChannel
 from aios_workers.lease_book import LeaseBook
 from aios_workers.outbox import Outbox
 from aios_workers.patience import Backoff
-from aios_workers.run import Handler, Run
+from aios_workers.run import Handler, Measured, Run
 from aios_workers.tally import Load, worker_metrics
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,11 @@ class Worker:
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what this worker has done and has to do; safe from another thread."""
-        return worker_metrics(self._queue.module, self._outbox.tally, lambda: Load(
+        yield from worker_metrics(self._queue.module, self._outbox.tally, lambda: Load(
             len(self._book), self._handler.capacity, len(self._outbox)
         ))  # fmt: skip
+        if isinstance(self._handler, Measured):
+            yield from self._handler.metrics()
 
     async def run(self) -> None:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""

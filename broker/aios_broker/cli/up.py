@@ -80,6 +80,8 @@ def down(*, as_json: bool) -> None:
         record = None
     if record is not None:
         _stop(state_dir, record)
+    else:  # one that was killed could not clean up
+        StateDir(state_dir.expanduser().absolute()).remove_kv()
     if as_json:
         show_json({"stopped": record is not None})
     else:

@@ -14,6 +14,7 @@ from aios_broker.contract.errors import InvalidConfig
 OWNER_ONLY = 0o700
 # A socket's path may have 107 bytes; the longest name below the directory is `.s.PGSQL.5432`.
 SOCKET_DIR_MAX_BYTES = 90
+SHARED_MEMORY = Path("/dev/shm")  # a file system in memory, where the system has one
 # Paths of sockets stand in URLs, and not every tool reads percent-encoding in them.
 PLAIN_PATH = re.compile(r"[A-Za-z0-9/._-]+")
 
@@ -60,6 +61,20 @@ class StateDir:
         """The logs of the kernel and of its servers."""
         return self.path / "log"
 
+    @property
+    def kv_dir(self) -> Path:
+        """Where the llm workers of this kernel share KV states; a core makes it when it starts.
+
+        In memory where the system has such a place: the states are large, written often, and
+        worth nothing after the kernel's end.
+        """
+        in_memory = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+        return SHARED_MEMORY / f"aios-kv-{self._short_name}" if in_memory else self.path / "kv"
+
+    def remove_kv(self) -> None:
+        """Remove the KV states; the workers must have stopped."""
+        shutil.rmtree(self.kv_dir, ignore_errors=True)
+
     def socket_dir(self, server: str) -> Path:
         """Make and return the directory of a server's socket: in the state directory if it fits.
 
@@ -81,9 +96,13 @@ class StateDir:
             shutil.rmtree(folder, ignore_errors=True)
 
     @property
-    def _short_dir(self) -> Path:
+    def _short_name(self) -> str:
         digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:12]
-        name = f"aios-{os.geteuid()}-{digest}"
+        return f"{os.geteuid()}-{digest}"
+
+    @property
+    def _short_dir(self) -> Path:
+        name = f"aios-{self._short_name}"
         candidate = Path(tempfile.gettempdir()) / name
         return candidate if _fits(candidate / "postgres") else Path("/tmp") / name
 

@@ -39,6 +39,7 @@ from aios_broker.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
 POLL_S = 0.02
+KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
 UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a process's last words before a crash are in the log
 
 
@@ -235,6 +236,7 @@ class EmbeddedKernel:
         servers = [server.service() for server in (self._redis, self._postgres) if server]
         addresses = {"AIOS_REDIS_URL": self.redis_url, "AIOS_DATABASE_URL": self.database_url}
         variables = {
+            KV_DIR: str(self._state.kv_dir),  # one that was set goes before, an empty one too
             **self._inherited,
             **self.config.variables(),
             **addresses,
@@ -258,6 +260,7 @@ class EmbeddedKernel:
     def _clear(self) -> None:
         self._state.record_path.unlink(missing_ok=True)
         self._state.remove_sockets()
+        self._state.remove_kv()
         if self._temporary:
             if self._postgres is not None:
                 self._postgres.remove()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import msgspec
+from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
 from aios_broker.contract.llm import LlmChat, LlmEmbed, Message
@@ -25,7 +26,7 @@ from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, fits
 from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
-from aios_workers.run import Done, Outcome, Run
+from aios_workers.run import Done, Measured, Outcome, Run
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,10 @@ class LlmHandler:
         dropped = await self._contexts.compacted_messages(run, syscall, body, render)
         await self._contexts.keep(run, syscall, body, result)
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what the core counts, if it counts anything."""
+        return self._core.metrics() if isinstance(self._core, Measured) else ()
 
     async def close(self) -> None:
         """Close the core, when nothing of it is used any more."""

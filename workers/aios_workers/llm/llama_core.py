@@ -14,9 +14,11 @@ import itertools
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import (
     ContextTooLong,
@@ -31,7 +33,17 @@ from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, Generation
 from aios_workers.llm.embedding import check_texts
 from aios_workers.llm.llama.library import PACKAGE_VERSION, Library
 from aios_workers.llm.llama.process import CoreProcess
-from aios_workers.llm.llama.protocol import Abort, Embed, Generate, Ready, Scored
+from aios_workers.llm.llama.protocol import (
+    Abort,
+    Embed,
+    Generate,
+    Ready,
+    Scored,
+    ShareStates,
+    StateCounts,
+)
+from aios_workers.llm.llama.state_folder import check_folder
+from aios_workers.llm.llama.state_metrics import state_metrics
 from aios_workers.llm.llama.vocabulary import Vocabulary
 from aios_workers.llm.llama.weights import Weights, find_weights
 from aios_workers.llm.request_check import check_request
@@ -55,6 +67,8 @@ class LlamaCppConfig:
     context_tokens: int = 2_048  # of each slot
     threads: int = 1  # 2 are slower than 1 where 2 processors are shared with anything else
     state_budget_bytes: int = 512 * 1024 * 1024  # for KV states of suspended generations
+    kv_dir: Path | None = None  # shared with the other cores of this host; None: with none
+    kv_max_bytes: int = 512 * 1024 * 1024  # of all files in it
     start_limit_s: float = 120.0
     stall_limit_s: float = 60.0  # without a step while it has work
     health_limit_s: float = 15.0
@@ -80,6 +94,7 @@ class LlamaCppCore:
         self._numbers = itertools.count(1)
         self._constraints = ConstraintChecker()
         self._streams: dict[int, str] = {}  # request ids of the streams under way
+        self._earlier_counts = StateCounts()  # of processes that are gone
 
     @property
     def info(self) -> CoreInfo:
@@ -94,11 +109,22 @@ class LlamaCppCore:
         running = self._process is not None and not self._process.failed
         return self._process.pid if self._process is not None and running else None
 
+    @property
+    def state_counts(self) -> StateCounts:
+        """What its processes have done with shared KV states since the worker began."""
+        process = self._process
+        return self._earlier_counts + process.state_counts if process else self._earlier_counts
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what was done with shared KV states; nothing where none are shared."""
+        return state_metrics(self.state_counts) if self.config.kv_dir is not None else ()
+
     async def start(self) -> None:
         """Load the model (about 1 s). Does nothing when it runs.
 
         Raises:
-            InvalidConfig: package or weights are missing, or are not those we know.
+            InvalidConfig: package or weights are missing, or are not those we know; the folder for
+                KV states cannot be used.
             CoreError: the process did not come up.
         """
         async with self._starting:
@@ -110,6 +136,7 @@ class LlamaCppCore:
         async with self._starting:
             process, self._process = self._process, None
             if process is not None:
+                self._earlier_counts += process.state_counts
                 await process.close()
             vocabulary, self._vocabulary = self._vocabulary, None
             if vocabulary is not None:
@@ -229,8 +256,12 @@ class LlamaCppCore:
         logger.warning("the core process is gone; starting another")
 
     async def _start(self) -> None:
+        if self._info is None and self.config.kv_dir is not None:
+            check_folder(self.config.kv_dir)
         if self._process is not None:
+            self._earlier_counts += self._process.state_counts
             await self._process.close()
+            self._process = None
         if self._weights is None:
             self._weights = find_weights(self.config.weights)
         if self._vocabulary is None:
@@ -245,14 +276,21 @@ class LlamaCppCore:
         finally:
             sha256 = await checksum
         self._info = self._describe(ready, sha256)
+        if self.config.kv_dir is not None:
+            folder = str(self.config.kv_dir.absolute())
+            self._process.send(
+                ShareStates(folder, self._info.fingerprint, self.config.kv_max_bytes)
+            )
         logger.info(
-            "core process %d: %s, %d slots of %d tokens, loaded in %.0f ms, probed in %.0f ms",
+            "core process %d: %s, %d slots of %d tokens, loaded in %.0f ms, probed in %.0f ms, "
+            "KV states in %s",
             self._process.pid,
             self._info.snapshot_model,
             self._info.slots,
             self._info.context_tokens,
             ready.load_ms,
             ready.probe_ms,
+            self.config.kv_dir or "this process alone",
         )
 
     def _command(self, weights: Weights) -> list[str]:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_workers.llm.llama.context import MICRO_BATCH_TOKENS, Context, ContextShape
 from aios_workers.llm.llama.embedder import Embedder
 from aios_workers.llm.llama.engine import Engine
 from aios_workers.llm.llama.library import Library
 from aios_workers.llm.llama.matchers import Matchers
-from aios_workers.llm.llama.probe import probe
-from aios_workers.llm.llama.protocol import Ready, Refused
+from aios_workers.llm.llama.probe import ProbeResult, probe
+from aios_workers.llm.llama.protocol import Ready, Refused, ShareStates
 from aios_workers.llm.llama.serve import serve, write_frame
+from aios_workers.llm.llama.state_folder import StateFolder
+from aios_workers.llm.llama.state_rule import StateRule
+from aios_workers.llm.llama.state_store import (
+    NoStates,
+    StateKeeper,
+    StateStore,
+    state_key,
+)
+
+logger = logging.getLogger(__name__)
 
 EXIT_REFUSED = 3
 
@@ -43,10 +54,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
     write_frame(output_fd, ready)
     embedder = Embedder(library, context)
-    serve(engine, embedder, input_fd=input_fd, output_fd=output_fd)
+
+    def open_states(message: ShareStates) -> StateKeeper:
+        return _open_states(message, context.shape, found)
+
+    serve(engine, embedder, open_states, input_fd=input_fd, output_fd=output_fd)
+    engine.close()
     embedder.close()
     context.close()
     return 0
+
+
+def _open_states(message: ShareStates, shape: ContextShape, found: ProbeResult) -> StateKeeper:
+    """Join the cores that share a folder; where that fails, go on without.
+
+    The worker has refused a folder that cannot be used when it started: this one went bad later.
+    """
+    key = state_key(message.fingerprint, shape, exact_resume=found.exact_resume)
+    try:
+        folder = StateFolder.open(Path(message.folder), key, message.max_bytes)
+    except InvalidConfig as error:
+        logger.warning("no KV states are shared: %s", error)
+        return NoStates()
+    return StateStore(folder, StateRule(found.prefill_ms_per_token))
 
 
 def _take_standard_streams() -> tuple[int, int]:

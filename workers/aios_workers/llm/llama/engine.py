@@ -8,8 +8,8 @@ them. What a step computes for a generation is the same, bit for bit, whatever r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from aios_workers.llm.llama.context import ContextShape, Row
 from aios_workers.llm.llama.generation import Generation, StartMatcher, unconstrained
 from aios_workers.llm.llama.protocol import Ended, Generate, Tokens
 from aios_workers.llm.llama.state_cache import KvState, StateCache, shared_prefix_tokens
+from aios_workers.llm.llama.state_store import NoStates, StateKeeper
 
 # Prompt tokens computed in a step in which others answer: about 0.1 s of this model on one core.
 PREFILL_BESIDE_ANSWERS_TOKENS = 16
@@ -88,6 +89,7 @@ class Engine:
         self._slots = [_Slot(number) for number in range(context.shape.slots)]
         self._waiting: deque[Generation] = deque()
         self._states = StateCache(state_budget_bytes)
+        self.shared: StateKeeper = NoStates()  # what other processes may read, too
         self._events: list[Event] = []
         self._steps = 0
 
@@ -108,6 +110,7 @@ class Engine:
         finished = generation.finished
         if finished is not None:
             self._events.append(finished)
+            self.shared.drop(request.request_id)
         else:
             self._waiting.append(generation)
 
@@ -119,8 +122,9 @@ class Engine:
         for slot in self._slots:
             if slot.running is not None and slot.running.request.stream == stream:
                 if keep and slot.ids:
-                    state = KvState(tuple(slot.ids), self._context.export_state(slot.number))
-                    self._states.keep(slot.running.request.request_id, state)
+                    self._keep(slot, slot.running.request.request_id)
+                elif slot.running.has_answered:  # else it may only have been cut before it began
+                    self.shared.drop(slot.running.request.request_id)
                 slot.running = None
                 self._events.append(Ended(stream))
                 return
@@ -129,6 +133,10 @@ class Engine:
                 self._waiting.remove(generation)
                 self._events.append(Ended(stream))
                 return
+
+    def close(self) -> None:
+        """Leave the states of all that can go on to the processes that come after this one."""
+        self.shared.close(self._left_behind())
 
     def step(self) -> tuple[Event, ...]:
         """Compute one batch and return what came of it."""
@@ -152,11 +160,11 @@ class Engine:
         free = [slot for slot in self._slots if slot.running is None]
         # The last token is computed in any case: its logits choose the next one.
         known = generation.ids[:-1]
-        state = self._states.take(generation.request.request_id)
-        from_state = shared_prefix_tokens(state.ids, known) if state else 0
         slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
-        from_slot = shared_prefix_tokens(slot.ids, known)
-        if state is not None and from_state > from_slot:
+        state = self._better_state(
+            generation.request.request_id, known, shared_prefix_tokens(slot.ids, known)
+        )
+        if state is not None:
             slot = min(free, key=lambda slot: slot.used_at)
             restored = self._context.import_state(slot.number, state.data)
             slot.ids = list(state.ids) if restored else []
@@ -164,6 +172,34 @@ class Engine:
         self._cut(slot, generation.cached_tokens)
         slot.running = generation
         slot.used_at = self._steps
+
+    def _better_state(
+        self, request_id: str, known: Sequence[int], held_tokens: int
+    ) -> KvState | None:
+        """Return a state that has more of the known tokens than a slot holds, the best there is."""
+        state = self._states.take(request_id)
+        kept_tokens = shared_prefix_tokens(state.ids, known) if state is not None else 0
+        found = self.shared.find(request_id, known, beyond_tokens=max(held_tokens, kept_tokens))
+        if found is not None:
+            return found
+        return state if kept_tokens > held_tokens else None
+
+    def _keep(self, slot: _Slot, request_id: str) -> None:
+        state = self._state_of(slot)
+        shared = self.shared.keep(request_id, state)
+        self._states.keep(request_id, replace(state, shared=shared))
+
+    def _state_of(self, slot: _Slot) -> KvState:
+        return KvState(tuple(slot.ids), self._context.export_state(slot.number))
+
+    def _left_behind(self) -> Iterator[tuple[str, KvState]]:
+        """Yield the states that no file has: of what runs, then of what was suspended."""
+        for slot in self._slots:
+            if slot.running is not None and slot.ids:
+                yield slot.running.request.request_id, self._state_of(slot)
+        for request_id, state in self._states.newest_first():
+            if not state.shared:
+                yield request_id, state
 
     def _cut(self, slot: _Slot, length: int) -> None:
         self._context.truncate(slot.number, length)
@@ -201,6 +237,7 @@ class Engine:
         self._events.append(tokens)
         if tokens.finish_reason is not None:
             slot.running = None
+            self.shared.drop(generation.request.request_id)
 
     def _fail(self, slot: _Slot, error: KernelError) -> None:
         if slot.running is not None:

@@ -54,6 +54,11 @@ class Generation:
             self._matcher = start_matcher(request.constraint, request.resume_ids)
 
     @property
+    def has_answered(self) -> bool:
+        """Whether it has added anything to what it began with."""
+        return self._output_tokens > len(self.request.resume_ids)
+
+    @property
     def finished(self) -> Tokens | None:
         """What there is to say if nothing is left to generate."""
         reason = self._finish_reason()

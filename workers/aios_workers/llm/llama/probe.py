@@ -27,6 +27,7 @@ class ProbeResult:
 
     exact_resume: bool
     cost_ms: float
+    prefill_ms_per_token: float
 
 
 def probe(context: Context) -> ProbeResult:
@@ -40,11 +41,13 @@ def probe(context: Context) -> ProbeResult:
     length = min(SHORT_TOKENS if known_good else LONG_TOKENS, shape.context_tokens)
     ids = [(i * 7919) % context.vocab_size for i in range(1, length + 1)]
     written = _compute(context, 0, ids, pieces=[length - WRITTEN_TOKENS] + [1] * WRITTEN_TOKENS)
+    read_from = time.monotonic()
     read = _compute(context, shape.slots - 1, ids, pieces=[length])
+    now = time.monotonic()
     for slot in range(shape.slots):
         context.truncate(slot, 0)
     exact = bool(np.array_equal(written, read))
-    return ProbeResult(exact, (time.monotonic() - began) * 1_000)
+    return ProbeResult(exact, (now - began) * 1_000, (now - read_from) * 1_000 / length)
 
 
 def _compute(

@@ -25,6 +25,7 @@ from aios_workers.llm.llama.protocol import (
     Progress,
     Ready,
     Refused,
+    StateCounts,
     ToCore,
     Tokens,
     decode_from_core,
@@ -45,6 +46,7 @@ class CoreProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
+        self.state_counts = StateCounts()  # as the process told them last
         self._process = process
         self._input, self._output, self._errors = process.stdin, process.stdout, process.stderr
         self._stall_limit_s = stall_limit_s
@@ -219,6 +221,8 @@ class CoreProcess:
                 answer = self._pongs.get(frame.number)
                 if answer is not None and not answer.done():
                     answer.set_result(None)
+            case StateCounts():
+                self.state_counts = frame
             case Ready() | Refused():
                 logger.warning("the core said %s after its start", type(frame).__name__)
 

@@ -51,6 +51,32 @@ class Ping(Struct, frozen=True, array_like=True, tag=True):
     number: int
 
 
+class ShareStates(Struct, frozen=True, array_like=True, tag=True):
+    """Share KV states with the other cores of this host, through files. At most once."""
+
+    folder: str
+    fingerprint: str  # of weights and build
+    max_bytes: int
+
+
+class StateCounts(Struct, frozen=True, array_like=True, tag=True):
+    """What the process has done with shared KV states since its start. Sent when it changes."""
+
+    written: int = 0
+    read: int = 0  # and used instead of reading tokens
+    refused: int = 0  # damaged or foreign files; they were removed
+    passed_over: int = 0  # not worth their file, or too many at once
+    failed: int = 0  # no room, no disk, no rights
+    used_bytes: int = 0  # of all cores' files, when the last one was written
+
+    def __add__(self, other: StateCounts) -> StateCounts:
+        """Return the sums of two processes, one after the other."""
+        return StateCounts(
+            self.written + other.written, self.read + other.read, self.refused + other.refused,
+            self.passed_over + other.passed_over, self.failed + other.failed, other.used_bytes,
+        )  # fmt: skip
+
+
 class Ready(Struct, frozen=True, array_like=True, tag=True):
     """The model is loaded. The first frame of a process."""
 
@@ -110,8 +136,8 @@ class Pong(Struct, frozen=True, array_like=True, tag=True):
     number: int
 
 
-ToCore = Generate | Embed | Abort | Ping
-FromCore = Ready | Refused | Progress | Pong
+ToCore = Generate | Embed | Abort | Ping | ShareStates
+FromCore = Ready | Refused | Progress | Pong | StateCounts
 
 _encoder = msgspec.msgpack.Encoder()
 _to_core: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -13,6 +13,7 @@ class KvState:
 
     ids: tuple[int, ...]  # the tokens that it covers, from the start of the prompt
     data: bytes
+    shared: bool = False  # it is on its way to the state store, too
 
 
 class StateCache:
@@ -48,6 +49,10 @@ class StateCache:
     def drop(self, request_id: str) -> None:
         """Forget the state of a request, if there is one."""
         self.take(request_id)
+
+    def newest_first(self) -> Iterator[tuple[str, KvState]]:
+        """Yield what is kept, by request id."""
+        yield from reversed(self._states.items())
 
 
 def shared_prefix_tokens(left: Sequence[int], right: Sequence[int]) -> int:
