@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.mutants.catalogue import MUTANTS, ROOT, Mutant
+from tests.mutants.catalogue import ROOT, Mutant
+from tests.mutants.run import MUTANTS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
