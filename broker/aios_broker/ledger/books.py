@@ -8,7 +8,6 @@ round.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 
 from msgspec import Struct
@@ -47,8 +46,7 @@ class SyscallRow(Struct, gc=False):
 COLUMNS = SyscallRow.__struct_fields__[:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(Struct, frozen=True):
     """What an entry turned out to be when it was entered."""
 
     anomalies: list[int]  # ordinals

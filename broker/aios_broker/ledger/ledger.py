@@ -20,7 +20,7 @@ from aios_broker.ledger.books import COLUMNS, SyscallRow
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.usage import enter_usage
-from aios_broker.ledger.writer import Writer
+from aios_broker.ledger.writer import Writer, forget_snapshots
 from aios_broker.queues.connection import Answer, Connection
 from aios_broker.queues.keys import Keys
 
@@ -81,7 +81,8 @@ class Ledger:
             written = await self._writer.write(cursor, entries, mark.position)
             if entries:
                 mark = Mark(Position.parse(entries[-1][0]), mark.entries + len(entries))
-            await self._move(cursor, mark)
+            if await self._move(cursor, mark) and written.ended:
+                await forget_snapshots(cursor, written.ended)
         self._writer.committed(mark.position)
         await self._trim(redis, mark.position)
         return Drained(
@@ -139,12 +140,14 @@ class Ledger:
                            "or by hand): the ledger misses them", gone - mark.entries)  # fmt: skip
         return Mark(mark.position, gone)
 
-    async def _move(self, cursor: AsyncCursor, mark: Mark) -> None:
+    async def _move(self, cursor: AsyncCursor, mark: Mark) -> bool:
+        """Move the position; return whether there are spilled snapshots, which is seldom."""
         await cursor.execute(
             "UPDATE journal_position SET stream_ms = %s, stream_seq = %s, entries = %s"
-            " WHERE source = %s",
+            " WHERE source = %s RETURNING EXISTS (SELECT FROM snapshot)",
             [mark.position.ms, mark.position.seq, mark.entries, self._keys.prefix],
         )
+        return await cursor.fetchone() == (True,)
 
     async def _trim(self, redis: Connection, position: Position) -> None:
         behind = Position(position.ms, position.seq + 1)  # MINID keeps what it names

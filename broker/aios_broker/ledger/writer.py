@@ -60,6 +60,7 @@ class Written:
 
     transitions: int = 0
     anomalies: int = 0
+    ended: Sequence[str] = ()  # ids of the syscalls that have ended
 
 
 class _Mistaken(Exception):
@@ -87,11 +88,12 @@ class Writer:
         firsts: dict[str, str] = {}
         for entry in reversed(parsed):
             firsts.update(entry.first_events())
+        await cursor.execute(b"SAVEPOINT as_remembered")  # the end of the transaction releases it
         try:
-            async with cursor.connection.transaction():
-                return await self._write(cursor, parsed, await self._known(cursor, firsts))
+            return await self._write(cursor, parsed, await self._known(cursor, firsts))
         except (UniqueViolation, _Mistaken):
             self._remembered.clear()
+        await cursor.execute(b"ROLLBACK TO SAVEPOINT as_remembered")
         return await self._write(cursor, parsed, await _read(cursor, firsts))
 
     def committed(self, position: Position) -> None:
@@ -120,12 +122,12 @@ class Writer:
         rows = books.rows.values()
         await _copy_syscalls(cursor, [row for row in rows if row.job_id not in known])
         await _update_syscalls(cursor, list(known.values()))
-        await _forget_snapshots(cursor, [row.job_id for row in rows if row.state in TERMINAL])
         self._remember(rows)
         _report(entries, entered)
         return Written(
-            sum(len(entry) for entry in entries), sum(len(one.anomalies) for one in entered)
-        )
+            sum(len(entry) for entry in entries), sum(len(one.anomalies) for one in entered),
+            [row.job_id for row in rows if row.state in TERMINAL],
+        )  # fmt: skip
 
     def _remember(self, rows: Iterable[SyscallRow]) -> None:
         for row in rows:
@@ -192,13 +194,9 @@ async def _update_syscalls(cursor: AsyncCursor, rows: Sequence[SyscallRow]) -> N
             raise _Mistaken
 
 
-async def _forget_snapshots(cursor: AsyncCursor, ended: Sequence[str]) -> None:
-    """Drop snapshots that were spilled, of syscalls that have ended; mostly there are none."""
-    if not ended:
-        return
-    await cursor.execute("SELECT EXISTS (SELECT FROM snapshot)")
-    if await cursor.fetchone() == (True,):
-        await cursor.execute(_FORGET_SNAPSHOTS, [_listed(ended)])
+async def forget_snapshots(cursor: AsyncCursor, job_ids: Sequence[str]) -> None:
+    """Drop snapshots that were spilled, of syscalls that have ended."""
+    await cursor.execute(_FORGET_SNAPSHOTS, [_listed(job_ids)])
 
 
 def _report(entries: Sequence[Entry], entered: Sequence[Entered]) -> None:
