@@ -63,6 +63,7 @@ async def measure(cores: Cores, length: int, number: int) -> Round:
     cuts, cpus, outputs = [], [], []
     for core in (cores.writer, cores.lone_writer):
         output = await _run(core, request, tokens=4)
+        await _written(core)
         before_ms = _cpu_ms(core)
         cuts.append(await _handed_over_ms(core, request, output))
         await _written(core)

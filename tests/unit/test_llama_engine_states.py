@@ -325,7 +325,27 @@ def test_only_cores_that_compute_alike_share() -> None:
         state_key("f" * 16, shape, exact_resume=False),
         state_key("f" * 16, replace(shape, threads=2), exact_resume=True),
         state_key("f" * 16, replace(shape, micro_batch_tokens=32), exact_resume=True),
+        state_key("f" * 16, replace(shape, slots=3), exact_resume=True),
     ]
     assert len(set(keys)) == len(keys)
-    larger = replace(shape, slots=3, context_tokens=1_024)
+    larger = replace(shape, context_tokens=1_024)
     assert state_key("f" * 16, larger, exact_resume=True) == keys[0]
+
+
+def test_a_state_that_the_library_refuses_is_removed_and_not_counted_as_read(
+    pair: tuple[SharingCore, SharingCore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = pair
+    output, _, _ = one.run("a", PROMPT, [], tokens=3)
+
+    def refuse(slot: int, _state: bytes) -> bool:
+        two.context.truncate(slot, 0)
+        return False
+
+    monkeypatch.setattr(two.context, "import_state", refuse)
+    two.engine.submit(request_of(1, PROMPT, output=output, max_tokens=4, request_id="a"))
+    (ended,) = two.engine.step()
+    assert isinstance(ended, Tokens)
+    assert ended.cached_tokens == 0
+    counts = two.engine.shared.counts
+    assert (counts.read, counts.refused, two.files) == (0, 1, [])

@@ -161,28 +161,30 @@ class Engine:
         # The last token is computed in any case: its logits choose the next one.
         known = generation.ids[:-1]
         slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
-        state = self._better_state(
-            generation.request.request_id, known, shared_prefix_tokens(slot.ids, known)
-        )
-        if state is not None:
-            slot = min(free, key=lambda slot: slot.used_at)
-            restored = self._context.import_state(slot.number, state.data)
-            slot.ids = list(state.ids) if restored else []
+        held_tokens = shared_prefix_tokens(slot.ids, known)
+        slot = self._restored(generation, free, held_tokens) or slot
         generation.cached_tokens = shared_prefix_tokens(slot.ids, known)
         self._cut(slot, generation.cached_tokens)
         slot.running = generation
         slot.used_at = self._steps
 
-    def _better_state(
-        self, request_id: str, known: Sequence[int], held_tokens: int
-    ) -> KvState | None:
-        """Return a state that has more of the known tokens than a slot holds, the best there is."""
+    def _restored(
+        self, generation: Generation, free: Sequence[_Slot], held_tokens: int
+    ) -> _Slot | None:
+        """Load the state that has most of the known tokens, if one has more than a slot holds."""
+        request_id, known = generation.request.request_id, generation.ids[:-1]
         state = self._states.take(request_id)
         kept_tokens = shared_prefix_tokens(state.ids, known) if state is not None else 0
         found = self.shared.find(request_id, known, beyond_tokens=max(held_tokens, kept_tokens))
+        best = found or (state if kept_tokens > held_tokens else None)
+        if best is None:
+            return None
+        slot = min(free, key=lambda slot: slot.used_at)
+        restored = self._context.import_state(slot.number, best.data)
+        slot.ids = list(best.ids) if restored else []
         if found is not None:
-            return found
-        return state if kept_tokens > held_tokens else None
+            self.shared.tried(request_id, restored=restored)
+        return slot
 
     def _keep(self, slot: _Slot, request_id: str) -> None:
         state = self._state_of(slot)

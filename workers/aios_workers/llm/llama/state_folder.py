@@ -74,7 +74,7 @@ class Reserved:
 
 
 class StateFolder:
-    """The files as one core sees them. `find` and the rest may be called from two threads."""
+    """The files as one core sees them. Its methods may be called from two threads at once."""
 
     def __init__(self, path: Path, key: bytes, max_bytes: int) -> None:
         self.path = path

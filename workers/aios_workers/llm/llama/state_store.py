@@ -39,9 +39,10 @@ def state_key(fingerprint: str, shape: ContextShape, *, exact_resume: bool) -> b
     """Return what cores must have in common to use each other's states.
 
     Beside weights and build it is what decides how llama.cpp computes: a state of a core that
-    rounds in another way would make a resumed answer differ from the uninterrupted one.
+    rounds in another way would make a resumed answer differ from the uninterrupted one. The slots,
+    because llama.cpp loads a state only into as many KV streams as it comes from.
     """
-    settings = (fingerprint, shape.threads, shape.micro_batch_tokens, exact_resume)
+    settings = (fingerprint, shape.threads, shape.micro_batch_tokens, exact_resume, shape.slots)
     return hashlib.sha256("\n".join(map(str, settings)).encode()).digest()
 
 
@@ -66,6 +67,10 @@ class StateKeeper(Protocol):
         """Return a state that saves reading more of `known` than so many tokens."""
         ...
 
+    def tried(self, request_id: str, *, restored: bool) -> None:
+        """Hear whether llama.cpp took the state that was found."""
+        ...
+
     def drop(self, request_id: str) -> None:
         """Remove the states of a generation that has ended."""
         ...
@@ -88,6 +93,9 @@ class NoStates:
     def find(self, request_id: str, known: Sequence[int], *, beyond_tokens: int) -> KvState | None:
         """Find nothing."""
         return None
+
+    def tried(self, request_id: str, *, restored: bool) -> None:
+        """Do nothing."""
 
     def drop(self, request_id: str) -> None:
         """Do nothing."""
@@ -170,6 +178,15 @@ class StateStore:
                 self._remember(request_id)
                 return state
         return None
+
+    def tried(self, request_id: str, *, restored: bool) -> None:
+        """Count a state that was found: used, or refused by llama.cpp and removed."""
+        if restored:
+            self._done.read += 1
+            return
+        self._done.refused += 1
+        logger.warning("the KV state of %s is removed: llama.cpp refused it", request_id)
+        self.drop(request_id)
 
     def drop(self, request_id: str) -> None:
         """Remove the states of a generation that has ended."""
@@ -274,7 +291,6 @@ class StateStore:
             self._fail("cannot be read", error)
             return None
         if state is not None:
-            self._done.read += 1
             self._rule.read(entry.size_bytes, (time.monotonic() - began) * 1_000)
         return state
 
