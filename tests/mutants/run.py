@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the pat
 from tests.mutants.catalogue import BROKER, MUTANTS, Mutant  # noqa: E402
 
 WORKERS = 2
-TIMEOUT_S = 120.0  # a test that hangs has noticed, too
+TIMEOUT_S = 200.0  # a test that hangs has noticed, too
 OTHER_SEEDS = (1, 2, 3)  # of the examples that judge what survived the usual ones
 
 
