@@ -29,7 +29,7 @@ from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 MUTANTS = (*OTHER_MUTANTS, *KV_STATE_MUTANTS)
 
 WORKERS = 2
-TIMEOUT_S = 120.0  # a test that hangs has noticed, too
+TIMEOUT_S = 200.0  # a test that hangs has noticed, too
 OTHER_SEEDS = (1, 2, 3)  # of the examples that judge what survived the usual ones
 
 
