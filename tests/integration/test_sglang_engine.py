@@ -100,19 +100,19 @@ async def test_streams_by_ids(core: SGLangCore) -> None:
 
 
 async def test_what_was_cut_is_in_the_cache_but_for_one_token(core: SGLangCore) -> None:
-    request = ask(max_tokens=120, seed=2)
+    request = ask(max_tokens=400, seed=2)
     expected = await generate(core, replace(request, request_id=new_id()))
     ids = await cut(core, request, 60)
-    assert 60 <= len(ids) < 120
+    assert 60 <= len(ids) < 400
     resumed = await steps_of(core, replace(request, resume_ids=ids))
     assert resumed[0].cached_tokens == len(request.prompt_ids) + len(ids) - 1
     assert (*ids, *(token for step in resumed for token in step.ids)) == expected.ids
 
 
 async def test_an_abort_ends_that_generation_alone(core: SGLangCore) -> None:
-    aborted, others = ask(max_tokens=100), [ask(max_tokens=100, seed=n) for n in (3, 4)]
+    aborted, others = ask(max_tokens=400), [ask(max_tokens=100, seed=n) for n in (3, 4)]
     running = [asyncio.create_task(generate(core, other)) for other in others]
-    assert len(await cut(core, aborted, 10)) < 100
+    assert len(await cut(core, aborted, 10)) < 400
     for answer in await asyncio.gather(*running):
         assert (len(answer.ids), answer.finish_reason) == (100, "length")
 
@@ -121,7 +121,7 @@ async def test_suspended_on_one_engine_resumed_on_another(
     cores: tuple[SGLangCore, SGLangCore],
 ) -> None:
     one, other = cores
-    request = ask(max_tokens=80, seed=5)
+    request = ask(max_tokens=400, seed=5)
     expected = await generate(one, replace(request, request_id=new_id()))
     ids = await cut(one, request, 30)
     resumed = await steps_of(other, replace(request, resume_ids=ids))
