@@ -13,8 +13,9 @@ from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
 
 LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
+SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
-    "quota", "submit", "claim", "ended", "finish", "yield", "slice", "renew", "emit", "attach",
+    "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
     "birth", "death", "spill", "context",
@@ -25,8 +26,8 @@ STEPS = (
 def library_source() -> str:
     """Return the Lua source of the library: the shared part first, then one file per step."""
     folder = files("aios_broker.queues") / "lua"
-    parts = [f"#!lua name={LIBRARY}\n", (folder / "lib.lua").read_text()]
-    parts += [(folder / f"{step}.lua").read_text() for step in STEPS]
+    parts = [f"#!lua name={LIBRARY}\n"]
+    parts += [(folder / f"{name}.lua").read_text() for name in (*SHARED, *STEPS)]
     return "\n".join(parts)
 
 
