@@ -228,7 +228,7 @@ class AsyncVerbs(Generic[Arguments, Answer]):
     def map(
         self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
     ) -> asyncio.Task[list[Answer]]:
-        """Submit one call per item, in one batch; await the results, in the items' order.
+        """Submit one call per item, in batches; await the results, in the items' order.
 
         The first error ends the map and cancels its other calls; with `return_errors` errors
         stand among the results instead. At most `concurrency` are under way; None: all at once.

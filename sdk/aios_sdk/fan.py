@@ -13,6 +13,7 @@ from aios_broker.contract.syscall import Syscall
 from aios_sdk.call import Call, Waiting, waiting_of
 
 Answer = TypeVar("Answer", bound=Result)
+PORTION = 200  # calls that are started in one turn of the loop: what one submit carries
 
 
 class Fan(Generic[Answer]):
@@ -44,7 +45,9 @@ class Fan(Generic[Answer]):
     async def results(self) -> list[Answer]:
         """Run them all; return the results in order."""
         try:
-            self._begin()
+            for _ in range(0, len(self._syscalls), PORTION):
+                if self._begin(PORTION) and not self._over.done():
+                    await asyncio.sleep(0)  # these leave while the next ones are made
             self._watch_time()
             if self._calls:
                 await self._over
@@ -56,14 +59,18 @@ class Fan(Generic[Answer]):
                 self._waits[at].leave(abandon=True)
             self._under_way.clear()
 
-    def _begin(self) -> None:
-        while len(self._under_way) < self._at_once and len(self._calls) < len(self._syscalls):
+    def _begin(self, most: int) -> bool:
+        """Start up to `most` calls; return whether there is room for more of them."""
+        for _ in range(most):
+            if len(self._under_way) >= self._at_once or len(self._calls) == len(self._syscalls):
+                return False
             at = len(self._calls)
             call = self._start(self._syscalls[at])
             self._calls.append(call)
             self._waits.append(waiting_of(call))
             self._under_way.add(at)
             self._waits[at].join(partial(self._on_end, at))
+        return True
 
     def _on_end(self, at: int) -> None:
         if at not in self._under_way:  # it was late, or all is over
@@ -77,7 +84,7 @@ class Fan(Generic[Answer]):
 
     def _go_on(self) -> None:
         try:
-            self._begin()
+            self._begin(1)  # one has ended
         except KernelError as error:  # the agent was closed meanwhile
             if not self._over.done():
                 self._over.set_exception(error)
