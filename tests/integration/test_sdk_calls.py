@@ -29,6 +29,7 @@ from aios_sdk import (
     UnknownSyscall,
     WaitTimeout,
 )
+from aios_sdk.fan import PORTION
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until_async
 
@@ -117,6 +118,17 @@ async def test_a_map_keeps_the_order(redis_url: str, me: AsyncAgent) -> None:
         assert [chat.text for chat in chats] == ["one", "two"] * 5
         assert await me.tool.echo.map([]) == []
     assert len(worker.seen) == 50
+
+
+@pytest.mark.parametrize("concurrency", [None, PORTION + 50, 7])
+async def test_a_long_map_is_whole_however_many_end_while_it_begins(
+    redis_url: str, me: AsyncAgent, concurrency: int | None
+) -> None:
+    texts = [f"{n}" for n in range(3 * PORTION + 1)]
+    async with TinyWorker(redis_url, "tool") as worker:
+        echoes = await me.tool.echo.map(texts, concurrency=concurrency)
+    assert [echo.text for echo in echoes] == texts
+    assert len(worker.seen) == len(texts)
 
 
 async def test_a_failing_map_cancels_its_other_calls(redis_url: str, me: AsyncAgent) -> None:
