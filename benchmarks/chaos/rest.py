@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import redis
 
 from aios_broker.contract.syscall import MODULES
@@ -14,8 +16,10 @@ PLACES = ("live", "leases", "deadlines", "scores", "yielding", "held", "parked",
           "suspects")  # fmt: skip
 RQ_PLACES = ("queue", "wip", "deferred")
 SNAPSHOTS = ("snapshots", "snapshot_bytes")
-# Keys of one syscall or one client: each must expire by itself once it is over.
+# Keys of one syscall or one client: each must expire by itself once it is over, or stand in a list
+# of those that are deleted later (queues/lua/ended.lua).
 PASSING = ("rq:job:", "rq:results:", "rq:execution:", "rq:aios:reply:", "rq:aios:context")
+OVERDUE_S = 60.0  # behind a burst the sweep may be late; clocks were jumped, too
 CLIENT_CONNECTIONS = ("aios-sdk", "chaos-")
 SIZES = {"list": "llen", "hash": "hlen", "zset": "zcard", "set": "scard", "stream": "xlen"}
 
@@ -54,10 +58,22 @@ def _size(client: Any, key: str) -> int:
 def _without_end(client: redis.Redis) -> dict[str, int]:
     """Return keys of single syscalls and clients that never expire."""
     left: Counter[str] = Counter()
+    swept = _to_be_swept(client)
     for raw in client.scan_iter("rq:*", count=1000):
         key = raw.decode(errors="replace")
         if key.startswith("rq:aios:snapshot:"):
             left["rq:aios:snapshot:*"] += 1
-        elif key.startswith(PASSING) and client.ttl(raw) == -1:
+        elif key.startswith(PASSING) and key not in swept and client.ttl(raw) == -1:
             left[f"{key.rstrip('0123456789abcdef')}* that never expires"] += 1
     return dict(left)
+
+
+def _to_be_swept(client: redis.Redis) -> set[str]:
+    """Return the keys of finished syscalls whose end stands in a list; none is long overdue."""
+    swept: set[str] = set()
+    for module in MODULES:
+        for packed in cast("list[bytes]", client.lrange(f"rq:aios:ended:{module}", 0, -1)):
+            until_s, _, *ids = msgspec.msgpack.decode(packed)
+            if until_s > time.time() - OVERDUE_S:
+                swept |= {f"rq:{kind}:{job_id}" for job_id in ids for kind in ("job", "results")}
+    return swept
