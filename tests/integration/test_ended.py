@@ -89,6 +89,19 @@ async def test_of_a_long_backlog_a_finish_deletes_more_than_it_adds(
     assert raw.llen(user.keys.own("ended:llm")) == 3
 
 
+async def test_a_batch_of_any_length_is_deleted(user: QueueUser, raw: redis.Redis) -> None:
+    many = 8_200  # more than Lua unpacks
+    ids = await user.submit(*[0] * many)
+    assert await user.finish(*await user.claim(many)) == [True] * many
+    epoch = await user.lead()
+    pass_time(user, raw)
+
+    await user.order.expire(epoch)
+
+    assert raw.llen(user.keys.own("ended:llm")) == 0
+    assert records(user, raw, ids[0]) == records(user, raw, ids[-1]) == 0
+
+
 async def test_a_record_whose_registry_entry_a_stock_tool_dropped_goes_too(
     user: QueueUser, raw: redis.Redis
 ) -> None:

@@ -25,8 +25,10 @@ end
 
 -- RQ's registry says when a job's time is over, and nearly always knows it: then nothing happened to
 -- it since. Where it does not (every `rq info` drops what has expired), its record is asked.
-local function drop_batch(c, until_s, iso, ids)
-    local scores, gone = read_many('ZMSCORE', c.p .. ':finished:' .. c.q, ids), {}
+local function drop_batch(c, batch)
+    local until_s, iso, ids, gone = batch[1], batch[2], {}, {}
+    for i = 3, #batch do ids[i - 2] = batch[i] end
+    local scores = read_many('ZMSCORE', c.p .. ':finished:' .. c.q, ids)
     for i, id in ipairs(ids) do
         local score = tonumber(scores[i])
         if score == until_s or not score and is_over(c, id, iso) then
@@ -46,6 +48,6 @@ local function sweep_ended(c, batches)
         local batch = packed and cmsgpack.unpack(packed)
         if not batch or batch[1] * 1000 > c.now then return end
         call('LPOP', c.ended)
-        drop_batch(c, batch[1], batch[2], {unpack(batch, 3)})
+        drop_batch(c, batch)
     end
 end
