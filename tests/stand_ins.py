@@ -29,6 +29,17 @@ client.sadd("rq:workers", "rq:worker:poisoned")
 time.sleep(0.2)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+# Is seen at work in its first life, and dies in all others before anybody can see it.
+POISONED_AT_ONCE = """
+import os, signal, time, redis
+client = redis.Redis.from_url(os.environ["AIOS_REDIS_URL"])
+client.delete("rq:workers", "rq:worker:poisoned")
+if client.incr("lives") == 1:
+    client.hset("rq:worker:poisoned", "pid", os.getpid())
+    client.sadd("rq:workers", "rq:worker:poisoned")
+    time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 CRASH = "import sys; sys.exit('the reason of the crash')"
 
 

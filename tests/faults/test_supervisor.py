@@ -23,6 +23,7 @@ from tests.stand_ins import (
     CRASH,
     DRAIN,
     POISONED,
+    POISONED_AT_ONCE,
     SLEEP,
     STUBBORN,
     is_alive,
@@ -134,8 +135,11 @@ def test_a_crash_loop_is_given_up_and_reported_with_its_last_words(light: Kernel
     assert "crash loop: 5 short lives in a row" in log_of(light)
 
 
-def test_a_worker_that_its_jobs_kill_is_started_again_and_again(light: KernelConfig) -> None:
-    program = (sys.executable, "-c", POISONED)
+@pytest.mark.parametrize("source", [POISONED, POISONED_AT_ONCE], ids=["later", "at once"])
+def test_a_worker_that_its_jobs_kill_is_started_again_and_again(
+    light: KernelConfig, source: str
+) -> None:
+    program = (sys.executable, "-c", source)
     worker = Program("worker", program, stage=0, ready="registered")
     with EmbeddedKernel(light, programs=[worker]) as kernel:
         wait_until(lambda: kernel.process("worker-1").restarts > 5, 30)

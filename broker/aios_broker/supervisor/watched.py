@@ -19,7 +19,8 @@ LONGEST_PAUSE_S = 10.0
 LONGEST_PAUSE_AT_WORK_S = 2.0  # of one that can start, and is ended by what it is given to do
 PAUSE_GROWTH = 4.0
 # Given up after so many short lives in a row: its fault does not pass by itself. Not so where it
-# was seen at work: then a poison job may have ended it, and that one is quarantined before long.
+# was ever seen at work: then poison jobs may have ended it, some before anybody saw it ready again,
+# or Redis was away. Poison is quarantined before long, and Redis comes back.
 MAX_SHORT_LIVES = 5
 STABLE_S = 5.0  # a run as long as this was not a short life
 ASK_READY_EVERY_S = 0.03
@@ -48,6 +49,7 @@ class Watched:
     expected_death: bool = False  # somebody of ours kills it: that says nothing about its health
     _asked_ready_at: float = 0.0
     _short_lives: int = 0
+    _has_worked: bool = False  # in this run or an earlier one
     _rest: bytes = b""  # of the output: a line that has not ended
 
     @property
@@ -145,7 +147,7 @@ class Watched:
         assert self.child is not None
         self.last_exit = code
         lived_s = time.monotonic() - self.child.started_at
-        was_at_work = self._was_at_work(self.child.pid)
+        self._has_worked = self._has_worked or self._was_at_work(self.child.pid)
         self.child.kill_session()  # what it forked and left behind
         self._forget_run()
         if self.service.one_shot and code == 0:
@@ -161,7 +163,7 @@ class Watched:
             self.state = "failed"
             self.say(f"not started again: a setting is wrong: {self.last_line}")
             return
-        self._go_on_or_give_up(was_at_work=was_at_work)
+        self._go_on_or_give_up()
 
     def _was_at_work(self, pid: int) -> bool:
         """Tell whether one that has ended had been ready; a worker's record outlives it.
@@ -172,15 +174,15 @@ class Watched:
             return False
         return self.state == "running" or self.service.is_ready(pid)
 
-    def _go_on_or_give_up(self, *, was_at_work: bool = False) -> None:
-        if self._short_lives >= MAX_SHORT_LIVES and not was_at_work:
+    def _go_on_or_give_up(self) -> None:
+        if self._short_lives >= MAX_SHORT_LIVES and not self._has_worked:
             self.state = "failed"
             self.say(
                 f"crash loop: {self._short_lives} short lives in a row; not started again. "
                 f"Its last words: {self.last_line or 'none'}"
             )
             return
-        longest_s = LONGEST_PAUSE_AT_WORK_S if was_at_work else LONGEST_PAUSE_S
+        longest_s = LONGEST_PAUSE_AT_WORK_S if self._has_worked else LONGEST_PAUSE_S
         pause_s = FIRST_PAUSE_S * PAUSE_GROWTH ** max(self._short_lives - 1, 0)
         # Processes that died together do not come back together.
         self.start_at = time.monotonic() + min(pause_s, longest_s) * random.uniform(0.8, 1.2)
