@@ -44,7 +44,7 @@ def test_the_dear_lanes_run_only_when_asked_for(
     assert last.arguments[-4:] == ("-m", lane, "-k", "lease")
 
 
-def test_each_commit_runs_its_third_of_the_mutants_and_the_slow_lane_all(tmp_path: Path) -> None:
+def test_each_commit_runs_its_fifth_of_the_mutants_and_the_slow_lane_all(tmp_path: Path) -> None:
     (tmp_path / "tests" / "mutants").mkdir(parents=True)
     (tmp_path / "tests" / "mutants" / "run.py").touch()
     quick, slow = (
@@ -52,9 +52,9 @@ def test_each_commit_runs_its_third_of_the_mutants_and_the_slow_lane_all(tmp_pat
         for slow in (False, True)
     )
 
-    assert quick.arguments[1:] == ("--part", "1/3"), "where there is no commit"
+    assert quick.arguments[1:] == ("--part", "1/5"), "where there is no commit"
     assert slow.arguments[1:] == ()
-    assert mutants_part(tmp_path) == "1/3"
+    assert mutants_part(tmp_path) == "1/5"
 
 
 def test_tests_run_side_by_side_unless_told_otherwise(tmp_path: Path) -> None:

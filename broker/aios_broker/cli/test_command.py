@@ -18,7 +18,7 @@ from aios_broker.config import environment
 
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 MUTANTS = Path("tests/mutants/run.py")
-MUTANT_PARTS = 3  # all of them take longer than the tests: each commit has its third
+MUTANT_PARTS = 5  # all of them take longer than the tests: each commit has its fifth
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is dear to start
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "mutants", "pytest")
