@@ -163,7 +163,7 @@ class Contest:
             client = subprocess.Popen(
                 (self._python, str(self._script), self._contestant.client),
                 env=dict(self._environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=log, bufsize=0,  # else closing the pipe of a dead client writes, and fails
             )  # fmt: skip
         stack.enter_context(client)  # waits for its end, closes its pipes
         stack.callback(client.kill)
