@@ -1,7 +1,7 @@
 """The tables of the state modules, beside the ledger's.
 
 Who may see which row is said twice: by the queries of the modules, and by row-level security for
-the role `aios_agent`, under which they run (migration 0005). Times are Postgres' own clock.
+the role `aios_agent`, under which they run (migration 0006). Times are Postgres' own clock.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ approval_rule = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("seq", BigInteger, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
     _moment("at"),
     Column("tenant", Text, nullable=False),
     Column("actor", Text, nullable=False),
