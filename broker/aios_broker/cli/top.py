@@ -93,13 +93,18 @@ def module_lines(frame: Frame) -> list[str]:
     return [
         f"{view.module:<7} {view.policy:<8} {_counts(view)}"
         for view in frame.queues
-        if view.module in served or view.running or view.waiting or view.held
+        if view.module in served or view.running or view.waiting or view.held or view.parked
     ]
 
 
 def _counts(view: QueueView) -> str:
     oldest = f" (oldest {narrow_seconds(view.oldest_wait_s)})" if view.waiting else ""
-    rare = ((view.held, "held"), (view.failed, "failed"), (view.quarantined, "quarantined"))
+    rare = (
+        (view.held, "held"),
+        (view.parked, "parked"),
+        (view.failed, "failed"),
+        (view.quarantined, "quarantined"),
+    )
     return ", ".join([
         f"{view.running:>2} running", f"{view.waiting:>3} waiting{oldest}",
         f"{view.finished} finished", *(f"{count} {what}" for count, what in rare if count),

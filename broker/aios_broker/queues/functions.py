@@ -12,11 +12,11 @@ from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
 
-LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios3"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
     "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
-    "cancel", "hold", "release", "nice",
+    "cancel", "hold", "release", "unpark", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
     "birth", "death", "spill", "context",
 )  # fmt: skip
