@@ -41,6 +41,9 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     llm_threads: Annotated[int, Meta(ge=1, le=256)] = 1  # of the embedded core
     llm_kv_dir: Path | None = None  # where its cores share KV states; None: nowhere
     llm_kv_max_bytes: Annotated[int, Meta(ge=0)] = 512 * 1024 * 1024  # of all files there
+    embedding_model: Literal["minilm", "none"] = "minilm"  # of memory and storage
+    embedding_core: str | None = None  # a core whose embeddings are used instead
+    embedding_dimension: Annotated[int, Meta(ge=1, le=4_000)] | None = None  # of that core's
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
     worker_lease_s: Annotated[float, Meta(ge=0.5, le=600.0)] = DEFAULT_LEASE_S
     worker_drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = DEFAULT_DRAIN_S

@@ -17,6 +17,7 @@ from aios_workers.gate import Gate
 from aios_workers.kernel_calls import SubmittedCalls
 from aios_workers.memory.operations import memory_operations
 from aios_workers.search.embedder import open_embedder
+from aios_workers.search.indexing import indexing
 from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import Operations, StateHandler
 from aios_workers.storage.operations import storage_operations
@@ -46,6 +47,7 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     functions, keys = Functions(connection), Keys(config.key_prefix)
     calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
     embedder = await stack.enter_async_context(open_embedder(config, calls))
+    await stack.enter_async_context(indexing(store, embedder))
     return StateGround(store, embedder, calls, functions, keys, Gate(store))
 
 

@@ -47,8 +47,9 @@ COMMANDS = {
     "usage": Entry("aios_broker.cli.usage:usage", "Show what agents have used."),
     "token": Entry("aios_broker.cli.token:token", "Make a token for an agent."),
     "migrate": Entry("aios_broker.cli.migrate:migrate", "Bring the database to this version."),
+    "reindex": Entry("aios_broker.cli.reindex:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_broker.cli.doctor:doctor", "Check every part; say what to do."),
-    "setup": Entry("aios_broker.cli.setup:setup", "Install the embedded model."),
+    "setup": Entry("aios_broker.cli.setup:setup", "Install the embedded models."),
     "test": Entry("aios_broker.cli.test_command:test_command", "Check this checkout.", False),
     "bench": Entry("aios_broker.cli.bench:bench", "Measure this checkout.", False),
 }

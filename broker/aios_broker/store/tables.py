@@ -48,6 +48,24 @@ def _tenant() -> Column[int]:
     return Column("tenant_id", BigInteger, ForeignKey("tenant.id"), nullable=False)
 
 
+# The model whose row migration 0009 makes, and whose index it builds; `aios reindex` makes others.
+FIRST_MODEL = (1, "all-MiniLM-L6-v2-int8", 384)
+
+
+def _without_vector(name: str, order: str) -> Index:
+    """Index the rows that wait for their vectors."""
+    return Index(name, order, postgresql_where=text("model_id IS NULL"))
+
+
+def _nearest(name: str) -> Index:
+    """Index the vectors of the first model: each model has an index of its own dimension."""
+    number, _, dimension = FIRST_MODEL
+    return Index(
+        name, text(f"(vector::halfvec({dimension})) halfvec_cosine_ops"),
+        postgresql_using="hnsw", postgresql_where=text(f"model_id = {number}"),
+    )  # fmt: skip
+
+
 # Who there is.
 
 tenant = Table(
@@ -180,6 +198,8 @@ note = Table(
     Index(None, "owner_id", "seq"),
     Index(None, "words", postgresql_using="gin"),
     Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    _without_vector("ix_note_unembedded", "seq"),
+    _nearest("ix_note_vector_1"),
 )
 
 note_version = Table(
@@ -273,6 +293,8 @@ file_chunk = Table(
     Column("vector", HALFVEC),
     Index(None, "owner_id"),
     Index(None, "words", postgresql_using="gin"),
+    _without_vector("ix_file_chunk_unembedded", "file_id"),
+    _nearest("ix_file_chunk_vector_1"),
 )
 
 mount = Table(
