@@ -4,19 +4,22 @@ import importlib.util
 import itertools
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
+import pytest_asyncio
 import redis
 
 from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir
+from aios_broker.ledger.database import Database
+from tests.queue_user import QueueUser, queue_user
 
 TEMPLATE_DATABASE = "aios"
 _clone_numbers = itertools.count()
@@ -110,3 +113,18 @@ def _exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
         return False
+
+
+@pytest_asyncio.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """One connection to a database of the test's own."""
+    database = Database(database_url)
+    yield database
+    await database.aclose()
+
+
+@pytest_asyncio.fixture
+async def user(redis_url: str) -> AsyncIterator[QueueUser]:
+    """A client, a worker and a scheduler in one, by hand."""
+    async with queue_user(redis_url) as user:
+        yield user

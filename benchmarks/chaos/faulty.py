@@ -86,7 +86,8 @@ class Faults:
             again[want] = 0
 
         async def later() -> None:
-            await asyncio.sleep(self._plan.late_after_s)
+            # At once, while the lease still stands; or when it is gone.
+            await asyncio.sleep(self._random.choice((0.0, self._plan.late_after_s)))
             with contextlib.suppress(KernelError):  # an outage: then this one does not come
                 await execute(connection, *again)
 

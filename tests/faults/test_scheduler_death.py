@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest_asyncio
-
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
 TAKE_OVER_S = 3.0  # DESIGN section 10
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
 
 
 def scheduler(user: QueueUser, log_path: Path) -> SchedulerProcess:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import msgspec
@@ -14,15 +14,9 @@ from rq.serializers import JSONSerializer
 
 from aios_broker.queues.module_queue import RESULT_TTL_S
 from aios_broker.queues.records import Facts, Submission
-from tests.queue_user import DATA, QueueUser, queue_user
+from tests.queue_user import DATA, QueueUser
 
 LATER_S = RESULT_TTL_S + 1
-
-
-@pytest.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
 
 
 @pytest.fixture

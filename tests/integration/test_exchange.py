@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 
 from aios_broker.queues.order import Exchange
 from aios_broker.scheduler import sweep as sweeps
 from aios_broker.scheduler.policy import policy_named
 from aios_broker.scheduler.sweep import LeadershipLost, Sweep
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 NOW_MS = 1
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
 
 
 async def test_a_pair_changes_places(user: QueueUser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,20 +10,7 @@ from aios_broker.ledger.database import Database
 from aios_broker.ledger.history import Happening, History, Wanted
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
-from tests.queue_user import QueueUser, queue_user
-
-
-@pytest.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
+from tests.queue_user import QueueUser
 
 
 @pytest.fixture

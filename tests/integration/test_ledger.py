@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import Cancelled, DatabaseUnavailable, InvalidConfig
@@ -14,22 +11,9 @@ from aios_broker.ledger.database import Database, check_database_url
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.queues.keys import Keys
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 FACTS = '{"agent":"ada","kind":"llm.chat"}'
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture

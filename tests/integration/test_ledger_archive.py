@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import WaitTimeout
 from aios_broker.contract.transitions import TABLE
@@ -22,24 +21,11 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.wanted import UNKNOWN, Happening, Wanted
 from aios_broker.queues.records import Facts
 from tests.first_ledger import drain_as_first_release
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 EVENTS = ("claim", "yield", "claim", "finish", "fail", "reclaim", "hold", "release", "teleport")
 UPGRADE_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to-upgrade.md"
 ENTRIES, MOST_LINES, SYSCALLS = 60, 8, 40
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger import retention
@@ -18,24 +16,11 @@ from aios_broker.ledger.retention import DAY_MS, Retention, Swept
 from aios_broker.scheduler.config import SchedulerConfig
 from tests.first_ledger import drain_as_first_release
 from tests.integration.test_scheduler import scheduler
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 from tests.waiting import wait_until_async
 
 FACTS = '{"agent":"ada","kind":"llm.chat"}'
 NOW_MS = int(time.time() * 1000)
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 async def write(user: QueueUser, days_ago: float, *lines: str) -> None:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import Cancelled, DatabaseUnavailable
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill, load_spilled
 from aios_broker.queues.records import Lease
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 SIZE_BYTES = 1_000
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.ledger.database import Database
@@ -16,22 +14,9 @@ from aios_broker.ledger.usage import UsageHistory, UsageRow, read_changes, read_
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending, Pause, SliceUse
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 ADA = Subject.of_agent("ada")
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 def total(rows: list[UsageRow]) -> tuple[int, int, int, int, int]:

@@ -11,22 +11,9 @@ from aios_broker.ledger import writer
 from aios_broker.ledger.books import SyscallRow
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 
 FACTS = '{"agent":"ada","kind":"llm.chat"}'
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-@pytest_asyncio.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest_asyncio.fixture

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import socket
 import urllib.request
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
-import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from aios_broker.metrics.kernel import kernel_metrics, read_kernel
 from aios_broker.metrics.server import PORTS_TRIED, MetricsServer
 from aios_broker.queues.records import WorkerCard
-from tests.queue_user import QueueUser, queue_user
-
-
-@pytest.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
+from tests.queue_user import QueueUser
 
 
 def free_port() -> int:

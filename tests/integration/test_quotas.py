@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import Cancelled, KernelError, QuotaExceeded
 from aios_broker.contract.syscall import new_id
@@ -27,12 +25,6 @@ from tests.queue_user import QueueUser, queue_user
 
 ADA, BOB = Subject.of_agent("ada"), Subject.of_agent("bob", "acme")
 NOTHING_MORE = Appetite(0, 30.0)
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
 
 
 @pytest.fixture

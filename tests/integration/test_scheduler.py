@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger.database import Database
@@ -18,15 +17,9 @@ from aios_broker.queues.records import Lease
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from tests.conftest import RunningPostgres, RunningRedis
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until, wait_until_async
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
 
 
 @asynccontextmanager

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
-import pytest_asyncio
 
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import SliceUse
@@ -13,13 +10,7 @@ from aios_broker.scheduler import ordering
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
 from aios_broker.scheduler.sweep import LeadershipLost
-from tests.queue_user import QueueUser, queue_user
-
-
-@pytest_asyncio.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
+from tests.queue_user import QueueUser
 
 
 def module_order(user: QueueUser) -> ModuleOrder:

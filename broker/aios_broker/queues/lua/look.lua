@@ -86,7 +86,7 @@ end
 
 local function running_unscored(c)
     local ids, rest = {}, {}
-    for i, member in ipairs(redis.call('ZRANGE', c.leases, 0, CHUNK - 1)) do
+    for i, member in ipairs(call('ZRANGE', c.leases, 0, CHUNK - 1)) do
         ids[i] = string.match(member, '^(.*):%d+$')
     end
     for i, score in ipairs(scores_of(c, ids)) do
@@ -96,14 +96,14 @@ local function running_unscored(c)
 end
 
 local function ends(c, whole, head, running)
-    local length = redis.call('LLEN', c.queue)
+    local length = call('LLEN', c.queue)
     if length <= whole then head = whole end
-    local first = redis.call('LRANGE', c.queue, 0, head - 1)
+    local first = call('LRANGE', c.queue, 0, head - 1)
     local scores, low, low_scores = scores_of(c, first), {}, {}
     local highest = -math.huge
     for _, score in ipairs(scores) do highest = math.max(highest, tonumber(score) or highest) end
     if length > head then
-        local last = redis.call('LRANGE', c.queue, math.max(head, length - head), -1)
+        local last = call('LRANGE', c.queue, math.max(head, length - head), -1)
         for i, score in ipairs(scores_of(c, last)) do
             if score == '' or tonumber(score) < highest then
                 low[#low + 1], low_scores[#low_scores + 1] = last[i], score

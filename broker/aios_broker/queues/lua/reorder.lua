@@ -7,51 +7,46 @@
 -- Ids that do not wait any more are left out; all others keep their order behind.
 -- Returns 1, or 0 when the epoch is over (nothing is changed).
 
--- Take the ends out of the list: what stood before the middle, and what stood behind it.
-local function cut_ends(c, head, tail)
-    if head == 0 or redis.call('LLEN', c.queue) <= head + tail then
-        local all = redis.call('LRANGE', c.queue, 0, -1)
-        redis.call('DEL', c.queue)
+-- Take the head out of the list, or all of it where both ends would be most of it. Returns what was
+-- taken, and the ids among the last `tail`, which stay where they are.
+local function cut_head(c, head, tail)
+    if head == 0 or call('LLEN', c.queue) <= head + tail then
+        local all = call('LRANGE', c.queue, 0, -1)
+        call('DEL', c.queue)
         return all, {}
     end
-    local before, behind = redis.call('LPOP', c.queue, head), {}
-    local backwards = tail > 0 and redis.call('RPOP', c.queue, tail) or {}
-    for i = #backwards, 1, -1 do behind[#behind + 1] = backwards[i] end
-    return before, behind
+    return call('LPOP', c.queue, head), tail > 0 and call('LRANGE', c.queue, -tail, -1) or {}
 end
 
-local function without(ids, named)
-    local rest = {}
-    for _, id in ipairs(ids) do
-        if not named[id] then rest[#rest + 1] = id end
-    end
-    return rest
-end
-
-local function push_front(c, ids)
+-- Put jobs at the head, what else was taken from there behind them. Those that stood at the tail
+-- leave it: each is found within the last `tail` entries.
+local function put_at_head(c, order, taken, named, from_tail)
+    for i = #from_tail, 1, -1 do call('LREM', c.queue, -1, from_tail[i]) end
     local backwards = {}
-    for i = #ids, 1, -1 do backwards[#backwards + 1] = ids[i] end
+    for i = #taken, 1, -1 do
+        if not named[taken[i]] then backwards[#backwards + 1] = taken[i] end
+    end
+    for i = #order, 1, -1 do backwards[#backwards + 1] = order[i] end
     variadic('LPUSH', c.queue, backwards)
 end
 
 local function put_in_order(c, head, tail, n, scores)
     if n == 0 then return end
-    local waiting, named, order = {}, {}, {}
-    local before, behind = cut_ends(c, head, tail)
-    for _, id in ipairs(before) do waiting[id] = true end
-    for _, id in ipairs(behind) do waiting[id] = true end
+    local place, named, order, from_tail = {}, {}, {}, {}
+    local taken, last = cut_head(c, head, tail)
+    for _, id in ipairs(last) do place[id] = 'tail' end
+    for _, id in ipairs(taken) do place[id] = 'head' end
     for _ = 1, n do
         local id, score = take(c), take(c)
-        if waiting[id] and not named[id] then
+        if place[id] and not named[id] then
             named[id] = true
             order[#order + 1] = id
             scores[#scores + 1] = score
             scores[#scores + 1] = id
+            if place[id] == 'tail' then from_tail[#from_tail + 1] = id end
         end
     end
-    push_front(c, without(before, named))
-    push_front(c, order)
-    variadic('RPUSH', c.queue, without(behind, named))
+    put_at_head(c, order, taken, named, from_tail)
 end
 
 register('reorder', function(c)
@@ -60,7 +55,7 @@ register('reorder', function(c)
     put_in_order(c, tonumber(take(c)), tonumber(take(c)), tonumber(take(c)), scores)
     while c.at <= #c.args do
         local id, score = take(c), take(c)
-        if redis.call('HEXISTS', c.live, id) == 1 then
+        if call('HEXISTS', c.live, id) == 1 then
             scores[#scores + 1] = score
             scores[#scores + 1] = id
         end
