@@ -94,9 +94,7 @@ async def test_a_file_is_made_read_and_changed_version_by_version(scene: Scene) 
 
 async def test_what_is_not_utf8_comes_back_as_it_was(scene: Scene) -> None:
     content = bytes(range(256))
-    await scene.ask(
-        StorageCreate("b.bin", base64.b64encode(content).decode(), encoding="base64")
-    )
+    await scene.ask(StorageCreate("b.bin", base64.b64encode(content).decode(), encoding="base64"))
     result = await scene.ask(StorageRead("b.bin"))
     assert result.encoding == "base64"
     assert base64.b64decode(result.content) == content
@@ -316,7 +314,9 @@ async def test_a_link_reads_one_file_until_it_expires_or_is_taken_back(scene: Sc
         await scene.ask(StorageRead("a", owner="ann"), "bob")
     with pytest.raises(NotFound):
         await scene.ask(StorageOpen(shared.link + "x"), "bob")
-    assert all(shared.link not in row.digest for row in await scene.rows("SELECT * FROM share_link"))
+    assert all(
+        shared.link not in row.digest for row in await scene.rows("SELECT * FROM share_link")
+    )
     short = await scene.ask(StorageShare("a", link=True, ttl_s=0.001))
     await asyncio.sleep(0.01)  # the link's own time
     with pytest.raises(NotFound):
@@ -360,7 +360,9 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
 
 async def test_concurrent_appends_lose_nothing(scene: Scene) -> None:
     await asyncio.gather(*(scene.ask(StorageAppend("log", f"{n},")) for n in range(40)))
-    assert sorted((await read(scene, "log")).split(",")[:-1], key=int) == [str(n) for n in range(40)]
+    assert sorted((await read(scene, "log")).split(",")[:-1], key=int) == [
+        str(n) for n in range(40)
+    ]
 
 
 async def test_search_sees_a_write_at_once_below_a_path_and_by_directory(scene: Scene) -> None:

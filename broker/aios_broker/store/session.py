@@ -32,8 +32,9 @@ POOL_SIZE = 8  # connections of one process
 Cursor = psycopg.AsyncCursor[Any]  # named tuples, of whatever was selected
 
 _AS_AGENT = """
-    SELECT set_config('role', 'aios_agent', true), set_config('aios.agent_id', %s, true),
-           set_config('aios.tenant_id', %s, true)
+    SELECT set_config('role', 'aios_agent', true) AS role,
+           set_config('aios.agent_id', %s, true) AS agent,
+           set_config('aios.tenant_id', %s, true) AS tenant
 """
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
@@ -61,8 +62,9 @@ def _nearest(name: str) -> Index:
     """Index the vectors of the first model: each model has an index of its own dimension."""
     number, _, dimension = FIRST_MODEL
     return Index(
-        name, text(f"(vector::halfvec({dimension})) halfvec_cosine_ops"),
-        postgresql_using="hnsw", postgresql_where=text(f"model_id = {number}"),
+        name, literal_column(f"(vector::halfvec({dimension}))").label("half"),
+        postgresql_using="hnsw", postgresql_ops={"half": "halfvec_cosine_ops"},
+        postgresql_where=text(f"model_id = {number}"),
     )  # fmt: skip
 
 

@@ -114,7 +114,9 @@ class Changing:
         }
 
         async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(cursor, asked, owner, body.note, "write", "FOR UPDATE")
+            note = await self._desk.permitted(
+                cursor, asked, owner, body.note, "write", "FOR UPDATE"
+            )
             if body.if_version not in (None, note.version):
                 raise VersionConflict(
                     f"the note is of version {note.version}, not {body.if_version}",
@@ -131,7 +133,9 @@ class Changing:
         owner = await self._desk.owner_of(asked)
 
         async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(cursor, asked, owner, body.note, "write", "FOR UPDATE")
+            note = await self._desk.permitted(
+                cursor, asked, owner, body.note, "write", "FOR UPDATE"
+            )
             old = await note_in_version(cursor, note, body.version)
             if old is None:
                 raise no_such_version(body.version)
@@ -150,7 +154,9 @@ class Changing:
         owner = await self._desk.owner_of(asked)
 
         async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(cursor, asked, owner, body.note, "write", "FOR UPDATE")
+            note = await self._desk.permitted(
+                cursor, asked, owner, body.note, "write", "FOR UPDATE"
+            )
             await self._desk.check(
                 cursor, asked, "delete",
                 f"delete note {note.id} of {owner.name} ({note.version} versions)",

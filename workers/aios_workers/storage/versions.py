@@ -61,7 +61,7 @@ _PUT_PARTS = """
 _SETTLE = """
     WITH came AS (
         INSERT INTO blob (owner_id, sha256, bytes, size_bytes)
-        SELECT %(owner)s, %(sha)s, %(bytes)s, octet_length(%(bytes)s)
+        SELECT %(owner)s, %(sha)s, %(bytes)s::bytea, octet_length(%(bytes)s::bytea)
          WHERE %(bytes)s::bytea IS NOT NULL
         ON CONFLICT (owner_id, sha256) DO NOTHING RETURNING size_bytes
     ), went AS (
