@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-
 from aios_broker.contract.files import Entry
 from aios_broker.contract.storage import StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
@@ -46,18 +45,18 @@ class Scene:
     tenant: str = "default"
     calls: list[Syscall] = field(default_factory=list)
 
-    async def ask(self, body: StorageBody, agent: str = "ann", *, id: str = "") -> Any:
+    async def ask(self, body: StorageBody, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall as the handler does, and return its result."""
         syscall = Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant)
         self.calls.append(syscall)
         return await patiently(lambda: self._once(syscall))
 
-    async def _once(self, syscall: Syscall) -> Any:
+    async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
         agent = await self.store.vouched(syscall.agent, syscall.tenant)
         operation = self.operations[type(syscall.body)]
         return await operation(Asked(agent, syscall, syscall.body, cast("Run", None)))
 
-    async def again(self) -> Any:
+    async def again(self) -> Any:  # noqa: ANN401
         """Run the last syscall once more, as after the death of its worker."""
         return await self._once(self.calls[-1])
 
@@ -76,7 +75,10 @@ class Scene:
 
 @asynccontextmanager
 async def storage_scene(
-    database_url: str, *, calls: object = None, **settings: Any
+    database_url: str,
+    *,
+    calls: object = None,
+    **settings: Any,  # noqa: ANN401
 ) -> AsyncIterator[Scene]:
     """Yield the module on a database."""
     config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)

@@ -10,7 +10,7 @@ makes them again.
 from alembic import op
 
 revision = "0009"
-down_revision = "0006"
+down_revision = "0007"
 
 MODEL = "INSERT INTO embedding_model (id, name, dimension, active) OVERRIDING SYSTEM VALUE "
 VALUES = "VALUES (1, 'all-MiniLM-L6-v2-int8', 384, true)"

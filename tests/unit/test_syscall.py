@@ -1,6 +1,7 @@
 """Syscalls: what was sent is read back, and what is wrong is named."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import msgspec
@@ -150,8 +151,9 @@ def test_every_kind_is_a_body_of_the_union() -> None:
         " group_remove grant revoke grants check approvals approve deny set_rule rules audit",
         "tool": "echo",
     }
-    assert KINDS == tuple(
-        f"{family}.{one}" for family, names in expected.items() for one in names.split()
+    assert (
+        tuple(f"{family}.{one}" for family, names in expected.items() for one in names.split())
+        == KINDS
     )
     assert len(get_args(Body)) == len(KINDS)
 

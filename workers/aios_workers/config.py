@@ -44,6 +44,10 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     embedding_model: Literal["minilm", "none"] = "minilm"  # of memory and storage
     embedding_core: str | None = None  # a core whose embeddings are used instead
     embedding_dimension: Annotated[int, Meta(ge=1, le=4_000)] | None = None  # of that core's
+    # Until when a person may decide, unless the syscall's own deadline comes first.
+    approval_ttl_s: Annotated[float, Meta(gt=0.0, le=30 * 86_400.0)] = 3_600.0
+    approval_webhook: str | None = None  # an address that is told what waits for a person
+    approval_webhook_secret: str = ""  # what its requests are signed with
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aios_broker.contract.errors import UnknownModule
+from aios_broker.contract.errors import AccessDenied, UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.store.audit import AuditLine, append_line
 from aios_broker.store.session import AgentRow
 from aios_workers.gate import NeedsApproval
 from aios_workers.patience import patiently
@@ -72,6 +73,16 @@ class StateHandler:
             return Done(await operation(Asked(agent, syscall, body, run)))
         except NeedsApproval as needs:
             return await ground.gate.ask(agent, syscall, needs)
+        except AccessDenied as refused:
+            await self._note_refusal(agent, syscall, refused)
+            raise
+
+    async def _note_refusal(self, agent: AgentRow, syscall: Syscall, refused: AccessDenied) -> None:
+        async with self._ground.store.as_steward() as cursor:
+            await append_line(cursor, AuditLine(
+                agent.tenant, agent.name, syscall.kind, str(refused.field), "denied", syscall.id,
+                {"message": refused.message},
+            ))  # fmt: skip
 
     async def close(self) -> None:
         """Nothing of its own to free: the ground is shared."""

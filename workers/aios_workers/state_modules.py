@@ -12,6 +12,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.store.session import Store
 from aios_workers.access.operations import access_operations
+from aios_workers.approval_duty import ApprovalDuty, Webhook, sweeping
 from aios_workers.config import WorkerConfig
 from aios_workers.gate import Gate
 from aios_workers.kernel_calls import SubmittedCalls
@@ -48,7 +49,11 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
     embedder = await stack.enter_async_context(open_embedder(config, calls))
     await stack.enter_async_context(indexing(store, embedder))
-    return StateGround(store, embedder, calls, functions, keys, Gate(store))
+    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
+    duty = ApprovalDuty(store, functions, keys, webhook)
+    await stack.enter_async_context(sweeping(duty))
+    gate = Gate(store, ttl_s=config.approval_ttl_s)
+    return StateGround(store, embedder, calls, functions, keys, gate)
 
 
 def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:

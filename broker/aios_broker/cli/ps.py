@@ -47,8 +47,9 @@ def ps(
     """List the syscalls that run, wait, are held, or are parked.
 
     First those that run, then those that wait, in the order in which they will be taken, then
-    those that an operator holds and those that wait for approval. WAIT is all the time that a syscall has waited, SLICE how often
-    it has run, CORE/WORKER where it runs or which core it asked for.
+    those that an operator holds and those that wait for approval. WAIT is all the time that a
+    syscall has waited, SLICE how often it has run, CORE/WORKER where it runs or which core it
+    asked for.
 
     \b
     Examples:

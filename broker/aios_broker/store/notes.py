@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from aios_broker.contract.memory import Note, NoteVersion
 from aios_broker.memory.block import BlockShape
-from aios_broker.store.session import AgentRow, Cursor
+from aios_broker.store.session import AgentRow, Cursor, only_row
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
@@ -31,6 +31,10 @@ _FETCH = f"SELECT {_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND
 _FETCH_MANY = (
     f"SELECT {_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = ANY(%s) AND {_LIVING} "
     "ORDER BY n.id "
+)
+_SEEN = (
+    f"SELECT {_COLUMNS}, a.name AS owner_name FROM note n JOIN agent a ON a.id = n.owner_id "
+    f"WHERE n.id = ANY(%s) AND {_LIVING}"
 )
 _INSERT = f"""
     INSERT INTO note AS n (id, tenant_id, owner_id, program, content, keywords, tags, category,
@@ -92,7 +96,7 @@ def body_of(note: Note) -> NoteBody:
                     note.links, note.metadata)  # fmt: skip
 
 
-def note_of(row: Any, owner: str) -> Note:
+def note_of(row: Any, owner: str) -> Note:  # noqa: ANN401  a row of psycopg's
     """Return a row as what agents get."""
     return Note(
         id=row.id, owner=owner, content=row.content, version=row.version,
@@ -122,6 +126,21 @@ async def fetch_notes(
     """Return those that are there, locked in the order of their ids."""
     await cursor.execute(_FETCH_MANY + lock, (owner.id, list(note_ids)))
     return {row.id: note_of(row, owner.name) for row in await cursor.fetchall()}
+
+
+async def fetch_seen(cursor: Cursor, note_ids: Sequence[str]) -> dict[str, Note]:
+    """Return those, of whomever, that the cursor's agent may see."""
+    await cursor.execute(_SEEN, (list(note_ids),))
+    return {row.id: note_of(row, row.owner_name) for row in await cursor.fetchall()}
+
+
+async def evolved_by(cursor: Cursor, owner: AgentRow, syscall_id: str) -> dict[str, int]:
+    """Return the notes of an owner that an evolution rewrote, and the version that made of each."""
+    await cursor.execute(
+        "SELECT note_id, version FROM note_version WHERE syscall_id = %s AND owner_id = %s "
+        "AND operation = 'evolve'", (syscall_id, owner.id),
+    )  # fmt: skip
+    return {row.note_id: row.version for row in await cursor.fetchall()}
 
 
 async def insert_note(
@@ -208,12 +227,12 @@ async def count_notes(cursor: Cursor, owner: AgentRow) -> int:
     await cursor.execute(
         f"SELECT count(*) AS notes FROM note n WHERE n.owner_id = %s AND {_LIVING}", (owner.id,)
     )
-    return int((await cursor.fetchone()).notes)
+    return int((await only_row(cursor)).notes)
 
 
-async def page_of_notes(
-    cursor: Cursor, owner: AgentRow, *, tags: Iterable[str], category: str | None, after: str | None,
-    ids: Sequence[str] | None, limit: int,
+async def page_of_notes(  # noqa: PLR0913  what a page is chosen by
+    cursor: Cursor, owner: AgentRow, *, tags: Iterable[str], category: str | None,
+    after: str | None, ids: Sequence[str] | None, limit: int,
 ) -> list[Note]:  # fmt: skip
     """Return the living notes after one of them, oldest first; `ids`: none but these."""
     await cursor.execute(_PAGE, {

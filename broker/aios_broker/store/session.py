@@ -175,5 +175,12 @@ class Store:
                 ) from error  # fmt: skip
 
 
+async def only_row(cursor: Cursor) -> Any:  # noqa: ANN401  a row of whatever was selected
+    """Return the row of a query that always has one."""
+    row = await cursor.fetchone()
+    assert row is not None
+    return row
+
+
 async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
     await connection.execute(SESSION_LIMITS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from aios_broker.contract.access import OperationClass, Verb
+from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
 from aios_broker.contract.memory import Note
+from aios_broker.contract.names import Verb
 from aios_broker.contract.reply import Result
 from aios_broker.store.effects import earlier_effect, enter_effect
-from aios_broker.store.note_grants import verbs_on_note
+from aios_broker.store.grants import verbs_on_note
 from aios_broker.store.notes import Lock, NoteBody, fetch_note, shape_of_block
 from aios_broker.store.session import AgentRow, Cursor
 from aios_workers.gate import Irreversible

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.store.session import Cursor, Store
+from aios_broker.store.session import Cursor, Store, only_row
 from aios_workers.search.models import model_number
 from aios_workers.search.ranking import vector_text
 from aios_workers.search.words import note_text
@@ -94,7 +94,7 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
     for source in SOURCES:
         async with store.as_steward() as cursor:
             await cursor.execute(_LOCK)
-            held = await cursor.fetchone()
+            held = await only_row(cursor)
             if not held.ours:
                 return done
             model = await model_number(cursor, embedder)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.names import SearchMode
-from aios_broker.store.session import Cursor
+from aios_broker.store.session import Cursor, only_row
 
 FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
 LEAST_DEPTH = 50  # of each of the two lists that are fused
@@ -29,9 +29,10 @@ Key = tuple[Any, ...]
 Ranked = list[tuple[Key, float]]  # best first
 
 _SETTINGS = """
-    SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true),
-           set_config('hnsw.ef_search', %s, true), set_config('hnsw.max_scan_tuples', %s, true),
-           set_config('jit', 'off', true)
+    SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true) AS scan,
+           set_config('hnsw.ef_search', %s, true) AS candidates,
+           set_config('hnsw.max_scan_tuples', %s, true) AS scanned,
+           set_config('jit', 'off', true) AS jit
 """
 _QUERY = """
     SELECT numnode(q) AS nodes, q::text AS every, replace(q::text, ' & ', ' | ') AS any
@@ -150,14 +151,14 @@ async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope
         f"SELECT count(*) AS rows FROM (SELECT FROM {corpus.table} t WHERE {scope.condition} "
         f"LIMIT {EXACT_ROWS + 1}) part", dict(scope.parameters),
     )  # fmt: skip
-    counted = await cursor.fetchone()
+    counted = await only_row(cursor)
     return bool(counted.rows <= EXACT_ROWS)
 
 
 async def _by_words(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
     """Return rows with all words of the query, then those with any of them."""
     await cursor.execute(_QUERY, (wanted.text,))
-    query = await cursor.fetchone()
+    query = await only_row(cursor)
     if not query.nodes:  # nothing but stop words
         return []
     found = await _matches(cursor, corpus, wanted, scope, query.every)

@@ -13,7 +13,7 @@ import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger.database import check_database_url, database_errors
-from aios_broker.store.session import Store
+from aios_broker.store.session import Store, only_row
 from aios_workers.search.indexing import SOURCES, Source, embed_rows
 from aios_workers.state_ground import Embedder
 
@@ -52,7 +52,7 @@ async def reindex(store: Store, embedder: Embedder, say: Say) -> int:
 async def _register(store: Store, embedder: Embedder) -> int:
     async with store.as_steward() as cursor:
         await cursor.execute(_MODEL, (embedder.model, embedder.dimension))
-        row = await cursor.fetchone()
+        row = await only_row(cursor)
     if row.dimension != embedder.dimension:
         raise InvalidConfig(
             f"the model {embedder.model!r} is known with {row.dimension} numbers, not "
@@ -82,7 +82,7 @@ async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> 
 async def _count(store: Store, source: Source, waiting: str) -> int:
     async with store.as_steward() as cursor:
         await cursor.execute(f"SELECT count(*) AS rows FROM {source.table} WHERE {waiting}")
-        row = await cursor.fetchone()
+        row = await only_row(cursor)
     return int(row.rows)
 
 
@@ -110,7 +110,7 @@ async def _drop_invalid(connection: psycopg.AsyncConnection[tuple[object, ...]],
         "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "WHERE c.relname = %s AND NOT i.indisvalid", (name,),
     )  # fmt: skip
-    if await found.fetchone() is not None:
+    if await only_row(found) is not None:
         await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aios_broker.contract.access import ObjectKind
-from aios_broker.contract.errors import InvalidSyscall, NotFound, UnknownAgent
+from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.files import Content, Entry, ShareLink
 from aios_broker.contract.paths import ROOT
 from aios_broker.contract.storage import StorageOpen, StorageRead, StorageShare, StorageUnshare
-from aios_broker.store.grants import drop_grants, put_grant
+from aios_broker.store.grants import Grantee, drop_grants, group_number, put_grant
 from aios_workers.storage.change import Work
 from aios_workers.storage.files import shown_file
 from aios_workers.storage.namespace import (
@@ -38,7 +38,6 @@ _OPEN = """
       FROM share_link l JOIN file f ON f.id = l.file_id JOIN agent a ON a.id = f.owner_id
      WHERE l.digest = %(digest)s AND l.expires_at > now()
 """
-_GROUP = "SELECT id FROM privilege_group WHERE tenant_id = %(tenant)s AND name = %(name)s"
 
 
 async def share(work: Work) -> Entry | ShareLink:
@@ -51,10 +50,9 @@ async def share(work: Work) -> Entry | ShareLink:
     if body.link:
         return await _make_link(work, spot, body.ttl_s or LINK_TTL_S)
     kind, object_id = _object(spot)
-    agent_id, group_id = await _grantee(work, body)
+    to = await _grantee(work, body)
     await put_grant(
-        work.cursor, work.asked.agent, kind, object_id, agent_id=agent_id, group_id=group_id,
-        verbs=body.verbs,
+        work.cursor, work.asked.agent, kind, object_id, to, verbs=body.verbs,
         expires_at=None if body.ttl_s is None else _after(body.ttl_s),
     )  # fmt: skip
     return _entry(spot)
@@ -68,13 +66,11 @@ async def unshare(work: Work) -> Entry:
                              remedy="unshare with one at a time")  # fmt: skip
     spot = await look_up(work, body.path)
     kind, object_id = _object(spot)
-    agent_id, group_id = await _grantee(work, body)
+    to = await _grantee(work, body)
     whom = body.agent or body.group or "everybody"
     await work.check_gate("unshare", f"no longer share {spot.path} with {whom}", [spot.path])
-    await drop_grants(
-        work.cursor, work.asked.agent, kind, object_id, agent_id=agent_id, group_id=group_id
-    )
-    if agent_id is None and group_id is None and spot.file is not None:
+    await drop_grants(work.cursor, work.asked.agent, kind, object_id, to)
+    if to.is_everybody and spot.file is not None:
         await work.cursor.execute(_DROP_LINKS, {"file": spot.file.id, "owner": work.owner.id})
     return _entry(spot)
 
@@ -117,26 +113,18 @@ def _object(spot: Spot) -> tuple[ObjectKind, str]:
     return "file", str(file_at(spot).id)
 
 
-async def _grantee(
-    work: Work, body: StorageShare | StorageUnshare
-) -> tuple[int | None, int | None]:  # fmt: skip
-    """Return the ids of the agent and of the group that are named.
+async def _grantee(work: Work, body: StorageShare | StorageUnshare) -> Grantee:
+    """Return who is named.
 
     Raises:
         UnknownAgent: The tenant has none of that name.
     """
-    tenant = work.asked.agent
+    asker = work.asked.agent
     if body.agent is not None:
-        return (await work.ground.store.agent(body.agent, tenant.tenant)).id, None
+        return Grantee(agent_id=(await work.ground.store.agent(body.agent, asker.tenant)).id)
     if body.group is None:
-        return None, None
-    rows = await work.kernel_rows(_GROUP, {"tenant": tenant.tenant_id, "name": body.group})
-    if not rows:
-        raise UnknownAgent(
-            f"tenant {tenant.tenant!r} has no group {body.group!r}", field="body.group",
-            remedy="correct the name, or make the group (access.group)",
-        )  # fmt: skip
-    return None, rows[0].id
+        return Grantee()
+    return Grantee(group_id=await group_number(work.cursor, asker.tenant_id, body.group))
 
 
 def _entry(spot: Spot) -> Entry:
