@@ -43,7 +43,8 @@ _LIST = f"""
     SELECT {_COLUMNS} {_FROM} WHERE (%(state)s::text IS NULL OR p.state = %(state)s)
      ORDER BY p.asked_at, p.id LIMIT %(limit)s
 """
-_ONE = f"SELECT {_COLUMNS} {_FROM} WHERE p.id = %s FOR UPDATE OF p"
+_ONE = f"SELECT {_COLUMNS} {_FROM} WHERE p.id = %s"
+_LOCKED = f"{_ONE} FOR UPDATE OF p"  # by who may decide it
 _DECIDE = """
     UPDATE approval SET state = %(state)s, decided_by = %(by)s, decided_at = now(),
            reason = %(reason)s, arguments = %(arguments)s, arguments_sha256 = %(sha)s,
@@ -101,7 +102,7 @@ def body_from(kind: str, arguments: dict[str, Any]) -> Body:
     """
     try:
         body: Body = msgspec.convert({**arguments, "type": kind}, Body)
-        except msgspec.ValidationError as error:
+    except msgspec.ValidationError as error:
         raise InvalidSyscall(
             f"these are no arguments of {kind}: {error}", field="arguments",
             remedy="change only values, and keep the names",
@@ -128,7 +129,8 @@ async def list_approvals(
 
 def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
     """Return a row as what people and agents get; one that is over is shown as expired."""
-    state: ApprovalState = "expired" if row.is_over and row.state in ("waiting", "approved") else row.state
+    is_late = row.is_over and row.state in ("waiting", "approved")
+    state: ApprovalState = "expired" if is_late else row.state
     return Approval(
         id=row.id, state=state, syscall_id=row.job_id, agent=row.agent, tenant=row.tenant,
         kind=row.kind, operation=row.operation, arguments=row.arguments,
@@ -152,9 +154,10 @@ async def decide(
         VersionConflict: somebody decided already.
         InvalidSyscall: other arguments that are none of its kind.
     """
-    await cursor.execute(_ONE, (approval_id,))
-    row: Any = await cursor.fetchone()
-    _check_decidable(row, approval_id, decider)
+    for query in (_ONE, _LOCKED):
+        await cursor.execute(query, (approval_id,))
+        row: Any = await cursor.fetchone()
+        _check_decidable(row, approval_id, decider)
     arguments, sha, diff = row.arguments, row.arguments_sha256, row.diff
     if decision.arguments is not None:
         body = body_from(row.kind, decision.arguments)
@@ -169,7 +172,7 @@ async def decide(
         {"approval": approval_id, "arguments_sha256": sha, "reason": decision.reason,
          "edited": decision.arguments is not None},
     ))  # fmt: skip
-    await cursor.execute(f"SELECT {_COLUMNS} {_FROM} WHERE p.id = %s", (approval_id,))
+    await cursor.execute(_ONE, (approval_id,))
     return as_approval(await only_row(cursor))
 
 
