@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Literal
 
 from msgspec import Struct
@@ -42,6 +43,13 @@ class Content(Struct, frozen=True, omit_defaults=True, tag="storage.content"):
     size_bytes: int  # of the whole file
     offset: int = 0
     end: bool = True
+
+    @property
+    def data(self) -> bytes:
+        """The content as bytes, whatever it is."""
+        if self.encoding == "base64":
+            return base64.b64decode(self.content)
+        return self.content.encode()
 
 
 class Found(Struct, frozen=True, omit_defaults=True):

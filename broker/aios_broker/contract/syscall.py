@@ -48,7 +48,8 @@ class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo",
     text: Text = ""
 
 
-Body = LlmBody | MemoryBody | StorageBody | AccessBody | ToolEcho
+StateBody = MemoryBody | StorageBody | AccessBody
+Body = LlmBody | StateBody | ToolEcho
 _BODIES: tuple[type[Body], ...] = get_args(Body)
 _KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for body in _BODIES}
 KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
