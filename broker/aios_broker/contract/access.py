@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from aios_broker.contract.names import AgentName, GrantVerbs, GroupName, SyscallId, Ttl
+from aios_broker.contract.names import AgentName, GrantVerbs, GroupName, SyscallId, Ttl, Verb
 
 # What a grant is on: an agent's whole memory (its block), one note of it, or a file or a directory
 # with all that is below it.
@@ -137,7 +137,7 @@ class AccessCheck(
     """Tell whether the agent may do something with an object, and by which grant."""
 
     object: ObjectRef
-    verb: Literal["read", "write", "search", "share", "administer"]
+    verb: Verb
 
 
 class AccessApprovals(

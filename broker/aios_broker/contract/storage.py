@@ -30,6 +30,7 @@ MAX_NAME_BYTES = 255  # of one part of a path
 Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH_CHARACTERS)]
 Version = Annotated[int, Meta(ge=1)]
 Encoding = Literal["utf-8", "base64"]
+GroupBy = Literal["file", "directory"]
 UnixTime = Annotated[float, Meta(ge=0.0)]
 
 
@@ -171,7 +172,7 @@ class StorageSearch(
     k: K = 10
     mode: SearchMode = "hybrid"
     path: Path = "/"  # only below it
-    group_by: Literal["file", "directory"] = "file"
+    group_by: GroupBy = "file"
     owner: AgentName | None = None
     shared: bool = False  # own ones and all that others granted `search` on
 

@@ -55,6 +55,17 @@ _RULES = """
      WHERE tenant_id = %s AND (agent_id = %s OR agent_id IS NULL) ORDER BY agent_id NULLS FIRST
 """
 
+_SET_RULE = """
+    INSERT INTO approval_rule (tenant_id, agent_id, operation, rule)
+    SELECT id, %(agent)s, %(operation)s, %(rule)s FROM tenant WHERE name = %(tenant)s
+    ON CONFLICT (tenant_id, agent_id, operation) DO UPDATE SET rule = excluded.rule
+"""
+_DROP_RULE = """
+    DELETE FROM approval_rule WHERE operation = %(operation)s
+       AND tenant_id = (SELECT id FROM tenant WHERE name = %(tenant)s)
+       AND agent_id IS NOT DISTINCT FROM %(agent)s::bigint
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Decider:
@@ -117,6 +128,17 @@ async def rules_of(cursor: Cursor, agent: AgentRow) -> dict[OperationClass, Rule
     for row in await cursor.fetchall():
         rules[row.operation] = Rule(row.rule, row.own)
     return rules
+
+
+async def set_rule(
+    cursor: Cursor, tenant: str, agent: AgentRow | None, operation: OperationClass,
+    rule: ApprovalRule | None,
+) -> bool:  # fmt: skip
+    """Set the rule of a class for an agent or all of a tenant; None: what is wider holds again."""
+    values = {"tenant": tenant, "agent": None if agent is None else agent.id,
+              "operation": operation, "rule": rule}  # fmt: skip
+    await cursor.execute(_DROP_RULE if rule is None else _SET_RULE, values)
+    return cursor.rowcount > 0
 
 
 async def list_approvals(

@@ -16,7 +16,14 @@ from aios_broker.contract.access import (
     Rules,
 )
 from aios_broker.contract.reply import Result
-from aios_broker.store.approvals import Decider, Decision, decide, list_approvals, rules_of
+from aios_broker.store.approvals import (
+    Decider,
+    Decision,
+    decide,
+    list_approvals,
+    rules_of,
+    set_rule,
+)
 from aios_broker.store.audit import newest_lines
 from aios_broker.store.session import AgentRow, Cursor
 from aios_workers.access.identity import denied, is_administrator
@@ -25,15 +32,6 @@ from aios_workers.gate import Irreversible
 from aios_workers.once import once
 from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import Asked
-
-_SET_RULE = """
-    INSERT INTO approval_rule (tenant_id, agent_id, operation, rule) VALUES (%s, %s, %s, %s)
-    ON CONFLICT (tenant_id, agent_id, operation) DO UPDATE SET rule = excluded.rule
-"""
-_DROP_RULE = """
-    DELETE FROM approval_rule WHERE tenant_id = %s AND agent_id IS NOT DISTINCT FROM %s
-       AND operation = %s
-"""
 
 
 class DecisionDesk:
@@ -74,12 +72,8 @@ class DecisionDesk:
                 cursor, asked.agent, asked.syscall, body,
                 Irreversible("privilege", f"rule for {body.operation} of {whose}: {body.rule}"),
             )  # fmt: skip
-            tenant, agent_id = asked.agent.tenant_id, None if named is None else named.id
-            if body.rule is None:
-                await cursor.execute(_DROP_RULE, (tenant, agent_id, body.operation))
-            else:
-                await cursor.execute(_SET_RULE, (tenant, agent_id, body.operation, body.rule))
-            return Acknowledged(changed=cursor.rowcount > 0)
+            changed = await set_rule(cursor, asked.agent.tenant, named, body.operation, body.rule)
+            return Acknowledged(changed=changed)
 
         return await once(self._ground.store, asked, work)
 
