@@ -87,7 +87,7 @@ def approvals(*, whole: bool, as_json: bool) -> None:
 @click.command(epilog=EXIT_CODES)
 @click.argument("approval")
 @click.option("--edit", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-              help="Run it with the arguments of this JSON file (`-`: standard input).")  # fmt: skip
+              help="Run it with these arguments: a JSON file (`-`: standard input).")  # fmt: skip
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_json
 def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> None:
@@ -151,7 +151,8 @@ def rules(
                 ))  # fmt: skip
             await cursor.execute(
                 "SELECT t.name AS tenant, a.name AS agent, r.operation, r.rule "
-                "FROM approval_rule r JOIN tenant t ON t.id = r.tenant_id LEFT JOIN agent a ON a.id = r.agent_id "
+                "FROM approval_rule r JOIN tenant t ON t.id = r.tenant_id "
+                "LEFT JOIN agent a ON a.id = r.agent_id "
                 "ORDER BY 1, 2 NULLS FIRST, 3"
             )
             return list(await cursor.fetchall())
