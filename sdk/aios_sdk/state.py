@@ -124,7 +124,7 @@ class AsyncStorage:
         self.stat = AsyncVerbs(agent, storage.StorageStat, files.Entry)
         self.move = AsyncVerbs(agent, storage.StorageMove, files.Entry)
         self.copy = AsyncVerbs(agent, storage.StorageCopy, files.Entry)
-        self.delete = AsyncVerbs(agent, storage.StorageDelete, Acknowledged)
+        self.delete = AsyncVerbs(agent, storage.StorageDelete, files.Entry)
         self.mkdir = AsyncVerbs(agent, storage.StorageMkdir, files.Entry)
         self.mount = AsyncVerbs(agent, storage.StorageMount, files.Entry)
         self.unmount = AsyncVerbs(agent, storage.StorageUnmount, Acknowledged)

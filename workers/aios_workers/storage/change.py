@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from aios_broker.contract.access import OperationClass
-from aios_broker.contract.files import StorageResult
 from aios_broker.contract.paths import is_within
 from aios_broker.contract.reply import Result
 from aios_broker.store.effects import earlier_effect, enter_effect
@@ -15,6 +14,7 @@ from aios_broker.store.session import AgentRow, Cursor
 from aios_workers.gate import Irreversible
 from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import Asked, Operation
+from aios_workers.storage.host import AllowedDirectories
 
 SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
 _NAMESPACE_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.storage', %s))"
@@ -26,7 +26,7 @@ class StorageLimits:
 
     max_bytes: int  # of one agent, versions included; an agent's own limit goes before it
     keep_versions: int  # of one file; older ones are dropped
-    mounts: tuple[str, ...] = ()  # absolute paths on the host below which may be mounted
+    allowed: AllowedDirectories  # of the host, to be mounted
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Work:
     asked: Asked
     owner: AgentRow  # of the namespace
     cursor: Cursor
+    allowed: bool = False  # a person was asked for a whole plan that this is a step of
 
     @property
     def is_own(self) -> bool:
@@ -71,13 +72,15 @@ class Work:
         Raises:
             NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
         """
+        if self.allowed:
+            return
         scratch = self.is_own and all(is_within(path, SCRATCH) for path in paths)
         why = Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff)
         asked = self.asked
         await self.ground.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
 
 
-Step = Callable[[Work], Awaitable[StorageResult]]
+Step = Callable[[Work], Awaitable[Result]]
 
 
 async def owner_of(ground: StateGround, asked: Asked) -> AgentRow:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
 from aios_broker.contract.files import Entry
 from aios_broker.contract.paths import ROOT, below, is_within
-from aios_broker.contract.storage import StorageCopy
+from aios_broker.contract.storage import MAX_FILE_BYTES, StorageCopy
 from aios_workers.storage.change import Work, owner_of
 from aios_workers.storage.directories import directory_for, made_directory
 from aios_workers.storage.files import check_overwrite
+from aios_workers.storage.host import HostDirectory
+from aios_workers.storage.mounts import unversioned
 from aios_workers.storage.moves import check_target, renamed
 from aios_workers.storage.namespace import (
     DirectoryRow,
@@ -47,7 +50,16 @@ async def copy(work: Work) -> Entry:
     await require(source, spot, "read")
     target = await look_up(work, body.to, "body.to")
     check_free_way(target, "body.to")
-    if spot.directory is not None and spot.mount is None:
+    if target.mount is not None:
+        raise unversioned(target)
+    if spot.mount is not None:
+        content, _ = await asyncio.to_thread(
+            HostDirectory(work.limits.allowed, spot.mount.source).read, spot.inner, 0,
+            MAX_FILE_BYTES,
+        )  # fmt: skip
+        check_target(target, overwrite=body.overwrite)
+        return file_entry(await _put(work, target, content), work.owner)
+    if spot.directory is not None:
         return await _copy_directory(work, source, spot, target)
     if spot.file is None:
         raise not_found(spot)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios_broker.contract.errors import AlreadyExists, InvalidPath
+from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.files import Entries, Entry
 from aios_broker.contract.paths import ROOT, below, normal_path, parent_of, prefixes_of
 from aios_broker.contract.storage import StorageList, StorageMkdir
 from aios_workers.storage.change import Work
+from aios_workers.storage.mounts import list_mounted, make_mounted_directory
 from aios_workers.storage.namespace import (
     DirectoryRow,
     Spot,
@@ -19,6 +20,7 @@ from aios_workers.storage.namespace import (
     look_up,
     not_found,
     require,
+    taken,
 )
 
 # Two statements: row-level security looks at the way down, which a new row ends with its own id.
@@ -78,15 +80,6 @@ async def directory_for(work: Work, spot: Spot) -> DirectoryRow:
     return await made_directory(work, spot, parent_of(spot.path))
 
 
-def taken(spot: Spot, field: str = "body.path") -> AlreadyExists:
-    """Return the error of a path at which something is already."""
-    what = "a file" if spot.file is not None else "a directory"
-    return AlreadyExists(
-        f"there is {what} at {spot.path}", field=field,
-        remedy="choose another path, or delete or overwrite it",
-    )  # fmt: skip
-
-
 async def make_directory(work: Work) -> Entry:
     """Make a directory and those above it."""
     body: StorageMkdir = work.asked.body
@@ -97,7 +90,7 @@ async def make_directory(work: Work) -> Entry:
     if spot.file is not None:
         raise taken(spot)
     if spot.mount is not None:
-        return directory_entry(spot.mount, work.owner)
+        return await make_mounted_directory(work, spot)
     directory = spot.directory or await made_directory(work, spot, spot.path)
     return directory_entry(directory, work.owner)
 
@@ -107,6 +100,8 @@ async def list_directory(work: Work) -> Entries:
     body: StorageList = work.asked.body
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
+    if spot.mount is not None:
+        return await list_mounted(work, spot, body)
     if spot.file is not None:
         raise InvalidPath(f"{spot.path} is a file", field="body.path",
                           remedy="name a directory, or ask for storage.stat")  # fmt: skip

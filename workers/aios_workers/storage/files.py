@@ -7,6 +7,7 @@ import difflib
 from aios_broker.contract.errors import VersionConflict
 from aios_broker.contract.files import Content, Entry
 from aios_broker.contract.storage import (
+    MAX_FILE_BYTES,
     StorageAppend,
     StorageCreate,
     StorageRead,
@@ -15,7 +16,14 @@ from aios_broker.contract.storage import (
 )
 from aios_workers.storage.change import Work
 from aios_workers.storage.contents import check_size, content_bytes, digest_of, shown, text_of
-from aios_workers.storage.directories import directory_for, taken
+from aios_workers.storage.directories import directory_for
+from aios_workers.storage.mounts import (
+    append_mounted,
+    read_mounted,
+    stat_mounted,
+    unversioned,
+    write_mounted,
+)
 from aios_workers.storage.namespace import (
     FileRow,
     Spot,
@@ -27,6 +35,7 @@ from aios_workers.storage.namespace import (
     look_up,
     not_found,
     require,
+    taken,
 )
 from aios_workers.storage.versions import (
     VersionOperation,
@@ -44,6 +53,8 @@ async def create(work: Work) -> Entry:
     body: StorageCreate = work.asked.body
     content = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
+    if spot.mount is not None:
+        return await write_mounted(work, spot, content, is_new=True)
     if not spot.is_free:
         raise taken(spot)
     return await _make(work, spot, content, "create")
@@ -54,6 +65,10 @@ async def write(work: Work) -> Entry:
     body: StorageWrite = work.asked.body
     content = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
+    if spot.mount is not None:
+        if body.if_version is not None:
+            raise unversioned(spot)
+        return await write_mounted(work, spot, content, is_new=False)
     if spot.directory is not None:
         raise taken(spot)
     check_version(spot.path, spot.file.version if spot.file else 0, body.if_version)
@@ -69,6 +84,8 @@ async def append(work: Work) -> Entry:
     body: StorageAppend = work.asked.body
     added = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
+    if spot.mount is not None:
+        return await append_mounted(work, spot, added, MAX_FILE_BYTES)
     if spot.directory is not None:
         raise taken(spot)
     if spot.file is None:
@@ -85,6 +102,8 @@ async def read(work: Work) -> Content:
     body: StorageRead = work.asked.body
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
+    if spot.mount is not None:
+        return await read_mounted(work, spot, body)
     return await shown_file(work, file_at(spot), body)
 
 
@@ -107,7 +126,7 @@ async def stat(work: Work) -> Entry:
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
     if spot.mount is not None:
-        return directory_entry(spot.mount, work.owner)
+        return await stat_mounted(work, spot)
     if spot.directory is not None:
         return directory_entry(spot.directory, work.owner)
     if spot.file is None:

@@ -9,7 +9,8 @@ from aios_broker.contract.files import Entry
 from aios_broker.contract.paths import is_within
 from aios_broker.contract.storage import StorageDelete, StorageMove
 from aios_workers.storage.change import Work
-from aios_workers.storage.directories import directory_for, taken
+from aios_workers.storage.directories import directory_for
+from aios_workers.storage.mounts import delete_mounted, unversioned
 from aios_workers.storage.namespace import (
     DirectoryRow,
     FileRow,
@@ -24,6 +25,7 @@ from aios_workers.storage.namespace import (
     look_up,
     not_found,
     require,
+    taken,
 )
 from aios_workers.storage.versions import settle
 
@@ -97,6 +99,9 @@ async def move(work: Work) -> Entry:
     await require(work, spot, "write")
     check_free_way(target, "body.to")
     await require(work, target, "write")
+    for each in (spot, target):
+        if each.mount is not None:
+            raise unversioned(each)
     if spot.path == target.path:
         return _entry(spot)
     if spot.directory is not None:
@@ -116,6 +121,8 @@ async def delete(work: Work) -> Entry:
     body: StorageDelete = work.asked.body
     spot = await _source(work, body.path)
     await require(work, spot, "write")
+    if spot.mount is not None:
+        return await delete_mounted(work, spot)
     if spot.directory is not None:
         return await _delete_directory(work, spot, spot.directory, recursive=body.recursive)
     assert spot.file is not None
@@ -150,7 +157,7 @@ def check_target(spot: Spot, *, overwrite: bool) -> None:
 async def _source(work: Work, path: str) -> Spot:
     spot = await look_up(work, path)
     check_free_way(spot)
-    if spot.file is None and spot.directory is None:
+    if spot.is_free:
         await require(work, spot, "read")
         raise not_found(spot)
     return spot

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from aios_broker.contract.errors import AccessDenied, InvalidPath, NotFound, ObjectLocked
+from aios_broker.contract.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidPath,
+    NotFound,
+    ObjectLocked,
+)
 from aios_broker.contract.files import Entry
 from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, normal_path, prefixes_of
@@ -175,6 +181,15 @@ def not_found(spot: Spot) -> NotFound:
     return NotFound(
         f"{spot.owner.name} has nothing at {spot.path} that you may read", field="body.path",
         remedy="look at what is there: storage.list",
+    )  # fmt: skip
+
+
+def taken(spot: Spot, field: str = "body.path") -> AlreadyExists:
+    """Return the error of a path at which something is already."""
+    what = "a file" if spot.file is not None else "a directory"
+    return AlreadyExists(
+        f"there is {what} at {spot.path}", field=field,
+        remedy="choose another path, or delete or overwrite it",
     )  # fmt: skip
 
 

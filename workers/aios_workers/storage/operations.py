@@ -14,8 +14,11 @@ from aios_workers.storage.copies import copy
 from aios_workers.storage.directories import list_directory, make_directory
 from aios_workers.storage.files import append, create, read, stat, write
 from aios_workers.storage.history import diff, rollback, versions
+from aios_workers.storage.host import AllowedDirectories
 from aios_workers.storage.locks import lock, unlock
+from aios_workers.storage.mounts import mount, unmount
 from aios_workers.storage.moves import delete, move
+from aios_workers.storage.operating import operating
 from aios_workers.storage.searching import search
 from aios_workers.storage.sharing import open_link, share, unshare
 
@@ -40,14 +43,20 @@ _CHANGING: Mapping[type[Body], Step] = {
     bodies.StorageUnshare: unshare,
     bodies.StorageLock: lock,
     bodies.StorageUnlock: unlock,
+    bodies.StorageMount: mount,
+    bodies.StorageUnmount: unmount,
 }
 
 
 def storage_operations(ground: StateGround, config: WorkerConfig) -> Operations:
     """Return what the module can do."""
-    limits = StorageLimits(config.storage_max_bytes, config.storage_keep_versions)
+    limits = StorageLimits(
+        config.storage_max_bytes, config.storage_keep_versions,
+        AllowedDirectories(config.storage_mounts),
+    )  # fmt: skip
     return {
         **{body: reading(ground, limits, step) for body, step in _READING.items()},
         **{body: changing(ground, limits, step) for body, step in _CHANGING.items()},
         bodies.StorageCopy: changing(ground, limits, copy, own=True),
+        bodies.StorageOperate: operating(ground, limits, {**_CHANGING, bodies.StorageCopy: copy}),
     }

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.files import Found, FoundFiles
-from aios_broker.contract.paths import ROOT, below, parent_of
+from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import StorageSearch
+from aios_workers.search.chunks import ChunkQuery, FoundChunk, find_chunks
+from aios_workers.search.embedder import query_vector
 from aios_workers.storage.change import Work
 from aios_workers.storage.namespace import look_up, not_found, require
 
-# The best part of each file, or of each directory; row-level security decides what of others'.
-_FIND = """
-    WITH asked AS (SELECT websearch_to_tsquery('english', %(query)s) AS words),
-    part AS (
-        SELECT f.path, a.name AS owner, f.version, c.start, c.text, f.directory_id, f.id,
-               ts_rank_cd(c.words, asked.words) AS score
-          FROM file_chunk c JOIN file f ON f.id = c.file_id JOIN agent a ON a.id = f.owner_id,
-               asked
-         WHERE c.words @@ asked.words AND (%(all)s OR c.owner_id = %(owner)s)
-           AND (f.path = %(path)s OR starts_with(f.path, %(below)s))
-    ), best AS (
-        SELECT DISTINCT ON (CASE WHEN %(by_directory)s THEN directory_id ELSE id END) *
-          FROM part
-         ORDER BY CASE WHEN %(by_directory)s THEN directory_id ELSE id END, score DESC, id, start
-    )
-    SELECT * FROM best ORDER BY score DESC, owner, path LIMIT %(k)s
+PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
+MOST_PARTS = 400
+
+_PARTS = """
+    SELECT c.file_id, c.ordinal, f.path, a.name AS owner, f.version, c.start, c.text
+      FROM file_chunk c JOIN file f ON f.id = c.file_id JOIN agent a ON a.id = f.owner_id
+     WHERE (c.file_id, c.ordinal) IN
+           (SELECT * FROM unnest(%(files)s::bigint[], %(ordinals)s::int[]))
 """
 
 
@@ -42,14 +37,35 @@ async def search(work: Work) -> FoundFiles:
         )  # fmt: skip
     if spot.directory is None and spot.file is None and spot.path != ROOT:
         raise not_found(spot)
-    rows = await work.rows(_FIND, {
-        "query": body.query, "owner": work.owner.id, "all": body.shared, "path": spot.path,
-        "below": below(spot.path), "by_directory": body.group_by == "directory", "k": body.k,
+    embedder = work.ground.embedder
+    vector = await query_vector(embedder, body.query, body.mode)
+    query = ChunkQuery(
+        body.query, min(MOST_PARTS, body.k * PARTS_PER_HIT), body.mode,
+        None if body.shared else work.owner.id, spot.path,
+    )  # fmt: skip
+    found = await find_chunks(work.cursor, embedder, query, vector)
+    return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
+
+
+async def _hits(
+    work: Work, found: Sequence[FoundChunk], *, by_directory: bool
+) -> tuple[Found, ...]:  # fmt: skip
+    """Return the best part of each file, or of each directory, at most k."""
+    rows = await work.rows(_PARTS, {
+        "files": [one.file_id for one in found], "ordinals": [one.ordinal for one in found],
     })  # fmt: skip
-    return FoundFiles(tuple(_hit(row, by_directory=body.group_by == "directory") for row in rows))
+    by_key = {(row.file_id, row.ordinal): row for row in rows}
+    hits: dict[tuple[str, str], Found] = {}
+    for one in found:
+        row = by_key.get((one.file_id, one.ordinal))
+        if row is not None:
+            hit = _hit(row, one.score, by_directory=by_directory)
+            hits.setdefault((hit.owner, hit.path), hit)
+    body: StorageSearch = work.asked.body
+    return tuple(hits.values())[: body.k]
 
 
-def _hit(row: Any, *, by_directory: bool) -> Found:  # noqa: ANN401  a row of psycopg's
+def _hit(row: Any, score: float, *, by_directory: bool) -> Found:  # noqa: ANN401  a row
     if by_directory:
-        return Found(parent_of(row.path), row.owner, row.score, row.text, offset=row.start)
-    return Found(row.path, row.owner, row.score, row.text, row.version, row.start)
+        return Found(parent_of(row.path), row.owner, score, row.text, offset=row.start)
+    return Found(row.path, row.owner, score, row.text, row.version, row.start)
