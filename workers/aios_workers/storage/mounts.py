@@ -145,7 +145,7 @@ def check_writable(work: Work, spot: Spot) -> None:
     assert spot.mount is not None
     if work.allowed:
         raise InvalidPath(f"{spot.path} is on the host: no plan changes what is there",
-                          field="body.path", remedy="change it by a syscall of its own")  # fmt: skip
+                          field="body.path", remedy="change it by another syscall")  # fmt: skip
     if not spot.mount.writable:
         raise InvalidPath(f"{spot.mount.path} is mounted read-only", field="body.path",
                           remedy="mount it with writable")  # fmt: skip

@@ -159,8 +159,6 @@ async def _ask_for_all(work: Work, plan: Plan) -> None:
     what = f"run a plan of {len(plan.steps)} steps on files of {work.asked.agent.name}"
     deletes = any(step.kind == "storage.delete" for step in lossy)
     operation: OperationClass = "delete" if deletes else "overwrite"
-        "delete" if any(step.kind == "storage.delete" for step in lossy) else "overwrite"
-    )
     asked = work.asked
     await work.ground.gate.check(
         work.cursor, asked.agent, asked.syscall, asked.body,
