@@ -93,15 +93,6 @@ async def verbs_on(
     return ALL_VERBS if "administer" in verbs else verbs
 
 
-async def allowed(
-    cursor: Cursor, agent: AgentRow, kind: ObjectKind, object_id: str, verb: Verb, *,
-    ancestors: Sequence[int] = (),
-) -> bool:  # fmt: skip
-    """Return whether a grant that holds now lets an agent do this with another's object."""
-    above = [("directory", str(each)) for each in ancestors]
-    return verb in await verbs_on(cursor, agent, [(kind, object_id), *above])
-
-
 async def verbs_on_note(
     cursor: Cursor, agent: AgentRow, owner: AgentRow, note_id: str
 ) -> frozenset[str]:

@@ -84,9 +84,9 @@ async def make_directory(work: Work) -> Entry:
     """Make a directory and those above it."""
     body: StorageMkdir = work.asked.body
     spot = await look_up(work, body.path)
+    await require(work, spot, "write")
     if spot.path != ROOT:
         check_free_way(spot)
-    await require(work, spot, "write")
     if spot.file is not None:
         raise taken(spot)
     if spot.mount is not None:

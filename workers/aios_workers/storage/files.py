@@ -174,8 +174,8 @@ def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
 async def _changeable(work: Work, path: str) -> Spot:
     """Return a spot at which the asker may write."""
     spot = await look_up(work, path)
+    await require(work, spot, "write")  # before anything is said of what is there
     check_free_way(spot)
-    await require(work, spot, "write")
     return spot
 
 

@@ -96,9 +96,8 @@ async def move(work: Work) -> Entry:
     """Move or rename a file or a directory."""
     body: StorageMove = work.asked.body
     spot, target = await _source(work, body.path), await look_up(work, body.to, "body.to")
-    await require(work, spot, "write")
-    check_free_way(target, "body.to")
     await require(work, target, "write")
+    check_free_way(target, "body.to")
     for each in (spot, target):
         if each.mount is not None:
             raise unversioned(each)
@@ -120,7 +119,6 @@ async def delete(work: Work) -> Entry:
     """Delete a file with its versions, or a directory with all that is below it."""
     body: StorageDelete = work.asked.body
     spot = await _source(work, body.path)
-    await require(work, spot, "write")
     if spot.mount is not None:
         return await delete_mounted(work, spot)
     if spot.directory is not None:
@@ -156,9 +154,9 @@ def check_target(spot: Spot, *, overwrite: bool) -> None:
 
 async def _source(work: Work, path: str) -> Spot:
     spot = await look_up(work, path)
+    await require(work, spot, "write")
     check_free_way(spot)
     if spot.is_free:
-        await require(work, spot, "read")
         raise not_found(spot)
     return spot
 

@@ -16,7 +16,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.files import Entry
 from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, normal_path, prefixes_of
-from aios_broker.store.grants import allowed
+from aios_broker.store.grants import verbs_on
 from aios_broker.store.session import AgentRow
 from aios_workers.storage.change import Work
 
@@ -35,6 +35,9 @@ _LOOK_UP = """
            m.created_at, NULL, NULL, NULL
       FROM mount m WHERE m.owner_id = %(owner)s AND m.path = ANY(%(prefixes)s)
 """
+
+
+_NEEDED: dict[Verb, tuple[Verb, ...]] = {"write": ("read",)}  # an answer shows what is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,27 +156,24 @@ async def require(work: Work, spot: Spot, verb: Verb) -> None:
     """
     if work.is_own:
         return
-    if spot.mount is not None or not await _may(work, spot, verb):
-        if spot.mount is None and verb != "read" and await _may(work, spot, "read"):
-            raise AccessDenied(
-                f"{spot.path} is {spot.owner.name}'s, and no grant allows {verb}", field="owner",
-                remedy=f"ask {spot.owner.name} to grant {verb} on it (access.grant)",
-            )  # fmt: skip
-        raise not_found(spot)
+    verbs = frozenset() if spot.mount is not None else await _verbs(work, spot)
+    if {verb, *_NEEDED.get(verb, ())} <= verbs:
+        return
+    if "read" in verbs:
+        raise AccessDenied(
+            f"{spot.path} is {spot.owner.name}'s, and no grant allows {verb}", field="owner",
+            remedy=f"ask {spot.owner.name} to grant {verb} on it (access.grant)",
+        )  # fmt: skip
+    raise not_found(spot)
 
 
-async def _may(work: Work, spot: Spot, verb: Verb) -> bool:
+async def _verbs(work: Work, spot: Spot) -> frozenset[str]:
+    """Return what the asker may do at a spot of another's."""
     ancestors = spot.nearest.ancestors if spot.nearest is not None else ()
-    agent = work.asked.agent
+    objects = [("directory", str(each)) for each in ancestors]
     if spot.file is not None:
-        return await allowed(
-            work.cursor, agent, "file", str(spot.file.id), verb, ancestors=ancestors
-        )
-    if spot.nearest is None:
-        return False
-    return await allowed(
-        work.cursor, agent, "directory", str(spot.nearest.id), verb, ancestors=ancestors
-    )
+        objects.append(("file", str(spot.file.id)))
+    return await verbs_on(work.cursor, work.asked.agent, objects)
 
 
 def not_found(spot: Spot) -> NotFound:
