@@ -111,7 +111,7 @@ def _check_part(part: str, field: str) -> None:
         raise _refused(field, f"the part {part!r} leads elsewhere")
     if part != part.strip() or part.endswith("."):
         raise _refused(field, f"the part {part!r} ends or begins with a space, or ends with a dot")
-    if unicodedata.combining(part[0]):
+    if unicodedata.category(part[0]).startswith("M"):
         raise _refused(field, f"the part {part!r} begins with a combining character")
     if _ENCODED.search(part):
         raise _refused(field, f"the part {part!r} has an encoded separator, dot or NUL")
