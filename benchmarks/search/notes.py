@@ -20,6 +20,7 @@ DIMENSION = 384
 CLUSTERS = 2_000  # of synthetic vectors: as texts have topics
 SPREAD = 0.6
 VOCABULARY = 20_000
+MOST_FREQUENT = 50  # rank of the first word that counts: those before it are stop words
 WORDS = 12  # of a synthetic note
 INDEX = ("CREATE INDEX ix_note_vector_1 ON note USING hnsw "
          "((vector::halfvec(384)) halfvec_cosine_ops) WHERE model_id = 1")  # fmt: skip
@@ -60,8 +61,9 @@ class Synthetic:
         return " ".join(self.word() for _ in range(WORDS))
 
     def word(self) -> str:
-        """Return a word; the n-th is about 1/n as frequent as the first."""
-        return f"w{int(VOCABULARY ** self._dice.random())}"
+        """Return a word by Zipf's law; the most frequent one is in 4 % of the texts."""
+        rank = MOST_FREQUENT * (VOCABULARY / MOST_FREQUENT) ** self._dice.random()
+        return f"w{int(rank)}"
 
 
 def _unit(rows: NDArray[np.float64]) -> Vectors:
