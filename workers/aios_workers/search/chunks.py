@@ -36,7 +36,8 @@ class ChunkQuery:
         below = self.path.rstrip("/") + "/"
         parameters = {"owner": self.owner, "path": self.path, "below": below}
         countable = self.owner is not None
-        return Scope(" AND ".join(conditions) or "true", parameters, countable=countable)
+        owners = None if self.owner is None else (self.owner,)
+        return Scope(" AND ".join(conditions) or "true", parameters, countable, owners)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,10 @@ class NoteQuery:
             "owners": list(self.owners or ()), "ids": list(self.ids), "tags": list(self.tags),
             "category": self.category,
         }  # fmt: skip
-        return Scope(" AND ".join(conditions), parameters, countable=not everybody)
+        owners = None if everybody or self.ids else self.owners
+        return Scope(
+            " AND ".join(conditions), parameters, countable=not everybody, owners=owners
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

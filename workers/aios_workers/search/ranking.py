@@ -19,9 +19,9 @@ from aios_broker.store.session import Cursor, only_row
 FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
 LEAST_DEPTH = 50  # of each of the two lists that are fused
 EXACT_ROWS = 5_000  # of a scope: up to here all its vectors are compared, 5 ms at most
-MAX_MATCHES = 5_000  # of the words of a query, any of them: those beyond are not ranked
+MAX_MATCHES = 2_000  # of the words of a query, any of them: those beyond are not ranked
 MAX_SCANNED = 40_000  # entries of the vector index that one search looks at
-LEAST_CANDIDATES = 100  # of the vector index's search
+LEAST_CANDIDATES = 60  # of the vector index's search
 MOST_CANDIDATES = 400
 
 Vector = NDArray[np.float32]
@@ -60,6 +60,7 @@ class Scope:
     condition: str = "true"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     countable: bool = False  # by an index: a small scope is then searched exactly
+    owners: tuple[int, ...] | None = None  # whose rows alone it has; None: anybody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
 
 
 async def _nearest(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
-    candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, 2 * wanted.depth))
+    candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, wanted.depth))
     await cursor.execute(_SETTINGS, (str(candidates), str(MAX_SCANNED)))
     exact = scope.countable and await _is_small(cursor, corpus, wanted, scope)
     found = await _compared(cursor, corpus, wanted, scope, exact=exact)
@@ -177,11 +178,13 @@ async def _matches(
 ) -> Ranked:  # fmt: skip
     names = ", ".join(corpus.keys)
     await cursor.execute(
-        f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.words FROM {corpus.table} t "
-        f"WHERE t.words @@ %(query)s::tsquery AND {scope.condition} LIMIT {MAX_MATCHES}) "
+        f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.words "
+        f"FROM aios_{corpus.table}_matches(%(query)s::tsquery, %(of)s::bigint[], {MAX_MATCHES}) m "
+        f"JOIN {corpus.table} t USING ({names}) WHERE {scope.condition}) "
         f"SELECT {names}, ts_rank_cd(words, %(query)s::tsquery, 1) AS score FROM part "
         f"ORDER BY score DESC, {names} LIMIT %(depth)s",
-        {**scope.parameters, "query": query, "depth": wanted.depth},
+        {**scope.parameters, "query": query, "depth": wanted.depth,
+         "of": None if scope.owners is None else list(scope.owners)},
     )  # fmt: skip
     return [(tuple(row[:-1]), float(row[-1])) for row in await cursor.fetchall()]
 
