@@ -23,6 +23,7 @@ VALUES = "VALUES (1, 'all-MiniLM-L6-v2-int8', 384, true)"
 MATCHES = {
     "aios_note_matches(query tsquery, owners bigint[], most integer)": (
         "TABLE (id text)",
+        "blocks bigint[] := aios_blocks('see'); notes text[] := aios_notes('see');",
         """
         SELECT n.id FROM note n WHERE n.words @@ query
            AND (owners IS NULL OR n.owner_id = ANY (owners))
@@ -31,6 +32,7 @@ MATCHES = {
     ),
     "aios_file_chunk_matches(query tsquery, owners bigint[], most integer)": (
         "TABLE (file_id bigint, ordinal integer)",
+        "files bigint[] := aios_files('see');",
         """
         SELECT c.file_id, c.ordinal FROM file_chunk c WHERE c.words @@ query
            AND (owners IS NULL OR c.owner_id = ANY (owners))
@@ -42,10 +44,7 @@ FUNCTION = """
 CREATE FUNCTION {signature} RETURNS {returns} STABLE SECURITY DEFINER LANGUAGE plpgsql
     SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
-DECLARE
-    blocks bigint[] := aios_blocks('see');
-    notes text[] := aios_notes('see');
-    files bigint[] := aios_files('see');
+DECLARE {seen}
 BEGIN RETURN QUERY {body}; END $$
 """
 
@@ -67,8 +66,8 @@ def upgrade() -> None:
 def make_functions() -> None:
     """Make the functions, the steward's, callable by the two roles alone."""
     op.execute("GRANT CREATE ON SCHEMA public TO aios_steward")
-    for signature, (returns, body) in MATCHES.items():
-        op.execute(FUNCTION.format(signature=signature, returns=returns, body=body))
+    for signature, (returns, seen, body) in MATCHES.items():
+        op.execute(FUNCTION.format(signature=signature, returns=returns, seen=seen, body=body))
         op.execute(f"ALTER FUNCTION {signature} OWNER TO aios_steward")
         op.execute(f"REVOKE ALL ON FUNCTION {signature} FROM PUBLIC")
         op.execute(f"GRANT EXECUTE ON FUNCTION {signature} TO aios_agent, aios_steward")

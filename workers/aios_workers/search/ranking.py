@@ -19,7 +19,7 @@ from aios_broker.store.session import Cursor, only_row
 FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
 LEAST_DEPTH = 50  # of each of the two lists that are fused
 EXACT_ROWS = 5_000  # of a scope: up to here all its vectors are compared, 5 ms at most
-MAX_MATCHES = 2_000  # of the words of a query, any of them: those beyond are not ranked
+MAX_MATCHES = 1_000  # of the words of a query, any of them: those beyond are not ranked
 MAX_SCANNED = 40_000  # entries of the vector index that one search looks at
 LEAST_CANDIDATES = 60  # of the vector index's search
 MOST_CANDIDATES = 400
