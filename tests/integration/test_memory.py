@@ -39,6 +39,7 @@ from aios_broker.contract.memory import (
     MemoryUpdate,
 )
 from aios_broker.contract.syscall import new_id
+from aios_broker.memory.totals import MemoryTotals, memory_totals
 from aios_workers.gate import NeedsApproval
 from aios_workers.memory.reading import tokens_of
 from tests.state_scene import StateScene, state_scene
@@ -287,3 +288,12 @@ async def test_bad_input_is_named_and_changes_nothing(
     assert caught.value.field == field  # type: ignore[attr-defined]
     assert caught.value.remedy  # type: ignore[attr-defined]
     assert (await scene.ask("ann", MemoryList())).notes == ()
+
+
+async def test_what_blocks_hold_and_did_is_counted_over_all(scene: StateScene) -> None:
+    for agent in ("ann", "bob"):
+        note = await scene.ask(agent, MemoryAdd("12345"))
+        await scene.ask(agent, MemoryGet(note.id))
+    ground = scene.ground
+    totals = await memory_totals(ground.functions.connection, ground.keys)
+    assert totals == MemoryTotals(blocks=2, notes=2, used_bytes=10, hits=2, faults=0, swaps=0)

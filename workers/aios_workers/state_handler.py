@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import AccessDenied, UnknownModule
 from aios_broker.contract.reply import Result
@@ -13,7 +15,7 @@ from aios_broker.store.audit import AuditLine, append_line
 from aios_broker.store.session import AgentRow
 from aios_workers.gate import NeedsApproval
 from aios_workers.patience import patiently
-from aios_workers.run import Done, Outcome, Run
+from aios_workers.run import Done, Measured, Outcome, Run
 from aios_workers.state_ground import StateGround
 
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
@@ -40,7 +42,11 @@ class StateHandler:
     While a server is away it is tried again until the syscall's deadline.
     """
 
-    def __init__(self, ground: StateGround, module: str, operations: Operations) -> None:
+    def __init__(
+        self, ground: StateGround, module: str, operations: Operations,
+        measured: Measured | None = None,
+    ) -> None:  # fmt: skip
+        self._measured = measured
         self._ground = ground
         self._module = module
         self._operations = operations
@@ -54,6 +60,10 @@ class StateHandler:
     def cores(self) -> tuple[str, ...]:
         """None: what needs a model is a syscall of its own."""
         return ()
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the module's own numbers, where it has some."""
+        return self._measured.metrics() if self._measured is not None else ()
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
         """Run one syscall, or park it where a person has to decide first."""

@@ -16,7 +16,7 @@ from aios_workers.approval_duty import ApprovalDuty, Webhook, sweeping
 from aios_workers.config import WorkerConfig
 from aios_workers.gate import Gate
 from aios_workers.kernel_calls import SubmittedCalls
-from aios_workers.memory.operations import memory_operations
+from aios_workers.memory.operations import memory_desk, operations_on
 from aios_workers.search.embedder import open_embedder
 from aios_workers.search.indexing import indexing
 from aios_workers.state_ground import StateGround
@@ -24,7 +24,6 @@ from aios_workers.state_handler import Operations, StateHandler
 from aios_workers.storage.operations import storage_operations
 
 _OPERATIONS: Mapping[Module, Callable[[StateGround, WorkerConfig], Operations]] = {
-    "memory": memory_operations,
     "storage": storage_operations,
     "access": access_operations,
 }
@@ -58,4 +57,7 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
 
 def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:
     """Return the handler of one state module."""
+    if module == "memory":
+        desk = memory_desk(ground)
+        return StateHandler(ground, module, operations_on(desk), desk.ram)
     return StateHandler(ground, module, _OPERATIONS[module](ground, config))

@@ -18,8 +18,13 @@ from aios_workers.state_handler import Asked, Operations
 
 def memory_operations(ground: StateGround, _config: WorkerConfig) -> Operations:
     """Return what the module can do."""
+    return operations_on(memory_desk(ground))
+
+
+def memory_desk(ground: StateGround) -> Desk:
+    """Return the blocks of all agents, and what reaches them."""
     ram = Ram(ground.store, memory_functions(ground.functions.connection), ground.keys)
-    return operations_on(Desk(ground, ram))
+    return Desk(ground, ram)
 
 
 def operations_on(desk: Desk) -> Operations:
