@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from aios_broker.contract.errors import ApprovalDenied, DeadlineExceeded
+from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
 from aios_broker.contract.files import Content, Entry
 from aios_broker.contract.names import Module
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
@@ -116,6 +116,19 @@ async def test_its_deadline_ends_it_and_the_request_is_closed(
         await wait_until_async(is_closed)
         [read] = await caller.submit(StorageRead("a.txt"))
         assert isinstance((await caller.hear(read)).unwrap(), Content)
+
+
+async def test_the_request_of_a_cancelled_one_is_closed(redis_url: str, database_url: str) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt")
+        error = Cancelled("by the test", syscall_id=job)
+        assert await caller.control.cancel([job], module=STORAGE, error=error) == ["done"]
+
+        async def is_closed() -> bool:
+            rows = await scene.rows("SELECT state FROM approval WHERE job_id = %s", job)
+            return [row.state for row in rows] == ["expired"]
+
+        await wait_until_async(is_closed)
 
 
 async def test_decisions_that_come_at_once_run_all_of_many(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -65,3 +66,5 @@ class StateGround:
     functions: Functions
     keys: Keys
     gate: Gate
+    # Set where something was written that has no vector yet: the indexing duty looks at once.
+    unembedded: asyncio.Event = field(default_factory=asyncio.Event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
@@ -47,12 +48,13 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     functions, keys = Functions(connection), Keys(config.key_prefix)
     calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
     embedder = await stack.enter_async_context(open_embedder(config, calls))
-    await stack.enter_async_context(indexing(store, embedder))
+    unembedded = asyncio.Event()
+    await stack.enter_async_context(indexing(store, embedder, unembedded))
     webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
     duty = ApprovalDuty(store, functions, keys, webhook)
     await stack.enter_async_context(sweeping(duty))
     gate = Gate(store, ttl_s=config.approval_ttl_s)
-    return StateGround(store, embedder, calls, functions, keys, gate)
+    return StateGround(store, embedder, calls, functions, keys, gate, unembedded)
 
 
 def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:

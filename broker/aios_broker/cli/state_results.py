@@ -40,6 +40,12 @@ def _note(note: memory.Note) -> None:
     click.echo(note.content)
 
 
+def _evolved(evolved: memory.Evolved) -> None:
+    _note(evolved.note)
+    for note_id in evolved.changed:
+        click.echo(f"changed: {note_id}")
+
+
 def _notes(found: memory.Notes) -> None:
     columns = (Column("Id"), Column("Owner"), Column("Version", "right"), Column("Score", "right"),
                Column("Tags", shrinks=True), Column("Content", shrinks=True))  # fmt: skip
@@ -168,7 +174,8 @@ def _acknowledged(done: access.Acknowledged) -> None:
 
 
 _SHOWN: dict[type, Callable[[Any], None]] = {
-    memory.Note: _note, memory.Notes: _notes, memory.NoteHistory: _history,
+    memory.Note: _note, memory.Evolved: _evolved, memory.Notes: _notes,
+    memory.NoteHistory: _history,
     memory.BlockStat: _fields, memory.Recall: _recall, files.Content: _content,
     files.Entry: _entry, files.Entries: _entries, files.FoundFiles: _hits,
     files.FileVersions: _file_versions, files.Diff: _diff, files.Plan: _plan,

@@ -68,6 +68,8 @@ class Desk:
                 return earlier
             change = await work(cursor)
             await enter_effect(cursor, asked.agent, asked.syscall, change.result)
+        if change.fresh:
+            self.ground.unembedded.set()
         for fresh in change.fresh:
             await self.ram.keep(fresh.owner, fresh.note, fresh.token)
         return change.result

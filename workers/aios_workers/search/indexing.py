@@ -103,12 +103,17 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
 
 
 @asynccontextmanager
-async def indexing(store: Store, embedder: Embedder) -> AsyncIterator[None]:
-    """Embed what waits for its vector, for as long as the context is open."""
+async def indexing(
+    store: Store, embedder: Embedder, unembedded: asyncio.Event
+) -> AsyncIterator[None]:
+    """Embed what waits for its vector, for as long as the context is open.
+
+    `unembedded` is set by who has written something; what others write is found by looking.
+    """
     if embedder.dimension == 0:  # there is no model: rows wait for the day that there is one
         yield
         return
-    task = asyncio.create_task(_serve(store, embedder), name="indexing")
+    task = asyncio.create_task(_serve(store, embedder, unembedded), name="indexing")
     try:
         yield
     finally:
@@ -117,9 +122,10 @@ async def indexing(store: Store, embedder: Embedder) -> AsyncIterator[None]:
             await task
 
 
-async def _serve(store: Store, embedder: Embedder) -> None:
+async def _serve(store: Store, embedder: Embedder, unembedded: asyncio.Event) -> None:
     said = ""
     while True:
+        unembedded.clear()
         try:
             done = await embed_missing(store, embedder)
             said, pause_s = "", 0.0 if done else PAUSE_S
@@ -130,4 +136,9 @@ async def _serve(store: Store, embedder: Embedder) -> None:
         except Exception:  # the duty outlives whatever one batch meets
             logger.exception("notes and files wait for their vectors")
             pause_s = TROUBLE_PAUSE_S
-        await asyncio.sleep(pause_s)
+        if said:
+            await asyncio.sleep(pause_s)
+        elif pause_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await unembedded.wait()

@@ -124,6 +124,7 @@ def changing(
             await work.lock_namespace()
             result = await step(work)
             await enter_effect(cursor, asked.agent, asked.syscall, result)
-            return result
+        ground.unembedded.set()
+        return result
 
     return operation
