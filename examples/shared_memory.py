@@ -31,7 +31,7 @@ def main(*, approve: bool) -> None:
         joining.result(timeout_s=MEMBERS_WAIT_S)
         ada.memory.share(group="team")
 
-        found = bob.memory.search("where do we start?", k=1, shared=True).notes[0]
+        found = bob.memory.search("on which date do we begin?", k=1, shared=True).notes[0]
         print(f"bob found, by {found.owner}: {found.content}")
 
         deleting = ada.with_options(deadline_s=WAIT_S).memory.remove.start(note.id)

@@ -38,6 +38,7 @@ from aios_broker.queues.tokens import Tokens
 from aios_broker.store.audit import verify
 from aios_workers.access.groups_map import GroupsMap
 from aios_workers.gate import NeedsApproval
+from aios_workers.housekeeping import Housekeeping
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene
 
@@ -206,3 +207,26 @@ async def test_the_audit_log_tells_and_cannot_be_changed_unseen(
         superuser.execute("DELETE FROM audit WHERE seq = 2")
     async with scene.store.as_steward() as cursor:
         assert (await verify(cursor)).why == "line 2 is missing"
+
+
+async def test_what_is_over_goes_and_lost_tokens_come_back(
+    scene: StateScene, redis_url: str
+) -> None:
+    ground = scene.ground
+    issued = await scene.ask("boss", AccessRegister("boss"))
+    await scene.ask("boss", AccessRegister("gone", ttl_s=0.000_001))
+    await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
+    kept = await scene.ask("ann", MemoryAdd("kept"))
+    await scene.ask("ann", AccessGrant(ObjectRef("block"), ("read",), agent="boss", ttl_s=1e-6))
+    await scene.rows("UPDATE effect SET at = now() - interval '3 days' WHERE kind = 'memory.add' "
+                     "RETURNING 1")  # fmt: skip
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
+    assert [row.id for row in await scene.rows("SELECT id FROM note")] == [kept.id]
+    assert await scene.rows("SELECT FROM access_grant") == []
+    assert [row.kind for row in await scene.rows("SELECT kind FROM effect")] == ["access.grant"]
+    tokens = Tokens(ground.functions.connection)
+    await tokens.verify(issued.token, agent="boss", tenant="default")
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hlen("rq:aios:tokens") == 1

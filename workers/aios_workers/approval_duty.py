@@ -31,12 +31,13 @@ from aios_broker.queues.keys import Keys
 from aios_broker.store.approvals import list_approvals
 from aios_broker.store.session import Store, only_row
 from aios_workers.access.groups_map import GroupsMap
+from aios_workers.housekeeping import Housekeeping
 
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
 TROUBLE_PAUSE_S = 5.0
-MAP_EVERY = 30  # sweeps between two looks at the groups' map
+TIDY_EVERY = 30  # sweeps between two looks at the groups' map and at what is over
 BATCH = 200  # approvals of one sweep
 POST_LIMIT_S = 5.0
 SIGNATURE = "X-AIOS-Signature"  # sha256=<HMAC-SHA256 of the body, hex>
@@ -98,6 +99,7 @@ class ApprovalDuty:
         self._control = Control(functions, keys)
         self._webhook = webhook if webhook is not None and webhook.url is not None else None
         self._map = GroupsMap(store, functions, keys)
+        self._housekeeping = Housekeeping(store, functions, keys)
 
     async def resume(self, approval: Approval) -> None:
         """Put the job of a decided approval back; the sweep does what fails here."""
@@ -122,9 +124,10 @@ class ApprovalDuty:
         await self._announce()
         return await self._unpark(decided)
 
-    async def refresh_groups(self) -> None:
-        """Bring the groups' map up to date."""
+    async def tidy(self) -> None:
+        """Bring the groups' map up to date, and delete what is over."""
         await self._map.refresh()
+        await self._housekeeping.tidy()
 
     async def _ended(self, rows: Iterable[Any]) -> list[str]:
         ended = []
@@ -182,8 +185,8 @@ async def _serve(duty: ApprovalDuty, pause_s: float) -> None:
     while True:
         wait_s = pause_s
         try:
-            if sweeps % MAP_EVERY == 0:
-                await duty.refresh_groups()
+            if sweeps % TIDY_EVERY == 0:
+                await duty.tidy()
             await duty.sweep()
             said, sweeps = "", sweeps + 1
         except KernelError as error:

@@ -52,6 +52,12 @@ class Tokens:
             "HSET", self._key, digest(token), msgspec.json.encode(identity)
         )
 
+    async def restore(self, token_digest: str, identity: Identity) -> None:
+        """Give a token back that Redis has lost; one that it has is left alone."""
+        await self._connection.execute(
+            "HSETNX", self._key, token_digest, msgspec.json.encode(identity)
+        )
+
     async def verify(self, token: str, *, agent: str, tenant: str) -> None:
         """Return when the token is this agent's.
 
