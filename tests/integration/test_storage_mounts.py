@@ -28,6 +28,7 @@ from aios_broker.contract.storage import (
 )
 from aios_workers.gate import NeedsApproval
 from aios_workers.storage.host import AllowedDirectories, HostDirectory
+from tests.hostile_paths import HOSTILE_PATHS
 from tests.storage_scene import Scene, storage_scene
 
 
@@ -164,6 +165,24 @@ async def test_links_lead_nowhere(scene: Scene, shared: Path, tmp_path: Path) ->
     ]  # fmt: skip
     assert (tmp_path / "secret.txt").read_text() == "secret"
     assert names_in(tmp_path / "outside") == ["secret.txt"]
+
+
+async def test_no_hostile_path_leads_out_of_a_mount(
+    scene: Scene, shared: Path, tmp_path: Path
+) -> None:
+    await mounted(scene, shared)
+    outside = names_in(tmp_path), names_in(tmp_path / "outside")
+    refused = 0
+    for path in HOSTILE_PATHS:
+        for body in (StorageRead(f"host/{path}"), StorageWrite(f"host/docs/{path}", "x")):
+            try:
+                await scene.ask(body)
+            except InvalidPath:
+                refused += 1
+            except NotFound:  # such as `~`, which is a plain name but at the beginning
+                continue
+    assert refused >= 2 * (len(HOSTILE_PATHS) - 10)
+    assert (names_in(tmp_path), names_in(tmp_path / "outside")) == outside
 
 
 async def test_a_link_that_is_swapped_in_meanwhile_leads_nowhere(

@@ -35,7 +35,7 @@ class SubmittedCalls:
         *, no_worker_s: float = NO_WORKER_S,
     ) -> None:  # fmt: skip
         self._client = KernelClient(redis_url, keys=keys, name=f"{name}.calls")
-        self._under_way: dict[str, Pending] = {}
+        self._under_way: dict[str, asyncio.Task[Result]] = {}
         self._no_worker_s = no_worker_s
         self._seen_at = float("-inf")  # when an llm worker was seen
 
@@ -48,6 +48,8 @@ class SubmittedCalls:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for task in list(self._under_way.values()):
+            task.cancel()
         await self._client.__aexit__(kind, error, traceback)
 
     async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
@@ -63,19 +65,29 @@ class SubmittedCalls:
             syscall_id, asked.agent, body, program=asked.program, tenant=asked.tenant,
             token=asked.token, nice=asked.nice, deadline_s=left_s,
         )  # fmt: skip
-        pending = self._under_way.get(syscall_id)
-        if pending is None:
-            pending = await self._submit(call)
+        task = self._under_way.get(syscall_id)
+        if task is None:  # else the same syscall runs twice in this process: they hear one answer
+            task = asyncio.create_task(self._answer(call))
+            self._under_way[syscall_id] = task
+            task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def _answer(self, call: Syscall) -> Result:
+        pending = await self._submit(call)
         try:
-            reply = await pending.reply(left_s + REPLY_GRACE_S)
+            reply = await pending.reply(call.deadline_s + REPLY_GRACE_S)
         except WaitTimeout as error:
             raise DeadlineExceeded(
                 f"its own {call.kind} had no answer in time", field="deadline_s",
                 remedy=error.remedy,
             ) from error  # fmt: skip
-        finally:
-            self._under_way.pop(syscall_id, None)
         return reply.unwrap()
+
+    def _ended(self, task: asyncio.Task[Result]) -> None:
+        for syscall_id in [each for each, one in self._under_way.items() if one is task]:
+            del self._under_way[syscall_id]
+        if not task.cancelled():
+            task.exception()  # who asked may be gone: nobody else has to hear it
 
     async def _submit(self, call: Syscall) -> Pending:
         """Publish it, or join the one of that id; waits while the queue is full."""
@@ -91,7 +103,6 @@ class SubmittedCalls:
                     raise
                 await asyncio.sleep(pause_s)
             else:
-                self._under_way[call.id] = pending
                 return pending
 
     async def _left_s(self, asked: Syscall) -> float:

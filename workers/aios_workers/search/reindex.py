@@ -110,7 +110,7 @@ async def _drop_invalid(connection: psycopg.AsyncConnection[tuple[object, ...]],
         "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
         "WHERE c.relname = %s AND NOT i.indisvalid", (name,),
     )  # fmt: skip
-    if await only_row(found) is not None:
+    if await found.fetchone() is not None:
         await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
 
 
