@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
@@ -40,13 +39,7 @@ from aios_workers.access.groups_map import GroupsMap
 from aios_workers.gate import NeedsApproval
 from aios_workers.housekeeping import Housekeeping
 from tests.conftest import RunningPostgres
-from tests.state_scene import StateScene, state_scene
-
-
-@pytest.fixture
-async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url) as opened:
-        yield opened
+from tests.state_scene import StateScene
 
 
 def groups_in_redis(url: str) -> dict[str, list[str]]:

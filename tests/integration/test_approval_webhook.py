@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
@@ -15,7 +15,7 @@ from aios_broker.contract.access import Approval
 from aios_broker.contract.storage import StorageDelete, StorageWrite
 from aios_workers.approval_duty import SIGNATURE, ApprovalDuty, Webhook
 from aios_workers.gate import NeedsApproval
-from tests.state_scene import StateScene, state_scene
+from tests.state_scene import StateScene
 
 SECRET = "shared with the receiver"
 
@@ -50,12 +50,6 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.shutdown()
     thread.join()
     receiver.server.server_close()
-
-
-@pytest.fixture
-async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url) as opened:
-        yield opened
 
 
 async def test_a_request_is_told_signed_until_it_is_taken(

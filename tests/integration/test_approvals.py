@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -30,16 +29,10 @@ from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrit
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.store.approvals import Decision
 from aios_workers.gate import NeedsApproval
-from tests.state_scene import StateScene, state_scene
+from tests.state_scene import StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"
 FEW, MANY = 100, 1_000  # tries
-
-
-@pytest.fixture
-async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url) as opened:
-        yield opened
 
 
 async def asked_to_delete(scene: StateScene, path: str = "a.txt", agent: str = "ann") -> Syscall:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 import redis
@@ -42,13 +41,7 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.memory.totals import MemoryTotals, memory_totals
 from aios_workers.gate import NeedsApproval
 from aios_workers.memory.reading import tokens_of
-from tests.state_scene import StateScene, state_scene
-
-
-@pytest.fixture
-async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url) as opened:
-        yield opened
+from tests.state_scene import StateScene
 
 
 async def test_a_note_is_added_read_changed_and_its_history_kept(scene: StateScene) -> None:

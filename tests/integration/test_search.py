@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
@@ -17,12 +15,6 @@ from benchmarks.search.notes import Synthetic, insert
 from tests.state_scene import HashedWords, StateScene, state_scene
 
 MANY = EXACT_ROWS + 1_000  # more than are compared one by one
-
-
-@pytest.fixture
-async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url) as opened:
-        yield opened
 
 
 def test_fused_ranks_put_first_what_both_lists_have() -> None:
