@@ -30,7 +30,7 @@ from aios_broker.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_broker.embedded.state import StateDir  # noqa: E402
 from aios_broker.queues.connection import Answer, Argument, Connection  # noqa: E402
 from aios_broker.queues.control import Control  # noqa: E402
-from aios_broker.queues.functions import Functions  # noqa: E402
+from aios_broker.queues.functions import LIBRARY, Functions  # noqa: E402
 from aios_broker.queues.keys import Keys  # noqa: E402
 from aios_broker.queues.module_queue import Appetite, ModuleQueue  # noqa: E402
 from aios_broker.queues.order import Order  # noqa: E402
@@ -61,7 +61,7 @@ class Watched(Connection):
         """Send one command; note how long it took, under its name or its step's."""
         before = self._thread_ms()
         answer = await super().execute(*arguments, timeout_s=timeout_s or 60.0)
-        name = str(arguments[1 if arguments[0] == "FCALL" else 0]).removeprefix("aios2_")
+        name = str(arguments[1 if arguments[0] == "FCALL" else 0]).removeprefix(f"{LIBRARY}_")
         self.took_ms[f"{self.scene}: {name}"].append(self._thread_ms() - before)
         return answer
 

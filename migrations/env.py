@@ -12,7 +12,7 @@ from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
 from aios_broker.ledger.database import sqlalchemy_url
-from aios_broker.ledger.tables import metadata
+from aios_broker.store.tables import metadata  # the ledger's tables and its own
 
 
 def configure(**options: Any) -> None:  # noqa: ANN401 - whatever Alembic takes

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -20,6 +21,9 @@ from aios_broker.embedded.standalone import StandaloneServer
 from aios_broker.embedded.state import StateDir
 from aios_broker.ledger.database import Database
 from tests.queue_user import QueueUser, queue_user
+
+if TYPE_CHECKING:
+    from tests.state_scene import StateScene
 
 TEMPLATE_DATABASE = "aios"
 _clone_numbers = itertools.count()
@@ -128,3 +132,12 @@ async def user(redis_url: str) -> AsyncIterator[QueueUser]:
     """A client, a worker and a scheduler in one, by hand."""
     async with queue_user(redis_url) as user:
         yield user
+
+
+@pytest_asyncio.fixture
+async def scene(redis_url: str, database_url: str) -> AsyncIterator["StateScene"]:
+    """Memory, storage and access on these servers, with the real gate."""
+    from tests.state_scene import state_scene  # noqa: PLC0415  only some tests need it
+
+    async with state_scene(redis_url, database_url) as opened:
+        yield opened

@@ -79,7 +79,9 @@ class QueueChecks(RuleBasedStateMachine):
         assert self.members(Keys().registry("wip", "llm")) == running
         held = {i for i, known in self.known.items() if known.state == "held"}
         assert self.members(own("held:llm")) == held
-        assert self.members(Keys().registry("deferred", "llm")) == held
+        parked = {i for i, known in self.known.items() if known.state == "parked"}
+        assert self.members(own("parked:llm")) == parked
+        assert self.members(Keys().registry("deferred", "llm")) == held | parked
         assert {i.decode() for i in self.raw.hkeys(own("live:llm"))} == alive
         assert self.members(own("deadlines:llm")) == alive
         assert self.members(own("scores:llm")) <= alive

@@ -30,6 +30,8 @@ LIMITS = st.builds(
     slot_seconds_per_minute=st.sampled_from([None, 1.0]),
 )  # fmt: skip
 
+KEPT_OUT = ("held", "parked")
+
 
 class QueueMachine(ClientsAndWorkers):
     """What becomes of syscalls, who interferes, and who limits whom."""
@@ -72,7 +74,7 @@ class QueueMachine(ClientsAndWorkers):
     @precondition(lambda self: any(known.alive for known in self.known.values()))
     @rule(data=st.data())
     def deadline_passes(self, data: st.DataObject) -> None:
-        job_id = data.draw(self.one_that_is("waiting", "running", "held"))
+        job_id = data.draw(self.one_that_is("waiting", "running", "held", "parked"))
         self.raw.zadd(Keys().own("deadlines:llm"), {job_id: 1})
         assert self.do(self.order.expire(self.epoch)) == 1
         self.end(job_id, "failed")
@@ -98,7 +100,7 @@ class QueueMachine(ClientsAndWorkers):
         if known is not None and known.state == "waiting":
             known.state = "held"
             self.line.remove(job_id)
-        elif known is not None and known.state == "running":
+        elif known is not None and known.state in ("running", "parked"):
             known.told_to_hold = True
 
     @rule(job_id=st.sampled_from(IDS))
@@ -115,6 +117,25 @@ class QueueMachine(ClientsAndWorkers):
     @rule(data=st.data())
     def release_what_is_held(self, data: st.DataObject) -> None:
         self.release(data.draw(self.one_that_is("held")))
+
+    @rule(job_id=st.sampled_from(IDS))
+    def unpark(self, job_id: str) -> None:
+        known = self.known.get(job_id)
+        expected = self.outcome(job_id)
+        if known is not None and known.alive and known.state != "parked":
+            expected = "elsewhere"
+        assert self.do(self.control.unpark([job_id], module="llm")) == [expected]
+        if known is None or known.state != "parked":
+            return
+        known.state = "held" if known.told_to_hold else "waiting"
+        known.told_to_hold = False
+        if known.state == "waiting":
+            self.line.insert(0, job_id)
+
+    @precondition(lambda self: any(known.state == "parked" for known in self.known.values()))
+    @rule(data=st.data())
+    def unpark_what_is_parked(self, data: st.DataObject) -> None:
+        self.unpark(data.draw(self.one_that_is("parked")))
 
     @rule(data=st.data(), age=st.sampled_from([0, 1]))
     def reorder(self, data: st.DataObject, age: int) -> None:
@@ -180,7 +201,7 @@ class QueueMachine(ClientsAndWorkers):
     @precondition(lambda self: any(known.alive for known in self.known.values()))
     @rule(data=st.data(), how=st.sampled_from(["delete", "cancel"]))
     def stock_tool_removes(self, data: st.DataObject, how: str) -> None:
-        job_id = data.draw(self.one_that_is("waiting", "running", "held"))
+        job_id = data.draw(self.one_that_is("waiting", "running", "held", "parked"))
         job = self.stock(job_id)
         if how == "delete":
             job.delete()
@@ -203,7 +224,7 @@ class QueueMachine(ClientsAndWorkers):
     @rule(data=st.data(), by=st.sampled_from(CLIENTS))
     def stock_tool_deletes_what_is_sent_again(self, data: st.DataObject, by: str) -> None:
         """Before the sweep has seen it: who waited hears so, and the id begins a new life."""
-        job_id = data.draw(self.one_that_is("waiting", "running", "held"))
+        job_id = data.draw(self.one_that_is("waiting", "running", "held", "parked"))
         running = self.known[job_id].state == "running"
         attempt, lent = self.known[job_id].attempt, self.leases
         self.unset_quotas(list(self.accounts.quotas))  # what fits is another rule's business
@@ -214,11 +235,11 @@ class QueueMachine(ClientsAndWorkers):
         if running:  # its late words are another attempt's
             self.known[job_id].attempt, self.leases = attempt, lent
 
-    @precondition(lambda self: any(known.state == "held" for known in self.known.values()))
+    @precondition(lambda self: any(known.state in KEPT_OUT for known in self.known.values()))
     @rule(data=st.data(), want=st.integers(0, 4))
-    def stock_tool_enqueues_what_is_held(self, data: st.DataObject, want: int) -> None:
-        """It is held no more; a worker may take it before the sweep has seen it."""
-        job_id = data.draw(self.one_that_is("held"))
+    def stock_tool_enqueues_what_is_held_or_parked(self, data: st.DataObject, want: int) -> None:
+        """It is so no more; a worker may take it before the sweep has seen it."""
+        job_id = data.draw(self.one_that_is(*KEPT_OUT))
         self.stock(job_id).set_status(rq.job.JobStatus.QUEUED)
         self.raw.rpush(Keys().queue("llm"), job_id)
         self.known[job_id].state = "waiting"

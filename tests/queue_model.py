@@ -37,7 +37,7 @@ class Used:
 class Known:
     """What the model knows of one syscall."""
 
-    state: str = "waiting"  # waiting | running | held | finished | failed | cancelled
+    state: str = "waiting"  # waiting | running | held | parked | finished | failed | cancelled
     attempt: int = 0
     losses: int = 0
     clients: set[str] = field(default_factory=set)
@@ -47,7 +47,7 @@ class Known:
 
     @property
     def alive(self) -> bool:
-        return self.state in ("waiting", "running", "held")
+        return self.state in ("waiting", "running", "held", "parked")
 
 
 def owners(job_id: str) -> tuple[Subject, Subject, Subject]:

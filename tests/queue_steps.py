@@ -60,7 +60,9 @@ class ClientsAndWorkers(QueueChecks):
     def over_quota(self, ids: list[str]) -> bool:
         """Return whether the new ones among these do not fit what their owners may have waiting."""
         new = {job_id for job_id in ids if job_id not in self.known}
-        waiting = [i for i, known in self.known.items() if known.state in ("waiting", "held")]
+        waiting = [
+            i for i, known in self.known.items() if known.state in ("waiting", "held", "parked")
+        ]
         for subject in {subject for job_id in new for subject in owners(job_id)[:2]}:
             most = self.accounts.limit(subject, "max_queued")
             if most is not None and sum(subject in owners(i) for i in [*waiting, *new]) > most:
@@ -156,11 +158,11 @@ class ClientsAndWorkers(QueueChecks):
 
     @precondition(lambda self: self.leases)
     @rule(
-        data=st.data(), reason=st.sampled_from(["yield", "drain", "hold"]), more=MORE,
+        data=st.data(), reason=st.sampled_from(["yield", "drain", "hold", "park"]), more=MORE,
         answer_is_lost=st.booleans(),
     )  # fmt: skip
     def pause(
-        self, data: st.DataObject, reason: Literal["yield", "drain", "hold"],
+        self, data: st.DataObject, reason: Literal["yield", "drain", "hold", "park"],
         more: tuple[int, int, int], *, answer_is_lost: bool,
     ) -> None:  # fmt: skip
         lease = data.draw(st.sampled_from(self.leases))
@@ -176,7 +178,10 @@ class ClientsAndWorkers(QueueChecks):
             return
         known = self.known[lease.job_id]
         known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
-        known.told_to_yield = known.told_to_hold = False
+        if reason == "park":
+            known.state = "parked"
+        known.told_to_yield = False
+        known.told_to_hold = known.told_to_hold and reason == "park"  # it is when it is unparked
         if known.state == "waiting":
             self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
 

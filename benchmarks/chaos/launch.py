@@ -9,14 +9,15 @@ Exit codes are the process's own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from aios_broker.config import environment
 from aios_broker.contract.names import Module
 from aios_broker.scheduler import __main__ as scheduler
 from aios_workers import __main__ as worker
 from aios_workers.config import WorkerConfig
-from aios_workers.registry import LoadedModule, load_module
+from aios_workers.registry import LoadedModule, load_modules
 from benchmarks.chaos.faulty import Faults, jump_clocks
 from benchmarks.chaos.plan import VARIABLE, Plan, read_plan
 from benchmarks.chaos.poison import limit_memory, poisoned
@@ -28,12 +29,14 @@ def prepare(plan: Plan) -> None:
     jump_clocks(plan)
     Faults(plan).install()
     if plan.poison:
-        worker.load_module = _load_poisoned
+        worker.load_modules = _load_poisoned
 
 
-async def _load_poisoned(module: Module, config: WorkerConfig) -> LoadedModule:
-    loaded = await load_module(module, config)
-    return poisoned(loaded) if module == "tool" else loaded
+async def _load_poisoned(
+    modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
+) -> dict[Module, LoadedModule]:
+    loaded = await load_modules(modules, config, name, stack)
+    return {module: poisoned(one) if module == "tool" else one for module, one in loaded.items()}
 
 
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:

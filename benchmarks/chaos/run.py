@@ -89,7 +89,7 @@ def run_chaos(wish: Wish, folder: Path, environment: Mapping[str, str]) -> Outco
     variables = {**environment, **KERNEL_SETTINGS, "PYTHONPATH": _path(environment)}
     config = KernelConfig(
         state_dir=folder / "state", llm_core="model", llm_slots=CORE.slots, llm_workers=2,
-        tool_workers=2, log_level="warning",
+        tool_workers=2, state_workers=0, log_level="warning",
     )  # fmt: skip
     kernel = EmbeddedKernel(config, programs=programs(wish, config), inherited=variables)
     with Log(history / "strikes.jsonl") as log, kernel:

@@ -32,9 +32,12 @@ PROCESS_VARIABLES = (
     "AIOS_SNAPSHOT_BUDGET_BYTES",
 )
 PROCESS_PREFIXES = (
+    "AIOS_APPROVAL_",
+    "AIOS_EMBEDDING_",
     "AIOS_LLM_",
     "AIOS_MODEL_CORE_",
     "AIOS_SGLANG_",
+    "AIOS_STORAGE_",
     "AIOS_TOOL_",
     "AIOS_WORKER_",
 )
@@ -60,6 +63,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     llm_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes, each with the whole model
     schedulers: Annotated[int, Meta(ge=1, le=9)] = 1  # processes; one leads, the others stand by
     tool_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes
+    state_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes: memory, storage, access
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None
     log_level: LogLevel = "info"

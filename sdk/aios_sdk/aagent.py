@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Generic, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
-from aios_broker.contract.errors import InvalidSyscall, KernelError, UnknownModule
+from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.llm import ContextBody, LlmChat, LlmEmbed
-from aios_broker.contract.reply import (
-    ChatResult,
-    ContextResult,
-    EchoResult,
-    EmbedResult,
-    Result,
-)
-from aios_broker.contract.syscall import KINDS, Body, Syscall, ToolEcho
-from aios_sdk.call import Call, Stream
+from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
+from aios_broker.contract.syscall import Body, StateBody, Syscall, ToolEcho
+from aios_sdk.call import Call
 from aios_sdk.config import find_kernel
-from aios_sdk.fan import Fan
 from aios_sdk.requests import (
-    Item,
     Options,
-    RawBody,
     answer_of,
     build_syscall,
-    call_body,
     chat_body,
     check_id,
     check_options,
@@ -39,12 +26,12 @@ from aios_sdk.requests import (
     context_summarise_body,
     echo_body,
     embed_body,
-    item_body,
 )
 from aios_sdk.session import Session
+from aios_sdk.state import AsyncAccess, AsyncMemory, AsyncStorage
 from aios_sdk.transport import open_transport
+from aios_sdk.verbs import AsyncVerbs
 
-Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer", bound=Result)
 
 GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
@@ -119,6 +106,9 @@ class AsyncAgent:
         self.llm = AsyncLlm(self)
         self.context = AsyncContext(self)
         self.tool = AsyncTool(self)
+        self.memory = AsyncMemory(self)
+        self.storage = AsyncStorage(self)
+        self.access = AsyncAccess(self)
 
     async def open(self) -> Self:
         """Reach the kernel: for notebooks; elsewhere `async with` does it.
@@ -166,6 +156,8 @@ class AsyncAgent:
     def submit(self, body: ContextBody) -> Call[ContextResult]: ...
     @overload
     def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
+    @overload
+    def submit(self, body: StateBody) -> Call[Result]: ...
     def submit(self, body: Body) -> Call[Any]:
         """Submit any body of the contract."""
         return self._start(build_syscall(self.options, body), answer_of(body))
@@ -179,71 +171,10 @@ class AsyncAgent:
         wait_s = self.options.timeout_s or build_syscall(self.options, echo_body()).deadline_s
         return Call(self._line.session, pending, None, wait_s)
 
-    @property
-    def memory(self) -> NoReturn:
-        """Not built in this version."""
-        raise not_built("memory")
-
-    @property
-    def storage(self) -> NoReturn:
-        """Not built in this version."""
-        raise not_built("storage")
-
-    @property
-    def access(self) -> NoReturn:
-        """Not built in this version."""
-        raise not_built("access")
-
-    def _start(self, syscall: Syscall, answer: type[Answer]) -> Call[Answer]:
+    def _start(self, syscall: Syscall, answer: type[Answer] | None) -> Call[Answer]:
         session = self._line.session
         wait_s = self.options.timeout_s or syscall.deadline_s + GRACE_S
         return Call(session, session.submit(syscall), answer, wait_s)
-
-
-class AsyncVerbs(Generic[Arguments, Answer]):
-    """One syscall of the tree. All verbs submit when they are called, not when awaited."""
-
-    def __init__(
-        self, agent: AsyncAgent, build: Callable[Arguments, RawBody], answer: type[Answer]
-    ) -> None:
-        self._agent = agent
-        self._build = build
-        self._answer = answer
-        functools.update_wrapper(self, build)
-
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
-        """Submit; `await` what is returned for the result."""
-        body = call_body(self._build, *args, **kwargs)
-        return self._start(build_syscall(self._agent.options, body))
-
-    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
-        """Submit, and return the handle."""
-        return self(*args, **kwargs)
-
-    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
-        """Submit, and return the text piece by piece; `.result` is there at the end."""
-        body = call_body(self._build, *args, **kwargs)
-        return Stream(self._start(build_syscall(self._agent.options, body, stream=True)))
-
-    def map(
-        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
-    ) -> asyncio.Task[list[Answer]]:
-        """Submit one call per item, in batches; await the results, in the items' order.
-
-        The first error ends the map and cancels its other calls; with `return_errors` errors
-        stand among the results instead. At most `concurrency` are under way; None: all at once.
-        """
-        options = self._agent.options
-        bodies = [item_body(self._build, item) for item in items]
-        syscalls = [build_syscall(options, body, index=at) for at, body in enumerate(bodies)]
-        if concurrency is not None and concurrency < 1:
-            raise InvalidSyscall(f"{concurrency} is too few", field="concurrency",
-                                 remedy="give 1 or more, or None")  # fmt: skip
-        fan = Fan(self._start, syscalls, at_once=concurrency, return_errors=return_errors)
-        return asyncio.ensure_future(fan.results())
-
-    def _start(self, syscall: Syscall) -> Call[Answer]:
-        return self._agent._start(syscall, self._answer)
 
 
 class AsyncLlm:
@@ -270,11 +201,3 @@ class AsyncTool:
 
     def __init__(self, agent: AsyncAgent) -> None:
         self.echo = AsyncVerbs(agent, echo_body, EchoResult)
-
-
-def not_built(module: str) -> UnknownModule:
-    """Return the error of a module that the tree will have, and has not yet."""
-    return UnknownModule(
-        f"module {module!r} is not built in this version", field=module,
-        remedy=f"use one of {', '.join(KINDS)}",
-    )  # fmt: skip

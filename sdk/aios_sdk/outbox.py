@@ -9,6 +9,8 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError, QueueFull, QuotaExceeded, UnknownCore
 from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmEmbed, Message
+from aios_broker.contract.memory import MemoryAdd, MemoryLog
+from aios_broker.contract.storage import StorageAppend, StorageCreate, StorageWrite
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.patience import Limits, now_s, patiently
 from aios_sdk.pending import Pending
@@ -112,6 +114,8 @@ def _characters(pending: Pending) -> int:
             return sum(map(len, texts))
         case ToolEcho(text):
             return len(text)
+        case StorageCreate() | StorageWrite() | StorageAppend() | MemoryAdd() | MemoryLog() as body:
+            return len(body.content)
         case _:
             return 0
 

@@ -11,7 +11,18 @@ from typing import Any, Literal, TypedDict, Unpack
 import msgspec
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import Format, LlmChat, LlmEmbed, Message, Tool
+from aios_broker.contract.llm import (
+    ContextClear,
+    ContextExpand,
+    ContextGet,
+    ContextSet,
+    ContextSummarise,
+    Format,
+    LlmChat,
+    LlmEmbed,
+    Message,
+    Tool,
+)
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
 from aios_broker.contract.syscall import (
@@ -29,6 +40,7 @@ Messages = str | Sequence[Message | Mapping[str, object]]
 RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked yet
 Item = str | Mapping[str, Any]  # one call of a map: a prompt or text, or all its arguments
 
+TAKES_CORE = ("llm.", "context.")  # the kinds that the agent's own core is put into
 _SYSCALL_ID = re.compile(r"[0-9a-f]{32}")
 _encoder = msgspec.json.Encoder()
 
@@ -127,7 +139,9 @@ def echo_body(text: str = "") -> RawBody:
     return {"type": "tool.echo", "text": text}
 
 
-def call_body(build: Callable[..., RawBody], *args: object, **kwargs: object) -> RawBody:
+def call_body(
+    build: Callable[..., RawBody | Body], *args: object, **kwargs: object
+) -> RawBody | Body:
     """Return the body that these arguments of a verb make."""
     try:
         return build(*args, **kwargs)
@@ -136,7 +150,7 @@ def call_body(build: Callable[..., RawBody], *args: object, **kwargs: object) ->
                              remedy="see help() of the call") from error  # fmt: skip
 
 
-def item_body(build: Callable[..., RawBody], item: Item) -> RawBody:
+def item_body(build: Callable[..., RawBody | Body], item: Item) -> RawBody | Body:
     """Return the body of one call of a map."""
     return call_body(build, **item) if isinstance(item, Mapping) else call_body(build, item)
 
@@ -193,8 +207,8 @@ def check_id(syscall_id: str) -> str:
                          remedy="give the 32 hex digits of Call.id")  # fmt: skip
 
 
-def answer_of(body: Body) -> type[Result]:
-    """Return the kind of result that answers a body."""
+def answer_of(body: Body) -> type[Result] | None:
+    """Return the kind of result that answers a body; None: one of several."""
     match body:
         case LlmChat():
             return ChatResult
@@ -202,8 +216,10 @@ def answer_of(body: Body) -> type[Result]:
             return EmbedResult
         case ToolEcho():
             return EchoResult
-        case _:
+        case ContextGet() | ContextSet() | ContextClear() | ContextExpand() | ContextSummarise():
             return ContextResult
+        case _:
+            return None
 
 
 def _turns(messages: Messages) -> object:
@@ -227,7 +243,7 @@ def _deadline_s(options: Options) -> float:
 
 def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> object:
     raw = dict(body) if isinstance(body, Mapping) else msgspec.to_builtins(body)
-    if not isinstance(raw, dict) or raw.get("type") == "tool.echo":
+    if not isinstance(raw, dict) or not str(raw.get("type")).startswith(TAKES_CORE):
         return raw
     if options.core is not None and raw.get("core") is None:
         raw["core"] = options.core

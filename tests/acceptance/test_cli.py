@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from aios_broker.cli.main import cli
 from aios_broker.config import KernelConfig
-from aios_broker.contract.syscall import id_from_key
+from aios_broker.contract.syscall import MODULES, id_from_key
 from aios_broker.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 
@@ -224,20 +224,20 @@ def test_queues_counts_each_module(settings: dict[str, str]) -> None:
     job_id = detached(settings, "long", *LONG)
     wait_until(lambda: state_of(settings, job_id) == "running")
     queues = {queue["module"]: queue for queue in shown(settings, "queues")}
-    assert set(queues) == {"llm", "tool"}
+    assert set(queues) == set(MODULES)
     assert (queues["llm"]["running"], queues["llm"]["policy"]) == (1, "fifo")
     assert aios(settings, "queues").stdout.splitlines()[0].split()[:2] == ["MODULE", "POLICY"]
 
 
 def test_top_without_a_terminal_prints_frames_and_ends(settings: dict[str, str]) -> None:
     once = aios(settings, "top").stdout
-    assert re.match(r"aios top  \d\d:\d\d:\d\d  2 workers, 0 of 65 slots busy\n", once)
+    assert re.match(r"aios top  \d\d:\d\d:\d\d  5 workers, 0 of 161 slots busy\n", once)
     assert "\x1b" not in once
     frames = [
         json.loads(line) for line in aios(settings, "top", "-n", "2", "--json").stdout.splitlines()
     ]
     assert len(frames) == 2
-    assert {worker["module"] for worker in frames[0]["workers"]} == {"llm", "tool"}
+    assert {worker["module"] for worker in frames[0]["workers"]} == set(MODULES)
 
 
 def test_top_on_a_terminal_ends_with_q_and_gives_it_back(settings: dict[str, str]) -> None:

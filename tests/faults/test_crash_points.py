@@ -29,7 +29,7 @@ SCHEDULER_STEPS = (
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
 RARE_STEPS = {"reorder", "exchange", "spill", "settle", "unlist"}
-CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "nice", "quota"}
+CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
 
 Triple = tuple[str, str, Moment]
 WORKER_TRIPLES: list[Triple] = [

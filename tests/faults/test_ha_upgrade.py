@@ -13,6 +13,7 @@ from aios_broker.contract.errors import UnsupportedVersion
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.queues.functions import LIBRARY
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import llm_module, tool_module
 from tests.caller import Caller, chat, chat_result, running_worker
@@ -199,4 +200,4 @@ async def test_both_libraries_stay_loaded(redis_url: str, old: Old) -> None:
             await wait_until_async(lambda: client.exists("rq:aios:policy:llm"))
             loaded = str(client.function_list())
     assert "aios1_submit" in loaded
-    assert "aios2_submit" in loaded
+    assert f"{LIBRARY}_submit" in loaded

@@ -45,6 +45,7 @@ def bare(redis_url: str, database_url: str) -> dict[str, str]:
         "AIOS_DATABASE_URL": database_url,
         "AIOS_LLM_WORKERS": "0",
         "AIOS_TOOL_WORKERS": "0",
+        "AIOS_STATE_WORKERS": "0",
     }
 
 
@@ -132,7 +133,7 @@ def test_doctor_says_when_the_kernels_redis_is_gone(
 def test_a_detached_kernel_is_found_by_status_and_stopped_by_down(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    workerless = {"AIOS_LLM_WORKERS": "0", "AIOS_TOOL_WORKERS": "0"}
+    workerless = dict.fromkeys(("AIOS_LLM_WORKERS", "AIOS_TOOL_WORKERS", "AIOS_STATE_WORKERS"), "0")
     state_dir = tmp_path / "a kernel's state"
     place = ("--state-dir", str(state_dir))
     try:

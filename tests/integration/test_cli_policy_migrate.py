@@ -35,7 +35,7 @@ def test_the_policy_is_shown_and_changed(environ: dict[str, str]) -> None:
     ("arguments", "exit_code", "told"),
     [
         (("policy", "lottery"), 2, "fifo, rr, priority"),
-        (("policy", "rr", "--module", "gpu"), 4, "llm, tool"),
+        (("policy", "rr", "--module", "gpu"), 4, "llm, memory"),
         (("policy", "--quantum-s", "0"), 2, "quantum-s"),
     ],
 )

@@ -46,7 +46,7 @@ def test_quotas_are_set_shown_and_unset(environ: dict[str, str]) -> None:
     [
         (("quota", "set"), 2, "name an agent"),
         (("quota", "set", "a b"), 4, "is no name"),
-        (("quota", "set", "ada", "--module", "gpu"), 4, "llm, tool"),
+        (("quota", "set", "ada", "--module", "gpu"), 4, "llm, memory"),
         (("quota", "set", "ada", "--max-queued", "-1"), 2, "max-queued"),
     ],
 )

@@ -12,7 +12,7 @@ from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.control import AT_ONCE
-from aios_broker.queues.functions import Functions
+from aios_broker.queues.functions import LIBRARY, Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.order import Order
@@ -319,7 +319,7 @@ async def test_a_load_that_is_counted_in_parts_follows_what_moves_meanwhile(
             runs = [Ending(lease, "failed", b"{}", 0.1) for lease in leases[3:4]]
             await user.queue.finish("worker", runs, NOTHING_MORE)
 
-    slow.step, slow.meanwhile = "aios2_recount", work
+    slow.step, slow.meanwhile = f"{LIBRARY}_recount", work
     await quotas.set("llm", QuotaRow(Subject.of_agent("*"), max_queued=100_000))
     slow.meanwhile = None
 

@@ -18,7 +18,7 @@ from aios_broker.ledger import migrate
 from aios_broker.ledger.database import Database, sqlalchemy_url
 from aios_broker.ledger.history import History, Wanted
 from aios_broker.ledger.ledger import Ledger
-from aios_broker.ledger.tables import metadata
+from aios_broker.store.tables import metadata
 from tests.conftest import RunningPostgres
 from tests.first_ledger import drain_as_first_release
 from tests.queue_user import queue_user
@@ -32,6 +32,23 @@ def empty_url(postgres_server: RunningPostgres) -> Iterator[str]:
     postgres_server.execute("CREATE DATABASE empty")
     yield postgres_server.server.database_url("empty")
     postgres_server.execute("DROP DATABASE empty WITH (FORCE)")
+
+
+@pytest.fixture
+def plain_owner_url(postgres_server: RunningPostgres) -> Iterator[str]:
+    """The address of a database whose owner is no superuser, and may make roles."""
+    for statement in (
+        "CREATE ROLE plain LOGIN CREATEROLE",
+        "GRANT aios_agent, aios_steward TO plain WITH ADMIN TRUE",
+        "CREATE DATABASE plain OWNER plain",
+    ):
+        postgres_server.execute(statement)
+    as_superuser = postgres_server.server.libpq_url("plain")
+    with psycopg.connect(as_superuser, autocommit=True) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    yield postgres_server.server.database_url("plain").replace("//postgres@", "//plain@")
+    postgres_server.execute("DROP DATABASE plain WITH (FORCE)")
+    postgres_server.execute("DROP ROLE plain")
 
 
 def differences(url: str) -> list[object]:
@@ -113,7 +130,7 @@ async def test_what_the_first_release_entered_is_read_after_the_upgrade(
         [lease] = await user.claim()
         await user.finish(lease)
         assert await drain_as_first_release(database, user.redis, 10) == 3
-        assert migrate.upgrade(empty_url) == ["up to 0002", "up to 0003"]
+        assert migrate.upgrade(empty_url)[:2] == ["up to 0002", "up to 0003"]
         [lease] = await user.claim()
         assert (await Ledger(database).drain(user.redis)).anomalies == 0
 
@@ -125,6 +142,50 @@ async def test_what_the_first_release_entered_is_read_after_the_upgrade(
             history = await Ledger(database).history(each)
             assert [change.event for change in history] == events
     await database.aclose()
+
+
+def test_the_owner_need_not_be_a_superuser(plain_owner_url: str) -> None:
+    assert migrate.upgrade(plain_owner_url)
+    assert differences(plain_owner_url) == []
+    assert migrate.downgrade(plain_owner_url)
+
+
+def test_an_owner_that_may_not_make_roles_is_told_so(
+    plain_owner_url: str, postgres_server: RunningPostgres
+) -> None:
+    postgres_server.execute("REVOKE aios_agent, aios_steward FROM plain")
+    with pytest.raises(InvalidConfig, match="aios_agent, aios_steward") as caught:
+        migrate.upgrade(plain_owner_url)
+    assert "CREATEROLE" in str(caught.value.remedy)
+    assert migrate.current(plain_owner_url) == "0003"
+
+
+def test_an_owner_that_may_not_make_the_extension_is_told_so(
+    plain_owner_url: str, postgres_server: RunningPostgres
+) -> None:
+    as_superuser = postgres_server.server.libpq_url("plain")
+    with psycopg.connect(as_superuser, autocommit=True) as connection:
+        connection.execute("DROP EXTENSION vector")
+    with pytest.raises(InvalidConfig) as caught:
+        migrate.upgrade(plain_owner_url)
+    assert "CREATE EXTENSION vector" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("version", [None, "0.7.4"])
+def test_a_postgres_without_pgvector_is_told_so(
+    empty_url: str, postgres_server: RunningPostgres, version: str | None
+) -> None:
+    with psycopg.connect(empty_url.replace("+psycopg", "")) as connection:
+        connection.execute("CREATE SCHEMA shadow")  # looked into before the catalogue
+        connection.execute(
+            "CREATE TABLE shadow.pg_available_extensions AS SELECT 'vector' AS name, "
+            "%s::text AS installed_version, NULL::text AS default_version", (version,),
+        )  # fmt: skip
+    postgres_server.execute("ALTER DATABASE empty SET search_path = shadow, pg_catalog, public")
+    with pytest.raises(InvalidConfig, match=version or "no extension") as caught:
+        migrate.upgrade(empty_url)
+    assert "install pgvector" in str(caught.value.remedy)
+    assert migrate.current(empty_url) == "0003"
 
 
 def test_no_postgres_is_a_typed_error(tmp_path: Path) -> None:

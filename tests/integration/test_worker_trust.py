@@ -121,7 +121,7 @@ async def test_a_revoked_token_is_worth_nothing_and_none_is_kept_in_redis(caller
 
 @pytest.mark.parametrize(("request_", "code"), [
     ({"agent": "ada", "body": ECHO, "version": 99}, "unsupported-version"),
-    ({"agent": "ada", "body": {"type": "memory.add"}}, "unknown-module"),
+    ({"agent": "ada", "body": {"type": "vision.look"}}, "unknown-module"),
     ({"agent": "ada", "body": ECHO, "surprise": 1}, "invalid-syscall"),
     ("not an object", "invalid-syscall"),
 ])  # fmt: skip

@@ -36,7 +36,9 @@ def body(*arguments: str, **rest: object) -> LlmBody | ToolEcho:
     def command(**given: object) -> None:
         chat = take_chat_fields(given)
         options = msgspec.convert({**REST, **rest, "chat": chat}, Options)
-        made.append(syscall_of(options).body)
+        built = syscall_of(options).body
+        assert isinstance(built, LlmBody | ToolEcho)
+        made.append(built)
 
     result = CliRunner().invoke(command, list(arguments), catch_exceptions=False)
     if not made:

@@ -22,8 +22,9 @@ def test_the_fleet_has_the_processes_that_exist() -> None:
         "scheduler",
         "llm-worker",
         "tool-worker",
+        "state-worker",
     }
-    assert OURS == ["llm-worker", "migrate", "scheduler", "tool-worker"]
+    assert OURS == ["llm-worker", "migrate", "scheduler", "state-worker", "tool-worker"]
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -1,22 +1,38 @@
-"""What `aios setup` installs is what the lock file names and what the worker loads."""
+"""What `aios setup` installs is what the lock file names and what the workers load."""
 
 from pathlib import Path
 
+import pytest
+
 import aios_broker
-from aios_broker.cli import model_package
+from aios_broker.embedded.model_files import MODEL_FILES, SMOLLM2, ModelFile
 from aios_workers.llm.llama import weights
 
 LOCK = Path(aios_broker.__file__).parents[2] / "requirements-models.lock"
 
 
-def test_the_pin_is_that_of_the_lock_file() -> None:
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.package)
+def test_the_pin_is_that_of_the_lock_file(file: ModelFile) -> None:
     locked = LOCK.read_text()
-    assert model_package.REQUIREMENT in locked
-    assert all(f"--hash=sha256:{one}" in locked for one in model_package.HASHES)
+    assert f"{file.requirement} " in locked
+    assert all(f"--hash=sha256:{one}" in locked for one in file.hashes)
 
 
-def test_the_file_is_the_one_that_the_worker_loads() -> None:
-    assert (model_package.PACKAGE, model_package.FILE_NAME, model_package.FILE_SHA256) == (
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.package)
+def test_what_is_installed_is_what_was_published(file: ModelFile) -> None:
+    path = file.find()
+    assert path is not None
+    assert file.is_whole(path)
+
+
+def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"not the weights")
+    assert not SMOLLM2.is_whole(path)
+
+
+def test_the_language_model_is_the_one_that_the_worker_loads() -> None:
+    assert (SMOLLM2.package, SMOLLM2.path, SMOLLM2.sha256) == (
         weights.PACKAGE,
         weights.FILE_NAME,
         weights.FILE_SHA256,

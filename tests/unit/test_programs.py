@@ -14,9 +14,12 @@ def names(**settings: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({}, ["migrate", "scheduler", "llm-1", "tool-1"]),
-    ({"schedulers": 2}, ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1"]),
-    ({"llm_workers": 2, "tool_workers": 0}, ["migrate", "scheduler", "llm-1", "llm-2"]),
+    ({}, ["migrate", "scheduler", "llm-1", "tool-1", "state-1"]),
+    ({"schedulers": 2}, ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1", "state-1"]),
+    ({"llm_workers": 2, "tool_workers": 0, "state_workers": 0},
+     ["migrate", "scheduler", "llm-1", "llm-2"]),
+    ({"llm_workers": 0, "state_workers": 2},
+     ["migrate", "scheduler", "tool-1", "state-1", "state-2"]),
 ])  # fmt: skip
 def test_processes_are_numbered_where_there_may_be_several(
     settings: dict[str, int], expected: list[str]

@@ -10,7 +10,8 @@ import pytest
 
 import aios_sdk
 from aios_broker.contract.errors import KernelNotRunning, all_errors
-from aios_sdk import Agent, AsyncAgent, InvalidSyscall, UnknownModule
+from aios_broker.contract.syscall import KINDS, module_of
+from aios_sdk import Agent, AsyncAgent, InvalidSyscall
 from aios_sdk.config import find_kernel
 
 ERRORS = {error.__name__ for error in all_errors().values()}
@@ -21,6 +22,11 @@ NAMES = {
     "JsonFormat", "LlmChat", "LlmEmbed", "Message", "RegexFormat", "Reply", "Stream",
     "SyncCall", "SyncStream", "Timings", "TokenLogprob", "Tool", "ToolCall", "ToolEcho",
     "Usage",
+    "Acknowledged", "Approval", "Approvals", "Audit", "AuditEntry", "Grant", "Grants", "Group",
+    "Groups", "ObjectRef", "Rules", "TokenIssued", "Verdict", "Whoami",
+    "Content", "Diff", "Entries", "Entry", "FileVersion", "FileVersions", "Found", "FoundFiles",
+    "Plan", "ShareLink", "Step",
+    "BlockStat", "Evolved", "Note", "NoteHistory", "Notes", "NoteVersion", "Recall",
 }  # fmt: skip
 HEAVY = ("redis", "hiredis", "rq", "numpy", "click", "httpx", "sqlalchemy", "aios_broker.queues")
 THIRD_PARTY = """
@@ -67,11 +73,17 @@ def test_a_missing_extra_is_named() -> None:
     assert "aios-broker[redis]" in run(WITHOUT_HIREDIS)
 
 
-@pytest.mark.parametrize("agent", [Agent("writer"), AsyncAgent("writer")])
-def test_modules_that_are_not_built_say_so(agent: Agent | AsyncAgent) -> None:
-    for module in ("memory", "storage", "access"):
-        with pytest.raises(UnknownModule, match="not built in this version"):
-            getattr(agent, module)
+@pytest.mark.parametrize("tree", ["llm", "context", "tool", "memory", "storage", "access"])
+def test_both_agents_have_the_same_verbs(tree: str) -> None:
+    asynchronous, synchronous = getattr(AsyncAgent("writer"), tree), getattr(Agent("writer"), tree)
+    assert vars(asynchronous).keys() == vars(synchronous).keys()
+
+
+def test_every_state_syscall_has_its_verb() -> None:
+    agent = AsyncAgent("writer")
+    for kind in (kind for kind in KINDS if module_of(kind) in ("memory", "storage", "access")):
+        tree, verb = kind.split(".")
+        assert hasattr(getattr(agent, tree), verb)
 
 
 def test_both_agents_have_the_same_tree() -> None:

@@ -84,7 +84,7 @@ def test_too_large_a_syscall_is_refused_with_the_numbers() -> None:
 
 def test_an_unknown_body_is_refused() -> None:
     with pytest.raises(UnknownModule):
-        build_syscall(ME, {"type": "memory.add"})
+        build_syscall(ME, {"type": "memory.sing"})
     with pytest.raises(InvalidSyscall):
         build_syscall(ME, 5)  # type: ignore[arg-type]
 

@@ -60,5 +60,5 @@ def test_the_picture_names_every_state_and_event_that_a_syscall_goes_through() -
     picture = (transitions.__doc__ or "").partition("\n\n")[2]
     words = set(re.findall(r"[a-z]+", picture))
 
-    # `adopt` is submit for jobs of stock tools; parked is reached by the access module.
-    assert (set(EVENTS) | set(get_args(State))) - words <= {"adopt", "parked", "cancelled"}
+    # `adopt` is submit for jobs of stock tools.
+    assert (set(EVENTS) | set(get_args(State))) - words <= {"adopt", "cancelled"}

@@ -54,7 +54,13 @@ def test_the_process_says_what_is_wrong_and_ends(capsys: pytest.CaptureFixture[s
 
 def test_a_module_without_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["storage"], REDIS)
+        main(["dance"], REDIS)
 
     assert caught.value.code == EXIT_USAGE
-    assert "'storage' (choose from 'llm', 'tool')" in capsys.readouterr().err
+    assert "'dance' (choose from 'llm', 'memory', 'storage', 'tool'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["memory", "storage", "access"])
+def test_a_state_module_needs_a_database(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([module], REDIS) == EXIT_USAGE
+    assert "AIOS_DATABASE_URL" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The worker process: `python -m aios_workers llm`, `python -m aios_workers tool`.
+"""The worker process: `python -m aios_workers llm`, or `tool`, or `memory storage access`.
 
 Exit codes: 0 it was told to stop and drained, 1 it broke, 2 bad usage or settings.
 """
@@ -11,8 +11,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
+
+from prometheus_client.core import Metric
 
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownModule
@@ -24,7 +27,7 @@ from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import LoadSpilled, nothing_spilled
-from aios_workers.registry import load_module
+from aios_workers.registry import load_modules
 from aios_workers.service import Place, open_worker, worker_name
 from aios_workers.watchdog import watched
 from aios_workers.worker import Worker
@@ -39,13 +42,13 @@ EXIT_BY_SIGNAL = 128  # plus the signal's number, as shells have it
 def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aios_workers", description=__doc__)
-    parser.add_argument("module", choices=MODULES)
-    module: Module = parser.parse_args(arguments).module
+    parser.add_argument("modules", nargs="+", choices=MODULES, metavar="module")
+    modules: list[Module] = list(dict.fromkeys(parser.parse_args(arguments).modules))
     try:
         config = WorkerConfig.from_environment(environ)
         configure(config.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(module, config))
+            runner.run(serve(modules, config))
     except (InvalidConfig, UnknownModule) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
@@ -55,36 +58,54 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def serve(module: Module, config: WorkerConfig) -> None:
-    """Load the module, then serve its queue until a signal or a command says stop."""
-    place = Place(
-        worker_name(module), module, config.redis_url, Keys(config.key_prefix), config.limits
-    )
+async def serve(modules: Sequence[Module], config: WorkerConfig) -> None:
+    """Load the modules, then serve their queues until a signal or a command says stop."""
     spilled: LoadSpilled = nothing_spilled
     if config.database_url is not None:
         spilled = partial(load_spilled, config.database_url)
-    loaded = await load_module(module, config)
-    async with open_worker(place, loaded, spilled) as worker, watched(config.worker_lease_s):
-        _obey_signals(worker)
-        with MetricsServer(config.metrics_port, worker.metrics):
-            logger.info("worker %s serves %s", place.name, module)
-            await worker.run()
-    logger.info("worker %s left in good order", place.name)
+    async with AsyncExitStack() as stack:
+        loaded = await load_modules(modules, config, worker_name(modules[0]), stack)
+        workers = [
+            await stack.enter_async_context(open_worker(_place(module, config), one, spilled))
+            for module, one in loaded.items()
+        ]
+        await stack.enter_async_context(watched(config.worker_lease_s))
+        _obey_signals(workers)
+        with MetricsServer(config.metrics_port, partial(_metrics, workers)):
+            logger.info("worker %s serves %s", worker_name(modules[0]), ", ".join(modules))
+            await asyncio.gather(*(worker.run() for worker in workers))
+    logger.info("worker %s left in good order", worker_name(modules[0]))
 
 
-def _obey_signals(worker: Worker) -> None:
+def _place(module: Module, config: WorkerConfig) -> Place:
+    keys = Keys(config.key_prefix)
+    return Place(worker_name(module), module, config.redis_url, keys, config.limits)
+
+
+def _metrics(workers: Sequence[Worker]) -> Iterable[Metric]:
+    """Return the metrics of all workers of this process; each family once."""
+    families: dict[str, Metric] = {}
+    for worker in workers:
+        for metric in worker.metrics():
+            if (family := families.setdefault(metric.name, metric)) is not metric:
+                family.samples.extend(metric.samples)
+    return families.values()
+
+
+def _obey_signals(workers: Sequence[Worker]) -> None:
     """First signal: drain and leave. Second: at once; the leases run out, others take over."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, worker, number)
+        loop.add_signal_handler(number, _on_signal, workers, number)
 
 
-def _on_signal(worker: Worker, number: signal.Signals) -> None:
-    if worker.is_stopping:
+def _on_signal(workers: Sequence[Worker], number: signal.Signals) -> None:
+    if all(worker.is_stopping for worker in workers):
         logger.warning("a second signal: leaving at once")
         logging.shutdown()
         os._exit(EXIT_BY_SIGNAL + number)
-    worker.stop()
+    for worker in workers:
+        worker.stop()
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:

@@ -25,6 +25,7 @@ from aios_workers.run import (
     Done,
     Handler,
     Outcome,
+    Parked,
     PromptHandler,
     Run,
     Suspended,
@@ -117,6 +118,8 @@ class Border:
                 return self._finished(run, outcome, syscall_id_of(run.lease.job_id))
             case Suspended(snapshot, reason):
                 return _pause(run, snapshot, reason)
+            case Parked():
+                return _pause(run, None, "park")
 
     def _finished(self, run: Run, done: Done, syscall_id: str) -> Ending:
         reply = Reply(syscall_id, done.result, timings=run.timings(), worker=self._worker)
@@ -152,7 +155,7 @@ def _ending(
     return Ending(run.lease, status, reply, use.ran_s, use.tokens, quarantine, use.prompt_tokens)
 
 
-def _pause(run: Run, snapshot: bytes | None, reason: SuspendReason) -> Pause:
+def _pause(run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"]) -> Pause:
     use = run.use()
     return Pause(run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens)
 

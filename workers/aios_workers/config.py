@@ -41,7 +41,18 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     llm_threads: Annotated[int, Meta(ge=1, le=256)] = 1  # of the embedded core
     llm_kv_dir: Path | None = None  # where its cores share KV states; None: nowhere
     llm_kv_max_bytes: Annotated[int, Meta(ge=0)] = 512 * 1024 * 1024  # of all files there
+    embedding_model: Literal["minilm", "none"] = "minilm"  # of memory and storage
+    embedding_core: str | None = None  # a core whose embeddings are used instead
+    embedding_dimension: Annotated[int, Meta(ge=1, le=4_000)] | None = None  # of that core's
+    # Until when a person may decide, unless the syscall's own deadline comes first.
+    approval_ttl_s: Annotated[float, Meta(gt=0.0, le=30 * 86_400.0)] = 3_600.0
+    approval_webhook: str | None = None  # an address that is told what waits for a person
+    approval_webhook_secret: str = ""  # what its requests are signed with
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
+    # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
+    storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024
+    storage_keep_versions: Annotated[int, Meta(ge=1, le=100_000)] = 100  # of one file
+    storage_mounts: str = ""  # absolute paths, `:` between them; agents may mount what is below
     worker_lease_s: Annotated[float, Meta(ge=0.5, le=600.0)] = DEFAULT_LEASE_S
     worker_drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = DEFAULT_DRAIN_S
     model_core_seed: Annotated[int, Meta(ge=0)] = _SIMULATED.seed

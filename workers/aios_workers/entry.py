@@ -31,7 +31,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.lease_book import RENEWALS_PER_LEASE
 from aios_workers.patience import patiently
 from aios_workers.policy_watch import FixedPolicy
-from aios_workers.registry import load_module
+from aios_workers.registry import load_modules
 from aios_workers.run import Run
 from aios_workers.service import Place, card_of, port_of, worker_name
 
@@ -97,7 +97,8 @@ async def _run(
     queue: ModuleQueue, connection: Connection, place: Place, config: WorkerConfig, lease: Lease
 ) -> Ending:
     async with AsyncExitStack() as stack:
-        loaded = await load_module(place.module, config)
+        modules = await load_modules([place.module], config, place.name, stack)
+        loaded = modules[place.module]
         handler = loaded.make_handler(port_of(queue, place, loaded.cores, FixedPolicy(UNSLICED)))
         stack.push_async_callback(handler.close)
         border = Border(handler, place.module, Tokens(connection, place.keys), place.name)

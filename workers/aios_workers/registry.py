@@ -6,12 +6,14 @@ module are imported when it is loaded: a tool worker never loads a model's libra
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from aios_broker.config import PREFIX, environment
-from aios_broker.contract.errors import InvalidConfig, UnknownModule
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import STATE_MODULES
 from aios_workers.config import WorkerConfig
 from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.core import Core
@@ -81,23 +83,46 @@ async def tool_module(slots: int) -> LoadedModule:
     return LoadedModule(lambda _: ToolHandler(slots))
 
 
-_MODULES: dict[Module, Callable[[WorkerConfig], Awaitable[LoadedModule]]] = {
-    "llm": lambda config: llm_module(CORES[config.llm_core](config)),
-    "tool": lambda config: tool_module(config.tool_slots),
-}
+async def load_modules(
+    modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
+) -> dict[Module, LoadedModule]:
+    """Load what modules need; for llm this loads the model. What they share ends with the stack.
 
-
-async def load_module(module: Module, config: WorkerConfig) -> LoadedModule:
-    """Load what a module needs; for llm this loads the model.
+    Args:
+        modules: One, or several of memory, storage and access, which share a ground.
+        config: The settings.
+        name: How this process shows itself to the servers.
+        stack: Closes what the modules share.
 
     Raises:
-        UnknownModule: No worker of this version serves it.
         CoreError: The core does not start.
-        InvalidConfig: The core cannot be what the settings say.
+        InvalidConfig: The settings do not do for these modules.
     """
-    if module not in _MODULES:
-        raise UnknownModule(
-            f"no worker serves module {module!r} in this version", field="module",
-            remedy=f"use one of {', '.join(_MODULES)}",
-        )  # fmt: skip
-    return await _MODULES[module](config)
+    match modules:
+        case ["llm"]:
+            return {"llm": await llm_module(CORES[config.llm_core](config))}
+        case ["tool"]:
+            return {"tool": await tool_module(config.tool_slots)}
+        case _ if modules and all(module in STATE_MODULES for module in modules):
+            return await _state_modules(modules, config, name, stack)
+        case _:
+            raise InvalidConfig(
+                f"one worker does not serve {' and '.join(modules)} together", field="module",
+                remedy=f"start one each; only {', '.join(STATE_MODULES)} share a worker",
+            )  # fmt: skip
+
+
+async def _state_modules(
+    modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
+) -> dict[Module, LoadedModule]:
+    from aios_workers.state_modules import (  # noqa: PLC0415  loads the database and a model
+        open_ground,
+        state_handler,
+    )
+
+    ground = await open_ground(config, name, stack)
+
+    def loaded(module: Module) -> LoadedModule:
+        return LoadedModule(lambda _: state_handler(module, ground, config))
+
+    return {module: loaded(module) for module in modules}

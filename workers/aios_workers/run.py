@@ -34,7 +34,12 @@ class Suspended:
     reason: SuspendReason
 
 
-Outcome = Done | Suspended
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A person has to decide first: it leaves the worker, and begins anew when it comes back."""
+
+
+Outcome = Done | Suspended | Parked
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,15 @@ class Tally:
     finished: int = 0
     failed: int = 0
     suspended: int = 0
+    parked: int = 0
     ran_s: float = 0.0
     tokens: int = 0  # output
 
     def count(self, entry: Ending | Pause) -> None:
         """Count what came of a run."""
         if isinstance(entry, Pause):
-            self.suspended += 1
+            self.suspended += entry.reason != "park"
+            self.parked += entry.reason == "park"
         elif entry.status == "finished":
             self.finished += 1
         else:
@@ -47,7 +49,7 @@ def worker_metrics(module: str, tally: Tally, load: Callable[[], Load]) -> Itera
     runs = CounterMetricFamily(
         "aios_worker_runs", "Runs that ended, by what came of them.", labels=["module", "outcome"]
     )
-    for outcome in ("finished", "failed", "suspended"):
+    for outcome in ("finished", "failed", "suspended", "parked"):
         runs.add_metric([module, outcome], getattr(tally, outcome))
     yield runs
     for name, text, value in (

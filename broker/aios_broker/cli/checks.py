@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aios_broker.cli.client import KernelClient
-from aios_broker.cli.model_package import find_weights, weights_are_whole
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import KernelError, KernelNotRunning
+from aios_broker.embedded.model_files import MINILM, MINILM_TOKENIZER, SMOLLM2, ModelFile
 from aios_broker.embedded.postgres import PostgresServer
 from aios_broker.embedded.redis import RedisServer
 from aios_broker.embedded.standalone import StandaloneServer
@@ -29,9 +29,9 @@ from aios_broker.queues.keys import Keys
 from aios_broker.supervisor.record import find_kernel
 
 OLDEST_PYTHON = (3, 11)
-# Modules of the `kernel` extra; numpy and xllamacpp are the workers'.
-PACKAGES = ("alembic", "hiredis", "msgspec", "numpy", "psycopg", "redis", "rich", "rq",
-            "sqlalchemy", "xllamacpp")  # fmt: skip
+# Modules of the `kernel` extra; numpy, onnxruntime, tokenizers and xllamacpp are the workers'.
+PACKAGES = ("alembic", "hiredis", "msgspec", "numpy", "onnxruntime", "pgvector", "psycopg", "redis",
+            "rich", "rq", "sqlalchemy", "tokenizers", "xllamacpp")  # fmt: skip
 RQ_MAJOR = "3."
 LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
 GIGABYTE = 1_000_000_000
@@ -87,12 +87,21 @@ def check_model(config: KernelConfig) -> Finding:
     """The weights of the embedded model are installed and whole."""
     if config.llm_core != "llama":
         return Finding("model", True, f"not needed: AIOS_LLM_CORE={config.llm_core}")
-    weights = find_weights()
-    if weights is None:
-        return Finding("model", False, "the embedded model is not installed", "run `aios setup`")
-    whole = weights_are_whole(weights)
-    return Finding("model", whole, str(weights) if whole else f"{weights} is damaged",
-                   "run `aios setup`")  # fmt: skip
+    return _check_file("model", SMOLLM2)
+
+
+def check_embedding_model(_config: KernelConfig) -> Finding:
+    """The embedding model and its tokenizer are installed and whole."""
+    tokenizer = _check_file("embeddings", MINILM_TOKENIZER)
+    return _check_file("embeddings", MINILM) if tokenizer.ok else tokenizer
+
+
+def _check_file(check: str, file: ModelFile) -> Finding:
+    path = file.find()
+    if path is None:
+        return Finding(check, False, f"{file.requirement} is not installed", "run `aios setup`")
+    whole = file.is_whole(path)
+    return Finding(check, whole, str(path) if whole else f"{path} is damaged", "run `aios setup`")
 
 
 def check_disk(config: KernelConfig) -> Finding:
@@ -163,5 +172,6 @@ CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
     check_redis,
     check_postgres,
     check_model,
+    check_embedding_model,
     check_disk,
 )

@@ -134,7 +134,7 @@ def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     """Start the kernel, run the load under both policies, compare, stop the kernel."""
     config = KernelConfig(
         state_dir=folder / "state", llm_core=wishes.core, llm_slots=wishes.slots, llm_workers=1,
-        tool_workers=0, policy=ROUND_ROBIN.name,
+        tool_workers=0, state_workers=0, policy=ROUND_ROBIN.name,
     )  # fmt: skip
     click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()

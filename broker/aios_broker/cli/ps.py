@@ -44,11 +44,12 @@ COLUMNS = (
 def ps(
     module_name: str | None, agent: str | None, program: str | None, limit: int, *, as_json: bool
 ) -> None:
-    """List the syscalls that run, wait, or are held.
+    """List the syscalls that run, wait, are held, or are parked.
 
     First those that run, then those that wait, in the order in which they will be taken, then
-    those that an operator holds. WAIT is all the time that a syscall has waited, SLICE how often
-    it has run, CORE/WORKER where it runs or which core it asked for.
+    those that an operator holds and those that wait for approval. WAIT is all the time that a
+    syscall has waited, SLICE how often it has run, CORE/WORKER where it runs or which core it
+    asked for.
 
     \b
     Examples:
@@ -110,8 +111,9 @@ def summary(jobs: Sequence[JobView]) -> str:
     text = f"{states['running']} running, {waiting} waiting"
     if states["suspended"]:
         text += f" ({states['suspended']} suspended)"
-    if states["held"]:
-        text += f", {states['held']} held"
+    for kept_out in ("held", "parked"):
+        if states[kept_out]:
+            text += f", {states[kept_out]} {kept_out}"
     return f"{plural(len(jobs), 'syscall')}: {text}"
 
 

@@ -17,6 +17,7 @@ COLUMNS = (
     Column("Waiting", "right"),
     Column("Running", "right"),
     Column("Held", "right"),
+    Column("Parked", "right"),
     Column("Finished", "right"),
     Column("Failed", "right"),
     Column("Quarantined", "right"),
@@ -49,6 +50,7 @@ def cells_of(view: QueueView) -> list[str]:
     """Return one row of the table."""
     return [
         view.module, view.policy, str(view.waiting), str(view.running), str(view.held),
+        str(view.parked),
         str(view.finished), str(view.failed), str(view.quarantined),
         narrow_seconds(view.oldest_wait_s) if view.waiting else "-",
     ]  # fmt: skip

@@ -105,7 +105,10 @@ def _kept_out(job: JobView) -> Explanation | None:
             f"`aios resume {short_id(job.job_id)}` puts it back",
         )  # fmt: skip
     if job.state == "parked":
-        return Explanation("parked", "It waits for a person's approval.", {})
+        return Explanation(
+            "parked", "It waits for a person's approval.", {},
+            "`aios approvals` shows what it would do; `aios approve ID` or `aios deny ID` decides",
+        )  # fmt: skip
     return None
 
 

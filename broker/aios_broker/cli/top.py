@@ -25,6 +25,7 @@ from aios_broker.cli.queues import read_queues
 from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_broker.cli.tables import plain_lines, rich_table
 from aios_broker.contract.syscall import MODULES
+from aios_broker.memory.totals import MemoryTotals, memory_totals
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, QueueView
 
@@ -42,6 +43,7 @@ class Frame:
     workers: list[WorkerView]
     jobs: list[JobView]
     suspended: bool
+    memory: MemoryTotals
 
 
 @click.command(epilog=EXIT_CODES)
@@ -73,6 +75,7 @@ async def read_frame(client: KernelClient) -> Frame:
         workers=await client.fleet.live_workers(),
         jobs=await read_jobs(client, MODULES, limit=JOBS_READ),
         suspended=await client.fleet.suspended(),
+        memory=await memory_totals(client.connection, client.keys),
     )
 
 
@@ -88,18 +91,32 @@ def heading(frame: Frame) -> str:
 
 
 def module_lines(frame: Frame) -> list[str]:
-    """Return a line per module that a worker serves or where something is."""
+    """Return a line per module that a worker serves or where something is, and one of blocks."""
     served = {worker.module for worker in frame.workers}
+    blocks = [_blocks(frame.memory)] if frame.memory.blocks else []
     return [
         f"{view.module:<7} {view.policy:<8} {_counts(view)}"
         for view in frame.queues
-        if view.module in served or view.running or view.waiting or view.held
-    ]
+        if view.module in served or view.running or view.waiting or view.held or view.parked
+    ] + blocks
+
+
+def _blocks(memory: MemoryTotals) -> str:
+    return (
+        f"{plural(memory.blocks, 'memory block')}: {plural(memory.notes, 'note')} of "
+        f"{memory.used_bytes:,} bytes resident, {memory.hits} hits, {memory.faults} faults, "
+        f"{memory.swaps} swapped out"
+    )
 
 
 def _counts(view: QueueView) -> str:
     oldest = f" (oldest {narrow_seconds(view.oldest_wait_s)})" if view.waiting else ""
-    rare = ((view.held, "held"), (view.failed, "failed"), (view.quarantined, "quarantined"))
+    rare = (
+        (view.held, "held"),
+        (view.parked, "parked"),
+        (view.failed, "failed"),
+        (view.quarantined, "quarantined"),
+    )
     return ", ".join([
         f"{view.running:>2} running", f"{view.waiting:>3} waiting{oldest}",
         f"{view.finished} finished", *(f"{count} {what}" for count, what in rare if count),

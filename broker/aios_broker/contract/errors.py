@@ -12,7 +12,15 @@
     │   ├── ForeignJob               a job that names code outside the closed table
     │   ├── QueueFull                wait `retry_after_s`, then send it again
     │   ├── QuotaExceeded            the agent or its tenant is at a limit of its own
-    │   └── UnknownSyscall           no syscall of that id, or its reply has expired
+    │   ├── UnknownSyscall           no syscall of that id, or its reply has expired
+    │   ├── UnknownAgent             the tenant has no agent, or no group, of that name
+    │   ├── NotFound                 no such note, file, version or link, or none that one may see
+    │   ├── AlreadyExists            something of that name is there already
+    │   ├── VersionConflict          it is of another version by now than was asked for
+    │   ├── ObjectLocked             another agent has locked it
+    │   ├── InvalidPath              a path that leads outside, or cannot be a name
+    │   ├── ApprovalDenied           a person refused it
+    │   └── ApprovalExpired          nobody decided in time
     ├── Failed                   a worker took it, and it did not succeed
     │   ├── ModuleError              the module raised
     │   ├── CoreError                the core answered wrongly, hung or died
@@ -171,6 +179,55 @@ class UnknownSyscall(Rejected):
     """No syscall of that id is known, or its reply has expired."""
 
     code = "unknown-syscall"
+
+
+class UnknownAgent(Rejected):
+    """The tenant has no agent, or no privilege group, of that name."""
+
+    code = "unknown-agent"
+
+
+class NotFound(Rejected):
+    """No such note, file, version, link or approval; or none that the agent may know of."""
+
+    code = "not-found"
+
+
+class AlreadyExists(Rejected):
+    """Something of that name is there already; it was left as it is."""
+
+    code = "already-exists"
+
+
+class VersionConflict(Rejected):
+    """It is of another version by now than `if_version` says; nothing was changed."""
+
+    code = "version-conflict"
+
+
+class ObjectLocked(Rejected):
+    """Another agent has locked it; the message says who and until when."""
+
+    code = "object-locked"
+    retryable = True
+
+
+class InvalidPath(Rejected):
+    """A path that leads outside the namespace, or that cannot be a name in it."""
+
+    code = "invalid-path"
+
+
+class ApprovalDenied(Rejected):
+    """It needs a person's approval, and the person refused it; nothing was changed."""
+
+    code = "approval-denied"
+
+
+class ApprovalExpired(Rejected):
+    """It needs a person's approval, and nobody decided in time; nothing was changed."""
+
+    code = "approval-expired"
 
 
 class Failed(KernelError):

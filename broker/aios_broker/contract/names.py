@@ -12,3 +12,13 @@ Module = Literal["llm", "memory", "storage", "tool", "access"]
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
 SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
+
+# Of the state modules: memory, storage, access.
+AgentName = Name
+GroupName = Name
+Verb = Literal["read", "write", "search", "share", "administer"]
+GrantVerbs = Annotated[tuple[Verb, ...], Meta(min_length=1, max_length=5)]
+Ttl = Annotated[float, Meta(gt=0.0, le=10 * 365 * 86_400.0)]  # s
+SearchMode = Literal["semantic", "keyword", "hybrid"]
+Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
+K = Annotated[int, Meta(ge=1, le=100)]  # how many are found

@@ -7,8 +7,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.access import AccessResult
 from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
+from aios_broker.contract.files import StorageResult
 from aios_broker.contract.llm import Message, ToolCall
+from aios_broker.contract.memory import MemoryResult
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -105,7 +108,15 @@ class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo", gc=Fa
     text: str = ""
 
 
-Result = ChatResult | EmbedResult | ContextResult | EchoResult
+Result = (
+    ChatResult
+    | EmbedResult
+    | ContextResult
+    | EchoResult
+    | MemoryResult
+    | StorageResult
+    | AccessResult
+)
 
 
 class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kind", gc=False):

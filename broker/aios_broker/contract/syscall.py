@@ -15,6 +15,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from aios_broker.contract.access import AccessBody
 from aios_broker.contract.errors import (
     InvalidSyscall,
     KernelError,
@@ -22,13 +23,17 @@ from aios_broker.contract.errors import (
     UnsupportedVersion,
 )
 from aios_broker.contract.llm import LlmBody, is_first_version
+from aios_broker.contract.memory import MemoryBody
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
+from aios_broker.contract.storage import StorageBody
 
 CONTRACT_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # a rolling upgrade: both stand side by side in the queues
 MAX_DEADLINE_S = 86_400.0
 
-MODULES: tuple[Module, ...] = ("llm", "tool")  # those that this version serves
+MODULES: tuple[Module, ...] = get_args(Module)
+# Those that one worker process serves together: they share the database and the embedding model.
+STATE_MODULES: tuple[Module, ...] = ("memory", "storage", "access")
 
 # queued: waits in the run queue. suspended: it ran, yielded, and waits there with its snapshot.
 # held: an operator took it out of the run queue. parked: it waits for a person's approval.
@@ -43,10 +48,23 @@ class ToolEcho(Struct, frozen=True, forbid_unknown_fields=True, tag="tool.echo",
     text: Text = ""
 
 
-Body = LlmBody | ToolEcho
+StateBody = MemoryBody | StorageBody | AccessBody
+Body = LlmBody | StateBody | ToolEcho
 _BODIES: tuple[type[Body], ...] = get_args(Body)
 _KIND_OF: dict[type[Body], str] = {body: str(body.__struct_config__.tag) for body in _BODIES}
 KINDS: tuple[str, ...] = tuple(_KIND_OF.values())
+
+
+def module_of(kind: str) -> str:
+    """Return the module that a kind such as `memory.add` belongs to, built or not."""
+    family = kind.partition(".")[0]
+    # Contexts are a tree of their own in the SDK, and stand in the queue of the llm module.
+    return "llm" if family == "context" else family
+
+
+_MODULE_OF: dict[type[Body], Module] = {
+    body: msgspec.convert(module_of(kind), Module) for body, kind in _KIND_OF.items()
+}
 
 
 class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -70,12 +88,18 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     @property
     def module(self) -> Module:
         """The module whose queue it belongs in."""
-        return "tool" if isinstance(self.body, ToolEcho) else "llm"
+        return _MODULE_OF[type(self.body)]
 
     @property
     def core(self) -> str:
-        """The core it names, or the empty string: any."""
-        return "" if isinstance(self.body, ToolEcho) else self.body.core or ""
+        """The core that its worker must serve, or the empty string: any.
+
+        The core that a memory or storage syscall names is that of its own llm syscalls.
+        """
+        body = self.body
+        if isinstance(body, ToolEcho) or not isinstance(body, LlmBody):
+            return ""
+        return body.core or ""
 
 
 _encoder = msgspec.json.Encoder()
@@ -100,9 +124,7 @@ def encode_syscall(syscall: Syscall) -> bytes:
         InvalidSyscall: over the size limit, or it holds what JSON cannot: an object of another
             type, half of a surrogate pair.
     """
-    if syscall.version < 2 and not (
-        isinstance(syscall.body, ToolEcho) or is_first_version(syscall.body)
-    ):
+    if syscall.version < 2 and not _is_first_version(syscall.body):
         syscall = msgspec.structs.replace(syscall, version=2)
     try:
         data = _encoder.encode(syscall)
@@ -120,6 +142,12 @@ def encode_syscall(syscall: Syscall) -> bytes:
             syscall_id=syscall.id,
         )
     return data
+
+
+def _is_first_version(body: Body) -> bool:
+    if isinstance(body, LlmBody):
+        return is_first_version(body)
+    return isinstance(body, ToolEcho)
 
 
 def decode_syscall(data: bytes | str) -> Syscall:
@@ -189,17 +217,17 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
 
 def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:
     """Return the error for a body whose tag no module of this version takes."""
-    module = kind.partition(".")[0]
-    if module == "context":  # a tree of its own in the SDK, in the queue of the llm module
-        module = "llm"
+    module = module_of(kind)
     why = (
         f"module {module!r} has no operation {kind!r}"
         if module in MODULES
         else f"no module {module!r} is served"
     )
+    family = kind.partition(".")[0] + "."
+    known = [one for one in KINDS if one.startswith(family)] or list(MODULES)
     return UnknownModule(
         f"{why} in this version",
         field="body.type",
-        remedy=f"use one of {', '.join(KINDS)}",
+        remedy=f"use one of {', '.join(known)}",
         syscall_id=syscall_id,
     )

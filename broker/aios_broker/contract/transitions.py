@@ -5,7 +5,9 @@
             ▲  ▲   reclaim, release     │ yield
             │  └────────────────────────┤ ──▶ suspended ──claim──▶ running
             │ release                   │ hold
-            └────────────── held ◀──────┘          cancel, from any state that is not terminal
+            ├────────────── held ◀──────┤
+            │ unpark                    │ park
+            └───────────── parked ◀─────┘          cancel, from any state that is not terminal
 
 `reclaim` puts a job back whose worker died; `fail` is the end that no worker wrote (deadline,
 poison, deleted by a stock tool). Each Redis function appends its events to the journal.
@@ -18,7 +20,18 @@ from typing import Literal
 from aios_broker.contract.syscall import State
 
 Event = Literal[
-    "submit", "adopt", "claim", "yield", "finish", "fail", "cancel", "reclaim", "hold", "release"
+    "submit",
+    "adopt",
+    "claim",
+    "yield",
+    "finish",
+    "fail",
+    "cancel",
+    "reclaim",
+    "hold",
+    "release",
+    "park",
+    "unpark",
 ]
 
 TERMINAL: frozenset[State] = frozenset({"finished", "failed", "cancelled"})
@@ -34,7 +47,8 @@ _OUTSIDE: tuple[State | None, ...] = (None, "finished", "failed", "cancelled")
 TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
     "submit": (_OUTSIDE, "queued"),
     "adopt": (_OUTSIDE, "queued"),
-    "claim": ((*_WAITING, "held"), "running"),  # held: a stock tool put it back into the queue
+    # held, parked: a stock tool put it back into the queue
+    "claim": ((*_WAITING, "held", "parked"), "running"),
     "yield": (("running",), "suspended"),
     "finish": (("running",), "finished"),
     "fail": (_ALIVE, "failed"),
@@ -42,6 +56,8 @@ TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
     "reclaim": (("running",), "queued"),
     "hold": (("queued", "suspended", "running"), "held"),
     "release": (("held",), "queued"),
+    "park": (("running",), "parked"),
+    "unpark": (("parked",), "queued"),
 }
 
 

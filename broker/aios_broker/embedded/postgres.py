@@ -175,7 +175,7 @@ class PostgresServer:
             "unix_socket_permissions=0700",
             f"port={PORT}",
             "max_connections=200",
-            "shared_buffers=64MB",
+            "shared_buffers=256MB",
             "log_checkpoints=off",
             # The supervisor's log has the time.
             "log_line_prefix=",

@@ -151,7 +151,7 @@ def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str)
 _Step = Callable[[SyscallRow, datetime, str, str, str], None]
 _STEPS: dict[Event, _Step] = {
     "submit": _submitted, "adopt": _adopted, "claim": _claimed, "yield": _suspended,
-    "hold": _used, "reclaim": _used, "release": _used,
+    "hold": _used, "reclaim": _used, "release": _used, "park": _used, "unpark": _used,
     "finish": _ended, "fail": _ended, "cancel": _ended,
 }  # fmt: skip
 _Arrow = tuple[tuple[State | None, ...], State, _Step | None]

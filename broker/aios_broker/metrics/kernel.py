@@ -51,6 +51,7 @@ def kernel_metrics(state: KernelState) -> Iterable[Metric]:
         ("waiting", "Syscalls in the run queue.", [q.waiting for q in state.queues]),
         ("running", "Syscalls that a worker holds.", [q.running for q in state.queues]),
         ("held", "Syscalls that an operator holds.", [q.held for q in state.queues]),
+        ("parked", "Syscalls that wait for approval.", [q.parked for q in state.queues]),
         ("quarantined", "Poison and foreign jobs.", [q.quarantined for q in state.queues]),
         ("oldest_wait_seconds", "How long the one that waits longest has waited.",
          [q.oldest_wait_s for q in state.queues]),

@@ -1,4 +1,4 @@
-"""What operators and handles do with syscalls: look, cancel, hold, release, renice."""
+"""What operators and handles do with syscalls: look, cancel, hold, release, unpark, renice."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_facts
 
 Outcome = Literal["done", "unknown", "ended"]
+# elsewhere: it is not parked; it runs, and may be about to be, or it waits already.
+Unparked = Literal["done", "elsewhere", "unknown", "ended"]
 
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
 
@@ -47,12 +49,25 @@ class Control:
         """Put held jobs back into the run queue."""
         return await self._outcomes(module, "release", job_ids)
 
+    async def unpark(self, job_ids: Sequence[str], *, module: Module) -> list[Unparked]:
+        """Put parked jobs at the head of the run queue: they ask again whether they may go on."""
+        return [msgspec.convert(outcome, Unparked)
+                for outcome in await self._words(module, "unpark", job_ids)]  # fmt: skip
+
+    async def live(self, job_ids: Sequence[str], *, module: Module) -> list[bool]:
+        """Tell which jobs have not ended."""
+        if not job_ids:
+            return []
+        key = self.keys.own(f"live:{module}")
+        found = await self._functions.connection.execute("HMGET", key, *job_ids)
+        return [clients is not None for clients in found]
+
     async def nice(self, job_ids: Sequence[str], nice: int, *, module: Module) -> list[Outcome]:
         """Change the nice value; the scheduler scores the job anew."""
         return await self._outcomes(module, "nice", job_ids, nice)
 
     async def jobs(self, module: Module, *, limit: int = 1000) -> list[JobView]:
-        """Return running jobs, then waiting ones in queue order, then held ones."""
+        """Return running jobs, then waiting ones in queue order, then held and parked ones."""
         rows = await self._call(module, "look", ["jobs", limit])
         return [_job_view(module, row) for row in rows]
 
@@ -67,9 +82,9 @@ class Control:
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
         row = await self._call(module, "look", ["queue"])
-        waiting, running, held, finished, failed, quarantined, policy, oldest_ms = row
+        waiting, running, held, finished, failed, quarantined, policy, oldest_ms, parked = row
         return QueueView(module, waiting, running, held, finished, failed, quarantined,
-                         policy.decode(), oldest_ms / 1000)  # fmt: skip
+                         policy.decode(), oldest_ms / 1000, parked)  # fmt: skip
 
     async def policy(self, module: Module) -> PolicyRow:
         """Return the policy that is in force."""
@@ -88,13 +103,19 @@ class Control:
     async def _outcomes(
         self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
     ) -> list[Outcome]:
+        return [msgspec.convert(word, Outcome)
+                for word in await self._words(module, step, job_ids, *arguments)]  # fmt: skip
+
+    async def _words(
+        self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
+    ) -> list[str]:
         """Take a step for jobs, a part of them at a time: Redis serves nobody else meanwhile."""
-        outcomes: list[Outcome] = []
+        words: list[str] = []
         for first in range(0, len(job_ids), AT_ONCE):
             part = job_ids[first : first + AT_ONCE]
             answer = await self._call(module, step, [*arguments, *part])
-            outcomes += (outcome.decode() for outcome in answer)
-        return outcomes
+            words += (word.decode() for word in answer)
+        return words
 
     async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
         return await self._functions.call(step, self.keys, [module, *arguments])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -12,11 +12,11 @@ from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
 
-LIBRARY = "aios2"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios3"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
     "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
-    "cancel", "hold", "release", "nice",
+    "cancel", "hold", "release", "unpark", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
     "birth", "death", "spill", "context",
 )  # fmt: skip
@@ -34,8 +34,13 @@ def library_source() -> str:
 class Functions:
     """Calls our functions; loads the library when Redis does not have it (a fresh server)."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(
+        self, connection: Connection, library: str = LIBRARY,
+        source: Callable[[], str] = library_source,
+    ) -> None:  # fmt: skip
         self.connection = connection
+        self._library = library
+        self._source = source
         self._placed: set[str] = set()  # prefixes that this Redis can serve
 
     async def call(self, step: str, keys: Keys, arguments: Sequence[Argument]) -> Answer:
@@ -47,7 +52,7 @@ class Functions:
         """
         if keys.prefix not in self._placed:
             await self._place(keys)
-        command = ("FCALL", f"{LIBRARY}_{step}", 1, keys.gate, keys.prefix, *arguments)
+        command = ("FCALL", f"{self._library}_{step}", 1, keys.gate, keys.prefix, *arguments)
         try:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
@@ -76,7 +81,7 @@ class Functions:
             KernelError: Redis refuses it: too old, or its ACL does.
         """
         try:
-            await self.connection.execute("FUNCTION", "LOAD", "REPLACE", library_source())
+            await self.connection.execute("FUNCTION", "LOAD", "REPLACE", self._source())
         except hiredis.ReplyError as error:
             raise KernelError(
                 f"Redis refused the kernel's functions: {error}",

@@ -85,13 +85,13 @@ class Ending(Struct, frozen=True, gc=False):
 
 
 class Pause(Struct, frozen=True, gc=False):
-    """A suspended job on its way back to the run queue (or, held, out of it)."""
+    """A suspended job on its way back to the run queue (or, held or parked, out of it)."""
 
     lease: Lease
     snapshot: bytes | None  # None: the last checkpoint stands, or it starts from the beginning
     ran_s: float  # since the claim, as the tokens
     tokens: int = 0
-    reason: Literal["yield", "hold", "drain"] = "yield"
+    reason: Literal["yield", "hold", "drain", "park"] = "yield"
     prompt_tokens: int = 0
 
 
@@ -154,6 +154,7 @@ class QueueView:
     quarantined: int
     policy: str
     oldest_wait_s: float
+    parked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

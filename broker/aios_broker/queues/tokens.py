@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 
 import msgspec
 from msgspec import Struct
@@ -19,11 +20,12 @@ TOKEN_BYTES = 32  # of randomness
 PREFIX = "aios_"  # lets secret scanners and people recognise one
 
 
-class Identity(Struct, frozen=True):
-    """Whose a token is."""
+class Identity(Struct, frozen=True, omit_defaults=True):
+    """Whose a token is, and until when."""
 
     agent: str
     tenant: str = "default"
+    expires_at: float | None = None  # Unix time, s
 
 
 class Tokens:
@@ -35,29 +37,63 @@ class Tokens:
 
     async def issue(self, identity: Identity) -> str:
         """Return a new token of this agent; it is shown once and kept only as a digest."""
-        token = PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+        token = self.new()
+        await self.put(token, identity)
+        return token
+
+    @staticmethod
+    def new() -> str:
+        """Return a token that is nobody's yet."""
+        return PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+
+    async def put(self, token: str, identity: Identity) -> None:
+        """Make a token this agent's."""
         await self._connection.execute(
             "HSET", self._key, digest(token), msgspec.json.encode(identity)
         )
-        return token
+
+    async def restore(self, token_digest: str, identity: Identity) -> None:
+        """Give a token back that Redis has lost; one that it has is left alone."""
+        await self._connection.execute(
+            "HSETNX", self._key, token_digest, msgspec.json.encode(identity)
+        )
 
     async def verify(self, token: str, *, agent: str, tenant: str) -> None:
         """Return when the token is this agent's.
 
         Raises:
-            AccessDenied: no token, an unknown one, or another agent's. One message for all
-                three: it does not tell which tokens exist.
+            AccessDenied: no token, an unknown one, one that has expired, or another agent's. One
+                message for all: it does not tell which tokens exist.
         """
         held = await self._connection.execute("HGET", self._key, digest(token)) if token else None
-        if held is None or msgspec.json.decode(held, type=Identity) != Identity(agent, tenant):
+        if held is None or not _holds(msgspec.json.decode(held, type=Identity), agent, tenant):
             raise AccessDenied(
-                f"the token is missing, or is not one of agent {agent!r} of tenant {tenant!r}",
+                f"the token is missing, has expired, or is not one of agent {agent!r} of tenant "
+                f"{tenant!r}",
                 field="token", remedy="put the agent's own token into the request",
             )  # fmt: skip
 
     async def revoke(self, token: str) -> bool:
         """Make a token worthless; False if it already was."""
         return bool(await self._connection.execute("HDEL", self._key, digest(token)))
+
+    async def revoke_all(self, agent: str, tenant: str) -> int:
+        """Make all tokens of an agent worthless; return how many there were. Reads all tokens."""
+        flat = await self._connection.execute("HGETALL", self._key)
+        held = zip(flat[::2], flat[1::2], strict=True) if isinstance(flat, list) else flat.items()
+        theirs = [key for key, value in held if _is_of(value, agent, tenant)]
+        return int(await self._connection.execute("HDEL", self._key, *theirs)) if theirs else 0
+
+
+def _is_of(value: bytes, agent: str, tenant: str) -> bool:
+    identity = msgspec.json.decode(value, type=Identity)
+    return (identity.agent, identity.tenant) == (agent, tenant)
+
+
+def _holds(identity: Identity, agent: str, tenant: str) -> bool:
+    if identity.expires_at is not None and identity.expires_at <= time.time():
+        return False
+    return (identity.agent, identity.tenant) == (agent, tenant)
 
 
 def digest(token: str) -> str:

@@ -10,6 +10,7 @@ import hiredis
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import RedisUnavailable
+from aios_broker.contract.syscall import STATE_MODULES
 from aios_broker.embedded.child import Service, always_ready
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
@@ -65,6 +66,13 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
         ),
         Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, ready="registered"),
         Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, ready="registered"),
+        Program(
+            "state",
+            (*worker, *STATE_MODULES),
+            stage=2,
+            count=config.state_workers,
+            ready="registered",
+        ),
     )
 
 

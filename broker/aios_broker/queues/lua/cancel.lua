@@ -1,4 +1,4 @@
--- cancel.lua: end jobs that wait, run, or are held; whoever waits hears it at once.
+-- cancel.lua: end jobs that wait, run, are held or parked; whoever waits hears it at once.
 --
 -- ARGV  prefix, module, now (ISO), event (cancel | fail), error body (JSON), id...
 -- Returns per job done | ended | unknown.

@@ -189,7 +189,7 @@ register('adopt', function(c)
     call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
     quota.moved(c, job.facts or nil, 'q', 'r', id)
     call('LREM', c.queue, 0, id)
-    for _, place in ipairs({c.suspects, c.held, c.deferred}) do call('ZREM', place, id) end
+    for _, place in ipairs({c.suspects, c.held, c.parked, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     write_journal(c)
     return {row_of(c, job, attempt, clients[1], queued_ms)}

@@ -1,5 +1,5 @@
--- expire.lua: end the jobs whose deadline has passed, waiting, running or held, and delete the records
--- of those that finished long enough ago.
+-- expire.lua: end the jobs whose deadline has passed, waiting, running, held or parked, and delete the
+-- records of those that finished long enough ago.
 --
 -- ARGV  prefix, module, epoch, error body (JSON), limit
 -- Returns how many were ended; 0 also when the epoch is over.

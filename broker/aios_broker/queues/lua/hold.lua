@@ -1,5 +1,5 @@
 -- hold.lua: take jobs out of the run queue until they are released. A running one is told at
--- its next slice end or renewal.
+-- its next slice end or renewal, a parked one when it is unparked.
 --
 -- ARGV  prefix, module, id...
 -- Returns per job done | ended | unknown.
@@ -7,7 +7,7 @@
 local function hold(c, id)
     local job = job_key(c, id)
     local status, attempt, ready = unpack(redis.call('HMGET', job, 'status', 'aios_attempt', 'aios_ready_ms'))
-    if status == 'started' then
+    if status == 'started' or (status == 'deferred' and redis.call('ZSCORE', c.parked, id)) then
         redis.call('HSET', c.control, id, 'hold')
     elseif status == 'queued' then
         leave_queue(c, id)

@@ -2,7 +2,7 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios2_'
+local LIB = 'aios3_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past ...
@@ -32,7 +32,7 @@ local function open(args)
         p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {},
         queue = p .. ':queue:' .. q,           -- list: all that waits
         wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
-        deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held
+        deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held or parked
         live = own .. 'live:' .. q,            -- hash: id -> clients that wait, space between
         leases = own .. 'leases:' .. q,        -- zset: id:attempt -> expiry ms
         deadlines = own .. 'deadlines:' .. q,  -- zset: id -> ms

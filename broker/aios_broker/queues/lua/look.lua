@@ -1,7 +1,7 @@
 -- look.lua: read-only views for tools and policies.
 --
 -- ARGV  prefix, module, then
---       'jobs', limit      rows of running, waiting and held jobs
+--       'jobs', limit      rows of running, waiting, held and parked jobs
 --       'job', id          its row, or nothing when it has ended
 --       'facts', id...     per job what a policy needs, or 0 when it is gone
 --       'ends', whole, head, running   how many wait and, unless all is in order: the first
@@ -40,7 +40,9 @@ local function jobs(c, limit)
         add(string.match(member, '^(.*):%d+$'), -1)
     end
     for i, id in ipairs(redis.call('LRANGE', c.queue, 0, limit - 1)) do add(id, i - 1) end
-    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, limit - 1)) do add(id, -1) end
+    for _, place in ipairs({c.held, c.parked}) do
+        for _, id in ipairs(redis.call('ZRANGE', place, 0, limit - 1)) do add(id, -1) end
+    end
     return rows
 end
 
@@ -60,7 +62,8 @@ local function queue(c)
     end
     return {redis.call('LLEN', c.queue), redis.call('ZCARD', c.leases), redis.call('ZCARD', c.held),
         redis.call('ZCARD', c.p .. ':finished:' .. c.q), redis.call('ZCARD', c.p .. ':failed:' .. c.q),
-        redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest}
+        redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest,
+        redis.call('ZCARD', c.parked)}
 end
 
 local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms

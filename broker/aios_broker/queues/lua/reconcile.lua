@@ -9,7 +9,8 @@
 -- for a full look every FULL_LOOK_MS). A live job that is nowhere was deleted or cancelled
 -- (whoever waits hears it), or a stock worker has just popped it: then it is a suspect, and put
 -- back when it is still nowhere after GRACE_MS. A listed job that is not live was enqueued or
--- requeued by a stock tool: it is taken in. A held one that a stock tool enqueued is held no more.
+-- requeued by a stock tool: it is taken in. A held or parked one that a stock tool enqueued is so
+-- no more: whether it may do what it was parked for is asked anew.
 -- Where more is live than may be looked at in one step, the full look is the caller's, part by part:
 -- see settle.lua.
 -- Returns how many jobs were put right; 0 also when the epoch is over. Or, where something is to be
@@ -73,14 +74,14 @@ local function clear_short_queue(c, all_at_once)
     clear_queue(c)
 end
 
--- A held job that is not `deferred` any more: a stock tool enqueued it, and it may run already.
-local function let_go(c, id)
+-- A held or parked job that is not `deferred` any more: a stock tool enqueued it, and it may run already.
+local function let_go(c, place, event, id)
     local status, attempt = unpack(redis.call('HMGET', job_key(c, id), 'status', 'aios_attempt'))
     local live = redis.call('HEXISTS', c.live, id) == 1
     if live and (not status or status == 'deferred' or status == 'canceled') then return 0 end
-    redis.call('ZREM', c.held, id)
+    redis.call('ZREM', place, id)
     redis.call('ZREM', c.deferred, id)
-    if live and status == 'queued' then note(c, 'release', id, attempt or '0', '', '') end
+    if live and status == 'queued' then note(c, event, id, attempt or '0', '', '') end
     return 1
 end
 
@@ -90,8 +91,9 @@ local function withdraw_placed(c, body, iso)
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         mended = mended + withdraw(c, id, body, iso, attempt)
     end
-    for _, id in ipairs(redis.call('ZRANGE', c.held, 0, PLACED - 1)) do mended = mended + let_go(c, id) end
-    for _, place in ipairs({c.held, c.parked}) do
+    for event, place in pairs({release = c.held, unpark = c.parked}) do
+        local ids = redis.call('ZRANGE', place, 0, PLACED - 1)
+        for _, id in ipairs(ids) do mended = mended + let_go(c, place, event, id) end
         for _, id in ipairs(redis.call('ZRANGE', place, 0, PLACED - 1)) do
             mended = mended + withdraw(c, id, body, iso)
         end

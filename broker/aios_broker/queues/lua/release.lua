@@ -1,7 +1,7 @@
 -- release.lua: put held jobs back into the run queue.
 --
 -- ARGV  prefix, module, id...
--- Returns per job done | ended | unknown. One that runs and was to be held goes on.
+-- Returns per job done | ended | unknown. One that runs or is parked and was to be held is not.
 
 register('release', function(c)
     local answer = {}
@@ -11,7 +11,7 @@ register('release', function(c)
         if redis.call('HEXISTS', c.live, id) == 1 then
             redis.call('HDEL', c.control, id)
             local held = redis.call('ZREM', c.held, id) == 1
-            redis.call('ZREM', c.deferred, id)
+            if held then redis.call('ZREM', c.deferred, id) end
             if held and redis.call('HGET', job, 'status') == 'deferred' then -- else a stock tool did
                 redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
                 redis.call('RPUSH', c.queue, id)

@@ -32,7 +32,7 @@ end
 -- Does it have a place, or did it come into the run queue since the look began?
 local function is_placed(c, id, began_ms)
     local attempt, ready_ms = unpack(redis.call('HMGET', job_key(c, id), 'aios_attempt', 'aios_ready_ms'))
-    return count(ready_ms) >= began_ms or redis.call('ZSCORE', c.parked, id)
+    return count(ready_ms) >= began_ms
         or redis.call('ZSCORE', c.leases, id .. ':' .. (attempt or '0'))
 end
 
@@ -43,7 +43,8 @@ local function settle_unlisted(c, id, look)
         terminate(c, id, 'cancel', 'canceled', look.body, look.iso, not status and attempts_lent(c)[id] or nil)
         return 1
     end
-    if redis.call('ZSCORE', c.held, id) then return let_go(c, id) end
+    if redis.call('ZSCORE', c.held, id) then return let_go(c, c.held, 'release', id) end
+    if redis.call('ZSCORE', c.parked, id) then return let_go(c, c.parked, 'unpark', id) end
     if is_placed(c, id, look.began_ms) then
         redis.call('ZREM', c.suspects, id)
         return 0

@@ -2,36 +2,41 @@
 -- claim the next ones.
 --
 -- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, n, then per job:
---       id, attempt, reason (yield | hold | drain), snapshot ('' keeps the last), ran_ms, tokens,
+--       id, attempt, reason (yield | hold | drain | park), snapshot ('' keeps the last), ran_ms, tokens,
 --       prompt tokens (all three since the claim)
 --
 -- yield: to the tail. drain: to the head, its worker stops and it did not use up its turn.
+-- park: out of the run queue, until a person has decided and it is unparked. It has used its slice up,
+-- and it was not suspended: it begins anew. What an operator wants of it is kept till then.
 -- hold: out of the run queue, until released. What the operator wants by now decides: one that was
 -- told to yield and is to be held since is held, and one that was released meanwhile is not.
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}.
 
 local function as_wished(c, job)
+    if job.reason == 'park' then return 'park' end
     if redis.call('HGET', c.control, job.id) == 'hold' then return 'hold' end
     return job.reason == 'hold' and 'yield' or job.reason
 end
+
+local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves the run queue
 
 local function suspend(c, job)
     local key = job_key(c, job.id)
     local used, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
     if known then quota.moved(c, facts, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
-    local member = job.id .. ':' .. job.attempt
+    local member, place = job.id .. ':' .. job.attempt, KEPT_OUT[job.reason]
     redis.call('ZREM', c.leases, member)
     redis.call('ZREM', c.wip, member)
     redis.call('ZREM', c.yielding, job.id)
     redis.call('ZREM', c.scores, job.id)
-    redis.call('HDEL', c.control, job.id)
+    if job.reason ~= 'park' then redis.call('HDEL', c.control, job.id) end
     keep_snapshot(c, job.id, job.snapshot)
-    redis.call('HSET', key, 'status', job.reason == 'hold' and 'deferred' or 'queued',
+    redis.call('HSET', key, 'status', place and 'deferred' or 'queued',
         'worker_name', '', 'aios_ready_ms', c.now, 'aios_slices', count(slices) + 1,
-        'aios_suspensions', count(suspensions) + 1)
-    if job.reason == 'hold' then
-        redis.call('ZADD', c.held, c.now, job.id)
+        'aios_suspensions', count(suspensions) + (job.reason == 'park' and 0 or 1))
+    if place then
+        redis.call('ZADD', c[place], c.now, job.id)
         redis.call('ZADD', c.deferred, WIP_SCORE, job.id)
     else
         redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)
@@ -53,7 +58,7 @@ register('yield', function(c)
         if accepted[i] == 1 then
             seen[job.id] = true
             job.reason = as_wished(c, job)
-            note(c, job.reason == 'hold' and 'hold' or 'yield', job.id, job.attempt, worker,
+            note(c, KEPT_OUT[job.reason] and job.reason or 'yield', job.id, job.attempt, worker,
                 suspend(c, job))
         end
     end

@@ -1,0 +1,1 @@
+"""What search finds, and how fast: see __main__."""

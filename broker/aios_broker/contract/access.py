@@ -1,0 +1,340 @@
+"""What an agent may ask of the access module: who it is, groups, grants, approvals, the audit.
+
+An agent's objects are its own and nobody else's until it grants a verb on one of them to an
+agent or to a privilege group of its tenant. What cannot be taken back waits for a person.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from aios_broker.contract.names import AgentName, GrantVerbs, GroupName, SyscallId, Ttl, Verb
+
+# What a grant is on: an agent's whole memory (its block), one note of it, or a file or a directory
+# with all that is below it.
+ObjectKind = Literal["block", "note", "file", "directory"]
+# Operations that cannot be taken back, and so may need a person.
+OperationClass = Literal["delete", "overwrite", "rollback", "clear", "privilege", "unshare"]
+ApprovalState = Literal["waiting", "approved", "denied", "expired", "used"]
+# ask: always. ask-when-lossy: only where something newer or not empty is lost. never: just do it.
+ApprovalRule = Literal["ask", "ask-when-lossy", "never"]
+Reason = Annotated[str, Meta(max_length=2_000)]
+GroupRole = Literal["member", "admin"]
+
+
+class ObjectRef(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One object: of which kind, whose, and its note id or its path (a block has neither)."""
+
+    kind: ObjectKind
+    name: Annotated[str, Meta(max_length=4_096)] = ""
+    owner: AgentName | None = None  # None: the agent that asks
+
+
+class AccessWhoami(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.whoami"
+):
+    """Return who the kernel takes the agent for: its tenant, groups, roles, and quotas."""
+
+
+class AccessRegister(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.register"
+):
+    """Make an agent of the caller's tenant known, and give it a token. For administrators.
+
+    The first agent of a tenant becomes its administrator; an agent that a trusted door vouches
+    for is known from its first syscall on, without a token.
+    """
+
+    agent: AgentName
+    administrator: bool = False
+    ttl_s: Ttl | None = None  # of the token; None: it does not expire
+
+
+class AccessRevokeToken(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.revoke_token"
+):
+    """Make all tokens of an agent worthless. For administrators, and for the agent itself."""
+
+    agent: AgentName
+
+
+class AccessGroups(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.groups"
+):
+    """List the privilege groups of the tenant, with their members."""
+
+
+class AccessGroupCreate(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_create"
+):
+    """Make a privilege group; who makes it is its first administrator."""
+
+    group: GroupName
+
+
+class AccessGroupDelete(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_delete"
+):
+    """Delete a privilege group and all grants to it (class `privilege`)."""
+
+    group: GroupName
+
+
+class AccessGroupAdd(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_add"
+):
+    """Put an agent into a group, or change its role there (class `privilege`)."""
+
+    group: GroupName
+    agent: AgentName
+    role: GroupRole = "member"
+
+
+class AccessGroupRemove(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_remove"
+):
+    """Take an agent out of a group (class `privilege`); leaving oneself needs nobody."""
+
+    group: GroupName
+    agent: AgentName
+
+
+class AccessGrant(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.grant"
+):
+    """Let an agent or a group do what the verbs say with an object (exactly one of the two)."""
+
+    object: ObjectRef
+    verbs: GrantVerbs
+    agent: AgentName | None = None
+    group: GroupName | None = None
+    ttl_s: Ttl | None = None  # None: until it is revoked
+
+
+class AccessRevoke(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.revoke"
+):
+    """Take grants on an object back (class `unshare`); neither agent nor group: all of them."""
+
+    object: ObjectRef
+    agent: AgentName | None = None
+    group: GroupName | None = None
+
+
+class AccessGrants(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.grants"
+):
+    """List grants: on the agent's own objects, or those that it holds on others'."""
+
+    held: bool = False
+
+
+class AccessCheck(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.check"
+):
+    """Tell whether the agent may do something with an object, and by which grant."""
+
+    object: ObjectRef
+    verb: Verb
+
+
+class AccessApprovals(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.approvals"
+):
+    """List approvals: the agent's own, for an administrator all of the tenant."""
+
+    state: ApprovalState | None = "waiting"  # None: all
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+
+
+class AccessApprove(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.approve"
+):
+    """Let a parked syscall run, once, as it is or with other arguments. For administrators.
+
+    Nobody approves what it asked for itself.
+    """
+
+    approval: SyscallId
+    arguments: dict[str, Any] | None = None  # instead of those that were asked for
+
+
+class AccessDeny(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.deny"
+):
+    """End a parked syscall with `approval-denied`. For administrators."""
+
+    approval: SyscallId
+    reason: Reason = ""
+
+
+class AccessSetRule(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.set_rule"
+):
+    """Say which operations of a class need a person (class `privilege`). For administrators."""
+
+    operation: OperationClass
+    rule: ApprovalRule | None  # None: forget the rule, what is wider holds again
+    agent: AgentName | None = None  # None: for all agents of the tenant that have none of their own
+
+
+class AccessRules(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.rules"
+):
+    """Return the rules that hold for an agent, per class."""
+
+    agent: AgentName | None = None  # None: the one that asks
+
+
+class AccessAudit(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.audit"
+):
+    """Return the newest entries of the audit log: the agent's own, for an administrator all."""
+
+    agent: AgentName | None = None
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+
+
+AccessBody = (
+    AccessWhoami
+    | AccessRegister
+    | AccessRevokeToken
+    | AccessGroups
+    | AccessGroupCreate
+    | AccessGroupDelete
+    | AccessGroupAdd
+    | AccessGroupRemove
+    | AccessGrant
+    | AccessRevoke
+    | AccessGrants
+    | AccessCheck
+    | AccessApprovals
+    | AccessApprove
+    | AccessDeny
+    | AccessSetRule
+    | AccessRules
+    | AccessAudit
+)
+
+
+# What comes back.
+
+
+class Whoami(Struct, frozen=True, omit_defaults=True, tag="access.whoami"):
+    """Who an agent is."""
+
+    agent: str
+    tenant: str
+    administrator: bool
+    groups: tuple[str, ...] = ()
+
+
+class TokenIssued(Struct, frozen=True, omit_defaults=True, tag="access.token"):
+    """A new token; the kernel keeps only its digest, so it is shown this once."""
+
+    agent: str
+    token: str
+    expires_at: float | None = None  # Unix time, s
+
+
+class Group(Struct, frozen=True, omit_defaults=True):
+    """A privilege group and its members' roles."""
+
+    name: str
+    members: dict[str, GroupRole] = {}
+
+
+class Groups(Struct, frozen=True, omit_defaults=True, tag="access.groups"):
+    """Privilege groups, by name."""
+
+    groups: tuple[Group, ...]
+
+
+class Grant(Struct, frozen=True, omit_defaults=True):
+    """A grant as it stands; `to` is `agent:<name>` or `group:<name>`."""
+
+    object: ObjectRef
+    to: str
+    verbs: tuple[str, ...]
+    granted_by: str
+    expires_at: float | None = None  # Unix time, s
+
+
+class Grants(Struct, frozen=True, omit_defaults=True, tag="access.grants"):
+    """Grants, newest first."""
+
+    grants: tuple[Grant, ...]
+
+
+class Verdict(Struct, frozen=True, omit_defaults=True, tag="access.verdict"):
+    """Whether an access would be let through, and why."""
+
+    allowed: bool
+    why: str
+
+
+class Approval(Struct, frozen=True, omit_defaults=True):
+    """One request for a person's approval, bound to the SHA-256 of the canonical arguments."""
+
+    id: str
+    state: ApprovalState
+    syscall_id: str
+    agent: str
+    tenant: str
+    kind: str  # the syscall's, such as storage.delete
+    operation: OperationClass
+    arguments: dict[str, Any]
+    arguments_sha256: str
+    what: str  # one line for the person who decides
+    asked_at: float  # Unix time, s
+    expires_at: float
+    diff: str = ""  # what would be lost or changed, or what an edit changed, as a unified diff
+    decided_by: str = ""
+    decided_at: float | None = None
+    reason: str = ""
+
+
+class Approvals(Struct, frozen=True, omit_defaults=True, tag="access.approvals"):
+    """Approvals, oldest first."""
+
+    approvals: tuple[Approval, ...]
+
+
+class Rules(Struct, frozen=True, omit_defaults=True, tag="access.rules"):
+    """The rule per class of operations."""
+
+    rules: dict[OperationClass, ApprovalRule]
+
+
+class AuditEntry(Struct, frozen=True, omit_defaults=True):
+    """One line of the audit log; `hash` covers it and the hash before it."""
+
+    seq: int
+    at: float  # Unix time, s
+    tenant: str
+    actor: str
+    action: str
+    object: str
+    outcome: str
+    syscall_id: str
+    hash: str  # SHA-256, hex
+    detail: dict[str, Any] = {}
+
+
+class Audit(Struct, frozen=True, omit_defaults=True, tag="access.audit"):
+    """Entries of the audit log, newest first."""
+
+    entries: tuple[AuditEntry, ...]
+
+
+class Acknowledged(Struct, frozen=True, omit_defaults=True, tag="ok"):
+    """It was done; `changed` is false where all was so already."""
+
+    changed: bool = True
+
+
+AccessResult = (
+    Whoami | TokenIssued | Groups | Grants | Verdict | Approvals | Rules | Audit | Acknowledged
+)

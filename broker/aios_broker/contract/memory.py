@@ -1,0 +1,331 @@
+"""What an agent may ask of the memory module: notes that it keeps, finds again, and may share.
+
+A note has an id that the kernel makes. `owner` names another agent whose note it is; without it the
+agent's own is meant. Notes of others are there for whom their owner granted the verb.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from aios_broker.contract.names import (
+    AgentName,
+    GrantVerbs,
+    GroupName,
+    K,
+    Name,
+    Query,
+    SearchMode,
+    SyscallId,
+    Ttl,
+)
+
+MAX_NOTE_BYTES = 256 * 1024
+MIN_BLOCK_BYTES = 4 * 1024
+MAX_BLOCK_BYTES = 1024 * 1024 * 1024
+DEFAULT_BLOCK_BYTES = 16 * 1024 * 1024  # of an agent that never asked for another size
+
+NoteId = SyscallId  # 32 hex digits
+NoteText = Annotated[str, Meta(min_length=1, max_length=MAX_NOTE_BYTES)]
+Word = Annotated[str, Meta(min_length=1, max_length=128)]
+Words = Annotated[tuple[Word, ...], Meta(max_length=64)]
+Links = Annotated[tuple[NoteId, ...], Meta(max_length=256)]
+Category = Annotated[str, Meta(max_length=128)]
+ContextLine = Annotated[str, Meta(max_length=2_000)]
+MetadataKey = Annotated[str, Meta(min_length=1, max_length=128)]
+Metadata = Annotated[dict[MetadataKey, Any], Meta(max_length=64)]
+Watermark = Annotated[float, Meta(gt=0.0, le=1.0)]
+Version = Annotated[int, Meta(ge=1)]
+
+
+class MemoryAlloc(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.alloc"
+):
+    """Set the size of the agent's block in Redis, and how its notes are chosen to leave it."""
+
+    bytes: Annotated[int, Meta(ge=MIN_BLOCK_BYTES, le=MAX_BLOCK_BYTES)] = DEFAULT_BLOCK_BYTES
+    k: Annotated[int, Meta(ge=1, le=16)] = 2  # of LRU-K: how many references count
+    correlated_s: Annotated[float, Meta(ge=0.0, le=3_600.0)] = 1.0  # references so close are one
+    high: Watermark = 0.8  # of the bytes: from here on notes are swapped out ...
+    low: Watermark = 0.6  # ... down to here
+
+
+class MemoryAdd(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.add"
+):
+    """Add a note. With `evolve` a model writes its keywords, context and tags, links it to its
+    neighbours, and may rewrite theirs (agentic memory).
+    """  # noqa: D205
+
+    content: NoteText
+    keywords: Words = ()
+    tags: Words = ()
+    category: Category = ""
+    context: ContextLine = ""  # one line on what it is about
+    links: Links = ()
+    metadata: Metadata = {}
+    ttl_s: Ttl | None = None
+    evolve: bool = False
+    core: Name | None = None  # whose model `evolve` uses
+
+
+class MemoryGet(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.get"
+):
+    """Return a note; one that was swapped out comes back into the block."""
+
+    note: NoteId
+    owner: AgentName | None = None
+    version: Version | None = None  # an older one; None: as it is now
+
+
+class MemoryUpdate(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.update"
+):
+    """Change a note; what is left out stays as it is. The old version is kept."""
+
+    note: NoteId
+    owner: AgentName | None = None
+    content: NoteText | None = None
+    keywords: Words | None = None
+    tags: Words | None = None
+    category: Category | None = None
+    context: ContextLine | None = None
+    links: Links | None = None
+    metadata: Metadata | None = None
+    if_version: Version | None = None  # refuse with `version-conflict` if it is another by now
+
+
+class MemoryRemove(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.remove"
+):
+    """Delete a note and its versions (class `delete`)."""
+
+    note: NoteId
+    owner: AgentName | None = None
+
+
+class MemoryList(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.list"
+):
+    """List notes, oldest first, without reading them into the block."""
+
+    owner: AgentName | None = None
+    tags: Words = ()  # all of them
+    category: Category | None = None
+    limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    after: NoteId | None = None  # the last one of the page before
+
+
+class MemorySearch(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.search"
+):
+    """Find notes by meaning, by words, or by both (reciprocal rank fusion), best first."""
+
+    query: Query
+    k: K = 10
+    mode: SearchMode = "hybrid"
+    owner: AgentName | None = None  # one agent's; None: own ones
+    shared: bool = False  # own ones and all that others granted `search` on
+    tags: Words = ()
+    category: Category | None = None
+    follow_links: bool = False  # the notes that those found are linked with come after them
+
+
+class MemoryContext(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.context"
+):
+    """Return what is worth recalling for a query as one text of a bounded number of tokens."""
+
+    query: Query
+    max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 512
+    shared: bool = False
+    core: Name | None = None  # whose tokenizer counts; None: a quarter of the characters
+
+
+class MemoryLog(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.log"
+):
+    """Append a turn of a conversation, or a tool's result, to the program's log: a note of its
+    own category (`conversation` or `tool`), in order.
+    """  # noqa: D205
+
+    role: Literal["user", "assistant", "system", "tool"]
+    content: NoteText
+    tool: Annotated[str, Meta(max_length=128)] = ""  # of a tool's result: which
+    metadata: Metadata = {}
+    ttl_s: Ttl | None = None
+
+
+class MemoryHistory(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.history"
+):
+    """List the versions of a note, newest first, with who changed what."""
+
+    note: NoteId
+    owner: AgentName | None = None
+
+
+class MemoryRollback(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.rollback"
+):
+    """Make an older version the newest one (class `rollback`). Nothing is lost."""
+
+    note: NoteId
+    version: Version
+    owner: AgentName | None = None
+
+
+class MemoryUndo(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.undo"
+):
+    """Take back all that an `evolve` did to other notes, by the id of its syscall."""
+
+    syscall_id: SyscallId
+
+
+class MemoryClear(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.clear"
+):
+    """Delete all of the agent's notes (class `clear`)."""
+
+
+class MemoryTtl(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.ttl"
+):
+    """Let a note expire; None: never."""
+
+    note: NoteId
+    ttl_s: Ttl | None
+
+
+class MemoryShare(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.share"
+):
+    """Grant verbs on a note, or on all notes, to a group or an agent (exactly one of the two)."""
+
+    note: NoteId | None = None  # None: the whole block, what is added later too
+    group: GroupName | None = None
+    agent: AgentName | None = None
+    verbs: GrantVerbs = ("read", "search")
+    ttl_s: Ttl | None = None
+
+
+class MemoryUnshare(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.unshare"
+):
+    """Take such grants back (class `unshare`); neither group nor agent: all of them."""
+
+    note: NoteId | None = None
+    group: GroupName | None = None
+    agent: AgentName | None = None
+
+
+class MemoryStat(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.stat"
+):
+    """Return the block's size and counters."""
+
+
+MemoryBody = (
+    MemoryAlloc
+    | MemoryAdd
+    | MemoryGet
+    | MemoryUpdate
+    | MemoryRemove
+    | MemoryList
+    | MemorySearch
+    | MemoryContext
+    | MemoryLog
+    | MemoryHistory
+    | MemoryRollback
+    | MemoryUndo
+    | MemoryClear
+    | MemoryTtl
+    | MemoryShare
+    | MemoryUnshare
+    | MemoryStat
+)
+
+
+# What comes back.
+
+
+class Note(Struct, frozen=True, omit_defaults=True, tag="memory.note"):
+    """A note as it is now, or was in `version`."""
+
+    id: str
+    owner: str
+    content: str
+    version: int
+    created_at: float  # Unix time, s
+    updated_at: float
+    keywords: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    category: str = ""
+    context: str = ""
+    links: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    expires_at: float | None = None
+    score: float | None = None  # of a search: higher is better, comparable within one answer
+
+
+class Notes(Struct, frozen=True, omit_defaults=True, tag="memory.notes"):
+    """Notes in the order that was asked for; `more`: there are further ones after the last."""
+
+    notes: tuple[Note, ...]
+    more: bool = False
+
+
+class NoteVersion(Struct, frozen=True, omit_defaults=True):
+    """One version in a note's history."""
+
+    version: int
+    at: float  # Unix time, s
+    by: str  # the agent
+    operation: str  # add, update, rollback, evolve, undo
+    syscall_id: str
+    note: Note
+
+
+class NoteHistory(Struct, frozen=True, omit_defaults=True, tag="memory.history"):
+    """The versions of a note, newest first."""
+
+    versions: tuple[NoteVersion, ...]
+
+
+class Recall(Struct, frozen=True, omit_defaults=True, tag="memory.recall"):
+    """A text for a prompt, and the notes that it is made of, best first."""
+
+    text: str
+    tokens: int
+    notes: tuple[str, ...]
+    exact: bool  # whether a core's tokenizer counted
+
+
+class BlockStat(Struct, frozen=True, omit_defaults=True, tag="memory.stat"):
+    """An agent's block: sizes in bytes, counters since it was made."""
+
+    limit_bytes: int
+    used_bytes: int
+    resident_notes: int
+    swapped_notes: int
+    hits: int
+    faults: int  # reads of notes that were swapped out
+    swaps: int  # notes swapped out
+    k: int
+    correlated_s: float
+    high: float
+    low: float
+
+
+class Evolved(Struct, frozen=True, omit_defaults=True, tag="memory.evolved"):
+    """A note that a model worked on, and the ids of the neighbours whose text it changed."""
+
+    note: Note
+    changed: tuple[str, ...] = ()
+
+
+MemoryResult = Note | Notes | NoteHistory | Recall | BlockStat | Evolved

@@ -1,0 +1,40 @@
+-- unpark.lua: put parked jobs back into the run queue, to its head: they have waited for a person, and
+-- are to ask again whether they may. One that an operator wants held is held from now on.
+--
+-- ARGV  prefix, module, id...
+-- Returns per job done | elsewhere (it is not parked: it runs still, or waits already) | ended | unknown.
+
+local function unpark(c, id)
+    local job = job_key(c, id)
+    if redis.call('ZREM', c.parked, id) == 0 then return 'elsewhere' end
+    local status, attempt = unpack(redis.call('HMGET', job, 'status', 'aios_attempt'))
+    if status ~= 'deferred' then -- a stock tool enqueued it
+        redis.call('ZREM', c.deferred, id)
+        return 'elsewhere'
+    end
+    note(c, 'unpark', id, attempt or '0', '', '')
+    if redis.call('HGET', c.control, id) == 'hold' then
+        redis.call('HDEL', c.control, id)
+        redis.call('ZADD', c.held, c.now, id)
+        note(c, 'hold', id, attempt or '0', '', '')
+    else
+        redis.call('ZREM', c.deferred, id)
+        redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
+        redis.call('LPUSH', c.queue, id)
+    end
+    return 'done'
+end
+
+register('unpark', function(c)
+    local answer = {}
+    while c.at <= #c.args do
+        local id = take(c)
+        if redis.call('HEXISTS', c.live, id) == 1 then
+            answer[#answer + 1] = unpark(c, id)
+        else
+            answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
+        end
+    end
+    write_journal(c)
+    return answer
+end)

@@ -1,0 +1,1 @@
+"""What must last beyond Redis: agents, grants, notes, files, approvals, the audit, effects."""

@@ -1,0 +1,186 @@
+"""Transactions on the store, each as somebody: row-level security holds for all of them.
+
+    store = Store(url, name="aios-memory")
+    async with store.as_agent(agent) as cursor: ...     # sees what that agent may see
+    async with store.as_steward() as cursor: ...        # the kernel's own duties, over all agents
+
+Cursors return rows as named tuples. A block is committed at its end, or nothing of it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from aios_broker.contract.errors import AccessDenied, DatabaseUnavailable, UnknownAgent
+from aios_broker.ledger.database import (
+    CONNECT_TIMEOUT_S,
+    SERVICE_TIMEOUT_S,
+    SESSION_LIMITS,
+    check_database_url,
+    database_errors,
+)
+
+POOL_SIZE = 8  # connections of one process
+Cursor = psycopg.AsyncCursor[Any]  # named tuples, of whatever was selected
+
+_AS_AGENT = """
+    SELECT set_config('role', 'aios_agent', true) AS role,
+           set_config('aios.agent_id', %s, true) AS agent,
+           set_config('aios.tenant_id', %s, true) AS tenant
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRow:
+    """An agent as the store knows it."""
+
+    id: int
+    tenant_id: int
+    name: str
+    tenant: str
+    administrator: bool
+
+
+class Store:
+    """A pool of connections to Postgres, opened when first used."""
+
+    def __init__(
+        self, url: str, *, name: str = "aios", size: int = POOL_SIZE,
+        limit_s: float = SERVICE_TIMEOUT_S,
+    ) -> None:  # fmt: skip
+        self.url = url
+        self._limit_s = limit_s  # of a whole transaction, the wait for a connection included
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = (
+            AsyncConnectionPool(
+                check_database_url(url), min_size=0, max_size=size, open=False, timeout=limit_s,
+                configure=_configure, check=AsyncConnectionPool.check_connection,
+                kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S,
+                        "application_name": name, "row_factory": namedtuple_row},
+            )
+        )  # fmt: skip
+        self._known: dict[tuple[str, str], AgentRow] = {}
+        self._is_open = False
+
+    @asynccontextmanager
+    async def as_agent(self, agent: AgentRow) -> AsyncIterator[Cursor]:
+        """Yield a cursor in a transaction that sees what the agent may see.
+
+        Raises:
+            DatabaseUnavailable: no connection, a broken one, or no end in time. Whether a commit
+                that was under way took effect is then not known.
+            AccessDenied: row-level security refused a row that was to be written.
+        """
+        async with self._transaction() as cursor:
+            await cursor.execute(_AS_AGENT, (str(agent.id), str(agent.tenant_id)))
+            yield cursor
+
+    @asynccontextmanager
+    async def as_steward(self) -> AsyncIterator[Cursor]:
+        """Yield a cursor in a transaction of the kernel's own: it sees all agents' rows."""
+        async with self._transaction() as cursor:
+            await cursor.execute("SET LOCAL ROLE aios_steward")
+            yield cursor
+
+    async def agent(self, name: str, tenant: str) -> AgentRow:
+        """Return an agent that is known; it is remembered for this process.
+
+        Raises:
+            UnknownAgent: the tenant has none of that name.
+        """
+        row = self._known.get((tenant, name)) or await self._find(name, tenant)
+        if row is None:
+            raise UnknownAgent(
+                f"tenant {tenant!r} has no agent {name!r}", field="agent",
+                remedy="correct the name, or register the agent (access.register)",
+            )  # fmt: skip
+        return row
+
+    async def vouched(self, name: str, tenant: str) -> AgentRow:
+        """Return an agent that a trusted door or its token vouches for; make it known if new."""
+        row = self._known.get((tenant, name)) or await self._find(name, tenant)
+        if row is not None:
+            return row
+        async with self.as_steward() as cursor:
+            await cursor.execute(
+                "INSERT INTO tenant (name) VALUES (%s) ON CONFLICT DO NOTHING", (tenant,)
+            )
+            await cursor.execute(
+                "INSERT INTO agent (tenant_id, name) SELECT id, %s FROM tenant WHERE name = %s "
+                "ON CONFLICT DO NOTHING", (name, tenant),
+            )  # fmt: skip
+        row = await self._find(name, tenant)
+        if row is None:
+            raise UnknownAgent(
+                f"agent {name!r} of tenant {tenant!r} was deleted just now", field="agent",
+                remedy="send the syscall again",
+            )  # fmt: skip
+        return row
+
+    def forget(self, name: str, tenant: str) -> None:
+        """Read an agent anew at the next look: its row has changed."""
+        self._known.pop((tenant, name), None)
+
+    async def aclose(self) -> None:
+        """Close all connections; safe to call twice."""
+        if self._is_open:
+            self._is_open = False
+            await self._pool.close()
+
+    async def _find(self, name: str, tenant: str) -> AgentRow | None:
+        async with self.as_steward() as cursor:
+            await cursor.execute(
+                "SELECT a.id, a.tenant_id, a.administrator FROM agent a "
+                "JOIN tenant t ON t.id = a.tenant_id WHERE t.name = %s AND a.name = %s",
+                (tenant, name),
+            )
+            found = await cursor.fetchone()
+        if found is None:
+            return None
+        row = AgentRow(found.id, found.tenant_id, name, tenant, found.administrator)
+        self._known[tenant, name] = row
+        return row
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Cursor]:
+        if not self._is_open:
+            self._is_open = True
+            await self._pool.open()
+        with database_errors(self.url):
+            try:
+                async with (
+                    asyncio.timeout(self._limit_s),
+                    self._pool.connection() as connection,
+                    connection.transaction(),
+                    connection.cursor() as cursor,
+                ):
+                    yield cursor
+            except PoolTimeout as error:
+                raise DatabaseUnavailable(
+                    f"no connection to Postgres within {self._limit_s:g} s",
+                    field="AIOS_DATABASE_URL", remedy="start it, or allow it more connections",
+                    retry_after_s=1.0,
+                ) from error  # fmt: skip
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise AccessDenied(
+                    "the row is another agent's, and no grant allows this", field="owner",
+                    remedy="ask its owner for a grant (access.grant)",
+                ) from error  # fmt: skip
+
+
+async def only_row(cursor: Cursor) -> Any:  # noqa: ANN401  a row of whatever was selected
+    """Return the row of a query that always has one."""
+    row = await cursor.fetchone()
+    assert row is not None
+    return row
+
+
+async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.execute(SESSION_LIMITS)

@@ -1,0 +1,225 @@
+"""The access module: who there is, groups, grants, and the audit log."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+import redis
+
+from aios_broker.contract.access import (
+    AccessAudit,
+    AccessCheck,
+    AccessGrant,
+    AccessGrants,
+    AccessGroupAdd,
+    AccessGroupCreate,
+    AccessGroupDelete,
+    AccessGroupRemove,
+    AccessGroups,
+    AccessRegister,
+    AccessRevoke,
+    AccessRevokeToken,
+    AccessWhoami,
+    ObjectRef,
+)
+from aios_broker.contract.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidSyscall,
+    NotFound,
+    UnknownAgent,
+)
+from aios_broker.contract.memory import MemoryAdd, MemoryGet
+from aios_broker.contract.storage import StorageMkdir, StorageRead, StorageWrite
+from aios_broker.queues.tokens import Tokens
+from aios_broker.store.audit import verify
+from aios_workers.access.groups_map import GroupsMap
+from aios_workers.gate import NeedsApproval
+from aios_workers.housekeeping import Housekeeping
+from tests.conftest import RunningPostgres
+from tests.state_scene import StateScene
+
+
+def groups_in_redis(url: str) -> dict[str, list[str]]:
+    with redis.Redis.from_url(url) as client:
+        shown = client.hgetall("rq:aios:groups")
+    return {agent.decode(): json.loads(groups) for agent, groups in shown.items()}
+
+
+async def test_the_first_who_is_registered_administers_the_tenant(scene: StateScene) -> None:
+    issued = await scene.ask("ann", AccessRegister("boss"))
+    assert issued.token.startswith("aios_")
+    assert (await scene.ask("boss", AccessWhoami())).administrator
+    with pytest.raises(AccessDenied, match="administrators"):
+        await scene.ask("ann", AccessRegister("ann"))
+    await scene.ask("boss", AccessRegister("bob"))
+    assert not (await scene.ask("bob", AccessWhoami())).administrator
+    with pytest.raises(NeedsApproval):
+        await scene.ask("boss", AccessRegister("carl", administrator=True))
+
+
+async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:
+    tokens = Tokens(scene.ground.functions.connection)
+    issued = await scene.ask("ann", AccessRegister("boss"))
+    await tokens.verify(issued.token, agent="boss", tenant="default")
+    with pytest.raises(AccessDenied):
+        await tokens.verify(issued.token, agent="ann", tenant="default")
+    with pytest.raises(AccessDenied):
+        await tokens.verify(issued.token, agent="boss", tenant="other")
+    short = await scene.ask("boss", AccessRegister("bob", ttl_s=0.000001))
+    with pytest.raises(AccessDenied, match="expired"):
+        await tokens.verify(short.token, agent="bob", tenant="default")
+    with pytest.raises(AccessDenied):
+        await scene.ask("bob", AccessRevokeToken("boss"))
+    assert (await scene.ask("boss", AccessRevokeToken("boss"))).changed
+    with pytest.raises(AccessDenied):
+        await tokens.verify(issued.token, agent="boss", tenant="default")
+    assert not await scene.rows("SELECT FROM agent_token WHERE digest = %s", issued.token)
+
+
+async def test_groups_are_made_joined_and_left_and_redis_shows_them(
+    scene: StateScene, redis_url: str
+) -> None:
+    await scene.group("team", "ann", "bob")
+    [group] = (await scene.ask("bob", AccessGroups())).groups
+    assert (group.name, group.members) == ("team", {"ann": "admin", "bob": "member"})
+    assert (await scene.ask("bob", AccessWhoami())).groups == ("team",)
+    assert groups_in_redis(redis_url) == {"default/ann": ["team"], "default/bob": ["team"]}
+    with pytest.raises(AlreadyExists):
+        await scene.ask("bob", AccessGroupCreate("team"))
+    with pytest.raises(AccessDenied):
+        await scene.ask("bob", AccessGroupDelete("team"))
+    with pytest.raises(UnknownAgent):
+        await scene.ask("ann", AccessGroupAdd("team", "nobody"))
+    await scene.ask("bob", AccessGroupRemove("team", "bob"))  # leaving needs nobody
+    assert groups_in_redis(redis_url) == {"default/ann": ["team"]}
+    with pytest.raises(NeedsApproval):
+        await scene.ask("ann", AccessGroupDelete("team"))
+    await scene.approved("ann", AccessGroupDelete("team"))
+    assert groups_in_redis(redis_url) == {}
+
+
+async def test_a_map_that_a_crash_left_behind_is_put_right(
+    scene: StateScene, redis_url: str
+) -> None:
+    await scene.group("team", "ann")
+    with redis.Redis.from_url(redis_url) as client:
+        client.hset("rq:aios:groups", mapping={"default/ann": "[]", "default/eve": '["team"]'})
+    ground = scene.ground
+    wrong = await GroupsMap(ground.store, ground.functions, ground.keys).refresh()
+    assert wrong == 2
+    assert groups_in_redis(redis_url) == {"default/ann": ["team"]}
+
+
+async def test_grants_let_do_what_they_say_and_are_listed(scene: StateScene) -> None:
+    await scene.known("ann", "bob")
+    await scene.ask("ann", StorageWrite("plans/a.txt", "secret"))
+    plans = ObjectRef("directory", "/plans", "ann")
+    with pytest.raises(NotFound):
+        await scene.ask("bob", StorageRead("plans/a.txt", owner="ann"))
+    assert not (await scene.ask("bob", AccessCheck(plans, "read"))).allowed
+    await scene.ask("ann", AccessGrant(ObjectRef("directory", "plans"), ("read",), agent="bob"))
+    assert (await scene.ask("bob", StorageRead("plans/a.txt", owner="ann"))).content == "secret"
+    assert (await scene.ask("bob", AccessCheck(plans, "read"))).allowed
+    assert not (await scene.ask("bob", AccessCheck(plans, "write"))).allowed
+    [held] = (await scene.ask("bob", AccessGrants(held=True))).grants
+    assert (held.object, held.to, held.verbs) == (plans, "agent:bob", ("read",))
+    assert (await scene.ask("ann", AccessGrants())).grants == (held,)
+    with pytest.raises(AccessDenied):
+        await scene.ask("bob", AccessGrant(plans, ("read",), agent="ann"))
+    await scene.approved("ann", AccessRevoke(ObjectRef("directory", "plans")))
+    with pytest.raises(NotFound):
+        await scene.ask("bob", StorageRead("plans/a.txt", owner="ann"))
+
+
+async def test_who_may_share_grants_only_what_it_may_do(scene: StateScene) -> None:
+    await scene.known("ann", "bob", "carl")
+    note = await scene.ask("ann", MemoryAdd("shared on"))
+    of_ann = ObjectRef("note", note.id, "ann")
+    await scene.ask("ann", AccessGrant(of_ann, ("read", "share"), agent="bob"))
+    with pytest.raises(AccessDenied, match="write"):
+        await scene.ask("bob", AccessGrant(of_ann, ("write",), agent="carl"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="carl"))
+    assert (await scene.ask("carl", MemoryGet(note.id, owner="ann"))).content == "shared on"
+
+
+async def test_another_tenant_is_another_world(scene: StateScene) -> None:
+    await scene.known("ann", "bob")
+    note = await scene.ask("ann", MemoryAdd("ours"))
+    await scene.ask("ann", AccessGrant(ObjectRef("block"), ("administer",), agent="bob"))
+    scene.tenant = "other"
+    with pytest.raises(UnknownAgent):
+        await scene.ask("bob", MemoryGet(note.id, owner="ann"))
+    await scene.known("ann")
+    with pytest.raises(NotFound):
+        await scene.ask("bob", MemoryGet(note.id, owner="ann"))
+
+
+@pytest.mark.parametrize("body", [
+    AccessGrant(ObjectRef("block"), ("read",)),
+    AccessGrant(ObjectRef("block"), ("read",), agent="bob", group="team"),
+    AccessGrant(ObjectRef("block", "name"), ("read",), agent="bob"),
+    AccessRevoke(ObjectRef("block"), agent="bob", group="team"),
+])  # fmt: skip
+async def test_a_grant_that_makes_no_sense_is_refused(
+    scene: StateScene, body: AccessGrant | AccessRevoke
+) -> None:
+    await scene.group("team", "ann", "bob")
+    with pytest.raises(InvalidSyscall) as caught:
+        await scene.ask("ann", body)
+    assert caught.value.field
+    assert (await scene.ask("ann", AccessGrants())).grants == ()
+
+
+async def test_the_audit_log_tells_and_cannot_be_changed_unseen(
+    scene: StateScene, database_url: str, postgres_server: RunningPostgres
+) -> None:
+    await scene.group("team", "ann", "bob")
+    await scene.ask("ann", StorageMkdir("plans"))
+    await scene.ask("ann", AccessGrant(ObjectRef("directory", "plans"), ("read",), group="team"))
+    lines = (await scene.ask("ann", AccessAudit())).entries
+    assert [line.action for line in lines] == [
+        "access.grant", "access.group_add", "approval.asked", "access.group_create",
+    ]  # fmt: skip
+    assert (await scene.ask("bob", AccessAudit())).entries == ()  # another's are not its business
+    async with scene.store.as_steward() as cursor:
+        verdict = await verify(cursor)
+    assert (verdict.broken_seq, verdict.lines) == (None, 5)
+    url = database_url.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as superuser:
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            superuser.execute("UPDATE audit SET actor = 'eve' WHERE seq = 2")
+        superuser.execute("ALTER TABLE audit DISABLE TRIGGER audit_guard")
+        superuser.execute("UPDATE audit SET actor = 'eve' WHERE seq = 2")
+    async with scene.store.as_steward() as cursor:
+        verdict = await verify(cursor)
+    assert (verdict.broken_seq, verdict.why) == (2, "it was changed after it was written")
+    with psycopg.connect(url, autocommit=True) as superuser:
+        superuser.execute("DELETE FROM audit WHERE seq = 2")
+    async with scene.store.as_steward() as cursor:
+        assert (await verify(cursor)).why == "line 2 is missing"
+
+
+async def test_what_is_over_goes_and_lost_tokens_come_back(
+    scene: StateScene, redis_url: str
+) -> None:
+    ground = scene.ground
+    issued = await scene.ask("boss", AccessRegister("boss"))
+    await scene.ask("boss", AccessRegister("gone", ttl_s=0.000_001))
+    await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
+    kept = await scene.ask("ann", MemoryAdd("kept"))
+    await scene.ask("ann", AccessGrant(ObjectRef("block"), ("read",), agent="boss", ttl_s=1e-6))
+    await scene.rows("UPDATE effect SET at = now() - interval '3 days' WHERE kind = 'memory.add' "
+                     "RETURNING 1")  # fmt: skip
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
+    assert [row.id for row in await scene.rows("SELECT id FROM note")] == [kept.id]
+    assert await scene.rows("SELECT FROM access_grant") == []
+    assert [row.kind for row in await scene.rows("SELECT kind FROM effect")] == ["access.grant"]
+    tokens = Tokens(ground.functions.connection)
+    await tokens.verify(issued.token, agent="boss", tenant="default")
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hlen("rq:aios:tokens") == 1

@@ -1,0 +1,233 @@
+"""Approvals: what a person did not allow never happens, what it allowed happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import msgspec
+import pytest
+
+from aios_broker.contract.access import (
+    AccessApprovals,
+    AccessApprove,
+    AccessDeny,
+    AccessRegister,
+    AccessRules,
+    AccessSetRule,
+)
+from aios_broker.contract.errors import (
+    AccessDenied,
+    ApprovalDenied,
+    ApprovalExpired,
+    InvalidSyscall,
+    KernelError,
+    NotFound,
+    VersionConflict,
+)
+from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
+from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.store.approvals import Decision
+from aios_workers.gate import NeedsApproval
+from tests.state_scene import StateScene
+
+EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"
+FEW, MANY = 100, 1_000  # tries
+
+
+async def asked_to_delete(scene: StateScene, path: str = "a.txt", agent: str = "ann") -> Syscall:
+    """Write a file and ask to delete it; return the syscall that waits now."""
+    await scene.ask(agent, StorageWrite(path, "content"))
+    syscall = scene.syscall(agent, StorageDelete(path))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    return syscall
+
+
+async def is_there(scene: StateScene, path: str = "a.txt", agent: str = "ann") -> bool:
+    try:
+        await scene.ask(agent, StorageRead(path))
+    except NotFound:
+        return False
+    return True
+
+
+async def test_an_approved_deletion_runs_once(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    assert await is_there(scene)
+    approval = await scene.approval_of(syscall.id)
+    assert (approval.state, approval.operation, approval.kind) == (
+        "waiting", "delete", "storage.delete")  # fmt: skip
+    await scene.decide(syscall.id, Decision("approved"))
+    first = await scene.run(syscall)
+    assert not await is_there(scene)
+    await scene.ask("ann", StorageWrite("a.txt", "again"))
+    assert await scene.run(syscall) == first  # its effect, not another deletion
+    assert await is_there(scene)
+    assert (await scene.approval_of(syscall.id)).state == "used"
+
+
+async def test_an_approval_is_of_one_syscall_alone(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.decide(syscall.id, Decision("approved"))
+    with pytest.raises(NeedsApproval):
+        await scene.ask("ann", StorageDelete("a.txt"))  # the same, but another job
+    assert await is_there(scene)
+
+
+async def test_changed_arguments_are_asked_for_anew(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.ask("ann", StorageWrite("b.txt", "other"))
+    await scene.decide(syscall.id, Decision("approved"))
+    forged = msgspec.structs.replace(syscall, body=StorageDelete("b.txt"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(forged)
+    assert await is_there(scene, "b.txt")
+
+
+async def test_a_denial_tells_its_reason(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.decide(syscall.id, Decision("denied", "not on a Friday"))
+    with pytest.raises(ApprovalDenied, match="operator:test refused it: not on a Friday"):
+        await scene.run(syscall)
+    assert await is_there(scene)
+
+
+async def test_a_person_edits_the_arguments(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.ask("ann", StorageWrite("b.txt", "other"))
+    with pytest.raises(InvalidSyscall, match="no arguments of"):
+        await scene.decide(syscall.id, Decision("approved", arguments={"nothing": 1}))
+    edited = await scene.decide(syscall.id, Decision("approved", arguments={"path": "b.txt"}))
+    assert '-  "path": "a.txt"' in edited.diff
+    assert '+  "path": "b.txt"' in edited.diff
+    await scene.run(syscall)
+    assert await is_there(scene)
+    assert not await is_there(scene, "b.txt")
+
+
+async def test_nobody_decides_twice_or_too_late(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.decide(syscall.id, Decision("denied"))
+    with pytest.raises(VersionConflict, match="denied already, by operator:test"):
+        await scene.decide(syscall.id, Decision("approved"))
+    late = await asked_to_delete(scene, "b.txt")
+    await scene.rows(
+        "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1", late.id
+    )
+    with pytest.raises(ApprovalExpired):
+        await scene.decide(late.id, Decision("approved"))
+    with pytest.raises(ApprovalExpired):
+        await scene.run(late)
+    assert await is_there(scene, "b.txt")
+
+
+async def test_an_approval_that_was_given_and_expired_is_worthless(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.rows(EXPIRE, syscall.id)
+    with pytest.raises(ApprovalExpired):
+        await scene.run(syscall)
+    assert await is_there(scene)
+
+
+async def test_of_two_approvers_at_once_one_decides(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    outcomes = await asyncio.gather(
+        *(scene.decide(syscall.id, Decision(state)) for state in ("approved", "denied") * 4),
+        return_exceptions=True,
+    )
+    assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 1
+    assert all(isinstance(outcome, VersionConflict) for outcome in outcomes
+               if isinstance(outcome, BaseException))  # fmt: skip
+
+
+async def test_administrators_decide_for_others_never_for_themselves(scene: StateScene) -> None:
+    await scene.ask("boss", AccessRegister("boss"))
+    syscall = await asked_to_delete(scene)
+    [waiting] = (await scene.ask("boss", AccessApprovals())).approvals
+    with pytest.raises(AccessDenied):
+        await scene.ask("ann", AccessApprove(waiting.id))
+    await scene.known("bob")
+    assert (await scene.ask("bob", AccessApprovals())).approvals == ()
+    await scene.ask("boss", AccessApprove(waiting.id))
+    await scene.run(syscall)
+    assert not await is_there(scene)
+    own = await asked_to_delete(scene, agent="boss")
+    approval = await scene.approval_of(own.id)
+    with pytest.raises(AccessDenied, match="asked for itself"):
+        await scene.ask("boss", AccessApprove(approval.id))
+    with pytest.raises(AccessDenied, match="asked for itself"):
+        await scene.ask("boss", AccessDeny(approval.id))
+
+
+async def test_rules_say_what_needs_a_person(scene: StateScene) -> None:
+    await scene.ask("boss", AccessRegister("boss"))
+    await scene.ask("ann", StorageWrite("a.txt", "1"))
+    with pytest.raises(NeedsApproval):  # it would lose what is there
+        await scene.ask("ann", StorageWrite("a.txt", "2"))
+    with pytest.raises(AccessDenied):
+        await scene.ask("ann", AccessSetRule("overwrite", "never"))
+    await scene.approved("boss", AccessSetRule("overwrite", "never", agent="ann"))
+    assert (await scene.ask("ann", AccessRules())).rules["overwrite"] == "never"
+    assert (await scene.ask("boss", AccessRules())).rules["overwrite"] == "ask-when-lossy"
+    await scene.ask("ann", StorageWrite("a.txt", "3"))
+    await scene.ask("ann", StorageWrite("/scratch/b.txt", "1"))
+    await scene.ask("ann", StorageDelete("/scratch/b.txt"))  # own scratch space asks nobody
+    await scene.approved("boss", AccessSetRule("delete", "ask", agent="ann"))
+    await scene.ask("ann", StorageWrite("/scratch/b.txt", "1"))
+    with pytest.raises(NeedsApproval):
+        await scene.ask("ann", StorageDelete("/scratch/b.txt"))
+
+
+async def an_attack(scene: StateScene, number: int, dice: random.Random) -> None:
+    """Do one thing that must not lead to an unapproved deletion; check that none happened."""
+    path, agent = f"{number}.txt", "ann"
+    syscall = await asked_to_delete(scene, path)
+    way = dice.randrange(5)
+    allowed = False
+    if way == 0:  # replay, many at once
+        runs = await asyncio.gather(*(scene.run(syscall) for _ in range(4)), return_exceptions=True)
+        assert all(isinstance(run, NeedsApproval) for run in runs)
+    elif way == 1:  # arguments changed after the approval
+        await scene.decide(syscall.id, Decision("approved"))
+        await scene.ask(agent, StorageWrite(f"{number}-other.txt", "content"))
+        forged = msgspec.structs.replace(syscall, body=StorageDelete(f"{number}-other.txt"))
+        with pytest.raises(NeedsApproval):
+            await scene.run(forged)
+        assert await is_there(scene, f"{number}-other.txt")
+    elif way == 2:  # it expires while it is decided and run
+        await asyncio.gather(
+            scene.decide(syscall.id, Decision("approved")),
+            scene.rows(EXPIRE, syscall.id), return_exceptions=True,
+        )  # fmt: skip
+        with pytest.raises(KernelError):
+            await scene.run(syscall)
+    elif way == 3:  # two approvers at once who do not agree, and the job beside them
+        await asyncio.gather(
+            scene.decide(syscall.id, Decision("denied")),
+            scene.decide(syscall.id, Decision("approved")), scene.run(syscall),
+            return_exceptions=True,
+        )  # fmt: skip
+        allowed = (await scene.approval_of(syscall.id)).state in ("approved", "used")
+    else:  # another agent's id, and the same id from another agent
+        await scene.decide(syscall.id, Decision("approved"))
+        for forged in (msgspec.structs.replace(syscall, agent="eve"),
+                       msgspec.structs.replace(syscall, id=new_id())):  # fmt: skip
+            with pytest.raises((NeedsApproval, NotFound)):
+                await scene.run(forged)
+    assert allowed or await is_there(scene, path)
+
+
+@pytest.mark.parametrize("tries", [
+    FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+])  # fmt: skip
+async def test_an_unapproved_deletion_never_runs(scene: StateScene, tries: int) -> None:
+    dice = random.Random(tries)
+    for number in range(tries):
+        await an_attack(scene, number, dice)
+    counted = await scene.rows(
+        "SELECT count(*) FILTER (WHERE kind = 'storage.delete') AS deleted, "
+        "(SELECT count(*) FROM approval WHERE state = 'used') AS used FROM effect"
+    )
+    assert counted[0].deleted == counted[0].used

@@ -1,0 +1,124 @@
+"""Embeddings: batches that change nothing, the real model, and everything embedded anew."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from aios_broker.contract.errors import CoreError, InvalidConfig
+from aios_broker.contract.memory import MemoryAdd, MemorySearch
+from aios_broker.contract.storage import StorageSearch, StorageWrite
+from aios_workers.search.batches import BATCH_TEXTS, BatchedEmbedder, Model
+from aios_workers.search.minilm import DIMENSION, NAME, MiniLm
+from aios_workers.search.reindex import reindex
+from tests.state_scene import HashedWords, state_scene
+
+TEXTS = ["a cat", "the dog barks at night", "x", "", "Rhine", "a much longer text " * 300]
+
+
+class Counting:
+    """A model that remembers its batches, on whatever thread it is called."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.go = threading.Event()
+        self.go.set()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        assert self.go.wait(20)
+        self.batches.append(list(texts))
+        self.threads.add(threading.get_ident())
+        if "broken" in texts:
+            raise RuntimeError("it broke")
+        return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
+
+
+def batched(model: Counting) -> BatchedEmbedder:
+    return BatchedEmbedder("counting", 2, lambda: cast("Model", model))
+
+
+async def test_texts_of_many_callers_share_batches_off_the_loop() -> None:
+    model = Counting()
+    model.go.clear()
+    async with batched(model) as embedder:
+        calls = [asyncio.create_task(embedder.embed(["x" * n])) for n in range(1, 41)]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        model.go.set()
+        rows = await asyncio.gather(*calls)
+    assert [int(row[0][0]) for row in rows] == list(range(1, 41))  # each its own
+    assert len(model.batches) < len(calls)
+    assert max(map(len, model.batches)) <= BATCH_TEXTS
+    assert threading.get_ident() not in model.threads
+    assert len(model.threads) == 1
+
+
+async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> None:
+    model = Counting()
+    async with batched(model) as embedder:
+        with pytest.raises(CoreError, match="it broke"):
+            await embedder.embed(["broken"])
+        assert (await embedder.embed(["fine"])).shape == (1, 2)
+        assert (await embedder.embed([])).shape == (0, 2)
+        model.go.clear()
+        left = asyncio.create_task(embedder.embed(["too late"]))
+        await asyncio.sleep(0)
+        model.go.set()
+    with pytest.raises(CoreError, match="closed"):
+        await left
+
+
+async def test_the_real_model_is_the_same_alone_and_in_batches() -> None:
+    model = await asyncio.to_thread(MiniLm.load)
+    together = await asyncio.to_thread(model.embed, TEXTS)
+    alone = np.vstack([await asyncio.to_thread(model.embed, [text]) for text in TEXTS])
+    assert together.shape == (len(TEXTS), DIMENSION)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+    assert np.min(np.sum(together * alone, axis=1)) > 0.99  # int8 rounds by the whole batch
+    near, far = await asyncio.to_thread(model.embed, ["a kitten", "a steam engine"])
+    assert together[0] @ near > together[0] @ far
+
+
+async def test_everything_is_embedded_anew_by_another_model(
+    redis_url: str, database_url: str
+) -> None:
+    class Other(HashedWords):
+        model, dimension = "other-model", 16
+
+    async with state_scene(redis_url, database_url) as old:
+        note = await old.ask("ann", MemoryAdd("apples and pears"))
+        await old.ask("ann", StorageWrite("a.txt", "plums and cherries"))
+        await old.embedded()
+        await old.ask("ann", MemoryAdd("not embedded yet"))
+        said: list[str] = []
+        assert await reindex(old.store, Other(), said.append) == 3
+        assert await reindex(old.store, Other(), said.append) == 0  # nothing is left to do
+        with pytest.raises(InvalidConfig, match="reindex"):
+            await old.ask("ann", MemorySearch("apples", mode="semantic"))
+    async with state_scene(redis_url, database_url, embedder=Other()) as new:
+        found = await new.ask("ann", MemorySearch("apples and pears", k=1, mode="semantic"))
+        assert [one.id for one in found.notes] == [note.id]
+        files = await new.ask("ann", StorageSearch("plums and cherries", mode="semantic"))
+        assert [hit.path for hit in files.hits] == ["/a.txt"]
+        rows = await new.rows("SELECT indexname AS name FROM pg_indexes "
+                              "WHERE indexname ~ %s ORDER BY 1", "_vector_")  # fmt: skip
+        assert [row.name for row in rows] == ["ix_file_chunk_vector_2", "ix_note_vector_2"]
+    assert any("3" in line or "rows" in line for line in said)
+
+
+async def test_no_model_or_another_dimension_is_refused(redis_url: str, database_url: str) -> None:
+    async with state_scene(redis_url, database_url) as scene:
+        nothing = SimpleNamespace(model="none", dimension=0)
+        with pytest.raises(InvalidConfig, match="no embedding model"):
+            await reindex(scene.store, nothing, print)  # type: ignore[arg-type]
+        wider = SimpleNamespace(model=NAME, dimension=DIMENSION * 2)
+        with pytest.raises(InvalidConfig, match="384"):
+            await reindex(scene.store, wider, print)  # type: ignore[arg-type]

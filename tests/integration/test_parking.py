@@ -1,0 +1,144 @@
+"""Parked syscalls in a whole kernel: they hold no slot, and go on when a person has decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
+from aios_broker.contract.files import Content, Entry
+from aios_broker.contract.names import Module
+from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
+from aios_broker.store.approvals import Decider, Decision, decide, list_approvals
+from aios_workers.approval_duty import ApprovalDuty, sweeping
+from aios_workers.config import WorkerConfig
+from aios_workers.registry import LoadedModule
+from aios_workers.state_handler import StateHandler
+from aios_workers.storage.operations import storage_operations
+from tests.caller import Caller, running_worker
+from tests.integration.test_scheduler import scheduler
+from tests.state_scene import StateScene, state_scene
+from tests.waiting import wait_until_async
+
+STORAGE: Module = "storage"
+ONE = 1  # slot
+
+
+class OneSlot(StateHandler):
+    """The storage module with a single slot."""
+
+    @property
+    def capacity(self) -> int:
+        return ONE
+
+
+@asynccontextmanager
+async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[StateScene, Caller]]:
+    """Yield a scheduler, a storage worker with one slot, the sweep, and a caller."""
+    config = WorkerConfig(redis_url=redis_url, database_url=database_url)
+    async with AsyncExitStack() as stack:
+        scene = await stack.enter_async_context(state_scene(redis_url, database_url))
+        ground = scene.ground
+        handler = OneSlot(ground, STORAGE, storage_operations(ground, config))
+        await stack.enter_async_context(scheduler(redis_url))
+        await stack.enter_async_context(
+            running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))
+        )
+        duty = ApprovalDuty(ground.store, ground.functions, ground.keys)
+        await stack.enter_async_context(sweeping(duty, 0.05))
+        caller = Caller(redis_url)
+        stack.push_async_callback(caller.aclose)
+        yield scene, caller
+
+
+async def parked(caller: Caller, scene: StateScene, path: str, deadline_s: float = 60.0) -> str:
+    """Write a file and ask to delete it; return the id of what is parked then."""
+    [written] = await caller.submit(StorageWrite(path, "content"))
+    assert isinstance((await caller.hear(written)).unwrap(), Entry)
+    [job] = await caller.submit(StorageDelete(path), deadline_s=deadline_s)
+
+    async def is_parked() -> bool:
+        view = await caller.control.job(job)
+        return view is not None and view.state == "parked"
+
+    await wait_until_async(is_parked)
+    return job
+
+
+async def decided(scene: StateScene, job: str, decision: Decision) -> None:
+    """Decide in Postgres alone: the sweep has to find it."""
+    async with scene.store.as_steward() as cursor:
+        [approval] = [one for one in await list_approvals(cursor, None, 1_000)
+                      if one.syscall_id == job]  # fmt: skip
+        await decide(cursor, approval.id, Decider("operator:test"), decision)
+
+
+async def test_it_holds_no_slot_and_runs_once_when_it_is_approved(
+    redis_url: str, database_url: str
+) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt")
+        [read] = await caller.submit(StorageRead("a.txt"))  # by the only slot
+        assert isinstance((await caller.hear(read)).unwrap(), Content)
+        queue = await caller.control.queue(STORAGE)
+        assert (queue.running, queue.parked) == (0, 1)
+        await decided(scene, job, Decision("approved"))
+        assert (await caller.hear(job)).unwrap().path == "/a.txt"  # type: ignore[union-attr]
+        queue = await caller.control.queue(STORAGE)
+        assert (queue.running, queue.parked, queue.waiting) == (0, 0, 0)
+        used = await scene.rows("SELECT state FROM approval WHERE job_id = %s", job)
+        assert [row.state for row in used] == ["used"]
+
+
+async def test_a_denial_is_its_answer(redis_url: str, database_url: str) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt")
+        await decided(scene, job, Decision("denied", "not now"))
+        with pytest.raises(ApprovalDenied, match="not now"):
+            (await caller.hear(job)).unwrap()
+
+
+async def test_its_deadline_ends_it_and_the_request_is_closed(
+    redis_url: str, database_url: str
+) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt", deadline_s=1.0)
+        with pytest.raises(DeadlineExceeded):
+            (await caller.hear(job)).unwrap()
+
+        async def is_closed() -> bool:
+            rows = await scene.rows("SELECT state FROM approval WHERE job_id = %s", job)
+            return [row.state for row in rows] == ["expired"]
+
+        await wait_until_async(is_closed)
+        [read] = await caller.submit(StorageRead("a.txt"))
+        assert isinstance((await caller.hear(read)).unwrap(), Content)
+
+
+async def test_the_request_of_a_cancelled_one_is_closed(redis_url: str, database_url: str) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt")
+        error = Cancelled("by the test", syscall_id=job)
+        assert await caller.control.cancel([job], module=STORAGE, error=error) == ["done"]
+
+        async def is_closed() -> bool:
+            rows = await scene.rows("SELECT state FROM approval WHERE job_id = %s", job)
+            return [row.state for row in rows] == ["expired"]
+
+        await wait_until_async(is_closed)
+
+
+async def test_decisions_that_come_at_once_run_all_of_many(
+    redis_url: str, database_url: str
+) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        jobs = [await parked(caller, scene, f"{number}.txt") for number in range(8)]
+        await asyncio.gather(*(
+            decided(scene, job, Decision("approved" if number % 2 else "denied"))
+            for number, job in enumerate(jobs)
+        ))  # fmt: skip
+        replies = await caller.hear_all(jobs)
+        assert [reply.error is None for reply in replies] == [bool(n % 2) for n in range(8)]

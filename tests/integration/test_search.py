@@ -1,0 +1,122 @@
+"""Search in Postgres: what it finds, whose, and that it goes by the indexes."""
+
+from __future__ import annotations
+
+import pytest
+
+from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
+from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, MemoryUpdate
+from aios_broker.contract.storage import StorageSearch, StorageWrite
+from aios_broker.store.session import Store
+from aios_workers.search.embedder import NoEmbedder
+from aios_workers.search.notes import NOTES, NoteQuery, find_notes
+from aios_workers.search.ranking import EXACT_ROWS, Wanted, fuse, nearest_query
+from benchmarks.search.notes import Synthetic, insert
+from tests.state_scene import HashedWords, StateScene, state_scene
+
+MANY = EXACT_ROWS + 1_000  # more than are compared one by one
+
+
+def test_fused_ranks_put_first_what_both_lists_have() -> None:
+    fused = fuse([[(("a",), 0.9), (("b",), 0.8)], [(("b",), 5.0), (("c",), 4.0)]])
+    assert [key for (key,), _ in fused] == ["b", "a", "c"]
+
+
+async def test_k_owner_tags_and_mode_are_kept(scene: StateScene) -> None:
+    for number in range(5):
+        await scene.ask("ann", MemoryAdd(f"apples number {number}", tags=("even",) * (number % 2)))
+    await scene.ask("bob", MemoryAdd("apples of bob"))
+    await scene.embedded()
+    for mode in ("keyword", "semantic", "hybrid"):
+        found = await scene.ask("ann", MemorySearch("apples", k=3, mode=mode))  # type: ignore[arg-type]
+        assert len(found.notes) == 3
+        assert {note.owner for note in found.notes} == {"ann"}
+        scores = [note.score for note in found.notes]
+        assert scores == sorted(scores, reverse=True)
+        tagged = await scene.ask("ann", MemorySearch("apples", tags=("even",), mode=mode))  # type: ignore[arg-type]
+        assert {note.content for note in tagged.notes} == {"apples number 1", "apples number 3"}
+
+
+async def test_a_shared_search_is_no_way_around_the_grants(scene: StateScene) -> None:
+    await scene.known("ann", "bob")
+    hidden = await scene.ask("bob", MemoryAdd("apples that are secret"))
+    shown = await scene.ask("bob", MemoryAdd("apples that are shown"))
+    await scene.ask("bob", MemoryShare(shown.id, agent="ann"))
+    await scene.embedded()
+    for mode in ("keyword", "semantic", "hybrid"):
+        found = await scene.ask("ann", MemorySearch("apples", shared=True, mode=mode))  # type: ignore[arg-type]
+        assert [note.id for note in found.notes] == [shown.id]
+    rows = await scene.rows("SELECT id FROM aios_note_matches('appl', NULL, 10)")
+    assert rows == []  # a session that names nobody
+    assert hidden.id != shown.id
+
+
+async def test_a_changed_text_is_found_by_what_it_says_now(scene: StateScene) -> None:
+    note = await scene.ask("ann", MemoryAdd("apples"))
+    other = await scene.ask("ann", MemoryAdd("cherries"))
+    await scene.embedded()
+    await scene.ask("ann", MemoryUpdate(note.id, content="pears"))
+    await scene.embedded()
+    best = (await scene.ask("ann", MemorySearch("pears", k=1, mode="semantic"))).notes
+    assert [one.id for one in best] == [note.id]
+    assert (await scene.ask("ann", MemorySearch("apples", mode="keyword"))).notes == ()
+    assert other.id != note.id
+
+
+async def test_files_are_found_by_meaning_and_each_once(scene: StateScene) -> None:
+    await scene.ask("ann", StorageWrite("fruit/a.txt", "apples and pears. " * 200))
+    await scene.ask("ann", StorageWrite("tools/b.txt", "a hammer and nails"))
+    await scene.embedded()
+    found = await scene.ask("ann", StorageSearch("apples and pears", k=5, mode="semantic"))
+    assert [hit.path for hit in found.hits] == ["/fruit/a.txt", "/tools/b.txt"]
+    grouped = await scene.ask("ann", StorageSearch("apples", group_by="directory"))
+    assert grouped.hits[0].path == "/fruit"
+
+
+async def test_without_a_model_words_are_searched_and_meaning_refused(
+    redis_url: str, database_url: str
+) -> None:
+    async with state_scene(redis_url, database_url, embedder=NoEmbedder()) as scene:
+        await scene.ask("ann", MemoryAdd("apples"))
+        assert len((await scene.ask("ann", MemorySearch("apples"))).notes) == 1
+        with pytest.raises(UnsupportedOption, match="no embedding model"):
+            await scene.ask("ann", MemorySearch("apples", mode="semantic"))
+
+
+async def test_vectors_of_another_model_are_not_compared(scene: StateScene) -> None:
+    class Other(HashedWords):
+        model, dimension = "another", 16
+
+    await scene.ask("ann", MemoryAdd("apples"))
+    async with scene.store.as_steward() as cursor:
+        [vector] = await Other().embed(["apples"])
+        with pytest.raises(InvalidConfig, match="aios reindex"):
+            await find_notes(cursor, Other(), NoteQuery("apples"), vector)
+
+
+async def test_large_searches_go_by_the_indexes(database_url: str) -> None:
+    synthetic, store = Synthetic(), Store(database_url)
+    try:
+        agent = await store.vouched("ann", "default")
+        texts = [synthetic.text() for _ in range(MANY)]
+        insert(database_url, [agent.id] * MANY, texts, synthetic.vectors(MANY))
+        query = NoteQuery("words", 10, owners=(agent.id,))
+        wanted = Wanted("words", synthetic.vectors(1)[0], 1, "semantic", 10)
+        sql = nearest_query(NOTES, wanted, query.scope, exact=False)
+        async with store.as_agent(agent) as cursor:
+            await cursor.execute(
+                f"EXPLAIN {sql}".encode(),
+                {**query.scope.parameters, "depth": 10,
+                 "vector": str(list(map(float, synthetic.vectors(1)[0])))},
+            )  # fmt: skip
+            plan = "\n".join(row[0] for row in await cursor.fetchall())
+        assert "ix_note_vector_1" in plan
+        async with store.as_steward() as cursor:  # as the matching function does
+            await cursor.execute(
+                "EXPLAIN SELECT n.id FROM note n WHERE n.words @@ 'w70 | w900'::tsquery "
+                "AND n.owner_id = ANY (ARRAY[1::bigint]) LIMIT 2000"
+            )
+            plan = "\n".join(row[0] for row in await cursor.fetchall())
+        assert "ix_note_words" in plan
+    finally:
+        await store.aclose()

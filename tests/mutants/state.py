@@ -1,0 +1,107 @@
+"""The mutants of memory, storage, access and approvals."""
+
+from tests.mutants.catalogue import LLM as WORKERS
+from tests.mutants.catalogue import Mutant
+
+APPROVALS_TEST = "tests/integration/test_approvals.py"
+PARKING_TEST = "tests/integration/test_parking.py"
+ACCESS_TEST = "tests/integration/test_access.py"
+MEMORY_TEST = "tests/integration/test_memory.py"
+CRASH_TEST = "tests/faults/test_memory_crashes.py"
+BLOCK_TEST = "tests/integration/test_memory_block.py"
+STORAGE_TEST = "tests/integration/test_storage.py"
+MODEL_TEST = "tests/integration/test_storage_properties.py"
+MOUNT_TEST = "tests/integration/test_storage_mounts.py"
+OPERATE_TEST = "tests/integration/test_storage_operate.py"
+PATH_TEST = "tests/unit/test_paths.py"
+SEARCH_TEST = "tests/integration/test_search.py"
+GATE, BLOCK = "gate.py", "memory/block.lua"
+
+STATE_MUTANTS = (
+    Mutant("an approval is of any arguments", GATE,
+           "       AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s\n", "",
+           APPROVALS_TEST, WORKERS),
+    Mutant("an approval is never used up", GATE, "SET state = 'used', used_at = now()",
+           "SET state = 'approved'", PARKING_TEST, WORKERS),
+    Mutant("an approval does not expire", GATE,
+           "state = 'approved' AND expires_at > now()", "state = 'approved'", APPROVALS_TEST,
+           WORKERS),
+    Mutant("an edit is shown and not run", GATE,
+           "return body_from(syscall.kind, row.arguments)", "return syscall.body", APPROVALS_TEST,
+           WORKERS),
+    Mutant("scratch space is everywhere", GATE,
+           "if why.scratch and not (rule.of_agent and rule.rule == \"ask\"):", "if True:",
+           APPROVALS_TEST, WORKERS),
+    Mutant("one approves what it asked for", "store/approvals.py",
+           "if decider.agent_id == row.agent_id:", "if False:", APPROVALS_TEST),
+    Mutant("it is decided twice", "store/approvals.py",
+           "if row.state in (\"approved\", \"denied\", \"used\"):", "if False:", APPROVALS_TEST),
+    Mutant("decided jobs stay parked", "approval_duty.py",
+           "words = await self._control.unpark([job for _, job in part], module=module)",
+           "words = [\"done\" for _ in part]", PARKING_TEST, WORKERS),
+    Mutant("the request of an ended job stays open", "approval_duty.py",
+           "if not lives]", "if False]", PARKING_TEST, WORKERS),
+    Mutant("the audit's hash leaves out who it was", "store/audit.py",
+           "        line.actor, line.action,", "        line.action,", ACCESS_TEST),
+    Mutant("a missing line is not missed", "store/audit.py", "if row.seq != seq + 1:",
+           "if False:", ACCESS_TEST),
+    Mutant("an expired token is good", "queues/tokens.py",
+           "identity.expires_at <= time.time()", "False", ACCESS_TEST),
+    Mutant("everybody registers", "access/identity.py", "        if row.has:\n",
+           "        if False:\n", ACCESS_TEST, WORKERS),
+    Mutant("any member changes a group", "access/groups.py",
+           "if row.role != \"admin\" and not await is_administrator(cursor, asked.agent):",
+           "if False:", ACCESS_TEST, WORKERS),
+    Mutant("who may share grants anything", "access/grants.py",
+           "lacking = sorted({verb, *given} - verbs)", "lacking = sorted({verb} - verbs)",
+           ACCESS_TEST, WORKERS),
+    Mutant("a change leaves the old note in its block", "memory/changing.py",
+           "token = await self._desk.ram.invalidate(owner, [note.id])\n        written",
+           "token = await self._desk.ram.look(owner)\n        written", CRASH_TEST, WORKERS),
+    Mutant("effects are not found again", "store/effects.py",
+           "return None if found is None else _decoder.decode(found.result)", "return None",
+           MEMORY_TEST),
+    Mutant("an evolution that was built upon is undone", "memory/evolution.py",
+           "if note.version != before[each]]", "if False]", MEMORY_TEST, WORKERS),
+    Mutant("a note's reader may write", "memory/desk.py", "if verb not in verbs:", "if False:",
+           MEMORY_TEST, WORKERS),
+    Mutant("a recalled text is too long", "memory/reading.py",
+           "if length + len(part) + 1 <= limit:", "if True:", MEMORY_TEST, WORKERS),
+    Mutant("references close together count twice", BLOCK,
+           "if not last or now - last > b.correlated then", "if true then", BLOCK_TEST),
+    Mutant("a swap ends at the high watermark", BLOCK,
+           "b.used - b.low * b.limit", "b.used - b.high * b.limit", BLOCK_TEST),
+    Mutant("a lock keeps nobody out", "storage/namespace.py",
+           "if file.is_locked and file.locked_by != work.asked.agent.id:", "if False:",
+           STORAGE_TEST, WORKERS),
+    Mutant("versions are kept for ever", "storage/versions.py",
+           "AND version <= (SELECT version FROM f) - %(keep)s", "AND false", MODEL_TEST, WORKERS),
+    Mutant("content that nobody has is charged on", "storage/versions.py",
+           "- (SELECT coalesce(sum(size_bytes), 0) FROM went)", "- 0", MODEL_TEST, WORKERS),
+    Mutant("a directory is moved into itself", "storage/moves.py",
+           "if is_within(target.path, spot.path):\n        raise InvalidPath(\"a directory cannot "
+           "be moved", "if False:\n        raise InvalidPath(\"a directory cannot be moved",
+           MODEL_TEST, WORKERS),
+    Mutant("grants on a directory end at its door", "storage/namespace.py",
+           "objects = [(\"directory\", str(each)) for each in ancestors]",
+           "objects = [(\"directory\", str(each)) for each in ancestors[-1:]]", MODEL_TEST,
+           WORKERS),
+    Mutant("a link is followed", "storage/host.py",
+           "_READ = os.O_RDONLY | os.O_NOFOLLOW |", "_READ = os.O_RDONLY |", MOUNT_TEST, WORKERS),
+    Mutant("a linked directory is entered", "storage/host.py",
+           "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW |",
+           "_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY |", MOUNT_TEST, WORKERS),
+    Mutant("a plan is made anew after its approval", "storage/operating.py",
+           "        if kept is not None:\n", "        if False:\n", OPERATE_TEST, WORKERS),
+    Mutant("a plan asks nobody", "storage/operating.py", "    if not lossy:\n", "    if True:\n",
+           OPERATE_TEST, WORKERS),
+    Mutant("look-alikes of slashes are names", "contract/paths.py",
+           "if what is None and _reads_as_separator(character):", "if False:", PATH_TEST),
+    Mutant("dots lead up", "contract/paths.py", "if part == \".\" or part.startswith(\"..\"):",
+           "if False:", PATH_TEST),
+    Mutant("search finds more than k", "search/ranking.py", "return fuse(lists)[: wanted.k]",
+           "return fuse(lists)", SEARCH_TEST, WORKERS),
+    Mutant("a new text keeps the old vector", "store/notes.py",
+           "words = to_tsvector('english', %s), model_id = NULL, vector = NULL\n    WHERE n.id",
+           "words = to_tsvector('english', %s)\n    WHERE n.id", SEARCH_TEST),
+)  # fmt: skip

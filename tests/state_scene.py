@@ -1,0 +1,168 @@
+"""Memory, storage and access on a real Postgres and a real Redis, called as their handlers are."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, LiteralString, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Approval
+from aios_broker.contract.llm import LlmBody, LlmChat
+from aios_broker.contract.reply import ChatResult, Result, Usage
+from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.store.approvals import Decider, Decision, decide, list_approvals
+from aios_broker.store.session import Store
+from aios_workers.access.operations import access_operations
+from aios_workers.config import WorkerConfig
+from aios_workers.gate import Gate, NeedsApproval
+from aios_workers.memory.operations import memory_operations
+from aios_workers.patience import patiently
+from aios_workers.run import Run
+from aios_workers.search.indexing import embed_missing
+from aios_workers.state_ground import Embedder, StateGround
+from aios_workers.state_handler import Asked, Operation
+from aios_workers.storage.operations import storage_operations
+
+OPERATOR = Decider("operator:test")
+MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build
+DIMENSION = 384
+
+
+class HashedWords:
+    """An embedder without a model: texts that share words lie near each other."""
+
+    model = MODEL
+    dimension = DIMENSION
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.full((len(texts), self.dimension), 1e-6, dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
+                row += np.random.default_rng(seed).standard_normal(self.dimension)
+        lengths: NDArray[np.float32] = np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows / lengths
+
+
+class Answers:
+    """Kernel calls that answer as a test says."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}  # per step
+        self.asked: list[tuple[str, LlmBody]] = []
+
+    async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
+        self.asked.append((step, body))
+        assert isinstance(body, LlmChat)
+        return ChatResult(self.texts[step], "stop", "test", Usage(1, 1))
+
+
+@dataclass
+class StateScene:
+    """The three modules, with the real gate."""
+
+    ground: StateGround
+    operations: Mapping[type[Body], Operation]
+    answers: Answers
+    tenant: str = "default"
+
+    @property
+    def store(self) -> Store:
+        return self.ground.store
+
+    def syscall(self, agent: str, body: Body, *, id: str = "", **fields: Any) -> Syscall:  # noqa: ANN401
+        return Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant, **fields)
+
+    async def ask(self, agent: str, body: Body, *, id: str = "") -> Any:  # noqa: ANN401
+        """Run one syscall; `NeedsApproval` where it would be parked, its request then waits."""
+        return await self.run(self.syscall(agent, body, id=id))
+
+    async def run(self, syscall: Syscall) -> Any:  # noqa: ANN401
+        """Run a syscall as the handler does."""
+        return await patiently(lambda: self._once(syscall))
+
+    async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
+        agent = await self.store.vouched(syscall.agent, syscall.tenant)
+        body = await self.ground.gate.body_of(agent, syscall)
+        try:
+            asked = Asked(agent, syscall, body, cast("Run", None))
+            return await self.operations[type(syscall.body)](asked)
+        except NeedsApproval as needs:
+            await self.ground.gate.ask(agent, syscall, needs)
+            raise
+
+    async def approved(self, agent: str, body: Body) -> Any:  # noqa: ANN401
+        """Run one syscall, and have the operator approve what it asks for."""
+        syscall = self.syscall(agent, body)
+        try:
+            return await self.run(syscall)
+        except NeedsApproval:
+            await self.decide(syscall.id, Decision("approved"))
+            return await self.run(syscall)
+
+    async def approval_of(self, syscall_id: str) -> Approval:
+        async with self.store.as_steward() as cursor:
+            found = await list_approvals(cursor, None, 100_000)
+        [approval] = [one for one in found if one.syscall_id == syscall_id]
+        return approval
+
+    async def decide(
+        self, syscall_id: str, decision: Decision, decider: Decider = OPERATOR
+    ) -> Approval:
+        approval = await self.approval_of(syscall_id)
+        async with self.store.as_steward() as cursor:
+            return await decide(cursor, approval.id, decider, decision)
+
+    async def known(self, *agents: str) -> None:
+        """Make agents known, as their first syscall does."""
+        for agent in agents:
+            await self.store.vouched(agent, self.tenant)
+
+    async def group(self, name: str, admin: str, *members: str) -> None:
+        """Make a group with these members."""
+        await self.known(admin, *members)
+        await self.ask(admin, AccessGroupCreate(name))
+        for member in members:
+            await self.approved(admin, AccessGroupAdd(name, member))
+
+    async def embedded(self) -> None:
+        """Give all that is written its vector."""
+        done = 1
+        while done:
+            done = await embed_missing(self.store, self.ground.embedder)
+
+    async def rows(self, query: LiteralString, *values: object) -> list[Any]:
+        """Return the rows of a query that sees everything."""
+        async with self.store.as_steward() as cursor:
+            await cursor.execute(query, values)
+            return await cursor.fetchall()
+
+
+@asynccontextmanager
+async def state_scene(
+    redis_url: str, database_url: str, *, gate: Callable[[Store], Gate] = Gate,
+    embedder: Embedder | None = None, **settings: Any,  # noqa: ANN401
+) -> AsyncIterator[StateScene]:  # fmt: skip
+    """Yield the modules on these servers."""
+    config = WorkerConfig(redis_url=redis_url, database_url=database_url, **settings)
+    store, connection = Store(database_url, name="state-test"), Connection(redis_url)
+    functions, answers = Functions(connection), Answers()
+    ground = StateGround(
+        store, embedder or HashedWords(), answers, functions, Keys(), gate(store)
+    )  # fmt: skip
+    try:
+        yield StateScene(ground, {
+            **memory_operations(ground, config), **storage_operations(ground, config),
+            **access_operations(ground, config),
+        }, answers)  # fmt: skip
+    finally:
+        await store.aclose()
+        await connection.aclose()

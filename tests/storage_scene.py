@@ -1,0 +1,91 @@
+"""The storage module on a real Postgres, called as its handler calls it; no queue."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aios_broker.contract.files import Entry
+from aios_broker.contract.storage import StorageBody
+from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.store.session import AgentRow, Cursor, Store
+from aios_workers.config import WorkerConfig
+from aios_workers.gate import Gate, Irreversible, NeedsApproval
+from aios_workers.patience import patiently
+from aios_workers.run import Run
+from aios_workers.state_ground import StateGround
+from aios_workers.state_handler import Asked, Operation
+from aios_workers.storage.operations import storage_operations
+
+
+class OpenGate(Gate):
+    """Lets everything through and remembers what it was asked; or stops it all."""
+
+    def __init__(self) -> None:
+        self.asked: list[Irreversible] = []
+        self.is_closed = False
+
+    async def check(
+        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible
+    ) -> None:
+        self.asked.append(why)
+        if self.is_closed:
+            raise NeedsApproval(why, body)
+
+
+@dataclass
+class Scene:
+    """Agents of one tenant, and the module's operations."""
+
+    store: Store
+    gate: OpenGate
+    operations: Mapping[type[Body], Operation]
+    tenant: str = "default"
+    calls: list[Syscall] = field(default_factory=list)
+
+    async def ask(self, body: StorageBody, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
+        """Run one syscall as the handler does, and return its result."""
+        syscall = Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant)
+        self.calls.append(syscall)
+        return await patiently(lambda: self._once(syscall))
+
+    async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
+        agent = await self.store.vouched(syscall.agent, syscall.tenant)
+        operation = self.operations[type(syscall.body)]
+        return await operation(Asked(agent, syscall, syscall.body, cast("Run", None)))
+
+    async def again(self) -> Any:  # noqa: ANN401
+        """Run the last syscall once more, as after the death of its worker."""
+        return await self._once(self.calls[-1])
+
+    async def entry(self, body: StorageBody, agent: str = "ann") -> Entry:
+        """Run one syscall that returns an entry."""
+        result = await self.ask(body, agent)
+        assert isinstance(result, Entry)
+        return result
+
+    async def rows(self, query: str, *values: object) -> list[Any]:
+        """Return the rows of a query that sees everything."""
+        async with self.store.as_steward() as cursor:
+            await cursor.execute(query.encode(), values)
+            return await cursor.fetchall()
+
+
+@asynccontextmanager
+async def storage_scene(
+    database_url: str,
+    *,
+    calls: object = None,
+    **settings: Any,  # noqa: ANN401
+) -> AsyncIterator[Scene]:
+    """Yield the module on a database."""
+    config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)
+    store, gate = Store(database_url, name="storage-test"), OpenGate()
+    unused = cast("Any", None)
+    ground = StateGround(store, unused, cast("Any", calls), unused, unused, gate)
+    try:
+        yield Scene(store, gate, storage_operations(ground, config))
+    finally:
+        await store.aclose()

@@ -1,0 +1,132 @@
+"""Syscalls that a module makes itself, in the name of the agent whose syscall it runs.
+
+They go through the queue of the llm module like everybody's: the agent's quota counts them, the
+scheduler orders them, `aios ps` shows them. All of a process share one connection and one reply
+list. The id is made of the asking syscall's id and the step: a worker that runs the syscall again
+after a crash finds the call under way, or its result (kept for a minute), and makes no second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
+from aios_broker.contract.errors import DeadlineExceeded, QueueFull, UnknownCore, WaitTimeout
+from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.reply import Result
+from aios_broker.contract.syscall import Syscall, id_from_key
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_workers.patience import patiently
+
+LEAST_DEADLINE_S = 0.05
+NO_WORKER_S = 10.0  # how long a fleet without an llm worker is waited for: one may be restarting
+LOOK_S = 0.5  # between looks for one
+SEEN_S = 5.0  # how long it counts that one was seen
+
+
+class SubmittedCalls:
+    """Submits them to the queue of the llm module and waits for the replies."""
+
+    def __init__(
+        self, functions: Functions, keys: Keys, redis_url: str, name: str,
+        *, no_worker_s: float = NO_WORKER_S,
+    ) -> None:  # fmt: skip
+        self._client = KernelClient(redis_url, keys=keys, name=f"{name}.calls")
+        self._under_way: dict[str, asyncio.Task[Result]] = {}
+        self._no_worker_s = no_worker_s
+        self._seen_at = float("-inf")  # when an llm worker was seen
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in list(self._under_way.values()):
+            task.cancel()
+        await self._client.__aexit__(kind, error, traceback)
+
+    async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
+        """Submit, and return the result; its deadline is what is left of that of `asked`.
+
+        Raises:
+            UnknownCore: No worker serves the core, or the llm module at all.
+            KernelError: What the syscall ended with.
+        """
+        syscall_id = id_from_key(asked.tenant, asked.agent, f"call\x1f{asked.id}\x1f{step}")
+        left_s = await patiently(lambda: self._left_s(asked))
+        call = Syscall(
+            syscall_id, asked.agent, body, program=asked.program, tenant=asked.tenant,
+            token=asked.token, nice=asked.nice, deadline_s=left_s,
+        )  # fmt: skip
+        task = self._under_way.get(syscall_id)
+        if task is None:  # else the same syscall runs twice in this process: they hear one answer
+            task = asyncio.create_task(self._answer(call))
+            self._under_way[syscall_id] = task
+            task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    async def _answer(self, call: Syscall) -> Result:
+        pending = await self._submit(call)
+        try:
+            reply = await pending.reply(call.deadline_s + REPLY_GRACE_S)
+        except WaitTimeout as error:
+            raise DeadlineExceeded(
+                f"its own {call.kind} had no answer in time", field="deadline_s",
+                remedy=error.remedy,
+            ) from error  # fmt: skip
+        return reply.unwrap()
+
+    def _ended(self, task: asyncio.Task[Result]) -> None:
+        for syscall_id in [each for each, one in self._under_way.items() if one is task]:
+            del self._under_way[syscall_id]
+        if not task.cancelled():
+            task.exception()  # who asked may be gone: nobody else has to hear it
+
+    async def _submit(self, call: Syscall) -> Pending:
+        """Publish it, or join the one of that id; waits while the queue is full."""
+        loop = asyncio.get_running_loop()
+        full_until = loop.time() + call.deadline_s
+        await patiently(self._await_worker)
+        while True:
+            try:
+                [pending] = await patiently(lambda: self._client.submit([call]))
+            except QueueFull as error:
+                pause_s = error.retry_after_s or 1.0
+                if loop.time() + pause_s > full_until:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return pending
+
+    async def _left_s(self, asked: Syscall) -> float:
+        """Return what is left of the asking syscall's deadline, by Redis's clock."""
+        view = await self._client.control.job(asked.id)
+        if view is None or view.deadline_in_s is None:  # one that stands in no queue
+            return asked.deadline_s
+        if view.deadline_in_s < LEAST_DEADLINE_S:
+            raise DeadlineExceeded(
+                "it outlived its deadline", field="deadline_s", remedy="allow it more time"
+            )
+        return min(asked.deadline_s, view.deadline_in_s)
+
+    async def _await_worker(self) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self._no_worker_s
+        while loop.time() - self._seen_at > SEEN_S:
+            workers = await self._client.fleet.live_workers()
+            if any("llm" in worker.module.split(",") for worker in workers):
+                self._seen_at = loop.time()
+            elif loop.time() >= give_up_at:
+                raise UnknownCore(
+                    f"no worker serves the module llm ({self._no_worker_s:g} s waited)",
+                    field="body.core", remedy="start one (`aios up` with AIOS_LLM_WORKERS=1)",
+                )  # fmt: skip
+            else:
+                await asyncio.sleep(LOOK_S)

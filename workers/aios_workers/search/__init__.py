@@ -1,0 +1,1 @@
+"""Embeddings and search, for memory and storage."""

@@ -1,0 +1,194 @@
+"""Search in one table: by words, by vectors, or by both, within the caller's transaction.
+
+Row-level security decides what is seen: all of it runs as the agent whose cursor it is. `t` is the
+table's name in conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.names import SearchMode
+from aios_broker.store.session import Cursor, only_row
+
+FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
+LEAST_DEPTH = 50  # of each of the two lists that are fused
+EXACT_ROWS = 5_000  # of a scope: up to here all its vectors are compared, 5 ms at most
+MAX_MATCHES = 1_000  # of the words of a query, any of them: those beyond are not ranked
+MAX_SCANNED = 40_000  # entries of the vector index that one search looks at
+LEAST_CANDIDATES = 60  # of the vector index's search
+MOST_CANDIDATES = 400
+
+Vector = NDArray[np.float32]
+Key = tuple[Any, ...]
+Ranked = list[tuple[Key, float]]  # best first
+
+_SETTINGS = """
+    SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true) AS scan,
+           set_config('hnsw.ef_search', %s, true) AS candidates,
+           set_config('hnsw.max_scan_tuples', %s, true) AS scanned,
+           set_config('jit', 'off', true) AS jit
+"""
+_QUERY = """
+    SELECT numnode(q) AS nodes, q::text AS every, replace(q::text, ' & ', ' | ') AS any
+      FROM websearch_to_tsquery('english', %s) q
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A table that is searched."""
+
+    table: str
+    keys: tuple[str, ...]
+
+    @property
+    def columns(self) -> str:
+        """Return the keys as they are selected."""
+        return ", ".join(f"t.{key}" for key in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which rows may be found: a condition on `t`, written by the module, and its parameters."""
+
+    condition: str = "true"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    countable: bool = False  # by an index: a small scope is then searched exactly
+    owners: tuple[int, ...] | None = None  # whose rows alone it has; None: anybody's
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is searched for."""
+
+    text: str
+    vector: Vector | None
+    model: int  # whose vectors are compared
+    mode: SearchMode
+    k: int
+
+    @property
+    def depth(self) -> int:
+        """How much is ranked: more than is wanted, where two lists are fused."""
+        return max(LEAST_DEPTH, 2 * self.k) if self.mode == "hybrid" else self.k
+
+
+async def rank(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
+    """Return keys and scores of the k best rows, best first.
+
+    Scores compare within one answer: the cosine, the rank by words, or the fused rank.
+    """
+    lists: list[Ranked] = []
+    if wanted.mode != "keyword" and wanted.vector is not None:
+        lists.append(await _nearest(cursor, corpus, wanted, scope))
+    if wanted.mode != "semantic":
+        lists.append(await _by_words(cursor, corpus, wanted, scope))
+    if len(lists) == 1:
+        return lists[0][: wanted.k]
+    return fuse(lists)[: wanted.k]
+
+
+def fuse(lists: Sequence[Ranked]) -> Ranked:
+    """Join ranked lists by reciprocal rank fusion; the first list decides where two are equal."""
+    scores: dict[Key, float] = {}
+    for ranked in lists:
+        for place, (key, _) in enumerate(ranked, start=1):
+            scores[key] = scores.get(key, 0.0) + 1.0 / (FUSION_K + place)
+    return sorted(scores.items(), key=lambda item: -item[1])
+
+
+def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) -> str:
+    """Return the SQL of the nearest rows: all vectors of the scope, or by the model's index.
+
+    The model's number and the dimension are written out: the index holds for one model only, and
+    Postgres must know which when it plans.
+    """
+    assert wanted.vector is not None
+    distance = (
+        f"vector::halfvec({wanted.vector.size}) <=> %(vector)s::halfvec({wanted.vector.size})"
+    )
+    where = f"t.model_id = {wanted.model:d} AND {scope.condition}"
+    names = ", ".join(corpus.keys)
+    if exact:
+        return (
+            f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.vector "
+            f"FROM {corpus.table} t WHERE {where}) "
+            f"SELECT {names}, {distance} AS distance FROM part ORDER BY distance LIMIT %(depth)s"
+        )
+    return (
+        f"WITH near AS MATERIALIZED (SELECT {corpus.columns}, t.{distance} AS distance "
+        f"FROM {corpus.table} t WHERE {where} ORDER BY t.{distance} LIMIT %(depth)s) "
+        f"SELECT {names}, distance FROM near ORDER BY distance"
+    )
+
+
+async def _nearest(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
+    candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, wanted.depth))
+    await cursor.execute(_SETTINGS, (str(candidates), str(MAX_SCANNED)))
+    exact = scope.countable and await _is_small(cursor, corpus, wanted, scope)
+    found = await _compared(cursor, corpus, wanted, scope, exact=exact)
+    if not exact and len(found) < wanted.depth:
+        # The index was searched as far as may be: what is seen lies too thinly in it.
+        found = await _compared(cursor, corpus, wanted, scope, exact=True)
+    return found
+
+
+async def _compared(
+    cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool
+) -> Ranked:  # fmt: skip
+    parameters = {**scope.parameters, "vector": vector_text(wanted.vector), "depth": wanted.depth}
+    await cursor.execute(nearest_query(corpus, wanted, scope, exact=exact), parameters)
+    return [(tuple(row[:-1]), 1.0 - row[-1]) for row in await cursor.fetchall()]
+
+
+async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> bool:
+    await cursor.execute(
+        f"SELECT count(*) AS rows FROM (SELECT FROM {corpus.table} t WHERE {scope.condition} "
+        f"LIMIT {EXACT_ROWS + 1}) part", dict(scope.parameters),
+    )  # fmt: skip
+    counted = await only_row(cursor)
+    return bool(counted.rows <= EXACT_ROWS)
+
+
+async def _by_words(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
+    """Return rows with all words of the query, then those with any of them."""
+    await cursor.execute(_QUERY, (wanted.text,))
+    query = await only_row(cursor)
+    if not query.nodes:  # nothing but stop words
+        return []
+    found = await _matches(cursor, corpus, wanted, scope, query.every)
+    # A query that excludes a word would, with `or`, find all that lack it.
+    if len(found) >= wanted.depth or query.any == query.every or "!" in query.every:
+        return found
+    known = {key for key, _ in found}
+    others = await _matches(cursor, corpus, wanted, scope, query.any)
+    least = min((score for _, score in found), default=1.0)
+    found += [(key, min(score, least)) for key, score in others if key not in known]
+    return found[: wanted.depth]
+
+
+async def _matches(
+    cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, query: str
+) -> Ranked:  # fmt: skip
+    names = ", ".join(corpus.keys)
+    await cursor.execute(
+        f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.words "
+        f"FROM aios_{corpus.table}_matches(%(query)s::tsquery, %(of)s::bigint[], {MAX_MATCHES}) m "
+        f"JOIN {corpus.table} t USING ({names}) WHERE {scope.condition}) "
+        f"SELECT {names}, ts_rank_cd(words, %(query)s::tsquery, 1) AS score FROM part "
+        f"ORDER BY score DESC, {names} LIMIT %(depth)s",
+        {**scope.parameters, "query": query, "depth": wanted.depth,
+         "of": None if scope.owners is None else list(scope.owners)},
+    )  # fmt: skip
+    return [(tuple(row[:-1]), float(row[-1])) for row in await cursor.fetchall()]
+
+
+def vector_text(vector: Vector | None) -> str:
+    """Return a vector as pgvector reads it."""
+    return "[" + ",".join(f"{number:.6g}" for number in (() if vector is None else vector)) + "]"

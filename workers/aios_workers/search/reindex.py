@@ -1,0 +1,124 @@
+"""Embed everything anew by another model: what `aios reindex` runs.
+
+It can be stopped and run again: rows that have the new model's vector are done. Until it ends,
+search by meaning finds by the old model what is left of it; search by keywords goes on as ever.
+Workers of the old model write no vectors once it has ended: restart them with the new settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.ledger.database import check_database_url, database_errors
+from aios_broker.store.session import Store, only_row
+from aios_workers.search.indexing import SOURCES, Source, embed_rows
+from aios_workers.state_ground import Embedder
+
+Say = Callable[[str], None]
+
+_MODEL = """
+    INSERT INTO embedding_model (name, dimension) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id, dimension, active
+"""
+
+
+async def reindex(store: Store, embedder: Embedder, say: Say) -> int:
+    """Give all rows the embedder's vectors and make its model the one that counts.
+
+    Returns:
+        How many rows were embedded.
+
+    Raises:
+        InvalidConfig: There is no embedding model, or one of that name has another dimension.
+    """
+    if embedder.dimension == 0:
+        raise InvalidConfig(
+            "there is no embedding model to index with", field="AIOS_EMBEDDING_MODEL",
+            remedy="set it to `minilm`, or name a core in AIOS_EMBEDDING_CORE",
+        )  # fmt: skip
+    model = await _register(store, embedder)
+    done = await _embed_all(store, embedder, model, say)
+    async with store.as_steward() as cursor:
+        await cursor.execute("UPDATE embedding_model SET active = (id = %s)", (model,))
+    done += await _embed_all(store, embedder, model, say)  # written by the old model meanwhile
+    say("building the indexes")
+    await _rebuild_indexes(store.url, model, embedder.dimension)
+    return done
+
+
+async def _register(store: Store, embedder: Embedder) -> int:
+    async with store.as_steward() as cursor:
+        await cursor.execute(_MODEL, (embedder.model, embedder.dimension))
+        row = await only_row(cursor)
+    if row.dimension != embedder.dimension:
+        raise InvalidConfig(
+            f"the model {embedder.model!r} is known with {row.dimension} numbers, not "
+            f"{embedder.dimension}", field="AIOS_EMBEDDING_DIMENSION",
+            remedy=f"set it to {row.dimension}, or serve the other model under another name",
+        )  # fmt: skip
+    return int(row.id)
+
+
+async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> int:
+    done = 0
+    for source in SOURCES:
+        waiting = f"model_id IS DISTINCT FROM {model:d}"
+        total = await _count(store, source, waiting)
+        embedded = 0
+        while True:
+            async with store.as_steward() as cursor:
+                rows = await embed_rows(cursor, embedder, source, model, waiting)
+            if not rows:
+                break
+            embedded += rows
+            say(f"{source.table}: {embedded} of {max(total, embedded)} rows")
+        done += embedded
+    return done
+
+
+async def _count(store: Store, source: Source, waiting: str) -> int:
+    async with store.as_steward() as cursor:
+        await cursor.execute(f"SELECT count(*) AS rows FROM {source.table} WHERE {waiting}")
+        row = await only_row(cursor)
+    return int(row.rows)
+
+
+async def _rebuild_indexes(url: str, model: int, dimension: int) -> None:
+    """Build the model's indexes beside the traffic, then drop those of other models."""
+    with database_errors(url):
+        connection = await psycopg.AsyncConnection.connect(check_database_url(url), autocommit=True)
+        async with connection:
+            for source in SOURCES:
+                name = f"ix_{source.table}_vector_{model:d}"
+                await _drop_invalid(connection, name)
+                await connection.execute(
+                    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {source.table} USING hnsw "
+                    f"((vector::halfvec({dimension:d})) halfvec_cosine_ops) "
+                    f"WHERE model_id = {model:d}"
+                )
+                for other in await _indexes(connection, source.table):
+                    if other != name:
+                        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {other}")
+
+
+async def _drop_invalid(connection: psycopg.AsyncConnection[tuple[object, ...]], name: str) -> None:
+    """Drop what is left of a build that was cut short."""
+    found = await connection.execute(
+        "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "WHERE c.relname = %s AND NOT i.indisvalid", (name,),
+    )  # fmt: skip
+    if await found.fetchone() is not None:
+        await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
+
+
+async def _indexes(
+    connection: psycopg.AsyncConnection[tuple[object, ...]], table: str
+) -> list[str]:  # fmt: skip
+    found = await connection.execute(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() "
+        "AND indexname ~ %s", (rf"^ix_{table}_vector_\d+$",),
+    )  # fmt: skip
+    return [str(name) for (name,) in await found.fetchall()]

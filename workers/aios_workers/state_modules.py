@@ -1,0 +1,65 @@
+"""Memory, storage and access, wired: one ground, and a handler for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.names import Module
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.store.session import Store
+from aios_workers.access.operations import access_operations
+from aios_workers.approval_duty import ApprovalDuty, Webhook, sweeping
+from aios_workers.config import WorkerConfig
+from aios_workers.gate import Gate
+from aios_workers.kernel_calls import SubmittedCalls
+from aios_workers.memory.operations import memory_desk, operations_on
+from aios_workers.search.embedder import open_embedder
+from aios_workers.search.indexing import indexing
+from aios_workers.state_ground import StateGround
+from aios_workers.state_handler import Operations, StateHandler
+from aios_workers.storage.operations import storage_operations
+
+_OPERATIONS: Mapping[Module, Callable[[StateGround, WorkerConfig], Operations]] = {
+    "storage": storage_operations,
+    "access": access_operations,
+}
+
+
+async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) -> StateGround:
+    """Open what the state modules share; it is closed with the stack.
+
+    Raises:
+        InvalidConfig: There is no database, or the embedding model is not installed.
+    """
+    if config.database_url is None:
+        raise InvalidConfig(
+            "memory, storage and access keep what they have in Postgres",
+            field="AIOS_DATABASE_URL", remedy="set it to the address of a Postgres with pgvector",
+        )  # fmt: skip
+    store = Store(config.database_url, name=name)
+    stack.push_async_callback(store.aclose)
+    connection = Connection(config.redis_url, name=f"{name}.ground")
+    stack.push_async_callback(connection.aclose)
+    functions, keys = Functions(connection), Keys(config.key_prefix)
+    calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
+    embedder = await stack.enter_async_context(open_embedder(config, calls))
+    unembedded = asyncio.Event()
+    await stack.enter_async_context(indexing(store, embedder, unembedded))
+    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
+    duty = ApprovalDuty(store, functions, keys, webhook)
+    await stack.enter_async_context(sweeping(duty))
+    gate = Gate(store, ttl_s=config.approval_ttl_s)
+    return StateGround(store, embedder, calls, functions, keys, gate, unembedded)
+
+
+def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:
+    """Return the handler of one state module."""
+    if module == "memory":
+        desk = memory_desk(ground)
+        return StateHandler(ground, module, operations_on(desk), desk.ram)
+    return StateHandler(ground, module, _OPERATIONS[module](ground, config))

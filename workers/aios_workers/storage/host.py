@@ -1,0 +1,240 @@
+"""Real directories of the worker's host: files read and written without ever leaving them.
+
+Every part of a path is opened relative to the directory before it and never through a symbolic
+link, starting at a directory that the operator allowed. So neither a link that lies there nor one
+that somebody puts there meanwhile leads outside. All functions block: they are called in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from aios_broker.contract.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    InvalidPath,
+    ModuleError,
+    NotFound,
+)
+from aios_broker.contract.paths import normal_path
+
+MAX_ENTRIES = 10_000  # that one listing walks
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    """A file or a directory below a mount; `inner` is its path there."""
+
+    inner: str
+    is_directory: bool
+    size_bytes: int
+    changed_at: float  # Unix time, s
+
+
+class AllowedDirectories:
+    """The directories of the host that the operator lets agents mount, with all below."""
+
+    def __init__(self, setting: str) -> None:
+        """Take the setting: absolute paths with `:` between them.
+
+        Raises:
+            InvalidConfig: One is not absolute.
+        """
+        given = [part for part in setting.split(":") if part]
+        for part in given:
+            if not os.path.isabs(part):
+                raise InvalidConfig(f"{part!r} is not absolute", field="AIOS_STORAGE_MOUNTS",
+                                    remedy="give absolute paths with `:` between them")  # fmt: skip
+        self._roots = tuple(os.path.realpath(part) for part in given)
+
+    def resolved(self, source: str) -> str:
+        """Return the real path of a directory that may be mounted.
+
+        Raises:
+            InvalidPath: It is none, or lies below none of those that are allowed.
+        """
+        real = os.path.realpath(source)
+        if not os.path.isabs(source) or self._root_of(real) is None or not os.path.isdir(real):
+            allowed = ", ".join(self._roots) or "none: set AIOS_STORAGE_MOUNTS"
+            raise InvalidPath(
+                f"{source} is no directory below one that may be mounted ({allowed})",
+                field="body.source", remedy="name one, or ask the operator to allow it",
+            )  # fmt: skip
+        return real
+
+    @contextmanager
+    def opened(self, source: str, parts: Sequence[str]) -> Iterator[int]:
+        """Yield a descriptor of a directory below a mounted one, links never followed.
+
+        Raises:
+            NotFound: There is no such directory.
+            InvalidPath: The mount is no longer allowed.
+        """
+        root = self._root_of(source)
+        if root is None:
+            raise InvalidPath(f"{source} may not be mounted any more", field="body.path",
+                              remedy="ask the operator, or unmount it")  # fmt: skip
+        way = [part for part in source[len(root) :].split("/") if part]
+        try:
+            at = os.open(root, _DIRECTORY)
+        except OSError as error:
+            raise _missing(source) from error
+        try:
+            for part in (*way, *parts):
+                try:
+                    below = os.open(part, _DIRECTORY, dir_fd=at)
+                except OSError as error:
+                    raise _missing("/".join((source, *parts))) from error
+                os.close(at)
+                at = below
+            yield at
+        finally:
+            os.close(at)
+
+    def _root_of(self, real: str) -> str | None:
+        return next((root for root in self._roots
+                     if real == root or real.startswith(root.rstrip("/") + "/")), None)  # fmt: skip
+
+
+class HostDirectory:
+    """One mounted directory."""
+
+    def __init__(self, allowed: AllowedDirectories, source: str) -> None:
+        self._allowed = allowed
+        self._source = source
+
+    def entry(self, inner: str) -> HostEntry:
+        """Return what is at a path.
+
+        Raises:
+            NotFound: Nothing, or neither a file nor a directory.
+        """
+        if not inner:
+            with self._allowed.opened(self._source, ()) as at:
+                return _entry("", os.fstat(at))
+        with self._parent(inner) as (at, name):
+            return self._looked(at, name, inner)
+
+    def entries(self, inner: str, *, recursive: bool) -> list[HostEntry]:
+        """Return what a directory holds; links, devices and names that are no path are left out."""
+        found: list[HostEntry] = []
+        waiting = [inner]
+        while waiting and len(found) < MAX_ENTRIES:
+            at_path = waiting.pop()
+            with self._allowed.opened(self._source, _parts(at_path)) as at:
+                for name in sorted(os.listdir(at)):
+                    path = f"{at_path}/{name}".removeprefix("/")
+                    with contextlib.suppress(NotFound, InvalidPath):
+                        normal_path(path)
+                        entry = self._looked(at, name, path)
+                        found.append(entry)
+                        if recursive and entry.is_directory:
+                            waiting.append(path)
+        return found
+
+    def read(self, inner: str, offset: int, max_bytes: int) -> tuple[bytes, int]:
+        """Return a part of a file, and the size of all of it."""
+        with self._parent(inner) as (at, name):
+            try:
+                opened = os.open(name, _READ, dir_fd=at)
+            except OSError as error:
+                raise _missing(inner) from error
+            with open(opened, "rb") as file:
+                status = os.fstat(opened)
+                if not stat.S_ISREG(status.st_mode):
+                    raise _missing(inner)
+                file.seek(offset)
+                return file.read(max_bytes), status.st_size
+
+    def write(self, inner: str, content: bytes, *, is_new: bool) -> None:
+        """Put a file in place, whole or not at all; the directories on its way are made."""
+        self.make_directory(inner.rpartition("/")[0])
+        with self._parent(inner) as (at, name), _os_errors(inner):
+            temporary = f".aios-{secrets.token_hex(8)}"
+            opened = os.open(temporary, _NEW, 0o644, dir_fd=at)
+            try:
+                with open(opened, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(opened)
+                if is_new:
+                    os.link(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+                    os.unlink(temporary, dir_fd=at)
+                else:
+                    os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=at)
+                raise
+
+    def make_directory(self, inner: str) -> None:
+        """Make a directory and those above it."""
+        parts = _parts(inner)
+        for count in range(len(parts)):
+            with (
+                self._allowed.opened(self._source, parts[:count]) as at, _os_errors(inner),
+                contextlib.suppress(FileExistsError),
+            ):  # fmt: skip
+                os.mkdir(parts[count], dir_fd=at)
+
+    def delete(self, inner: str) -> None:
+        """Delete a file, or a directory that is empty."""
+        with self._parent(inner) as (at, name), _os_errors(inner):
+            if self._looked(at, name, inner).is_directory:
+                os.rmdir(name, dir_fd=at)
+            else:
+                os.unlink(name, dir_fd=at)
+
+    @contextmanager
+    def _parent(self, inner: str) -> Iterator[tuple[int, str]]:
+        *above, name = _parts(inner)
+        with self._allowed.opened(self._source, above) as at:
+            yield at, name
+
+    def _looked(self, at: int, name: str, inner: str) -> HostEntry:
+        try:
+            status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        except OSError as error:
+            raise _missing(inner) from error
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise _missing(inner)
+        return _entry(inner, status)
+
+
+def _entry(inner: str, status: os.stat_result) -> HostEntry:
+    is_directory = stat.S_ISDIR(status.st_mode)
+    return HostEntry(inner, is_directory, 0 if is_directory else status.st_size, status.st_mtime)
+
+
+def _parts(inner: str) -> list[str]:
+    return inner.split("/") if inner else []
+
+
+def _missing(inner: str) -> NotFound:
+    return NotFound(
+        f"the mounted directory has no file or directory {inner}", field="body.path",
+        remedy="look at what is there: storage.list; links are not followed",
+    )  # fmt: skip
+
+
+@contextmanager
+def _os_errors(inner: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise AlreadyExists(f"there is something at {inner} already", field="body.path",
+                            remedy="choose another path, or overwrite it") from error  # fmt: skip
+    except OSError as error:
+        raise ModuleError(
+            f"the host refused {inner}: {error.strerror}", field="body.path",
+            remedy="see what the worker's user may do there",
+        ) from error  # fmt: skip
