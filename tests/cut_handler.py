@@ -22,7 +22,7 @@ from aios_workers.chunk_desk import ChunkDesk
 from aios_workers.kernel_port import KernelPort, Snapshots
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.run import Done, Run
+from aios_workers.run import Done, Run, Suspended
 from aios_workers.slice_desk import SliceDesk
 
 SYSCALL_ID = "5eed" * 8
@@ -115,6 +115,7 @@ async def run_cut(
         cuts.tokens += run.use().tokens
         if isinstance(outcome, Done):
             return outcome.result
+        assert isinstance(outcome, Suspended)
         snapshot = outcome.snapshot
         cuts.made += 1
 

@@ -14,6 +14,12 @@ from aios_broker.contract.errors import (
 )
 
 
+def moved(path: str, source: str, to: str) -> str:
+    """Return where a path is once `source` is `to`."""
+    inside = path == source or path.startswith(source + "/")
+    return to + path[len(source) :] if inside else path
+
+
 @dataclass
 class File:
     """One file: its kept versions by number, and what is granted on it."""
@@ -89,9 +95,10 @@ class Model:
                 raise self.error(InvalidPath)
             self.check_target(to, overwrite=False)
             self.make_way(to)
-            for kind in (self.files, self.directories):
-                for each in [each for each in kind if each == path or each.startswith(path + "/")]:
-                    kind[to + each[len(path) :]] = kind.pop(each)  # type: ignore[attr-defined]
+            self.files = {moved(each, path, to): file for each, file in self.files.items()}
+            self.directories = {
+                moved(each, path, to): verbs for each, verbs in self.directories.items()
+            }
             return
         self.check_target(to, overwrite=overwrite)
         file = self.files.pop(path)

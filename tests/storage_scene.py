@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from msgspec import Struct
+
 from aios_broker.contract.files import Entry
 from aios_broker.contract.storage import StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
@@ -45,9 +47,11 @@ class Scene:
     tenant: str = "default"
     calls: list[Syscall] = field(default_factory=list)
 
-    async def ask(self, body: StorageBody, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
+    async def ask(self, body: Struct, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall as the handler does, and return its result."""
-        syscall = Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant)
+        syscall = Syscall(
+            id=id or new_id(), agent=agent, body=cast("Body", body), tenant=self.tenant
+        )
         self.calls.append(syscall)
         return await patiently(lambda: self._once(syscall))
 

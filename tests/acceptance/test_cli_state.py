@@ -84,10 +84,10 @@ class Background(threading.Thread):
 def waiting(settings: dict[str, str], agent: str) -> dict[str, Any]:
     """Return the request of an agent, once it is there."""
 
-    def found() -> dict[str, Any] | None:
-        return next((each for each in shown(settings, "approvals") if each["agent"] == agent), None)
+    def found() -> list[dict[str, Any]]:
+        return [each for each in shown(settings, "approvals") if each["agent"] == agent]
 
-    return wait_until(found)
+    return wait_until(found)[0]
 
 
 def test_notes_are_kept_found_and_changed(settings: dict[str, str]) -> None:

@@ -118,7 +118,7 @@ async def test_no_model_or_another_dimension_is_refused(redis_url: str, database
     async with state_scene(redis_url, database_url) as scene:
         nothing = SimpleNamespace(model="none", dimension=0)
         with pytest.raises(InvalidConfig, match="no embedding model"):
-            await reindex(scene.store, nothing, print)  # type: ignore[arg-type]
+            await reindex(scene.store, nothing, print)
         wider = SimpleNamespace(model=NAME, dimension=DIMENSION * 2)
         with pytest.raises(InvalidConfig, match="384"):
-            await reindex(scene.store, wider, print)  # type: ignore[arg-type]
+            await reindex(scene.store, wider, print)

@@ -28,12 +28,12 @@ async def test_k_owner_tags_and_mode_are_kept(scene: StateScene) -> None:
     await scene.ask("bob", MemoryAdd("apples of bob"))
     await scene.embedded()
     for mode in ("keyword", "semantic", "hybrid"):
-        found = await scene.ask("ann", MemorySearch("apples", k=3, mode=mode))  # type: ignore[arg-type]
+        found = await scene.ask("ann", MemorySearch("apples", k=3, mode=mode))
         assert len(found.notes) == 3
         assert {note.owner for note in found.notes} == {"ann"}
         scores = [note.score for note in found.notes]
         assert scores == sorted(scores, reverse=True)
-        tagged = await scene.ask("ann", MemorySearch("apples", tags=("even",), mode=mode))  # type: ignore[arg-type]
+        tagged = await scene.ask("ann", MemorySearch("apples", tags=("even",), mode=mode))
         assert {note.content for note in tagged.notes} == {"apples number 1", "apples number 3"}
 
 
@@ -44,7 +44,7 @@ async def test_a_shared_search_is_no_way_around_the_grants(scene: StateScene) ->
     await scene.ask("bob", MemoryShare(shown.id, agent="ann"))
     await scene.embedded()
     for mode in ("keyword", "semantic", "hybrid"):
-        found = await scene.ask("ann", MemorySearch("apples", shared=True, mode=mode))  # type: ignore[arg-type]
+        found = await scene.ask("ann", MemorySearch("apples", shared=True, mode=mode))
         assert [note.id for note in found.notes] == [shown.id]
     rows = await scene.rows("SELECT id FROM aios_note_matches('appl', NULL, 10)")
     assert rows == []  # a session that names nobody

@@ -276,13 +276,13 @@ async def test_another_agents_files_are_not_there_until_they_are_shared(scene: S
     await scene.ask(StorageShare("d", agent="bob"))
     assert await read(scene, "d/a", "bob", owner="ann") == "1"
     assert await paths(scene, "d", "bob", owner="ann") == ["/d/a"]
-    for body in (
+    for change in (
         StorageWrite("d/a", "x", owner="ann"), StorageCreate("d/b", "x", owner="ann"),
         StorageDelete("d/a", owner="ann"), StorageLock("d/a", owner="ann"),
         StorageMove("d/a", "d/c", owner="ann"), StorageMkdir("d/e", owner="ann"),
     ):  # fmt: skip
         with pytest.raises(AccessDenied):
-            await scene.ask(body, "bob")
+            await scene.ask(change, "bob")
     assert (await scene.entry(StorageCopy("d/a", "mine", owner="ann"), "bob")).owner == "bob"
     await scene.ask(StorageUnshare("d", agent="bob"))
     with pytest.raises(NotFound):

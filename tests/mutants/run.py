@@ -49,7 +49,8 @@ def run_tests(test: str, package_root: Path, seed: int = 0) -> subprocess.Comple
         environment["MUTANT_SEED"] = str(seed)
         others = [f"--hypothesis-seed={seed}"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", test, "-x", "-q", "-p", "no:cacheprovider",
+        [sys.executable, "-m", "pytest", test, "-x", "-q", "-m", "not slow",
+         "-p", "no:cacheprovider",
          "-o", f"pythonpath={path}", *others],
         cwd=ROOT, env=environment, timeout=TIMEOUT_S,
         capture_output=True, text=True, check=False,
