@@ -18,7 +18,7 @@ from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.store.approvals import Decider, Decision, decide, list_approvals
+from aios_broker.store.approvals import Decider, Decision, decide, find_approvals
 from aios_broker.store.session import Store
 from aios_workers.access.operations import access_operations
 from aios_workers.config import WorkerConfig
@@ -110,8 +110,7 @@ class StateScene:
 
     async def approval_of(self, syscall_id: str) -> Approval:
         async with self.store.as_steward() as cursor:
-            found = await list_approvals(cursor, None, 100_000)
-        [approval] = [one for one in found if one.syscall_id == syscall_id]
+            [approval] = await find_approvals(cursor, syscall_id, 2)
         return approval
 
     async def decide(

@@ -212,7 +212,9 @@ def test_the_sdk_has_all_of_it(settings: dict[str, str]) -> None:
         assert len({each.id for each in many}) == 20
         deleting = ida.storage.delete.start("x.bin")
         wait_until(lambda: deleting.status().state == "parked")
-        done(settings, "deny", waiting(settings, "ida")["id"])
+        asked = waiting(settings, "ida")["id"]
+        assert asked in done(settings, "why", deleting.id)
+        done(settings, "deny", deleting.id[:8])
         with pytest.raises(ApprovalDenied):
             deleting.result(timeout_s=20)
 

@@ -248,6 +248,22 @@ async def test_sql_alone_lets_in_only_who_was_let_in(
         session.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_sql_alone_passes_on_only_what_one_has(
+    world: World, database_url: str, kind: ObjectKind
+) -> None:
+    session = Session(database_url)
+    try:
+        await grant(world, kind, ("read", "share"))
+        ids, agents = await numbers(world)
+        agent = agents["agent"]
+        for verb in VERBS:
+            passes_on = statements(kind, ids)("share", agent[0]).replace("['share']", f"['{verb}']")
+            assert session.touches(agent, "share", passes_on) == (verb in ("read", "share")), verb
+    finally:
+        session.close()
+
+
 async def test_a_session_that_names_nobody_sees_nothing(world: World, database_url: str) -> None:
     session = Session(database_url)
     try:

@@ -161,6 +161,25 @@ async def test_administrators_decide_for_others_never_for_themselves(scene: Stat
         await scene.ask("boss", AccessDeny(approval.id))
 
 
+async def test_lists_leave_out_long_arguments_and_one_by_name_has_them(scene: StateScene) -> None:
+    await scene.ask("boss", AccessRegister("boss"))
+    await scene.ask("ann", StorageWrite("a.txt", "1"))
+    long = StorageWrite("a.txt", "x" * 3_000)
+    with pytest.raises(NeedsApproval):
+        await scene.ask("ann", long)
+    [listed] = (await scene.ask("boss", AccessApprovals())).approvals
+    assert listed.arguments == {"path": "a.txt"}
+    assert listed.left_out == ("content",)
+    with pytest.raises(InvalidSyscall, match="content"):  # a list's arguments are no edit
+        await scene.ask("boss", AccessApprove(listed.id, arguments=listed.arguments))
+    [whole] = (await scene.ask("boss", AccessApprovals(approval=listed.id))).approvals
+    assert whole.arguments["content"] == long.content
+    assert whole.left_out == ()
+    await scene.known("bob")
+    with pytest.raises(NotFound):
+        await scene.ask("bob", AccessApprovals(approval=listed.id))
+
+
 async def test_rules_say_what_needs_a_person(scene: StateScene) -> None:
     await scene.ask("boss", AccessRegister("boss"))
     await scene.ask("ann", StorageWrite("a.txt", "1"))

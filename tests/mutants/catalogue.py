@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BROKER = ROOT / "broker" / "aios_broker"
 LLM = ROOT / "workers" / "aios_workers"
+MIGRATIONS = ROOT / "migrations"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
 LAST_TRY_TEST = "tests/integration/test_last_try.py"

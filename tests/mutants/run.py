@@ -5,7 +5,8 @@
     python tests/mutants/run.py --part 2/3 every third one, from the second on
 
 Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put
-before the installed one on the path. A mutant that survives means that a promise is not tested.
+before the installed one on the path; of the migrations, with the broker's package beside them. A
+mutant that survives means that a promise is not tested.
 Random tests may miss a rare case once: what survives their usual examples is judged by others
 before it is called a survivor, and one that only those killed ("killed late") wants a test of its
 own. Exit code 0 only when the unbroken tests pass and every mutant dies.
@@ -22,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the path
 
-from tests.mutants.catalogue import BROKER, Mutant  # noqa: E402
+from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
@@ -61,12 +62,16 @@ def judge(mutant: Mutant, folder: Path) -> str:
     """Return what became of a mutant: killed, killed late, SURVIVED, or OUT OF DATE."""
     root = Path(tempfile.mkdtemp(dir=folder))
     copy = root / mutant.package.name
-    shutil.copytree(mutant.package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(mutant.package, copy, ignore=ignored)
     target = copy / mutant.file
     source = target.read_text()
     if mutant.old not in source:
         return "OUT OF DATE"
     target.write_text(source.replace(mutant.old, mutant.new, 1))
+    if mutant.package == MIGRATIONS:  # the package looks for them beside the folder it lies in
+        root /= "broker"
+        shutil.copytree(BROKER, root / BROKER.name, ignore=ignored)
     if is_noticed(mutant, root):
         return "killed"
     if draws_examples(mutant.test) and any(is_noticed(mutant, root, s) for s in OTHER_SEEDS):

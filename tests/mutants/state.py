@@ -1,7 +1,7 @@
 """The mutants of memory, storage, access and approvals."""
 
 from tests.mutants.catalogue import LLM as WORKERS
-from tests.mutants.catalogue import Mutant
+from tests.mutants.catalogue import MIGRATIONS, Mutant
 
 APPROVALS_TEST = "tests/integration/test_approvals.py"
 PARKING_TEST = "tests/integration/test_parking.py"
@@ -15,6 +15,9 @@ MOUNT_TEST = "tests/integration/test_storage_mounts.py"
 OPERATE_TEST = "tests/integration/test_storage_operate.py"
 PATH_TEST = "tests/unit/test_paths.py"
 SEARCH_TEST = "tests/integration/test_search.py"
+MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_only_who_was_let_in"
+SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
+RLS = "versions/20261126_0006_row_level_security.py"
 GATE, BLOCK = "gate.py", "memory/block.lua"
 
 STATE_MUTANTS = (
@@ -104,4 +107,20 @@ STATE_MUTANTS = (
     Mutant("a new text keeps the old vector", "store/notes.py",
            "words = to_tsvector('english', %s), model_id = NULL, vector = NULL\n    WHERE n.id",
            "words = to_tsvector('english', %s)\n    WHERE n.id", SEARCH_TEST),
+    Mutant("an expired grant lets in", RLS,
+           "(g.expires_at IS NULL OR g.expires_at > now()) AND ", "", MATRIX_TEST, MIGRATIONS),
+    Mutant("a grant is of every verb", RLS, " AND g.verbs && aios_verbs(verb)", "", MATRIX_TEST,
+           MIGRATIONS),
+    Mutant("everybody is a member", RLS, "m.agent_id = aios_agent_id() AND p", "p", MATRIX_TEST,
+           MIGRATIONS),
+    Mutant("whose note it is does not count", RLS,
+           'return f"{OWN} OR {blocks} OR {notes}"', 'return "true"', MATRIX_TEST, MIGRATIONS),
+    Mutant("whose file it is does not count", RLS, "{OWN} OR {among('directory_id'",
+           "true OR {among('directory_id'", MATRIX_TEST, MIGRATIONS),
+    Mutant("rows are not guarded", RLS, "ENABLE ROW LEVEL SECURITY", "DISABLE ROW LEVEL SECURITY",
+           MATRIX_TEST, MIGRATIONS),
+    Mutant("who may share passes on more than it has", RLS,
+           "            AND NOT EXISTS (SELECT FROM unnest(verbs) v\n"
+           "                            WHERE NOT aios_holds(kind, object_id, v)))",
+           "            )", SHARE_TEST, MIGRATIONS),
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from aios_broker.cli.lookup import Ended
 from aios_broker.cli.reasons import Surroundings, explain, explain_ended
+from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import Reply, Timings, failure
 from aios_broker.contract.syscall import State
@@ -72,6 +74,21 @@ def test_the_rule_that_has_to_be_lifted_first_is_named(
     around: Surroundings, subject: JobView, rule: str
 ) -> None:
     assert explain(subject, around).rule == rule
+
+
+def test_a_parked_one_says_what_a_person_has_to_decide() -> None:
+    asked = Approval(
+        "a" * 32, "waiting", "7", "ada", "default", "storage.delete", "delete", {}, "", "delete /x",
+        0.0, 60.0,
+    )  # fmt: skip
+    found = explain(job(7, "parked"), replace(BUSY, approval=asked))
+    assert "delete /x" in found.text
+    assert found.numbers["approval"] == asked.id
+    assert found.numbers["expires at"] == "1970-01-01 00:01:00"
+    decided = msgspec.structs.replace(asked, state="approved", decided_by="boss")
+    found = explain(job(7, "parked"), replace(BUSY, approval=decided))
+    assert "approved" in found.text
+    assert found.numbers["decided by"] == "boss"
 
 
 @pytest.mark.parametrize(

@@ -27,28 +27,39 @@ from aios_broker.store.approvals import (
     Decision,
     arguments_diff,
     decide,
+    find_approvals,
     list_approvals,
     set_rule,
 )
 from aios_broker.store.audit import AuditLine, append_line, newest_lines, verify
 from aios_broker.store.session import Cursor, Store
 
-MOST = 1_000  # approvals that are looked at
+MOST = 1_000  # approvals that are listed
+FEWEST_DIGITS = 4  # of an id that is abbreviated
 EXIT_BROKEN = 1  # the audit log is not what was written
 
 T = TypeVar("T")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
+def kernel_store() -> Store:
+    """Return the database of the running kernel, not connected yet.
+
+    Raises:
+        InvalidConfig: the kernel keeps none.
+    """
+    url = current_config().database_url or find_kernel().database_url
+    if url is None:
+        raise InvalidConfig("is not set, and the kernel keeps no database",
+                            field="AIOS_DATABASE_URL", remedy="set it")  # fmt: skip
+    return Store(url, name="aios-cli")
+
+
 def with_store(work: Callable[[Store], Awaitable[T]], *, as_json: bool) -> T:
     """Run work on the database of the running kernel."""
 
     async def connected() -> T:
-        url = current_config().database_url or find_kernel().database_url
-        if url is None:
-            raise InvalidConfig("is not set, and the kernel keeps no database",
-                                field="AIOS_DATABASE_URL", remedy="set it")  # fmt: skip
-        store = Store(url, name="aios-cli")
+        store = kernel_store()
         try:
             return await work(store)
         finally:
@@ -91,7 +102,7 @@ def approvals(*, whole: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_json
 def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> None:
-    """Let what waits run, once. APPROVAL may be abbreviated.
+    """Let what waits run, once. APPROVAL: its id or its syscall's, which may be abbreviated.
 
     \b
     Examples:
@@ -111,7 +122,7 @@ def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> Non
 @click.option("--reason", default="", help="What its caller is told.")
 @_json
 def deny(approval: str, reason: str, *, as_json: bool) -> None:
-    """End what waits: its caller hears `approval-denied`. APPROVAL may be abbreviated."""
+    """End what waits: its caller hears `approval-denied`. APPROVAL: as of `aios approve`."""
     waiting = as_steward(lambda cursor: _find(cursor, approval), as_json=as_json)
     _decide(waiting, Decision("denied", reason), as_json=as_json)
 
@@ -211,9 +222,9 @@ def operator() -> str:
 
 
 async def _find(cursor: Cursor, typed: str) -> Approval:
-    found = [one for one in await list_approvals(cursor, None, MOST) if one.id.startswith(typed)]
+    found = await find_approvals(cursor, typed, 2) if len(typed) >= FEWEST_DIGITS else ()
     if len(found) > 1:
-        raise InvalidSyscall(f"{len(found)} approvals begin with {typed}", field="approval",
+        raise InvalidSyscall(f"more than one approval begins with {typed}", field="approval",
                              remedy="type more digits")  # fmt: skip
     if not found:
         raise NotFound(f"there is no approval {typed}", field="approval",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 SHORT_ID_DIGITS = 8  # what tables show of an id, and the least that commands accept
 
 _MINUTE_S = 60
@@ -27,6 +29,11 @@ def narrow_seconds(value_s: float) -> str:
     """Return a time in at most six characters, for a column: `340ms`, `12.3s`, `5m20s`, `2h05m`."""
     spaced = seconds(value_s)
     return spaced.replace(" min", "m").replace(" ms", "ms").replace(" ", "")
+
+
+def moment(at_s: float | None) -> str:
+    """Return a time as people read it, in UTC."""
+    return "" if at_s is None else f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def plural(count: int, noun: str) -> str:

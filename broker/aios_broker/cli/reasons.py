@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aios_broker.cli.human import plural, seconds, short_id
+from aios_broker.cli.human import moment, plural, seconds, short_id
 from aios_broker.cli.lookup import Ended
+from aios_broker.contract.access import Approval
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
@@ -34,6 +35,7 @@ class Surroundings:
     fleet_suspended: bool  # `rq suspend`: workers take nothing new
     scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
     barrier: Barrier | None = None  # the quota that keeps it from running
+    approval: Approval | None = None  # that it waits for, where the database answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
         "losses": job.losses,
         "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
     }  # fmt: skip
-    found = _runs(job, around) or _kept_out(job) or _nobody_serves(job, around)
+    found = _runs(job, around) or _kept_out(job, around) or _nobody_serves(job, around)
     found = found or _over_quota(around.barrier) or _ordered(job, around)
     return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
 
@@ -98,18 +100,34 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     )  # fmt: skip
 
 
-def _kept_out(job: JobView) -> Explanation | None:
+def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state == "held":
         return Explanation(
             "held", "An operator took it out of the run queue.", {},
             f"`aios resume {short_id(job.job_id)}` puts it back",
         )  # fmt: skip
     if job.state == "parked":
+        return _waits_for_approval(job, around.approval)
+    return None
+
+
+def _waits_for_approval(job: JobView, asked: Approval | None) -> Explanation:
+    if asked is None:
         return Explanation(
             "parked", "It waits for a person's approval.", {},
             "`aios approvals` shows what it would do; `aios approve ID` or `aios deny ID` decides",
         )  # fmt: skip
-    return None
+    if asked.state != "waiting":
+        return Explanation(
+            "parked", f"Its approval is {asked.state}: it goes on within a second.",
+            {"approval": asked.id, "decided by": asked.decided_by or None},
+        )  # fmt: skip
+    typed = short_id(job.job_id)
+    return Explanation(
+        "parked", f"It waits for a person's approval: {asked.what}.",
+        {"approval": asked.id, "expires at": moment(asked.expires_at)},
+        f"`aios approve {typed}` shows what would be lost and asks; `aios deny {typed}` refuses",
+    )  # fmt: skip
 
 
 def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
 import msgspec
 
-from aios_broker.cli.human import first_words, short_id
+from aios_broker.cli.human import first_words, moment, short_id
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract import access, files, memory
 from aios_broker.contract.reply import Result
@@ -22,11 +21,6 @@ def show_result(result: Result) -> None:
     """Print an answer for a person."""
     show = _SHOWN.get(type(result), show_json)
     show(result)
-
-
-def moment(at_s: float | None) -> str:
-    """Return a time as people read it, in UTC."""
-    return "" if at_s is None else f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def _note(note: memory.Note) -> None:

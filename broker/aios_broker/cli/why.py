@@ -5,14 +5,18 @@ from __future__ import annotations
 import click
 import msgspec
 
+from aios_broker.cli.approvals import kernel_store
 from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import Ended, find, parse_module
 from aios_broker.cli.reasons import Explanation, Surroundings, explain, explain_ended
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
+from aios_broker.contract.access import Approval
+from aios_broker.contract.errors import KernelError
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
+from aios_broker.store.approvals import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 
@@ -64,4 +68,21 @@ async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
         fleet_suspended=await client.fleet.suspended(),
         scheduler=await client.fleet.leading_scheduler(),
         barrier=await quotas.barrier(module, job.job_id) if job.position is not None else None,
+        approval=await approval_of(job.job_id) if job.state == "parked" else None,
     )
+
+
+async def approval_of(job_id: str) -> Approval | None:
+    """Return what a parked syscall waits for; None where no database tells."""
+    try:
+        store = kernel_store()
+    except KernelError:
+        return None
+    try:
+        async with store.as_steward() as cursor:
+            found = await find_approvals(cursor, job_id, 1)
+    except KernelError:
+        return None
+    finally:
+        await store.aclose()
+    return found[0] if found else None

@@ -143,10 +143,14 @@ class AccessCheck(
 class AccessApprovals(
     Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.approvals"
 ):
-    """List approvals: the agent's own, for an administrator all of the tenant."""
+    """List approvals: the agent's own, for an administrator all of the tenant.
+
+    Arguments of more than 2,000 characters are left out, but not of the one that is named.
+    """
 
     state: ApprovalState | None = "waiting"  # None: all
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    approval: SyscallId | None = None  # this one alone, whatever its state
 
 
 class AccessApprove(
@@ -294,6 +298,7 @@ class Approval(Struct, frozen=True, omit_defaults=True):
     decided_by: str = ""
     decided_at: float | None = None
     reason: str = ""
+    left_out: tuple[str, ...] = ()  # arguments too long for a list: name the approval to see them
 
 
 class Approvals(Struct, frozen=True, omit_defaults=True, tag="access.approvals"):

@@ -25,25 +25,38 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body
 from aios_broker.store.audit import AuditLine, append_line
-from aios_broker.store.session import AgentRow, Cursor, only_row
+from aios_broker.store.session import AgentRow, Cursor
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask", "overwrite": "ask-when-lossy", "rollback": "ask-when-lossy", "clear": "ask",
     "privilege": "ask", "unshare": "ask",
 }  # fmt: skip
+MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
 _COLUMNS = """
     p.id, p.state, p.job_id, a.name AS agent, t.name AS tenant, p.tenant_id, p.agent_id, p.kind,
-    p.module, p.operation, p.arguments, p.arguments_sha256, p.asked_sha256, p.what, p.diff,
+    p.module, p.operation, p.arguments_sha256, p.asked_sha256, p.what, p.diff,
     extract(epoch FROM p.asked_at)::float8 AS asked_at,
     extract(epoch FROM p.expires_at)::float8 AS expires_at, p.expires_at <= now() AS is_over,
     p.decided_by, extract(epoch FROM p.decided_at)::float8 AS decided_at, p.reason
 """
 _FROM = "FROM approval p JOIN agent a ON a.id = p.agent_id JOIN tenant t ON t.id = p.tenant_id"
+_IS_LONG = f"length(e.value::text) > {MAX_LISTED_CHARACTERS}"
 _LIST = f"""
-    SELECT {_COLUMNS} {_FROM} WHERE (%(state)s::text IS NULL OR p.state = %(state)s)
+    SELECT {_COLUMNS}, short.* {_FROM}, LATERAL (
+        SELECT coalesce(jsonb_object_agg(e.key, e.value) FILTER (WHERE NOT {_IS_LONG}), '{{}}')
+                   AS arguments,
+               coalesce(array_agg(e.key ORDER BY e.key) FILTER (WHERE {_IS_LONG}), '{{}}')
+                   AS left_out
+          FROM jsonb_each(p.arguments) e) short
+     WHERE (%(state)s::text IS NULL OR p.state = %(state)s)
      ORDER BY p.asked_at, p.id LIMIT %(limit)s
 """
-_ONE = f"SELECT {_COLUMNS} {_FROM} WHERE p.id = %s"
+_WHOLE = f"SELECT {_COLUMNS}, p.arguments, ARRAY[]::text[] AS left_out {_FROM}"
+_FIND = f"""
+    {_WHOLE} WHERE starts_with(p.id, %(digits)s) OR starts_with(p.job_id, %(digits)s)
+     ORDER BY p.asked_at DESC, p.id LIMIT %(limit)s
+"""
+_ONE = f"{_WHOLE} WHERE p.id = %s"
 _LOCKED = f"{_ONE} FOR UPDATE OF p"  # by who may decide it
 _DECIDE = """
     UPDATE approval SET state = %(state)s, decided_by = %(by)s, decided_at = now(),
@@ -144,9 +157,28 @@ async def set_rule(
 async def list_approvals(
     cursor: Cursor, state: ApprovalState | None, limit: int
 ) -> tuple[Approval, ...]:  # fmt: skip
-    """Return approvals that the cursor may see, oldest first."""
+    """Return approvals that the cursor may see, oldest first, without their long arguments."""
     await cursor.execute(_LIST, {"state": state, "limit": limit})
     return tuple(as_approval(row) for row in await cursor.fetchall())
+
+
+async def find_approvals(cursor: Cursor, digits: str, limit: int) -> tuple[Approval, ...]:
+    """Return those whose id, or whose syscall's, begins so: newest first, with all arguments."""
+    await cursor.execute(_FIND, {"digits": digits, "limit": limit})
+    return tuple(as_approval(row) for row in await cursor.fetchall())
+
+
+async def one_approval(cursor: Cursor, approval_id: str) -> Approval:
+    """Return one that the cursor may see, with all its arguments.
+
+    Raises:
+        NotFound: there is none of this id, or it may not be seen.
+    """
+    await cursor.execute(_ONE, (approval_id,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise _unknown(approval_id)
+    return as_approval(row)
 
 
 def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
@@ -158,7 +190,7 @@ def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
         kind=row.kind, operation=row.operation, arguments=row.arguments,
         arguments_sha256=row.arguments_sha256, what=row.what, asked_at=row.asked_at,
         expires_at=row.expires_at, diff=row.diff, decided_by=row.decided_by,
-        decided_at=row.decided_at, reason=row.reason,
+        decided_at=row.decided_at, reason=row.reason, left_out=tuple(row.left_out),
     )  # fmt: skip
 
 
@@ -194,14 +226,12 @@ async def decide(
         {"approval": approval_id, "arguments_sha256": sha, "reason": decision.reason,
          "edited": decision.arguments is not None},
     ))  # fmt: skip
-    await cursor.execute(_ONE, (approval_id,))
-    return as_approval(await only_row(cursor))
+    return await one_approval(cursor, approval_id)
 
 
 def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # noqa: ANN401
     if row is None or decider.tenant_id not in (None, row.tenant_id):
-        raise NotFound(f"there is no approval {approval_id}", field="approval",
-                       remedy="see which there are: access.approvals")  # fmt: skip
+        raise _unknown(approval_id)
     if decider.agent_id == row.agent_id:
         raise AccessDenied("nobody approves what it asked for itself", field="approval",
                            remedy="have another administrator decide")  # fmt: skip
@@ -213,6 +243,11 @@ def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # n
     if row.state == "expired" or row.is_over:
         raise ApprovalExpired("nobody decided in time", field="approval",
                               remedy="have the syscall sent again")  # fmt: skip
+
+
+def _unknown(approval_id: str) -> NotFound:
+    return NotFound(f"there is no approval {approval_id}", field="approval",
+                    remedy="see which there are: access.approvals")  # fmt: skip
 
 
 def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:

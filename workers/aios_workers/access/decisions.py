@@ -21,6 +21,7 @@ from aios_broker.store.approvals import (
     Decision,
     decide,
     list_approvals,
+    one_approval,
     rules_of,
     set_rule,
 )
@@ -45,7 +46,9 @@ class DecisionDesk:
         """List approvals: one's own, for an administrator all of the tenant."""
         body: AccessApprovals = asked.body
         async with self._ground.store.as_agent(asked.agent) as cursor:
-            return Approvals(await list_approvals(cursor, body.state, body.limit))
+            if body.approval is None:
+                return Approvals(await list_approvals(cursor, body.state, body.limit))
+            return Approvals((await one_approval(cursor, body.approval),))
 
     async def approve(self, asked: Asked) -> Result:
         """Let a parked syscall run once."""
