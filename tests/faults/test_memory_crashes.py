@@ -135,7 +135,7 @@ async def filled(scene: StateScene) -> dict[str, str]:
 
 async def checked(scene: StateScene, said: dict[str, str]) -> None:
     """Every note is there once, and says what was acknowledged last, from wherever it is read."""
-    for note_id, content in said.items():
+    for note_id, content in reversed(said.items()):  # first the newest, before reads swap it out
         assert (await scene.ask("ann", MemoryGet(note_id))).content == content
         assert (await scene.ask("ann", MemoryGet(note_id))).content == content
         history = await scene.ask("ann", MemoryHistory(note_id))

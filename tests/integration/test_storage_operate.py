@@ -61,6 +61,7 @@ async def test_a_plan_that_may_lose_something_waits_whole_and_runs_as_it_was_sho
     await scene.decide(syscall.id, Decision("approved"))
     done: Plan = await scene.run(syscall)
     assert [step.kind for step in done.steps] == ["storage.create", "storage.delete"]
+    assert len(scene.answers.asked) == 1  # for a plan, before it was shown
     assert await paths(scene) == ["/b.txt"]
     assert await scene.run(syscall) == done
 
