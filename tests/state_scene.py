@@ -65,6 +65,13 @@ class Answers:
         return ChatResult(self.texts[step], "stop", "test", Usage(1, 1))
 
 
+class NeverAsks(Gate):
+    """People are not what is tested here."""
+
+    async def check(self, *_: object) -> None:
+        return
+
+
 @dataclass
 class StateScene:
     """The three modules, with the real gate."""

@@ -32,12 +32,11 @@ from aios_broker.memory.block import memory_functions
 from aios_broker.queues.connection import Answer
 from aios_broker.queues.functions import Functions
 from aios_broker.store.session import AgentRow, Cursor, Store
-from aios_workers.gate import Gate
 from aios_workers.memory.desk import Desk
 from aios_workers.memory.operations import operations_on
 from aios_workers.memory.ram import Ram
 from aios_workers.state_ground import StateGround
-from tests.state_scene import StateScene, state_scene
+from tests.state_scene import NeverAsks, StateScene, state_scene
 
 BLOCK_BYTES = 4096
 NOTES = 9  # of 500 bytes: what the last swap left, filled up again; one more goes above
@@ -106,13 +105,6 @@ class MortalStore(Store):
         async with self._real.as_steward() as cursor:
             yield cursor
         self._steps.end(number)
-
-
-class NeverAsks(Gate):
-    """People are not what is tested here."""
-
-    async def check(self, *_: object) -> None:
-        return
 
 
 def mortal(scene: StateScene, steps: Steps) -> StateScene:
@@ -218,7 +210,7 @@ async def test_a_death_at_any_step_loses_and_doubles_nothing(
     redis_url: str, database_url: str, act: Act, moment: str
 ) -> None:
     died_at = 0
-    async with state_scene(redis_url, database_url, gate=lambda store: NeverAsks(store)) as scene:
+    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
         for die_at in range(1, MOST_STEPS):
             scene.tenant = f"tenant-{act.__name__}-{moment}-{die_at}"
             said = await filled(scene)
@@ -238,7 +230,7 @@ async def test_what_was_removed_is_not_brought_back_by_a_death(
     redis_url: str, database_url: str
 ) -> None:
     """The note leaves its block before the deletion is committed; nobody puts it back after."""
-    async with state_scene(redis_url, database_url, gate=lambda store: NeverAsks(store)) as scene:
+    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
         note = cast("Note", await scene.ask("ann", MemoryAdd("gone")))
         syscall = scene.syscall("ann", MemoryRemove(note.id))
         await die_and_run_again(scene, syscall, 3, "after")

@@ -22,6 +22,7 @@ from aios_broker.contract.access import (
     AccessRevoke,
     AccessRevokeToken,
     AccessWhoami,
+    ObjectKind,
     ObjectRef,
 )
 from aios_broker.contract.errors import (
@@ -143,6 +144,21 @@ async def test_who_may_share_grants_only_what_it_may_do(scene: StateScene) -> No
         await scene.ask("bob", AccessGrant(of_ann, ("write",), agent="carl"))
     await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="carl"))
     assert (await scene.ask("carl", MemoryGet(note.id, owner="ann"))).content == "shared on"
+
+
+async def test_who_administers_takes_back_all_and_its_own_with_it(scene: StateScene) -> None:
+    await scene.known("bob", "carl")
+    await scene.ask("ann", StorageWrite("/d/a.txt", "a file"))
+    note = await scene.ask("ann", MemoryAdd("a note"))
+    names: dict[ObjectKind, str] = {
+        "block": "", "note": note.id, "file": "/d/a.txt", "directory": "/d",
+    }  # fmt: skip
+    for kind, name in names.items():
+        of_ann = ObjectRef(kind, name, "ann")
+        await scene.ask("ann", AccessGrant(of_ann, ("administer",), agent="bob"))
+        await scene.ask("ann", AccessGrant(of_ann, ("read",), agent="carl"))
+        assert (await scene.approved("bob", AccessRevoke(of_ann))).changed
+        assert (await scene.ask("ann", AccessGrants())).grants == ()
 
 
 async def test_another_tenant_is_another_world(scene: StateScene) -> None:

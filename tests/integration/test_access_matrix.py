@@ -36,22 +36,13 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body
-from aios_broker.store.session import Store
-from aios_workers.gate import Gate
-from tests.state_scene import StateScene, state_scene
+from tests.state_scene import NeverAsks, StateScene, state_scene
 
 VERBS: tuple[Verb, ...] = ("read", "write", "search", "share", "administer")
 KINDS: tuple[ObjectKind, ...] = ("block", "note", "file", "directory")
 GRANTED: tuple[tuple[Verb, ...], ...] = (*((verb,) for verb in VERBS), ("read", "write"))
 ROLES = ("owner", "agent", "member", "expired", "left", "other", "administrator", "foreigner")
 HOLDERS = ("agent", "member")  # whose grant holds
-
-
-class NeverAsks(Gate):
-    """People are not what is tested here."""
-
-    async def check(self, *_: object) -> None:
-        return
 
 
 @dataclass
@@ -102,10 +93,7 @@ class World:
 
 @pytest.fixture
 async def world(redis_url: str, database_url: str) -> AsyncIterator[World]:
-    def gate(store: Store) -> Gate:
-        return NeverAsks(store)
-
-    async with state_scene(redis_url, database_url, gate=gate) as scene:
+    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
         await scene.known(*ROLES, "zed")
         await scene.ask("administrator", AccessRegister("administrator"))
         scene.tenant = "elsewhere"

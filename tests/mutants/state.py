@@ -17,6 +17,7 @@ PATH_TEST = "tests/unit/test_paths.py"
 SEARCH_TEST = "tests/integration/test_search.py"
 MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_only_who_was_let_in"
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
+GRANTS_TEST = "tests/integration/test_access_properties.py"
 RLS = "versions/20261126_0006_row_level_security.py"
 GATE, BLOCK = "gate.py", "memory/block.lua"
 
@@ -107,6 +108,17 @@ STATE_MUTANTS = (
     Mutant("a new text keeps the old vector", "store/notes.py",
            "words = to_tsvector('english', %s), model_id = NULL, vector = NULL\n    WHERE n.id",
            "words = to_tsvector('english', %s)\n    WHERE n.id", SEARCH_TEST),
+    Mutant("the map keeps who has left", "access/groups_map.py",
+           "gone = [agent for agent in shown if agent not in truth]", "gone = []", GRANTS_TEST,
+           WORKERS),
+    Mutant("a right ends in the middle of its use", "versions/20261126_0010_grants_at_once.py",
+           "set_rules(held(\"administer\"), held(\"share\"))",
+           "set_rules(by_row(\"administer\"), by_row(\"share\"))", ACCESS_TEST, MIGRATIONS),
+    Mutant("a grant goes before what stands in for it", "store/grants.py",
+           "    whose = owner or agent\n    await cursor.execute(_PUT",
+           "    whose = owner or agent\n"
+           "    await drop_grants(cursor, whose, kind, object_id, to)\n"
+           "    await cursor.execute(_PUT", GRANTS_TEST),
     Mutant("an expired grant lets in", RLS,
            "(g.expires_at IS NULL OR g.expires_at > now()) AND ", "", MATRIX_TEST, MIGRATIONS),
     Mutant("a grant is of every verb", RLS, " AND g.verbs && aios_verbs(verb)", "", MATRIX_TEST,

@@ -15,7 +15,7 @@ from aios_broker.contract.access import Grant, ObjectKind, ObjectRef
 from aios_broker.contract.errors import UnknownAgent
 from aios_broker.contract.names import Verb
 from aios_broker.store.objects import names_of
-from aios_broker.store.session import AgentRow, Cursor
+from aios_broker.store.session import AgentRow, Cursor, only_row
 
 ALL_VERBS = frozenset(("read", "write", "search", "share", "administer"))
 
@@ -39,11 +39,11 @@ _REACH = f"""
 _PUT = """
     INSERT INTO access_grant (tenant_id, owner_id, object_kind, object_id, agent_id, group_id,
                               verbs, granted_by, expires_at)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id
 """
 _DROP = """
     DELETE FROM access_grant WHERE owner_id = %s AND object_kind = %s AND object_id = %s
-       AND (%s OR agent_id = %s OR group_id = %s)
+       AND (%s OR agent_id = %s OR group_id = %s) AND id <> %s
 """
 _LIST = f"""
     SELECT g.object_kind, g.object_id, o.name AS owner, a.name AS to_agent, p.name AS to_group,
@@ -133,24 +133,25 @@ async def put_grant(  # noqa: PLR0913  the columns of one row
     cursor: Cursor, agent: AgentRow, kind: ObjectKind, object_id: str, to: Grantee, *,
     verbs: Sequence[str], expires_at: datetime | None = None, owner: AgentRow | None = None,
 ) -> None:  # fmt: skip
-    """Grant verbs on an object, in place of what this agent granted there before.
+    """Grant verbs on an object, in place of what it or, if it administers it, others granted there.
 
     `owner`: whose it is, if it is not the agent's own; row-level security asks whether it may.
     """
     whose = owner or agent
-    await drop_grants(cursor, whose, kind, object_id, to)
     await cursor.execute(_PUT, (
         agent.tenant_id, whose.id, kind, object_id, to.agent_id, to.group_id, list(verbs), agent.id,
         expires_at,
     ))  # fmt: skip
+    row = await only_row(cursor)  # first, since what it stands in for may be what allows it
+    await drop_grants(cursor, whose, kind, object_id, to, but=row.id)
 
 
 async def drop_grants(
-    cursor: Cursor, owner: AgentRow, kind: ObjectKind, object_id: str, to: Grantee
+    cursor: Cursor, owner: AgentRow, kind: ObjectKind, object_id: str, to: Grantee, *, but: int = 0
 ) -> int:
-    """Take grants on an object back; return how many there were."""
+    """Take grants on an object back, all but one; return how many there were."""
     await cursor.execute(
-        _DROP, (owner.id, kind, object_id, to.is_everybody, to.agent_id, to.group_id)
+        _DROP, (owner.id, kind, object_id, to.is_everybody, to.agent_id, to.group_id, but)
     )
     return cursor.rowcount
 
