@@ -24,7 +24,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Facts, PolicyRow, Submission
 from aios_broker.queues.replies import ReplyBox
-from aios_broker.queues.tokens import Tokens
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.registry import LoadedModule
 from aios_workers.service import Place, open_worker
 from aios_workers.worker import Limits, Worker
@@ -55,6 +55,12 @@ class Caller:
         self.replies: dict[str, list[Reply]] = {}
         self._client = f"test.{next(_numbers)}.{new_id()[:6]}"
         self._box = ReplyBox(Connection(url), self._client)
+
+    async def token(self, agent: str) -> str:
+        """Return a new token of an agent."""
+        token = Tokens.new()
+        await self.tokens.put(token, Identity(agent))
+        return token
 
     def queue(self, module: Module) -> ModuleQueue:
         """Return a module's queue."""

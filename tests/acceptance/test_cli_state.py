@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
 from aios_broker.cli.main import cli
 from aios_broker.config import KernelConfig
+from aios_broker.queues.tokens import digest
 from aios_broker.supervisor import EmbeddedKernel
 from aios_sdk import Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
 from tests.waiting import wait_until
@@ -192,6 +194,14 @@ def test_groups_and_grants(settings: dict[str, str]) -> None:
     )
     done(settings, "groups", "create", "friends", "--agent", "gwen")
     assert "friends" in done(settings, "groups", "list", "--agent", "hugo")
+
+
+def test_a_token_is_in_the_database_too_and_in_the_audit_log(settings: dict[str, str]) -> None:
+    issued = done(settings, "token", "kim").strip()
+    with psycopg.connect(settings["AIOS_DATABASE_URL"].replace("+psycopg", "")) as connection:
+        entered = connection.execute("SELECT FROM agent_token WHERE digest = %s", (digest(issued),))
+        assert entered.rowcount == 1
+    assert "access.token" in [line["action"] for line in shown(settings, "audit")]
 
 
 def test_the_sdk_has_all_of_it(settings: dict[str, str]) -> None:

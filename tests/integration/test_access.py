@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import psycopg
@@ -34,7 +35,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.memory import MemoryAdd, MemoryGet
 from aios_broker.contract.storage import StorageMkdir, StorageRead, StorageWrite
-from aios_broker.queues.tokens import Tokens
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.store.audit import verify
 from aios_workers.access.groups_map import GroupsMap
 from aios_workers.gate import NeedsApproval
@@ -239,3 +240,40 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     await tokens.verify(issued.token, agent="boss", tenant="default")
     with redis.Redis.from_url(redis_url) as client:
         assert client.hlen("rq:aios:tokens") == 1
+
+
+async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_out(
+    scene: StateScene,
+) -> None:
+    ground = scene.ground
+    tokens = Tokens(ground.functions.connection)
+    issued = await scene.ask("ann", AccessRegister("boss"))
+    other = await scene.ask("boss", AccessRegister("bob"))
+    await scene.ask("boss", AccessRevokeToken("bob"))
+    await tokens.put(other.token, Identity("bob"))  # as if the worker had died before it told Redis
+    housekeeping = Housekeeping(ground.store, ground.functions, ground.keys)
+    await housekeeping.tidy()
+    with pytest.raises(AccessDenied):
+        await tokens.verify(other.token, agent="bob", tenant="default")
+    await tokens.verify(issued.token, agent="boss", tenant="default")
+    await scene.rows("UPDATE agent_token SET revoked_at = now() - interval '2 days' "
+                     "WHERE revoked_at IS NOT NULL RETURNING 1")  # fmt: skip
+    await housekeeping.tidy()
+    assert len(await scene.rows("SELECT FROM agent_token")) == 1
+
+
+async def test_a_token_is_not_given_back_while_it_is_revoked(
+    scene: StateScene, redis_url: str
+) -> None:
+    """Whoever is first, the token is worthless when both are done."""
+    ground = scene.ground
+    tokens = Tokens(ground.functions.connection)
+    housekeeping = Housekeeping(ground.store, ground.functions, ground.keys)
+    await scene.ask("ann", AccessRegister("boss"))
+    for _ in range(20):
+        issued = await scene.ask("boss", AccessRegister("bob"))
+        with redis.Redis.from_url(redis_url) as client:
+            client.delete("rq:aios:tokens")
+        await asyncio.gather(housekeeping.tidy(), scene.ask("boss", AccessRevokeToken("bob")))
+        with pytest.raises(AccessDenied):
+            await tokens.verify(issued.token, agent="bob", tenant="default")

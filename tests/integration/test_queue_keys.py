@@ -109,7 +109,7 @@ class Scenario:
 
     async def run(self, steps: int) -> None:
         await self.queue.birth(CARD)
-        await self.tokens.issue(Identity("ada"))
+        await self.tokens.put(Tokens.new(), Identity("ada"))
         await self.control.set_policy(MODULE, PolicyRow(max_losses=2))
         self.epoch = (await self.order.lead("here", 600.0)).epoch
         acts = (self.submit, self.claim, self.finish, self.pause, self.slices, self.operate,

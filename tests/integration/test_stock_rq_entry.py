@@ -19,7 +19,6 @@ from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.rq import current_job, rq_version, url_of
-from aios_broker.queues.tokens import Identity
 from aios_workers.entry import syscall
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from aios_workers.registry import llm_module, tool_module
@@ -67,7 +66,7 @@ async def run_stock_worker(url: str, module: str) -> str:
 
 
 async def test_our_worker_runs_what_a_stock_producer_enqueued(caller: Caller) -> None:
-    token = await caller.tokens.issue(Identity("ada"))
+    token = await caller.token("ada")
     job = enqueue(caller.url, "tool", {"agent": "ada", "token": token, "body": ECHO})
 
     async with running_worker(caller.url, "tool", await tool_module(4)):

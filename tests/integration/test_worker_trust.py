@@ -16,7 +16,6 @@ from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.job import ENTRY, syscall_id_of
 from aios_broker.contract.reply import EchoResult, Reply, decode_reply
 from aios_broker.contract.syscall import ToolEcho
-from aios_broker.queues.tokens import Identity
 from aios_workers.registry import tool_module
 from tests.caller import Caller, running_worker
 from tests.waiting import wait_until_async
@@ -81,7 +80,7 @@ async def test_a_foreign_job_is_quarantined_and_nothing_is_imported(
 
 
 async def test_a_stock_job_with_its_agents_token_is_answered(caller: Caller) -> None:
-    token = await caller.tokens.issue(Identity("ada"))
+    token = await caller.token("ada")
 
     job_id, reply = await answer(
         caller, call(ENTRY, {"agent": "ada", "token": token, "body": ECHO})
@@ -98,7 +97,7 @@ async def test_a_stock_job_with_its_agents_token_is_answered(caller: Caller) -> 
     lambda token: {"agent": "ada", "tenant": "other", "token": token},
 ])  # fmt: skip
 async def test_without_its_agents_token_a_stock_job_is_denied(caller: Caller, request_of) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    token = await caller.tokens.issue(Identity("ada"))
+    token = await caller.token("ada")
 
     _, reply = await answer(caller, call(ENTRY, {"body": ECHO, **request_of(token)}))
 
@@ -107,16 +106,16 @@ async def test_without_its_agents_token_a_stock_job_is_denied(caller: Caller, re
 
 
 async def test_a_revoked_token_is_worth_nothing_and_none_is_kept_in_redis(caller: Caller) -> None:
-    token = await caller.tokens.issue(Identity("ada"))
+    token = await caller.token("ada")
     await caller.tokens.verify(token, agent="ada", tenant="default")
     kept = await caller.connection.execute("HGETALL", "rq:aios:tokens")
     assert token.encode() not in b" ".join(kept)
 
-    assert await caller.tokens.revoke(token)
+    assert await caller.tokens.revoke_all("ada", "default") == 1
 
     with pytest.raises(AccessDenied):
         await caller.tokens.verify(token, agent="ada", tenant="default")
-    assert not await caller.tokens.revoke(token)
+    assert await caller.tokens.revoke_all("ada", "default") == 0
 
 
 @pytest.mark.parametrize(("request_", "code"), [
@@ -136,7 +135,7 @@ async def test_what_cannot_be_read_is_answered_with_a_typed_error(
 
 async def test_a_syscall_in_another_modules_queue_is_refused(caller: Caller) -> None:
     body = {"type": "llm.chat", "messages": [{"role": "user", "content": "hi"}]}
-    token = await caller.tokens.issue(Identity("ada"))
+    token = await caller.token("ada")
 
     _, reply = await answer(caller, call(ENTRY, {"agent": "ada", "token": token, "body": body}))
 

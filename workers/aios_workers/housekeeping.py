@@ -7,18 +7,13 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.store.notes import delete_expired
 from aios_broker.store.session import Store
+from aios_broker.store.tokens import lacking_tokens, worthless_tokens
 
 EXPIRED_AT_ONCE = 1_000  # notes of one transaction
 # A syscall lives for a day at most (its deadline): after two nobody runs it again.
 _OLD_EFFECTS = "DELETE FROM effect WHERE at < now() - interval '2 days'"
 _OLD_LINKS = "DELETE FROM share_link WHERE expires_at < now()"
 _OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
-_TOKENS = """
-    SELECT k.digest, a.name AS agent, t.name AS tenant,
-           extract(epoch FROM k.expires_at)::float8 AS expires_at
-      FROM agent_token k JOIN agent a ON a.id = k.agent_id JOIN tenant t ON t.id = a.tenant_id
-     WHERE k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
-"""
 
 
 class Housekeeping:
@@ -34,7 +29,14 @@ class Housekeeping:
             await delete_expired(cursor, EXPIRED_AT_ONCE)
             for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS):
                 await cursor.execute(statement)
-            await cursor.execute(_TOKENS)
-            rows = await cursor.fetchall()
-        for row in rows:
-            await self._tokens.restore(row.digest, Identity(row.agent, row.tenant, row.expires_at))
+        await self._tidy_tokens()
+
+    async def _tidy_tokens(self) -> None:
+        """Give Redis what it lacks, and take from it what a crash left after a revocation."""
+        known = await self._tokens.digests()
+        async with self._store.as_steward() as cursor:
+            for token in await lacking_tokens(cursor, known):
+                identity = Identity(token.agent, token.tenant, token.expires_at)
+                await self._tokens.restore(token.digest, identity)
+            worthless = await worthless_tokens(cursor, known)
+        await self._tokens.drop(worthless)

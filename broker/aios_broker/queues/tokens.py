@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Collection
 
 import msgspec
 from msgspec import Struct
@@ -29,17 +30,11 @@ class Identity(Struct, frozen=True, omit_defaults=True):
 
 
 class Tokens:
-    """Issues, checks and revokes tokens."""
+    """Keeps, checks and revokes tokens."""
 
     def __init__(self, connection: Connection, keys: Keys | None = None) -> None:
         self._connection = connection
         self._key = (keys or Keys()).own("tokens")
-
-    async def issue(self, identity: Identity) -> str:
-        """Return a new token of this agent; it is shown once and kept only as a digest."""
-        token = self.new()
-        await self.put(token, identity)
-        return token
 
     @staticmethod
     def new() -> str:
@@ -58,6 +53,17 @@ class Tokens:
             "HSETNX", self._key, token_digest, msgspec.json.encode(identity)
         )
 
+    async def digests(self) -> frozenset[str]:
+        """Return the digests of all tokens, expired ones as well."""
+        return frozenset(
+            each.decode() for each in await self._connection.execute("HKEYS", self._key)
+        )
+
+    async def drop(self, digests: Collection[str]) -> None:
+        """Make tokens worthless, by their digests."""
+        if digests:
+            await self._connection.execute("HDEL", self._key, *digests)
+
     async def verify(self, token: str, *, agent: str, tenant: str) -> None:
         """Return when the token is this agent's.
 
@@ -72,10 +78,6 @@ class Tokens:
                 f"{tenant!r}",
                 field="token", remedy="put the agent's own token into the request",
             )  # fmt: skip
-
-    async def revoke(self, token: str) -> bool:
-        """Make a token worthless; False if it already was."""
-        return bool(await self._connection.execute("HDEL", self._key, digest(token)))
 
     async def revoke_all(self, agent: str, tenant: str) -> int:
         """Make all tokens of an agent worthless; return how many there were. Reads all tokens."""

@@ -16,6 +16,7 @@ from aios_broker.contract.reply import Result
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_broker.store.audit import AuditLine, append_line
 from aios_broker.store.session import AgentRow, Cursor, only_row
+from aios_broker.store.tokens import put_token, revoke_tokens
 from aios_workers.gate import Irreversible
 from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import Asked
@@ -33,13 +34,6 @@ _REGISTER = """
     ON CONFLICT (tenant_id, name) DO UPDATE
        SET administrator = agent.administrator OR excluded.administrator
     RETURNING id, administrator
-"""
-_PUT_TOKEN = """
-    INSERT INTO agent_token (digest, agent_id, expires_at)
-    VALUES (%s, %s, now() + %s * interval '1 second')
-"""
-_REVOKE = """
-    UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL
 """
 
 
@@ -80,7 +74,7 @@ class Identities:
             administrator = is_first or body.administrator
             await cursor.execute(_REGISTER, (agent.tenant_id, body.agent, administrator))
             row = await only_row(cursor)
-            await cursor.execute(_PUT_TOKEN, (digest(token), row.id, body.ttl_s))
+            await put_token(cursor, row.id, digest(token), body.ttl_s)
             await append_line(cursor, AuditLine(
                 agent.tenant, agent.name, "access.register", f"agent {body.agent}", "done",
                 asked.syscall.id, {"administrator": row.administrator, "ttl_s": body.ttl_s},
@@ -99,7 +93,7 @@ class Identities:
             if named.id != agent.id and not await is_administrator(cursor, agent):
                 raise denied("revoking another agent's tokens")
             await cursor.execute("SET LOCAL ROLE aios_steward")
-            await cursor.execute(_REVOKE, (named.id,))
+            await revoke_tokens(cursor, named.id)
             await append_line(cursor, AuditLine(
                 agent.tenant, agent.name, "access.revoke_token", f"agent {body.agent}", "done",
                 asked.syscall.id,
