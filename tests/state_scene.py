@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Approval
-from aios_broker.contract.llm import LlmBody, LlmChat
-from aios_broker.contract.reply import ChatResult, Result, Usage
+from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount
+from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
@@ -53,7 +53,7 @@ class HashedWords:
 
 
 class Answers:
-    """Kernel calls that answer as a test says."""
+    """Kernel calls that answer as a test says; tokens are words."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}  # per step
@@ -61,6 +61,8 @@ class Answers:
 
     async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
         self.asked.append((step, body))
+        if isinstance(body, LlmCount):
+            return CountResult(tuple(len(text.split()) for text in body.texts), body.core or "")
         assert isinstance(body, LlmChat)
         return ChatResult(self.texts[step], "stop", "test", Usage(1, 1))
 

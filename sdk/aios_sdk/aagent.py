@@ -7,8 +7,15 @@ from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from aios_broker.contract.errors import InvalidSyscall, KernelError
-from aios_broker.contract.llm import ContextBody, LlmChat, LlmEmbed
-from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
+from aios_broker.contract.llm import ContextBody, LlmChat, LlmCount, LlmEmbed
+from aios_broker.contract.reply import (
+    ChatResult,
+    ContextResult,
+    CountResult,
+    EchoResult,
+    EmbedResult,
+    Result,
+)
 from aios_broker.contract.syscall import Body, StateBody, Syscall, ToolEcho
 from aios_sdk.call import Call
 from aios_sdk.config import find_kernel
@@ -24,6 +31,7 @@ from aios_sdk.requests import (
     context_get_body,
     context_set_body,
     context_summarise_body,
+    count_body,
     echo_body,
     embed_body,
 )
@@ -153,6 +161,8 @@ class AsyncAgent:
     @overload
     def submit(self, body: LlmEmbed) -> Call[EmbedResult]: ...
     @overload
+    def submit(self, body: LlmCount) -> Call[CountResult]: ...
+    @overload
     def submit(self, body: ContextBody) -> Call[ContextResult]: ...
     @overload
     def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
@@ -178,11 +188,12 @@ class AsyncAgent:
 
 
 class AsyncLlm:
-    """Generation and embeddings."""
+    """Generation, embeddings, counts of tokens."""
 
     def __init__(self, agent: AsyncAgent) -> None:
         self.chat = AsyncVerbs(agent, chat_body, ChatResult)
         self.embed = AsyncVerbs(agent, embed_body, EmbedResult)
+        self.count = AsyncVerbs(agent, count_body, CountResult)
 
 
 class AsyncContext:

@@ -9,8 +9,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
-from aios_broker.contract.llm import ContextBody, LlmChat, LlmEmbed
-from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
+from aios_broker.contract.llm import ContextBody, LlmChat, LlmCount, LlmEmbed
+from aios_broker.contract.reply import (
+    ChatResult,
+    ContextResult,
+    CountResult,
+    EchoResult,
+    EmbedResult,
+    Result,
+)
 from aios_broker.contract.syscall import StateBody, ToolEcho
 from aios_sdk.aagent import AsyncAgent, OptionChanges
 from aios_sdk.requests import Options
@@ -80,6 +87,8 @@ class Agent:
     @overload
     def submit(self, body: LlmEmbed) -> SyncCall[EmbedResult]: ...
     @overload
+    def submit(self, body: LlmCount) -> SyncCall[CountResult]: ...
+    @overload
     def submit(self, body: ContextBody) -> SyncCall[ContextResult]: ...
     @overload
     def submit(self, body: ToolEcho) -> SyncCall[EchoResult]: ...
@@ -95,11 +104,12 @@ class Agent:
 
 
 class Llm:
-    """Generation and embeddings."""
+    """Generation, embeddings, counts of tokens."""
 
     def __init__(self, agent: AsyncAgent, home: Home) -> None:
         self.chat = Verbs(agent.llm.chat, home)
         self.embed = Verbs(agent.llm.embed, home)
+        self.count = Verbs(agent.llm.count, home)
 
 
 class Context:

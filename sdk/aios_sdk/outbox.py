@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 import msgspec
 
 from aios_broker.contract.errors import KernelError, QueueFull, QuotaExceeded, UnknownCore
-from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmEmbed, Message
+from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmCount, LlmEmbed, Message
 from aios_broker.contract.memory import MemoryAdd, MemoryLog
 from aios_broker.contract.storage import StorageAppend, StorageCreate, StorageWrite
 from aios_broker.contract.syscall import Syscall, ToolEcho
@@ -110,7 +110,7 @@ def _characters(pending: Pending) -> int:
     match _syscall(pending).body:
         case LlmChat(messages) | ContextSet(messages) | ContextExpand(messages):
             return sum(_message_characters(message) for message in messages)
-        case LlmEmbed(texts):
+        case LlmEmbed(texts) | LlmCount(texts):
             return sum(map(len, texts))
         case ToolEcho(text):
             return len(text)

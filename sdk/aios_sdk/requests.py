@@ -19,12 +19,20 @@ from aios_broker.contract.llm import (
     ContextSummarise,
     Format,
     LlmChat,
+    LlmCount,
     LlmEmbed,
     Message,
     Tool,
 )
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult, EmbedResult, Result
+from aios_broker.contract.reply import (
+    ChatResult,
+    ContextResult,
+    CountResult,
+    EchoResult,
+    EmbedResult,
+    Result,
+)
 from aios_broker.contract.syscall import (
     MAX_DEADLINE_S,
     Body,
@@ -104,6 +112,12 @@ def embed_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBod
     """Turn texts into vectors of length 1."""
     listed = [texts] if isinstance(texts, str) else texts
     return {"type": "llm.embed", "texts": listed, "core": core}
+
+
+def count_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBody:
+    """Count how many tokens each text adds to a prompt."""
+    listed = [texts] if isinstance(texts, str) else texts
+    return {"type": "llm.count", "texts": listed, "core": core}
 
 
 def context_get_body(**fields: Unpack[ContextOptions]) -> RawBody:
@@ -214,6 +228,8 @@ def answer_of(body: Body) -> type[Result] | None:
             return ChatResult
         case LlmEmbed():
             return EmbedResult
+        case LlmCount():
+            return CountResult
         case ToolEcho():
             return EchoResult
         case ContextGet() | ContextSet() | ContextClear() | ContextExpand() | ContextSummarise():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from aios_broker.contract.errors import CoreError
-from aios_broker.contract.llm import LlmBody, LlmChat, LlmEmbed
-from aios_broker.contract.reply import ChatResult, EmbedResult
+from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount, LlmEmbed
+from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult
 from aios_broker.contract.snapshot import BeamSnapshot, decode_snapshot
 from aios_workers.llm.core import Embeddings
 from aios_workers.llm.model_vocabulary import END_ID
@@ -208,3 +208,23 @@ async def test_embeddings_are_tried_again(failures: int, *, fails: bool) -> None
             await run_whole(core, LlmEmbed(("one",)))
     else:
         assert isinstance(await run_whole(core, LlmEmbed(("one",))), EmbedResult)
+
+
+# Counts.
+
+
+async def test_a_core_counts_the_tokens_of_texts_without_the_frame_of_a_message() -> None:
+    result = await run_whole(ScoredCore(), LlmCount(("one", "", "three", "é")))
+
+    assert isinstance(result, CountResult)
+    assert result.tokens == (3, 0, 5, 2)  # a token is a byte
+
+
+async def test_a_text_longer_than_the_context_is_counted_in_pieces() -> None:
+    core = ScoredCore()
+    length = 3 * core.info.context_tokens
+
+    result = await run_whole(core, LlmCount(("x" * length,)))
+
+    assert isinstance(result, CountResult)
+    assert result.tokens[0] >= length

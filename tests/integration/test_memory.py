@@ -13,7 +13,6 @@ from aios_broker.contract.errors import (
     InvalidSyscall,
     NotFound,
     UnknownAgent,
-    UnsupportedOption,
     VersionConflict,
 )
 from aios_broker.contract.memory import (
@@ -40,7 +39,6 @@ from aios_broker.contract.memory import (
 from aios_broker.contract.syscall import new_id
 from aios_broker.memory.totals import MemoryTotals, memory_totals
 from aios_workers.gate import NeedsApproval
-from aios_workers.memory.reading import tokens_of
 from tests.state_scene import StateScene
 
 
@@ -147,12 +145,21 @@ async def test_a_recalled_text_keeps_to_its_budget(scene: StateScene) -> None:
         await scene.ask("ann", MemoryAdd(f"train {number} leaves at {number} o'clock " * 3))
     recall = await scene.ask("ann", MemoryContext("train", max_tokens=60))
     assert 0 < recall.tokens <= 60
-    assert recall.tokens == tokens_of(recall.text)
+    assert not recall.exact
     assert 0 < len(recall.notes) < 6
     tiny = await scene.ask("ann", MemoryContext("train", max_tokens=5))
     assert (tiny.tokens, len(tiny.notes)) == (5, 1)
-    with pytest.raises(UnsupportedOption, match="not built"):
-        await scene.ask("ann", MemoryContext("train", core="x"))
+
+
+async def test_a_core_counts_what_is_recalled(scene: StateScene) -> None:
+    for number in range(6):
+        await scene.ask("ann", MemoryAdd(f"train {number} leaves at {number} o'clock"))
+    recall = await scene.ask("ann", MemoryContext("train", max_tokens=16, core="words"))
+    assert recall.exact
+    assert recall.tokens == len(recall.text.split()) <= 16
+    assert len(recall.notes) == 2
+    steps = [step for step, _ in scene.answers.asked]
+    assert len(set(steps)) == len(steps) == 2  # of the notes, and of the text
 
 
 async def test_a_log_keeps_its_order_and_its_kinds(scene: StateScene) -> None:

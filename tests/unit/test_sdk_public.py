@@ -18,9 +18,9 @@ ERRORS = {error.__name__ for error in all_errors().values()}
 NAMES = {
     "Agent", "Alternative", "AsyncAgent", "Call", "CallStatus", "ChatResult", "Choice", "Chunk",
     "ContextClear", "ContextExpand", "ContextGet", "ContextResult", "ContextSet",
-    "ContextSummarise", "EchoResult", "EmbedResult", "Format", "GrammarFormat", "Image",
-    "JsonFormat", "LlmChat", "LlmEmbed", "Message", "RegexFormat", "Reply", "Stream",
-    "SyncCall", "SyncStream", "Timings", "TokenLogprob", "Tool", "ToolCall", "ToolEcho",
+    "ContextSummarise", "CountResult", "EchoResult", "EmbedResult", "Format", "GrammarFormat",
+    "Image", "JsonFormat", "LlmChat", "LlmCount", "LlmEmbed", "Message", "RegexFormat", "Reply",
+    "Stream", "SyncCall", "SyncStream", "Timings", "TokenLogprob", "Tool", "ToolCall", "ToolEcho",
     "Usage",
     "Acknowledged", "Approval", "Approvals", "Audit", "AuditEntry", "Grant", "Grants", "Group",
     "Groups", "ObjectRef", "Rules", "TokenIssued", "Verdict", "Whoami",

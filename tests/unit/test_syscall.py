@@ -22,6 +22,7 @@ from aios_broker.contract.llm import (
     JsonFormat,
     LlmBody,
     LlmChat,
+    LlmCount,
     LlmEmbed,
     Message,
     RegexFormat,
@@ -83,6 +84,7 @@ later_chats = st.builds(
 others = (
     st.builds(ToolEcho, st.text()) | st.builds(ContextGet, names, st.none() | names)
     | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
+    | st.builds(LlmCount, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
     | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), names)
 )  # fmt: skip
 syscalls = st.builds(
@@ -141,7 +143,7 @@ def test_the_queue_follows_from_the_body(syscall: Syscall) -> None:
 
 def test_every_kind_is_a_body_of_the_union() -> None:
     expected = {
-        "llm": "chat embed",
+        "llm": "chat embed count",
         "context": "get set clear expand summarise",
         "memory": "alloc add get update remove list search context log history rollback undo clear"
         " ttl share unshare stat",

@@ -114,10 +114,13 @@ def search(
 @click.argument("query")
 @click.option("--max-tokens", type=int, default=512, show_default=True, help="Of the text.")
 @click.option("--shared", is_flag=True, help="Also of what others share.")
+@click.option("--core", help="Count tokens as this core does; else they are estimated.")
 @as_agent
-def context(query: str, max_tokens: int, *, shared: bool) -> bodies.MemoryContext:
+def context(
+    query: str, max_tokens: int, core: str | None, *, shared: bool
+) -> bodies.MemoryContext:  # fmt: skip
     """Print what is worth recalling, as one text for a prompt."""
-    return bodies.MemoryContext(query, max_tokens, shared)
+    return bodies.MemoryContext(query, max_tokens, shared, core)
 
 
 @memory.command()

@@ -118,6 +118,18 @@ class LlmEmbed(
     core: CoreName | None = None
 
 
+class LlmCount(
+    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.count"
+):
+    """Count how many tokens each text adds to a prompt, by the tokenizer of the core that answers.
+
+    Exact for a text that fits the core's context; of a longer one an estimate from above.
+    """
+
+    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=2_048)]
+    core: CoreName | None = None
+
+
 # A context is a conversation that the kernel keeps for an agent, by name. Its token counts are by
 # the tokenizer of the core that answers.
 
@@ -172,7 +184,7 @@ class ContextSummarise(
 
 
 ContextBody = ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
-LlmBody = LlmChat | LlmEmbed | ContextBody
+LlmBody = LlmChat | LlmEmbed | LlmCount | ContextBody
 
 _FIRST_VERSION_FIELDS = frozenset({
     "messages", "core", "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty",

@@ -142,7 +142,7 @@ class MemoryContext(
     query: Query
     max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 512
     shared: bool = False
-    core: Name | None = None  # whose tokenizer counts; None: a quarter of the characters
+    core: Name | None = None  # whose tokenizer counts; None: a quarter of the bytes
 
 
 class MemoryLog(

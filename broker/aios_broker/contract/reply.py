@@ -90,6 +90,13 @@ class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
     usage: Usage = Usage()
 
 
+class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
+    """How many tokens each text has, in their order."""
+
+    tokens: tuple[int, ...]
+    model: str
+
+
 class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
     """A stored context as it is after the operation."""
 
@@ -111,6 +118,7 @@ class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo", gc=Fa
 Result = (
     ChatResult
     | EmbedResult
+    | CountResult
     | ContextResult
     | EchoResult
     | MemoryResult

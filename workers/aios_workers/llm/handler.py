@@ -10,14 +10,14 @@ import msgspec
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
-from aios_broker.contract.llm import LlmChat, LlmEmbed, Message
-from aios_broker.contract.reply import ChatResult, EmbedResult, Usage
+from aios_broker.contract.llm import LlmChat, LlmCount, LlmEmbed, Message
+from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.records import Lease
 from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.beam_generation import BeamGeneration
-from aios_workers.llm.compaction import Render
+from aios_workers.llm.compaction import Render, counter
 from aios_workers.llm.context import ContextDesk
 from aios_workers.llm.core import Core, GenerationRequest, Sampling
 from aios_workers.llm.forms import constraint_of_chat
@@ -71,6 +71,8 @@ class LlmHandler:
                 return await self._chat(run, syscall, body)
             case LlmEmbed() as body:
                 return await self._embed(run, body)
+            case LlmCount() as body:
+                return await self._count(body)
             case _:
                 return await self._contexts.run(run, syscall)
 
@@ -106,6 +108,17 @@ class LlmHandler:
                 usage = Usage(prompt_tokens=made.tokens)
                 return Done(EmbedResult(made.vectors, self._core.info.model, usage))
         raise AssertionError("the last failure is raised")
+
+    async def _count(self, body: LlmCount) -> Done:
+        check_options(body, self._core.info)
+        count = counter(self._core)
+
+        def counts() -> tuple[int, ...]:
+            frame = count((Message("user", ""),))
+            return tuple(count((Message("user", text),)) - frame for text in body.texts)
+
+        tokens = await self._reader.read(sum(map(len, body.texts)), counts)
+        return Done(CountResult(tokens, self._core.info.model))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
-from aios_broker.contract.llm import JsonFormat, LlmBody, LlmChat, LlmEmbed, Message
+from aios_broker.contract.llm import JsonFormat, LlmBody, LlmChat, LlmCount, LlmEmbed, Message
 from aios_workers.llm.beam import alternatives_of
 from aios_workers.llm.core import Capabilities, CoreInfo
 from aios_workers.llm.nesting import MAX_DEPTH, is_too_deep
@@ -44,6 +44,8 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
             f"no core {body.core!r} here", field="body.core",
             remedy=f"leave it out, or use {info.model!r}",
         )  # fmt: skip
+    if isinstance(body, LlmCount):
+        check_generates(info)
     if isinstance(body, LlmChat):
         check_generates(info)
         for error in _wrong_in_chat(body, info):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.contract.errors import UnsupportedOption
+from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import LlmCount
 from aios_broker.contract.memory import (
     MemoryContext,
     MemoryGet,
@@ -20,17 +21,17 @@ from aios_broker.contract.memory import (
     Notes,
     Recall,
 )
-from aios_broker.contract.reply import Result
+from aios_broker.contract.reply import CountResult, Result
 from aios_broker.store.grants import reach_of
 from aios_broker.store.notes import fetch_seen, note_in_version, note_versions, page_of_notes
 from aios_broker.store.session import AgentRow, Cursor
 from aios_workers.memory.changing import no_such_version
 from aios_workers.memory.desk import Desk
+from aios_workers.memory.recall import Count, estimated, recalled
 from aios_workers.search.embedder import query_vector
 from aios_workers.search.notes import NoteQuery, find_notes
 from aios_workers.state_handler import Asked
 
-CHARACTERS_PER_TOKEN = 4  # an estimate, on the high side for English
 RECALLED = 32  # notes that are looked at for one text
 
 
@@ -94,15 +95,25 @@ class Reading:
     async def context(self, asked: Asked) -> Result:
         """Return what is worth recalling as one text that keeps to its budget."""
         body: MemoryContext = asked.body
-        if body.core is not None:
-            raise UnsupportedOption(
-                "tokens are estimated from characters; counting by a core's tokenizer is not built",
-                field="body.core", remedy="leave it out",
-            )  # fmt: skip
         wanted = NoteQuery(body.query, RECALLED)
         notes = await self._found(asked, asked.agent, wanted, shared=body.shared)
-        text, used = recalled(notes, body.max_tokens, whose=asked.agent.name)
-        return Recall(text, tokens_of(text), tuple(used), exact=False)
+        count = estimated if body.core is None else self._counter(asked, body.core)
+        made = await recalled(notes, body.max_tokens, asked.agent.name, count)
+        return Recall(made.text, made.tokens, made.notes, exact=body.core is not None)
+
+    def _counter(self, asked: Asked, core: str) -> Count:
+        """Return what has a core count, by syscalls of its own."""
+
+        async def count(texts: Sequence[str]) -> Sequence[int]:
+            # The step names the texts: run again after a change of notes, it is another one.
+            digest = hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
+            body = LlmCount(tuple(texts), core)
+            result = await self._desk.ground.calls.call(asked.syscall, body, f"count-{digest}")
+            if not isinstance(result, CountResult):
+                raise CoreError("the core did not answer with counts")
+            return result.tokens
+
+        return count
 
     async def history(self, asked: Asked) -> Result:
         """List the versions of a note."""
@@ -179,35 +190,3 @@ async def _places(
 def _placed(wanted: NoteQuery, places: Places) -> NoteQuery:
     return NoteQuery(wanted.text, wanted.k, wanted.mode, places.owners, places.ids, wanted.tags,
                      wanted.category)  # fmt: skip
-
-
-def tokens_of(text: str) -> int:
-    """Return an estimate of a text's tokens."""
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
-
-
-def recalled(notes: Sequence[Note], max_tokens: int, whose: str) -> tuple[str, list[str]]:
-    """Return a text made of notes, best first, and which they are; it has at most that many tokens.
-
-    A note that does not fit whole is passed over for smaller ones; where none fits, the best one
-    is cut.
-    """
-    limit = max_tokens * CHARACTERS_PER_TOKEN
-    parts: list[str] = []
-    used: list[str] = []
-    length = 0
-    for note in notes:
-        part = _part(note, whose)
-        if length + len(part) + 1 <= limit:
-            parts.append(part)
-            used.append(note.id)
-            length += len(part) + 1
-    if not parts and notes:
-        return _part(notes[0], whose)[: limit - 1] + "…", [notes[0].id]
-    return "\n".join(parts), used
-
-
-def _part(note: Note, whose: str) -> str:
-    labels = [] if note.owner == whose else [f"from {note.owner}"]
-    labels += [note.context] if note.context else []
-    return f"- ({'; '.join(labels)}) {note.content}" if labels else f"- {note.content}"

@@ -28,11 +28,16 @@ Vector = NDArray[np.float32]
 Key = tuple[Any, ...]
 Ranked = list[tuple[Key, float]]  # best first
 
-_SETTINGS = """
+# Planned anew each time: how many rows a scope has decides between indexes, and a plan for any
+# scope reads the whole table.
+_PLANNING = """
+    SELECT set_config('plan_cache_mode', 'force_custom_plan', true) AS plan,
+           set_config('jit', 'off', true) AS jit
+"""
+_SCANNING = """
     SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true) AS scan,
            set_config('hnsw.ef_search', %s, true) AS candidates,
-           set_config('hnsw.max_scan_tuples', %s, true) AS scanned,
-           set_config('jit', 'off', true) AS jit
+           set_config('hnsw.max_scan_tuples', %s, true) AS scanned
 """
 _QUERY = """
     SELECT numnode(q) AS nodes, q::text AS every, replace(q::text, ' & ', ' | ') AS any
@@ -84,6 +89,7 @@ async def rank(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> 
 
     Scores compare within one answer: the cosine, the rank by words, or the fused rank.
     """
+    await cursor.execute(_PLANNING)
     lists: list[Ranked] = []
     if wanted.mode != "keyword" and wanted.vector is not None:
         lists.append(await _nearest(cursor, corpus, wanted, scope))
@@ -130,7 +136,7 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
 
 async def _nearest(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
     candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, wanted.depth))
-    await cursor.execute(_SETTINGS, (str(candidates), str(MAX_SCANNED)))
+    await cursor.execute(_SCANNING, (str(candidates), str(MAX_SCANNED)))
     exact = scope.countable and await _is_small(cursor, corpus, wanted, scope)
     found = await _compared(cursor, corpus, wanted, scope, exact=exact)
     if not exact and len(found) < wanted.depth:
