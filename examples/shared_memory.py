@@ -5,11 +5,11 @@ python examples/shared_memory.py              prints how to approve, and waits f
 python examples/shared_memory.py --approve    an administrator agent approves it
 """
 
-import sys
+import argparse
 import time
 import uuid
 
-from aios_sdk import Agent, ApprovalDenied
+from aios_sdk import Agent, Approval, ApprovalDenied, DeadlineExceeded
 
 WAIT_S = 300.0
 MEMBERS_WAIT_S = 60.0
@@ -44,7 +44,7 @@ def main(*, approve: bool) -> None:
         try:
             deleting.result(timeout_s=WAIT_S)
             print("it was approved, the note is gone")
-        except ApprovalDenied as error:
+        except (ApprovalDenied, DeadlineExceeded) as error:
             print(f"the note stays: {error}")
 
 
@@ -53,7 +53,7 @@ def decide(boss: Agent, syscall_id: str) -> None:
     boss.access.approve(approval_of(boss, syscall_id).id)
 
 
-def approval_of(boss: Agent, syscall_id: str):  # noqa: ANN201  see aios_sdk.Approval
+def approval_of(boss: Agent, syscall_id: str) -> Approval:
     """Return the request of a syscall, once it is there."""
     give_up_at = time.monotonic() + MEMBERS_WAIT_S
     while time.monotonic() < give_up_at:
@@ -65,4 +65,8 @@ def approval_of(boss: Agent, syscall_id: str):  # noqa: ANN201  see aios_sdk.App
 
 
 if __name__ == "__main__":
-    main(approve="--approve" in sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--approve", action="store_true", help="have an agent approve the deletion")
+    main(approve=parser.parse_args().approve)

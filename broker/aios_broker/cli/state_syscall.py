@@ -89,9 +89,9 @@ async def _tell_when_parked(client: KernelClient, pending: Pending) -> None:
         await asyncio.sleep(LOOK_S)
         view = await client.control.job(pending.syscall_id)
         if view is not None and view.state == "parked":
-            click.echo(
-                f"{short_id(pending.syscall_id)} waits for a person: see `aios approvals`", err=True
-            )
+            typed = short_id(pending.syscall_id)
+            click.echo(f"{typed} waits for a person: `aios approve {typed}` shows what it would do",
+                       err=True)  # fmt: skip
             return
 
 
