@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
 import pytest
 
@@ -24,6 +21,7 @@ from tests.caller import running_worker
 from tests.conftest import RunningPostgres
 from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
+from tests.processes import frozen_family
 from tests.queue_user import QueueUser, queue_user
 from tests.waiting import wait_until_async
 
@@ -43,29 +41,9 @@ def stopped(postgres: RunningPostgres) -> Iterator[None]:
         postgres.process.start()
 
 
-@contextmanager
-def frozen(postgres: RunningPostgres) -> Iterator[None]:
+def frozen(postgres: RunningPostgres) -> AbstractContextManager[None]:
     """Freeze the server and all that serve its connections: it accepts, and says nothing."""
-    pids = list(family(postgres.process.pid))
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-def family(pid: int) -> Iterator[int]:
-    """Yield a process and all that it has forked."""
-    yield pid
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        if parent == pid:
-            yield from family(int(stat.parent.name))
+    return frozen_family(postgres.process.pid)
 
 
 @asynccontextmanager
