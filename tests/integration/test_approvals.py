@@ -29,6 +29,7 @@ from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrit
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.store.approvals import Decision
 from aios_workers.gate import NeedsApproval
+from aios_workers.housekeeping import Housekeeping
 from tests.state_scene import StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"
@@ -178,6 +179,18 @@ async def test_lists_leave_out_long_arguments_and_one_by_name_has_them(scene: St
     await scene.known("bob")
     with pytest.raises(NotFound):
         await scene.ask("bob", AccessApprovals(approval=listed.id))
+
+
+async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
+    old, newer, waiting = [await asked_to_delete(scene) for _ in range(3)]
+    await scene.decide(old.id, Decision("denied"))
+    await scene.decide(newer.id, Decision("denied"))
+    await scene.rows("UPDATE approval SET expires_at = now() - interval '31 days' "
+                     "WHERE job_id = ANY(%s) RETURNING 1", [old.id, waiting.id])  # fmt: skip
+    ground = scene.ground
+    await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
+    kept = await scene.rows("SELECT job_id FROM approval")
+    assert {row.job_id for row in kept} == {newer.id, waiting.id}
 
 
 async def test_rules_say_what_needs_a_person(scene: StateScene) -> None:

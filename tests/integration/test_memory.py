@@ -56,6 +56,17 @@ async def test_a_note_is_added_read_changed_and_its_history_kept(scene: StateSce
     ]  # fmt: skip
 
 
+async def test_the_last_hundred_versions_are_kept(scene: StateScene) -> None:
+    note = await scene.ask("ann", MemoryAdd("1"))
+    for number in range(2, 104):
+        await scene.ask("ann", MemoryUpdate(note.id, content=str(number)))
+    versions = (await scene.ask("ann", MemoryHistory(note.id))).versions
+    assert [one.version for one in versions] == list(range(103, 3, -1))
+    with pytest.raises(NotFound):
+        await scene.ask("ann", MemoryGet(note.id, version=3))
+    assert (await scene.ask("ann", MemoryGet(note.id, version=4))).content == "4"
+
+
 async def test_a_syscall_that_is_run_again_adds_no_second_note(scene: StateScene) -> None:
     first = await scene.ask("ann", MemoryAdd("once"), id=(same := new_id()))
     assert await scene.ask("ann", MemoryAdd("once"), id=same) == first

@@ -13,6 +13,11 @@ EXPIRED_AT_ONCE = 1_000  # notes of one transaction
 # A syscall lives for a day at most (its deadline): after two nobody runs it again.
 _OLD_EFFECTS = "DELETE FROM effect WHERE at < now() - interval '2 days'"
 _OLD_LINKS = "DELETE FROM share_link WHERE expires_at < now()"
+# The audit log keeps what was asked and decided; the arguments of a write may be 4 MiB.
+_OLD_APPROVALS = """
+    DELETE FROM approval WHERE state IN ('used', 'denied', 'expired')
+       AND expires_at < now() - interval '30 days'
+"""
 _OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
 
 
@@ -27,7 +32,7 @@ class Housekeeping:
         """Do it once; a bounded part of the notes that have expired."""
         async with self._store.as_steward() as cursor:
             await delete_expired(cursor, EXPIRED_AT_ONCE)
-            for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS):
+            for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
                 await cursor.execute(statement)
         await self._tidy_tokens()
 

@@ -18,7 +18,7 @@ from aios_broker.store.session import AgentRow, Cursor, only_row
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
-MAX_VERSIONS = 1_000  # that one history lists
+KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
 _COLUMNS = """
     n.id, n.owner_id, n.seq, n.content, n.keywords, n.tags, n.category, n.context, n.links,
@@ -61,7 +61,7 @@ _VERSIONS = f"""
     SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.by_agent_id, v.operation,
            v.syscall_id, v.body,
            (SELECT name FROM agent WHERE id = v.by_agent_id) AS by_name
-    FROM note_version v WHERE v.note_id = %s ORDER BY v.version DESC LIMIT {MAX_VERSIONS}
+    FROM note_version v WHERE v.note_id = %s ORDER BY v.version DESC LIMIT {KEPT_VERSIONS}
 """
 
 
@@ -165,13 +165,18 @@ async def enter_version(
     cursor: Cursor, owner: AgentRow, note: Note, *, by: AgentRow, operation: Operation,
     syscall_id: str,
 ) -> None:  # fmt: skip
-    """Keep what a note is now as the version that it has."""
+    """Keep what a note is now as the version that it has; the oldest beyond a hundred goes."""
     await cursor.execute(
         "INSERT INTO note_version (note_id, version, owner_id, by_agent_id, operation, syscall_id, "
         "body) VALUES (%s, %s, %s, %s, %s, %s, %s)",
         (note.id, note.version, owner.id, by.id, operation, syscall_id,
          Jsonb(msgspec.to_builtins(body_of(note)))),
     )  # fmt: skip
+    if note.version > KEPT_VERSIONS:
+        await cursor.execute(
+            "DELETE FROM note_version WHERE note_id = %s AND version <= %s",
+            (note.id, note.version - KEPT_VERSIONS),
+        )
 
 
 async def note_versions(cursor: Cursor, note: Note) -> tuple[NoteVersion, ...]:
