@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import click
 
-from aios_broker.cli.approvals import operator, with_store
+from aios_broker.cli.approvals import kernel_store, operator
 from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import check_name
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import show_json
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_broker.store.audit import AuditLine, append_line
-from aios_broker.store.session import Store
 from aios_broker.store.tokens import put_token
 
 
@@ -24,7 +23,8 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
     """Issue a token for AGENT and print it, this once.
 
     A job that a stock RQ producer enqueues carries it; without it such a job is refused. The
-    kernel keeps only a digest of it, in Redis and in its database.
+    kernel keeps only a digest of it, in Redis and, where AIOS_DATABASE_URL or the running kernel
+    names one, in its database, from where a Redis that was emptied gets it back.
     """
     try:
         check_name("agent", agent)
@@ -33,9 +33,9 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
         raise CommandFailed(error, as_json=as_json) from error
 
     issued = Tokens.new()
-    with_store(lambda store: _enter(store, issued, agent, tenant), as_json=as_json)
 
     async def put(client: KernelClient) -> None:
+        await _enter(issued, agent, tenant)
         await Tokens(client.connection, client.keys).put(issued, Identity(agent, tenant))
 
     with_kernel(put, as_json=as_json)
@@ -45,10 +45,17 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
         click.echo(issued)
 
 
-async def _enter(store: Store, issued: str, agent: str, tenant: str) -> None:
-    whose = await store.vouched(agent, tenant)
-    async with store.as_steward() as cursor:
-        await put_token(cursor, whose.id, digest(issued), None)
-        await append_line(cursor, AuditLine(
-            tenant, operator(), "access.token", f"agent {agent}", "done"
-        ))  # fmt: skip
+async def _enter(issued: str, agent: str, tenant: str) -> None:
+    try:
+        store = kernel_store()
+    except InvalidConfig:  # a kernel without a database: Redis alone has its tokens
+        return
+    try:
+        whose = await store.vouched(agent, tenant)
+        async with store.as_steward() as cursor:
+            await put_token(cursor, whose.id, digest(issued), None)
+            await append_line(cursor, AuditLine(
+                tenant, operator(), "access.token", f"agent {agent}", "done"
+            ))  # fmt: skip
+    finally:
+        await store.aclose()
