@@ -1,0 +1,96 @@
+"""The access matrix once more, through a whole kernel: SDK, queue, worker, database."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, LiteralString
+
+import pytest
+
+from aios_broker.config import KernelConfig
+from aios_broker.contract.access import AccessWhoami, ObjectKind, OperationClass
+from aios_broker.contract.names import Verb
+from aios_broker.contract.syscall import Body
+from aios_broker.store.approvals import set_rule
+from aios_broker.store.session import Store
+from aios_broker.supervisor import EmbeddedKernel
+from aios_sdk import AsyncAgent
+from tests.integration.test_access_matrix import (
+    GRANTED,
+    KINDS,
+    ROLES,
+    VERBS,
+    World,
+    grant,
+    is_served,
+    take_back,
+    world_of,
+)
+
+pytestmark = pytest.mark.timeout(300)
+CHANGING: tuple[Verb, ...] = ("share", "administer")  # tried, they change who may do what
+UNASKED: tuple[OperationClass, ...] = ("overwrite", "privilege", "unshare")
+
+
+class KernelScene:
+    """Agents that ask a kernel by the SDK."""
+
+    def __init__(self, kernel: EmbeddedKernel, store: Store, stack: AsyncExitStack) -> None:
+        self.tenant = "default"
+        self._url = kernel.redis_url
+        self._store = store
+        self._stack = stack
+        self._agents: dict[tuple[str, str], AsyncAgent] = {}
+
+    async def ask(self, agent: str, body: Body) -> Any:  # noqa: ANN401  some result
+        whom = (self.tenant, agent)
+        if whom not in self._agents:
+            opened = AsyncAgent(agent, tenant=self.tenant, url=self._url)
+            self._agents[whom] = await self._stack.enter_async_context(opened)
+        return await self._agents[whom].submit(body)
+
+    async def known(self, *agents: str) -> None:
+        for agent in agents:
+            await self.ask(agent, AccessWhoami())
+        async with self._store.as_steward() as cursor:
+            for operation in UNASKED:  # people are not what is tested here
+                await set_rule(cursor, self.tenant, None, operation, "never")
+
+    async def rows(self, query: LiteralString) -> list[Any]:
+        async with self._store.as_steward() as cursor:
+            await cursor.execute(query)
+            return await cursor.fetchall()
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    config = KernelConfig(state_dir=tmp_path, llm_core="model", tool_workers=0)
+    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    with EmbeddedKernel(config, inherited=settings, temporary=True) as kernel:
+        async with AsyncExitStack() as stack:
+            store = Store(kernel.database_url)
+            stack.push_async_callback(store.aclose)
+            yield await world_of(KernelScene(kernel, store, stack))
+
+
+async def test_the_kernel_lets_in_only_who_was_let_in(world: World) -> None:
+    for kind in KINDS:
+        for granted in GRANTED:
+            await grant(world, kind, granted)
+            for role in ROLES:
+                for verb in VERBS:
+                    await check_cell(world, kind, granted, role, verb)
+                    if verb in CHANGING:
+                        await grant(world, kind, granted)
+            await take_back(world, kind)
+
+
+async def check_cell(
+    world: World, kind: ObjectKind, granted: tuple[Verb, ...], role: str, verb: Verb
+) -> None:
+    done = await world.succeeds(role, world.attempt(kind, verb))
+    assert done == is_served(role, granted, verb), (kind, granted, role, verb)
