@@ -42,8 +42,10 @@ def downgrade() -> None:
 
 
 def set_rules(administers: str, shares: str) -> None:
-    taken = f"owner_id = {ME} OR granted_by = {ME} OR {administers}"
-    seen = f"""{taken} OR agent_id = {ME} OR group_id = ANY ((SELECT aios_groups())::bigint[])
-        OR {shares}"""
-    op.execute(f"ALTER POLICY agent_delete ON access_grant USING ({taken})")
-    op.execute(f"ALTER POLICY agent_select ON access_grant USING ({seen})")
+    given = f"owner_id = {ME} OR granted_by = {ME}"
+    held_by_me = f"agent_id = {ME} OR group_id = ANY ((SELECT aios_groups())::bigint[])"
+    op.execute(f"ALTER POLICY agent_delete ON access_grant USING ({given} OR {administers})")
+    op.execute(
+        "ALTER POLICY agent_select ON access_grant "
+        f"USING ({given} OR {held_by_me} OR {administers} OR {shares})"
+    )
