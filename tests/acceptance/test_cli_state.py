@@ -27,12 +27,19 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKernel]:
+def mountable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of the host that agents may mount."""
+    return tmp_path_factory.mktemp("mountable")
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory, mountable: Path) -> Iterator[EmbeddedKernel]:
     """A kernel with a state worker, and the simulated core for what asks a model."""
     config = KernelConfig(
         state_dir=tmp_path_factory.mktemp("state"), llm_core="model", tool_workers=0
     )
-    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path),
+                "AIOS_STORAGE_MOUNTS": str(mountable)}  # fmt: skip
     with EmbeddedKernel(config, inherited=settings, temporary=True) as running:
         yield running
 
@@ -133,6 +140,23 @@ def test_files_are_written_read_and_rolled_back(settings: dict[str, str], tmp_pa
     assert done(settings, "files", "open", link, "--agent", "bob") == "- two"
     refused = aios(settings, "files", "read", "../secret", *ann)
     assert (refused.exit_code, refused.stderr.split(":")[0]) == (4, "invalid-path")
+
+
+def test_a_directory_of_the_host_is_mounted_and_searched(
+    settings: dict[str, str], mountable: Path
+) -> None:
+    eve = ("--agent", "eve")
+    (mountable / "harbour.txt").write_text("The old lighthouse is painted each spring")
+    done(settings, "files", "mount", "host", str(mountable), "--searchable", *eve)
+    assert done(settings, "files", "read", "host/harbour.txt", *eve).startswith("The old")
+    wait_until(lambda: "/host/harbour.txt" in done(settings, "files", "search", "lighthouse", *eve),
+               timeout_s=30)  # fmt: skip
+    (mountable / "harbour.txt").write_text("The ferry leaves at nine")
+    wait_until(lambda: "/host/harbour.txt" in done(
+        settings, "files", "search", "at what time does the boat go?", "--mode", "semantic", *eve
+    ), timeout_s=30)  # fmt: skip
+    done(settings, "files", "unmount", "host", *eve)
+    assert "harbour" not in done(settings, "files", "search", "ferry", *eve)
 
 
 def test_a_person_decides_and_the_audit_log_tells(settings: dict[str, str]) -> None:

@@ -287,7 +287,7 @@ async def test_a_session_that_names_nobody_sees_nothing(world: World, database_u
         for table in ("note", "file", "directory", "agent", "access_grant", "blob", "file_version",
                       "note_version", "approval", "audit", "effect", "mount", "share_link",
                       "membership", "privilege_group", "agent_token", "memory_block", "tenant",
-                      "file_chunk", "approval_rule"):  # fmt: skip
+                      "file_chunk", "approval_rule", "mount_file", "mount_chunk"):  # fmt: skip
             assert not session.touches((0, 0), "read", f"SELECT * FROM {table}")
     finally:
         session.close()

@@ -8,9 +8,9 @@ the fleet sweeps at a time (an advisory lock).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
+import itertools
 import logging
 import urllib.error
 import urllib.request
@@ -31,12 +31,12 @@ from aios_broker.queues.keys import Keys
 from aios_broker.store.approvals import list_approvals
 from aios_broker.store.session import Store, only_row
 from aios_workers.access.groups_map import GroupsMap
+from aios_workers.duty import on_duty
 from aios_workers.housekeeping import Housekeeping
 
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
-TROUBLE_PAUSE_S = 5.0
 TIDY_EVERY = 30  # sweeps between two looks at the groups' map and at what is over
 BATCH = 200  # approvals of one sweep
 POST_LIMIT_S = 5.0
@@ -171,29 +171,13 @@ def _by_module(rows: Iterable[tuple[str, str, str]]) -> dict[Module, list[tuple[
 @asynccontextmanager
 async def sweeping(duty: ApprovalDuty, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
     """Sweep for as long as the context is open."""
-    task = asyncio.create_task(_serve(duty, pause_s), name="approvals")
-    try:
+    sweeps = itertools.count()
+
+    async def step() -> float:
+        if next(sweeps) % TIDY_EVERY == 0:
+            await duty.tidy()
+        await duty.sweep()
+        return pause_s
+
+    async with on_duty("approvals", step, "approvals wait"):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _serve(duty: ApprovalDuty, pause_s: float) -> None:
-    said, sweeps = "", 0
-    while True:
-        wait_s = pause_s
-        try:
-            if sweeps % TIDY_EVERY == 0:
-                await duty.tidy()
-            await duty.sweep()
-            said, sweeps = "", sweeps + 1
-        except KernelError as error:
-            if str(error) != said:
-                logger.warning("approvals wait: %s", error)
-            said, wait_s = str(error), TROUBLE_PAUSE_S
-        except Exception:  # the duty outlives whatever one sweep meets
-            logger.exception("approvals wait")
-            wait_s = TROUBLE_PAUSE_S
-        await asyncio.sleep(wait_s)

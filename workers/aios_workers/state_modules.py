@@ -22,7 +22,9 @@ from aios_workers.search.embedder import open_embedder
 from aios_workers.search.indexing import indexing
 from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import Operations, StateHandler
+from aios_workers.storage.host import AllowedDirectories
 from aios_workers.storage.operations import storage_operations
+from aios_workers.storage.watching import MountWatch, watching
 
 _OPERATIONS: Mapping[Module, Callable[[StateGround, WorkerConfig], Operations]] = {
     "storage": storage_operations,
@@ -50,6 +52,9 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     embedder = await stack.enter_async_context(open_embedder(config, calls))
     unembedded = asyncio.Event()
     await stack.enter_async_context(indexing(store, embedder, unembedded))
+    if config.storage_mounts:
+        watch = MountWatch(store, AllowedDirectories(config.storage_mounts))
+        await stack.enter_async_context(watching(watch, unembedded))
     webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
     duty = ApprovalDuty(store, functions, keys, webhook)
     await stack.enter_async_context(sweeping(duty))

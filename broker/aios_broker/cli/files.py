@@ -270,10 +270,11 @@ def unlock(path: str, owner: str | None) -> bodies.StorageUnlock:
 @click.argument("path")
 @click.argument("source")
 @click.option("--writable", is_flag=True, help="May be changed, too.")
+@click.option("--searchable", is_flag=True, help="Its texts are found by `aios files search`.")
 @as_agent
-def mount(path: str, source: str, *, writable: bool) -> bodies.StorageMount:
+def mount(path: str, source: str, *, writable: bool, searchable: bool) -> bodies.StorageMount:
     """Show the directory SOURCE of the worker's host at PATH."""
-    return bodies.StorageMount(path, source, writable)
+    return bodies.StorageMount(path, source, writable, searchable)
 
 
 @files.command()

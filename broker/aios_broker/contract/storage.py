@@ -147,12 +147,14 @@ class StorageMount(
 ):
     """Show a real directory of the worker's host at a path of the agent's namespace.
 
-    Only directories below those that the operator allowed (`AIOS_STORAGE_MOUNTS`).
+    Only directories below those that the operator allowed (`AIOS_STORAGE_MOUNTS`). Searchable: the
+    texts of its files are kept in Postgres, and read anew a moment after they have changed.
     """
 
     path: Path
     source: Path  # an absolute path on the worker's host
     writable: bool = False
+    searchable: bool = False
 
 
 class StorageUnmount(

@@ -308,7 +308,44 @@ mount = Table(
     Column("source", Text, nullable=False),
     Column("writable", Boolean, nullable=False),
     _moment("created_at", now=True),
+    # What lies there is read into the two tables below, for search.
+    Column("searchable", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("owner_id", "path"),
+)
+
+# Files of the host as they were when they were read last.
+mount_file = Table(
+    "mount_file",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("mount_id", BigInteger, ForeignKey("mount.id", ondelete="CASCADE"), nullable=False),
+    _agent("owner_id"),
+    Column("inner_path", Text, nullable=False),  # below the mount
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("changed_at", Double, nullable=False),  # Unix time, s, as the host tells it
+    Column("version", Integer, nullable=False, server_default=text("1")),
+    UniqueConstraint("mount_id", "inner_path"),
+    Index(None, "owner_id"),
+)
+
+mount_chunk = Table(
+    "mount_chunk",
+    metadata,
+    Column(
+        "file_id", BigInteger, ForeignKey("mount_file.id", ondelete="CASCADE"), primary_key=True
+    ),
+    Column("ordinal", Integer, primary_key=True),
+    _agent("owner_id"),
+    Column("version", Integer, nullable=False),
+    Column("start", Integer, nullable=False),  # in characters
+    Column("text", Text, nullable=False),
+    Column("words", TSVECTOR, nullable=False),
+    Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
+    Column("vector", HALFVEC),
+    Index(None, "owner_id"),
+    Index(None, "words", postgresql_using="gin"),
+    _without_vector("ix_mount_chunk_unembedded", "file_id"),
+    _nearest("ix_mount_chunk_vector_1"),
 )
 
 share_link = Table(

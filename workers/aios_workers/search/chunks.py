@@ -1,4 +1,4 @@
-"""Find parts of files."""
+"""Find parts of files, and of files of the host that are mounted to be searched."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from aios_broker.contract.names import SearchMode
 from aios_broker.store.session import Cursor
 from aios_workers.search.models import model_number
-from aios_workers.search.ranking import Corpus, Scope, Vector, Wanted, rank
+from aios_workers.search.ranking import Corpus, Scope, Vector, Wanted, rank_many
 from aios_workers.state_ground import Embedder
 
 CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"))
+MOUNTED = Corpus("mount_chunk", ("file_id", "ordinal"))
 _BELOW = (
     "EXISTS (SELECT FROM file f WHERE f.id = t.file_id "
     "AND (f.path = %(path)s OR starts_with(f.path, %(below)s)))"
+)
+_BELOW_MOUNT = (
+    "EXISTS (SELECT FROM mount_file f JOIN mount m ON m.id = f.mount_id WHERE f.id = t.file_id "
+    "AND (m.path || '/' || f.inner_path = %(path)s "
+    "OR starts_with(m.path || '/' || f.inner_path, %(below)s)))"
 )
 
 
@@ -26,24 +32,30 @@ class ChunkQuery:
     mode: SearchMode = "hybrid"
     owner: int | None = None
     path: str = "/"  # a file, or a directory with all below
+    mounts_of: int | None = None  # whose mounted directories are searched as well; None: nobody's
 
     @property
-    def scope(self) -> Scope:
-        """Return which parts may be found."""
-        conditions = [] if self.owner is None else ["t.owner_id = %(owner)s"]
+    def places(self) -> list[tuple[Corpus, Scope]]:
+        """Return the tables, and which of their parts may be found."""
+        places = [(CHUNKS, self._scope(_BELOW, self.owner))]
+        if self.mounts_of is not None:
+            places.append((MOUNTED, self._scope(_BELOW_MOUNT, self.mounts_of)))
+        return places
+
+    def _scope(self, below: str, owner: int | None) -> Scope:
+        conditions = [] if owner is None else ["t.owner_id = %(owner)s"]
         if self.path != "/":
-            conditions.append(_BELOW)
-        below = self.path.rstrip("/") + "/"
-        parameters = {"owner": self.owner, "path": self.path, "below": below}
-        countable = self.owner is not None
-        owners = None if self.owner is None else (self.owner,)
-        return Scope(" AND ".join(conditions) or "true", parameters, countable, owners)
+            conditions.append(below)
+        parameters = {"owner": owner, "path": self.path, "below": self.path.rstrip("/") + "/"}
+        owners = None if owner is None else (owner,)
+        return Scope(" AND ".join(conditions) or "true", parameters, owner is not None, owners)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundChunk:
     """A part of a file that was found."""
 
+    table: str  # CHUNKS' or MOUNTED's
     file_id: int
     ordinal: int
     score: float
@@ -62,5 +74,6 @@ async def find_chunks(
     """
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
-    ranked = await rank(cursor, CHUNKS, wanted, query.scope)
-    return [FoundChunk(file_id, ordinal, score) for (file_id, ordinal), score in ranked]
+    ranked = await rank_many(cursor, query.places, wanted)
+    return [FoundChunk(table, file_id, ordinal, score)
+            for (table, file_id, ordinal), score in ranked]  # fmt: skip

@@ -8,25 +8,20 @@ meanwhile keeps waiting, and its new text is embedded.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from aios_broker.contract.errors import KernelError
 from aios_broker.store.session import Cursor, Store, only_row
+from aios_workers.duty import on_duty
 from aios_workers.search.models import model_number
 from aios_workers.search.ranking import vector_text
 from aios_workers.search.words import note_text
 from aios_workers.state_ground import Embedder
 
-logger = logging.getLogger(__name__)
-
 BATCH = 32  # rows of one transaction
 PAUSE_S = 0.5  # between looks for rows that wait
-TROUBLE_PAUSE_S = 5.0
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.indexing', 0)) AS ours"
 
 
@@ -46,7 +41,8 @@ CHUNKS = Source(
     "file_chunk", "file_id, ordinal, version, text", ("file_id", "ordinal"), "file_id, ordinal",
     "chunk",
 )  # fmt: skip
-SOURCES = (NOTES, CHUNKS)
+MOUNT_CHUNKS = replace(CHUNKS, table="mount_chunk")
+SOURCES = (NOTES, CHUNKS, MOUNT_CHUNKS)
 
 
 def _text(source: Source, row: Any) -> str:  # noqa: ANN401  a row of psycopg's
@@ -113,32 +109,9 @@ async def indexing(
     if embedder.dimension == 0:  # there is no model: rows wait for the day that there is one
         yield
         return
-    task = asyncio.create_task(_serve(store, embedder, unembedded), name="indexing")
-    try:
+
+    async def step() -> float:
+        return 0.0 if await embed_missing(store, embedder) else PAUSE_S
+
+    async with on_duty("indexing", step, "notes and files wait for their vectors", wake=unembedded):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-async def _serve(store: Store, embedder: Embedder, unembedded: asyncio.Event) -> None:
-    said = ""
-    while True:
-        unembedded.clear()
-        try:
-            done = await embed_missing(store, embedder)
-            said, pause_s = "", 0.0 if done else PAUSE_S
-        except KernelError as error:
-            if str(error) != said:
-                logger.warning("notes and files wait for their vectors: %s", error)
-            said, pause_s = str(error), TROUBLE_PAUSE_S
-        except Exception:  # the duty outlives whatever one batch meets
-            logger.exception("notes and files wait for their vectors")
-            pause_s = TROUBLE_PAUSE_S
-        if said:
-            await asyncio.sleep(pause_s)
-        elif pause_s:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await unembedded.wait()

@@ -6,8 +6,9 @@ table's name in conditions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,15 +90,32 @@ async def rank(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> 
 
     Scores compare within one answer: the cosine, the rank by words, or the fused rank.
     """
+    found = await rank_many(cursor, [(corpus, scope)], wanted)
+    return [(key[1:], score) for key, score in found]
+
+
+async def rank_many(
+    cursor: Cursor, places: Sequence[tuple[Corpus, Scope]], wanted: Wanted
+) -> Ranked:
+    """Return the k best rows of several tables; each key begins with its table's name."""
     await cursor.execute(_PLANNING)
     lists: list[Ranked] = []
     if wanted.mode != "keyword" and wanted.vector is not None:
-        lists.append(await _nearest(cursor, corpus, wanted, scope))
+        lists.append(await _over(places, partial(_nearest, cursor, wanted)))
     if wanted.mode != "semantic":
-        lists.append(await _by_words(cursor, corpus, wanted, scope))
+        lists.append(await _over(places, partial(_by_words, cursor, wanted)))
     if len(lists) == 1:
         return lists[0][: wanted.k]
     return fuse(lists)[: wanted.k]
+
+
+async def _over(
+    places: Sequence[tuple[Corpus, Scope]], look: Callable[[Corpus, Scope], Awaitable[Ranked]]
+) -> Ranked:
+    """Return what is found in all places, best first; equal ones in the order of places."""
+    found = [((corpus.table, *key), score) for corpus, scope in places
+             for key, score in await look(corpus, scope)]  # fmt: skip
+    return sorted(found, key=lambda item: -item[1])
 
 
 def fuse(lists: Sequence[Ranked]) -> Ranked:
@@ -134,7 +152,7 @@ def nearest_query(corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool) 
     )
 
 
-async def _nearest(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
+async def _nearest(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
     candidates = min(MOST_CANDIDATES, max(LEAST_CANDIDATES, wanted.depth))
     await cursor.execute(_SCANNING, (str(candidates), str(MAX_SCANNED)))
     exact = scope.countable and await _is_small(cursor, corpus, wanted, scope)
@@ -162,7 +180,7 @@ async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope
     return bool(counted.rows <= EXACT_ROWS)
 
 
-async def _by_words(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
+async def _by_words(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope) -> Ranked:
     """Return rows with all words of the query, then those with any of them."""
     await cursor.execute(_QUERY, (wanted.text,))
     query = await only_row(cursor)

@@ -125,20 +125,27 @@ class HostDirectory:
             return self._looked(at, name, inner)
 
     def entries(self, inner: str, *, recursive: bool) -> list[HostEntry]:
-        """Return what a directory holds; links, devices and names that are no path are left out."""
-        found: list[HostEntry] = []
-        waiting = [inner]
+        """Return what a directory holds; links, devices and names that are no path are left out.
+
+        So is what lies in directories below it that cannot be entered, or are gone meanwhile.
+        """
+        found = self._held(inner)
+        waiting = [entry for entry in found if entry.is_directory] if recursive else []
         while waiting and len(found) < MAX_ENTRIES:
-            at_path = waiting.pop()
-            with self._allowed.opened(self._source, _parts(at_path)) as at:
-                for name in sorted(os.listdir(at)):
-                    path = f"{at_path}/{name}".removeprefix("/")
-                    with contextlib.suppress(NotFound, InvalidPath):
-                        normal_path(path)
-                        entry = self._looked(at, name, path)
-                        found.append(entry)
-                        if recursive and entry.is_directory:
-                            waiting.append(path)
+            with contextlib.suppress(NotFound):
+                held = self._held(waiting.pop().inner)
+                found += held
+                waiting += [entry for entry in held if entry.is_directory]
+        return found
+
+    def _held(self, inner: str) -> list[HostEntry]:
+        found: list[HostEntry] = []
+        with self._allowed.opened(self._source, _parts(inner)) as at:
+            for name in sorted(os.listdir(at)):
+                path = f"{inner}/{name}".removeprefix("/")
+                with contextlib.suppress(NotFound, InvalidPath):
+                    normal_path(path)
+                    found.append(self._looked(at, name, path))
         return found
 
     def read(self, inner: str, offset: int, max_bytes: int) -> tuple[bytes, int]:

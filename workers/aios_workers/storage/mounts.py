@@ -20,8 +20,8 @@ from aios_workers.storage.host import HostDirectory, HostEntry
 from aios_workers.storage.namespace import Spot, check_free_way, look_up, taken
 
 _INSERT = """
-    INSERT INTO mount (owner_id, path, source, writable)
-    VALUES (%(owner)s, %(path)s, %(source)s, %(writable)s)
+    INSERT INTO mount (owner_id, path, source, writable, searchable)
+    VALUES (%(owner)s, %(path)s, %(source)s, %(writable)s, %(searchable)s)
 """
 _DELETE = "DELETE FROM mount WHERE owner_id = %(owner)s AND path = %(path)s RETURNING id"
 
@@ -36,6 +36,7 @@ async def mount(work: Work) -> Entry:
         raise taken(spot)
     await work.rows(_INSERT + " RETURNING id", {
         "owner": work.owner.id, "path": spot.path, "source": source, "writable": body.writable,
+        "searchable": body.searchable,
     })  # fmt: skip
     entry = await asyncio.to_thread(HostDirectory(work.limits.allowed, source).entry, "")
     return _shown_entry(work, spot.path, entry)

@@ -9,19 +9,27 @@ from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.files import Found, FoundFiles
 from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import StorageSearch
-from aios_workers.search.chunks import ChunkQuery, FoundChunk, find_chunks
+from aios_workers.search.chunks import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 from aios_workers.search.embedder import query_vector
 from aios_workers.storage.change import Work
-from aios_workers.storage.namespace import look_up, not_found, require
+from aios_workers.storage.namespace import MountRow, look_up, not_found, require
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400
 
 _PARTS = """
-    SELECT c.file_id, c.ordinal, f.path, a.name AS owner, f.version, c.start, c.text
+    SELECT 'file_chunk' AS found_in, c.file_id, c.ordinal, f.path, a.name AS owner, f.version,
+           c.start, c.text
       FROM file_chunk c JOIN file f ON f.id = c.file_id JOIN agent a ON a.id = f.owner_id
      WHERE (c.file_id, c.ordinal) IN
            (SELECT * FROM unnest(%(files)s::bigint[], %(ordinals)s::int[]))
+    UNION ALL
+    SELECT 'mount_chunk', c.file_id, c.ordinal, m.path || '/' || f.inner_path, a.name, 0, c.start,
+           c.text
+      FROM mount_chunk c JOIN mount_file f ON f.id = c.file_id JOIN mount m ON m.id = f.mount_id
+      JOIN agent a ON a.id = f.owner_id
+     WHERE (c.file_id, c.ordinal) IN
+           (SELECT * FROM unnest(%(mounted_files)s::bigint[], %(mounted_ordinals)s::int[]))
 """
 
 
@@ -31,33 +39,44 @@ async def search(work: Work) -> FoundFiles:
     spot = await look_up(work, body.path)
     await require(work, spot, "search")
     if spot.mount is not None:
-        raise InvalidPath(
-            f"{spot.path} is on the host, mounted at {spot.mount.path}: it is not searched",
-            field="body.path", remedy="copy its files into the namespace first",
-        )  # fmt: skip
-    if spot.directory is None and spot.file is None and spot.path != ROOT:
+        await _check_searchable(work, spot.mount)
+    elif spot.directory is None and spot.file is None and spot.path != ROOT:
         raise not_found(spot)
     embedder = work.ground.embedder
     vector = await query_vector(embedder, body.query, body.mode)
     query = ChunkQuery(
         body.query, min(MOST_PARTS, body.k * PARTS_PER_HIT), body.mode,
         None if body.shared else work.owner.id, spot.path,
+        mounts_of=work.owner.id if work.is_own else None,
     )  # fmt: skip
     found = await find_chunks(work.cursor, embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
+
+
+async def _check_searchable(work: Work, mount: MountRow) -> None:
+    [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
+    if not row.searchable:
+        raise InvalidPath(
+            f"the directory that is mounted at {mount.path} is not searched", field="body.path",
+            remedy="unmount it, and mount it with searchable",
+        )  # fmt: skip
 
 
 async def _hits(
     work: Work, found: Sequence[FoundChunk], *, by_directory: bool
 ) -> tuple[Found, ...]:  # fmt: skip
     """Return the best part of each file, or of each directory, at most k."""
+    own = [one for one in found if one.table == CHUNKS.table]
+    mounted = [one for one in found if one.table == MOUNTED.table]
     rows = await work.rows(_PARTS, {
-        "files": [one.file_id for one in found], "ordinals": [one.ordinal for one in found],
+        "files": [one.file_id for one in own], "ordinals": [one.ordinal for one in own],
+        "mounted_files": [one.file_id for one in mounted],
+        "mounted_ordinals": [one.ordinal for one in mounted],
     })  # fmt: skip
-    by_key = {(row.file_id, row.ordinal): row for row in rows}
+    by_key = {(row.found_in, row.file_id, row.ordinal): row for row in rows}
     hits: dict[tuple[str, str], Found] = {}
     for one in found:
-        row = by_key.get((one.file_id, one.ordinal))
+        row = by_key.get((one.table, one.file_id, one.ordinal))
         if row is not None:
             hit = _hit(row, one.score, by_directory=by_directory)
             hits.setdefault((hit.owner, hit.path), hit)
