@@ -68,6 +68,28 @@ def _nearest(name: str) -> Index:
     )  # fmt: skip
 
 
+def _parts(name: str, files: str) -> Table:
+    """Return a table of the parts of texts, with their words and vectors."""
+    file = ForeignKey(f"{files}.id", ondelete="CASCADE")
+    return Table(
+        name,
+        metadata,
+        Column("file_id", BigInteger, file, primary_key=True),
+        Column("ordinal", Integer, primary_key=True),
+        _agent("owner_id"),
+        Column("version", Integer, nullable=False),
+        Column("start", Integer, nullable=False),  # in characters
+        Column("text", Text, nullable=False),
+        Column("words", TSVECTOR, nullable=False),
+        Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
+        Column("vector", HALFVEC),
+        Index(None, "owner_id"),
+        Index(None, "words", postgresql_using="gin"),
+        _without_vector(f"ix_{name}_unembedded", "file_id"),
+        _nearest(f"ix_{name}_vector_1"),
+    )
+
+
 # Who there is.
 
 tenant = Table(
@@ -281,23 +303,7 @@ file_version = Table(
 )
 
 # The parts of the newest version of each text file, for search.
-file_chunk = Table(
-    "file_chunk",
-    metadata,
-    Column("file_id", BigInteger, ForeignKey("file.id", ondelete="CASCADE"), primary_key=True),
-    Column("ordinal", Integer, primary_key=True),
-    _agent("owner_id"),
-    Column("version", Integer, nullable=False),
-    Column("start", Integer, nullable=False),  # in characters
-    Column("text", Text, nullable=False),
-    Column("words", TSVECTOR, nullable=False),
-    Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
-    Column("vector", HALFVEC),
-    Index(None, "owner_id"),
-    Index(None, "words", postgresql_using="gin"),
-    _without_vector("ix_file_chunk_unembedded", "file_id"),
-    _nearest("ix_file_chunk_vector_1"),
-)
+file_chunk = _parts("file_chunk", "file")
 
 mount = Table(
     "mount",
@@ -328,25 +334,7 @@ mount_file = Table(
     Index(None, "owner_id"),
 )
 
-mount_chunk = Table(
-    "mount_chunk",
-    metadata,
-    Column(
-        "file_id", BigInteger, ForeignKey("mount_file.id", ondelete="CASCADE"), primary_key=True
-    ),
-    Column("ordinal", Integer, primary_key=True),
-    _agent("owner_id"),
-    Column("version", Integer, nullable=False),
-    Column("start", Integer, nullable=False),  # in characters
-    Column("text", Text, nullable=False),
-    Column("words", TSVECTOR, nullable=False),
-    Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
-    Column("vector", HALFVEC),
-    Index(None, "owner_id"),
-    Index(None, "words", postgresql_using="gin"),
-    _without_vector("ix_mount_chunk_unembedded", "file_id"),
-    _nearest("ix_mount_chunk_vector_1"),
-)
+mount_chunk = _parts("mount_chunk", "mount_file")
 
 share_link = Table(
     "share_link",
