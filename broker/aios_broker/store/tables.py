@@ -1,4 +1,4 @@
-"""The tables of the state modules, beside the ledger's.
+"""The tables of the state modules, beside the ledger's; those of files are in `file_tables`.
 
 Who may see which row is said twice: by the queries of the modules, and by row-level security for
 the role `aios_agent`, under which they run (migration 0006). Times are Postgres' own clock.
@@ -12,7 +12,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     Double,
     ForeignKey,
     Identity,
@@ -23,72 +22,19 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 
-from aios_broker.ledger.tables import metadata as metadata  # of both: for the migrations
-
-
-def _moment(name: str, *, nullable: bool = False, now: bool = False) -> Column[object]:
-    return Column(
-        name, DateTime(timezone=True), nullable=nullable,
-        server_default=text("now()") if now else None,
-    )  # fmt: skip
-
-
-def _agent(name: str, *, nullable: bool = False, key: bool = False) -> Column[int]:
-    return Column(
-        name, BigInteger, ForeignKey("agent.id", ondelete="CASCADE"), nullable=nullable,
-        primary_key=key,
-    )  # fmt: skip
-
-
-def _tenant() -> Column[int]:
-    return Column("tenant_id", BigInteger, ForeignKey("tenant.id"), nullable=False)
-
-
-# The model whose row migration 0009 makes, and whose index it builds; `aios reindex` makes others.
-FIRST_MODEL = (1, "all-MiniLM-L6-v2-int8", 384)
-
-
-def _without_vector(name: str, order: str) -> Index:
-    """Index the rows that wait for their vectors."""
-    return Index(name, order, postgresql_where=text("model_id IS NULL"))
-
-
-def _nearest(name: str) -> Index:
-    """Index the vectors of the first model: each model has an index of its own dimension."""
-    number, _, dimension = FIRST_MODEL
-    return Index(
-        name, literal_column(f"(vector::halfvec({dimension}))").label("half"),
-        postgresql_using="hnsw", postgresql_ops={"half": "halfvec_cosine_ops"},
-        postgresql_where=text(f"model_id = {number}"),
-    )  # fmt: skip
-
-
-def _parts(name: str, files: str) -> Table:
-    """Return a table of the parts of texts, with their words and vectors."""
-    file = ForeignKey(f"{files}.id", ondelete="CASCADE")
-    return Table(
-        name,
-        metadata,
-        Column("file_id", BigInteger, file, primary_key=True),
-        Column("ordinal", Integer, primary_key=True),
-        _agent("owner_id"),
-        Column("version", Integer, nullable=False),
-        Column("start", Integer, nullable=False),  # in characters
-        Column("text", Text, nullable=False),
-        Column("words", TSVECTOR, nullable=False),
-        Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
-        Column("vector", HALFVEC),
-        Index(None, "owner_id"),
-        Index(None, "words", postgresql_using="gin"),
-        _without_vector(f"ix_{name}_unembedded", "file_id"),
-        _nearest(f"ix_{name}_vector_1"),
-    )
-
+from aios_broker.ledger.tables import metadata as metadata  # of all: for the migrations
+from aios_broker.store import file_tables as file_tables
+from aios_broker.store.columns import (
+    agent_column,
+    moment_column,
+    nearest_index,
+    tenant_column,
+    without_vector_index,
+)
 
 # Who there is.
 
@@ -97,19 +43,19 @@ tenant = Table(
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    _moment("created_at", now=True),
+    moment_column("created_at", now=True),
 )
 
 agent = Table(
     "agent",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
+    tenant_column(),
     Column("name", Text, nullable=False),
     Column("administrator", Boolean, nullable=False, server_default=text("false")),
     Column("storage_limit_bytes", BigInteger),  # null: the deployment's default
     Column("storage_used_bytes", BigInteger, nullable=False, server_default=text("0")),
-    _moment("created_at", now=True),
+    moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),
 )
 
@@ -118,10 +64,10 @@ agent_token = Table(
     "agent_token",
     metadata,
     Column("digest", Text, primary_key=True),  # BLAKE2b-256, hex
-    _agent("agent_id"),
-    _moment("created_at", now=True),
-    _moment("expires_at", nullable=True),
-    _moment("revoked_at", nullable=True),
+    agent_column("agent_id"),
+    moment_column("created_at", now=True),
+    moment_column("expires_at", nullable=True),
+    moment_column("revoked_at", nullable=True),
     Index(None, "agent_id"),
 )
 
@@ -129,9 +75,9 @@ privilege_group = Table(
     "privilege_group",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
+    tenant_column(),
     Column("name", Text, nullable=False),
-    _moment("created_at", now=True),
+    moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),
 )
 
@@ -144,9 +90,9 @@ membership = Table(
         ForeignKey("privilege_group.id", ondelete="CASCADE"),
         primary_key=True,
     ),
-    _agent("agent_id", key=True),
+    agent_column("agent_id", key=True),
     Column("role", Text, nullable=False),  # member, admin
-    _moment("added_at", now=True),
+    moment_column("added_at", now=True),
     Index(None, "agent_id"),
 )
 
@@ -155,17 +101,17 @@ access_grant = Table(
     "access_grant",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
-    _agent("owner_id"),
+    tenant_column(),
+    agent_column("owner_id"),
     Column("object_kind", Text, nullable=False),  # block, note, file, directory
     # A note's id; the number of a file or a directory as text; of a block its owner's.
     Column("object_id", Text, nullable=False),
-    _agent("agent_id", nullable=True),
+    agent_column("agent_id", nullable=True),
     Column("group_id", BigInteger, ForeignKey("privilege_group.id", ondelete="CASCADE")),
     Column("verbs", ARRAY(Text), nullable=False),
-    _agent("granted_by"),
-    _moment("created_at", now=True),
-    _moment("expires_at", nullable=True),
+    agent_column("granted_by"),
+    moment_column("created_at", now=True),
+    moment_column("expires_at", nullable=True),
     CheckConstraint("(agent_id IS NULL) <> (group_id IS NULL)", name="one_grantee"),
     Index(None, "object_kind", "object_id"),
     Index(None, "agent_id"),
@@ -182,19 +128,19 @@ embedding_model = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("dimension", Integer, nullable=False),
     Column("active", Boolean, nullable=False, server_default=text("false")),  # one is
-    _moment("created_at", now=True),
+    moment_column("created_at", now=True),
 )
 
 memory_block = Table(
     "memory_block",
     metadata,
-    _agent("owner_id", key=True),
+    agent_column("owner_id", key=True),
     Column("limit_bytes", BigInteger, nullable=False),
     Column("k", SmallInteger, nullable=False),
     Column("correlated_s", Double, nullable=False),
     Column("high", Double, nullable=False),
     Column("low", Double, nullable=False),
-    _moment("created_at", now=True),
+    moment_column("created_at", now=True),
 )
 
 note = Table(
@@ -202,8 +148,8 @@ note = Table(
     metadata,
     Column("id", Text, primary_key=True),  # 32 hex digits
     Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),  # of listing
-    _tenant(),
-    _agent("owner_id"),
+    tenant_column(),
+    agent_column("owner_id"),
     Column("program", Text, nullable=False, server_default=text("''")),
     Column("content", Text, nullable=False),
     Column("keywords", ARRAY(Text), nullable=False, server_default=text("'{}'")),
@@ -213,17 +159,17 @@ note = Table(
     Column("links", ARRAY(Text), nullable=False, server_default=text("'{}'")),
     Column("metadata", JSONB, nullable=False, server_default=text("'{}'")),
     Column("version", Integer, nullable=False, server_default=text("1")),
-    _moment("created_at", now=True),
-    _moment("updated_at", now=True),
-    _moment("expires_at", nullable=True),
+    moment_column("created_at", now=True),
+    moment_column("updated_at", now=True),
+    moment_column("expires_at", nullable=True),
     Column("words", TSVECTOR, nullable=False),
     Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),  # null: not embedded yet
     Column("vector", HALFVEC),
     Index(None, "owner_id", "seq"),
     Index(None, "words", postgresql_using="gin"),
     Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
-    _without_vector("ix_note_unembedded", "seq"),
-    _nearest("ix_note_vector_1"),
+    without_vector_index("ix_note_unembedded", "seq"),
+    nearest_index("ix_note_vector_1"),
 )
 
 note_version = Table(
@@ -231,120 +177,13 @@ note_version = Table(
     metadata,
     Column("note_id", Text, ForeignKey("note.id", ondelete="CASCADE"), primary_key=True),
     Column("version", Integer, primary_key=True),
-    _agent("owner_id"),
-    _moment("at", now=True),
-    _agent("by_agent_id"),
+    agent_column("owner_id"),
+    moment_column("at", now=True),
+    agent_column("by_agent_id"),
     Column("operation", Text, nullable=False),  # add, update, rollback, evolve, undo
     Column("syscall_id", Text, nullable=False),
     Column("body", JSONB, nullable=False),
     Index(None, "syscall_id"),
-    Index(None, "owner_id"),
-)
-
-# What agents keep: storage.
-
-directory = Table(
-    "directory",
-    metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
-    _agent("owner_id"),
-    # The way down from the root, itself last: what a grant on a directory reaches.
-    Column("ancestors", ARRAY(BigInteger), nullable=False),
-    Column("path", Text, nullable=False),  # `/` is the root
-    _moment("created_at", now=True),
-    UniqueConstraint("owner_id", "path"),
-)
-
-file = Table(
-    "file",
-    metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
-    _agent("owner_id"),
-    Column(
-        "directory_id", BigInteger, ForeignKey("directory.id", ondelete="CASCADE"), nullable=False
-    ),
-    Column("path", Text, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("sha256", Text, nullable=False),
-    _moment("created_at", now=True),
-    _moment("updated_at", now=True),
-    _agent("locked_by", nullable=True),
-    _moment("locked_until", nullable=True),
-    UniqueConstraint("owner_id", "path"),
-    Index(None, "directory_id"),
-)
-
-# Content by its digest, once per owner however many versions and files have it.
-blob = Table(
-    "blob",
-    metadata,
-    _agent("owner_id", key=True),
-    Column("sha256", Text, primary_key=True),
-    Column("bytes", LargeBinary, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-)
-
-file_version = Table(
-    "file_version",
-    metadata,
-    Column("file_id", BigInteger, ForeignKey("file.id", ondelete="CASCADE"), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    _agent("owner_id"),
-    Column("sha256", Text, nullable=False),
-    Column("size_bytes", BigInteger, nullable=False),
-    _moment("at", now=True),
-    _agent("by_agent_id"),
-    Column("operation", Text, nullable=False),  # create, write, append, copy, rollback, move
-    Column("syscall_id", Text, nullable=False),
-    Index(None, "owner_id", "sha256"),
-)
-
-# The parts of the newest version of each text file, for search.
-file_chunk = _parts("file_chunk", "file")
-
-mount = Table(
-    "mount",
-    metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _agent("owner_id"),
-    Column("path", Text, nullable=False),
-    Column("source", Text, nullable=False),
-    Column("writable", Boolean, nullable=False),
-    _moment("created_at", now=True),
-    # What lies there is read into the two tables below, for search.
-    Column("searchable", Boolean, nullable=False, server_default=text("false")),
-    UniqueConstraint("owner_id", "path"),
-)
-
-# Files of the host as they were when they were read last.
-mount_file = Table(
-    "mount_file",
-    metadata,
-    Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("mount_id", BigInteger, ForeignKey("mount.id", ondelete="CASCADE"), nullable=False),
-    _agent("owner_id"),
-    Column("inner_path", Text, nullable=False),  # below the mount
-    Column("size_bytes", BigInteger, nullable=False),
-    Column("changed_at", Double, nullable=False),  # Unix time, s, as the host tells it
-    Column("version", Integer, nullable=False, server_default=text("1")),
-    UniqueConstraint("mount_id", "inner_path"),
-    Index(None, "owner_id"),
-)
-
-mount_chunk = _parts("mount_chunk", "mount_file")
-
-share_link = Table(
-    "share_link",
-    metadata,
-    Column("digest", Text, primary_key=True),
-    _agent("owner_id"),
-    Column("file_id", BigInteger, ForeignKey("file.id", ondelete="CASCADE"), nullable=False),
-    _moment("created_at", now=True),
-    _moment("expires_at"),
-    Index(None, "file_id"),
     Index(None, "owner_id"),
 )
 
@@ -354,8 +193,8 @@ approval = Table(
     "approval",
     metadata,
     Column("id", Text, primary_key=True),  # 32 hex digits
-    _tenant(),
-    _agent("agent_id"),
+    tenant_column(),
+    agent_column("agent_id"),
     Column("job_id", Text, nullable=False),
     Column("module", Text, nullable=False),
     Column("kind", Text, nullable=False),
@@ -366,14 +205,14 @@ approval = Table(
     Column("what", Text, nullable=False),
     Column("diff", Text, nullable=False, server_default=text("''")),
     Column("state", Text, nullable=False),  # waiting, approved, denied, expired, used
-    _moment("asked_at", now=True),
-    _moment("expires_at"),
+    moment_column("asked_at", now=True),
+    moment_column("expires_at"),
     Column("decided_by", Text, nullable=False, server_default=text("''")),
-    _moment("decided_at", nullable=True),
+    moment_column("decided_at", nullable=True),
     Column("reason", Text, nullable=False, server_default=text("''")),
-    _moment("used_at", nullable=True),
-    _moment("resumed_at", nullable=True),  # the job was put back into its queue
-    _moment("announced_at", nullable=True),  # the webhook has it
+    moment_column("used_at", nullable=True),
+    moment_column("resumed_at", nullable=True),  # the job was put back into its queue
+    moment_column("announced_at", nullable=True),  # the webhook has it
     UniqueConstraint("job_id", "asked_sha256"),
     Index(None, "state", "asked_at"),
     Index(None, "agent_id"),
@@ -383,8 +222,8 @@ approval_rule = Table(
     "approval_rule",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    _tenant(),
-    _agent("agent_id", nullable=True),  # null: all agents of the tenant
+    tenant_column(),
+    agent_column("agent_id", nullable=True),  # null: all agents of the tenant
     Column("operation", Text, nullable=False),
     Column("rule", Text, nullable=False),
     UniqueConstraint("tenant_id", "agent_id", "operation", postgresql_nulls_not_distinct=True),
@@ -395,7 +234,7 @@ audit = Table(
     "audit",
     metadata,
     Column("seq", BigInteger, primary_key=True, autoincrement=False),
-    _moment("at"),
+    moment_column("at"),
     Column("tenant", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
@@ -413,9 +252,9 @@ effect = Table(
     "effect",
     metadata,
     Column("syscall_id", Text, primary_key=True),
-    _agent("agent_id"),
+    agent_column("agent_id"),
     Column("kind", Text, nullable=False),
-    _moment("at", now=True),
+    moment_column("at", now=True),
     Column("result", LargeBinary, nullable=False),
     Index(None, "at"),
     Index(None, "agent_id"),
