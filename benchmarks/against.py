@@ -1,0 +1,139 @@
+"""This checkout against another one, in turns: is it slower?
+
+    python -m benchmarks.against ../before queues --rounds 5      no-op syscalls (`bench queues`)
+    python -m benchmarks.against ../before scale --rounds 1       2,000 agents, 100,000 waiting
+    python -m benchmarks.against ../before failover --rounds 2    ten kills of each kind a round
+    python -m benchmarks.against ../before queues --json out.json
+
+Each round runs the one and the other's own benchmark, each in its own environment (`./aios` has
+made it), in changing order, so that what the machine does meanwhile meets both. A ratio is taken
+within a round; printed are the medians, and the median of the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aios_broker.config import environment
+from benchmarks.provenance import commit_of, today
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 3600.0  # of one benchmark
+KILLS = 10  # of each kind, in a round of `failover`
+
+Figures = dict[str, float]
+
+
+def of_queues(report: Mapping[str, Any]) -> Figures:
+    """Return what one round of the queue benchmark found of us."""
+    figures: Figures = {}
+    for sample in report["rounds"]:
+        load = sample["load"]
+        used = {name: us for name, us in sample["cpu_us"].items() if name != "ledger"}
+        figures[f"{load}: us per job"] = 1e6 / sample["jobs_per_s"]
+        figures[f"{load}: CPU us per job"] = sum(used.values())
+        figures[f"{load}: Redis commands per job"] = sample["commands"]
+        if sample["p50_ms"] is not None:
+            figures[f"{load}: p50 ms"] = sample["p50_ms"]
+    return figures
+
+
+def of_scale(report: Mapping[str, Any]) -> Figures:
+    """Return what one round of the scale benchmark found."""
+    figures: Figures = {"fill s": report["fill_s"]}
+    for policy, found in report["decisions"].items():
+        figures[f"{policy}: decision p50 ms"] = found["wall"]["p50"]
+        figures[f"{policy}: decision p99 ms"] = found["wall"]["p99"]
+        figures[f"{policy}: submit p50 ms"] = found["submit"]["p50"]
+        figures[f"{policy}: claim p50 ms"] = found["claim"]["p50"]
+    weighed = report["memory_waiting"]["by_process"].values()
+    return {**figures, "MiB, all processes, waiting": sum(weighed) / 2**20}
+
+
+def of_failover(report: Mapping[str, Any]) -> Figures:
+    """Return what one round of kills found."""
+    return {f"{who} killed: s": report[who]["median_s"] for who in ("scheduler", "worker")}
+
+
+BENCHMARKS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Figures]]] = {
+    "queues": (("./aios", "bench", "queues", "--only", "aios", "--rounds", "1"), of_queues),
+    "scale": (("./aios", "bench", "scale"), of_scale),
+    "failover": (
+        (".aios/venv/bin/python", "benchmarks/failover.py", "--runs", str(KILLS)),
+        of_failover,
+    ),
+}
+
+
+def measure(checkout: Path, name: str) -> Figures:
+    """Run a checkout's own benchmark once; what it says goes to standard error."""
+    command, read = BENCHMARKS[name]
+    with tempfile.TemporaryDirectory(prefix="aios-against-") as folder:
+        path = Path(folder) / "figures.json"
+        # The other checkout's commands import its own packages, not those of our environment.
+        environ = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
+        subprocess.run(
+            (*command, "--json", str(path)), cwd=checkout, env=environ,
+            stdout=sys.stderr, check=False, timeout=LIMIT_S,
+        )  # fmt: skip
+        if not path.exists():
+            raise SystemExit(f"{name} of {checkout} wrote no figures: see above")
+        return read(json.loads(path.read_bytes()))
+
+
+def compare(rounds: list[tuple[Figures, Figures]]) -> list[dict[str, Any]]:
+    """Return a row per figure that both have: medians, and the median ratio within rounds."""
+    rows = []
+    for what in rounds[0][0]:
+        pairs = [(ours[what], theirs[what]) for ours, theirs in rounds if what in theirs]
+        if pairs:
+            ratios = [ours / theirs for ours, theirs in pairs if theirs]
+            rows.append({
+                "what": what,
+                "here": statistics.median(ours for ours, _ in pairs),
+                "there": statistics.median(theirs for _, theirs in pairs),
+                "ratio": statistics.median(ratios) if ratios else None,
+                "ratios": [round(ratio, 4) for ratio in ratios],
+            })  # fmt: skip
+    return rows
+
+
+def main() -> int:
+    """Measure in turns, print a table; figures are costs: a ratio above 1 is slower here."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("other", type=Path, help="the other checkout")
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    options = parser.parse_args()
+    rounds: list[tuple[Figures, Figures]] = []
+    for number in range(options.rounds):
+        checkouts = [ROOT, options.other.resolve()]
+        if number % 2:
+            checkouts.reverse()
+        found = {checkout: measure(checkout, options.benchmark) for checkout in checkouts}
+        rounds.append((found[ROOT], found[options.other.resolve()]))
+    rows = compare(rounds)
+    print(f"{options.benchmark}, {options.rounds} rounds, {today()}, {os.cpu_count()} processors: "
+          f"here {commit_of(ROOT)}, there {commit_of(options.other)}")  # fmt: skip
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+        print(f"{row['what']:<36}{row['here']:>12.3f}{row['there']:>12.3f}{ratio:>9}")
+    if options.json:
+        report = {"date": today(), "here": commit_of(ROOT), "there": commit_of(options.other),
+                  "rows": rows}  # fmt: skip
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
