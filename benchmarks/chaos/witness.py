@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import Syscall
-from aios_sdk.transport import Attached, CallStatus, Transport
 from benchmarks.chaos.history import Heard, Log, Sent, wall_s
 
 

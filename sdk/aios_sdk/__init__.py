@@ -3,6 +3,7 @@
 Importing it loads msgspec and the standard library, nothing else.
 """
 
+from aios_broker.client.transport import CallStatus
 from aios_broker.contract.access import (
     Acknowledged,
     Approval,
@@ -117,7 +118,6 @@ from aios_broker.contract.syscall import ToolEcho
 from aios_sdk.aagent import AsyncAgent
 from aios_sdk.agent import Agent
 from aios_sdk.call import Call, Stream
-from aios_sdk.transport import CallStatus
 from aios_sdk.verbs_sync import SyncCall, SyncStream
 
 __all__ = [

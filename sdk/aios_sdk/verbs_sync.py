@@ -6,12 +6,12 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
+from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
 from aios_sdk.call import Call, Stream
 from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import Item
-from aios_sdk.transport import CallStatus
 from aios_sdk.verbs import AsyncVerbs
 
 if TYPE_CHECKING:

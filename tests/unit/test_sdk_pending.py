@@ -6,11 +6,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_sdk.pending import Pending
 
 ID = "0" * 32
 TEXT = "abcdefghijklmnop"

@@ -12,6 +12,11 @@ from collections.abc import Coroutine, Iterable, Sequence
 
 import msgspec
 
+from aios_broker.client.outbox import Outbox
+from aios_broker.client.pending import Pending
+from aios_broker.client.retry import Limits, now_s, patiently, pauses
+from aios_broker.client.silence import to_ask_for
+from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
     KernelError,
@@ -22,11 +27,6 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
-from aios_sdk.outbox import Outbox
-from aios_sdk.patience import Limits, now_s, patiently, pauses
-from aios_sdk.pending import Pending
-from aios_sdk.silence import to_ask_for
-from aios_sdk.transport import Attached, CallStatus, Transport
 
 logger = logging.getLogger(__name__)
 

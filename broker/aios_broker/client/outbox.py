@@ -7,14 +7,14 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 import msgspec
 
+from aios_broker.client.pending import Pending
+from aios_broker.client.retry import Limits, now_s, patiently
+from aios_broker.client.transport import Transport
 from aios_broker.contract.errors import KernelError, QueueFull, QuotaExceeded, UnknownCore
 from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmCount, LlmEmbed, Message
 from aios_broker.contract.memory import MemoryAdd, MemoryLog
 from aios_broker.contract.storage import StorageAppend, StorageCreate, StorageWrite
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_sdk.patience import Limits, now_s, patiently
-from aios_sdk.pending import Pending
-from aios_sdk.transport import Transport
 
 # Of one submit: 4 ms of Redis' own thread. More at once cost more each: what a step has written
 # no longer fits the processor's cache.
