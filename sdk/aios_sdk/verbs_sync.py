@@ -159,7 +159,7 @@ class Home:
     def close(self, agent: AsyncAgent) -> None:
         """Close the agent and end the thread. Safe to call twice."""
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and not thread.is_foreign:
             try:
                 thread.run(agent.aclose())
             finally:

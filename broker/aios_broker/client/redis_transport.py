@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
+from aios_broker.client.identity import conflict_with
 from aios_broker.client.transport import Attached, CallStatus
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, Syscall
@@ -14,7 +15,13 @@ from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import RESULT_TTL_S, ModuleQueue
+from aios_broker.queues.module_queue import (
+    RESULT_TTL_S,
+    Differs,
+    ModuleQueue,
+    Refusal,
+    SubmitStatus,
+)
 from aios_broker.queues.records import Facts, JobView, Submission
 from aios_broker.queues.replies import ReplyBox
 
@@ -44,10 +51,34 @@ class RedisTransport:
         """Reach Redis and our functions in it, or raise at once."""
         await self._control.queue("tool")
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> None:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
         """Publish syscalls of one module in one step."""
-        jobs = [_submission(syscall, self._client) for syscall in syscalls]
-        await self._queues[syscalls[0].module].submit(jobs)
+        refusals: list[KernelError | None] = [None] * len(syscalls)
+        jobs, places = [], []
+        for place, syscall in enumerate(syscalls):
+            try:
+                jobs.append(_submission(syscall, self._client))
+            except InvalidSyscall as error:
+                refusals[place] = error
+            else:
+                places.append(place)
+        if jobs:
+            outcomes = await self._queues[syscalls[0].module].submit_each(jobs)
+            for place, outcome in zip(places, outcomes, strict=True):
+                refusals[place] = await self._refusal(syscalls[place], outcome)
+        return refusals
+
+    async def _refusal(
+        self, syscall: Syscall, outcome: SubmitStatus | Refusal
+    ) -> KernelError | None:
+        if isinstance(outcome, KernelError):
+            return outcome
+        if not isinstance(outcome, Differs):
+            return None
+        conflict = conflict_with(syscall, outcome.data)
+        if conflict is None:  # sent again, with what is left of its time or another token
+            await self._queues[syscall.module].attach(syscall.id, self._client)
+        return conflict
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
         """End syscalls of one module in one step."""

@@ -55,8 +55,12 @@ class Transport(Protocol):
         """Reach the kernel, or raise at once."""
         ...
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> None:
-        """Publish syscalls of one module, all or none; those that exist already are joined."""
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+        """Publish syscalls of one module; return for each why it was refused, or None.
+
+        Those that exist already are joined. Of what is refused nothing runs: neither one for
+        which there is no room, nor one whose id stands for another syscall (KeyConflict).
+        """
         ...
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
