@@ -120,6 +120,7 @@ class Pending:
         `cause`: the kernel's own reply, its refusal, or the client's giving up.
         """
         self.state = after(self.state, cause)
+        self.was_accepted = self.was_accepted or cause == "reply"
         if self._streams and isinstance(reply.result, ChatResult | EchoResult):
             have = self._characters or 0
             if have < len(reply.result.text):

@@ -248,10 +248,11 @@ class Session:
             pending.withdraw()
             self._outbox.add(pending)
         else:
-            self._end(pending, UnknownSyscall(
+            unknown = UnknownSyscall(
                 "the kernel knows no such syscall, or its reply has expired", field="id",
                 remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
-            ))  # fmt: skip
+            )  # fmt: skip
+            self._end(pending, unknown, "refuse" if pending.state == "asked" else "lose")
 
     def _read_stored(self, pending: Pending, data: bytes) -> None:
         try:
@@ -261,7 +262,6 @@ class Session:
                       remedy="use an SDK and a kernel of the same release"))  # fmt: skip
             return
         self._pending.pop(pending.id, None)
-        pending.was_accepted = True
         pending.end(reply)
 
     def _may_submit_again(self, pending: Pending) -> bool:

@@ -17,6 +17,7 @@ def accepted(count: int) -> list[Pending]:
         for call in (Syscall(id=new_id(), agent="ada", body=ToolEcho("")) for _ in range(count))
     ]
     for pending in found:
+        pending.send()
         pending.accept(0.0)
     return found
 
