@@ -46,8 +46,9 @@ ARCHIVE_TEST = "tests/integration/test_ledger_archive.py"
 RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
-           "(check and call('EXISTS', job_key(c, job.id)) == 1)", "false"),
-    Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] or", "if"),
+           "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then", "elseif false then"),
+    Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] then",
+           "if false then"),
     Mutant("a second client is not told", LUA + "submit.lua",
            "clients == '' and job.client or clients .. ' ' .. job.client", "clients"),
     Mutant("a stored reply is not sent again", LUA + "submit.lua",
@@ -245,9 +246,9 @@ MUTANTS = (
     Mutant("the journal misses what was cancelled", LUA + "lib.lua",
            "tokens and tokens .. ','", "false and tokens .. ','", QUOTA_TEST),
     Mutant("one more waits than may", LUA + "quota.lua",
-           "waiting + fresh[subject] > most", "waiting + fresh[subject] > most + 1", QUOTA_TEST),
+           "had + more >= most", "had + more > most", QUOTA_TEST),
     Mutant("a batch is counted as one", LUA + "quota.lua",
-           "fresh[subject] = (fresh[subject] or 0) + 1", "fresh[subject] = 1", QUOTA_TEST),
+           "taken[subject] = (taken[subject] or 0) + 1", "taken[subject] = 1", QUOTA_TEST),
     Mutant("one more runs than may", LUA + "quota.lua",
            "if runs >= most then", "if runs > most then", QUOTA_TEST),
     Mutant("a batch may run as one", LUA + "claim.lua",
