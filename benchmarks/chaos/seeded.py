@@ -52,7 +52,7 @@ BUGS = (
     Bug("reclaim never comes", LUA + "reclaim.lua", "'-inf', c.now, 'LIMIT'",
         "'-inf', 0, 'LIMIT'"),
     Bug("submit is not idempotent", LUA + "submit.lua",
-        "(check and call('EXISTS', job_key(c, job.id)) == 1)", "false", ("messages",)),
+        "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then", "elseif false then", ("messages",)),
     Bug("a reply is pushed twice", LUA + "finish.lua", "reply_to(c, clients[i], job.reply)",
         "reply_to(c, clients[i], job.reply); reply_to(c, clients[i], job.reply)", ()),
     Bug("a snapshot goes to the wrong job", LUA + "lib.lua",
