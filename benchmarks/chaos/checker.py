@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from aios_broker.contract.errors import KeyConflict, QueueFull, QuotaExceeded, UnknownCore
 from aios_broker.contract.reply import ChatResult, EchoResult, Reply
 from aios_broker.contract.transitions import TABLE, TERMINAL, Event
 from benchmarks.chaos.history import Acknowledged, Ended, Gone, Heard, Planned, Record, Sent, Struck
@@ -38,6 +39,9 @@ class Move(msgspec.Struct, frozen=True):
     attempt: int | None
     who: str
     detail: str = ""
+
+
+_REFUSALS = frozenset((QueueFull.code, QuotaExceeded.code, UnknownCore.code, KeyConflict.code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +188,16 @@ def told_once(story: Story, evidence: Evidence) -> Iterator[Broken]:
     pushed = sum(not one.found for one in story.heard)
     if pushed > max(1, len(story.sent)):
         yield Broken("1 twice", syscall_id, f"sent {len(story.sent)} times, pushed {pushed} times")
+
+
+def refused(story: Story, evidence: Evidence) -> Iterator[Broken]:
+    """1: what its program heard refused was never taken; an acknowledgement is no proof of it."""
+    if forgotten(story, evidence.bounds):
+        return
+    if story.moves and any(one.code in _REFUSALS for one in story.ended):
+        yield Broken(
+            "1 refused", story.planned.id, "its program heard it refused, and it was taken"
+        )
 
 
 def fenced(story: Story, evidence: Evidence) -> Iterator[Broken]:
@@ -357,7 +371,7 @@ def leakless(evidence: Evidence) -> Iterator[Broken]:
 
 
 STORY_RULES: tuple[Callable[[Story, Evidence], Iterator[Broken]], ...] = (
-    lost, told_once, fenced, right_answer, innocent, capped, lawful, charged, served,
+    lost, told_once, refused, fenced, right_answer, innocent, capped, lawful, charged, served,
 )  # fmt: skip
 WHOLE_RULES: tuple[Callable[[Evidence], Iterator[Broken]], ...] = (
     in_order, effects, recovered, led_calmly, leakless,

@@ -20,15 +20,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aios_broker.client.pending import Pending
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.retry import Limits, patiently
+from aios_broker.client.session import Session
 from aios_broker.config import environment
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import ContextExpand, LlmChat, Message
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho, new_id
-from aios_sdk.config import SdkConfig
-from aios_sdk.patience import Limits, patiently
-from aios_sdk.pending import Pending
-from aios_sdk.redis import RedisTransport
-from aios_sdk.session import Session
 from benchmarks.chaos.faulty import Faults, jump_clocks
 from benchmarks.chaos.history import (
     Acknowledged,
@@ -208,7 +207,7 @@ async def serve(options: argparse.Namespace) -> None:
     """Run a client until SIGTERM."""
     dice = random.Random(f"{options.seed}/{options.name}/{os.getpid()}")
     unheard = unheard_of(options.folder, options.name)
-    transport = RedisTransport(SdkConfig(options.url), options.name)
+    transport = RedisTransport(options.url, options.name)
     mischief = Mischief(options.sent_twice, options.lost)
     with Log(options.folder / f"{options.name}.{os.getpid()}.jsonl") as log:
         session = Session(Witness(transport, log, mischief, dice), LIMITS)

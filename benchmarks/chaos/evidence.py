@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.session import Session
 from aios_broker.contract.llm import ContextGet, Message
 from aios_broker.contract.reply import ChatResult, ContextResult
 from aios_broker.contract.syscall import Syscall, new_id
@@ -14,9 +16,6 @@ from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.queues.keys import Keys
-from aios_sdk.config import SdkConfig
-from aios_sdk.redis import RedisTransport
-from aios_sdk.session import Session
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
 from benchmarks.chaos.checker import Move, Story
@@ -53,7 +52,7 @@ def _move(change: Transition) -> Move:
 
 async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[str]]:
     """Return the entries of each program's context, as the kernel has them."""
-    session = Session(RedisTransport(SdkConfig(url), "chaos-reader"))
+    session = Session(RedisTransport(url, "chaos-reader"))
     await session.open()
     try:
         asked = {

@@ -20,7 +20,7 @@ SNAPSHOTS = ("snapshots", "snapshot_bytes")
 # of those that are deleted later (queues/lua/ended.lua).
 PASSING = ("rq:job:", "rq:results:", "rq:execution:", "rq:aios:reply:", "rq:aios:context")
 OVERDUE_S = 60.0  # behind a burst the sweep may be late; clocks were jumped, too
-CLIENT_CONNECTIONS = ("aios-sdk", "chaos-")
+CLIENT_CONNECTIONS = ("aios-client", "aios-replies", "chaos-")
 SIZES = {"list": "llen", "hash": "hlen", "zset": "zcard", "set": "scard", "stream": "xlen"}
 
 

@@ -6,11 +6,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import Syscall
-from aios_sdk.transport import Attached, CallStatus, Transport
 from benchmarks.chaos.history import Heard, Log, Sent, wall_s
 
 
@@ -40,14 +40,15 @@ class Witness:
         """Open the transport."""
         await self._inner.open()
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> None:
-        """Publish syscalls; some of them twice."""
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+        """Publish syscalls; some of them twice: of those the second answer counts."""
         ids = tuple(syscall.id for syscall in syscalls)
         self._log.write(Sent(wall_s(), ids))
-        await self._inner.submit(syscalls)
+        refusals = await self._inner.submit(syscalls)
         if self._dice.random() < self._mischief.sent_twice:
             self._log.write(Sent(wall_s(), ids))
-            await self._inner.submit(syscalls)
+            refusals = await self._inner.submit(syscalls)
+        return refusals
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
         """End syscalls."""

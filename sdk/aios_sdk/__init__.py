@@ -3,6 +3,7 @@
 Importing it loads msgspec and the standard library, nothing else.
 """
 
+from aios_broker.client.transport import CallStatus
 from aios_broker.contract.access import (
     Acknowledged,
     Approval,
@@ -32,11 +33,13 @@ from aios_broker.contract.errors import (
     DeadlineExceeded,
     Failed,
     ForeignJob,
+    ForkedAgent,
     InvalidConfig,
     InvalidPath,
     InvalidSyscall,
     KernelError,
     KernelNotRunning,
+    KeyConflict,
     ModuleError,
     NotFound,
     ObjectLocked,
@@ -117,7 +120,6 @@ from aios_broker.contract.syscall import ToolEcho
 from aios_sdk.aagent import AsyncAgent
 from aios_sdk.agent import Agent
 from aios_sdk.call import Call, Stream
-from aios_sdk.transport import CallStatus
 from aios_sdk.verbs_sync import SyncCall, SyncStream
 
 __all__ = [
@@ -163,6 +165,7 @@ __all__ = [
     "FileVersion",
     "FileVersions",
     "ForeignJob",
+    "ForkedAgent",
     "Format",
     "Found",
     "FoundFiles",
@@ -178,6 +181,7 @@ __all__ = [
     "JsonFormat",
     "KernelError",
     "KernelNotRunning",
+    "KeyConflict",
     "LlmChat",
     "LlmCount",
     "LlmEmbed",

@@ -6,7 +6,14 @@ from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
 
-from aios_broker.contract.errors import InvalidSyscall, KernelError
+from aios_broker.client.session import Session
+from aios_broker.client.transport import open_transport
+from aios_broker.contract.errors import (
+    InvalidSyscall,
+    KernelError,
+    KernelNotRunning,
+    RedisUnavailable,
+)
 from aios_broker.contract.llm import ContextBody, LlmChat, LlmCount, LlmEmbed
 from aios_broker.contract.reply import (
     ChatResult,
@@ -18,7 +25,7 @@ from aios_broker.contract.reply import (
 )
 from aios_broker.contract.syscall import Body, StateBody, Syscall, ToolEcho
 from aios_sdk.call import Call
-from aios_sdk.config import find_kernel
+from aios_sdk.config import REMEDY, find_kernel
 from aios_sdk.requests import (
     Options,
     answer_of,
@@ -35,9 +42,7 @@ from aios_sdk.requests import (
     echo_body,
     embed_body,
 )
-from aios_sdk.session import Session
 from aios_sdk.state import AsyncAccess, AsyncMemory, AsyncStorage
-from aios_sdk.transport import open_transport
 from aios_sdk.verbs import AsyncVerbs
 
 Answer = TypeVar("Answer", bound=Result)
@@ -74,10 +79,19 @@ class Line:
         """Find the kernel and reach it, or raise at once."""
         if self._session is not None:
             raise KernelError("the agent is open already", remedy="open it once")
-        transport = open_transport(find_kernel(self._url), agent)
+        kernel = find_kernel(self._url)
+        transport = open_transport(kernel.url, agent, key_prefix=kernel.key_prefix)
         session = Session(transport)
         try:
             await session.open()
+        except RedisUnavailable as error:
+            await transport.aclose()
+            if kernel.record_path is None:
+                raise
+            raise KernelNotRunning(
+                f"the kernel of {kernel.record_path} does not answer: {error.message}",
+                remedy=REMEDY,
+            ) from error
         except BaseException:
             await transport.aclose()
             raise

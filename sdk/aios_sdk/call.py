@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
+from aios_broker.client.pending import Pending
+from aios_broker.client.session import Session
+from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
-from aios_sdk.pending import Pending
-from aios_sdk.session import Session
-from aios_sdk.transport import CallStatus
 
 Answer = TypeVar("Answer", bound=Result)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
+from aios_broker.client import forks
 from aios_broker.contract.errors import Cancelled, KernelError
 
 Answer = TypeVar("Answer")
@@ -20,6 +21,7 @@ class LoopThread:
     """Runs coroutines for any number of other threads, one with a running loop included."""
 
     def __init__(self, name: str) -> None:
+        self._fork = forks.count()
         self._started = threading.Event()
         self._scheduling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -28,8 +30,16 @@ class LoopThread:
         if not self._started.wait(START_TIMEOUT_S):
             raise KernelError("the agent's thread did not start", remedy="open it again")
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was started in a process that this one was forked from."""
+        return self._fork != forks.count()
+
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run a coroutine there and return its result; an interrupt here cancels it there."""
+        if self.is_foreign:  # no thread of the parent lives here, and its lock may be held for ever
+            work.close()
+        forks.require_same(self._fork)
         with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
             if self._loop is None:
                 work.close()
@@ -70,7 +80,9 @@ class LoopThread:
             yield item  # type: ignore[misc]  # whatever is not `end` came from the source
 
     def stop(self) -> None:
-        """End the loop and the thread. Safe to call twice."""
+        """End the loop and the thread. Safe to call twice. A child leaves the parent's alone."""
+        if self.is_foreign:
+            return
         with self._scheduling:
             loop, self._loop = self._loop, None
             if loop is not None:

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
+from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
 from aios_sdk.call import Call, Stream
 from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import Item
-from aios_sdk.transport import CallStatus
 from aios_sdk.verbs import AsyncVerbs
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Home:
     def close(self, agent: AsyncAgent) -> None:
         """Close the agent and end the thread. Safe to call twice."""
         thread, self._thread = self._thread, None
-        if thread is not None:
+        if thread is not None and not thread.is_foreign:
             try:
                 thread.run(agent.aclose())
             finally:

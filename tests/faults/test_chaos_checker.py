@@ -99,6 +99,13 @@ def test_told_twice() -> None:
     assert broken_rules([*records, Ended(12, "a", "")], moves) == {"1 twice"}
 
 
+def test_heard_refused_and_run() -> None:
+    records, moves = life("a")
+    heard = [*records[:2], Ended(10.6, "a", "queue-full")]
+    assert "1 refused" in broken_rules(heard, moves)
+    assert "1 refused" not in broken_rules(heard, [])
+
+
 def test_pushed_more_often_than_sent() -> None:
     records, moves = life("a")
     again = Heard(12, "a", reply_of("a", EchoResult("hi")))

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable, UnknownSyscall
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Connection
 from aios_sdk import AsyncAgent
-from aios_sdk.session import Session
 from aios_workers.registry import tool_module
 from tests.caller import Caller, running_worker
 from tests.integration.test_sdk_faults import echo, session_of

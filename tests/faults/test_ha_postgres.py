@@ -10,12 +10,12 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 
 import pytest
 
+from aios_broker.client.session import Session
 from aios_broker.contract.errors import DatabaseUnavailable
 from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
-from aios_sdk.session import Session
 from aios_workers.registry import tool_module
 from tests.caller import running_worker
 from tests.conftest import RunningPostgres

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from aios_broker.client.retry import Limits
 from aios_broker.contract.errors import RedisFull, RedisUnavailable
 from aios_broker.queues.channel import Channel
 from aios_broker.queues.connection import Connection
 from aios_broker.queues.records import WorkerCard
 from aios_sdk import AsyncAgent
-from aios_sdk.patience import Limits
 from aios_workers.registry import tool_module
 from tests.caller import running_worker
 from tests.integration.test_scheduler import scheduler

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.session import Session
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
 from aios_broker.contract.reply import EchoResult
@@ -20,9 +22,6 @@ from aios_broker.queues.keys import Keys
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_broker.supervisor.kernel import EmbeddedKernel
-from aios_sdk.config import SdkConfig
-from aios_sdk.redis import RedisTransport
-from aios_sdk.session import Session
 from aios_workers.registry import tool_module
 from aios_workers.service import Place, open_worker
 from aios_workers.worker import Limits
@@ -70,7 +69,7 @@ async def shard(url: str, tag: str) -> AsyncIterator[Session]:
     variables = {"AIOS_REDIS_URL": url, "RQ_KEY_PREFIX": prefix(tag)}
     scheduling = asyncio.create_task(Scheduler(SchedulerConfig.from_environment(variables)).run())
     place = Place(f"worker.{tag}", "tool", url, Keys(prefix(tag)), Limits(2.0, 3.0))
-    session = Session(RedisTransport(SdkConfig(url, key_prefix=prefix(tag)), "ada"))
+    session = Session(RedisTransport(url, "ada", Keys(prefix(tag))))
     async with open_worker(place, await tool_module(8)) as worker:
         working = asyncio.create_task(worker.run())
         await session.open()

@@ -19,6 +19,7 @@ from aios_sdk import (
     EchoResult,
     InvalidSyscall,
     KernelError,
+    KeyConflict,
     LlmChat,
     Message,
     QueueFull,
@@ -240,14 +241,17 @@ async def test_the_caller_stops_waiting_and_the_syscall_goes_on(
 async def test_the_same_key_is_the_same_syscall(redis_url: str, me: AsyncAgent) -> None:
     keyed = me.with_options(key="step-1")
     async with TinyWorker(redis_url, "tool") as worker:
-        first, joined = keyed.tool.echo.start("one"), keyed.tool.echo.start("two")
+        first, joined = keyed.tool.echo.start("one"), keyed.tool.echo.start("one")
         assert first.id == joined.id
         assert (await first, await joined) == (EchoResult("one"), EchoResult("one"))
         async with AsyncAgent("writer", url=redis_url) as other:
-            assert await other.with_options(key="step-1").tool.echo("three") == EchoResult("one")
+            step = other.with_options(key="step-1")
+            assert await step.tool.echo("one") == EchoResult("one")
+            with pytest.raises(KeyConflict, match=r"tool\.echo with another body\.text"):
+                await step.tool.echo("two")
         mapped = await me.with_options(key="m").tool.echo.map(["a", "b"])
         assert [echo.text for echo in mapped] == ["a", "b"]
-        with pytest.raises(InvalidSyscall, match="another syscall"):
+        with pytest.raises(KeyConflict, match=r"kind tool\.echo; this one is a llm\.chat"):
             await keyed.llm.chat("hello")
     assert len(worker.seen) == 3
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.retry import Limits
+from aios_broker.client.session import Session
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_sdk import (
@@ -18,10 +21,6 @@ from aios_sdk import (
     RedisUnavailable,
     UnknownSyscall,
 )
-from aios_sdk.config import SdkConfig
-from aios_sdk.patience import Limits
-from aios_sdk.redis import RedisTransport
-from aios_sdk.session import Session
 from tests.conftest import RunningRedis
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until_async
@@ -35,7 +34,7 @@ def echo(text: str) -> Syscall:
 
 @asynccontextmanager
 async def session_of(url: str, limits: Limits = IMPATIENT) -> AsyncIterator[Session]:
-    session = Session(RedisTransport(SdkConfig(url), "writer"), limits)
+    session = Session(RedisTransport(url, "writer"), limits)
     await session.open()
     try:
         yield session

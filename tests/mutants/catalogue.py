@@ -19,7 +19,8 @@ ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
 EXCHANGE_TEST = "tests/integration/test_exchange.py"
 ARRANGEMENT_TEST = "tests/unit/test_arrangement.py"
 SDK = ROOT / "sdk" / "aios_sdk"
-SILENCE_TEST = "tests/unit/test_sdk_silence.py"
+SILENCE_TEST = "tests/unit/test_client_silence.py"
+CLIENT_FAULTS_TEST = "tests/integration/test_client_faults.py"
 SDK_FAULTS_TEST = "tests/integration/test_sdk_faults.py"
 
 
@@ -45,8 +46,9 @@ ARCHIVE_TEST = "tests/integration/test_ledger_archive.py"
 RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant("a known id is published again", LUA + "submit.lua",
-           "(check and call('EXISTS', job_key(c, job.id)) == 1)", "false"),
-    Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] or", "if"),
+           "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then", "elseif false then"),
+    Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] then",
+           "if false then"),
     Mutant("a second client is not told", LUA + "submit.lua",
            "clients == '' and job.client or clients .. ' ' .. job.client", "clients"),
     Mutant("a stored reply is not sent again", LUA + "submit.lua",
@@ -120,14 +122,37 @@ MUTANTS = (
            "call('UNLINK', snapshot_key(c, ids[i]))", ""),
     Mutant("the snapshot budget drifts", LUA + "lib.lua", "#data - old", "#data"),
     Mutant("a held job keeps its place", LUA + "hold.lua", "leave_queue(c, id)", ""),
-    Mutant("all that wait are asked for each time", "silence.py",
-           "recheck_s * 2 ** min(pending.asks, MOST_DOUBLINGS)", "recheck_s", SILENCE_TEST, SDK),
+    Mutant("all that wait are asked for each time", "client/silence.py",
+           "recheck_s * 2 ** min(pending.asks, MOST_DOUBLINGS)", "recheck_s", SILENCE_TEST),
     Mutant("a map that begins forgets who ended", "fan.py", "self._begin(1)  # one has ended",
            "pass", "tests/integration/test_sdk_calls.py", SDK),
-    Mutant("a client asks too late", "silence.py", ", longest_s)", ", 2 * longest_s)",
-           SILENCE_TEST, SDK),
-    Mutant("one that is forgotten says nothing of the others", "session.py",
-           "self._is_alarmed = True", "pass", SDK_FAULTS_TEST, SDK),
+    Mutant("a client asks too late", "client/silence.py", ", longest_s)", ", 2 * longest_s)",
+           SILENCE_TEST),
+    Mutant("one that is forgotten says nothing of the others", "client/session.py",
+           "self._is_alarmed = True", "pass", SDK_FAULTS_TEST),
+    Mutant("nothing is submitted again", "client/session.py",
+           "return now_s() - pending.heard_at_s < self._transport.result_ttl_s", "return False",
+           SDK_FAULTS_TEST),
+    Mutant("a refusal ends the whole batch", "client/outbox.py",
+           "if refusal is None:", "if not any(refusals):", CLIENT_FAULTS_TEST),
+    Mutant("room for a part is room for none", LUA + "submit.lua",
+           "if refusal and not each then return refusal end",
+           "for _, job in ipairs(jobs) do job.refusal = refusal end", CLIENT_FAULTS_TEST),
+    Mutant("what cannot be read is dropped", "client/session.py",
+           "self._unread.update(self._whose(data))", "pass", CLIENT_FAULTS_TEST),
+    Mutant("the reader dies of bytes", "client/session.py",
+           "except (msgspec.DecodeError, UnicodeError, RecursionError) as error:\n"
+           "            logger", "except KeyError as error:\n            logger",
+           CLIENT_FAULTS_TEST),
+    Mutant("a key with another body answers", LUA + "submit.lua",
+           "return compare and other_data(c, job) or rejoin(c, job)", "return rejoin(c, job)",
+           CLIENT_FAULTS_TEST),
+    Mutant("bodies of one key are not compared by the client", "client/identity.py",
+           "if name not in _PASSING and", "if False and", CLIENT_FAULTS_TEST),
+    Mutant("a child takes its parent's agent for its own", "client/forks.py",
+           "if opened != _forks:", "if False:", CLIENT_FAULTS_TEST),
+    Mutant("a submission ends twice", "client/states.py",
+           "if following is None:", "if False:", "tests/unit/test_client_states.py"),
     Mutant("a lost attempt changes a context", LUA + "context.lua",
            "        return {'lost'}", "", "tests/integration/test_contexts.py"),
     Mutant("what a syscall found is kept a day", LUA + "context.lua",
@@ -221,9 +246,10 @@ MUTANTS = (
     Mutant("the journal misses what was cancelled", LUA + "lib.lua",
            "tokens and tokens .. ','", "false and tokens .. ','", QUOTA_TEST),
     Mutant("one more waits than may", LUA + "quota.lua",
-           "waiting + fresh[subject] > most", "waiting + fresh[subject] > most + 1", QUOTA_TEST),
+           "had + more >= most", "had + more > most", QUOTA_TEST),
     Mutant("a batch is counted as one", LUA + "quota.lua",
-           "fresh[subject] = (fresh[subject] or 0) + 1", "fresh[subject] = 1", QUOTA_TEST),
+           "taken[subject] = (taken[subject] or 0) + 1", "taken[subject] = 1",
+           CLIENT_FAULTS_TEST),
     Mutant("one more runs than may", LUA + "quota.lua",
            "if runs >= most then", "if runs > most then", QUOTA_TEST),
     Mutant("a batch may run as one", LUA + "claim.lua",

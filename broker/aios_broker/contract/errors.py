@@ -16,6 +16,7 @@
     │   ├── UnknownAgent             the tenant has no agent, or no group, of that name
     │   ├── NotFound                 no such note, file, version or link, or none that one may see
     │   ├── AlreadyExists            something of that name is there already
+    │   ├── KeyConflict              its key stands for another syscall already
     │   ├── VersionConflict          it is of another version by now than was asked for
     │   ├── ObjectLocked             another agent has locked it
     │   ├── InvalidPath              a path that leads outside, or cannot be a name
@@ -37,6 +38,7 @@
     │   ├── DatabaseUnavailable      Postgres does not answer
     │   └── KernelNotRunning         no kernel was found
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
+    ├── ForkedAgent              it was opened in the process that this one was forked from
     └── InvalidConfig            a setting is missing, unknown or out of range
 
 `code` names the error on the wire and its section in docs/errors.md.
@@ -173,6 +175,12 @@ class QuotaExceeded(Rejected):
 
     code = "quota-exceeded"
     retryable = True
+
+
+class KeyConflict(Rejected):
+    """Its key, or its id, stands for another syscall; the message names both and what differs."""
+
+    code = "key-conflict"
 
 
 class UnknownSyscall(Rejected):
@@ -329,6 +337,12 @@ class WaitTimeout(KernelError):
 
     code = "wait-timeout"
     retryable = True
+
+
+class ForkedAgent(KernelError):
+    """The agent was opened before a `fork()`, and belongs to the parent; open one in the child."""
+
+    code = "forked-agent"
 
 
 class InvalidConfig(KernelError):

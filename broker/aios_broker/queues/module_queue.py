@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import QueueFull, RedisFull, UnknownCore
+from aios_broker.contract.errors import QueueFull, QuotaExceeded, RedisFull, UnknownCore
 from aios_broker.contract.names import Module
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument, Connection
@@ -47,6 +47,16 @@ _NEWCOMER = (0, 0, 0, 0, 0, 0)  # what a lease says of the past of a job that ha
 SubmitStatus = Literal["queued", "known", "ended"]
 _encode = msgspec.json.Encoder().encode
 _SUBMIT_STATUS: dict[int, SubmitStatus] = {1: "queued", 2: "known", 3: "ended"}
+
+
+@dataclass(frozen=True, slots=True)
+class Differs:
+    """The id is known with other data, to the byte; nobody was told to wait for it."""
+
+    data: bytes  # what it was published with
+
+
+Refusal = QueueFull | QuotaExceeded | UnknownCore | Differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +97,49 @@ class ModuleQueue:
             QuotaExceeded: an agent or its tenant has as many waiting as it may.
             UnknownCore: a job names a core that no worker of the fleet serves.
         """
-        arguments: list[Argument] = [iso_now(), len(jobs)]
-        for job in jobs:
-            arguments += (
-                job.job_id, job.data, job.description or _description(job.facts),
-                _encode(job.facts), job.core,
-                job.client, round(job.deadline_s * 1000),
-            )  # fmt: skip
-        answer = await self._call("submit", arguments)
+        answer = await self._call("submit", _published(jobs))
+        refusal = self._refusal(answer)
+        if refusal is not None:
+            raise refusal
+        return [_SUBMIT_STATUS[status] for status in answer]
+
+    async def submit_each(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
+        """Publish of these jobs what may be published, in one step; return what came of each.
+
+        One that is refused (QueueFull, QuotaExceeded, UnknownCore) leaves nothing behind, and
+        the others do not hear of it. Of one agent's jobs those without room are the last ones.
+        Sent again after a lost answer, what was published is `known` and what was refused may
+        be published now: whoever has not read a refusal has not been refused.
+        """
+        answer = await self._call("submit_each", _published(jobs))
+        return [self._outcome(each) for each in answer]
+
+    def _outcome(self, answer: Answer) -> SubmitStatus | Refusal:
+        if isinstance(answer, int):
+            return _SUBMIT_STATUS[answer]
+        if answer[0] == b"differs":
+            return Differs(answer[1])
+        refusal = self._refusal(answer)
+        assert refusal is not None  # the step answers nothing else
+        return refusal
+
+    def _refusal(self, answer: Answer) -> QueueFull | QuotaExceeded | UnknownCore | None:
         match answer:
             case [b"full", waiting, limit]:
-                raise QueueFull(
+                return QueueFull(
                     f"the queue of module {self.module} holds {waiting} syscalls, its limit is "
                     f"{limit}", remedy="send it again later", retry_after_s=1.0,
                 )  # fmt: skip
             case [b"quota", *refusal]:
-                raise refused(refusal)
+                return refused(refusal)
             case [b"core", name, *served]:
                 known = ", ".join(sorted(core.decode() for core in served)) or "none"
-                raise UnknownCore(
+                return UnknownCore(
                     f"no worker serves the core {name.decode()!r}", field="body.core",
                     remedy=f"leave it out, or use one of: {known}",
                 )  # fmt: skip
             case _:
-                return [_SUBMIT_STATUS[status] for status in answer]
+                return None
 
     async def claim(self, worker: str, appetite: Appetite) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""
@@ -242,6 +271,17 @@ class ModuleQueue:
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
         return await self.functions.call(step, self.keys, [self.module, *arguments])
+
+
+def _published(jobs: Sequence[Submission]) -> list[Argument]:
+    arguments: list[Argument] = [iso_now(), len(jobs)]
+    for job in jobs:
+        arguments += (
+            job.job_id, job.data, job.description or _description(job.facts),
+            _encode(job.facts), job.core,
+            job.client, round(job.deadline_s * 1000),
+        )  # fmt: skip
+    return arguments
 
 
 def _hunger(appetite: Appetite) -> tuple[Argument, ...]:

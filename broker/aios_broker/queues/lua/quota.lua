@@ -227,20 +227,20 @@ function quota.is_over(c, facts)
     return false
 end
 
--- Does a batch of new jobs fit what their owners may have waiting? Returns the refusal, or nil.
-function quota.refuses(c, jobs)
-    if #jobs == 0 or not has_quotas(c) then return nil end
-    local fresh = {}
-    for _, job in ipairs(jobs) do
-        for _, subject in ipairs(owner(c, job.facts).limited) do
-            fresh[subject] = (fresh[subject] or 0) + 1
-            local most = limits_of(c, subject).max_queued
-            local waiting = load_of(c, 'q ' .. subject)
-            if most and waiting + fresh[subject] > most then
-                return {'quota', 'max_queued', subject, waiting, most}
-            end
+-- Does a new job fit what its owners may have waiting? `taken` counts, by subject, those of the
+-- same batch that are taken; one that fits is counted in it. Returns the refusal, or nil; `stay`:
+-- those that are taken wait already when the refusal is read.
+function quota.refuses(c, job, taken, stay)
+    if not has_quotas(c) then return nil end
+    local limited = owner(c, job.facts).limited
+    for _, subject in ipairs(limited) do
+        local most = limits_of(c, subject).max_queued
+        local had, more = load_of(c, 'q ' .. subject), taken[subject] or 0
+        if most and had + more >= most then
+            return {'quota', 'max_queued', subject, stay and had + more or had, most}
         end
     end
+    for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
 end
 
 -- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from

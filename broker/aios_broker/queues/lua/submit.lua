@@ -1,11 +1,14 @@
--- submit.lua: publish jobs, all or none; idempotent by id.
+-- submit.lua: publish jobs; idempotent by id.
 --
 -- ARGV  prefix, module, now (ISO), n, then per job:
 --       id, data, description, facts (JSON), core, client, deadline_ms (from now)
 --
--- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again.
--- Or {'full', waiting, limit}, or {'core', name, served...}, or {'quota', limit, subject, waiting,
--- most}: then nothing was changed.
+-- `submit` takes all or none. It returns per job 1 new, 2 known and not ended, 3 ended: its stored
+-- reply was pushed again. Or one refusal: {'full', waiting, limit}, {'core', name, served...},
+-- {'quota', limit, subject, waiting, most}: then nothing was changed.
+-- `submit_each` takes what it may take, and returns for each of the others its own refusal, or
+-- {'differs', data}: the id is known with other data, and nobody was told to wait for it. Of one
+-- agent's jobs those that are refused for want of room are the last ones: their order stands.
 
 local function served_cores(c)
     local pairs_, names = call('HGETALL', c.cores), {}
@@ -15,18 +18,13 @@ local function served_cores(c)
     return names
 end
 
-local function unserved_core(c, jobs)
-    local names
-    for _, job in ipairs(jobs) do
-        if job.core ~= '' then
-            names = names or served_cores(c)
-            if not names[job.core] then
-                local answer = {'core', job.core}
-                for name in pairs(names) do answer[#answer + 1] = name end
-                return answer
-            end
-        end
-    end
+local function unserved_core(c, job)
+    if job.core == '' then return end
+    c.served = c.served or served_cores(c)
+    if c.served[job.core] then return end
+    local answer = {'core', job.core}
+    for name in pairs(c.served) do answer[#answer + 1] = name end
+    return answer
 end
 
 local function read_jobs(c)
@@ -118,33 +116,71 @@ local function any_known(c, jobs)
     return false
 end
 
-register('submit', function(c)
-    local iso, jobs = read_jobs(c)
+-- Sort a batch into what is new and what is known. `seen`: the first of each id.
+local function sort_jobs(c, jobs)
     local check, fresh, seen = any_known(c, jobs), {}, {}
     for _, job in ipairs(jobs) do
-        if seen[job.id] or (check and call('EXISTS', job_key(c, job.id)) == 1) then
-            job.known = true
+        if seen[job.id] then
+            job.first = seen[job.id]
+        elseif check and call('EXISTS', job_key(c, job.id)) == 1 then
+            job.known, seen[job.id] = true, job
         else
-            fresh[#fresh + 1] = job
+            fresh[#fresh + 1], seen[job.id] = job, job
         end
-        seen[job.id] = true
     end
-    local refusal = unserved_core(c, fresh) -- one that is known was taken before: sent again
-    if refusal then return refusal end
+    return fresh
+end
+
+-- Take of the new ones what may be taken, in their order; the others get a `refusal`. Returns those
+-- that are taken, and the first refusal.
+local function admit(c, fresh, each)
     local limit = tonumber(call('HGET', c.policy, 'max_waiting') or '100000')
-    local waiting = call('LLEN', c.queue)
-    if #fresh > 0 and waiting + #fresh > limit then return {'full', waiting, limit} end
-    refusal = quota.refuses(c, fresh)
-    if refusal then return refusal end
-    enter_deadlines(c, fresh, iso)
+    local waiting, taken, load, first = call('LLEN', c.queue), {}, {}, nil
+    for _, job in ipairs(fresh) do
+        job.refusal = unserved_core(c, job)
+        if not job.refusal and waiting + #taken >= limit then
+            job.refusal = {'full', each and waiting + #taken or waiting, limit}
+        end
+        job.refusal = job.refusal or quota.refuses(c, job, load, each)
+        if not job.refusal then taken[#taken + 1] = job end
+        first = first or job.refusal
+    end
+    return taken, first
+end
+
+local function enter(c, taken, iso)
+    enter_deadlines(c, taken, iso)
     local batch = {queue = {}, live = {}}
-    for _, job in ipairs(fresh) do publish(c, job, iso, batch) end
+    for _, job in ipairs(taken) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)
     variadic('RPUSH', c.queue, batch.queue)
-    if #fresh > 0 then call('SADD', c.p .. ':queues', c.queue) end
+    if #taken > 0 then call('SADD', c.p .. ':queues', c.queue) end
+end
+
+-- What another job of this id was published with, where it is not the same to the byte.
+local function other_data(c, job)
+    local data = job.first and job.first.data or call('HGET', job_key(c, job.id), 'data')
+    if data and data ~= job.data then return {'differs', data} end
+end
+
+local function outcome(c, job, compare)
+    local refusal = job.refusal or (job.first and job.first.refusal)
+    if refusal then return refusal end
+    if not job.known and not job.first then return 1 end
+    return compare and other_data(c, job) or rejoin(c, job)
+end
+
+local function submit(c, each)
+    local iso, jobs = read_jobs(c)
+    local taken, refusal = admit(c, sort_jobs(c, jobs), each)
+    if refusal and not each then return refusal end
+    enter(c, taken, iso)
     local answer = {}
-    for i, job in ipairs(jobs) do answer[i] = job.known and rejoin(c, job) or 1 end
+    for i, job in ipairs(jobs) do answer[i] = outcome(c, job, each) end
     send_replies(c)
     write_journal(c)
     return answer
-end)
+end
+
+register('submit', function(c) return submit(c, false) end)
+register('submit_each', function(c) return submit(c, true) end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from aios_sdk.pending import Pending
+from aios_broker.client.pending import Pending
 
 MOST_DOUBLINGS = 16
 

@@ -2,9 +2,9 @@
 
 import itertools
 
+from aios_broker.client.pending import Pending
+from aios_broker.client.silence import to_ask_for
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
-from aios_sdk.pending import Pending
-from aios_sdk.silence import to_ask_for
 
 RECHECK_S = 5.0
 LONGEST_S = 30.0
@@ -17,6 +17,7 @@ def accepted(count: int) -> list[Pending]:
         for call in (Syscall(id=new_id(), agent="ada", body=ToolEcho("")) for _ in range(count))
     ]
     for pending in found:
+        pending.send()
         pending.accept(0.0)
     return found
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import KernelError, QueueFull, QuotaExceeded, UnknownCore
+from aios_broker.client.pending import Pending
+from aios_broker.client.retry import Limits, now_s, patiently
+from aios_broker.client.transport import Transport
+from aios_broker.contract.errors import Cancelled, KernelError
 from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmCount, LlmEmbed, Message
 from aios_broker.contract.memory import MemoryAdd, MemoryLog
 from aios_broker.contract.storage import StorageAppend, StorageCreate, StorageWrite
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_sdk.patience import Limits, now_s, patiently
-from aios_sdk.pending import Pending
-from aios_sdk.transport import Transport
+
+logger = logging.getLogger(__name__)
 
 # Of one submit: 4 ms of Redis' own thread. More at once cost more each: what a step has written
 # no longer fits the processor's cache.
@@ -30,7 +34,7 @@ class Outbox:
         transport: Transport,
         limits: Limits,
         spawn: Callable[[Coroutine[object, object, object]], None],
-        end: Callable[[Pending, KernelError], None],
+        end: Callable[[Pending, KernelError, Literal["refuse", "lose"]], None],
     ) -> None:
         self._transport = transport
         self._limits = limits
@@ -55,42 +59,44 @@ class Outbox:
             for batch in _batches([each for each in waiting if each.module == module]):
                 self._spawn(self._publish(batch))
 
-    async def _publish(self, batch: Sequence[Pending]) -> bool:
-        """Submit a batch; return False when the queue is full, or the agent's quota.
-
-        The kernel takes a batch whole or not at all, but these are of many callers: where it
-        refuses one, the others are sent again without it.
-        """
+    async def _publish(self, batch: Sequence[Pending]) -> None:
+        """Submit a batch: each of its calls stands or falls for itself."""
         try:
             await patiently(lambda: self._send(batch), self._limits.patience_s)
-        except UnknownCore as error:
-            by_core = _by_core(batch)
-            if len(by_core) > 1:
-                return all([await self._publish(part) for part in by_core])
-            self._refuse(batch, error)
-        except (QueueFull, QuotaExceeded) as error:
-            half = len(batch) // 2
-            if half and await self._publish(batch[:half]):
-                return await self._publish(batch[half:])
-            self._refuse(batch, error)
-            return False
         except KernelError as error:
-            self._refuse(batch, error)
-        return True
+            for pending in batch:
+                if pending.is_on_its_way:
+                    self._end(pending, error, "lose")
 
     async def _send(self, batch: Sequence[Pending]) -> None:
-        left = [pending for pending in batch if pending.reply is None]
-        if left:
-            at_s = now_s()
-            await self._transport.submit([_as_of(pending, at_s) for pending in left])
+        left = [pending for pending in batch if pending.is_on_its_way]
+        if not left:
+            return
         at_s = now_s()
         for pending in left:
-            pending.submissions += 1
-            pending.accept(at_s)
+            pending.send()
+        refusals = await self._transport.submit([_as_of(pending, at_s) for pending in left])
+        at_s = now_s()
+        for pending, refusal in zip(left, refusals, strict=True):
+            if refusal is None:
+                pending.submissions += 1
+                self._take(pending, at_s)
+            elif pending.is_on_its_way:
+                self._end(pending, refusal, "refuse")
 
-    def _refuse(self, batch: Sequence[Pending], error: KernelError) -> None:
-        for pending in batch:
-            self._end(pending, error)
+    def _take(self, pending: Pending, at_s: float) -> None:
+        if pending.is_on_its_way or pending.is_known:
+            pending.accept(at_s)
+        elif pending.state == "lost":  # given up meanwhile: whoever waited heard that it ended
+            self._spawn(self._take_back(pending))
+
+    async def _take_back(self, pending: Pending) -> None:
+        assert pending.module is not None  # it was submitted
+        try:
+            reason = Cancelled("cancelled before the kernel acknowledged it")
+            await self._transport.cancel([pending.id], pending.module, reason)
+        except KernelError as error:
+            logger.warning("syscall %s may go on: %s", pending.id, error)
 
 
 def _batches(pending: Sequence[Pending]) -> Iterator[list[Pending]]:
@@ -122,13 +128,6 @@ def _characters(pending: Pending) -> int:
 
 def _message_characters(message: Message) -> int:
     return len(message.content) + sum(len(image.data) for image in message.images)
-
-
-def _by_core(batch: Sequence[Pending]) -> list[list[Pending]]:
-    by_core: dict[str, list[Pending]] = {}
-    for pending in batch:
-        by_core.setdefault(_syscall(pending).core, []).append(pending)
-    return list(by_core.values())
 
 
 def _as_of(pending: Pending, now_s: float) -> Syscall:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine, Iterable, Sequence
+from typing import Literal
 
 import msgspec
 
+from aios_broker.client import forks
+from aios_broker.client.identity import conflict_of
+from aios_broker.client.outbox import Outbox
+from aios_broker.client.pending import Pending
+from aios_broker.client.retry import Limits, now_s, patiently, pauses
+from aios_broker.client.silence import to_ask_for
+from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
     KernelError,
@@ -22,14 +31,10 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
-from aios_sdk.outbox import Outbox
-from aios_sdk.patience import Limits, now_s, patiently, pauses
-from aios_sdk.pending import Pending
-from aios_sdk.silence import to_ask_for
-from aios_sdk.transport import Attached, CallStatus, Transport
 
 logger = logging.getLogger(__name__)
 
+_ID = re.compile(rb"[0-9a-f]{32}")
 CHECK_BATCH = 500  # syscalls asked for in one write
 LONGEST_RECHECK_S = 60.0  # or half as long as the kernel keeps a reply
 
@@ -45,6 +50,8 @@ class Session:
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._fault = ""
+        self._fork = forks.count()
+        self._unread: set[str] = set()  # those to ask for: a message of theirs could not be read
         self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
@@ -61,6 +68,8 @@ class Session:
         if pending is None:
             pending = self._pending[syscall.id] = Pending(syscall.id, syscall, now_s())
             self._outbox.add(pending)
+        elif pending.syscall is not None and pending.syscall is not syscall:
+            return _joined(pending, pending.syscall, syscall)
         return pending
 
     def attach(self, syscall_id: str) -> Pending:
@@ -74,6 +83,7 @@ class Session:
 
     async def cancel(self, pending: Pending) -> bool:
         """End a syscall; False if it has ended already."""
+        forks.require_same(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.cancel_s)
         if pending.reply is not None:
             return False
@@ -88,11 +98,13 @@ class Session:
 
     def abandon(self, pending: Pending) -> None:
         """Cancel, without waiting for it, what nobody waits for any more."""
+        forks.require_same(self._fork)
         if pending.syscall is not None and pending.reply is None and self._is_open:
             self._spawn(self._cancel_quietly(pending))
 
     async def status(self, pending: Pending) -> CallStatus:
         """Return where a syscall stands; raise the error of one that never came to stand."""
+        forks.require_same(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.patience_s)
         if pending.reply is None:
             found = await self._transport.status(pending.id)
@@ -105,7 +117,13 @@ class Session:
         return CallStatus(pending.id, _final_state(pending, pending.reply))
 
     async def aclose(self) -> None:
-        """Cancel what is left, within a limit, and close. Safe to call twice."""
+        """Cancel what is left, within a limit, and close. Safe to call twice.
+
+        In a child of the process that opened it this lets go of it, and leaves the parent's
+        sockets, replies and syscalls alone.
+        """
+        if self._fork != forks.count():
+            self._is_open = False
         if not self._is_open:
             return
         self._is_open = False
@@ -135,6 +153,8 @@ class Session:
                 continue
             for data in messages:
                 self._hear(data)
+            if self._unread:
+                self._spawn(self._ask_for_unread())
 
     async def _find_again(self) -> None:
         """Wait until the kernel is back, and ask for all that we wait for."""
@@ -153,9 +173,10 @@ class Session:
     def _hear(self, data: bytes) -> None:
         try:
             message = decode_wire(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            logger.warning("a message that cannot be read was dropped: %s", error)
-            return  # if it was a reply, the next check finds it by id
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            logger.warning("a message that cannot be read is asked for by id: %s", error)
+            self._unread.update(self._whose(data))
+            return
         pending = self._pending.get(message.id)
         if pending is None:
             return
@@ -164,6 +185,19 @@ class Session:
         else:
             del self._pending[message.id]
             pending.end(message)
+
+    def _whose(self, data: bytes) -> list[str]:
+        """Return the ids that an unreadable message may be of: those it names, or else all."""
+        named = [found.decode() for found in _ID.findall(data)]
+        return [each for each in named if each in self._pending] or list(self._pending)
+
+    async def _ask_for_unread(self) -> None:
+        ids, self._unread = self._unread, set()
+        found = [self._pending[each] for each in ids if each in self._pending]
+        try:
+            await self._check([pending for pending in found if pending.is_known])
+        except Unavailable as error:
+            logger.info("cannot ask for what was not read: %s", error)  # `_listen` sees to it
 
     async def _watch(self) -> None:
         """Find what got lost on its way: a reply taken and not read, a wake-up that never came."""
@@ -204,7 +238,8 @@ class Session:
             self._read_stored(pending, attached.reply)
         elif attached.state is not None:
             pending.module = attached.module
-            pending.accept(now_s())
+            if pending.state in ("sent", "asked", "accepted"):
+                pending.accept(now_s())
         elif pending.syscall is not None and pending.is_on_its_way:
             return  # it is on its way already
         elif self._may_submit_again(pending):
@@ -213,20 +248,20 @@ class Session:
             pending.withdraw()
             self._outbox.add(pending)
         else:
-            self._end(pending, UnknownSyscall(
+            unknown = UnknownSyscall(
                 "the kernel knows no such syscall, or its reply has expired", field="id",
                 remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
-            ))  # fmt: skip
+            )  # fmt: skip
+            self._end(pending, unknown, "refuse" if pending.state == "asked" else "lose")
 
     def _read_stored(self, pending: Pending, data: bytes) -> None:
         try:
             reply = decode_reply(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             self._end(pending, UnsupportedVersion(f"the reply cannot be read: {error}",
                       remedy="use an SDK and a kernel of the same release"))  # fmt: skip
             return
         self._pending.pop(pending.id, None)
-        pending.accept(now_s())
         pending.end(reply)
 
     def _may_submit_again(self, pending: Pending) -> bool:
@@ -254,9 +289,12 @@ class Session:
         except (TimeoutError, KernelError) as error:
             logger.warning("syscall %s may go on: %s", pending.id, error)
 
-    def _end(self, pending: Pending, error: KernelError) -> None:
+    def _end(
+        self, pending: Pending, error: KernelError, cause: Literal["refuse", "lose"] = "lose"
+    ) -> None:
         self._pending.pop(pending.id, None)
-        pending.end(failure(pending.id, error))
+        if pending.reply is None:
+            pending.end(failure(pending.id, error), cause)
 
     def _end_all(self, batch: Iterable[Pending], error: KernelError) -> None:
         for pending in batch:
@@ -282,9 +320,23 @@ class Session:
         self._end_all(list(self._pending.values()), KernelError(self._fault))
 
     def _require_open(self) -> None:
+        forks.require_same(self._fork)
         if not self._is_open or self._fault:
             raise KernelError(self._fault or "the agent is not open",
                               remedy="open one, and use it inside its `with` block")  # fmt: skip
+
+
+def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:
+    """Return the one under way, or one that has ended: the key stands for another syscall."""
+    try:
+        refusal: KernelError | None = conflict_of(first, again)
+    except KernelError as error:
+        refusal = error
+    if refusal is None:
+        return pending
+    refused = Pending(again.id, again, now_s())
+    refused.end(failure(again.id, refusal), "refuse")
+    return refused
 
 
 def _final_state(pending: Pending, reply: Reply) -> State:

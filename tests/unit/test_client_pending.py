@@ -3,14 +3,15 @@
 import asyncio
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_sdk.pending import Pending
 
 ID = "0" * 32
 TEXT = "abcdefghijklmnop"
@@ -51,14 +52,23 @@ async def test_what_is_not_streamed_has_no_chunks() -> None:
     assert not pending.chunks
 
 
-async def test_the_first_reply_counts() -> None:
+async def test_it_ends_once() -> None:
     pending = Pending(ID, STREAMED, 0.0)
     news = pending.news()
-    pending.end(failure(ID, Cancelled("first")))
-    pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))
+    pending.end(failure(ID, Cancelled("first")), "lose")
+    with pytest.raises(AssertionError, match="that is refused cannot reply"):
+        pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))
     assert pending.reply is not None
     assert pending.reply.error is not None
     assert news.done()
     assert pending.ended.done()
     assert pending.accepted.done()
     assert not pending.was_accepted
+
+
+async def test_a_reply_that_overtakes_its_acknowledgement_was_accepted() -> None:
+    pending = Pending(ID, STREAMED, 0.0)
+    pending.send()
+    pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))
+    assert pending.was_accepted
+    assert pending.state == "ended"

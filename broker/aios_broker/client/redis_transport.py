@@ -5,7 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from aios_broker.contract.errors import KernelError, KernelNotRunning, RedisUnavailable
+from aios_broker.client.identity import conflict_with
+from aios_broker.client.transport import Attached, CallStatus
+from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, Syscall
@@ -13,11 +15,15 @@ from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import RESULT_TTL_S, ModuleQueue
+from aios_broker.queues.module_queue import (
+    RESULT_TTL_S,
+    Differs,
+    ModuleQueue,
+    Refusal,
+    SubmitStatus,
+)
 from aios_broker.queues.records import Facts, JobView, Submission
 from aios_broker.queues.replies import ReplyBox
-from aios_sdk.config import REMEDY, SdkConfig
-from aios_sdk.transport import Attached, CallStatus
 
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 
@@ -25,15 +31,15 @@ BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 class RedisTransport:
     """Two connections: one for commands, one that blocks on this client's reply list."""
 
-    def __init__(self, config: SdkConfig, agent: str) -> None:
-        keys = Keys(config.key_prefix)
-        self._config = config
-        self._client = f"{agent}.{uuid.uuid4().hex[:16]}"
-        self._connection = Connection(config.url, name=f"aios-sdk:{agent}")
+    def __init__(self, url: str, name: str, keys: Keys | None = None) -> None:
+        """Make a client of the kernel whose Redis is at `url`; `name` is what CLIENT LIST shows."""
+        keys = keys or Keys()
+        self._client = f"{name}.{uuid.uuid4().hex[:16]}"
+        self._connection = Connection(url, name=f"aios-client:{name}")
         functions = Functions(self._connection)
         self._queues = {module: ModuleQueue(functions, module, keys) for module in MODULES}
         self._control = Control(functions, keys)
-        blocking = Connection(config.url, name=f"aios-sdk-replies:{agent}")
+        blocking = Connection(url, name=f"aios-replies:{name}")
         self._replies = ReplyBox(blocking, self._client, keys)
 
     @property
@@ -43,20 +49,36 @@ class RedisTransport:
 
     async def open(self) -> None:
         """Reach Redis and our functions in it, or raise at once."""
-        try:
-            await self._control.queue("tool")
-        except RedisUnavailable as error:
-            if self._config.record_path is None:
-                raise
-            raise KernelNotRunning(
-                f"the kernel of {self._config.record_path} does not answer: {error.message}",
-                remedy=REMEDY,
-            ) from error
+        await self._control.queue("tool")
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> None:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
         """Publish syscalls of one module in one step."""
-        jobs = [_submission(syscall, self._client) for syscall in syscalls]
-        await self._queues[syscalls[0].module].submit(jobs)
+        refusals: list[KernelError | None] = [None] * len(syscalls)
+        jobs, places = [], []
+        for place, syscall in enumerate(syscalls):
+            try:
+                jobs.append(_submission(syscall, self._client))
+            except InvalidSyscall as error:
+                refusals[place] = error
+            else:
+                places.append(place)
+        if jobs:
+            outcomes = await self._queues[syscalls[0].module].submit_each(jobs)
+            for place, outcome in zip(places, outcomes, strict=True):
+                refusals[place] = await self._refusal(syscalls[place], outcome)
+        return refusals
+
+    async def _refusal(
+        self, syscall: Syscall, outcome: SubmitStatus | Refusal
+    ) -> KernelError | None:
+        if isinstance(outcome, KernelError):
+            return outcome
+        if not isinstance(outcome, Differs):
+            return None
+        conflict = conflict_with(syscall, outcome.data)
+        if conflict is None:  # sent again, with what is left of its time or another token
+            await self._queues[syscall.module].attach(syscall.id, self._client)
+        return conflict
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
         """End syscalls of one module in one step."""

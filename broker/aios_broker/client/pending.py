@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Literal
 
+from aios_broker.client import forks
+from aios_broker.client.states import State, after
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply
 from aios_broker.contract.syscall import Syscall
+
+_ON_ITS_WAY: frozenset[State] = frozenset(("built", "sent", "asked", "forgotten"))
 
 
 class Pending:
     """Grows chunk by chunk, and ends with exactly one reply. Errors are replies, too."""
 
     __slots__ = (
-        "_accepted", "_characters", "_ended", "_is_accepted", "_listeners", "_news", "asks",
-        "chunks", "heard_at_s", "id", "module", "reply", "submissions", "submitted_at_s",
-        "syscall", "waiters", "was_accepted",
+        "_accepted", "_characters", "_ended", "_fork", "_listeners", "_news", "asks",
+        "chunks", "heard_at_s", "id", "module", "reply", "state", "submissions",
+        "submitted_at_s", "syscall", "waiters", "was_accepted",
     )  # fmt: skip
 
     def __init__(self, syscall_id: str, syscall: Syscall | None, now_s: float) -> None:
@@ -32,7 +37,8 @@ class Pending:
         self.waiters = 0
         self.chunks: tuple[Chunk, ...] | list[Chunk] = ()  # a list from the first one on
         self.reply: Reply | None = None
-        self._is_accepted = False  # or it has ended without; false again while it is withdrawn
+        self.state: State = "built" if syscall else "asked"
+        self._fork = forks.count()
         # Most syscalls have one who waits for their end, and nobody who waits for anything else:
         # futures are made when somebody asks for them.
         self._accepted: asyncio.Future[None] | None = None
@@ -45,41 +51,49 @@ class Pending:
     def accepted(self) -> asyncio.Future[None]:
         """Done when the kernel has it, or it has ended without."""
         if self._accepted is None:
-            self._accepted = _future(done=self._is_accepted)
+            self._require_home()
+            self._accepted = _future(done=not self.is_on_its_way)
         return self._accepted
 
     @property
     def ended(self) -> asyncio.Future[None]:
         """Done when the reply is here."""
         if self._ended is None:
+            self._require_home()
             self._ended = _future(done=self.reply is not None)
         return self._ended
 
     @property
     def is_on_its_way(self) -> bool:
         """Whether the kernel has not acknowledged it yet, and it has not ended."""
-        return not self._is_accepted
+        return self.state in _ON_ITS_WAY
 
     @property
     def is_known(self) -> bool:
         """Whether the kernel has acknowledged it, and it has not ended for all we know."""
-        return self._is_accepted and self.reply is None
+        return self.state == "accepted"
+
+    def send(self) -> None:
+        """It leaves for the kernel, or leaves again."""
+        self.state = after(self.state, "send")
 
     def accept(self, now_s: float) -> None:
         """The kernel has it."""
+        self.state = after(self.state, "acknowledge")
         self.heard_at_s = now_s
         self.was_accepted = True
         self._be_accepted()
 
     def withdraw(self) -> None:
         """The kernel has forgotten it: it is on its way there once more."""
-        self._is_accepted = False
+        self.state = after(self.state, "forget")
         self._accepted = None
         self.asks = 0
 
     def when_ended(self, listener: Callable[[], None]) -> None:
         """Call `listener` as soon as the reply is here, within the step that brings it."""
         if self.reply is None:
+            self._require_home()
             self._listeners += (listener,)
         else:
             listener()
@@ -100,10 +114,13 @@ class Pending:
         if chunk.offset <= have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :])
 
-    def end(self, reply: Reply) -> None:
-        """Take the one reply; whatever of its text was not streamed becomes the last chunk."""
-        if self.reply is not None:
-            return
+    def end(self, reply: Reply, cause: Literal["reply", "refuse", "lose"] = "reply") -> None:
+        """Take the one reply; whatever of its text was not streamed becomes the last chunk.
+
+        `cause`: the kernel's own reply, its refusal, or the client's giving up.
+        """
+        self.state = after(self.state, cause)
+        self.was_accepted = self.was_accepted or cause == "reply"
         if self._streams and isinstance(reply.result, ChatResult | EchoResult):
             have = self._characters or 0
             if have < len(reply.result.text):
@@ -120,8 +137,13 @@ class Pending:
     def news(self) -> asyncio.Future[None]:
         """Return what is done when the next chunk or the reply has come."""
         if self._news is None:
+            self._require_home()
             self._news = asyncio.get_running_loop().create_future()
         return self._news
+
+    def _require_home(self) -> None:
+        if self.reply is None:
+            forks.require_same(self._fork)
 
     @property
     def _streams(self) -> bool:
@@ -131,7 +153,6 @@ class Pending:
         return isinstance(body, LlmChat) and body.stream
 
     def _be_accepted(self) -> None:
-        self._is_accepted = True
         if self._accepted is not None and not self._accepted.done():
             self._accepted.set_result(None)
 

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import State, Syscall
-from aios_sdk.config import SdkConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,12 @@ class Transport(Protocol):
         """Reach the kernel, or raise at once."""
         ...
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> None:
-        """Publish syscalls of one module, all or none; those that exist already are joined."""
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+        """Publish syscalls of one module; return for each why it was refused, or None.
+
+        Those that exist already are joined. Of what is refused nothing runs: neither one for
+        which there is no room, nor one whose id stands for another syscall (KeyConflict).
+        """
         ...
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
@@ -81,19 +84,22 @@ class Transport(Protocol):
         ...
 
 
-def open_transport(config: SdkConfig, agent: str) -> Transport:
+def open_transport(url: str, name: str, *, key_prefix: str) -> Transport:
     """Return the transport for a kernel's URL, not opened yet.
 
     Raises:
         InvalidConfig: no transport for such a URL, or its packages are not installed.
     """
-    if urlsplit(config.url).scheme in ("http", "https"):
+    if urlsplit(url).scheme in ("http", "https"):
         raise InvalidConfig(
             "the HTTP transport is not built in this version", field="url",
             remedy="use the URL of the kernel's Redis: redis://... or unix://...",
         )  # fmt: skip
     try:
-        from aios_sdk.redis import RedisTransport  # noqa: PLC0415  an extra: loaded when used
+        from aios_broker.client.redis_transport import (  # noqa: PLC0415  an extra: loaded when used
+            RedisTransport,
+        )
+        from aios_broker.queues.keys import Keys  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("hiredis", "redis"):
             raise
@@ -101,4 +107,4 @@ def open_transport(config: SdkConfig, agent: str) -> Transport:
             f"a Redis URL needs the package {error.name}, which is not installed", field="url",
             remedy="install 'aios-broker[redis]'",
         ) from error  # fmt: skip
-    return RedisTransport(config, agent)
+    return RedisTransport(url, name, Keys(key_prefix))
