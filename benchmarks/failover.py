@@ -12,6 +12,7 @@ comes at a random moment of the leases' period.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,13 +31,15 @@ import redis
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), *(str(ROOT / folder) for folder in ("broker", "workers", "sdk"))]
 
-from aios_broker.contract.job import encode_job  # noqa: E402  the checkout's, installed or not
+from aios_broker.cli.operator import Operator  # noqa: E402  the checkout's, installed or not
+from aios_broker.client.asking import open_session, taken  # noqa: E402
+from aios_broker.client.redis_transport import RedisTransport  # noqa: E402
+from aios_broker.contract.errors import Cancelled  # noqa: E402
 from aios_broker.contract.llm import LlmChat, Message  # noqa: E402
-from aios_broker.contract.syscall import Syscall  # noqa: E402
+from aios_broker.contract.syscall import Syscall, new_id  # noqa: E402
 from aios_broker.embedded.redis import RedisServer  # noqa: E402
 from aios_broker.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_broker.embedded.state import StateDir  # noqa: E402
-from aios_broker.queues.functions import LIBRARY  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 
 POLL_S = 0.002
@@ -61,6 +63,7 @@ class Scene:
 
     def __init__(self, url: str) -> None:
         self.redis = redis.Redis.from_url(url, decode_responses=True)
+        self._url = url
         self._environment = {
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": os.pathsep.join(sys.path[-3:]),
@@ -119,23 +122,23 @@ class Scene:
 
     def submit(self, count: int) -> list[str]:
         """Submit generations that outlive the measurement; return their ids."""
-        ids = []
-        for _ in range(count):
-            syscall = Syscall(
-                uuid.uuid4().hex, "bench", LlmChat((Message("user", "a story"),), max_tokens=1_900)
-            )
-            facts = json.dumps({"agent": "bench", "kind": "llm.chat"})
-            self._call("submit", "llm", "2026-01-01T00:00:00Z", 1, syscall.id, encode_job(syscall),
-                       "bench", facts, "", "", 600_000)  # fmt: skip
-            ids.append(syscall.id)
-        return ids
+        story = LlmChat((Message("user", "a story"),), max_tokens=1_900)
+        syscalls = [Syscall(new_id(), "bench", story) for _ in range(count)]
+        asyncio.run(self._submit(syscalls))
+        return [syscall.id for syscall in syscalls]
 
     def cancel(self, job_ids: list[str]) -> None:
-        body = json.dumps({"code": "cancelled", "message": "measured"})
-        self._call("cancel", "llm", "2026-01-01T00:00:00Z", "cancel", body, *job_ids)
+        asyncio.run(self._cancel(job_ids))
 
-    def _call(self, step: str, *arguments: object) -> None:
-        self.redis.fcall(f"{LIBRARY}_{step}", 1, "rq:aios:gate", "rq", *arguments)
+    async def _submit(self, syscalls: list[Syscall]) -> None:
+        async with open_session(RedisTransport(self._url, "bench")) as client:
+            for pending in [client.submit(syscall) for syscall in syscalls]:
+                await taken(pending)
+                client.let_go(pending)
+
+    async def _cancel(self, job_ids: list[str]) -> None:
+        async with Operator(self._url) as operator:
+            await operator.control.cancel(job_ids, Cancelled("measured"), module="llm")
 
 
 def wait(condition: Callable[[], bool]) -> float:

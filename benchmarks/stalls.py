@@ -3,9 +3,9 @@
     python benchmarks/stalls.py                      100,000 waiting, about two minutes
     python benchmarks/stalls.py --waiting 20000 --json out.json
 
-One Redis of its own, its steps called as the scheduler and operators call them. What is measured is
-the CPU time of Redis' own thread within one call: others on the machine do not change it, and a
-client that calls meanwhile waits for that long.
+One Redis of its own, its steps called as the scheduler and operators call them, without a client of
+the kernel: what is measured is the CPU time of Redis' own thread within one call. Others on the
+machine do not change it, and a client that calls meanwhile waits for that long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A client and a worker for tests, on the queues alone: no SDK, no supervisor, no scheduler."""
+"""A client and a worker for tests, on the queues alone: no SDK, no supervisor, no scheduler.
+
+The client speaks the protocol by hand, on purpose: it keeps every message as it came and fails on a
+second reply, which the product's client would drop.
+"""
 
 from __future__ import annotations
 

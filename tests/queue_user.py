@@ -1,4 +1,8 @@
-"""A client, a worker and a scheduler for tests, step by step, on the queue functions alone."""
+"""A client, a worker and a scheduler for tests, step by step, on the queue functions alone.
+
+By hand, on purpose: a test says when each step happens, and the product's client would batch,
+repeat and wait.
+"""
 
 from __future__ import annotations
 

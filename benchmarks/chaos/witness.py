@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
@@ -75,7 +77,10 @@ class Witness:
         await self._inner.aclose()
 
     def _passes(self, data: bytes) -> bool:
-        message = decode_wire(data)
+        try:
+            message = decode_wire(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return True  # what cannot be read is the client's to drop
         if not isinstance(message, Reply):
             return True
         dropped = self._dice.random() < self._mischief.lost

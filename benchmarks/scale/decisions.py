@@ -1,4 +1,8 @@
-"""Timing the scheduler's decisions from inside: its own code, tick by tick."""
+"""Timing the scheduler's decisions from inside: its own code, tick by tick.
+
+What it submits and claims goes by the queue's steps themselves, without a client or a worker: their
+times are figures of their own.
+"""
 
 from __future__ import annotations
 

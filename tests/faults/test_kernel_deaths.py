@@ -15,7 +15,9 @@ from typing import Literal
 
 import pytest
 
-from aios_broker.cli.client import KernelClient, Pending
+from aios_broker.cli.operator import Operator
+from aios_broker.client.asking import reply_of, taken
+from aios_broker.client.pending import Pending
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import Reply
@@ -83,8 +85,11 @@ async def load_with_a_death(
 ) -> tuple[PolicyRun, list[Slice], float]:
     """Run the load, kill `victim` in full swing; return the run, its slices, the time of death."""
     watcher = Watcher()
-    async with KernelClient(kernel.redis_url, name="test") as client:
-        demo = Demo(client, demo_agents(8), watcher)
+    async with (
+        Operator(kernel.redis_url, name="test") as operator,
+        operator.client() as client,
+    ):
+        demo = Demo(client, operator.control, demo_agents(8), watcher)
         await demo.warm_up()
         load = asyncio.create_task(demo.run(ROUND_ROBIN))
         await asyncio.wait_for(watcher.swing.wait(), 60)
@@ -134,12 +139,13 @@ async def test_what_redis_acknowledged_outlives_it(kernel: EmbeddedKernel) -> No
         Syscall(id=new_id(), agent="keeper", body=LlmChat((Message("user", "hi"),), max_tokens=4))
         for _ in range(50)
     ]
-    async with KernelClient(kernel.redis_url, name="test") as client:
-        pending = await client.submit(syscalls)
+    async with Operator(kernel.redis_url, name="test") as operator, operator.client() as client:
+        pending = [client.submit(syscall) for syscall in syscalls]
+        await asyncio.gather(*map(taken, pending))
         loop = asyncio.get_running_loop()
         acknowledged_at = loop.time()
         await asyncio.to_thread(wait_until, lambda: loop.time() - acknowledged_at > 1.0)
         killed = await asyncio.to_thread(kernel.kill, "redis")
         await asyncio.to_thread(kernel.wait_running, "redis", not_pid=killed)
-        replies: list[Reply] = await asyncio.gather(*(one.reply(60) for one in pending))
+        replies: list[Reply] = await asyncio.gather(*(reply_of(one, 60) for one in pending))
     assert [reply.error for reply in replies] == [None] * 50

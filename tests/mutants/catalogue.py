@@ -22,6 +22,7 @@ SDK = ROOT / "sdk" / "aios_sdk"
 SILENCE_TEST = "tests/unit/test_client_silence.py"
 CLIENT_FAULTS_TEST = "tests/integration/test_client_faults.py"
 SDK_FAULTS_TEST = "tests/integration/test_sdk_faults.py"
+ASKING_TEST = "tests/unit/test_asking.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,15 @@ MUTANTS = (
            "if opened != _forks:", "if False:", CLIENT_FAULTS_TEST),
     Mutant("a submission ends twice", "client/states.py",
            "if following is None:", "if False:", "tests/unit/test_client_states.py"),
+    Mutant("a refusal passes for a reply", "client/asking.py",
+           "    if not pending.was_accepted:\n        pending.reply.unwrap()\n", "", ASKING_TEST),
+    Mutant("who stops waiting ends it for all", "client/asking.py",
+           "await asyncio.shield(pending.ended)", "await pending.ended", ASKING_TEST),
+    Mutant("what was let go is cancelled", "client/session.py",
+           "self._pending.pop(pending.id, None)\n\n    async def status", "\n    async def status",
+           "tests/integration/test_clients.py::test_what_was_let_go_outlives_its_client"),
+    Mutant("text behind a hole is printed", "cli/submit.py",
+           "if chunk.offset == self.characters:", "if True:", ASKING_TEST),
     Mutant("a lost attempt changes a context", LUA + "context.lua",
            "        return {'lost'}", "", "tests/integration/test_contexts.py"),
     Mutant("what a syscall found is kept a day", LUA + "context.lua",

@@ -11,6 +11,7 @@ CONSTRAINT_TEST = "tests/unit/test_constraint.py"
 SCORES_TEST = "tests/unit/test_llama_scores.py"
 READER_TEST = "tests/integration/test_reader.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
+CALLS_TEST = "tests/integration/test_kernel_calls.py"
 
 WORKER_MUTANTS = (
     Mutant("a worker claims ahead more than it has slots", "worker.py",
@@ -116,4 +117,16 @@ WORKER_MUTANTS = (
     Mutant("scores: ties go to the higher id", "llm/llama/scores.py",
            "ids = ids[np.argsort(-exact[ids], kind=\"stable\")]",
            "ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind=\"stable\")]", SCORES_TEST, LLM),
+    Mutant("calls: who leaves takes what is under way along", "kernel_calls.py",
+           "client.let_go(pending)", "pass", CALLS_TEST, LLM),
+    Mutant("calls: another question hears the first one's answer", "kernel_calls.py",
+           "\\x1f{digest}", "", CALLS_TEST, LLM),
+    Mutant("calls: a client that failed is kept", "kernel_calls.py",
+           " or not self._client.works", "", CALLS_TEST, LLM),
+    Mutant("calls: a full queue is not waited for", "kernel_calls.py",
+           "except (QueueFull, Unavailable) as", "except Unavailable as", CALLS_TEST, LLM),
+    Mutant("calls: a full queue is waited for without end", "kernel_calls.py",
+           "if loop.time() + pause_s > until_s:", "if False:", CALLS_TEST, LLM),
+    Mutant("calls: the time before it was taken does not count", "kernel_calls.py",
+           "msgspec.structs.replace(call, deadline_s=left_s)", "call", CALLS_TEST, LLM),
 )  # fmt: skip

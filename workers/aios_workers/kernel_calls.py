@@ -1,22 +1,37 @@
 """Syscalls that a module makes itself, in the name of the agent whose syscall it runs.
 
 They go through the queue of the llm module like everybody's: the agent's quota counts them, the
-scheduler orders them, `aios ps` shows them. All of a process share one connection and one reply
-list. The id is made of the asking syscall's id and the step: a worker that runs the syscall again
-after a crash finds the call under way, or its result (kept for a minute), and makes no second one.
+scheduler orders them, `aios ps` shows them. All of a process share one client. The id is made of
+the asking syscall's id, the step, and what is asked: a worker that runs the syscall again after a
+crash finds the call under way, or its result (kept for a minute), and makes no second one; where it
+has something else to ask by then, it is another call.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
-from aios_broker.contract.errors import DeadlineExceeded, QueueFull, UnknownCore, WaitTimeout
+import msgspec
+
+from aios_broker.client.asking import REPLY_GRACE_S, open_session, reply_of
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.session import Session
+from aios_broker.contract.errors import (
+    DeadlineExceeded,
+    QueueFull,
+    Unavailable,
+    UnknownCore,
+    WaitTimeout,
+)
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall, id_from_key
+from aios_broker.queues.control import Control
+from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.patience import patiently
@@ -25,6 +40,7 @@ LEAST_DEADLINE_S = 0.05
 NO_WORKER_S = 10.0  # how long a fleet without an llm worker is waited for: one may be restarting
 LOOK_S = 0.5  # between looks for one
 SEEN_S = 5.0  # how long it counts that one was seen
+RETRY_AFTER_S = 1.0  # where the kernel does not say
 
 
 class SubmittedCalls:
@@ -34,7 +50,14 @@ class SubmittedCalls:
         self, functions: Functions, keys: Keys, redis_url: str, name: str,
         *, no_worker_s: float = NO_WORKER_S,
     ) -> None:  # fmt: skip
-        self._client = KernelClient(redis_url, keys=keys, name=f"{name}.calls")
+        self._control = Control(functions, keys)
+        self._fleet = Fleet(functions.connection, keys)
+        self._redis_url = redis_url
+        self._keys = keys
+        self._name = f"{name}.calls"
+        self._opening = asyncio.Lock()
+        self._client: Session | None = None
+        self._closing = AsyncExitStack()
         self._under_way: dict[str, asyncio.Task[Result]] = {}
         self._no_worker_s = no_worker_s
         self._seen_at = float("-inf")  # when an llm worker was seen
@@ -48,9 +71,12 @@ class SubmittedCalls:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in list(self._under_way.values()):
+        """Close. What is under way goes on: who runs the asking syscall next finds it."""
+        under_way = list(self._under_way.values())
+        for task in under_way:
             task.cancel()
-        await self._client.__aexit__(kind, error, traceback)
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self._closing.aclose()
 
     async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
         """Submit, and return the result; its deadline is what is left of that of `asked`.
@@ -59,29 +85,61 @@ class SubmittedCalls:
             UnknownCore: No worker serves the core, or the llm module at all.
             KernelError: What the syscall ended with.
         """
-        syscall_id = id_from_key(asked.tenant, asked.agent, f"call\x1f{asked.id}\x1f{step}")
+        digest = hashlib.blake2b(msgspec.json.encode(body), digest_size=16).hexdigest()
+        key = f"call\x1f{asked.id}\x1f{step}\x1f{digest}"
         left_s = await patiently(lambda: self._left_s(asked))
         call = Syscall(
-            syscall_id, asked.agent, body, program=asked.program, tenant=asked.tenant,
-            token=asked.token, nice=asked.nice, deadline_s=left_s,
+            id_from_key(asked.tenant, asked.agent, key), asked.agent, body, program=asked.program,
+            tenant=asked.tenant, token=asked.token, nice=asked.nice, deadline_s=left_s,
         )  # fmt: skip
-        task = self._under_way.get(syscall_id)
+        task = self._under_way.get(call.id)
         if task is None:  # else the same syscall runs twice in this process: they hear one answer
             task = asyncio.create_task(self._answer(call))
-            self._under_way[syscall_id] = task
+            self._under_way[call.id] = task
             task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
     async def _answer(self, call: Syscall) -> Result:
-        pending = await self._submit(call)
+        """Ask until there is an answer: a queue that is full and a kernel that is away pass."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + call.deadline_s
+        await patiently(self._await_worker)
+        while True:
+            left_s = max(until_s - loop.time(), LEAST_DEADLINE_S)
+            try:
+                return await self._ask(msgspec.structs.replace(call, deadline_s=left_s))
+            except (QueueFull, Unavailable) as error:
+                pause_s = error.retry_after_s or RETRY_AFTER_S
+                if loop.time() + pause_s > until_s:
+                    raise
+                await asyncio.sleep(pause_s)
+
+    async def _ask(self, call: Syscall) -> Result:
+        client = await self._open_client()
+        pending = client.submit(call)
         try:
-            reply = await pending.reply(call.deadline_s + REPLY_GRACE_S)
+            reply = await reply_of(pending, call.deadline_s + REPLY_GRACE_S)
         except WaitTimeout as error:
             raise DeadlineExceeded(
                 f"its own {call.kind} had no answer in time", field="deadline_s",
                 remedy=error.remedy,
             ) from error  # fmt: skip
+        finally:
+            client.let_go(pending)
         return reply.unwrap()
+
+    async def _open_client(self) -> Session:
+        """Return the client of this process.
+
+        It is opened at the first call: most workers make none for hours, and some never, and each
+        client is two connections more of Redis and a look every second.
+        """
+        async with self._opening:
+            if self._client is None or not self._client.works:
+                await self._closing.aclose()
+                transport = RedisTransport(self._redis_url, self._name, self._keys)
+                self._client = await self._closing.enter_async_context(open_session(transport))
+            return self._client
 
     def _ended(self, task: asyncio.Task[Result]) -> None:
         for syscall_id in [each for each, one in self._under_way.items() if one is task]:
@@ -89,25 +147,9 @@ class SubmittedCalls:
         if not task.cancelled():
             task.exception()  # who asked may be gone: nobody else has to hear it
 
-    async def _submit(self, call: Syscall) -> Pending:
-        """Publish it, or join the one of that id; waits while the queue is full."""
-        loop = asyncio.get_running_loop()
-        full_until = loop.time() + call.deadline_s
-        await patiently(self._await_worker)
-        while True:
-            try:
-                [pending] = await patiently(lambda: self._client.submit([call]))
-            except QueueFull as error:
-                pause_s = error.retry_after_s or 1.0
-                if loop.time() + pause_s > full_until:
-                    raise
-                await asyncio.sleep(pause_s)
-            else:
-                return pending
-
     async def _left_s(self, asked: Syscall) -> float:
         """Return what is left of the asking syscall's deadline, by Redis's clock."""
-        view = await self._client.control.job(asked.id)
+        view = await self._control.job(asked.id)
         if view is None or view.deadline_in_s is None:  # one that stands in no queue
             return asked.deadline_s
         if view.deadline_in_s < LEAST_DEADLINE_S:
@@ -120,7 +162,7 @@ class SubmittedCalls:
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self._no_worker_s
         while loop.time() - self._seen_at > SEEN_S:
-            workers = await self._client.fleet.live_workers()
+            workers = await self._fleet.live_workers()
             if any("llm" in worker.module.split(",") for worker in workers):
                 self._seen_at = loop.time()
             elif loop.time() >= give_up_at:

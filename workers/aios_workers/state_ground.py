@@ -47,8 +47,8 @@ class KernelCalls(Protocol):
     async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
         """Submit `body` for the agent and program of `asked`; return its result.
 
-        `step` names the call within `asked`: run again after a crash, the same step is the same
-        syscall, and its result is found again.
+        `step` names the call within `asked`: run again after a crash, the same step with the same
+        body is the same syscall, and its result is found again.
 
         Raises:
             KernelError: What the syscall ended with.

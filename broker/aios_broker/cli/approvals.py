@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.settings import current_config, find_kernel
 from aios_broker.cli.state_results import show_approvals, show_audit
@@ -258,10 +258,10 @@ def _decide(waiting: Approval, decision: Decision, *, as_json: bool) -> None:
         lambda cursor: decide(cursor, waiting.id, Decider(operator()), decision), as_json=as_json
     )
 
-    async def go_on(client: KernelClient) -> None:
+    async def go_on(operator: Operator) -> None:
         # The kernel's own sweep does it within a second where this fails.
         module = parse_module(module_of(decided.kind))
-        await client.control.unpark([decided.syscall_id], module=module)
+        await operator.control.unpark([decided.syscall_id], module=module)
 
     with_kernel(go_on, as_json=as_json)
     if as_json:

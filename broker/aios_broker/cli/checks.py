@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aios_broker.cli.client import KernelClient
+from aios_broker.cli.operator import Operator
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import KernelError, KernelNotRunning
 from aios_broker.embedded.model_files import MINILM, MINILM_TOKENIZER, SMOLLM2, ModelFile
@@ -132,11 +132,11 @@ def check_kernel(config: KernelConfig) -> list[Finding]:
 
 
 async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
-    async with KernelClient(redis_url, keys=Keys(config.key_prefix)) as client:
-        skew_s = (datetime.now(UTC) - await client.fleet.now()).total_seconds()
-        loaded = await client.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
-        leader = await client.fleet.leading_scheduler()
-        workers = await client.fleet.live_workers()
+    async with Operator(redis_url, keys=Keys(config.key_prefix)) as operator:
+        skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
+        loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
+        leader = await operator.fleet.leading_scheduler()
+        workers = await operator.fleet.live_workers()
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
         Finding("redis", True, without_password(redis_url)),

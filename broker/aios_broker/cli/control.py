@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import short_id
 from aios_broker.cli.lookup import find_live, parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import Cancelled
@@ -18,7 +18,7 @@ from aios_broker.queues.records import JobView
 
 NICE_RANGE = click.IntRange(-20, 19)
 
-Step = Callable[[KernelClient, JobView, Module], Awaitable[list[Outcome]]]
+Step = Callable[[Operator, JobView, Module], Awaitable[list[Outcome]]]
 
 _ids = click.argument("syscall_ids", metavar="ID...", nargs=-1, required=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -33,9 +33,9 @@ def kill(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     A running one loses its lease, and its worker is told to stop. IDs may be abbreviated.
     """
 
-    async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
+    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
         error = Cancelled("an operator cancelled it", remedy="send it again if it is still wanted")
-        return await client.control.cancel([job.job_id], error, module=module)
+        return await operator.control.cancel([job.job_id], error, module=module)
 
     _apply(syscall_ids, step, "cancelled", as_json=as_json)
 
@@ -50,8 +50,8 @@ def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     it is lost. Its deadline goes on. IDs may be abbreviated.
     """
 
-    async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
-        return await client.control.hold([job.job_id], module=module)
+    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
+        return await operator.control.hold([job.job_id], module=module)
 
     _apply(syscall_ids, step, "held", as_json=as_json)
 
@@ -62,8 +62,8 @@ def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 def resume(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     """Put held syscalls back into the run queue. IDs may be abbreviated."""
 
-    async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
-        return await client.control.release([job.job_id], module=module)
+    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
+        return await operator.control.release([job.job_id], module=module)
 
     _apply(syscall_ids, step, "resumed", as_json=as_json)
 
@@ -82,8 +82,8 @@ def nice(nice_value: int, syscall_ids: tuple[str, ...], *, as_json: bool) -> Non
       aios nice -5 3f2a91bc
     """  # noqa: D301 - \b keeps click from wrapping
 
-    async def step(client: KernelClient, job: JobView, module: Module) -> list[Outcome]:
-        return await client.control.nice([job.job_id], nice_value, module=module)
+    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
+        return await operator.control.nice([job.job_id], nice_value, module=module)
 
     _apply(syscall_ids, step, f"nice {nice_value}", as_json=as_json)
 
@@ -91,11 +91,11 @@ def nice(nice_value: int, syscall_ids: tuple[str, ...], *, as_json: bool) -> Non
 def _apply(syscall_ids: tuple[str, ...], step: Step, done: str, *, as_json: bool) -> None:
     """Do the step to each syscall; all ids are looked up before the first one is changed."""
 
-    async def work(client: KernelClient) -> list[tuple[str, Outcome]]:
-        jobs = [await find_live(client, typed) for typed in syscall_ids]
+    async def work(operator: Operator) -> list[tuple[str, Outcome]]:
+        jobs = [await find_live(operator, typed) for typed in syscall_ids]
         outcomes = []
         for job in jobs:
-            [outcome] = await step(client, job, parse_module(job.module))
+            [outcome] = await step(operator, job, parse_module(job.module))
             outcomes.append((job.job_id, outcome))
         return outcomes
 

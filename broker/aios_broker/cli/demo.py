@@ -19,8 +19,8 @@ import click
 import msgspec
 from rich.console import Console
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import plural, seconds
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_INTERRUPTED, CommandFailed
 from aios_broker.cli.tables import show_table
 from aios_broker.config import KernelConfig, environment
@@ -151,8 +151,11 @@ async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
     view = LiveView(console) if console.is_terminal else PlainView(click.echo)
     agents = demo_agents(wishes.agents)
     keys = Keys(kernel.config.key_prefix)
-    async with KernelClient(kernel.redis_url, keys=keys, name="aios-demo") as client:
-        load = Demo(client, agents, view)
+    async with (
+        Operator(kernel.redis_url, keys=keys, name="aios-demo") as operator,
+        operator.client() as client,
+    ):
+        load = Demo(client, operator.control, agents, view)
         try:
             model = await load.warm_up()
             click.echo(

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import hiredis
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import narrow_seconds, plural
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.settings import current_config
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelNotRunning
@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 
 @asynccontextmanager
-async def open_history(client: KernelClient) -> AsyncIterator[History]:
+async def open_history(operator: Operator) -> AsyncIterator[History]:
     """Lend a reader of the kernel's history: its journal, and its ledger where it keeps one.
 
     Raises:
@@ -31,12 +31,12 @@ async def open_history(client: KernelClient) -> AsyncIterator[History]:
     url = _database_url(current_config())
     async with AsyncExitStack() as stack:
         if url is None:
-            await _refuse_half_a_history(client)
-            yield History(client.connection, client.keys)
+            await _refuse_half_a_history(operator)
+            yield History(operator.connection, operator.keys)
             return
         database = Database(url, name="aios-cli")
         stack.push_async_callback(database.aclose)
-        yield History(client.connection, client.keys, database)
+        yield History(operator.connection, operator.keys, database)
 
 
 def _database_url(config: KernelConfig) -> str | None:
@@ -49,10 +49,10 @@ def _database_url(config: KernelConfig) -> str | None:
     return kernel.database_url
 
 
-async def _refuse_half_a_history(client: KernelClient) -> None:
+async def _refuse_half_a_history(operator: Operator) -> None:
     """Raise where entries have left the journal: a scheduler has entered them in a ledger."""
     try:
-        told = await client.connection.execute("XINFO", "STREAM", client.keys.journal)
+        told = await operator.connection.execute("XINFO", "STREAM", operator.keys.journal)
     except hiredis.ReplyError:
         return  # nothing has happened yet
     stream = dict(zip(told[::2], told[1::2], strict=True))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.happenings import follow, open_history, told
 from aios_broker.cli.human import short_id
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_broker.contract.transitions import TABLE
 from aios_broker.ledger.history import Happening, Wanted
@@ -46,8 +46,8 @@ def journal(  # noqa: PLR0913  one parameter per option
     """  # noqa: D301 - \b keeps click from wrapping
     wanted = Wanted(syscall_id, agent, program, tenant, module, event)
 
-    async def work(client: KernelClient) -> None:
-        async with open_history(client) as history:
+    async def work(operator: Operator) -> None:
+        async with open_history(operator) as history:
             position = await history.end() if following and not limit else Position()
             if limit:
                 latest = await history.last(wanted, limit)

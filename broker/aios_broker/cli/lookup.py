@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import SHORT_ID_DIGITS
+from aios_broker.cli.operator import Operator
 from aios_broker.contract.errors import InvalidSyscall, UnknownModule, UnknownSyscall
 from aios_broker.contract.names import Module, Name
 from aios_broker.contract.reply import Reply, decode_reply
@@ -62,14 +62,14 @@ def check_name(field: str, value: str) -> str:
         ) from error  # fmt: skip
 
 
-async def find_live(client: KernelClient, typed: str) -> JobView:
+async def find_live(operator: Operator, typed: str) -> JobView:
     """Return the one syscall that has not ended and whose id begins with `typed`.
 
     Raises:
         InvalidSyscall: not an id, too short, or several match.
         UnknownSyscall: none matches.
     """
-    found = await find(client, typed)
+    found = await find(operator, typed)
     if isinstance(found, JobView):
         return found
     raise UnknownSyscall(
@@ -78,21 +78,21 @@ async def find_live(client: KernelClient, typed: str) -> JobView:
     )  # fmt: skip
 
 
-async def find(client: KernelClient, typed: str) -> JobView | Ended:
+async def find(operator: Operator, typed: str) -> JobView | Ended:
     """Return the one syscall whose id begins with `typed`, live or ended; raise as `find_live`."""
     _check(typed)
-    view = await client.control.job(typed)
+    view = await operator.control.job(typed)
     if view is not None:
         return view
     if len(typed) >= ID_DIGITS:
-        return await _ended(client, typed)
+        return await _ended(operator, typed)
     live = [
         view
         for module in MODULES
-        for view in await client.control.jobs(module, limit=SEARCH_LIMIT)
+        for view in await operator.control.jobs(module, limit=SEARCH_LIMIT)
         if view.job_id.startswith(typed)
     ]
-    ended = await _ended_ids(client, typed) - {view.job_id for view in live}
+    ended = await _ended_ids(operator, typed) - {view.job_id for view in live}
     matches = sorted([*(view.job_id for view in live), *ended])
     if len(matches) > 1:
         shown = ", ".join(matches[:MATCHES_SHOWN]) + (", …" if matches[MATCHES_SHOWN:] else "")
@@ -103,7 +103,7 @@ async def find(client: KernelClient, typed: str) -> JobView | Ended:
     if live:
         return live[0]
     if ended:
-        return await _ended(client, ended.pop())
+        return await _ended(operator, ended.pop())
     raise _unknown(typed)
 
 
@@ -116,20 +116,20 @@ def _check(typed: str) -> None:
         )  # fmt: skip
 
 
-async def _ended_ids(client: KernelClient, typed: str) -> set[str]:
+async def _ended_ids(operator: Operator, typed: str) -> set[str]:
     found: set[str] = set()
     for module in MODULES:
         for name in ENDED_REGISTRIES:
-            members = await client.connection.execute(
-                "ZRANGE", client.keys.registry(name, module), 0, -1
+            members = await operator.connection.execute(
+                "ZRANGE", operator.keys.registry(name, module), 0, -1
             )
             found |= {member.decode() for member in members if member.startswith(typed.encode())}
     return found
 
 
-async def _ended(client: KernelClient, job_id: str) -> Ended:
+async def _ended(operator: Operator, job_id: str) -> Ended:
     """Read how a job ended; raise UnknownSyscall where nothing is left of it."""
-    state, reply = await client.peek(job_id)
+    state, reply = await operator.peek(job_id)
     if state == "unknown":
         raise _unknown(job_id)
     return Ended(job_id, msgspec.convert(state, State), decode_reply(reply) if reply else None)

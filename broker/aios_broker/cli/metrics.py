@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from prometheus_client import CollectorRegistry, generate_latest
 
-from aios_broker.cli.client import KernelClient
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.metrics.kernel import KernelState, kernel_metrics, read_kernel
 from aios_broker.metrics.server import Page
@@ -19,8 +19,8 @@ def metrics() -> None:
     AIOS_METRICS_PORT, or the next free port, under /metrics.
     """
 
-    async def read(client: KernelClient) -> KernelState:
-        return await read_kernel(client.connection, client.control, client.keys)
+    async def read(operator: Operator) -> KernelState:
+        return await read_kernel(operator.connection, operator.control, operator.keys)
 
     state = with_kernel(read)
     registry = CollectorRegistry(auto_describe=False)

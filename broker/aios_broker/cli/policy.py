@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract.errors import KernelError
@@ -60,13 +60,13 @@ def policy(
     except KernelError as error:
         raise CommandFailed(error, as_json=as_json) from error
 
-    async def work(client: KernelClient) -> dict[Module, PolicyRow]:
+    async def work(operator: Operator) -> dict[Module, PolicyRow]:
         rows = {}
         for one in modules:
-            before = await client.control.policy(one)
+            before = await operator.control.policy(one)
             after = changed(before, chosen, quantum_s, quantum_tokens)
             if after != before:
-                await client.control.set_policy(one, after)
+                await operator.control.set_policy(one, after)
             rows[one] = after
         return rows
 

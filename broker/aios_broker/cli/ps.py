@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import narrow_seconds, plural, short_id
 from aios_broker.cli.lookup import parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract.errors import KernelError
@@ -59,8 +59,8 @@ def ps(
     """  # noqa: D301 - \b keeps click from wrapping
     modules = _modules(module_name, as_json=as_json)
 
-    async def read(client: KernelClient) -> list[JobView]:
-        return await read_jobs(client, modules, limit=limit)
+    async def read(operator: Operator) -> list[JobView]:
+        return await read_jobs(operator, modules, limit=limit)
 
     jobs = [
         job
@@ -77,10 +77,10 @@ def ps(
 
 
 async def read_jobs(
-    client: KernelClient, modules: Sequence[Module], *, limit: int = DEFAULT_LIMIT
+    operator: Operator, modules: Sequence[Module], *, limit: int = DEFAULT_LIMIT
 ) -> list[JobView]:
     """Return the jobs of these modules, at most `limit` of each."""
-    return [job for module in modules for job in await client.control.jobs(module, limit=limit)]
+    return [job for module in modules for job in await operator.control.jobs(module, limit=limit)]
 
 
 def rows_of(jobs: Sequence[JobView]) -> list[list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import narrow_seconds
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract.syscall import MODULES
@@ -41,9 +41,9 @@ def queues(*, as_json: bool) -> None:
         show_table(COLUMNS, [cells_of(view) for view in views])
 
 
-async def read_queues(client: KernelClient) -> list[QueueView]:
+async def read_queues(operator: Operator) -> list[QueueView]:
     """Return every module's queue."""
-    return [await client.control.queue(module) for module in MODULES]
+    return [await operator.control.queue(module) for module in MODULES]
 
 
 def cells_of(view: QueueView) -> list[str]:

@@ -6,8 +6,8 @@ import getpass
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import check_name, parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
 from aios_broker.contract.names import Module
@@ -52,8 +52,8 @@ def quota() -> None:
 def show(*, as_json: bool) -> None:
     """Show all quotas, of all modules."""
 
-    async def read(client: KernelClient) -> dict[Module, list[QuotaRow]]:
-        quotas = Quotas(Functions(client.connection), client.keys)
+    async def read(operator: Operator) -> dict[Module, list[QuotaRow]]:
+        quotas = Quotas(Functions(operator.connection), operator.keys)
         return {module: await quotas.rows(module) for module in MODULES}
 
     by_module = with_kernel(read, as_json=as_json)
@@ -93,8 +93,8 @@ def set_(  # noqa: PLR0913 - one argument per option
         _subject(agent, tenant), max_queued, max_running, tokens_per_minute, slot_seconds_per_minute
     )
 
-    async def work(client: KernelClient) -> None:
-        quotas = Quotas(Functions(client.connection), client.keys)
+    async def work(operator: Operator) -> None:
+        quotas = Quotas(Functions(operator.connection), operator.keys)
         await quotas.set(chosen, row, who=_operator())
 
     with_kernel(work, as_json=as_json)
@@ -113,8 +113,8 @@ def unset(agent: str | None, tenant: str | None, module: str, *, as_json: bool) 
     """Take away the limits of AGENT, or of a tenant; those of '*' hold for it then."""
     subject, chosen = _subject(agent, tenant), parse_module(module)
 
-    async def work(client: KernelClient) -> bool:
-        quotas = Quotas(Functions(client.connection), client.keys)
+    async def work(operator: Operator) -> bool:
+        quotas = Quotas(Functions(operator.connection), operator.keys)
         return await quotas.unset(chosen, subject, who=_operator())
 
     had = with_kernel(work, as_json=as_json)

@@ -10,7 +10,7 @@ import click
 import hiredis
 import msgspec
 
-from aios_broker.cli.client import KernelClient
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.settings import current_config
 from aios_broker.contract.errors import (
     InvalidConfig,
@@ -74,10 +74,8 @@ def exit_code_of(error: KernelError) -> int:
     return EXIT_USAGE if isinstance(error, InvalidConfig) else EXIT_FAILED
 
 
-def with_kernel(
-    work: Callable[[KernelClient], Awaitable[Result]], *, as_json: bool = False
-) -> Result:
-    """Run `work` with a client of the running kernel.
+def with_kernel(work: Callable[[Operator], Awaitable[Result]], *, as_json: bool = False) -> Result:
+    """Run `work` as an operator of the running kernel.
 
     Raises:
         CommandFailed: any KernelError, the kernel not running included.
@@ -97,7 +95,7 @@ def with_kernel(
 
 
 async def _connected(
-    redis_url: str, keys: Keys, work: Callable[[KernelClient], Awaitable[Result]]
+    redis_url: str, keys: Keys, work: Callable[[Operator], Awaitable[Result]]
 ) -> Result:
-    async with KernelClient(redis_url, keys=keys) as client:
-        return await work(client)
+    async with Operator(redis_url, keys=keys) as operator:
+        return await work(operator)

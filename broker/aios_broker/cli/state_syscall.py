@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import ParamSpec
 import click
 import msgspec
 
-from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
 from aios_broker.cli.human import short_id
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import CommandFailed, exit_code_of, with_kernel
 from aios_broker.cli.state_results import show_result
 from aios_broker.cli.tables import show_json
-from aios_broker.contract.errors import Cancelled, KernelError, from_wire
+from aios_broker.client.asking import REPLY_GRACE_S, reply_of
+from aios_broker.contract.errors import Cancelled, KernelError, Unavailable, from_wire
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import StateBody, Syscall, decode_syscall, new_id
 
@@ -54,7 +56,7 @@ def as_agent(command: Callable[Arguments, StateBody]) -> Callable[..., None]:
             syscall = _checked(body, asker)
         except KernelError as error:
             raise CommandFailed(error, as_json=asker.as_json) from error
-        _conclude(with_kernel(lambda client: _run(client, syscall), as_json=asker.as_json), asker)
+        _conclude(with_kernel(lambda kernel: _run(kernel, syscall), as_json=asker.as_json), asker)
 
     return run
 
@@ -71,28 +73,30 @@ def _checked(body: StateBody, asker: Asker) -> Syscall:
     )))  # fmt: skip
 
 
-async def _run(client: KernelClient, syscall: Syscall) -> Reply:
-    [pending] = await client.submit([syscall])
-    telling = asyncio.create_task(_tell_when_parked(client, pending))
-    try:
-        return await pending.reply(syscall.deadline_s + REPLY_GRACE_S)
-    except asyncio.CancelledError:
-        cancelled = Cancelled("the command was interrupted", syscall_id=syscall.id)
-        await client.control.cancel([syscall.id], module=syscall.module, error=cancelled)
-        raise
-    finally:
-        telling.cancel()
+async def _run(operator: Operator, syscall: Syscall) -> Reply:
+    async with operator.client() as client:
+        pending = client.submit(syscall)
+        telling = asyncio.create_task(_tell_when_parked(operator, syscall.id))
+        try:
+            return await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S)
+        except asyncio.CancelledError:
+            cancelled = Cancelled("the command was interrupted", syscall_id=syscall.id)
+            await operator.control.cancel([syscall.id], module=syscall.module, error=cancelled)
+            raise
+        finally:
+            telling.cancel()
 
 
-async def _tell_when_parked(client: KernelClient, pending: Pending) -> None:
+async def _tell_when_parked(operator: Operator, syscall_id: str) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
-        view = await client.control.job(pending.syscall_id)
-        if view is not None and view.state == "parked":
-            typed = short_id(pending.syscall_id)
-            click.echo(f"{typed} waits for a person: `aios approve {typed}` shows what it would do",
-                       err=True)  # fmt: skip
-            return
+        with contextlib.suppress(Unavailable):  # it comes back, or the reply says that it did not
+            view = await operator.control.job(syscall_id)
+            if view is not None and view.state == "parked":
+                typed = short_id(syscall_id)
+                click.echo(f"{typed} waits for a person: `aios approve {typed}` shows what it "
+                           "would do", err=True)  # fmt: skip
+                return
 
 
 def _conclude(reply: Reply, asker: Asker) -> None:

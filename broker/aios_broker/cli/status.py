@@ -3,7 +3,7 @@
 import click
 import msgspec
 
-from aios_broker.cli.client import KernelClient
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import with_kernel
 from aios_broker.cli.settings import find_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
@@ -42,10 +42,10 @@ def status(*, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-async def _at_work(client: KernelClient) -> tuple[str | None, list[str]]:
-    await client.connection.execute("PING")
-    workers = await client.fleet.live_workers()
-    return await client.fleet.leading_scheduler(), [worker.name for worker in workers]
+async def _at_work(operator: Operator) -> tuple[str | None, list[str]]:
+    await operator.connection.execute("PING")
+    workers = await operator.fleet.live_workers()
+    return await operator.fleet.leading_scheduler(), [worker.name for worker in workers]
 
 
 def _show(record: KernelRecord, scheduler: str | None, workers: list[str]) -> None:

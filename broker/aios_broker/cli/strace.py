@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import click
 import msgspec
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.happenings import follow, open_history
 from aios_broker.cli.human import narrow_seconds, plural, short_id
 from aios_broker.cli.journal import line_of
 from aios_broker.cli.lookup import Ended, find
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.job import decode_job
@@ -63,11 +63,11 @@ def strace(  # noqa: PLR0913  one parameter per option
       aios strace --module llm --count 10 --json
     """  # noqa: D301 - \b keeps click from wrapping
 
-    async def work(client: KernelClient) -> None:
-        async with open_history(client) as history:
-            tracer = _Tracer(client, history, width, verbose=verbose, as_json=as_json)
+    async def work(operator: Operator) -> None:
+        async with open_history(operator) as history:
+            tracer = _Tracer(operator, history, width, verbose=verbose, as_json=as_json)
             if syscall_id is not None:
-                found = await find(client, syscall_id)
+                found = await find(operator, syscall_id)
                 ended = isinstance(found, Ended)
                 await tracer.one(found.job_id, ended=ended)
             else:
@@ -83,9 +83,9 @@ class _Tracer:
     """Prints syscalls as they end."""
 
     def __init__(
-        self, client: KernelClient, history: History, width: int, *, verbose: bool, as_json: bool
+        self, operator: Operator, history: History, width: int, *, verbose: bool, as_json: bool
     ) -> None:
-        self._client = client
+        self._operator = operator
         self._history = history
         self._width = width
         self._verbose = verbose
@@ -128,8 +128,8 @@ class _Tracer:
 
     async def _read(self, happening: Happening) -> Trace:
         job_id = happening.transition.job_id
-        data, reply = await self._client.connection.execute(
-            "HMGET", self._client.keys.job(job_id), "data", "aios_reply"
+        data, reply = await self._operator.connection.execute(
+            "HMGET", self._operator.keys.job(job_id), "data", "aios_reply"
         )
         return Trace(happening, _syscall(data, job_id), _reply(reply))
 

@@ -11,15 +11,18 @@ import click
 import msgspec
 
 from aios_broker.cli.chat_options import take_chat_fields, with_chat_options
-from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
 from aios_broker.cli.human import plural, seconds
 from aios_broker.cli.lookup import find
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, exit_code_of, with_kernel
 from aios_broker.cli.tables import show_json
+from aios_broker.client.asking import REPLY_GRACE_S, reply_of, taken
+from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled, KernelError, from_wire
 from aios_broker.contract.llm import ToolCall
 from aios_broker.contract.reply import (
     ChatResult,
+    Chunk,
     ContextResult,
     EchoResult,
     EmbedResult,
@@ -89,10 +92,10 @@ def submit(**given: object) -> None:
     except KernelError as error:
         raise CommandFailed(error, as_json=options.as_json) from error
 
-    async def work(client: KernelClient) -> Reply | None:
+    async def work(operator: Operator) -> Reply | None:
         if syscall is None:
-            return await _attach(client, options)
-        return await _submit(client, syscall, options)
+            return await _attach(operator, options)
+        return await _submit(operator, syscall, options)
 
     reply = with_kernel(work, as_json=options.as_json)
     if reply is not None:
@@ -145,43 +148,77 @@ def _given(fields: Fields) -> Fields:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-async def _submit(client: KernelClient, syscall: Syscall, options: Options) -> Reply | None:
-    [pending] = await client.submit([syscall], wait=not options.detach)
-    if options.detach:
-        if options.as_json:
-            show_json({"id": syscall.id})
-        else:
-            click.echo(syscall.id)
-        return None
-    try:
-        return await _hear(pending, syscall.deadline_s + REPLY_GRACE_S, options)
-    except asyncio.CancelledError:
-        error = Cancelled("its caller went away (Ctrl-C)")
-        await client.control.cancel([syscall.id], error, module=syscall.module)
-        click.echo(f"\ncancelled {syscall.id}", err=True)
-        raise
+async def _submit(operator: Operator, syscall: Syscall, options: Options) -> Reply | None:
+    async with operator.client() as client:
+        pending = client.submit(syscall)
+        await taken(pending)
+        if options.detach:
+            client.let_go(pending)
+            _show_id(syscall.id, options)
+            return None
+        try:
+            return await _hear(pending, syscall.deadline_s + REPLY_GRACE_S, options)
+        except asyncio.CancelledError:
+            error = Cancelled("its caller went away (Ctrl-C)")
+            await operator.control.cancel([syscall.id], error, module=syscall.module)
+            click.echo(f"\ncancelled {syscall.id}", err=True)
+            raise
 
 
-async def _attach(client: KernelClient, options: Options) -> Reply:
+def _show_id(syscall_id: str, options: Options) -> None:
+    if options.as_json:
+        show_json({"id": syscall_id})
+    else:
+        click.echo(syscall_id)
+
+
+async def _attach(operator: Operator, options: Options) -> Reply:
     assert options.attach is not None
-    found = await find(client, options.attach)
-    pending = await client.attach(found.job_id)
-    return await _hear(pending, ATTACH_TIMEOUT_S, options)
+    found = await find(operator, options.attach)
+    async with operator.client() as client:
+        pending = client.attach(found.job_id)
+        return await _hear(pending, ATTACH_TIMEOUT_S, options)
 
 
 async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
     """Wait for the reply; print what streams in meanwhile."""
     if options.as_json:
-        return await pending.reply(timeout_s)
-    printing = asyncio.create_task(_print_pieces(pending))
+        return await reply_of(pending, timeout_s)
+    printed = Printed()
+    printing = asyncio.create_task(printed.follow(pending))
     try:
-        reply = await pending.reply(timeout_s)
+        reply = await reply_of(pending, timeout_s)
         await printing
     finally:
         printing.cancel()
-    for line in _lines(reply, len(pending.text)):
+    for line in _lines(reply, printed.characters):
         click.echo(line)
     return reply
+
+
+class Printed:
+    """What has been printed of an answer: its text from the first character on, without a hole."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    async def follow(self, pending: Pending) -> None:
+        """Print the text as it comes, until the reply is here."""
+        seen = 0
+        while True:
+            news = pending.news()
+            while seen < len(pending.chunks):
+                self._print(pending.chunks[seen])
+                seen += 1
+            if pending.reply is not None:
+                return
+            await asyncio.shield(news)
+
+    def _print(self, chunk: Chunk) -> None:
+        # One who attached in the middle hears no beginning: the reply will bring it all.
+        if chunk.offset == self.characters:
+            click.echo(chunk.text, nl=False)
+            self.characters += len(chunk.text)
 
 
 def _lines(reply: Reply, printed: int) -> Iterator[str]:
@@ -210,11 +247,6 @@ def _lines(reply: Reply, printed: int) -> Iterator[str]:
 
 def _call_line(call: ToolCall) -> str:
     return f"{call.name}({call.arguments})"
-
-
-async def _print_pieces(pending: Pending) -> None:
-    async for piece in pending.pieces():
-        click.echo(piece, nl=False)
 
 
 def _conclude(reply: Reply, options: Options) -> None:

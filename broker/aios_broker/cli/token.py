@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from aios_broker.cli.approvals import kernel_store, operator
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import check_name
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.errors import InvalidConfig, KernelError
@@ -34,9 +34,9 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
 
     issued = Tokens.new()
 
-    async def put(client: KernelClient) -> None:
+    async def put(operator: Operator) -> None:
         await _enter(issued, agent, tenant)
-        await Tokens(client.connection, client.keys).put(issued, Identity(agent, tenant))
+        await Tokens(operator.connection, operator.keys).put(issued, Identity(agent, tenant))
 
     with_kernel(put, as_json=as_json)
     if as_json:

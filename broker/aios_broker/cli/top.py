@@ -18,8 +18,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import narrow_seconds, plural
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.ps import COLUMNS, read_jobs, rows_of, summary
 from aios_broker.cli.queues import read_queues
 from aios_broker.cli.session import EXIT_CODES, Interrupted, with_kernel
@@ -56,11 +56,11 @@ def top(count: int | None, *, as_json: bool) -> None:
     """
     live = sys.stdout.isatty() and not as_json
 
-    async def work(client: KernelClient) -> None:
+    async def work(operator: Operator) -> None:
         if live:
-            await _watch(client, count)
+            await _watch(operator, count)
         else:
-            await _print_frames(client, count or 1, as_json=as_json)
+            await _print_frames(operator, count or 1, as_json=as_json)
 
     try:
         with_kernel(work, as_json=as_json)
@@ -68,14 +68,14 @@ def top(count: int | None, *, as_json: bool) -> None:
         return  # the usual way to leave it
 
 
-async def read_frame(client: KernelClient) -> Frame:
+async def read_frame(operator: Operator) -> Frame:
     """Read one frame."""
     return Frame(
-        queues=await read_queues(client),
-        workers=await client.fleet.live_workers(),
-        jobs=await read_jobs(client, MODULES, limit=JOBS_READ),
-        suspended=await client.fleet.suspended(),
-        memory=await memory_totals(client.connection, client.keys),
+        queues=await read_queues(operator),
+        workers=await operator.fleet.live_workers(),
+        jobs=await read_jobs(operator, MODULES, limit=JOBS_READ),
+        suspended=await operator.fleet.suspended(),
+        memory=await memory_totals(operator.connection, operator.keys),
     )
 
 
@@ -144,11 +144,11 @@ def _footer(jobs: Sequence[JobView], room: int) -> str:
     return f"{summary(jobs)}{hidden}"
 
 
-async def _print_frames(client: KernelClient, count: int, *, as_json: bool) -> None:
+async def _print_frames(operator: Operator, count: int, *, as_json: bool) -> None:
     for number in range(count):
         if number:
             await asyncio.sleep(REFRESH_S)
-        frame = await read_frame(client)
+        frame = await read_frame(operator)
         if as_json:
             click.echo(msgspec.json.encode(frame).decode())
             continue
@@ -160,11 +160,11 @@ async def _print_frames(client: KernelClient, count: int, *, as_json: bool) -> N
         click.echo(summary(frame.jobs) if frame.jobs else "no syscalls")
 
 
-async def _watch(client: KernelClient, count: int | None) -> None:
+async def _watch(operator: Operator, count: int | None) -> None:
     """Draw until `q`, or `count` frames."""
     console = Console()
     ended = asyncio.Event()
-    first = draw(await read_frame(client), console)
+    first = draw(await read_frame(operator), console)
     with _keys(ended), Live(first, console=console, screen=True, auto_refresh=False) as live:
         drawn = 1
         while count is None or drawn < count:
@@ -173,7 +173,7 @@ async def _watch(client: KernelClient, count: int | None) -> None:
                     await ended.wait()
                 return
             except TimeoutError:
-                live.update(draw(await read_frame(client), console), refresh=True)
+                live.update(draw(await read_frame(operator), console), refresh=True)
                 drawn += 1
 
 

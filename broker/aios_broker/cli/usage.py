@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.human import seconds
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.settings import current_config, find_kernel
 from aios_broker.cli.tables import Column, show_json, show_table
@@ -55,10 +55,10 @@ def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
       aios usage --by program --hours 24 --json
     """  # noqa: D301 - \b keeps click from wrapping
 
-    async def read(client: KernelClient) -> list[Line]:
+    async def read(operator: Operator) -> list[Line]:
         if hours is None:
-            return await counters(Quotas(Functions(client.connection), client.keys), scope)
-        return await history(client.keys, scope, hours)
+            return await counters(Quotas(Functions(operator.connection), operator.keys), scope)
+        return await history(operator.keys, scope, hours)
 
     lines = sorted(with_kernel(read, as_json=as_json), key=_most_used)
     if as_json:

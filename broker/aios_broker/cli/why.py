@@ -6,8 +6,8 @@ import click
 import msgspec
 
 from aios_broker.cli.approvals import kernel_store
-from aios_broker.cli.client import KernelClient
 from aios_broker.cli.lookup import Ended, find, parse_module
+from aios_broker.cli.operator import Operator
 from aios_broker.cli.reasons import Explanation, Surroundings, explain, explain_ended
 from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
@@ -36,11 +36,11 @@ def why(syscall_id: str, *, as_json: bool) -> None:
       aios why 3f2a91bc --json
     """  # noqa: D301 - \b keeps click from wrapping
 
-    async def read(client: KernelClient) -> tuple[str, Explanation]:
-        found = await find(client, syscall_id)
+    async def read(operator: Operator) -> tuple[str, Explanation]:
+        found = await find(operator, syscall_id)
         if isinstance(found, Ended):
             return found.job_id, explain_ended(found)
-        return found.job_id, explain(found, await surroundings(client, found))
+        return found.job_id, explain(found, await surroundings(operator, found))
 
     job_id, explanation = with_kernel(read, as_json=as_json)
     if as_json:
@@ -56,17 +56,17 @@ def why(syscall_id: str, *, as_json: bool) -> None:
             click.echo(f"  {name.ljust(width)}  {value}")
 
 
-async def surroundings(client: KernelClient, job: JobView) -> Surroundings:
+async def surroundings(operator: Operator, job: JobView) -> Surroundings:
     """Read what decides over a job."""
     module = parse_module(job.module)
-    quotas = Quotas(Functions(client.connection), client.keys)
-    workers = [worker for worker in await client.fleet.live_workers() if worker.module == module]
+    quotas = Quotas(Functions(operator.connection), operator.keys)
+    workers = [worker for worker in await operator.fleet.live_workers() if worker.module == module]
     return Surroundings(
-        policy=await client.control.policy(module),
-        jobs=await client.control.jobs(module, limit=JOBS_LIMIT),
+        policy=await operator.control.policy(module),
+        jobs=await operator.control.jobs(module, limit=JOBS_LIMIT),
         workers=workers,
-        fleet_suspended=await client.fleet.suspended(),
-        scheduler=await client.fleet.leading_scheduler(),
+        fleet_suspended=await operator.fleet.suspended(),
+        scheduler=await operator.fleet.leading_scheduler(),
         barrier=await quotas.barrier(module, job.job_id) if job.position is not None else None,
         approval=await approval_of(job.job_id) if job.state == "parked" else None,
     )

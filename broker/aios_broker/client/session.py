@@ -61,6 +61,11 @@ class Session:
         self._spawn(self._listen())
         self._spawn(self._watch())
 
+    @property
+    def works(self) -> bool:
+        """Whether it is open, and no fault has ended it for good."""
+        return self._is_open and not self._fault
+
     def submit(self, syscall: Syscall) -> Pending:
         """Publish a syscall, with all others of this loop tick; join one that is under way."""
         self._require_open()
@@ -101,6 +106,10 @@ class Session:
         forks.require_same(self._fork)
         if pending.syscall is not None and pending.reply is None and self._is_open:
             self._spawn(self._cancel_quietly(pending))
+
+    def let_go(self, pending: Pending) -> None:
+        """Wait for a syscall no more: it goes on, leaving does not cancel it."""
+        self._pending.pop(pending.id, None)
 
     async def status(self, pending: Pending) -> CallStatus:
         """Return where a syscall stands; raise the error of one that never came to stand."""

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aios_broker.cli.client import REPLY_GRACE_S, KernelClient, Pending
+from aios_broker.client.asking import REPLY_GRACE_S, reply_of
+from aios_broker.client.pending import Pending
+from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.contract.reply import ChatResult, Reply
 from aios_broker.demo.history import Slice
 from aios_broker.demo.load import Ask, DemoAgent, syscall_of
+from aios_broker.queues.control import Control
 from aios_broker.queues.records import JobView, PolicyRow
 
 LOOK_EVERY_S = 0.25  # how often the view is fed while the load runs
@@ -86,20 +89,22 @@ class Demo:
 
     def __init__(
         self,
-        client: KernelClient,
+        client: Session,
+        control: Control,
         agents: Sequence[DemoAgent],
         view: View,
         *,
         core: str | None = None,
     ) -> None:
         self._client = client
+        self._control = control
         self._agents = agents
         self._view = view
         self._core = core
 
     async def warm_up(self) -> str:
         """Let the core answer once, under the quantum to come; return its model name."""
-        await self._client.control.set_policy("llm", ROUND_ROBIN)
+        await self._control.set_policy("llm", ROUND_ROBIN)
         ask = Ask("question", "Hello", WARM_UP_TOKENS, 0.0, 0)
         agent = DemoAgent("warm-up", "question", 0.0, (ask,))
         result = (await self._ask_alone(agent, ask)).reply.unwrap()
@@ -108,7 +113,7 @@ class Demo:
 
     async def run(self, policy: PolicyRow) -> PolicyRun:
         """Run the whole load under a policy; switches the running kernel to it."""
-        await self._client.control.set_policy("llm", policy)
+        await self._control.set_policy("llm", policy)
         run = PolicyRun(policy.name)
         self._view.began(policy.name, self._agents)
         began_s = time.monotonic()
@@ -151,7 +156,7 @@ class Demo:
             for ask in agent.asks
         ]
         run.owners.update((syscall.id, agent.name) for syscall in syscalls)
-        pending = await self._client.submit(syscalls)
+        pending = [self._client.submit(syscall) for syscall in syscalls]
         for ask, one in zip(agent.asks, pending, strict=True):
             self._view.sent(agent, ask, one)
         limit_s = syscalls[0].deadline_s + REPLY_GRACE_S
@@ -161,19 +166,19 @@ class Demo:
         ))  # fmt: skip
 
     async def _answer(self, agent: DemoAgent, ask: Ask, pending: Pending, limit_s: float) -> Answer:
-        answer = Answer(agent, ask, await pending.reply(limit_s))
+        answer = Answer(agent, ask, await reply_of(pending, limit_s))
         self._view.answered(answer)
         return answer
 
     async def _watch(self) -> None:
         while True:
             with contextlib.suppress(RedisUnavailable):  # it comes back; the answers wait for it
-                self._view.looked(await self._client.control.jobs("llm"))
+                self._view.looked(await self._control.jobs("llm"))
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _reference(self, answer: Answer) -> Answer:
         """Run a generation again until nothing interrupts it."""
-        await self._client.control.set_policy("llm", FIFO)
+        await self._control.set_policy("llm", FIFO)
         for _ in range(REFERENCE_TRIES):
             reference = await self._ask_alone(answer.agent, answer.ask)
             if not reference.was_interrupted:
@@ -182,5 +187,5 @@ class Demo:
 
     async def _ask_alone(self, agent: DemoAgent, ask: Ask) -> Answer:
         syscall = syscall_of(agent, ask, core=self._core, program="demo-reference")
-        [pending] = await self._client.submit([syscall])
-        return Answer(agent, ask, await pending.reply(syscall.deadline_s + REPLY_GRACE_S))
+        pending = self._client.submit(syscall)
+        return Answer(agent, ask, await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S))

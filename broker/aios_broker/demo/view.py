@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aios_broker.cli.client import Pending
 from aios_broker.cli.human import first_words, plural, seconds
+from aios_broker.client.pending import Pending
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.syscall import State
 from aios_broker.demo.load import Ask, DemoAgent
@@ -65,13 +65,13 @@ class Progress:
 
     def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
         """An agent submitted."""
-        self.requests[pending.syscall_id] = _Request(agent, ask, pending)
+        self.requests[pending.id] = _Request(agent, ask, pending)
 
     def looked(self, jobs: Sequence[JobView]) -> None:
         """The queue was looked at."""
         for job in jobs:
             request = self.requests.get(job.job_id)
-            if request is not None and request.pending.ended is None:
+            if request is not None and request.pending.reply is None:
                 request.state, request.tokens = job.state, job.tokens
                 request.waited_s = job.queued_s
 
@@ -197,10 +197,14 @@ class LiveView(Progress):
         marks = Text()
         for request in requests:
             marks.append(*MARKS[request.state])
-        texts = [r for r in requests if r.pending.text]
+        texts = [r for r in requests if r.pending.chunks]
         room = self._console.width - sum(width + 1 for _, width, _ in FIXED_COLUMNS)
-        words = first_words(texts[-1].pending.text, max(room, 1)) if texts else ""
+        words = first_words(_text(texts[-1].pending), max(room, 1)) if texts else ""
         return [
             Text(agent.name), marks, Text(str(sum(r.tokens for r in requests))),
             Text(seconds(max((r.waited_s for r in requests), default=0.0))), Text(words),
         ]  # fmt: skip
+
+
+def _text(pending: Pending) -> str:
+    return "".join(chunk.text for chunk in pending.chunks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -105,10 +104,8 @@ class Reading:
         """Return what has a core count, by syscalls of its own."""
 
         async def count(texts: Sequence[str]) -> Sequence[int]:
-            # The step names the texts: run again after a change of notes, it is another one.
-            digest = hashlib.sha256("\x1f".join(texts).encode()).hexdigest()[:16]
             body = LlmCount(tuple(texts), core)
-            result = await self._desk.ground.calls.call(asked.syscall, body, f"count-{digest}")
+            result = await self._desk.ground.calls.call(asked.syscall, body, "count")
             if not isinstance(result, CountResult):
                 raise CoreError("the core did not answer with counts")
             return result.tokens
