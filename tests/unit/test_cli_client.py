@@ -7,6 +7,7 @@ import pytest
 from aios_broker.cli.client import KernelClient, Pending, submission
 from aios_broker.contract.errors import RedisUnavailable, WaitTimeout
 from aios_broker.contract.llm import LlmChat, Message
+from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import ChatResult, Chunk, Reply
 from aios_broker.contract.syscall import Syscall
 
@@ -53,7 +54,8 @@ def test_a_submission_carries_what_the_scheduler_needs() -> None:
         body=LlmChat(messages=(Message("user", "hi"),), core="small"),
     )  # fmt: skip
     job = submission(syscall, "client-1")
-    assert (job.job_id, job.client, job.core, job.deadline_s) == (ID, "client-1", "small", 30.0)
+    assert (job.job_id, job.client, job.deadline_s) == (ID, "client-1", 30.0)
+    assert job.needs == (Need("core", "small"),)
     facts = job.facts
     assert (facts.agent, facts.program, facts.tenant, facts.nice, facts.kind) == (
         "writer", "novel", "acme", 5, "llm.chat",

@@ -9,6 +9,7 @@ from aios_broker.cli.lookup import Ended
 from aios_broker.cli.reasons import Surroundings, explain, explain_ended
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import Reply, Timings, failure
 from aios_broker.contract.syscall import State
 from aios_broker.queues.fleet import WorkerView
@@ -21,7 +22,7 @@ WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", hea
 def job(number: int, state: State = "queued", **fields: object) -> JobView:
     known: dict[str, object] = {
         "job_id": f"{number:032x}", "module": "llm", "state": state,
-        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "core": "", "worker": "",
+        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "needs": (), "worker": "",
         "attempt": 1, "slices": 2, "suspensions": 2, "losses": 0, "tokens": 48, "queued_s": 12.0,
         "ran_s": 3.0, "age_s": 20.0, "deadline_in_s": 580.0, "position": None, "score": None,
     }  # fmt: skip
@@ -64,7 +65,7 @@ def test_free_slots_that_go_to_others_before_it_are_no_reason() -> None:
     [
         (replace(BUSY, fleet_suspended=True), WAITING[0], "fleet-suspended"),
         (replace(BUSY, workers=[]), WAITING[0], "no-worker"),
-        (BUSY, job(5, position=2, core="large"), "no-core"),
+        (BUSY, job(5, position=2, needs=(Need("core", "large"),)), "no-core"),
         (BUSY, job(6, "held"), "held"),
         (BUSY, job(7, "parked"), "parked"),
         (BUSY, RUNNING[0], "running"),
@@ -110,7 +111,9 @@ def test_a_quota_says_whose_it_is_and_when_it_opens(barrier: Barrier, words: str
 
 def test_a_slot_of_another_core_is_not_counted() -> None:
     other = WorkerView("llm-2", "llm", slots=8, cores=("large",), state="idle", heartbeat_age_s=0.1)
-    found = explain(job(5, position=0, core="small"), replace(BUSY, workers=[WORKER, other]))
+    found = explain(
+        job(5, position=0, needs=(Need("core", "small"),)), replace(BUSY, workers=[WORKER, other])
+    )
     assert (found.rule, found.numbers["slots"]) == ("order", 2)
 
 

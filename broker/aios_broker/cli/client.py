@@ -280,6 +280,6 @@ def submission(syscall: Syscall, client: str) -> Submission:
     )  # fmt: skip
     return Submission(
         job_id=syscall.id, data=encode_job(syscall), facts=facts, client=client,
-        core=syscall.core, deadline_s=syscall.deadline_s,
+        needs=syscall.needs, deadline_s=syscall.deadline_s,
         description=f"{syscall.kind} of {syscall.agent}/{syscall.program}",
     )  # fmt: skip
