@@ -248,7 +248,7 @@ MUTANTS = (
            "if freed and freed.limited[i] == subject then", "if false then", QUOTA_TEST),
     Mutant("under fifo nobody yields who is over", LUA + "slice.lua",
            "return over or preempt", "return preempt", QUOTA_TEST),
-    Mutant("a look begins anew each time", LUA + "quota.lua",
+    Mutant("a look begins anew each time", LUA + "admission.lua",
            "return count(place), FAR_LOOK", "return 0, FAR_LOOK", QUOTA_TEST),
     Mutant("a minute never fills up", LUA + "quota.lua",
            "left + (c.now - at) * limit / 60000", "left", QUOTA_TEST),
