@@ -119,26 +119,6 @@ async def test_a_need_that_this_release_does_not_know_is_not_served(user: QueueU
     assert views[strange].needs == (Need("lock", "w"),)
 
 
-@pytest.mark.parametrize(
-    ("needs", "field", "words"),
-    [
-        (["lock:a b"], "needs[0]", "names no lock"),
-        (["tool:x", "gpu:1"], "needs[1]", "no need"),
-        (["core:"], "needs[0]", "names no core"),
-        (["lock:" + "x" * 129], "needs[0]", "names no lock"),
-        (["tool"], "needs[0]", "names no tool"),
-        (["core:a", "core:b"], "needs", "more than one core"),
-        (["tool:x", "tool:x"], "needs", "twice"),
-        ([f"tool:{n}" for n in range(MAX_NEEDS + 1)], "needs", f"limit is {MAX_NEEDS}"),
-    ],
-)
-def test_bad_needs_are_refused_by_name(needs: list[str], field: str, words: str) -> None:
-    with pytest.raises(InvalidSyscall, match=words) as caught:
-        read_needs(needs)
-    assert caught.value.field == field
-    assert caught.value.remedy
-
-
 async def test_the_queue_takes_no_more_needs_than_it_may(user: QueueUser) -> None:
     many = tuple(Need("tool", str(n)) for n in range(MAX_NEEDS + 1))
     with pytest.raises(InvalidSyscall, match="limit is"):

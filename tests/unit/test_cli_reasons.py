@@ -12,6 +12,7 @@ from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import Reply, Timings, failure
 from aios_broker.contract.syscall import State
+from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import Facts, JobView, PolicyRow
@@ -131,3 +132,27 @@ def test_an_ended_one_tells_its_error_and_its_times() -> None:
     answered = Reply("0" * 32, timings=Timings(queued_s=2.0, ran_s=1.0, slices=3, attempts=3))
     numbers = explain_ended(Ended("0" * 32, "finished", answered)).numbers
     assert (numbers["waited"], numbers["slices"]) == ("2.0 s", 3)
+
+
+def test_a_resource_says_who_holds_it_and_whom_it_is_owed_to() -> None:
+    shortage = Shortage(Resource.lock("report", "acme"), holders=1, limit=1, owed_to="a" * 32)
+    found = explain(WAITING[0], replace(BUSY, barrier=shortage))
+    assert found.rule == "resource"
+    assert "lock 'report' of tenant 'acme': 1 of 1 place taken" in found.text
+    assert "owed to aaaaaaaa" in found.text
+    assert (found.numbers["resource"], found.numbers["held"]) == ("lock:acme report", 1)
+
+
+def test_a_tool_without_places_is_waited_for_in_vain() -> None:
+    found = explain(
+        WAITING[0], replace(BUSY, barrier=Shortage(Resource.tool("search"), 0, 0, owed_to=None))
+    )
+    assert found.remedy == "raise its limit"
+    assert "owed" not in found.text
+
+
+def test_a_program_that_is_not_admitted_says_so() -> None:
+    barrier = NotAdmitted(Subject.of_program("p", "ada"), ends_in_s=4.0)
+    found = explain(WAITING[0], replace(BUSY, barrier=barrier))
+    assert (found.rule, found.numbers["program"]) == ("program", "p")
+    assert "program 'p' of agent 'ada'" in found.text

@@ -171,7 +171,7 @@ def _barred(barrier: Barrier | Shortage | NotAdmitted | None) -> Explanation | N
 
 def _short_of(shortage: Shortage) -> Explanation:
     what, owed_to = shortage.resource.words, shortage.owed_to
-    text = f"It waits for {what}: {plural(shortage.holders, 'syscall')} of {shortage.limit} hold it"
+    text = f"It waits for {what}: {shortage.holders} of {plural(shortage.limit, 'place')} taken"
     if owed_to is not None:
         text += f", and the next place is owed to {short_id(owed_to)}, which has waited longer"
     return Explanation(
