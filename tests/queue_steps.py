@@ -80,8 +80,10 @@ class ClientsAndWorkers(Debts):
 
     # What workers do.
 
-    @rule(want=st.integers(0, 3))
-    def claim(self, want: int) -> None:
+    @rule(want=st.integers(0, 3), after_long=st.booleans())
+    def claim(self, want: int, *, after_long: bool = False) -> None:
+        if after_long:
+            self.all_have_waited_long()
         self.take(self.do(self.queue.claim("worker", Appetite(want, 60.0))), want)
 
     def take(self, leases: list[Lease], want: int) -> None:

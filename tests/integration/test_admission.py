@@ -24,6 +24,7 @@ from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Facts, Lease, SliceUse, Submission
 from tests.examples import SAME_EACH_TIME
 from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
+from tests.waiting import wait_until_async
 
 LOOKAHEAD = 64  # of lib.lua
 MOST_OWED = 64  # of admission.lua
@@ -100,6 +101,12 @@ async def test_a_program_that_is_needed_is_the_agents_own(
 
     assert await admission.bar("llm", epoch, [], 60.0)
     assert len(await claim(user, 9)) == 2
+
+
+async def test_a_bar_that_nobody_renews_is_over(user: QueueUser, admission: Admission) -> None:
+    await admission.bar("llm", await user.lead(), [Subject.of_program("main", "ada")], 0.005)
+    mine = await submit(user)
+    assert await wait_until_async(lambda: claim(user)) == [mine]
 
 
 async def test_a_program_has_as_many_places_as_its_limit(

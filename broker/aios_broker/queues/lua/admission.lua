@@ -261,6 +261,7 @@ do
     -- A job is chosen to run.
     function admission.enter(c, job)
         quota.moved(c, job.facts or nil, 'q', 'r', job.id)
+        if not job.needs then return end
         for _, resource in ipairs(resources_of(c, job)) do
             holders(c, resource, math.huge)
             c.held_by[resource].taken = c.held_by[resource].taken + 1

@@ -18,7 +18,8 @@ end
 local function unserved_core(c, jobs)
     local names
     for _, job in ipairs(jobs) do
-        for core in string.gmatch(job.needs, 'core:(%S+)') do
+        local core = job.needs ~= '' and string.match(' ' .. job.needs, ' core:(%S+)')
+        if core then
             names = names or served_cores(c)
             if not names[core] then
                 local answer = {'core', core}
