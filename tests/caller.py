@@ -75,7 +75,7 @@ class Caller:
         syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
         await self.queue(syscalls[0].module).submit([
             Submission(each.id, encode_job(each), Facts("ada", each.kind), self._client,
-                       each.core, deadline_s)
+                       each.needs, deadline_s)
             for each in syscalls
         ])  # fmt: skip
         return [each.id for each in syscalls]

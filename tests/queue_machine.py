@@ -16,9 +16,10 @@ from aios_broker.contract.errors import Cancelled
 from aios_broker.queues.full_look import ALL_AT_ONCE
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import QuotaRow, Subject
+from tests.queue_admission import WhoMayRun
 from tests.queue_checks import CLIENTS, MAX_LOSSES
 from tests.queue_model import ANY_AGENT, STRANGER, Known, owners
-from tests.queue_steps import CARD, IDS, NOTHING_MORE, ClientsAndWorkers
+from tests.queue_steps import CARD, IDS, NOTHING_MORE
 
 __all__ = ["NOTHING_MORE", "QueueMachine"]
 
@@ -33,7 +34,7 @@ LIMITS = st.builds(
 KEPT_OUT = ("held", "parked")
 
 
-class QueueMachine(ClientsAndWorkers):
+class QueueMachine(WhoMayRun):
     """What becomes of syscalls, who interferes, and who limits whom."""
 
     all_at_once = ALL_AT_ONCE  # of what is live, looked at in one step
@@ -193,7 +194,9 @@ class QueueMachine(ClientsAndWorkers):
         self.all_at_once = all_at_once
 
     def reconcile(self) -> int:
-        return self.do(self.order.reconcile(self.epoch, all_at_once=self.all_at_once))
+        mended = self.do(self.order.reconcile(self.epoch, all_at_once=self.all_at_once))
+        self.settle_debts()
+        return mended
 
     def stock(self, job_id: str) -> rq.job.Job:
         return rq.job.Job.fetch(job_id, connection=self.raw, serializer=JSONSerializer)

@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from aios_broker.contract.needs import Need
+from aios_broker.queues.admission import Resource
 from aios_broker.queues.quota import QuotaRow, Subject
 
 COUNTS = ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
@@ -56,6 +58,41 @@ def owners(job_id: str) -> tuple[Subject, Subject, Subject]:
     program = f"p{int(job_id, 16)}"
     return (Subject.of_tenant("default"), Subject.of_agent(agent),
             Subject.of_program(program, agent))  # fmt: skip
+
+
+TOOL, LOCK = Resource.tool("t"), Resource.lock("w")
+NEEDS = (
+    (Need("tool", "t"), Need("lock", "w")), (Need("lock", "w"),), (Need("tool", "t"),), (),
+)  # fmt: skip
+
+
+def needs_of(job_id: str) -> tuple[Need, ...]:
+    """Return what a syscall needs: all that two others need, or nothing."""
+    return NEEDS[int(job_id, 16) % len(NEEDS)]
+
+
+def resources_of(job_id: str) -> frozenset[Resource]:
+    """Return the resources that a syscall holds while it runs."""
+    by_kind = {"tool": TOOL, "lock": LOCK}
+    return frozenset(by_kind[need.kind] for need in needs_of(job_id))
+
+
+@dataclass
+class Premises:
+    """What decides who may run beside quotas: limits, programs that are barred, debts."""
+
+    tool_limit: int | None = None
+    barred: frozenset[Subject] = frozenset()
+    # Resource -> the syscall that gets the next place, and the time in its record since it waits.
+    owed: dict[Resource, tuple[str, int]] = field(default_factory=dict)
+
+    def limit(self, resource: Resource) -> int | None:
+        return self.tool_limit if resource == TOOL else 1
+
+    def is_free(self, resource: Resource, holders: int, *, owed: bool) -> bool:
+        """Return whether one more may hold it; a debt to another counts as one more holder."""
+        limit = self.limit(resource)
+        return limit is None or holders + owed < limit
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The steps of clients and workers on the model of the queues."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 import pytest
@@ -12,8 +11,9 @@ from aios_broker.contract.errors import QuotaExceeded
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import Ending, Facts, Lease, Pause, SliceUse, Submission, WorkerCard
-from tests.queue_checks import CLIENTS, QueueChecks
-from tests.queue_model import Known, Used, owners
+from tests.queue_checks import CLIENTS
+from tests.queue_debts import Debts
+from tests.queue_model import Known, Used, needs_of, owners, resources_of
 
 IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 NOTHING_MORE = Appetite(want=0, lease_s=60.0)
@@ -27,7 +27,7 @@ def facts_of(job_id: str) -> Facts:
     return Facts(agent.agent, "llm.chat", program.program, tenant.tenant)
 
 
-class ClientsAndWorkers(QueueChecks):
+class ClientsAndWorkers(Debts):
     """Who submits and who runs."""
 
     # What clients do.
@@ -38,7 +38,7 @@ class ClientsAndWorkers(QueueChecks):
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4), by=st.sampled_from(CLIENTS))
     def submit(self, ids: list[str], by: str) -> None:
-        jobs = [Submission(i, b'["x",null,[],{}]', facts_of(i), by) for i in ids]
+        jobs = [Submission(i, b'["x",null,[],{}]', facts_of(i), by, needs_of(i)) for i in ids]
         if self.over_quota(ids):
             with pytest.raises(QuotaExceeded, match="its quota is"):
                 self.do(self.queue.submit(jobs))
@@ -80,33 +80,18 @@ class ClientsAndWorkers(QueueChecks):
 
     # What workers do.
 
-    @rule(want=st.integers(0, 3))
-    def claim(self, want: int) -> None:
+    @rule(want=st.integers(0, 3), after_long=st.booleans())
+    def claim(self, want: int, *, after_long: bool = False) -> None:
+        if after_long:
+            self.all_have_waited_long()
         self.take(self.do(self.queue.claim("worker", Appetite(want, 60.0))), want)
-
-    def next_ones(self, want: int) -> list[str]:
-        """Return what is lent next: the first that may run; one that lost a worker goes alone."""
-        chosen: list[str] = []
-        for job_id in self.line:
-            suspect = self.known[job_id].losses or (chosen and self.known[chosen[0]].losses)
-            if len(chosen) == want or (chosen and suspect):
-                break
-            if self.may_run(job_id, also=chosen):
-                chosen.append(job_id)
-        return chosen
-
-    def may_run(self, job_id: str, *, also: Sequence[str] = (), instead_of: str = "") -> bool:
-        """Return whether no quota keeps it from running beside those that run."""
-        running = [i for i, known in self.known.items() if known.state == "running"]
-        beside = [i for i in [*running, *also] if i != instead_of]
-        return all(
-            self.accounts.admits(subject, sum(subject in owners(i) for i in beside))
-            for subject in owners(job_id)[:2]
-        )
 
     def take(self, leases: list[Lease], want: int) -> None:
         assert [lease.job_id for lease in leases] == self.next_ones(want)
         for lease in leases:
+            for resource in resources_of(lease.job_id):
+                limit = self.premises.limit(resource)
+                assert limit is None or self.holders(resource) < limit
             self.line.remove(lease.job_id)
             known = self.known[lease.job_id]
             known.state, known.attempt = "running", known.attempt + 1

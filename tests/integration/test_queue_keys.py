@@ -20,6 +20,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
+from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.connection import Connection
@@ -124,9 +125,11 @@ class Scenario:
         calls = [Syscall(new_id(), "ada", ToolEcho("x")) for _ in range(3)]
         self.ids += [call.id for call in calls]
         client = self.random.choice(["client-1", "client-2", ""])
-        core = self.random.choice(["", "core-a"])
+        needs = self.random.choice(
+            [(), (Need("core", "core-a"),), (Need("tool", "x"), Need("lock", "y"))]
+        )
         await self.queue.submit([
-            Submission(call.id, encode_job(call), Facts("ada", call.kind), client, core,
+            Submission(call.id, encode_job(call), Facts("ada", call.kind), client, needs,
                        self.random.choice([0.05, 600.0]))
             for call in calls
         ])  # fmt: skip
@@ -233,7 +236,8 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
     lasting = {"queues", "aios:policy:tool", "aios:tokens", "aios:journal", "aios:cores",
                "aios:scheduler", "aios:reconciled", "aios:snapshot_total"}  # fmt: skip
     # Lists of ids whose entries reconcile drops when they expire.
-    registries = {"finished:tool", "failed:tool", "canceled:tool", "aios:quarantine:tool"}
+    registries = {"finished:tool", "failed:tool", "canceled:tool", "aios:quarantine:tool",
+                  "aios:holders:tool"}  # fmt: skip
     assert for_ever - registries - swept <= lasting
 
 
@@ -258,7 +262,7 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
            for field, name in named_in_lua().items() if name.startswith("aios:")},
     }  # fmt: skip
     assert ours == {field: f"p:{name}" for field, name in named_in_lua().items()}
-    assert len(ours) >= 18
+    assert len(ours) >= 22
 
     for field, key in {
         "job": keys.job("ID"), "results": keys.results("ID"), "worker": keys.worker("ID"),

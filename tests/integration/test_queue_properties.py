@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from aios_broker.contract.needs import Need
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission, WorkerCard
@@ -90,10 +91,14 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
         card = WorkerCard(core, "llm", pid=1, hostname="here", slots=2, cores=(core,))
         machine.do(machine.queue.birth(card))
     jobs = [
-        Submission(f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "", core="large")
+        Submission(
+            f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "", needs=(Need("core", "large"),)
+        )
         for number in range(500)
     ]
-    mine = Submission("f" * 32, b"[]", Facts("agent", "llm.chat"), "", core="small")
+    mine = Submission(
+        "f" * 32, b"[]", Facts("agent", "llm.chat"), "", needs=(Need("core", "small"),)
+    )
     machine.do(machine.queue.submit([*jobs, mine]))
     leases = machine.do(machine.queue.claim("small", Appetite(2, 60.0, ("small",))))
     assert [lease.job_id for lease in leases] == [mine.job_id]

@@ -10,8 +10,9 @@ from aios_broker.contract.errors import Cancelled, KernelError, QuotaExceeded
 from aios_broker.contract.syscall import new_id
 from aios_broker.ledger.books import Books
 from aios_broker.ledger.journal import parse_entry
+from aios_broker.queues.admission import Admission
 from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.quota import QuotaRow, Quotas, Subject, Use
+from aios_broker.queues.quota import Barrier, QuotaRow, Quotas, Subject, Use
 from aios_broker.queues.records import (
     Ending,
     Facts,
@@ -80,8 +81,8 @@ async def test_a_minute_fills_up_and_the_barrier_says_when(user: QueueUser, quot
     assert await slice_end(user, lease, 600 + 100) == "go"  # nobody else waits
     [waiting] = await user.waiting()
     assert await user.claim() == []
-    barrier = await quotas.barrier("llm", waiting)
-    assert barrier is not None
+    barrier = await Admission(user.functions).barrier("llm", waiting)
+    assert isinstance(barrier, Barrier)
     assert (barrier.limit, barrier.subject, barrier.most) == ("tokens_per_minute", ADA, 600)
     assert barrier.opens_in_s is not None
     assert 9.0 < barrier.opens_in_s <= 10.01  # 100 tokens at 600 a minute
@@ -89,7 +90,7 @@ async def test_a_minute_fills_up_and_the_barrier_says_when(user: QueueUser, quot
     key, field = user.keys.own("bucket:llm"), f"tokens {ADA}"
     level, at = (await user.redis.execute("HGET", key, field)).split()
     await user.redis.execute("HSET", key, field, f"{level.decode()} {int(at) - 10_010}")
-    assert await quotas.barrier("llm", waiting) is None
+    assert await Admission(user.functions).barrier("llm", waiting) is None
     assert [lease.job_id for lease in await user.claim()] == [waiting]
 
 
@@ -98,8 +99,8 @@ async def test_slot_time_bars_as_tokens_do(user: QueueUser, quotas: Quotas) -> N
     await submit(user, ADA, 2)
     [lease] = await user.claim()
     await slice_end(user, lease, 0, ran_s=7.0)
-    barrier = await quotas.barrier("llm", (await user.waiting())[0])
-    assert barrier is not None
+    barrier = await Admission(user.functions).barrier("llm", (await user.waiting())[0])
+    assert isinstance(barrier, Barrier)
     assert (barrier.limit, barrier.subject.words, barrier.used) == (
         "slot_seconds_per_minute", "tenant 'default'", 7.0,
     )  # fmt: skip
@@ -219,12 +220,13 @@ async def test_those_behind_a_long_line_of_barred_ones_get_their_turn(
     await quotas.set("llm", QuotaRow(ADA, max_running=0))
     await submit(user, ADA, 2500)
     [mine] = await submit(user, BOB)
-    note = user.keys.own("load:llm")
+    note = user.keys.own("far:llm")
     for _ in range(4):
         if leases := await user.claim():
             break
         assert await user.claim() == []  # at once: nobody looks far again so soon
-        await user.redis.execute("HSET", note, "missed", 0)
+        _, place = (await user.redis.execute("GET", note)).split()
+        await user.redis.execute("SET", note, b"0 " + place)
     assert [lease.job_id for lease in leases] == [mine]
     assert len(await user.waiting()) == 2500
 

@@ -17,8 +17,13 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import DefaultSerializer, JSONSerializer, Serializer
 
-from aios_broker.contract.reply import EchoResult, Reply
-from aios_broker.contract.syscall import ToolEcho
+from aios_broker.contract.job import encode_job
+from aios_broker.contract.needs import Need
+from aios_broker.contract.reply import EchoResult, Reply, encode
+from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.records import Ending, Facts, Submission
 from tests.busy_kernel import Listener, at_rest, busy_kernel
 from tests.caller import ROOT, WorkerProcess, chat, chat_result
 from tests.scheduler_process import SchedulerProcess
@@ -108,6 +113,44 @@ async def test_ours_and_stock_workers_share_a_queue(
     assert [reply.unwrap() for reply in replies] == [EchoResult(str(n)) for n in range(60)]
     assert await claims(caller) == dict.fromkeys(ids, 1)
     assert len({reply.worker.rpartition(".")[2] for reply in replies}) == 2  # both took part
+
+
+async def test_a_stock_worker_waits_for_what_its_job_needs(
+    caller: Listener, scheduler: SchedulerProcess
+) -> None:
+    """RQ pops what is next; our entry point asks whether it is admitted before it runs it."""
+    queue, lock = caller.queue("tool"), (Need("lock", "w"),)
+
+    def submission(text: str) -> Submission:
+        call = Syscall(new_id(), "ada", ToolEcho(text))
+        return Submission(call.id, encode_job(call), Facts("ada", call.kind), "", lock)
+
+    first, second = submission("first"), submission("second")
+    await queue.submit([first, second])
+    [lease] = await queue.claim("ours", Appetite(1, 60.0))
+    barred = Keys().job(second.job_id)
+
+    async with stock_worker(caller.url, "tool", FAST) as worker:
+        await wait_until_async(lambda: has_asked_for_a_second(caller))
+        assert worker.returncode is None
+        assert await caller.connection.execute("HGET", barred, "status") == b"started"  # by RQ
+        assert await caller.connection.execute("HEXISTS", barred, "aios_attempt") == 0
+        answer = encode(Reply(first.job_id, EchoResult("first")))
+        await queue.finish("ours", [Ending(lease, "finished", answer, 0.1)], Appetite(0, 1.0))
+        await wait_until_async(lambda: caller.connection.execute("HGET", barred, "aios_reply"))
+        await at_rest(caller)
+
+    assert await claims(caller) == {first.job_id: 1, second.job_id: 1}
+
+
+async def has_asked_for_a_second(caller: Listener) -> bool:
+    """Return whether the entry point in a stock worker has called our functions that long."""
+    clients = (await caller.connection.execute("CLIENT", "LIST")).decode().splitlines()
+    found = [dict(part.split("=", 1) for part in line.split()) for line in clients]
+    return any(
+        client["name"].partition(".rq")[1] and client["cmd"] == "fcall" and int(client["age"]) >= 1
+        for client in found
+    )
 
 
 async def test_the_job_of_a_stock_worker_that_was_killed_runs_again(

@@ -12,6 +12,7 @@ import redis
 from msgspec.structs import replace
 
 from aios_broker.contract.errors import Cancelled, UnknownCore
+from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import Appetite
@@ -229,7 +230,9 @@ async def test_a_late_finish_changes_nothing(caller: Caller) -> None:
 
 
 async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Caller) -> None:
-    call = Submission("0" * 32, b"[]", Facts("ada", "llm.chat"), "", core="far-core")
+    call = Submission(
+        "0" * 32, b"[]", Facts("ada", "llm.chat"), "", needs=(Need("core", "far-core"),)
+    )
     await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
     assert await caller.queue("llm").submit([call]) == ["queued"]
     await caller.connection.execute("DEL", "rq:aios:cores")
@@ -246,7 +249,7 @@ async def test_a_job_for_another_core_does_not_make_an_idle_worker_spin(caller: 
         await caller.hear(syscall_id)
         # The job below can be taken by no worker of this queue, ever.
         await caller.connection.execute("HSET", "rq:job:stuck", "data", "x", "status", "queued",
-                                        "aios_core", "far-core")  # fmt: skip
+                                        "aios_needs", "core:far-core")  # fmt: skip
         await caller.connection.execute("RPUSH", "rq:queue:tool", "stuck")
         before = await commands(caller)
         await asyncio.sleep(0.5)  # no condition to wait for: this is the time that is looked at

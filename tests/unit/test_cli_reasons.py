@@ -9,8 +9,10 @@ from aios_broker.cli.lookup import Ended
 from aios_broker.cli.reasons import Surroundings, explain, explain_ended
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import Cancelled
+from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import Reply, Timings, failure
 from aios_broker.contract.syscall import State
+from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import Facts, JobView, PolicyRow
@@ -21,7 +23,7 @@ WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", hea
 def job(number: int, state: State = "queued", **fields: object) -> JobView:
     known: dict[str, object] = {
         "job_id": f"{number:032x}", "module": "llm", "state": state,
-        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "core": "", "worker": "",
+        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "needs": (), "worker": "",
         "attempt": 1, "slices": 2, "suspensions": 2, "losses": 0, "tokens": 48, "queued_s": 12.0,
         "ran_s": 3.0, "age_s": 20.0, "deadline_in_s": 580.0, "position": None, "score": None,
     }  # fmt: skip
@@ -64,7 +66,7 @@ def test_free_slots_that_go_to_others_before_it_are_no_reason() -> None:
     [
         (replace(BUSY, fleet_suspended=True), WAITING[0], "fleet-suspended"),
         (replace(BUSY, workers=[]), WAITING[0], "no-worker"),
-        (BUSY, job(5, position=2, core="large"), "no-core"),
+        (BUSY, job(5, position=2, needs=(Need("core", "large"),)), "no-core"),
         (BUSY, job(6, "held"), "held"),
         (BUSY, job(7, "parked"), "parked"),
         (BUSY, RUNNING[0], "running"),
@@ -110,7 +112,9 @@ def test_a_quota_says_whose_it_is_and_when_it_opens(barrier: Barrier, words: str
 
 def test_a_slot_of_another_core_is_not_counted() -> None:
     other = WorkerView("llm-2", "llm", slots=8, cores=("large",), state="idle", heartbeat_age_s=0.1)
-    found = explain(job(5, position=0, core="small"), replace(BUSY, workers=[WORKER, other]))
+    found = explain(
+        job(5, position=0, needs=(Need("core", "small"),)), replace(BUSY, workers=[WORKER, other])
+    )
     assert (found.rule, found.numbers["slots"]) == ("order", 2)
 
 
@@ -128,3 +132,27 @@ def test_an_ended_one_tells_its_error_and_its_times() -> None:
     answered = Reply("0" * 32, timings=Timings(queued_s=2.0, ran_s=1.0, slices=3, attempts=3))
     numbers = explain_ended(Ended("0" * 32, "finished", answered)).numbers
     assert (numbers["waited"], numbers["slices"]) == ("2.0 s", 3)
+
+
+def test_a_resource_says_who_holds_it_and_whom_it_is_owed_to() -> None:
+    shortage = Shortage(Resource.lock("report", "acme"), holders=1, limit=1, owed_to="a" * 32)
+    found = explain(WAITING[0], replace(BUSY, barrier=shortage))
+    assert found.rule == "resource"
+    assert "lock 'report' of tenant 'acme': 1 of 1 place taken" in found.text
+    assert "owed to aaaaaaaa" in found.text
+    assert (found.numbers["resource"], found.numbers["held"]) == ("lock:acme report", 1)
+
+
+def test_a_tool_without_places_is_waited_for_in_vain() -> None:
+    found = explain(
+        WAITING[0], replace(BUSY, barrier=Shortage(Resource.tool("search"), 0, 0, owed_to=None))
+    )
+    assert found.remedy == "raise its limit"
+    assert "owed" not in found.text
+
+
+def test_a_program_that_is_not_admitted_says_so() -> None:
+    barrier = NotAdmitted(Subject.of_program("p", "ada"), ends_in_s=4.0)
+    found = explain(WAITING[0], replace(BUSY, barrier=barrier))
+    assert (found.rule, found.numbers["program"]) == ("program", "p")
+    assert "program 'p' of agent 'ada'" in found.text

@@ -37,6 +37,7 @@ from aios_workers.service import Place, card_of, port_of, worker_name
 
 logger = logging.getLogger(__name__)
 
+ADMITTED_EVERY_S = 0.25  # how often a job that may not run now is asked for again
 UNSLICED = PolicyRow(name="stock", preempt="none", quantum_s=math.inf, quantum_tokens=2**31)
 
 
@@ -75,7 +76,7 @@ async def _answer(job: StockJob) -> bytes:
     connection = Connection(job.redis_url, name=place.name)
     try:
         queue = ModuleQueue(Functions(connection), place.module, place.keys)
-        lease = await queue.adopt(job.job_id, place.name, place.limits.lease_s)
+        lease = await _admitted(queue, job.job_id, place)
         if lease is None:
             return await _answered_elsewhere(queue, job.job_id)
         ending = await _run(queue, connection, place, config, lease)
@@ -84,6 +85,15 @@ async def _answer(job: StockJob) -> bytes:
         return ending.reply
     finally:
         await connection.aclose()
+
+
+async def _admitted(queue: ModuleQueue, job_id: str, place: Place) -> Lease | None:
+    """Wait until the job is admitted, or ends; RQ has popped it: nobody else would run it."""
+    while True:
+        lease = await queue.adopt(job_id, place.name, place.limits.lease_s)
+        if lease != "barred":
+            return lease
+        await asyncio.sleep(ADMITTED_EVERY_S)
 
 
 async def _answered_elsewhere(queue: ModuleQueue, job_id: str) -> bytes:

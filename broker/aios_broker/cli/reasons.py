@@ -13,13 +13,14 @@ from typing import Literal
 from aios_broker.cli.human import moment, plural, seconds, short_id
 from aios_broker.cli.lookup import Ended
 from aios_broker.contract.access import Approval
+from aios_broker.queues.admission import NotAdmitted, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 
 Rule = Literal[
-    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "quota", "next",
-    "order", "finished", "failed", "cancelled",
+    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "program", "quota",
+    "resource", "next", "order", "finished", "failed", "cancelled",
 ]  # fmt: skip
 
 Number = int | float | str | None
@@ -34,7 +35,7 @@ class Surroundings:
     workers: Sequence[WorkerView]  # of its module
     fleet_suspended: bool  # `rq suspend`: workers take nothing new
     scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
-    barrier: Barrier | None = None  # the quota that keeps it from running
+    barrier: Barrier | Shortage | NotAdmitted | None = None  # what keeps it from running
     approval: Approval | None = None  # that it waits for, where the database answers
 
 
@@ -58,7 +59,7 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
         "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
     }  # fmt: skip
     found = _runs(job, around) or _kept_out(job, around) or _nobody_serves(job, around)
-    found = found or _over_quota(around.barrier) or _ordered(job, around)
+    found = found or _barred(around.barrier) or _ordered(job, around)
     return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
 
 
@@ -151,9 +152,37 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
     return None
 
 
-def _over_quota(barrier: Barrier | None) -> Explanation | None:
-    if barrier is None:
-        return None
+def _barred(barrier: Barrier | Shortage | NotAdmitted | None) -> Explanation | None:
+    match barrier:
+        case Shortage():
+            return _short_of(barrier)
+        case NotAdmitted():
+            left = seconds(barrier.ends_in_s)
+            return Explanation(
+                "program", f"The policy does not admit {barrier.program.words} now.",
+                {"program": barrier.program.program, "for another": left},
+                "`aios policy` shows the policy; it is admitted when others have ended",
+            )  # fmt: skip
+        case Barrier():
+            return _over_quota(barrier)
+        case None:
+            return None
+
+
+def _short_of(shortage: Shortage) -> Explanation:
+    what, owed_to = shortage.resource.words, shortage.owed_to
+    text = f"It waits for {what}: {shortage.holders} of {plural(shortage.limit, 'place')} taken"
+    if owed_to is not None:
+        text += f", and the next place is owed to {short_id(owed_to)}, which has waited longer"
+    return Explanation(
+        "resource", f"{text}.",
+        {"resource": str(shortage.resource), "limit": shortage.limit, "held": shortage.holders,
+         "owed to": owed_to},
+        "it goes on when one of them ends or yields" if shortage.limit else "raise its limit",
+    )  # fmt: skip
+
+
+def _over_quota(barrier: Barrier) -> Explanation:
     who, most = barrier.subject.words, f"{barrier.most:g}"
     if barrier.limit == "max_running":
         text = f"{who} runs {barrier.used:g} syscalls, and its quota is {most}"

@@ -13,8 +13,8 @@ from aios_broker.cli.session import EXIT_CODES, with_kernel
 from aios_broker.cli.tables import show_json
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
+from aios_broker.queues.admission import Admission
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
 from aios_broker.store.approvals import find_approvals
 
@@ -59,7 +59,7 @@ def why(syscall_id: str, *, as_json: bool) -> None:
 async def surroundings(operator: Operator, job: JobView) -> Surroundings:
     """Read what decides over a job."""
     module = parse_module(job.module)
-    quotas = Quotas(Functions(operator.connection), operator.keys)
+    admission = Admission(Functions(operator.connection), operator.keys)
     workers = [worker for worker in await operator.fleet.live_workers() if worker.module == module]
     return Surroundings(
         policy=await operator.control.policy(module),
@@ -67,7 +67,7 @@ async def surroundings(operator: Operator, job: JobView) -> Surroundings:
         workers=workers,
         fleet_suspended=await operator.fleet.suspended(),
         scheduler=await operator.fleet.leading_scheduler(),
-        barrier=await quotas.barrier(module, job.job_id) if job.position is not None else None,
+        barrier=None if job.position is None else await admission.barrier(module, job.job_id),
         approval=await approval_of(job.job_id) if job.state == "parked" else None,
     )
 

@@ -111,7 +111,7 @@ class RedisTransport:
 def _submission(syscall: Syscall, client: str) -> Submission:
     facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice)
     return Submission(
-        syscall.id, encode_job(syscall), facts, client, syscall.core, syscall.deadline_s,
+        syscall.id, encode_job(syscall), facts, client, syscall.needs, syscall.deadline_s,
         f"{syscall.kind} of {syscall.agent}/{syscall.program}",
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.llm import LlmBody, is_first_version
 from aios_broker.contract.memory import MemoryBody
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
+from aios_broker.contract.needs import Need
 from aios_broker.contract.storage import StorageBody
 
 CONTRACT_VERSION = 2
@@ -100,6 +101,12 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         if isinstance(body, ToolEcho) or not isinstance(body, LlmBody):
             return ""
         return body.core or ""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What its job needs to run, beside a slot."""
+        core = self.core
+        return (Need("core", core),) if core else ()
 
 
 _encoder = msgspec.json.Encoder()

@@ -9,6 +9,7 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
+from aios_broker.contract.needs import known_needs
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument
@@ -123,14 +124,14 @@ class Control:
 
 def _job_view(module: str, row: Answer) -> JobView:
     """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
-    (job_id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
+    (job_id, state, facts, needs, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
      ran_ms, age_ms, deadline_ms, has_deadline, position, score, nice) = row  # fmt: skip
     known = read_facts(facts)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     return JobView(
         job_id=job_id.decode(), module=module, state=_state(state), facts=known,
-        core=core.decode(), worker=worker.decode(), attempt=attempt, slices=slices,
+        needs=known_needs(needs.decode()), worker=worker.decode(), attempt=attempt, slices=slices,
         suspensions=suspensions, losses=losses, tokens=tokens, queued_s=queued_ms / 1000,
         ran_s=ran_ms / 1000, age_s=age_ms / 1000,
         deadline_in_s=deadline_ms / 1000 if has_deadline else None,

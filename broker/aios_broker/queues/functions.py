@@ -15,7 +15,7 @@ from aios_broker.queues.keys import Keys
 LIBRARY = "aios3"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
-    "quota", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
+    "quota", "admission", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "unpark", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
     "birth", "death", "spill", "context",

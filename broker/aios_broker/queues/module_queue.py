@@ -19,6 +19,7 @@ import msgspec
 
 from aios_broker.contract.errors import QueueFull, QuotaExceeded, RedisFull, UnknownCore
 from aios_broker.contract.names import Module
+from aios_broker.contract.needs import checked_needs
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions
@@ -73,7 +74,7 @@ class Appetite:
 
     want: int
     lease_s: float
-    cores: tuple[str, ...] = ()  # model names it serves; jobs that name another are skipped
+    cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
 
 
 class ModuleQueue:
@@ -95,7 +96,8 @@ class ModuleQueue:
         Raises:
             QueueFull: over `max_waiting`; `retry_after_s` says when to try again.
             QuotaExceeded: an agent or its tenant has as many waiting as it may.
-            UnknownCore: a job names a core that no worker of the fleet serves.
+            UnknownCore: a job needs a core that no worker of the fleet serves.
+            InvalidSyscall: a job has more needs than it may, or they contradict each other.
         """
         answer = await self._call("submit", _published(jobs))
         refusal = self._refusal(answer)
@@ -146,12 +148,17 @@ class ModuleQueue:
         answer = await self._call("claim", [worker, iso_now(), *_hunger(appetite)])
         return _leases(answer)
 
-    async def adopt(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
+    async def adopt(
+        self, job_id: str, worker: str, lease_s: float
+    ) -> Lease | Literal["barred"] | None:
         """Take the lease of a job that a stock RQ worker has popped and is about to run.
 
         None: it ended meanwhile, or a worker of ours runs it; the stock worker must leave it.
+        `barred`: something that it needs is not free; nothing was changed, ask again.
         """
         answer = await self._call("adopt", [worker, iso_now(), round(lease_s * 1000), job_id])
+        if answer == 0:
+            return "barred"
         return _lease(answer[0]) if answer else None
 
     async def finish(self, worker: str, endings: Sequence[Ending], appetite: Appetite) -> Settled:
@@ -278,7 +285,7 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
     for job in jobs:
         arguments += (
             job.job_id, job.data, job.description or _description(job.facts),
-            _encode(job.facts), job.core,
+            _encode(job.facts), _needs(job),
             job.client, round(job.deadline_s * 1000),
         )  # fmt: skip
     return arguments
@@ -286,6 +293,10 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
 
 def _hunger(appetite: Appetite) -> tuple[Argument, ...]:
     return (appetite.want, round(appetite.lease_s * 1000), ",".join(appetite.cores))
+
+
+def _needs(job: Submission) -> str:
+    return " ".join(map(str, checked_needs(job.needs))) if job.needs else ""
 
 
 def _description(facts: Facts) -> str:

@@ -9,6 +9,7 @@ import msgspec
 
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
+from aios_broker.contract.needs import core_of, known_needs
 from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook
 from aios_broker.queues.functions import Functions
@@ -278,9 +279,10 @@ def _texts(ids: Sequence[bytes]) -> tuple[str, ...]:
 def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if not isinstance(row, list):
         return None
-    facts, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
+    facts, needs, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
     known = read_facts(facts)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
-    return Waiting(job_id, known, core.decode(), submitted_ms, ready_ms, ran_ms, tokens, slices,
+    core = core_of(known_needs(needs.decode()))
+    return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices,
                    deadline_ms)  # fmt: skip

@@ -164,18 +164,6 @@ class Quotas:
         """Take away the limits of an agent or tenant; return whether it had any."""
         return bool((await self._call("quota", module, [who, str(subject), ""]))[0])
 
-    async def barrier(self, module: Module, job_id: str) -> Barrier | None:
-        """Return the quota that a waiting syscall waits for; None: no quota keeps it."""
-        answer = await self._call("barrier", module, [job_id])
-        if not answer:
-            return None
-        limit, subject, used, most, wait_ms = answer
-        names: dict[str, LimitName] = {name: name for name in LIMIT_NAMES}
-        return Barrier(
-            limit=names[limit.decode()], subject=Subject.parse(subject.decode()),
-            used=float(used), most=float(most), opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
-        )  # fmt: skip
-
     async def usage(self, module: Module, subjects: Sequence[Subject] | None = None) -> UsageView:
         """Return the counters of these subjects, or of all (costs their number)."""
         key = self.keys.own(f"use:{module}")
@@ -207,6 +195,16 @@ def refused(answer: Sequence[Answer]) -> QuotaExceeded:
         f"{who} has {waiting} syscalls waiting, its quota is {most}",
         field=f"quota.{limit.decode()}", retry_after_s=RETRY_AFTER_S,
         remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
+    )  # fmt: skip
+
+
+def read_barrier(row: Sequence[Answer]) -> Barrier:
+    """Read what admission says of a quota."""
+    limit, subject, used, most, wait_ms = row
+    names: dict[str, LimitName] = {name: name for name in LIMIT_NAMES}
+    return Barrier(
+        limit=names[limit.decode()], subject=Subject.parse(subject.decode()),
+        used=float(used), most=float(most), opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
     )  # fmt: skip
 
 

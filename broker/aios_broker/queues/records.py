@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.needs import Need, core_of
 from aios_broker.contract.syscall import State
 
 SliceVerdict = Literal["go", "yield", "hold", "lost"]
@@ -49,7 +50,7 @@ class Submission(Struct, frozen=True, gc=False):
     data: bytes
     facts: Facts
     client: str  # whose reply list hears of it; "": nobody waits
-    core: str = ""  # a core's model name; "": any
+    needs: tuple[Need, ...] = ()
     deadline_s: float = 600.0
     description: str = ""
 
@@ -126,7 +127,7 @@ class JobView:
     module: str
     state: State
     facts: Facts
-    core: str
+    needs: tuple[Need, ...]
     worker: str
     attempt: int
     slices: int
@@ -139,6 +140,11 @@ class JobView:
     deadline_in_s: float | None
     position: int | None  # 0 is next; None when it does not wait
     score: float | None
+
+    @property
+    def core(self) -> str:
+        """The core that its worker must serve, or the empty string: any."""
+        return core_of(self.needs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
     local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_facts', 'aios_ready_ms',
-        'aios_deadline_ms', 'aios_core', 'aios_attempt') -- an error: a foreign key of another type
+        'aios_deadline_ms', 'aios_needs', 'aios_attempt') -- an error: a foreign key of another type
     if f.err or not f[2] then return nil end
     local job = {id = id, status = f[1], data = f[2], facts = f[3],
         ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
-        core = f[6], attempt = 0, queued_ms = 0, losses = 0}
+        needs = f[6], attempt = 0, queued_ms = 0, losses = 0}
     if not f[7] then return job end -- it has never run, nor been held
     local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
         'aios_suspensions', 'aios_losses')
@@ -64,10 +64,10 @@ local function quarantine_unreadable(c, id)
     c.unreadable[#c.unreadable + 1] = {name, 0}
 end
 
--- Go through ids of the queue: what to lend, what to take off the list (counted from the first of
--- them), and how many of these at the very beginning.
-local function sift(c, ids, want, cores)
-    local chosen, removed, passed = {}, {}, 0
+-- Go through ids of the queue: choose what to lend. Returns what to take off the list (counted from
+-- the first of them), and how many of these at the very beginning.
+local function sift(c, ids, want, cores, chosen)
+    local removed, passed = {}, 0
     local seen, prefix = {}, 0
     for i, id in ipairs(ids) do
         if #chosen == want or is_suspect(c, chosen[1]) then break end
@@ -80,30 +80,47 @@ local function sift(c, ids, want, cores)
             removed[#removed + 1] = i
         elseif #chosen > 0 and is_suspect(c, job) then
             break
-        elseif serves(cores, job.core) and quota.admits(c, job.facts or nil) then
-            quota.moved(c, job.facts or nil, 'q', 'r', id)
+        elseif admission.admits(c, job, cores) then
+            admission.enter(c, job)
             chosen[#chosen + 1] = job
             removed[#removed + 1] = i
         else
+            admission.passed(c, job)
             passed = passed + 1
         end
         if passed == 0 then prefix = i end
     end
-    return chosen, removed, prefix
+    return removed, prefix
 end
 
--- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is for
--- other cores or barred by a quota: LOOKAHEAD jobs, or, where it is all of them, many more.
+-- Those that are owed what they need go first, wherever they stand, as soon as it is free.
+local function choose_owed(c, want, cores)
+    local chosen = {}
+    for _, id in ipairs(admission.owed(c)) do
+        if #chosen == want or is_suspect(c, chosen[1]) then break end
+        local job = read_job(c, id)
+        if lendable(c, job) and not (#chosen > 0 and is_suspect(c, job))
+            and admission.admits(c, job, cores) then
+            admission.enter(c, job)
+            chosen[#chosen + 1] = job
+            call('LREM', c.queue, 1, id)
+        end
+    end
+    return chosen
+end
+
+-- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is not
+-- admitted here: LOOKAHEAD jobs, or, where it is all of them, many more.
 local function choose(c, want, cores)
-    local place, ahead = 0, want + LOOKAHEAD
+    local chosen, place, ahead = choose_owed(c, want, cores), 0, want + LOOKAHEAD
     local ids = call('LRANGE', c.queue, 0, ahead - 1)
-    local chosen, removed, prefix = sift(c, ids, want, cores)
+    local removed, prefix = sift(c, ids, want, cores, chosen)
     if #chosen == 0 and #ids == ahead then
-        place, ahead = quota.far_look(c, want + FAR_LOOKAHEAD)
+        place, ahead = admission.far_look(c, want + FAR_LOOKAHEAD)
         if place then
             ids = call('LRANGE', c.queue, place, place + ahead - 1)
-            chosen, removed, prefix = sift(c, ids, want, cores)
-            if #chosen == 0 then quota.missed(c, #ids == ahead and place + ahead or 0) end
+            removed, prefix = sift(c, ids, want, cores, chosen)
+            if #chosen == 0 then admission.missed(c, #ids == ahead and place + ahead or 0) end
         end
     end
     if (place or 0) > 0 then prefix = 0 end
@@ -156,6 +173,7 @@ local function lend(c, worker, iso, want, lease_ms, cores)
         wip[2 * i - 1], wip[2 * i] = WIP_SCORE, member
         rows[i] = row_of(c, job, attempt, clients[i], queued_ms)
         if is_suspect(c, job) then rows[i][13] = 1 end
+        if job.needs then admission.keep(c, job, member) end
         note(c, 'claim', id, number, worker, '')
     end
     variadic('ZADD', c.leases, leases)
@@ -173,7 +191,8 @@ end)
 
 -- ARGV  prefix, module, worker, now (ISO), lease_ms, id
 -- A stock RQ worker popped the job and runs our entry point: give it the lease, leave RQ's own
--- fields to it. Returns one row, or an empty list: it ended, or another worker runs it.
+-- fields to it. Returns one row; an empty list: it ended, or another worker runs it; 0: it is not
+-- admitted now, ask again.
 register('adopt', function(c)
     local worker, iso, lease_ms, id = take(c), take(c), tonumber(take(c)), take(c)
     local job = read_job(c, id)
@@ -182,12 +201,14 @@ register('adopt', function(c)
         return {}
     end
     if not client and call('HEXISTS', job_key(c, id), 'aios_reply') == 1 then return {} end
+    if not admission.admits(c, job) then return 0 end
     local clients = {client}
     take_in(c, {job}, iso, clients)
     local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
     call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
     call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
-    quota.moved(c, job.facts or nil, 'q', 'r', id)
+    admission.enter(c, job)
+    admission.keep(c, job, id .. ':' .. attempt)
     call('LREM', c.queue, 0, id)
     for _, place in ipairs({c.suspects, c.held, c.parked, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')

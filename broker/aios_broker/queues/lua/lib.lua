@@ -5,8 +5,8 @@
 local LIB = 'aios3_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
-local LOOKAHEAD = 64         -- jobs for other cores that a claim looks past ...
-local FAR_LOOKAHEAD = 4096   -- ... and where it finds none for its own among them
+local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
+local FAR_LOOKAHEAD = 4096   -- ... and where all of them are for other cores
 local CORE_TTL_MS = 60000    -- a core whose workers were silent this long is not served any more
 local WORKER_TTL_S = 480     -- RQ's own worker record time to live
 local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
@@ -16,7 +16,8 @@ local FEW = 3                -- ids that are looked for one by one in the run qu
 local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
-local quota = {} -- what quota.lua gives to the other steps
+local quota = {}     -- what quota.lua gives to the other steps
+local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded
 
 local function now_ms()
@@ -44,6 +45,11 @@ local function open(args)
         suspects = own .. 'suspects:' .. q,    -- zset: id -> ms when it was first out of place
         quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
         ended = own .. 'ended:' .. q,          -- list: batches of finished jobs, oldest first
+        resources = own .. 'resources:' .. q,  -- hash, and the next four: see admission.lua
+        holders = own .. 'holders:' .. q,
+        owed = own .. 'owed:' .. q,
+        barred = own .. 'barred:' .. q,
+        far = own .. 'far:' .. q,
         policy = own .. 'policy:' .. q,        -- hash: PolicyRow
         cores = own .. 'cores',                -- hash: model name -> ms when last served
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
@@ -297,10 +303,6 @@ local function iso_of(ms)
     return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day,
         math.floor(rest / 3600000), math.floor(rest / 60000) % 60,
         math.floor(rest / 1000) % 60, (rest % 1000) * 1000)
-end
-
-local function serves(cores, core)
-    return not core or core == '' or string.find(cores, ',' .. core .. ',', 1, true) ~= nil
 end
 
 -- Whether the caller's leadership lasts: nobody has taken over, and its lease has not run out. A

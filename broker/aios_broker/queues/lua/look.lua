@@ -11,11 +11,11 @@
 --                          ('': no score); and the first UNKNOWN of all that have none, with
 --                          their facts
 --       'queue'            one row of numbers
--- Row of a job: id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens,
+-- Row of a job: id, state, facts, needs, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
 -- ('': none), nice ('': as submitted).
 
-local VIEW = {'status', 'aios_facts', 'aios_core', 'worker_name', 'aios_attempt', 'aios_slices',
+local VIEW = {'status', 'aios_facts', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
     'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
 
@@ -47,7 +47,7 @@ local function jobs(c, limit)
 end
 
 local function facts(c, id)
-    local f = redis.pcall('HMGET', job_key(c, id), 'aios_facts', 'aios_core', 'aios_submitted_ms',
+    local f = redis.pcall('HMGET', job_key(c, id), 'aios_facts', 'aios_needs', 'aios_submitted_ms',
         'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
     if f.err or not f[10] then return 0 end
     return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),

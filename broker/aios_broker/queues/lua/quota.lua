@@ -6,7 +6,7 @@
 --   aios:used    zset: subject -> ms when its counters are dropped, unless it uses more
 --   aios:quota   hash: agent, tenant, `agent:*` or `tenant:*` -> the LIMITS, `-` where there is none
 --   aios:load    hash: how many wait (`q`, `q <subject>`: suspended, held and parked ones, too) and
---                run (`r`, `r <subject>`), and notes of the sweep and of claims
+--                run (`r`, `r <subject>`), and a note of the sweep
 --   aios:recount  hash: the load as far as it has been counted anew, and the cursor; and
 --   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
@@ -20,13 +20,11 @@ local SWEPT = 2000           -- counters that are dropped in one sweep, each sec
 local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
 local RECOUNT_SHARE = 5      -- ... or where it disagrees: 1 ms of waiting for so many jobs to count
 local RECOUNTED = 1000       -- jobs that are counted anew in one step: about 5 ms
-local MISS_MS = 100          -- after a look through jobs that are all barred, until the next
-local FAR_LOOK = 1024        -- how many such a look sees: about 3 ms of Redis' time
 
 local function quota_key(c, name) return c.own .. name .. ':' .. c.q end
 
 local function has_quotas(c)
-    if c.quotas == nil then c.quotas = redis.call('EXISTS', quota_key(c, 'quota')) == 1 end
+    if c.quotas == nil then admission.read_rules(c) end
     return c.quotas
 end
 
@@ -34,7 +32,7 @@ function quota.metered(c) return c.q == METERED or has_quotas(c) end
 
 -- Whose a job is, from its facts as submit wrote them: names hold no quotes, no spaces. A job of a
 -- stock producer has none.
-local function owner(c, facts)
+function quota.owner(c, facts)
     c.owners = c.owners or {}
     local who = c.owners[facts or '']
     if who then return who end
@@ -103,7 +101,7 @@ end
 function quota.moved(c, facts, from, to, id)
     if not has_quotas(c) then return end
     if c.recounts == nil then c.recounts = redis.call('EXISTS', quota_key(c, 'recount')) == 1 end
-    local who, changes = owner(c, facts), {}
+    local who, changes = quota.owner(c, facts), {}
     for _, place in ipairs({{from, -1}, {to, 1}}) do
         local name, by = place[1], place[2]
         if name then
@@ -151,12 +149,12 @@ local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
 end
 
 local CHARGED = {'aios_facts', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
-    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status'}
+    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
 
 -- Charge a job with what this attempt has used since its claim, all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
--- Returns what the job used in all ('tokens,ran_ms'), its facts, and whether it has a record.
+-- Returns what the job used in all ('tokens,ran_ms'), its facts, whether it has a record, and its needs.
 function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
     local key = job_key(c, id)
     local f = redis.call('HMGET', key, unpack(CHARGED))
@@ -171,27 +169,29 @@ function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
         'aios_prompt_tokens', now_prompt, 'aios_charged_attempt', attempt,
         'aios_base_tokens', base_tokens, 'aios_base_ran_ms', base_ms)
     if quota.metered(c) then
-        meter(c, owner(c, f[1] or nil), now_tokens - had_tokens, now_prompt - had_prompt,
+        meter(c, quota.owner(c, f[1] or nil), now_tokens - had_tokens, now_prompt - had_prompt,
             now_ms - had_ms, 0, 0)
     end
-    return now_tokens .. ',' .. now_ms, f[1] or nil, true
+    return now_tokens .. ',' .. now_ms, f[1] or nil, true, f[9]
 end
 
 -- A job has ended, well or not.
 function quota.ended(c, facts, well)
-    if quota.metered(c) then meter(c, owner(c, facts), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
+    if quota.metered(c) then meter(c, quota.owner(c, facts), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
 end
 
--- Why a job of this owner may not run now: {limit, subject, used, limit's value, ms until it may,
--- -1: unknown}; nil: it may. `freed`: an owner of whom one that runs now counts as stopped.
-local function barrier(c, who, freed)
-    for i, subject in ipairs(who.limited) do
+-- Why a job of these facts may not run now: {'quota', limit, subject, used, limit's value, ms until it
+-- may, -1: unknown}; nil: it may. `freed`: the facts of one that runs now and counts as stopped.
+function quota.barrier(c, facts, freed)
+    if not has_quotas(c) then return nil end
+    freed = freed and quota.owner(c, freed)
+    for i, subject in ipairs(quota.owner(c, facts).limited) do
         local limits = limits_of(c, subject)
         local most = limits.max_running
         if most then
             local runs = load_of(c, 'r ' .. subject)
             if freed and freed.limited[i] == subject then runs = runs - 1 end
-            if runs >= most then return {'max_running', subject, runs, most, -1} end
+            if runs >= most then return {'quota', 'max_running', subject, runs, most, -1} end
         end
         for kind, name in pairs({tokens = 'tokens_per_minute', ms = 'slot_seconds_per_minute'}) do
             local limit = limits[name]
@@ -200,25 +200,17 @@ local function barrier(c, who, freed)
                 local left = level(c, kind, subject, limit * unit)
                 if left <= 0 then
                     local wait_ms = limit > 0 and math.floor(-left * 60000 / (limit * unit)) + 1 or -1
-                    return {name, subject, math.ceil(limit - left / unit), limit, wait_ms}
+                    return {'quota', name, subject, math.ceil(limit - left / unit), limit, wait_ms}
                 end
             end
         end
     end
 end
 
--- May a waiting job of these facts run? `freed`: the facts of one that would stop for it.
-function quota.admits(c, facts, freed)
-    if not has_quotas(c) then return true end
-    if not barrier(c, owner(c, facts), freed and owner(c, freed)) then return true end
-    c.barred = true
-    return false
-end
-
 -- Has the owner of a running job used up its minute?
 function quota.is_over(c, facts)
     if not has_quotas(c) then return false end
-    for _, subject in ipairs(owner(c, facts).limited) do
+    for _, subject in ipairs(quota.owner(c, facts).limited) do
         local limits = limits_of(c, subject)
         local tokens, slot_s = limits.tokens_per_minute, limits.slot_seconds_per_minute
         if tokens and level(c, 'tokens', subject, tokens) <= 0 then return true end
@@ -232,7 +224,7 @@ end
 -- those that are taken wait already when the refusal is read.
 function quota.refuses(c, job, taken, stay)
     if not has_quotas(c) then return nil end
-    local limited = owner(c, job.facts).limited
+    local limited = quota.owner(c, job.facts).limited
     for _, subject in ipairs(limited) do
         local most = limits_of(c, subject).max_queued
         local had, more = load_of(c, 'q ' .. subject), taken[subject] or 0
@@ -241,21 +233,6 @@ function quota.refuses(c, job, taken, stay)
         end
     end
     for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
-end
-
--- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
--- where the last look ended, so that by and by all of it is seen. Returns where to look and how
--- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
-function quota.far_look(c, far)
-    if not c.barred then return 0, far end
-    local missed, place = unpack(redis.call('HMGET', quota_key(c, 'load'), 'missed', 'place'))
-    if c.now - count(missed) < MISS_MS then return nil, 0 end
-    return count(place), FAR_LOOK
-end
-
--- Such a look found nothing, and the next one begins at this place.
-function quota.missed(c, place)
-    if c.barred then redis.call('HSET', quota_key(c, 'load'), 'missed', c.now, 'place', place) end
 end
 
 -- Write what this call has counted. Returns the lines of use for the journal.
@@ -331,7 +308,7 @@ local function add_jobs(c, ids, load)
     for i = 1, #ids do
         local place = leases[i] and 'r' or 'q'
         load[place] = (load[place] or 0) + 1
-        for _, subject in ipairs(owner(c, facts[i]).limited) do
+        for _, subject in ipairs(quota.owner(c, facts[i]).limited) do
             load[place .. ' ' .. subject] = (load[place .. ' ' .. subject] or 0) + 1
         end
     end
@@ -438,10 +415,3 @@ register('recount', function(c)
     drop_full_buckets(c)
     return 0
 end)
-
--- ARGV  prefix, module, id
--- Returns what keeps a waiting job from running, as `barrier`; nothing: no quota does.
-register('barrier', function(c)
-    local facts = redis.call('HGET', job_key(c, take(c)), 'aios_facts') or nil
-    return has_quotas(c) and barrier(c, owner(c, facts)) or {}
-end, {'no-writes'})

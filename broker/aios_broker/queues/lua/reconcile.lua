@@ -207,6 +207,7 @@ register('reconcile', function(c)
         clear_queue(c)
     end
     drop_expired(c)
+    admission.sweep(c)
     local uncounted = quota.sweep(c, all_at_once)
     send_replies(c)
     write_journal(c)

@@ -11,13 +11,13 @@
 
 local HEAD = 16 -- waiting jobs that are looked at for one that this worker can run
 
--- The first waiting jobs that this worker can run, and may, in the place of one with these facts:
--- how many (up to HEAD), and the first one's id.
-local function runnable(c, cores, facts)
+-- The first waiting jobs that are admitted here in the place of one that runs, with what it has: how
+-- many (up to HEAD), and the first one's id.
+local function runnable(c, cores, running)
     local n, first = 0, nil
     for _, id in ipairs(redis.call('LRANGE', c.queue, 0, LOOKAHEAD - 1)) do
-        local core, theirs = unpack(redis.call('HMGET', job_key(c, id), 'aios_core', 'aios_facts'))
-        if serves(cores, core) and quota.admits(c, theirs or nil, facts) then
+        local job = admission.read_waiting(c, id)
+        if job and admission.admits(c, job, cores, running) then
             n = n + 1
             first = first or id
             if n == HEAD then break end
@@ -33,10 +33,10 @@ local function outranked(c, id, first)
 end
 
 -- Each waiting job can take one slot only: the others that were told to yield a moment ago count.
-local function must_yield(c, id, facts, preempt, cores)
-    local over = quota.is_over(c, facts)
+local function must_yield(c, running, preempt, cores)
+    local id, over = running.id, quota.is_over(c, running.facts)
     if preempt == 'none' and not over then return false end
-    local waiting, first = runnable(c, cores, facts)
+    local waiting, first = runnable(c, cores, running)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
     redis.call('ZREMRANGEBYSCORE', c.yielding, '-inf', c.now - YIELDING_MS)
     local room = redis.call('LLEN', c.queue)
@@ -61,12 +61,13 @@ register('slice', function(c)
         if not leases[i] then
             verdicts[i] = 'lost'
         else
-            local _, facts = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+            local _, facts, _, needs = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+            local running = {id = job.id, facts = facts, needs = needs}
             keep_snapshot(c, job.id, job.checkpoint)
             redis.call('ZADD', c.leases, 'XX', c.now + lease_ms, members[i])
             if wishes[i] then
                 verdicts[i] = 'hold'
-            elseif must_yield(c, job.id, facts, preempt, cores) then
+            elseif must_yield(c, running, preempt, cores) then
                 redis.call('ZADD', c.yielding, c.now, job.id)
                 verdicts[i] = 'yield'
             else

@@ -1,7 +1,7 @@
 -- submit.lua: publish jobs; idempotent by id.
 --
 -- ARGV  prefix, module, now (ISO), n, then per job:
---       id, data, description, facts (JSON), core, client, deadline_ms (from now)
+--       id, data, description, facts (JSON), needs, client, deadline_ms (from now)
 --
 -- `submit` takes all or none. It returns per job 1 new, 2 known and not ended, 3 ended: its stored
 -- reply was pushed again. Or one refusal: {'full', waiting, limit}, {'core', name, served...},
@@ -19,10 +19,11 @@ local function served_cores(c)
 end
 
 local function unserved_core(c, job)
-    if job.core == '' then return end
+    local core = job.needs ~= '' and string.match(' ' .. job.needs, ' core:(%S+)')
+    if not core then return end
     c.served = c.served or served_cores(c)
-    if c.served[job.core] then return end
-    local answer = {'core', job.core}
+    if c.served[core] then return end
+    local answer = {'core', core}
     for name in pairs(c.served) do answer[#answer + 1] = name end
     return answer
 end
@@ -32,7 +33,7 @@ local function read_jobs(c)
     local args, at = c.args, c.at
     for i = 1, n do
         jobs[i] = {id = args[at], data = args[at + 1], description = args[at + 2],
-            facts = args[at + 3], core = args[at + 4], client = args[at + 5],
+            facts = args[at + 3], needs = args[at + 4], client = args[at + 5],
             deadline_ms = tonumber(args[at + 6])}
         at = at + 7
     end
@@ -96,7 +97,7 @@ local function publish(c, job, iso, batch)
         'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
         'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
         'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
-    if job.core ~= '' then call('HSET', key, 'aios_core', job.core) end
+    if job.needs ~= '' then call('HSET', key, 'aios_needs', job.needs) end
     if job.attempt then call('HSET', key, 'aios_attempt', job.attempt) end
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id

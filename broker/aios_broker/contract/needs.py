@@ -1,0 +1,112 @@
+"""What a syscall needs beside a slot: a core, and what only so many may hold at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.names import Name
+
+NeedKind = Literal["core", "tool", "program", "lock"]
+# core: a worker that serves it. tool: a place at it, of the whole deployment. program: another
+# program of the same agent that must be admitted. lock: one of the tenant's, one holder at a time.
+KINDS: tuple[NeedKind, ...] = get_args(NeedKind)
+MAX_NEEDS = 8  # of one syscall: a claim looks at each of them
+
+
+class Need(Struct, frozen=True, gc=False):
+    """One need, such as `core:small` or `lock:report`.
+
+    Raises:
+        InvalidSyscall: the name is none of `Name`, or too long; `field` is `needs`.
+    """
+
+    kind: NeedKind
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could be read as something else."""
+        try:
+            msgspec.convert(self.name, Name)
+        except msgspec.ValidationError as error:
+            raise InvalidSyscall(
+                f"{str(self)!r} names no {self.kind}: {error}", field="needs",
+                remedy="names have 1 to 128 letters, digits and . _ : @ / -",
+            ) from error  # fmt: skip
+
+    def __str__(self) -> str:
+        """Return it as the job's record has it."""
+        return f"{self.kind}:{self.name}"
+
+
+def read_needs(texts: Iterable[str]) -> tuple[Need, ...]:
+    """Read the needs that somebody names, such as `["tool:search", "lock:report"]`.
+
+    Raises:
+        InvalidSyscall: one of them is none (`field` says which, such as `needs[1]`), or together
+            they are more than a syscall may have, or contradict each other.
+    """
+    needs: list[Need] = []
+    for place, text in enumerate(texts):
+        try:
+            needs.append(_read(text))
+        except InvalidSyscall as error:
+            raise InvalidSyscall(
+                error.message, field=f"needs[{place}]", remedy=error.remedy
+            ) from error
+    return checked_needs(needs)
+
+
+def checked_needs(needs: Iterable[Need]) -> tuple[Need, ...]:
+    """Return needs that a syscall can have together.
+
+    Raises:
+        InvalidSyscall: more than MAX_NEEDS, one of them twice, or more than one core.
+    """
+    found = tuple(needs)
+    if len(found) > MAX_NEEDS:
+        raise InvalidSyscall(
+            f"it has {len(found)} needs, the limit is {MAX_NEEDS}", field="needs",
+            remedy="let one lock stand for what is always needed together",
+        )  # fmt: skip
+    if len(set(found)) < len(found):
+        twice = next(need for need in found if found.count(need) > 1)
+        raise InvalidSyscall(f"{str(twice)!r} is named twice", field="needs", remedy="name it once")
+    if sum(need.kind == "core" for need in found) > 1:
+        raise InvalidSyscall(
+            "it needs more than one core", field="needs", remedy="send one syscall for each core"
+        )
+    return found
+
+
+def known_needs(text: str) -> tuple[Need, ...]:
+    """Return the needs in a job's record; those that this release does not know are left out."""
+    needs = []
+    for word in text.split():
+        try:
+            needs.append(_read(word))
+        except InvalidSyscall:  # a newer release's, or a foreign hand's: admission bars the job
+            continue
+    return tuple(needs)
+
+
+def core_of(needs: Iterable[Need]) -> str:
+    """Return the core that is needed, or the empty string: any."""
+    return next((need.name for need in needs if need.kind == "core"), "")
+
+
+_KINDS: dict[str, NeedKind] = {kind: kind for kind in KINDS}
+
+
+def _read(text: str) -> Need:
+    kind, _, name = text.partition(":")
+    if kind not in _KINDS:
+        raise InvalidSyscall(
+            f"{text!r} is no need", field="needs",
+            remedy=f"write it as KIND:NAME; the kinds are {', '.join(KINDS)}",
+        )  # fmt: skip
+    return Need(_KINDS[kind], name)

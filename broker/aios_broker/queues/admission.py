@@ -1,0 +1,225 @@
+"""What may run now: limits of resources, who holds them, programs that are not admitted.
+
+`lua/admission.lua` decides; here it is told what it decides by, and asked why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.contract.names import Module
+from aios_broker.contract.needs import Need
+from aios_broker.queues.connection import Answer, Argument
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import Barrier, Subject, read_barrier
+
+ResourceKind = Literal["tool", "program", "lock"]
+MAX_LIMIT = 1_000_000
+MAX_BAR_S = 3600.0  # a bar must be renewed: one whose scheduler died ends by itself
+_KINDS: dict[str, ResourceKind] = {"tool": "tool", "program": "program", "lock": "lock"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What only so many syscalls of a module may hold at once, while they run."""
+
+    kind: ResourceKind
+    name: str
+    tenant: str = ""  # of a lock or program
+    agent: str = ""  # of a program
+
+    def __str__(self) -> str:
+        """Return the name that Redis knows it by."""
+        return f"{self.kind}:" + " ".join(filter(None, (self.tenant, self.agent, self.name)))
+
+    @classmethod
+    def tool(cls, name: str) -> Resource:
+        """Return a tool; it is everybody's.
+
+        Raises:
+            InvalidSyscall: no tool can have that name.
+        """
+        return cls("tool", Need("tool", name).name)
+
+    @classmethod
+    def lock(cls, name: str, tenant: str = "default") -> Resource:
+        """Return a lock of a tenant.
+
+        Raises:
+            InvalidSyscall: no lock can have that name.
+        """
+        return cls("lock", Need("lock", name).name, tenant)
+
+    @classmethod
+    def program(cls, name: str, agent: str, tenant: str = "default") -> Resource:
+        """Return a program of an agent.
+
+        Raises:
+            InvalidSyscall: no program can have that name.
+        """
+        return cls("program", Need("program", name).name, tenant, agent)
+
+    @classmethod
+    def parse(cls, text: str) -> Resource:
+        """Read a name as Redis knows it.
+
+        Raises:
+            KernelError: it is none.
+        """
+        kind, _, rest = text.partition(":")
+        match _KINDS.get(kind), rest.split(" "):
+            case "tool", [name]:
+                return cls("tool", name)
+            case "lock", [tenant, name]:
+                return cls("lock", name, tenant)
+            case "program", [tenant, agent, name]:
+                return cls("program", name, tenant, agent)
+            case _:
+                raise KernelError(f"{text!r} names no tool, program or lock")
+
+    @property
+    def words(self) -> str:
+        """Return it as people say it."""
+        owner = {"tool": "", "lock": f" of tenant {self.tenant!r}",
+                 "program": f" of agent {self.agent!r}"}[self.kind]  # fmt: skip
+        return f"{self.kind} {self.name!r}{owner}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRow:
+    """A resource that is limited, held or owed."""
+
+    resource: Resource
+    limit: int | None  # how many may hold it; None: any number
+    holders: tuple[str, ...]  # ids of the syscalls that run with it
+    owed_to: str | None = None  # the syscall that gets the next place
+
+    @property
+    def free(self) -> int | None:
+        """How many more may hold it now; None: any number."""
+        return None if self.limit is None else max(0, self.limit - len(self.holders))
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A resource that a waiting syscall cannot have now."""
+
+    resource: Resource
+    holders: int
+    limit: int
+    owed_to: str | None  # another syscall, that gets the next place
+
+
+@dataclass(frozen=True, slots=True)
+class NotAdmitted:
+    """A program that the scheduler's policy does not let run now."""
+
+    program: Subject
+    ends_in_s: float  # unless the bar is renewed, or taken away before
+
+
+class Admission:
+    """Reads and changes what decides over the waiting syscalls of a deployment."""
+
+    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
+        self._functions = functions
+
+    async def set_limit(self, module: Module, resource: Resource, most: int) -> None:
+        """Let at most so many syscalls hold a tool or program at once, 0 to MAX_LIMIT.
+
+        It counts from the next claim on. Where more hold it already they go on; 0 lets no other
+        begin.
+
+        Raises:
+            InvalidConfig: a lock, which is always one syscall's; or a number out of range.
+        """
+        if resource.kind == "lock":
+            raise InvalidConfig(
+                f"{resource.words} is held by one syscall at a time", field="resource",
+                remedy="name a tool where several may run at once",
+            )  # fmt: skip
+        if not 0 <= most <= MAX_LIMIT:
+            raise InvalidConfig(
+                f"the limit of {resource.words} is {most}", field="limit",
+                remedy=f"use 0 to {MAX_LIMIT}, or take the limit away",
+            )  # fmt: skip
+        await self._execute("HSET", self._limits(module), str(resource), most)
+
+    async def unset_limit(self, module: Module, resource: Resource) -> bool:
+        """Take a limit away; return whether there was one."""
+        return bool(await self._execute("HDEL", self._limits(module), str(resource)))
+
+    async def resources(self, module: Module) -> list[ResourceRow]:
+        """Return all that is limited, held or owed, in the order of names."""
+        rows = await self._call("resources", module, [])
+        return sorted((_row(row) for row in rows), key=lambda row: str(row.resource))
+
+    async def bar(
+        self, module: Module, epoch: int, programs: Collection[Subject], for_s: float
+    ) -> bool:
+        """Do not admit these programs for so long, and admit all others.
+
+        What runs of them goes on; what waits is passed over. To bar them for longer, say so again
+        before the time is over: when no scheduler lives, all are admitted again.
+
+        Args:
+            module: Whose queue.
+            epoch: Of the scheduler's leadership.
+            programs: `Subject.of_program(...)`.
+            for_s: Over 0, up to MAX_BAR_S.
+
+        Returns:
+            False: the epoch is over, another scheduler leads, nothing was changed.
+
+        Raises:
+            InvalidConfig: no program, or a time out of range.
+        """
+        for subject in programs:
+            if subject.scope != "program":
+                raise InvalidConfig(
+                    f"{subject.words} is no program", field="programs",
+                    remedy="bar programs; agents and tenants have quotas",
+                )  # fmt: skip
+        if not 0.0 < for_s <= MAX_BAR_S:
+            raise InvalidConfig(
+                f"a bar of {for_s} s", field="for_s", remedy=f"use up to {MAX_BAR_S:g} s, and renew"
+            )
+        names = [str(subject) for subject in programs]
+        return bool(await self._call("bar", module, [epoch, round(for_s * 1000), *names]))
+
+    async def barrier(self, module: Module, job_id: str) -> Barrier | Shortage | NotAdmitted | None:
+        """Return what keeps a waiting syscall from running, cores and its place aside."""
+        match await self._call("barrier", module, [job_id]):
+            case []:
+                return None
+            case [b"resource", name, holders, limit, owed_to]:
+                resource = Resource.parse(name.decode())
+                return Shortage(resource, holders, limit, owed_to.decode() or None)
+            case [b"program", name, ms]:
+                return NotAdmitted(Subject.parse(name.decode()), ms / 1000)
+            case [b"quota", *row]:
+                return read_barrier(row)
+            case other:
+                raise KernelError(f"a barrier of an unknown kind: {other!r}")
+
+    def _limits(self, module: Module) -> str:
+        return self.keys.own(f"resources:{module}")
+
+    async def _execute(self, *command: Argument) -> Answer:
+        return await self._functions.connection.execute(*command)
+
+    async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
+        return await self._functions.call(step, self.keys, [module, *arguments])
+
+
+def _row(row: Answer) -> ResourceRow:
+    name, limit, owed_to, *holders = row
+    return ResourceRow(
+        Resource.parse(name.decode()), None if limit < 0 else limit,
+        tuple(member.decode().rpartition(":")[0] for member in holders), owed_to.decode() or None,
+    )  # fmt: skip

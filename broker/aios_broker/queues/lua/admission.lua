@@ -1,0 +1,374 @@
+-- admission.lua: may a waiting job run, here and now? Whoever lends one asks this, and nothing else
+-- decides. At the end: what the scheduler and an operator tell it, and what it tells them.
+--
+-- What a job needs is in its record (aios_needs): tokens, a space between them.
+--   core:x     a worker that serves the core x
+--   tool:y     a place at the tool y: as many as its limit, any number where it has none
+--   program:z  the program z of its agent is admitted, and has a place where it has a limit
+--   lock:w     the lock w of its tenant: one place
+-- Whatever it names, its own program must be admitted, and its agent and tenant be within their
+-- quotas. A need of another kind is a newer release's: nobody here serves it.
+-- The last three are resources: `tool:y`, `program:tenant agent z`, `lock:tenant w`. Keys, per module:
+--   aios:resources  hash: resource -> how many may hold it at once
+--   aios:holders    zset: resource, tab, id:attempt; all of score 0, so that it is in the order of text
+--   aios:owed       hash: resource -> the job that gets the next place: its id, and since when it waits
+--   aios:barred     zset: program -> ms until when it is not admitted
+--   aios:far        string: ms and place of the last look far into the queue that found nothing
+--
+-- Who holds a resource follows from the leases: an attempt holds what it took until its lease is gone,
+-- whoever ended that. An entry of a lease that is gone counts for nothing, and is dropped by whoever
+-- comes across it; so no step that ends a job needs to know of any resource, and none can forget it.
+--
+-- A job that was passed over, has waited for PATIENCE_MS, and that nothing but resources keeps back is
+-- owed them: to everybody else it counts as one more holder of each, and it is lent before all others as
+-- soon as all are free. Each resource is owed to one job at a time, and a job is owed all it needs or
+-- nothing: no two can wait for each other. The debt is over when it stops waiting, or when something
+-- else keeps it back, too: that is found out from its record, each time a debt matters.
+
+do
+    local PATIENCE_MS = 5000
+    local MOST_OWED = 64        -- resources; the jobs that wait for others are owed them later
+    local MISS_MS = 100         -- after a look through jobs that are all barred, until the next
+    local FAR_LOOK = 1024       -- how many such a look sees: about 3 ms of Redis' time
+    local FAR_TTL_MS = 60000
+    local SWEPT_HOLDERS = 1000  -- entries that are compared with the leases each second
+    local EXCLUSIVE = 1
+    local RESOURCES = {tool = true, program = true, lock = true}
+    local NOTHING = {}
+
+    -- Is there any rule but cores and resources? Where there is none, one command tells.
+    function admission.read_rules(c)
+        local quotas = c.own .. 'quota:' .. c.q
+        c.has_rules = call('EXISTS', quotas, c.barred, c.owed) > 0
+        c.quotas = c.has_rules and call('EXISTS', quotas) == 1
+        c.programs = c.has_rules and call('EXISTS', c.barred) == 1 and {}
+        if not c.has_rules then c.creditors = {} end
+    end
+
+    local function has_rules(c)
+        if c.has_rules == nil then admission.read_rules(c) end
+        return c.has_rules
+    end
+
+    -- What a text of needs says.
+    local function parsed(c, needs)
+        c.parsed = c.parsed or {}
+        local found = c.parsed[needs]
+        if found then return found end
+        found = {cores = {}, resources = {}, strange = false}
+        for need in string.gmatch(needs, '%S+') do
+            local kind, name = string.match(need, '^(%a+):(.+)$')
+            if kind == 'core' then
+                found.cores[#found.cores + 1] = name
+            elseif RESOURCES[kind] then
+                found.resources[#found.resources + 1] = {kind = kind, name = name}
+            else
+                found.strange = true
+            end
+        end
+        c.parsed[needs] = found
+        return found
+    end
+
+    -- A lock is its tenant's, a program its agent's, a tool everybody's.
+    local function name_of(c, need, facts)
+        if need.kind == 'tool' then return 'tool:' .. need.name end
+        local who = quota.owner(c, facts)
+        return need.kind .. string.match(need.kind == 'lock' and who.tenant or who.agent, ':.*')
+            .. ' ' .. need.name
+    end
+
+    local function resources_of(c, job)
+        if not job.needs then return NOTHING end
+        if not job.resources then
+            job.resources = {}
+            for i, need in ipairs(parsed(c, job.needs).resources) do
+                job.resources[i] = name_of(c, need, job.facts)
+            end
+        end
+        return job.resources
+    end
+
+    local function holds(c, job, resource)
+        for _, name in ipairs(resources_of(c, job)) do
+            if name == resource then return true end
+        end
+        return false
+    end
+
+    local function limit_of(c, resource)
+        if string.find(resource, '^lock:') then return EXCLUSIVE end
+        c.most = c.most or {}
+        if c.most[resource] == nil then
+            c.most[resource] = tonumber(call('HGET', c.resources, resource)) or false
+        end
+        return c.most[resource]
+    end
+
+    -- The entries of a resource whose leases last; the others are dropped.
+    local function living(c, resource)
+        local entries = call('ZRANGEBYLEX', c.holders, '[' .. resource .. '\t', '(' .. resource .. '\n')
+        local members, alive, gone = {}, {}, {}
+        for i, entry in ipairs(entries) do members[i] = string.sub(entry, #resource + 2) end
+        for i, lease in ipairs(held_leases(c, members)) do
+            local list = lease and alive or gone
+            list[#list + 1] = lease and members[i] or entries[i]
+        end
+        if not c.only_reads then variadic('ZREM', c.holders, gone) end
+        return alive
+    end
+
+    -- How many hold a resource, those of this call included: exactly, where it may be `enough` to matter.
+    local function holders(c, resource, enough)
+        c.held_by = c.held_by or {}
+        local seen = c.held_by[resource]
+        if not seen then
+            seen = {taken = 0, n = call('ZLEXCOUNT', c.holders, '[' .. resource .. '\t',
+                '(' .. resource .. '\n')}
+            c.held_by[resource] = seen
+        end
+        if not seen.exact and seen.n + seen.taken >= enough then
+            seen.n, seen.exact = #living(c, resource), true
+        end
+        return seen.n + seen.taken
+    end
+
+    local function is_barred(c, program)
+        local until_ms = c.programs[program]
+        if until_ms == nil then
+            until_ms = tonumber(call('ZSCORE', c.barred, program)) or 0
+            c.programs[program] = until_ms
+        end
+        return until_ms > c.now
+    end
+
+    -- The program of a job, or one that it needs, that is not admitted: {'program', name, ms}.
+    local function barred_program(c, job)
+        if not has_rules(c) or not c.programs then return nil end
+        for _, name in ipairs({quota.owner(c, job.facts).program, unpack(resources_of(c, job))}) do
+            if string.find(name, '^program:') and is_barred(c, name) then
+                return {'program', name, c.programs[name] - c.now}
+            end
+        end
+    end
+
+    -- Is it served by this worker, or, where none is named, by any?
+    local function is_served(c, job, cores)
+        if not job.needs then return true end
+        local needs = parsed(c, job.needs)
+        if needs.strange then return false end
+        for _, core in ipairs(needs.cores) do
+            if cores and not string.find(cores, ',' .. core .. ',', 1, true) then return false end
+            if not cores and c.now - count(call('HGET', c.cores, core)) >= CORE_TTL_MS then return false end
+        end
+        return true
+    end
+
+    -- Is each of its resources one that it can get at all?
+    local function can_be_owed(c, job)
+        for _, resource in ipairs(resources_of(c, job)) do
+            if limit_of(c, resource) == 0 then return false end
+        end
+        return #resources_of(c, job) > 0
+    end
+
+    -- A job that waits, as far as admission knows it; nil: it does not wait.
+    function admission.read_waiting(c, id)
+        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_facts', 'aios_ready_ms')
+        if f.err or f[1] ~= 'queued' then return nil end
+        return {id = id, needs = f[2], facts = f[3], ready_ms = tonumber(f[4]) or c.now}
+    end
+
+    local function stands_back_only_for_resources(c, job)
+        return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
+            and not quota.barrier(c, job.facts)
+    end
+
+    -- Who is owed what: resource -> the job. What is over is left out.
+    local function creditors(c)
+        if c.creditors then return c.creditors end
+        local flat, jobs = call('HGETALL', c.owed), {}
+        c.creditors, c.settled = {}, {}
+        for i = 1, #flat, 2 do
+            local resource, debt = flat[i], flat[i + 1]
+            if jobs[debt] == nil then
+                local id, since_ms = string.match(debt, '^(.*) (%d+)$')
+                local job = admission.read_waiting(c, id)
+                local waits_still = job and job.ready_ms == tonumber(since_ms)
+                jobs[debt] = waits_still and stands_back_only_for_resources(c, job) and job or false
+            end
+            if jobs[debt] and holds(c, jobs[debt], resource) then
+                c.creditors[resource] = jobs[debt]
+            else
+                c.settled[#c.settled + 1] = resource
+            end
+        end
+        return c.creditors
+    end
+
+    local function drop_settled(c)
+        creditors(c)
+        variadic('HDEL', c.owed, c.settled)
+    end
+
+    -- The first resource that a job cannot have: {'resource', name, holders, limit, id that it is owed to}.
+    -- `freed`: a running job that would stop for it.
+    local function shortage(c, job, freed)
+        for _, resource in ipairs(resources_of(c, job)) do
+            local limit = limit_of(c, resource)
+            if limit then
+                local creditor = creditors(c)[resource]
+                local owed = creditor and creditor.id ~= job.id and 1 or 0
+                local back = freed and holds(c, freed, resource) and 1 or 0
+                local n = holders(c, resource, limit - owed + back)
+                if n - back + owed >= limit then
+                    return {'resource', resource, n, limit, owed == 1 and creditor.id or ''}
+                end
+            end
+        end
+    end
+
+    -- What keeps a waiting job (id, needs, facts) from running; nil: nothing does. `cores` of the worker,
+    -- a comma around each; nil: cores are not asked for.
+    local function barrier(c, job, cores, freed)
+        if cores and not is_served(c, job, cores) then return {'core'} end
+        return barred_program(c, job) or quota.barrier(c, job.facts, freed and freed.facts)
+            or shortage(c, job, freed)
+    end
+
+    -- May it run here? `freed`: a running job that would stop for it; what it has counts as free.
+    function admission.admits(c, job, cores, freed)
+        if not job.needs and not has_rules(c) then return true end
+        job.barrier = barrier(c, job, cores, freed)
+        if not job.barrier then return true end
+        if job.barrier[1] ~= 'core' then c.is_barred = true end
+        return false
+    end
+
+    -- A claim passed over a job that is not admitted.
+    function admission.passed(c, job)
+        if job.barrier[1] ~= 'resource' or c.now - job.ready_ms < PATIENCE_MS or not can_be_owed(c, job)
+            or call('HLEN', c.owed) >= MOST_OWED then return end
+        for _, resource in ipairs(resources_of(c, job)) do
+            if creditors(c)[resource] then return end
+        end
+        for _, resource in ipairs(resources_of(c, job)) do
+            call('HSET', c.owed, resource, job.id .. ' ' .. text(c, job.ready_ms))
+            c.creditors[resource] = job
+        end
+    end
+
+    -- A job is chosen to run.
+    function admission.enter(c, job)
+        quota.moved(c, job.facts or nil, 'q', 'r', job.id)
+        if not job.needs then return end
+        for _, resource in ipairs(resources_of(c, job)) do
+            holders(c, resource, math.huge)
+            c.held_by[resource].taken = c.held_by[resource].taken + 1
+            local creditor = creditors(c)[resource]
+            if creditor and creditor.id == job.id then
+                call('HDEL', c.owed, resource)
+                c.creditors[resource] = nil
+            end
+        end
+    end
+
+    -- It has its lease: what it needs is its own while that lasts.
+    function admission.keep(c, job, member)
+        local entries = {}
+        for _, resource in ipairs(resources_of(c, job)) do
+            entries[#entries + 1] = 0
+            entries[#entries + 1] = resource .. '\t' .. member
+        end
+        variadic('ZADD', c.holders, entries)
+    end
+
+    -- The ids of the jobs that are owed something, those that have waited longest first.
+    function admission.owed(c)
+        if not has_rules(c) then return NOTHING end
+        drop_settled(c)
+        local ids, seen = {}, {}
+        for _, job in pairs(creditors(c)) do
+            if not seen[job.id] then ids[#ids + 1] = job.id end
+            seen[job.id] = job.ready_ms
+        end
+        table.sort(ids, function(a, b)
+            if seen[a] ~= seen[b] then return seen[a] < seen[b] end
+            return a < b
+        end)
+        return ids
+    end
+
+    -- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
+    -- where the last look ended, so that by and by all of it is seen. Returns where to look and how
+    -- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
+    function admission.far_look(c, far)
+        if not c.is_barred then return 0, far end
+        local missed, place = string.match(call('GET', c.far) or '', '^(%d+) (%d+)$')
+        if c.now - count(missed) < MISS_MS then return nil, 0 end
+        return count(place), FAR_LOOK
+    end
+
+    -- Such a look found nothing, and the next one begins at this place.
+    function admission.missed(c, place)
+        if c.is_barred then call('SET', c.far, text(c, c.now) .. ' ' .. text(c, place), 'PX', FAR_TTL_MS) end
+    end
+
+    -- What the scheduler sees to: notes of leases, bars and debts that are over.
+    function admission.sweep(c)
+        call('ZREMRANGEBYSCORE', c.barred, '-inf', c.now)
+        if has_rules(c) then drop_settled(c) end
+        local n, first, members, gone = call('ZCARD', c.holders), 0, {}, {}
+        if n > SWEPT_HOLDERS then first = math.floor(c.now / 1000) * SWEPT_HOLDERS % n end
+        local entries = call('ZRANGE', c.holders, first, first + SWEPT_HOLDERS - 1)
+        for i, entry in ipairs(entries) do members[i] = string.match(entry, '\t(.*)$') end
+        for i, lease in ipairs(held_leases(c, members)) do
+            if not lease then gone[#gone + 1] = entries[i] end
+        end
+        variadic('ZREM', c.holders, gone)
+    end
+
+    -- ARGV  prefix, module, id
+    -- Returns what keeps a waiting job from running, cores aside: {'quota', limit, subject, used, limit's
+    -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'resource', name, holders, limit,
+    -- id that the next place is owed to}; nothing: nothing does.
+    register('barrier', function(c)
+        c.only_reads = true
+        local job = admission.read_waiting(c, take(c))
+        return job and barrier(c, job) or {}
+    end, {'no-writes'})
+
+    -- ARGV  prefix, module
+    -- Returns per resource that is limited, held or owed: {name, limit (-1: none), id it is owed to or '',
+    -- id:attempt of each holder}.
+    register('resources', function(c)
+        c.only_reads = true
+        local names, rows = {}, {}
+        local limits = call('HGETALL', c.resources)
+        for i = 1, #limits, 2 do names[limits[i]] = true end
+        for _, entry in ipairs(call('ZRANGE', c.holders, 0, -1)) do
+            names[string.match(entry, '^(.*)\t')] = true
+        end
+        for name in pairs(creditors(c)) do names[name] = true end
+        for name in pairs(names) do
+            local creditor = creditors(c)[name]
+            rows[#rows + 1] = {name, limit_of(c, name) or -1, creditor and creditor.id or '',
+                unpack(living(c, name))}
+        end
+        return rows
+    end, {'no-writes'})
+
+    -- ARGV  prefix, module, epoch, ms, program...
+    -- These programs, and no others, are not admitted for so long. Returns 1; 0 when the epoch is over.
+    register('bar', function(c)
+        local epoch, until_ms, rows = take(c), text(c, c.now + take(c)), {}
+        if not leads(c, epoch) then return 0 end
+        while c.at <= #c.args do
+            rows[#rows + 1] = until_ms
+            rows[#rows + 1] = take(c)
+        end
+        call('UNLINK', c.barred)
+        variadic('ZADD', c.barred, rows)
+        return 1
+    end)
+end
