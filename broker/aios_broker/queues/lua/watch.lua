@@ -29,7 +29,7 @@ do
             for i, member in ipairs(call('ZRANGEBYLEX', c.ranked, '(' .. start .. after,
                 '(' .. subject .. '\n', 'LIMIT', 0, n)) do
                 ids[i] = string.sub(member, #start + 1)
-                rows[i] = facts(c, ids[i])
+                rows[i] = call('HEXISTS', c.live, ids[i]) == 1 and facts(c, ids[i]) or 0 -- 0: it has ended
             end
             answer[#answer + 1] = {ids, rows}
         end
