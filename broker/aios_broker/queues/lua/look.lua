@@ -68,7 +68,7 @@ local function queue(c)
 end
 
 local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms
-local MIDDLE_PLACES = 200000 -- places of the queue that are passed to take jobs out of its middle: 2 ms
+local MIDDLE_PLACES = 200000 -- of the queue that are passed to find jobs in its middle: up to 2 ms
 local MIDDLE_SEEN = 128 -- scores that are looked at for them, those of running jobs among them
 
 local function scores_of(c, ids)
@@ -98,21 +98,34 @@ local function running_unscored(c)
     return rest
 end
 
--- Of what waits between the ends, the lowest scores below the head's highest. To take one out of the
--- middle costs its place, so there are the fewer of them the longer the queue is.
+-- Of what waits between the ends, the lowest scores below the head's highest, of equal ones the oldest.
+-- To take one out of the middle costs its place, so there are the fewer of them the longer the queue is.
 local function middle_below(c, highest, length, seen)
-    local found, scores = {}, {}
-    local most = math.max(1, math.floor(MIDDLE_PLACES / length))
+    local found = {}
     local rows = call('ZRANGEBYSCORE', c.scores, '-inf', '(' .. string.format('%.17g', highest),
         'WITHSCORES', 'LIMIT', 0, MIDDLE_SEEN)
     for i = 1, #rows, 2 do
-        if #found == most then break end
         local id = rows[i]
-        if not seen[id] and call('HGET', job_key(c, id), 'status') == 'queued' then
-            found[#found + 1], scores[#scores + 1] = id, rows[i + 1]
+        local status, ready_ms = unpack(not seen[id]
+            and call('HMGET', job_key(c, id), 'status', 'aios_ready_ms') or {})
+        if status == 'queued' then
+            found[#found + 1] = {id = id, score = tonumber(rows[i + 1]), text = rows[i + 1],
+                since = count(ready_ms)}
         end
     end
-    return found, scores
+    local function older(a, b)
+        if a.score ~= b.score then return a.score < b.score end
+        return a.since < b.since
+    end
+    table.sort(found, older)
+    local between, ids, scores = {}, {}, {}
+    for i = 1, math.min(#found, math.max(1, math.floor(MIDDLE_PLACES / length))) do
+        found[i].since = call('LPOS', c.queue, found[i].id)
+        if found[i].since then between[#between + 1] = found[i] end
+    end
+    table.sort(between, older)
+    for i, each in ipairs(between) do ids[i], scores[i] = each.id, each.text end
+    return ids, scores
 end
 
 local function ends(c, whole, head, running, middle)
