@@ -20,9 +20,7 @@ from aios_broker.scheduler.ranker import Ranker
 from aios_broker.scheduler.sweep import LeadershipLost
 from aios_broker.scheduler.view import subject_of
 
-RESCORED = (
-    200  # jobs that a tick ranks anew: some 2 ms of Redis' time; at least one of each subject
-)
+RESCORED = 100  # jobs that a tick ranks anew: 1 to 2 ms of Redis' time
 HEAD = 32  # jobs at the head whose scores are never left behind
 
 
@@ -50,16 +48,21 @@ class Rescoring:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        self._cursor, moved = await self._order.watch.touched(self._cursor)
+        cursor, found = await self._order.watch.touched(self._cursor)
+        moved = dict(list(found.items())[:RESCORED])
+        self._cursor = cursor if len(moved) == len(found) else self._cursor
         if not moved:
             return bool(self._cursor)
-        rows, notes = await self._part(moved)
-        if self._walks or self._cursor:
-            rows |= await self._head()
-        ranked = await self._ranker.rank(rows.values(), now_ms)
-        if not await self._order.reorder(
-            epoch, [], scored=list(ranked.scores.items()), notes=notes + ranked.notes
-        ):
+        part, notes = await self._part(moved)
+        whole = not self._walks and not self._cursor and len(moved) == len(found)
+        head = {} if whole else await self._head()
+        ranked = await self._ranker.rank((part | head).values(), now_ms)
+        new = tuple(
+            pair for pair in ranked.notes.ranked if pair[0] not in part
+        )  # may have no score
+        notes += Notes(ranked=new, marks=ranked.notes.marks)
+        scored = list(ranked.scores.items())
+        if not await self._order.reorder(epoch, [], scored=scored, notes=notes):
             raise LeadershipLost
         return True
 

@@ -69,7 +69,7 @@ end
 
 local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms
 local MIDDLE_PLACES = 200000 -- of the queue that are passed to find jobs in its middle: up to 2 ms
-local MIDDLE_SEEN = 128 -- scores that are looked at for them, those of running jobs among them
+local MIDDLE_SEEN = 64 -- scores that are looked at for them, those of running jobs among them
 
 local function scores_of(c, ids)
     local scores = read_many('ZMSCORE', c.scores, ids)
