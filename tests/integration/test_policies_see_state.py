@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -218,6 +218,7 @@ async def test_one_that_moves_while_its_jobs_are_ranked_is_ranked_again(
     plas: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rescoring, "RESCORED", 10)
+    monkeypatch.setattr(rescoring, "HEAD", 1)
     rest = await plas.submit(ADA, 52)
     await plas.settle()
     for _ in range(2):
@@ -282,6 +283,7 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
         scene, witness = Scene(user, "witness"), Witness()
         await scene.begin(witness)
         await user.queue.birth(CARD)
+        await user.queue.birth(replace(CARD, name="host.2.llm", slots=2, cores=("small",)))
         await scene.submit(ADA, 2)
         await scene.serve()
         [running] = await user.claim()
@@ -290,7 +292,7 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
 
         view = next(view for view in witness.seen if waits in {job.job_id for job in view.jobs})
         assert [job.job_id for job in view.running] == [running.job_id]
-        assert view.cores == {"small": Core(1, 3), "large": Core(1, 3)}
+        assert view.cores == {"small": Core(2, 5), "large": Core(1, 3)}
         assert view.accounts.keys() == {
             Subject.of_tenant("default"), Subject.of_tenant("acme"),
             Subject.of_program("main", "ada"), Subject.of_program("main", "eve", "acme"),
@@ -339,6 +341,37 @@ async def test_nothing_is_noted_while_nobody_watches(user: QueueUser) -> None:
     await user.submit(0)
     await user.finish(*await user.claim())
     assert await watch.touched(0) == (0, {})
+
+
+async def test_all_that_move_in_one_step_are_noted_those_that_begin_to_run_too(
+    plas: Scene,
+) -> None:
+    await plas.submit(ADA)
+    await plas.submit(BOB)
+    leases = await plas.user.claim(2)
+    _, touched = await plas.user.order.watch.touched(0)
+    assert touched == {"program:default ada main": 1, "program:default bob main": 1}
+    assert len(leases) == 2
+
+
+async def test_what_is_remembered_of_a_program_goes_with_its_counters(redis_url: str) -> None:
+    async with queue_user(redis_url) as user:
+        scene = Scene(user, "program_fcfs")
+        await scene.begin()
+        await scene.submit(ADA)
+        await scene.settle()
+        await scene.serve()
+        marks = user.keys.own("marks:llm")
+        assert await user.redis.execute("HLEN", marks) == 1
+        await user.redis.execute("ZADD", user.keys.own("used:llm"), 1, "program:default ada main")
+        await user.order.reconcile(scene.epoch)
+        assert await user.redis.execute("HLEN", marks) == 0
+
+
+def test_the_widest_scope_is_watched() -> None:
+    assert Needs(accounts=("program", "tenant")).watched == "tenant"
+    assert Needs(accounts=("program", "agent")).watched == "agent"
+    assert Needs(running=True, cores=True).watched is None
 
 
 async def test_a_module_that_is_not_metered_is_while_a_policy_watches(redis_url: str) -> None:

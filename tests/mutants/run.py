@@ -26,10 +26,11 @@ sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the pat
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
+from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
-MUTANTS = (*BROKER_MUTANTS, *WORKER_MUTANTS, *KV_STATE_MUTANTS, *STATE_MUTANTS)
+MUTANTS = (*BROKER_MUTANTS, *WORKER_MUTANTS, *KV_STATE_MUTANTS, *STATE_MUTANTS, *ORDER_MUTANTS)
 
 WORKERS = 2
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too
