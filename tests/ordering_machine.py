@@ -270,5 +270,5 @@ class OrderingMachine(RuleBasedStateMachine):
         expected = {"policy": self.policy, "scope": scope}
         assert self.raw.hgetall(KEYS.own("watch:llm")) == expected
         ranked = set(self.raw.zrange(KEYS.own("ranked:llm"), 0, -1))
-        name = {i: f"{subject(job.facts, scope)}\t{i}" for i, job in self.jobs.items()}
-        assert {name[job_id] for job_id in waiting} <= ranked <= set(name.values())
+        names = {i: f"{subject(job.facts, scope)}\t{i}" for i, job in self.jobs.items()}
+        assert {names[job_id] for job_id in waiting} <= ranked <= set(names.values())

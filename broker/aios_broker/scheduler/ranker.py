@@ -38,12 +38,18 @@ class Ranker:
         jobs = tuple(row for row in rows if row is not None)
         if not jobs:
             return Ranked({})
-        ranks = self.policy.rank(await self._view(jobs), now_ms)
+        view = await self._view(jobs)
+        ranks = self.policy.rank(view, now_ms)
         watched = self.policy.needs.watched
         if watched is None:
             return Ranked(dict(ranks.scores))
         ranked = tuple((job.job_id, str(subject_of(job, watched))) for job in jobs)
-        return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=tuple(ranks.marks.items())))
+        marks = tuple(
+            (who, mark)
+            for who, mark in ranks.marks.items()
+            if who not in view.accounts or view.accounts[who].mark != mark
+        )
+        return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=marks))
 
     async def _view(self, jobs: tuple[Waiting, ...]) -> View:
         """Read what the policy needs, and nothing else."""
