@@ -208,7 +208,7 @@ async def test_a_tick_ranks_no_more_than_its_share_and_the_head_at_once(
         await plas.tick()
         scores = await plas.user.order.scores(rest)
         ranked.append(sum(score == 1000.0 for score in scores))
-    assert 10 <= ranked[0] <= 15
+    assert 10 < ranked[0] <= 15  # of the first five hardly all are among the ten
     assert ranked[1] - ranked[0] <= 15
     await plas.settle()
     assert set(await plas.user.order.scores(rest)) == {1000.0}
