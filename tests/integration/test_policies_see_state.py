@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.connection import Answer, Argument, Connection
+from aios_broker.queues.functions import LIBRARY, Functions
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Subject
@@ -34,20 +36,25 @@ NOW_MS = 1_700_000_000_000
 ADA, BOB = Facts("ada", "llm.chat"), Facts("bob", "llm.chat")
 ACME = Facts("eve", "llm.chat", tenant="acme")
 NOTHING_MORE = Appetite(0, LEASE_S)
+LONG_ENOUGH_S = 0.3  # for a decision that does not wait
 CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=("small", "large"))
 
 
-class Counted(Connection):
-    """A connection that remembers which commands and steps went over it."""
+class Heard(Connection):
+    """A connection that remembers what went over it; something may happen after a step, once."""
 
-    sent: list[str]
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.sent: list[str] = []
+        self.after: dict[str, Callable[[], Awaitable[None]]] = {}
 
     async def execute(self, *arguments: Argument, timeout_s: float | None = None) -> Answer:
-        if not hasattr(self, "sent"):
-            self.sent = []
-        step = arguments[1] if arguments[0] == "FCALL" else arguments[0]
-        self.sent.append(str(step).removeprefix("aios3_"))
-        return await super().execute(*arguments, timeout_s=timeout_s)
+        step = str(arguments[1 if arguments[0] == "FCALL" else 0]).removeprefix(f"{LIBRARY}_")
+        self.sent.append(step)
+        answer = await super().execute(*arguments, timeout_s=timeout_s)
+        if (meanwhile := self.after.pop(step, None)) is not None:
+            await meanwhile()
+        return answer
 
 
 @dataclass
@@ -242,6 +249,31 @@ async def test_what_a_lost_leader_ranked_counts_for_nothing(plas: Scene) -> None
     assert await plas.user.redis.execute("EXISTS", plas.user.keys.own("touched:llm")) == 1
 
 
+async def test_what_is_used_while_a_sweep_ranks_is_not_missed(plas: Scene) -> None:
+    """A decision that could see it waits until the sweep's scores, which are older, are there."""
+    await plas.submit(ADA)
+    [lease] = await plas.user.claim()
+    await plas.settle()
+    [late] = await plas.submit(ADA)
+    redis = Heard(plas.user.url)
+    order = Order(Functions(redis), "llm")
+    queue = ModuleOrder(order, plas.user.control, SKETCHES["plas"], named)
+    deciding: list[asyncio.Task[bool]] = []
+
+    async def use_and_decide() -> None:
+        await plas.finish(lease)
+        deciding.append(asyncio.create_task(queue.decide(plas.epoch, NOW_MS)))
+        await asyncio.wait(deciding, timeout=LONG_ENOUGH_S)
+
+    redis.after["accounts"] = use_and_decide
+    assert await queue.sweep(plas.epoch, NOW_MS)
+    await deciding[0]
+    while await queue.tick(plas.epoch, NOW_MS):
+        pass
+    assert await plas.user.order.scores([late]) == [1000.0]
+    await redis.aclose()
+
+
 async def test_a_long_queue_lets_those_between_its_ends_go_first(
     plas: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,18 +336,18 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
 
 
 async def test_a_policy_that_needs_nothing_more_costs_nothing_more(redis_url: str) -> None:
-    redis = Counted(redis_url)
+    redis = Heard(redis_url)
     async with queue_user(redis_url) as user:
         scene = Scene(user, "priority")
         await scene.begin()
         await scene.submit(ADA, 3)
         await scene.settle()
         await scene.submit(ADA, 1)
-        order = Order(type(user.functions)(redis), "llm")
+        order = Order(Functions(redis), "llm")
         queue = ModuleOrder(order, user.control, policy_named("priority"))
         queue._settled = "priority"  # as if it had led all the time
         queue._whole_due_s = float("inf")
-        redis.sent = []
+        redis.sent.clear()
         assert await queue.tick(scene.epoch, NOW_MS)
         assert redis.sent == ["look", "reorder"]
         redis.sent.clear()

@@ -60,6 +60,8 @@ ORDER_MUTANTS = (
     Mutant("order: those in the middle are not fetched", ORDERING,
            "standing = [*ends.head, *ends.middle, *ends.low]",
            "standing = [*ends.head, *ends.low]", STATE_TEST),
+    Mutant("order: a sweep and a decision at once", ORDERING,
+           "self._turn = asyncio.Lock()", "self._turn = asyncio.Semaphore(2)", STATE_TEST),
     Mutant("order: what is ranked first is not noted", ORDERING,
            "ranking.notes += ranked.notes", "pass", MACHINE_TEST),
     Mutant("order: a sweep notes nothing", "scheduler/sweep.py", "notes=new.notes", "",
