@@ -83,6 +83,7 @@ def measure(*, agents: int, waiting: int, ticks: int, say: Say) -> Figures:
         kernel.settle()
         waiting_cpu, memory_waiting = kernel.cpu_over(IDLE_S), kernel.memory()
         kernel.stop("scheduler")  # it would look at the same time
+        kernel.stop("llm")  # it would run what waits as soon as the queue is not suspended
         for one in crowd:
             one.freeze()  # what they ask meanwhile would count as the decisions'
         decisions = decide(ground, kernel.redis_pid, ticks, say)

@@ -7,6 +7,7 @@ import pytest
 from aios_broker.queues.order import Exchange
 from aios_broker.scheduler import sweep as sweeps
 from aios_broker.scheduler.policy import policy_named
+from aios_broker.scheduler.ranker import Ranker
 from aios_broker.scheduler.sweep import LeadershipLost, Sweep
 from tests.queue_user import QueueUser
 
@@ -40,10 +41,12 @@ async def test_a_job_that_left_is_let_alone(user: QueueUser) -> None:
 async def test_an_epoch_that_is_over_exchanges_nothing(user: QueueUser) -> None:
     a, b = await user.submit(0, 0)
     epoch = await user.lead()
-    assert await user.order.exchange(epoch + 1, [Exchange(0, a, 1, b)], forget=True) is None
+    assert await user.order.exchange(epoch + 1, [Exchange(0, a, 1, b)]) is None
     assert await user.waiting() == [a, b]
     with pytest.raises(LeadershipLost):
-        await Sweep(user.order, policy_named("priority"), rescore=True).step(epoch + 1, NOW_MS)
+        await Sweep(user.order, Ranker(user.order, policy_named("priority")), rescore=True).step(
+            epoch + 1, NOW_MS
+        )
 
 
 async def test_a_sweep_reads_on_where_the_head_was_claimed_meanwhile(
@@ -52,7 +55,10 @@ async def test_a_sweep_reads_on_where_the_head_was_claimed_meanwhile(
     monkeypatch.setattr(sweeps, "PIECE", 10)
     monkeypatch.setattr(sweeps, "OVERLAP", 5)
     submitted = await user.submit(*[number % 40 - 20 for number in range(60)])
-    sweep, epoch = Sweep(user.order, policy_named("priority")), await user.lead()
+    sweep, epoch = (
+        Sweep(user.order, Ranker(user.order, policy_named("priority"))),
+        await user.lead(),
+    )
     claimed = 0
     while await sweep.step(epoch, NOW_MS):
         claimed += len(await user.claim(1))

@@ -27,10 +27,14 @@ from tests.mutants.admission import ADMISSION_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
+from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
-MUTANTS = (*BROKER_MUTANTS, *ADMISSION_MUTANTS, *WORKER_MUTANTS, *KV_STATE_MUTANTS, *STATE_MUTANTS)
+MUTANTS = (
+    *BROKER_MUTANTS, *ADMISSION_MUTANTS, *ORDER_MUTANTS, *WORKER_MUTANTS, *KV_STATE_MUTANTS,
+    *STATE_MUTANTS,
+)  # fmt: skip
 
 WORKERS = 2
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too

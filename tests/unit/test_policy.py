@@ -9,8 +9,9 @@ from aios_broker.scheduler.policy import (
     AGEING_MS_PER_NICE,
     POLICY_NAMES,
     policy_named,
-    rank,
 )
+from aios_broker.scheduler.view import Needs
+from tests.policies import order_of
 
 
 def job(job_id: str, *, submitted_ms: int = 0, ready_ms: int = 0, nice: int = 0) -> Waiting:
@@ -19,7 +20,7 @@ def job(job_id: str, *, submitted_ms: int = 0, ready_ms: int = 0, nice: int = 0)
 
 
 def order(policy: str, *queue: Waiting) -> list[str]:
-    return [job_id for job_id, _ in rank(policy_named(policy), queue, now_ms=10_000)]
+    return order_of(policy_named(policy), queue, now_ms=10_000)
 
 
 def test_fifo_goes_by_submission_even_for_one_that_came_back_late() -> None:
@@ -63,6 +64,8 @@ def test_what_a_policy_asks_of_workers_and_scheduler(
 ) -> None:
     policy = policy_named(name)
     assert (policy.name, policy.preempt, policy.reorders) == (name, preempt, reorders)
+    assert policy.needs == Needs()  # nothing but the jobs themselves: nothing else is read
+    assert policy.needs.watched is None
 
 
 def test_an_unknown_name_is_refused_with_the_choices() -> None:

@@ -1,8 +1,8 @@
 """Whatever is submitted, whenever: the policies keep their word in a simulated queue.
 
 The queue is simulated as the kernel runs it: a list that grows at its tail, one slot, the
-policy's order applied before each claim if it reorders, and its rule for who yields at the end of
-a slice. Time counts in slices of SLICE_MS.
+policy's order applied before each claim if it reorders, by what the scheduler itself computes of a
+view, and its rule for who yields at the end of a slice. Time counts in slices of SLICE_MS.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from aios_broker.scheduler.policy import (
     POLICY_NAMES,
     Policy,
     policy_named,
-    rank,
 )
 from tests.examples import PHASES, SAME_EACH_TIME
+from tests.policies import order_of, scores_of
 
 SLICE_MS = 500
 START_MS = 1_700_000_000_000
@@ -107,14 +107,15 @@ class Simulation:
     def _reorder(self, now_ms: int) -> None:
         if self.policy.reorders:
             by_id = {waiting.job_id: waiting for waiting in self.queue}
-            self.queue = [by_id[job_id] for job_id, _ in rank(self.policy, self.queue, now_ms)]
+            self.queue = [by_id[job_id] for job_id in order_of(self.policy, self.queue, now_ms)]
 
     def _must_yield(self, running: Waiting, now_ms: int) -> bool:
         if not self.queue or self.policy.preempt == "none":
             return False
         self._reorder(now_ms)
-        mine = self.policy.score(running, now_ms)
-        return self.policy.preempt == "waiting" or self.policy.score(self.queue[0], now_ms) < mine
+        scores = scores_of(self.policy, [running, self.queue[0]], now_ms)
+        outranked = scores[self.queue[0].job_id] < scores[running.job_id]
+        return self.policy.preempt == "waiting" or outranked
 
 
 def simulate(policy: str, jobs: list[Arrival]) -> Simulation:
@@ -126,10 +127,12 @@ def simulate(policy: str, jobs: list[Arrival]) -> Simulation:
 @CHECKS
 @given(names, queues, times)
 def test_ranking_is_total_and_loses_nobody(name: str, queue: list[Waiting], now_ms: int) -> None:
-    ranked = rank(policy_named(name), queue, now_ms)
-    assert sorted(job_id for job_id, _ in ranked) == sorted(waiting.job_id for waiting in queue)
-    scores = [score for _, score in ranked]
-    assert scores == sorted(scores)
+    policy = policy_named(name)
+    ranked, scores = order_of(policy, queue, now_ms), scores_of(policy, queue, now_ms)
+    assert sorted(ranked) == sorted(waiting.job_id for waiting in queue)
+    assert scores.keys() == set(ranked)
+    in_order = [scores[job_id] for job_id in ranked]
+    assert in_order == sorted(in_order)
 
 
 @CHECKS
@@ -140,12 +143,23 @@ def test_ranking_depends_on_the_jobs_alone(
     policy = policy_named(name)
     shuffled = list(queue)
     random.shuffle(shuffled)
-    assert dict(rank(policy, shuffled, now_ms)) == dict(rank(policy, queue, now_ms))
-    again = rank(policy, queue, now_ms)
-    assert again == rank(policy, queue, now_ms)
-    scores = [policy.score(waiting, now_ms) for waiting in queue]
-    if len(set(scores)) == len(scores):  # no ties: then the queue's order does not matter either
-        assert rank(policy, shuffled, now_ms) == again
+    scores = scores_of(policy, queue, now_ms)
+    assert scores_of(policy, shuffled, now_ms) == scores
+    if len(set(scores.values())) == len(
+        scores
+    ):  # no ties: the queue's order does not matter either
+        assert order_of(policy, shuffled, now_ms) == order_of(policy, queue, now_ms)
+
+
+@CHECKS
+@given(names, queues, times)
+def test_equal_scores_keep_the_order_of_the_queue(
+    name: str, queue: list[Waiting], now_ms: int
+) -> None:
+    policy = policy_named(name)
+    scores = scores_of(policy, queue, now_ms)
+    stable = sorted((waiting.job_id for waiting in queue), key=scores.__getitem__)
+    assert order_of(policy, queue, now_ms) == stable
 
 
 @CHECKS
@@ -154,7 +168,7 @@ def test_scores_do_not_change_while_a_job_waits(
     name: str, queue: list[Waiting], now_ms: int, later_ms: int
 ) -> None:
     policy = policy_named(name)
-    assert rank(policy, queue, now_ms) == rank(policy, queue, now_ms + later_ms)
+    assert scores_of(policy, queue, now_ms) == scores_of(policy, queue, now_ms + later_ms)
 
 
 @CHECKS
@@ -204,7 +218,7 @@ def test_of_two_submitted_at_once_the_less_nice_goes_first(
 ) -> None:
     at_once = [replace(waiting, submitted_ms=at_ms) for waiting in queue]
     by_id = {waiting.job_id: waiting.facts.nice for waiting in at_once}
-    ranked = [by_id[job_id] for job_id, _ in rank(policy_named("priority"), at_once, at_ms)]
+    ranked = [by_id[job_id] for job_id in order_of(policy_named("priority"), at_once, at_ms)]
     assert ranked == sorted(ranked)
 
 
@@ -217,6 +231,6 @@ def test_a_job_overtakes_one_that_waits_exactly_by_the_worth_of_its_nice_value(
     second = replace(
         first, job_id="second", facts=facts, submitted_ms=first.submitted_ms + later_ms
     )
-    ranked = [job_id for job_id, _ in rank(policy_named("priority"), [first, second], 0)]
+    ranked = order_of(policy_named("priority"), [first, second], 0)
     worth_ms = (first.facts.nice - nice) * AGEING_MS_PER_NICE
     assert (ranked[0] == "second") == (later_ms < worth_ms)

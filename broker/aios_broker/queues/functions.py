@@ -18,7 +18,7 @@ STEPS = (
     "quota", "admission", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
     "cancel", "hold", "release", "unpark", "nice",
     "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
-    "birth", "death", "spill", "context",
+    "watch", "birth", "death", "spill", "context",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from aios_broker.queues.ghosts import unlist_ghosts
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import Facts, read_facts
+from aios_broker.queues.watch import NOTHING, Notes, Watch
 
 SWEEP_STEP = 64  # jobs that one step ends or puts back: about 3 ms of Redis' time
 
@@ -58,6 +59,7 @@ class Ends:
     running: tuple[str, ...] = ()  # without a score
     # What is known of those without a score: of up to 200 of them; None for one that is gone.
     facts: dict[str, Waiting | None] = field(default_factory=dict)
+    middle: tuple[str, ...] = ()  # between the ends, with a score among the head's: the lowest ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Order:
     def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
         self.module = module
         self.keys = keys or Keys()
+        self.watch = Watch(functions, module, self.keys)
         self._functions = functions
         self._stale: frozenset[bytes] = frozenset()  # what the last full look found of no use
 
@@ -99,22 +102,24 @@ class Order:
             ids += await connection.execute("LRANGE", key, max(count, length - tail), -1)
         return length, [job_id.decode() for job_id in ids]
 
-    async def ends(self, whole: int, head: int, *, running: bool) -> Ends:
+    async def ends(self, whole: int, head: int, *, running: bool, middle: bool = False) -> Ends:
         """Look at the whole of a queue of up to `whole` jobs, else at `head` jobs at either end.
 
-        With `running` also at those that run. What it costs does not depend on how many wait;
-        where all is in order next to nothing travels.
+        With `running` also at those that run; with `middle` at a few between the ends whose scores
+        belong among the head's. What it costs does not depend on how many wait; where all is in
+        order next to nothing travels.
         """
-        answer = await self._call("look", ["ends", whole, head, int(running)])
+        answer = await self._call("look", ["ends", whole, head, int(running), int(middle)])
         if len(answer) == 1:
             return Ends(answer[0])
-        length, first, first_scores, low, low_scores, rest, unknown, rows = answer
-        pairs = zip((*first, *low), (*first_scores, *low_scores), strict=True)
+        length, first, first_scores, low, low_scores, rest, unknown, rows, *between = answer
+        pairs = zip(
+            (*first, *low, *between[0]), (*first_scores, *low_scores, *between[1]), strict=True
+        )
         scores = {job_id.decode(): float(score) for job_id, score in pairs if score}
-        facts = {
-            job_id: _waiting(job_id, row) for job_id, row in zip(_texts(unknown), rows, strict=True)
-        }
-        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest), facts)
+        facts = _by_id(unknown, rows)
+        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest), facts,
+                    _texts(between[0]))  # fmt: skip
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
@@ -124,7 +129,7 @@ class Order:
         return [job_id.decode() for job_id in ids]
 
     async def exchange(
-        self, epoch: int, pairs: Sequence[Exchange], *, shift: int = 0, forget: bool = False
+        self, epoch: int, pairs: Sequence[Exchange], *, shift: int = 0
     ) -> tuple[int, int] | None:
         """Let pairs of waiting jobs change places where both stand at, or near, their places.
 
@@ -132,12 +137,11 @@ class Order:
             epoch: Of the caller's leadership.
             pairs: Places count from the head as it was when the caller read the queue.
             shift: By how many jobs the head has moved since, as far as the caller knows.
-            forget: Drop all scores first: they are another policy's.
 
         Returns:
             How many were exchanged, and the shift as of now. None: the epoch is over.
         """
-        arguments: list[Argument] = [epoch, int(forget), shift, len(pairs)]
+        arguments: list[Argument] = [epoch, shift, len(pairs)]
         for pair in pairs:
             arguments += (pair.place, pair.job_id, pair.other_place, pair.other_id)
         answer = await self._call("exchange", arguments)
@@ -147,6 +151,26 @@ class Order:
         """Return what a policy needs to know of jobs; None for one that is gone."""
         rows = await self._call("look", ["facts", *job_ids])
         return [_waiting(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
+
+    async def running_facts(self, most: int) -> list[Waiting]:
+        """Return what a policy needs to know of up to `most` jobs that run."""
+        rows = _by_id(*await self._call("running", [most]))
+        return [row for row in rows.values() if row is not None]
+
+    async def ranked(
+        self, parts: Sequence[tuple[str, str, int]]
+    ) -> list[dict[str, Waiting | None]]:
+        """Return jobs of subjects that have a score, in the order of their ids.
+
+        Args:
+            parts: Of each subject that is watched: its name, the id after which to go on (from the
+                first where it is empty), and how many at most.
+
+        Returns:
+            Per subject what a policy needs to know of each job; None for one that is gone.
+        """
+        flat: list[Argument] = [argument for part in parts for argument in part]
+        return [_by_id(*part) for part in await self._call("ranked", flat)]
 
     async def scores(self, job_ids: Sequence[str]) -> list[float | None]:
         """Return the scores that jobs stand with.
@@ -174,6 +198,8 @@ class Order:
         *,
         scored: Sequence[tuple[str, float]] = (),
         ends: tuple[int, int] = (0, 0),
+        middle: int = 0,
+        notes: Notes = NOTHING,
     ) -> bool:
         """Put `ranked` ids at the head in this order, with their scores (lower goes first).
 
@@ -183,13 +209,17 @@ class Order:
             scored: Jobs that wait or run, get their score, and stay where they are.
             ends: Look for `ranked` only among that many at the head and at the tail of the queue,
                 and leave the middle alone; (0, 0): the whole queue, which costs its length.
+            middle: How many of `ranked` may be searched for between the ends, each of which costs
+                its place.
+            notes: What is to be kept beside the scores, of a policy that watches.
 
         Returns:
             False: the epoch is over, another scheduler leads, nothing was changed.
         """
-        arguments: list[Argument] = [epoch, *ends, len(ranked)]
+        arguments: list[Argument] = [epoch, *ends, middle, len(ranked), len(scored)]
         for job_id, score in (*ranked, *scored):
             arguments += (job_id, score)
+        arguments += notes.arguments()
         return bool(await self._call("reorder", arguments))
 
     async def spill(self, epoch: int, stored: Sequence[tuple[str, str]]) -> list[bool]:
@@ -274,6 +304,10 @@ class Order:
 
 def _texts(ids: Sequence[bytes]) -> tuple[str, ...]:
     return tuple(job_id.decode() for job_id in ids)
+
+
+def _by_id(ids: Sequence[bytes], rows: Sequence[Answer]) -> dict[str, Waiting | None]:
+    return {job_id: _waiting(job_id, row) for job_id, row in zip(_texts(ids), rows, strict=True)}
 
 
 def _waiting(job_id: str, row: Answer) -> Waiting | None:

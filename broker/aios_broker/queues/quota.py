@@ -178,7 +178,7 @@ class Quotas:
             pairs = [
                 (subject, packed) for subject, packed in zip(subjects, rows, strict=True) if packed
             ]
-        return UsageView(module, {subject: _use(packed) for subject, packed in pairs})
+        return UsageView(module, {subject: read_use(packed) for subject, packed in pairs})
 
     async def _read(self, *command: Argument) -> Answer:
         return await self._functions.connection.execute(*command)
@@ -221,6 +221,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _use(packed: bytes) -> Use:
+def read_use(packed: bytes) -> Use:
+    """Read counters as Redis keeps them."""
     tokens, prompt_tokens, ran_ms, finished, failed = map(int, packed.split())
     return Use(tokens, prompt_tokens, ran_ms / 1000, finished, failed)

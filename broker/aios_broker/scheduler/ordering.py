@@ -2,8 +2,9 @@
 
 All that is known between two ticks lies in Redis: the list is the order, and the scores beside it
 say what has been ranked already. A job without a score is new, was suspended, or had its nice
-value changed: its facts are read and it gets one. So a scheduler that takes over needs nothing
-from the one before.
+value changed: its facts are read and it gets one. Where the policy goes by what others have used,
+it is noted in Redis whose use has moved, and their jobs get new ones (`rescoring.py`). So a
+scheduler that takes over needs nothing from the one before.
 
 A decision looks at the head, and at the tail for what belongs there: its cost does not grow with
 the queue. The whole of a long queue is brought into order by sweeps, a piece at a time.
@@ -11,9 +12,10 @@ the queue. The whole of a long queue is brought into order by sweeps, a piece at
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +23,10 @@ import msgspec
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.control import Control
 from aios_broker.queues.order import Order, Waiting
+from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
+from aios_broker.scheduler.ranker import Ranker
+from aios_broker.scheduler.rescoring import Rescoring
 from aios_broker.scheduler.sweep import FACTS, LeadershipLost, Sweep
 
 logger = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ class Ranking:
     running: list[str]
     scores: dict[str, float] = field(default_factory=dict)  # not of jobs that are gone
     fresh: set[str] = field(default_factory=set)  # those whose score Redis does not have
+    notes: Notes = NOTHING  # what is kept together with these
 
     def misplaced(self, *, head: int | None = None) -> list[str]:
         """Return the ids to put at the head, in order; those behind them stand right already.
@@ -66,10 +72,15 @@ class Ranking:
 class ModuleOrder:
     """Follows the policy that is in force for a module, tick by tick."""
 
-    def __init__(self, order: Order, control: Control, default: Policy) -> None:
+    def __init__(
+        self, order: Order, control: Control, default: Policy,
+        named: Callable[[str], Policy] = policy_named,
+    ) -> None:  # fmt: skip
         self._order = order
         self._control = control
-        self._policy = default
+        self._named = named
+        self._turn = asyncio.Lock()  # what a score goes by holds until the score is written
+        self._adopt(default)
         self._policy_due_s = 0.0  # monotonic, as all of these
         self._refused = ""  # why a published policy was not followed, said once
         self._settled = ""  # the policy whose order the queue was brought into, or is being
@@ -82,6 +93,7 @@ class ModuleOrder:
         self._policy_due_s = self._whole_due_s = 0.0
         self._settled = ""
         self._sweep = None
+        self._adopt(self._policy)
 
     async def tick(self, epoch: int, now_ms: int) -> bool:
         """Sweep a piece, then decide; return whether anything changed or is still to be done."""
@@ -94,12 +106,14 @@ class ModuleOrder:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        await self._follow_policy()
-        if self._settled != self._policy.name or not self._policy.reorders:
-            return False
-        if self._sweep is not None and not self._sweep.forgotten:
-            return True  # the scores are still another policy's
-        return await self._rank_ends(epoch, now_ms)
+        async with self._turn:
+            await self._follow_policy()
+            if self._settled != self._policy.name or not self._policy.reorders:
+                return False
+            if self._sweep is not None and not self._sweep.forgotten:
+                return True  # the scores are still another policy's
+            moved = self._rescoring is not None and await self._rescoring.step(epoch, now_ms)
+            return await self._rank_ends(epoch, now_ms) or moved
 
     async def sweep(self, epoch: int, now_ms: int) -> bool:
         """Bring a piece of the whole queue into order, when that is due.
@@ -110,12 +124,13 @@ class ModuleOrder:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        await self._follow_policy()
-        sweep = self._sweep_due()
-        if sweep is None:
-            return False
-        started_s = time.monotonic()
-        goes_on = await sweep.step(epoch, now_ms)
+        async with self._turn:
+            await self._follow_policy()
+            sweep = self._sweep_due()
+            if sweep is None:
+                return False
+            started_s = time.monotonic()
+            goes_on = await sweep.step(epoch, now_ms)
         self._swept_s += time.monotonic() - started_s
         if goes_on or self._sweep is not sweep:
             return True
@@ -128,10 +143,10 @@ class ModuleOrder:
         """Return the sweep under way, or a new one where one is due."""
         if self._settled != self._policy.name:
             self._settled, self._swept_s = self._policy.name, 0.0
-            self._sweep = Sweep(self._order, self._policy, rescore=True)
+            self._sweep = Sweep(self._order, self._ranker, rescore=True)
         elif self._sweep is None and self._policy.reorders and self._is_due():
             self._swept_s = 0.0
-            self._sweep = Sweep(self._order, self._policy)
+            self._sweep = Sweep(self._order, self._ranker)
         return self._sweep
 
     def _is_due(self) -> bool:
@@ -141,7 +156,7 @@ class ModuleOrder:
         if time.monotonic() < self._policy_due_s:
             return
         try:
-            policy = policy_named((await self._control.policy(self._order.module)).name)
+            policy = self._named((await self._control.policy(self._order.module)).name)
         except (InvalidConfig, msgspec.ValidationError) as error:
             if self._refused != str(error):
                 logger.warning("module %s goes on under %s: what was published will not do: %s",
@@ -154,36 +169,44 @@ class ModuleOrder:
         if policy.name != self._policy.name:
             logger.info("module %s: policy %s in place of %s", self._order.module, policy.name,
                         self._policy.name)  # fmt: skip
+            self._adopt(policy)
+
+    def _adopt(self, policy: Policy) -> None:
+        """Rank by this policy from now on."""
         self._policy = policy
+        self._ranker = Ranker(self._order, policy)
+        scope = policy.needs.watched
+        self._rescoring = None if scope is None else Rescoring(self._order, self._ranker, scope)
 
     async def _rank_ends(self, epoch: int, now_ms: int) -> bool:
         """Rank the head and the tail: who goes next, against what came in."""
-        running = self._policy.preempt == "score"
-        ends = await self._order.ends(WHOLE_QUEUE, END, running=running)
+        running, watches = self._policy.preempt == "score", self._rescoring is not None
+        ends = await self._order.ends(WHOLE_QUEUE, END, running=running, middle=watches)
         if ends.settled:
             return False
         window = (END + SLACK, END + SLACK) if ends.length > WHOLE_QUEUE else (0, 0)
-        ranking = Ranking([*ends.head, *ends.low], list(ends.running), dict(ends.scores))
+        standing = [*ends.head, *ends.middle, *ends.low]
+        ranking = Ranking(standing, list(ends.running), dict(ends.scores))
         await self._complete(ranking, ends.facts, now_ms)
         misplaced = ranking.misplaced(head=len(ends.head))
-        return await self._change(epoch, ranking, misplaced, ends=window)
+        return await self._change(epoch, ranking, misplaced, ends=window, middle=len(ends.middle))
 
     async def _complete(
         self, ranking: Ranking, known: Mapping[str, Waiting | None], now_ms: int
     ) -> None:
         """Give a score to all jobs of a ranking that have none, by their facts."""
         jobs = (*ranking.standing, *ranking.running)
-        self._score(ranking, known.values(), now_ms)
+        await self._score(ranking, known.values(), now_ms)
         unknown = [job for job in jobs if job not in ranking.scores and job not in known]
         for first in range(0, len(unknown), FACTS):
             rows = await self._order.facts(unknown[first : first + FACTS])
-            self._score(ranking, rows, now_ms)
+            await self._score(ranking, rows, now_ms)
 
-    def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
-        for waiting in rows:
-            if waiting is not None:
-                ranking.scores[waiting.job_id] = self._policy.score(waiting, now_ms)
-                ranking.fresh.add(waiting.job_id)
+    async def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
+        ranked = await self._ranker.rank(rows, now_ms)
+        ranking.scores |= ranked.scores
+        ranking.fresh |= ranked.scores.keys()
+        ranking.notes += ranked.notes
 
     async def _change(
         self,
@@ -191,7 +214,8 @@ class ModuleOrder:
         ranking: Ranking,
         misplaced: Sequence[str],
         *,
-        ends: tuple[int, int] = (0, 0),
+        ends: tuple[int, int],
+        middle: int,
     ) -> bool:
         """Send what has to change, if anything has."""
         moved = set(misplaced)
@@ -208,6 +232,8 @@ class ModuleOrder:
             [(job_id, scores[job_id]) for job_id in misplaced],
             scored=[(job_id, scores[job_id]) for job_id in rest],
             ends=ends,
+            middle=middle,
+            notes=ranking.notes,
         )
         if not changed:
             raise LeadershipLost

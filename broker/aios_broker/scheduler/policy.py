@@ -1,19 +1,21 @@
-"""Which waiting syscall is next: pure functions from what is known of a job to a score.
+"""Which waiting syscall is next: pure functions from what is seen of the kernel to an order.
 
-A policy gives each job a score, lower goes first; jobs of equal score keep the order that they
-stand in. Beside it a policy says when a running generation yields (`preempt`) and whether the
-run queue has to be reordered at all: the queue is a list that grows at its tail, so that for
-the policies that go by arrival its natural order is the right one.
+A policy ranks jobs: it gives each a score, lower goes first; jobs of equal score keep the order
+that they stand in. Beside it a policy says when a running generation yields (`preempt`), whether
+the run queue has to be reordered at all (the queue is a list that grows at its tail, so that for
+the policies that go by arrival its natural order is the right one), and what it has to see beside
+the jobs themselves (`needs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.order import Waiting
+from aios_broker.scheduler.view import Needs, Ranks, View
 
 PolicyName = Literal["fifo", "rr", "priority"]
 POLICY_NAMES: tuple[PolicyName, ...] = ("fifo", "rr", "priority")
@@ -27,12 +29,14 @@ NICE_MIN, NICE_MAX = -20, 19
 # stays below a minute.
 AGEING_MS_PER_NICE = 1_000
 
+NOTHING_ELSE = Needs()
+
 
 class Policy(Protocol):
     """One way to order a run queue."""
 
     @property
-    def name(self) -> PolicyName:
+    def name(self) -> str:
         """Return the name it is chosen by."""
 
     @property
@@ -43,8 +47,12 @@ class Policy(Protocol):
     def reorders(self) -> bool:
         """Return whether the order differs from that of arrival at the tail."""
 
-    def score(self, waiting: Waiting, now_ms: int) -> float:
-        """Return the job's place in the order; lower goes first."""
+    @property
+    def needs(self) -> Needs:
+        """Return what it goes by beside the jobs that are to be ranked."""
+
+    def rank(self, view: View, now_ms: int) -> Ranks:
+        """Return the order of the view's jobs. Pure: the same view and time, the same order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +62,11 @@ class Fifo:
     name: PolicyName = "fifo"
     preempt: Preempt = "none"
     reorders: bool = False
+    needs: Needs = NOTHING_ELSE
 
-    def score(self, waiting: Waiting, now_ms: int) -> float:
-        """Return when it was submitted, in ms."""
-        return float(_submitted_ms(waiting, now_ms))
+    def rank(self, view: View, now_ms: int) -> Ranks:
+        """Go by when each was submitted, in ms."""
+        return _each(view, lambda waiting: _submitted_ms(waiting, now_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +79,11 @@ class RoundRobin:
     name: PolicyName = "rr"
     preempt: Preempt = "waiting"
     reorders: bool = False
+    needs: Needs = NOTHING_ELSE
 
-    def score(self, waiting: Waiting, now_ms: int) -> float:
-        """Return when it came to the tail, in ms."""
-        return float(waiting.ready_ms or now_ms)
+    def rank(self, view: View, now_ms: int) -> Ranks:
+        """Go by when each came to the tail, in ms."""
+        return _each(view, lambda waiting: waiting.ready_ms or now_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +103,11 @@ class Priority:
     name: PolicyName = "priority"
     preempt: Preempt = "score"
     reorders: bool = True
+    needs: Needs = NOTHING_ELSE
 
-    def score(self, waiting: Waiting, now_ms: int) -> float:
-        """Return the submission time in ms, moved by the nice value."""
-        nice = min(max(waiting.facts.nice, NICE_MIN), NICE_MAX)
-        return float(_submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE)
+    def rank(self, view: View, now_ms: int) -> Ranks:
+        """Go by the submission time in ms, moved by the nice value."""
+        return _each(view, lambda waiting: _aged_ms(waiting, now_ms))
 
 
 def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
@@ -116,12 +126,6 @@ def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
             )  # fmt: skip
 
 
-def rank(policy: Policy, queue: Sequence[Waiting], now_ms: int) -> list[tuple[str, float]]:
-    """Return the ids of `queue` and their scores, next one first; equal scores keep their order."""
-    scored = [(waiting.job_id, policy.score(waiting, now_ms)) for waiting in queue]
-    return sorted(scored, key=_score)
-
-
 def _policy(name: PolicyName) -> Policy:
     match name:
         case "fifo":
@@ -134,8 +138,14 @@ def _policy(name: PolicyName) -> Policy:
             assert_never(name)
 
 
-def _score(scored: tuple[str, float]) -> float:
-    return scored[1]
+def _each(view: View, score: Callable[[Waiting], float]) -> Ranks:
+    """Rank each job by what is known of it alone."""
+    return Ranks({waiting.job_id: float(score(waiting)) for waiting in view.jobs})
+
+
+def _aged_ms(waiting: Waiting, now_ms: int) -> int:
+    nice = min(max(waiting.facts.nice, NICE_MIN), NICE_MAX)
+    return _submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE
 
 
 def _submitted_ms(waiting: Waiting, now_ms: int) -> int:

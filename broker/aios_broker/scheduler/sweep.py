@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from aios_broker.queues.order import Order
 from aios_broker.scheduler.arrangement import Arrangement
-from aios_broker.scheduler.policy import Policy
+from aios_broker.scheduler.ranker import Ranker
 
 PIECE = 250  # jobs that are read in one step
 FACTS = 125  # of which facts are read in one call: under 1 ms of Redis' time
@@ -26,12 +26,12 @@ class LeadershipLost(Exception):
 class Sweep:
     """A pass under way. `rescore`: the scores in Redis are another policy's."""
 
-    def __init__(self, order: Order, policy: Policy, *, rescore: bool = False) -> None:
-        self.policy = policy
+    def __init__(self, order: Order, ranker: Ranker, *, rescore: bool = False) -> None:
         self.forgotten = not rescore  # the scores in Redis are this policy's
         self.changed = False
         self._order = order
-        self._rescore = rescore
+        self._ranker = ranker
+        self._policy = ranker.policy
         self._arrangement = Arrangement()
         self._shift = 0  # by how many jobs the head has moved since the first piece
         self._reading = True
@@ -43,7 +43,8 @@ class Sweep:
             LeadershipLost: another scheduler leads.
         """
         if not self.forgotten:
-            if await self._order.exchange(epoch, [], forget=True) is None:
+            policy = self._policy
+            if not await self._order.watch.follow(epoch, policy.name, policy.needs.watched):
                 raise LeadershipLost
             self.forgotten = True
         if self._reading and await self._read(epoch, now_ms):
@@ -71,17 +72,19 @@ class Sweep:
         """Return the scores of jobs; those that have none get one, where the policy keeps them."""
         scores: dict[str, float] = {}
         unknown = ids
-        if self.policy.reorders:
+        if self._policy.reorders:
             known = await self._order.scores(ids)
             scores = {i: score for i, score in zip(ids, known, strict=True) if score is not None}
             unknown = [job_id for job_id in ids if job_id not in scores]
         for first in range(0, len(unknown), FACTS):
             rows = await self._order.facts(unknown[first : first + FACTS])
-            new = [(row.job_id, self.policy.score(row, now_ms)) for row in rows if row is not None]
-            scores.update(new)
-            if self.policy.reorders and new:
+            new = await self._ranker.rank(rows, now_ms)
+            scores |= new.scores
+            if self._policy.reorders and new.scores:
                 self.changed = True
-                if not await self._order.reorder(epoch, [], scored=new):
+                if not await self._order.reorder(
+                    epoch, [], scored=list(new.scores.items()), notes=new.notes
+                ):
                     raise LeadershipLost
         return scores
 

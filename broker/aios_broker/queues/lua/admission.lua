@@ -36,12 +36,14 @@ do
     local RESOURCES = {tool = true, program = true, lock = true}
     local NOTHING = {}
 
-    -- Is there any rule but cores and resources? Where there is none, one command tells.
+    -- Is there any rule but cores and resources, and whose use does a policy watch? Where there is
+    -- neither, one command tells.
     function admission.read_rules(c)
         local quotas = c.own .. 'quota:' .. c.q
-        c.has_rules = call('EXISTS', quotas, c.barred, c.owed) > 0
+        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch) > 0
         c.quotas = c.has_rules and call('EXISTS', quotas) == 1
         c.programs = c.has_rules and call('EXISTS', c.barred) == 1 and {}
+        c.scope = c.has_rules and call('HGET', c.watch, 'scope')
         if not c.has_rules then c.creditors = {} end
     end
 

@@ -1,7 +1,6 @@
 -- exchange.lua: put a long queue in order a little at a time, by exchanging jobs in pairs.
 --
--- ARGV  prefix, module, epoch, forget, shift, n, then n times: place, id, other place, other id
--- forget: 1 drops all scores first: they are another policy's.
+-- ARGV  prefix, module, epoch, shift, n, then n times: place, id, other place, other id
 -- Places count from the head as it was when the caller began to read; `shift` is by how many the
 -- head has moved since, as far as the caller knows. A pair is exchanged only where both jobs are
 -- found at their places, or near them; any other has moved meanwhile and is left alone.
@@ -22,9 +21,8 @@ local function found_at(c, shift, place, id)
 end
 
 register('exchange', function(c)
-    local epoch, forget, shift, done = take(c), take(c), {by = tonumber(take(c))}, 0
+    local epoch, shift, done = take(c), {by = tonumber(take(c))}, 0
     if not leads(c, epoch) then return 0 end
-    if forget == '1' then redis.call('UNLINK', c.scores) end
     for _ = 1, tonumber(take(c)) do
         local place, id, other_place, other = tonumber(take(c)), take(c), tonumber(take(c)), take(c)
         local at = found_at(c, shift, place, id)

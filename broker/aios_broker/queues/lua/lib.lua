@@ -51,6 +51,10 @@ local function open(args)
         barred = own .. 'barred:' .. q,
         far = own .. 'far:' .. q,
         policy = own .. 'policy:' .. q,        -- hash: PolicyRow
+        watch = own .. 'watch:' .. q,          -- hash, and the next three: see watch.lua
+        touched = own .. 'touched:' .. q,
+        ranked = own .. 'ranked:' .. q,
+        marks = own .. 'marks:' .. q,
         cores = own .. 'cores',                -- hash: model name -> ms when last served
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written

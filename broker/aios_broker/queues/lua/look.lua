@@ -4,12 +4,13 @@
 --       'jobs', limit      rows of running, waiting, held and parked jobs
 --       'job', id          its row, or nothing when it has ended
 --       'facts', id...     per job what a policy needs, or 0 when it is gone
---       'ends', whole, head, running   how many wait and, unless all is in order: the first
---                          `head` ids (all of up to `whole`), their scores, those of the last
+--       'ends', whole, head, running, middle   how many wait and, unless all is in order: the
+--                          first `head` ids (all of up to `whole`), their scores, those of the last
 --                          `head` ids that have no score or one that belongs among the head's,
 --                          their scores; where `running` is 1, the running ids that have none
 --                          ('': no score); and the first UNKNOWN of all that have none, with
---                          their facts
+--                          their facts; where `middle` is 1, of those between the ends the ids
+--                          whose scores belong among the head's, the lowest ones, and their scores
 --       'queue'            one row of numbers
 -- Row of a job: id, state, facts, needs, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
@@ -67,6 +68,8 @@ local function queue(c)
 end
 
 local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms
+local MIDDLE_PLACES = 200000 -- of the queue that are passed to find jobs in its middle: up to 2 ms
+local MIDDLE_SEEN = 64 -- scores that are looked at for them, those of running jobs among them
 
 local function scores_of(c, ids)
     local scores = read_many('ZMSCORE', c.scores, ids)
@@ -95,11 +98,41 @@ local function running_unscored(c)
     return rest
 end
 
-local function ends(c, whole, head, running)
+-- Of what waits between the ends, the lowest scores below the head's highest, of equal ones the oldest.
+-- To take one out of the middle costs its place, so there are the fewer of them the longer the queue is.
+local function middle_below(c, highest, length, seen)
+    local found = {}
+    local rows = call('ZRANGEBYSCORE', c.scores, '-inf', '(' .. string.format('%.17g', highest),
+        'WITHSCORES', 'LIMIT', 0, MIDDLE_SEEN)
+    for i = 1, #rows, 2 do
+        local id = rows[i]
+        local status, ready_ms = unpack(not seen[id]
+            and call('HMGET', job_key(c, id), 'status', 'aios_ready_ms') or {})
+        if status == 'queued' then
+            found[#found + 1] = {id = id, score = tonumber(rows[i + 1]), text = rows[i + 1],
+                since = count(ready_ms)}
+        end
+    end
+    local function older(a, b)
+        if a.score ~= b.score then return a.score < b.score end
+        return a.since < b.since
+    end
+    table.sort(found, older)
+    local between, ids, scores = {}, {}, {}
+    for i = 1, math.min(#found, math.max(1, math.floor(MIDDLE_PLACES / length))) do
+        found[i].since = call('LPOS', c.queue, found[i].id)
+        if found[i].since then between[#between + 1] = found[i] end
+    end
+    table.sort(between, older)
+    for i, each in ipairs(between) do ids[i], scores[i] = each.id, each.text end
+    return ids, scores
+end
+
+local function ends(c, whole, head, running, middle)
     local length = call('LLEN', c.queue)
     if length <= whole then head = whole end
     local first = call('LRANGE', c.queue, 0, head - 1)
-    local scores, low, low_scores = scores_of(c, first), {}, {}
+    local scores, low, low_scores, between, between_scores = scores_of(c, first), {}, {}, {}, {}
     local highest = -math.huge
     for _, score in ipairs(scores) do highest = math.max(highest, tonumber(score) or highest) end
     if length > head then
@@ -109,9 +142,16 @@ local function ends(c, whole, head, running)
                 low[#low + 1], low_scores[#low_scores + 1] = last[i], score
             end
         end
+        if middle and highest > -math.huge then
+            local seen = {}
+            for _, ids in ipairs({first, last}) do
+                for _, id in ipairs(ids) do seen[id] = true end
+            end
+            between, between_scores = middle_below(c, highest, length, seen)
+        end
     end
     local rest = running and running_unscored(c) or {}
-    if #low == 0 and #rest == 0 and in_order(scores) then return {length} end
+    if #low == 0 and #between == 0 and #rest == 0 and in_order(scores) then return {length} end
     local unknown, rows = {}, {}
     local function learn(ids, known)
         for i, id in ipairs(ids) do
@@ -123,13 +163,15 @@ local function ends(c, whole, head, running)
     learn(first, scores)
     learn(low, low_scores)
     learn(rest)
-    return {length, first, scores, low, low_scores, rest, unknown, rows}
+    return {length, first, scores, low, low_scores, rest, unknown, rows, between, between_scores}
 end
 
 register('look', function(c)
     local what, answer = take(c), {}
     if what == 'queue' then return queue(c) end
-    if what == 'ends' then return ends(c, tonumber(take(c)), tonumber(take(c)), take(c) == '1') end
+    if what == 'ends' then
+        return ends(c, tonumber(take(c)), tonumber(take(c)), take(c) == '1', take(c) == '1')
+    end
     if what == 'jobs' then return jobs(c, tonumber(take(c))) end
     if what == 'job' then
         local id = take(c)

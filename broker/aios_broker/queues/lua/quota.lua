@@ -10,7 +10,7 @@
 --   aios:recount  hash: the load as far as it has been counted anew, and the cursor; and
 --   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
--- Use is counted in metered modules: llm, and all that have quotas. The load and the buckets are
+-- Use is counted in metered modules: llm, and all that have quotas or a policy that watches it. The load and the buckets are
 -- there while there are quotas. All changes of one call are written at its end, by `settle`.
 
 local METERED = 'llm'
@@ -28,7 +28,16 @@ local function has_quotas(c)
     return c.quotas
 end
 
-function quota.metered(c) return c.q == METERED or has_quotas(c) end
+function quota.metered(c) return c.q == METERED or has_quotas(c) or c.scope end
+
+-- Tell the policy that watches it that an owner's counters, or what runs of it, have moved.
+local function touch(c, who)
+    if c.quotas == nil then admission.read_rules(c) end
+    local subject = c.scope and who[c.scope]
+    if not subject or c.told == subject then return end
+    c.told = subject
+    redis.call('HINCRBY', c.touched, subject, 1)
+end
 
 -- Whose a job is, from its facts as submit wrote them: names hold no quotes, no spaces. A job of a
 -- stock producer has none.
@@ -99,6 +108,7 @@ end
 -- One whose record is gone is left out: its agent is not known any more. Then the totals disagree
 -- with the queue, and the next sweep counts anew.
 function quota.moved(c, facts, from, to, id)
+    if from == 'r' or to == 'r' then touch(c, quota.owner(c, facts)) end
     if not has_quotas(c) then return end
     if c.recounts == nil then c.recounts = redis.call('EXISTS', quota_key(c, 'recount')) == 1 end
     local who, changes = quota.owner(c, facts), {}
@@ -139,6 +149,7 @@ local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
     local sum = c.uses[who.line] or {who = who, 0, 0, 0, 0, 0}
     for i, by in ipairs({tokens, prompt, ran_ms, finished, failed}) do sum[i] = sum[i] + by end
     c.uses[who.line] = sum
+    touch(c, who)
     if not has_quotas(c) then return end
     for _, subject in ipairs(who.limited) do
         local limits = limits_of(c, subject)
@@ -369,6 +380,7 @@ function quota.sweep(c, all_at_once)
     local over = redis.call('ZRANGEBYSCORE', quota_key(c, 'used'), '-inf', c.now, 'LIMIT', 0, SWEPT)
     variadic('HDEL', quota_key(c, 'use'), over)
     variadic('ZREM', quota_key(c, 'used'), over)
+    variadic('HDEL', c.marks, over)
     if not has_quotas(c) then return false end
     if c.load_changed then write_load(c) end
     c.load, c.load_changed = nil, nil

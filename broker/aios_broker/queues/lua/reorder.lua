@@ -1,9 +1,16 @@
 -- reorder.lua: put jobs at the head of the run queue, in this order, with their scores.
 --
--- ARGV  prefix, module, epoch, head, tail, n, then n times: id, score of the jobs to put in order;
---       then id, score of jobs that get their score and stay where they are
+-- ARGV  prefix, module, epoch, head, tail, middle, n, m, then n times: id, score of the jobs to put in
+--       order; m times: id, score of jobs that get their score and stay where they are; then, of a
+--       policy that watches (see watch.lua):
+--         'ranked', id, subject    it has a score from now on, by which its subject's use counted
+--         'gone', id, subject      it is no more
+--         'mark', subject, number  what the policy remembers of it
+--         'seen', subject, times   all its jobs are ranked by what was so when its counters had
+--                                  moved so many times
 -- head, tail: the ids to order are looked for among that many at either end of the list, and what
--- lies between is not touched: what a step costs in a long queue. head 0: the whole list.
+-- lies between is not touched, up to `middle` of them aside, which are searched for: what a step costs
+-- in a long queue. head 0: the whole list.
 -- Ids that do not wait any more are left out; all others keep their order behind.
 -- Returns 1, or 0 when the epoch is over (nothing is changed).
 
@@ -30,7 +37,7 @@ local function put_at_head(c, order, taken, named, from_tail)
     variadic('LPUSH', c.queue, backwards)
 end
 
-local function put_in_order(c, head, tail, n, scores)
+local function put_in_order(c, head, tail, middle, n, scores)
     if n == 0 then return end
     local place, named, order, from_tail = {}, {}, {}, {}
     local taken, last = cut_head(c, head, tail)
@@ -38,6 +45,10 @@ local function put_in_order(c, head, tail, n, scores)
     for _, id in ipairs(taken) do place[id] = 'head' end
     for _ = 1, n do
         local id, score = take(c), take(c)
+        if not place[id] and middle > 0 then
+            middle = middle - 1
+            place[id] = call('LREM', c.queue, 1, id) == 1 and 'middle'
+        end
         if place[id] and not named[id] then
             named[id] = true
             order[#order + 1] = id
@@ -49,11 +60,22 @@ local function put_in_order(c, head, tail, n, scores)
     put_at_head(c, order, taken, named, from_tail)
 end
 
+local KEPT = {
+    ranked = function(c, id, subject) call('ZADD', c.ranked, 0, subject .. '\t' .. id) end,
+    gone = function(c, id, subject) call('ZREM', c.ranked, subject .. '\t' .. id) end,
+    mark = function(c, subject, number) call('HSET', c.marks, subject, number) end,
+    seen = function(c, subject, times)
+        if call('HGET', c.touched, subject) == times then call('HDEL', c.touched, subject) end
+    end,
+}
+
 register('reorder', function(c)
     local epoch, scores = take(c), {}
     if not leads(c, epoch) then return 0 end
-    put_in_order(c, tonumber(take(c)), tonumber(take(c)), tonumber(take(c)), scores)
-    while c.at <= #c.args do
+    local head, tail, middle, n, m = tonumber(take(c)), tonumber(take(c)), tonumber(take(c)),
+        tonumber(take(c)), tonumber(take(c))
+    put_in_order(c, head, tail, middle, n, scores)
+    for _ = 1, m do
         local id, score = take(c), take(c)
         if call('HEXISTS', c.live, id) == 1 then
             scores[#scores + 1] = score
@@ -61,5 +83,6 @@ register('reorder', function(c)
         end
     end
     variadic('ZADD', c.scores, scores)
+    while c.at <= #c.args do KEPT[take(c)](c, take(c), take(c)) end
     return 1
 end)
