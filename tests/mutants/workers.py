@@ -109,10 +109,8 @@ WORKER_MUTANTS = (
     Mutant("sampler: a mask is forgotten", "llm/llama/sampler.py",
            "np.where(allowed, logits, _NEVER)", "logits", SCORES_TEST, LLM),
     Mutant("sampler: a bias changes the model's logits", "llm/llama/sampler.py",
-           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n"
-           "    logits = logits.copy()\n",
-           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n",
-           SCORES_TEST, LLM),
+           "(sampling.logit_bias, dtype=np.int64)\n    logits = logits.copy()\n",
+           "(sampling.logit_bias, dtype=np.int64)\n", SCORES_TEST, LLM),
     Mutant("scores: ties go to the higher id", "llm/llama/scores.py",
            "ids = ids[np.argsort(-exact[ids], kind=\"stable\")]",
            "ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind=\"stable\")]", SCORES_TEST, LLM),

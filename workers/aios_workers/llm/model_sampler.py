@@ -11,9 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
+from aios_broker.contract.llm import PENALTIES
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm import model_vocabulary as vocabulary
 from aios_workers.llm.core import GenerationRequest, Sampling
+
+# The options that it keeps, by their names in the contract.
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "logit_bias", "seed"}
 
 CANDIDATES = 8  # tokens that have a chance at each position
 MAX_LOGIT = 6.0
@@ -30,7 +34,7 @@ class Sampler:
     def __init__(self, seed: int, end_probability: float, request: GenerationRequest) -> None:
         self._end_below = round(end_probability * 2**64)
         self._sampling = request.sampling
-        self._bias = dict(request.sampling.logit_bias)
+        self._bias = request.sampling.logit_bias
         self._state = mix(seed & _64_BITS)
         self._position = 0
         self._last = -1

@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.core import Sampling
 
 Floats = NDArray[np.float32]
+
+# The options that it keeps, by their names in the contract.
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "logit_bias", "seed"}
 
 _STREAM = 0x61696F73  # tells our numbers from others' with the same seed
 _FIRST_TOP_P = 256  # tokens; nearly always enough, and 20 times cheaper than sorting all
@@ -42,11 +46,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, output_ids: Iterable[int] = ()) -> None:
         self._sampling = sampling
         self._counts = Counter(output_ids)
-        self._penalises = (
-            sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-            or sampling.repetition_penalty != 1.0
-        )
+        self._penalises = not PENALTIES.isdisjoint(given_fields(sampling))
 
     def choose(
         self, logits: Floats, position: int, allowed: NDArray[np.bool_] | None = None
@@ -84,9 +84,9 @@ def penalised(logits: Floats, counts: Counter[int], sampling: Sampling) -> Float
 
 def biased(logits: Floats, sampling: Sampling) -> Floats:
     """Return logits with the bias added."""
-    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)
+    ids = np.fromiter(sampling.logit_bias, dtype=np.int64)
     logits = logits.copy()
-    logits[ids] += np.fromiter((bias for _, bias in sampling.logit_bias), dtype=np.float32)
+    logits[ids] += np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
     return logits
 
 
