@@ -171,6 +171,7 @@ def _random_sampling(core: Core, rng: random.Random) -> Sampling:
             temperature=rng.choice((0.3, 0.7, 1.0, 1.3)),
             top_p=rng.choice((1.0, 0.95, 0.8)),
             top_k=rng.choice((0, 0, 40, 5)),
+            min_p=rng.choice((0.0, 0.0, 0.05, 0.3)),
             seed=rng.getrandbits(63),
         )
     if core.info.capabilities.keeps >= PENALTIES and rng.random() < 0.3:

@@ -55,6 +55,7 @@ CASES = {
     "temperature": Case(2.0),
     "top_p": Case(0.01, sampled=True),
     "top_k": Case(1, sampled=True),
+    "min_p": Case(1.0, sampled=True),
     "frequency_penalty": Case(2.0, {"max_tokens": 60}),
     "presence_penalty": Case(2.0, {"max_tokens": 60}),
     "repetition_penalty": Case(4.0, {"max_tokens": 60}),

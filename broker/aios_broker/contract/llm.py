@@ -101,6 +101,9 @@ class SamplingOptions(
     top_k: Annotated[
         int, Meta(ge=0, le=10_000, description="Draw among so many of the best; 0 is all")
     ] = 0
+    min_p: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Drop what has less of the best's probability")
+    ] = 0.0
     frequency_penalty: Annotated[
         float, Meta(ge=-2.0, le=2.0, description="Off a token's logit, each time it was output")
     ] = 0.0

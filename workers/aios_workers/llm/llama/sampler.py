@@ -1,7 +1,8 @@
 """Choose the next token. Pure: logits, history and position in, a token out.
 
 The order is that of most servers: penalties, bias, constraint, temperature, the `top_k` best, of
-those the smallest set with `top_p` of the probability, then one draw. The draw is a number that
+those the smallest set with `top_p` of the probability, of those the ones with `min_p` of the best
+one's, then one draw. The draw is a number that
 depends on the seed and the token's absolute position alone, so that a generation can be cut
 anywhere. Wherever two tokens are equal the lower id comes first.
 """
@@ -21,7 +22,7 @@ from aios_workers.llm.core import Sampling
 Floats = NDArray[np.float32]
 
 # The options that it keeps, by their names in the contract.
-KEPT = PENALTIES | {"temperature", "top_p", "top_k", "logit_bias", "seed"}
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
 
 _STREAM = 0x61696F73  # tells our numbers from others' with the same seed
 _FIRST_TOP_P = 256  # tokens; nearly always enough, and 20 times cheaper than sorting all
@@ -107,6 +108,9 @@ def choose(logits: Floats, sampling: Sampling, position: int) -> int:
     if sampling.top_p < 1.0:
         kept = top_p_indices(weights, sampling.top_p)
         ids, weights = ids[kept], weights[kept]
+    if sampling.min_p > 0.0:
+        likely = weights >= sampling.min_p  # the best one weighs 1
+        ids, weights = ids[likely], weights[likely]
     sums = np.cumsum(weights)
     point = draw(sampling.seed, position) * sums[-1]
     index = int(np.searchsorted(sums, point, side="right"))

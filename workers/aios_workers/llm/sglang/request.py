@@ -19,6 +19,7 @@ _TOLD: dict[str, Callable[[Sampling], object]] = {
     "temperature": lambda asked: asked.temperature,
     "top_p": lambda asked: asked.top_p,
     "top_k": lambda asked: asked.top_k or NO_TOP_K,
+    "min_p": lambda asked: asked.min_p,
     "frequency_penalty": lambda asked: asked.frequency_penalty,
     "presence_penalty": lambda asked: asked.presence_penalty,
     "repetition_penalty": lambda asked: asked.repetition_penalty,
@@ -108,7 +109,7 @@ def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -
     """Say every value: a server may have defaults of its own. Stop strings are the kernel's."""
     told = {option: tell(sampling) for option, tell in _TOLD.items()}
     params = {
-        "max_new_tokens": max_new_tokens, "min_new_tokens": 0, "min_p": 0.0, "ignore_eos": False,
+        "max_new_tokens": max_new_tokens, "min_new_tokens": 0, "ignore_eos": False,
         "n": 1, **{option: value for option, value in told.items() if value is not None},
     }  # fmt: skip
     if seeded and sampling.temperature > 0:
