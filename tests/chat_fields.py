@@ -12,15 +12,11 @@ Number = inspect.IntType | inspect.FloatType
 
 
 def _number(kind: inspect.Type) -> Number | None:
-    match kind:
-        case inspect.Metadata(type=inner):
-            return _number(inner)
-        case inspect.UnionType(types=types):
-            return next(filter(None, map(_number, types)), None)
-        case inspect.IntType() | inspect.FloatType():
-            return kind
-        case _:
-            return None
+    if isinstance(kind, inspect.Metadata):
+        return _number(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return next(filter(None, map(_number, kind.types)), None)
+    return kind if isinstance(kind, inspect.IntType | inspect.FloatType) else None
 
 
 NUMBERS: dict[str, Number] = {

@@ -69,7 +69,7 @@ def test_every_option_arrives_in_the_body() -> None:
 
 
 def test_every_field_of_a_chat_has_an_option() -> None:
-    command = with_chat_options(click.command()(lambda **_: None))
+    command = click.command()(with_chat_options(lambda **_: None))
     options = {option.name for option in command.params}
 
     fields = set(LlmChat.__struct_fields__) - TAKEN_OTHERWISE
@@ -79,7 +79,7 @@ def test_every_field_of_a_chat_has_an_option() -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_arrives_and_its_range_is_shown(name: str) -> None:
     flag, most = f"--{name.replace('_', '-')}", NUMBERS[name].le
-    page = CliRunner().invoke(with_chat_options(click.command()(lambda **_: None)), ["--help"])
+    page = CliRunner().invoke(click.command()(with_chat_options(lambda **_: None)), ["--help"])
 
     assert getattr(chat(flag, f"{most}"), name) == most
     shown = " ".join(page.output.split())
