@@ -14,7 +14,9 @@ import time
 import uuid
 from dataclasses import dataclass, field, replace
 
-from aios_broker.contract.llm import Message
+from msgspec import structs
+
+from aios_broker.contract.llm import PENALTIES, Message
 from aios_broker.contract.reply import TokenLogprob
 from aios_workers.llm.core import Constraint, Core, FinishReason, GenerationRequest, Sampling
 
@@ -156,7 +158,7 @@ def held_to_a_form(request: GenerationRequest, rng: random.Random) -> Generation
     request = replace(request, constraint=rng.choice(FORMS))
     if rng.random() < 0.5:
         bias = tuple((token, rng.choice((-100.0, 3.0))) for token in rng.sample(range(300), k=5))
-        sampling = replace(request.sampling, logit_bias=bias)
+        sampling = structs.replace(request.sampling, logit_bias=dict(bias))
         request = replace(request, logprobs=rng.choice((0, 3, 32)), sampling=sampling)
     return request
 
@@ -169,10 +171,11 @@ def _random_sampling(core: Core, rng: random.Random) -> Sampling:
             temperature=rng.choice((0.3, 0.7, 1.0, 1.3)),
             top_p=rng.choice((1.0, 0.95, 0.8)),
             top_k=rng.choice((0, 0, 40, 5)),
+            min_p=rng.choice((0.0, 0.0, 0.05, 0.3)),
             seed=rng.getrandbits(63),
         )
-    if core.info.capabilities.penalties and rng.random() < 0.3:
-        sampling = replace(
+    if core.info.capabilities.keeps >= PENALTIES and rng.random() < 0.3:
+        sampling = structs.replace(
             sampling,
             frequency_penalty=rng.choice((0.0, 0.5, -0.2)),
             presence_penalty=rng.choice((0.0, 0.4)),

@@ -137,6 +137,17 @@ def meta(finish: Body | None, cached: int = 0, **more: object) -> Body:
     return {"finish_reason": finish, "cached_tokens": cached, "weight_version": "default", **more}
 
 
+def scored(body: Body, made: list[int]) -> Body:
+    """Return log-probabilities: what was made is likeliest, then the ids behind it."""
+    count = body["top_logprobs_num"]
+    tops = [
+        [[-0.1 - place, 2 + (token + place - 2) % 250, None] for place in range(count)]
+        for token in made
+    ]
+    chosen = [[-0.1, token, None] for token in made]
+    return {"output_token_logprobs": chosen, "output_top_logprobs": tops}
+
+
 async def generate(server: FakeSGLang, body: Body, answer: Answer) -> None:
     """Generate as SGLang does: cumulative ids, tokens after an abort, then its reason."""
     prompt, wanted = body["input_ids"], body["sampling_params"]["max_new_tokens"]
@@ -150,7 +161,8 @@ async def generate(server: FakeSGLang, body: Body, answer: Answer) -> None:
             finish = {"type": "length", "length": wanted}
         elif late > LATE_TOKENS:
             finish = {"type": "abort", "message": "Aborted", "status_code": None}
-        await answer.event({"output_ids": made, "meta_info": meta(finish, cached)})
+        scores = scored(body, made) if body.get("return_logprob") else {}
+        await answer.event({"output_ids": made, "meta_info": meta(finish, cached, **scores)})
         if finish is not None:
             break
         await asyncio.sleep(server.step_s)

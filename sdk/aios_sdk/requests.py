@@ -76,6 +76,7 @@ class ChatOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
     frequency_penalty: float
     presence_penalty: float
     repetition_penalty: float

@@ -58,7 +58,7 @@ async def test_each_token_has_its_score_and_the_end_has_one_too(core: LlamaCppCo
 async def test_a_bias_does_not_change_the_scores(core: LlamaCppCore) -> None:
     request = replace(request_of(core, 1), logprobs=2)
     (plain,) = await steps_of(core, request)
-    banned = Sampling(logit_bias=((plain.ids[0], -100.0),))
+    banned = Sampling(logit_bias={plain.ids[0]: -100.0})
     (biased,) = await steps_of(core, replace(request, request_id=new_id(), sampling=banned))
     assert biased.ids[0] != plain.ids[0]
     assert biased.logprobs[0].top == plain.logprobs[0].top
@@ -95,7 +95,7 @@ async def test_what_it_does_not_have_is_refused(core: LlamaCppCore) -> None:
         with pytest.raises(UnsupportedOption):
             await steps_of(core, wrong)
     assert core.info.vocabulary_size is not None
-    no_token = Sampling(logit_bias=((core.info.vocabulary_size, 1.0),))
+    no_token = Sampling(logit_bias={core.info.vocabulary_size: 1.0})
     with pytest.raises(InvalidSyscall, match="no token id"):
         await steps_of(core, replace(request, sampling=no_token))
 

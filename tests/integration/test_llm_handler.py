@@ -232,7 +232,7 @@ class Plain(ModelCore):
     def info(self) -> CoreInfo:
         return replace(
             super().info,
-            capabilities=Capabilities(preemptible=False, exact_resume=False, penalties=False),
+            capabilities=Capabilities(preemptible=False, exact_resume=False),
         )
 
 

@@ -146,7 +146,7 @@ def check_calls(text: str, toolbox: Toolbox) -> bool:
 
 
 async def test_a_form_beside_other_generations_changes_none_of_them(core: SGLangCore) -> None:
-    plain = ask(2, sampling=Sampling(logit_bias=((END_ID, -100.0),)), max_tokens=60)
+    plain = ask(2, sampling=Sampling(logit_bias={END_ID: -100.0}), max_tokens=60)
     alone = await generate(core, plain)
     await answers_of(core, LIST, count=1)
     steps = core.generate(replace(plain, request_id=new_id()))
@@ -177,7 +177,7 @@ async def test_xgrammar_holds_what_it_has_and_leaves_the_rest_well(model: Path) 
             check_calls(text, forced)
         free = constraint_of(replace(forced, forced=False))
         # Left alone a random model writes what is no UTF-8, and that has no form.
-        ascii_only = Sampling(logit_bias=tuple((token, 40.0) for token in ASCII_IDS))
+        ascii_only = Sampling(logit_bias=dict.fromkeys(ASCII_IDS, 40.0))
         message = await generate(core, ask(1, free, sampling=ascii_only, max_tokens=24))
         assert (len(message.ids), message.finish_reason) == (24, "length")
 
@@ -196,7 +196,7 @@ async def cut(core: SGLangCore, request: GenerationRequest, at: int) -> tuple[in
 
 async def test_an_adapter_changes_the_answer_also_across_a_cut(core: SGLangCore) -> None:
     assert core.info.capabilities.adapters == ("polite",)
-    endless = Sampling(logit_bias=((END_ID, -100.0),))
+    endless = Sampling(logit_bias={END_ID: -100.0})
     request = ask(4, sampling=endless, max_tokens=400, lora="polite")
     with_adapter: Answer = await generate(core, request)
     without = await generate(core, replace(request, request_id=new_id(), lora=None))

@@ -256,7 +256,7 @@ async def test_closing_ends_streams_of_a_server_that_hangs(
 
 async def test_sampling_is_said_in_full(core: SGLangCore, fake: FakeSGLang) -> None:
     sampling = Sampling(
-        temperature=0.7, top_p=0.9, seed=5, frequency_penalty=0.5, logit_bias=((7, -3.0),)
+        temperature=0.7, top_p=0.9, seed=5, frequency_penalty=0.5, logit_bias={7: -3.0}
     )
     await answer_of(core, ask(max_tokens=2, sampling=sampling))
     assert fake.requests[0]["sampling_params"] == {
@@ -281,13 +281,13 @@ async def test_a_seed_is_sent_only_where_it_counts(fake: FakeSGLang) -> None:
     ("values", "error"),
     [
         ({"max_tokens": 971}, ContextTooLong),
-        ({"sampling": Sampling(logit_bias=((512, 1.0),))}, InvalidSyscall),
+        ({"sampling": Sampling(logit_bias={512: 1.0})}, InvalidSyscall),
         ({"resume_ids": (512,)}, InvalidSyscall),
         ({"constraint": Constraint("regex", "a+")}, UnsupportedOption),
         ({"lora": "polite"}, UnsupportedOption),
         ({"images": (Image("image/png", ""),)}, UnsupportedOption),
         ({"logprobs": 33}, UnsupportedOption),
-        ({"logprobs": 2, "sampling": Sampling(logit_bias=((5, 1.0),))}, UnsupportedOption),
+        ({"logprobs": 2, "sampling": Sampling(logit_bias={5: 1.0})}, UnsupportedOption),
         ({"logprobs": 2, "sampling": Sampling(presence_penalty=1.0)}, UnsupportedOption),
         ({"resume_ids": (5,), "sampling": Sampling(presence_penalty=1.0)}, UnsupportedOption),
     ],

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDLESS = Sampling(logit_bias=((END_ID, -100.0),))
+ENDLESS = Sampling(logit_bias={END_ID: -100.0})
 WORKER = """
 import asyncio, os, sys
 from pathlib import Path
@@ -139,7 +139,7 @@ async def test_twenty_cuts_of_greedy_generations(cores: tuple[SGLangCore, SGLang
 
 
 async def test_an_end_token_ends_it_and_is_not_among_the_ids(core: SGLangCore) -> None:
-    at_once = Sampling(logit_bias=((END_ID, 100.0),))
+    at_once = Sampling(logit_bias={END_ID: 100.0})
     steps = await steps_of(core, ask(sampling=at_once))
     assert [(step.ids, step.finish_reason) for step in steps] == [((), "stop")]
 

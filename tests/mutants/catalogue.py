@@ -46,6 +46,13 @@ WRITER_TEST = "tests/integration/test_ledger_writer.py"
 ARCHIVE_TEST = "tests/integration/test_ledger_archive.py"
 RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
+    Mutant("a chat of the first version is sent as a later one", "contract/llm.py",
+           "_FIRST_VERSION_FIELDS.issuperset(given_fields(body))",
+           "_FIRST_VERSION_FIELDS.issuperset(body.__struct_fields__)",
+           "tests/unit/test_syscall.py"),
+    Mutant("the command line takes 0 for nothing", "cli/chat_options.py",
+           "value is not None and value is not False", "bool(value)",
+           "tests/unit/test_cli_submit.py"),
     Mutant("a known id is published again", LUA + "submit.lua",
            "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then", "elseif false then"),
     Mutant("the same id twice in a batch", LUA + "submit.lua", "if seen[job.id] then",

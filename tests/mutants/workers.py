@@ -10,6 +10,9 @@ TOOLS_TEST = "tests/unit/test_tools.py"
 CONSTRAINT_TEST = "tests/unit/test_constraint.py"
 SCORES_TEST = "tests/unit/test_llama_scores.py"
 READER_TEST = "tests/integration/test_reader.py"
+OPTIONS_TEST = "tests/unit/test_chat_options.py"
+KEPT_TEST = "tests/integration/test_options_kept.py"
+SAMPLER_TEST = "tests/unit/test_sampler.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 CALLS_TEST = "tests/integration/test_kernel_calls.py"
 
@@ -110,10 +113,21 @@ WORKER_MUTANTS = (
     Mutant("sampler: a mask is forgotten", "llm/llama/sampler.py",
            "np.where(allowed, logits, _NEVER)", "logits", SCORES_TEST, LLM),
     Mutant("sampler: a bias changes the model's logits", "llm/llama/sampler.py",
-           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n"
-           "    logits = logits.copy()\n",
-           "    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)\n",
-           SCORES_TEST, LLM),
+           "(sampling.logit_bias, dtype=np.int64)\n    logits = logits.copy()\n",
+           "(sampling.logit_bias, dtype=np.int64)\n", SCORES_TEST, LLM),
+    Mutant("options: one is dropped on its way to the core", "llm/handler.py",
+           "for name in SamplingOptions.__struct_fields__}",
+           'for name in SamplingOptions.__struct_fields__ if name != "top_k"}', KEPT_TEST, LLM),
+    Mutant("options: what a core keeps is not asked", "llm/options.py",
+           "if option in info.capabilities.keeps or", "if info or", OPTIONS_TEST, LLM),
+    Mutant("options: what nobody keeps passes", "llm/options.py",
+           "_RULES.get(option, partial(_missing, option))",
+           "_RULES.get(option, lambda body, info: iter(()))", OPTIONS_TEST, LLM),
+    Mutant("options: a core does less than it says", "llm/llama/sampler.py",
+           "if sampling.top_p < 1.0:", "if False:", SAMPLER_TEST, LLM),
+    Mutant("options: SGLang is not told of one", SGLANG + "request.py",
+           "lambda asked: asked.presence_penalty", "lambda _: 0.0",
+           KEPT_TEST + "::test_each_option_changes_the_answer_or_is_refused", LLM),
     Mutant("scores: ties go to the higher id", "llm/llama/scores.py",
            "ids = ids[np.argsort(-exact[ids], kind=\"stable\")]",
            "ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind=\"stable\")]", SCORES_TEST, LLM),

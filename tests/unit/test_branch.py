@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.branch import Branch
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
 from aios_workers.llm.model_core import ModelCore
@@ -21,7 +22,7 @@ class Failing(ModelCore):
     @property
     def info(self) -> CoreInfo:
         info = super().info
-        return replace(info, capabilities=replace(info.capabilities, penalties_preemptible=False))
+        return replace(info, capabilities=replace(info.capabilities, lost_by_cuts=PENALTIES))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         self.streams += 1

@@ -7,16 +7,17 @@ import pytest
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
-from aios_broker.contract.llm import Image, JsonFormat, LlmChat, LlmEmbed, Message, Tool
+from aios_broker.contract.llm import PENALTIES, Image, JsonFormat, LlmChat, LlmEmbed, Message, Tool
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.core import Constraint as Form
 from aios_workers.llm.options import check_images, check_length, check_options
 from tests.caller import chat
 
-PLAIN = Capabilities(penalties=False)
-UNSEEDED = Capabilities(seeds=False)
+ALL = frozenset(LlmChat.__struct_fields__)
+PLAIN = Capabilities(keeps=frozenset({"temperature", "seed"}))
+UNSEEDED = Capabilities(keeps=frozenset({"temperature"}))
 ABLE = Capabilities(
-    logit_bias=True, max_logprobs=8, constraints=True, embeddings=True, images=True,
+    keeps=ALL, max_logprobs=8, constraints=True, embeddings=True, images=True,
     adapters=("poet",),
 )  # fmt: skip
 LOOSE = Capabilities(tools_template=True)  # it knows tools, and cannot be held to anything
@@ -160,7 +161,7 @@ def test_which_generations_may_be_cut() -> None:
     plain = GenerationRequest("0" * 32, (1,), 9, Sampling(temperature=0.5))
     penalised = replace(plain, sampling=Sampling(repetition_penalty=1.1))
     held = replace(plain, constraint=Form("regex", "a"))
-    weak = Capabilities(penalties_preemptible=False, constraints_preemptible=False)
+    weak = Capabilities(lost_by_cuts=PENALTIES, constraints_preemptible=False)
 
     assert [weak.can_cut(each) for each in (plain, penalised, held)] == [True, False, False]
     assert all(Capabilities().can_cut(each) for each in (plain, penalised, held))

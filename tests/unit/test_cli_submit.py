@@ -1,5 +1,6 @@
 """`aios submit`: from the command line to a syscall."""
 
+import re
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from aios_broker.cli.chat_options import take_chat_fields, with_chat_options
+from aios_broker.cli.chat_options import TAKEN_OTHERWISE, take_chat_fields, with_chat_options
 from aios_broker.cli.submit import Options, syscall_of
 from aios_broker.contract.llm import (
     GrammarFormat,
@@ -19,6 +20,7 @@ from aios_broker.contract.llm import (
     Tool,
 )
 from aios_broker.contract.syscall import ToolEcho
+from tests.chat_fields import NUMBERS
 
 REST = {
     "text": "Hello", "tool": None, "attach": None, "agent": "cli", "program": "main",
@@ -64,6 +66,38 @@ def test_every_option_arrives_in_the_body() -> None:
 
     assert (found.n, found.beam_width, found.logprobs, found.top_p) == (3, 4, 2, 0.5)
     assert (found.stop, found.tool_choice) == (("a", "b"), "none")
+
+
+def test_every_field_of_a_chat_has_an_option() -> None:
+    command = click.command()(with_chat_options(lambda **_: None))
+    options = {option.name for option in command.params}
+
+    fields = set(LlmChat.__struct_fields__) - TAKEN_OTHERWISE
+    assert options == fields | {"schema", "regex", "grammar"}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_arrives_and_its_range_is_shown(name: str) -> None:
+    flag, most = f"--{name.replace('_', '-')}", NUMBERS[name].le
+    page = CliRunner().invoke(click.command()(with_chat_options(lambda **_: None)), ["--help"])
+
+    assert getattr(chat(flag, f"{most}"), name) == most
+    shown = " ".join(page.output.split())
+    assert re.search(rf"{flag} [NX] [^\[]+\[(over )?-?[0-9]+ to [0-9^ -]+", shown), shown
+
+
+def test_nought_is_something_said() -> None:
+    found = chat("--seed", "0", "--logprobs", "0")
+
+    assert (found.seed, found.logprobs) == (0, 0)
+
+
+def test_what_is_no_number_arrives_too() -> None:
+    found = chat("--return-ids", "--logit-bias", '{"7": -3}', "--overflow", "compact",
+                 "--context", "notes", "--lora", "poet", "--core", "tiny")  # fmt: skip
+
+    assert (found.return_ids, found.logit_bias, found.overflow) == (True, {7: -3.0}, "compact")
+    assert (found.context, found.lora, found.core) == ("notes", "poet", "tiny")
 
 
 @pytest.mark.parametrize(("arguments", "form"), [

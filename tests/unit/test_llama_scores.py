@@ -40,13 +40,13 @@ def test_only_what_is_allowed_is_chosen(
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(logits), max_size=len(logits))))
     mask[data.draw(st.integers(0, len(logits) - 1))] = True
     top_k, top_p = data.draw(st.sampled_from([0, 1, 3])), data.draw(st.sampled_from([1.0, 0.5]))
-    sampler = Sampler(Sampling(temperature, top_p=top_p, top_k=top_k, seed=seed))
+    sampler = Sampler(Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed))
     assert mask[sampler.choose(logits, 5, mask)]
 
 
 def test_a_bias_moves_the_choice_and_the_logits_stay() -> None:
     logits = np.array([1.0, 3.0, 2.0], dtype=np.float32)
     before = logits.copy()
-    assert Sampler(Sampling(logit_bias=((2, 1.5),))).choose(logits, 0) == 2
-    assert Sampler(Sampling(logit_bias=((1, -100.0),))).choose(logits, 0) == 2
+    assert Sampler(Sampling(logit_bias={2: 1.5})).choose(logits, 0) == 2
+    assert Sampler(Sampling(logit_bias={1: -100.0})).choose(logits, 0) == 2
     assert np.array_equal(logits, before)

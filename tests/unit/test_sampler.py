@@ -26,6 +26,7 @@ SAMPLINGS = st.builds(
     temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
     top_k=st.sampled_from([0, 1, 3, 20]),
+    min_p=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 2**63 - 1),
     frequency_penalty=st.sampled_from([0.0, 0.5, -1.0]),
     presence_penalty=st.sampled_from([0.0, 0.75]),
@@ -48,7 +49,7 @@ def reference_choice(
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]
     weights = {t: math.exp((logits[t] - logits[ranked[0]]) / sampling.temperature) for t in ranked}
-    kept = _heaviest(ranked, weights, sampling.top_p)
+    kept = [t for t in _heaviest(ranked, weights, sampling.top_p) if weights[t] >= sampling.min_p]
     point = draw(sampling.seed, position) * sum(weights[token] for token in kept)
     for token in sorted(kept):
         point -= weights[token]

@@ -1,6 +1,6 @@
 """What an agent asks becomes a valid syscall, or an error that names what is wrong."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
@@ -30,6 +30,14 @@ def test_a_string_is_one_user_message() -> None:
 def test_the_options_are_exactly_the_fields_of_a_chat() -> None:
     fields = {field.name for field in msgspec.structs.fields(LlmChat)}
     assert set(ChatOptions.__annotations__) == fields - {"messages"}
+
+
+def test_plain_options_have_the_types_of_the_contract() -> None:
+    """What an option may be is wider where the kernel makes one of several: lists, forms."""
+    told, known = get_type_hints(ChatOptions), get_type_hints(LlmChat)
+    wider = {"stop", "logit_bias", "format", "tools", "tool_choice"}
+    plain = told.keys() - wider
+    assert {name: told[name] for name in plain} == {name: known[name] for name in plain}
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:

@@ -1,7 +1,9 @@
 """Syscalls: what was sent is read back, and what is wrong is named."""
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
@@ -43,22 +45,26 @@ from aios_broker.contract.syscall import (
     id_from_key,
     new_id,
 )
+from tests.chat_fields import NUMBERS, numbers
 
 ID = "0123456789abcdef" * 2
 names = st.from_regex(r"\A[A-Za-z0-9._:@/-]{1,128}\Z")
 messages = st.builds(
     Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=st.text()
 )
-chats = st.builds(
-    LlmChat, messages=st.lists(messages, min_size=1, max_size=5).map(tuple),
-    core=st.none() | names, max_tokens=st.integers(1, 131_072), temperature=st.floats(0.0, 2.0),
-    top_p=st.floats(0.0, 1.0, exclude_min=True), top_k=st.integers(0, 10_000),
-    frequency_penalty=st.floats(-2.0, 2.0), presence_penalty=st.floats(-2.0, 2.0),
-    repetition_penalty=st.floats(0.0, 4.0, exclude_min=True),
-    seed=st.none() | st.integers(0, 2**63 - 1),
-    stop=st.lists(st.text(min_size=1, max_size=256), max_size=16).map(tuple),
-    stream=st.booleans(), return_ids=st.booleans(),
-)  # fmt: skip
+FIRST_NUMBERS = {
+    "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty",
+    "repetition_penalty", "seed",
+}  # fmt: skip
+FIRST_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    **{name: numbers(name) for name in FIRST_NUMBERS},
+    "messages": st.lists(messages, min_size=1, max_size=5).map(tuple),
+    "core": st.none() | names,
+    "stop": st.lists(st.text(min_size=1, max_size=256), max_size=16).map(tuple),
+    "stream": st.booleans(),
+    "return_ids": st.booleans(),
+}
+chats = st.builds(LlmChat, **FIRST_FIELDS)
 schemas = st.dictionaries(st.text(), st.booleans() | st.text() | st.integers(0, 9), max_size=3)
 formats = (
     st.builds(JsonFormat, st.none() | schemas) | st.builds(RegexFormat, st.text(min_size=1))
@@ -71,16 +77,18 @@ turns = messages | st.builds(
         st.builds(ToolCall, st.text(min_size=1, max_size=64), functions, st.text()), max_size=2
     ).map(tuple),
 )  # fmt: skip
-later_chats = st.builds(
-    LlmChat, messages=st.lists(turns, min_size=1, max_size=3).map(tuple),
-    logprobs=st.none() | st.integers(0, 20), n=st.integers(1, 16),
-    logit_bias=st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=3),
-    beam_width=st.none() | st.integers(1, 16), length_penalty=st.floats(-2.0, 4.0),
-    format=st.none() | formats, lora=st.none() | names, context=st.none() | names,
-    tools=st.lists(st.builds(Tool, functions, st.text(), schemas), max_size=2).map(tuple),
-    tool_choice=st.sampled_from(["auto", "none", "required"]) | functions,
-    overflow=st.sampled_from(["refuse", "compact"]),
-)  # fmt: skip
+LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    **{name: numbers(name) for name in NUMBERS.keys() - FIRST_NUMBERS},
+    "messages": st.lists(turns, min_size=1, max_size=3).map(tuple),
+    "logit_bias": st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=3),
+    "format": st.none() | formats,
+    "lora": st.none() | names,
+    "context": st.none() | names,
+    "tools": st.lists(st.builds(Tool, functions, st.text(), schemas), max_size=2).map(tuple),
+    "tool_choice": st.sampled_from(["auto", "none", "required"]) | functions,
+    "overflow": st.sampled_from(["refuse", "compact"]),
+}
+later_chats = st.builds(LlmChat, **LATER_FIELDS)
 others = (
     st.builds(ToolEcho, st.text()) | st.builds(ContextGet, names, st.none() | names)
     | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
@@ -128,6 +136,28 @@ def test_what_was_sent_is_read_back(syscall: Syscall) -> None:
 
     assert decode_syscall(encode_syscall(syscall)) == sent
     assert check_syscall(syscall) == sent
+
+
+@pytest.mark.parametrize(("options", "version"), [
+    ({}, 1), ({"temperature": 0.5, "seed": 1, "stop": ("x",)}, 1), ({"n": 2}, 2),
+    ({"logit_bias": {1: 1.0}}, 2), ({"tools": (Tool("f"),)}, 2), ({"context": "notes"}, 2),
+])  # fmt: skip
+def test_a_worker_of_the_first_release_reads_what_it_knows(
+    options: dict[str, object], version: int
+) -> None:
+    assert check_syscall(chat(**options)).version == version
+
+
+def test_any_value_of_every_field_of_a_chat_is_tried() -> None:
+    assert FIRST_FIELDS.keys() | LATER_FIELDS.keys() == set(LlmChat.__struct_fields__)
+
+
+def test_the_reference_names_every_field_of_a_chat() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    section = page.partition("### `llm.chat`")[2].partition("\n`format`:")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+
+    assert sorted(re.findall("`([a-z_]+)`", "".join(rows))) == sorted(LlmChat.__struct_fields__)
 
 
 @given(syscalls)

@@ -6,9 +6,12 @@ runs. Names and meanings follow the OpenAI API where it has them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import NODEFAULT, Meta, Struct
 
 from aios_broker.contract.names import Name, Text
 
@@ -18,6 +21,11 @@ MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
 FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 CoreName = Name
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The same draws again")]
+Alternatives = Annotated[
+    int, Meta(ge=0, le=20, description="Log-probabilities, and so many others")
+]
+BeamWidth = Annotated[int, Meta(ge=1, le=16, description="Beam search; its best N are answers")]
 Pattern = Annotated[str, Meta(min_length=1, max_length=MAX_SCHEMA_BYTES)]
 
 
@@ -75,38 +83,91 @@ class GrammarFormat(Struct, frozen=True, forbid_unknown_fields=True, tag="gramma
 Format = JsonFormat | RegexFormat | GrammarFormat
 
 
-class LlmChat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.chat"):
-    """Generate the next message of a conversation."""
+class SamplingOptions(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """How the next token is chosen.
+
+    Each core names those that it keeps (`Capabilities.keeps`); a value other than the default that
+    it does not keep is refused. README ("Where do I change") says what a new one needs.
+    """
+
+    temperature: Annotated[
+        float, Meta(ge=0.0, le=2.0, description="0 takes the likeliest token, more draws wider")
+    ] = 0.0
+    top_p: Annotated[
+        float, Meta(gt=0.0, le=1.0, description="Draw among the best with so much probability")
+    ] = 1.0
+    top_k: Annotated[
+        int, Meta(ge=0, le=10_000, description="Draw among so many of the best; 0 is all")
+    ] = 0
+    min_p: Annotated[
+        float, Meta(ge=0.0, le=1.0, description="Drop what has less of the best's probability")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, Meta(ge=-2.0, le=2.0, description="Off a token's logit, each time it was output")
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, Meta(ge=-2.0, le=2.0, description="Off a token's logit, once it was output")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, Meta(gt=0.0, le=4.0, description="Divides the logit of a token that was output")
+    ] = 1.0
+    logit_bias: Annotated[
+        dict[int, Bias], Meta(max_length=1_024, description="Added to logits, by token id")
+    ] = {}
+
+
+PENALTIES = frozenset({"frequency_penalty", "presence_penalty", "repetition_penalty"})
+
+
+class LlmChat(
+    SamplingOptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.chat"
+):
+    """Generate the next message of a conversation.
+
+    The descriptions are what `aios submit --help` shows.
+    """
 
     messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
-    core: CoreName | None = None  # a core's model name; None: any core of the fleet
-    max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 256  # new tokens, prompt not counted
-    temperature: Annotated[float, Meta(ge=0.0, le=2.0)] = 0.0  # 0 is greedy
-    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, le=10_000)] = 0  # 0: no limit
-    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
-    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=4.0)] = 1.0
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None  # None: derived from the id
+    core: Annotated[CoreName | None, Meta(description="Only on the core of this model")] = None
+    max_tokens: Annotated[
+        int, Meta(ge=1, le=131_072, description="New tokens, the prompt not counted")
+    ] = 256
+    seed: Seed | None = None  # None: derived from the id
     stop: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=16)
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(max_length=16, description="The answer ends before it; may be repeated"),
     ] = ()
     stream: bool = False  # chunks travel to the client while it runs
-    return_ids: bool = False  # the result carries prompt and output token ids
-    # What follows came with version 2 of the contract.
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # so many alternatives per token
-    logit_bias: Annotated[dict[int, Bias], Meta(max_length=1_024)] = {}  # by token id
-    n: Annotated[int, Meta(ge=1, le=16)] = 1  # answers; answer i is drawn with seed + i
-    beam_width: Annotated[int, Meta(ge=1, le=16)] | None = None  # set: beam search, n <= width
-    length_penalty: Annotated[float, Meta(ge=-2.0, le=4.0)] = 1.0  # score / length ** this
+    return_ids: Annotated[
+        bool, Meta(description="The result carries prompt and output token ids")
+    ] = False
+    logprobs: Alternatives | None = None
+    # Answer i is drawn with seed + i.
+    n: Annotated[int, Meta(ge=1, le=16, description="So many answers")] = 1
+    beam_width: BeamWidth | None = None
+    length_penalty: Annotated[
+        float, Meta(ge=-2.0, le=4.0, description="Of beams: score / length ** this")
+    ] = 1.0
     format: Format | None = None
-    tools: Annotated[tuple[Tool, ...], Meta(max_length=MAX_TOOLS)] = ()
+    tools: Annotated[
+        tuple[Tool, ...],
+        Meta(max_length=MAX_TOOLS, description='A list of {"name", "description", "parameters"}'),
+    ] = ()
     # auto: a message or calls. none: a message. required: at least one call. Else: that tool.
-    tool_choice: Literal["auto", "none", "required"] | FunctionName = "auto"
-    lora: Name | None = None  # an adapter that the core has loaded
+    tool_choice: Annotated[
+        Literal["auto", "none", "required"] | FunctionName,
+        Meta(description="auto, none, required, or a tool's name"),
+    ] = "auto"
+    lora: Annotated[Name | None, Meta(description="An adapter that the core has loaded")] = None
     # Too long for the core: refuse (ContextTooLong), or compact: oldest turns are summarised away.
-    overflow: Literal["refuse", "compact"] = "refuse"
-    context: Name | None = None  # a stored context: it stands before `messages`, and grows by them
+    overflow: Annotated[
+        Literal["refuse", "compact"], Meta(description="What is done with too long a prompt")
+    ] = "refuse"
+    context: Annotated[
+        Name | None, Meta(description="A stored context before the prompt; it grows by it")
+    ] = None
 
 
 class LlmEmbed(
@@ -190,17 +251,34 @@ _FIRST_VERSION_FIELDS = frozenset({
     "messages", "core", "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty",
     "presence_penalty", "repetition_penalty", "seed", "stop", "stream", "return_ids",
 })  # fmt: skip
-_LATER_DEFAULTS = tuple(
-    (name, LlmChat.__struct_defaults__[index - len(LlmChat.__struct_fields__)])
-    for index, name in enumerate(LlmChat.__struct_fields__)
-    if name not in _FIRST_VERSION_FIELDS
-)
 
 
 def is_first_version(body: LlmBody) -> bool:
     """Whether a worker of the first release can read it."""
-    if not isinstance(body, LlmChat):
+    if not isinstance(body, LlmChat) or not _FIRST_VERSION_FIELDS.issuperset(given_fields(body)):
         return False
-    if any(getattr(body, name) != default for name, default in _LATER_DEFAULTS):
-        return False
-    return not any(m.tool_calls or m.tool_call_id or m.images for m in body.messages)
+    return not _has_later_parts(body.messages)
+
+
+def _has_later_parts(messages: object) -> bool:
+    """Whether there is what came later. Constructors do not check: it may be anything."""
+    return isinstance(messages, Sequence) and any(
+        isinstance(each, Message) and (each.tool_calls or each.tool_call_id or each.images)
+        for each in messages
+    )
+
+
+def given_fields(options: SamplingOptions) -> Iterator[str]:
+    """Yield the names of the fields that are not as they are when nothing is said."""
+    for name, default in _defaults(type(options)):
+        if getattr(options, name) != default:
+            yield name
+
+
+@cache
+def _defaults(kind: type[SamplingOptions]) -> tuple[tuple[str, object], ...]:
+    return tuple(
+        (field.name, field.default if field.default_factory is NODEFAULT else
+         field.default_factory())
+        for field in msgspec.structs.fields(kind)
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from aios_broker.contract.llm import Image, Message, Tool
+from aios_broker.contract.llm import Image, Message, SamplingOptions, Tool, given_fields
 from aios_broker.contract.reply import TokenLogprob
 
 FinishReason = Literal["stop", "length"]
@@ -26,10 +26,10 @@ class Capabilities:
     generates: bool = True  # else it makes embeddings alone
     preemptible: bool = True  # a generation can be cut at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
-    seeds: bool = True  # the same seed draws the same answer
-    penalties: bool = True  # frequency, presence and repetition
-    penalties_preemptible: bool = True  # they hold across a cut; else such a one is never cut
-    logit_bias: bool = False
+    # Fields of `LlmChat` that it keeps, of those that have no line of their own here: the sampling
+    # options, and `seed` where the same seed draws the same answer.
+    keeps: frozenset[str] = frozenset()
+    lost_by_cuts: frozenset[str] = frozenset()  # of these: a generation with one is never cut
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
     constraints_preemptible: bool = True  # it holds across a cut; else such a one is never cut
@@ -46,7 +46,7 @@ class Capabilities:
             return False
         if request.constraint is not None and not self.constraints_preemptible:
             return False
-        return self.penalties_preemptible or not request.sampling.penalises
+        return self.lost_by_cuts.isdisjoint(given_fields(request.sampling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,15 @@ class CoreInfo:
         return f"{self.model}#{self.fingerprint}"
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is chosen. Temperature 0 is greedy and ignores the seed.
+class Sampling(SamplingOptions, frozen=True, kw_only=True, omit_defaults=True):
+    """A chat's options, with its seed. Temperature 0 is greedy and ignores the seed.
 
     The random choice at an absolute position (prompt included) is a function of `seed` and
-    that position alone, so that it does not matter how often a generation was cut.
+    that position alone, so that it does not matter how often a generation was cut. Penalties count
+    output tokens, those before a cut included.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: no limit
     seed: int = 0
-    frequency_penalty: float = 0.0  # penalties count output tokens, those before a cut included
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
-
-    @property
-    def penalises(self) -> bool:
-        """Whether the choice depends on the output so far beyond what the model sees."""
-        return (self.frequency_penalty, self.presence_penalty, self.repetition_penalty) != (0, 0, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import msgspec
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
-from aios_broker.contract.llm import LlmChat, LlmCount, LlmEmbed, Message
+from aios_broker.contract.llm import LlmChat, LlmCount, LlmEmbed, Message, SamplingOptions
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall, ToolEcho
@@ -196,16 +196,8 @@ class LlmHandler:
 
 def sampling_of(body: LlmChat, seed: int) -> Sampling:
     """Return how a chat wants its tokens chosen."""
-    return Sampling(
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=body.top_k,
-        seed=seed,
-        frequency_penalty=body.frequency_penalty,
-        presence_penalty=body.presence_penalty,
-        repetition_penalty=body.repetition_penalty,
-        logit_bias=tuple(sorted(body.logit_bias.items())),
-    )
+    options = {name: getattr(body, name) for name in SamplingOptions.__struct_fields__}
+    return Sampling(seed=seed, **options)
 
 
 def seed_of(syscall: Syscall, snapshot: Snapshot | None) -> int:

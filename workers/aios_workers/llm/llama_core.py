@@ -42,6 +42,7 @@ from aios_workers.llm.llama.protocol import (
     ShareStates,
     StateCounts,
 )
+from aios_workers.llm.llama.sampler import KEPT
 from aios_workers.llm.llama.state_folder import check_folder
 from aios_workers.llm.llama.state_metrics import state_metrics
 from aios_workers.llm.llama.vocabulary import Vocabulary
@@ -313,7 +314,7 @@ class LlamaCppCore:
             context_tokens=self.config.context_tokens,
             capabilities=Capabilities(
                 exact_resume=ready.exact_resume,
-                logit_bias=True,
+                keeps=KEPT,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
                 embeddings=True,

@@ -29,7 +29,7 @@ from aios_workers.llm.core import (
     Step,
 )
 from aios_workers.llm.embedding import check_texts, unit_vector
-from aios_workers.llm.model_sampler import Sampler
+from aios_workers.llm.model_sampler import KEPT, Sampler
 from aios_workers.llm.request_check import check_request
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ModelCore:
             model=config.model, fingerprint=f"v1-{config.seed:x}-{config.end_probability}",
             slots=config.slots, context_tokens=config.context_tokens,
             capabilities=Capabilities(
-                logit_bias=True, max_logprobs=MAX_LOGPROBS, constraints=True, embeddings=True,
+                keeps=KEPT, max_logprobs=MAX_LOGPROBS, constraints=True, embeddings=True,
                 adapters=config.adapters,
             ),
             vocabulary_size=vocabulary.SIZE,

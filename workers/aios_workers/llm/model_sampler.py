@@ -11,9 +11,13 @@ import math
 from collections import Counter
 from collections.abc import Collection
 
+from aios_broker.contract.llm import PENALTIES
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm import model_vocabulary as vocabulary
 from aios_workers.llm.core import GenerationRequest, Sampling
+
+# The options that it keeps, by their names in the contract.
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
 
 CANDIDATES = 8  # tokens that have a chance at each position
 MAX_LOGIT = 6.0
@@ -30,7 +34,7 @@ class Sampler:
     def __init__(self, seed: int, end_probability: float, request: GenerationRequest) -> None:
         self._end_below = round(end_probability * 2**64)
         self._sampling = request.sampling
-        self._bias = dict(request.sampling.logit_bias)
+        self._bias = request.sampling.logit_bias
         self._state = mix(seed & _64_BITS)
         self._position = 0
         self._last = -1
@@ -95,7 +99,7 @@ class Sampler:
             return ranked[0]
         if sampling.top_k:
             ranked = ranked[: sampling.top_k]
-        ranked = _nucleus(ranked, logits, sampling)
+        ranked = _likely(_nucleus(ranked, logits, sampling), logits, sampling)
         noise = mix((sampling.seed ^ mix(self._position)) & _64_BITS)
         gumbel = {token: -math.log(-math.log(unit(mix(noise ^ token)))) for token in ranked}
         return max(ranked, key=lambda token: logits[token] / sampling.temperature + gumbel[token])
@@ -143,6 +147,14 @@ def _nucleus(ranked: list[int], logits: dict[int, float], sampling: Sampling) ->
         if left <= 0:
             break
     return kept
+
+
+def _likely(ranked: list[int], logits: dict[int, float], sampling: Sampling) -> list[int]:
+    """Return the ids with at least `min_p` of the best one's probability."""
+    if sampling.min_p <= 0.0:
+        return ranked
+    least = logits[ranked[0]] + math.log(sampling.min_p) * sampling.temperature
+    return [token for token in ranked if logits[token] >= least]
 
 
 def mix(value: int) -> int:

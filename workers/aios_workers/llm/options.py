@@ -6,29 +6,36 @@ contract itself forbids does not come here: it was refused where the syscall cam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
-from aios_broker.contract.llm import JsonFormat, LlmBody, LlmChat, LlmCount, LlmEmbed, Message
+from aios_broker.contract.llm import (
+    JsonFormat,
+    LlmBody,
+    LlmChat,
+    LlmCount,
+    LlmEmbed,
+    Message,
+    SamplingOptions,
+    given_fields,
+)
 from aios_workers.llm.beam import alternatives_of
-from aios_workers.llm.core import Capabilities, CoreInfo
+from aios_workers.llm.core import CoreInfo
 from aios_workers.llm.nesting import MAX_DEPTH, is_too_deep
 
-_SAMPLING: dict[str, object] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": None}
-_PENALTIES: dict[str, object] = {
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "repetition_penalty": 1.0,
-}
+Found = Iterator[InvalidSyscall]
+Check = Callable[[LlmChat, CoreInfo], Found]
+
+# What the kernel keeps itself, whatever the core. Every other field needs a rule in `_RULES`, or a
+# core that names it in `keeps`: what nobody keeps is refused.
+KEPT_BY_THE_KERNEL = frozenset({
+    "core", "max_tokens", "stop", "stream", "return_ids", "n", "length_penalty", "overflow",
+    "context",
+})  # fmt: skip
 # What changes the choice of tokens: beams are ranked by the model's own probabilities alone.
-_NOT_WITH_BEAMS: dict[str, object] = {
-    **_SAMPLING,
-    **_PENALTIES,
-    "logit_bias": {},
-    "format": None,
-    "stream": False,
-}
+_NOT_WITH_BEAMS = frozenset({*SamplingOptions.__struct_fields__, "seed", "format", "stream"})
 
 
 def check_options(body: LlmBody, info: CoreInfo) -> None:
@@ -76,29 +83,31 @@ def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
         raise _unsupported(info, "messages", "sees no images", "leave them out")
 
 
-def _wrong_in_chat(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+def _wrong_in_chat(body: LlmChat, info: CoreInfo) -> Found:
     yield from _wrong_beams(body)
     yield from _wrong_tools(body)
     yield from _wrong_format(body)
     yield from _wrong_stop(body)
-    yield from _missing_sampling(body, info)
-    yield from _missing_logprobs(body, info)
-    yield from _missing_constraints(body, info)
-    yield from _missing_inputs(body, info)
+    yield from _wrong_bias(body, info)
+    yield from _wrong_overflow(body)
+    for option in given_fields(body):
+        if option not in KEPT_BY_THE_KERNEL:
+            rule = _RULES.get(option, partial(_missing, option))
+            yield from rule(body, info)
 
 
 # What makes no sense, on any core.
 
 
-def _wrong_beams(body: LlmChat) -> Iterator[InvalidSyscall]:
+def _wrong_beams(body: LlmChat) -> Found:
     if body.beam_width is None:
         if body.length_penalty != 1.0:
             yield _nonsense(
                 "length_penalty", "is of beam search alone", "set beam_width, or leave it out"
             )
         return
-    for option, neutral in _NOT_WITH_BEAMS.items():
-        if getattr(body, option) != neutral:
+    for option in given_fields(body):
+        if option in _NOT_WITH_BEAMS:
             yield _nonsense(option, "cannot be had with beam search", "leave it out")
     if calls_tools(body):
         yield _nonsense("tools", "cannot be called in a beam search", "leave beam_width out")
@@ -114,7 +123,7 @@ def calls_tools(body: LlmChat) -> bool:
     return bool(body.tools) and body.tool_choice != "none"
 
 
-def _wrong_tools(body: LlmChat) -> Iterator[InvalidSyscall]:
+def _wrong_tools(body: LlmChat) -> Found:
     names = [each.name for each in body.tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -140,12 +149,12 @@ def _wrong_tools(body: LlmChat) -> Iterator[InvalidSyscall]:
         )
 
 
-def _wrong_format(body: LlmChat) -> Iterator[InvalidSyscall]:
+def _wrong_format(body: LlmChat) -> Found:
     if isinstance(body.format, JsonFormat) and is_too_deep(body.format.json_schema):
         yield _too_deep("format.json_schema")
 
 
-def _wrong_stop(body: LlmChat) -> Iterator[InvalidSyscall]:
+def _wrong_stop(body: LlmChat) -> Found:
     if not body.stop:
         return
     if body.format is not None or calls_tools(body):
@@ -155,20 +164,7 @@ def _wrong_stop(body: LlmChat) -> Iterator[InvalidSyscall]:
         )  # fmt: skip
 
 
-# What this core does not do.
-
-
-def _missing_sampling(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
-    core = info.capabilities
-    for option, neutral in _PENALTIES.items():
-        if not core.penalties and getattr(body, option) != neutral:
-            yield _unsupported(info, option, "keeps no penalties", f"leave it out ({neutral})")
-    if body.seed is not None and body.temperature > 0 and not core.seeds:
-        yield _unsupported(info, "seed", "draws without seeds", "leave it out")
-    if not body.logit_bias:
-        return
-    if not core.logit_bias:
-        yield _unsupported(info, "logit_bias", "keeps no bias", "leave it out")
+def _wrong_bias(body: LlmChat, info: CoreInfo) -> Found:
     size = info.vocabulary_size
     for token in body.logit_bias:
         if token < 0 or (size is not None and token >= size):
@@ -178,11 +174,31 @@ def _missing_sampling(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]
             )  # fmt: skip
 
 
-def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
+def _wrong_overflow(body: LlmChat) -> Found:
+    if body.overflow == "compact" and any(message.images for message in body.messages):
+        yield _nonsense("overflow", "a conversation with images is not compacted", "use refuse")
+
+
+# What this core does not do. Each check is of a field that is not at its default.
+
+
+def _missing(option: str, body: LlmChat, info: CoreInfo) -> Found:
+    if option in info.capabilities.keeps or (option == "seed" and body.temperature == 0):
+        return
+    yield _unsupported(
+        info, option, f"does not keep {option}", "leave it out, or name a core that keeps it"
+    )
+
+
+def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Found:
     most = info.capabilities.max_logprobs
     if body.logprobs is not None and (most == 0 or body.logprobs > most):
         does = f"gives at most {most} alternatives" if most else "gives no log-probabilities"
         yield _unsupported(info, "logprobs", does, "ask for fewer" if most else "leave it out")
+
+
+def _missing_beams(body: LlmChat, info: CoreInfo) -> Found:
+    most = info.capabilities.max_logprobs
     if body.beam_width is not None and alternatives_of(body.beam_width) > most:
         yield _unsupported(
             info, "beam_width",
@@ -191,31 +207,44 @@ def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]
         )  # fmt: skip
 
 
-def _missing_constraints(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
-    core = info.capabilities
-    if core.constraints:
-        return
-    if body.format is not None:
+def _missing_format(body: LlmChat, info: CoreInfo) -> Found:
+    if not info.capabilities.constraints:
         yield _unsupported(info, "format", "cannot be held to a form", "leave it out")
-    if calls_tools(body):
-        yield from _loose_tools(body, core, info)
 
 
-def _loose_tools(body: LlmChat, core: Capabilities, info: CoreInfo) -> Iterator[InvalidSyscall]:
-    if not core.tools_template:
+def _missing_tools(body: LlmChat, info: CoreInfo) -> Found:
+    core = info.capabilities
+    if calls_tools(body) and not (core.constraints or core.tools_template):
         yield _unsupported(info, "tools", "cannot be held to a call", "name another core")
-    elif body.tool_choice != "auto":
+
+
+def _missing_choice(body: LlmChat, info: CoreInfo) -> Found:
+    if calls_tools(body) and not info.capabilities.constraints:
         yield _unsupported(info, "tool_choice", "cannot be made to call", "use auto")
 
 
-def _missing_inputs(body: LlmChat, info: CoreInfo) -> Iterator[InvalidSyscall]:
-    core = info.capabilities
-    if body.lora is not None and body.lora not in core.adapters:
-        loaded = ", ".join(core.adapters) or "none"
+def _missing_adapter(body: LlmChat, info: CoreInfo) -> Found:
+    adapters = info.capabilities.adapters
+    if body.lora not in adapters:
+        loaded = ", ".join(adapters) or "none"
         yield _unsupported(info, "lora", f"has not loaded it (it has: {loaded})", "use one of them")
+
+
+def _missing_images(body: LlmChat, info: CoreInfo) -> Found:
     check_images(body.messages, info)
-    if body.overflow == "compact" and any(message.images for message in body.messages):
-        yield _nonsense("overflow", "a conversation with images is not compacted", "use refuse")
+    yield from ()
+
+
+# Fields that a core keeps in part, or by more than one ability.
+_RULES: dict[str, Check] = {
+    "messages": _missing_images,
+    "logprobs": _missing_logprobs,
+    "beam_width": _missing_beams,
+    "format": _missing_format,
+    "tools": _missing_tools,
+    "tool_choice": _missing_choice,
+    "lora": _missing_adapter,
+}
 
 
 def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.snapshot import (
     AnswersSnapshot,
@@ -41,7 +43,7 @@ class Plan:
         return replace(
             self.request,
             request_id=answer_id(self.syscall_id, number),
-            sampling=replace(sampling, seed=(sampling.seed + number) % _SEEDS),
+            sampling=msgspec.structs.replace(sampling, seed=(sampling.seed + number) % _SEEDS),
         )
 
     def answer_states(self) -> tuple[AnswerState, ...]:

@@ -20,7 +20,7 @@ def check_request(request: GenerationRequest, info: CoreInfo) -> None:
         raise _unsupported(info, "messages", "sees no images")
     if request.logprobs is not None and not 0 <= request.logprobs <= core.max_logprobs:
         raise _unsupported(info, "logprobs", f"gives at most {core.max_logprobs} alternatives")
-    for token, _ in request.sampling.logit_bias:
+    for token in request.sampling.logit_bias:
         if token < 0 or (size is not None and token >= size):
             raise InvalidSyscall(
                 f"{token} is no token id of core {info.model!r}", field="body.logit_bias",

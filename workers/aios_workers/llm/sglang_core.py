@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
-from aios_broker.contract.llm import Message, Tool
+from aios_broker.contract.llm import PENALTIES, Message, Tool
 from aios_workers.llm.constraint import FIELDS, Compiler
 from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import (
@@ -38,7 +38,7 @@ from aios_workers.llm.sglang.embedding import TextReader, embed, load_text_reade
 from aios_workers.llm.sglang.failure import EngineFailure
 from aios_workers.llm.sglang.forms import BACKENDS, read_form
 from aios_workers.llm.sglang.held_form import HeldForm
-from aios_workers.llm.sglang.request import check_request, generate_body
+from aios_workers.llm.sglang.request import check_request, generate_body, kept_options
 from aios_workers.llm.sglang.server import EngineServer
 from aios_workers.llm.sglang.settings import SGLangConfig
 from aios_workers.llm.sglang.steps import StepMaker, StreamKind
@@ -333,9 +333,8 @@ class SGLangCore:
             return Capabilities(generates=False, embeddings=True)
         return Capabilities(
             exact_resume=found.enable_deterministic_inference,
-            seeds=found.enable_deterministic_inference,
-            penalties_preemptible=False,
-            logit_bias=True,
+            keeps=kept_options(found),
+            lost_by_cuts=PENALTIES,
             max_logprobs=MAX_LOGPROBS,
             constraints=found.forms_by in BACKENDS,
             constraints_preemptible=False,

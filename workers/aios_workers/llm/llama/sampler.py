@@ -1,7 +1,8 @@
 """Choose the next token. Pure: logits, history and position in, a token out.
 
 The order is that of most servers: penalties, bias, constraint, temperature, the `top_k` best, of
-those the smallest set with `top_p` of the probability, then one draw. The draw is a number that
+those the smallest set with `top_p` of the probability, of those the ones with `min_p` of the best
+one's, then one draw. The draw is a number that
 depends on the seed and the token's absolute position alone, so that a generation can be cut
 anywhere. Wherever two tokens are equal the lower id comes first.
 """
@@ -15,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.core import Sampling
 
 Floats = NDArray[np.float32]
+
+# The options that it keeps, by their names in the contract.
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
 
 _STREAM = 0x61696F73  # tells our numbers from others' with the same seed
 _FIRST_TOP_P = 256  # tokens; nearly always enough, and 20 times cheaper than sorting all
@@ -42,11 +47,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, output_ids: Iterable[int] = ()) -> None:
         self._sampling = sampling
         self._counts = Counter(output_ids)
-        self._penalises = (
-            sampling.frequency_penalty != 0.0
-            or sampling.presence_penalty != 0.0
-            or sampling.repetition_penalty != 1.0
-        )
+        self._penalises = not PENALTIES.isdisjoint(given_fields(sampling))
 
     def choose(
         self, logits: Floats, position: int, allowed: NDArray[np.bool_] | None = None
@@ -84,9 +85,9 @@ def penalised(logits: Floats, counts: Counter[int], sampling: Sampling) -> Float
 
 def biased(logits: Floats, sampling: Sampling) -> Floats:
     """Return logits with the bias added."""
-    ids = np.fromiter((token for token, _ in sampling.logit_bias), dtype=np.int64)
+    ids = np.fromiter(sampling.logit_bias, dtype=np.int64)
     logits = logits.copy()
-    logits[ids] += np.fromiter((bias for _, bias in sampling.logit_bias), dtype=np.float32)
+    logits[ids] += np.fromiter(sampling.logit_bias.values(), dtype=np.float32)
     return logits
 
 
@@ -107,6 +108,9 @@ def choose(logits: Floats, sampling: Sampling, position: int) -> int:
     if sampling.top_p < 1.0:
         kept = top_p_indices(weights, sampling.top_p)
         ids, weights = ids[kept], weights[kept]
+    if sampling.min_p > 0.0:
+        likely = weights >= sampling.min_p  # the best one weighs 1
+        ids, weights = ids[likely], weights[likely]
     sums = np.cumsum(weights)
     point = draw(sampling.seed, position) * sums[-1]
     index = int(np.searchsorted(sums, point, side="right"))

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnsupportedOption
+from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.constraint import FIELDS
 from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.sglang.description import Description
 from aios_workers.llm.sglang.forms import asked_form, missing_form
 
 NO_TOP_K = -1
+# The options that it is told, by their names in the contract, which are the server's too. None:
+# left out.
+_TOLD: dict[str, Callable[[Sampling], object]] = {
+    "temperature": lambda asked: asked.temperature,
+    "top_p": lambda asked: asked.top_p,
+    "top_k": lambda asked: asked.top_k or NO_TOP_K,
+    "min_p": lambda asked: asked.min_p,
+    "frequency_penalty": lambda asked: asked.frequency_penalty,
+    "presence_penalty": lambda asked: asked.presence_penalty,
+    "repetition_penalty": lambda asked: asked.repetition_penalty,
+    "logit_bias": lambda asked: {str(id_): bias for id_, bias in asked.logit_bias.items()} or None,
+}
+_CHANGE_LOGPROBS = PENALTIES | {"logit_bias"}
+
+
+def kept_options(server: Description) -> frozenset[str]:
+    """Return the options that a server keeps. It draws by a seed in deterministic inference alone.
+
+    The server counts penalties from the beginning of a request: they are lost by a cut.
+    """
+    return frozenset(_TOLD) | ({"seed"} if server.enable_deterministic_inference else set())
 
 
 def check_request(
@@ -49,7 +72,8 @@ def check_request(
         raise _unsupported("sees no images", "messages", info)
     if request.lora is not None and request.lora not in info.capabilities.adapters:
         raise _unsupported(f"has no adapter {request.lora!r}", "lora", info)
-    if request.resume_ids and request.sampling.penalises:
+    penalises = not PENALTIES.isdisjoint(given_fields(request.sampling))
+    if request.resume_ids and penalises:
         raise _unsupported("does not keep penalties across a cut", "frequency_penalty", info)
     if request.logprobs is not None:
         _check_logprobs(request, request.logprobs, info, original=original_logprobs)
@@ -83,21 +107,11 @@ def generate_body(request: GenerationRequest, rid: str, server: Description) -> 
 
 def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -> dict[str, Any]:
     """Say every value: a server may have defaults of its own. Stop strings are the kernel's."""
-    params: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": 0,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k or NO_TOP_K,
-        "min_p": 0.0,
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "repetition_penalty": sampling.repetition_penalty,
-        "ignore_eos": False,
-        "n": 1,
-    }
-    if sampling.logit_bias:
-        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    told = {option: tell(sampling) for option, tell in _TOLD.items()}
+    params = {
+        "max_new_tokens": max_new_tokens, "min_new_tokens": 0, "ignore_eos": False,
+        "n": 1, **{option: value for option, value in told.items() if value is not None},
+    }  # fmt: skip
     if seeded and sampling.temperature > 0:
         params["sampling_seed"] = sampling.seed
     return params
@@ -105,8 +119,7 @@ def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -
 
 def _check_ids(request: GenerationRequest, vocabulary_size: int | None) -> None:
     assert vocabulary_size is not None
-    biased = (token for token, _ in request.sampling.logit_bias)
-    ids = (*request.prompt_ids, *request.resume_ids, *biased)
+    ids = (*request.prompt_ids, *request.resume_ids, *request.sampling.logit_bias)
     if not request.prompt_ids or min(ids) < 0 or max(ids) >= vocabulary_size:
         raise InvalidSyscall(
             f"the prompt is empty or has ids that are not in the vocabulary of {vocabulary_size}",
@@ -134,7 +147,8 @@ def _check_logprobs(
     if alternatives > info.capabilities.max_logprobs:
         most = info.capabilities.max_logprobs
         raise _unsupported(f"gives at most {most} alternatives", "logprobs", info)
-    if sampling.penalises or sampling.logit_bias or request.constraint is not None:
+    changed = not _CHANGE_LOGPROBS.isdisjoint(given_fields(sampling))
+    if changed or request.constraint is not None:
         raise _unsupported(
             "gives log-probabilities after penalties, bias and forms only", "logprobs", info
         )
