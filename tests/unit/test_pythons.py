@@ -104,7 +104,8 @@ def test_what_is_heavy_is_left_out_and_every_hash_is_kept() -> None:
 
 
 def test_the_tests_that_it_names_are_there() -> None:
-    paths = [each.removeprefix("--ignore=") for each in quick_tests("python") if "tests/" in each]
+    named = [each.rpartition("=")[2] for each in quick_tests("python") if "tests/" in each]
+    paths = [path.partition("::")[0] for path in named]
 
     assert len(paths) > 3
     assert [path for path in paths if not (ROOT / path).exists()] == []
