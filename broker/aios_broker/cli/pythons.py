@@ -112,8 +112,8 @@ def _candidates(variables: Mapping[str, str]) -> Iterator[str]:
         for folder in variables.get("PATH", "").split(os.pathsep):
             yield os.path.join(folder, f"python{minor}")
     pyenv = variables.get("PYENV_ROOT") or os.path.join(variables.get("HOME", ""), ".pyenv")
-    for folder in sorted(Path(pyenv, "versions").glob("3.*"), reverse=True):
-        yield str(folder / "bin" / "python3")
+    for versions in sorted(Path(pyenv, "versions").glob("3.*"), reverse=True):
+        yield str(versions / "bin" / "python3")
 
 
 def _probed(path: str) -> Python | None:
