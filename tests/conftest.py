@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
 
 TEMPLATE_DATABASE = "aios"
 _clone_numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--other-python", default=sys.executable, metavar="PATH",
+        help="A Python with our packages that goes on with what this one began (this one).",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def other_python(pytestconfig: pytest.Config) -> str:
+    """The Python of processes that go on with what this one began: another, if one was named."""
+    path: str = pytestconfig.getoption("--other-python")
+    return path
 
 
 @dataclass(frozen=True, slots=True)

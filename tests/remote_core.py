@@ -10,12 +10,16 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import msgspec
 
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = (ROOT, *(ROOT / room for room in ("broker", "sdk", "workers")))
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -94,11 +98,14 @@ class RemoteModelCore:
 
 
 @asynccontextmanager
-async def remote_model_core(config: ModelCoreConfig) -> AsyncIterator[RemoteModelCore]:
-    """Lend a simulated core that runs in another process."""
+async def remote_model_core(
+    config: ModelCoreConfig, python: str = sys.executable
+) -> AsyncIterator[RemoteModelCore]:
+    """Lend a simulated core that runs in another process, of another Python if one is given."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.remote_core", msgspec.json.encode(asdict(config)).decode(),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        python, "-m", "tests.remote_core", msgspec.json.encode(asdict(config)).decode(),
+        # Our code alone: the packages are that Python's own.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))},
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     core = RemoteModelCore(config, process)

@@ -20,8 +20,13 @@ Settings = TypeVar("Settings", bound=Struct)
 PREFIX = "AIOS_"
 # Settings whose variable is not AIOS_<FIELD>.
 OTHER_NAMES = {"key_prefix": "RQ_KEY_PREFIX"}  # RQ's own variable: its tools read it too
-# Read by the bootstrap script and by docker-compose.yml.
-BOOTSTRAP_VARIABLES = ("AIOS_PYTHON", "AIOS_POSTGRES_PASSWORD", "AIOS_POSTGRES_PORT")
+# Read by the bootstrap script, by docker-compose.yml and by `aios test`.
+BOOTSTRAP_VARIABLES = (
+    "AIOS_PYTHON",
+    "AIOS_POSTGRES_PASSWORD",
+    "AIOS_POSTGRES_PORT",
+    "AIOS_TEST_PYTHONS",
+)
 # Read by the scheduler and the workers that `aios up` starts: each checks its own.
 PROCESS_VARIABLES = (
     "AIOS_MAX_LOSSES",

@@ -81,7 +81,10 @@ def test_a_kernel_tells_its_workers_the_folder_unless_one_is_set(
 ) -> None:
     """An empty setting is one, too: nothing is shared."""
     told = tmp_path / "told"
-    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['AIOS_LLM_KV_DIR'])"
+    code = (
+        "import os, sys, pathlib; "
+        "pathlib.Path(sys.argv[1]).write_text(os.environ['AIOS_LLM_KV_DIR'])"
+    )
     config = KernelConfig(
         state_dir=tmp_path / "state", redis_url="redis://127.0.0.1:1/0",
         database_url="postgresql://127.0.0.1:1/none",

@@ -109,6 +109,12 @@ def test_a_bomb_is_not_unpacked() -> None:
         decode_job(bomb, UUID)
 
 
+def test_one_of_our_entry_that_no_other_process_could_read_is_foreign() -> None:
+    deep = json.dumps([ENTRY, None, [{**echo(), "x": 0}], {}]).replace("0", "[" * 200 + "]" * 200)
+    with pytest.raises(ForeignJob, match="nested deeper than any syscall"):
+        decode_job(deep.encode(), UUID, trusted=False)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     with pytest.raises((ForeignJob, InvalidSyscall)):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 from dataclasses import replace
 
 import pytest
@@ -24,9 +25,9 @@ def request_on(core: ModelCore, max_tokens: int = 64, **sampling: float) -> Gene
     return GenerationRequest(new_id(), core.render(PROMPT), max_tokens, values)
 
 
-async def exact(cuts: int) -> None:
+async def exact(cuts: int, python: str = sys.executable) -> None:
     """Cut on one core, resume on it or in another process: about half of the cuts each."""
-    async with remote_model_core(CONFIG) as elsewhere:
+    async with remote_model_core(CONFIG, python) as elsewhere:
         report = await check_cuts(ModelCore(CONFIG), elsewhere, cuts=cuts, seed=1)
     report.assert_exact(cuts=cuts)
     assert elsewhere.pid != os.getpid()
@@ -37,9 +38,13 @@ async def test_a_thousand_cuts_change_nothing() -> None:
     await exact(1_000)
 
 
-async def test_cuts_under_constraints_change_nothing() -> None:
-    """Nor do they change log-probabilities, and a bias holds."""
-    async with remote_model_core(CONFIG) as elsewhere:
+async def test_a_process_of_another_python_goes_on_with_the_same_ids(other_python: str) -> None:
+    await exact(200, other_python)
+
+
+async def test_cuts_under_constraints_change_nothing(other_python: str) -> None:
+    """Nor do they change log-probabilities, and a bias holds; whatever Python goes on."""
+    async with remote_model_core(CONFIG, other_python) as elsewhere:
         report = await check_cuts(ModelCore(CONFIG), elsewhere, cuts=100, seed=1, forms=True)
     report.assert_exact(cuts=100)
     assert report.constrained == report.cuts

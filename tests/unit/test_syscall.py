@@ -32,7 +32,9 @@ from aios_broker.contract.llm import (
     ToolCall,
     is_first_version,
 )
+from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.syscall import (
     KINDS,
     MODULES,
@@ -277,6 +279,45 @@ def test_another_version_is_told_whatever_else_is_different(version: object) -> 
     assert (error.field, error.syscall_id) == ("version", ID)
     assert repr(version) in error.message
     assert error.remedy
+
+
+def nested(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+AROUND_METADATA = 3  # levels: the syscall, its body, the metadata
+
+
+def test_a_syscall_may_be_nested_so_deep_on_every_python_and_no_deeper() -> None:
+    deep, deeper = (
+        Syscall(ID, "ada", MemoryAdd("brackets in text do not count: " + "[" * 999, metadata={
+            "n": nested(MAX_LEVELS - AROUND_METADATA + more), "flat": [[]] * 999,
+        }), version=2) for more in (0, 1)
+    )  # fmt: skip
+    sent = encode_syscall(deep)
+    assert decode_syscall(sent) == decode_syscall(sent.decode()) == deep
+    with pytest.raises(InvalidSyscall, match="nested more than 128 levels") as caught:
+        encode_syscall(deeper)
+    assert (caught.value.field, caught.value.syscall_id) == ("body", ID)
+    assert refusal(msgspec.json.encode(deeper)).message == caught.value.message
+
+
+@pytest.mark.timeout(10)
+def test_the_depth_is_found_in_one_pass_whatever_the_quotes() -> None:
+    for text in ('"' * 2_000_001, '"' + '\\"' * 1_000_000, '"' + "\\" * 2_000_001):
+        assert is_nested_deeper("[" * 200 + text, 128)
+        assert not is_nested_deeper("[" * 100 + text, 128)
+    assert not is_nested_deeper('"' + "[" * 1_000, 128), "a string that is cut off"
+
+
+@pytest.mark.parametrize("levels", [200, 1_200, 5_000, 100_000])  # 990: 3.11's limit; 9,990: 3.13's
+def test_what_is_nested_too_deeply_is_refused_alike_on_every_python(levels: int) -> None:
+    around = {**request("agent", "ada"), "zzz": "DEEP"}
+    deep = json.dumps(around).replace('"DEEP"', "[" * levels + "]" * levels)
+    assert "nested more than" in refusal(deep).message
 
 
 def chat(**options: Any) -> Syscall:  # noqa: ANN401  what a careless caller passes

@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 import pytest
 
+from aios_broker.cli.pythons import Python
 from aios_broker.cli.test_command import (
+    Outcome,
     Step,
     check_sglang,
     chosen_lane,
@@ -13,6 +15,7 @@ from aios_broker.cli.test_command import (
     find_checkout,
     mutants_part,
     planned_steps,
+    report,
     run_step,
 )
 
@@ -23,7 +26,7 @@ def test_pytest_is_the_last_step_and_mutants_come_before_it(tmp_path: Path) -> N
 
     names = [step.name for step in planned_steps(tmp_path, lane="x", pytest_args=())]
 
-    assert names == ["lint", "format", "types", "imports", "mutants", "pytest"]
+    assert names == ["lint", "format", "types", "imports", "pythons", "mutants", "pytest"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +51,7 @@ def test_each_commit_runs_its_fifth_of_the_mutants_and_the_slow_lane_all(tmp_pat
     (tmp_path / "tests" / "mutants").mkdir(parents=True)
     (tmp_path / "tests" / "mutants" / "run.py").touch()
     quick, slow = (
-        planned_steps(tmp_path, lane=chosen_lane(slow=slow, sglang=False), pytest_args=())[4]
+        planned_steps(tmp_path, lane=chosen_lane(slow=slow, sglang=False), pytest_args=())[5]
         for slow in (False, True)
     )
 
@@ -63,6 +66,19 @@ def test_tests_run_side_by_side_unless_told_otherwise(tmp_path: Path) -> None:
 
     assert "--dist" in usual
     assert "--dist" not in asked
+
+
+def test_the_report_says_which_pythons_the_tests_did_not_run_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Python("3.12.1", "/bin/python3.12")
+    steps = planned_steps(tmp_path, lane="x", pytest_args=(), pythons=[other])
+    [step] = [step for step in steps if step.name == "pythons"]
+
+    report([Outcome(step.name, 0, 1.0, step.note)])
+
+    assert step.arguments[-1] == other.path
+    assert "ok: on 3.12.1; NOT RUN on " in capsys.readouterr().out
 
 
 def test_sglang_that_is_not_installed_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_a_core_with_a_template_gets_the_tools_themselves() -> None:
 
 
 MARKED = f'{{"n": "{CALL_BEGIN} and {CALL_END}"}}'
-DEEP = '{"n": ' + "[" * 5_000 + "]" * 5_000 + "}"
+DEEP, DEEPER = (f'{{"n": {"[" * levels}{"]" * levels}}}' for levels in (200, 20_000))
 
 
 @pytest.mark.parametrize(("text", "toolbox", "message", "calls"), [
@@ -203,6 +203,8 @@ DEEP = '{"n": ' + "[" * 5_000 + "]" * 5_000 + "}"
     # Too deep to be read.
     (f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", []),
     (call(DEEP), FORCED, call(DEEP), []),
+    (f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}", []),
+    (call(DEEPER), FORCED, call(DEEPER), []),
     (call(), FORCED, "", [("add", '{"n": 1}')]),
     (call()[:-1], FORCED, call()[:-1], []),
 ])  # fmt: skip

@@ -36,7 +36,7 @@ class JsonOrFile(click.ParamType[object]):
         try:
             text = Path(value[1:]).read_bytes() if value.startswith("@") else value.encode()
             return msgspec.json.decode(text)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, RecursionError) as error:
             self.fail(f"{error}", param, ctx)
 
 

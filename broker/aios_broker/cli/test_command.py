@@ -7,6 +7,7 @@ has installed. pytest comes last, so that its closing line ends what a CI log sh
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import click
 import msgspec
 
 import aios_broker
+from aios_broker.cli.pythons import Python, find_pythons, in_words
 from aios_broker.config import environment
+from aios_broker.contract.errors import InvalidConfig
 
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
 MUTANTS = Path("tests/mutants/run.py")
 MUTANT_PARTS = 5  # all of them take longer than the tests: each commit has its fifth
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is dear to start
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
-STEP_NAMES = ("lint", "format", "types", "imports", "mutants", "pytest")
+STEP_NAMES = ("lint", "format", "types", "imports", "pythons", "mutants", "pytest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Step:
 
     name: str
     arguments: tuple[str, ...]
+    note: str = ""  # for the report: what it does and does not cover here
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Outcome:
     name: str
     exit_code: int
     took_s: float
+    note: str = ""
 
 
 @click.command(name="test", context_settings={"ignore_unknown_options": True})
@@ -63,7 +68,7 @@ def test_command(
     json_path: Path | None,
     pytest_args: tuple[str, ...],
 ) -> None:
-    """Check this checkout: lint, format, types, imports, mutants, tests.
+    """Check this checkout: lint, format, types, imports, other Pythons, mutants, tests.
 
     What stands after the options goes to pytest: `aios test --only pytest -k lease -x`.
     """
@@ -77,7 +82,11 @@ def test_command(
         check_sglang(checkout)
         only = only or ("pytest",)
     lane = chosen_lane(slow=slow, sglang=sglang)
-    steps = planned_steps(checkout, lane=lane, pytest_args=pytest_args)
+    try:
+        pythons = find_pythons(environment())
+    except InvalidConfig as error:
+        raise click.ClickException(f"{error}; {error.remedy}") from error
+    steps = planned_steps(checkout, lane=lane, pytest_args=pytest_args, pythons=pythons)
     outcomes = [run_step(step, checkout) for step in steps if not only or step.name in only]
     report(outcomes)
     if json_path is not None:
@@ -109,13 +118,20 @@ def chosen_lane(*, slow: bool, sglang: bool) -> str:
     return "not sglang" if slow else "not slow and not sglang"
 
 
-def planned_steps(checkout: Path, *, lane: str, pytest_args: tuple[str, ...]) -> list[Step]:
+def planned_steps(
+    checkout: Path, *, lane: str, pytest_args: tuple[str, ...], pythons: Sequence[Python] = ()
+) -> list[Step]:
     """List the checks in order, the cheap ones first and pytest last."""
     steps = [
         Step("lint", ("-m", "ruff", "check", ".")),
         Step("format", ("-m", "ruff", "format", "--check", ".")),
         Step("types", ("-m", "mypy")),
         Step("imports", ("-c", "from importlinter.cli import lint_imports_command as f; f()")),
+        Step(
+            "pythons",
+            ("-m", "aios_broker.cli.pythons", *(python.path for python in pythons)),
+            in_words(pythons),
+        ),
     ]
     if (checkout / MUTANTS).is_file():
         part = ("--part", mutants_part(checkout)) if "not slow" in lane else ()
@@ -152,7 +168,7 @@ def run_step(step: Step, checkout: Path) -> Outcome:
         exit_code = 1
     took_s = time.monotonic() - started_at
     click.echo(f"== {step.name}: {verdict(exit_code)}, {took_s:.1f} s\n")
-    return Outcome(step.name, exit_code, took_s)
+    return Outcome(step.name, exit_code, took_s, step.note)
 
 
 def environment_of_tests(variables: dict[str, str]) -> dict[str, str]:
@@ -169,4 +185,7 @@ def report(outcomes: list[Outcome]) -> None:
     """Print one line per step: its verdict and its time."""
     click.secho("== summary", bold=True)
     for outcome in outcomes:
-        click.echo(f"{outcome.name:<10}{outcome.took_s:>8.1f} s   {verdict(outcome.exit_code)}")
+        note = f": {outcome.note}" if outcome.note else ""
+        click.echo(
+            f"{outcome.name:<10}{outcome.took_s:>8.1f} s   {verdict(outcome.exit_code)}{note}"
+        )

@@ -121,6 +121,7 @@ def _start_detached(config: KernelConfig) -> KernelRecord:
     while process.poll() is None:
         record = _record_of(config, process.pid)
         if record is not None and record.state == "running":
+            process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
             return record
         if time.monotonic() > deadline:
             process.terminate()

@@ -14,13 +14,20 @@ import msgspec
 
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.syscall import Syscall, decode_syscall, encode_syscall, id_from_key
+from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
+from aios_broker.contract.syscall import (
+    Syscall,
+    decode_syscall,
+    encode_syscall,
+    id_from_key,
+)
 
 ENTRY = "aios_workers.entry.syscall"
 MAX_JOB_BYTES = 2 * MAX_TEXT_BYTES  # a stock producer escapes non-ASCII text: it grows
 _NAME_SHOWN = 100  # characters of a foreign name that an error repeats
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_AROUND_LEVELS = 2  # of a call around its syscall: the call itself and its arguments
 _Call = tuple[str, None, list[msgspec.Raw], dict[str, msgspec.Raw]]
 _call_decoder = msgspec.json.Decoder(_Call)
 _encoder = msgspec.json.Encoder()
@@ -48,7 +55,10 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
         InvalidSyscall: our entry point, called with something that is no syscall.
         UnsupportedVersion: a syscall of another version of the contract.
     """
-    request = _request(_inflated(data))
+    plain = _inflated(data)
+    if is_nested_deeper(plain, MAX_LEVELS + _AROUND_LEVELS):
+        raise _foreign("its data is nested deeper than any syscall")
+    request = _request(plain)
     if not trusted:
         request = _with_id(request, syscall_id_of(job_id))
     syscall = decode_syscall(request)
@@ -87,7 +97,7 @@ def _inflated(data: bytes) -> bytes:
 def _request(data: bytes) -> bytes:
     try:
         function, _, arguments, named = _call_decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _foreign("its data is not a call in JSON") from error
     if function != ENTRY:
         raise _foreign(f"it names {function[:_NAME_SHOWN]!r}")
@@ -103,7 +113,7 @@ def _request(data: bytes) -> bytes:
 def _with_id(request: bytes, syscall_id: str) -> bytes:
     try:
         fields = msgspec.json.decode(request, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidSyscall(
             f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
         ) from error

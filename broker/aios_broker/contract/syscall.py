@@ -26,6 +26,7 @@ from aios_broker.contract.llm import LlmBody, is_first_version
 from aios_broker.contract.memory import MemoryBody
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
 from aios_broker.contract.needs import Need
+from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.storage import StorageBody
 
 CONTRACT_VERSION = 2
@@ -128,8 +129,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
     """Return the JSON of a syscall.
 
     Raises:
-        InvalidSyscall: over the size limit, or it holds what JSON cannot: an object of another
-            type, half of a surrogate pair.
+        InvalidSyscall: over the size limit, nested too deeply, or it holds what JSON cannot: an
+            object of another type, half of a surrogate pair.
     """
     if syscall.version < 2 and not _is_first_version(syscall.body):
         syscall = msgspec.structs.replace(syscall, version=2)
@@ -148,7 +149,18 @@ def encode_syscall(syscall: Syscall) -> bytes:
             remedy="shorten it, or keep large content in storage and name it",
             syscall_id=syscall.id,
         )
+    _check_nesting(data, syscall.id)
     return data
+
+
+def _check_nesting(data: bytes | str, syscall_id: str | None = None) -> None:
+    if is_nested_deeper(data, MAX_LEVELS):
+        raise InvalidSyscall(
+            f"the syscall is nested more than {MAX_LEVELS} levels deep",
+            field="body",
+            remedy="make its lists and objects flatter, or pass them as text",
+            syscall_id=syscall_id,
+        )
 
 
 def _is_first_version(body: Body) -> bool:
@@ -163,11 +175,13 @@ def decode_syscall(data: bytes | str) -> Syscall:
     Raises:
         UnsupportedVersion: `version` is not ours.
         UnknownModule: the body's tag is of no module, or of one that is not built.
-        InvalidSyscall: anything else; `field` is the path of what is wrong.
+        InvalidSyscall: anything else (nested more than MAX_LEVELS deep, too); `field` is the path
+            of what is wrong.
     """
+    _check_nesting(data)
     try:
         syscall = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explain(data, error) from error
     if syscall.version not in READABLE_VERSIONS:
         raise unsupported_version(syscall.version, syscall.id)
@@ -201,7 +215,7 @@ _NAMED_FIELD = re.compile(r"(?:missing required|contains unknown) field `(.*)`$"
 def _explain(data: bytes | str, error: Exception) -> KernelError:
     try:
         loose = msgspec.json.decode(data, type=_Loose)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return InvalidSyscall(
             f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
         )

@@ -60,7 +60,7 @@ class Sampler:
     def entry(self, token: int, alternatives: int) -> TokenLogprob:
         """Return the log-probability of a token that may stand next, and the best ones there."""
         logits = self._all_logits(penalties=False)
-        total = math.log(sum(math.exp(logit - WANTED_LOGIT) for logit in logits.values()))
+        total = math.log(math.fsum(math.exp(logit - WANTED_LOGIT) for logit in logits.values()))
         ranked = sorted(logits, key=lambda each: (-logits[each], each))[:alternatives]
 
         def logprob(each: int) -> float:
@@ -139,7 +139,7 @@ def _nucleus(ranked: list[int], logits: dict[int, float], sampling: Sampling) ->
         return ranked
     best = logits[ranked[0]]
     weights = [math.exp((logits[token] - best) / sampling.temperature) for token in ranked]
-    left = sampling.top_p * sum(weights)
+    left = sampling.top_p * math.fsum(weights)  # sum rounds otherwise before Python 3.12
     kept: list[int] = []
     for token, weight in zip(ranked, weights, strict=True):
         kept.append(token)

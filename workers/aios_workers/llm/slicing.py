@@ -26,7 +26,11 @@ class Chores:
     async def finish(self) -> None:
         """Wait for all, those included that they start."""
         while self._tasks:
-            await asyncio.gather(*self._tasks)
+            tasks = frozenset(self._tasks)
+            await asyncio.gather(*tasks)
+            # By hand: from Python 3.12 on, gather over ended tasks does not let the loop run, and
+            # their callbacks would never come to it.
+            self._tasks -= tasks
 
     def drop(self) -> None:
         """Cancel all."""

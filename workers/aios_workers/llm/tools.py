@@ -19,7 +19,9 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
+from aios_broker.contract.nesting import is_nested_deeper
 from aios_workers.llm.core import Constraint, Core
+from aios_workers.llm.nesting import MAX_DEPTH
 
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # of one answer that may be a message, too
@@ -274,18 +276,21 @@ def _marked(text: str) -> tuple[str, list[str]]:
 
 
 def _value_end(text: str, start: int) -> int:
-    """Return where the JSON value ends that begins here; without one, here."""
+    """Return where the JSON value ends that begins here; without one that can be read, here."""
     blanks = _BLANKS.match(text, start)
     try:
-        return _any_json.raw_decode(text, blanks.end() if blanks else start)[1]
+        end = _any_json.raw_decode(text, blanks.end() if blanks else start)[1]
     except (ValueError, RecursionError):
         return start
+    return start if is_nested_deeper(text[start:end], MAX_DEPTH) else end
 
 
 def _read(body: str) -> _Call | None:
+    if is_nested_deeper(body, MAX_DEPTH):
+        return None
     try:
         call = _decoder.decode(body)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (msgspec.DecodeError, ValueError):
         return None
     return call if bytes(call.arguments).startswith(b"{") else None
 

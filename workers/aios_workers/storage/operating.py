@@ -131,7 +131,7 @@ def _steps(text: str) -> tuple[Step, ...]:
     try:
         found: list[dict[str, Any]] = msgspec.json.decode(text)["steps"]
         return tuple(_step(each) for each in found)
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+    except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
         raise InvalidSyscall(
             f"the model made no plan that can be run: {error}", field="body.instruction",
             remedy="say it more plainly, or name a better model (core)",

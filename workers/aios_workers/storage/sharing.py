@@ -90,7 +90,7 @@ async def open_link(work: Work) -> Content:
 
 async def _make_link(work: Work, spot: Spot, ttl_s: float) -> ShareLink:
     file = file_at(spot)
-    link, expires_at = secrets.token_urlsafe(LINK_BYTES), _after(ttl_s)
+    link, expires_at = secrets.token_hex(LINK_BYTES), _after(ttl_s)  # none begins with a dash
     await work.cursor.execute(_PUT_LINK, {
         "digest": _digest(link), "owner": work.owner.id, "file": file.id, "expires": expires_at,
     })  # fmt: skip
