@@ -42,7 +42,7 @@ async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[State
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
         ground = scene.ground
-        handler = OneSlot(ground, STORAGE, storage_operations(ground, config))
+        handler = OneSlot(ground, storage_operations(config))
         await stack.enter_async_context(scheduler(redis_url))
         await stack.enter_async_context(
             running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))

@@ -11,7 +11,7 @@ from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import StorageSearch
 from aios_workers.search.chunks import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 from aios_workers.search.embedder import query_vector
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.namespace import MountRow, look_up, not_found, require
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
@@ -33,9 +33,9 @@ _PARTS = """
 """
 
 
-async def search(work: Work) -> FoundFiles:
+async def search(work: FileWork[StorageSearch]) -> FoundFiles:
     """Find files, or directories, best first."""
-    body: StorageSearch = work.asked.body
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "search")
     if spot.mount is not None:
@@ -53,7 +53,7 @@ async def search(work: Work) -> FoundFiles:
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
 
-async def _check_searchable(work: Work, mount: MountRow) -> None:
+async def _check_searchable(work: AnyWork, mount: MountRow) -> None:
     [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
     if not row.searchable:
         raise InvalidPath(
@@ -63,7 +63,7 @@ async def _check_searchable(work: Work, mount: MountRow) -> None:
 
 
 async def _hits(
-    work: Work, found: Sequence[FoundChunk], *, by_directory: bool
+    work: FileWork[StorageSearch], found: Sequence[FoundChunk], *, by_directory: bool
 ) -> tuple[Found, ...]:  # fmt: skip
     """Return the best part of each file, or of each directory, at most k."""
     own = [one for one in found if one.table == CHUNKS.table]
@@ -80,8 +80,7 @@ async def _hits(
         if row is not None:
             hit = _hit(row, one.score, by_directory=by_directory)
             hits.setdefault((hit.owner, hit.path), hit)
-    body: StorageSearch = work.asked.body
-    return tuple(hits.values())[: body.k]
+    return tuple(hits.values())[: work.body.k]
 
 
 def _hit(row: Any, score: float, *, by_directory: bool) -> Found:  # noqa: ANN401  a row
