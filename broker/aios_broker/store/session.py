@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -160,7 +160,10 @@ class Store:
     async def _transaction(
         self, opening: LiteralString, values: Sequence[object] = ()
     ) -> AsyncIterator[Cursor]:
-        """Yield a cursor in a transaction that has begun with a statement; one round trip."""
+        """Yield a cursor in a transaction that has begun with a statement: one round trip for both.
+
+        The pool commits when the block ends, or takes all of it back.
+        """
         if not self._is_open:
             self._is_open = True
             await self._pool.open()
@@ -170,10 +173,9 @@ class Store:
                     asyncio.timeout(self._limit_s),
                     self._pool.connection() as connection,
                     connection.cursor() as cursor,
-                    AsyncExitStack() as stack,
                 ):
                     async with connection.pipeline():
-                        await stack.enter_async_context(connection.transaction())
+                        await connection.execute("BEGIN", prepare=False)
                         await cursor.execute(opening, values or None)
                     yield cursor
             except PoolTimeout as error:
