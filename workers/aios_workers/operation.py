@@ -164,9 +164,14 @@ Operations = Mapping[type[object], AnyOperation]
 
 
 def table(*operations: AnyOperation) -> Operations:
-    """Return operations by the body that asks for each; there is one for each body."""
+    """Return operations by the body that asks for each.
+
+    Raises:
+        ValueError: A body has two.
+    """
     by_body = {each.body: each for each in operations}
-    assert len(by_body) == len(operations), "a body has two operations"
+    if len(by_body) < len(operations):
+        raise ValueError("a body has two operations")
     return by_body
 
 
