@@ -187,16 +187,20 @@ def reads(body: type[B], step: Step[B]) -> Operation[B]:
 
 def changes(
     body: type[B], step: Step[B], *, irreversible: OperationClass | tuple[OperationClass, ...] = (),
-    locks: Locks[B] | None = None,
+    locks: Locks[B] | None = None, after: Callable[[], Awaitable[object]] | None = None,
 ) -> Operation[B]:  # fmt: skip
     """Return the operation of a step that changes something, once however often it is run.
 
     `irreversible`: what it may take away for good; the step says what, by `Work.confirm`. `locks`
-    names what nobody else changes meanwhile.
+    names what nobody else changes meanwhile. `after` follows each commit, also that of a run which
+    finds what an earlier one has changed: whose worker may have died before it.
     """
 
     async def do(asked: Asked[B]) -> Result:
-        return await run_once(asked, step, *(locks(asked) if locks is not None else ()))
+        result = await run_once(asked, step, *(locks(asked) if locks is not None else ()))
+        if after is not None:
+            await after()
+        return result
 
     return calls(body, do, irreversible=irreversible)
 

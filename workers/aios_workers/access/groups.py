@@ -18,11 +18,9 @@ from aios_broker.contract.access import (
     Groups,
 )
 from aios_broker.contract.errors import AlreadyExists, NotFound
-from aios_workers.access.groups_map import GroupsMap
 from aios_workers.access.identity import denied, is_administrator
 from aios_workers.gate import Irreversible
 from aios_workers.operation import Work
-from aios_workers.patience import patiently
 
 OneGroup = AccessGroupCreate | AccessGroupDelete | AccessGroupAdd | AccessGroupRemove
 G = TypeVar("G", bound=OneGroup)
@@ -49,68 +47,62 @@ _LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s"
 _DELETE = "DELETE FROM privilege_group WHERE id = %s"
 
 
-class GroupDesk:
-    """groups, group_create, group_delete, group_add, group_remove."""
+async def groups(work: Work[AccessGroups]) -> Groups:
+    """List the groups of the tenant with their members."""
+    members: dict[str, dict[str, GroupRole]] = {}
+    await work.cursor.execute(_LIST, (work.agent.tenant_id,))
+    for row in await work.cursor.fetchall():
+        group = members.setdefault(row.name, {})
+        if row.member is not None:
+            group[row.member] = row.role
+    return Groups(tuple(Group(name, roles) for name, roles in members.items()))
 
-    def __init__(self, map_: GroupsMap) -> None:
-        self._map = map_
 
-    async def groups(self, work: Work[AccessGroups]) -> Groups:
-        """List the groups of the tenant with their members."""
-        members: dict[str, dict[str, GroupRole]] = {}
-        await work.cursor.execute(_LIST, (work.agent.tenant_id,))
-        for row in await work.cursor.fetchall():
-            group = members.setdefault(row.name, {})
-            if row.member is not None:
-                group[row.member] = row.role
-        return Groups(tuple(Group(name, roles) for name, roles in members.items()))
+async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
+    """Make a group; who makes it is its first administrator."""
+    name = work.body.group
+    await work.cursor.execute(_CREATE, (work.agent.tenant_id, name))
+    row = await work.cursor.fetchone()
+    if row is None:
+        raise AlreadyExists(
+            f"there is a group {name!r} already", field="group",
+            remedy="choose another name, or have its administrator add you",
+        )  # fmt: skip
+    await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
+    await work.enter(f"group {name}", msgspec.to_builtins(work.body))
+    return Acknowledged()
 
-    async def create(self, work: Work[AccessGroupCreate]) -> Acknowledged:
-        """Make a group; who makes it is its first administrator."""
-        name = work.body.group
-        await work.cursor.execute(_CREATE, (work.agent.tenant_id, name))
-        row = await work.cursor.fetchone()
-        if row is None:
-            raise AlreadyExists(
-                f"there is a group {name!r} already", field="group",
-                remedy="choose another name, or have its administrator add you",
-            )  # fmt: skip
-        await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
-        await work.enter(f"group {name}", msgspec.to_builtins(work.body))
-        return self._changed(work)
 
-    async def delete(self, work: Work[AccessGroupDelete]) -> Acknowledged:
-        """Delete a group, and all grants to it with it."""
+async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
+    """Delete a group, and all grants to it with it."""
+    group = await _administered(work)
+    await _confirm(work, f"delete group {work.body.group} and all grants to it")
+    await work.cursor.execute(_DELETE, (group.id,))
+    return Acknowledged()
+
+
+async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
+    """Put an agent into a group, or change its role there."""
+    body = work.body
+    member = await work.agent_named(body.agent)
+    group = await _administered(work)
+    await _confirm(work, f"make agent {body.agent} {body.role} of group {body.group}")
+    await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
+    return Acknowledged()
+
+
+async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
+    """Take an agent out of a group; oneself without asking anybody."""
+    body = work.body
+    member = await work.agent_named(body.agent)
+    if member.id == work.agent.id:
+        group = await _found(work)
+        await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
+    else:
         group = await _administered(work)
-        await _confirm(work, f"delete group {work.body.group} and all grants to it")
-        await work.cursor.execute(_DELETE, (group.id,))
-        return self._changed(work)
-
-    async def add(self, work: Work[AccessGroupAdd]) -> Acknowledged:
-        """Put an agent into a group, or change its role there."""
-        body = work.body
-        member = await work.agent_named(body.agent)
-        group = await _administered(work)
-        await _confirm(work, f"make agent {body.agent} {body.role} of group {body.group}")
-        await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
-        return self._changed(work)
-
-    async def remove(self, work: Work[AccessGroupRemove]) -> Acknowledged:
-        """Take an agent out of a group; oneself without asking anybody."""
-        body = work.body
-        member = await work.agent_named(body.agent)
-        if member.id == work.agent.id:
-            group = await _found(work)
-            await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
-        else:
-            group = await _administered(work)
-            await _confirm(work, f"take agent {body.agent} out of group {body.group}")
-        await work.cursor.execute(_LEAVE, (group.id, member.id))
-        return self._changed(work, changed=work.cursor.rowcount > 0)
-
-    def _changed(self, work: Work[G], *, changed: bool = True) -> Acknowledged:
-        work.then(lambda: patiently(self._map.refresh))
-        return Acknowledged(changed=changed)
+        await _confirm(work, f"take agent {body.agent} out of group {body.group}")
+    await work.cursor.execute(_LEAVE, (group.id, member.id))
+    return Acknowledged(changed=work.cursor.rowcount > 0)
 
 
 async def _found(work: Work[G]) -> Any:  # noqa: ANN401  a row

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from aios_broker.contract import access as bodies
+from aios_workers.access import groups
 from aios_workers.access.decisions import DecisionDesk
 from aios_workers.access.grants import check, grant, grants, revoke
-from aios_workers.access.groups import GroupDesk
 from aios_workers.access.groups_map import GroupsMap
 from aios_workers.access.identity import Identities
 from aios_workers.approval_duty import ApprovalDuty
@@ -16,17 +16,17 @@ from aios_workers.state_ground import StateGround
 def access_operations(ground: StateGround) -> Operations:
     """Return what the module can do."""
     who = Identities(ground)
-    groups = GroupDesk(GroupsMap(ground.store, ground.functions, ground.keys))
+    shown = GroupsMap(ground.store, ground.functions, ground.keys).refresh
     desk = DecisionDesk(ApprovalDuty(ground.store, ground.functions, ground.keys))
     return table(
         reads(bodies.AccessWhoami, who.whoami),
         calls(bodies.AccessRegister, who.register, irreversible="privilege"),
         calls(bodies.AccessRevokeToken, who.revoke_token),
         reads(bodies.AccessGroups, groups.groups),
-        changes(bodies.AccessGroupCreate, groups.create),
-        changes(bodies.AccessGroupDelete, groups.delete, irreversible="privilege"),
-        changes(bodies.AccessGroupAdd, groups.add, irreversible="privilege"),
-        changes(bodies.AccessGroupRemove, groups.remove, irreversible="privilege"),
+        changes(bodies.AccessGroupCreate, groups.create, after=shown),
+        changes(bodies.AccessGroupDelete, groups.delete, irreversible="privilege", after=shown),
+        changes(bodies.AccessGroupAdd, groups.add, irreversible="privilege", after=shown),
+        changes(bodies.AccessGroupRemove, groups.remove, irreversible="privilege", after=shown),
         changes(bodies.AccessGrant, grant),
         changes(bodies.AccessRevoke, revoke, irreversible="unshare"),
         reads(bodies.AccessGrants, grants),
