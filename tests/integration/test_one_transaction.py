@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 from collections.abc import AsyncIterator, Callable
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from aios_broker.contract.errors import NotFound
-from aios_broker.contract.memory import MemoryAdd, MemoryRemove, MemoryShare
+from aios_broker.contract.memory import MemoryAdd, MemoryList, MemoryRemove, MemoryShare
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.embedded.state import StateDir
 from aios_broker.store.approvals import Decision
@@ -109,6 +110,14 @@ async def test_what_was_done_before_is_found_by_one_look(
     log = watch()
     assert await scene.run(syscall) == first
     assert log.statements() == [*ONCE, "commit"]
+
+
+async def test_a_syscall_that_runs_many_times_at_once_happens_once(scene: StateScene) -> None:
+    """Its first worker was only slow: each of its runs waits for the one before, and finds it."""
+    syscall = scene.syscall("ann", MemoryAdd("a note"))
+    notes = await asyncio.gather(*(scene.run(syscall) for _ in range(4)))
+    assert notes == [notes[0]] * 4
+    assert (await scene.ask("ann", MemoryList())).notes == (notes[0],)
 
 
 async def test_only_what_is_decided_looks_first_what_a_person_made_of_it(
