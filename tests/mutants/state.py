@@ -19,7 +19,7 @@ MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_o
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
 GRANTS_TEST = "tests/integration/test_access_properties.py"
 RLS = "versions/20261126_0006_row_level_security.py"
-QUEUE_TEST = "tests/integration/test_queue_properties.py"
+LEASE_TEST = "tests/integration/test_decided_leases.py"
 COST_TEST = "tests/integration/test_one_transaction.py"
 DECLARED_TEST = "tests/unit/test_operations.py"
 GATE, BLOCK, OPERATION = "gate.py", "memory/block.lua", "operation.py"
@@ -37,11 +37,11 @@ STATE_MUTANTS = (
            "return body_from(syscall.kind, row.arguments)", "return syscall.body", APPROVALS_TEST,
            WORKERS),
     Mutant("a decision is not marked", "queues/lua/unpark.lua",
-           "redis.call('HSET', job, 'aios_decided', '1')", "", QUEUE_TEST),
+           "redis.call('HSET', job, 'aios_decided', '1')", "", LEASE_TEST),
     Mutant("a worker is not told of a decision", "queues/lua/claim.lua",
-           "if job.decided then row[14] = 1 end", "", QUEUE_TEST),
+           "if job.decided then row[14] = 1 end", "", LEASE_TEST),
     Mutant("a new life is decided as the last one was", "queues/lua/lib.lua",
-           "'aios_reply', 'aios_decided')", "'aios_reply')", QUEUE_TEST),
+           "'aios_reply', 'aios_decided')", "'aios_reply')", LEASE_TEST),
     Mutant("what was decided is not looked for", OPERATION,
            "if decided and self.irreversible:", "if False:", APPROVALS_TEST, WORKERS),
     Mutant("each run looks for a decision", OPERATION,

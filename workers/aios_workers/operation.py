@@ -52,7 +52,8 @@ class Work(Generic[B_co]):
 
     asked: Asked[B_co]
     cursor: Cursor
-    _afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list, kw_only=True)
+    # What is to follow the commit; one list for all that share the transaction.
+    afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list, kw_only=True)
 
     @property
     def ground(self) -> StateGround:
@@ -101,11 +102,11 @@ class Work(Generic[B_co]):
 
     def then(self, follow: Callable[[], Awaitable[object]]) -> None:
         """Have this done once the transaction is committed; a crash in between skips it."""
-        self._afterwards.append(follow)
+        self.afterwards.append(follow)
 
     async def follow(self) -> None:
         """Do what was to be done then."""
-        for each in self._afterwards:
+        for each in self.afterwards:
             await each()
 
 

@@ -112,7 +112,7 @@ def _lock_of(tenant: str, owner: str) -> str:
 
 def on_namespace(work: Work[S], limits: StorageLimits, owner: AgentRow) -> FileWork[S]:
     """Return a piece of work as one on a namespace."""
-    return FileWork(work.asked, work.cursor, limits, owner)
+    return FileWork(work.asked, work.cursor, limits, owner, afterwards=work.afterwards)
 
 
 class Namespaces:

@@ -196,4 +196,6 @@ def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
     """Return the work of a step of the plan."""
     asked = work.asked
     inner = Asked(asked.ground, asked.agent, asked.syscall, body)
-    return FileWork(inner, work.cursor, work.limits, work.owner, allowed=True)
+    return FileWork(
+        inner, work.cursor, work.limits, work.owner, allowed=True, afterwards=work.afterwards
+    )
