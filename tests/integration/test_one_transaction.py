@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,10 +13,20 @@ import pytest
 import pytest_asyncio
 
 from aios_broker.contract.errors import NotFound
-from aios_broker.contract.memory import MemoryAdd, MemoryList, MemoryRemove, MemoryShare
+from aios_broker.contract.memory import (
+    MemoryAdd,
+    MemoryGet,
+    MemoryList,
+    MemoryLog,
+    MemoryRemove,
+    MemoryShare,
+    MemoryStat,
+)
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.embedded.state import StateDir
+from aios_broker.ledger.database import SERVICE_TIMEOUT_S
 from aios_broker.store.approvals import Decision
+from aios_broker.store.session import POOL_SIZE
 from aios_workers.gate import NeedsApproval
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene
@@ -118,6 +129,29 @@ async def test_a_syscall_that_runs_many_times_at_once_happens_once(scene: StateS
     notes = await asyncio.gather(*(scene.run(syscall) for _ in range(4)))
     assert notes == [notes[0]] * 4
     assert (await scene.ask("ann", MemoryList())).notes == (notes[0],)
+
+
+async def test_a_note_just_written_is_read_without_postgres(
+    watched: tuple[StateScene, Watch],
+) -> None:
+    scene, watch = watched
+    note = await scene.ask("ann", MemoryAdd("a note"))
+    log = watch()
+    assert await scene.ask("ann", MemoryGet(note.id)) == note
+    assert log.statements() == []
+
+
+@pytest.mark.parametrize("path", ["/", "/d"])
+async def test_many_at_once_need_no_second_connection(scene: StateScene, path: str) -> None:
+    """Of more than there are connections none waits, with its own, for another one."""
+    began_s = time.monotonic()
+    await asyncio.gather(*(
+        scene.ask("new", body)
+        for each in range(2 * POOL_SIZE)
+        for body in (MemoryAdd(f"note {each}"), MemoryLog("user", f"turn {each}"), MemoryStat(),
+                     StorageWrite(f"{path}/{each}.txt", "content"))
+    ))  # fmt: skip
+    assert time.monotonic() - began_s < SERVICE_TIMEOUT_S
 
 
 async def test_only_what_is_decided_looks_first_what_a_person_made_of_it(

@@ -59,7 +59,7 @@ STATE_MUTANTS = (
     Mutant("a second run leaves undone what follows", OPERATION, "if after is not None:",
            "if False:", GRANTS_TEST, WORKERS),
     Mutant("what is to follow is forgotten", OPERATION, "    await work.follow()\n", "",
-           BLOCK_TEST, WORKERS),
+           COST_TEST, WORKERS),
     Mutant("nobody waits for a turn", "store/session.py", "FROM unnest(%s::text[]) AS name)",
            "FROM unnest(%s::text[]) AS name WHERE false)", STORAGE_TEST),
     Mutant("a syscall does not wait for itself", OPERATION,

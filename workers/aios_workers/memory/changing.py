@@ -13,6 +13,7 @@ from aios_broker.contract.memory import (
     BlockStat,
     MemoryAdd,
     MemoryAlloc,
+    MemoryBody,
     MemoryClear,
     MemoryLog,
     MemoryRemove,
@@ -22,6 +23,7 @@ from aios_broker.contract.memory import (
     MemoryUpdate,
     Note,
 )
+from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
 from aios_broker.memory.block import BlockShape
 from aios_broker.store.notes import (
@@ -79,25 +81,26 @@ class Changing:
 
         await run_once(asked, put_shape)
         await self._desk.ram.configure(asked.agent)
-        async with asked.transaction() as work:
-            return await self._stat(work)
+        return await self.stat(asked)
 
-    async def stat(self, work: Work[MemoryStat]) -> BlockStat:
+    async def stat(self, asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
         """Return the block in numbers."""
-        return await self._stat(work)
+        async with asked.transaction() as work:
+            notes = await count_notes(work.cursor, work.agent)
+        return await self._desk.ram.stat(asked.agent, notes_in_all=notes)
 
-    async def add(self, work: Work[MemoryAdd]) -> Note:
+    async def add(self, asked: Asked[MemoryAdd]) -> Result:
         """Add a note."""
-        body = work.body
-        return await self._add(work, NewNote(note_to_add(body), body.ttl_s))
+        body = asked.body
+        return await self._add(asked, NewNote(note_to_add(body), body.ttl_s))
 
-    async def log(self, work: Work[MemoryLog]) -> Note:
+    async def log(self, asked: Asked[MemoryLog]) -> Result:
         """Append a turn to the program's log."""
-        body = work.body
-        said = {"role": body.role, "program": work.asked.syscall.program}
+        body = asked.body
+        said = {"role": body.role, "program": asked.syscall.program}
         if body.tool:
             said["tool"] = body.tool
-        return await self._add(work, NewNote(
+        return await self._add(asked, NewNote(
             NoteBody(
                 content=body.content, category="tool" if body.role == "tool" else "conversation",
                 metadata={**body.metadata, **said},
@@ -160,10 +163,6 @@ class Changing:
         await self._desk.ram.drop(work.agent)
         return Acknowledged(changed=gone > 0)
 
-    async def _stat(self, work: AnyWork) -> BlockStat:
-        notes = await count_notes(work.cursor, work.agent)
-        return await self._desk.ram.stat(work.agent, notes_in_all=notes)
-
     async def _locked(
         self, work: AnyWork, owner_name: str | None, note_id: str
     ) -> tuple[AgentRow, Note]:
@@ -171,12 +170,17 @@ class Changing:
         owner = await work.agent_named(owner_name)
         return owner, await self._desk.permitted(work, owner, note_id, "write", "FOR UPDATE")
 
-    async def _add(self, work: AnyWork, new: NewNote) -> Note:
+    async def _add(self, asked: Asked[MemoryBody], new: NewNote) -> Result:
         ensure_storable(new.body)
-        token = await self._desk.ram.look(work.agent)
-        note = await added(self._desk, work, new)
-        self._desk.keep(work, work.agent, note, token)
-        return note
+        # Before: to open a block takes a transaction of its own, and so another connection.
+        token = await self._desk.ram.look(asked.agent)
+
+        async def write(work: AnyWork) -> Note:
+            note = await added(self._desk, work, new)
+            self._desk.keep(work, work.agent, note, token)
+            return note
+
+        return await run_once(asked, write)
 
     async def _rewrite(
         self, work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation

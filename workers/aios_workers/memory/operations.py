@@ -11,7 +11,7 @@ from aios_workers.memory.evolution import Evolution
 from aios_workers.memory.ram import Ram
 from aios_workers.memory.reading import Reading
 from aios_workers.memory.sharing import Sharing
-from aios_workers.operation import Asked, Operations, calls, changes, reads, run_once, table
+from aios_workers.operation import Asked, Operations, calls, changes, reads, table
 from aios_workers.state_ground import StateGround
 
 
@@ -27,9 +27,7 @@ def memory_operations(ram: Ram) -> Operations:
     evolution = Evolution(desk, reading)
 
     async def add(asked: Asked[bodies.MemoryAdd]) -> Result:
-        if asked.body.evolve:
-            return await evolution.add(asked)
-        return await run_once(asked, changing.add)
+        return await (evolution.add if asked.body.evolve else changing.add)(asked)
 
     return table(
         calls(bodies.MemoryAlloc, changing.alloc),
@@ -40,7 +38,7 @@ def memory_operations(ram: Ram) -> Operations:
         reads(bodies.MemoryList, reading.page),
         calls(bodies.MemorySearch, reading.search),
         calls(bodies.MemoryContext, reading.context),
-        changes(bodies.MemoryLog, changing.log),
+        calls(bodies.MemoryLog, changing.log),
         reads(bodies.MemoryHistory, reading.history),
         changes(bodies.MemoryRollback, changing.rollback, irreversible="rollback"),
         changes(bodies.MemoryUndo, evolution.undo),
@@ -48,5 +46,5 @@ def memory_operations(ram: Ram) -> Operations:
         changes(bodies.MemoryTtl, changing.ttl),
         changes(bodies.MemoryShare, sharing.share),
         changes(bodies.MemoryUnshare, sharing.unshare, irreversible="unshare"),
-        reads(bodies.MemoryStat, changing.stat),
+        calls(bodies.MemoryStat, changing.stat),
     )

@@ -121,12 +121,16 @@ class Namespaces:
     def __init__(self, limits: StorageLimits) -> None:
         self._limits = limits
 
+    async def named(self, work: Work[S]) -> FileWork[S]:
+        """Return the work on the namespace that its body means."""
+        owner = await work.agent_named(owner_name(work.body))
+        return on_namespace(work, self._limits, owner)
+
     def reads(self, body: type[S], step: FileStep[S]) -> Operation[S]:
         """Return the operation of a step that changes nothing."""
 
         async def on_named(work: Work[S]) -> Result:
-            owner = await work.agent_named(owner_name(work.body))
-            return await step(on_namespace(work, self._limits, owner))
+            return await step(await self.named(work))
 
         return reads(body, on_named)
 

@@ -15,7 +15,7 @@ from aios_workers.storage.locks import lock, unlock
 from aios_workers.storage.mounts import mount, unmount
 from aios_workers.storage.moves import delete, move
 from aios_workers.storage.operating import Operating
-from aios_workers.storage.searching import search
+from aios_workers.storage.searching import Searching
 from aios_workers.storage.sharing import open_link, share, unshare
 
 
@@ -30,7 +30,7 @@ def storage_operations(config: WorkerConfig) -> Operations:
         on.reads(bodies.StorageRead, read),
         on.reads(bodies.StorageList, list_directory),
         on.reads(bodies.StorageStat, stat),
-        on.reads(bodies.StorageSearch, search),
+        calls(bodies.StorageSearch, Searching(on).search),
         on.reads(bodies.StorageVersions, versions),
         on.reads(bodies.StorageDiff, diff),
         on.reads(bodies.StorageOpen, open_link),
