@@ -60,6 +60,11 @@ STATE_MUTANTS = (
            "if False:", GRANTS_TEST, WORKERS),
     Mutant("what is to follow is forgotten", OPERATION, "    await work.follow()\n", "",
            COST_TEST, WORKERS),
+    Mutant("a connection waits for another one", "memory/changing.py",
+           "        token = await self._desk.ram.look(asked.agent)\n\n"
+           "        async def write(work: AnyWork) -> Note:\n",
+           "        async def write(work: AnyWork) -> Note:\n"
+           "            token = await self._desk.ram.look(asked.agent)\n", COST_TEST, WORKERS),
     Mutant("nobody waits for a turn", "store/session.py", "FROM unnest(%s::text[]) AS name)",
            "FROM unnest(%s::text[]) AS name WHERE false)", STORAGE_TEST),
     Mutant("a syscall does not wait for itself", OPERATION,
