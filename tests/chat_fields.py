@@ -16,7 +16,9 @@ def _number(kind: inspect.Type) -> Number | None:
         return _number(kind.type)
     if isinstance(kind, inspect.UnionType):
         return next(filter(None, map(_number, kind.types)), None)
-    return kind if isinstance(kind, inspect.IntType | inspect.FloatType) else None
+    if isinstance(kind, inspect.IntType):
+        return kind
+    return kind if isinstance(kind, inspect.FloatType) else None
 
 
 NUMBERS: dict[str, Number] = {

@@ -129,7 +129,7 @@ class QueueMachine(WhoMayRun):
         if known is None or known.state != "parked":
             return
         known.state = "held" if known.told_to_hold else "waiting"
-        known.told_to_hold = False
+        known.told_to_hold, known.decided = False, True
         if known.state == "waiting":
             self.line.insert(0, job_id)
 

@@ -45,6 +45,7 @@ class Known:
     clients: set[str] = field(default_factory=set)
     told_to_hold: bool = False
     told_to_yield: bool = False
+    decided: bool = False  # it was unparked in this life
     used: Used = field(default_factory=Used)
 
     @property

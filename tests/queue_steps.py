@@ -99,6 +99,7 @@ class ClientsAndWorkers(Debts):
             assert lease.trusted
             assert lease.wants_chunks == bool(known.clients)
             assert lease.losses == known.losses
+            assert lease.decided == known.decided  # whoever claims it, however often
             self.leases.append(lease)
 
     def holds(self, lease: Lease) -> bool:

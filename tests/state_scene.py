@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, LiteralString, cast
+from dataclasses import dataclass, field
+from typing import Any, LiteralString
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,11 @@ from aios_broker.store.session import Store
 from aios_workers.access.operations import access_operations
 from aios_workers.config import WorkerConfig
 from aios_workers.gate import Gate, NeedsApproval
-from aios_workers.memory.operations import memory_operations
+from aios_workers.memory.operations import memory_operations, open_ram
+from aios_workers.operation import Operations
 from aios_workers.patience import patiently
-from aios_workers.run import Run
 from aios_workers.search.indexing import embed_missing
 from aios_workers.state_ground import Embedder, StateGround
-from aios_workers.state_handler import Asked, Operation
 from aios_workers.storage.operations import storage_operations
 
 OPERATOR = Decider("operator:test")
@@ -79,9 +78,10 @@ class StateScene:
     """The three modules, with the real gate."""
 
     ground: StateGround
-    operations: Mapping[type[Body], Operation]
+    operations: Operations
     answers: Answers
     tenant: str = "default"
+    decided: set[str] = field(default_factory=set)  # ids of syscalls whose leases would say so
 
     @property
     def store(self) -> Store:
@@ -99,13 +99,11 @@ class StateScene:
         return await patiently(lambda: self._once(syscall))
 
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
-        agent = await self.store.vouched(syscall.agent, syscall.tenant)
-        body = await self.ground.gate.body_of(agent, syscall)
+        operation = self.operations[type(syscall.body)]
         try:
-            asked = Asked(agent, syscall, body, cast("Run", None))
-            return await self.operations[type(syscall.body)](asked)
+            return await operation.run(self.ground, syscall, decided=syscall.id in self.decided)
         except NeedsApproval as needs:
-            await self.ground.gate.ask(agent, syscall, needs)
+            await self.ground.gate.ask(needs)
             raise
 
     async def approved(self, agent: str, body: Body) -> Any:  # noqa: ANN401
@@ -127,7 +125,9 @@ class StateScene:
     ) -> Approval:
         approval = await self.approval_of(syscall_id)
         async with self.store.as_steward() as cursor:
-            return await decide(cursor, approval.id, decider, decision)
+            decided = await decide(cursor, approval.id, decider, decision)
+        self.decided.add(syscall_id)
+        return decided
 
     async def known(self, *agents: str) -> None:
         """Make agents known, as their first syscall does."""
@@ -168,8 +168,8 @@ async def state_scene(
     )  # fmt: skip
     try:
         yield StateScene(ground, {
-            **memory_operations(ground, config), **storage_operations(ground, config),
-            **access_operations(ground, config),
+            **memory_operations(open_ram(ground)), **storage_operations(config),
+            **access_operations(ground),
         }, answers)  # fmt: skip
     finally:
         await store.aclose()

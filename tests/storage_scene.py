@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,10 +15,9 @@ from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.store.session import AgentRow, Cursor, Store
 from aios_workers.config import WorkerConfig
 from aios_workers.gate import Gate, Irreversible, NeedsApproval
+from aios_workers.operation import Operations
 from aios_workers.patience import patiently
-from aios_workers.run import Run
 from aios_workers.state_ground import StateGround
-from aios_workers.state_handler import Asked, Operation
 from aios_workers.storage.operations import storage_operations
 
 
@@ -34,18 +33,22 @@ class OpenGate(Gate):
     ) -> None:
         self.asked.append(why)
         if self.is_closed:
-            raise NeedsApproval(why, body)
+            raise NeedsApproval(agent, syscall, body, why, "")
 
 
 @dataclass
 class Scene:
     """Agents of one tenant, and the module's operations."""
 
-    store: Store
+    ground: StateGround
     gate: OpenGate
-    operations: Mapping[type[Body], Operation]
+    operations: Operations
     tenant: str = "default"
     calls: list[Syscall] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        return self.ground.store
 
     async def ask(self, body: Struct, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall as the handler does, and return its result."""
@@ -56,9 +59,8 @@ class Scene:
         return await patiently(lambda: self._once(syscall))
 
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
-        agent = await self.store.vouched(syscall.agent, syscall.tenant)
         operation = self.operations[type(syscall.body)]
-        return await operation(Asked(agent, syscall, syscall.body, cast("Run", None)))
+        return await operation.run(self.ground, syscall, decided=False)
 
     async def again(self) -> Any:  # noqa: ANN401
         """Run the last syscall once more, as after the death of its worker."""
@@ -90,6 +92,6 @@ async def storage_scene(
     unused = cast("Any", None)
     ground = StateGround(store, unused, cast("Any", calls), unused, unused, gate)
     try:
-        yield Scene(store, gate, storage_operations(ground, config))
+        yield Scene(ground, gate, storage_operations(config))
     finally:
         await store.aclose()

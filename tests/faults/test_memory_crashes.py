@@ -32,8 +32,7 @@ from aios_broker.memory.block import memory_functions
 from aios_broker.queues.connection import Answer
 from aios_broker.queues.functions import Functions
 from aios_broker.store.session import AgentRow, Cursor, Store
-from aios_workers.memory.desk import Desk
-from aios_workers.memory.operations import operations_on
+from aios_workers.memory.operations import memory_operations
 from aios_workers.memory.ram import Ram
 from aios_workers.state_ground import StateGround
 from tests.state_scene import NeverAsks, StateScene, state_scene
@@ -93,9 +92,9 @@ class MortalStore(Store):
         self._steps = steps
 
     @asynccontextmanager
-    async def as_agent(self, agent: AgentRow) -> AsyncIterator[Cursor]:
+    async def as_agent(self, agent: AgentRow, *locks: str) -> AsyncIterator[Cursor]:
         number = self._steps.begin()
-        async with self._real.as_agent(agent) as cursor:
+        async with self._real.as_agent(agent, *locks) as cursor:
             yield cursor
         self._steps.end(number)
 
@@ -112,7 +111,7 @@ def mortal(scene: StateScene, steps: Steps) -> StateScene:
     ground: StateGround = replace(scene.ground, store=MortalStore(scene.store, steps))
     functions = MortalFunctions(memory_functions(ground.functions.connection), steps)
     ram = Ram(ground.store, functions, ground.keys)
-    return replace(scene, ground=ground, operations=operations_on(Desk(ground, ram)))
+    return replace(scene, ground=ground, operations=memory_operations(ram))
 
 
 async def filled(scene: StateScene) -> dict[str, str]:

@@ -107,6 +107,26 @@ async def test_a_person_edits_the_arguments(scene: StateScene) -> None:
     assert not await is_there(scene, "b.txt")
 
 
+async def test_what_was_edited_and_comes_anew_is_brought_back_as_decided(
+    scene: StateScene,
+) -> None:
+    """An emptied Redis knows of no decision: the job is parked again, and the sweep finds it."""
+    syscall = await asked_to_delete(scene)
+    await scene.ask("ann", StorageWrite("b.txt", "other"))
+    await scene.decide(syscall.id, Decision("approved", arguments={"path": "b.txt"}))
+    resumed = "UPDATE approval SET resumed_at = now() WHERE job_id = %s RETURNING 1"
+    await scene.rows(resumed, syscall.id)
+    scene.decided.clear()
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    again = await scene.rows("SELECT state, resumed_at FROM approval WHERE job_id = %s", syscall.id)
+    assert [(row.state, row.resumed_at) for row in again] == [("approved", None)]
+    scene.decided.add(syscall.id)
+    await scene.run(syscall)
+    assert await is_there(scene)
+    assert not await is_there(scene, "b.txt")
+
+
 async def test_nobody_decides_twice_or_too_late(scene: StateScene) -> None:
     syscall = await asked_to_delete(scene)
     await scene.decide(syscall.id, Decision("denied"))

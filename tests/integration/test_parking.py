@@ -11,11 +11,16 @@ import pytest
 from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
 from aios_broker.contract.files import Content, Entry
 from aios_broker.contract.names import Module
+from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
+from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.store.approvals import Decider, Decision, decide, list_approvals
 from aios_workers.approval_duty import ApprovalDuty, sweeping
 from aios_workers.config import WorkerConfig
+from aios_workers.gate import Irreversible, NeedsApproval
 from aios_workers.registry import LoadedModule
+from aios_workers.run import Done, Outcome, Run
+from aios_workers.state_ground import StateGround
 from aios_workers.state_handler import StateHandler
 from aios_workers.storage.operations import storage_operations
 from tests.caller import Caller, running_worker
@@ -35,6 +40,34 @@ class OneSlot(StateHandler):
         return ONE
 
 
+class Shouter:
+    """A handler of another module: what it does is nowhere in Postgres, and cannot be unsaid."""
+
+    capacity = ONE
+    cores = ()
+
+    def __init__(self, ground: StateGround) -> None:
+        self._ground = ground
+        self.said: list[str] = []
+
+    async def run(self, run: Run, syscall: Syscall) -> Outcome:
+        store, gate = self._ground.store, self._ground.gate
+        agent = await store.vouched(syscall.agent, syscall.tenant)
+        body = await gate.body_of(agent, syscall) if run.lease.decided else syscall.body
+        assert isinstance(body, ToolEcho)
+        try:
+            async with store.as_agent(agent) as cursor:
+                why = Irreversible("delete", f"shout {body.text}")
+                await gate.check(cursor, agent, syscall, body, why)
+        except NeedsApproval as needs:
+            return await gate.ask(needs)
+        self.said.append(body.text)
+        return Done(EchoResult(body.text))
+
+    async def close(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[StateScene, Caller]]:
     """Yield a scheduler, a storage worker with one slot, the sweep, and a caller."""
@@ -42,7 +75,7 @@ async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[State
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
         ground = scene.ground
-        handler = OneSlot(ground, STORAGE, storage_operations(ground, config))
+        handler = OneSlot(ground, storage_operations(config))
         await stack.enter_async_context(scheduler(redis_url))
         await stack.enter_async_context(
             running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))
@@ -58,7 +91,12 @@ async def parked(caller: Caller, scene: StateScene, path: str, deadline_s: float
     """Write a file and ask to delete it; return the id of what is parked then."""
     [written] = await caller.submit(StorageWrite(path, "content"))
     assert isinstance((await caller.hear(written)).unwrap(), Entry)
-    [job] = await caller.submit(StorageDelete(path), deadline_s=deadline_s)
+    return await parked_call(caller, StorageDelete(path), deadline_s)
+
+
+async def parked_call(caller: Caller, body: Body, deadline_s: float = 60.0) -> str:
+    """Submit what a person has to decide about; return its id when it is parked."""
+    [job] = await caller.submit(body, deadline_s=deadline_s)
 
     async def is_parked() -> bool:
         view = await caller.control.job(job)
@@ -91,6 +129,19 @@ async def test_it_holds_no_slot_and_runs_once_when_it_is_approved(
         assert (queue.running, queue.parked, queue.waiting) == (0, 0, 0)
         used = await scene.rows("SELECT state FROM approval WHERE job_id = %s", job)
         assert [row.state for row in used] == ["used"]
+
+
+async def test_a_handler_of_any_module_asks_and_runs_what_a_person_made_of_it(
+    redis_url: str, database_url: str
+) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        shouter = Shouter(scene.ground)
+        async with running_worker(redis_url, "tool", LoadedModule(lambda _port: shouter)):
+            job = await parked_call(caller, ToolEcho("loud"))
+            assert shouter.said == []
+            await decided(scene, job, Decision("approved", arguments={"text": "soft"}))
+            assert (await caller.hear(job)).unwrap() == EchoResult("soft")
+        assert shouter.said == ["soft"]
 
 
 async def test_a_denial_is_its_answer(redis_url: str, database_url: str) -> None:

@@ -19,7 +19,10 @@ MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_o
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
 GRANTS_TEST = "tests/integration/test_access_properties.py"
 RLS = "versions/20261126_0006_row_level_security.py"
-GATE, BLOCK = "gate.py", "memory/block.lua"
+LEASE_TEST = "tests/integration/test_decided_leases.py"
+COST_TEST = "tests/integration/test_one_transaction.py"
+DECLARED_TEST = "tests/unit/test_operations.py"
+GATE, BLOCK, OPERATION = "gate.py", "memory/block.lua", "operation.py"
 
 STATE_MUTANTS = (
     Mutant("an approval is of any arguments", GATE,
@@ -32,6 +35,40 @@ STATE_MUTANTS = (
            WORKERS),
     Mutant("an edit is shown and not run", GATE,
            "return body_from(syscall.kind, row.arguments)", "return syscall.body", APPROVALS_TEST,
+           WORKERS),
+    Mutant("a decision is not marked", "queues/lua/unpark.lua",
+           "redis.call('HSET', job, 'aios_decided', '1')", "", LEASE_TEST),
+    Mutant("a worker is not told of a decision", "queues/lua/claim.lua",
+           "if job.decided then row[14] = 1 end", "", LEASE_TEST),
+    Mutant("a new life is decided as the last one was", "queues/lua/lib.lua",
+           "'aios_reply', 'aios_decided')", "'aios_reply')", LEASE_TEST),
+    Mutant("what was decided is not looked for", OPERATION,
+           "if decided and self.irreversible:", "if False:", APPROVALS_TEST, WORKERS),
+    Mutant("each run looks for a decision", OPERATION,
+           "if decided and self.irreversible:", "if self.irreversible:", COST_TEST, WORKERS),
+    Mutant("nobody is asked", GATE, "if not await self._asks(cursor, agent, why):", "if True:",
+           APPROVALS_TEST, WORKERS),
+    Mutant("what was decided and comes anew is parked for good", GATE,
+           "DO UPDATE SET resumed_at = NULL", "DO UPDATE SET resumed_at = now()", APPROVALS_TEST,
+           WORKERS),
+    Mutant("an operation takes what it does not declare", OPERATION,
+           "if why.operation not in asked.irreversible:", "if False:", DECLARED_TEST, WORKERS),
+    Mutant("an effect is not entered", OPERATION,
+           "        await enter_effect(work.cursor, asked.agent, asked.syscall, result)\n", "",
+           APPROVALS_TEST, WORKERS),
+    Mutant("a second run leaves undone what follows", OPERATION, "if after is not None:",
+           "if False:", GRANTS_TEST, WORKERS),
+    Mutant("what is to follow is forgotten", OPERATION, "    await work.follow()\n", "",
+           COST_TEST, WORKERS),
+    Mutant("a connection waits for another one", "memory/changing.py",
+           "        token = await self._desk.ram.look(asked.agent)\n\n"
+           "        async def write(work: AnyWork) -> Note:\n",
+           "        async def write(work: AnyWork) -> Note:\n"
+           "            token = await self._desk.ram.look(asked.agent)\n", COST_TEST, WORKERS),
+    Mutant("nobody waits for a turn", "store/session.py", "FROM unnest(%s::text[]) AS name)",
+           "FROM unnest(%s::text[]) AS name WHERE false)", STORAGE_TEST),
+    Mutant("a syscall does not wait for itself", OPERATION,
+           "asked.transaction(asked.syscall.id, *locks)", "asked.transaction(*locks)", COST_TEST,
            WORKERS),
     Mutant("scratch space is everywhere", GATE,
            "if why.scratch and not (rule.of_agent and rule.rule == \"ask\"):", "if True:",
@@ -51,10 +88,10 @@ STATE_MUTANTS = (
            "if False:", ACCESS_TEST),
     Mutant("an expired token is good", "queues/tokens.py",
            "identity.expires_at <= time.time()", "False", ACCESS_TEST),
-    Mutant("everybody registers", "access/identity.py", "        if row.has:\n",
-           "        if False:\n", ACCESS_TEST, WORKERS),
+    Mutant("everybody registers", "access/identity.py", "    if row.has:\n",
+           "    if False:\n", ACCESS_TEST, WORKERS),
     Mutant("any member changes a group", "access/groups.py",
-           "if row.role != \"admin\" and not await is_administrator(cursor, asked.agent):",
+           "if row.role != \"admin\" and not await is_administrator(work.cursor, work.agent):",
            "if False:", ACCESS_TEST, WORKERS),
     Mutant("who may share grants anything", "access/grants.py",
            "lacking = sorted({verb, *given} - verbs)", "lacking = sorted({verb} - verbs)",
@@ -77,7 +114,7 @@ STATE_MUTANTS = (
     Mutant("a swap ends at the high watermark", BLOCK,
            "b.used - b.low * b.limit", "b.used - b.high * b.limit", BLOCK_TEST),
     Mutant("a lock keeps nobody out", "storage/namespace.py",
-           "if file.is_locked and file.locked_by != work.asked.agent.id:", "if False:",
+           "if file.is_locked and file.locked_by != work.agent.id:", "if False:",
            STORAGE_TEST, WORKERS),
     Mutant("versions are kept for ever", "storage/versions.py",
            "AND version <= (SELECT version FROM f) - %(keep)s", "AND false", MODEL_TEST, WORKERS),

@@ -1,7 +1,16 @@
-"""Where what cannot be taken back waits for a person."""
+"""Where what cannot be taken back waits for a person: a service for the handlers of all modules.
+
+    body = await gate.body_of(agent, syscall)                  # only where the lease says `decided`
+    await gate.check(cursor, agent, syscall, body, Irreversible("delete", "delete /a.txt"))
+    except NeedsApproval as needs: return await gate.ask(needs)   # the outcome parks the job
+
+An approval is used up in the transaction of the check: with what it allows, where that is in
+Postgres; before it, at most once, where it is elsewhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +43,13 @@ _ASK = """
                           arguments_sha256, asked_sha256, what, diff, state, expires_at)
     VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'waiting',
             now() + %s * interval '1 second')
-    ON CONFLICT (job_id, asked_sha256) DO NOTHING
+    ON CONFLICT (job_id, asked_sha256) DO UPDATE SET resumed_at = NULL
+     WHERE approval.agent_id = excluded.agent_id
+       AND approval.state IN ('approved', 'denied', 'expired')
+    RETURNING xmax = 0 AS is_new
 """
-# Kinds that may need an approval: only for these an edited body is looked for.
-GATED = frozenset((
-    "memory.remove", "memory.rollback", "memory.clear", "memory.unshare", "storage.write",
-    "storage.create", "storage.append", "storage.move", "storage.copy", "storage.delete",
-    "storage.rollback", "storage.unshare", "storage.mount", "storage.unmount", "storage.operate",
-    "storage.unlock", "access.group_delete", "access.group_add", "access.group_remove",
-    "access.revoke", "access.set_rule", "access.register", "access.revoke_token",
-))  # fmt: skip
+
+Diff = Callable[[], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +60,21 @@ class Irreversible:
     what: str  # one line: "delete /reports/q3.md (3 versions)"
     lossy: bool = True  # something newer, or not empty, would be lost
     scratch: bool = False  # all of it lies in the agent's own scratch space
-    diff: str = ""  # unified diff, or a list of what goes
+    diff: str | Diff = ""  # unified diff, or a list of what goes; made when a person is asked
 
 
 class NeedsApproval(Exception):
     """Raised within the transaction of an operation, which so changes nothing."""
 
-    def __init__(self, why: Irreversible, body: Body) -> None:
+    def __init__(
+        self, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible, diff: str
+    ) -> None:
         super().__init__(why.what)
-        self.why = why
+        self.agent = agent
+        self.syscall = syscall
         self.body = body
+        self.why = why
+        self.diff = diff
 
 
 class Gate:
@@ -74,9 +85,10 @@ class Gate:
         self._ttl_s = ttl_s
 
     async def body_of(self, agent: AgentRow, syscall: Syscall) -> Body:
-        """Return what is to be run: the syscall's body, or the one that a person made of it."""
-        if syscall.kind not in GATED:
-            return syscall.body
+        """Return what is to be run: the syscall's body, or the one that a person made of it.
+
+        For a syscall about which a person has decided: all others run as they are.
+        """
         async with self._store.as_agent(agent) as cursor:
             row = await self._look(cursor, agent, syscall)
         if row is None or row.state not in ("approved", "used"):
@@ -116,20 +128,22 @@ class Gate:
                 "nobody decided in time, or the approval was used before", field="body",
                 remedy="send the syscall again, and have somebody decide sooner",
             )  # fmt: skip
-        raise NeedsApproval(why, body)
+        diff = why.diff if isinstance(why.diff, str) else await why.diff()
+        raise NeedsApproval(agent, syscall, body, why, diff)
 
-    async def ask(self, agent: AgentRow, syscall: Syscall, needs: NeedsApproval) -> Outcome:
+    async def ask(self, needs: NeedsApproval) -> Outcome:
         """Enter the request and return the outcome that parks the job."""
-        body, why = needs.body, needs.why
+        agent, syscall, body, why = needs.agent, needs.syscall, needs.body, needs.why
         ttl_s = min(self._ttl_s, syscall.deadline_s)
         async with self._store.as_steward() as cursor:
             approval_id = new_id()
             await cursor.execute(_ASK, (
                 approval_id, agent.tenant_id, agent.id, syscall.id, module_of(syscall.kind),
                 syscall.kind, why.operation, Jsonb(arguments_of(body)), arguments_sha256(body),
-                arguments_sha256(syscall.body), why.what, why.diff, ttl_s,
+                arguments_sha256(syscall.body), why.what, needs.diff, ttl_s,
             ))  # fmt: skip
-            if cursor.rowcount:
+            row = await cursor.fetchone()  # one that was decided before: the sweep brings it back
+            if row is not None and row.is_new:
                 await append_line(cursor, AuditLine(
                     agent.tenant, agent.name, "approval.asked", why.what, "waiting", syscall.id,
                     {"approval": approval_id, "operation": why.operation},

@@ -1,19 +1,16 @@
-"""The handler that memory, storage and access share: who asks, what runs, what a person decides."""
+"""The handler that memory, storage and access share."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 from prometheus_client.core import Metric
 
-from aios_broker.contract.errors import AccessDenied, UnknownModule
-from aios_broker.contract.reply import Result
-from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.syscall import Syscall
 from aios_broker.store.audit import AuditLine, append_line
-from aios_broker.store.session import AgentRow
 from aios_workers.gate import NeedsApproval
+from aios_workers.operation import AnyOperation, Operations, no_operation
 from aios_workers.patience import patiently
 from aios_workers.run import Done, Measured, Outcome, Run
 from aios_workers.state_ground import StateGround
@@ -21,34 +18,17 @@ from aios_workers.state_ground import StateGround
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One syscall of a state module as an operation sees it."""
-
-    agent: AgentRow
-    syscall: Syscall
-    body: Any  # of the operation's own type; a person may have edited it
-    run: Run
-
-
-Operation = Callable[[Asked], Awaitable[Result]]
-Operations = Mapping[type[Body], Operation]
-
-
 class StateHandler:
     """Runs the operations of one state module.
 
-    An operation may be run again after it was committed: it looks into the effect ledger first.
-    While a server is away it is tried again until the syscall's deadline.
+    While a server is away a syscall is tried again, until its deadline.
     """
 
     def __init__(
-        self, ground: StateGround, module: str, operations: Operations,
-        measured: Measured | None = None,
-    ) -> None:  # fmt: skip
+        self, ground: StateGround, operations: Operations, measured: Measured | None = None
+    ) -> None:
         self._measured = measured
         self._ground = ground
-        self._module = module
         self._operations = operations
 
     @property
@@ -69,29 +49,24 @@ class StateHandler:
         """Run one syscall, or park it where a person has to decide first."""
         operation = self._operations.get(type(syscall.body))
         if operation is None:
-            raise UnknownModule(
-                f"module {self._module!r} has no operation {syscall.kind!r}", field="body.type",
-                remedy="send it to the queue of its own module",
-            )  # fmt: skip
-        return await patiently(lambda: self._run_once(operation, run, syscall))
+            raise no_operation(syscall)
+        decided = run.lease.decided
+        return await patiently(lambda: self._try(operation, syscall, decided=decided))
 
-    async def _run_once(self, operation: Operation, run: Run, syscall: Syscall) -> Outcome:
-        ground = self._ground
-        agent = await ground.store.vouched(syscall.agent, syscall.tenant)
-        body = await ground.gate.body_of(agent, syscall)
+    async def _try(self, operation: AnyOperation, syscall: Syscall, *, decided: bool) -> Outcome:
         try:
-            return Done(await operation(Asked(agent, syscall, body, run)))
+            return Done(await operation.run(self._ground, syscall, decided=decided))
         except NeedsApproval as needs:
-            return await ground.gate.ask(agent, syscall, needs)
+            return await self._ground.gate.ask(needs)
         except AccessDenied as refused:
-            await self._note_refusal(agent, syscall, refused)
+            await self._note_refusal(syscall, refused)
             raise
 
-    async def _note_refusal(self, agent: AgentRow, syscall: Syscall, refused: AccessDenied) -> None:
+    async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
         async with self._ground.store.as_steward() as cursor:
             await append_line(cursor, AuditLine(
-                agent.tenant, agent.name, syscall.kind, str(refused.field), "denied", syscall.id,
-                {"message": refused.message},
+                syscall.tenant, syscall.agent, syscall.kind, str(refused.field), "denied",
+                syscall.id, {"message": refused.message},
             ))  # fmt: skip
 
     async def close(self) -> None:

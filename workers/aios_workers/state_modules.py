@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from aios_broker.contract.errors import InvalidConfig
@@ -17,19 +16,14 @@ from aios_workers.approval_duty import ApprovalDuty, Webhook, sweeping
 from aios_workers.config import WorkerConfig
 from aios_workers.gate import Gate
 from aios_workers.kernel_calls import SubmittedCalls
-from aios_workers.memory.operations import memory_desk, operations_on
+from aios_workers.memory.operations import memory_operations, open_ram
 from aios_workers.search.embedder import open_embedder
 from aios_workers.search.indexing import indexing
 from aios_workers.state_ground import StateGround
-from aios_workers.state_handler import Operations, StateHandler
+from aios_workers.state_handler import StateHandler
 from aios_workers.storage.host import AllowedDirectories
 from aios_workers.storage.operations import storage_operations
 from aios_workers.storage.watching import MountWatch, watching
-
-_OPERATIONS: Mapping[Module, Callable[[StateGround, WorkerConfig], Operations]] = {
-    "storage": storage_operations,
-    "access": access_operations,
-}
 
 
 async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) -> StateGround:
@@ -64,7 +58,13 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
 
 def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:
     """Return the handler of one state module."""
-    if module == "memory":
-        desk = memory_desk(ground)
-        return StateHandler(ground, module, operations_on(desk), desk.ram)
-    return StateHandler(ground, module, _OPERATIONS[module](ground, config))
+    match module:
+        case "memory":
+            ram = open_ram(ground)
+            return StateHandler(ground, memory_operations(ram), ram)
+        case "storage":
+            return StateHandler(ground, storage_operations(config))
+        case "access":
+            return StateHandler(ground, access_operations(ground))
+        case "llm" | "tool":
+            raise InvalidConfig(f"{module} keeps no state", field="module")

@@ -149,8 +149,8 @@ def rules(
         raise click.UsageError("a RULE is missing")
 
     async def work(store: Store) -> list[Any]:
-        whose = None if agent is None else await store.agent(agent, tenant)
         async with store.as_steward() as cursor:
+            whose = None if agent is None else await store.agent(agent, tenant, cursor)
             if operation is not None:
                 chosen: ApprovalRule | None = None
                 if rule != "default":

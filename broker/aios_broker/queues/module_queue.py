@@ -321,11 +321,11 @@ def _leases(rows: Answer) -> list[Lease]:
 
 def _lease(row: Answer) -> Lease:
     job_id, attempt, data, trusted, client, queued_ms, deadline_ms, *past = row
-    ran_ms, slices, suspensions, losses, has_snapshot, alone = past or _NEWCOMER
+    ran_ms, slices, suspensions, losses, has_snapshot, alone, *decided = past or _NEWCOMER
     return Lease(
         job_id.decode(), attempt, data, trusted == 1, client == 1, queued_ms / 1000,
         ran_ms / 1000, slices, suspensions, losses, deadline_ms / 1000, has_snapshot == 1,
-        alone == 1,
+        alone == 1, bool(decided),
     )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ class Lease(Struct, frozen=True, gc=False):
     deadline_in_s: float
     has_snapshot: bool
     alone: bool = False  # its last try: it may be what killed its workers
+    decided: bool = False  # it was parked, and a person has decided: it looks what
 
 
 class Ending(Struct, frozen=True, gc=False):

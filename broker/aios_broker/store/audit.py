@@ -21,7 +21,11 @@ from aios_broker.store.session import Cursor, only_row
 
 FIRST_HASH = "0" * 64  # before the first line
 BATCH = 1_000  # lines that are walked at a time
-_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.audit', 0))"
+# An agent sees its own lines only: the steward looks which is the last.
+_BEGIN = """
+    SELECT current_setting('role') AS role, set_config('role', 'aios_steward', true) AS taken,
+           pg_advisory_xact_lock(hashtextextended('aios.audit', 0))
+"""
 _LAST = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1"
 _INSERT = """
     INSERT INTO audit (seq, at, tenant, actor, action, object, outcome, syscall_id, detail,
@@ -61,10 +65,8 @@ class AuditVerdict:
 
 async def append_line(cursor: Cursor, line: AuditLine) -> None:
     """Add a line; the transaction's role is the same afterwards."""
-    await cursor.execute("SELECT current_setting('role') AS role")
+    await cursor.execute(_BEGIN)
     role = (await only_row(cursor)).role
-    await cursor.execute("SET LOCAL ROLE aios_steward")  # an agent sees its own lines only
-    await cursor.execute(_LOCK)
     await cursor.execute(_LAST)
     last = await cursor.fetchone()
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)

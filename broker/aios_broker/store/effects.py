@@ -18,9 +18,8 @@ _decoder: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 async def earlier_effect(cursor: Cursor, syscall: Syscall) -> Result | None:
     """Return what this syscall came to when it ran before; None: it has changed nothing yet.
 
-    Others that run it at the same time wait here until this transaction ends.
+    The transaction holds the lock of the syscall's id: who runs it at the same time waits.
     """
-    await cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (syscall.id,))
     await cursor.execute("SELECT result FROM effect WHERE syscall_id = %s", (syscall.id,))
     found = await cursor.fetchone()
     return None if found is None else _decoder.decode(found.result)

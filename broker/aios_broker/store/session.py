@@ -10,10 +10,10 @@ Cursors return rows as named tuples. A block is committed at its end, or nothing
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -34,7 +34,14 @@ Cursor = psycopg.AsyncCursor[Any]  # named tuples, of whatever was selected
 _AS_AGENT = """
     SELECT set_config('role', 'aios_agent', true) AS role,
            set_config('aios.agent_id', %s, true) AS agent,
-           set_config('aios.tenant_id', %s, true) AS tenant
+           set_config('aios.tenant_id', %s, true) AS tenant,
+           (SELECT count(pg_advisory_xact_lock(hashtextextended(name, 0)))
+              FROM unnest(%s::text[]) AS name) AS locks
+"""
+_AS_STEWARD = "SET LOCAL ROLE aios_steward"
+_FIND = """
+    SELECT a.id, a.tenant_id, a.administrator FROM agent a
+      JOIN tenant t ON t.id = a.tenant_id WHERE t.name = %s AND a.name = %s
 """
 
 
@@ -70,32 +77,34 @@ class Store:
         self._is_open = False
 
     @asynccontextmanager
-    async def as_agent(self, agent: AgentRow) -> AsyncIterator[Cursor]:
+    async def as_agent(self, agent: AgentRow, *locks: str) -> AsyncIterator[Cursor]:
         """Yield a cursor in a transaction that sees what the agent may see.
+
+        `locks` are names: of those who name the same one, one at a time gets its cursor. They are
+        taken in this order, and free again when the transaction ends.
 
         Raises:
             DatabaseUnavailable: no connection, a broken one, or no end in time. Whether a commit
                 that was under way took effect is then not known.
             AccessDenied: row-level security refused a row that was to be written.
         """
-        async with self._transaction() as cursor:
-            await cursor.execute(_AS_AGENT, (str(agent.id), str(agent.tenant_id)))
+        values = (str(agent.id), str(agent.tenant_id), list(locks))
+        async with self._transaction(_AS_AGENT, values) as cursor:
             yield cursor
 
     @asynccontextmanager
     async def as_steward(self) -> AsyncIterator[Cursor]:
         """Yield a cursor in a transaction of the kernel's own: it sees all agents' rows."""
-        async with self._transaction() as cursor:
-            await cursor.execute("SET LOCAL ROLE aios_steward")
+        async with self._transaction(_AS_STEWARD) as cursor:
             yield cursor
 
-    async def agent(self, name: str, tenant: str) -> AgentRow:
-        """Return an agent that is known; it is remembered for this process.
+    async def agent(self, name: str, tenant: str, cursor: Cursor) -> AgentRow:
+        """Return an agent of a tenant that the cursor sees; it is remembered for this process.
 
         Raises:
             UnknownAgent: the tenant has none of that name.
         """
-        row = self._known.get((tenant, name)) or await self._find(name, tenant)
+        row = self._known.get((tenant, name)) or await self._find(name, tenant, cursor)
         if row is None:
             raise UnknownAgent(
                 f"tenant {tenant!r} has no agent {name!r}", field="agent",
@@ -105,10 +114,13 @@ class Store:
 
     async def vouched(self, name: str, tenant: str) -> AgentRow:
         """Return an agent that a trusted door or its token vouches for; make it known if new."""
-        row = self._known.get((tenant, name)) or await self._find(name, tenant)
+        row = self._known.get((tenant, name))
         if row is not None:
             return row
         async with self.as_steward() as cursor:
+            row = await self._find(name, tenant, cursor)
+            if row is not None:
+                return row
             await cursor.execute(
                 "INSERT INTO tenant (name) VALUES (%s) ON CONFLICT DO NOTHING", (tenant,)
             )
@@ -116,7 +128,8 @@ class Store:
                 "INSERT INTO agent (tenant_id, name) SELECT id, %s FROM tenant WHERE name = %s "
                 "ON CONFLICT DO NOTHING", (name, tenant),
             )  # fmt: skip
-        row = await self._find(name, tenant)
+        async with self.as_steward() as cursor:  # remembered only now that it is committed
+            row = await self._find(name, tenant, cursor)
         if row is None:
             raise UnknownAgent(
                 f"agent {name!r} of tenant {tenant!r} was deleted just now", field="agent",
@@ -134,14 +147,9 @@ class Store:
             self._is_open = False
             await self._pool.close()
 
-    async def _find(self, name: str, tenant: str) -> AgentRow | None:
-        async with self.as_steward() as cursor:
-            await cursor.execute(
-                "SELECT a.id, a.tenant_id, a.administrator FROM agent a "
-                "JOIN tenant t ON t.id = a.tenant_id WHERE t.name = %s AND a.name = %s",
-                (tenant, name),
-            )
-            found = await cursor.fetchone()
+    async def _find(self, name: str, tenant: str, cursor: Cursor) -> AgentRow | None:
+        await cursor.execute(_FIND, (tenant, name))
+        found = await cursor.fetchone()
         if found is None:
             return None
         row = AgentRow(found.id, found.tenant_id, name, tenant, found.administrator)
@@ -149,7 +157,13 @@ class Store:
         return row
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Cursor]:
+    async def _transaction(
+        self, opening: LiteralString, values: Sequence[object] = ()
+    ) -> AsyncIterator[Cursor]:
+        """Yield a cursor in a transaction that has begun with a statement: one round trip for both.
+
+        The pool commits when the block ends, or takes all of it back.
+        """
         if not self._is_open:
             self._is_open = True
             await self._pool.open()
@@ -158,9 +172,11 @@ class Store:
                 async with (
                     asyncio.timeout(self._limit_s),
                     self._pool.connection() as connection,
-                    connection.transaction(),
                     connection.cursor() as cursor,
                 ):
+                    async with connection.pipeline():
+                        await connection.execute("BEGIN", prepare=False)
+                        await cursor.execute(opening, values or None)
                     yield cursor
             except PoolTimeout as error:
                 raise DatabaseUnavailable(

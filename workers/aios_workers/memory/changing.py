@@ -10,11 +10,15 @@ import msgspec
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (
+    BlockStat,
     MemoryAdd,
     MemoryAlloc,
+    MemoryBody,
+    MemoryClear,
     MemoryLog,
     MemoryRemove,
     MemoryRollback,
+    MemoryStat,
     MemoryTtl,
     MemoryUpdate,
     Note,
@@ -36,9 +40,10 @@ from aios_broker.store.notes import (
     set_expiry,
     set_shape,
 )
-from aios_broker.store.session import AgentRow, Cursor
-from aios_workers.memory.desk import Change, Desk, Fresh, ensure_storable
-from aios_workers.state_handler import Asked
+from aios_broker.store.session import AgentRow
+from aios_workers.gate import Irreversible
+from aios_workers.memory.desk import AnyWork, Desk, ensure_storable
+from aios_workers.operation import Asked, Work, run_once
 
 
 def id_of_new_note(syscall: Syscall) -> str:
@@ -60,9 +65,9 @@ class Changing:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def alloc(self, asked: Asked) -> Result:
+    async def alloc(self, asked: Asked[MemoryAlloc]) -> BlockStat:
         """Set the block's shape; what is too much for it is swapped out before the answer."""
-        body: MemoryAlloc = asked.body
+        body = asked.body
         if body.low >= body.high:
             raise InvalidSyscall(
                 f"the low watermark {body.low:g} is not below the high one {body.high:g}",
@@ -70,28 +75,28 @@ class Changing:
             )  # fmt: skip
         shape = BlockShape(body.bytes, body.k, body.correlated_s, body.high, body.low)
 
-        async def work(cursor: Cursor) -> Change:
-            await set_shape(cursor, asked.agent, shape)
-            return Change(Acknowledged())
+        async def put_shape(work: Work[MemoryAlloc]) -> Acknowledged:
+            await set_shape(work.cursor, work.agent, shape)
+            return Acknowledged()
 
-        await self._desk.changed(asked, work)
+        await run_once(asked, put_shape)
         await self._desk.ram.configure(asked.agent)
         return await self.stat(asked)
 
-    async def stat(self, asked: Asked) -> Result:
+    async def stat(self, asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
         """Return the block in numbers."""
-        async with self._desk.ground.store.as_agent(asked.agent) as cursor:
-            notes = await count_notes(cursor, asked.agent)
+        async with asked.transaction() as work:
+            notes = await count_notes(work.cursor, work.agent)
         return await self._desk.ram.stat(asked.agent, notes_in_all=notes)
 
-    async def add(self, asked: Asked) -> Result:
+    async def add(self, asked: Asked[MemoryAdd]) -> Result:
         """Add a note."""
-        body: MemoryAdd = asked.body
+        body = asked.body
         return await self._add(asked, NewNote(note_to_add(body), body.ttl_s))
 
-    async def log(self, asked: Asked) -> Result:
+    async def log(self, asked: Asked[MemoryLog]) -> Result:
         """Append a turn to the program's log."""
-        body: MemoryLog = asked.body
+        body = asked.body
         said = {"role": body.role, "program": asked.syscall.program}
         if body.tool:
             said["tool"] = body.tool
@@ -103,119 +108,89 @@ class Changing:
             body.ttl_s,
         ))  # fmt: skip
 
-    async def update(self, asked: Asked) -> Result:
+    async def update(self, work: Work[MemoryUpdate]) -> Note:
         """Change what is given of a note."""
-        body: MemoryUpdate = asked.body
-        owner = await self._desk.owner_of(asked)
+        body = work.body
         given = {
             name: value
             for name in NoteBody.__struct_fields__
             if (value := getattr(body, name)) is not None
         }
+        owner, note = await self._locked(work, body.owner, body.note)
+        if body.if_version not in (None, note.version):
+            raise VersionConflict(
+                f"the note is of version {note.version}, not {body.if_version}",
+                field="if_version", remedy="read it again, and decide anew",
+            )  # fmt: skip
+        after = msgspec.structs.replace(body_of(note), **given)
+        return await self._rewrite(work, owner, note, after, "update")
 
-        async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(
-                cursor, asked, owner, body.note, "write", "FOR UPDATE"
-            )
-            if body.if_version not in (None, note.version):
-                raise VersionConflict(
-                    f"the note is of version {note.version}, not {body.if_version}",
-                    field="if_version", remedy="read it again, and decide anew",
-                )  # fmt: skip
-            after = msgspec.structs.replace(body_of(note), **given)
-            return await self._rewrite(cursor, asked, owner, note, after, "update")
-
-        return await self._desk.changed(asked, work)
-
-    async def rollback(self, asked: Asked) -> Result:
+    async def rollback(self, work: Work[MemoryRollback]) -> Note:
         """Make an older version the newest."""
-        body: MemoryRollback = asked.body
-        owner = await self._desk.owner_of(asked)
+        body = work.body
+        owner, note = await self._locked(work, body.owner, body.note)
+        old = await note_in_version(work.cursor, note, body.version)
+        if old is None:
+            raise no_such_version(body.version)
+        newer = note.version - body.version
+        what = f"roll note {note.id} back over {newer} newer versions"
+        await work.confirm(Irreversible("rollback", what, lossy=newer > 0))
+        return await self._rewrite(work, owner, note, body_of(old), "rollback")
 
-        async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(
-                cursor, asked, owner, body.note, "write", "FOR UPDATE"
-            )
-            old = await note_in_version(cursor, note, body.version)
-            if old is None:
-                raise no_such_version(body.version)
-            newer = note.version - body.version
-            await self._desk.check(
-                cursor, asked, "rollback",
-                f"roll note {note.id} back over {newer} newer versions", lossy=newer > 0,
-            )  # fmt: skip
-            return await self._rewrite(cursor, asked, owner, note, body_of(old), "rollback")
-
-        return await self._desk.changed(asked, work)
-
-    async def remove(self, asked: Asked) -> Result:
+    async def remove(self, work: Work[MemoryRemove]) -> Acknowledged:
         """Delete a note and its versions."""
-        body: MemoryRemove = asked.body
-        owner = await self._desk.owner_of(asked)
+        owner, note = await self._locked(work, work.body.owner, work.body.note)
+        what = f"delete note {note.id} of {owner.name} ({note.version} versions)"
+        await work.confirm(Irreversible("delete", what, diff=note.content[:2_000]))
+        await self._desk.ram.invalidate(owner, [note.id], forget=True)
+        await delete_note(work.cursor, note.id)
+        return Acknowledged()
 
-        async def work(cursor: Cursor) -> Change:
-            note = await self._desk.permitted(
-                cursor, asked, owner, body.note, "write", "FOR UPDATE"
-            )
-            await self._desk.check(
-                cursor, asked, "delete",
-                f"delete note {note.id} of {owner.name} ({note.version} versions)",
-                diff=note.content[:2_000],
-            )  # fmt: skip
-            await self._desk.ram.invalidate(owner, [note.id], forget=True)
-            await delete_note(cursor, note.id)
-            return Change(Acknowledged())
-
-        return await self._desk.changed(asked, work)
-
-    async def ttl(self, asked: Asked) -> Result:
+    async def ttl(self, work: Work[MemoryTtl]) -> Note:
         """Let a note expire, or not."""
-        body: MemoryTtl = asked.body
+        owner, locked = await self._locked(work, None, work.body.note)
+        token = await self._desk.ram.invalidate(owner, [locked.id])
+        note = await set_expiry(work.cursor, owner, locked.id, work.body.ttl_s)
+        self._desk.keep(work, owner, note, token)
+        return note
 
-        async def work(cursor: Cursor) -> Change:
-            agent = asked.agent
-            await self._desk.permitted(cursor, asked, agent, body.note, "write", "FOR UPDATE")
-            token = await self._desk.ram.invalidate(agent, [body.note])
-            note = await set_expiry(cursor, agent, body.note, body.ttl_s)
-            return Change(note, [Fresh(agent, note, token)])
-
-        return await self._desk.changed(asked, work)
-
-    async def clear(self, asked: Asked) -> Result:
+    async def clear(self, work: Work[MemoryClear]) -> Acknowledged:
         """Delete all of the agent's notes."""
+        count = await count_notes(work.cursor, work.agent)
+        what = f"delete all {count} notes of {work.agent.name}"
+        await work.confirm(Irreversible("clear", what, lossy=count > 0))
+        gone = await delete_all_notes(work.cursor, work.agent)
+        await self._desk.ram.drop(work.agent)
+        return Acknowledged(changed=gone > 0)
 
-        async def work(cursor: Cursor) -> Change:
-            count = await count_notes(cursor, asked.agent)
-            await self._desk.check(
-                cursor, asked, "clear", f"delete all {count} notes of {asked.agent.name}",
-                lossy=count > 0,
-            )  # fmt: skip
-            gone = await delete_all_notes(cursor, asked.agent)
-            await self._desk.ram.drop(asked.agent)
-            return Change(Acknowledged(changed=gone > 0))
+    async def _locked(
+        self, work: AnyWork, owner_name: str | None, note_id: str
+    ) -> tuple[AgentRow, Note]:
+        """Return a note that the agent may write, and its owner; nobody else writes it now."""
+        owner = await work.agent_named(owner_name)
+        return owner, await self._desk.permitted(work, owner, note_id, "write", "FOR UPDATE")
 
-        return await self._desk.changed(asked, work)
-
-    async def _add(self, asked: Asked, new: NewNote) -> Result:
+    async def _add(self, asked: Asked[MemoryBody], new: NewNote) -> Result:
         ensure_storable(new.body)
-        agent = asked.agent
-        token = await self._desk.ram.look(agent)
+        # Before: to open a block takes a transaction of its own, and so another connection.
+        token = await self._desk.ram.look(asked.agent)
 
-        async def work(cursor: Cursor) -> Change:
-            note = await added(self._desk, cursor, asked, new)
-            return Change(note, [Fresh(agent, note, token)])
+        async def write(work: AnyWork) -> Note:
+            note = await added(self._desk, work, new)
+            self._desk.keep(work, work.agent, note, token)
+            return note
 
-        return await self._desk.changed(asked, work)
+        return await run_once(asked, write)
 
     async def _rewrite(
-        self, cursor: Cursor, asked: Asked, owner: AgentRow, note: Note, after: NoteBody,
-        operation: Operation,
-    ) -> Change:  # fmt: skip
+        self, work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
+    ) -> Note:
         ensure_storable(after)
-        await self._desk.ensure_fits(cursor, owner, after)
+        await self._desk.ensure_fits(work.cursor, owner, after)
         token = await self._desk.ram.invalidate(owner, [note.id])
-        written = await rewritten(cursor, asked, owner, note, after, operation)
-        return Change(written, [Fresh(owner, written, token)])
+        written = await rewritten(work, owner, note, after, operation)
+        self._desk.keep(work, owner, written, token)
+        return written
 
 
 def note_to_add(body: MemoryAdd) -> NoteBody:
@@ -226,9 +201,9 @@ def note_to_add(body: MemoryAdd) -> NoteBody:
     )  # fmt: skip
 
 
-async def added(desk: Desk, cursor: Cursor, asked: Asked, new: NewNote) -> Note:
+async def added(desk: Desk, work: AnyWork, new: NewNote) -> Note:
     """Insert a note of the agent that asks, with its first version."""
-    agent, syscall = asked.agent, asked.syscall
+    agent, cursor, syscall = work.agent, work.cursor, work.asked.syscall
     await desk.ensure_fits(cursor, agent, new.body)
     note = await insert_note(
         cursor, agent, id_of_new_note(syscall), new.body, program=syscall.program, ttl_s=new.ttl_s
@@ -240,14 +215,14 @@ async def added(desk: Desk, cursor: Cursor, asked: Asked, new: NewNote) -> Note:
 
 
 async def rewritten(
-    cursor: Cursor, asked: Asked, owner: AgentRow, note: Note, after: NoteBody,
-    operation: Operation,
-) -> Note:  # fmt: skip
+    work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
+) -> Note:
     """Write the next version of a note whose row is locked and that has left its block."""
-    written = await rewrite_note(cursor, owner, note.id, after)
+    written = await rewrite_note(work.cursor, owner, note.id, after)
     await enter_version(
-        cursor, owner, written, by=asked.agent, operation=operation, syscall_id=asked.syscall.id
-    )
+        work.cursor, owner, written, by=work.agent, operation=operation,
+        syscall_id=work.asked.syscall.id,
+    )  # fmt: skip
     return written
 
 

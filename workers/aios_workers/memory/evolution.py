@@ -25,11 +25,10 @@ from aios_broker.store.notes import (
     fetch_notes,
     note_in_version,
 )
-from aios_broker.store.session import Cursor
 from aios_workers.memory.changing import NewNote, added, id_of_new_note, note_to_add, rewritten
-from aios_workers.memory.desk import Change, Desk, Fresh, ensure_storable
+from aios_workers.memory.desk import Desk, ensure_storable
 from aios_workers.memory.reading import Reading
-from aios_workers.state_handler import Asked
+from aios_workers.operation import Asked, Work, run_once
 
 NEIGHBOURS = 5
 MAX_WORDS = 16
@@ -103,10 +102,9 @@ class Evolution:
         self._desk = desk
         self._reading = reading
 
-    async def add(self, asked: Asked) -> Result:
+    async def add(self, asked: Asked[MemoryAdd]) -> Result:
         """Add a note that a model labels and links; one transaction at the end writes it all."""
-        body: MemoryAdd = asked.body
-        new = note_to_add(body)
+        new = note_to_add(asked.body)
         ensure_storable(new)
         labels = await self._ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)
         labelled = _labelled(new, labels)
@@ -115,41 +113,38 @@ class Evolution:
         neighbours = [note for note in near if note.id != new_id]
         relations = await self._relate(asked, labelled, neighbours)
 
-        async def work(cursor: Cursor) -> Change:
-            return await self._write(cursor, asked, labelled, neighbours, relations)
+        async def write(work: Work[MemoryAdd]) -> Evolved:
+            return await self._write(work, labelled, neighbours, relations)
 
-        return await self._desk.changed(asked, work)
+        return await run_once(asked, write)
 
-    async def undo(self, asked: Asked) -> Result:
+    async def undo(self, work: Work[MemoryUndo]) -> Notes:
         """Give notes that an evolution changed the versions that they had before it.
 
         Raises:
             VersionConflict: some were changed since; nothing is undone.
         """
-        body: MemoryUndo = asked.body
-        agent, ram = asked.agent, self._desk.ram
+        agent, cursor = work.agent, work.cursor
+        before = await evolved_by(cursor, agent, work.body.syscall_id)
+        notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
+        changed = [each for each, note in notes.items() if note.version != before[each]]
+        if changed:
+            raise VersionConflict(
+                f"changed since: {', '.join(changed)}", field="body.syscall_id",
+                remedy="roll them back one by one (memory.rollback)",
+            )  # fmt: skip
+        token = await self._desk.ram.invalidate(agent, list(notes))
+        undone = []
+        for each, note in notes.items():
+            old = await note_in_version(cursor, note, before[each] - 1)
+            if old is not None:
+                undone.append(await rewritten(work, agent, note, body_of(old), "undo"))
+                self._desk.keep(work, agent, undone[-1], token)
+        return Notes(tuple(undone))
 
-        async def work(cursor: Cursor) -> Change:
-            before = await evolved_by(cursor, agent, body.syscall_id)
-            notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
-            changed = [each for each, note in notes.items() if note.version != before[each]]
-            if changed:
-                raise VersionConflict(
-                    f"changed since: {', '.join(changed)}", field="body.syscall_id",
-                    remedy="roll them back one by one (memory.rollback)",
-                )  # fmt: skip
-            token = await ram.invalidate(agent, list(notes))
-            fresh = []
-            for each, note in notes.items():
-                old = await note_in_version(cursor, note, before[each] - 1)
-                if old is not None:
-                    undone = await rewritten(cursor, asked, agent, note, body_of(old), "undo")
-                    fresh.append(Fresh(agent, undone, token))
-            return Change(Notes(tuple(one.note for one in fresh)), fresh)
-
-        return await self._desk.changed(asked, work)
-
-    async def _relate(self, asked: Asked, new: NoteBody, neighbours: Sequence[Note]) -> Relations:
+    async def _relate(
+        self, asked: Asked[MemoryAdd], new: NoteBody, neighbours: Sequence[Note]
+    ) -> Relations:
         if not neighbours:
             return Relations()
         listed = "\n\n".join(
@@ -159,14 +154,14 @@ class Evolution:
         return await self._ask(asked, "relate", _RELATE, prompt, _RELATIONS, Relations)
 
     async def _ask(
-        self, asked: Asked, step: str, system: str, prompt: str, schema: dict[str, Any],
+        self, asked: Asked[MemoryAdd], step: str, system: str, prompt: str, schema: dict[str, Any],
         answer: type[Answer],
     ) -> Answer:  # fmt: skip
         chat = LlmChat(
             (Message("system", system), Message("user", prompt)), core=asked.body.core,
             max_tokens=MAX_TOKENS, format=JsonFormat(schema),
         )  # fmt: skip
-        result = await self._desk.ground.calls.call(asked.syscall, chat, step)
+        result = await asked.ground.calls.call(asked.syscall, chat, step)
         if not isinstance(result, ChatResult):
             raise CoreError(f"the model did not answer the step {step!r} with a text")
         try:
@@ -175,12 +170,14 @@ class Evolution:
             return answer()
 
     async def _write(
-        self, cursor: Cursor, asked: Asked, new: NoteBody, neighbours: Sequence[Note],
+        self, work: Work[MemoryAdd], new: NoteBody, neighbours: Sequence[Note],
         relations: Relations,
-    ) -> Change:  # fmt: skip
-        desk, agent = self._desk, asked.agent
+    ) -> Evolved:  # fmt: skip
+        desk, agent = self._desk, work.agent
         # What was deleted or changed while the model thought is left as it is.
-        locked = await fetch_notes(cursor, agent, [note.id for note in neighbours], "FOR UPDATE")
+        locked = await fetch_notes(
+            work.cursor, agent, [note.id for note in neighbours], "FOR UPDATE"
+        )
         now = [locked.get(note.id) for note in neighbours]
         current = [
             note if note is not None and note.version == neighbour.version else None
@@ -189,16 +186,15 @@ class Evolution:
         linked = [note for index in dict.fromkeys(relations.links)
                   if (note := _at(current, index)) is not None]  # fmt: skip
         links = (*new.links, *(note.id for note in linked if note.id not in new.links))
-        body: MemoryAdd = asked.body
         final = msgspec.structs.replace(new, links=links)
-        changes = _changes(current, linked, relations, id_of_new_note(asked.syscall))
+        changes = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
         token = await desk.ram.invalidate(agent, list(changes))
-        note = await added(desk, cursor, asked, NewNote(final, body.ttl_s))
-        fresh = [Fresh(agent, note, token)]
+        note = await added(desk, work, NewNote(final, work.body.ttl_s))
+        desk.keep(work, agent, note, token)
         for note_id, after in changes.items():
-            written = await rewritten(cursor, asked, agent, locked[note_id], after, "evolve")
-            fresh.append(Fresh(agent, written, token))
-        return Change(Evolved(note, tuple(changes)), fresh)
+            written = await rewritten(work, agent, locked[note_id], after, "evolve")
+            desk.keep(work, agent, written, token)
+        return Evolved(note, tuple(changes))
 
 
 def _changes(

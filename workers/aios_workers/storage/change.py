@@ -1,23 +1,32 @@
-"""What every operation of the module works with, and how a changing one is run: once."""
+"""What every operation of the module works with: a namespace, in one transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import Any, Generic, LiteralString, TypeVar
 
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.paths import is_within
 from aios_broker.contract.reply import Result
-from aios_broker.store.effects import earlier_effect, enter_effect
-from aios_broker.store.session import AgentRow, Cursor
-from aios_workers.gate import Irreversible
-from aios_workers.state_ground import StateGround
-from aios_workers.state_handler import Asked, Operation
+from aios_broker.contract.storage import (
+    StorageBody,
+    StorageMount,
+    StorageOpen,
+    StorageOperate,
+    StorageShare,
+    StorageUnmount,
+    StorageUnshare,
+)
+from aios_broker.store.session import AgentRow
+from aios_workers.gate import Diff, Irreversible
+from aios_workers.operation import Asked, Operation, Work, changes, reads
 from aios_workers.storage.host import AllowedDirectories
 
 SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
-_NAMESPACE_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.storage', %s))"
+
+S = TypeVar("S", bound=StorageBody)
+S_co = TypeVar("S_co", bound=StorageBody, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +39,17 @@ class StorageLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """One syscall in its transaction."""
+class FileWork(Work[S_co], Generic[S_co]):
+    """One syscall in its transaction, on a namespace."""
 
-    ground: StateGround
     limits: StorageLimits
-    asked: Asked
     owner: AgentRow  # of the namespace
-    cursor: Cursor
     allowed: bool = False  # a person was asked for a whole plan that this is a step of
 
     @property
     def is_own(self) -> bool:
         """Whether the namespace is the asker's own."""
-        return self.owner.id == self.asked.agent.id
+        return self.owner.id == self.agent.id
 
     async def rows(self, query: LiteralString, values: dict[str, Any]) -> list[Any]:
         """Return the rows of one query, which sees what the asker may see."""
@@ -59,15 +65,11 @@ class Work:
             await connection.execute("SET LOCAL ROLE aios_agent")
         return await self.cursor.fetchall()
 
-    async def lock_namespace(self) -> None:
-        """Wait until nobody else changes the namespace; free again when the transaction ends."""
-        await self.cursor.execute(_NAMESPACE_LOCK, (self.owner.id,))
-
-    async def check_gate(
+    async def confirm_on(
         self, operation: OperationClass, what: str, paths: Sequence[str], *,
-        lossy: bool = True, diff: str = "",
+        lossy: bool = True, diff: str | Diff = "",
     ) -> None:  # fmt: skip
-        """Return when a person allowed it, or need not be asked.
+        """Return when a person allowed this on these paths, or need not be asked.
 
         Raises:
             NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
@@ -75,56 +77,82 @@ class Work:
         if self.allowed:
             return
         scratch = self.is_own and all(is_within(path, SCRATCH) for path in paths)
-        why = Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff)
-        asked = self.asked
-        await self.ground.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
+        await self.confirm(Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff))
 
 
-Step = Callable[[Work], Awaitable[Result]]
+AnyWork = FileWork[StorageBody]  # what the steps share does not look at the body
+FileStep = Callable[[FileWork[S]], Awaitable[Result]]
 
 
-async def owner_of(ground: StateGround, asked: Asked) -> AgentRow:
-    """Return whose namespace a body means.
-
-    Raises:
-        UnknownAgent: The tenant has no agent of that name.
-    """
-    named = getattr(asked.body, "owner", None)
-    if named is None or named == asked.agent.name:
-        return asked.agent
-    return await ground.store.agent(named, asked.agent.tenant)
-
-
-def reading(ground: StateGround, limits: StorageLimits, step: Step) -> Operation:
-    """Return the operation that runs a step which changes nothing."""
-
-    async def operation(asked: Asked) -> Result:
-        owner = await owner_of(ground, asked)
-        async with ground.store.as_agent(asked.agent) as cursor:
-            return await step(Work(ground, limits, asked, owner, cursor))
-
-    return operation
+def owner_name(body: StorageBody) -> str | None:
+    """Return whose namespace a body means; None: the asker's."""
+    match body:
+        case (
+            StorageMount() | StorageUnmount() | StorageShare() | StorageUnshare() | StorageOpen()
+            | StorageOperate()
+        ):  # fmt: skip
+            return None
+        case _:
+            return body.owner
 
 
-def changing(
-    ground: StateGround, limits: StorageLimits, step: Step, *, own: bool = False
-) -> Operation:
-    """Return the operation that runs a step which changes a namespace, once per syscall.
+def namespace_lock(asked: Asked[S]) -> tuple[str]:
+    """Return the name under which changes of the namespace that a body means take turns."""
+    return (_lock_of(asked.agent.tenant, owner_name(asked.body) or asked.agent.name),)
 
-    With `own` it is the asker's namespace that changes, whoever's the body names.
-    """
 
-    async def operation(asked: Asked) -> Result:
-        owner = asked.agent if own else await owner_of(ground, asked)
-        async with ground.store.as_agent(asked.agent) as cursor:
-            earlier = await earlier_effect(cursor, asked.syscall)
-            if earlier is not None:
-                return earlier
-            work = Work(ground, limits, asked, owner, cursor)
-            await work.lock_namespace()
-            result = await step(work)
-            await enter_effect(cursor, asked.agent, asked.syscall, result)
-        ground.unembedded.set()
-        return result
+def own_lock(asked: Asked[S]) -> tuple[str]:
+    """Return the same for the asker's namespace."""
+    return (_lock_of(asked.agent.tenant, asked.agent.name),)
 
-    return operation
+
+def _lock_of(tenant: str, owner: str) -> str:
+    return f"aios.storage {tenant}/{owner}"
+
+
+def on_namespace(work: Work[S], limits: StorageLimits, owner: AgentRow) -> FileWork[S]:
+    """Return a piece of work as one on a namespace."""
+    return FileWork(work.asked, work.cursor, limits, owner, afterwards=work.afterwards)
+
+
+class Namespaces:
+    """Makes operations of steps that work on namespaces."""
+
+    def __init__(self, limits: StorageLimits) -> None:
+        self._limits = limits
+
+    async def named(self, work: Work[S]) -> FileWork[S]:
+        """Return the work on the namespace that its body means."""
+        owner = await work.agent_named(owner_name(work.body))
+        return on_namespace(work, self._limits, owner)
+
+    def reads(self, body: type[S], step: FileStep[S]) -> Operation[S]:
+        """Return the operation of a step that changes nothing."""
+
+        async def on_named(work: Work[S]) -> Result:
+            return await step(await self.named(work))
+
+        return reads(body, on_named)
+
+    def changes(
+        self, body: type[S], step: FileStep[S], *,
+        irreversible: OperationClass | tuple[OperationClass, ...] = (), own: bool = False,
+    ) -> Operation[S]:  # fmt: skip
+        """Return the operation of a step that changes a namespace; one change of it at a time.
+
+        With `own` it is the asker's namespace that changes, whoever's the body names.
+        """
+
+        async def on_locked(work: Work[S]) -> Result:
+            owner = await work.agent_named(None if own else owner_name(work.body))
+            result = await step(on_namespace(work, self._limits, owner))
+            work.then(lambda: _announce(work))
+            return result
+
+        locks = own_lock if own else namespace_lock
+        return changes(body, on_locked, irreversible=irreversible, locks=locks)
+
+
+async def _announce(work: Work[S]) -> None:
+    """Have the indexing duty look at once."""
+    work.ground.unembedded.set()

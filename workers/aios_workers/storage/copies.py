@@ -9,7 +9,7 @@ from aios_broker.contract.errors import InvalidPath, InvalidSyscall
 from aios_broker.contract.files import Entry
 from aios_broker.contract.paths import ROOT, below, is_within
 from aios_broker.contract.storage import MAX_FILE_BYTES, StorageCopy
-from aios_workers.storage.change import Work, owner_of
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.directories import directory_for, made_directory
 from aios_workers.storage.files import check_overwrite
 from aios_workers.storage.host import HostDirectory
@@ -42,10 +42,10 @@ _FILES_BELOW = """
 """
 
 
-async def copy(work: Work) -> Entry:
+async def copy(work: FileWork[StorageCopy]) -> Entry:
     """Copy a file or a directory, as it is now, into the asker's namespace."""
-    body: StorageCopy = work.asked.body
-    source = replace(work, owner=await owner_of(work.ground, work.asked))
+    body = work.body
+    source = replace(work, owner=await work.agent_named(body.owner))
     spot = await look_up(source, body.path)
     await require(source, spot, "read")
     target = await look_up(work, body.to, "body.to")
@@ -71,7 +71,7 @@ async def copy(work: Work) -> Entry:
     return file_entry(await _put(work, target, content), work.owner)
 
 
-async def _put(work: Work, target: Spot, content: bytes) -> FileRow:
+async def _put(work: AnyWork, target: Spot, content: bytes) -> FileRow:
     if target.file is None:
         directory = await directory_for(work, target)
         return await insert_file(work, directory.id, target.path, content, "copy")
@@ -80,7 +80,7 @@ async def _put(work: Work, target: Spot, content: bytes) -> FileRow:
     return await add_version(work, target.file, content, "copy")
 
 
-async def _copy_directory(work: Work, source: Work, spot: Spot, target: Spot) -> Entry:
+async def _copy_directory(work: AnyWork, source: AnyWork, spot: Spot, target: Spot) -> Entry:
     check_target(target, overwrite=False)
     if source.is_own and is_within(target.path, spot.path):
         raise InvalidPath("a directory cannot be copied into itself", field="body.to",
@@ -106,7 +106,7 @@ async def _copy_directory(work: Work, source: Work, spot: Spot, target: Spot) ->
     return directory_entry(made[spot.path], work.owner)
 
 
-async def _made_below(work: Work, made: dict[str, DirectoryRow], path: str) -> DirectoryRow:
+async def _made_below(work: AnyWork, made: dict[str, DirectoryRow], path: str) -> DirectoryRow:
     """Make one directory whose parent was just made."""
     parent = path.rpartition("/")[0]
     above = next(each for each in made.values() if each.path == parent)

@@ -8,7 +8,7 @@ from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.files import Entries, Entry
 from aios_broker.contract.paths import ROOT, below, normal_path, parent_of, prefixes_of
 from aios_broker.contract.storage import StorageList, StorageMkdir
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.mounts import list_mounted, make_mounted_directory
 from aios_workers.storage.namespace import (
     DirectoryRow,
@@ -48,8 +48,8 @@ _LIST = """
          WHERE f.owner_id = %(owner)s AND (NOT %(recursive)s AND f.directory_id = %(directory)s
                                            OR %(recursive)s AND starts_with(f.path, %(below)s))
         UNION ALL
-        SELECT 'mount', m.id, m.path, NULL, 0, 0, m.source, m.created_at, m.created_at, NULL,
-               NULL, NULL
+        SELECT 'mount', m.id, m.path, NULL, 0, 0, '', m.created_at, m.created_at, NULL, NULL,
+               NULL
           FROM mount m
          WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)
            AND (%(recursive)s OR strpos(substr(m.path, length(%(below)s) + 1), '/') = 0)
@@ -59,7 +59,7 @@ _LIST = """
 """
 
 
-async def made_directory(work: Work, spot: Spot, path: str) -> DirectoryRow:
+async def made_directory(work: AnyWork, spot: Spot, path: str) -> DirectoryRow:
     """Return the directory at `path`, on the way to a spot; it and those above are made."""
     directory = spot.nearest
     for each in prefixes_of(path):
@@ -75,14 +75,14 @@ async def made_directory(work: Work, spot: Spot, path: str) -> DirectoryRow:
     return directory
 
 
-async def directory_for(work: Work, spot: Spot) -> DirectoryRow:
+async def directory_for(work: AnyWork, spot: Spot) -> DirectoryRow:
     """Return the directory in which something at a free spot will lie; it is made if needed."""
     return await made_directory(work, spot, parent_of(spot.path))
 
 
-async def make_directory(work: Work) -> Entry:
+async def make_directory(work: FileWork[StorageMkdir]) -> Entry:
     """Make a directory and those above it."""
-    body: StorageMkdir = work.asked.body
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "write")
     if spot.path != ROOT:
@@ -95,9 +95,9 @@ async def make_directory(work: Work) -> Entry:
     return directory_entry(directory, work.owner)
 
 
-async def list_directory(work: Work) -> Entries:
+async def list_directory(work: FileWork[StorageList]) -> Entries:
     """List what is in a directory, by path."""
-    body: StorageList = work.asked.body
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
     if spot.mount is not None:
@@ -119,7 +119,7 @@ async def list_directory(work: Work) -> Entries:
     return Entries(entries, more=len(rows) > body.limit)
 
 
-def _entry(work: Work, row: Any) -> Entry:  # noqa: ANN401  a row of psycopg's
+def _entry(work: AnyWork, row: Any) -> Entry:  # noqa: ANN401  a row of psycopg's
     if row.kind == "file":
         return file_entry(file_row(row), work.owner)
     at = row.created_at.timestamp()

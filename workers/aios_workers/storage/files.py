@@ -14,7 +14,7 @@ from aios_broker.contract.storage import (
     StorageStat,
     StorageWrite,
 )
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.contents import check_size, content_bytes, digest_of, shown, text_of
 from aios_workers.storage.directories import directory_for
 from aios_workers.storage.mounts import (
@@ -48,9 +48,9 @@ MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
 MAX_COMPARED_BYTES = 256 * 1024  # of either side: comparing takes time that others wait for
 
 
-async def create(work: Work) -> Entry:
+async def create(work: FileWork[StorageCreate]) -> Entry:
     """Make a new file."""
-    body: StorageCreate = work.asked.body
+    body = work.body
     content = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
     if spot.mount is not None:
@@ -60,9 +60,9 @@ async def create(work: Work) -> Entry:
     return await _make(work, spot, content, "create")
 
 
-async def write(work: Work) -> Entry:
+async def write(work: FileWork[StorageWrite]) -> Entry:
     """Replace the content of a file, or make the file."""
-    body: StorageWrite = work.asked.body
+    body = work.body
     content = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
     if spot.mount is not None:
@@ -79,9 +79,9 @@ async def write(work: Work) -> Entry:
     return file_entry(await add_version(work, spot.file, content, "write"), work.owner)
 
 
-async def append(work: Work) -> Entry:
+async def append(work: FileWork[StorageAppend]) -> Entry:
     """Add to the end of a file, or make the file."""
-    body: StorageAppend = work.asked.body
+    body = work.body
     added = content_bytes(body.content, body.encoding)
     spot = await _changeable(work, body.path)
     if spot.mount is not None:
@@ -97,9 +97,9 @@ async def append(work: Work) -> Entry:
     return file_entry(changed, work.owner)
 
 
-async def read(work: Work) -> Content:
+async def read(work: FileWork[StorageRead]) -> Content:
     """Return a file's content, or a part of it."""
-    body: StorageRead = work.asked.body
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
     if spot.mount is not None:
@@ -107,7 +107,7 @@ async def read(work: Work) -> Content:
     return await shown_file(work, file_at(spot), body)
 
 
-async def shown_file(work: Work, file: FileRow, body: StorageRead) -> Content:
+async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content:
     """Return the part of a file that a body asks for."""
     piece = await content_of(work, file, body.version, offset=body.offset, max_bytes=body.max_bytes)
     content = piece.content
@@ -120,9 +120,9 @@ async def shown_file(work: Work, file: FileRow, body: StorageRead) -> Content:
     )  # fmt: skip
 
 
-async def stat(work: Work) -> Entry:
+async def stat(work: FileWork[StorageStat]) -> Entry:
     """Return what is known of a file or a directory."""
-    body: StorageStat = work.asked.body
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "read")
     if spot.mount is not None:
@@ -147,17 +147,22 @@ def check_version(path: str, version: int, asked: int | None) -> None:
         )  # fmt: skip
 
 
-async def check_overwrite(work: Work, file: FileRow, content: bytes) -> None:
+async def check_overwrite(work: AnyWork, file: FileRow, content: bytes) -> None:
     """Let a person decide before other content takes the place of what is there."""
     lossy = file.size_bytes > 0 and file.sha256 != digest_of(content)
     what = (f"overwrite {file.path} of {work.owner.name} (version {file.version}, "
             f"{file.size_bytes} bytes) with {len(content)} bytes")  # fmt: skip
-    diff = ""
-    if lossy:
+
+    async def diff() -> str:
         before = await content_of(work, file)
-        diff = unified(before.content, content, file.path, file.path) or ""
-    await work.check_gate("overwrite", what, [file.path], lossy=lossy,
-                          diff=diff[:MAX_DIFF_CHARACTERS])  # fmt: skip
+        return shown_diff(before.content, content, file.path) if lossy else ""
+
+    await work.confirm_on("overwrite", what, [file.path], lossy=lossy, diff=diff)
+
+
+def shown_diff(a: bytes, b: bytes, path: str) -> str:
+    """Return what a person is shown of a change of a file."""
+    return (unified(a, b, path, path) or "")[:MAX_DIFF_CHARACTERS]
 
 
 def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
@@ -171,7 +176,7 @@ def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-async def _changeable(work: Work, path: str) -> Spot:
+async def _changeable(work: AnyWork, path: str) -> Spot:
     """Return a spot at which the asker may write."""
     spot = await look_up(work, path)
     await require(work, spot, "write")  # before anything is said of what is there
@@ -179,7 +184,7 @@ async def _changeable(work: Work, path: str) -> Spot:
     return spot
 
 
-async def _make(work: Work, spot: Spot, content: bytes, operation: VersionOperation) -> Entry:
+async def _make(work: AnyWork, spot: Spot, content: bytes, operation: VersionOperation) -> Entry:
     check_size(len(content))
     directory = await directory_for(work, spot)
     file = await insert_file(work, directory.id, spot.path, content, operation)

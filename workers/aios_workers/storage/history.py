@@ -7,8 +7,8 @@ import asyncio
 from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.files import Diff, Entry, FileVersion, FileVersions
 from aios_broker.contract.storage import StorageDiff, StorageRollback, StorageVersions
-from aios_workers.storage.change import Work
-from aios_workers.storage.files import MAX_COMPARED_BYTES, MAX_DIFF_CHARACTERS, unified
+from aios_workers.storage.change import AnyWork, FileWork
+from aios_workers.storage.files import MAX_COMPARED_BYTES, shown_diff, unified
 from aios_workers.storage.namespace import (
     FileRow,
     check_unlocked,
@@ -39,9 +39,9 @@ _NEWER = """
 """
 
 
-async def versions(work: Work) -> FileVersions:
+async def versions(work: FileWork[StorageVersions]) -> FileVersions:
     """List the versions of a file, newest first."""
-    body: StorageVersions = work.asked.body
+    body = work.body
     file = await _readable(work, body.path)
     rows = await work.rows(_VERSIONS, {"file": file.id, "limit": body.limit})
     return FileVersions(tuple(
@@ -51,9 +51,9 @@ async def versions(work: Work) -> FileVersions:
     ))  # fmt: skip
 
 
-async def diff(work: Work) -> Diff:
+async def diff(work: FileWork[StorageDiff]) -> Diff:
     """Return what changed between two versions of a text file."""
-    body: StorageDiff = work.asked.body
+    body = work.body
     file = await _readable(work, body.path)
     b = file.version if body.b is None else body.b
     old, new = await content_of(work, file, body.a), await content_of(work, file, b)
@@ -67,9 +67,9 @@ async def diff(work: Work) -> Diff:
     return Diff(file.path, body.a, b, text)
 
 
-async def rollback(work: Work) -> Entry:
+async def rollback(work: FileWork[StorageRollback]) -> Entry:
     """Make an older version the newest one."""
-    body: StorageRollback = work.asked.body
+    body = work.body
     if (body.version is None) == (body.at is None):
         raise InvalidSyscall("exactly one of version and at is given", field="body.version",
                              remedy="give the version, or the time")  # fmt: skip
@@ -83,16 +83,19 @@ async def rollback(work: Work) -> Entry:
         raise no_version(file, version)
     old = await content_of(work, file, version)
     if row.has_other:
-        now = await content_of(work, file)
         what = (
             f"roll {file.path} of {work.owner.name} back from version {file.version} to {version}"
         )
-        shown = unified(now.content, old.content, file.path, file.path) or ""
-        await work.check_gate("rollback", what, [file.path], diff=shown[:MAX_DIFF_CHARACTERS])
+
+        async def diff() -> str:
+            now = await content_of(work, file)
+            return shown_diff(now.content, old.content, file.path)
+
+        await work.confirm_on("rollback", what, [file.path], diff=diff)
     return file_entry(await add_version(work, file, old.content, "rollback"), work.owner)
 
 
-async def _version_of(work: Work, file: FileRow, body: StorageRollback) -> int:
+async def _version_of(work: AnyWork, file: FileRow, body: StorageRollback) -> int:
     if body.version is not None:
         return body.version
     [row] = await work.rows(_VERSION_AT, {"file": file.id, "at": body.at})
@@ -102,7 +105,7 @@ async def _version_of(work: Work, file: FileRow, body: StorageRollback) -> int:
     return int(row.version)
 
 
-async def _readable(work: Work, path: str) -> FileRow:
+async def _readable(work: AnyWork, path: str) -> FileRow:
     spot = await look_up(work, path)
     await require(work, spot, "read")
     return file_at(spot)

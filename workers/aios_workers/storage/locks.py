@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aios_broker.contract.files import Entry
 from aios_broker.contract.storage import StorageLock, StorageUnlock
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.namespace import (
     FileRow,
     check_unlocked,
@@ -26,23 +26,23 @@ _FREE = """
 """
 
 
-async def lock(work: Work) -> Entry:
+async def lock(work: FileWork[StorageLock]) -> Entry:
     """Keep others from changing a file for some time."""
-    body: StorageLock = work.asked.body
+    body = work.body
     file = await _changeable(work, body.path)
-    rows = await work.rows(_SET, {"file": file.id, "by": work.asked.agent.id, "ttl": body.ttl_s})
+    rows = await work.rows(_SET, {"file": file.id, "by": work.agent.id, "ttl": body.ttl_s})
     return file_entry(file_row(rows[0]), work.owner)
 
 
-async def unlock(work: Work) -> Entry:
+async def unlock(work: FileWork[StorageUnlock]) -> Entry:
     """Let others change it again; one that is free stays so."""
-    body: StorageUnlock = work.asked.body
+    body = work.body
     file = await _changeable(work, body.path)
     rows = await work.rows(_FREE, {"file": file.id})
     return file_entry(file_row(rows[0]), work.owner)
 
 
-async def _changeable(work: Work, path: str) -> FileRow:
+async def _changeable(work: AnyWork, path: str) -> FileRow:
     """Return a file that nobody else has locked."""
     spot = await look_up(work, path)
     await require(work, spot, "write")

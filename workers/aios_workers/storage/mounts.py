@@ -14,7 +14,7 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageUnmount,
 )
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.contents import shown
 from aios_workers.storage.host import HostDirectory, HostEntry
 from aios_workers.storage.namespace import Spot, check_free_way, look_up, taken
@@ -26,9 +26,9 @@ _INSERT = """
 _DELETE = "DELETE FROM mount WHERE owner_id = %(owner)s AND path = %(path)s RETURNING id"
 
 
-async def mount(work: Work) -> Entry:
+async def mount(work: FileWork[StorageMount]) -> Entry:
     """Show a real directory at a free path of the agent's namespace."""
-    body: StorageMount = work.asked.body
+    body = work.body
     source = await asyncio.to_thread(work.limits.allowed.resolved, body.source)
     spot = await look_up(work, body.path)
     check_free_way(spot)
@@ -42,9 +42,9 @@ async def mount(work: Work) -> Entry:
     return _shown_entry(work, spot.path, entry)
 
 
-async def unmount(work: Work) -> Acknowledged:
+async def unmount(work: FileWork[StorageUnmount]) -> Acknowledged:
     """Take a mounted directory out of the namespace."""
-    body: StorageUnmount = work.asked.body
+    body = work.body
     path = normal_path(body.path)
     rows = await work.rows(_DELETE, {"owner": work.owner.id, "path": path})
     if not rows:
@@ -53,7 +53,7 @@ async def unmount(work: Work) -> Acknowledged:
     return Acknowledged()
 
 
-async def read_mounted(work: Work, spot: Spot, body: StorageRead) -> Content:
+async def read_mounted(work: AnyWork, spot: Spot, body: StorageRead) -> Content:
     """Return a file's content, or a part of it."""
     if body.version is not None:
         raise unversioned(spot)
@@ -66,7 +66,7 @@ async def read_mounted(work: Work, spot: Spot, body: StorageRead) -> Content:
                    end=is_end and used_bytes == len(part))  # fmt: skip
 
 
-async def list_mounted(work: Work, spot: Spot, body: StorageList) -> Entries:
+async def list_mounted(work: AnyWork, spot: Spot, body: StorageList) -> Entries:
     """List what a mounted directory, or one below it, holds."""
     found = await asyncio.to_thread(_host(work, spot).entries, spot.inner, recursive=body.recursive)
     entries = sorted((_shown_entry(work, _path(spot, one.inner), one) for one in found),
@@ -76,13 +76,13 @@ async def list_mounted(work: Work, spot: Spot, body: StorageList) -> Entries:
     return Entries(tuple(rest[: body.limit]), more=len(rest) > body.limit)
 
 
-async def stat_mounted(work: Work, spot: Spot) -> Entry:
+async def stat_mounted(work: AnyWork, spot: Spot) -> Entry:
     """Return what is known of a file or a directory."""
     entry = await asyncio.to_thread(_host(work, spot).entry, spot.inner)
     return _shown_entry(work, spot.path, entry)
 
 
-async def write_mounted(work: Work, spot: Spot, content: bytes, *, is_new: bool) -> Entry:
+async def write_mounted(work: AnyWork, spot: Spot, content: bytes, *, is_new: bool) -> Entry:
     """Put a file in place; a person decides where one is there, since no version is kept."""
     check_writable(work, spot)
     host = _host(work, spot)
@@ -92,12 +92,12 @@ async def write_mounted(work: Work, spot: Spot, content: bytes, *, is_new: bool)
     if before is not None and not is_new:
         what = (f"overwrite {spot.path} on the host ({before.size_bytes} bytes, no version kept) "
                 f"with {len(content)} bytes")  # fmt: skip
-        await work.check_gate("overwrite", what, [spot.path], lossy=before.size_bytes > 0)
+        await work.confirm_on("overwrite", what, [spot.path], lossy=before.size_bytes > 0)
     await asyncio.to_thread(host.write, spot.inner, content, is_new=is_new)
     return await stat_mounted(work, spot)
 
 
-async def append_mounted(work: Work, spot: Spot, added: bytes, max_bytes: int) -> Entry:
+async def append_mounted(work: AnyWork, spot: Spot, added: bytes, max_bytes: int) -> Entry:
     """Add to the end of a file. A worker that dies between this and its answer may add it twice."""
     check_writable(work, spot)
     host = _host(work, spot)
@@ -108,7 +108,7 @@ async def append_mounted(work: Work, spot: Spot, added: bytes, max_bytes: int) -
     return await stat_mounted(work, spot)
 
 
-async def make_mounted_directory(work: Work, spot: Spot) -> Entry:
+async def make_mounted_directory(work: AnyWork, spot: Spot) -> Entry:
     """Make a directory and those above it."""
     if spot.inner:
         check_writable(work, spot)
@@ -116,20 +116,20 @@ async def make_mounted_directory(work: Work, spot: Spot) -> Entry:
     return await stat_mounted(work, spot)
 
 
-async def delete_mounted(work: Work, spot: Spot) -> Entry:
+async def delete_mounted(work: AnyWork, spot: Spot) -> Entry:
     """Delete a file, or an empty directory, of the host."""
     if not spot.inner:
         raise InvalidPath(f"{spot.path} is a mounted directory", field="body.path",
                           remedy="take it out of the namespace with storage.unmount")  # fmt: skip
     check_writable(work, spot)
     entry = await stat_mounted(work, spot)
-    await work.check_gate("delete", f"delete {spot.path} on the host ({entry.size_bytes} bytes)",
+    await work.confirm_on("delete", f"delete {spot.path} on the host ({entry.size_bytes} bytes)",
                           [spot.path])  # fmt: skip
     await asyncio.to_thread(_host(work, spot).delete, spot.inner)
     return entry
 
 
-async def entry_or_none(work: Work, spot: Spot) -> HostEntry | None:
+async def entry_or_none(work: AnyWork, spot: Spot) -> HostEntry | None:
     """Return what is at a path of the host; None: nothing."""
     try:
         return await asyncio.to_thread(_host(work, spot).entry, spot.inner)
@@ -137,7 +137,7 @@ async def entry_or_none(work: Work, spot: Spot) -> HostEntry | None:
         return None
 
 
-def check_writable(work: Work, spot: Spot) -> None:
+def check_writable(work: AnyWork, spot: Spot) -> None:
     """Refuse to change what was mounted to be read.
 
     Raises:
@@ -161,7 +161,7 @@ def unversioned(spot: Spot) -> InvalidPath:
     )  # fmt: skip
 
 
-def _host(work: Work, spot: Spot) -> HostDirectory:
+def _host(work: AnyWork, spot: Spot) -> HostDirectory:
     assert spot.mount is not None
     return HostDirectory(work.limits.allowed, spot.mount.source)
 
@@ -171,7 +171,7 @@ def _path(spot: Spot, inner: str) -> str:
     return below(spot.mount.path) + inner if inner else spot.mount.path
 
 
-def _shown_entry(work: Work, path: str, entry: HostEntry) -> Entry:
+def _shown_entry(work: AnyWork, path: str, entry: HostEntry) -> Entry:
     return Entry(
         path or ROOT, "directory" if entry.is_directory else "file", work.owner.name,
         size_bytes=entry.size_bytes, created_at=entry.changed_at, updated_at=entry.changed_at,

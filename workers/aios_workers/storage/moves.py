@@ -8,7 +8,7 @@ from aios_broker.contract.errors import InvalidPath, InvalidSyscall, ObjectLocke
 from aios_broker.contract.files import Entry
 from aios_broker.contract.paths import is_within
 from aios_broker.contract.storage import StorageDelete, StorageMove
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.directories import directory_for
 from aios_workers.storage.mounts import delete_mounted, unversioned
 from aios_workers.storage.namespace import (
@@ -92,9 +92,9 @@ _DELETE_BELOW = """
 """
 
 
-async def move(work: Work) -> Entry:
+async def move(work: FileWork[StorageMove]) -> Entry:
     """Move or rename a file or a directory."""
-    body: StorageMove = work.asked.body
+    body = work.body
     spot, target = await _source(work, body.path), await look_up(work, body.to, "body.to")
     await require(work, target, "write")
     check_free_way(target, "body.to")
@@ -115,9 +115,9 @@ async def move(work: Work) -> Entry:
     return file_entry(file_row(row), work.owner)
 
 
-async def delete(work: Work) -> Entry:
+async def delete(work: FileWork[StorageDelete]) -> Entry:
     """Delete a file with its versions, or a directory with all that is below it."""
-    body: StorageDelete = work.asked.body
+    body = work.body
     spot = await _source(work, body.path)
     if spot.mount is not None:
         return await delete_mounted(work, spot)
@@ -127,12 +127,12 @@ async def delete(work: Work) -> Entry:
     check_unlocked(work, spot.file)
     what = (f"delete {spot.path} of {work.owner.name} "
             f"({spot.file.version} versions, {spot.file.size_bytes} bytes)")  # fmt: skip
-    await work.check_gate("delete", what, [spot.path])
+    await work.confirm_on("delete", what, [spot.path])
     await delete_file(work, spot.file)
     return file_entry(spot.file, work.owner)
 
 
-async def delete_file(work: Work, file: FileRow) -> None:
+async def delete_file(work: AnyWork, file: FileRow) -> None:
     """Delete a file, its versions, and what only they had."""
     rows = await work.rows(_SHA_OF_FILE, {"file": file.id})
     await work.cursor.execute(
@@ -152,7 +152,7 @@ def check_target(spot: Spot, *, overwrite: bool) -> None:
     raise taken(spot, "body.to")
 
 
-async def _source(work: Work, path: str) -> Spot:
+async def _source(work: AnyWork, path: str) -> Spot:
     spot = await look_up(work, path)
     await require(work, spot, "write")
     check_free_way(spot)
@@ -161,12 +161,12 @@ async def _source(work: Work, path: str) -> Spot:
     return spot
 
 
-async def _clear_target(work: Work, target: Spot, what: str, *, overwrite: bool) -> None:
+async def _clear_target(work: AnyWork, target: Spot, what: str, *, overwrite: bool) -> None:
     check_target(target, overwrite=overwrite)
     if target.file is None:
         return
     check_unlocked(work, target.file)
-    await work.check_gate(
+    await work.confirm_on(
         "overwrite", f"{what} {target.path} ({target.file.version} versions)", [target.path],
         lossy=target.file.size_bytes > 0,
     )  # fmt: skip
@@ -174,7 +174,7 @@ async def _clear_target(work: Work, target: Spot, what: str, *, overwrite: bool)
 
 
 async def _move_directory(
-    work: Work, spot: Spot, directory: DirectoryRow, target: Spot
+    work: AnyWork, spot: Spot, directory: DirectoryRow, target: Spot
 ) -> Entry:  # fmt: skip
     if is_within(target.path, spot.path):
         raise InvalidPath("a directory cannot be moved into itself", field="body.to",
@@ -192,7 +192,7 @@ async def _move_directory(
 
 
 async def _delete_directory(
-    work: Work, spot: Spot, directory: DirectoryRow, *, recursive: bool
+    work: AnyWork, spot: Spot, directory: DirectoryRow, *, recursive: bool
 ) -> Entry:
     values: dict[str, Any] = below_of(spot.path) | {"owner": work.owner.id}
     [inside] = await work.rows(_BELOW, values | {"limit": MAX_LISTED})
@@ -204,7 +204,7 @@ async def _delete_directory(
     await _check_unlocked_below(work, spot)
     what = (f"delete {spot.path} of {work.owner.name} with {inside.files} files "
             f"and {inside.directories} directories")  # fmt: skip
-    await work.check_gate("delete", what, [spot.path], lossy=inside.files > 0,
+    await work.confirm_on("delete", what, [spot.path], lossy=inside.files > 0,
                           diff="\n".join(inside.paths))  # fmt: skip
     rows = await work.rows(_SHA_BELOW, values)
     await work.cursor.execute(_DELETE_BELOW, values)
@@ -212,9 +212,9 @@ async def _delete_directory(
     return directory_entry(directory, work.owner)
 
 
-async def _check_unlocked_below(work: Work, spot: Spot) -> None:
+async def _check_unlocked_below(work: AnyWork, spot: Spot) -> None:
     rows = await work.rows(
-        _LOCKED_BELOW, below_of(spot.path) | {"owner": work.owner.id, "by": work.asked.agent.id}
+        _LOCKED_BELOW, below_of(spot.path) | {"owner": work.owner.id, "by": work.agent.id}
     )
     error: ObjectLocked | None = None
     for row in rows:

@@ -18,21 +18,22 @@ from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, normal_path, prefixes_of
 from aios_broker.store.grants import verbs_on
 from aios_broker.store.session import AgentRow
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork
 
 _LOOK_UP = """
     SELECT 'directory' AS kind, id, path, ancestors, NULL::bigint AS directory_id, 0 AS version,
            0::bigint AS size_bytes, '' AS sha256, created_at, created_at AS updated_at,
-           NULL::bigint AS locked_by, NULL::text AS locker, NULL::timestamptz AS locked_until
+           NULL::bigint AS locked_by, NULL::text AS locker, NULL::timestamptz AS locked_until,
+           NULL::text AS source, NULL::boolean AS writable
       FROM directory WHERE owner_id = %(owner)s AND path = ANY(%(prefixes)s)
     UNION ALL
     SELECT 'file', f.id, f.path, NULL, f.directory_id, f.version, f.size_bytes, f.sha256,
            f.created_at, f.updated_at, f.locked_by,
-           (SELECT a.name FROM agent a WHERE a.id = f.locked_by), f.locked_until
+           (SELECT a.name FROM agent a WHERE a.id = f.locked_by), f.locked_until, NULL, NULL
       FROM file f WHERE f.owner_id = %(owner)s AND f.path = ANY(%(prefixes)s)
     UNION ALL
-    SELECT 'mount', m.id, m.path, NULL, NULL, m.writable::int, 0, m.source, m.created_at,
-           m.created_at, NULL, NULL, NULL
+    SELECT 'mount', m.id, m.path, NULL, NULL, 0, 0, '', m.created_at, m.created_at, NULL, NULL,
+           NULL, m.source, m.writable
       FROM mount m WHERE m.owner_id = %(owner)s AND m.path = ANY(%(prefixes)s)
 """
 
@@ -107,7 +108,7 @@ class Spot:
         return self.path[len(self.mount.path) :].removeprefix("/")
 
 
-async def look_up(work: Work, path: str, field: str = "body.path") -> Spot:
+async def look_up(work: AnyWork, path: str, field: str = "body.path") -> Spot:
     """Return what is at a path.
 
     Another agent's namespace is looked at with the kernel's eyes: `require` decides then.
@@ -127,7 +128,7 @@ def _spot(path: str, owner: AgentRow, rows: list[Any]) -> Spot:
          for row in rows if row.kind == "directory"), key=lambda row: len(row.path),
     )  # fmt: skip
     files = {row.path: file_row(row) for row in rows if row.kind == "file"}
-    mounts = [MountRow(row.id, row.path, row.sha256, bool(row.version), row.created_at)
+    mounts = [MountRow(row.id, row.path, row.source, row.writable, row.created_at)
               for row in rows if row.kind == "mount"]  # fmt: skip
     file = files.pop(path, None)
     nearest = directories[-1] if directories else None
@@ -147,7 +148,7 @@ def file_row(row: Any) -> FileRow:  # noqa: ANN401  a row of psycopg's
     )  # fmt: skip
 
 
-async def require(work: Work, spot: Spot, verb: Verb) -> None:
+async def require(work: AnyWork, spot: Spot, verb: Verb) -> None:
     """Return when the asker may do this at a spot; where nothing is, the directory above decides.
 
     Raises:
@@ -167,13 +168,13 @@ async def require(work: Work, spot: Spot, verb: Verb) -> None:
     raise not_found(spot)
 
 
-async def _verbs(work: Work, spot: Spot) -> frozenset[str]:
+async def _verbs(work: AnyWork, spot: Spot) -> frozenset[str]:
     """Return what the asker may do at a spot of another's."""
     ancestors = spot.nearest.ancestors if spot.nearest is not None else ()
     objects = [("directory", str(each)) for each in ancestors]
     if spot.file is not None:
         objects.append(("file", str(spot.file.id)))
-    return await verbs_on(work.cursor, work.asked.agent, objects)
+    return await verbs_on(work.cursor, work.agent, objects)
 
 
 def not_found(spot: Spot) -> NotFound:
@@ -230,13 +231,13 @@ def check_free_way(spot: Spot, field: str = "body.path") -> None:
         )  # fmt: skip
 
 
-def check_unlocked(work: Work, file: FileRow) -> None:
+def check_unlocked(work: AnyWork, file: FileRow) -> None:
     """Refuse to change what another agent has locked.
 
     Raises:
         ObjectLocked: It names who, and until when.
     """
-    if file.is_locked and file.locked_by != work.asked.agent.id:
+    if file.is_locked and file.locked_by != work.agent.id:
         raise locked_error(file.path, file.locker, file.locked_until)
 
 

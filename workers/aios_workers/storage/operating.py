@@ -7,30 +7,29 @@ anew. It is kept when it is first made, so that what a person approved is what r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from aios_broker.contract import storage as bodies
-from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
 from aios_broker.contract.files import Plan, Step
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
-from aios_broker.contract.syscall import Body
-from aios_broker.store.effects import earlier_effect, enter_effect
+from aios_broker.contract.storage import StorageOperate
 from aios_broker.store.plans import keep_plan, kept_plan
 from aios_workers.gate import Irreversible
-from aios_workers.state_ground import StateGround
-from aios_workers.state_handler import Asked, Operation
-from aios_workers.storage.change import Step as Run
-from aios_workers.storage.change import StorageLimits, Work
+from aios_workers.operation import Asked, Work, run_once
+from aios_workers.storage.change import FileWork, S, StorageLimits, on_namespace, own_lock
+from aios_workers.storage.copies import copy
+from aios_workers.storage.directories import make_directory
+from aios_workers.storage.files import append, create, write
+from aios_workers.storage.moves import delete, move
 
 MAX_STEPS = 8
 MAX_LISTED = 200  # paths that the model is shown
 MAX_TOKENS = 700
-_KINDS: Mapping[str, tuple[type[Body], tuple[str, ...]]] = {
+_KINDS: Mapping[str, tuple[type[bodies.StorageBody], tuple[str, ...]]] = {
     "create": (bodies.StorageCreate, ("path", "content")),
     "write": (bodies.StorageWrite, ("path", "content")),
     "append": (bodies.StorageAppend, ("path", "content")),
@@ -75,51 +74,47 @@ _PATHS = """
 """
 
 
-def operating(
-    ground: StateGround, limits: StorageLimits, steps: Mapping[type[Body], Run]
-) -> Operation:
-    """Return the operation; `steps` are those that a plan may be made of."""
+class Operating:
+    """operate."""
 
-    async def operate(asked: Asked) -> Result:
-        body: bodies.StorageOperate = asked.body
-        plan = await _plan(ground, limits, asked)
-        if body.dry_run or not plan.steps:
+    def __init__(self, limits: StorageLimits) -> None:
+        self._limits = limits
+
+    async def operate(self, asked: Asked[StorageOperate]) -> Result:
+        """Plan, and run the plan in one transaction: all of it or nothing."""
+        plan = await _plan(asked)
+        if asked.body.dry_run or not plan.steps:
             return plan
-        async with ground.store.as_agent(asked.agent) as cursor:
-            earlier = await earlier_effect(cursor, asked.syscall)
-            if earlier is not None:
-                return earlier
-            work = Work(ground, limits, asked, asked.agent, cursor)
-            await work.lock_namespace()
-            await _ask_for_all(work, plan)
-            done = await _run(work, plan, steps)
-            await enter_effect(cursor, asked.agent, asked.syscall, done)
-            return done
 
-    return operate
+        async def run(work: Work[StorageOperate]) -> Result:
+            in_files = on_namespace(work, self._limits, work.agent)
+            await _ask_for_all(in_files, plan)
+            return await _run(in_files, plan)
+
+        return await run_once(asked, run, *own_lock(asked))
 
 
-async def _plan(ground: StateGround, limits: StorageLimits, asked: Asked) -> Plan:
+async def _plan(asked: Asked[StorageOperate]) -> Plan:
     """Return the plan of this syscall: the one that was kept, or a new one."""
-    body: bodies.StorageOperate = asked.body
-    async with ground.store.as_agent(asked.agent) as cursor:
-        kept = await kept_plan(cursor, asked.syscall)
+    body = asked.body
+    async with asked.transaction() as work:
+        kept = await kept_plan(work.cursor, asked.syscall)
         if kept is not None:
             return kept
-        work = Work(ground, limits, asked, asked.agent, cursor)
-        rows = await work.rows(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
+        await work.cursor.execute(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
+        rows = await work.cursor.fetchall()
     listed = "\n".join(row.path for row in rows) or "(no files yet)"
     prompt = f"Files and directories:\n{listed}\n\nInstruction: {body.instruction}"
     chat = LlmChat(
         (Message("system", _SYSTEM), Message("user", prompt)), core=body.core,
         max_tokens=MAX_TOKENS, format=JsonFormat(_SCHEMA),
     )  # fmt: skip
-    result = await ground.calls.call(asked.syscall, chat, "plan")
+    result = await asked.ground.calls.call(asked.syscall, chat, "plan")
     if not isinstance(result, ChatResult):
         raise CoreError("the model did not answer with a plan")
     plan = Plan(body.instruction, _steps(result.text), done=False, model=result.model)
-    async with ground.store.as_agent(asked.agent) as cursor:
-        return await keep_plan(cursor, asked.agent, asked.syscall, plan)
+    async with asked.transaction() as work:
+        return await keep_plan(work.cursor, asked.agent, asked.syscall, plan)
 
 
 def _steps(text: str) -> tuple[Step, ...]:
@@ -147,7 +142,7 @@ def _step(planned: dict[str, Any]) -> Step:
     return Step(kind, arguments)
 
 
-async def _ask_for_all(work: Work, plan: Plan) -> None:
+async def _ask_for_all(work: FileWork[StorageOperate], plan: Plan) -> None:
     """Have a person allow the whole plan, where a step of it could lose something."""
     lossy = [step for step in plan.steps if step.kind.removeprefix("storage.") in _LOSSY]
     if not lossy:
@@ -156,24 +151,18 @@ async def _ask_for_all(work: Work, plan: Plan) -> None:
         f"{number}. {step.kind} {msgspec.json.encode(step.arguments).decode()}"
         for number, step in enumerate(plan.steps, start=1)
     )
-    what = f"run a plan of {len(plan.steps)} steps on files of {work.asked.agent.name}"
+    what = f"run a plan of {len(plan.steps)} steps on files of {work.agent.name}"
     deletes = any(step.kind == "storage.delete" for step in lossy)
-    operation: OperationClass = "delete" if deletes else "overwrite"
-    asked = work.asked
-    await work.ground.gate.check(
-        work.cursor, asked.agent, asked.syscall, asked.body,
-        Irreversible(operation, what, diff=shown),
-    )  # fmt: skip
+    await work.confirm(Irreversible("delete" if deletes else "overwrite", what, diff=shown))
 
 
-async def _run(work: Work, plan: Plan, steps: Mapping[type[Body], Run]) -> Plan:
+async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
     """Run the steps, all or none: they share the transaction."""
     done: list[Step] = []
     for number, step in enumerate(plan.steps, start=1):
         body = msgspec.convert({**step.arguments, "type": step.kind}, bodies.StorageBody)
-        inner = replace(work, asked=replace(work.asked, body=body), allowed=True)
         try:
-            await steps[type(body)](inner)
+            await _run_step(work, body)
         except KernelError as error:
             raise InvalidSyscall(
                 f"step {number} of the plan, {step.kind}, was refused, so none was done: {error}",
@@ -181,3 +170,32 @@ async def _run(work: Work, plan: Plan, steps: Mapping[type[Body], Run]) -> Plan:
             ) from error  # fmt: skip
         done.append(msgspec.structs.replace(step, outcome="done"))
     return msgspec.structs.replace(plan, steps=tuple(done), done=True)
+
+
+async def _run_step(work: FileWork[StorageOperate], body: bodies.StorageBody) -> None:
+    match body:
+        case bodies.StorageCreate():
+            await create(_within(work, body))
+        case bodies.StorageWrite():
+            await write(_within(work, body))
+        case bodies.StorageAppend():
+            await append(_within(work, body))
+        case bodies.StorageMove():
+            await move(_within(work, body))
+        case bodies.StorageCopy():
+            await copy(_within(work, body))
+        case bodies.StorageDelete():
+            await delete(_within(work, body))
+        case bodies.StorageMkdir():
+            await make_directory(_within(work, body))
+        case _:
+            raise KeyError(type(body))  # `_step` lets no other through
+
+
+def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
+    """Return the work of a step of the plan."""
+    asked = work.asked
+    inner = Asked(asked.ground, asked.agent, asked.syscall, body)
+    return FileWork(
+        inner, work.cursor, work.limits, work.owner, allowed=True, afterwards=work.afterwards
+    )

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.files import Found, FoundFiles
 from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import StorageSearch
+from aios_workers.operation import Asked
 from aios_workers.search.chunks import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 from aios_workers.search.embedder import query_vector
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork, Namespaces
 from aios_workers.storage.namespace import MountRow, look_up, not_found, require
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
@@ -33,27 +37,39 @@ _PARTS = """
 """
 
 
-async def search(work: Work) -> FoundFiles:
-    """Find files, or directories, best first."""
-    body: StorageSearch = work.asked.body
+class Searching:
+    """search."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+
+    async def search(self, asked: Asked[StorageSearch]) -> FoundFiles:
+        """Find files, or directories, best first; no connection waits for the model."""
+        vector = await query_vector(asked.ground.embedder, asked.body.query, asked.body.mode)
+        async with asked.transaction() as work:
+            return await _search(await self._namespaces.named(work), vector)
+
+
+async def _search(
+    work: FileWork[StorageSearch], vector: NDArray[np.float32] | None
+) -> FoundFiles:  # fmt: skip
+    body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "search")
     if spot.mount is not None:
         await _check_searchable(work, spot.mount)
     elif spot.directory is None and spot.file is None and spot.path != ROOT:
         raise not_found(spot)
-    embedder = work.ground.embedder
-    vector = await query_vector(embedder, body.query, body.mode)
     query = ChunkQuery(
         body.query, min(MOST_PARTS, body.k * PARTS_PER_HIT), body.mode,
         None if body.shared else work.owner.id, spot.path,
         mounts_of=work.owner.id if work.is_own else None,
     )  # fmt: skip
-    found = await find_chunks(work.cursor, embedder, query, vector)
+    found = await find_chunks(work.cursor, work.ground.embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
 
-async def _check_searchable(work: Work, mount: MountRow) -> None:
+async def _check_searchable(work: AnyWork, mount: MountRow) -> None:
     [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
     if not row.searchable:
         raise InvalidPath(
@@ -63,7 +79,7 @@ async def _check_searchable(work: Work, mount: MountRow) -> None:
 
 
 async def _hits(
-    work: Work, found: Sequence[FoundChunk], *, by_directory: bool
+    work: FileWork[StorageSearch], found: Sequence[FoundChunk], *, by_directory: bool
 ) -> tuple[Found, ...]:  # fmt: skip
     """Return the best part of each file, or of each directory, at most k."""
     own = [one for one in found if one.table == CHUNKS.table]
@@ -80,8 +96,7 @@ async def _hits(
         if row is not None:
             hit = _hit(row, one.score, by_directory=by_directory)
             hits.setdefault((hit.owner, hit.path), hit)
-    body: StorageSearch = work.asked.body
-    return tuple(hits.values())[: body.k]
+    return tuple(hits.values())[: work.body.k]
 
 
 def _hit(row: Any, score: float, *, by_directory: bool) -> Found:  # noqa: ANN401  a row

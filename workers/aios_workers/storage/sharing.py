@@ -13,7 +13,7 @@ from aios_broker.contract.files import Content, Entry, ShareLink
 from aios_broker.contract.paths import ROOT
 from aios_broker.contract.storage import StorageOpen, StorageRead, StorageShare, StorageUnshare
 from aios_broker.store.grants import Grantee, drop_grants, group_number, put_grant
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork, FileWork
 from aios_workers.storage.files import shown_file
 from aios_workers.storage.namespace import (
     Spot,
@@ -40,9 +40,9 @@ _OPEN = """
 """
 
 
-async def share(work: Work) -> Entry | ShareLink:
+async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
     """Grant verbs, or make a link."""
-    body: StorageShare = work.asked.body
+    body = work.body
     if (body.group is not None) + (body.agent is not None) + body.link != 1:
         raise InvalidSyscall("exactly one of group, agent and link is given", field="body.group",
                              remedy="share with one at a time")  # fmt: skip
@@ -52,15 +52,15 @@ async def share(work: Work) -> Entry | ShareLink:
     kind, object_id = _object(spot)
     to = await _grantee(work, body)
     await put_grant(
-        work.cursor, work.asked.agent, kind, object_id, to, verbs=body.verbs,
+        work.cursor, work.agent, kind, object_id, to, verbs=body.verbs,
         expires_at=None if body.ttl_s is None else _after(body.ttl_s),
     )  # fmt: skip
     return _entry(spot)
 
 
-async def unshare(work: Work) -> Entry:
+async def unshare(work: FileWork[StorageUnshare]) -> Entry:
     """Take grants back; links too, when it is not about one agent or group."""
-    body: StorageUnshare = work.asked.body
+    body = work.body
     if body.group is not None and body.agent is not None:
         raise InvalidSyscall("at most one of group and agent is given", field="body.group",
                              remedy="unshare with one at a time")  # fmt: skip
@@ -68,27 +68,27 @@ async def unshare(work: Work) -> Entry:
     kind, object_id = _object(spot)
     to = await _grantee(work, body)
     whom = body.agent or body.group or "everybody"
-    await work.check_gate("unshare", f"no longer share {spot.path} with {whom}", [spot.path])
-    await drop_grants(work.cursor, work.asked.agent, kind, object_id, to)
+    await work.confirm_on("unshare", f"no longer share {spot.path} with {whom}", [spot.path])
+    await drop_grants(work.cursor, work.agent, kind, object_id, to)
     if to.is_everybody and spot.file is not None:
         await work.cursor.execute(_DROP_LINKS, {"file": spot.file.id, "owner": work.owner.id})
     return _entry(spot)
 
 
-async def open_link(work: Work) -> Content:
+async def open_link(work: FileWork[StorageOpen]) -> Content:
     """Read the file that a link points to; the link is all that the asker needs."""
-    body: StorageOpen = work.asked.body
+    body = work.body
     rows = await work.kernel_rows(_OPEN, {"digest": _digest(body.link)})
     if not rows:
         raise NotFound("no such link, or it has expired", field="body.link",
                        remedy="ask for a new one (storage.share with link)")  # fmt: skip
     row = rows[0]
     await work.cursor.execute("SET LOCAL ROLE aios_steward")  # only this file is read with it
-    owner = replace(work.asked.agent, id=row.owner_id, name=row.owner_name)
+    owner = replace(work.agent, id=row.owner_id, name=row.owner_name)
     return await shown_file(replace(work, owner=owner), file_row(row), StorageRead(row.path))
 
 
-async def _make_link(work: Work, spot: Spot, ttl_s: float) -> ShareLink:
+async def _make_link(work: AnyWork, spot: Spot, ttl_s: float) -> ShareLink:
     file = file_at(spot)
     link, expires_at = secrets.token_hex(LINK_BYTES), _after(ttl_s)  # none begins with a dash
     await work.cursor.execute(_PUT_LINK, {
@@ -113,18 +113,17 @@ def _object(spot: Spot) -> tuple[ObjectKind, str]:
     return "file", str(file_at(spot).id)
 
 
-async def _grantee(work: Work, body: StorageShare | StorageUnshare) -> Grantee:
+async def _grantee(work: AnyWork, body: StorageShare | StorageUnshare) -> Grantee:
     """Return who is named.
 
     Raises:
         UnknownAgent: The tenant has none of that name.
     """
-    asker = work.asked.agent
     if body.agent is not None:
-        return Grantee(agent_id=(await work.ground.store.agent(body.agent, asker.tenant)).id)
+        return Grantee(agent_id=(await work.agent_named(body.agent)).id)
     if body.group is None:
         return Grantee()
-    return Grantee(group_id=await group_number(work.cursor, asker.tenant_id, body.group))
+    return Grantee(group_id=await group_number(work.cursor, work.agent.tenant_id, body.group))
 
 
 def _entry(spot: Spot) -> Entry:

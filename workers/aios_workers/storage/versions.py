@@ -7,15 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aios_broker.contract.errors import AccessDenied, NotFound, QuotaExceeded
-from aios_workers.storage.change import Work
+from aios_workers.storage.change import AnyWork
 from aios_workers.storage.contents import digest_of, text_of
 from aios_workers.storage.cutting import parts_of
 from aios_workers.storage.namespace import FileRow, file_row
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 
-_INSERT_FILE = """
-    WITH f AS (
+# What search looks at, as the two statements below write it: the vectors follow (a duty of the
+# worker makes them).
+_NEW_PARTS = """
+    WITH new_parts AS (
+        SELECT p.ordinal - 1 AS ordinal, p.start, p.text, to_tsvector('english', p.text) AS words
+          FROM unnest(%(starts)s::int[], %(texts)s::text[])
+               WITH ORDINALITY AS p(start, text, ordinal)
+    )"""
+_INSERT_FILE = f"""{_NEW_PARTS}, f AS (
         INSERT INTO file (tenant_id, owner_id, directory_id, path, version, size_bytes, sha256)
         VALUES (%(tenant)s, %(owner)s, %(directory)s, %(path)s, 1, %(size)s, %(sha)s)
         RETURNING *
@@ -24,11 +31,13 @@ _INSERT_FILE = """
                                   operation, syscall_id)
         SELECT f.id, 1, f.owner_id, f.sha256, f.size_bytes, %(by)s, %(operation)s, %(syscall)s
           FROM f
+    ), parts AS (
+        INSERT INTO file_chunk (file_id, ordinal, owner_id, version, start, text, words)
+        SELECT f.id, p.ordinal, f.owner_id, f.version, p.start, p.text, p.words FROM f, new_parts p
     )
-    SELECT f.*, NULL::text AS locker, '{}'::text[] AS dropped FROM f
+    SELECT f.*, NULL::text AS locker, '{{}}'::text[] AS dropped FROM f
 """
-_NEXT_VERSION = """
-    WITH f AS (
+_NEXT_VERSION = f"""{_NEW_PARTS}, f AS (
         UPDATE file SET version = version + 1, size_bytes = %(size)s, sha256 = %(sha)s,
                         updated_at = now()
          WHERE id = %(file)s RETURNING *
@@ -40,21 +49,18 @@ _NEXT_VERSION = """
     ), dropped AS (
         DELETE FROM file_version WHERE file_id = %(file)s
            AND version <= (SELECT version FROM f) - %(keep)s RETURNING sha256
+    ), fewer AS (
+        DELETE FROM file_chunk
+         WHERE file_id = (SELECT id FROM f) AND ordinal >= cardinality(%(starts)s::int[])
+    ), parts AS (
+        INSERT INTO file_chunk (file_id, ordinal, owner_id, version, start, text, words)
+        SELECT f.id, p.ordinal, f.owner_id, f.version, p.start, p.text, p.words FROM f, new_parts p
+        ON CONFLICT (file_id, ordinal) DO UPDATE
+           SET version = excluded.version, start = excluded.start, text = excluded.text,
+               words = excluded.words, model_id = NULL, vector = NULL
     )
     SELECT f.*, (SELECT a.name FROM agent a WHERE a.id = f.locked_by) AS locker,
            ARRAY(SELECT sha256 FROM dropped) AS dropped FROM f
-"""
-_PUT_PARTS = """
-    WITH old AS (
-        DELETE FROM file_chunk WHERE file_id = %(file)s AND ordinal >= %(count)s
-    )
-    INSERT INTO file_chunk (file_id, ordinal, owner_id, version, start, text, words)
-    SELECT %(file)s, p.ordinal - 1, %(owner)s, %(version)s, p.start, p.text,
-           to_tsvector('english', p.text)
-      FROM unnest(%(starts)s::int[], %(texts)s::text[]) WITH ORDINALITY AS p(start, text, ordinal)
-    ON CONFLICT (file_id, ordinal) DO UPDATE
-       SET version = excluded.version, start = excluded.start, text = excluded.text,
-           words = excluded.words, model_id = NULL, vector = NULL
 """
 # The version rows are written before: content that none has any more goes, and the owner's
 # account moves by what came and what went. No row: it would be over the limit.
@@ -94,7 +100,7 @@ class Piece:
 
 
 async def insert_file(
-    work: Work, directory_id: int, path: str, content: bytes, operation: VersionOperation
+    work: AnyWork, directory_id: int, path: str, content: bytes, operation: VersionOperation
 ) -> FileRow:
     """Make a file with its first version.
 
@@ -104,13 +110,12 @@ async def insert_file(
     values = _version_values(work, content, operation)
     rows = await work.rows(_INSERT_FILE, values | {"directory": directory_id, "path": path})
     file = file_row(rows[0])
-    await _put_parts(work, file, content, is_new=True)
     await settle(work, content=content)
     return file
 
 
 async def add_version(
-    work: Work, file: FileRow, content: bytes, operation: VersionOperation
+    work: AnyWork, file: FileRow, content: bytes, operation: VersionOperation
 ) -> FileRow:
     """Give a file its next version; versions over the limit of the operator go.
 
@@ -127,12 +132,11 @@ async def add_version(
             remedy="ask its owner for a grant (access.grant)",
         )  # fmt: skip
     changed = file_row(rows[0])
-    await _put_parts(work, changed, content, is_new=False)
     await settle(work, content=content, gone=rows[0].dropped)
     return changed
 
 
-async def settle(work: Work, *, content: bytes | None = None, gone: Sequence[str] = ()) -> None:
+async def settle(work: AnyWork, *, content: bytes | None = None, gone: Sequence[str] = ()) -> None:
     """Keep new content, free content that no version has any more, and keep the owner's account.
 
     Raises:
@@ -146,7 +150,7 @@ async def settle(work: Work, *, content: bytes | None = None, gone: Sequence[str
         raise over_quota(work)
 
 
-def over_quota(work: Work) -> QuotaExceeded:
+def over_quota(work: AnyWork) -> QuotaExceeded:
     """Return the error of an owner who has no room left."""
     return QuotaExceeded(
         f"{work.owner.name} has no room for it in storage; old versions count too",
@@ -156,7 +160,7 @@ def over_quota(work: Work) -> QuotaExceeded:
 
 
 async def content_of(
-    work: Work, file: FileRow, version: int | None = None, *, offset: int = 0,
+    work: AnyWork, file: FileRow, version: int | None = None, *, offset: int = 0,
     max_bytes: int | None = None,
 ) -> Piece:  # fmt: skip
     """Return the content of a version of a file, or a part of it.
@@ -182,21 +186,14 @@ def no_version(file: FileRow, version: int) -> NotFound:
     )  # fmt: skip
 
 
-def _version_values(work: Work, content: bytes, operation: VersionOperation) -> dict[str, object]:
-    return {
-        "tenant": work.owner.tenant_id, "owner": work.owner.id, "by": work.asked.agent.id,
-        "size": len(content), "sha": digest_of(content), "operation": operation,
-        "syscall": work.asked.syscall.id,
-    }  # fmt: skip
-
-
-async def _put_parts(work: Work, file: FileRow, content: bytes, *, is_new: bool) -> None:
-    """Write what search looks at; the vectors follow (a duty of the worker makes them)."""
+def _version_values(
+    work: AnyWork, content: bytes, operation: VersionOperation
+) -> dict[str, object]:
     text = text_of(content)
     parts = parts_of(text) if text else []
-    if is_new and not parts:
-        return
-    await work.cursor.execute(_PUT_PARTS, {
-        "file": file.id, "owner": work.owner.id, "version": file.version, "count": len(parts),
-        "starts": [part.start for part in parts], "texts": [part.text for part in parts],
-    })  # fmt: skip
+    return {
+        "tenant": work.owner.tenant_id, "owner": work.owner.id, "by": work.agent.id,
+        "size": len(content), "sha": digest_of(content), "operation": operation,
+        "syscall": work.asked.syscall.id, "starts": [part.start for part in parts],
+        "texts": [part.text for part in parts],
+    }  # fmt: skip

@@ -5,8 +5,8 @@
 --
 -- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, deadline_ms (from
 -- now); and, of one that is no newcomer, ran_ms, slices, suspensions, losses, has snapshot, alone
--- (a last try: the worker runs nothing else beside it). And one row {name, 0} per id that was
--- quarantined because no worker could read it.
+-- (a last try: the worker runs nothing else beside it); and 1 where it was parked and is decided.
+-- And one row {name, 0} per id that was quarantined because no worker could read it.
 
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
@@ -18,9 +18,10 @@ local function read_job(c, id)
         needs = f[6], attempt = 0, queued_ms = 0, losses = 0}
     if not f[7] then return job end -- it has never run, nor been held
     local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
-        'aios_suspensions', 'aios_losses')
+        'aios_suspensions', 'aios_losses', 'aios_decided')
     job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
     job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
+    job.decided = past[6]
     return job
 end
 
@@ -151,6 +152,7 @@ local function row_of(c, job, attempt, clients, queued_ms)
     if not job.slices then return row end
     row[8], row[9], row[10], row[11] = job.ran_ms, job.slices, job.suspensions, job.losses
     row[12], row[13] = call('HEXISTS', c.snapshot_bytes, job.id), 0
+    if job.decided then row[14] = 1 end
     return row
 end
 

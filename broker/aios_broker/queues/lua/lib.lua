@@ -320,7 +320,7 @@ local function adopt(c, id, iso)
     local job = job_key(c, id)
     local facts = call('HGET', job, 'aios_facts')
     call('HSET', c.live, id, '')
-    call('HDEL', job, 'aios_reply')
+    call('HDEL', job, 'aios_reply', 'aios_decided')
     call('PERSIST', job)
     call('ZREM', c.p .. ':finished:' .. c.q, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,

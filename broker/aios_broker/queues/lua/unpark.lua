@@ -1,5 +1,6 @@
 -- unpark.lua: put parked jobs back into the run queue, to its head: they have waited for a person, and
--- are to ask again whether they may. One that an operator wants held is held from now on.
+-- are to look what was decided: their record says so from now on, whoever claims them, however often. One
+-- that an operator wants held is held from now on.
 --
 -- ARGV  prefix, module, id...
 -- Returns per job done | elsewhere (it is not parked: it runs still, or waits already) | ended | unknown.
@@ -13,6 +14,7 @@ local function unpark(c, id)
         return 'elsewhere'
     end
     note(c, 'unpark', id, attempt or '0', '', '')
+    redis.call('HSET', job, 'aios_decided', '1')
     if redis.call('HGET', c.control, id) == 'hold' then
         redis.call('HDEL', c.control, id)
         redis.call('ZADD', c.held, c.now, id)

@@ -1,0 +1,97 @@
+"""Operations are declared once, under the body that they take, with what they may take away."""
+
+from __future__ import annotations
+
+from typing import Any, cast, get_args
+
+import pytest
+
+from aios_broker.contract.access import AccessBody
+from aios_broker.contract.memory import MemoryBody, MemoryClear, MemoryList
+from aios_broker.contract.reply import Result
+from aios_broker.contract.storage import StorageBody, StorageRead
+from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.queues.connection import Connection
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.store.session import AgentRow
+from aios_workers.access.operations import access_operations
+from aios_workers.config import WorkerConfig
+from aios_workers.gate import Irreversible
+from aios_workers.memory.operations import memory_operations
+from aios_workers.operation import Asked, Operations, Work, changes, reads, table
+from aios_workers.state_ground import StateGround
+from aios_workers.storage.change import Namespaces, StorageLimits
+from aios_workers.storage.files import read, write
+from aios_workers.storage.host import AllowedDirectories
+from aios_workers.storage.operations import storage_operations
+
+ANN = AgentRow(1, 1, "ann", "default", administrator=False)
+
+
+def unused_ground() -> StateGround:
+    """Return what no operation is called with."""
+    nothing = cast("Any", None)
+    functions = Functions(Connection("redis://unused"))
+    return StateGround(nothing, nothing, nothing, functions, Keys(), nothing)
+
+
+def operations() -> dict[str, Operations]:
+    config = WorkerConfig(redis_url="redis://unused")
+    return {
+        "memory": memory_operations(cast("Any", None)),
+        "storage": storage_operations(config),
+        "access": access_operations(unused_ground()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("module", "bodies"),
+    [("memory", MemoryBody), ("storage", StorageBody), ("access", AccessBody)],
+)
+def test_each_body_of_a_module_has_one_operation(module: str, bodies: object) -> None:
+    assert set(operations()[module]) == set(get_args(bodies))
+
+
+def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
+    declared = {
+        str(cast("Any", each.body).__struct_config__.tag): each.irreversible
+        for module in operations().values() for each in module.values() if each.irreversible
+    }  # fmt: skip
+    assert declared == {
+        "memory.remove": ("delete",), "memory.rollback": ("rollback",), "memory.clear": ("clear",),
+        "memory.unshare": ("unshare",), "storage.write": ("overwrite",),
+        "storage.move": ("overwrite",), "storage.copy": ("overwrite",),
+        "storage.delete": ("delete",), "storage.rollback": ("rollback",),
+        "storage.unshare": ("unshare",), "storage.operate": ("delete", "overwrite"),
+        "access.register": ("privilege",), "access.group_delete": ("privilege",),
+        "access.group_add": ("privilege",), "access.group_remove": ("privilege",),
+        "access.revoke": ("unshare",), "access.set_rule": ("privilege",),
+    }  # fmt: skip
+
+
+async def list_notes(work: Work[MemoryList]) -> Result:
+    raise AssertionError(work)
+
+
+async def test_what_is_not_declared_is_not_asked_for() -> None:
+    """An operation that forgot to declare it fails in its first test, before it takes anything."""
+    syscall = Syscall(new_id(), "ann", MemoryClear())
+    asked = Asked(unused_ground(), ANN, syscall, MemoryClear(), ("rollback",))
+    work = Work(asked, cast("Any", None))
+    with pytest.raises(TypeError, match="is not declared as 'clear'"):
+        await work.confirm(Irreversible("clear", "delete all notes"))
+
+
+def test_a_body_has_one_operation() -> None:
+    with pytest.raises(ValueError, match="two operations"):
+        table(reads(MemoryList, list_notes), reads(MemoryList, list_notes))
+
+
+def test_a_step_under_the_wrong_body_is_a_type_error() -> None:
+    """What mypy says of these lines is the test: an ignore that is not needed is an error, too."""
+    on = Namespaces(StorageLimits(1, 1, AllowedDirectories("")))
+    reads(MemoryClear, list_notes)  # type: ignore[arg-type]
+    changes(StorageRead, list_notes)  # type: ignore[arg-type]
+    on.changes(StorageRead, write)  # type: ignore[arg-type]
+    on.reads(MemoryList, read)  # type: ignore[type-var, arg-type]
