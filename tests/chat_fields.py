@@ -15,10 +15,13 @@ def _number(kind: inspect.Type) -> Number | None:
     if isinstance(kind, inspect.Metadata):
         return _number(kind.type)
     if isinstance(kind, inspect.UnionType):
-        return next(filter(None, map(_number, kind.types)), None)
+        numbers = [found for each in kind.types if (found := _number(each)) is not None]
+        return numbers[0] if numbers else None
     if isinstance(kind, inspect.IntType):
         return kind
-    return kind if isinstance(kind, inspect.FloatType) else None
+    if isinstance(kind, inspect.FloatType):
+        return kind
+    return None
 
 
 NUMBERS: dict[str, Number] = {

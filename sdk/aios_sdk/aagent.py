@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
+from urllib.parse import urlsplit
 
 from aios_broker.client.session import Session
 from aios_broker.client.transport import open_transport
@@ -66,6 +67,7 @@ class Line:
 
     def __init__(self, url: str | None) -> None:
         self._url = url
+        self._address = ""
         self._session: Session | None = None
 
     @property
@@ -75,11 +77,21 @@ class Line:
             raise KernelError("the agent is not open", remedy="use it inside its `with` block")
         return self._session
 
+    @property
+    def where(self) -> str:
+        """Whether it is open, and to which kernel; without the secrets that a URL may hold."""
+        if self._session is None:
+            return "not open"
+        place = urlsplit(self._address)
+        server = f"{place.hostname or ''}{f':{place.port}' if place.port else ''}"
+        return f"open to {place.scheme}://{server}{place.path}"
+
     async def open(self, agent: str) -> None:
         """Find the kernel and reach it, or raise at once."""
         if self._session is not None:
             raise KernelError("the agent is open already", remedy="open it once")
         kernel = find_kernel(self._url)
+        self._address = kernel.url.partition(",")[0]
         transport = open_transport(kernel.url, agent, key_prefix=kernel.key_prefix)
         session = Session(transport)
         try:
@@ -156,6 +168,13 @@ class AsyncAgent:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __repr__(self) -> str:
+        options = self.options
+        return (
+            f"<{type(self).__name__} {options.agent!r}, tenant {options.tenant!r}, "
+            f"program {options.program!r}, {self._line.where}>"
+        )
 
     def with_options(self, **changes: Unpack[OptionChanges]) -> AsyncAgent:
         """Return a clone on the same connection whose calls differ in these options."""

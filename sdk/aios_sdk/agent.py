@@ -76,6 +76,9 @@ class Agent:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<Agent {repr(self._agent).partition(' ')[2]}"
+
     def with_options(self, **changes: Unpack[OptionChanges]) -> Agent:
         """Return a clone on the same connection whose calls differ in these options."""
         clone = object.__new__(Agent)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import Any, Generic, TypeVar, cast
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.session import Session
@@ -66,6 +67,11 @@ class Call(Generic[Answer]):
         self._answer = answer
         until_s = asyncio.get_running_loop().time() + wait_s
         self._waiting = Waiting(session, pending, until_s)
+
+    def __repr__(self) -> str:
+        syscall = self._pending.syscall
+        kind = "attached to by id" if syscall is None else syscall.kind
+        return f"<Call {self.id} ({kind}): {self._pending.state}>"
 
     @property
     def id(self) -> str:
@@ -195,11 +201,19 @@ def waiting_of(call: Call[Answer]) -> Waiting:
 
 
 class Stream(Generic[Answer]):
-    """The text of an answer, piece by piece; together the pieces are the whole text."""
+    """The text of an answer, piece by piece; together the pieces are the whole text.
+
+    Leaving it early cancels the generation, unless somebody waits for the call: use it as a
+    context manager, `async with`, to be sure of that. One that is dropped is left, too, as soon
+    as Python finalises it.
+    """
 
     def __init__(self, call: Call[Answer]) -> None:
         self.call = call
         self._events = call.events()
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self.call!r}>"
 
     @property
     def id(self) -> str:
@@ -224,3 +238,26 @@ class Stream(Generic[Answer]):
     async def cancel(self) -> bool:
         """End the syscall; what was streamed so far is all there will be."""
         return await self.call.cancel()
+
+    def leave(self) -> None:
+        """Read no more: the call is cancelled, unless it has ended or somebody waits for it."""
+        drop(self.call)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def __del__(self) -> None:
+        drop(self.call)
+
+
+def drop(call: Call[Answer]) -> None:
+    """Cancel a call that has not ended and that nobody waits for."""
+    call._session.abandon_unawaited(call._pending)

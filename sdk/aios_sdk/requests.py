@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
@@ -60,7 +60,7 @@ class Options:
     agent: str
     program: str = "main"
     tenant: str = "default"
-    token: str = ""
+    token: str = field(default="", repr=False)
     nice: int = 0
     timeout_s: float | None = None  # how long the caller waits
     deadline_s: float | None = None  # how long the kernel may take; None: timeout_s, else 600
@@ -198,13 +198,13 @@ def build_syscall(
 
 def check_options(options: Options) -> Options:
     """Refuse names, nice values and times that no syscall could carry."""
-    for field in ("timeout_s", "deadline_s"):
-        value = getattr(options, field)
+    for name in ("timeout_s", "deadline_s"):
+        value = getattr(options, name)
         if value is None:
             continue
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise InvalidSyscall(
-                f"{value!r} is not a time", field=field, remedy="give seconds, more than 0"
+                f"{value!r} is not a time", field=name, remedy="give seconds, more than 0"
             )
     key: object = options.key
     if key is not None and (not isinstance(key, str) or not key):

@@ -32,6 +32,11 @@ class AsyncVerbs(Generic[Arguments, Answer]):
         self._answer = answer
         functools.update_wrapper(self, build)
 
+    def __repr__(self) -> str:
+        config = getattr(self._build, "__struct_config__", None)
+        named = self._build.__name__.removesuffix("_body") if config is None else config.tag
+        return f"<{named} of {self._agent!r}>"
+
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
         """Submit; `await` what is returned for the result."""
         body = call_body(self._build, *args, **kwargs)

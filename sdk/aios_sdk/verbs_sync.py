@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, ParamSpec, Self, TypeVar
 
 from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import KernelError
@@ -27,6 +28,9 @@ class SyncCall(Generic[Answer]):
     def __init__(self, call: Call[Answer], home: Home) -> None:
         self._call = call
         self._home = home
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._call)[1:]}"
 
     @property
     def id(self) -> str:
@@ -67,13 +71,30 @@ class SyncCall(Generic[Answer]):
 
 
 class SyncStream(Generic[Answer]):
-    """The text of an answer, piece by piece: `Stream` without `await`."""
+    """The text of an answer, piece by piece: `Stream` without `await`.
+
+    Leaving it early cancels the generation: `with` makes sure of it, see `Stream`.
+    """
 
     def __init__(self, stream: Stream[Answer], home: Home) -> None:
         self._stream = stream
         self._home = home
         self._texts = home.thread.iterate(aiter(stream))
         self.call = SyncCall(stream.call, home)
+
+    def __repr__(self) -> str:
+        return f"<SyncStream of {self.call!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stream.leave()
 
     @property
     def id(self) -> str:
@@ -98,6 +119,9 @@ class SyncStream(Generic[Answer]):
 
 class Verbs(Generic[Arguments, Answer]):
     """One syscall of the tree."""
+
+    def __repr__(self) -> str:
+        return repr(self._verbs)
 
     def __init__(self, verbs: AsyncVerbs[Arguments, Answer], home: Home) -> None:
         self._verbs = verbs

@@ -7,6 +7,7 @@ when the kernel refuses it, forgets it, or stays away longer than `Limits.patien
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Coroutine, Iterable, Sequence
@@ -49,6 +50,7 @@ class Session:
         self._outbox = Outbox(transport, self._limits, self._spawn, self._end)
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._fault = ""
         self._fork = forks.count()
         self._unread: set[str] = set()  # those to ask for: a message of theirs could not be read
@@ -58,6 +60,7 @@ class Session:
         """Reach the kernel, or raise at once."""
         await self._transport.open()
         self._is_open = True
+        self._loop = asyncio.get_running_loop()
         self._spawn(self._listen())
         self._spawn(self._watch())
 
@@ -106,6 +109,20 @@ class Session:
         forks.require_same(self._fork)
         if pending.syscall is not None and pending.reply is None and self._is_open:
             self._spawn(self._cancel_quietly(pending))
+
+    def abandon_unawaited(self, pending: Pending) -> None:
+        """Cancel, without waiting for it, what nobody waits for: its handle was dropped.
+
+        From any thread; nothing happens where the loop is closed, for leaving cancels what is
+        left, or where this is a forked child.
+        """
+        if pending.reply is None and self._fork == forks.count() and self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._abandon_if_unawaited, pending)
+
+    def _abandon_if_unawaited(self, pending: Pending) -> None:
+        if not pending.waiters:
+            self.abandon(pending)
 
     def let_go(self, pending: Pending) -> None:
         """Wait for a syscall no more: it goes on, leaving does not cancel it."""
