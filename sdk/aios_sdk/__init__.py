@@ -117,10 +117,8 @@ from aios_broker.contract.reply import (
     Usage,
 )
 from aios_broker.contract.syscall import ToolEcho
-from aios_sdk.aagent import AsyncAgent
-from aios_sdk.agent import Agent
-from aios_sdk.call import Call, Stream
-from aios_sdk.verbs_sync import SyncCall, SyncStream
+from aios_sdk.agent import Agent, AsyncAgent
+from aios_sdk.call import Call, Stream, SyncCall, SyncStream
 
 __all__ = [
     "AccessDenied",

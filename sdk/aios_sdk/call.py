@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
@@ -12,6 +12,7 @@ from aios_broker.client.session import Session
 from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
+from aios_sdk.loop_thread import Home
 
 Answer = TypeVar("Answer", bound=Result)
 
@@ -261,3 +262,102 @@ class Stream(Generic[Answer]):
 def drop(call: Call[Answer]) -> None:
     """Cancel a call that has not ended and that nobody waits for."""
     call._session.abandon_unawaited(call._pending)
+
+
+class SyncCall(Generic[Answer]):
+    """A syscall that was submitted: `Call` without `await`."""
+
+    def __init__(self, call: Call[Answer], home: Home) -> None:
+        self._call = call
+        self._home = home
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._call)[1:]}"
+
+    @property
+    def id(self) -> str:
+        """The syscall's id: what `me.call` takes, in this process or another."""
+        return self._call.id
+
+    @property
+    def done(self) -> bool:
+        """Whether the reply is here."""
+        return self._call.done
+
+    @property
+    def timings(self) -> Timings | None:
+        """How long it was queued and ran, in how many slices; None until the reply is here."""
+        return self._call.timings
+
+    def result(self, timeout_s: float | None = None) -> Answer:
+        """Return the result, or raise the error that stands in its place."""
+        if self._call.done:
+            return self._call.unwrap()
+        return self._home.thread.run(self._call.result(timeout_s))
+
+    def accepted(self, timeout_s: float | None = None) -> None:
+        """Return when the kernel has acknowledged it; raise where it was refused."""
+        self._home.thread.run(self._call.accepted(timeout_s))
+
+    def status(self) -> CallStatus:
+        """Ask the kernel where it stands: state, place in the queue, slices, waits."""
+        return self._home.thread.run(self._call.status())
+
+    def cancel(self) -> bool:
+        """End it, waiting or running; return False if it has ended already."""
+        return self._home.thread.run(self._call.cancel())
+
+    def events(self) -> Iterator[Chunk | Reply]:
+        """Yield the chunks, from the first one, and then the reply."""
+        return self._home.thread.iterate(self._call.events())
+
+
+class SyncStream(Generic[Answer]):
+    """The text of an answer, piece by piece: `Stream` without `await`.
+
+    Leaving it early cancels the generation: `with` makes sure of it, see `Stream`.
+    """
+
+    def __init__(self, stream: Stream[Answer], home: Home) -> None:
+        self._stream = stream
+        self._home = home
+        self._texts = home.thread.iterate(aiter(stream))
+        self.call = SyncCall(stream.call, home)
+
+    def __repr__(self) -> str:
+        return f"<SyncStream of {self.call!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    @property
+    def id(self) -> str:
+        """The syscall's id."""
+        return self._stream.id
+
+    @property
+    def result(self) -> Answer:
+        """The whole result, once the stream has ended."""
+        return self._stream.result
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._texts)
+
+    def cancel(self) -> bool:
+        """End the syscall; what was streamed so far is all there will be."""
+        return self.call.cancel()
+
+    def leave(self) -> None:
+        """Read no more: the call is cancelled, unless it has ended or somebody waits for it."""
+        self._stream.leave()

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from aios_broker.client import forks
 from aios_broker.contract.errors import Cancelled, KernelError
@@ -94,3 +94,50 @@ class LoopThread:
             loop = self._loop = runner.get_loop()
             loop.call_soon(self._started.set)
             loop.run_forever()
+
+
+class Opens(Protocol):
+    """What lives on a thread of its own while it is open: an asynchronous agent."""
+
+    async def open(self) -> object:
+        """Reach the kernel."""
+        ...
+
+    async def aclose(self) -> None:
+        """Cancel what is left, and close."""
+        ...
+
+
+class Home:
+    """The background thread of an agent and its clones, while it is open."""
+
+    def __init__(self) -> None:
+        self._thread: LoopThread | None = None
+
+    @property
+    def thread(self) -> LoopThread:
+        """The thread of the open agent."""
+        if self._thread is None:
+            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
+        return self._thread
+
+    def open(self, agent: Opens, name: str) -> None:
+        """Start the thread and open the agent on it."""
+        if self._thread is not None:
+            raise KernelError("the agent is open already", remedy="open it once")
+        thread = LoopThread(f"aios-{name}")
+        try:
+            thread.run(agent.open())
+        except BaseException:
+            thread.stop()
+            raise
+        self._thread = thread
+
+    def close(self, agent: Opens) -> None:
+        """Close the agent and end the thread. Safe to call twice."""
+        thread, self._thread = self._thread, None
+        if thread is not None and not thread.is_foreign:
+            try:
+                thread.run(agent.aclose())
+            finally:
+                thread.stop()

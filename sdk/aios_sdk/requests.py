@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,8 @@ from aios_broker.contract.llm import (
     Message,
     Tool,
 )
-from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.memory import MemoryAdd
+from aios_broker.contract.names import MAX_TEXT_BYTES, GrantVerbs
 from aios_broker.contract.reply import (
     ChatResult,
     ContextResult,
@@ -32,6 +34,13 @@ from aios_broker.contract.reply import (
     EchoResult,
     EmbedResult,
     Result,
+)
+from aios_broker.contract.storage import (
+    Encoding,
+    StorageAppend,
+    StorageCreate,
+    StorageShare,
+    StorageWrite,
 )
 from aios_broker.contract.syscall import (
     MAX_DEADLINE_S,
@@ -152,6 +161,73 @@ def context_summarise_body(
 def echo_body(text: str = "") -> RawBody:
     """Return the text: the whole path through the kernel and no work."""
     return {"type": "tool.echo", "text": text}
+
+
+class NoteFields(TypedDict, total=False):
+    """The fields of `MemoryAdd` beside its content; ranges and defaults stand there."""
+
+    keywords: tuple[str, ...]
+    tags: tuple[str, ...]
+    category: str
+    context: str
+    links: tuple[str, ...]
+    metadata: dict[str, object]
+    ttl_s: float | None
+
+
+def note_body(content: str, **fields: Unpack[NoteFields]) -> MemoryAdd:
+    """Add a note."""
+    return MemoryAdd(content, **fields)
+
+
+def evolving_note_body(
+    content: str, *, core: str | None = None, **fields: Unpack[NoteFields]
+) -> MemoryAdd:
+    """Add a note that a model labels, links, and lets its neighbours change by."""
+    return MemoryAdd(content, evolve=True, core=core, **fields)
+
+
+def create_body(path: str, content: str | bytes = "", *, owner: str | None = None) -> StorageCreate:
+    """Make a new file, of text or of bytes."""
+    text, encoding = encoded(content)
+    return StorageCreate(path, text, encoding, owner)
+
+
+def write_body(
+    path: str, content: str | bytes, *, if_version: int | None = None, owner: str | None = None
+) -> StorageWrite:
+    """Replace a file's content, or make the file. Over content that is there it may need approval.
+
+    `if_version`: refuse with VersionConflict if it is of another version; 0: only if there is none.
+    """
+    text, encoding = encoded(content)
+    return StorageWrite(path, text, encoding, if_version, owner)
+
+
+def append_body(path: str, content: str | bytes, *, owner: str | None = None) -> StorageAppend:
+    """Add to the end of a file, or make the file."""
+    text, encoding = encoded(content)
+    return StorageAppend(path, text, encoding, owner)
+
+
+def share_body(
+    path: str, *, group: str | None = None, agent: str | None = None,
+    verbs: GrantVerbs = ("read", "search"), ttl_s: float | None = None,
+) -> StorageShare:  # fmt: skip
+    """Grant verbs on a file or a directory to a group or an agent."""
+    return StorageShare(path, group, agent, verbs=verbs, ttl_s=ttl_s)
+
+
+def link_body(path: str, *, ttl_s: float | None = None) -> StorageShare:
+    """Make a link that reads one file until it expires (a day unless set)."""
+    return StorageShare(path, link=True, ttl_s=ttl_s)
+
+
+def encoded(content: str | bytes) -> tuple[str, Encoding]:
+    """Return content as it travels: text as it is, bytes in base64."""
+    if isinstance(content, bytes):
+        return base64.b64encode(content).decode(), "base64"
+    return content, "utf-8"
 
 
 def call_body(

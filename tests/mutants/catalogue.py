@@ -132,7 +132,7 @@ MUTANTS = (
     Mutant("a held job keeps its place", LUA + "hold.lua", "leave_queue(c, id)", ""),
     Mutant("all that wait are asked for each time", "client/silence.py",
            "recheck_s * 2 ** min(pending.asks, MOST_DOUBLINGS)", "recheck_s", SILENCE_TEST),
-    Mutant("a map that begins forgets who ended", "fan.py", "self._begin(1)  # one has ended",
+    Mutant("a map that begins forgets who ended", "verbs.py", "self._begin(1)  # one has ended",
            "pass", "tests/integration/test_sdk_calls.py", SDK),
     Mutant("a client asks too late", "client/silence.py", ", longest_s)", ", 2 * longest_s)",
            SILENCE_TEST),

@@ -1,7 +1,10 @@
 """What the SDK promises at its door: its names, and that it is light."""
 
+import ast
+import graphlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,8 @@ from aios_broker.contract.errors import KernelNotRunning, all_errors
 from aios_broker.contract.syscall import KINDS, module_of
 from aios_sdk import Agent, AsyncAgent, InvalidSyscall
 from aios_sdk.config import find_kernel
+from aios_sdk.tree import Kind
+from aios_sdk.verbs import AsyncVerbs, Verbs
 
 ERRORS = {error.__name__ for error in all_errors().values()}
 NAMES = {
@@ -47,6 +52,9 @@ except aios_sdk.InvalidConfig as error:
 """
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def run(program: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30,
@@ -73,10 +81,73 @@ def test_a_missing_extra_is_named() -> None:
     assert "aios-broker[redis]" in run(WITHOUT_HIREDIS)
 
 
-@pytest.mark.parametrize("tree", ["llm", "context", "tool", "memory", "storage", "access"])
-def test_both_agents_have_the_same_verbs(tree: str) -> None:
-    asynchronous, synchronous = getattr(AsyncAgent("writer"), tree), getattr(Agent("writer"), tree)
-    assert vars(asynchronous).keys() == vars(synchronous).keys()
+@pytest.mark.parametrize("name", ["llm", "context", "tool", "memory", "storage", "access"])
+def test_both_agents_have_the_same_verbs(name: str) -> None:
+    asynchronous, synchronous = getattr(AsyncAgent("writer"), name), getattr(Agent("writer"), name)
+    assert type(asynchronous) is type(synchronous)
+    kinds = [verb for verb, kind in vars(type(asynchronous)).items() if isinstance(kind, Kind)]
+    assert kinds
+    for verb in kinds:
+        assert type(getattr(asynchronous, verb)) is AsyncVerbs
+        assert type(getattr(synchronous, verb)) is Verbs
+        assert getattr(synchronous, verb) is getattr(synchronous, verb)  # made once
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    """Imports for type checkers count, too."""
+    folder = Path(aios_sdk.__file__).parent
+    imports = {
+        path.stem: {
+            str(node.module).rpartition(".")[2]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aios_sdk.")
+        }
+        for path in folder.glob("*.py")
+    }
+    assert len(imports) <= 8
+    order = list(graphlib.TopologicalSorter(imports).static_order())  # raises on a circle
+    assert order[-1] == "__init__"
+
+
+USER = """
+from aios_sdk import Agent, AsyncAgent
+
+async def asynchronous() -> None:
+    async with AsyncAgent("writer") as me:
+        text: str = (await me.llm.chat("hello", max_tokens=3)).text
+        number: int = (await me.llm.chat("hello")).text  # wrong
+        me.llm.chat("hello", max_tokens="many")  # wrong
+        me.llm.chant("hello")  # wrong
+        await me.memory.add(5)  # wrong
+        (await me.memory.add("a note")).contents  # wrong
+        async with me.llm.chat.stream("hello") as stream:
+            async for piece in stream:
+                piece.upper()
+
+with Agent("writer") as us:
+    text: str = us.llm.chat("hello").text
+    us.llm.chat("hello").txt  # wrong
+    us.storage.read(path=5)  # wrong
+    us.llm.chat.start("hello").results()  # wrong
+    with us.llm.chat.stream("hello") as stream:
+        for piece in stream:
+            piece.upper()
+"""
+
+
+def test_a_users_type_checker_knows_the_tree(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(USER)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=",
+         "--follow-imports=silent", str(program)],
+        capture_output=True, text=True, check=False, timeout=120,
+        env={"MYPYPATH": os.pathsep.join(str(ROOT / name) for name in ("broker", "sdk")),
+             "PATH": os.environ.get("PATH", "")},
+    )  # fmt: skip
+    found = {int(row.split(":")[1]) for row in done.stdout.splitlines() if ": error:" in row}
+    wrong = {at for at, row in enumerate(USER.splitlines(), 1) if row.endswith("# wrong")}
+    assert found == wrong, done.stdout
 
 
 def test_every_state_syscall_has_its_verb() -> None:
