@@ -19,6 +19,7 @@ from aios_workers.operation import Operations
 from aios_workers.patience import patiently
 from aios_workers.state_ground import StateGround
 from aios_workers.storage.operations import storage_operations
+from tests.state_scene import HashedWords
 
 
 class OpenGate(Gate):
@@ -90,7 +91,7 @@ async def storage_scene(
     config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)
     store, gate = Store(database_url, name="storage-test"), OpenGate()
     unused = cast("Any", None)
-    ground = StateGround(store, unused, cast("Any", calls), unused, unused, gate)
+    ground = StateGround(store, HashedWords(), cast("Any", calls), unused, unused, gate)
     try:
         yield Scene(ground, gate, storage_operations(config))
     finally:
