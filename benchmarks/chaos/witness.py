@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from aios_broker.client.transport import Attached, CallStatus, Transport
+from aios_broker.client.transport import Attached, CallStatus, Outcome, Transport
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, decode_wire
@@ -42,7 +42,7 @@ class Witness:
         """Open the transport."""
         await self._inner.open()
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         """Publish syscalls; some of them twice: of those the second answer counts."""
         ids = tuple(syscall.id for syscall in syscalls)
         self._log.write(Sent(wall_s(), ids))

@@ -28,8 +28,11 @@ SCHEDULER_STEPS = (
 )  # fmt: skip
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
-RARE_STEPS = {"reorder", "exchange", "spill", "settle", "unlist"}
+# `watch` is called under policies that go by use. `admission` is no step, others lean on it.
+RARE_STEPS = {"reorder", "exchange", "spill", "settle", "unlist", "watch"}
 CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
+
+NO_STEPS = {"admission"}
 
 Triple = tuple[str, str, Moment]
 WORKER_TRIPLES: list[Triple] = [
@@ -56,6 +59,7 @@ def test_every_step_has_a_process_that_dies_at_it() -> None:
         *SCHEDULER_STEPS,
         *CLIENT_STEPS,
         *RARE_STEPS,
+        *NO_STEPS,
     }
     functions = {"context" if step.startswith("context_") else step for step in covered}
     assert set(STEPS) - functions == set()

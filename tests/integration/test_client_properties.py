@@ -27,7 +27,7 @@ from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.retry import Limits
 from aios_broker.client.session import Session
 from aios_broker.client.states import FINAL
-from aios_broker.client.transport import Attached, CallStatus
+from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, KeyConflict, RedisUnavailable
 from aios_broker.contract.job import decode_job
 from aios_broker.contract.names import Module
@@ -66,7 +66,7 @@ class Way:
     async def open(self) -> None:
         await self.inner.open()
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         cut = self.cuts.pop() if self.cuts else ""
         if cut == "before":
             raise RedisUnavailable("cut before the step")

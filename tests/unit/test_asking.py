@@ -20,7 +20,9 @@ STREAMED = Syscall(ID, "writer", LlmChat((Message("user", "x"),), stream=True))
 
 
 def submitted() -> Pending:
-    return Pending(ID, STREAMED, 0.0)
+    pending = Pending(ID, STREAMED, 0.0)
+    pending.send()
+    return pending
 
 
 async def test_a_caller_that_stops_waiting_is_told_how_to_wait_again() -> None:
@@ -36,7 +38,7 @@ async def test_a_caller_that_stops_waiting_is_told_how_to_wait_again() -> None:
 
 async def test_what_the_kernel_did_not_take_is_an_error() -> None:
     pending = submitted()
-    pending.end(failure(ID, QueueFull("no room", retry_after_s=2.0)))
+    pending.end(failure(ID, QueueFull("no room", retry_after_s=2.0)), "refuse")
     for waiting in (reply_of(pending, 1.0), taken(pending)):
         with pytest.raises(QueueFull) as caught:
             await waiting

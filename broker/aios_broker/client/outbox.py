@@ -11,7 +11,7 @@ import msgspec
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.retry import Limits, now_s, patiently
-from aios_broker.client.transport import Transport
+from aios_broker.client.transport import Attached, Transport
 from aios_broker.contract.errors import Cancelled, KernelError
 from aios_broker.contract.llm import ContextExpand, ContextSet, LlmChat, LlmCount, LlmEmbed, Message
 from aios_broker.contract.memory import MemoryAdd, MemoryLog
@@ -35,11 +35,13 @@ class Outbox:
         limits: Limits,
         spawn: Callable[[Coroutine[object, object, object]], None],
         end: Callable[[Pending, KernelError, Literal["refuse", "lose"]], None],
+        learn: Callable[[Pending, Attached], None],
     ) -> None:
         self._transport = transport
         self._limits = limits
         self._spawn = spawn
         self._end = end
+        self._learn = learn
         self._waiting: list[Pending] = []
 
     def add(self, pending: Pending) -> None:
@@ -75,14 +77,16 @@ class Outbox:
         at_s = now_s()
         for pending in left:
             pending.send()
-        refusals = await self._transport.submit([_as_of(pending, at_s) for pending in left])
+        outcomes = await self._transport.submit([_as_of(pending, at_s) for pending in left])
         at_s = now_s()
-        for pending, refusal in zip(left, refusals, strict=True):
-            if refusal is None:
+        for pending, outcome in zip(left, outcomes, strict=True):
+            if not isinstance(outcome, KernelError):
                 pending.submissions += 1
                 self._take(pending, at_s)
+                if outcome is not None and outcome.reply is not None:  # it has ended
+                    self._learn(pending, outcome)
             elif pending.is_on_its_way:
-                self._end(pending, refusal, "refuse")
+                self._end(pending, outcome, "refuse")
 
     def _take(self, pending: Pending, at_s: float) -> None:
         if pending.is_on_its_way or pending.is_known:

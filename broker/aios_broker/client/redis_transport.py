@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 
 from aios_broker.client.identity import conflict_with
-from aios_broker.client.transport import Attached, CallStatus
+from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
@@ -51,34 +51,33 @@ class RedisTransport:
         """Reach Redis and our functions in it, or raise at once."""
         await self._control.queue("tool")
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         """Publish syscalls of one module in one step."""
-        refusals: list[KernelError | None] = [None] * len(syscalls)
+        found: list[Outcome] = [None] * len(syscalls)
         jobs, places = [], []
         for place, syscall in enumerate(syscalls):
             try:
                 jobs.append(_submission(syscall, self._client))
             except InvalidSyscall as error:
-                refusals[place] = error
+                found[place] = error
             else:
                 places.append(place)
         if jobs:
             outcomes = await self._queues[syscalls[0].module].submit_each(jobs)
             for place, outcome in zip(places, outcomes, strict=True):
-                refusals[place] = await self._refusal(syscalls[place], outcome)
-        return refusals
+                found[place] = await self._outcome(syscalls[place], outcome)
+        return found
 
-    async def _refusal(
-        self, syscall: Syscall, outcome: SubmitStatus | Refusal
-    ) -> KernelError | None:
+    async def _outcome(self, syscall: Syscall, outcome: SubmitStatus | Refusal) -> Outcome:
         if isinstance(outcome, KernelError):
             return outcome
         if not isinstance(outcome, Differs):
             return None
         conflict = conflict_with(syscall, outcome.data)
-        if conflict is None:  # sent again, with what is left of its time or another token
-            await self._queues[syscall.module].attach(syscall.id, self._client)
-        return conflict
+        if conflict is not None:
+            return conflict
+        # Sent again, with what is left of its time or another token.
+        return await self.attach(syscall.id, syscall.module)
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
         """End syscalls of one module in one step."""

@@ -47,7 +47,7 @@ class Session:
         self._transport = transport
         self._limits = limits or Limits()
         self._pending: dict[str, Pending] = {}
-        self._outbox = Outbox(transport, self._limits, self._spawn, self._end)
+        self._outbox = Outbox(transport, self._limits, self._spawn, self._end, self._learn)
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None

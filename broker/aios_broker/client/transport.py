@@ -40,6 +40,11 @@ class Attached:
     reply: bytes | None = None  # encoded; there once it has ended
 
 
+# What came of a submission: an error: it is not in the queue. None: the kernel has it. Attached: it
+# has had it before, and this is how it stands.
+Outcome = KernelError | Attached | None
+
+
 class Transport(Protocol):
     """One client's way to the kernel. All methods raise Unavailable when it does not answer.
 
@@ -55,7 +60,7 @@ class Transport(Protocol):
         """Reach the kernel, or raise at once."""
         ...
 
-    async def submit(self, syscalls: Sequence[Syscall]) -> list[KernelError | None]:
+    async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         """Publish syscalls of one module; return for each why it was refused, or None.
 
         Those that exist already are joined. Of what is refused nothing runs: neither one for

@@ -332,7 +332,7 @@ end
 
 -- What a full Redis refuses: new work, and what can be done without. All else ends jobs, which is
 -- what frees memory, or costs a few bytes.
-local NEEDS_ROOM = {submit = true, emit = true, context = true}
+local NEEDS_ROOM = {submit = true, submit_each = true, emit = true, context = true}
 
 -- Wake-ups need no command of ours: clients block on the lists that these steps push to.
 local function register(step, body, flags)
