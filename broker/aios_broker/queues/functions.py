@@ -12,7 +12,7 @@ from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
 
-LIBRARY = "aios3"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios4"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
     "quota", "admission", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
