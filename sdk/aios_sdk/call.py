@@ -205,13 +205,14 @@ class Stream(Generic[Answer]):
     """The text of an answer, piece by piece; together the pieces are the whole text.
 
     Leaving it early cancels the generation, unless somebody waits for the call: use it as a
-    context manager, `async with`, to be sure of that. One that is dropped is left, too, as soon
-    as Python finalises it.
+    context manager, `async with`, to be sure of that. One that was read and is dropped is left,
+    too, as soon as Python finalises it.
     """
 
     def __init__(self, call: Call[Answer]) -> None:
         self.call = call
         self._events = call.events()
+        self._is_read = False
 
     def __repr__(self) -> str:
         return f"<Stream of {self.call!r}>"
@@ -230,6 +231,7 @@ class Stream(Generic[Answer]):
         return self
 
     async def __anext__(self) -> str:
+        self._is_read = True
         event = await anext(self._events)
         if isinstance(event, Chunk):
             return event.text
@@ -256,7 +258,8 @@ class Stream(Generic[Answer]):
         self.leave()
 
     def __del__(self) -> None:
-        drop(self.call)
+        if self._is_read:  # else somebody may have taken its `call` alone
+            drop(self.call)
 
 
 def drop(call: Call[Answer]) -> None:

@@ -115,6 +115,16 @@ async def test_one_that_has_ended_is_left_as_it_is(redis_url: str, raw: redis.Re
     assert raw.hget(f"rq:job:{stream.id}", "status") == b"finished"
 
 
+async def test_a_call_that_is_taken_from_its_stream_goes_on(redis_url: str) -> None:
+    def ask() -> str:
+        with Agent("writer", url=redis_url) as me:
+            return me.llm.chat.stream("one two").call.result().text
+
+    async with TinyWorker(redis_url, "llm"), AsyncAgent("writer", url=redis_url) as me:
+        assert (await me.llm.chat.stream("one two").call.result()).text == "one two"
+        assert await asyncio.to_thread(ask) == "one two"
+
+
 @pytest.mark.usefixtures("worker")
 async def test_without_await_it_is_the_same(redis_url: str, raw: redis.Redis) -> None:
     def leave_in_both_ways() -> None:
