@@ -202,7 +202,12 @@ async def test_what_a_dead_worker_held_is_free_with_its_lease(
     await user.queue.claim("gone", Appetite(1, 0.001))
     other = await submit(user, "lock:w")
     assert await claim(user) == []  # its lease stands until it is taken back
-    assert await user.order.reclaim(await user.lead()) == 1
+    epoch = await user.lead()
+
+    async def is_reclaimed() -> bool:
+        return await user.order.reclaim(epoch) == 1
+
+    await wait_until_async(is_reclaimed)  # as soon as the lease has run out
     assert await claim(user, 2) == [dies]
     assert await user.waiting() == [other]
 
