@@ -82,9 +82,13 @@ def measure(checkout: Path, name: str) -> Figures:
         # The other checkout's commands import its own packages, not those of our environment.
         environ = {key: value for key, value in environment().items() if key != "PYTHONPATH"}
         subprocess.run(
-            (*command, "--json", str(path)), cwd=checkout, env=environ,
-            stdout=sys.stderr, check=False, timeout=LIMIT_S,
-        )  # fmt: skip
+            (*command, "--json", str(path)),
+            cwd=checkout,
+            env=environ,
+            stdout=sys.stderr,
+            check=False,
+            timeout=LIMIT_S,
+        )
         if not path.exists():
             raise SystemExit(f"{name} of {checkout} wrote no figures: see above")
         return read(json.loads(path.read_bytes()))
@@ -97,13 +101,15 @@ def compare(rounds: list[tuple[Figures, Figures]]) -> list[dict[str, Any]]:
         pairs = [(ours[what], theirs[what]) for ours, theirs in rounds if what in theirs]
         if pairs:
             ratios = [ours / theirs for ours, theirs in pairs if theirs]
-            rows.append({
-                "what": what,
-                "here": statistics.median(ours for ours, _ in pairs),
-                "there": statistics.median(theirs for _, theirs in pairs),
-                "ratio": statistics.median(ratios) if ratios else None,
-                "ratios": [round(ratio, 4) for ratio in ratios],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "what": what,
+                    "here": statistics.median(ours for ours, _ in pairs),
+                    "there": statistics.median(theirs for _, theirs in pairs),
+                    "ratio": statistics.median(ratios) if ratios else None,
+                    "ratios": [round(ratio, 4) for ratio in ratios],
+                }
+            )
     return rows
 
 
@@ -123,14 +129,20 @@ def main() -> int:
         found = {checkout: measure(checkout, options.benchmark) for checkout in checkouts}
         rounds.append((found[ROOT], found[options.other.resolve()]))
     rows = compare(rounds)
-    print(f"{options.benchmark}, {options.rounds} rounds, {today()}, {os.cpu_count()} processors: "
-          f"here {commit_of(ROOT)}, there {commit_of(options.other)}")  # fmt: skip
+    print(
+        f"{options.benchmark}, {options.rounds} rounds, {today()}, {os.cpu_count()} processors: "
+        f"here {commit_of(ROOT)}, there {commit_of(options.other)}"
+    )
     for row in rows:
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
         print(f"{row['what']:<36}{row['here']:>12.3f}{row['there']:>12.3f}{ratio:>9}")
     if options.json:
-        report = {"date": today(), "here": commit_of(ROOT), "there": commit_of(options.other),
-                  "rows": rows}  # fmt: skip
+        report = {
+            "date": today(),
+            "here": commit_of(ROOT),
+            "there": commit_of(options.other),
+            "rows": rows,
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
 

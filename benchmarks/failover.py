@@ -75,9 +75,10 @@ class Scene:
         """Start a process of the kernel; return its id."""
         settings = SETTINGS if module[0] == "aios_workers" else {}
         process = subprocess.Popen(
-            (sys.executable, "-m", *module), env={**self._environment, **settings},
+            (sys.executable, "-m", *module),
+            env={**self._environment, **settings},
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         self._processes[process.pid] = process
         return process.pid
 
@@ -218,16 +219,19 @@ def main() -> int:
     options = parser.parse_args()
     with scene_of() as scene:
         report = {
-            "date": today(), "commit": commit_of(ROOT),
+            "date": today(),
+            "commit": commit_of(ROOT),
             "machine": f"{platform.machine()}, {os.cpu_count()} processors",
             "scheduler": figures(list(scheduler_deaths(scene, options.runs)), SCHEDULER_LIMIT_S),
             "worker": figures(list(worker_deaths(scene, options.runs)), WORKER_LIMIT_S),
-        }  # fmt: skip
+        }
     for name, what in (("scheduler", "the standby leads"), ("worker", "its jobs run again")):
         row = report[name]
         assert isinstance(row, dict)
-        print(f"{name} killed, {what}: median {row['median_s']} s, worst {row['worst_s']} s "
-              f"of {row['runs']} (to keep: {row['limit_s']} s)")  # fmt: skip
+        print(
+            f"{name} killed, {what}: median {row['median_s']} s, worst {row['worst_s']} s "
+            f"of {row['runs']} (to keep: {row['limit_s']} s)"
+        )
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0 if all(report[name]["kept"] for name in ("scheduler", "worker")) else 1  # type: ignore[index]

@@ -158,9 +158,11 @@ def in_tree(tree: Path, count: int) -> dict[str, dict[str, float]]:
     """Measure a checkout's ledger, in a process of its own."""
     told = subprocess.run(
         [sys.executable, __file__, "--once", "--syscalls", str(count)],
-        env={**os.environ, "LEDGER_TREE": str(tree)}, timeout=LIMIT_S,
-        stdout=subprocess.PIPE, check=True,
-    ).stdout  # fmt: skip
+        env={**os.environ, "LEDGER_TREE": str(tree)},
+        timeout=LIMIT_S,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
     once: dict[str, dict[str, float]] = json.loads(told)
     return once
 

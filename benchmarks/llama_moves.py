@@ -156,19 +156,24 @@ async def run(rounds: int, folder: Path) -> None:
             return core
 
         cores = Cores(
-            await started(folder / "kv"), await started(folder / "kv"),
-            await started(None), await started(None),
-        )  # fmt: skip
+            await started(folder / "kv"),
+            await started(folder / "kv"),
+            await started(None),
+            await started(None),
+        )
         found: dict[int, list[Round]] = {length: [] for length in LENGTHS}
         for number in range(rounds):
             for length in LENGTHS:
                 found[length].append(await measure(cores, length, number))
         counts = (cores.writer.state_counts, cores.reader.state_counts)
     names = list(Round.__slots__)
-    table(["tokens", *names], (
-        (length, *(_median(getattr(each, name) for each in measured) for name in names))
-        for length, measured in found.items()
-    ))  # fmt: skip
+    table(
+        ["tokens", *names],
+        (
+            (length, *(_median(getattr(each, name) for each in measured) for name in names))
+            for length, measured in found.items()
+        ),
+    )
     print(f"\nwriter {counts[0]}\nreader {counts[1]}")
 
 

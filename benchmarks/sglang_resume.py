@@ -89,10 +89,14 @@ async def measure(config: SGLangConfig, cuts: int, seed: int) -> dict[str, objec
 def figures(report: Report) -> dict[str, object]:
     """Return a report's sums."""
     return {
-        "cuts": report.cuts, "answers": report.answers, "resumed_here": report.same_core,
-        "resumed_there": report.other_core, "beside_others": report.beside_others,
-        "answers_that_differ": len(report.mismatches), "seconds": round(report.wall_s, 1),
-    }  # fmt: skip
+        "cuts": report.cuts,
+        "answers": report.answers,
+        "resumed_here": report.same_core,
+        "resumed_there": report.other_core,
+        "beside_others": report.beside_others,
+        "answers_that_differ": len(report.mismatches),
+        "seconds": round(report.wall_s, 1),
+    }
 
 
 async def explain(core: SGLangCore, mismatch: Mismatch) -> Explanation:
@@ -101,9 +105,12 @@ async def explain(core: SGLangCore, mismatch: Mismatch) -> Explanation:
     pairs = zip(expected, actual, strict=False)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(actual)))
     request = replace(
-        mismatch.request, request_id=uuid.uuid4().hex, resume_ids=expected[:at],
-        max_tokens=at + 1, logprobs=ALTERNATIVES,
-    )  # fmt: skip
+        mismatch.request,
+        request_id=uuid.uuid4().hex,
+        resume_ids=expected[:at],
+        max_tokens=at + 1,
+        logprobs=ALTERNATIVES,
+    )
     steps = [step async for step in core.generate(request)]
     tops = {each.id: each.logprob for each in steps[0].logprobs[0].top}
     wanted = expected[at] if at < len(expected) else None
@@ -114,9 +121,15 @@ async def explain(core: SGLangCore, mismatch: Mismatch) -> Explanation:
     pair = both if len(both) == 2 else best_two
     distance = abs(pair[0] - pair[1])
     return Explanation(
-        at, len(expected), mismatch.cut_at, mismatch.resumed_on, wanted, found, distance,
+        at,
+        len(expected),
+        mismatch.cut_at,
+        mismatch.resumed_on,
+        wanted,
+        found,
+        distance,
         distance <= TIE,
-    )  # fmt: skip
+    )
 
 
 async def resume_cost(one: SGLangCore, other: SGLangCore) -> ResumeCost:
@@ -140,10 +153,15 @@ async def first_token(core: SGLangCore, request: GenerationRequest) -> tuple[flo
 def settings(model: Path, dtype: str) -> SGLangConfig:
     """Return the settings of a server of our own."""
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=(*CPU_FLAGS, "--dtype", dtype), slots=3,
+        model=str(model),
+        python=sglang_python(),
+        flags=(*CPU_FLAGS, "--dtype", dtype),
+        slots=3,
         context_tokens=2_048,
-        start_limit_s=240.0, stall_limit_s=120.0, first_token_limit_s=240.0,
-    )  # fmt: skip
+        start_limit_s=240.0,
+        stall_limit_s=120.0,
+        first_token_limit_s=240.0,
+    )
 
 
 def main() -> None:

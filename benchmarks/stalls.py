@@ -182,13 +182,19 @@ def main(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     took_ms = asyncio.run(measure(options.waiting))
     rows = [
-        {"call": name, "calls": len(times), "longest_ms": round(max(times), 2),
-         "all_ms": round(sum(times), 1)}
+        {
+            "call": name,
+            "calls": len(times),
+            "longest_ms": round(max(times), 2),
+            "all_ms": round(sum(times), 1),
+        }
         for name, times in took_ms.items()
-    ]  # fmt: skip
+    ]
     for row in rows:
-        print(f"{row['call']:45} {row['calls']:6} calls, longest {row['longest_ms']:8.2f} ms, "
-              f"all {row['all_ms']:9.1f} ms")  # fmt: skip
+        print(
+            f"{row['call']:45} {row['calls']:6} calls, longest {row['longest_ms']:8.2f} ms, "
+            f"all {row['all_ms']:9.1f} ms"
+        )
     if options.json is not None:
         report = {"date": today(), "commit": commit_of(ROOT), "waiting": options.waiting}
         options.json.write_text(json.dumps({**report, "calls": rows}, indent=1) + "\n")

@@ -18,8 +18,11 @@ MEMBERS_WAIT_S = 60.0
 def main(*, approve: bool) -> None:
     """Run it in a tenant of its own: nothing else is touched."""
     tenant = f"example-{uuid.uuid4().hex[:8]}"
-    with Agent("ada", tenant=tenant) as ada, Agent("bob", tenant=tenant) as bob, \
-            Agent("boss", tenant=tenant) as boss:  # fmt: skip
+    with (
+        Agent("ada", tenant=tenant) as ada,
+        Agent("bob", tenant=tenant) as bob,
+        Agent("boss", tenant=tenant) as boss,
+    ):
         boss.access.register("boss")  # the first one is the tenant's administrator
         bob.access.whoami()  # makes bob known
 

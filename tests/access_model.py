@@ -46,26 +46,36 @@ class AccessModel:
         """Return what an agent may do."""
         if subject.owner == agent:
             return ALL
-        mine = {f"agent:{agent}", *(f"group:{group}" for group, members in self.groups.items()
-                                    if agent in members)}  # fmt: skip
-        found = frozenset(verb for one in self.given if one.to in mine
-                          and subject.is_reached_by(one) for verb in one.verbs)  # fmt: skip
+        mine = {
+            f"agent:{agent}",
+            *(f"group:{group}" for group, members in self.groups.items() if agent in members),
+        }
+        found = frozenset(
+            verb
+            for one in self.given
+            if one.to in mine and subject.is_reached_by(one)
+            for verb in one.verbs
+        )
         return ALL if "administer" in found else found
 
     def grant(self, agent: str, subject: Object, to: str, verbs: frozenset[str]) -> None:
         self._require(agent, subject, verbs | {"share"})
         self._ensure_known(to)
         may_drop = "administer" in self.verbs(agent, subject)
-        self.given = [one for one in self.given if (one.object, one.to) != (subject, to)
-                      or not (may_drop or one.by == agent)]  # fmt: skip
+        self.given = [
+            one
+            for one in self.given
+            if (one.object, one.to) != (subject, to) or not (may_drop or one.by == agent)
+        ]
         self.given.append(Given(subject, to, verbs, agent))
 
     def revoke(self, agent: str, subject: Object, to: str | None) -> None:
         self._require(agent, subject, frozenset(("administer",)))
         if to is not None:
             self._ensure_known(to)
-        self.given = [one for one in self.given
-                      if one.object != subject or to not in (None, one.to)]  # fmt: skip
+        self.given = [
+            one for one in self.given if one.object != subject or to not in (None, one.to)
+        ]
 
     def create(self, agent: str, group: str) -> None:
         if group in self.groups:

@@ -80,10 +80,11 @@ def long_chat(text: str = "tell me a story", **options: object) -> LlmChat:
 async def processes(url: str) -> AsyncIterator[None]:
     """Run a scheduler and a slow llm worker for the length of a block."""
     worker = {
-        "aios_llm_slots": SLOTS, "aios_worker_lease_s": LEASE_S,
+        "aios_llm_slots": SLOTS,
+        "aios_worker_lease_s": LEASE_S,
         "aios_model_core_decode_tokens_per_s": SLOW_TOKENS_PER_S,
         "aios_model_core_end_probability": 0,
-    }  # fmt: skip
+    }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="aios-busy-")))
         log = folder / "scheduler.log"
@@ -123,11 +124,15 @@ async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
     await wait_until_async(lambda: _is_stable(caller, long))
     states = {each: await caller.state(each) for each in long}
     return Busy(
-        caller, client,
+        caller,
+        client,
         running=[each for each in long if states[each] == "running"],
         suspended=next(each for each in long if states[each] == "suspended"),
-        queued=queued, held=held, finished=finished, failed=failed,
-    )  # fmt: skip
+        queued=queued,
+        held=held,
+        finished=finished,
+        failed=failed,
+    )
 
 
 async def _is_stable(caller: Caller, long: list[str]) -> bool:
@@ -141,8 +146,17 @@ def left_over(client: redis.Redis, queues: tuple[str, ...] = QUEUES) -> dict[str
     """Return what should be empty at rest and is not: key -> entries."""
     keys = ["rq:aios:snapshots", "rq:aios:snapshot_bytes"]
     for queue in queues:
-        own = ("live", "leases", "deadlines", "scores", "yielding", "held", "parked", "control",
-               "suspects")  # fmt: skip
+        own = (
+            "live",
+            "leases",
+            "deadlines",
+            "scores",
+            "yielding",
+            "held",
+            "parked",
+            "control",
+            "suspects",
+        )
         keys += [f"rq:aios:{name}:{queue}" for name in own]
         keys += [f"rq:{name}:{queue}" for name in ("queue", "wip", "deferred")]
     sizes = {"list": client.llen, "hash": client.hlen, "zset": client.zcard}
@@ -170,9 +184,12 @@ async def run_tool(*command: str, **variables: str) -> str:
     """Run one of RQ's command-line tools; return what it prints, fail if it fails."""
     tool = Path(sys.executable).with_name(command[0])
     process = await asyncio.create_subprocess_exec(
-        tool, *command[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        tool,
+        *command[1:],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, **variables},
-    )  # fmt: skip
+    )
     output, _ = await asyncio.wait_for(process.communicate(), 30.0)
     assert process.returncode == 0, output.decode()
     return output.decode()

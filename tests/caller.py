@@ -73,11 +73,19 @@ class Caller:
     async def submit(self, *bodies: Body, deadline_s: float = 60.0) -> list[str]:
         """Submit syscalls of one module; return their ids."""
         syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
-        await self.queue(syscalls[0].module).submit([
-            Submission(each.id, encode_job(each), Facts("ada", each.kind), self._client,
-                       each.needs, deadline_s)
-            for each in syscalls
-        ])  # fmt: skip
+        await self.queue(syscalls[0].module).submit(
+            [
+                Submission(
+                    each.id,
+                    encode_job(each),
+                    Facts("ada", each.kind),
+                    self._client,
+                    each.needs,
+                    deadline_s,
+                )
+                for each in syscalls
+            ]
+        )
         return [each.id for each in syscalls]
 
     async def hear(self, syscall_id: str) -> Reply:

@@ -32,9 +32,11 @@ _clone_numbers = itertools.count()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--other-python", default=sys.executable, metavar="PATH",
+        "--other-python",
+        default=sys.executable,
+        metavar="PATH",
         help="A Python with our packages that goes on with what this one began (this one).",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")

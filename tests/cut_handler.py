@@ -81,9 +81,20 @@ class _Policy:
 
 def lease(*, has_snapshot: bool = False) -> Lease:
     """Return the lease of a job that somebody waits for."""
-    return Lease(SYSCALL_ID, 1, b"", trusted=True, wants_chunks=True, queued_s=0.0, ran_s=0.0,
-                 slices=0, suspensions=0, losses=0, deadline_in_s=600.0,
-                 has_snapshot=has_snapshot)  # fmt: skip
+    return Lease(
+        SYSCALL_ID,
+        1,
+        b"",
+        trusted=True,
+        wants_chunks=True,
+        queued_s=0.0,
+        ran_s=0.0,
+        slices=0,
+        suspensions=0,
+        losses=0,
+        deadline_in_s=600.0,
+        has_snapshot=has_snapshot,
+    )
 
 
 def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHandler:
@@ -91,10 +102,12 @@ def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHand
     queue = _Queue(cuts, snapshot)
     policy = PolicyRow(quantum_s=600.0, quantum_tokens=cuts.rng.randint(*cuts.quantum_tokens))
     port = KernelPort(
-        slices=SliceDesk(queue, "here", Appetite(0, 1.0)), chunks=ChunkDesk(queue),
-        policy=_Policy(policy), snapshots=Snapshots(queue),
+        slices=SliceDesk(queue, "here", Appetite(0, 1.0)),
+        chunks=ChunkDesk(queue),
+        policy=_Policy(policy),
+        snapshots=Snapshots(queue),
         contexts=cast(Contexts, None),  # no body here names a context
-    )  # fmt: skip
+    )
     return LlmHandler(core, port)
 
 

@@ -37,13 +37,16 @@ TOPICS = (
     "Tell me a story that begins with: The last train left at 03:47.",
 )
 FORMS = (
-    Constraint("json", '{"type":"object","properties":{"name":{"type":"string","maxLength":30},'
-               '"age":{"type":"integer"},"kind":{"enum":["fox","ship"]}},'
-               '"required":["name","age","kind"],"additionalProperties":false}'),
+    Constraint(
+        "json",
+        '{"type":"object","properties":{"name":{"type":"string","maxLength":30},'
+        '"age":{"type":"integer"},"kind":{"enum":["fox","ship"]}},'
+        '"required":["name","age","kind"],"additionalProperties":false}',
+    ),
     Constraint("json", '{"type":"array","items":{"type":"string","maxLength":12},"maxItems":4}'),
     Constraint("regex", r"[A-Z][a-zé]{2,9}( [a-z]{1,8}){3,9}\."),
     Constraint("grammar", 'start: "(" item ("," item){2,6} ")"\nitem: /[a-z]{1,6}/ | /[0-9]{1,3}/'),
-)  # fmt: skip
+)
 FILLER = "The log says that request 4711 waited 12.5 ms, ran 80 ms and then yielded its slot."
 
 

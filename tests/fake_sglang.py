@@ -58,14 +58,20 @@ class FakeSGLang:
 
     def __init__(self, model: Path) -> None:
         self.model_info: Body = {
-            "model_path": str(model), "tokenizer_path": str(model), "is_generation": True,
+            "model_path": str(model),
+            "tokenizer_path": str(model),
+            "is_generation": True,
             "weight_version": "default",
-        }  # fmt: skip
+        }
         self.server_info: Body = {
-            "version": "0.5.17", "served_model_name": str(model), "load_format": "dummy",
-            "random_seed": 7, "max_req_input_len": 4090, "dp_size": 1,
+            "version": "0.5.17",
+            "served_model_name": str(model),
+            "load_format": "dummy",
+            "random_seed": 7,
+            "max_req_input_len": 4090,
+            "dp_size": 1,
             "internal_states": [{"effective_max_running_requests_per_dp": 64}],
-        }  # fmt: skip
+        }
         self.script: list[Behaviour] = []  # one per /generate, then `generate`
         self.vector: Callable[[list[int]], Body] = a_vector
         self.healthy = True
@@ -86,9 +92,13 @@ class FakeSGLang:
                 text = head.decode("latin-1")
                 self.headers.append(text)
                 length = next(
-                    (int(line.split(":")[1]) for line in text.lower().split("\r\n")
-                     if line.startswith("content-length:")), 0,
-                )  # fmt: skip
+                    (
+                        int(line.split(":")[1])
+                        for line in text.lower().split("\r\n")
+                        if line.startswith("content-length:")
+                    ),
+                    0,
+                )
                 data = await reader.readexactly(length)
                 path = text.split(" ")[1]
                 self.paths.append(path)
@@ -175,11 +185,14 @@ async def probe(server: FakeSGLang, body: Body, answer: Answer) -> None:
     distance = 20.0 if server.original_logprobs else 20.0 / temperature
     tops = [[[0.0, 0, None], [-distance, 1, None]]]
     await answer.begin()
-    await answer.event({
-        "output_ids": [0],
-        "meta_info": meta({"type": "length"}, output_token_logprobs=[[0.0, 0, None]],
-                          output_top_logprobs=tops),
-    })  # fmt: skip
+    await answer.event(
+        {
+            "output_ids": [0],
+            "meta_info": meta(
+                {"type": "length"}, output_token_logprobs=[[0.0, 0, None]], output_top_logprobs=tops
+            ),
+        }
+    )
     await answer.end()
 
 

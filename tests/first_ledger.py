@@ -51,11 +51,23 @@ async def drain_as_first_release(
         for entry in entries:
             odd = books.enter(entry).anomalies
             for one in entry.transitions():
-                await cursor.execute(ENTER, [
-                    keys.prefix, one.position.ms, one.position.seq, one.ordinal, one.job_id,
-                    one.module, one.event, one.attempt, one.who, one.detail, one.at,
-                    one.ordinal in odd,
-                ])  # fmt: skip
+                await cursor.execute(
+                    ENTER,
+                    [
+                        keys.prefix,
+                        one.position.ms,
+                        one.position.seq,
+                        one.ordinal,
+                        one.job_id,
+                        one.module,
+                        one.event,
+                        one.attempt,
+                        one.who,
+                        one.detail,
+                        one.at,
+                        one.ordinal in odd,
+                    ],
+                )
         await cursor.execute(UPSERT, [msgspec.json.encode([*books.rows.values()]).decode()])
         last = entries[-1].position
         await cursor.execute(

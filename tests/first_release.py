@@ -85,8 +85,16 @@ class FirstRelease:
             reply: dict[str, object] = {"kind": "reply", "id": lease.job_id, "worker": self.name}
             refusal = _refusal(lease.syscall)
             reply |= {"error": refusal} if refusal else {"result": _result(lease.syscall)}
-            arguments += [lease.job_id, lease.attempt, "failed" if refusal else "finished",
-                          json.dumps(reply), b"result", 1, 0, 0]  # fmt: skip
+            arguments += [
+                lease.job_id,
+                lease.attempt,
+                "failed" if refusal else "finished",
+                json.dumps(reply),
+                b"result",
+                1,
+                0,
+                0,
+            ]
         accepted, _ = self._call(
             "finish", self.name, NOW, 0, 1_000, "", 60, 3_600, 0, len(leases), *arguments
         )
@@ -94,8 +102,21 @@ class FirstRelease:
         return [flag == 1 for flag in accepted]
 
     def suspend(self, lease: OldLease, snapshot: bytes, tokens: int) -> bool:
-        accepted, _ = self._call("yield", self.name, NOW, 0, 1_000, "", 1, lease.job_id,
-                                 lease.attempt, "yield", snapshot, 1, tokens)  # fmt: skip
+        accepted, _ = self._call(
+            "yield",
+            self.name,
+            NOW,
+            0,
+            1_000,
+            "",
+            1,
+            lease.job_id,
+            lease.attempt,
+            "yield",
+            snapshot,
+            1,
+            tokens,
+        )
         return accepted == [1]
 
     # A scheduler.
@@ -142,9 +163,10 @@ def _refusal(syscall: dict[str, object]) -> dict[str, object] | None:
     if syscall.get("version", 1) == 1:
         return None
     return {
-        "code": "unsupported-version", "field": "version",
+        "code": "unsupported-version",
+        "field": "version",
         "message": f"this kernel reads version 1 of the contract, not {syscall['version']!r}",
-    }  # fmt: skip
+    }
 
 
 def _result(syscall: dict[str, object]) -> dict[str, object]:

@@ -120,17 +120,25 @@ class QueueChecks(RuleBasedStateMachine):
         expected = {who: +use for who, use in self.accounts.charged.items() if +use}
         usage = self.do(self.quotas.usage("llm")).by_subject
         assert {
-            who: +Counter(tokens=use.tokens, prompt_tokens=use.prompt_tokens, finished=use.finished,
-                          ran_ms=round(use.ran_s * 1000), failed=use.failed)
+            who: +Counter(
+                tokens=use.tokens,
+                prompt_tokens=use.prompt_tokens,
+                finished=use.finished,
+                ran_ms=round(use.ran_s * 1000),
+                failed=use.failed,
+            )
             for who, use in usage.items()
-        } == expected  # fmt: skip
+        } == expected
         for entry in self.raw.xrange(Keys().journal, self.read_to, "+"):
             self.read_to = f"({entry[0].decode()}"
             fields = [part for pair in entry[1].items() for part in pair]
             for row in read_usage([entry[0], fields]):
                 counts = {name: getattr(row, name) for name in COUNTS}
-                for who in (Subject.of_tenant(row.tenant), Subject.of_agent(row.agent, row.tenant),
-                            Subject.of_program(row.program, row.agent, row.tenant)):  # fmt: skip
+                for who in (
+                    Subject.of_tenant(row.tenant),
+                    Subject.of_agent(row.agent, row.tenant),
+                    Subject.of_program(row.program, row.agent, row.tenant),
+                ):
                     self.entered[who].update(counts)
         assert {who: +use for who, use in self.entered.items() if +use} == expected
         for job_id, known in self.known.items():
@@ -141,8 +149,9 @@ class QueueChecks(RuleBasedStateMachine):
 
     @invariant()
     def the_load_is_what_waits_and_runs(self) -> None:
-        loads = {field.decode(): int(n) for field, n in
-                 self.raw.hgetall(Keys().own("load:llm")).items()}  # fmt: skip
+        loads = {
+            field.decode(): int(n) for field, n in self.raw.hgetall(Keys().own("load:llm")).items()
+        }
         expected: Counter[str] = Counter()
         for job_id, known in self.known.items() if self.accounts.quotas else ():
             if known.alive:

@@ -39,11 +39,12 @@ class Debts(QueueChecks):
         """Return whether nothing keeps it from running beside those that run."""
         return self.is_within_rules(job_id, also=also, instead_of=instead_of) and all(
             self.premises.is_free(
-                resource, self.holders(resource, also=also, instead_of=instead_of),
+                resource,
+                self.holders(resource, also=also, instead_of=instead_of),
                 owed=self.is_owed_to_another(resource, job_id),
             )
             for resource in resources_of(job_id)
-        )  # fmt: skip
+        )
 
     def is_within_rules(
         self, job_id: str, *, also: Sequence[str] = (), instead_of: str = ""

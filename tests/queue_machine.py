@@ -25,11 +25,13 @@ __all__ = ["NOTHING_MORE", "QueueMachine"]
 
 # Odd limits and even use: no level is ever nought, whatever fills up while the test runs.
 LIMITS = st.builds(
-    QuotaRow, st.sampled_from([Subject.of_agent("ada"), ANY_AGENT, Subject.of_tenant("default")]),
-    max_queued=st.sampled_from([None, 1, 2]), max_running=st.sampled_from([None, 0, 1, 2]),
+    QuotaRow,
+    st.sampled_from([Subject.of_agent("ada"), ANY_AGENT, Subject.of_tenant("default")]),
+    max_queued=st.sampled_from([None, 1, 2]),
+    max_running=st.sampled_from([None, 0, 1, 2]),
     tokens_per_minute=st.sampled_from([None, 5, 9]),
     slot_seconds_per_minute=st.sampled_from([None, 1.0]),
-)  # fmt: skip
+)
 
 KEPT_OUT = ("held", "parked")
 

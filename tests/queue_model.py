@@ -31,8 +31,11 @@ class Used:
 
     @property
     def total(self) -> Counter[str]:
-        return Counter(tokens=sum(self.tokens.values()), ran_ms=sum(self.ran_ms.values()),
-                       prompt_tokens=self.prompt_tokens)  # fmt: skip
+        return Counter(
+            tokens=sum(self.tokens.values()),
+            ran_ms=sum(self.ran_ms.values()),
+            prompt_tokens=self.prompt_tokens,
+        )
 
 
 @dataclass
@@ -57,14 +60,20 @@ def owners(job_id: str) -> tuple[Subject, Subject, Subject]:
     """Return whose a syscall is: two agents share a tenant, each syscall is its own program."""
     agent = "ada" if int(job_id, 16) % 2 else "bob"
     program = f"p{int(job_id, 16)}"
-    return (Subject.of_tenant("default"), Subject.of_agent(agent),
-            Subject.of_program(program, agent))  # fmt: skip
+    return (
+        Subject.of_tenant("default"),
+        Subject.of_agent(agent),
+        Subject.of_program(program, agent),
+    )
 
 
 TOOL, LOCK = Resource.tool("t"), Resource.lock("w")
 NEEDS = (
-    (Need("tool", "t"), Need("lock", "w")), (Need("lock", "w"),), (Need("tool", "t"),), (),
-)  # fmt: skip
+    (Need("tool", "t"), Need("lock", "w")),
+    (Need("lock", "w"),),
+    (Need("tool", "t"),),
+    (),
+)
 
 
 def needs_of(job_id: str) -> tuple[Need, ...]:
@@ -112,8 +121,9 @@ class Accounts:
             tokens = use.get("tokens", 0) + use.get("prompt_tokens", 0)
             self._drain("tokens", subject, self.limit(subject, "tokens_per_minute"), tokens)
             slot_s = self.limit(subject, "slot_seconds_per_minute")
-            self._drain("ms", subject, None if slot_s is None else slot_s * 1000,
-                        use.get("ran_ms", 0))  # fmt: skip
+            self._drain(
+                "ms", subject, None if slot_s is None else slot_s * 1000, use.get("ran_ms", 0)
+            )
 
     def _drain(self, kind: str, subject: Subject, limit: float | None, used: int) -> None:
         if limit is not None and used:

@@ -121,13 +121,21 @@ class ClientsAndWorkers(Debts):
 
     @precondition(lambda self: self.leases)
     @rule(
-        data=st.data(), status=st.sampled_from(["finished", "failed"]), want=st.integers(0, 2),
-        more=MORE, answer_is_lost=st.booleans(),
-    )  # fmt: skip
+        data=st.data(),
+        status=st.sampled_from(["finished", "failed"]),
+        want=st.integers(0, 2),
+        more=MORE,
+        answer_is_lost=st.booleans(),
+    )
     def finish(
-        self, data: st.DataObject, status: Literal["finished", "failed"], want: int,
-        more: tuple[int, int, int], *, answer_is_lost: bool,
-    ) -> None:  # fmt: skip
+        self,
+        data: st.DataObject,
+        status: Literal["finished", "failed"],
+        want: int,
+        more: tuple[int, int, int],
+        *,
+        answer_is_lost: bool,
+    ) -> None:
         lease = data.draw(st.sampled_from(self.leases))  # those of dead workers included
         held = self.holds(lease)
         answer = reply.encode(reply.Reply(id=lease.job_id, result=reply.EchoResult("done")))
@@ -144,13 +152,19 @@ class ClientsAndWorkers(Debts):
 
     @precondition(lambda self: self.leases)
     @rule(
-        data=st.data(), reason=st.sampled_from(["yield", "drain", "hold", "park"]), more=MORE,
+        data=st.data(),
+        reason=st.sampled_from(["yield", "drain", "hold", "park"]),
+        more=MORE,
         answer_is_lost=st.booleans(),
-    )  # fmt: skip
+    )
     def pause(
-        self, data: st.DataObject, reason: Literal["yield", "drain", "hold", "park"],
-        more: tuple[int, int, int], *, answer_is_lost: bool,
-    ) -> None:  # fmt: skip
+        self,
+        data: st.DataObject,
+        reason: Literal["yield", "drain", "hold", "park"],
+        more: tuple[int, int, int],
+        *,
+        answer_is_lost: bool,
+    ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         held = self.holds(lease)
         ran_s, tokens, prompt = self.use(lease, more)

@@ -31,10 +31,25 @@ class RedisNode:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = next(port for port in iter(free_port, 0) if port < LONGEST_PORT)
         self._command = (
-            str(find_valkey()), "--port", str(self.port), "--bind", "127.0.0.1",
-            "--dir", str(folder), "--logfile", str(folder / "log"), "--daemonize", "no",
-            "--save", "", "--appendonly", "yes", "--repl-diskless-sync-delay", "0", *options,
-        )  # fmt: skip
+            str(find_valkey()),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--logfile",
+            str(folder / "log"),
+            "--daemonize",
+            "no",
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--repl-diskless-sync-delay",
+            "0",
+            *options,
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -113,10 +128,17 @@ class RedisCluster:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.nodes = [
-            RedisNode(folder / str(number), "--cluster-enabled", "yes",
-                      "--cluster-node-timeout", "2000", "--appendfsync", "always")
+            RedisNode(
+                folder / str(number),
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "2000",
+                "--appendfsync",
+                "always",
+            )
             for number in range(3)
-        ]  # fmt: skip
+        ]
 
     @property
     def url(self) -> str:

@@ -103,11 +103,15 @@ async def remote_model_core(
 ) -> AsyncIterator[RemoteModelCore]:
     """Lend a simulated core that runs in another process, of another Python if one is given."""
     process = await asyncio.create_subprocess_exec(
-        python, "-m", "tests.remote_core", msgspec.json.encode(asdict(config)).decode(),
+        python,
+        "-m",
+        "tests.remote_core",
+        msgspec.json.encode(asdict(config)).decode(),
         # Our code alone: the packages are that Python's own.
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, CODE))},
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
     core = RemoteModelCore(config, process)
     await core.start()
     try:

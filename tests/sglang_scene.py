@@ -30,8 +30,9 @@ async def started(fake: FakeSGLang, **settings: Any) -> SGLangCore:  # noqa: ANN
 
 
 def ask(max_tokens: int = 12, **values: Any) -> GenerationRequest:  # noqa: ANN401
-    return GenerationRequest(new_id(), PROMPT, max_tokens, values.pop("sampling", Sampling()),
-                             **values)  # fmt: skip
+    return GenerationRequest(
+        new_id(), PROMPT, max_tokens, values.pop("sampling", Sampling()), **values
+    )
 
 
 async def steps_of(core: SGLangCore, request: GenerationRequest) -> list[Step]:

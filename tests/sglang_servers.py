@@ -39,9 +39,14 @@ def own_server(model: Path, *more: str, slots: int = 3) -> SGLangConfig:
     """
     flags = (*CPU_FLAGS, "--dtype", "float32", *more)
     return SGLangConfig(
-        model=str(model), python=sglang_python(), flags=flags, slots=slots,
-        context_tokens=2_048, start_limit_s=START_LIMIT_S, stall_limit_s=60.0,
-    )  # fmt: skip
+        model=str(model),
+        python=sglang_python(),
+        flags=flags,
+        slots=slots,
+        context_tokens=2_048,
+        start_limit_s=START_LIMIT_S,
+        stall_limit_s=60.0,
+    )
 
 
 @asynccontextmanager

@@ -156,21 +156,28 @@ class StateScene:
 
 @asynccontextmanager
 async def state_scene(
-    redis_url: str, database_url: str, *, gate: Callable[[Store], Gate] = Gate,
-    embedder: Embedder | None = None, **settings: Any,  # noqa: ANN401
-) -> AsyncIterator[StateScene]:  # fmt: skip
+    redis_url: str,
+    database_url: str,
+    *,
+    gate: Callable[[Store], Gate] = Gate,
+    embedder: Embedder | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> AsyncIterator[StateScene]:
     """Yield the modules on these servers."""
     config = WorkerConfig(redis_url=redis_url, database_url=database_url, **settings)
     store, connection = Store(database_url, name="state-test"), Connection(redis_url)
     functions, answers = Functions(connection), Answers()
-    ground = StateGround(
-        store, embedder or HashedWords(), answers, functions, Keys(), gate(store)
-    )  # fmt: skip
+    ground = StateGround(store, embedder or HashedWords(), answers, functions, Keys(), gate(store))
     try:
-        yield StateScene(ground, {
-            **memory_operations(open_ram(ground)), **storage_operations(config),
-            **access_operations(ground),
-        }, answers)  # fmt: skip
+        yield StateScene(
+            ground,
+            {
+                **memory_operations(open_ram(ground)),
+                **storage_operations(config),
+                **access_operations(ground),
+            },
+            answers,
+        )
     finally:
         await store.aclose()
         await connection.aclose()

@@ -135,8 +135,12 @@ class Model:
         if path in self.files:
             del self.files[path]
             return
-        inside = [each for kind in (self.files, self.directories) for each in kind
-                  if each.startswith(path + "/")]  # fmt: skip
+        inside = [
+            each
+            for kind in (self.files, self.directories)
+            for each in kind
+            if each.startswith(path + "/")
+        ]
         if inside and not recursive:
             raise self.error(InvalidSyscall)
         for each in [path, *inside]:

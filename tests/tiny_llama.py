@@ -69,10 +69,15 @@ def write_adapter(folder: Path, *, seed: int) -> Path:
             weights[f"{at}.lora_B.weight"] = to_bfloat16(up)
     (folder / "adapter_model.safetensors").write_bytes(safetensors(weights))
     config = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny-llama",
-        "r": rank, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none",
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny-llama",
+        "r": rank,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "bias": "none",
         "target_modules": ["q_proj", "v_proj"],
-    }  # fmt: skip
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 

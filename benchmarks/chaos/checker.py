@@ -24,10 +24,13 @@ _reply_decoder = msgspec.json.Decoder(Reply)
 
 # How each poison may end. One that fills the memory may do so for longer than a lease.
 POISON_ENDS = {
-    "segfault": {"worker-lost"}, "abort": {"worker-lost"}, "loop": {"worker-lost"},
-    "memory": {"module-error", "worker-lost"}, "huge": {"module-error", "worker-lost"},
+    "segfault": {"worker-lost"},
+    "abort": {"worker-lost"},
+    "loop": {"worker-lost"},
+    "memory": {"module-error", "worker-lost"},
+    "huge": {"module-error", "worker-lost"},
     "crash": {"module-error"},
-}  # fmt: skip
+}
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -207,14 +210,22 @@ def fenced(story: Story, evidence: Evidence) -> Iterator[Broken]:
         if move.event == "claim":
             holder = (move.attempt, move.who)
         elif move.event in ("finish", "yield") and holder != (move.attempt, move.who):
-            yield Broken("3 fencing", story.planned.id,
-                         f"{move.event} by {move.who}, attempt {move.attempt}: the lease was "
-                         f"{holder}")  # fmt: skip
+            yield Broken(
+                "3 fencing",
+                story.planned.id,
+                f"{move.event} by {move.who}, attempt {move.attempt}: the lease was {holder}",
+            )
     if story.replies and not forgotten(story, evidence.bounds):
         reply, ends = story.replies[0], story.ends
-        if reply.worker and ends and (ends[-1].attempt, ends[-1].who) != (
-            reply.timings.attempts, reply.worker,
-        ):  # fmt: skip
+        if (
+            reply.worker
+            and ends
+            and (ends[-1].attempt, ends[-1].who)
+            != (
+                reply.timings.attempts,
+                reply.worker,
+            )
+        ):
             yield Broken("3 fencing", story.planned.id, "the reply is not that of its last attempt")
 
 
@@ -279,8 +290,11 @@ def lawful(story: Story, evidence: Evidence) -> Iterator[Broken]:
         state = TABLE[event][1]
         if event == "claim":
             if move.attempt != attempt + 1:
-                yield Broken("11 transitions", story.planned.id,
-                             f"attempt {move.attempt} after attempt {attempt}")  # fmt: skip
+                yield Broken(
+                    "11 transitions",
+                    story.planned.id,
+                    f"attempt {move.attempt} after attempt {attempt}",
+                )
             attempt = move.attempt or 0
 
 
@@ -335,10 +349,11 @@ def effects(evidence: Evidence) -> Iterator[Broken]:
         done = [
             story.planned
             for story in evidence.stories.values()
-            if story.planned.program == program and story.planned.kind == "expand"
+            if story.planned.program == program
+            and story.planned.kind == "expand"
             and any(end.code == "" for end in story.ended)
             and not forgotten(story, evidence.bounds)
-        ]  # fmt: skip
+        ]
         done.sort(key=lambda planned: planned.number)
         missing = [one.text for one in done if one.text not in entries]
         if missing:
@@ -352,16 +367,18 @@ def recovered(evidence: Evidence) -> Iterator[Broken]:
     """7: after a fault work goes on within the bound."""
     for strike in evidence.strikes:
         if strike.recovered_s is not None and strike.recovered_s > evidence.bounds.recovery_s:
-            yield Broken("7 recovery", strike.victim,
-                         f"{strike.kind}: {strike.recovered_s:.1f} s")  # fmt: skip
+            yield Broken("7 recovery", strike.victim, f"{strike.kind}: {strike.recovered_s:.1f} s")
 
 
 def led_calmly(evidence: Evidence) -> Iterator[Broken]:
     """7: leadership changes where a fault makes it change, and not by itself."""
     most = 2 + 2 * len(evidence.strikes)
     if evidence.epoch > most:
-        yield Broken("7 leadership", "scheduler",
-                     f"{evidence.epoch} leaderships, {len(evidence.strikes)} faults")  # fmt: skip
+        yield Broken(
+            "7 leadership",
+            "scheduler",
+            f"{evidence.epoch} leaderships, {len(evidence.strikes)} faults",
+        )
 
 
 def leakless(evidence: Evidence) -> Iterator[Broken]:
@@ -371,8 +388,21 @@ def leakless(evidence: Evidence) -> Iterator[Broken]:
 
 
 STORY_RULES: tuple[Callable[[Story, Evidence], Iterator[Broken]], ...] = (
-    lost, told_once, refused, fenced, right_answer, innocent, capped, lawful, charged, served,
-)  # fmt: skip
+    lost,
+    told_once,
+    refused,
+    fenced,
+    right_answer,
+    innocent,
+    capped,
+    lawful,
+    charged,
+    served,
+)
 WHOLE_RULES: tuple[Callable[[Evidence], Iterator[Broken]], ...] = (
-    in_order, effects, recovered, led_calmly, leakless,
-)  # fmt: skip
+    in_order,
+    effects,
+    recovered,
+    led_calmly,
+    leakless,
+)

@@ -83,11 +83,14 @@ class Client:
         """Run all programs until they are to leave and have heard all they asked for."""
         self._log.write(Born(wall_s(), self._client))
         kinds: tuple[tuple[int, Callable[[str, int], Awaitable[None]], float], ...] = (
-            (load.echoes, self._echo, 1.0), (load.batches, self._batch, 4.0),
-            (load.chats, self._chat, 1.0), (load.diaries, self._diary, 2.0),
-            (load.cancels, self._cancel, 10.0), (load.slows, self._slow, 20.0),
+            (load.echoes, self._echo, 1.0),
+            (load.batches, self._batch, 4.0),
+            (load.chats, self._chat, 1.0),
+            (load.diaries, self._diary, 2.0),
+            (load.cancels, self._cancel, 10.0),
+            (load.slows, self._slow, 20.0),
             (load.poisons, self._poison, 100.0),
-        )  # fmt: skip
+        )
         async with asyncio.TaskGroup() as group:
             for syscall_id in unheard:
                 group.create_task(self._find(syscall_id))
@@ -128,9 +131,11 @@ class Client:
     async def _diary(self, program: str, number: int) -> None:
         text = f"{number:05d}"
         body = ContextExpand((Message("user", text),), program)
-        await self._heard(self._submit(Planned(
-            wall_s(), new_id(), self._client, program, number, "expand", text
-        ), body))  # fmt: skip
+        await self._heard(
+            self._submit(
+                Planned(wall_s(), new_id(), self._client, program, number, "expand", text), body
+            )
+        )
 
     async def _cancel(self, program: str, number: int) -> None:
         pending = self._ask_chat(program, number, "cancel")
@@ -159,20 +164,34 @@ class Client:
         tokens = self._dice.randint(*CHAT_TOKENS)
         text = f"{program} {number}"
         body = LlmChat(
-            (Message("user", text),), max_tokens=tokens, return_ids=True,
-            stream=self._dice.random() < 0.5, temperature=self._dice.choice((0.0, 0.8)),
+            (Message("user", text),),
+            max_tokens=tokens,
+            return_ids=True,
+            stream=self._dice.random() < 0.5,
+            temperature=self._dice.choice((0.0, 0.8)),
             seed=self._dice.getrandbits(31),
-        )  # fmt: skip
-        return self._submit(Planned(
-            wall_s(), new_id(), self._client, program, number, kind, text, tokens,
-            body.temperature, body.seed or 0,
-        ), body)  # fmt: skip
+        )
+        return self._submit(
+            Planned(
+                wall_s(),
+                new_id(),
+                self._client,
+                program,
+                number,
+                kind,
+                text,
+                tokens,
+                body.temperature,
+                body.seed or 0,
+            ),
+            body,
+        )
 
     def _submit(self, planned: Planned, body: Body) -> Pending:
         self._log.write(planned)
-        return self._session.submit(Syscall(
-            planned.id, AGENT, body, program=planned.program, deadline_s=DEADLINE_S
-        ))  # fmt: skip
+        return self._session.submit(
+            Syscall(planned.id, AGENT, body, program=planned.program, deadline_s=DEADLINE_S)
+        )
 
     async def _heard(self, pending: Pending) -> None:
         await asyncio.shield(pending.accepted)
@@ -185,9 +204,11 @@ class Client:
         """Hear of what an earlier life asked for; one that never reached the kernel is nothing."""
         pending = self._session.attach(syscall_id)
         await asyncio.shield(pending.ended)
-        if pending.reply is None or pending.reply.error is None or (
-            pending.reply.error.code != UNKNOWN
-        ):  # fmt: skip
+        if (
+            pending.reply is None
+            or pending.reply.error is None
+            or (pending.reply.error.code != UNKNOWN)
+        ):
             self._note_end(pending)
 
     def _note_end(self, pending: Pending) -> None:
@@ -215,9 +236,15 @@ async def serve(options: argparse.Namespace) -> None:
         client = Client(options.name, session, log, dice)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, client.leave)
         load = Load(
-            options.echoes, options.batches, options.chats, options.diaries, options.cancels,
-            options.slows, options.poisons, options.pause_s,
-        )  # fmt: skip
+            options.echoes,
+            options.batches,
+            options.chats,
+            options.diaries,
+            options.cancels,
+            options.slows,
+            options.poisons,
+            options.pause_s,
+        )
         try:
             await client.run(load, unheard)
         finally:

@@ -52,10 +52,20 @@ class Crowd:
         """Start a client."""
         with self._lock:
             self._processes[name] = subprocess.Popen(
-                (sys.executable, "-m", "benchmarks.chaos.client", "--name", name,
-                 "--folder", str(self._folder), *self._commands[name]),
-                env=self._environment, stdout=self._output, stderr=self._output,
-            )  # fmt: skip
+                (
+                    sys.executable,
+                    "-m",
+                    "benchmarks.chaos.client",
+                    "--name",
+                    name,
+                    "--folder",
+                    str(self._folder),
+                    *self._commands[name],
+                ),
+                env=self._environment,
+                stdout=self._output,
+                stderr=self._output,
+            )
 
     def signal(self, name: str, number: signal.Signals) -> int:
         """Send a signal to a client; return its process id."""

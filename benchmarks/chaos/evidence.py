@@ -46,8 +46,14 @@ async def moves_of(database_url: str) -> list[Move]:
 
 
 def _move(change: Transition) -> Move:
-    return Move(change.position.ms / 1000, change.event, change.job_id, change.attempt, change.who,
-                change.detail)  # fmt: skip
+    return Move(
+        change.position.ms / 1000,
+        change.event,
+        change.job_id,
+        change.attempt,
+        change.who,
+        change.detail,
+    )
 
 
 async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[str]]:
@@ -111,8 +117,14 @@ def with_worker_recoveries(strikes: Iterable[Struck], stories: Mapping[str, Stor
                 for story, place in by_pid.get(str(strike.pid), ())
                 if (wait_s := _wait_for_next(story, place, strike.at)) is not None
             ]
-            strike = Struck(strike.at, strike.kind, strike.victim, strike.pid, strike.until,
-                            max(waits, default=None))  # fmt: skip
+            strike = Struck(
+                strike.at,
+                strike.kind,
+                strike.victim,
+                strike.pid,
+                strike.until,
+                max(waits, default=None),
+            )
         filled.append(strike)
     return filled
 

@@ -60,9 +60,16 @@ def lines(report: dict[str, object]) -> Iterator[str]:
         yield f"  {kind:32}{times:>8}{median:>20}{longest:>10}"
     yield ""
     for name in (
-        "syscalls", "sent_again", "replies_dropped", "attempts_lost", "suspensions",
-        "longest_wait_s", "excused", "lost", "answered_twice",
-    ):  # fmt: skip
+        "syscalls",
+        "sent_again",
+        "replies_dropped",
+        "attempts_lost",
+        "suspensions",
+        "longest_wait_s",
+        "excused",
+        "lost",
+        "answered_twice",
+    ):
         yield f"{name.replace('_', ' '):34}{report[name]!s:>8}"
     broken = report["broken_promises"]
     assert isinstance(broken, list)

@@ -12,8 +12,17 @@ import redis
 from aios_broker.contract.syscall import MODULES
 
 # Places where a live syscall stands: empty at rest.
-PLACES = ("live", "leases", "deadlines", "scores", "yielding", "held", "parked", "control",
-          "suspects")  # fmt: skip
+PLACES = (
+    "live",
+    "leases",
+    "deadlines",
+    "scores",
+    "yielding",
+    "held",
+    "parked",
+    "control",
+    "suspects",
+)
 RQ_PLACES = ("queue", "wip", "deferred")
 SNAPSHOTS = ("snapshots", "snapshot_bytes")
 # Keys of one syscall or one client: each must expire by itself once it is over, or stand in a list

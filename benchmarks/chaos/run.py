@@ -88,9 +88,14 @@ def run_chaos(wish: Wish, folder: Path, environment: Mapping[str, str]) -> Outco
     history.mkdir()
     variables = {**environment, **KERNEL_SETTINGS, "PYTHONPATH": _path(environment)}
     config = KernelConfig(
-        state_dir=folder / "state", llm_core="model", llm_slots=CORE.slots, llm_workers=2,
-        tool_workers=2, state_workers=0, log_level="warning",
-    )  # fmt: skip
+        state_dir=folder / "state",
+        llm_core="model",
+        llm_slots=CORE.slots,
+        llm_workers=2,
+        tool_workers=2,
+        state_workers=0,
+        log_level="warning",
+    )
     kernel = EmbeddedKernel(config, programs=programs(wish, config), inherited=variables)
     with Log(history / "strikes.jsonl") as log, kernel:
         crowd = Crowd(_clients(wish, kernel), variables, history)
@@ -113,9 +118,12 @@ def programs(wish: Wish, config: KernelConfig) -> tuple[Program, ...]:
     late = 0.05 if "messages" in wish.groups else 0.0
     step_s = 3600.0 if "clock" in wish.groups else 0.0
     worker = Plan(
-        late_finish=late, late_after_s=1.5 * LEASE_S, clock_step_s=step_s,
-        poison=True, memory_bytes=MEMORY_BYTES,
-    )  # fmt: skip
+        late_finish=late,
+        late_after_s=1.5 * LEASE_S,
+        clock_step_s=step_s,
+        poison=True,
+        memory_bytes=MEMORY_BYTES,
+    )
     scheduler = Plan(clock_step_s=-step_s)
     migrate = next(one for one in kernel_programs(config) if one.name == "migrate")
     return (
@@ -145,10 +153,19 @@ def _clients(wish: Wish, kernel: EmbeddedKernel) -> dict[str, list[str]]:
     for number in range(1, wish.clients + 1):
         poisons = int(number == 1 and "poison" in wish.groups)
         commands[f"client-{number}"] = [
-            "--url", kernel.redis_url, "--seed", str(dice.getrandbits(31)),
-            "--sent-twice", str(mischief), "--lost", str(mischief / 2),
-            "--pause-s", str(wish.pause_s), "--poisons", str(poisons),
-        ]  # fmt: skip
+            "--url",
+            kernel.redis_url,
+            "--seed",
+            str(dice.getrandbits(31)),
+            "--sent-twice",
+            str(mischief),
+            "--lost",
+            str(mischief / 2),
+            "--pause-s",
+            str(wish.pause_s),
+            "--poisons",
+            str(poisons),
+        ]
     return commands
 
 
@@ -188,17 +205,24 @@ async def _evidence(
         if strike.victim in ("redis", "postgres", "scheduler", "standby")
     )
     bounds = Bounds(
-        wait_s=wish.wait_s, max_losses=MAX_LOSSES, down=_merged(down),
+        wait_s=wish.wait_s,
+        max_losses=MAX_LOSSES,
+        down=_merged(down),
         amnesia=tuple((at - AMNESIA_S, at + 0.1) for at in injector.forgetful),
-    )  # fmt: skip
+    )
     programs = {s.planned.program for s in stories.values() if s.planned.kind == "expand"}
     diaries = await diaries_of(kernel.redis_url, programs)
     with redis.Redis.from_url(kernel.redis_url) as client:
         epoch = int(client.hget("rq:aios:scheduler", "epoch") or 0)
     return Evidence(
-        stories, with_worker_recoveries(strikes, stories), await expected_ids(stories), diaries,
-        left, bounds, epoch,
-    )  # fmt: skip
+        stories,
+        with_worker_recoveries(strikes, stories),
+        await expected_ids(stories),
+        diaries,
+        left,
+        bounds,
+        epoch,
+    )
 
 
 def _merged(windows: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:

@@ -34,8 +34,10 @@ STOPS: tuple[tuple[str, float, float], ...] = (
     *((worker, 1.5 * LEASE_S, 3.0 * LEASE_S) for worker in WORKERS),  # ... and longer
     *((name, 0.2, 0.8 * SCHEDULER_LEASE_S) for name in SCHEDULERS),
     *((name, 1.5 * SCHEDULER_LEASE_S, 3.0) for name in SCHEDULERS),
-    (CLIENT, 0.5, 6.0), ("redis", 0.2, 2.0), ("postgres", 0.5, 3.0),
-)  # fmt: skip
+    (CLIENT, 0.5, 6.0),
+    ("redis", 0.2, 2.0),
+    ("postgres", 0.5, 3.0),
+)
 
 
 def schedule(

@@ -76,18 +76,30 @@ def chosen(wishes: Wishes) -> list[Contestant]:
 
 
 def report_of(
-    checkout: Path, samples: Sequence[Sample], seed: int, installed: dict[str, str], *,
+    checkout: Path,
+    samples: Sequence[Sample],
+    seed: int,
+    installed: dict[str, str],
+    *,
     failures: Sequence[str] = (),
-) -> Report:  # fmt: skip
+) -> Report:
     """Return all that is known of a run."""
     medians = medians_of(samples)
     best = best_libraries(medians)
     ratios = ratios_of(samples, best)
     return Report(
-        date=today(), commit=commit_of(checkout), machine=machine(), versions=installed,
-        seed=seed, rounds=list(samples), medians=medians, ratios=ratios, best_library=best,
-        budgets=budgets_of(medians, ratios), failures=list(failures),
-    )  # fmt: skip
+        date=today(),
+        commit=commit_of(checkout),
+        machine=machine(),
+        versions=installed,
+        seed=seed,
+        rounds=list(samples),
+        medians=medians,
+        ratios=ratios,
+        best_library=best,
+        budgets=budgets_of(medians, ratios),
+        failures=list(failures),
+    )
 
 
 def show(report: Report) -> None:

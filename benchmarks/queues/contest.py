@@ -110,11 +110,18 @@ class Contest:
         latencies = sorted(answer["latencies_ms"])
         calls = {name: round(n / jobs, 3) for name, n in used.calls.items()}
         return Sample(
-            contestant=self._contestant.name, load=load, round=number, jobs=jobs,
-            jobs_per_s=jobs / answer["seconds"], cpu_us=cpu_us, commands=used.commands / jobs,
+            contestant=self._contestant.name,
+            load=load,
+            round=number,
+            jobs=jobs,
+            jobs_per_s=jobs / answer["seconds"],
+            cpu_us=cpu_us,
+            commands=used.commands / jobs,
             calls={name: n for name, n in calls.items() if n >= SOME_CALLS},
-            reads=used.reads / jobs, p50_ms=_at(latencies, 0.5), p99_ms=_at(latencies, 0.99),
-        )  # fmt: skip
+            reads=used.reads / jobs,
+            p50_ms=_at(latencies, 0.5),
+            p99_ms=_at(latencies, 0.99),
+        )
 
     # Its processes.
 
@@ -162,9 +169,12 @@ class Contest:
         with self._log_path("client").open("ab") as log:
             client = subprocess.Popen(
                 (self._python, str(self._script), self._contestant.client),
-                env=dict(self._environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=log, bufsize=0,  # else closing the pipe of a dead client writes, and fails
-            )  # fmt: skip
+                env=dict(self._environment),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                bufsize=0,  # else closing the pipe of a dead client writes, and fails
+            )
         stack.enter_context(client)  # waits for its end, closes its pipes
         stack.callback(client.kill)
         return client
@@ -227,8 +237,10 @@ class Contest:
             if (path := self._log_path(name)).exists()
             and (text := path.read_text(errors="replace"))
         )
-        return Unavailable(f"{self._contestant.name}: {what}: {said}",
-                           remedy=f"see the logs in {self._ground.log_dir}")  # fmt: skip
+        return Unavailable(
+            f"{self._contestant.name}: {what}: {said}",
+            remedy=f"see the logs in {self._ground.log_dir}",
+        )
 
 
 def _end(child: Child) -> None:

@@ -18,8 +18,19 @@ LOCK_FILE = "requirements-bench.lock"
 FOLDER = Path(".aios") / "bench"
 INSTALL_TIMEOUT_S = 900.0
 SAID_CHARACTERS = 600
-PEERS = ("rq", "celery", "kombu", "dramatiq", "huey", "saq", "taskiq", "taskiq-redis", "redis",
-         "hiredis", "uvloop")  # fmt: skip
+PEERS = (
+    "rq",
+    "celery",
+    "kombu",
+    "dramatiq",
+    "huey",
+    "saq",
+    "taskiq",
+    "taskiq-redis",
+    "redis",
+    "hiredis",
+    "uvloop",
+)
 
 
 def peers_python(checkout: Path, say: Callable[[str], None]) -> Path:
@@ -64,8 +75,9 @@ def _install(folder: Path, python: Path, lock_file: Path) -> None:
         _run(uv, "pip", "install", "--quiet", "--python", str(python), *options)
     else:
         _run(sys.executable, "-m", "venv", str(folder))
-        _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-             *options)  # fmt: skip
+        _run(
+            str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options
+        )
 
 
 def _run(*command: str) -> None:

@@ -26,9 +26,10 @@ def require_matplotlib() -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidConfig(
-            "the chart needs matplotlib", field="--plot",
+            "the chart needs matplotlib",
+            field="--plot",
             remedy="install 'aios-broker[plot]', or leave --plot out",
-        )  # fmt: skip
+        )
 
 
 def draw(report: Report, path: Path) -> None:
@@ -49,8 +50,9 @@ def draw(report: Report, path: Path) -> None:
         _whiskers(axes[0][column], ordered)
     figure.suptitle(
         f"aios bench queues, {report.date}, commit {report.commit}, {report.machine['cpu']}, "
-        f"{report.machine['cpus']} CPUs", fontsize=9,
-    )  # fmt: skip
+        f"{report.machine['cpus']} CPUs",
+        fontsize=9,
+    )
     figure.savefig(path, format="png")
 
 

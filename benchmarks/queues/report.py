@@ -144,14 +144,16 @@ def budgets_of(medians: Medians, ratios: Ratios) -> list[Budget]:
         _at_least("jobs/s by those of the best library, throughput", 8, against(BEST)),
         _at_most("CPU us per syscall, throughput", 80, ours("throughput", lambda f: f.cpu_us)),
         _at_most("CPU us per syscall, 32 clients", 120, ours("clients", lambda f: f.cpu_us)),
-        _at_most("Redis commands per syscall, throughput", 9,
-                 ours("throughput", lambda f: f.commands)),
-        _at_most("Redis commands per syscall, 32 clients", 9,
-                 ours("clients", lambda f: f.commands)),
+        _at_most(
+            "Redis commands per syscall, throughput", 9, ours("throughput", lambda f: f.commands)
+        ),
+        _at_most(
+            "Redis commands per syscall, 32 clients", 9, ours("clients", lambda f: f.commands)
+        ),
         _at_most("socket reads per syscall, 32 clients", 0.25, ours("clients", lambda f: f.reads)),
         _at_most("socket reads per syscall, alone", 5, ours("alone", lambda f: f.reads)),
         _at_most("p50 alone by that of the floor", 2, by_floor),
-    ]  # fmt: skip
+    ]
 
 
 def table_of(medians: Medians, ratios: Ratios, load: str) -> list[list[str]]:
@@ -176,9 +178,18 @@ def table_of(medians: Medians, ratios: Ratios, load: str) -> list[list[str]]:
 
 
 COLUMNS = (
-    "contestant", "jobs/s", "range", "we x", "CPU us/job", "client+worker+sched.+redis+ledger",
-    "we x", "commands", "reads", "p50 ms", "p99 ms",
-)  # fmt: skip
+    "contestant",
+    "jobs/s",
+    "range",
+    "we x",
+    "CPU us/job",
+    "client+worker+sched.+redis+ledger",
+    "we x",
+    "commands",
+    "reads",
+    "p50 ms",
+    "p99 ms",
+)
 
 
 def budget_rows(budgets: Sequence[Budget]) -> list[list[str]]:
@@ -232,13 +243,15 @@ def _ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> Ratio:
 
 
 def _at_least(what: str, limit: float, figure: float | None) -> Budget:
-    return Budget(what, limit, at_least=True, figure=figure,
-                  met=None if figure is None else figure >= limit)  # fmt: skip
+    return Budget(
+        what, limit, at_least=True, figure=figure, met=None if figure is None else figure >= limit
+    )
 
 
 def _at_most(what: str, limit: float, figure: float | None) -> Budget:
-    return Budget(what, limit, at_least=False, figure=figure,
-                  met=None if figure is None else figure <= limit)  # fmt: skip
+    return Budget(
+        what, limit, at_least=False, figure=figure, met=None if figure is None else figure <= limit
+    )
 
 
 def _times(ratio: Ratio | None, figure: Callable[[Ratio], Spread]) -> str:

@@ -24,9 +24,7 @@ class Report(msgspec.Struct, frozen=True):
     figures: Figures
 
 
-def run(
-    checkout: Path, *, agents: int, waiting: int, ticks: int, json_path: Path | None
-) -> Report:  # fmt: skip
+def run(checkout: Path, *, agents: int, waiting: int, ticks: int, json_path: Path | None) -> Report:
     """Measure, print, write the file."""
     figures = measure(agents=agents, waiting=waiting, ticks=ticks, say=_say)
     report = Report(today(), commit_of(checkout), machine(), versions(), figures)
@@ -40,29 +38,48 @@ def run(
 def show(figures: Figures) -> None:
     """Print what was found."""
     names = list(figures.memory_waiting.by_process)
-    columns = [Column("process"), *(Column(title, "right") for title in (
-        "MiB idle", "MiB waiting", "CPU % idle", "CPU % waiting",
-    ))]  # fmt: skip
-    show_table(columns, [
+    columns = [
+        Column("process"),
+        *(
+            Column(title, "right")
+            for title in (
+                "MiB idle",
+                "MiB waiting",
+                "CPU % idle",
+                "CPU % waiting",
+            )
+        ),
+    ]
+    show_table(
+        columns,
         [
-            name,
-            f"{figures.memory_idle.by_process[name] / MEBIBYTE:.1f}",
-            f"{figures.memory_waiting.by_process[name] / MEBIBYTE:.1f}",
-            f"{figures.idle_cpu[name]:.1f}",
-            f"{figures.waiting_cpu[name]:.1f}",
-        ]
-        for name in names
-    ])  # fmt: skip
+            [
+                name,
+                f"{figures.memory_idle.by_process[name] / MEBIBYTE:.1f}",
+                f"{figures.memory_waiting.by_process[name] / MEBIBYTE:.1f}",
+                f"{figures.idle_cpu[name]:.1f}",
+                f"{figures.waiting_cpu[name]:.1f}",
+            ]
+            for name in names
+        ],
+    )
     click.echo()
     for policy, decisions in figures.decisions.items():
         click.echo(decisions.line(policy))
     click.echo()
-    budget_columns = [Column("what"), Column("at most", "right"), Column("figure", "right"),
-                      Column("")]  # fmt: skip
-    show_table(budget_columns, [
-        [one.what, f"{one.limit:g}", f"{one.figure:,.2f}", "met" if one.met else "MISSED"]
-        for one in figures.budgets
-    ])  # fmt: skip
+    budget_columns = [
+        Column("what"),
+        Column("at most", "right"),
+        Column("figure", "right"),
+        Column(""),
+    ]
+    show_table(
+        budget_columns,
+        [
+            [one.what, f"{one.limit:g}", f"{one.figure:,.2f}", "met" if one.met else "MISSED"]
+            for one in figures.budgets
+        ],
+    )
 
 
 def _say(line: str) -> None:

@@ -136,8 +136,12 @@ class Driver:
 
     def _job(self) -> Submission:
         nice = self._chance.randint(-20, 19)
-        syscall = Syscall(id=new_id(), agent="bench", nice=nice,
-                          body=LlmChat(messages=(Message("user", "Hello"),)))  # fmt: skip
+        syscall = Syscall(
+            id=new_id(),
+            agent="bench",
+            nice=nice,
+            body=LlmChat(messages=(Message("user", "Hello"),)),
+        )
         facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, nice)
         return Submission(syscall.id, encode_job(syscall), facts, "", deadline_s=LEASE_S)
 

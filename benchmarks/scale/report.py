@@ -81,6 +81,10 @@ def budgets_of(memory: Memory, decisions: Mapping[str, Decisions]) -> list[Budge
     return [
         Budget("decision, p50, ms", DECISION_BUDGET_MS, p50, p50 <= DECISION_BUDGET_MS),
         Budget("decision, p99, ms", DECISION_BUDGET_MS, p99, p99 <= DECISION_BUDGET_MS),
-        Budget("memory of all kernel processes, MiB", MEMORY_BUDGET_BYTES / MEBIBYTE,
-               round(total, 1), total * MEBIBYTE <= MEMORY_BUDGET_BYTES),
-    ]  # fmt: skip
+        Budget(
+            "memory of all kernel processes, MiB",
+            MEMORY_BUDGET_BYTES / MEBIBYTE,
+            round(total, 1),
+            total * MEBIBYTE <= MEMORY_BUDGET_BYTES,
+        ),
+    ]

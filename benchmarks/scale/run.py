@@ -40,9 +40,10 @@ IDLE_S = 5.0
 PATIENCE_S = 300.0
 POLL_S = 0.05
 SIMULATED = {
-    "AIOS_LLM_CORE": "model", "AIOS_MODEL_CORE_PREFILL_TOKENS_PER_S": "0",
+    "AIOS_LLM_CORE": "model",
+    "AIOS_MODEL_CORE_PREFILL_TOKENS_PER_S": "0",
     "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "0",
-}  # fmt: skip
+}
 
 Say = Callable[[str], None]
 
@@ -88,9 +89,17 @@ def measure(*, agents: int, waiting: int, ticks: int, say: Say) -> Figures:
             one.freeze()  # what they ask meanwhile would count as the decisions'
         decisions = decide(ground, kernel.redis_pid, ticks, say)
     return Figures(
-        agents, length, connect_s, fill_s, idle_cpu, waiting_cpu, memory_idle, memory_waiting,
-        decisions, budgets_of(memory_waiting, decisions),
-    )  # fmt: skip
+        agents,
+        length,
+        connect_s,
+        fill_s,
+        idle_cpu,
+        waiting_cpu,
+        memory_idle,
+        memory_waiting,
+        decisions,
+        budgets_of(memory_waiting, decisions),
+    )
 
 
 def decide(ground: Ground, redis_pid: int, ticks: int, say: Say) -> dict[str, Decisions]:
@@ -167,11 +176,16 @@ class Kernel:
         return servers | {name: child.pid for name, child in self._children.items()}
 
     def _start(self, name: str, *command: str) -> None:
-        variables = environment_of(self._ground) | SIMULATED | {
-            "AIOS_REDIS_URL": self._ground.redis_url,
-            "AIOS_DATABASE_URL": self._ground.database_url or "",
-            "AIOS_MAX_WAITING": "1000000", "AIOS_LOG_LEVEL": "warning",
-        }  # fmt: skip
+        variables = (
+            environment_of(self._ground)
+            | SIMULATED
+            | {
+                "AIOS_REDIS_URL": self._ground.redis_url,
+                "AIOS_DATABASE_URL": self._ground.database_url or "",
+                "AIOS_MAX_WAITING": "1000000",
+                "AIOS_LOG_LEVEL": "warning",
+            }
+        )
         with (self._ground.log_dir / f"{name}.log").open("ab") as log:
             self._children[name] = Child.start(Service(name, command, variables), log)
 
@@ -221,9 +235,11 @@ def open_crowd(ground: Ground, agents: int) -> Iterator[list[Crowd]]:
             with (ground.log_dir / "crowd.log").open("ab") as log:
                 process = subprocess.Popen(
                     (sys.executable, "-P", str(CROWD), str(number * each), str(each)),
-                    env=environment_of(ground), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    env=environment_of(ground),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
                     stderr=log,
-                )  # fmt: skip
+                )
             stack.enter_context(process)  # waits for its end, closes its pipes
             stack.callback(process.kill)
             crowd.append(Crowd(process))

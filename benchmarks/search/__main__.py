@@ -62,7 +62,7 @@ class Model:
 
 async def search(
     store: Store, agent: AgentRow, query: NoteQuery, vector: Vectors | None
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """Return the ids of what one search as this agent finds."""
     async with store.as_agent(agent) as cursor:
         found = await find_notes(cursor, Model(), query, vector)
@@ -101,8 +101,12 @@ async def latency(url: str, notes: int) -> dict[str, Any]:
     try:
         agent = await store.vouched("reader", "default")
         began = time.perf_counter()
-        insert(url, [agent.id] * notes, [synthetic.text() for _ in range(notes)],
-               synthetic.vectors(notes))  # fmt: skip
+        insert(
+            url,
+            [agent.id] * notes,
+            [synthetic.text() for _ in range(notes)],
+            synthetic.vectors(notes),
+        )
         found: dict[str, Any] = {"notes": notes, "loaded_s": round(time.perf_counter() - began, 1)}
         asked = synthetic.vectors(SEARCHES + WARM_UP)
         modes: tuple[SearchMode, ...] = ("keyword", "semantic", "hybrid")
@@ -146,8 +150,13 @@ async def hidden(url: str) -> dict[str, Any]:
         nothing_hidden = await found_of(store, reader, None, whole, asked)
     finally:
         await store.aclose()
-    return {"notes": HIDDEN_AMONG, "visible": len(visible), "by_index": by_index,
-            "nothing_hidden": nothing_hidden, "as_agents_search": by_owner}  # fmt: skip
+    return {
+        "notes": HIDDEN_AMONG,
+        "visible": len(visible),
+        "by_index": by_index,
+        "nothing_hidden": nothing_hidden,
+        "as_agents_search": by_owner,
+    }
 
 
 @dataclass(frozen=True)
@@ -189,31 +198,41 @@ async def found_of(
 
 def spread(took_ms: Sequence[float]) -> dict[str, float]:
     """Return the median and the 95th percentile."""
-    return {"p50_ms": round(statistics.median(took_ms), 2),
-            "p95_ms": round(statistics.quantiles(took_ms, n=20)[-1], 2)}  # fmt: skip
+    return {
+        "p50_ms": round(statistics.median(took_ms), 2),
+        "p95_ms": round(statistics.quantiles(took_ms, n=20)[-1], 2),
+    }
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print, and write JSON where asked for."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search", description=__doc__,
+        prog="python -m benchmarks.search",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--notes", type=int, default=100_000, help="of latency")
     parser.add_argument("--only", choices=["recall", "latency", "hidden"])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(arguments)
     results: dict[str, Any] = {
-        "at": today(), "commit": commit_of(ROOT), "machine": platform.processor() or "unknown",
+        "at": today(),
+        "commit": commit_of(ROOT),
+        "machine": platform.processor() or "unknown",
         "cpus": os.cpu_count(),
-    }  # fmt: skip
+    }
     for name in ("recall", "latency", "hidden"):
         if given.only not in (None, name):
             continue
-        with tempfile.TemporaryDirectory(prefix="aios-bench-") as folder, \
-                database(Path(folder)) as url:  # fmt: skip
-            work = {"recall": lambda: recall(url), "latency": lambda: latency(url, given.notes),
-                    "hidden": lambda: hidden(url)}[name]  # fmt: skip
+        with (
+            tempfile.TemporaryDirectory(prefix="aios-bench-") as folder,
+            database(Path(folder)) as url,
+        ):
+            work = {
+                "recall": lambda: recall(url),
+                "latency": lambda: latency(url, given.notes),
+                "hidden": lambda: hidden(url),
+            }[name]
             results[name] = asyncio.run(work())
         print(name, json.dumps(results[name]))
     if given.json is not None:

@@ -22,8 +22,10 @@ SPREAD = 0.6
 VOCABULARY = 20_000
 MOST_FREQUENT = 50  # rank of the first word that counts: those before it are stop words
 WORDS = 12  # of a synthetic note
-INDEX = ("CREATE INDEX ix_note_vector_1 ON note USING hnsw "
-         "((vector::halfvec(384)) halfvec_cosine_ops) WHERE model_id = 1")  # fmt: skip
+INDEX = (
+    "CREATE INDEX ix_note_vector_1 ON note USING hnsw "
+    "((vector::halfvec(384)) halfvec_cosine_ops) WHERE model_id = 1"
+)
 
 Vectors = NDArray[np.float32]
 

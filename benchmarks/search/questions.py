@@ -70,7 +70,7 @@ REWORDED: tuple[tuple[str, str], ...] = (
     ("The hikers lost their way in the fog.", "Why did the walkers get lost?"),
     ("The parcel came without the charger.", "What was missing from the delivery?"),
     ("The orchard yields plums every second year.", "How often is there fruit?"),
-)  # fmt: skip
+)
 REPEATED: tuple[tuple[str, str], ...] = (
     ("Kassandra's birthday is on 9 June.", "When is Kassandra's birthday?"),
     ("The wifi password of the cabin is on the fridge.", "Where is the wifi password?"),
@@ -92,17 +92,67 @@ REPEATED: tuple[tuple[str, str], ...] = (
     ("The lease of the crane ends in May.", "When does the lease of the crane end?"),
     ("The choir's tenor is called Benedikt.", "What is the tenor called?"),
     ("The east fence needs paint.", "Which fence needs paint?"),
-)  # fmt: skip
+)
 
-_WHO = ("Jonas", "the committee", "our team", "Mara", "the gardener", "an auditor", "Felix",
-        "the clerk", "my aunt", "the landlord", "Priya", "the coach")  # fmt: skip
-_DID = ("reviewed", "postponed", "painted", "bought", "measured", "forgot", "described", "sold",
-        "cleaned", "compared", "sketched", "counted", "returned", "wrapped")  # fmt: skip
-_WHAT = ("the budget", "a wooden bench", "the old maps", "six lanterns", "the survey", "a bicycle",
-         "the minutes", "two ladders", "the stamps", "a violin case", "the blueprints", "a tent",
-         "the spreadsheets", "three chairs", "the curtains", "an anchor")  # fmt: skip
-_WHEN = ("in January", "before lunch", "on Wednesday", "after the concert", "last week",
-         "during the break", "at the station", "in the basement", "without asking")  # fmt: skip
+_WHO = (
+    "Jonas",
+    "the committee",
+    "our team",
+    "Mara",
+    "the gardener",
+    "an auditor",
+    "Felix",
+    "the clerk",
+    "my aunt",
+    "the landlord",
+    "Priya",
+    "the coach",
+)
+_DID = (
+    "reviewed",
+    "postponed",
+    "painted",
+    "bought",
+    "measured",
+    "forgot",
+    "described",
+    "sold",
+    "cleaned",
+    "compared",
+    "sketched",
+    "counted",
+    "returned",
+    "wrapped",
+)
+_WHAT = (
+    "the budget",
+    "a wooden bench",
+    "the old maps",
+    "six lanterns",
+    "the survey",
+    "a bicycle",
+    "the minutes",
+    "two ladders",
+    "the stamps",
+    "a violin case",
+    "the blueprints",
+    "a tent",
+    "the spreadsheets",
+    "three chairs",
+    "the curtains",
+    "an anchor",
+)
+_WHEN = (
+    "in January",
+    "before lunch",
+    "on Wednesday",
+    "after the concert",
+    "last week",
+    "during the break",
+    "at the station",
+    "in the basement",
+    "without asking",
+)
 
 
 def others(count: int, seed: int = 5) -> list[str]:

@@ -145,8 +145,11 @@ def check_version(python: str) -> None:
     """End with a clear word where this is another Python than the lock is for."""
     found = subprocess.run(
         [python, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout.strip()  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.strip()
     if found != PYTHON_VERSION:
         sys.exit(f"{python} is Python {found}; give --python a Python {PYTHON_VERSION}")
 

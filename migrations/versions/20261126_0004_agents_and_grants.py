@@ -20,9 +20,17 @@ down_revision = "0003"
 ROLES = ("aios_agent", "aios_steward")
 
 TABLES = (
-    "tenant", "agent", "agent_token", "privilege_group", "membership", "access_grant",
-    "approval", "approval_rule", "audit", "effect",
-)  # fmt: skip
+    "tenant",
+    "agent",
+    "agent_token",
+    "privilege_group",
+    "membership",
+    "access_grant",
+    "approval",
+    "approval_rule",
+    "audit",
+    "effect",
+)
 
 LEAST_PGVECTOR = (0, 8)  # half-precision vectors, and scans that go on until enough is found
 
@@ -102,20 +110,23 @@ def check_server() -> None:
 
 def may_become(connection: sa.Connection, role: str) -> bool:
     """Tell whether the user is a member of the role, may make itself one, or may make the role."""
-    return bool(connection.execute(sa.text("""
+    return bool(
+        connection.execute(
+            sa.text("""
         SELECT CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = :role)
             THEN pg_has_role(current_user, CAST(:role AS name), 'SET')
                  OR pg_has_role(current_user, CAST(:role AS name), 'MEMBER WITH ADMIN OPTION')
             ELSE rolcreaterole OR rolsuper END
         FROM pg_roles WHERE rolname = current_user
-    """), {"role": role}).scalar())  # fmt: skip
+    """),
+            {"role": role},
+        ).scalar()
+    )
 
 
 def moment(name: str, *, nullable: bool = False, now: bool = False) -> sa.Column[object]:
     default = sa.text("now()") if now else None
-    return sa.Column(
-        name, sa.DateTime(timezone=True), server_default=default, nullable=nullable
-    )  # fmt: skip
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=nullable)
 
 
 def number() -> sa.Column[int]:
@@ -124,9 +135,11 @@ def number() -> sa.Column[int]:
 
 def words(name: str, *, default: str | None = None) -> sa.Column[str]:
     return sa.Column(
-        name, sa.Text(), nullable=False,
+        name,
+        sa.Text(),
+        nullable=False,
         server_default=None if default is None else sa.text(f"'{default}'"),
-    )  # fmt: skip
+    )
 
 
 def reference(
@@ -268,14 +281,22 @@ def create_records() -> None:
         "audit",
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
         moment("at"),
-        *(words(name) for name in (
-            "tenant", "actor", "action", "object", "outcome", "syscall_id",
-        )),
+        *(
+            words(name)
+            for name in (
+                "tenant",
+                "actor",
+                "action",
+                "object",
+                "outcome",
+                "syscall_id",
+            )
+        ),
         sa.Column("detail", JSONB(), nullable=False),
         words("previous_hash"),
         words("hash"),
         sa.PrimaryKeyConstraint("seq", name="pk_audit"),
-    )  # fmt: skip
+    )
     op.create_index("ix_audit_tenant_actor_seq", "audit", ["tenant", "actor", "seq"])
     op.create_table(
         "effect",

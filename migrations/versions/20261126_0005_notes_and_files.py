@@ -14,9 +14,18 @@ revision = "0005"
 down_revision = "0004"
 
 TABLES = (
-    "embedding_model", "memory_block", "note", "note_version",
-    "directory", "file", "blob", "file_version", "file_chunk", "mount", "share_link",
-)  # fmt: skip
+    "embedding_model",
+    "memory_block",
+    "note",
+    "note_version",
+    "directory",
+    "file",
+    "blob",
+    "file_version",
+    "file_chunk",
+    "mount",
+    "share_link",
+)
 
 
 def upgrade() -> None:
@@ -34,9 +43,7 @@ def upgrade() -> None:
 
 def moment(name: str, *, nullable: bool = False, now: bool = False) -> sa.Column[object]:
     default = sa.text("now()") if now else None
-    return sa.Column(
-        name, sa.DateTime(timezone=True), server_default=default, nullable=nullable
-    )  # fmt: skip
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=nullable)
 
 
 def number(name: str = "id") -> sa.Column[int]:
@@ -45,9 +52,11 @@ def number(name: str = "id") -> sa.Column[int]:
 
 def words(name: str, *, default: str | None = None) -> sa.Column[str]:
     return sa.Column(
-        name, sa.Text(), nullable=False,
+        name,
+        sa.Text(),
+        nullable=False,
         server_default=None if default is None else sa.text(f"'{default}'"),
-    )  # fmt: skip
+    )
 
 
 def array(name: str) -> sa.Column[object]:
@@ -100,12 +109,17 @@ def create_embedding_models() -> None:
         owner_of("memory_block"),
         whole("limit_bytes", sa.BigInteger),
         whole("k", sa.SmallInteger),
-        *(sa.Column(name, sa.Double(), nullable=False) for name in (
-            "correlated_s", "high", "low",
-        )),
+        *(
+            sa.Column(name, sa.Double(), nullable=False)
+            for name in (
+                "correlated_s",
+                "high",
+                "low",
+            )
+        ),
         moment("created_at", now=True),
         sa.PrimaryKeyConstraint("owner_id", name="pk_memory_block"),
-    )  # fmt: skip
+    )
 
 
 def create_notes() -> None:
@@ -132,9 +146,11 @@ def create_notes() -> None:
         sa.UniqueConstraint("seq", name="uq_note_seq"),
     )
     op.create_index(
-        "ix_note_expires_at", "note", ["expires_at"],
+        "ix_note_expires_at",
+        "note",
+        ["expires_at"],
         postgresql_where=sa.text("expires_at IS NOT NULL"),
-    )  # fmt: skip
+    )
     op.create_index("ix_note_owner_id_seq", "note", ["owner_id", "seq"])
     op.create_index("ix_note_words", "note", ["words"], postgresql_using="gin")
 

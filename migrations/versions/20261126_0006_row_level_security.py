@@ -14,10 +14,27 @@ revision = "0006"
 down_revision = "0005"
 
 TABLES = (
-    "tenant", "agent", "agent_token", "privilege_group", "membership", "access_grant", "approval",
-    "approval_rule", "audit", "effect", "memory_block", "note", "note_version", "directory", "file",
-    "blob", "file_version", "file_chunk", "mount", "share_link",
-)  # fmt: skip
+    "tenant",
+    "agent",
+    "agent_token",
+    "privilege_group",
+    "membership",
+    "access_grant",
+    "approval",
+    "approval_rule",
+    "audit",
+    "effect",
+    "memory_block",
+    "note",
+    "note_version",
+    "directory",
+    "file",
+    "blob",
+    "file_version",
+    "file_chunk",
+    "mount",
+    "share_link",
+)
 
 # Of the session. Without the setting nobody asks: null, and no row is anybody's.
 IDENTITY = """
@@ -37,37 +54,58 @@ $$;
 # name(arguments): what it returns, how it behaves, its one statement. All look with the steward's
 # eyes. STABLE ones are asked once per query; VOLATILE ones see what the same statement has written.
 READS = {
-    "aios_groups()": ("bigint[]", """
+    "aios_groups()": (
+        "bigint[]",
+        """
         SELECT coalesce(array_agg(m.group_id), '{}') FROM membership m
         JOIN privilege_group p ON p.id = m.group_id
-        WHERE m.agent_id = aios_agent_id() AND p.tenant_id = aios_tenant_id()"""),
-    "aios_granted(kind text, verb text)": ("text[]", """
+        WHERE m.agent_id = aios_agent_id() AND p.tenant_id = aios_tenant_id()""",
+    ),
+    "aios_granted(kind text, verb text)": (
+        "text[]",
+        """
         SELECT coalesce(array_agg(DISTINCT g.object_id), '{}') FROM access_grant g
         WHERE g.tenant_id = aios_tenant_id() AND g.object_kind = kind
           AND (g.expires_at IS NULL OR g.expires_at > now()) AND g.verbs && aios_verbs(verb)
-          AND (g.agent_id = aios_agent_id() OR g.group_id = ANY (aios_groups()))"""),
+          AND (g.agent_id = aios_agent_id() OR g.group_id = ANY (aios_groups()))""",
+    ),
     "aios_blocks(verb text)": ("bigint[]", "SELECT aios_granted('block', verb)::bigint[]"),
     "aios_notes(verb text)": ("text[]", "SELECT aios_granted('note', verb)"),
     "aios_tops(verb text)": ("bigint[]", "SELECT aios_granted('directory', verb)::bigint[]"),
-    "aios_directories(verb text)": ("bigint[]", """
+    "aios_directories(verb text)": (
+        "bigint[]",
+        """
         SELECT coalesce(array_agg(DISTINCT d.id), '{}') FROM directory t
         JOIN directory d ON d.owner_id = t.owner_id AND t.id = ANY (d.ancestors)
-        WHERE t.id = ANY (aios_tops(verb))"""),
-    "aios_files(verb text)": ("bigint[]", """
+        WHERE t.id = ANY (aios_tops(verb))""",
+    ),
+    "aios_files(verb text)": (
+        "bigint[]",
+        """
         SELECT coalesce(array_agg(f.id), '{}') FROM file f
         WHERE f.id = ANY (aios_granted('file', verb)::bigint[])
-           OR f.directory_id = ANY (aios_directories(verb))"""),
-    "aios_file_owners(verb text)": ("bigint[]", """
+           OR f.directory_id = ANY (aios_directories(verb))""",
+    ),
+    "aios_file_owners(verb text)": (
+        "bigint[]",
+        """
         SELECT coalesce(array_agg(DISTINCT o.owner_id), '{}') FROM (
             SELECT owner_id FROM file WHERE id = ANY (aios_granted('file', verb)::bigint[])
-            UNION ALL SELECT owner_id FROM directory WHERE id = ANY (aios_tops(verb))) o"""),
-    "aios_is_administrator()": ("boolean", """
+            UNION ALL SELECT owner_id FROM directory WHERE id = ANY (aios_tops(verb))) o""",
+    ),
+    "aios_is_administrator()": (
+        "boolean",
+        """
         SELECT coalesce((SELECT administrator FROM agent
-                         WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()), false)"""),
-    "aios_agent_name()": ("text", """
-        SELECT name FROM agent WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()"""),
+                         WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()), false)""",
+    ),
+    "aios_agent_name()": (
+        "text",
+        """
+        SELECT name FROM agent WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()""",
+    ),
     "aios_tenant_name()": ("text", "SELECT name FROM tenant WHERE id = aios_tenant_id()"),
-}  # fmt: skip
+}
 
 CHECKS = {
     # Whether all these directories are this agent's.
@@ -127,7 +165,7 @@ CHECKS = {
             OR aios_holds(kind, object_id, 'share')
             AND NOT EXISTS (SELECT FROM unnest(verbs) v
                             WHERE NOT aios_holds(kind, object_id, v)))""",
-}  # fmt: skip
+}
 
 READ_FUNCTION = """
 CREATE FUNCTION {signature} RETURNS {returns} STABLE SECURITY DEFINER LANGUAGE sql

@@ -125,9 +125,14 @@ class AsyncAgent:
     """An agent's access to the kernel. Open it with `async with`; leaving cancels what is left."""
 
     def __init__(
-        self, name: str, *, url: str | None = None, program: str = "main",
-        tenant: str = "default", token: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        url: str | None = None,
+        program: str = "main",
+        tenant: str = "default",
+        token: str = "",
+    ) -> None:
         """Name the agent.
 
         Args:
@@ -230,9 +235,14 @@ class Agent:
     """An agent's access to the kernel. Open it with `with`; leaving cancels what is left."""
 
     def __init__(
-        self, name: str, *, url: str | None = None, program: str = "main",
-        tenant: str = "default", token: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        *,
+        url: str | None = None,
+        program: str = "main",
+        tenant: str = "default",
+        token: str = "",
+    ) -> None:
         """Name the agent; the arguments are those of `AsyncAgent`."""
         agent = AsyncAgent(name, url=url, program=program, tenant=tenant, token=token)
         self._bind(agent, Home())

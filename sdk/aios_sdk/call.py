@@ -47,8 +47,9 @@ class Waiting:
         """Return the error for who has waited long enough."""
         return WaitTimeout(
             "no answer in the time given; the syscall itself goes on",
-            remedy="wait again, or attach to it by its id", syscall_id=self._pending.id,
-        )  # fmt: skip
+            remedy="wait again, or attach to it by its id",
+            syscall_id=self._pending.id,
+        )
 
 
 class Call(Generic[Answer]):
@@ -191,8 +192,10 @@ class Call(Generic[Answer]):
         if self._answer is not None and not isinstance(result, self._answer):
             raise InvalidSyscall(
                 f"this key stands for another syscall, whose answer is a {type(result).__name__}",
-                field="key", remedy="give each step a key of its own", syscall_id=self.id,
-            )  # fmt: skip
+                field="key",
+                remedy="give each step a key of its own",
+                syscall_id=self.id,
+            )
         return cast("Answer", result)
 
 

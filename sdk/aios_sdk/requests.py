@@ -154,8 +154,7 @@ def context_summarise_body(
     *, keep_last: int = 2, max_tokens: int = 256, **fields: Unpack[ContextOptions]
 ) -> RawBody:
     """Replace all but the system message and the last turns by a summary."""
-    return {**fields, "type": "context.summarise", "keep_last": keep_last,
-            "max_tokens": max_tokens}  # fmt: skip
+    return {**fields, "type": "context.summarise", "keep_last": keep_last, "max_tokens": max_tokens}
 
 
 def echo_body(text: str = "") -> RawBody:
@@ -211,9 +210,13 @@ def append_body(path: str, content: str | bytes, *, owner: str | None = None) ->
 
 
 def share_body(
-    path: str, *, group: str | None = None, agent: str | None = None,
-    verbs: GrantVerbs = ("read", "search"), ttl_s: float | None = None,
-) -> StorageShare:  # fmt: skip
+    path: str,
+    *,
+    group: str | None = None,
+    agent: str | None = None,
+    verbs: GrantVerbs = ("read", "search"),
+    ttl_s: float | None = None,
+) -> StorageShare:
     """Grant verbs on a file or a directory to a group or an agent."""
     return StorageShare(path, group, agent, verbs=verbs, ttl_s=ttl_s)
 
@@ -237,8 +240,9 @@ def call_body(
     try:
         return build(*args, **kwargs)
     except TypeError as error:
-        raise InvalidSyscall(f"wrong arguments: {error}", field="body",
-                             remedy="see help() of the call") from error  # fmt: skip
+        raise InvalidSyscall(
+            f"wrong arguments: {error}", field="body", remedy="see help() of the call"
+        ) from error
 
 
 def item_body(build: Callable[..., RawBody | Body], item: Item) -> RawBody | Body:
@@ -256,16 +260,24 @@ def build_syscall(
         UnknownModule: no module of this version takes such a body.
     """
     try:
-        data = _encoder.encode({
-            "id": _id(options, index), "body": _raw(options, body, stream=stream),
-            "agent": options.agent, "program": options.program, "tenant": options.tenant,
-            "token": options.token, "nice": options.nice, "deadline_s": _deadline_s(options),
-        })  # fmt: skip
+        data = _encoder.encode(
+            {
+                "id": _id(options, index),
+                "body": _raw(options, body, stream=stream),
+                "agent": options.agent,
+                "program": options.program,
+                "tenant": options.tenant,
+                "token": options.token,
+                "nice": options.nice,
+                "deadline_s": _deadline_s(options),
+            }
+        )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidSyscall(
-            f"the syscall cannot be written as JSON: {error}", field="body",
+            f"the syscall cannot be written as JSON: {error}",
+            field="body",
             remedy="use strings, numbers, lists and dicts",
-        ) from error  # fmt: skip
+        ) from error
     syscall = decode_syscall(data)
     if len(data) > MAX_TEXT_BYTES:
         encode_syscall(syscall)  # which refuses it, with the numbers
@@ -284,8 +296,11 @@ def check_options(options: Options) -> Options:
             )
     key: object = options.key
     if key is not None and (not isinstance(key, str) or not key):
-        raise InvalidSyscall(f"{key!r} is not a key", field="key",
-                             remedy="give a text that names this step of your program")  # fmt: skip
+        raise InvalidSyscall(
+            f"{key!r} is not a key",
+            field="key",
+            remedy="give a text that names this step of your program",
+        )
     build_syscall(options, chat_body("") if options.core is not None else echo_body())
     return options
 
@@ -294,8 +309,11 @@ def check_id(syscall_id: str) -> str:
     """Return the id of a syscall; refuse what cannot be one."""
     if _SYSCALL_ID.fullmatch(syscall_id):
         return syscall_id
-    raise InvalidSyscall(f"{syscall_id!r} is not the id of a syscall", field="id",
-                         remedy="give the 32 hex digits of Call.id")  # fmt: skip
+    raise InvalidSyscall(
+        f"{syscall_id!r} is not the id of a syscall",
+        field="id",
+        remedy="give the 32 hex digits of Call.id",
+    )
 
 
 def answer_of(body: Body) -> type[Result] | None:

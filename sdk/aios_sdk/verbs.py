@@ -76,8 +76,9 @@ class AsyncVerbs(Generic[Arguments, Answer]):
         bodies = [item_body(self._build, item) for item in items]
         syscalls = [build_syscall(options, body, index=at) for at, body in enumerate(bodies)]
         if concurrency is not None and concurrency < 1:
-            raise InvalidSyscall(f"{concurrency} is too few", field="concurrency",
-                                 remedy="give 1 or more, or None")  # fmt: skip
+            raise InvalidSyscall(
+                f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
+            )
         fan = Fan(self._start, syscalls, at_once=concurrency, return_errors=return_errors)
         return asyncio.ensure_future(fan.results())
 
@@ -118,9 +119,9 @@ class Verbs(Generic[Arguments, Answer]):
         The first error ends the map and cancels its other calls; with `return_errors` errors
         stand among the results instead. At most `concurrency` are under way; None: all at once.
         """
-        return self._home.thread.wait(lambda: self._verbs.map(
-            items, concurrency=concurrency, return_errors=return_errors
-        ))  # fmt: skip
+        return self._home.thread.wait(
+            lambda: self._verbs.map(items, concurrency=concurrency, return_errors=return_errors)
+        )
 
 
 class Fan(Generic[Answer]):

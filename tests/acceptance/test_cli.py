@@ -250,8 +250,11 @@ def test_top_on_a_terminal_ends_with_q_and_gives_it_back(settings: dict[str, str
     }
     with subprocess.Popen(
         [sys.executable, "-m", "aios_broker.cli", "top"],
-        stdin=follower, stdout=follower, stderr=follower, env=environment,
-    ) as top:  # fmt: skip
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=environment,
+    ) as top:
         os.close(follower)
         drawn = b""
 

@@ -38,8 +38,11 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, mountable: Path) -> Iterato
     config = KernelConfig(
         state_dir=tmp_path_factory.mktemp("state"), llm_core="model", tool_workers=0
     )
-    settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path),
-                "AIOS_STORAGE_MOUNTS": str(mountable)}  # fmt: skip
+    settings = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "AIOS_STORAGE_MOUNTS": str(mountable),
+    }
     with EmbeddedKernel(config, inherited=settings, temporary=True) as running:
         yield running
 
@@ -50,9 +53,10 @@ def settings(kernel: EmbeddedKernel) -> dict[str, str]:
     assert kernel.redis_url is not None
     assert kernel.record.database_url is not None
     return {
-        "AIOS_REDIS_URL": kernel.redis_url, "AIOS_DATABASE_URL": kernel.record.database_url,
+        "AIOS_REDIS_URL": kernel.redis_url,
+        "AIOS_DATABASE_URL": kernel.record.database_url,
         "AIOS_STATE_DIR": str(kernel.record.state_dir),
-    }  # fmt: skip
+    }
 
 
 def aios(settings: dict[str, str], *arguments: str, text: str | None = None) -> Result:
@@ -74,12 +78,18 @@ class Background(threading.Thread):
 
     def __init__(self, settings: dict[str, str], *arguments: str) -> None:
         super().__init__(daemon=True)
-        environment = {**settings, "PATH": os.environ["PATH"],
-                       "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+        environment = {
+            **settings,
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "aios_broker.cli", *arguments], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-m", "aios_broker.cli", *arguments],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self.start()
 
     def run(self) -> None:
@@ -149,12 +159,26 @@ def test_a_directory_of_the_host_is_mounted_and_searched(
     (mountable / "harbour.txt").write_text("The old lighthouse is painted each spring")
     done(settings, "files", "mount", "host", str(mountable), "--searchable", *eve)
     assert done(settings, "files", "read", "host/harbour.txt", *eve).startswith("The old")
-    wait_until(lambda: "/host/harbour.txt" in done(settings, "files", "search", "lighthouse", *eve),
-               timeout_s=30)  # fmt: skip
+    wait_until(
+        lambda: "/host/harbour.txt" in done(settings, "files", "search", "lighthouse", *eve),
+        timeout_s=30,
+    )
     (mountable / "harbour.txt").write_text("The ferry leaves at nine")
-    wait_until(lambda: "/host/harbour.txt" in done(
-        settings, "files", "search", "at what time does the boat go?", "--mode", "semantic", *eve
-    ), timeout_s=30)  # fmt: skip
+    wait_until(
+        lambda: (
+            "/host/harbour.txt"
+            in done(
+                settings,
+                "files",
+                "search",
+                "at what time does the boat go?",
+                "--mode",
+                "semantic",
+                *eve,
+            )
+        ),
+        timeout_s=30,
+    )
     done(settings, "files", "unmount", "host", *eve)
     assert "harbour" not in done(settings, "files", "search", "ferry", *eve)
 
@@ -208,8 +232,19 @@ def test_rules_are_set_and_forgotten(settings: dict[str, str]) -> None:
 def test_groups_and_grants(settings: dict[str, str]) -> None:
     done(settings, "files", "write", "plans/a.txt", "May", "--agent", "gwen")
     done(settings, "memory", "stat", "--agent", "hugo")
-    done(settings, "grants", "give", "directory", "plans", "--to", "hugo", "--verb", "read",
-         "--agent", "gwen")  # fmt: skip
+    done(
+        settings,
+        "grants",
+        "give",
+        "directory",
+        "plans",
+        "--to",
+        "hugo",
+        "--verb",
+        "read",
+        "--agent",
+        "gwen",
+    )
     of_gwen = ("--owner", "gwen", "--agent", "hugo")
     assert done(settings, "files", "read", "plans/a.txt", *of_gwen) == "May"
     assert "directory /plans" in done(settings, "grants", "list", "--held", "--agent", "hugo")
@@ -254,12 +289,15 @@ def test_the_sdk_has_all_of_it(settings: dict[str, str]) -> None:
 
 
 def test_the_example_runs(settings: dict[str, str]) -> None:
-    environment = {**settings, "PATH": os.environ["PATH"],
-                   "PYTHONPATH": os.pathsep.join(sys.path)}  # fmt: skip
+    environment = {**settings, "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "shared_memory.py"), "--approve"],
-        env=environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert told.returncode == 0, told.stderr
     assert "bob found, by ada: The launch is on 3 May" in told.stdout
     assert "it was approved, the note is gone" in told.stdout

@@ -32,9 +32,12 @@ def start() -> Iterator[Start]:
         path = {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
         demo = subprocess.Popen(
             [sys.executable, "-m", "aios_broker.cli", "demo", *arguments],
-            env={**kept, **path, **settings}, cwd=folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            env={**kept, **path, **settings},
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         started.append(demo)
         return demo
 

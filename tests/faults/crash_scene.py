@@ -66,8 +66,9 @@ def launched(
         "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders),
         "AIOS_REDIS_URL": url,
         VARIABLE: (plan or Plan(points=points)).encode(),
-        **SETTINGS, **more,
-    }  # fmt: skip
+        **SETTINGS,
+        **more,
+    }
     command = (sys.executable, "-m", "benchmarks.chaos.launch", process)
     with subprocess.Popen(command, env=environment, cwd=ROOT) as child:
         try:
@@ -86,9 +87,12 @@ async def died(child: Launched) -> None:
 async def running_scheduler(url: str, database_url: str | None) -> AsyncIterator[None]:
     """Run a scheduler in this loop for the length of a block."""
     config = SchedulerConfig(
-        redis_url=url, database_url=database_url, scheduler_lease_s=0.5, quantum_s=QUANTUM_S,
+        redis_url=url,
+        database_url=database_url,
+        scheduler_lease_s=0.5,
+        quantum_s=QUANTUM_S,
         snapshot_budget_bytes=0,
-    )  # fmt: skip
+    )
     serving = asyncio.create_task(Scheduler(config).run())
     try:
         yield
@@ -143,9 +147,11 @@ async def expected_ids(syscall_id: str, result: ChatResult) -> tuple[int, ...]:
     """Generate the answer once more, without any interruption."""
     core = ModelCore(replace(CORE, decode_tokens_per_s=0.0))
     request = GenerationRequest(
-        request_id=syscall_id, prompt_ids=result.prompt_ids, max_tokens=CHAT_TOKENS,
+        request_id=syscall_id,
+        prompt_ids=result.prompt_ids,
+        max_tokens=CHAT_TOKENS,
         sampling=Sampling(seed=SEED),
-    )  # fmt: skip
+    )
     return (await generate(core, request)).ids
 
 

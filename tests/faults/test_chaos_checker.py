@@ -41,9 +41,14 @@ def reply_of(syscall_id: str, result: Result, *, attempts: int = 1) -> str:
 
 
 def life(
-    syscall_id: str, *, at: float = 10.0, kind: str = "echo", text: str = "hi", number: int = 0,
+    syscall_id: str,
+    *,
+    at: float = 10.0,
+    kind: str = "echo",
+    text: str = "hi",
+    number: int = 0,
     result: Result | None = None,
-) -> tuple[list[Record], list[Move]]:  # fmt: skip
+) -> tuple[list[Record], list[Move]]:
     """Return the history of one syscall that went well."""
     result = result or EchoResult(text)
     tokens = result.usage.output_tokens if isinstance(result, ChatResult) else 0
@@ -62,9 +67,7 @@ def life(
     return records, moves
 
 
-def broken_rules(
-    records: Sequence[Record], moves: Sequence[Move], **more: object
-) -> set[str]:  # fmt: skip
+def broken_rules(records: Sequence[Record], moves: Sequence[Move], **more: object) -> set[str]:
     evidence = Evidence(gather(records, moves), [], {}, {}, {}, Bounds())
     return {one.rule for one in check(replace(evidence, **more))}  # type: ignore[arg-type]
 
@@ -240,9 +243,9 @@ def test_a_transition_that_is_missing(left_out: int) -> None:
 
 def test_an_attempt_that_is_left_out() -> None:
     records, moves = life("a")
-    rules = broken_rules(records, [moves[0], *(
-        msgspec.structs.replace(move, attempt=2) for move in moves[1:]
-    )])  # fmt: skip
+    rules = broken_rules(
+        records, [moves[0], *(msgspec.structs.replace(move, attempt=2) for move in moves[1:])]
+    )
     assert "11 transitions" in rules
 
 

@@ -17,9 +17,14 @@ from benchmarks.chaos.seeded import BUGS, Bug, broken_copy, judge
 pytestmark = pytest.mark.timeout(600)
 
 SHORT = Wish(
-    8.0, seed=25, groups=("kill", "stop", "messages", "clock", "hold"), clients=2, gap_s=1.0,
-    pause_s=0.3, wait_s=60.0,
-)  # fmt: skip
+    8.0,
+    seed=25,
+    groups=("kill", "stop", "messages", "clock", "hold"),
+    clients=2,
+    gap_s=1.0,
+    pause_s=0.3,
+    wait_s=60.0,
+)
 
 
 @pytest.fixture

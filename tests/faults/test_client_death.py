@@ -39,9 +39,22 @@ def client(url: str, folder: Path, *points: Point) -> Iterator[Launched]:
         "PATH": os.environ.get("PATH", ""),
         "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in folders),
         VARIABLE: Plan(points=points).encode(),
-    }  # fmt: skip
-    command = (sys.executable, "-m", "benchmarks.chaos.client", "--name", NAME, "--folder",
-               str(folder), "--url", url, "--lost", "0.05", "--sent-twice", "0.05")  # fmt: skip
+    }
+    command = (
+        sys.executable,
+        "-m",
+        "benchmarks.chaos.client",
+        "--name",
+        NAME,
+        "--folder",
+        str(folder),
+        "--url",
+        url,
+        "--lost",
+        "0.05",
+        "--sent-twice",
+        "0.05",
+    )
     with subprocess.Popen(command, env=environment, cwd=ROOT) as child:
         try:
             yield child

@@ -18,14 +18,38 @@ pytestmark = pytest.mark.timeout(120)
 # What a worker of each module sends, in the scene's work. `BLMOVE`: the look for work.
 WORKER_STEPS = {
     "tool": ("birth", "claim", "finish", "renew", "BLMOVE", "death"),
-    "llm": ("claim", "finish", "yield", "slice", "renew", "emit", "GET", "HGETALL",
-            "context_open", "context_write"),
-}  # fmt: skip
+    "llm": (
+        "claim",
+        "finish",
+        "yield",
+        "slice",
+        "renew",
+        "emit",
+        "GET",
+        "HGETALL",
+        "context_open",
+        "context_write",
+    ),
+}
 SCHEDULER_STEPS = (
-    "lead", "reclaim", "expire", "reconcile", "look",
-    "FUNCTION", "EXISTS", "HSET", "HGETALL", "LLEN", "LRANGE",
-    "XLEN", "XINFO", "XRANGE", "XTRIM", BEGIN, COMMIT,
-)  # fmt: skip
+    "lead",
+    "reclaim",
+    "expire",
+    "reconcile",
+    "look",
+    "FUNCTION",
+    "EXISTS",
+    "HSET",
+    "HGETALL",
+    "LLEN",
+    "LRANGE",
+    "XLEN",
+    "XINFO",
+    "XRANGE",
+    "XTRIM",
+    BEGIN,
+    COMMIT,
+)
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
 # `watch` is called under policies that go by use. `admission` is no step, others lean on it.

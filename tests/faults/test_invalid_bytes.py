@@ -62,10 +62,16 @@ def an_id_without_a_job(client: redis.Redis) -> None:
 
 @pytest.mark.parametrize(
     "write",
-    [an_id_that_is_no_text, an_id_with_line_breaks, data_of_any_bytes, fields_of_any_bytes,
-     a_job_that_is_a_string, an_id_without_a_job],
+    [
+        an_id_that_is_no_text,
+        an_id_with_line_breaks,
+        data_of_any_bytes,
+        fields_of_any_bytes,
+        a_job_that_is_a_string,
+        an_id_without_a_job,
+    ],
     ids=lambda write: write.__name__,
-)  # fmt: skip
+)
 async def test_the_others_are_answered_and_it_goes(caller: Listener, write: object) -> None:
     assert callable(write)
     with redis.Redis.from_url(caller.url) as client:

@@ -70,8 +70,11 @@ def test_what_a_killed_kernel_left_is_removed_by_down(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "aios_broker.cli", "down"],
         env={**SETTINGS, "AIOS_STATE_DIR": str(state.path)},
-        capture_output=True, text=True, timeout=50, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
     assert (ended.returncode, state.kv_dir.exists()) == (0, False)
 
 
@@ -86,9 +89,10 @@ def test_a_kernel_tells_its_workers_the_folder_unless_one_is_set(
         "pathlib.Path(sys.argv[1]).write_text(os.environ['AIOS_LLM_KV_DIR'])"
     )
     config = KernelConfig(
-        state_dir=tmp_path / "state", redis_url="redis://127.0.0.1:1/0",
+        state_dir=tmp_path / "state",
+        redis_url="redis://127.0.0.1:1/0",
         database_url="postgresql://127.0.0.1:1/none",
-    )  # fmt: skip
+    )
     inherited = SETTINGS if value is None else {**SETTINGS, "AIOS_LLM_KV_DIR": value}
     tell = Program("tell", (sys.executable, "-c", code, str(told)), stage=0, one_shot=True)
     with EmbeddedKernel(config, programs=[tell], inherited=inherited):

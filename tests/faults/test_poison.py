@@ -42,9 +42,7 @@ async def kept_alive(url: str, lease_s: float) -> AsyncIterator[list[int]]:
 
     async def serve() -> None:
         while True:
-            with launched(
-                "tool", url, plan=POISONED, AIOS_WORKER_LEASE_S=str(lease_s)
-            ) as child:  # fmt: skip
+            with launched("tool", url, plan=POISONED, AIOS_WORKER_LEASE_S=str(lease_s)) as child:
                 await wait_until_async(partial(has_ended, child), ENDED_S)
                 codes.append(child.returncode)
 

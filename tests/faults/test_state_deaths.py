@@ -98,8 +98,9 @@ async def test_a_postgres_that_hangs_ends_calls_by_their_deadlines_and_changes_n
             took_s = time.monotonic() - began_s
         assert all(isinstance(outcome, KernelError) for outcome in outcomes), outcomes
         assert {outcome.code for outcome in outcomes if isinstance(outcome, KernelError)} <= {
-            "deadline-exceeded", "database-unavailable",
-        }  # fmt: skip
+            "deadline-exceeded",
+            "database-unavailable",
+        }
         assert took_s < SHORT_S + GRACE_S
         assert (await agent.storage.read("a.txt")).content == "before"
         assert (await agent.memory.list()).notes == ()

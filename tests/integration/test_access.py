@@ -152,8 +152,11 @@ async def test_who_administers_takes_back_all_and_its_own_with_it(scene: StateSc
     await scene.ask("ann", StorageWrite("/d/a.txt", "a file"))
     note = await scene.ask("ann", MemoryAdd("a note"))
     names: dict[ObjectKind, str] = {
-        "block": "", "note": note.id, "file": "/d/a.txt", "directory": "/d",
-    }  # fmt: skip
+        "block": "",
+        "note": note.id,
+        "file": "/d/a.txt",
+        "directory": "/d",
+    }
     for kind, name in names.items():
         of_ann = ObjectRef(kind, name, "ann")
         await scene.ask("ann", AccessGrant(of_ann, ("administer",), agent="bob"))
@@ -174,12 +177,15 @@ async def test_another_tenant_is_another_world(scene: StateScene) -> None:
         await scene.ask("bob", MemoryGet(note.id, owner="ann"))
 
 
-@pytest.mark.parametrize("body", [
-    AccessGrant(ObjectRef("block"), ("read",)),
-    AccessGrant(ObjectRef("block"), ("read",), agent="bob", group="team"),
-    AccessGrant(ObjectRef("block", "name"), ("read",), agent="bob"),
-    AccessRevoke(ObjectRef("block"), agent="bob", group="team"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        AccessGrant(ObjectRef("block"), ("read",)),
+        AccessGrant(ObjectRef("block"), ("read",), agent="bob", group="team"),
+        AccessGrant(ObjectRef("block", "name"), ("read",), agent="bob"),
+        AccessRevoke(ObjectRef("block"), agent="bob", group="team"),
+    ],
+)
 async def test_a_grant_that_makes_no_sense_is_refused(
     scene: StateScene, body: AccessGrant | AccessRevoke
 ) -> None:
@@ -198,8 +204,11 @@ async def test_the_audit_log_tells_and_cannot_be_changed_unseen(
     await scene.ask("ann", AccessGrant(ObjectRef("directory", "plans"), ("read",), group="team"))
     lines = (await scene.ask("ann", AccessAudit())).entries
     assert [line.action for line in lines] == [
-        "access.grant", "access.group_add", "approval.asked", "access.group_create",
-    ]  # fmt: skip
+        "access.grant",
+        "access.group_add",
+        "approval.asked",
+        "access.group_create",
+    ]
     assert (await scene.ask("bob", AccessAudit())).entries == ()  # another's are not its business
     async with scene.store.as_steward() as cursor:
         verdict = await verify(cursor)
@@ -228,8 +237,9 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
     kept = await scene.ask("ann", MemoryAdd("kept"))
     await scene.ask("ann", AccessGrant(ObjectRef("block"), ("read",), agent="boss", ttl_s=1e-6))
-    await scene.rows("UPDATE effect SET at = now() - interval '3 days' WHERE kind = 'memory.add' "
-                     "RETURNING 1")  # fmt: skip
+    await scene.rows(
+        "UPDATE effect SET at = now() - interval '3 days' WHERE kind = 'memory.add' RETURNING 1"
+    )
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
     await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
@@ -256,8 +266,10 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
     with pytest.raises(AccessDenied):
         await tokens.verify(other.token, agent="bob", tenant="default")
     await tokens.verify(issued.token, agent="boss", tenant="default")
-    await scene.rows("UPDATE agent_token SET revoked_at = now() - interval '2 days' "
-                     "WHERE revoked_at IS NOT NULL RETURNING 1")  # fmt: skip
+    await scene.rows(
+        "UPDATE agent_token SET revoked_at = now() - interval '2 days' "
+        "WHERE revoked_at IS NOT NULL RETURNING 1"
+    )
     await housekeeping.tidy()
     assert len(await scene.rows("SELECT FROM agent_token")) == 1
 

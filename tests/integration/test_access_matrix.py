@@ -86,15 +86,17 @@ class World:
         if verb == "administer":
             return AccessRevoke(named, agent="zed")
         in_memory: dict[str, Body] = {
-            "read": MemoryGet(self.note, "owner"), "search": MemorySearch("plans", owner="owner"),
+            "read": MemoryGet(self.note, "owner"),
+            "search": MemorySearch("plans", owner="owner"),
             "write": MemoryUpdate(self.note, "owner", category="changed"),
-        }  # fmt: skip
+        }
         in_storage: dict[str, Body] = {
-            "read": StorageList("/d", owner="owner") if kind == "directory"
+            "read": StorageList("/d", owner="owner")
+            if kind == "directory"
             else StorageRead("/plain.txt", owner="owner"),
             "search": StorageSearch("plans", path=named.name or "/", owner="owner"),
             "write": StorageAppend(self.path(kind), "+", owner="owner"),
-        }  # fmt: skip
+        }
         return (in_memory if kind in ("block", "note") else in_storage)[verb]
 
     async def succeeds(self, role: str, body: Body) -> bool:
@@ -221,8 +223,10 @@ def statements(kind: ObjectKind, ids: dict[str, str]) -> Callable[[str, int], st
                 f"verbs, granted_by) VALUES ({ids['tenant']}, {ids['owner']}, '{kind}', "
                 f"'{ids[kind]}', {ids['zed']}, ARRAY['share'], {me})"
             )
-        return (f"DELETE FROM access_grant WHERE object_kind = '{kind}' AND "
-                f"object_id = '{ids[kind]}' AND agent_id = {ids['zed']}")  # fmt: skip
+        return (
+            f"DELETE FROM access_grant WHERE object_kind = '{kind}' AND "
+            f"object_id = '{ids[kind]}' AND agent_id = {ids['zed']}"
+        )
 
     return of
 
@@ -233,16 +237,23 @@ async def numbers(world: World) -> tuple[dict[str, str], dict[str, tuple[int, in
         "SELECT a.id, a.name, a.tenant_id, t.name AS tenant FROM agent a "
         "JOIN tenant t ON t.id = a.tenant_id"
     )
-    agents = {row.name: (row.id, row.tenant_id) for row in rows
-              if (row.tenant == "elsewhere") == (row.name == "foreigner")}  # fmt: skip
+    agents = {
+        row.name: (row.id, row.tenant_id)
+        for row in rows
+        if (row.tenant == "elsewhere") == (row.name == "foreigner")
+    }
     [file] = await world.scene.rows("SELECT id FROM file WHERE path = '/plain.txt'")
     [directory] = await world.scene.rows("SELECT id FROM directory WHERE path = '/d'")
     owner, tenant = agents["owner"]
     return {
-        "note": world.note, "block": str(owner), "file": str(file.id),
-        "directory": str(directory.id), "tenant": str(tenant), "owner": str(owner),
+        "note": world.note,
+        "block": str(owner),
+        "file": str(file.id),
+        "directory": str(directory.id),
+        "tenant": str(tenant),
+        "owner": str(owner),
         "zed": str(agents["zed"][0]),
-    }, agents  # fmt: skip
+    }, agents
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -284,10 +295,30 @@ async def test_sql_alone_passes_on_only_what_one_has(
 async def test_a_session_that_names_nobody_sees_nothing(world: World, database_url: str) -> None:
     session = Session(database_url)
     try:
-        for table in ("note", "file", "directory", "agent", "access_grant", "blob", "file_version",
-                      "note_version", "approval", "audit", "effect", "mount", "share_link",
-                      "membership", "privilege_group", "agent_token", "memory_block", "tenant",
-                      "file_chunk", "approval_rule", "mount_file", "mount_chunk"):  # fmt: skip
+        for table in (
+            "note",
+            "file",
+            "directory",
+            "agent",
+            "access_grant",
+            "blob",
+            "file_version",
+            "note_version",
+            "approval",
+            "audit",
+            "effect",
+            "mount",
+            "share_link",
+            "membership",
+            "privilege_group",
+            "agent_token",
+            "memory_block",
+            "tenant",
+            "file_chunk",
+            "approval_rule",
+            "mount_file",
+            "mount_chunk",
+        ):
             assert not session.touches((0, 0), "read", f"SELECT * FROM {table}")
     finally:
         session.close()

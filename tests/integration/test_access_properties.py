@@ -90,8 +90,9 @@ class Pair:
 
     def shown(self) -> dict[str, list[str]]:
         """Return the map in Redis."""
-        return {str(agent): json.loads(groups)
-                for agent, groups in self.raw.hgetall(GROUPS_KEY).items()}  # fmt: skip
+        return {
+            str(agent): json.loads(groups) for agent, groups in self.raw.hgetall(GROUPS_KEY).items()
+        }
 
     async def group(self) -> None:
         agent, group = self.dice.choice(AGENTS), self.dice.choice(GROUPS)
@@ -110,14 +111,16 @@ class Pair:
         if self.dice.random() < 0.7:
             role: GroupRole = self.dice.choice(("member", "admin"))
             await self.changed_group(
-                agent, AccessGroupAdd(group, member, role),
+                agent,
+                AccessGroupAdd(group, member, role),
                 lambda: self.model.add(agent, group, member, role),
-            )  # fmt: skip
+            )
         else:
             await self.changed_group(
-                agent, AccessGroupRemove(group, member),
+                agent,
+                AccessGroupRemove(group, member),
                 lambda: self.model.remove(agent, group, member),
-            )  # fmt: skip
+            )
 
     def grantee(self) -> tuple[str | None, str | None]:
         """Return an agent, or a group."""
@@ -133,9 +136,10 @@ class Pair:
         verbs = tuple(self.dice.sample(VERBS, self.dice.choice((1, 1, 2, 3))))
         agent = self.asker(subject)
         await self.both(
-            agent, AccessGrant(reference(subject), verbs, whom, group),
+            agent,
+            AccessGrant(reference(subject), verbs, whom, group),
             lambda: self.model.grant(agent, subject, label(whom, group), frozenset(verbs)),
-        )  # fmt: skip
+        )
 
     async def revoke(self) -> None:
         subject, (whom, group) = self.dice.choice(self.objects), self.grantee()
@@ -144,9 +148,10 @@ class Pair:
             whom = group = None
         to = label(whom, group) if whom or group else None
         await self.both(
-            agent, AccessRevoke(reference(subject), whom, group),
+            agent,
+            AccessRevoke(reference(subject), whom, group),
             lambda: self.model.revoke(agent, subject, to),
-        )  # fmt: skip
+        )
 
     async def compare(self) -> None:
         """What one may do, one time out of all; who is where, and what Redis shows of it."""
@@ -181,14 +186,20 @@ async def objects_of(scene: StateScene, owner: str) -> list[Object]:
     block: tuple[ObjectKind, str] = ("block", "")
     directory: tuple[ObjectKind, str] = ("directory", "/d")
     return [
-        Object(owner, *block), Object(owner, "note", note.id, (block,)),
-        Object(owner, *directory), Object(owner, "file", "/d/a.txt", (directory,)),
-    ]  # fmt: skip
+        Object(owner, *block),
+        Object(owner, "note", note.id, (block,)),
+        Object(owner, *directory),
+        Object(owner, "file", "/d/a.txt", (directory,)),
+    ]
 
 
-@pytest.mark.parametrize("steps", [
-    FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1_200)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps",
+    [
+        FEW,
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1_200)]),
+    ],
+)
 async def test_it_is_what_the_model_is(redis_url: str, database_url: str, steps: int) -> None:
     async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
         await scene.known(*AGENTS)

@@ -350,9 +350,12 @@ async def test_a_slot_is_freed_for_who_needs_what_its_job_holds(user: QueueUser)
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=SAME_EACH_TIME, database=None,
+    max_examples=40,
+    deadline=None,
+    derandomize=SAME_EACH_TIME,
+    database=None,
     suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+)
 @given(data=st.data())
 def test_a_claim_passes_over_what_is_barred_and_over_nothing_else(
     redis_url: str, data: st.DataObject

@@ -58,7 +58,10 @@ async def test_an_approved_deletion_runs_once(scene: StateScene) -> None:
     assert await is_there(scene)
     approval = await scene.approval_of(syscall.id)
     assert (approval.state, approval.operation, approval.kind) == (
-        "waiting", "delete", "storage.delete")  # fmt: skip
+        "waiting",
+        "delete",
+        "storage.delete",
+    )
     await scene.decide(syscall.id, Decision("approved"))
     first = await scene.run(syscall)
     assert not await is_there(scene)
@@ -159,8 +162,11 @@ async def test_of_two_approvers_at_once_one_decides(scene: StateScene) -> None:
         return_exceptions=True,
     )
     assert sum(not isinstance(outcome, BaseException) for outcome in outcomes) == 1
-    assert all(isinstance(outcome, VersionConflict) for outcome in outcomes
-               if isinstance(outcome, BaseException))  # fmt: skip
+    assert all(
+        isinstance(outcome, VersionConflict)
+        for outcome in outcomes
+        if isinstance(outcome, BaseException)
+    )
 
 
 async def test_administrators_decide_for_others_never_for_themselves(scene: StateScene) -> None:
@@ -205,8 +211,11 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
     old, newer, waiting = [await asked_to_delete(scene) for _ in range(3)]
     await scene.decide(old.id, Decision("denied"))
     await scene.decide(newer.id, Decision("denied"))
-    await scene.rows("UPDATE approval SET expires_at = now() - interval '31 days' "
-                     "WHERE job_id = ANY(%s) RETURNING 1", [old.id, waiting.id])  # fmt: skip
+    await scene.rows(
+        "UPDATE approval SET expires_at = now() - interval '31 days' "
+        "WHERE job_id = ANY(%s) RETURNING 1",
+        [old.id, waiting.id],
+    )
     ground = scene.ground
     await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
     kept = await scene.rows("SELECT job_id FROM approval")
@@ -251,29 +260,37 @@ async def an_attack(scene: StateScene, number: int, dice: random.Random) -> None
     elif way == 2:  # it expires while it is decided and run
         await asyncio.gather(
             scene.decide(syscall.id, Decision("approved")),
-            scene.rows(EXPIRE, syscall.id), return_exceptions=True,
-        )  # fmt: skip
+            scene.rows(EXPIRE, syscall.id),
+            return_exceptions=True,
+        )
         with pytest.raises(KernelError):
             await scene.run(syscall)
     elif way == 3:  # two approvers at once who do not agree, and the job beside them
         await asyncio.gather(
             scene.decide(syscall.id, Decision("denied")),
-            scene.decide(syscall.id, Decision("approved")), scene.run(syscall),
+            scene.decide(syscall.id, Decision("approved")),
+            scene.run(syscall),
             return_exceptions=True,
-        )  # fmt: skip
+        )
         allowed = (await scene.approval_of(syscall.id)).state in ("approved", "used")
     else:  # another agent's id, and the same id from another agent
         await scene.decide(syscall.id, Decision("approved"))
-        for forged in (msgspec.structs.replace(syscall, agent="eve"),
-                       msgspec.structs.replace(syscall, id=new_id())):  # fmt: skip
+        for forged in (
+            msgspec.structs.replace(syscall, agent="eve"),
+            msgspec.structs.replace(syscall, id=new_id()),
+        ):
             with pytest.raises((NeedsApproval, NotFound)):
                 await scene.run(forged)
     assert allowed or await is_there(scene, path)
 
 
-@pytest.mark.parametrize("tries", [
-    FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tries",
+    [
+        FEW,
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+    ],
+)
 async def test_an_unapproved_deletion_never_runs(scene: StateScene, tries: int) -> None:
     dice = random.Random(tries)
     for number in range(tries):

@@ -15,8 +15,12 @@ def test_decisions_memory_and_idle_cost_are_measured() -> None:
     figures = measure(agents=8, waiting=1200, ticks=20, say=said.append)
     assert figures.waiting == 1200
     assert set(figures.memory_waiting.by_process) == {
-        "redis", "postgres", "scheduler", "tool", "llm",
-    }  # fmt: skip
+        "redis",
+        "postgres",
+        "scheduler",
+        "tool",
+        "llm",
+    }
     assert figures.memory_waiting.total_bytes > 20 * MEBIBYTE
     assert set(figures.decisions) == {"fifo", "rr", "priority"}
     priority = figures.decisions["priority"]

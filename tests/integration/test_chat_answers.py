@@ -77,10 +77,15 @@ async def test_each_answer_has_a_request_of_its_own() -> None:
 async def test_answers_are_the_same_however_they_were_cut(seed: int) -> None:
     rng = random.Random(seed)
     body = chat(
-        f"Story {seed}", n=rng.choice((1, 2, 3, 5)), temperature=rng.choice((0.0, 0.7, 1.2)),
-        seed=rng.getrandbits(63), max_tokens=rng.randint(10, 60), stream=rng.random() < 0.5,
-        stop=rng.choice(((), (" END",), ("e",))), frequency_penalty=rng.choice((0.0, 0.5)),
-    )  # fmt: skip
+        f"Story {seed}",
+        n=rng.choice((1, 2, 3, 5)),
+        temperature=rng.choice((0.0, 0.7, 1.2)),
+        seed=rng.getrandbits(63),
+        max_tokens=rng.randint(10, 60),
+        stream=rng.random() < 0.5,
+        stop=rng.choice(((), (" END",), ("e",))),
+        frequency_penalty=rng.choice((0.0, 0.5)),
+    )
     cuts = Cuts(rng, probability=0.5)
 
     expected, result = await whole(body), await cut(body, cuts)
@@ -105,8 +110,13 @@ async def test_a_snapshot_of_the_first_release_is_gone_on_with() -> None:
         core = ModelCore(ModelCoreConfig(slots=2, end_probability=0.0))
         if core.info.snapshot_model != case["model"]:
             pytest.fail("the simulated core of the first release is not the one of this")
-        body = chat(case["text"], temperature=case["temperature"], seed=case["seed"],
-                    max_tokens=case["max_tokens"], stream=True)  # fmt: skip
+        body = chat(
+            case["text"],
+            temperature=case["temperature"],
+            seed=case["seed"],
+            max_tokens=case["max_tokens"],
+            stream=True,
+        )
         cuts = Cuts(random.Random(0))
         cuts.stream = "x" * case["emitted_characters"]
 

@@ -75,10 +75,14 @@ async def test_a_search_is_the_same_however_it_was_cut(seed: int) -> None:
     rng = random.Random(seed)
     width = rng.randint(1, 4)
     body = beams(
-        f"Story {seed}", width, n=rng.randint(1, width), max_tokens=rng.randint(1, 14),
-        logprobs=rng.choice((None, 0, 2)), length_penalty=rng.choice((0.0, 1.0, 2.0)),
+        f"Story {seed}",
+        width,
+        n=rng.randint(1, width),
+        max_tokens=rng.randint(1, 14),
+        logprobs=rng.choice((None, 0, 2)),
+        length_penalty=rng.choice((0.0, 1.0, 2.0)),
         stop=rng.choice(((), ("ab", "é"))),
-    )  # fmt: skip
+    )
     cuts = Cuts(rng, probability=0.6, quantum_tokens=(1, 2 * width))
 
     expected, result = await whole(body), await cut(body, cuts)

@@ -116,10 +116,14 @@ async def check_tool_sets(choice: str, count: int) -> None:
         rng = random.Random(f"{choice}/{number}")
         tools, checks = random_tools(rng)
         body = chat(
-            f"Do {number}", tools=tools, max_tokens=MAX_TOKENS, temperature=rng.choice((0.0, 1.0)),
+            f"Do {number}",
+            tools=tools,
+            max_tokens=MAX_TOKENS,
+            temperature=rng.choice((0.0, 1.0)),
             tool_choice=rng.choice(tools).name if choice == "named" else choice,
-            n=rng.choice((1, 1, 2)), stream=rng.random() < 0.5,
-        )  # fmt: skip
+            n=rng.choice((1, 1, 2)),
+            stream=rng.random() < 0.5,
+        )
         begun = a_call_begun(body) if choice == "auto" and body.n == 1 else None
         cuts = Cuts(rng, probability=0.5, quantum_tokens=(1, 20))
         result = await run_cut([a_core(), a_core()], body, cuts, begun)
@@ -190,8 +194,9 @@ async def test_a_form_holds_for_every_answer(number: int) -> None:
     rng = random.Random(number)
     schema = an_object(rng, 2)
     cuts = Cuts(rng, probability=0.3, quantum_tokens=(1, 20))
-    body = chat("Say", format=JsonFormat(schema.text), max_tokens=MAX_TOKENS, temperature=1.0,
-                stream=True)  # fmt: skip
+    body = chat(
+        "Say", format=JsonFormat(schema.text), max_tokens=MAX_TOKENS, temperature=1.0, stream=True
+    )
 
     result = await run_cut([a_core(), a_core()], body, cuts)
 

@@ -17,15 +17,18 @@ CALL = f'{CALL_BEGIN}{{"name": "add", "arguments": {{"n": 1}}}}{CALL_END}'
 ADD = Tool("add", parameters={"type": "object", "properties": {"n": {"type": "integer"}}})
 
 
-@pytest.mark.parametrize(("script", "text", "calls", "reason"), [
-    ("Hello there", "Hello there", 0, "stop"),
-    (CALL, "", 1, "tool_calls"),
-    (f"Well: {CALL}", "Well: ", 1, "tool_calls"),
-    (f"{CALL}{CALL}", "", 2, "tool_calls"),
-    (f"<tool {CALL}", "<tool ", 1, "tool_calls"),
-    ("<tool_call", "<tool_call", 0, "stop"),
-    (f"{CALL_BEGIN}nothing{CALL_END}!", f"{CALL_BEGIN}nothing{CALL_END}!", 0, "stop"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "text", "calls", "reason"),
+    [
+        ("Hello there", "Hello there", 0, "stop"),
+        (CALL, "", 1, "tool_calls"),
+        (f"Well: {CALL}", "Well: ", 1, "tool_calls"),
+        (f"{CALL}{CALL}", "", 2, "tool_calls"),
+        (f"<tool {CALL}", "<tool ", 1, "tool_calls"),
+        ("<tool_call", "<tool_call", 0, "stop"),
+        (f"{CALL_BEGIN}nothing{CALL_END}!", f"{CALL_BEGIN}nothing{CALL_END}!", 0, "stop"),
+    ],
+)
 @pytest.mark.parametrize("can", [Capabilities(tools_template=True), None])
 async def test_a_stream_has_the_message_alone(
     script: str, text: str, calls: int, reason: str, can: Capabilities | None

@@ -74,11 +74,18 @@ def test_usage_is_the_same_in_redis_and_in_the_ledger(
     for options in ((), ("--hours", "1")):
         [line] = json.loads(run(environ, "usage", "--by", "program", *options, "--json").stdout)
         assert line["subject"] == {
-            "scope": "program", "tenant": "default", "agent": "ada", "program": "main",
-        }  # fmt: skip
+            "scope": "program",
+            "tenant": "default",
+            "agent": "ada",
+            "program": "main",
+        }
         assert line["use"] == {
-            "tokens": 7, "prompt_tokens": 0, "ran_s": 0.25, "finished": 1, "failed": 0,
-        }  # fmt: skip
+            "tokens": 7,
+            "prompt_tokens": 0,
+            "ran_s": 0.25,
+            "finished": 1,
+            "failed": 0,
+        }
     text = run(environ, "usage").stdout.splitlines()[1].split()
     assert text == ["llm", "default", "ada", "7", "0", "250", "ms", "1", "0"]
 

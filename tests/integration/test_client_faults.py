@@ -110,10 +110,15 @@ async def test_one_call_harms_no_other_of_its_batch(redis_url: str) -> None:
         assert fine.state == "accepted"
 
 
-@pytest.mark.parametrize("garbage", [
-    b"\xff not json", b'{"kind":"reply9","id":"%s"}', b'{"kind":"reply","id":"\\ud800"}',
-    b"[" * 9999,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\xff not json",
+        b'{"kind":"reply9","id":"%s"}',
+        b'{"kind":"reply","id":"\\ud800"}',
+        b"[" * 9999,
+    ],
+)
 async def test_what_cannot_be_read_is_asked_for_at_once(redis_url: str, garbage: bytes) -> None:
     async def in_vain(call: Syscall, _emit: Emit) -> Result:
         # The reply goes to nobody; what comes in its place cannot be read.

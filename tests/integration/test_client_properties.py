@@ -264,7 +264,9 @@ class ClientMachine(RuleBasedStateMachine):
 def test_no_call_is_run_and_refused(redis_server: RunningRedis) -> None:
     machine = type("Machine", (ClientMachine,), {"server": redis_server})
     run = settings(
-        max_examples=25, stateful_step_count=12, deadline=None,
+        max_examples=25,
+        stateful_step_count=12,
+        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-    )  # fmt: skip
+    )
     run_state_machine_as_test(machine, settings=run)

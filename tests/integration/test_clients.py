@@ -46,9 +46,15 @@ async def by_sdk(url: str) -> str:
 async def by_command(url: str) -> str:
     environment = {**os.environ, "AIOS_REDIS_URL": url, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aios_broker.cli", "submit", TEXT,
-        env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "aios_broker.cli",
+        "submit",
+        TEXT,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
         output, errors = await command.communicate()
     finally:
@@ -130,9 +136,13 @@ async def test_messages_that_cannot_be_read_end_nobodys_waiting(redis_url: str) 
             replies = b"rq:aios:reply:" + name
             of_this_one = b'{"kind":"reply","id":"%s","result":' % syscall.id.encode()
             client.rpush(
-                replies, b"\xff no JSON", b'"no message"', b'{"kind":"hologram","id":"1"}',
-                of_this_one + b'{"type":"llm.hologram"}}', b"",
-            )  # fmt: skip
+                replies,
+                b"\xff no JSON",
+                b'"no message"',
+                b'{"kind":"hologram","id":"1"}',
+                of_this_one + b'{"type":"llm.hologram"}}',
+                b"",
+            )
             await wait_until_async(lambda: client.llen(replies) == 0)
         return await parrot(syscall, emit)
 
@@ -160,9 +170,14 @@ async def finished_unreadably(user: QueueUser) -> list[bool]:
 
 async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
     syscall = Syscall(
-        new_id(), "writer", LlmChat((Message("user", "hi"),), core=MODEL), program="novel",
-        tenant="acme", nice=5, deadline_s=30.0,
-    )  # fmt: skip
+        new_id(),
+        "writer",
+        LlmChat((Message("user", "hi"),), core=MODEL),
+        program="novel",
+        tenant="acme",
+        nice=5,
+        deadline_s=30.0,
+    )
     async with (
         TinyWorker(redis_url, "llm", lambda *_: asyncio.Event().wait()),  # type: ignore[arg-type]
         Operator(redis_url) as operator,
@@ -173,8 +188,12 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
         assert view is not None
         facts = view.facts
         assert (facts.agent, facts.program, facts.tenant, facts.nice, facts.kind) == (
-            "writer", "novel", "acme", 5, "llm.chat",
-        )  # fmt: skip
+            "writer",
+            "novel",
+            "acme",
+            5,
+            "llm.chat",
+        )
         assert view.deadline_in_s is not None
         assert 20.0 < view.deadline_in_s <= 30.0
         [described] = await operator.connection.execute(

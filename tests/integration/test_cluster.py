@@ -203,8 +203,11 @@ async def test_a_supervised_kernel_and_its_commands_work_on_a_shard(
     three: RedisCluster, tmp_path: Path
 ) -> None:
     settings = {"AIOS_LLM_CORE": "model", "AIOS_LLM_WORKERS": "1", "AIOS_SCHEDULERS": "2"}
-    environ = {**program_environment(three.url, prefix("a"), ROOT), **settings,
-               "AIOS_STATE_DIR": str(tmp_path / "state")}  # fmt: skip
+    environ = {
+        **program_environment(three.url, prefix("a"), ROOT),
+        **settings,
+        "AIOS_STATE_DIR": str(tmp_path / "state"),
+    }
     config = KernelConfig.from_environment(environ)
     async with user_of(three.url, "a") as user:
         kernel = EmbeddedKernel(config, inherited=environ)
@@ -217,8 +220,9 @@ async def test_a_supervised_kernel_and_its_commands_work_on_a_shard(
                 assert job_id in await aios(environ, *command)
             names = {process.name for process in kernel.record.processes}
             assert {"scheduler-1", "scheduler-2", "tool-1"} <= names
-            seen = await run_tool("rq", "info", "--raw", "--url", three.owner("a").url,
-                                  RQ_KEY_PREFIX=prefix("a"))  # fmt: skip
+            seen = await run_tool(
+                "rq", "info", "--raw", "--url", three.owner("a").url, RQ_KEY_PREFIX=prefix("a")
+            )
             assert "queue llm 1" in seen
         finally:
             await asyncio.to_thread(kernel.__exit__, None, None, None)
@@ -227,9 +231,15 @@ async def test_a_supervised_kernel_and_its_commands_work_on_a_shard(
 async def aios(environ: dict[str, str], *arguments: str) -> str:
     """Run a command with --json; return what it printed, fail if it fails."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "aios_broker.cli", *arguments, "--json", env=environ,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "aios_broker.cli",
+        *arguments,
+        "--json",
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     output, errors = await asyncio.wait_for(process.communicate(), 30.0)
     assert process.returncode == 0, (arguments, errors.decode())
     return output.decode()

@@ -88,18 +88,27 @@ async def test_many_that_begin_at_once_share_one_connection(redis_url: str) -> N
 
 async def test_a_refusal_is_of_its_command_alone(connection: Connection) -> None:
     good, bad, more = await asyncio.gather(
-        connection.execute("SET", "k", "v"), connection.execute("LPUSH", "k", "v"),
-        connection.execute("GET", "k"), return_exceptions=True,
-    )  # fmt: skip
+        connection.execute("SET", "k", "v"),
+        connection.execute("LPUSH", "k", "v"),
+        connection.execute("GET", "k"),
+        return_exceptions=True,
+    )
 
     assert (good, more) == (b"OK", b"v")
     assert isinstance(bad, hiredis.ReplyError)
     assert "WRONGTYPE" in str(bad)
 
 
-@pytest.mark.parametrize("value", [
-    b"", b"\r\n", bytes(range(256)), "grüße".encode(), pytest.param(bytes(32 * 2**20), id="32MiB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\r\n",
+        bytes(range(256)),
+        "grüße".encode(),
+        pytest.param(bytes(32 * 2**20), id="32MiB"),
+    ],
+)
 async def test_any_bytes_come_back(connection: Connection, value: bytes) -> None:
     await connection.execute("SET", "k", value)
 
@@ -212,11 +221,17 @@ async def test_a_restarted_server_is_found_again(
     assert await wait_until_async(value) == b"v"
 
 
-@pytest.mark.parametrize("refusal", [
-    "LOADING Redis is loading the dataset in memory", "BUSY Redis is busy running a script",
-    "READONLY You can't write against a read only replica.", "MASTERDOWN Link with MASTER is down",
-    "CLUSTERDOWN The cluster is down", "TRYAGAIN Multiple keys request during rehashing of slot",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "LOADING Redis is loading the dataset in memory",
+        "BUSY Redis is busy running a script",
+        "READONLY You can't write against a read only replica.",
+        "MASTERDOWN Link with MASTER is down",
+        "CLUSTERDOWN The cluster is down",
+        "TRYAGAIN Multiple keys request during rehashing of slot",
+    ],
+)
 async def test_a_server_that_cannot_serve_now_is_unavailable_not_a_refusal(refusal: str) -> None:
     async with server(saying(b"+OK\r\n", f"-{refusal}\r\n".encode())) as url:
         connection = Connection(url)
@@ -228,9 +243,14 @@ async def test_a_server_that_cannot_serve_now_is_unavailable_not_a_refusal(refus
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize("url", [
-    "redis://127.0.0.1:1/0", "unix:///no/such/socket", "redis://no-such-host.invalid:6379/0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:1/0",
+        "unix:///no/such/socket",
+        "redis://no-such-host.invalid:6379/0",
+    ],
+)
 async def test_where_no_redis_is_the_error_says_where_it_looked(url: str) -> None:
     connection = Connection(url)
     with pytest.raises(RedisUnavailable, match="no Redis at") as caught:
@@ -320,25 +340,38 @@ async def test_a_database_that_is_not_there_is_told(redis_url: str) -> None:
     await connection.aclose()
 
 
-@pytest.mark.parametrize(("url", "address"), [
-    ("redis://", Address()),
-    ("redis://example.org", Address(host="example.org")),
-    ("redis://example.org:7000/3", Address(host="example.org", port=7000, db=3)),
-    ("redis://example.org?db=3", Address(host="example.org", db=3)),
-    ("redis://:secret@h", Address(host="h", password="secret")),
-    ("redis://ada:p%40ss@h/", Address(host="h", username="ada", password="p@ss")),
-    ("rediss://h:6380", Address(host="h", port=6380, tls=True)),
-    ("unix:///run/a%20b.sock?db=2", Address(path="/run/a b.sock", db=2)),
-    ("unix://ada:x@/run/r.sock", Address(path="/run/r.sock", username="ada", password="x")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://", Address()),
+        ("redis://example.org", Address(host="example.org")),
+        ("redis://example.org:7000/3", Address(host="example.org", port=7000, db=3)),
+        ("redis://example.org?db=3", Address(host="example.org", db=3)),
+        ("redis://:secret@h", Address(host="h", password="secret")),
+        ("redis://ada:p%40ss@h/", Address(host="h", username="ada", password="p@ss")),
+        ("rediss://h:6380", Address(host="h", port=6380, tls=True)),
+        ("unix:///run/a%20b.sock?db=2", Address(path="/run/a b.sock", db=2)),
+        ("unix://ada:x@/run/r.sock", Address(path="/run/r.sock", username="ada", password="x")),
+    ],
+)
 def test_urls_are_read_as_redis_py_writes_them(url: str, address: Address) -> None:
     assert parse_url(url) == (address,)
 
 
-@pytest.mark.parametrize("url", [
-    "", "http://h", "localhost:6379", "redis://h:port", "redis://h:99999", "redis://h/zero",
-    "redis://h?db=x", "unix:///s?db=x", "redis://[::1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://h",
+        "localhost:6379",
+        "redis://h:port",
+        "redis://h:99999",
+        "redis://h/zero",
+        "redis://h?db=x",
+        "unix:///s?db=x",
+        "redis://[::1",
+    ],
+)
 def test_a_wrong_url_is_refused_before_anything_is_tried(url: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         Connection(url)

@@ -108,8 +108,9 @@ async def test_everything_is_embedded_anew_by_another_model(
         assert [one.id for one in found.notes] == [note.id]
         files = await new.ask("ann", StorageSearch("plums and cherries", mode="semantic"))
         assert [hit.path for hit in files.hits] == ["/a.txt"]
-        rows = await new.rows("SELECT indexname AS name FROM pg_indexes "
-                              "WHERE indexname ~ %s ORDER BY 1", "_vector_")  # fmt: skip
+        rows = await new.rows(
+            "SELECT indexname AS name FROM pg_indexes WHERE indexname ~ %s ORDER BY 1", "_vector_"
+        )
         assert [row.name for row in rows] == [
             f"ix_{table}_vector_2" for table in ("file_chunk", "mount_chunk", "note")
         ]

@@ -152,9 +152,16 @@ async def test_answers_at_once_and_later_stand_side_by_side(redis_url: str) -> N
     await caller.aclose()
 
     came = [reply.result if reply.error is None else reply.error.code for reply in replies]
-    assert came == [
-        EchoResult("now"), EchoResult("it took its time"), "invalid-syscall", "module-error",
-    ] * 5  # fmt: skip
+    assert (
+        came
+        == [
+            EchoResult("now"),
+            EchoResult("it took its time"),
+            "invalid-syscall",
+            "module-error",
+        ]
+        * 5
+    )
     assert sorted(handler.later) == sorted(ids[1::4])
 
 

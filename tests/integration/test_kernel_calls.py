@@ -63,8 +63,12 @@ async def test_the_same_step_is_the_same_syscall(redis_url: str, asked: Syscall)
             assert await after_a_crash.call(asked, CHAT, "plan") == first
         other = await calls.call(asked, CHAT, "another step")
         assert isinstance(other, ChatResult)
-        finished = [sample.value for metric in worker.metrics() for sample in metric.samples
-                    if sample.labels.get("outcome") == "finished"]  # fmt: skip
+        finished = [
+            sample.value
+            for metric in worker.metrics()
+            for sample in metric.samples
+            if sample.labels.get("outcome") == "finished"
+        ]
     assert finished == [2.0]
 
 

@@ -110,11 +110,19 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
 
     known = [each for each in everything if each.facts is not UNKNOWN]
     for wanted in [
-        Wanted(), Wanted(agent="agent-1"), Wanted(program="p2"), Wanted(tenant="t0", module="llm"),
-        Wanted(event="finish"), Wanted(agent="agent-2", event="claim"), Wanted(module="tool"),
-        Wanted(agent="?"), Wanted(agent="nobody"), Wanted(agent="agent-1", program="p1"),
-        Wanted(event="submit", program="p4", tenant="t1"), Wanted("0", event="yield"),
-    ]:  # fmt: skip
+        Wanted(),
+        Wanted(agent="agent-1"),
+        Wanted(program="p2"),
+        Wanted(tenant="t0", module="llm"),
+        Wanted(event="finish"),
+        Wanted(agent="agent-2", event="claim"),
+        Wanted(module="tool"),
+        Wanted(agent="?"),
+        Wanted(agent="nobody"),
+        Wanted(agent="agent-1", program="p1"),
+        Wanted(event="submit", program="p4", tenant="t1"),
+        Wanted("0", event="yield"),
+    ]:
         among = known if wanted.job_id else everything
         matching = places([each for each in among if wanted.matches(each)])
         for limit in (1, 7, 100_000):
@@ -170,8 +178,13 @@ async def test_entries_that_do_not_speak_of_an_agent_are_not_even_read(
     monkeypatch.setattr(archive, "SEARCH_TIMEOUT_S", 0.0)
     reader = Archive(database, user.keys.prefix)
     assert len(await reader.last(Wanted(agent="ada"), 1)) == 1
-    for nobody in (Wanted(agent="ad"), Wanted(program="p9"), Wanted(tenant="x"),
-                   Wanted(event="fail"), Wanted(module="tool", agent="ada")):  # fmt: skip
+    for nobody in (
+        Wanted(agent="ad"),
+        Wanted(program="p9"),
+        Wanted(tenant="x"),
+        Wanted(event="fail"),
+        Wanted(module="tool", agent="ada"),
+    ):
         assert await reader.last(nobody, 5) == []  # in one page: a second one would be too late
 
 

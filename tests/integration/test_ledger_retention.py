@@ -31,8 +31,11 @@ async def write(user: QueueUser, days_ago: float, *lines: str) -> None:
 
 
 def life(job_id: str) -> tuple[str, str, str]:
-    return (f"submit\t{job_id}\t\tc\t{FACTS}", f"claim\t{job_id}\t1\tw\t",
-            f"finish\t{job_id}\t1\tw\t1,1")  # fmt: skip
+    return (
+        f"submit\t{job_id}\t\tc\t{FACTS}",
+        f"claim\t{job_id}\t1\tw\t",
+        f"finish\t{job_id}\t1\tw\t1,1",
+    )
 
 
 async def left(database: Database) -> list[tuple[str, str]]:

@@ -20,8 +20,10 @@ ADA = Subject.of_agent("ada")
 
 
 def total(rows: list[UsageRow]) -> tuple[int, int, int, int, int]:
-    sums = [sum(getattr(row, name) for row in rows)
-            for name in ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")]  # fmt: skip
+    sums = [
+        sum(getattr(row, name) for row in rows)
+        for name in ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
+    ]
     return sums[0], sums[1], sums[2], sums[3], sums[4]
 
 
@@ -76,18 +78,26 @@ async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Databa
     await quotas.unset("llm", ADA, who="mallory")
     assert not await quotas.unset("llm", ADA)  # nothing was changed: nothing is told
     await Ledger(database).drain(user.redis)
-    changes = [(each.module, each.subject, each.limits, each.who)
-               for each in await history.changes()]  # fmt: skip
+    changes = [
+        (each.module, each.subject, each.limits, each.who) for each in await history.changes()
+    ]
     assert changes == [
-        ("llm", "agent:default ada", "", "mallory"), ("llm", "agent:default ada", "3 - - -", "eve"),
-    ]  # fmt: skip
+        ("llm", "agent:default ada", "", "mallory"),
+        ("llm", "agent:default ada", "3 - - -", "eve"),
+    ]
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a\tb\tc", "a\tb\tc\t1\t2\t3\t4\t-5", "a\tb\tc\t1\t2\t3\t4\tx", "a\tb\t1\t2\t3\t4\t5",
-     "a\tb\tc\t1\t2\t3\t4\t" + "9" * 30],
-)  # fmt: skip
+    [
+        "",
+        "a\tb\tc",
+        "a\tb\tc\t1\t2\t3\t4\t-5",
+        "a\tb\tc\t1\t2\t3\t4\tx",
+        "a\tb\t1\t2\t3\t4\t5",
+        "a\tb\tc\t1\t2\t3\t4\t" + "9" * 30,
+    ],
+)
 def test_a_line_that_is_none_is_left_out(text: str) -> None:
     entry = [b"1700000000000-0", [b"q", b"llm", b"u", text.encode(), b"s", text.encode()]]
     assert list(read_usage(entry)) == []

@@ -18,11 +18,20 @@ from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FRANCE = (Message("user", "What is the capital of France? Answer in one sentence."),)
-CITY = Constraint("json", json.dumps({
-    "type": "object", "required": ["city", "people"], "additionalProperties": False,
-    "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer",
-                   "maximum": 99_999_999, "minimum": 0}},
-}))  # fmt: skip
+CITY = Constraint(
+    "json",
+    json.dumps(
+        {
+            "type": "object",
+            "required": ["city", "people"],
+            "additionalProperties": False,
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "people": {"type": "integer", "maximum": 99_999_999, "minimum": 0},
+            },
+        }
+    ),
+)
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")

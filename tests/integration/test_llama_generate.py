@@ -42,8 +42,10 @@ async def both(core: Core, body: LlmChat, seed: int) -> tuple[ChatResult, Cuts]:
     assert isinstance(result, ChatResult)
     assert isinstance(whole, ChatResult)
     assert (result.choices, result.text, result.output_ids) == (
-        whole.choices, whole.text, whole.output_ids,
-    )  # fmt: skip
+        whole.choices,
+        whole.text,
+        whole.output_ids,
+    )
     assert result.tool_calls == whole.tool_calls
     return result, cuts
 
@@ -55,12 +57,16 @@ async def test_beams(core: Core) -> None:
         result, cuts = await both(core, body, seed)
         cuts_made += cuts.made
         if width == 1:
-            [greedy] = [await run_cut([core], chat("Name a colour of the sky.", max_tokens=10),
-                                      Cuts(random.Random(0)))]  # fmt: skip
+            [greedy] = [
+                await run_cut(
+                    [core], chat("Name a colour of the sky.", max_tokens=10), Cuts(random.Random(0))
+                )
+            ]
             assert isinstance(greedy, ChatResult)
             assert (result.output_ids, result.finish_reason) == (
-                greedy.output_ids, greedy.finish_reason,
-            )  # fmt: skip
+                greedy.output_ids,
+                greedy.finish_reason,
+            )
 
     assert cuts_made >= 3
 

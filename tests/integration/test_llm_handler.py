@@ -236,11 +236,14 @@ class Plain(ModelCore):
         )
 
 
-@pytest.mark.parametrize(("options", "code", "field"), [
-    ({"max_tokens": 5_000}, "context-too-long", "body.messages"),
-    ({"presence_penalty": 1.0}, "unsupported-option", "body.presence_penalty"),
-    ({"repetition_penalty": 1.1}, "unsupported-option", "body.repetition_penalty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "code", "field"),
+    [
+        ({"max_tokens": 5_000}, "context-too-long", "body.messages"),
+        ({"presence_penalty": 1.0}, "unsupported-option", "body.presence_penalty"),
+        ({"repetition_penalty": 1.1}, "unsupported-option", "body.repetition_penalty"),
+    ],
+)
 async def test_what_the_core_cannot_do_is_refused_before_anything_runs(
     caller: Caller, options: dict[str, object], code: str, field: str
 ) -> None:

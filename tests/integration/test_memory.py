@@ -52,8 +52,9 @@ async def test_a_note_is_added_read_changed_and_its_history_kept(scene: StateSce
     assert (old.version, old.content) == (1, "the sky is blue")
     history = await scene.ask("ann", MemoryHistory(note.id))
     assert [(one.version, one.operation, one.by) for one in history.versions] == [
-        (2, "update", "ann"), (1, "add", "ann"),
-    ]  # fmt: skip
+        (2, "update", "ann"),
+        (1, "add", "ann"),
+    ]
 
 
 async def test_the_last_hundred_versions_are_kept(scene: StateScene) -> None:
@@ -247,15 +248,23 @@ async def test_a_model_labels_links_and_rewrites_and_that_is_undone(scene: State
     old = await scene.ask("ann", MemoryAdd("cats sleep a lot", context="animals"))
     scene.answers.texts = {
         "analyse": json.dumps({"keywords": ["cats"], "context": "about cats", "tags": ["pets"]}),
-        "relate": json.dumps({
-            "links": [0, 4], "update": [{"index": 0, "context": "cats", "tags": ["pets"]},
-                                        {"index": 3, "context": "nothing", "tags": []}],
-        }),
-    }  # fmt: skip
+        "relate": json.dumps(
+            {
+                "links": [0, 4],
+                "update": [
+                    {"index": 0, "context": "cats", "tags": ["pets"]},
+                    {"index": 3, "context": "nothing", "tags": []},
+                ],
+            }
+        ),
+    }
     add = MemoryAdd("cats like fish", evolve=True)
     result: Evolved = await scene.ask("ann", add, id=(syscall_id := new_id()))
     assert (result.note.keywords, result.note.context, result.note.tags) == (
-        ("cats",), "about cats", ("pets",))  # fmt: skip
+        ("cats",),
+        "about cats",
+        ("pets",),
+    )
     assert (result.note.links, result.changed) == ((old.id,), (old.id,))
     changed = await scene.ask("ann", MemoryGet(old.id))
     assert (changed.context, changed.tags, changed.links) == ("cats", ("pets",), (result.note.id,))
@@ -281,15 +290,18 @@ async def test_an_evolution_that_was_built_upon_is_not_undone(scene: StateScene)
         await scene.ask("ann", MemoryUndo(syscall_id))
 
 
-@pytest.mark.parametrize(("body", "error", "field"), [
-    (MemoryAdd("a\x00b"), InvalidSyscall, "content"),
-    (MemoryAdd("x" * 5000), InvalidSyscall, "content"),
-    (MemoryGet("0" * 32), NotFound, "note"),
-    (MemoryGet("0" * 32, owner="nobody"), UnknownAgent, "agent"),
-    (MemoryAlloc(4096, high=0.5, low=0.6), InvalidSyscall, "low"),
-    (MemoryShare(), InvalidSyscall, "body.group"),
-    (MemoryShare(group="nobody"), UnknownAgent, "group"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "error", "field"),
+    [
+        (MemoryAdd("a\x00b"), InvalidSyscall, "content"),
+        (MemoryAdd("x" * 5000), InvalidSyscall, "content"),
+        (MemoryGet("0" * 32), NotFound, "note"),
+        (MemoryGet("0" * 32, owner="nobody"), UnknownAgent, "agent"),
+        (MemoryAlloc(4096, high=0.5, low=0.6), InvalidSyscall, "low"),
+        (MemoryShare(), InvalidSyscall, "body.group"),
+        (MemoryShare(group="nobody"), UnknownAgent, "group"),
+    ],
+)
 async def test_bad_input_is_named_and_changes_nothing(
     scene: StateScene, body: MemoryAdd, error: type[Exception], field: str
 ) -> None:

@@ -123,8 +123,12 @@ class Pair:
         model = self.model
         found = (stat.used_bytes, stat.resident_notes, stat.hits, stat.faults, stat.swaps)
         assert found == (
-            model.used_bytes, len(model.resident), model.hits, model.faults, model.swaps
-        )  # fmt: skip
+            model.used_bytes,
+            len(model.resident),
+            model.hits,
+            model.faults,
+            model.swaps,
+        )
         here = dict(zip(NAMES, await self.block.notes(NAMES), strict=True))
         assert {name for name, data in here.items() if data is not None} == set(model.resident)
 
@@ -291,8 +295,13 @@ async def test_totals_are_the_sum_of_all_blocks(redis_url: str) -> None:
     stats = [await block.stat() for block in blocks]
     await connection.aclose()
     totals = redis.Redis.from_url(redis_url).hgetall("rq:aios:memory:totals")
-    names = {"used": "used_bytes", "notes": "resident_notes", "hits": "hits", "faults": "faults",
-             "swaps": "swaps"}  # fmt: skip
+    names = {
+        "used": "used_bytes",
+        "notes": "resident_notes",
+        "hits": "hits",
+        "faults": "faults",
+        "swaps": "swaps",
+    }
     for field, name in names.items():
         assert int(totals[field.encode()]) == sum(getattr(stat, name) for stat in stats), field
 

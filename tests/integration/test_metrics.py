@@ -33,8 +33,9 @@ async def values(user: QueueUser) -> dict[tuple[str, str], float]:
     state = await read_kernel(user.redis, user.control, user.keys)
     return {
         (sample.name, sample.labels.get("module", "")): sample.value
-        for metric in kernel_metrics(state) for sample in metric.samples
-    }  # fmt: skip
+        for metric in kernel_metrics(state)
+        for sample in metric.samples
+    }
 
 
 async def test_the_kernel_is_shown_as_it_stands(user: QueueUser) -> None:
@@ -46,9 +47,13 @@ async def test_the_kernel_is_shown_as_it_stands(user: QueueUser) -> None:
     shown = await values(user)
 
     for name, value in (
-        ("queue_waiting", 1), ("queue_running", 1), ("queue_held", 1), ("queue_quarantined", 0),
-        ("workers", 1), ("slots", 3),
-    ):  # fmt: skip
+        ("queue_waiting", 1),
+        ("queue_running", 1),
+        ("queue_held", 1),
+        ("queue_quarantined", 0),
+        ("workers", 1),
+        ("slots", 3),
+    ):
         assert shown[f"aios_{name}", "llm"] == value, name
         assert shown[f"aios_{name}", "tool"] == 0, name
     assert shown["aios_queue_oldest_wait_seconds", "llm"] >= 0

@@ -136,8 +136,12 @@ async def test_what_the_first_release_entered_is_read_after_the_upgrade(
 
         told = await History(user.redis, user.keys, database).last(Wanted(agent="ada"), 100)
         assert [each.transition.event for each in told] == [
-            "submit", "submit", "claim", "finish", "claim",
-        ]  # fmt: skip
+            "submit",
+            "submit",
+            "claim",
+            "finish",
+            "claim",
+        ]
         for each, events in ((job_id, ["submit", "claim", "finish"]), (goes_on, LIVES)):
             history = await Ledger(database).history(each)
             assert [change.event for change in history] == events
@@ -179,8 +183,9 @@ def test_a_postgres_without_pgvector_is_told_so(
         connection.execute("CREATE SCHEMA shadow")  # looked into before the catalogue
         connection.execute(
             "CREATE TABLE shadow.pg_available_extensions AS SELECT 'vector' AS name, "
-            "%s::text AS installed_version, NULL::text AS default_version", (version,),
-        )  # fmt: skip
+            "%s::text AS installed_version, NULL::text AS default_version",
+            (version,),
+        )
     postgres_server.execute("ALTER DATABASE empty SET search_path = shadow, pg_catalog, public")
     with pytest.raises(InvalidConfig, match=version or "no extension") as caught:
         migrate.upgrade(empty_url)

@@ -62,8 +62,9 @@ async def test_files_of_the_host_are_found_beside_ones_own(
     await scene.ask("ann", StorageWrite("own.txt", "apples alone"))
     assert await looked(scene, shared) == 2
     assert set((await found(scene, "apples", mode=mode))[:2]) == {
-        "/own.txt", "/host/docs/apples.txt",
-    }  # fmt: skip
+        "/own.txt",
+        "/host/docs/apples.txt",
+    }
     assert (await found(scene, "hammer and nails", mode=mode))[0] == "/host/tools.txt"
     assert await found(scene, "apples", mode=mode, k=1, group_by="directory", path="host") == [
         "/host/docs"

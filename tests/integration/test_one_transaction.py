@@ -35,15 +35,23 @@ LINE = re.compile(r"^[A-Z]+:  ", re.MULTILINE)
 STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]+): (.*)", re.DOTALL)
 # What each statement of ours is recognised by, in the order in which they are looked for.
 NAMES = {
-    "BEGIN": "begin", "COMMIT": "commit", "ROLLBACK": "roll back",
+    "BEGIN": "begin",
+    "COMMIT": "commit",
+    "ROLLBACK": "roll back",
     "set_config('role', 'aios_agent'": "be the agent, take the locks",
-    "SELECT result FROM effect": "look for the effect", "INSERT INTO effect": "enter the effect",
-    "FROM mount m": "look up the path", "INSERT INTO file ": "write the file",
-    "UPDATE file ": "write the file", "ROLE aios_steward": "be the kernel",
-    "ROLE aios_agent": "be the agent again", "INSERT INTO blob": "settle",
-    "FROM approval_rule": "ask the rules", "UPDATE approval": "use the approval",
-    "FROM approval": "look for the approval", "INSERT INTO approval": "ask for approval",
-}  # fmt: skip
+    "SELECT result FROM effect": "look for the effect",
+    "INSERT INTO effect": "enter the effect",
+    "FROM mount m": "look up the path",
+    "INSERT INTO file ": "write the file",
+    "UPDATE file ": "write the file",
+    "ROLE aios_steward": "be the kernel",
+    "ROLE aios_agent": "be the agent again",
+    "INSERT INTO blob": "settle",
+    "FROM approval_rule": "ask the rules",
+    "UPDATE approval": "use the approval",
+    "FROM approval": "look for the approval",
+    "INSERT INTO approval": "ask for approval",
+}
 
 
 class Log:
@@ -146,8 +154,12 @@ async def test_many_at_once_need_no_second_connection(scene: StateScene) -> None
     began_s = time.monotonic()
     async with asyncio.TaskGroup() as tasks:
         for each in range(2 * POOL_SIZE):
-            for body in (MemoryAdd(f"note {each}"), MemoryLog("user", f"turn {each}"),
-                         MemoryStat(), StorageWrite(f"d/{each}.txt", "content")):  # fmt: skip
+            for body in (
+                MemoryAdd(f"note {each}"),
+                MemoryLog("user", f"turn {each}"),
+                MemoryStat(),
+                StorageWrite(f"d/{each}.txt", "content"),
+            ):
                 tasks.create_task(scene.ask("new", body))
     assert time.monotonic() - began_s < SERVICE_TIMEOUT_S
 

@@ -131,9 +131,10 @@ async def sglang(
 ) -> AsyncIterator[tuple[SGLangCore, list[Body]]]:
     async with running(FakeSGLang(write_model(folder / "tiny"))) as fake:
         fake.server_info |= {
-            "enable_deterministic_inference": deterministic, "grammar_backend": "llguidance",
+            "enable_deterministic_inference": deterministic,
+            "grammar_backend": "llguidance",
             "lora_paths": [{"lora_name": "poet", "lora_path": "/x"}],
-        }  # fmt: skip
+        }
         core = SGLangCore(SGLangConfig(url=fake.url, context_tokens=512), breaker=NO_BREAKER)
         await core.start()
         yield core, fake.requests

@@ -109,8 +109,9 @@ async def parked_call(caller: Caller, body: Body, deadline_s: float = 60.0) -> s
 async def decided(scene: StateScene, job: str, decision: Decision) -> None:
     """Decide in Postgres alone: the sweep has to find it."""
     async with scene.store.as_steward() as cursor:
-        [approval] = [one for one in await list_approvals(cursor, None, 1_000)
-                      if one.syscall_id == job]  # fmt: skip
+        [approval] = [
+            one for one in await list_approvals(cursor, None, 1_000) if one.syscall_id == job
+        ]
         await decide(cursor, approval.id, Decider("operator:test"), decision)
 
 
@@ -187,9 +188,11 @@ async def test_decisions_that_come_at_once_run_all_of_many(
 ) -> None:
     async with kernel(redis_url, database_url) as (scene, caller):
         jobs = [await parked(caller, scene, f"{number}.txt") for number in range(8)]
-        await asyncio.gather(*(
-            decided(scene, job, Decision("approved" if number % 2 else "denied"))
-            for number, job in enumerate(jobs)
-        ))  # fmt: skip
+        await asyncio.gather(
+            *(
+                decided(scene, job, Decision("approved" if number % 2 else "denied"))
+                for number, job in enumerate(jobs)
+            )
+        )
         replies = await caller.hear_all(jobs)
         assert [reply.error is None for reply in replies] == [bool(n % 2) for n in range(8)]

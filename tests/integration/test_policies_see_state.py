@@ -259,9 +259,11 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
         assert [job.job_id for job in view.running] == [running.job_id]
         assert view.cores == {"small": Core(2, 5), "large": Core(1, 3)}
         assert view.accounts.keys() == {
-            Subject.of_tenant("default"), Subject.of_tenant("acme"),
-            Subject.of_program("main", "ada"), Subject.of_program("main", "eve", "acme"),
-        }  # fmt: skip
+            Subject.of_tenant("default"),
+            Subject.of_tenant("acme"),
+            Subject.of_program("main", "ada"),
+            Subject.of_program("main", "eve", "acme"),
+        }
         [job] = view.running
         assert view.account(job, "program").use == view.account(job, "tenant").use
         assert view.account(job, "program").use.tokens == 10

@@ -51,16 +51,38 @@ CARD = WorkerCard("host.1.tool", MODULE, pid=1, hostname="host", slots=4, cores=
 STEPS = 400
 # Of RQ's data model, the keys that we write or read: docs of queues/keys.py.
 OF_RQ = {
-    "queues", "workers", "workers:{q}", "queue:{q}", "wip:{q}", "deferred:{q}", "finished:{q}",
-    "failed:{q}", "canceled:{q}", "job:{id}", "results:{id}", "worker:{name}", "execution:{id}",
+    "queues",
+    "workers",
+    "workers:{q}",
+    "queue:{q}",
+    "wip:{q}",
+    "deferred:{q}",
+    "finished:{q}",
+    "failed:{q}",
+    "canceled:{q}",
+    "job:{id}",
+    "results:{id}",
+    "worker:{name}",
+    "execution:{id}",
     "suspended",
-}  # fmt: skip
+}
 # Of ours, beside those that lib.lua's `open` names.
 OF_OURS = {
-    "snapshot:{id}", "reply:{client}", "journal", "reconciled", "tokens", "configured",
-    "use:{q}", "used:{q}", "quota:{q}", "load:{q}", "bucket:{q}",
-    "recount:{q}", "recounted:{q}", "ghosts:{q}",
-}  # fmt: skip
+    "snapshot:{id}",
+    "reply:{client}",
+    "journal",
+    "reconciled",
+    "tokens",
+    "configured",
+    "use:{q}",
+    "used:{q}",
+    "quota:{q}",
+    "load:{q}",
+    "bucket:{q}",
+    "recount:{q}",
+    "recounted:{q}",
+    "ghosts:{q}",
+}
 
 
 def lua(step: str) -> str:
@@ -88,8 +110,11 @@ def strangers(client: redis.Redis, prefix: str) -> list[str]:
     keys = [key.decode() for key in client.scan_iter(count=1000)]
     tails = {key: key.removeprefix(f"{prefix}:") for key in keys}
     known = patterns()
-    return [key for key, tail in tails.items()
-            if tail == key or not any(pattern.fullmatch(tail) for pattern in known)]  # fmt: skip
+    return [
+        key
+        for key, tail in tails.items()
+        if tail == key or not any(pattern.fullmatch(tail) for pattern in known)
+    ]
 
 
 class Scenario:
@@ -113,8 +138,16 @@ class Scenario:
         await self.tokens.put(Tokens.new(), Identity("ada"))
         await self.control.set_policy(MODULE, PolicyRow(max_losses=2))
         self.epoch = (await self.order.lead("here", 600.0)).epoch
-        acts = (self.submit, self.claim, self.finish, self.pause, self.slices, self.operate,
-                self.meddle, self.sweep)  # fmt: skip
+        acts = (
+            self.submit,
+            self.claim,
+            self.finish,
+            self.pause,
+            self.slices,
+            self.operate,
+            self.meddle,
+            self.sweep,
+        )
         for _ in range(steps):
             await self.random.choice(acts)()
 
@@ -128,11 +161,19 @@ class Scenario:
         needs = self.random.choice(
             [(), (Need("core", "core-a"),), (Need("tool", "x"), Need("lock", "y"))]
         )
-        await self.queue.submit([
-            Submission(call.id, encode_job(call), Facts("ada", call.kind), client, needs,
-                       self.random.choice([0.05, 600.0]))
-            for call in calls
-        ])  # fmt: skip
+        await self.queue.submit(
+            [
+                Submission(
+                    call.id,
+                    encode_job(call),
+                    Facts("ada", call.kind),
+                    client,
+                    needs,
+                    self.random.choice([0.05, 600.0]),
+                )
+                for call in calls
+            ]
+        )
 
     async def claim(self) -> None:
         lease_s = self.random.choice([0.02, 600.0])
@@ -141,10 +182,16 @@ class Scenario:
 
     async def finish(self) -> None:
         ends = [
-            Ending(lease, self.random.choice(["finished", "failed"]),
-                   encode(Reply(lease.job_id, EchoResult("x"))), 0.1, 1, self.random.random() < 0.2)
+            Ending(
+                lease,
+                self.random.choice(["finished", "failed"]),
+                encode(Reply(lease.job_id, EchoResult("x"))),
+                0.1,
+                1,
+                self.random.random() < 0.2,
+            )
             for lease in self.leases[-2:]
-        ]  # fmt: skip
+        ]
         await self.queue.emit([(end.lease, b"{}") for end in ends])
         await self.queue.finish(CARD.name, ends, Appetite(0, 1.0))
 
@@ -152,7 +199,7 @@ class Scenario:
         pauses = [
             Pause(lease, b"snapshot", 0.1, 1, self.random.choice(["yield", "hold", "drain"]))
             for lease in self.leases[-2:]
-        ]  # fmt: skip
+        ]
         await self.queue.pause(CARD.name, pauses, Appetite(0, 1.0))
 
     async def slices(self) -> None:
@@ -215,8 +262,10 @@ async def test_every_key_has_a_name_and_the_prefix(
     with redis.Redis.from_url(redis_url) as client:
         assert strangers(client, prefix) == []
         wanted = {"leases", "live", "scores", "journal", "snapshot", "reply", "tokens"}
-        seen = {key.decode().split(":aios:")[1].split(":")[0]
-                for key in client.scan_iter(f"{prefix}:aios:*")}  # fmt: skip
+        seen = {
+            key.decode().split(":aios:")[1].split(":")[0]
+            for key in client.scan_iter(f"{prefix}:aios:*")
+        }
     assert wanted <= seen  # the scenario was busy enough to tell
 
 
@@ -227,17 +276,37 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
     await scenario.end_all()
 
     with redis.Redis.from_url(redis_url) as client:
-        for_ever = {key.decode().removeprefix(f"{prefix}:")
-                    for key in client.scan_iter(count=1000) if client.ttl(key) == -1}  # fmt: skip
+        for_ever = {
+            key.decode().removeprefix(f"{prefix}:")
+            for key in client.scan_iter(count=1000)
+            if client.ttl(key) == -1
+        }
         batches = map(msgspec.msgpack.decode, client.lrange(f"{prefix}:aios:ended:tool", 0, -1))
-        swept = {f"{kind}:{job_id}" for batch in batches for job_id in batch[2:]
-                 for kind in ("job", "results")} | {"aios:ended:tool"}  # fmt: skip
+        swept = {
+            f"{kind}:{job_id}"
+            for batch in batches
+            for job_id in batch[2:]
+            for kind in ("job", "results")
+        } | {"aios:ended:tool"}
     assert len(swept) > 1
-    lasting = {"queues", "aios:policy:tool", "aios:tokens", "aios:journal", "aios:cores",
-               "aios:scheduler", "aios:reconciled", "aios:snapshot_total"}  # fmt: skip
+    lasting = {
+        "queues",
+        "aios:policy:tool",
+        "aios:tokens",
+        "aios:journal",
+        "aios:cores",
+        "aios:scheduler",
+        "aios:reconciled",
+        "aios:snapshot_total",
+    }
     # Lists of ids whose entries reconcile drops when they expire.
-    registries = {"finished:tool", "failed:tool", "canceled:tool", "aios:quarantine:tool",
-                  "aios:holders:tool"}  # fmt: skip
+    registries = {
+        "finished:tool",
+        "failed:tool",
+        "canceled:tool",
+        "aios:quarantine:tool",
+        "aios:holders:tool",
+    }
     assert for_ever - registries - swept <= lasting
 
 
@@ -256,18 +325,24 @@ async def test_expired_entries_leave_the_registries(redis_url: str, scenario: Sc
 def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
     keys, q = Keys("p"), "{q}"
     ours = {
-        "queue": keys.queue(q), "wip": keys.registry("wip", q),
+        "queue": keys.queue(q),
+        "wip": keys.registry("wip", q),
         "deferred": keys.registry("deferred", q),
-        **{field: keys.own(name.removeprefix("aios:"))
-           for field, name in named_in_lua().items() if name.startswith("aios:")},
-    }  # fmt: skip
+        **{
+            field: keys.own(name.removeprefix("aios:"))
+            for field, name in named_in_lua().items()
+            if name.startswith("aios:")
+        },
+    }
     assert ours == {field: f"p:{name}" for field, name in named_in_lua().items()}
     assert len(ours) >= 22
 
     for field, key in {
-        "job": keys.job("ID"), "results": keys.results("ID"), "worker": keys.worker("ID"),
+        "job": keys.job("ID"),
+        "results": keys.results("ID"),
+        "worker": keys.worker("ID"),
         "snapshot": keys.snapshot("ID"),
-    }.items():  # fmt: skip
+    }.items():
         function = re.search(rf"{field}_key\(c, \w+\) return c\.(p|own) \.\. '([^']+)'", lua("lib"))
         assert function is not None
         base = "p" if function[1] == "p" else "p:aios:"
@@ -286,9 +361,21 @@ def test_no_lua_file_writes_a_prefix_of_its_own() -> None:
 @pytest.mark.parametrize("prefix", PREFIXES, indirect=True)
 def test_all_keys_of_a_shard_lie_in_one_slot(prefix: str) -> None:
     keys = Keys(prefix)
-    names = [keys.queue("llm"), keys.job("x"), keys.results("x"), keys.worker("w"), keys.workers,
-             keys.queues, keys.suspended, keys.own("live:llm"), keys.reply("c"), keys.journal,
-             keys.snapshot("x"), keys.registry("wip", "llm"), keys.commands("w")]  # fmt: skip
+    names = [
+        keys.queue("llm"),
+        keys.job("x"),
+        keys.results("x"),
+        keys.worker("w"),
+        keys.workers,
+        keys.queues,
+        keys.suspended,
+        keys.own("live:llm"),
+        keys.reply("c"),
+        keys.journal,
+        keys.snapshot("x"),
+        keys.registry("wip", "llm"),
+        keys.commands("w"),
+    ]
 
     assert all(name.startswith(f"{prefix}:") for name in names)
     if "{" in prefix:

@@ -41,8 +41,9 @@ async def submit(user: QueueUser, subject: Subject, count: int = 1) -> list[str]
 
 
 async def slice_end(user: QueueUser, lease: Lease, tokens: int, ran_s: float = 0.0) -> str:
-    [verdict] = await user.queue.slice_end("w", [SliceUse(lease, ran_s, tokens, None)],
-                                           NOTHING_MORE)  # fmt: skip
+    [verdict] = await user.queue.slice_end(
+        "w", [SliceUse(lease, ran_s, tokens, None)], NOTHING_MORE
+    )
     return verdict
 
 
@@ -102,8 +103,10 @@ async def test_slot_time_bars_as_tokens_do(user: QueueUser, quotas: Quotas) -> N
     barrier = await Admission(user.functions).barrier("llm", (await user.waiting())[0])
     assert isinstance(barrier, Barrier)
     assert (barrier.limit, barrier.subject.words, barrier.used) == (
-        "slot_seconds_per_minute", "tenant 'default'", 7.0,
-    )  # fmt: skip
+        "slot_seconds_per_minute",
+        "tenant 'default'",
+        7.0,
+    )
 
 
 async def test_who_is_over_yields_to_others_whatever_the_policy(
@@ -179,8 +182,9 @@ async def test_a_prompt_is_charged_once_however_often_it_is_read(
         pause = Pause(lease, b"half", 0.1, tokens, "yield", 40)
         await user.queue.pause("w", [pause], NOTHING_MORE)
     [lease] = await user.claim()
-    await user.queue.finish("w", [Ending(lease, "finished", b"{}", 0.1, 3, False, 41)],
-                            NOTHING_MORE)  # fmt: skip
+    await user.queue.finish(
+        "w", [Ending(lease, "finished", b"{}", 0.1, 3, False, 41)], NOTHING_MORE
+    )
     use_of_ada = (await quotas.usage("llm", [ADA])).of(ADA)
     assert (use_of_ada.prompt_tokens, use_of_ada.tokens) == (41, 6)
 
@@ -299,8 +303,14 @@ def test_what_names_nobody_is_refused(text: str) -> None:
 
 
 def test_names_are_read_back() -> None:
-    for subject in (ADA, BOB, Subject.of_tenant("t"), Subject.of_agent("*"),
-                    Subject.of_tenant("*"), Subject.of_program("p", "a", "t")):  # fmt: skip
+    for subject in (
+        ADA,
+        BOB,
+        Subject.of_tenant("t"),
+        Subject.of_agent("*"),
+        Subject.of_tenant("*"),
+        Subject.of_program("p", "a", "t"),
+    ):
         assert Subject.parse(str(subject)) == subject
     assert Subject.of_agent("*").words == "every agent"
     assert replace(ADA, tenant="x").words == "agent 'ada'"

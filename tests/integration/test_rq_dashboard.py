@@ -59,8 +59,16 @@ def _fetch(url: str, body: bytes | None) -> bytes:
 async def dashboard(redis_url: str) -> AsyncIterator[Dashboard]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = (Path(sys.executable).with_name("rq-dashboard"), "--bind", "127.0.0.1",
-               "--port", str(port), "--redis-url", redis_url, "--json")  # fmt: skip
+    command = (
+        Path(sys.executable).with_name("rq-dashboard"),
+        "--bind",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--redis-url",
+        redis_url,
+        "--json",
+    )
     server = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
     try:
         async with busy_kernel(redis_url) as busy:
@@ -87,10 +95,10 @@ async def test_it_shows_queues_jobs_and_workers(dashboard: Dashboard) -> None:
 
     [llm] = (await dashboard.data("queues.json"))["queues"]
     assert (llm["name"], llm["count"]) == ("llm", 3)
-    assert {name: llm[f"{name}_job_registry_count"] for name in
-            ("started", "deferred", "finished", "failed", "canceled", "scheduled")} == {
-        "started": 2, "deferred": 1, "finished": 1, "failed": 1, "canceled": 0, "scheduled": 0
-    }  # fmt: skip
+    assert {
+        name: llm[f"{name}_job_registry_count"]
+        for name in ("started", "deferred", "finished", "failed", "canceled", "scheduled")
+    } == {"started": 2, "deferred": 1, "finished": 1, "failed": 1, "canceled": 0, "scheduled": 0}
 
     assert await dashboard.listed("queued") == sorted([busy.suspended, *busy.queued])
     assert await dashboard.listed("started") == sorted(busy.running)
@@ -102,8 +110,13 @@ async def test_it_shows_queues_jobs_and_workers(dashboard: Dashboard) -> None:
 
 async def test_it_shows_each_job(dashboard: Dashboard) -> None:
     busy = dashboard.busy
-    statuses = {busy.running[0]: "started", busy.suspended: "queued", busy.held: "deferred",
-                busy.finished: "finished", busy.failed: "failed"}  # fmt: skip
+    statuses = {
+        busy.running[0]: "started",
+        busy.suspended: "queued",
+        busy.held: "deferred",
+        busy.finished: "finished",
+        busy.failed: "failed",
+    }
     for job_id, status in statuses.items():
         job = await dashboard.data(f"job/{job_id}.json")
         assert (job["id"], job["origin"], job["status"]) == (job_id, "llm", status)
@@ -142,11 +155,14 @@ async def test_its_delete_button_answers_whoever_waits(dashboard: Dashboard) -> 
     await busy.settle()
 
 
-@pytest.mark.parametrize(("registry", "ended"), [
-    ("queued", lambda busy: [busy.suspended, *busy.queued]),
-    ("started", lambda busy: busy.running),
-    ("deferred", lambda busy: [busy.held]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("registry", "ended"),
+    [
+        ("queued", lambda busy: [busy.suspended, *busy.queued]),
+        ("started", lambda busy: busy.running),
+        ("deferred", lambda busy: [busy.held]),
+    ],
+)
 async def test_its_empty_button_answers_whoever_waits(  # type: ignore[no-untyped-def]
     dashboard: Dashboard,
     registry: str,

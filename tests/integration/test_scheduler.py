@@ -56,8 +56,13 @@ async def until_waiting(user: QueueUser, ids: list[str]) -> None:
 
 
 async def test_the_configured_policy_is_published_with_its_limits(user: QueueUser) -> None:
-    settings = {"aios_policy": "priority", "aios_quantum_s": 0.25, "aios_quantum_tokens": 8,
-                "aios_max_waiting": 7, "aios_max_losses": 2}  # fmt: skip
+    settings = {
+        "aios_policy": "priority",
+        "aios_quantum_s": 0.25,
+        "aios_quantum_tokens": 8,
+        "aios_max_waiting": 7,
+        "aios_max_losses": 2,
+    }
     async with scheduler(user.url, **settings):
         await until_policy(user, "priority")
         row = await user.control.policy("llm")
@@ -266,11 +271,15 @@ def test_a_wrong_setting_ends_it_at_once_by_name(redis_url: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("AIOS_QUANTUM_S", "0"), ("AIOS_QUANTUM_S", "nan"), ("AIOS_QUANTUM_TOKENS", "many"),
-        ("AIOS_MAX_WAITING", "-1"), ("AIOS_DATABASE_URL", "mysql://db"),
-        ("AIOS_REDIS_URL", "http://redis"), ("AIOS_SCHEDULER_LEASE", "2"),
+        ("AIOS_QUANTUM_S", "0"),
+        ("AIOS_QUANTUM_S", "nan"),
+        ("AIOS_QUANTUM_TOKENS", "many"),
+        ("AIOS_MAX_WAITING", "-1"),
+        ("AIOS_DATABASE_URL", "mysql://db"),
+        ("AIOS_REDIS_URL", "http://redis"),
+        ("AIOS_SCHEDULER_LEASE", "2"),
     ],
-)  # fmt: skip
+)
 def test_settings_are_checked_by_name(variable: str, value: str) -> None:
     variables = {"AIOS_REDIS_URL": "redis://localhost", variable: value}
     with pytest.raises(InvalidConfig) as refused:

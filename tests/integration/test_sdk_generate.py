@@ -84,9 +84,12 @@ async def run_program(url: str, *command: str) -> str:
     folders = ":".join(str(ROOT / name) for name in ("broker", "workers", "sdk"))
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": folders, "AIOS_REDIS_URL": url}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, env=environment,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        sys.executable,
+        *command,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
     async with asyncio.timeout(LIMIT_S):
         out, err = await process.communicate()
     assert (process.returncode, err.decode()) == (0, "")
@@ -105,13 +108,17 @@ async def test_the_page_runs(kernel: str, tmp_path: Path) -> None:
     assert len(blocks) >= 5
     lines = [f"        {line}" for block in blocks for line in block.splitlines()]
     program = tmp_path / "page.py"
-    program.write_text("\n".join((
-        "import asyncio",
-        "from aios_sdk import AsyncAgent",
-        "async def main():",
-        "    async with AsyncAgent('reader') as me:",
-        *lines,
-        "asyncio.run(main())",
-    )))  # fmt: skip
+    program.write_text(
+        "\n".join(
+            (
+                "import asyncio",
+                "from aios_sdk import AsyncAgent",
+                "async def main():",
+                "    async with AsyncAgent('reader') as me:",
+                *lines,
+                "asyncio.run(main())",
+            )
+        )
+    )
 
     assert await run_program(kernel, str(program)) == ""

@@ -69,9 +69,12 @@ def kernel(redis_url: str, tmp_path: Path) -> Iterator[str]:
 def run_example(name: str, redis_url: str, *arguments: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *arguments],
-        env=environment(redis_url), capture_output=True, text=True, timeout=EXAMPLE_TIMEOUT_S,
+        env=environment(redis_url),
+        capture_output=True,
+        text=True,
+        timeout=EXAMPLE_TIMEOUT_S,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -139,8 +142,12 @@ def test_the_programs_in_the_pages_run(kernel: str, tmp_path: Path) -> None:
             program = tmp_path / "block.py"
             program.write_text(block, encoding="utf-8")
             done = subprocess.run(
-                [sys.executable, str(program)], env=environment(kernel), capture_output=True,
-                text=True, timeout=EXAMPLE_TIMEOUT_S, check=False,
-            )  # fmt: skip
+                [sys.executable, str(program)],
+                env=environment(kernel),
+                capture_output=True,
+                text=True,
+                timeout=EXAMPLE_TIMEOUT_S,
+                check=False,
+            )
             assert done.returncode == 0, f"{page}: {done.stderr}"
             assert done.stdout, page

@@ -61,8 +61,9 @@ async def test_where_nobody_answers_in_time_the_map_ends(me: AsyncAgent) -> None
 
 async def test_items_that_are_late_stand_among_the_results(me: AsyncAgent) -> None:
     hasty = me.with_options(timeout_s=0.1, deadline_s=60)
-    results: list[object] = [*await hasty.tool.echo.map(["a"] * 5, concurrency=2,
-                                                        return_errors=True)]  # fmt: skip
+    results: list[object] = [
+        *await hasty.tool.echo.map(["a"] * 5, concurrency=2, return_errors=True)
+    ]
     assert [type(result) for result in results] == [WaitTimeout] * 5
 
 

@@ -37,12 +37,25 @@ def test_a_users_type_checker_knows_the_tree(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(USER)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--config-file=",
-         "--follow-imports=silent", str(program)],
-        capture_output=True, text=True, check=False, timeout=120,
-        env={"MYPYPATH": os.pathsep.join(str(ROOT / name) for name in ("broker", "sdk")),
-             "PATH": os.environ.get("PATH", "")},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--no-incremental",
+            "--config-file=",
+            "--follow-imports=silent",
+            str(program),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={
+            "MYPYPATH": os.pathsep.join(str(ROOT / name) for name in ("broker", "sdk")),
+            "PATH": os.environ.get("PATH", ""),
+        },
+    )
     found = {int(row.split(":")[1]) for row in done.stdout.splitlines() if ": error:" in row}
     wrong = {at for at, row in enumerate(USER.splitlines(), 1) if row.endswith("# wrong")}
     assert found == wrong, done.stdout

@@ -106,9 +106,12 @@ async def test_large_searches_go_by_the_indexes(database_url: str) -> None:
         async with store.as_agent(agent) as cursor:
             await cursor.execute(
                 f"EXPLAIN {sql}".encode(),
-                {**query.scope.parameters, "depth": 10,
-                 "vector": str(list(map(float, synthetic.vectors(1)[0])))},
-            )  # fmt: skip
+                {
+                    **query.scope.parameters,
+                    "depth": 10,
+                    "vector": str(list(map(float, synthetic.vectors(1)[0]))),
+                },
+            )
             plan = "\n".join(row[0] for row in await cursor.fetchall())
         assert "ix_note_vector_1" in plan
         async with store.as_steward() as cursor:  # as the matching function does

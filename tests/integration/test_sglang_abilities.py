@@ -30,14 +30,18 @@ pytestmark = [
 
 PERSON, NAMES, SENTENCE, LIST = FORMS
 PAIR = {
-    "type": "object", "required": ["a", "b"], "additionalProperties": False,
+    "type": "object",
+    "required": ["a", "b"],
+    "additionalProperties": False,
     "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
-}  # fmt: skip
+}
 # Few of the words that a model of random weights writes are short: the strings have a limit.
 NOTE = {
-    "type": "object", "required": ["kind", "text"], "additionalProperties": False,
+    "type": "object",
+    "required": ["kind", "text"],
+    "additionalProperties": False,
     "properties": {"kind": {"enum": ["fox", "ship"]}, "text": {"type": "string", "maxLength": 9}},
-}  # fmt: skip
+}
 TOOLS = (Tool("note", "Takes a note.", NOTE), Tool("wait", "Waits."))
 ASCII_IDS = byte_level_tokenizer().encode("".join(map(chr, range(0x21, 0x7F)))).ids
 # What a random model writes hardly ever: text, then calls.

@@ -64,10 +64,11 @@ async def test_says_what_the_server_is(core: SGLangCore, model: Path) -> None:
 
 async def test_is_no_more_than_the_server_allows(fake: FakeSGLang) -> None:
     fake.server_info |= {
-        "max_req_input_len": 99, "enable_deterministic_inference": True,
+        "max_req_input_len": 99,
+        "enable_deterministic_inference": True,
         "internal_states": [{"effective_max_running_requests_per_dp": 2}],
         "lora_paths": [{"lora_name": "polite", "lora_path": "/x"}],
-    }  # fmt: skip
+    }
     core = await started(fake)
     assert (core.info.slots, core.info.context_tokens) == (2, 99)
     assert core.info.capabilities.exact_resume
@@ -260,10 +261,19 @@ async def test_sampling_is_said_in_full(core: SGLangCore, fake: FakeSGLang) -> N
     )
     await answer_of(core, ask(max_tokens=2, sampling=sampling))
     assert fake.requests[0]["sampling_params"] == {
-        "max_new_tokens": 2, "min_new_tokens": 0, "temperature": 0.7, "top_p": 0.9, "top_k": -1,
-        "min_p": 0.0, "frequency_penalty": 0.5, "presence_penalty": 0.0,
-        "repetition_penalty": 1.0, "ignore_eos": False, "n": 1, "logit_bias": {"7": -3.0},
-    }  # fmt: skip
+        "max_new_tokens": 2,
+        "min_new_tokens": 0,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": -1,
+        "min_p": 0.0,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "ignore_eos": False,
+        "n": 1,
+        "logit_bias": {"7": -3.0},
+    }
     assert "return_logprob" not in fake.requests[0]
 
 

@@ -132,8 +132,9 @@ async def test_an_end_token_is_not_among_the_ids(core: SGLangCore, fake: FakeSGL
     fake.script = [says(ONE, {"output_ids": [*expected_ids(1), END_ID], "meta_info": stop})]
     steps = await steps_of(core, ask())
     assert [(step.ids, step.finish_reason) for step in steps] == [
-        (expected_ids(1), None), ((), "stop"),
-    ]  # fmt: skip
+        (expected_ids(1), None),
+        ((), "stop"),
+    ]
 
 
 async def test_health_says_what_is_wrong(core: SGLangCore, fake: FakeSGLang) -> None:

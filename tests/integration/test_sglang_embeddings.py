@@ -88,8 +88,9 @@ async def test_a_text_that_cannot_be_embedded_is_named(core: SGLangCore, fake: F
 async def test_what_is_no_vector_is_a_core_error(core: SGLangCore, fake: FakeSGLang) -> None:
     for values in ([0.0, 0.0], []):
         fake.vector = lambda _, values=values: {  # type: ignore[misc]
-            "embedding": values, "meta_info": {"prompt_tokens": 1},
-        }  # fmt: skip
+            "embedding": values,
+            "meta_info": {"prompt_tokens": 1},
+        }
         with pytest.raises(CoreError, match="no direction"):
             await core.embed(["a"])
     fake.vector = lambda ids: {"embedding": [1.0] * len(ids), "meta_info": {"prompt_tokens": 1}}

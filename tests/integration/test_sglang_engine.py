@@ -208,9 +208,13 @@ async def test_a_killed_engine_is_a_core_error_and_the_next_call_starts_another(
 async def test_the_server_ends_with_a_worker_that_is_killed(model: Path) -> None:
     sglang_python()
     worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, str(model), stdout=asyncio.subprocess.PIPE,
+        sys.executable,
+        "-c",
+        WORKER,
+        str(model),
+        stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     try:
         assert worker.stdout is not None
         pid = int(await worker.stdout.readline())

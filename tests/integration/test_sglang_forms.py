@@ -18,10 +18,17 @@ from tests.tiny_llama import END_ID, byte_level_tokenizer, write_model
 from tests.waiting import wait_until_async
 
 WORD = Constraint("regex", "yes|no")
-PAIR = Constraint("json", json.dumps({
-    "type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
-    "required": ["a", "b"], "additionalProperties": False,
-}))  # fmt: skip
+PAIR = Constraint(
+    "json",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {"a": {"enum": [1, 2]}, "b": {"type": "boolean"}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        }
+    ),
+)
 SUM = Constraint("grammar", 'start: /[0-9]{1,3}/ "+" /[0-9]{1,3}/')
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CALLS = constraint_of(Toolbox((Tool("add", "Adds one.", NUMBER),), forced=False))
@@ -85,9 +92,11 @@ async def test_llguidance_is_asked_for_what_we_would_compile(
     await written(core, fake, '{"a": 1, "b": true}', PAIR)
     asked = json.loads(asked_by(fake)["json_schema"])
     assert asked.pop("x-guidance") == {
-        "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+        "whitespace_flexible": False,
+        "item_separator": ", ",
+        "key_separator": ": ",
         "lenient": False,
-    }  # fmt: skip
+    }
     assert asked == json.loads(PAIR.source)
 
 
@@ -136,8 +145,10 @@ async def test_an_answer_ends_on_the_token_that_completes_its_form(
 ) -> None:
     steps = await written(core, fake, "yes", WORD)
     assert [(step.ids, step.finish_reason) for step in steps] == [
-        ((ids_of("y")[0],), None), ((ids_of("e")[0],), None), ((ids_of("s")[0],), "stop"),
-    ]  # fmt: skip
+        ((ids_of("y")[0],), None),
+        ((ids_of("e")[0],), None),
+        ((ids_of("s")[0],), "stop"),
+    ]
     assert (await written(core, fake, "hi", CALLS))[-1] == Step((), "stop")  # more could follow
     assert fake.aborts == []
     assert fake.connections == 1
@@ -148,10 +159,12 @@ async def test_an_answer_that_is_complete_at_its_last_token_is_not_cut_off(
 ) -> None:
     full = {"type": "length", "length": 2}
     ids = ids_of("no")
-    fake.script = [says(
-        {"output_ids": ids[:1], "meta_info": {"finish_reason": None}},
-        {"output_ids": ids, "meta_info": {"finish_reason": full}},
-    )]  # fmt: skip
+    fake.script = [
+        says(
+            {"output_ids": ids[:1], "meta_info": {"finish_reason": None}},
+            {"output_ids": ids, "meta_info": {"finish_reason": full}},
+        )
+    ]
     assert (await steps_of(core, ask(max_tokens=2, constraint=WORD)))[-1].finish_reason == "stop"
 
 
@@ -198,9 +211,14 @@ async def test_a_form_is_never_cut(core: SGLangCore, fake: FakeSGLang) -> None:
     assert fake.requests == []
 
 
-@pytest.mark.parametrize("change", [
-    {"grammar_backend": "none"}, {"grammar_backend": "outlines"}, {"skip_tokenizer_init": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"grammar_backend": "none"},
+        {"grammar_backend": "outlines"},
+        {"skip_tokenizer_init": True},
+    ],
+)
 async def test_without_a_grammar_backend_that_we_know_forms_are_refused(
     fake: FakeSGLang, change: dict[str, Any]
 ) -> None:

@@ -21,9 +21,11 @@ pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
 MAX_TOKENS = 160
 FORM = "[a-z]{60,90}"
 NUMBER = {
-    "type": "object", "properties": {"n": {"enum": [4711, 4712]}}, "required": ["n"],
+    "type": "object",
+    "properties": {"n": {"enum": [4711, 4712]}},
+    "required": ["n"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 ANSWER_LIMIT_S = 240.0
 
 
@@ -35,22 +37,31 @@ async def test_answers_of_preempted_generations_are_those_of_the_bare_engine(
     bodies = [chat(text, max_tokens=MAX_TOKENS) for text in texts]
     held = [
         chat("In a form.", max_tokens=MAX_TOKENS, format=RegexFormat(FORM)),
-        chat("By a call.", max_tokens=MAX_TOKENS, tool_choice="required",
-             tools=(Tool("add", "Adds.", NUMBER), Tool("take", "Takes.", NUMBER))),
-    ]  # fmt: skip
+        chat(
+            "By a call.",
+            max_tokens=MAX_TOKENS,
+            tool_choice="required",
+            tools=(Tool("add", "Adds.", NUMBER), Tool("take", "Takes.", NUMBER)),
+        ),
+    ]
     caller = Caller(redis_url)
     async with started(own_server(model)) as core:
         assert core.server is not None
         expected = [
-            await generate(core, GenerationRequest(
-                f"{number:032x}", core.render(body.messages), MAX_TOKENS, Sampling()
-            ))
+            await generate(
+                core,
+                GenerationRequest(
+                    f"{number:032x}", core.render(body.messages), MAX_TOKENS, Sampling()
+                ),
+            )
             for number, body in enumerate(bodies)
-        ]  # fmt: skip
+        ]
         worker = {
-            "aios_llm_core": "sglang", "aios_sglang_url": core.server.url, "aios_llm_slots": 2,
+            "aios_llm_core": "sglang",
+            "aios_sglang_url": core.server.url,
+            "aios_llm_slots": 2,
             "aios_sglang_name": "tiny",
-        }  # fmt: skip
+        }
         with (
             SchedulerProcess(redis_url, tmp_path / "scheduler.log", aios_quantum_tokens=16),
             WorkerProcess(redis_url, "llm", **worker),

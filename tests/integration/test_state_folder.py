@@ -201,9 +201,10 @@ def test_states_that_nobody_asks_for_go_by_age(folder: StateFolder) -> None:
     os.close(dead.fd)
     (folder.path / "x.new").touch()
     for path, age_s in (
-        (file_of(folder, "old"), MAX_AGE_S), (dead.temporary, MAX_WRITING_S),
+        (file_of(folder, "old"), MAX_AGE_S),
+        (dead.temporary, MAX_WRITING_S),
         (folder.path / "x.new", MAX_WRITING_S),
-    ):  # fmt: skip
+    ):
         os.utime(path, (time.time() - age_s - 1,) * 2)
     folder.sweep()
     assert names(folder, "*.kv") == [file_of(folder, "new").name]
@@ -339,11 +340,16 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(
         [*mount, script, str(tmp_path), sys.executable, str(WRITER)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, check=True, timeout=50,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=50,
+    )
     assert ended.stdout.split("\n")[:-1] == [
-        "begun", *[f"OSError {errno.ENOSPC}"] * 2, "budget.lock"
-    ]  # fmt: skip
+        "begun",
+        *[f"OSError {errno.ENOSPC}"] * 2,
+        "budget.lock",
+    ]
 
 
 def test_a_small_file_system_is_never_filled(tmp_path: Path) -> None:

@@ -147,10 +147,13 @@ def has_newer_result(busy: Busy, than: Result) -> bool:
     return latest is not None and latest.id != than.id
 
 
-@pytest.mark.parametrize("requeue", [
-    lambda busy: fetch(busy, busy.failed).requeue(),
-    lambda busy: FailedJobRegistry(queue=queue(busy)).requeue(busy.failed),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "requeue",
+    [
+        lambda busy: fetch(busy, busy.failed).requeue(),
+        lambda busy: FailedJobRegistry(queue=queue(busy)).requeue(busy.failed),
+    ],
+)
 async def test_a_requeued_job_runs_again_and_is_answered_to_who_asks(
     busy: Busy, requeue: Callable[[Busy], Job]
 ) -> None:

@@ -57,9 +57,11 @@ async def run_stock_worker(url: str, module: str) -> str:
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rq.cli", "worker", module, "--burst", "--serializer", "json"),
-        *("--url", url), env=environment, stdout=asyncio.subprocess.PIPE,
+        *("--url", url),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
+    )
     async with asyncio.timeout(TIMEOUT_S):
         output, _ = await process.communicate()
     return output.decode()
@@ -148,10 +150,15 @@ def test_outside_of_an_rq_job_the_entry_says_so() -> None:
         syscall({"agent": "ada", "body": ECHO})
 
 
-@pytest.mark.parametrize("url", [
-    "redis://127.0.0.1:6390/3", "redis://:p%40ss@example.org:7000/0",
-    "rediss://user:secret@[::1]:6380/1", "unix:///run/redis.sock?db=2",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6390/3",
+        "redis://:p%40ss@example.org:7000/0",
+        "rediss://user:secret@[::1]:6380/1",
+        "unix:///run/redis.sock?db=2",
+    ],
+)
 def test_a_clients_address_is_read_back(url: str) -> None:
     client = redis.Redis.from_url(url)
     again = redis.Redis.from_url(url_of(client))

@@ -39,8 +39,9 @@ async def test_rq_info_shows_queues_workers_and_counts(busy: Busy) -> None:
 
     assert re.search(r"^llm .* 3, 2 executing, 1 finished, 1 failed$", text, re.MULTILINE)
     assert "1 queues, 3 jobs total" in text
-    assert re.search(r"^\S+\.\d+\.llm \(\S+ \S+ \d+\): \S+ llm\. jobs: 1 finished, 1 failed$",
-                     text, re.MULTILINE)  # fmt: skip
+    assert re.search(
+        r"^\S+\.\d+\.llm \(\S+ \S+ \d+\): \S+ llm\. jobs: 1 finished, 1 failed$", text, re.MULTILINE
+    )
     assert "1 workers, 1 queues" in text
 
     raw = await run_tool("rq", "info", "-u", busy.caller.url, "--raw")
@@ -77,27 +78,42 @@ async def test_the_queue_and_its_registries_in_rqs_api(busy: Busy) -> None:
     assert llm.get_job_position(llm.job_ids[1]) == 1
 
     registries: dict[str, BaseRegistry] = {
-        "started": llm.started_job_registry, "deferred": llm.deferred_job_registry,
-        "finished": llm.finished_job_registry, "failed": llm.failed_job_registry,
-        "scheduled": llm.scheduled_job_registry, "canceled": llm.canceled_job_registry,
-    }  # fmt: skip
+        "started": llm.started_job_registry,
+        "deferred": llm.deferred_job_registry,
+        "finished": llm.finished_job_registry,
+        "failed": llm.failed_job_registry,
+        "scheduled": llm.scheduled_job_registry,
+        "canceled": llm.canceled_job_registry,
+    }
     assert {name: sorted(each.get_job_ids()) for name, each in registries.items()} == {
-        "started": sorted(busy.running), "deferred": [busy.held], "finished": [busy.finished],
-        "failed": [busy.failed], "scheduled": [], "canceled": [],
-    }  # fmt: skip
+        "started": sorted(busy.running),
+        "deferred": [busy.held],
+        "finished": [busy.finished],
+        "failed": [busy.failed],
+        "scheduled": [],
+        "canceled": [],
+    }
     assert {name: each.count for name, each in registries.items()} == {
-        "started": 2, "deferred": 1, "finished": 1, "failed": 1, "scheduled": 0, "canceled": 0
-    }  # fmt: skip
+        "started": 2,
+        "deferred": 1,
+        "finished": 1,
+        "failed": 1,
+        "scheduled": 0,
+        "canceled": 0,
+    }
     assert busy.running[0] in llm.started_job_registry
     await busy.settle()
 
 
 async def test_jobs_in_rqs_api(busy: Busy) -> None:
     statuses = {
-        busy.running[0]: JobStatus.STARTED, busy.suspended: JobStatus.QUEUED,
-        busy.queued[0]: JobStatus.QUEUED, busy.held: JobStatus.DEFERRED,
-        busy.finished: JobStatus.FINISHED, busy.failed: JobStatus.FAILED,
-    }  # fmt: skip
+        busy.running[0]: JobStatus.STARTED,
+        busy.suspended: JobStatus.QUEUED,
+        busy.queued[0]: JobStatus.QUEUED,
+        busy.held: JobStatus.DEFERRED,
+        busy.finished: JobStatus.FINISHED,
+        busy.failed: JobStatus.FAILED,
+    }
     [worker] = Worker.all(connection=busy.redis)
     for job_id, status in statuses.items():
         job = queue(busy).fetch_job(job_id)

@@ -31,9 +31,11 @@ from tests.waiting import wait_until_async
 
 LEASE_S = 1.0
 SLOW = {
-    "AIOS_LLM_CORE": "model", "AIOS_MODEL_CORE_END_PROBABILITY": "0",
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "20", "AIOS_WORKER_LEASE_S": str(LEASE_S),
-}  # fmt: skip
+    "AIOS_LLM_CORE": "model",
+    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "20",
+    "AIOS_WORKER_LEASE_S": str(LEASE_S),
+}
 FAST = {**SLOW, "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "0"}
 
 
@@ -55,10 +57,18 @@ async def stock_worker(url: str, module: str, settings: dict[str, str]) -> Async
     """Run `rq worker` in a session of its own; kill all of it at the end."""
     folders = (ROOT / "broker", ROOT / "workers")
     worker = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("rq"), "worker", module, "--url", url, "--serializer",
-        "json", "--quiet", stdout=DEVNULL, start_new_session=True,
+        Path(sys.executable).with_name("rq"),
+        "worker",
+        module,
+        "--url",
+        url,
+        "--serializer",
+        "json",
+        "--quiet",
+        stdout=DEVNULL,
+        start_new_session=True,
         env={**os.environ, **settings, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-    )  # fmt: skip
+    )
     try:
         yield worker
     finally:

@@ -69,8 +69,9 @@ async def used_bytes(scene: Scene, agent: str = "ann") -> tuple[int, int]:
     """Return what the account says, and what is there."""
     [row] = await scene.rows(
         "SELECT storage_used_bytes AS used, (SELECT coalesce(sum(size_bytes), 0) FROM blob "
-        "WHERE owner_id = a.id) AS kept FROM agent a WHERE name = %s", agent,
-    )  # fmt: skip
+        "WHERE owner_id = a.id) AS kept FROM agent a WHERE name = %s",
+        agent,
+    )
     return row.used, int(row.kept)
 
 
@@ -85,8 +86,10 @@ async def test_a_file_is_made_read_and_changed_version_by_version(scene: Scene) 
     assert await read(scene, "notes/a.md", version=1) == "one"
     listed = await scene.ask(StorageVersions("notes/a.md"))
     assert [(v.version, v.operation, v.by) for v in listed.versions] == [
-        (3, "append", "ann"), (2, "write", "ann"), (1, "create", "ann")
-    ]  # fmt: skip
+        (3, "append", "ann"),
+        (2, "write", "ann"),
+        (1, "create", "ann"),
+    ]
     difference = await scene.ask(StorageDiff("notes/a.md", 1))
     assert "-one" in difference.diff
     assert "+two three" in difference.diff
@@ -125,12 +128,21 @@ async def test_a_syscall_that_is_run_again_changes_nothing_and_answers_the_same(
     scene: Scene,
 ) -> None:
     bodies = [
-        StorageCreate("d/a", "1"), StorageAppend("d/a", "2"), StorageWrite("d/a", "3"),
-        StorageRollback("d/a", version=1), StorageMove("d/a", "d/b"), StorageCopy("d/b", "c"),
-        StorageLock("c"), StorageUnlock("c"), StorageMkdir("e/f"), StorageShare("c", agent="bob"),
-        StorageUnshare("c"), StorageDelete("c"), StorageShare("d/b", link=True),
+        StorageCreate("d/a", "1"),
+        StorageAppend("d/a", "2"),
+        StorageWrite("d/a", "3"),
+        StorageRollback("d/a", version=1),
+        StorageMove("d/a", "d/b"),
+        StorageCopy("d/b", "c"),
+        StorageLock("c"),
+        StorageUnlock("c"),
+        StorageMkdir("e/f"),
+        StorageShare("c", agent="bob"),
+        StorageUnshare("c"),
+        StorageDelete("c"),
+        StorageShare("d/b", link=True),
         StorageDelete("d", recursive=True),
-    ]  # fmt: skip
+    ]
     for body in bodies:
         first = await scene.ask(body)
         assert await scene.again() == first, body
@@ -168,8 +180,11 @@ async def test_moves_keep_history_and_carry_what_is_below(scene: Scene) -> None:
         "JOIN directory p ON p.id = u.id ORDER BY n) AS way FROM directory d ORDER BY path"
     )
     assert {row.path: row.way for row in rows} == {
-        "/": ["/"], "/a": ["/", "/a"], "/x": ["/", "/x"], "/x/y": ["/", "/x", "/x/y"],
-    }  # fmt: skip
+        "/": ["/"],
+        "/a": ["/", "/a"],
+        "/x": ["/", "/x"],
+        "/x/y": ["/", "/x", "/x/y"],
+    }
     with pytest.raises(InvalidPath):
         await scene.ask(StorageMove("x", "x/y/z"))
     with pytest.raises(InvalidPath):
@@ -246,10 +261,16 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
     locked = await scene.ask(StorageLock("d/a", owner="ann"), "bob")
     assert locked.locked_by == "bob"
     for body in (
-        StorageWrite("d/a", "2"), StorageAppend("d/a", "2"), StorageDelete("d/a"),
-        StorageMove("d/a", "b"), StorageMove("d", "e"), StorageDelete("d", recursive=True),
-        StorageRollback("d/a", version=1), StorageLock("d/a"), StorageUnlock("d/a"),
-    ):  # fmt: skip
+        StorageWrite("d/a", "2"),
+        StorageAppend("d/a", "2"),
+        StorageDelete("d/a"),
+        StorageMove("d/a", "b"),
+        StorageMove("d", "e"),
+        StorageDelete("d", recursive=True),
+        StorageRollback("d/a", version=1),
+        StorageLock("d/a"),
+        StorageUnlock("d/a"),
+    ):
         with pytest.raises(ObjectLocked, match="bob"):
             await scene.ask(body)
     await scene.ask(StorageAppend("d/a", "2", owner="ann"), "bob")
@@ -263,12 +284,18 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
 async def test_another_agents_files_are_not_there_until_they_are_shared(scene: Scene) -> None:
     await scene.ask(StorageCreate("d/a", "1"))
     for body in (
-        StorageRead("d/a", owner="ann"), StorageStat("d/a", owner="ann"),
-        StorageList("d", owner="ann"), StorageWrite("d/a", "x", owner="ann"),
-        StorageDelete("d/a", owner="ann"), StorageCreate("d/b", "x", owner="ann"),
-        StorageCopy("d/a", "mine", owner="ann"), StorageVersions("d/a", owner="ann"),
-        StorageSearch("1", owner="ann"), StorageList(owner="ann"), StorageRead("no", owner="ann"),
-    ):  # fmt: skip
+        StorageRead("d/a", owner="ann"),
+        StorageStat("d/a", owner="ann"),
+        StorageList("d", owner="ann"),
+        StorageWrite("d/a", "x", owner="ann"),
+        StorageDelete("d/a", owner="ann"),
+        StorageCreate("d/b", "x", owner="ann"),
+        StorageCopy("d/a", "mine", owner="ann"),
+        StorageVersions("d/a", owner="ann"),
+        StorageSearch("1", owner="ann"),
+        StorageList(owner="ann"),
+        StorageRead("no", owner="ann"),
+    ):
         with pytest.raises(NotFound):
             await scene.ask(body, "bob")
     with pytest.raises(UnknownAgent):
@@ -277,10 +304,13 @@ async def test_another_agents_files_are_not_there_until_they_are_shared(scene: S
     assert await read(scene, "d/a", "bob", owner="ann") == "1"
     assert await paths(scene, "d", "bob", owner="ann") == ["/d/a"]
     for change in (
-        StorageWrite("d/a", "x", owner="ann"), StorageCreate("d/b", "x", owner="ann"),
-        StorageDelete("d/a", owner="ann"), StorageLock("d/a", owner="ann"),
-        StorageMove("d/a", "d/c", owner="ann"), StorageMkdir("d/e", owner="ann"),
-    ):  # fmt: skip
+        StorageWrite("d/a", "x", owner="ann"),
+        StorageCreate("d/b", "x", owner="ann"),
+        StorageDelete("d/a", owner="ann"),
+        StorageLock("d/a", owner="ann"),
+        StorageMove("d/a", "d/c", owner="ann"),
+        StorageMkdir("d/e", owner="ann"),
+    ):
         with pytest.raises(AccessDenied):
             await scene.ask(change, "bob")
     assert (await scene.entry(StorageCopy("d/a", "mine", owner="ann"), "bob")).owner == "bob"
@@ -353,9 +383,7 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
     asked = [(why.operation, why.lossy, why.scratch) for why in scene.gate.asked]
     assert asked == [tuple(rest) for _, *rest in expected]
     assert await read(scene, "a") == "2"
-    assert await paths(scene, recursive=True) == [
-        "/a", "/b", "/empty", "/scratch", "/scratch/c"
-    ]  # fmt: skip
+    assert await paths(scene, recursive=True) == ["/a", "/b", "/empty", "/scratch", "/scratch/c"]
 
 
 async def test_concurrent_appends_lose_nothing(scene: Scene) -> None:
@@ -387,10 +415,18 @@ async def test_a_path_that_leads_outside_is_refused_by_every_operation(
     scene: Scene, path: str
 ) -> None:
     for body in (
-        StorageCreate(path), StorageRead(path), StorageWrite(path, ""), StorageList(path),
-        StorageMove("a", path), StorageCopy("a", path), StorageDelete(path), StorageMkdir(path),
-        StorageShare(path, link=True), StorageSearch("x", path=path), StorageLock(path),
-    ):  # fmt: skip
+        StorageCreate(path),
+        StorageRead(path),
+        StorageWrite(path, ""),
+        StorageList(path),
+        StorageMove("a", path),
+        StorageCopy("a", path),
+        StorageDelete(path),
+        StorageMkdir(path),
+        StorageShare(path, link=True),
+        StorageSearch("x", path=path),
+        StorageLock(path),
+    ):
         if isinstance(body, StorageMove | StorageCopy):
             await scene.ask(StorageWrite("a", "1"))
         with pytest.raises(InvalidPath):

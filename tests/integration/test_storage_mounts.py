@@ -67,8 +67,10 @@ async def test_changes_of_the_host_are_there_at_once(scene: Scene, shared: Path)
     assert (await scene.ask(StorageRead("host/docs/a.txt"))).content == "two"
     listed = await scene.ask(StorageList("host", recursive=True))
     assert [entry.path for entry in listed.entries] == [
-        "/host/b.txt", "/host/docs", "/host/docs/a.txt",
-    ]  # fmt: skip
+        "/host/b.txt",
+        "/host/docs",
+        "/host/docs/a.txt",
+    ]
     page = await scene.ask(StorageList("host", recursive=True, limit=1, after="/host/b.txt"))
     assert ([entry.path for entry in page.entries], page.more) == (["/host/docs"], True)
     assert (await scene.ask(StorageStat("host/b.txt"))).size_bytes == 3
@@ -104,9 +106,13 @@ async def test_without_a_person_nothing_is_lost(scene: Scene, shared: Path) -> N
 
 async def test_a_mount_that_is_to_be_read_is_not_written(scene: Scene, shared: Path) -> None:
     await mounted(scene, shared, writable=False)
-    for body in (StorageCreate("host/x", "x"), StorageWrite("host/docs/a.txt", "x"),
-                 StorageAppend("host/docs/a.txt", "x"), StorageDelete("host/docs/a.txt"),
-                 StorageMkdir("host/x")):  # fmt: skip
+    for body in (
+        StorageCreate("host/x", "x"),
+        StorageWrite("host/docs/a.txt", "x"),
+        StorageAppend("host/docs/a.txt", "x"),
+        StorageDelete("host/docs/a.txt"),
+        StorageMkdir("host/x"),
+    ):
         with pytest.raises(InvalidPath, match="read-only"):
             await scene.ask(body)
     assert names_in(shared) == ["docs"]
@@ -116,9 +122,13 @@ async def test_it_is_copied_into_the_namespace_and_unmounted(scene: Scene, share
     await mounted(scene, shared)
     await scene.ask(StorageCopy("host/docs/a.txt", "mine/a.txt"))
     assert (await scene.ask(StorageRead("mine/a.txt"))).content == "one"
-    for body in (StorageMove("host/docs/a.txt", "b"), StorageMove("mine/a.txt", "host/b"),
-                 StorageVersions("host/docs/a.txt"), StorageSearch("one", path="host"),
-                 StorageDelete("host")):  # fmt: skip
+    for body in (
+        StorageMove("host/docs/a.txt", "b"),
+        StorageMove("mine/a.txt", "host/b"),
+        StorageVersions("host/docs/a.txt"),
+        StorageSearch("one", path="host"),
+        StorageDelete("host"),
+    ):
         with pytest.raises(InvalidPath, match="host"):
             await scene.ask(body)
     await scene.ask(StorageUnmount("host"))
@@ -160,8 +170,10 @@ async def test_links_lead_nowhere(scene: Scene, shared: Path, tmp_path: Path) ->
     await scene.ask(StorageWrite("host/file2", "x"))
     listed = await scene.ask(StorageList("host", recursive=True))
     assert [entry.path for entry in listed.entries] == [
-        "/host/docs", "/host/docs/a.txt", "/host/file2",
-    ]  # fmt: skip
+        "/host/docs",
+        "/host/docs/a.txt",
+        "/host/file2",
+    ]
     assert (tmp_path / "secret.txt").read_text() == "secret"
     assert names_in(tmp_path / "outside") == ["secret.txt"]
 

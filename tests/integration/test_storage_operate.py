@@ -32,11 +32,15 @@ async def paths(scene: StateScene) -> list[str]:
 
 
 async def test_a_harmless_plan_runs_and_a_dry_run_does_not(scene: StateScene) -> None:
-    scene.answers.texts = plan({"do": "create", "path": "b.txt", "content": "two"},
-                               {"do": "append", "path": "a.txt", "content": "!"})  # fmt: skip
+    scene.answers.texts = plan(
+        {"do": "create", "path": "b.txt", "content": "two"},
+        {"do": "append", "path": "a.txt", "content": "!"},
+    )
     shown: Plan = await scene.ask("ann", StorageOperate("make b", dry_run=True))
     assert (shown.done, [step.kind for step in shown.steps]) == (
-        False, ["storage.create", "storage.append"])  # fmt: skip
+        False,
+        ["storage.create", "storage.append"],
+    )
     assert await paths(scene) == ["/a.txt"]
     done: Plan = await scene.ask("ann", StorageOperate("make b"))
     assert (done.done, [step.outcome for step in done.steps]) == (True, ["done", "done"])
@@ -48,8 +52,9 @@ async def test_a_harmless_plan_runs_and_a_dry_run_does_not(scene: StateScene) ->
 async def test_a_plan_that_may_lose_something_waits_whole_and_runs_as_it_was_shown(
     scene: StateScene,
 ) -> None:
-    scene.answers.texts = plan({"do": "create", "path": "b.txt", "content": "two"},
-                               {"do": "delete", "path": "a.txt"})  # fmt: skip
+    scene.answers.texts = plan(
+        {"do": "create", "path": "b.txt", "content": "two"}, {"do": "delete", "path": "a.txt"}
+    )
     syscall = scene.syscall("ann", StorageOperate("replace a by b"))
     with pytest.raises(NeedsApproval):
         await scene.run(syscall)
@@ -67,19 +72,27 @@ async def test_a_plan_that_may_lose_something_waits_whole_and_runs_as_it_was_sho
 
 
 async def test_a_step_that_is_refused_undoes_the_whole_plan(scene: StateScene) -> None:
-    scene.answers.texts = plan({"do": "create", "path": "b.txt", "content": "two"},
-                               {"do": "create", "path": "a.txt", "content": "taken"})  # fmt: skip
+    scene.answers.texts = plan(
+        {"do": "create", "path": "b.txt", "content": "two"},
+        {"do": "create", "path": "a.txt", "content": "taken"},
+    )
     with pytest.raises(InvalidSyscall, match="step 2 of the plan"):
         await scene.ask("ann", StorageOperate("make two files"))
     with pytest.raises(NotFound):
         await scene.ask("ann", StorageRead("b.txt"))
 
 
-@pytest.mark.parametrize("answer", [
-    "no JSON", "{}", '{"steps": [{"do": "share", "path": "a.txt"}]}',
-    '{"steps": [{"do": "delete"}]}', '{"steps": [{"do": "delete", "path": ""}]}',
-    '{"steps": [{"do": "delete", "path": "a.txt", "owner": "bob", "x": 1}]}',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "no JSON",
+        "{}",
+        '{"steps": [{"do": "share", "path": "a.txt"}]}',
+        '{"steps": [{"do": "delete"}]}',
+        '{"steps": [{"do": "delete", "path": ""}]}',
+        '{"steps": [{"do": "delete", "path": "a.txt", "owner": "bob", "x": 1}]}',
+    ],
+)
 async def test_what_is_no_plan_is_refused(scene: StateScene, answer: str) -> None:
     scene.answers.texts = {"plan": answer}
     with pytest.raises(InvalidSyscall, match="no plan that can be run"):

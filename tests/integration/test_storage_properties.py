@@ -51,8 +51,18 @@ class Pair:
 
     async def step(self) -> None:
         self.count += 1
-        acts = (self.create, self.write, self.append, self.read, self.move, self.copy, self.delete,
-                self.mkdir, self.rollback, self.share)  # fmt: skip
+        acts = (
+            self.create,
+            self.write,
+            self.append,
+            self.read,
+            self.move,
+            self.copy,
+            self.delete,
+            self.mkdir,
+            self.rollback,
+            self.share,
+        )
         act = self.dice.choices(acts, (12, 22, 8, 18, 9, 6, 8, 5, 9, 5))[0]
         await act()
         if self.count % COMPARED_EVERY == 0:
@@ -79,40 +89,55 @@ class Pair:
 
     async def create(self) -> None:
         (agent, owner, own), path, text = self.asker(), self.path(), str(self.count)
-        await self.both(StorageCreate(path, text, owner=owner),
-                        lambda: self.model.create(path, text, own=own), agent)  # fmt: skip
+        await self.both(
+            StorageCreate(path, text, owner=owner),
+            lambda: self.model.create(path, text, own=own),
+            agent,
+        )
 
     async def write(self) -> None:
         (agent, owner, own), path = self.asker(), self.path()
         text = str(self.dice.choice((self.count, self.dice.randrange(5))))  # some are the same
-        await self.both(StorageWrite(path, text, owner=owner),
-                        lambda: self.model.write(path, text, own=own), agent)  # fmt: skip
+        await self.both(
+            StorageWrite(path, text, owner=owner),
+            lambda: self.model.write(path, text, own=own),
+            agent,
+        )
 
     async def append(self) -> None:
         (agent, owner, own), path = self.asker(), self.path()
-        await self.both(StorageAppend(path, "+", owner=owner),
-                        lambda: self.model.append(path, "+", own=own), agent)  # fmt: skip
+        await self.both(
+            StorageAppend(path, "+", owner=owner),
+            lambda: self.model.append(path, "+", own=own),
+            agent,
+        )
 
     async def read(self) -> None:
         (agent, owner, own), path = self.asker(), self.path()
         version = self.dice.choice((None, None, self.dice.randrange(1, 8)))
-        await self.both(StorageRead(path, version, owner=owner),
-                        lambda: self.model.read(path, version, own=own), agent)  # fmt: skip
+        await self.both(
+            StorageRead(path, version, owner=owner),
+            lambda: self.model.read(path, version, own=own),
+            agent,
+        )
 
     async def move(self) -> None:
         path, to, overwrite = self.path(), self.path(), self.dice.random() < 0.5
-        await self.both(StorageMove(path, to, overwrite),
-                        lambda: self.model.move(path, to, overwrite=overwrite))  # fmt: skip
+        await self.both(
+            StorageMove(path, to, overwrite), lambda: self.model.move(path, to, overwrite=overwrite)
+        )
 
     async def copy(self) -> None:
         path, to, overwrite = self.path(), self.path(), self.dice.random() < 0.5
-        await self.both(StorageCopy(path, to, overwrite),
-                        lambda: self.model.copy(path, to, overwrite=overwrite))  # fmt: skip
+        await self.both(
+            StorageCopy(path, to, overwrite), lambda: self.model.copy(path, to, overwrite=overwrite)
+        )
 
     async def delete(self) -> None:
         path, recursive = self.path(), self.dice.random() < 0.4
-        await self.both(StorageDelete(path, recursive),
-                        lambda: self.model.delete(path, recursive=recursive))  # fmt: skip
+        await self.both(
+            StorageDelete(path, recursive), lambda: self.model.delete(path, recursive=recursive)
+        )
 
     async def mkdir(self) -> None:
         path = self.path()
@@ -129,8 +154,10 @@ class Pair:
             return
         verbs = self.dice.choice(VERBS)
         meant = frozenset(("read", "write", "administer")) if "administer" in verbs else verbs
-        await self.both(StorageShare(path, agent="bob", verbs=verbs),  # type: ignore[arg-type]
-                        lambda: self.model.share(path, frozenset(meant)))  # fmt: skip
+        await self.both(
+            StorageShare(path, agent="bob", verbs=verbs),  # type: ignore[arg-type]
+            lambda: self.model.share(path, frozenset(meant)),
+        )
 
     async def compare(self) -> None:
         listed = await self.scene.ask(StorageList(recursive=True, limit=10_000))
@@ -163,9 +190,13 @@ async def run(
     await pair.compare()
 
 
-@pytest.mark.parametrize("steps", [
-    FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2_400)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps",
+    [
+        FEW,
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2_400)]),
+    ],
+)
 async def test_it_is_what_the_model_is(database_url: str, steps: int) -> None:
     async with storage_scene(database_url, storage_keep_versions=KEEP) as scene:
         for agent in ("ann", "bob"):
@@ -173,9 +204,13 @@ async def test_it_is_what_the_model_is(database_url: str, steps: int) -> None:
         await run(scene, steps, seed=steps)
 
 
-@pytest.mark.parametrize("steps", [
-    FEW // 5, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2_400)]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "steps",
+    [
+        FEW // 5,
+        pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(2_400)]),
+    ],
+)
 async def test_a_restart_of_postgres_loses_nothing_acknowledged(
     database_url: str, postgres_server: RunningPostgres, steps: int
 ) -> None:

@@ -102,10 +102,13 @@ async def test_no_more_than_its_slots_run_at_once(caller: Caller) -> None:
         await caller.hear_all(ids)
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("raise", "ValueError: the handler is broken"),
-    ("time out", "TimeoutError: a service did not answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise", "ValueError: the handler is broken"),
+        ("time out", "TimeoutError: a service did not answer"),
+    ],
+)
 async def test_a_handler_that_raises_is_answered(caller: Caller, text: str, message: str) -> None:
     async with running_worker(caller.url, "tool", Gate().loaded()):
         [syscall_id] = await caller.submit(ToolEcho(text))
@@ -248,8 +251,9 @@ async def test_a_job_for_another_core_does_not_make_an_idle_worker_spin(caller: 
         [syscall_id] = await caller.submit(ToolEcho())
         await caller.hear(syscall_id)
         # The job below can be taken by no worker of this queue, ever.
-        await caller.connection.execute("HSET", "rq:job:stuck", "data", "x", "status", "queued",
-                                        "aios_needs", "core:far-core")  # fmt: skip
+        await caller.connection.execute(
+            "HSET", "rq:job:stuck", "data", "x", "status", "queued", "aios_needs", "core:far-core"
+        )
         await caller.connection.execute("RPUSH", "rq:queue:tool", "stuck")
         before = await commands(caller)
         await asyncio.sleep(0.5)  # no condition to wait for: this is the time that is looked at

@@ -90,12 +90,15 @@ async def test_a_stock_job_with_its_agents_token_is_answered(caller: Caller) -> 
     assert reply.id == syscall_id_of(job_id)
 
 
-@pytest.mark.parametrize("request_of", [
-    lambda _: {"agent": "ada"},
-    lambda _: {"agent": "ada", "token": "aios_wrong"},
-    lambda token: {"agent": "bob", "token": token},
-    lambda token: {"agent": "ada", "tenant": "other", "token": token},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda _: {"agent": "ada"},
+        lambda _: {"agent": "ada", "token": "aios_wrong"},
+        lambda token: {"agent": "bob", "token": token},
+        lambda token: {"agent": "ada", "tenant": "other", "token": token},
+    ],
+)
 async def test_without_its_agents_token_a_stock_job_is_denied(caller: Caller, request_of) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     token = await caller.token("ada")
 
@@ -118,12 +121,15 @@ async def test_a_revoked_token_is_worth_nothing_and_none_is_kept_in_redis(caller
     assert await caller.tokens.revoke_all("ada", "default") == 0
 
 
-@pytest.mark.parametrize(("request_", "code"), [
-    ({"agent": "ada", "body": ECHO, "version": 99}, "unsupported-version"),
-    ({"agent": "ada", "body": {"type": "vision.look"}}, "unknown-module"),
-    ({"agent": "ada", "body": ECHO, "surprise": 1}, "invalid-syscall"),
-    ("not an object", "invalid-syscall"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ({"agent": "ada", "body": ECHO, "version": 99}, "unsupported-version"),
+        ({"agent": "ada", "body": {"type": "vision.look"}}, "unknown-module"),
+        ({"agent": "ada", "body": ECHO, "surprise": 1}, "invalid-syscall"),
+        ("not an object", "invalid-syscall"),
+    ],
+)
 async def test_what_cannot_be_read_is_answered_with_a_typed_error(
     caller: Caller, request_: object, code: str
 ) -> None:

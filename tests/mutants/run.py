@@ -32,9 +32,13 @@ from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
 MUTANTS = (
-    *BROKER_MUTANTS, *ADMISSION_MUTANTS, *ORDER_MUTANTS, *WORKER_MUTANTS, *KV_STATE_MUTANTS,
+    *BROKER_MUTANTS,
+    *ADMISSION_MUTANTS,
+    *ORDER_MUTANTS,
+    *WORKER_MUTANTS,
+    *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
-)  # fmt: skip
+)
 
 WORKERS = 2
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too
@@ -55,12 +59,28 @@ def run_tests(test: str, package_root: Path, seed: int = 0) -> subprocess.Comple
         environment["MUTANT_SEED"] = str(seed)
         others = [f"--hypothesis-seed={seed}"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", test, "-x", "-q", "-m", "not slow",
-         "-p", "no:cacheprovider",
-         "-o", f"pythonpath={path}", *others],
-        cwd=ROOT, env=environment, timeout=TIMEOUT_S,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            test,
+            "-x",
+            "-q",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+            "-o",
+            f"pythonpath={path}",
+            *others,
+        ],
+        cwd=ROOT,
+        env=environment,
+        timeout=TIMEOUT_S,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def judge(mutant: Mutant, folder: Path) -> str:
@@ -69,7 +89,7 @@ def judge(mutant: Mutant, folder: Path) -> str:
     copy = root / mutant.package.name
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(mutant.package, copy, ignore=ignored)
-    target = copy / mutant.file
+    target = copy / (ROOT / mutant.file).relative_to(mutant.package)
     source = target.read_text()
     if mutant.old not in source:
         return "OUT OF DATE"

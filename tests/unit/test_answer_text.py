@@ -111,12 +111,15 @@ def test_kept_back_characters_belong_to_an_answer_that_ends() -> None:
     assert (text.text, text.stopped) == ("the EN", False)
 
 
-@pytest.mark.parametrize(("pieces", "expected"), [
-    ([b"\xe4\xb8", b"\x96"], "世"),
-    ([b"\xf0", b"\x9f\x9a", b"\xa2!"], "🚢!"),
-    ([b"\xe4\xb8", b"x"], "\ufffdx"),
-    ([b"ok \xf0\x9f"], "ok \ufffd"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([b"\xe4\xb8", b"\x96"], "世"),
+        ([b"\xf0", b"\x9f\x9a", b"\xa2!"], "🚢!"),
+        ([b"\xe4\xb8", b"x"], "\ufffdx"),
+        ([b"ok \xf0\x9f"], "ok \ufffd"),
+    ],
+)
 def test_characters_are_put_together_from_pieces(pieces: list[bytes], expected: str) -> None:
     text = AnswerText()
 

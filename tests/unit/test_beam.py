@@ -59,9 +59,7 @@ def run(table: Table, wanted: Rules) -> BeamSearch:
 
 
 def answers(search: BeamSearch, count: int) -> list[tuple[Ids, str, float]]:
-    return [
-        (each.beam.ids, each.finish_reason, search.rank(each)) for each in search.best(count)
-    ]  # fmt: skip
+    return [(each.beam.ids, each.finish_reason, search.rank(each)) for each in search.best(count)]
 
 
 # The definition, over the whole vocabulary and with whole sequences.
@@ -195,10 +193,12 @@ def test_a_snapshot_holds_shared_beginnings_once_and_no_dropped_beam() -> None:
     search = BeamSearch(rules(width, steps + 1))
     table = Table(1, 4, 9999)
     for _ in range(steps):  # token 0 never comes: nothing ends
-        search.advance([
-            Expansion([token + 1 for token in best.tokens], best.logprobs)
-            for best in (table.best(beam.ids, 2 * width) for beam in search.live)
-        ])  # fmt: skip
+        search.advance(
+            [
+                Expansion([token + 1 for token in best.tokens], best.logprobs)
+                for best in (table.best(beam.ids, 2 * width) for beam in search.live)
+            ]
+        )
     beginnings = {beam.ids[:length] for beam in search.live for length in range(1, steps + 1)}
 
     nodes = tree_of(search).nodes

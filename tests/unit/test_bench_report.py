@@ -38,18 +38,34 @@ def sample(
 ) -> Sample:
     cpu_us = {"client": 10.0, "worker": 20.0, "redis": 1e6 / jobs_per_s, "ledger": 500.0}
     return Sample(
-        contestant=name, load=load, round=number, jobs=100, jobs_per_s=jobs_per_s, cpu_us=cpu_us,
-        commands=7.0, calls={"hset": 3.0}, reads=0.2, p50_ms=p50, p99_ms=p50,
-    )  # fmt: skip
+        contestant=name,
+        load=load,
+        round=number,
+        jobs=100,
+        jobs_per_s=jobs_per_s,
+        cpu_us=cpu_us,
+        commands=7.0,
+        calls={"hset": 3.0},
+        reads=0.2,
+        p50_ms=p50,
+        p99_ms=p50,
+    )
 
 
 SAMPLES = [
-    sample("aios", 1, 10_000), sample("aios", 2, 20_000), sample("aios", 3, 30_000),
-    sample("rq-simple", 1, 100), sample("rq-simple", 2, 400), sample("rq-simple", 3, 500),
-    sample("huey", 1, 1000), sample("huey", 2, 2000), sample("huey", 3, 6000),
+    sample("aios", 1, 10_000),
+    sample("aios", 2, 20_000),
+    sample("aios", 3, 30_000),
+    sample("rq-simple", 1, 100),
+    sample("rq-simple", 2, 400),
+    sample("rq-simple", 3, 500),
+    sample("huey", 1, 1000),
+    sample("huey", 2, 2000),
+    sample("huey", 3, 6000),
     sample("floor", 1, 50_000),
-    sample("aios", 1, 900, load="alone", p50=0.5), sample("floor", 1, 2000, load="alone", p50=0.2),
-]  # fmt: skip
+    sample("aios", 1, 900, load="alone", p50=0.5),
+    sample("floor", 1, 2000, load="alone", p50=0.2),
+]
 
 
 def test_a_median_and_its_range() -> None:
@@ -139,8 +155,10 @@ def test_quantiles_by_nearest_rank() -> None:
 
 @pytest.mark.parametrize(("p50", "mebibytes", "met"), [(0.9, 900, True), (1.1, 1100, False)])
 def test_the_slowest_policy_and_all_processes_count(
-    p50: float, mebibytes: int, met: bool  # noqa: FBT001
-) -> None:  # fmt: skip
+    p50: float,
+    mebibytes: int,
+    met: bool,  # noqa: FBT001
+) -> None:
     fast, slow = decisions(0.1), decisions(p50)
     memory = Memory({"redis": mebibytes * MEBIBYTE - 5, "scheduler": 5})
     budgets = scale_budgets_of(memory, {"fifo": fast, "priority": slow})

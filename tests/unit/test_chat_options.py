@@ -17,9 +17,13 @@ ALL = frozenset(LlmChat.__struct_fields__)
 PLAIN = Capabilities(keeps=frozenset({"temperature", "seed"}))
 UNSEEDED = Capabilities(keeps=frozenset({"temperature"}))
 ABLE = Capabilities(
-    keeps=ALL, max_logprobs=8, constraints=True, embeddings=True, images=True,
+    keeps=ALL,
+    max_logprobs=8,
+    constraints=True,
+    embeddings=True,
+    images=True,
     adapters=("poet",),
-)  # fmt: skip
+)
 LOOSE = Capabilities(tools_template=True)  # it knows tools, and cannot be held to anything
 F, G = Tool("f"), Tool("g")
 JSON = JsonFormat()
@@ -39,23 +43,26 @@ def refusal(body: LlmChat | LlmEmbed, capabilities: Capabilities) -> InvalidSysc
     return None
 
 
-@pytest.mark.parametrize(("capabilities", "options", "field"), [
-    (PLAIN, {"frequency_penalty": 0.5}, "frequency_penalty"),
-    (PLAIN, {"presence_penalty": 0.5}, "presence_penalty"),
-    (PLAIN, {"repetition_penalty": 1.5}, "repetition_penalty"),
-    (PLAIN, {"logit_bias": {3: 1.0}}, "logit_bias"),
-    (UNSEEDED, {"seed": 3, "temperature": 0.5}, "seed"),
-    (PLAIN, {"logprobs": 0}, "logprobs"),
-    (PLAIN, {"beam_width": 1}, "beam_width"),
-    (PLAIN, {"format": JSON}, "format"),
-    (PLAIN, {"tools": (F,)}, "tools"),
-    (PLAIN, {"lora": "poet"}, "lora"),
-    (ABLE, {"logprobs": 9}, "logprobs"),
-    (ABLE, {"beam_width": 5}, "beam_width"),
-    (ABLE, {"lora": "painter"}, "lora"),
-    (LOOSE, {"tools": (F,), "tool_choice": "required"}, "tool_choice"),
-    (LOOSE, {"tools": (F,), "tool_choice": "f"}, "tool_choice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capabilities", "options", "field"),
+    [
+        (PLAIN, {"frequency_penalty": 0.5}, "frequency_penalty"),
+        (PLAIN, {"presence_penalty": 0.5}, "presence_penalty"),
+        (PLAIN, {"repetition_penalty": 1.5}, "repetition_penalty"),
+        (PLAIN, {"logit_bias": {3: 1.0}}, "logit_bias"),
+        (UNSEEDED, {"seed": 3, "temperature": 0.5}, "seed"),
+        (PLAIN, {"logprobs": 0}, "logprobs"),
+        (PLAIN, {"beam_width": 1}, "beam_width"),
+        (PLAIN, {"format": JSON}, "format"),
+        (PLAIN, {"tools": (F,)}, "tools"),
+        (PLAIN, {"lora": "poet"}, "lora"),
+        (ABLE, {"logprobs": 9}, "logprobs"),
+        (ABLE, {"beam_width": 5}, "beam_width"),
+        (ABLE, {"lora": "painter"}, "lora"),
+        (LOOSE, {"tools": (F,), "tool_choice": "required"}, "tool_choice"),
+        (LOOSE, {"tools": (F,), "tool_choice": "f"}, "tool_choice"),
+    ],
+)
 def test_what_a_core_cannot_do_is_refused(
     capabilities: Capabilities, options: dict[str, object], field: str
 ) -> None:
@@ -67,33 +74,36 @@ def test_what_a_core_cannot_do_is_refused(
     assert error.remedy
 
 
-@pytest.mark.parametrize(("options", "field"), [
-    ({"beam_width": 2, "temperature": 0.5}, "temperature"),
-    ({"beam_width": 2, "top_p": 0.5}, "top_p"),
-    ({"beam_width": 2, "top_k": 5}, "top_k"),
-    ({"beam_width": 2, "seed": 1}, "seed"),
-    ({"beam_width": 2, "frequency_penalty": 0.5}, "frequency_penalty"),
-    ({"beam_width": 2, "presence_penalty": 0.5}, "presence_penalty"),
-    ({"beam_width": 2, "repetition_penalty": 1.5}, "repetition_penalty"),
-    ({"beam_width": 2, "logit_bias": {3: 1.0}}, "logit_bias"),
-    ({"beam_width": 2, "stream": True}, "stream"),
-    ({"beam_width": 2, "format": JSON}, "format"),
-    ({"beam_width": 2, "tools": (F,)}, "tools"),
-    ({"beam_width": 2, "n": 3}, "n"),
-    ({"length_penalty": 2.0}, "length_penalty"),
-    ({"tools": (F, G, F)}, "tools"),
-    ({"tool_choice": "required"}, "tool_choice"),
-    ({"tool_choice": "f"}, "tool_choice"),
-    ({"tools": (F, G), "tool_choice": "h"}, "tool_choice"),
-    ({"tools": (Tool("f", parameters={"type": "string"}),)}, "tools[0].parameters"),
-    ({"tools": (Tool("f", parameters=DEEP),)}, "tools[0].parameters"),
-    ({"format": JsonFormat(DEEP)}, "format.json_schema"),
-    ({"tools": (F,), "format": JSON}, "format"),
-    ({"tools": (F,), "stop": ("x",)}, "stop"),
-    ({"format": JSON, "stop": ("x",)}, "stop"),
-    ({"logit_bias": {50: 1.0}}, "logit_bias"),
-    ({"logit_bias": {-1: 1.0}}, "logit_bias"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"beam_width": 2, "temperature": 0.5}, "temperature"),
+        ({"beam_width": 2, "top_p": 0.5}, "top_p"),
+        ({"beam_width": 2, "top_k": 5}, "top_k"),
+        ({"beam_width": 2, "seed": 1}, "seed"),
+        ({"beam_width": 2, "frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"beam_width": 2, "presence_penalty": 0.5}, "presence_penalty"),
+        ({"beam_width": 2, "repetition_penalty": 1.5}, "repetition_penalty"),
+        ({"beam_width": 2, "logit_bias": {3: 1.0}}, "logit_bias"),
+        ({"beam_width": 2, "stream": True}, "stream"),
+        ({"beam_width": 2, "format": JSON}, "format"),
+        ({"beam_width": 2, "tools": (F,)}, "tools"),
+        ({"beam_width": 2, "n": 3}, "n"),
+        ({"length_penalty": 2.0}, "length_penalty"),
+        ({"tools": (F, G, F)}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "f"}, "tool_choice"),
+        ({"tools": (F, G), "tool_choice": "h"}, "tool_choice"),
+        ({"tools": (Tool("f", parameters={"type": "string"}),)}, "tools[0].parameters"),
+        ({"tools": (Tool("f", parameters=DEEP),)}, "tools[0].parameters"),
+        ({"format": JsonFormat(DEEP)}, "format.json_schema"),
+        ({"tools": (F,), "format": JSON}, "format"),
+        ({"tools": (F,), "stop": ("x",)}, "stop"),
+        ({"format": JSON, "stop": ("x",)}, "stop"),
+        ({"logit_bias": {50: 1.0}}, "logit_bias"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(options: dict[str, object], field: str) -> None:
     error = refusal(chat("Hello", **options), ABLE)
 
@@ -103,20 +113,23 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], field: str) 
     assert error.remedy
 
 
-@pytest.mark.parametrize(("capabilities", "options"), [
-    (PLAIN, {}),
-    (PLAIN, {"n": 3, "temperature": 0.5, "seed": 3, "stop": ("x",), "stream": True}),
-    (PLAIN, {"tools": (F,), "tool_choice": "none", "stop": ("x",)}),
-    (ABLE, {"frequency_penalty": 0.5, "logit_bias": {0: 1.0, 49: -100.0}, "logprobs": 8}),
-    (ABLE, {"beam_width": 4, "n": 4, "logprobs": 2, "length_penalty": 2.0, "stop": ("x",)}),
-    (ABLE, {"beam_width": 2, "tools": (F,), "tool_choice": "none"}),
-    (ABLE, {"tools": (F, G), "tool_choice": "g", "n": 2, "stream": True}),
-    (ABLE, {"tools": (F, G), "tool_choice": "none", "format": JSON}),
-    (ABLE, {"lora": "poet", "core": "tiny"}),
-    (LOOSE, {"tools": (F,)}),
-    (UNSEEDED, {"temperature": 0.5}),
-    (UNSEEDED, {"seed": 3}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capabilities", "options"),
+    [
+        (PLAIN, {}),
+        (PLAIN, {"n": 3, "temperature": 0.5, "seed": 3, "stop": ("x",), "stream": True}),
+        (PLAIN, {"tools": (F,), "tool_choice": "none", "stop": ("x",)}),
+        (ABLE, {"frequency_penalty": 0.5, "logit_bias": {0: 1.0, 49: -100.0}, "logprobs": 8}),
+        (ABLE, {"beam_width": 4, "n": 4, "logprobs": 2, "length_penalty": 2.0, "stop": ("x",)}),
+        (ABLE, {"beam_width": 2, "tools": (F,), "tool_choice": "none"}),
+        (ABLE, {"tools": (F, G), "tool_choice": "g", "n": 2, "stream": True}),
+        (ABLE, {"tools": (F, G), "tool_choice": "none", "format": JSON}),
+        (ABLE, {"lora": "poet", "core": "tiny"}),
+        (LOOSE, {"tools": (F,)}),
+        (UNSEEDED, {"temperature": 0.5}),
+        (UNSEEDED, {"seed": 3}),
+    ],
+)
 def test_everything_else_is_taken(capabilities: Capabilities, options: dict[str, object]) -> None:
     assert refusal(chat("Hello", **options), capabilities) is None
 

@@ -93,13 +93,17 @@ def test_a_demo_that_kept_its_promises_says_so() -> None:
         (run("rr", FIFO.answers), run("fifo", [answer(QUESTION, 9.0)]), "no generation was"),
         (RR, run("fifo", [answer(QUESTION, 1.0)]), "p90 wait is not lower"),
         (
-            run("rr", [*RR.answers, Answer(AGENT, STORY, failure("0" * 32, WorkerLost("died")))],
-                identical=1, compared=1),
+            run(
+                "rr",
+                [*RR.answers, Answer(AGENT, STORY, failure("0" * 32, WorkerLost("died")))],
+                identical=1,
+                compared=1,
+            ),
             FIFO,
             "1 syscall failed under rr; the first one, of story-1: worker-lost",
         ),
     ],
-)  # fmt: skip
+)
 def test_each_broken_promise_is_named(
     round_robin: PolicyRun, fifo: PolicyRun, condition: str
 ) -> None:
@@ -111,9 +115,17 @@ def test_the_report_has_the_agreed_shape() -> None:
     report = Report({"rr": figures(RR), "fifo": figures(FIFO)}, {"cpus": 2}, {"python": "3"})
     written = msgspec.json.decode(msgspec.json.encode(report))
     agreed = {
-        "syscalls", "slices", "suspensions", "identical", "compared", "makespan_s", "wait_mean_s",
-        "wait_p90_s", "syscalls_per_s", "tokens_per_s",
-    }  # fmt: skip
+        "syscalls",
+        "slices",
+        "suspensions",
+        "identical",
+        "compared",
+        "makespan_s",
+        "wait_mean_s",
+        "wait_p90_s",
+        "syscalls_per_s",
+        "tokens_per_s",
+    }
     assert set(written) == {"policies", "machine", "versions"}
     for policy in ("rr", "fifo"):
         assert set(written["policies"][policy]) == agreed | {"short_wait_p90_s"}
@@ -131,18 +143,27 @@ def event(at_s: float, name: str, job_id: str, ordinal: int = 0) -> Transition:
 
 
 def test_transitions_make_slices_and_a_freed_slot_is_used_again() -> None:
-    slices = slices_of([
-        # As the ledger gives them: by syscall.
-        event(0.0, "submit", "a"), event(0.0, "claim", "a", 1), event(1.0, "yield", "a"),
-        event(2.0, "claim", "a", 1), event(3.0, "finish", "a"),
-        event(0.1, "claim", "b"), event(2.0, "finish", "b"),
-        event(1.0, "claim", "c", 1), event(4.0, "reclaim", "c"),
-        event(4.0, "finish", "unknown"),
-    ])  # fmt: skip
+    slices = slices_of(
+        [
+            # As the ledger gives them: by syscall.
+            event(0.0, "submit", "a"),
+            event(0.0, "claim", "a", 1),
+            event(1.0, "yield", "a"),
+            event(2.0, "claim", "a", 1),
+            event(3.0, "finish", "a"),
+            event(0.1, "claim", "b"),
+            event(2.0, "finish", "b"),
+            event(1.0, "claim", "c", 1),
+            event(4.0, "reclaim", "c"),
+            event(4.0, "finish", "unknown"),
+        ]
+    )
     assert [(one.job_id, one.lane, one.start_s, one.end_s, one.ended_by) for one in slices] == [
-        ("a", 0, 0.0, 1.0, "yield"), ("b", 1, 0.1, 2.0, "finish"),
-        ("a", 1, 2.0, 3.0, "finish"), ("c", 0, 1.0, 4.0, "reclaim"),
-    ]  # fmt: skip
+        ("a", 0, 0.0, 1.0, "yield"),
+        ("b", 1, 0.1, 2.0, "finish"),
+        ("a", 1, 2.0, 3.0, "finish"),
+        ("c", 0, 1.0, 4.0, "reclaim"),
+    ]
 
 
 @pytest.mark.parametrize("agents", [2, 40])

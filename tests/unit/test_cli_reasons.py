@@ -22,20 +22,36 @@ WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", hea
 
 def job(number: int, state: State = "queued", **fields: object) -> JobView:
     known: dict[str, object] = {
-        "job_id": f"{number:032x}", "module": "llm", "state": state,
-        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"), "needs": (), "worker": "",
-        "attempt": 1, "slices": 2, "suspensions": 2, "losses": 0, "tokens": 48, "queued_s": 12.0,
-        "ran_s": 3.0, "age_s": 20.0, "deadline_in_s": 580.0, "position": None, "score": None,
-    }  # fmt: skip
+        "job_id": f"{number:032x}",
+        "module": "llm",
+        "state": state,
+        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"),
+        "needs": (),
+        "worker": "",
+        "attempt": 1,
+        "slices": 2,
+        "suspensions": 2,
+        "losses": 0,
+        "tokens": 48,
+        "queued_s": 12.0,
+        "ran_s": 3.0,
+        "age_s": 20.0,
+        "deadline_in_s": 580.0,
+        "position": None,
+        "score": None,
+    }
     return JobView(**{**known, **fields})  # type: ignore[arg-type]
 
 
 RUNNING = [job(1, "running", worker="llm-1"), job(2, "running", worker="llm-1")]
 WAITING = [job(3, position=0, score=100.0), job(4, position=1, score=250.0)]
 BUSY = Surroundings(
-    PolicyRow(quantum_tokens=24), [*RUNNING, *WAITING], [WORKER], fleet_suspended=False,
+    PolicyRow(quantum_tokens=24),
+    [*RUNNING, *WAITING],
+    [WORKER],
+    fleet_suspended=False,
     scheduler="scheduler-1",
-)  # fmt: skip
+)
 
 
 def test_the_order_is_the_reason_when_all_slots_are_busy() -> None:
@@ -80,9 +96,19 @@ def test_the_rule_that_has_to_be_lifted_first_is_named(
 
 def test_a_parked_one_says_what_a_person_has_to_decide() -> None:
     asked = Approval(
-        "a" * 32, "waiting", "7", "ada", "default", "storage.delete", "delete", {}, "", "delete /x",
-        0.0, 60.0,
-    )  # fmt: skip
+        "a" * 32,
+        "waiting",
+        "7",
+        "ada",
+        "default",
+        "storage.delete",
+        "delete",
+        {},
+        "",
+        "delete /x",
+        0.0,
+        60.0,
+    )
     found = explain(job(7, "parked"), replace(BUSY, approval=asked))
     assert "delete /x" in found.text
     assert found.numbers["approval"] == asked.id
@@ -96,14 +122,18 @@ def test_a_parked_one_says_what_a_person_has_to_decide() -> None:
 @pytest.mark.parametrize(
     ("barrier", "words"),
     [
-        (Barrier("max_running", Subject.of_agent("ada"), 4, 4, None),
-         "Agent 'ada' runs 4 syscalls, and its quota is 4. It may go on when one of them ends"),
+        (
+            Barrier("max_running", Subject.of_agent("ada"), 4, 4, None),
+            "Agent 'ada' runs 4 syscalls, and its quota is 4. It may go on when one of them ends",
+        ),
         (Barrier("max_running", Subject.of_tenant("acme"), 0, 0, None), "never, under this quota"),
-        (Barrier("tokens_per_minute", Subject.of_tenant("acme"), 700, 600, 10.0),
-         "Tenant 'acme' has used up its 600 tokens per minute. It may go on in 10.0 s."),
+        (
+            Barrier("tokens_per_minute", Subject.of_tenant("acme"), 700, 600, 10.0),
+            "Tenant 'acme' has used up its 600 tokens per minute. It may go on in 10.0 s.",
+        ),
         (Barrier("slot_seconds_per_minute", Subject.of_agent("ada"), 1, 0, None), "never"),
     ],
-)  # fmt: skip
+)
 def test_a_quota_says_whose_it_is_and_when_it_opens(barrier: Barrier, words: str) -> None:
     found = explain(WAITING[0], replace(BUSY, barrier=barrier))
     assert (found.rule, found.numbers["quota"]) == ("quota", barrier.limit)

@@ -23,10 +23,19 @@ from aios_broker.contract.syscall import ToolEcho
 from tests.chat_fields import NUMBERS
 
 REST = {
-    "text": "Hello", "tool": None, "attach": None, "agent": "cli", "program": "main",
-    "embed": False, "nice": None, "deadline_s": None, "key": None, "stream": True,
-    "detach": False, "as_json": False,
-}  # fmt: skip
+    "text": "Hello",
+    "tool": None,
+    "attach": None,
+    "agent": "cli",
+    "program": "main",
+    "embed": False,
+    "nice": None,
+    "deadline_s": None,
+    "key": None,
+    "stream": True,
+    "detach": False,
+    "as_json": False,
+}
 
 
 def body(*arguments: str, **rest: object) -> LlmBody | ToolEcho:
@@ -61,8 +70,22 @@ def test_what_is_left_out_has_the_default_of_the_contract() -> None:
 
 
 def test_every_option_arrives_in_the_body() -> None:
-    found = chat("--n", "3", "--beam-width", "4", "--logprobs", "2", "--top-p", "0.5",
-                 "--stop", "a", "--stop", "b", "--tool-choice", "none")  # fmt: skip
+    found = chat(
+        "--n",
+        "3",
+        "--beam-width",
+        "4",
+        "--logprobs",
+        "2",
+        "--top-p",
+        "0.5",
+        "--stop",
+        "a",
+        "--stop",
+        "b",
+        "--tool-choice",
+        "none",
+    )
 
     assert (found.n, found.beam_width, found.logprobs, found.top_p) == (3, 4, 2, 0.5)
     assert (found.stop, found.tool_choice) == (("a", "b"), "none")
@@ -93,19 +116,33 @@ def test_nought_is_something_said() -> None:
 
 
 def test_what_is_no_number_arrives_too() -> None:
-    found = chat("--return-ids", "--logit-bias", '{"7": -3}', "--overflow", "compact",
-                 "--context", "notes", "--lora", "poet", "--core", "tiny")  # fmt: skip
+    found = chat(
+        "--return-ids",
+        "--logit-bias",
+        '{"7": -3}',
+        "--overflow",
+        "compact",
+        "--context",
+        "notes",
+        "--lora",
+        "poet",
+        "--core",
+        "tiny",
+    )
 
     assert (found.return_ids, found.logit_bias, found.overflow) == (True, {7: -3.0}, "compact")
     assert (found.context, found.lora, found.core) == ("notes", "poet", "tiny")
 
 
-@pytest.mark.parametrize(("arguments", "form"), [
-    (("--schema", '{"type": "integer"}'), JsonFormat({"type": "integer"})),
-    (("--schema", "{}"), JsonFormat()),
-    (("--regex", "a+"), RegexFormat("a+")),
-    (("--grammar", 'start: "a"'), GrammarFormat('start: "a"')),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "form"),
+    [
+        (("--schema", '{"type": "integer"}'), JsonFormat({"type": "integer"})),
+        (("--schema", "{}"), JsonFormat()),
+        (("--regex", "a+"), RegexFormat("a+")),
+        (("--grammar", 'start: "a"'), GrammarFormat('start: "a"')),
+    ],
+)
 def test_forms(arguments: tuple[str, ...], form: object) -> None:
     assert chat(*arguments).format == form
 
@@ -117,18 +154,29 @@ def test_json_may_stand_in_a_file(tmp_path: Path) -> None:
     assert chat("--tools", f"@{path}").tools == (Tool("now", "The time."),)
 
 
-@pytest.mark.parametrize("arguments", [
-    ("--schema", "{"), ("--schema", "@/nowhere.json"), ("--schema", "{}", "--regex", "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--schema", "{"),
+        ("--schema", "@/nowhere.json"),
+        ("--schema", "{}", "--regex", "a"),
+    ],
+)
 def test_what_cannot_be_meant_is_wrong_usage(arguments: tuple[str, ...]) -> None:
     with pytest.raises(click.UsageError):
         chat(*arguments)
 
 
-@pytest.mark.parametrize(("arguments", "streams"), [
-    ((), True), (("--schema", "{}"), True), (("--n", "2"), False), (("--beam-width", "2"), False),
-    (("--tools", "[]"), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "streams"),
+    [
+        ((), True),
+        (("--schema", "{}"), True),
+        (("--n", "2"), False),
+        (("--beam-width", "2"), False),
+        (("--tools", "[]"), False),
+    ],
+)
 def test_only_one_certain_answer_is_printed_as_it_comes(
     arguments: tuple[str, ...], *, streams: bool
 ) -> None:

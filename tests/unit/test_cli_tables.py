@@ -13,11 +13,24 @@ from aios_broker.queues.records import Facts, JobView
 
 def job(state: State = "queued", **fields: object) -> JobView:
     known: dict[str, object] = {
-        "job_id": "3f2a91bc" + "0" * 24, "module": "llm", "state": state,
-        "facts": Facts(agent="writer", kind="llm.chat", program="novel"), "needs": (), "worker": "",
-        "attempt": 0, "slices": 0, "suspensions": 0, "losses": 0, "tokens": 0, "queued_s": 0.0,
-        "ran_s": 0.0, "age_s": 0.0, "deadline_in_s": 600.0, "position": 0, "score": None,
-    }  # fmt: skip
+        "job_id": "3f2a91bc" + "0" * 24,
+        "module": "llm",
+        "state": state,
+        "facts": Facts(agent="writer", kind="llm.chat", program="novel"),
+        "needs": (),
+        "worker": "",
+        "attempt": 0,
+        "slices": 0,
+        "suspensions": 0,
+        "losses": 0,
+        "tokens": 0,
+        "queued_s": 0.0,
+        "ran_s": 0.0,
+        "age_s": 0.0,
+        "deadline_in_s": 600.0,
+        "position": 0,
+        "score": None,
+    }
     return JobView(**{**known, **fields})  # type: ignore[arg-type]
 
 

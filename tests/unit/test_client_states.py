@@ -15,10 +15,15 @@ ID = "0" * 32
 STATES: tuple[State, ...] = get_args(State)
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 WAYS: dict[State, tuple[Cause, ...]] = {
-    "built": (), "asked": (), "sent": ("send",), "accepted": ("send", "acknowledge"),
-    "forgotten": ("send", "acknowledge", "forget"), "refused": ("refuse",),
-    "lost": ("send", "lose"), "ended": ("send", "reply"),
-}  # fmt: skip
+    "built": (),
+    "asked": (),
+    "sent": ("send",),
+    "accepted": ("send", "acknowledge"),
+    "forgotten": ("send", "acknowledge", "forget"),
+    "refused": ("refuse",),
+    "lost": ("send", "lose"),
+    "ended": ("send", "reply"),
+}
 
 
 def steps(pending: Pending) -> dict[Cause, Callable[[], None]]:

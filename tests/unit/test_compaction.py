@@ -58,9 +58,10 @@ def test_an_answer_of_a_tool_is_never_parted_from_its_call(
 def test_the_longest_tail_that_fits_is_kept(messages: tuple[Message, ...], room: int) -> None:
     parts = fitting_split(messages, spoken, room)
     fitting = [
-        each for keep in range(1, len(messages) + 1)
+        each
+        for keep in range(1, len(messages) + 1)
         if spoken((*(each := split(messages, keep)).head, *each.tail)) <= room
-    ]  # fmt: skip
+    ]
 
     assert (parts is None) == (not fitting)
     if parts is not None:
@@ -109,7 +110,7 @@ async def test_what_cannot_be_compacted_is_refused_with_both_numbers() -> None:
     with pytest.raises(ContextTooLong, match=r"has at least \d+ tokens.*may have 32.*holds 256"):
         await Summariser(model, Reader()).compact(
             run(), (Message("user", "x" * 400),), 32, counter(model)
-        )  # fmt: skip
+        )
 
 
 async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:

@@ -16,10 +16,17 @@ from aios_workers.llm.core import Constraint
 
 END = vocabulary.END_ID
 COMPILER = Compiler(vocabulary.constraint_pieces(), (END,), tuple)
-PERSON = Constraint("json", json.dumps({
-    "type": "object", "required": ["name", "age"], "additionalProperties": False,
-    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
-}))  # fmt: skip
+PERSON = Constraint(
+    "json",
+    json.dumps(
+        {
+            "type": "object",
+            "required": ["name", "age"],
+            "additionalProperties": False,
+            "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+        }
+    ),
+)
 LIST = Constraint("grammar", 'start: "[" item ("," item){0,3} "]"\nitem: /[a-z]{1,4}/')
 WORD = Constraint("regex", "ab?")
 
@@ -103,17 +110,31 @@ async def test_what_can_be_kept_passes() -> None:
         (Constraint("grammar", 'start: "a" start'), "grammar", "Too many items"),  # never ends
         # These kill, or keep busy, whoever compiles them.
         (
-            Constraint("grammar", "start: x0\n" + "".join(
-                f'x{i}: x{i + 1} "a"\n' for i in range(15_000)) + 'x15000: "b"'),
-            "grammar", "too large",
+            Constraint(
+                "grammar",
+                "start: x0\n"
+                + "".join(f'x{i}: x{i + 1} "a"\n' for i in range(15_000))
+                + 'x15000: "b"',
+            ),
+            "grammar",
+            "too large",
         ),
         (
-            Constraint("json", json.dumps({"allOf": [
-                {"type": "string", "pattern": f"^.*a.{{{i}}}b"} for i in range(10, 40)]})),
-            "json_schema", "too large",
+            Constraint(
+                "json",
+                json.dumps(
+                    {
+                        "allOf": [
+                            {"type": "string", "pattern": f"^.*a.{{{i}}}b"} for i in range(10, 40)
+                        ]
+                    }
+                ),
+            ),
+            "json_schema",
+            "too large",
         ),
     ],
-)  # fmt: skip
+)
 async def test_what_cannot_be_kept_is_refused_with_the_reason(
     constraint: Constraint, field: str, reason: str
 ) -> None:

@@ -49,9 +49,12 @@ def test_each_class_has_a_code_of_its_own_made_from_its_name() -> None:
 
 def filled(error: type[KernelError]) -> KernelError:
     return error(
-        "what happened", field="body.seed", remedy="what to do", retry_after_s=1.5,
+        "what happened",
+        field="body.seed",
+        remedy="what to do",
+        retry_after_s=1.5,
         syscall_id="0" * 32,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("code", "error"), ALL)
@@ -91,9 +94,15 @@ def test_fields_of_a_newer_kernel_are_passed_by() -> None:
 
 some_text = st.none() | st.text()
 bodies = st.builds(
-    ErrorBody, code=st.text(), message=st.text(), field=some_text, remedy=some_text,
-    retryable=st.booleans(), retry_after_s=st.none() | st.floats(0, 1e6), syscall_id=some_text,
-)  # fmt: skip
+    ErrorBody,
+    code=st.text(),
+    message=st.text(),
+    field=some_text,
+    remedy=some_text,
+    retryable=st.booleans(),
+    retry_after_s=st.none() | st.floats(0, 1e6),
+    syscall_id=some_text,
+)
 
 
 @given(bodies)
@@ -103,8 +112,12 @@ def test_whatever_body_arrives_becomes_an_error_that_keeps_what_it_says(body: Er
 
     assert body.message in str(read)
     assert (wire.field, wire.remedy, wire.retryable, wire.retry_after_s, wire.syscall_id) == (
-        body.field, body.remedy, body.retryable, body.retry_after_s, body.syscall_id
-    )  # fmt: skip
+        body.field,
+        body.remedy,
+        body.retryable,
+        body.retry_after_s,
+        body.syscall_id,
+    )
 
 
 # docs/errors.md

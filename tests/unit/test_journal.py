@@ -53,8 +53,12 @@ def test_a_life_with_a_suspension() -> None:
     )
     row = books.rows["j1"]
     assert (row.module, row.agent, row.program, row.tenant, row.kind) == (
-        "llm", "ada", "p1", "acme", "llm.chat",
-    )  # fmt: skip
+        "llm",
+        "ada",
+        "p1",
+        "acme",
+        "llm.chat",
+    )
     assert (row.state, row.attempts, row.slices, row.suspensions) == ("finished", 2, 2, 1)
     assert (row.tokens, row.ran_ms, row.worker, row.error_code) == (80, 620, "w2", None)
     assert row.submitted_at == row.started_at == row.ended_at == transitions[0].at
@@ -64,10 +68,14 @@ def test_a_life_with_a_suspension() -> None:
 
 def test_the_error_of_a_worker_and_of_the_kernel() -> None:
     books, _ = entered(
-        line("submit", detail=FACTS), line("claim"), line("fail", detail="5,40,core-error"),
-        line("submit", "j2", detail=FACTS), line("fail", "j2", detail="deadline-exceeded"),
-        line("submit", "j3", detail=FACTS), line("cancel", "j3", detail="cancelled"),
-    )  # fmt: skip
+        line("submit", detail=FACTS),
+        line("claim"),
+        line("fail", detail="5,40,core-error"),
+        line("submit", "j2", detail=FACTS),
+        line("fail", "j2", detail="deadline-exceeded"),
+        line("submit", "j3", detail=FACTS),
+        line("cancel", "j3", detail="cancelled"),
+    )
     assert (books.rows["j1"].error_code, books.rows["j1"].tokens) == ("core-error", 5)
     assert (books.rows["j2"].error_code, books.rows["j2"].slices) == ("deadline-exceeded", 0)
     assert (books.rows["j3"].error_code, books.rows["j3"].state) == ("cancelled", "cancelled")
@@ -75,9 +83,11 @@ def test_the_error_of_a_worker_and_of_the_kernel() -> None:
 
 def test_what_ended_stays_ended() -> None:
     books, transitions = entered(
-        line("submit", detail=FACTS), line("claim"), line("finish", detail="1,1"),
+        line("submit", detail=FACTS),
+        line("claim"),
+        line("finish", detail="1,1"),
         line("fail", detail="worker-lost"),
-    )  # fmt: skip
+    )
     assert [transition.anomaly for transition in transitions] == [False, False, False, True]
     assert (books.rows["j1"].state, books.rows["j1"].error_code) == ("finished", None)
 
@@ -91,9 +101,11 @@ def test_a_journal_that_lost_its_beginning_is_followed() -> None:
 
 def test_an_id_that_comes_again_begins_a_new_life() -> None:
     books, transitions = entered(
-        line("submit", detail=FACTS), line("claim"), line("fail", detail="9,90,module-error"),
         line("submit", detail=FACTS),
-    )  # fmt: skip
+        line("claim"),
+        line("fail", detail="9,90,module-error"),
+        line("submit", detail=FACTS),
+    )
     row = books.rows["j1"]
     assert not any(transition.anomaly for transition in transitions)
     assert (row.state, row.ended_at, row.error_code, row.tokens) == ("queued", None, None, 0)
@@ -172,9 +184,25 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
         assert (row.ended_at is not None) == (row.state in TERMINAL)
 
 
-@given(st.lists(st.sampled_from(
-    ["submit", "adopt", "claim", "yield", "finish", "fail", "cancel", "reclaim", "hold", "release"]
-), max_size=30))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "submit",
+                "adopt",
+                "claim",
+                "yield",
+                "finish",
+                "fail",
+                "cancel",
+                "reclaim",
+                "hold",
+                "release",
+            ]
+        ),
+        max_size=30,
+    )
+)
 def test_books_agree_with_themselves_whatever_the_order_of_events(events: list[str]) -> None:
     books, _ = entered(
         *(line(event, detail=FACTS if event == "submit" else "") for event in events)

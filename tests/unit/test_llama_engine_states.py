@@ -74,15 +74,26 @@ class SharingCore:
         return told
 
     def _run(
-        self, request_id: str, prompt: list[int], output: list[int], tokens: int,
-        sampling: Sampling | None, max_tokens: int,
-    ) -> tuple[list[int], str | None, int]:  # fmt: skip
+        self,
+        request_id: str,
+        prompt: list[int],
+        output: list[int],
+        tokens: int,
+        sampling: Sampling | None,
+        max_tokens: int,
+    ) -> tuple[list[int], str | None, int]:
         self.streams += 1
         ids, cached_tokens = list(output), 0
-        self.engine.submit(request_of(
-            self.streams, prompt, output=output, max_tokens=max_tokens, sampling=sampling,
-            request_id=request_id,
-        ))  # fmt: skip
+        self.engine.submit(
+            request_of(
+                self.streams,
+                prompt,
+                output=output,
+                max_tokens=max_tokens,
+                sampling=sampling,
+                request_id=request_id,
+            )
+        )
         aborted = False
         while True:
             if not aborted and len(ids) - len(output) >= tokens:
@@ -118,17 +129,21 @@ PROMPT = [5] * 60
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=90), min_size=1,
-             max_size=3),
+    st.lists(
+        st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=90), min_size=1, max_size=3
+    ),
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 7)), max_size=14),
     st.sampled_from([0, 150, 10_000]),
     st.sampled_from([600, 1_500, MANY]),
     st.data(),
-)  # fmt: skip
+)
 def test_wherever_it_goes_on_no_id_changes(
-    prompts: list[list[int]], moves: list[tuple[int, int, int]], memory_bytes: int,
-    max_bytes: int, data: st.DataObject,
-) -> None:  # fmt: skip
+    prompts: list[list[int]],
+    moves: list[tuple[int, int, int]],
+    memory_bytes: int,
+    max_bytes: int,
+    data: st.DataObject,
+) -> None:
     """Also from a snapshot that is older than the state, as after a crash, and on full budgets."""
     with tempfile.TemporaryDirectory() as folder:
         cores = [

@@ -43,7 +43,7 @@ def test_what_survives_random_examples_is_judged_by_others(
     (package / "__init__.py").touch()
     (package / "number.py").write_text("NUMBER = 1\n")
     test_file.write_text(test)
-    mutant = Mutant("odd", "number.py", "1", "2", str(test_file), package)
+    mutant = Mutant("odd", str(package / "number.py"), "1", "2", str(test_file))
 
     assert judge(mutant, folder) == verdict
 

@@ -53,8 +53,9 @@ def test_needs_come_back_as_they_were_written(needs: list[Need]) -> None:
 
 def test_a_record_of_another_release_says_what_it_can() -> None:
     assert known_needs("gpu:1 core:small lock: tool:a") == (
-        Need("core", "small"), Need("tool", "a"),
-    )  # fmt: skip
+        Need("core", "small"),
+        Need("tool", "a"),
+    )
     assert known_needs("") == ()
 
 

@@ -56,18 +56,29 @@ def test_each_body_of_a_module_has_one_operation(module: str, bodies: object) ->
 def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
     declared = {
         str(cast("Any", each.body).__struct_config__.tag): each.irreversible
-        for module in operations().values() for each in module.values() if each.irreversible
-    }  # fmt: skip
+        for module in operations().values()
+        for each in module.values()
+        if each.irreversible
+    }
     assert declared == {
-        "memory.remove": ("delete",), "memory.rollback": ("rollback",), "memory.clear": ("clear",),
-        "memory.unshare": ("unshare",), "storage.write": ("overwrite",),
-        "storage.move": ("overwrite",), "storage.copy": ("overwrite",),
-        "storage.delete": ("delete",), "storage.rollback": ("rollback",),
-        "storage.unshare": ("unshare",), "storage.operate": ("delete", "overwrite"),
-        "access.register": ("privilege",), "access.group_delete": ("privilege",),
-        "access.group_add": ("privilege",), "access.group_remove": ("privilege",),
-        "access.revoke": ("unshare",), "access.set_rule": ("privilege",),
-    }  # fmt: skip
+        "memory.remove": ("delete",),
+        "memory.rollback": ("rollback",),
+        "memory.clear": ("clear",),
+        "memory.unshare": ("unshare",),
+        "storage.write": ("overwrite",),
+        "storage.move": ("overwrite",),
+        "storage.copy": ("overwrite",),
+        "storage.delete": ("delete",),
+        "storage.rollback": ("rollback",),
+        "storage.unshare": ("unshare",),
+        "storage.operate": ("delete", "overwrite"),
+        "access.register": ("privilege",),
+        "access.group_delete": ("privilege",),
+        "access.group_add": ("privilege",),
+        "access.group_remove": ("privilege",),
+        "access.revoke": ("unshare",),
+        "access.set_rule": ("privilege",),
+    }
 
 
 async def list_notes(work: Work[MemoryList]) -> Result:

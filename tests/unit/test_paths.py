@@ -33,12 +33,26 @@ def test_a_hostile_path_is_refused_by_name(number: int) -> None:
     assert (caught.value.field, bool(caught.value.remedy)) == ("body.to", True)
 
 
-@pytest.mark.parametrize(("given", "normal"), [
-    ("/", "/"), ("a", "/a"), ("/a", "/a"), ("a/b/", "/a/b"), (".hidden", "/.hidden"),
-    ("a.b.c", "/a.b.c"), ("with space/x y", "/with space/x y"), ("u\u0308ber", "/\u00fcber"),
-    ("\u65e5\u8a18/2026", "/\u65e5\u8a18/2026"), ("100%", "/100%"), ("ab:c", "/ab:c"),
-    ("x/~y", "/x/~y"), ("\U0001f600", "/\U0001f600"), ("-rf", "/-rf"), ("x" * 255, "/" + "x" * 255),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ("/", "/"),
+        ("a", "/a"),
+        ("/a", "/a"),
+        ("a/b/", "/a/b"),
+        (".hidden", "/.hidden"),
+        ("a.b.c", "/a.b.c"),
+        ("with space/x y", "/with space/x y"),
+        ("u\u0308ber", "/\u00fcber"),
+        ("\u65e5\u8a18/2026", "/\u65e5\u8a18/2026"),
+        ("100%", "/100%"),
+        ("ab:c", "/ab:c"),
+        ("x/~y", "/x/~y"),
+        ("\U0001f600", "/\U0001f600"),
+        ("-rf", "/-rf"),
+        ("x" * 255, "/" + "x" * 255),
+    ],
+)
 def test_a_plain_name_is_taken(given: str, normal: str) -> None:
     assert normal_path(given) == normal
     assert normal_path(normal) == normal

@@ -13,14 +13,24 @@ def names(**settings: int) -> list[str]:
     return [name for program in kernel_programs(config) for name in program.process_names]
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ({}, ["migrate", "scheduler", "llm-1", "tool-1", "state-1"]),
-    ({"schedulers": 2}, ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1", "state-1"]),
-    ({"llm_workers": 2, "tool_workers": 0, "state_workers": 0},
-     ["migrate", "scheduler", "llm-1", "llm-2"]),
-    ({"llm_workers": 0, "state_workers": 2},
-     ["migrate", "scheduler", "tool-1", "state-1", "state-2"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, ["migrate", "scheduler", "llm-1", "tool-1", "state-1"]),
+        (
+            {"schedulers": 2},
+            ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1", "state-1"],
+        ),
+        (
+            {"llm_workers": 2, "tool_workers": 0, "state_workers": 0},
+            ["migrate", "scheduler", "llm-1", "llm-2"],
+        ),
+        (
+            {"llm_workers": 0, "state_workers": 2},
+            ["migrate", "scheduler", "tool-1", "state-1", "state-2"],
+        ),
+    ],
+)
 def test_processes_are_numbered_where_there_may_be_several(
     settings: dict[str, int], expected: list[str]
 ) -> None:

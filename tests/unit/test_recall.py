@@ -55,9 +55,7 @@ async def test_no_notes_and_no_room_make_no_text() -> None:
 
 
 async def test_notes_of_others_are_marked() -> None:
-    made = await recalled(
-        [note(1, "tea", owner="bob", context="drinks")], 50, "ann", estimated
-    )  # fmt: skip
+    made = await recalled([note(1, "tea", owner="bob", context="drinks")], 50, "ann", estimated)
     assert made.text == "- (from bob; drinks) tea"
 
 
@@ -67,9 +65,10 @@ async def test_an_estimate_goes_by_bytes(text: str, tokens: int) -> None:
 
 
 @given(
-    texts=st.lists(st.text(min_size=1, max_size=60), max_size=8), max_tokens=st.integers(1, 60),
+    texts=st.lists(st.text(min_size=1, max_size=60), max_size=8),
+    max_tokens=st.integers(1, 60),
     more=st.integers(0, 3),
-)  # fmt: skip
+)
 async def test_no_text_is_over_its_budget(texts: list[str], max_tokens: int, more: int) -> None:
     notes = [note(number, text) for number, text in enumerate(texts)]
     for count in (estimated, Words(more)):

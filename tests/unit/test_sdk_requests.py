@@ -86,8 +86,9 @@ def test_wrong_arguments_of_a_verb_are_refused() -> None:
 
 def test_too_large_a_syscall_is_refused_with_the_numbers() -> None:
     with pytest.raises(InvalidSyscall, match="the limit is 4194304"):
-        build_syscall(ME, {"type": "llm.chat", "messages": [
-            {"role": "user", "content": "x" * 3_000_000}] * 2})  # fmt: skip
+        build_syscall(
+            ME, {"type": "llm.chat", "messages": [{"role": "user", "content": "x" * 3_000_000}] * 2}
+        )
 
 
 def test_an_unknown_body_is_refused() -> None:

@@ -83,13 +83,16 @@ def test_an_end_token_at_the_very_last_place_is_a_stop() -> None:
 def test_logprobs_come_with_their_ids_and_that_of_the_end_token() -> None:
     steps = maker(logprobs=True)
     first = event(
-        [5], output_token_logprobs=[(-0.5, 5, None)],
+        [5],
+        output_token_logprobs=[(-0.5, 5, None)],
         output_top_logprobs=[[(-0.5, 5, None), (None, 6, None)]],
-    )  # fmt: skip
+    )
     last = event(
-        [5, END], STOP, output_token_logprobs=[(-0.5, 5, None), (-0.1, END, None)],
+        [5, END],
+        STOP,
+        output_token_logprobs=[(-0.5, 5, None), (-0.1, END, None)],
         output_top_logprobs=[[(-0.5, 5, None)], [(-0.1, END, None)]],
-    )  # fmt: skip
+    )
     taken = [steps.take(first, aborted=False), steps.take(last, aborted=False)]
     assert [len(step.logprobs) for step in taken if step] == [1, 1]
     assert taken[0] is not None

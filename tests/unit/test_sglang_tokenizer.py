@@ -136,10 +136,14 @@ def test_a_template_that_refuses_is_an_invalid_syscall() -> None:
     assert caught.value.field == "body.messages"
 
 
-@pytest.mark.parametrize("attack", [
-    "{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__subclasses__() }}",
-    "{% set _ = messages.append(1) %}",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__subclasses__() }}",
+        "{% set _ = messages.append(1) %}",
+    ],
+)
 def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:
     template = ChatTemplate(attack + "end", {})
     try:

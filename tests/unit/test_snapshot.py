@@ -29,9 +29,13 @@ MODEL = "smollm2@1f2e"
 HEADER_BYTES = 9
 token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=200).map(tuple)
 snapshots = st.builds(
-    TokenSnapshot, model=st.text(max_size=40), prompt_ids=token_ids, output_ids=token_ids,
-    seed=st.integers(0, 2**63 - 1), emitted_characters=st.integers(0, 2**40),
-)  # fmt: skip
+    TokenSnapshot,
+    model=st.text(max_size=40),
+    prompt_ids=token_ids,
+    output_ids=token_ids,
+    seed=st.integers(0, 2**63 - 1),
+    emitted_characters=st.integers(0, 2**40),
+)
 int32 = st.integers(-(2**31), 2**31 - 1)
 
 
@@ -61,25 +65,37 @@ def trees(draw: st.DrawFn) -> BeamSnapshot:
         BeamEnd, places, st.sampled_from(["stop", "length"]), st.one_of(st.none(), int32)
     )
     return BeamSnapshot(
-        draw(st.text(max_size=9)), draw(token_ids), nodes,
-        tuple(draw(st.lists(places, max_size=4))), tuple(draw(st.lists(ends, max_size=4))),
+        draw(st.text(max_size=9)),
+        draw(token_ids),
+        nodes,
+        tuple(draw(st.lists(places, max_size=4))),
+        tuple(draw(st.lists(ends, max_size=4))),
         draw(st.integers(0, 10**6)),
-    )  # fmt: skip
+    )
 
 
 several = st.builds(
-    AnswersSnapshot, model=st.text(max_size=9), prompt_ids=token_ids,
-    answers=st.lists(answers(), max_size=4).map(tuple), seed=st.integers(0, 2**63 - 1),
+    AnswersSnapshot,
+    model=st.text(max_size=9),
+    prompt_ids=token_ids,
+    answers=st.lists(answers(), max_size=4).map(tuple),
+    seed=st.integers(0, 2**63 - 1),
     emitted_characters=st.integers(0, 2**40),
-)  # fmt: skip
+)
 SAMPLE = TokenSnapshot(MODEL, tuple(range(1, 40)), (7, 7, 2**31 - 1), 2**63 - 1, 12)
 SCORE = TokenScore(-5, (1, 2), (-5, -9))
 SAMPLES: tuple[Snapshot, ...] = (
     SAMPLE,
     AnswersSnapshot(MODEL, (1, 2), (AnswerState((7,), (SCORE,), "stop"), AnswerState((8,))), 3, 4),
-    BeamSnapshot(MODEL, (1,), (BeamNode(-1, 4, SCORE), BeamNode(0, 5, SCORE)), (1,),
-                 (BeamEnd(0, "stop", -3), BeamEnd(-1, "stop", -9)), 4),
-)  # fmt: skip
+    BeamSnapshot(
+        MODEL,
+        (1,),
+        (BeamNode(-1, 4, SCORE), BeamNode(0, 5, SCORE)),
+        (1,),
+        (BeamEnd(0, "stop", -3), BeamEnd(-1, "stop", -9)),
+        4,
+    ),
+)
 RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
 
 
@@ -100,9 +116,12 @@ def test_what_the_first_release_wrote_is_read() -> None:
         snapshot = decode_snapshot(bytes.fromhex(case["snapshot"]), model=case["model"])
 
         assert snapshot == TokenSnapshot(
-            case["model"], tuple(case["prompt_ids"]), tuple(case["output_ids"]), case["seed"],
+            case["model"],
+            tuple(case["prompt_ids"]),
+            tuple(case["output_ids"]),
+            case["seed"],
             case["emitted_characters"],
-        )  # fmt: skip
+        )
         written = encode_snapshot(snapshot)
         assert written[: len(MAGIC) + 1] == MAGIC + bytes([1])
         assert content(written) == content(bytes.fromhex(case["snapshot"])), "it cannot read it"
@@ -112,13 +131,16 @@ def content(data: bytes) -> bytes:
     return zlib.decompress(data[HEADER_BYTES:])
 
 
-@pytest.mark.parametrize(("nodes", "live"), [
-    ((BeamNode(0, 4, SCORE),), (0,)),  # its own parent
-    ((BeamNode(1, 4, SCORE), BeamNode(-1, 4, SCORE)), (0,)),
-    ((BeamNode(-2, 4, SCORE),), (0,)),
-    ((BeamNode(-1, 4, SCORE),), (1,)),
-    ((), (-2,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "live"),
+    [
+        ((BeamNode(0, 4, SCORE),), (0,)),  # its own parent
+        ((BeamNode(1, 4, SCORE), BeamNode(-1, 4, SCORE)), (0,)),
+        ((BeamNode(-2, 4, SCORE),), (0,)),
+        ((BeamNode(-1, 4, SCORE),), (1,)),
+        ((), (-2,)),
+    ],
+)
 def test_a_tree_that_does_not_hold_together_is_refused(
     nodes: tuple[BeamNode, ...], live: tuple[int, ...]
 ) -> None:

@@ -55,9 +55,15 @@ messages = st.builds(
     Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=st.text()
 )
 FIRST_NUMBERS = {
-    "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty",
-    "repetition_penalty", "seed",
-}  # fmt: skip
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "seed",
+}
 FIRST_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{name: numbers(name) for name in FIRST_NUMBERS},
     "messages": st.lists(messages, min_size=1, max_size=5).map(tuple),
@@ -69,16 +75,19 @@ FIRST_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 chats = st.builds(LlmChat, **FIRST_FIELDS)
 schemas = st.dictionaries(st.text(), st.booleans() | st.text() | st.integers(0, 9), max_size=3)
 formats = (
-    st.builds(JsonFormat, st.none() | schemas) | st.builds(RegexFormat, st.text(min_size=1))
+    st.builds(JsonFormat, st.none() | schemas)
+    | st.builds(RegexFormat, st.text(min_size=1))
     | st.builds(GrammarFormat, st.text(min_size=1))
-)  # fmt: skip
+)
 functions = st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z")
 turns = messages | st.builds(
-    Message, role=st.just("assistant"), content=st.text(),
+    Message,
+    role=st.just("assistant"),
+    content=st.text(),
     tool_calls=st.lists(
         st.builds(ToolCall, st.text(min_size=1, max_size=64), functions, st.text()), max_size=2
     ).map(tuple),
-)  # fmt: skip
+)
 LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{name: numbers(name) for name in NUMBERS.keys() - FIRST_NUMBERS},
     "messages": st.lists(turns, min_size=1, max_size=3).map(tuple),
@@ -92,25 +101,33 @@ LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 later_chats = st.builds(LlmChat, **LATER_FIELDS)
 others = (
-    st.builds(ToolEcho, st.text()) | st.builds(ContextGet, names, st.none() | names)
+    st.builds(ToolEcho, st.text())
+    | st.builds(ContextGet, names, st.none() | names)
     | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
     | st.builds(LlmCount, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
     | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), names)
-)  # fmt: skip
+)
 syscalls = st.builds(
-    Syscall, id=st.from_regex(r"\A[0-9a-f]{32}\Z"), agent=names,
-    body=chats | later_chats | others, program=names, tenant=names,
-    token=st.text(max_size=256), nice=st.integers(-20, 19),
-    deadline_s=st.floats(0.0, 86_400.0, exclude_min=True), version=st.just(1),
-)  # fmt: skip
+    Syscall,
+    id=st.from_regex(r"\A[0-9a-f]{32}\Z"),
+    agent=names,
+    body=chats | later_chats | others,
+    program=names,
+    tenant=names,
+    token=st.text(max_size=256),
+    nice=st.integers(-20, 19),
+    deadline_s=st.floats(0.0, 86_400.0, exclude_min=True),
+    version=st.just(1),
+)
 
 
 def request(path: str = "", value: object = None) -> dict[str, Any]:
     """Return a valid chat as JSON has it, with the value at a dotted path set, or (...) taken."""
     whole: dict[str, Any] = {
-        "id": ID, "agent": "ada",
+        "id": ID,
+        "agent": "ada",
         "body": {"type": "llm.chat", "messages": [{"role": "user", "content": "hi"}]},
-    }  # fmt: skip
+    }
     at: Any = whole
     *steps, last = (int(part) if part.isdigit() else part for part in path.split("."))
     for step in steps:
@@ -140,10 +157,17 @@ def test_what_was_sent_is_read_back(syscall: Syscall) -> None:
     assert check_syscall(syscall) == sent
 
 
-@pytest.mark.parametrize(("options", "version"), [
-    ({}, 1), ({"temperature": 0.5, "seed": 1, "stop": ("x",)}, 1), ({"n": 2}, 2),
-    ({"logit_bias": {1: 1.0}}, 2), ({"tools": (Tool("f"),)}, 2), ({"context": "notes"}, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [
+        ({}, 1),
+        ({"temperature": 0.5, "seed": 1, "stop": ("x",)}, 1),
+        ({"n": 2}, 2),
+        ({"logit_bias": {1: 1.0}}, 2),
+        ({"tools": (Tool("f"),)}, 2),
+        ({"context": "notes"}, 2),
+    ],
+)
 def test_a_worker_of_the_first_release_reads_what_it_knows(
     options: dict[str, object], version: int
 ) -> None:
@@ -192,42 +216,85 @@ def test_every_kind_is_a_body_of_the_union() -> None:
     assert len(get_args(Body)) == len(KINDS)
 
 
-@pytest.mark.parametrize(("path", "value", "field"), [
-    ("id", ..., "id"), ("id", "short", "id"), ("id", ID.upper(), "id"), ("id", 5, "id"),
-    ("agent", ..., "agent"), ("agent", "", "agent"), ("agent", "a b", "agent"),
-    ("agent", "x" * 129, "agent"), ("program", "\n", "program"), ("tenant", None, "tenant"),
-    ("token", "x" * 257, "token"), ("nice", 20, "nice"), ("nice", -21, "nice"),
-    ("nice", 1.5, "nice"), ("deadline_s", 0, "deadline_s"), ("deadline_s", 86_401, "deadline_s"),
-    ("version", True, "version"), ("surprise", 1, "surprise"),
-    ("body", ..., "body"), ("body", "hi", "body"), ("body.type", ..., "body.type"),
-    ("body.type", 5, "body.type"), ("body.surprise", 1, "body.surprise"),
-    ("body.messages", ..., "body.messages"), ("body.messages", [], "body.messages"),
-    ("body.messages.0.role", "king", "body.messages[0].role"),
-    ("body.messages.0.content", 5, "body.messages[0].content"),
-    ("body.messages.0.content", ..., "body.messages[0].content"),
-    ("body.messages.0.name", "x", "body.messages[0].name"),
-    ("body.core", "no spaces", "body.core"), ("body.max_tokens", 0, "body.max_tokens"),
-    ("body.max_tokens", 131_073, "body.max_tokens"), ("body.temperature", 2.1, "body.temperature"),
-    ("body.temperature", "hot", "body.temperature"), ("body.top_p", 0, "body.top_p"),
-    ("body.top_k", -1, "body.top_k"), ("body.seed", 2**63, "body.seed"),
-    ("body.seed", 2**80, "body.seed"), ("body.stop", [""], "body.stop[0]"),
-    ("body.stop", ["x"] * 17, "body.stop"), ("body.stream", 1, "body.stream"),
-    ("body.repetition_penalty", 0, "body.repetition_penalty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        ("id", ..., "id"),
+        ("id", "short", "id"),
+        ("id", ID.upper(), "id"),
+        ("id", 5, "id"),
+        ("agent", ..., "agent"),
+        ("agent", "", "agent"),
+        ("agent", "a b", "agent"),
+        ("agent", "x" * 129, "agent"),
+        ("program", "\n", "program"),
+        ("tenant", None, "tenant"),
+        ("token", "x" * 257, "token"),
+        ("nice", 20, "nice"),
+        ("nice", -21, "nice"),
+        ("nice", 1.5, "nice"),
+        ("deadline_s", 0, "deadline_s"),
+        ("deadline_s", 86_401, "deadline_s"),
+        ("version", True, "version"),
+        ("surprise", 1, "surprise"),
+        ("body", ..., "body"),
+        ("body", "hi", "body"),
+        ("body.type", ..., "body.type"),
+        ("body.type", 5, "body.type"),
+        ("body.surprise", 1, "body.surprise"),
+        ("body.messages", ..., "body.messages"),
+        ("body.messages", [], "body.messages"),
+        ("body.messages.0.role", "king", "body.messages[0].role"),
+        ("body.messages.0.content", 5, "body.messages[0].content"),
+        ("body.messages.0.content", ..., "body.messages[0].content"),
+        ("body.messages.0.name", "x", "body.messages[0].name"),
+        ("body.core", "no spaces", "body.core"),
+        ("body.max_tokens", 0, "body.max_tokens"),
+        ("body.max_tokens", 131_073, "body.max_tokens"),
+        ("body.temperature", 2.1, "body.temperature"),
+        ("body.temperature", "hot", "body.temperature"),
+        ("body.top_p", 0, "body.top_p"),
+        ("body.top_k", -1, "body.top_k"),
+        ("body.seed", 2**63, "body.seed"),
+        ("body.seed", 2**80, "body.seed"),
+        ("body.stop", [""], "body.stop[0]"),
+        ("body.stop", ["x"] * 17, "body.stop"),
+        ("body.stream", 1, "body.stream"),
+        ("body.repetition_penalty", 0, "body.repetition_penalty"),
+    ],
+)
 def test_bad_input_is_named_with_a_remedy(path: str, value: object, field: str) -> None:
     error = refusal(json.dumps(request(path, value)))
 
     assert isinstance(error, InvalidSyscall)
     assert (error.code, error.field) == ("invalid-syscall", field)
     assert error.remedy
-    assert error.syscall_id == (ID if not path.startswith("id") or value == ID else
-                                value if isinstance(value, str) else None)  # fmt: skip
+    assert error.syscall_id == (
+        ID
+        if not path.startswith("id") or value == ID
+        else value
+        if isinstance(value, str)
+        else None
+    )
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"{", b"[]", b"null", b"5", b'"text"', b"\xff\xfe", b'{"id": "\xff"}', b"{}{}",
-    b"[" * 100_000, b'{"body":' * 100_000, pytest.param(b'{"agent":"\\ud800"}', id="surrogate"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"5",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"id": "\xff"}',
+        b"{}{}",
+        b"[" * 100_000,
+        b'{"body":' * 100_000,
+        pytest.param(b'{"agent":"\\ud800"}', id="surrogate"),
+    ],
+)
 def test_what_is_no_syscall_at_all_is_refused(data: bytes) -> None:
     error = refusal(data)
 
@@ -236,12 +303,19 @@ def test_what_is_no_syscall_at_all_is_refused(data: bytes) -> None:
     assert error.remedy
 
 
-@given(st.binary(max_size=200) | st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["id", "agent", "body", "type", "version", "messages"]) | st.text(), inner
-    ),
-).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@given(
+    st.binary(max_size=200)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(
+                st.sampled_from(["id", "agent", "body", "type", "version", "messages"]) | st.text(),
+                inner,
+            )
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
 @settings(max_examples=300)
 def test_any_bytes_are_a_syscall_or_a_typed_error(data: bytes) -> None:
     try:
@@ -251,14 +325,17 @@ def test_any_bytes_are_a_syscall_or_a_typed_error(data: bytes) -> None:
         assert error.remedy  # noqa: PT017
 
 
-@pytest.mark.parametrize(("kind", "words", "known"), [
-    ("dance.waltz", "no module 'dance' is served", MODULES),
-    ("", "no module '' is served", MODULES),
-    ("memory.sing", "module 'memory' has no operation 'memory.sing'", ["memory.add"]),
-    ("access.sing", "module 'access' has no operation 'access.sing'", ["access.grant"]),
-    ("llm.sing", "module 'llm' has no operation 'llm.sing'", ["llm.chat", "llm.embed"]),
-    ("context.sing", "module 'llm' has no operation 'context.sing'", ["context.get"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "words", "known"),
+    [
+        ("dance.waltz", "no module 'dance' is served", MODULES),
+        ("", "no module '' is served", MODULES),
+        ("memory.sing", "module 'memory' has no operation 'memory.sing'", ["memory.add"]),
+        ("access.sing", "module 'access' has no operation 'access.sing'", ["access.grant"]),
+        ("llm.sing", "module 'llm' has no operation 'llm.sing'", ["llm.chat", "llm.embed"]),
+        ("context.sing", "module 'llm' has no operation 'context.sing'", ["context.get"]),
+    ],
+)
 def test_an_unknown_kind_is_told_from_a_bad_field(
     kind: str, words: str, known: Sequence[str]
 ) -> None:
@@ -293,10 +370,20 @@ AROUND_METADATA = 3  # levels: the syscall, its body, the metadata
 
 def test_a_syscall_may_be_nested_so_deep_on_every_python_and_no_deeper() -> None:
     deep, deeper = (
-        Syscall(ID, "ada", MemoryAdd("brackets in text do not count: " + "[" * 999, metadata={
-            "n": nested(MAX_LEVELS - AROUND_METADATA + more), "flat": [[]] * 999,
-        }), version=2) for more in (0, 1)
-    )  # fmt: skip
+        Syscall(
+            ID,
+            "ada",
+            MemoryAdd(
+                "brackets in text do not count: " + "[" * 999,
+                metadata={
+                    "n": nested(MAX_LEVELS - AROUND_METADATA + more),
+                    "flat": [[]] * 999,
+                },
+            ),
+            version=2,
+        )
+        for more in (0, 1)
+    )
     sent = encode_syscall(deep)
     assert decode_syscall(sent) == decode_syscall(sent.decode()) == deep
     with pytest.raises(InvalidSyscall, match="nested more than 128 levels") as caught:
@@ -324,16 +411,19 @@ def chat(**options: Any) -> Syscall:  # noqa: ANN401  what a careless caller pas
     return Syscall(ID, "ada", LlmChat(**{"messages": (Message("user", "hi"),), **options}))
 
 
-@pytest.mark.parametrize(("syscall", "field"), [
-    (chat(temperature=float("nan")), "body.temperature"),
-    (chat(temperature=float("inf")), "body.temperature"),
-    (chat(seed=2**80), "body.seed"),
-    (chat(messages="hi"), "body.messages"),
-    (chat(messages=(Message("user", object()),)), "body"),  # type: ignore[arg-type]
-    (chat(messages=(Message("user", "\ud800"),)), "body"),
-    (Syscall(ID, "ada", None), "body"),  # type: ignore[arg-type]
-    (Syscall(ID, "two words", ToolEcho()), "agent"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("syscall", "field"),
+    [
+        (chat(temperature=float("nan")), "body.temperature"),
+        (chat(temperature=float("inf")), "body.temperature"),
+        (chat(seed=2**80), "body.seed"),
+        (chat(messages="hi"), "body.messages"),
+        (chat(messages=(Message("user", object()),)), "body"),  # type: ignore[arg-type]
+        (chat(messages=(Message("user", "\ud800"),)), "body"),
+        (Syscall(ID, "ada", None), "body"),  # type: ignore[arg-type]
+        (Syscall(ID, "two words", ToolEcho()), "agent"),
+    ],
+)
 def test_one_built_wrongly_in_python_is_refused_as_well(syscall: Syscall, field: str) -> None:
     with pytest.raises(InvalidSyscall) as caught:
         check_syscall(syscall)

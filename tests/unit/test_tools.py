@@ -39,11 +39,14 @@ def call(arguments: str = '{"n": 1}', name: str = "add") -> str:
     return f'{{"name": "{name}", "arguments": {arguments}}}'
 
 
-@pytest.mark.parametrize(("choice", "names", "forced"), [
-    ("auto", ["add", "now"], False),
-    ("required", ["add", "now"], True),
-    ("now", ["now"], True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("choice", "names", "forced"),
+    [
+        ("auto", ["add", "now"], False),
+        ("required", ["add", "now"], True),
+        ("now", ["now"], True),
+    ],
+)
 def test_the_choice_says_which_tools_and_whether_they_must(
     choice: str, names: list[str], *, forced: bool
 ) -> None:
@@ -79,14 +82,16 @@ def test_a_forced_call_is_json_of_one_of_the_tools() -> None:
                 "properties": {
                     "name": {"const": "now"},
                     "arguments": {
-                        "type": "object", "properties": {}, "additionalProperties": False,
+                        "type": "object",
+                        "properties": {},
+                        "additionalProperties": False,
                     },
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             },
         ]
-    }  # fmt: skip
+    }
 
 
 def test_a_schema_that_refers_to_itself_still_does_inside_the_form() -> None:
@@ -187,27 +192,48 @@ MARKED = f'{{"n": "{CALL_BEGIN} and {CALL_END}"}}'
 DEEP, DEEPER = (f'{{"n": {"[" * levels}{"]" * levels}}}' for levels in (200, 20_000))
 
 
-@pytest.mark.parametrize(("text", "toolbox", "message", "calls"), [
-    ("Hello", BOTH, "Hello", []),
-    (f"{CALL_BEGIN}{call()}{CALL_END}", BOTH, "", [("add", '{"n": 1}')]),
-    (f"So: {CALL_BEGIN}\n{call()}\n{CALL_END} and {CALL_BEGIN}{call('{}', 'now')}{CALL_END}.",
-     BOTH, "So: ", [("add", '{"n": 1}'), ("now", "{}")]),
-    (f"{CALL_BEGIN}{call()}", BOTH, f"{CALL_BEGIN}{call()}", []),  # cut off
-    (f"{CALL_BEGIN}{call()}{CALL_END}{CALL_BEGIN}{{", BOTH, "", [("add", '{"n": 1}')]),
-    (f"{CALL_BEGIN}{call(name='sub')}{CALL_END}", BOTH,
-     f"{CALL_BEGIN}{call(name='sub')}{CALL_END}", []),  # no such tool
-    (f"{CALL_BEGIN}{call('3')}{CALL_END}", BOTH, f"{CALL_BEGIN}{call('3')}{CALL_END}", []),
-    # Marks in a string are text.
-    (f"So: {CALL_BEGIN}{call(MARKED)}{CALL_END}{CALL_BEGIN}{call()}{CALL_END}", BOTH,
-     "So: ", [("add", MARKED), ("add", '{"n": 1}')]),
-    # Too deep to be read.
-    (f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", []),
-    (call(DEEP), FORCED, call(DEEP), []),
-    (f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}", []),
-    (call(DEEPER), FORCED, call(DEEPER), []),
-    (call(), FORCED, "", [("add", '{"n": 1}')]),
-    (call()[:-1], FORCED, call()[:-1], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "toolbox", "message", "calls"),
+    [
+        ("Hello", BOTH, "Hello", []),
+        (f"{CALL_BEGIN}{call()}{CALL_END}", BOTH, "", [("add", '{"n": 1}')]),
+        (
+            f"So: {CALL_BEGIN}\n{call()}\n{CALL_END} and "
+            f"{CALL_BEGIN}{call('{}', 'now')}{CALL_END}.",
+            BOTH,
+            "So: ",
+            [("add", '{"n": 1}'), ("now", "{}")],
+        ),
+        (f"{CALL_BEGIN}{call()}", BOTH, f"{CALL_BEGIN}{call()}", []),  # cut off
+        (f"{CALL_BEGIN}{call()}{CALL_END}{CALL_BEGIN}{{", BOTH, "", [("add", '{"n": 1}')]),
+        (
+            f"{CALL_BEGIN}{call(name='sub')}{CALL_END}",
+            BOTH,
+            f"{CALL_BEGIN}{call(name='sub')}{CALL_END}",
+            [],
+        ),  # no such tool
+        (f"{CALL_BEGIN}{call('3')}{CALL_END}", BOTH, f"{CALL_BEGIN}{call('3')}{CALL_END}", []),
+        # Marks in a string are text.
+        (
+            f"So: {CALL_BEGIN}{call(MARKED)}{CALL_END}{CALL_BEGIN}{call()}{CALL_END}",
+            BOTH,
+            "So: ",
+            [("add", MARKED), ("add", '{"n": 1}')],
+        ),
+        # Too deep to be read.
+        (f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", BOTH, f"{CALL_BEGIN}{call(DEEP)}{CALL_END}", []),
+        (call(DEEP), FORCED, call(DEEP), []),
+        (
+            f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}",
+            BOTH,
+            f"{CALL_BEGIN}{call(DEEPER)}{CALL_END}",
+            [],
+        ),
+        (call(DEEPER), FORCED, call(DEEPER), []),
+        (call(), FORCED, "", [("add", '{"n": 1}')]),
+        (call()[:-1], FORCED, call()[:-1], []),
+    ],
+)
 def test_what_is_read_from_an_answer(
     text: str, toolbox: Toolbox, message: str, calls: list[tuple[str, str]]
 ) -> None:

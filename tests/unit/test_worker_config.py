@@ -11,10 +11,16 @@ REDIS = {"AIOS_REDIS_URL": "redis://127.0.0.1:1/0"}
 
 
 def test_settings_are_read() -> None:
-    config = WorkerConfig.from_environment({
-        **REDIS, "RQ_KEY_PREFIX": "{a}:rq", "AIOS_LLM_CORE": "model", "AIOS_LLM_SLOTS": "3",
-        "AIOS_WORKER_LEASE_S": "2.5", "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "40",
-    })  # fmt: skip
+    config = WorkerConfig.from_environment(
+        {
+            **REDIS,
+            "RQ_KEY_PREFIX": "{a}:rq",
+            "AIOS_LLM_CORE": "model",
+            "AIOS_LLM_SLOTS": "3",
+            "AIOS_WORKER_LEASE_S": "2.5",
+            "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "40",
+        }
+    )
 
     assert (config.key_prefix, config.llm_core) == ("{a}:rq", "model")
     assert config.limits == Limits(lease_s=2.5, drain_s=Limits().drain_s)
@@ -27,18 +33,21 @@ def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("AIOS_LLM_SLOT", "2"),
-    ("AIOS_MODEL_CORE_SPEED", "9"),
-    ("AIOS_WORKER_LEASE", "4"),
-    ("AIOS_DATABASE_UR", "postgresql://x"),
-    ("AIOS_TOOL_SLOTS", "0"),
-    ("AIOS_LLM_CORE", "gpt"),
-    ("AIOS_MODEL_CORE_END_PROBABILITY", "2"),
-    ("AIOS_REDIS_URL", "http://redis"),
-    ("AIOS_REDIS_URL", ""),
-    ("AIOS_DATABASE_URL", "mysql://x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AIOS_LLM_SLOT", "2"),
+        ("AIOS_MODEL_CORE_SPEED", "9"),
+        ("AIOS_WORKER_LEASE", "4"),
+        ("AIOS_DATABASE_UR", "postgresql://x"),
+        ("AIOS_TOOL_SLOTS", "0"),
+        ("AIOS_LLM_CORE", "gpt"),
+        ("AIOS_MODEL_CORE_END_PROBABILITY", "2"),
+        ("AIOS_REDIS_URL", "http://redis"),
+        ("AIOS_REDIS_URL", ""),
+        ("AIOS_DATABASE_URL", "mysql://x"),
+    ],
+)
 def test_a_wrong_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
         WorkerConfig.from_environment({**REDIS, name: value})

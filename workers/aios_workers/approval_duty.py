@@ -78,9 +78,11 @@ class Webhook:
         assert self.url is not None
         signature = hmac.new(self._secret, content, hashlib.sha256).hexdigest()
         request = urllib.request.Request(
-            self.url, data=content, method="POST",
+            self.url,
+            data=content,
+            method="POST",
             headers={"Content-Type": "application/json", SIGNATURE: f"sha256={signature}"},
-        )  # fmt: skip
+        )
         try:
             with urllib.request.urlopen(request, timeout=POST_LIMIT_S):
                 return True
@@ -141,8 +143,9 @@ class ApprovalDuty:
         for module, part in _by_module(decided).items():
             words = await self._control.unpark([job for _, job in part], module=module)
             # elsewhere: it runs just now, and may be about to be parked.
-            done += [each for (each, _), word in zip(part, words, strict=True)
-                     if word != "elsewhere"]  # fmt: skip
+            done += [
+                each for (each, _), word in zip(part, words, strict=True) if word != "elsewhere"
+            ]
         if done:
             async with self._store.as_steward() as cursor:
                 await cursor.execute(_RESUMED, (done,))

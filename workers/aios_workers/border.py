@@ -99,17 +99,20 @@ class Border:
         """Read the syscall; check who it is from, unless the submit function vouches for that."""
         syscall = decode_job(lease.data, lease.job_id, trusted=lease.trusted)
         if not lease.trusted:
-            await patiently(lambda: self._tokens.verify(
-                syscall.token, agent=syscall.agent, tenant=syscall.tenant
-            ))  # fmt: skip
+            await patiently(
+                lambda: self._tokens.verify(
+                    syscall.token, agent=syscall.agent, tenant=syscall.tenant
+                )
+            )
         return self._of_our_module(syscall)
 
     def _of_our_module(self, syscall: Syscall) -> Syscall:
         if syscall.module != self._module:
             raise UnknownModule(
                 f"{syscall.kind!r} is not of module {self._module!r}, whose queue it was in",
-                field="body.type", remedy=f"enqueue it in {syscall.module!r}",
-            )  # fmt: skip
+                field="body.type",
+                remedy=f"enqueue it in {syscall.module!r}",
+            )
         return syscall
 
     def _settled(self, run: Run, outcome: Outcome) -> Ending | Pause:
@@ -125,23 +128,26 @@ class Border:
         reply = Reply(syscall_id, done.result, timings=run.timings(), worker=self._worker)
         data = encode(reply)
         if len(data) > MAX_REPLY_BYTES:  # Redis would serve nobody else meanwhile
-            return self._failed(run, ModuleError(
-                f"the result has {len(data)} bytes, the limit is {MAX_REPLY_BYTES}",
-                field="result", remedy="ask for less at a time, or keep it in storage",
-            ))  # fmt: skip
+            return self._failed(
+                run,
+                ModuleError(
+                    f"the result has {len(data)} bytes, the limit is {MAX_REPLY_BYTES}",
+                    field="result",
+                    remedy="ask for less at a time, or keep it in storage",
+                ),
+            )
         return _ending(run, "finished", data)
 
     def _crashed(self, run: Run, error: Exception) -> Ending:
         """A handler raised what is no error of the kernel's."""
-        return self._failed(run, ModuleError(
-            f"{type(error).__name__}: {error}", remedy="see the worker's log"
-        ))  # fmt: skip
+        return self._failed(
+            run, ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
+        )
 
     def _failed(self, run: Run, error: KernelError) -> Ending:
         syscall_id = syscall_id_of(run.lease.job_id)
         error.syscall_id = syscall_id
-        reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(),
-                      worker=self._worker)  # fmt: skip
+        reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)
         foreign = isinstance(error, ForeignJob)
         if foreign:
             logger.warning("quarantined job %s: %s", run.lease.job_id, error)

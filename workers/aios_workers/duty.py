@@ -17,9 +17,12 @@ TROUBLE_PAUSE_S = 5.0
 
 @asynccontextmanager
 async def on_duty(
-    name: str, step: Callable[[], Awaitable[float]], trouble: str, *,
+    name: str,
+    step: Callable[[], Awaitable[float]],
+    trouble: str,
+    *,
     wake: asyncio.Event | None = None,
-) -> AsyncIterator[None]:  # fmt: skip
+) -> AsyncIterator[None]:
     """Do a step again and again for as long as the context is open; it tells the pause, in s.
 
     `wake` ends a pause early. It outlives whatever a step meets: that is logged behind `trouble`,

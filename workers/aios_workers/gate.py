@@ -121,13 +121,15 @@ class Gate:
         if row is not None and row.state == "denied":
             raise ApprovalDenied(
                 f"{row.decided_by} refused it" + (f": {row.reason}" if row.reason else ""),
-                field="body", remedy="do without it, or send another syscall that asks anew",
-            )  # fmt: skip
+                field="body",
+                remedy="do without it, or send another syscall that asks anew",
+            )
         if row is not None and (row.is_over or row.state in ("expired", "used")):
             raise ApprovalExpired(
-                "nobody decided in time, or the approval was used before", field="body",
+                "nobody decided in time, or the approval was used before",
+                field="body",
                 remedy="send the syscall again, and have somebody decide sooner",
-            )  # fmt: skip
+            )
         diff = why.diff if isinstance(why.diff, str) else await why.diff()
         raise NeedsApproval(agent, syscall, body, why, diff)
 
@@ -137,17 +139,38 @@ class Gate:
         ttl_s = min(self._ttl_s, syscall.deadline_s)
         async with self._store.as_steward() as cursor:
             approval_id = new_id()
-            await cursor.execute(_ASK, (
-                approval_id, agent.tenant_id, agent.id, syscall.id, module_of(syscall.kind),
-                syscall.kind, why.operation, Jsonb(arguments_of(body)), arguments_sha256(body),
-                arguments_sha256(syscall.body), why.what, needs.diff, ttl_s,
-            ))  # fmt: skip
+            await cursor.execute(
+                _ASK,
+                (
+                    approval_id,
+                    agent.tenant_id,
+                    agent.id,
+                    syscall.id,
+                    module_of(syscall.kind),
+                    syscall.kind,
+                    why.operation,
+                    Jsonb(arguments_of(body)),
+                    arguments_sha256(body),
+                    arguments_sha256(syscall.body),
+                    why.what,
+                    needs.diff,
+                    ttl_s,
+                ),
+            )
             row = await cursor.fetchone()  # one that was decided before: the sweep brings it back
             if row is not None and row.is_new:
-                await append_line(cursor, AuditLine(
-                    agent.tenant, agent.name, "approval.asked", why.what, "waiting", syscall.id,
-                    {"approval": approval_id, "operation": why.operation},
-                ))  # fmt: skip
+                await append_line(
+                    cursor,
+                    AuditLine(
+                        agent.tenant,
+                        agent.name,
+                        "approval.asked",
+                        why.what,
+                        "waiting",
+                        syscall.id,
+                        {"approval": approval_id, "operation": why.operation},
+                    ),
+                )
         return Parked()
 
     async def _asks(self, cursor: Cursor, agent: AgentRow, why: Irreversible) -> bool:
@@ -163,12 +186,24 @@ class Gate:
     async def _enter(
         self, cursor: Cursor, agent: AgentRow, syscall: Syscall, why: Irreversible, outcome: str
     ) -> None:
-        await append_line(cursor, AuditLine(
-            agent.tenant, agent.name, syscall.kind, why.what, outcome, syscall.id,
-            {"operation": why.operation},
-        ))  # fmt: skip
+        await append_line(
+            cursor,
+            AuditLine(
+                agent.tenant,
+                agent.name,
+                syscall.kind,
+                why.what,
+                outcome,
+                syscall.id,
+                {"operation": why.operation},
+            ),
+        )
 
 
 def _key(agent: AgentRow, syscall: Syscall) -> dict[str, object]:
-    return {"job": syscall.id, "agent": agent.id, "kind": syscall.kind,
-            "asked": arguments_sha256(syscall.body)}  # fmt: skip
+    return {
+        "job": syscall.id,
+        "agent": agent.id,
+        "kind": syscall.kind,
+        "asked": arguments_sha256(syscall.body),
+    }

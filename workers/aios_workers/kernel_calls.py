@@ -47,9 +47,14 @@ class SubmittedCalls:
     """Submits them to the queue of the llm module and waits for the replies."""
 
     def __init__(
-        self, functions: Functions, keys: Keys, redis_url: str, name: str,
-        *, no_worker_s: float = NO_WORKER_S,
-    ) -> None:  # fmt: skip
+        self,
+        functions: Functions,
+        keys: Keys,
+        redis_url: str,
+        name: str,
+        *,
+        no_worker_s: float = NO_WORKER_S,
+    ) -> None:
         self._control = Control(functions, keys)
         self._fleet = Fleet(functions.connection, keys)
         self._redis_url = redis_url
@@ -89,9 +94,15 @@ class SubmittedCalls:
         key = f"call\x1f{asked.id}\x1f{step}\x1f{digest}"
         left_s = await patiently(lambda: self._left_s(asked))
         call = Syscall(
-            id_from_key(asked.tenant, asked.agent, key), asked.agent, body, program=asked.program,
-            tenant=asked.tenant, token=asked.token, nice=asked.nice, deadline_s=left_s,
-        )  # fmt: skip
+            id_from_key(asked.tenant, asked.agent, key),
+            asked.agent,
+            body,
+            program=asked.program,
+            tenant=asked.tenant,
+            token=asked.token,
+            nice=asked.nice,
+            deadline_s=left_s,
+        )
         task = self._under_way.get(call.id)
         if task is None:  # else the same syscall runs twice in this process: they hear one answer
             task = asyncio.create_task(self._answer(call))
@@ -121,9 +132,10 @@ class SubmittedCalls:
             reply = await reply_of(pending, call.deadline_s + REPLY_GRACE_S)
         except WaitTimeout as error:
             raise DeadlineExceeded(
-                f"its own {call.kind} had no answer in time", field="deadline_s",
+                f"its own {call.kind} had no answer in time",
+                field="deadline_s",
                 remedy=error.remedy,
-            ) from error  # fmt: skip
+            ) from error
         finally:
             client.let_go(pending)
         return reply.unwrap()
@@ -168,7 +180,8 @@ class SubmittedCalls:
             elif loop.time() >= give_up_at:
                 raise UnknownCore(
                     f"no worker serves the module llm ({self._no_worker_s:g} s waited)",
-                    field="body.core", remedy="start one (`aios up` with AIOS_LLM_WORKERS=1)",
-                )  # fmt: skip
+                    field="body.core",
+                    remedy="start one (`aios up` with AIOS_LLM_WORKERS=1)",
+                )
             else:
                 await asyncio.sleep(LOOK_S)

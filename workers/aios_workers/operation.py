@@ -95,10 +95,18 @@ class Work(Generic[B_co]):
     async def enter(self, what: str, detail: Mapping[str, Any]) -> None:
         """Add a line on what was done to the audit log."""
         asked = self.asked
-        await append_line(self.cursor, AuditLine(
-            asked.agent.tenant, asked.agent.name, asked.syscall.kind, what, "done",
-            asked.syscall.id, dict(detail),
-        ))  # fmt: skip
+        await append_line(
+            self.cursor,
+            AuditLine(
+                asked.agent.tenant,
+                asked.agent.name,
+                asked.syscall.kind,
+                what,
+                "done",
+                asked.syscall.id,
+                dict(detail),
+            ),
+        )
 
     def then(self, follow: Callable[[], Awaitable[object]]) -> None:
         """Have this done once the transaction is committed; a crash in between skips it."""
@@ -187,9 +195,13 @@ def reads(body: type[B], step: Step[B]) -> Operation[B]:
 
 
 def changes(
-    body: type[B], step: Step[B], *, irreversible: OperationClass | tuple[OperationClass, ...] = (),
-    locks: Locks[B] | None = None, after: Callable[[], Awaitable[object]] | None = None,
-) -> Operation[B]:  # fmt: skip
+    body: type[B],
+    step: Step[B],
+    *,
+    irreversible: OperationClass | tuple[OperationClass, ...] = (),
+    locks: Locks[B] | None = None,
+    after: Callable[[], Awaitable[object]] | None = None,
+) -> Operation[B]:
     """Return the operation of a step that changes something, once however often it is run.
 
     `irreversible`: what it may take away for good; the step says what, by `Work.confirm`. `locks`
@@ -233,6 +245,7 @@ async def run_once(asked: Asked[B], step: Step[B], *locks: str) -> Result:
 def no_operation(syscall: Syscall) -> UnknownModule:
     """Return the error of a body that the module has no operation for."""
     return UnknownModule(
-        f"module {syscall.module!r} has no operation {syscall.kind!r}", field="body.type",
+        f"module {syscall.module!r} has no operation {syscall.kind!r}",
+        field="body.type",
         remedy="send it to the queue of its own module",
-    )  # fmt: skip
+    )

@@ -105,8 +105,11 @@ async def _send_all(entries: list[E], send: _Send[E], appetite: Appetite) -> lis
     del entries[: len(batch)]  # others may have come behind them meanwhile
     for entry, accepted in zip(batch, settled.accepted, strict=True):
         if not accepted:
-            logger.info("late: attempt %d of %s no longer counts, its result was dropped",
-                        entry.lease.attempt, entry.lease.job_id)  # fmt: skip
+            logger.info(
+                "late: attempt %d of %s no longer counts, its result was dropped",
+                entry.lease.attempt,
+                entry.lease.job_id,
+            )
     return settled.leases
 
 

@@ -42,8 +42,12 @@ class PolicyWatch:
         try:
             self._row = await self._control.policy(self._module)
         except (KernelError, hiredis.ReplyError, msgspec.ValidationError) as error:
-            logger.warning("the policy of %s cannot be read, %s goes on: %s",
-                           self._module, self._row.name, error)  # fmt: skip
+            logger.warning(
+                "the policy of %s cannot be read, %s goes on: %s",
+                self._module,
+                self._row.name,
+                error,
+            )
 
 
 class FixedPolicy:

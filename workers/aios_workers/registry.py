@@ -37,11 +37,15 @@ def _llama_core(config: WorkerConfig) -> Core:
         LlamaCppCore,
     )
 
-    return LlamaCppCore(LlamaCppConfig(
-        slots=config.llm_slots, context_tokens=config.llm_context_tokens,
-        threads=config.llm_threads, kv_dir=config.llm_kv_dir,
-        kv_max_bytes=config.llm_kv_max_bytes,
-    ))  # fmt: skip
+    return LlamaCppCore(
+        LlamaCppConfig(
+            slots=config.llm_slots,
+            context_tokens=config.llm_context_tokens,
+            threads=config.llm_threads,
+            kv_dir=config.llm_kv_dir,
+            kv_max_bytes=config.llm_kv_max_bytes,
+        )
+    )
 
 
 def _model_core(config: WorkerConfig) -> Core:
@@ -53,9 +57,10 @@ def _sglang_core(config: WorkerConfig) -> Core:
         from aios_workers.llm.sglang_core import SGLangCore  # noqa: PLC0415  an extra
     except ModuleNotFoundError as error:
         raise InvalidConfig(
-            f"the SGLang core needs the package {error.name}", field="AIOS_LLM_CORE",
+            f"the SGLang core needs the package {error.name}",
+            field="AIOS_LLM_CORE",
             remedy="pip install 'aios-broker[sglang]'",
-        ) from error  # fmt: skip
+        ) from error
     # What is the kernel's own (addresses with passwords among it) is not for another program.
     kept = {name: value for name, value in environment().items() if not name.startswith(PREFIX)}
     return SGLangCore(config.sglang, environ=kept)
@@ -107,9 +112,10 @@ async def load_modules(
             return await _state_modules(modules, config, name, stack)
         case _:
             raise InvalidConfig(
-                f"one worker does not serve {' and '.join(modules)} together", field="module",
+                f"one worker does not serve {' and '.join(modules)} together",
+                field="module",
                 remedy=f"start one each; only {', '.join(STATE_MODULES)} share a worker",
-            )  # fmt: skip
+            )
 
 
 async def _state_modules(

@@ -54,8 +54,17 @@ class Use:
 class Run:
     """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
 
-    __slots__ = ("_clock", "_interrupt", "_prompt_tokens", "_started_s", "_tokens", "lease",
-                 "stopping", "suspending", "task")  # fmt: skip
+    __slots__ = (
+        "_clock",
+        "_interrupt",
+        "_prompt_tokens",
+        "_started_s",
+        "_tokens",
+        "lease",
+        "stopping",
+        "suspending",
+        "task",
+    )
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease

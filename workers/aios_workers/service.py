@@ -55,14 +55,24 @@ def card_of(place: Place, handler: Handler) -> WorkerCard:
         release = version(DISTRIBUTION)
     except PackageNotFoundError:  # a checkout that is not installed
         release = ""
-    return WorkerCard(place.name, place.module, os.getpid(), socket.gethostname(),
-                      handler.capacity, handler.cores, release)  # fmt: skip
+    return WorkerCard(
+        place.name,
+        place.module,
+        os.getpid(),
+        socket.gethostname(),
+        handler.capacity,
+        handler.cores,
+        release,
+    )
 
 
 def port_of(
-    queue: ModuleQueue, place: Place, cores: tuple[str, ...], policy: Policy,
+    queue: ModuleQueue,
+    place: Place,
+    cores: tuple[str, ...],
+    policy: Policy,
     load_spilled: LoadSpilled = nothing_spilled,
-) -> KernelPort:  # fmt: skip
+) -> KernelPort:
     """Return the kernel as the handler of this worker sees it."""
     return KernelPort(
         slices=SliceDesk(queue, place.name, Appetite(0, place.limits.lease_s, cores)),

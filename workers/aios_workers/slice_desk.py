@@ -48,8 +48,9 @@ class SliceDesk:
         try:
             verdicts = await self._queue.slice_end(self._worker, uses, self._appetite)
         except KernelError as error:
-            logger.warning("the slices of %d generations could not be charged: %s",
-                           len(asked), error)  # fmt: skip
+            logger.warning(
+                "the slices of %d generations could not be charged: %s", len(asked), error
+            )
             verdicts = ["go"] * len(asked)
         for (_, _, answer), verdict in zip(asked, verdicts, strict=True):
             if not answer.done():

@@ -64,10 +64,18 @@ class StateHandler:
 
     async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
         async with self._ground.store.as_steward() as cursor:
-            await append_line(cursor, AuditLine(
-                syscall.tenant, syscall.agent, syscall.kind, str(refused.field), "denied",
-                syscall.id, {"message": refused.message},
-            ))  # fmt: skip
+            await append_line(
+                cursor,
+                AuditLine(
+                    syscall.tenant,
+                    syscall.agent,
+                    syscall.kind,
+                    str(refused.field),
+                    "denied",
+                    syscall.id,
+                    {"message": refused.message},
+                ),
+            )
 
     async def close(self) -> None:
         """Nothing of its own to free: the ground is shared."""

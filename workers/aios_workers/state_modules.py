@@ -35,8 +35,9 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     if config.database_url is None:
         raise InvalidConfig(
             "memory, storage and access keep what they have in Postgres",
-            field="AIOS_DATABASE_URL", remedy="set it to the address of a Postgres with pgvector",
-        )  # fmt: skip
+            field="AIOS_DATABASE_URL",
+            remedy="set it to the address of a Postgres with pgvector",
+        )
     store = Store(config.database_url, name=name)
     stack.push_async_callback(store.aclose)
     connection = Connection(config.redis_url, name=f"{name}.ground")

@@ -99,9 +99,11 @@ class Worker:
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what this worker has done and has to do; safe from another thread."""
-        yield from worker_metrics(self._queue.module, self._outbox.tally, lambda: Load(
-            len(self._book), self._handler.capacity, len(self._outbox)
-        ))  # fmt: skip
+        yield from worker_metrics(
+            self._queue.module,
+            self._outbox.tally,
+            lambda: Load(len(self._book), self._handler.capacity, len(self._outbox)),
+        )
         if isinstance(self._handler, Measured):
             yield from self._handler.metrics()
 
@@ -109,9 +111,13 @@ class Worker:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""
         duties = [
             asyncio.create_task(duty)
-            for duty in (self._pump(), self._look(), self._book.keep(self._outbox.leases),
-                         self._links.commands.listen(self._obey))
-        ]  # fmt: skip
+            for duty in (
+                self._pump(),
+                self._look(),
+                self._book.keep(self._outbox.leases),
+                self._links.commands.listen(self._obey),
+            )
+        ]
         stopped = asyncio.create_task(self._told_to_stop.wait())
         self._see_work()  # claim first, look when that finds nothing
         try:
@@ -139,8 +145,9 @@ class Worker:
                     backoff.reset()
             except KernelError as error:
                 if backoff.calm:
-                    logger.warning("%d results wait, the queue does not answer: %s",
-                                   len(self._outbox), error)  # fmt: skip
+                    logger.warning(
+                        "%d results wait, the queue does not answer: %s", len(self._outbox), error
+                    )
                 self._note_quiet()
                 self._see_work()
                 await backoff.wait()
@@ -278,8 +285,9 @@ class Worker:
         if await self._quiet_within(self._limits.drain_s):
             return
         for run in self._book:
-            logger.warning("%s did not end in time, another worker starts it again",
-                           run.lease.job_id)  # fmt: skip
+            logger.warning(
+                "%s did not end in time, another worker starts it again", run.lease.job_id
+            )
             run.stop("drain")
         await self._quiet_within(LAST_WORDS_S)
 

@@ -39,7 +39,17 @@ if __name__ == "__main__":
     if sys.argv[1] == "client":
         serve_sync(CeleryPeer)
     else:
-        app.worker_main([
-            "worker", "--pool", "threads", "--concurrency", "8", "--loglevel", "ERROR",
-            "--without-gossip", "--without-mingle", "--without-heartbeat",
-        ])  # fmt: skip
+        app.worker_main(
+            [
+                "worker",
+                "--pool",
+                "threads",
+                "--concurrency",
+                "8",
+                "--loglevel",
+                "ERROR",
+                "--without-gossip",
+                "--without-mingle",
+                "--without-heartbeat",
+            ]
+        )

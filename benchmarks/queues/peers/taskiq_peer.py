@@ -51,6 +51,15 @@ if __name__ == "__main__":
     if sys.argv[1] == "client":
         serve_async(TaskiqPeer)
     else:
-        sys.argv = ["taskiq", "worker", "taskiq_peer:broker", "--workers", "1",
-                    "--max-async-tasks", "100", "--log-level", "ERROR"]  # fmt: skip
+        sys.argv = [
+            "taskiq",
+            "worker",
+            "taskiq_peer:broker",
+            "--workers",
+            "1",
+            "--max-async-tasks",
+            "100",
+            "--log-level",
+            "ERROR",
+        ]
         main()

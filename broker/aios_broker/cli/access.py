@@ -97,14 +97,25 @@ def list_grants(*, held: bool) -> bodies.AccessGrants:
 @_owner
 @_group
 @_to
-@click.option("--verb", "verbs", multiple=True, default=("read", "search"), show_default=True,
-              help="read, write, search, share, administer.")  # fmt: skip
+@click.option(
+    "--verb",
+    "verbs",
+    multiple=True,
+    default=("read", "search"),
+    show_default=True,
+    help="read, write, search, share, administer.",
+)
 @click.option("--ttl-s", type=float, help="For so long.")
 @as_agent
 def give(  # noqa: PLR0913  one argument per option
-    kind: bodies.ObjectKind, name: str, owner: str | None, group: str | None, to_agent: str | None,
-    verbs: GrantVerbs, ttl_s: float | None,
-) -> bodies.AccessGrant:  # fmt: skip
+    kind: bodies.ObjectKind,
+    name: str,
+    owner: str | None,
+    group: str | None,
+    to_agent: str | None,
+    verbs: GrantVerbs,
+    ttl_s: float | None,
+) -> bodies.AccessGrant:
     """Let an agent or a group do something with an object."""
     return bodies.AccessGrant(bodies.ObjectRef(kind, name, owner), verbs, to_agent, group, ttl_s)
 

@@ -50,8 +50,11 @@ def kernel_store() -> Store:
     """
     url = current_config().database_url or find_kernel().database_url
     if url is None:
-        raise InvalidConfig("is not set, and the kernel keeps no database",
-                            field="AIOS_DATABASE_URL", remedy="set it")  # fmt: skip
+        raise InvalidConfig(
+            "is not set, and the kernel keeps no database",
+            field="AIOS_DATABASE_URL",
+            remedy="set it",
+        )
     return Store(url, name="aios-cli")
 
 
@@ -97,8 +100,11 @@ def approvals(*, whole: bool, as_json: bool) -> None:
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("approval")
-@click.option("--edit", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-              help="Run it with these arguments: a JSON file (`-`: standard input).")  # fmt: skip
+@click.option(
+    "--edit",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Run it with these arguments: a JSON file (`-`: standard input).",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_json
 def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> None:
@@ -129,15 +135,20 @@ def deny(approval: str, reason: str, *, as_json: bool) -> None:
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("operation", type=click.Choice(list(DEFAULT_RULES)), required=False)
-@click.argument("rule", type=click.Choice(["ask", "ask-when-lossy", "never", "default"]),
-                required=False)  # fmt: skip
+@click.argument(
+    "rule", type=click.Choice(["ask", "ask-when-lossy", "never", "default"]), required=False
+)
 @click.option("--agent", help="For this agent alone.")
 @click.option("--tenant", default="default", show_default=True, help="Whose agents.")
 @_json
 def rules(
-    operation: OperationClass | None, rule: str | None, agent: str | None, tenant: str, *,
+    operation: OperationClass | None,
+    rule: str | None,
+    agent: str | None,
+    tenant: str,
+    *,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Show the rules, or say which operations of a class need a person.
 
     \b
@@ -156,10 +167,16 @@ def rules(
                 if rule != "default":
                     chosen = msgspec.convert(rule, ApprovalRule)
                 await set_rule(cursor, tenant, whose, operation, chosen)
-                await append_line(cursor, AuditLine(
-                    tenant, operator(), "access.set_rule", f"{operation} of {agent or 'all'}",
-                    f"{rule}",
-                ))  # fmt: skip
+                await append_line(
+                    cursor,
+                    AuditLine(
+                        tenant,
+                        operator(),
+                        "access.set_rule",
+                        f"{operation} of {agent or 'all'}",
+                        f"{rule}",
+                    ),
+                )
             await cursor.execute(
                 "SELECT t.name AS tenant, a.name AS agent, r.operation, r.rule "
                 "FROM approval_rule r JOIN tenant t ON t.id = r.tenant_id "
@@ -180,8 +197,13 @@ def rules(
 @click.group(invoke_without_command=True, epilog=EXIT_CODES)
 @click.option("--agent", help="Only what this agent did.")
 @click.option("--tenant", help="Only of this tenant.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True,
-              help="At most so many.")  # fmt: skip
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="At most so many.",
+)
 @_json
 @click.pass_context
 def audit(
@@ -208,8 +230,10 @@ def verify_(*, as_json: bool) -> None:
     if as_json:
         show_json(verdict)
     elif verdict.broken_seq is None:
-        click.echo(f"{verdict.lines} lines are as they were written; the newest hash is "
-                   f"{verdict.last_hash}")  # fmt: skip
+        click.echo(
+            f"{verdict.lines} lines are as they were written; the newest hash is "
+            f"{verdict.last_hash}"
+        )
     else:
         click.echo(f"line {verdict.broken_seq}: {verdict.why}", err=True)
     if verdict.broken_seq is not None:
@@ -224,11 +248,17 @@ def operator() -> str:
 async def _find(cursor: Cursor, typed: str) -> Approval:
     found = await find_approvals(cursor, typed, 2) if len(typed) >= FEWEST_DIGITS else ()
     if len(found) > 1:
-        raise InvalidSyscall(f"more than one approval begins with {typed}", field="approval",
-                             remedy="type more digits")  # fmt: skip
+        raise InvalidSyscall(
+            f"more than one approval begins with {typed}",
+            field="approval",
+            remedy="type more digits",
+        )
     if not found:
-        raise NotFound(f"there is no approval {typed}", field="approval",
-                       remedy="see which there are: `aios approvals --all`")  # fmt: skip
+        raise NotFound(
+            f"there is no approval {typed}",
+            field="approval",
+            remedy="see which there are: `aios approvals --all`",
+        )
     return found[0]
 
 
@@ -238,10 +268,13 @@ def _arguments(source: str, *, as_json: bool) -> dict[str, Any]:
         return msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.MsgspecError as error:
         raise CommandFailed(
-            InvalidSyscall(f"{source} is no JSON object: {error}", field="arguments",
-                           remedy="give an object like the one that `aios approvals --json` shows"),
+            InvalidSyscall(
+                f"{source} is no JSON object: {error}",
+                field="arguments",
+                remedy="give an object like the one that `aios approvals --json` shows",
+            ),
             as_json=as_json,
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:

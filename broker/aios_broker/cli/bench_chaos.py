@@ -16,15 +16,16 @@ EXIT_CODES = "Exit codes: 0 every promise was kept; 1 one was broken; 2 wrong us
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
-    "--minutes", type=click.FloatRange(0.1, 1440.0), default=1.0, show_default=True,
+    "--minutes",
+    type=click.FloatRange(0.1, 1440.0),
+    default=1.0,
+    show_default=True,
     help="How long the load lasts; start, drain and check come on top.",
-)  # fmt: skip
+)
 @click.option("--seed", type=click.IntRange(0), help="Of all choices; else by chance, and printed.")
 @click.option("--faults", metavar="KINDS", help="Only these, with commas between; else all.")
 @click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write the figures as JSON.")
-def chaos(
-    *, minutes: float, seed: int | None, faults: str | None, json_path: Path | None
-) -> None:  # fmt: skip
+def chaos(*, minutes: float, seed: int | None, faults: str | None, json_path: Path | None) -> None:
     """Run a kernel of its own under faults, and prove from outside what it promises.
 
     Clients log what they submit and hear, faults come by a seeded schedule, and a checker reads

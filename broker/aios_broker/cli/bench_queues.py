@@ -19,9 +19,14 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write all figures as JSON.")
 @click.option("--plot", "plot_path", type=_FILE, metavar="FILE", help="Write a chart as PNG.")
 def queues(
-    *, quick: bool, rounds: int | None, seed: int | None, only: tuple[str, ...],
-    json_path: Path | None, plot_path: Path | None,
-) -> None:  # fmt: skip
+    *,
+    quick: bool,
+    rounds: int | None,
+    seed: int | None,
+    only: tuple[str, ...],
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
     """Measure no-op syscalls against RQ, Celery, Dramatiq, huey, saq, Taskiq and a bare list.
 
     All run on one Redis, interleaved, in three loads. The peers are installed into .aios/bench

@@ -96,9 +96,11 @@ def _option(field: inspect.Field) -> Click:
             whole = isinstance(kind, inspect.IntType)
             shown = f"[{_range(kind)}{_default(field)}]"
             return click.option(
-                flag, type=int if whole else float, metavar="N" if whole else "X",
+                flag,
+                type=int if whole else float,
+                metavar="N" if whole else "X",
                 help=f"{description} {shown}",
-            )  # fmt: skip
+            )
         case inspect.VarTupleType(item_type=inspect.StrType()):
             return click.option(flag, multiple=True, metavar="TEXT", help=sentence)
         case inspect.LiteralType(values=values):

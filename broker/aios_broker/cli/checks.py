@@ -30,8 +30,21 @@ from aios_broker.supervisor.record import find_kernel
 
 OLDEST_PYTHON = (3, 11)
 # Modules of the `kernel` extra; numpy, onnxruntime, tokenizers and xllamacpp are the workers'.
-PACKAGES = ("alembic", "hiredis", "msgspec", "numpy", "onnxruntime", "pgvector", "psycopg", "redis",
-            "rich", "rq", "sqlalchemy", "tokenizers", "xllamacpp")  # fmt: skip
+PACKAGES = (
+    "alembic",
+    "hiredis",
+    "msgspec",
+    "numpy",
+    "onnxruntime",
+    "pgvector",
+    "psycopg",
+    "redis",
+    "rich",
+    "rq",
+    "sqlalchemy",
+    "tokenizers",
+    "xllamacpp",
+)
 RQ_MAJOR = "3."
 LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
 GIGABYTE = 1_000_000_000
@@ -110,9 +123,12 @@ def check_disk(config: KernelConfig) -> Finding:
     while not place.exists():
         place = place.parent
     free_bytes = shutil.disk_usage(place).free
-    return Finding("disk space", free_bytes >= LEAST_FREE_BYTES,
-                   f"{free_bytes / GIGABYTE:.1f} GB free at {place}",
-                   "free some, or set AIOS_STATE_DIR to a larger disk")  # fmt: skip
+    return Finding(
+        "disk space",
+        free_bytes >= LEAST_FREE_BYTES,
+        f"{free_bytes / GIGABYTE:.1f} GB free at {place}",
+        "free some, or set AIOS_STATE_DIR to a larger disk",
+    )
 
 
 def check_kernel(config: KernelConfig) -> list[Finding]:
@@ -140,14 +156,26 @@ async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
         Finding("redis", True, without_password(redis_url)),
-        Finding("clock", abs(skew_s) <= MOST_CLOCK_SKEW_S, f"{skew_s:+.1f} s against Redis's",
-                "set this machine's clock, or that of Redis"),
-        Finding("functions", bool(loaded), "loaded" if loaded else "not loaded",
-                "any syscall loads them: `aios submit`"),
+        Finding(
+            "clock",
+            abs(skew_s) <= MOST_CLOCK_SKEW_S,
+            f"{skew_s:+.1f} s against Redis's",
+            "set this machine's clock, or that of Redis",
+        ),
+        Finding(
+            "functions",
+            bool(loaded),
+            "loaded" if loaded else "not loaded",
+            "any syscall loads them: `aios submit`",
+        ),
         Finding("scheduler", leader is not None, leader or "none leads", "`aios up` starts one"),
-        Finding("workers", bool(workers), f"{len(workers)} ({modules})" if workers else "none",
-                "`aios up` starts them; `aios status` shows whether they crash"),
-    ]  # fmt: skip
+        Finding(
+            "workers",
+            bool(workers),
+            f"{len(workers)} ({modules})" if workers else "none",
+            "`aios up` starts them; `aios status` shows whether they crash",
+        ),
+    ]
 
 
 def _check_start(

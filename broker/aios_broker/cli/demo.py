@@ -66,22 +66,35 @@ class Wishes:
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
-    "--agents", type=click.IntRange(2, MAX_AGENTS), default=8, show_default=True,
+    "--agents",
+    type=click.IntRange(2, MAX_AGENTS),
+    default=8,
+    show_default=True,
     help="How many agents: 3 in 8 tell a story, 2 make lists, 3 ask questions.",
-)  # fmt: skip
+)
 @click.option(
-    "--core", type=click.Choice(["llama", "model"]), default="llama", show_default=True,
-    envvar="AIOS_LLM_CORE", help="The embedded model, or the simulated one.",
-)  # fmt: skip
+    "--core",
+    type=click.Choice(["llama", "model"]),
+    default="llama",
+    show_default=True,
+    envvar="AIOS_LLM_CORE",
+    help="The embedded model, or the simulated one.",
+)
 @click.option(
-    "--slots", type=click.IntRange(1, 16), default=2, show_default=True,
+    "--slots",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
     help="Generations that run at the same time.",
-)  # fmt: skip
+)
 @click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write the figures as JSON.")
 @click.option(
-    "--plot", "plot_path", type=_FILE, metavar="FILE",
+    "--plot",
+    "plot_path",
+    type=_FILE,
+    metavar="FILE",
     help="Draw the schedule as a PNG: slices per slot.",
-)  # fmt: skip
+)
 @click.option("--keep", is_flag=True, help="Keep the state directory, to look into it.")
 def demo(**given: object) -> None:
     """Show time slices at work: the same load under round robin, then under FIFO.
@@ -133,9 +146,14 @@ def _place(wishes: Wishes) -> Iterator[Path]:
 def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     """Start the kernel, run the load under both policies, compare, stop the kernel."""
     config = KernelConfig(
-        state_dir=folder / "state", llm_core=wishes.core, llm_slots=wishes.slots, llm_workers=1,
-        tool_workers=0, state_workers=0, policy=ROUND_ROBIN.name,
-    )  # fmt: skip
+        state_dir=folder / "state",
+        llm_core=wishes.core,
+        llm_slots=wishes.slots,
+        llm_workers=1,
+        tool_workers=0,
+        state_workers=0,
+        policy=ROUND_ROBIN.name,
+    )
     click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()
     log = KernelLog(_log_path(folder))

@@ -15,9 +15,11 @@ from aios_broker.contract.names import GrantVerbs, SearchMode
 
 _owner = click.option("--owner", help="Another agent, whose namespace it is.")
 _from = click.option(
-    "--from", "source", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    "--from",
+    "source",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
     help="Take the content from this file of this machine; `-`: standard input.",
-)  # fmt: skip
+)
 
 
 @click.group(epilog=EXIT_CODES)
@@ -162,18 +164,35 @@ def mkdir(path: str, owner: str | None) -> bodies.StorageMkdir:
 @files.command()
 @click.argument("query")
 @click.option("-k", type=int, default=10, show_default=True, help="At most so many.")
-@click.option("--mode", type=click.Choice(["hybrid", "semantic", "keyword"]), default="hybrid",
-              show_default=True, help="By meaning, by words, or by both.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(["hybrid", "semantic", "keyword"]),
+    default="hybrid",
+    show_default=True,
+    help="By meaning, by words, or by both.",
+)
 @click.option("--path", default="/", show_default=True, help="Only below this.")
-@click.option("--by", "group_by", type=click.Choice(["file", "directory"]), default="file",
-              show_default=True, help="One hit for each of these.")  # fmt: skip
+@click.option(
+    "--by",
+    "group_by",
+    type=click.Choice(["file", "directory"]),
+    default="file",
+    show_default=True,
+    help="One hit for each of these.",
+)
 @_owner
 @click.option("--shared", is_flag=True, help="Also among what others share.")
 @as_agent
 def search(  # noqa: PLR0913  one argument per option
-    query: str, k: int, mode: SearchMode, path: str, group_by: str, owner: str | None, *,
+    query: str,
+    k: int,
+    mode: SearchMode,
+    path: str,
+    group_by: str,
+    owner: str | None,
+    *,
     shared: bool,
-) -> bodies.StorageSearch:  # fmt: skip
+) -> bodies.StorageSearch:
     """Find files, best first."""
     by: bodies.GroupBy = "directory" if group_by == "directory" else "file"
     return bodies.StorageSearch(query, k, mode, path, by, owner, shared)
@@ -217,14 +236,25 @@ def rollback(
 @click.option("--group", help="With a privilege group.")
 @click.option("--to", "to_agent", metavar="AGENT", help="With an agent.")
 @click.option("--link", is_flag=True, help="By a link that reads one file.")
-@click.option("--verb", "verbs", multiple=True, default=("read", "search"), show_default=True,
-              help="read, write, search, share, administer.")  # fmt: skip
+@click.option(
+    "--verb",
+    "verbs",
+    multiple=True,
+    default=("read", "search"),
+    show_default=True,
+    help="read, write, search, share, administer.",
+)
 @click.option("--ttl-s", type=float, help="For so long; a link: a day.")
 @as_agent
 def share(
-    path: str, group: str | None, to_agent: str | None, verbs: GrantVerbs, ttl_s: float | None, *,
+    path: str,
+    group: str | None,
+    to_agent: str | None,
+    verbs: GrantVerbs,
+    ttl_s: float | None,
+    *,
     link: bool,
-) -> bodies.StorageShare:  # fmt: skip
+) -> bodies.StorageShare:
     """Share a file or a directory."""
     return bodies.StorageShare(path, group, to_agent, link, verbs, ttl_s)
 

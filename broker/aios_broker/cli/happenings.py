@@ -59,8 +59,9 @@ async def _refuse_half_a_history(operator: Operator) -> None:
     if stream[b"entries-added"] > stream[b"length"]:
         raise InvalidConfig(
             "the kernel keeps a ledger, and what is in it cannot be read without its address",
-            field="AIOS_DATABASE_URL", remedy="set it to the URL of the kernel's Postgres",
-        )  # fmt: skip
+            field="AIOS_DATABASE_URL",
+            remedy="set it to the URL of the kernel's Postgres",
+        )
 
 
 async def follow(history: History, position: Position) -> AsyncIterator[list[Happening]]:

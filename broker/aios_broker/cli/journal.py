@@ -24,15 +24,27 @@ from aios_broker.ledger.journal import Position
 @click.option("--module", "-m", help="Only this module's syscalls.")
 @click.option("--event", "-e", type=click.Choice(list(TABLE)), help="Only this kind of change.")
 @click.option(
-    "--limit", "-n", type=click.IntRange(0, 100_000), default=100, show_default=True,
+    "--limit",
+    "-n",
+    type=click.IntRange(0, 100_000),
+    default=100,
+    show_default=True,
     help="How many of the latest changes.",
-)  # fmt: skip
+)
 @click.option("--follow", "-f", "following", is_flag=True, help="Go on with what happens now.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def journal(  # noqa: PLR0913  one parameter per option
-    syscall_id: str | None, agent: str | None, program: str | None, tenant: str | None,
-    module: str | None, event: str | None, limit: int, *, following: bool, as_json: bool,
-) -> None:  # fmt: skip
+    syscall_id: str | None,
+    agent: str | None,
+    program: str | None,
+    tenant: str | None,
+    module: str | None,
+    event: str | None,
+    limit: int,
+    *,
+    following: bool,
+    as_json: bool,
+) -> None:
     """Print what happened: each change of a syscall's state, oldest first.
 
     It is read from the ledger (Postgres) and from the journal (Redis), where the latest changes

@@ -57,9 +57,10 @@ def check_name(field: str, value: str) -> str:
         return msgspec.convert(value, Name)
     except msgspec.ValidationError as error:
         raise InvalidSyscall(
-            f"{value!r} is no name: {error}", field=field,
+            f"{value!r} is no name: {error}",
+            field=field,
             remedy="use 1 to 128 letters, digits and ._:@/-",
-        ) from error  # fmt: skip
+        ) from error
 
 
 async def find_live(operator: Operator, typed: str) -> JobView:
@@ -73,9 +74,11 @@ async def find_live(operator: Operator, typed: str) -> JobView:
     if isinstance(found, JobView):
         return found
     raise UnknownSyscall(
-        f"syscall {found.job_id} has ended: {found.state}", field="id",
-        remedy="nothing is left to change; `aios why` shows how it ended", syscall_id=found.job_id,
-    )  # fmt: skip
+        f"syscall {found.job_id} has ended: {found.state}",
+        field="id",
+        remedy="nothing is left to change; `aios why` shows how it ended",
+        syscall_id=found.job_id,
+    )
 
 
 async def find(operator: Operator, typed: str) -> JobView | Ended:
@@ -97,9 +100,10 @@ async def find(operator: Operator, typed: str) -> JobView | Ended:
     if len(matches) > 1:
         shown = ", ".join(matches[:MATCHES_SHOWN]) + (", …" if matches[MATCHES_SHOWN:] else "")
         raise InvalidSyscall(
-            f"{len(matches)} syscalls begin with {typed}: {shown}", field="id",
+            f"{len(matches)} syscalls begin with {typed}: {shown}",
+            field="id",
             remedy="type more digits",
-        )  # fmt: skip
+        )
     if live:
         return live[0]
     if ended:
@@ -111,9 +115,10 @@ def _check(typed: str) -> None:
     # Ours are hex digits; jobs that stock RQ tools enqueued are named as their producers like.
     if not re.fullmatch(rf"[A-Za-z0-9_.:-]{{{SHORT_ID_DIGITS},{MAX_ID_LENGTH}}}", typed):
         raise InvalidSyscall(
-            f"{typed!r} is not an id", field="id",
+            f"{typed!r} is not an id",
+            field="id",
             remedy=f"type {SHORT_ID_DIGITS} to {ID_DIGITS} of its digits, as `aios ps` shows them",
-        )  # fmt: skip
+        )
 
 
 async def _ended_ids(operator: Operator, typed: str) -> set[str]:
@@ -137,7 +142,8 @@ async def _ended(operator: Operator, job_id: str) -> Ended:
 
 def _unknown(typed: str) -> UnknownSyscall:
     return UnknownSyscall(
-        f"no syscall {typed} is known", field="id",
+        f"no syscall {typed} is known",
+        field="id",
         remedy="`aios ps` lists those that have not ended; replies are kept for a minute, "
         "failures for an hour",
-    )  # fmt: skip
+    )

@@ -68,9 +68,13 @@ class LazyGroup(click.Group):
     """A table as a click group: lists what this build has, imports what is called."""
 
     def __init__(
-        self, name: str, table: Mapping[str, Entry], *, help_text: str,
+        self,
+        name: str,
+        table: Mapping[str, Entry],
+        *,
+        help_text: str,
         params: list[click.Parameter] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the commands' table; `params` are the options of the group itself."""
         super().__init__(
             name=name,

@@ -38,14 +38,27 @@ def memory() -> None:
 @click.option("--core", help="Whose model does that.")
 @as_agent
 def add(  # noqa: PLR0913  one argument per option
-    content: str, tags: tuple[str, ...], keywords: tuple[str, ...], category: str, context: str,
-    ttl_s: float | None, core: str | None, *, evolve: bool,
-) -> bodies.MemoryAdd:  # fmt: skip
+    content: str,
+    tags: tuple[str, ...],
+    keywords: tuple[str, ...],
+    category: str,
+    context: str,
+    ttl_s: float | None,
+    core: str | None,
+    *,
+    evolve: bool,
+) -> bodies.MemoryAdd:
     """Add a note; CONTENT `-` reads it from standard input."""
     return bodies.MemoryAdd(
-        text_or_stdin(content), keywords, tags, category, context, ttl_s=ttl_s, evolve=evolve,
+        text_or_stdin(content),
+        keywords,
+        tags,
+        category,
+        context,
+        ttl_s=ttl_s,
+        evolve=evolve,
         core=core,
-    )  # fmt: skip
+    )
 
 
 @memory.command()
@@ -97,8 +110,13 @@ def list_(
 @memory.command()
 @click.argument("query")
 @click.option("-k", type=int, default=10, show_default=True, help="At most so many.")
-@click.option("--mode", type=click.Choice(["hybrid", "semantic", "keyword"]), default="hybrid",
-              show_default=True, help="By meaning, by words, or by both.")  # fmt: skip
+@click.option(
+    "--mode",
+    type=click.Choice(["hybrid", "semantic", "keyword"]),
+    default="hybrid",
+    show_default=True,
+    help="By meaning, by words, or by both.",
+)
 @_owner
 @click.option("--shared", is_flag=True, help="Also among what others share.")
 @_tags
@@ -116,9 +134,7 @@ def search(
 @click.option("--shared", is_flag=True, help="Also of what others share.")
 @click.option("--core", help="Count tokens as this core does; else they are estimated.")
 @as_agent
-def context(
-    query: str, max_tokens: int, core: str | None, *, shared: bool
-) -> bodies.MemoryContext:  # fmt: skip
+def context(query: str, max_tokens: int, core: str | None, *, shared: bool) -> bodies.MemoryContext:
     """Print what is worth recalling, as one text for a prompt."""
     return bodies.MemoryContext(query, max_tokens, shared, core)
 
@@ -161,14 +177,23 @@ def clear() -> bodies.MemoryClear:
 @click.argument("note", required=False)
 @_group
 @_to
-@click.option("--verb", "verbs", multiple=True, default=("read", "search"), show_default=True,
-              help="read, write, search, share, administer.")  # fmt: skip
+@click.option(
+    "--verb",
+    "verbs",
+    multiple=True,
+    default=("read", "search"),
+    show_default=True,
+    help="read, write, search, share, administer.",
+)
 @click.option("--ttl-s", type=float, help="For so long.")
 @as_agent
 def share(
-    note: str | None, group: str | None, to_agent: str | None, verbs: GrantVerbs,
+    note: str | None,
+    group: str | None,
+    to_agent: str | None,
+    verbs: GrantVerbs,
     ttl_s: float | None,
-) -> bodies.MemoryShare:  # fmt: skip
+) -> bodies.MemoryShare:
     """Share a NOTE, or without one all notes, with a group or an agent."""
     return bodies.MemoryShare(note, group, to_agent, verbs, ttl_s)
 
@@ -184,11 +209,22 @@ def unshare(note: str | None, group: str | None, to_agent: str | None) -> bodies
 
 
 @memory.command()
-@click.option("--bytes", "size_bytes", type=int, default=bodies.DEFAULT_BLOCK_BYTES,
-              show_default=True, help="Of the block in Redis.")  # fmt: skip
+@click.option(
+    "--bytes",
+    "size_bytes",
+    type=int,
+    default=bodies.DEFAULT_BLOCK_BYTES,
+    show_default=True,
+    help="Of the block in Redis.",
+)
 @click.option("-k", type=int, default=2, show_default=True, help="Of LRU-K.")
-@click.option("--correlated-s", type=float, default=1.0, show_default=True,
-              help="References so close are one.")  # fmt: skip
+@click.option(
+    "--correlated-s",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="References so close are one.",
+)
 @click.option("--high", type=float, default=0.8, show_default=True, help="Swap from here ...")
 @click.option("--low", type=float, default=0.6, show_default=True, help="... down to here.")
 @as_agent

@@ -94,6 +94,10 @@ def cells_of(module: Module, row: PolicyRow) -> list[str]:
         "-" if row.preempt == "none" else f"{row.quantum_s:g} s or {row.quantum_tokens} tokens"
     )
     return [
-        module, row.name, YIELDS_TO[row.preempt], quantum, str(row.max_waiting),
+        module,
+        row.name,
+        YIELDS_TO[row.preempt],
+        quantum,
+        str(row.max_waiting),
         str(row.max_losses),
-    ]  # fmt: skip
+    ]

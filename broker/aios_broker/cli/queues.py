@@ -49,8 +49,14 @@ async def read_queues(operator: Operator) -> list[QueueView]:
 def cells_of(view: QueueView) -> list[str]:
     """Return one row of the table."""
     return [
-        view.module, view.policy, str(view.waiting), str(view.running), str(view.held),
+        view.module,
+        view.policy,
+        str(view.waiting),
+        str(view.running),
+        str(view.held),
         str(view.parked),
-        str(view.finished), str(view.failed), str(view.quarantined),
+        str(view.finished),
+        str(view.failed),
+        str(view.quarantined),
         narrow_seconds(view.oldest_wait_s) if view.waiting else "-",
-    ]  # fmt: skip
+    ]

@@ -28,9 +28,10 @@ COLUMNS = (
 
 _module = click.option("--module", default="llm", show_default=True, help="Of which module.")
 _tenant = click.option(
-    "--tenant", default=None,
+    "--tenant",
+    default=None,
     help="The agent's tenant; without AGENT, the tenant itself ('*': each tenant).",
-)  # fmt: skip
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -60,8 +61,9 @@ def show(*, as_json: bool) -> None:
     if as_json:
         show_json(by_module)
         return
-    show_table(COLUMNS, [cells_of(module, row) for module, rows in by_module.items()
-                         for row in rows])  # fmt: skip
+    show_table(
+        COLUMNS, [cells_of(module, row) for module, rows in by_module.items() for row in rows]
+    )
 
 
 @quota.command(name="set")
@@ -130,9 +132,12 @@ def cells_of(module: Module, row: QuotaRow) -> list[str]:
     agent = ANYBODY if row.subject == Subject.of_agent(ANYBODY) else row.subject.agent
     tenant = "" if agent == ANYBODY else row.subject.tenant
     return [
-        module, row.subject.scope, tenant, agent,
+        module,
+        row.subject.scope,
+        tenant,
+        agent,
         *("-" if limit is None else f"{limit:g}" for limit in limits),
-    ]  # fmt: skip
+    ]
 
 
 def _subject(agent: str | None, tenant: str | None) -> Subject:

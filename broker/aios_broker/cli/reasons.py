@@ -19,9 +19,21 @@ from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 
 Rule = Literal[
-    "running", "held", "parked", "fleet-suspended", "no-worker", "no-core", "program", "quota",
-    "resource", "next", "order", "finished", "failed", "cancelled",
-]  # fmt: skip
+    "running",
+    "held",
+    "parked",
+    "fleet-suspended",
+    "no-worker",
+    "no-core",
+    "program",
+    "quota",
+    "resource",
+    "next",
+    "order",
+    "finished",
+    "failed",
+    "cancelled",
+]
 
 Number = int | float | str | None
 
@@ -52,12 +64,18 @@ class Explanation:
 def explain(job: JobView, around: Surroundings) -> Explanation:
     """Say what a syscall that has not ended waits for, or where it runs."""
     common: dict[str, Number] = {
-        "state": job.state, "module": job.module, "agent": job.facts.agent,
-        "program": job.facts.program, "nice": job.facts.nice, "waited": seconds(job.queued_s),
-        "ran": seconds(job.ran_s), "slices": job.slices, "tokens": job.tokens,
+        "state": job.state,
+        "module": job.module,
+        "agent": job.facts.agent,
+        "program": job.facts.program,
+        "nice": job.facts.nice,
+        "waited": seconds(job.queued_s),
+        "ran": seconds(job.ran_s),
+        "slices": job.slices,
+        "tokens": job.tokens,
         "losses": job.losses,
         "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
-    }  # fmt: skip
+    }
     found = _runs(job, around) or _kept_out(job, around) or _nobody_serves(job, around)
     found = found or _barred(around.barrier) or _ordered(job, around)
     return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
@@ -65,25 +83,36 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
 
 def explain_ended(ended: Ended) -> Explanation:
     """Say how a syscall ended."""
-    rule: Rule = "cancelled" if ended.state == "cancelled" else (
-        "finished" if ended.state == "finished" else "failed"
-    )  # fmt: skip
+    rule: Rule = (
+        "cancelled"
+        if ended.state == "cancelled"
+        else ("finished" if ended.state == "finished" else "failed")
+    )
     reply = ended.reply
     if reply is None:
         return Explanation(rule, f"It has ended ({ended.state}); its reply has expired.", {})
     # A syscall that no worker answered (cancelled, late, removed) has no timings in its reply.
-    numbers: dict[str, Number] = {} if not reply.timings.attempts else {
-        "waited": seconds(reply.timings.queued_s), "ran": seconds(reply.timings.ran_s),
-        "slices": reply.timings.slices, "suspensions": reply.timings.suspensions,
-        "attempts": reply.timings.attempts, "worker": reply.worker or None,
-    }  # fmt: skip
+    numbers: dict[str, Number] = (
+        {}
+        if not reply.timings.attempts
+        else {
+            "waited": seconds(reply.timings.queued_s),
+            "ran": seconds(reply.timings.ran_s),
+            "slices": reply.timings.slices,
+            "suspensions": reply.timings.suspensions,
+            "attempts": reply.timings.attempts,
+            "worker": reply.worker or None,
+        }
+    )
     if reply.error is None:
         return Explanation(rule, "It has finished; its reply is still there.", numbers)
     numbers["error"] = reply.error.code
     return Explanation(
-        rule, f"It has ended with {reply.error.code}: {reply.error.message}", numbers,
+        rule,
+        f"It has ended with {reply.error.code}: {reply.error.message}",
+        numbers,
         reply.error.remedy,
-    )  # fmt: skip
+    )
 
 
 def _runs(job: JobView, around: Surroundings) -> Explanation | None:
@@ -92,21 +121,25 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     policy = around.policy
     quantum = f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
     yields = (
-        "it is not preempted" if policy.preempt == "none"
+        "it is not preempted"
+        if policy.preempt == "none"
         else f"it yields after {quantum} if somebody deserving waits"
-    )  # fmt: skip
+    )
     return Explanation(
-        "running", f"It runs on {job.worker}; under {policy.name} {yields}.",
+        "running",
+        f"It runs on {job.worker}; under {policy.name} {yields}.",
         {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
-    )  # fmt: skip
+    )
 
 
 def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state == "held":
         return Explanation(
-            "held", "An operator took it out of the run queue.", {},
+            "held",
+            "An operator took it out of the run queue.",
+            {},
             f"`aios resume {short_id(job.job_id)}` puts it back",
-        )  # fmt: skip
+        )
     if job.state == "parked":
         return _waits_for_approval(job, around.approval)
     return None
@@ -115,40 +148,49 @@ def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
 def _waits_for_approval(job: JobView, asked: Approval | None) -> Explanation:
     if asked is None:
         return Explanation(
-            "parked", "It waits for a person's approval.", {},
+            "parked",
+            "It waits for a person's approval.",
+            {},
             "`aios approvals` shows what it would do; `aios approve ID` or `aios deny ID` decides",
-        )  # fmt: skip
+        )
     if asked.state != "waiting":
         return Explanation(
-            "parked", f"Its approval is {asked.state}: it goes on within a second.",
+            "parked",
+            f"Its approval is {asked.state}: it goes on within a second.",
             {"approval": asked.id, "decided by": asked.decided_by or None},
-        )  # fmt: skip
+        )
     typed = short_id(job.job_id)
     return Explanation(
-        "parked", f"It waits for a person's approval: {asked.what}.",
+        "parked",
+        f"It waits for a person's approval: {asked.what}.",
         {"approval": asked.id, "expires at": moment(asked.expires_at)},
         f"`aios approve {typed}` shows what would be lost and asks; `aios deny {typed}` refuses",
-    )  # fmt: skip
+    )
 
 
 def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
     if around.fleet_suspended:
         return Explanation(
-            "fleet-suspended", "The fleet is suspended (`rq suspend`): workers take nothing new.",
-            {}, "`rq resume` lets them go on",
-        )  # fmt: skip
+            "fleet-suspended",
+            "The fleet is suspended (`rq suspend`): workers take nothing new.",
+            {},
+            "`rq resume` lets them go on",
+        )
     if not around.workers:
         return Explanation(
-            "no-worker", f"No worker of module {job.module} lives.", {"live workers": 0},
+            "no-worker",
+            f"No worker of module {job.module} lives.",
+            {"live workers": 0},
             "`aios status` shows the processes; `aios up` starts them",
-        )  # fmt: skip
+        )
     if job.core and not any(job.core in worker.cores for worker in around.workers):
         served = sorted({core for worker in around.workers for core in worker.cores})
         return Explanation(
-            "no-core", f"No live worker serves the core {job.core!r}.",
+            "no-core",
+            f"No live worker serves the core {job.core!r}.",
             {"live workers": len(around.workers), "cores": ", ".join(served) or "none"},
             "start a worker with that core, or submit without a core",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -159,10 +201,11 @@ def _barred(barrier: Barrier | Shortage | NotAdmitted | None) -> Explanation | N
         case NotAdmitted():
             left = seconds(barrier.ends_in_s)
             return Explanation(
-                "program", f"The policy does not admit {barrier.program.words} now.",
+                "program",
+                f"The policy does not admit {barrier.program.words} now.",
                 {"program": barrier.program.program, "for another": left},
                 "`aios policy` shows the policy; it is admitted when others have ended",
-            )  # fmt: skip
+            )
         case Barrier():
             return _over_quota(barrier)
         case None:
@@ -175,11 +218,16 @@ def _short_of(shortage: Shortage) -> Explanation:
     if owed_to is not None:
         text += f", and the next place is owed to {short_id(owed_to)}, which has waited longer"
     return Explanation(
-        "resource", f"{text}.",
-        {"resource": str(shortage.resource), "limit": shortage.limit, "held": shortage.holders,
-         "owed to": owed_to},
+        "resource",
+        f"{text}.",
+        {
+            "resource": str(shortage.resource),
+            "limit": shortage.limit,
+            "held": shortage.holders,
+            "owed to": owed_to,
+        },
         "it goes on when one of them ends or yields" if shortage.limit else "raise its limit",
-    )  # fmt: skip
+    )
 
 
 def _over_quota(barrier: Barrier) -> Explanation:
@@ -190,15 +238,22 @@ def _over_quota(barrier: Barrier) -> Explanation:
     else:
         unit = "tokens" if barrier.limit == "tokens_per_minute" else "slot-seconds"
         text = f"{who} has used up its {most} {unit} per minute"
-        when = "never, under this quota" if barrier.opens_in_s is None else (
-            f"in {seconds(barrier.opens_in_s)}"
-        )  # fmt: skip
+        when = (
+            "never, under this quota"
+            if barrier.opens_in_s is None
+            else (f"in {seconds(barrier.opens_in_s)}")
+        )
     return Explanation(
-        "quota", f"{text[0].upper()}{text[1:]}. It may go on {when}.",
-        {"quota": barrier.limit, "limit": barrier.most, "used": round(barrier.used, 3),
-         "opens in": None if barrier.opens_in_s is None else seconds(barrier.opens_in_s)},
+        "quota",
+        f"{text[0].upper()}{text[1:]}. It may go on {when}.",
+        {
+            "quota": barrier.limit,
+            "limit": barrier.most,
+            "used": round(barrier.used, 3),
+            "opens in": None if barrier.opens_in_s is None else seconds(barrier.opens_in_s),
+        },
         "`aios quota show` shows the quotas, `aios quota set` changes them",
-    )  # fmt: skip
+    )
 
 
 def _ordered(job: JobView, around: Surroundings) -> Explanation:
@@ -211,11 +266,14 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
     position = job.position if job.position is not None else len(waiting)
     numbers: dict[str, Number] = {
         "position": f"{position + 1} of {max(len(waiting), 1)}",
-        "slots": slots, "free slots": max(slots - busy, 0), "policy": around.policy.name,
-        "score": job.score, "head's score": waiting[0].score if waiting else None,
+        "slots": slots,
+        "free slots": max(slots - busy, 0),
+        "policy": around.policy.name,
+        "score": job.score,
+        "head's score": waiting[0].score if waiting else None,
         "quantum": f"{around.policy.quantum_tokens} tokens or {seconds(around.policy.quantum_s)}",
         "scheduler": around.scheduler or "none lives: the last order, then arrival",
-    }  # fmt: skip
+    }
     if slots - busy > position:
         return Explanation(
             "next", f"{plural(slots - busy, 'slot')} free: a worker is about to take it.", numbers

@@ -87,8 +87,11 @@ def with_kernel(work: Callable[[Operator], Awaitable[Result]], *, as_json: bool 
     except KernelError as error:
         raise CommandFailed(error, as_json=as_json) from error
     except hiredis.ReplyError as error:
-        refused = KernelError(f"Redis refused a command: {error}", field="AIOS_REDIS_URL",
-                              remedy="see what its user may do")  # fmt: skip
+        refused = KernelError(
+            f"Redis refused a command: {error}",
+            field="AIOS_REDIS_URL",
+            remedy="see what its user may do",
+        )
         raise CommandFailed(refused, as_json=as_json) from error
     except KeyboardInterrupt:
         raise Interrupted from None

@@ -29,9 +29,10 @@ SGLANG_SCRIPT = Path("deploy/sglang/cpu_environment.py")
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
-    "--sglang-cpu", is_flag=True,
+    "--sglang-cpu",
+    is_flag=True,
     help="Instead: make .aios/sglang, where SGLang serves small models on the CPU (2.3 GB).",
-)  # fmt: skip
+)
 def setup(*, as_json: bool, sglang_cpu: bool) -> None:
     """Install the embedded models into this environment (115 MB).
 
@@ -72,8 +73,10 @@ def _make_sglang(*, as_json: bool) -> None:
     folder = checkout / SGLANG_FOLDER
     done = subprocess.run(
         [sys.executable, "-P", str(checkout / SGLANG_SCRIPT), str(folder)],
-        stdout=sys.stderr, timeout=2 * INSTALL_TIMEOUT_S, check=False,
-    )  # fmt: skip
+        stdout=sys.stderr,
+        timeout=2 * INSTALL_TIMEOUT_S,
+        check=False,
+    )
     if done.returncode != 0:
         raise Unavailable(
             f"SGLang was not installed in {folder}",

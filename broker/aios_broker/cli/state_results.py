@@ -41,13 +41,25 @@ def _evolved(evolved: memory.Evolved) -> None:
 
 
 def _notes(found: memory.Notes) -> None:
-    columns = (Column("Id"), Column("Owner"), Column("Version", "right"), Column("Score", "right"),
-               Column("Tags", shrinks=True), Column("Content", shrinks=True))  # fmt: skip
+    columns = (
+        Column("Id"),
+        Column("Owner"),
+        Column("Version", "right"),
+        Column("Score", "right"),
+        Column("Tags", shrinks=True),
+        Column("Content", shrinks=True),
+    )
     rows = [
-        (note.id, note.owner, str(note.version), "" if note.score is None else f"{note.score:.3f}",
-         ",".join(note.tags), first_words(note.content, SHOWN_CHARACTERS))
+        (
+            note.id,
+            note.owner,
+            str(note.version),
+            "" if note.score is None else f"{note.score:.3f}",
+            ",".join(note.tags),
+            first_words(note.content, SHOWN_CHARACTERS),
+        )
         for note in found.notes
-    ]  # fmt: skip
+    ]
     show_table(columns, rows)
     if found.more:
         click.echo(f"there are more: --after {found.notes[-1].id}", err=True)
@@ -55,11 +67,24 @@ def _notes(found: memory.Notes) -> None:
 
 def _history(history: memory.NoteHistory) -> None:
     show_table(
-        (Column("Version", "right"), Column("At"), Column("By"), Column("Operation"),
-         Column("Content", shrinks=True)),
-        [(str(one.version), moment(one.at), one.by, one.operation,
-          first_words(one.note.content, SHOWN_CHARACTERS)) for one in history.versions],
-    )  # fmt: skip
+        (
+            Column("Version", "right"),
+            Column("At"),
+            Column("By"),
+            Column("Operation"),
+            Column("Content", shrinks=True),
+        ),
+        [
+            (
+                str(one.version),
+                moment(one.at),
+                one.by,
+                one.operation,
+                first_words(one.note.content, SHOWN_CHARACTERS),
+            )
+            for one in history.versions
+        ],
+    )
 
 
 def _fields(result: Any) -> None:  # noqa: ANN401  any struct of the contract
@@ -84,15 +109,28 @@ def _entry(entry: files.Entry) -> None:
 
 
 def _entries(found: files.Entries) -> None:
-    columns = (Column("Kind"), Column("Version", "right"), Column("Bytes", "right"),
-               Column("Changed"), Column("Path", shrinks=True), Column("Locked by"))  # fmt: skip
-    show_table(columns, [
-        (entry.kind, str(entry.version or ""),
-         str(entry.size_bytes) if entry.kind == "file" else "", moment(entry.updated_at or None),
-         entry.path + ("/" if entry.kind == "directory" and entry.path != "/" else ""),
-         entry.locked_by)
-        for entry in found.entries
-    ])  # fmt: skip
+    columns = (
+        Column("Kind"),
+        Column("Version", "right"),
+        Column("Bytes", "right"),
+        Column("Changed"),
+        Column("Path", shrinks=True),
+        Column("Locked by"),
+    )
+    show_table(
+        columns,
+        [
+            (
+                entry.kind,
+                str(entry.version or ""),
+                str(entry.size_bytes) if entry.kind == "file" else "",
+                moment(entry.updated_at or None),
+                entry.path + ("/" if entry.kind == "directory" and entry.path != "/" else ""),
+                entry.locked_by,
+            )
+            for entry in found.entries
+        ],
+    )
     if found.more:
         click.echo(f"there are more: --after {found.entries[-1].path}", err=True)
 
@@ -100,18 +138,27 @@ def _entries(found: files.Entries) -> None:
 def _hits(found: files.FoundFiles) -> None:
     show_table(
         (Column("Score", "right"), Column("Owner"), Column("Path"), Column("Text", shrinks=True)),
-        [(f"{hit.score:.3f}", hit.owner, hit.path, first_words(hit.text, SHOWN_CHARACTERS))
-         for hit in found.hits],
-    )  # fmt: skip
+        [
+            (f"{hit.score:.3f}", hit.owner, hit.path, first_words(hit.text, SHOWN_CHARACTERS))
+            for hit in found.hits
+        ],
+    )
 
 
 def _file_versions(found: files.FileVersions) -> None:
     show_table(
-        (Column("Version", "right"), Column("At"), Column("By"), Column("Operation"),
-         Column("Bytes", "right")),
-        [(str(one.version), moment(one.at), one.by, one.operation, str(one.size_bytes))
-         for one in found.versions],
-    )  # fmt: skip
+        (
+            Column("Version", "right"),
+            Column("At"),
+            Column("By"),
+            Column("Operation"),
+            Column("Bytes", "right"),
+        ),
+        [
+            (str(one.version), moment(one.at), one.by, one.operation, str(one.size_bytes))
+            for one in found.versions
+        ],
+    )
 
 
 def _diff(diff: files.Diff) -> None:
@@ -128,39 +175,88 @@ def _plan(plan: files.Plan) -> None:
 
 
 def _groups(found: access.Groups) -> None:
-    show_table((Column("Group"), Column("Agent"), Column("Role")), [
-        (group.name, agent, role)
-        for group in found.groups for agent, role in (group.members or {"": "member"}).items()
-    ])  # fmt: skip
+    show_table(
+        (Column("Group"), Column("Agent"), Column("Role")),
+        [
+            (group.name, agent, role)
+            for group in found.groups
+            for agent, role in (group.members or {"": "member"}).items()
+        ],
+    )
 
 
 def _grants(found: access.Grants) -> None:
     show_table(
-        (Column("Object", shrinks=True), Column("Owner"), Column("To"), Column("Verbs"),
-         Column("By"), Column("Until")),
-        [(f"{one.object.kind} {one.object.name}".strip(), one.object.owner or "", one.to,
-          ",".join(one.verbs), one.granted_by, moment(one.expires_at)) for one in found.grants],
-    )  # fmt: skip
+        (
+            Column("Object", shrinks=True),
+            Column("Owner"),
+            Column("To"),
+            Column("Verbs"),
+            Column("By"),
+            Column("Until"),
+        ),
+        [
+            (
+                f"{one.object.kind} {one.object.name}".strip(),
+                one.object.owner or "",
+                one.to,
+                ",".join(one.verbs),
+                one.granted_by,
+                moment(one.expires_at),
+            )
+            for one in found.grants
+        ],
+    )
 
 
 def show_approvals(approvals: Sequence[access.Approval]) -> None:
     """Print approvals, one line each."""
     show_table(
-        (Column("Approval"), Column("State"), Column("Agent"), Column("Syscall"), Column("Until"),
-         Column("What", shrinks=True)),
-        [(one.id, one.state, f"{one.tenant}/{one.agent}", short_id(one.syscall_id),
-          moment(one.expires_at), one.what) for one in approvals],
-    )  # fmt: skip
+        (
+            Column("Approval"),
+            Column("State"),
+            Column("Agent"),
+            Column("Syscall"),
+            Column("Until"),
+            Column("What", shrinks=True),
+        ),
+        [
+            (
+                one.id,
+                one.state,
+                f"{one.tenant}/{one.agent}",
+                short_id(one.syscall_id),
+                moment(one.expires_at),
+                one.what,
+            )
+            for one in approvals
+        ],
+    )
 
 
 def show_audit(entries: Sequence[access.AuditEntry]) -> None:
     """Print lines of the audit log, newest first."""
     show_table(
-        (Column("No", "right"), Column("At"), Column("Actor"), Column("Action"),
-         Column("Object", shrinks=True), Column("Outcome", shrinks=True)),
-        [(str(one.seq), moment(one.at), f"{one.tenant}/{one.actor}", one.action, one.object,
-          one.outcome) for one in entries],
-    )  # fmt: skip
+        (
+            Column("No", "right"),
+            Column("At"),
+            Column("Actor"),
+            Column("Action"),
+            Column("Object", shrinks=True),
+            Column("Outcome", shrinks=True),
+        ),
+        [
+            (
+                str(one.seq),
+                moment(one.at),
+                f"{one.tenant}/{one.actor}",
+                one.action,
+                one.object,
+                one.outcome,
+            )
+            for one in entries
+        ],
+    )
 
 
 def _acknowledged(done: access.Acknowledged) -> None:
@@ -168,12 +264,24 @@ def _acknowledged(done: access.Acknowledged) -> None:
 
 
 _SHOWN: dict[type, Callable[[Any], None]] = {
-    memory.Note: _note, memory.Evolved: _evolved, memory.Notes: _notes,
+    memory.Note: _note,
+    memory.Evolved: _evolved,
+    memory.Notes: _notes,
     memory.NoteHistory: _history,
-    memory.BlockStat: _fields, memory.Recall: _recall, files.Content: _content,
-    files.Entry: _entry, files.Entries: _entries, files.FoundFiles: _hits,
-    files.FileVersions: _file_versions, files.Diff: _diff, files.Plan: _plan,
-    files.ShareLink: _fields, access.Groups: _groups, access.Grants: _grants,
-    access.Whoami: _fields, access.Verdict: _fields, access.TokenIssued: _fields,
+    memory.BlockStat: _fields,
+    memory.Recall: _recall,
+    files.Content: _content,
+    files.Entry: _entry,
+    files.Entries: _entries,
+    files.FoundFiles: _hits,
+    files.FileVersions: _file_versions,
+    files.Diff: _diff,
+    files.Plan: _plan,
+    files.ShareLink: _fields,
+    access.Groups: _groups,
+    access.Grants: _grants,
+    access.Whoami: _fields,
+    access.Verdict: _fields,
+    access.TokenIssued: _fields,
     access.Acknowledged: _acknowledged,
-}  # fmt: skip
+}

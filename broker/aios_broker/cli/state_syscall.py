@@ -44,8 +44,13 @@ def as_agent(command: Callable[Arguments, StateBody]) -> Callable[..., None]:
     @click.option("--agent", default="cli", show_default=True, help="As which agent.")
     @click.option("--program", default="main", show_default=True, help="In which of its programs.")
     @click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
-    @click.option("--deadline-s", type=float, default=600.0, show_default=True,
-                  help="It fails after this long, a person's decision included.")  # fmt: skip
+    @click.option(
+        "--deadline-s",
+        type=float,
+        default=600.0,
+        show_default=True,
+        help="It fails after this long, a person's decision included.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
     @wraps(command)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -67,10 +72,18 @@ def text_or_stdin(text: str) -> str:
 
 
 def _checked(body: StateBody, asker: Asker) -> Syscall:
-    return decode_syscall(msgspec.json.encode(Syscall(
-        new_id(), asker.agent, body, program=asker.program, tenant=asker.tenant,
-        deadline_s=asker.deadline_s,
-    )))  # fmt: skip
+    return decode_syscall(
+        msgspec.json.encode(
+            Syscall(
+                new_id(),
+                asker.agent,
+                body,
+                program=asker.program,
+                tenant=asker.tenant,
+                deadline_s=asker.deadline_s,
+            )
+        )
+    )
 
 
 async def _run(operator: Operator, syscall: Syscall) -> Reply:
@@ -94,8 +107,10 @@ async def _tell_when_parked(operator: Operator, syscall_id: str) -> None:
             view = await operator.control.job(syscall_id)
             if view is not None and view.state == "parked":
                 typed = short_id(syscall_id)
-                click.echo(f"{typed} waits for a person: `aios approve {typed}` shows what it "
-                           "would do", err=True)  # fmt: skip
+                click.echo(
+                    f"{typed} waits for a person: `aios approve {typed}` shows what it would do",
+                    err=True,
+                )
                 return
 
 

@@ -42,15 +42,27 @@ class Trace:
 @click.option("--module", "-m", help="Only this module's syscalls.")
 @click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many syscalls.")
 @click.option(
-    "--width", "-s", type=click.IntRange(min=LEAST_WIDTH), default=60, show_default=True,
+    "--width",
+    "-s",
+    type=click.IntRange(min=LEAST_WIDTH),
+    default=60,
+    show_default=True,
     help="Characters shown of each text.",
-)  # fmt: skip
+)
 @click.option("--verbose", "-v", is_flag=True, help="Print every change of state as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def strace(  # noqa: PLR0913  one parameter per option
-    syscall_id: str | None, agent: str | None, program: str | None, tenant: str | None,
-    module: str | None, count: int | None, width: int, *, verbose: bool, as_json: bool,
-) -> None:  # fmt: skip
+    syscall_id: str | None,
+    agent: str | None,
+    program: str | None,
+    tenant: str | None,
+    module: str | None,
+    count: int | None,
+    width: int,
+    *,
+    verbose: bool,
+    as_json: bool,
+) -> None:
     """Follow syscalls: print each one when it ends, with its arguments, its answer and its times.
 
     With an ID (it may be abbreviated): what has happened to that one so far, and on to its end.
@@ -215,10 +227,10 @@ def _as_json(trace: Trace) -> str:
         "at": trace.happening.transition.at,
         "job_id": trace.happening.transition.job_id,
         "event": trace.happening.transition.event,
-        "syscall": None if trace.syscall is None else msgspec.structs.replace(
-            trace.syscall, token=""
-        ),
+        "syscall": None
+        if trace.syscall is None
+        else msgspec.structs.replace(trace.syscall, token=""),
         "reply": trace.reply,
         **msgspec.to_builtins(trace.happening.facts),
-    }  # fmt: skip
+    }
     return msgspec.json.encode(record).decode()

@@ -261,5 +261,6 @@ def _conclude(reply: Reply, options: Options) -> None:
         timings = reply.timings
         click.echo(
             f"{plural(result.usage.output_tokens, 'token')}, waited {seconds(timings.queued_s)}, "
-            f"ran {seconds(timings.ran_s)} in {plural(timings.slices, 'slice')}", err=True,
-        )  # fmt: skip
+            f"ran {seconds(timings.ran_s)} in {plural(timings.slices, 'slice')}",
+            err=True,
+        )

@@ -47,13 +47,17 @@ def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) ->
     alike, so that one long name hides the numbers: here only columns that shrink give way.
     """
     # The box itself puts one space between columns.
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold",
-                  show_edge=False)  # fmt: skip
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=0, pad_edge=False, header_style="bold", show_edge=False
+    )
     for column, column_width in zip(columns, fitted_widths(columns, rows, width), strict=True):
         table.add_column(
-            column.title, justify=column.align, width=column_width, no_wrap=True,
+            column.title,
+            justify=column.align,
+            width=column_width,
+            no_wrap=True,
             overflow="ellipsis",
-        )  # fmt: skip
+        )
     for row in rows:
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     return table

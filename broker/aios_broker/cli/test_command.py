@@ -56,9 +56,12 @@ class Outcome:
     help="Run this step and no other; may be given more than once.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE", help="Write how each step ended as JSON.",
-)  # fmt: skip
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write how each step ended as JSON.",
+)
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
 def test_command(
     *,

@@ -54,8 +54,8 @@ async def _enter(issued: str, agent: str, tenant: str) -> None:
         whose = await store.vouched(agent, tenant)
         async with store.as_steward() as cursor:
             await put_token(cursor, whose.id, digest(issued), None)
-            await append_line(cursor, AuditLine(
-                tenant, operator(), "access.token", f"agent {agent}", "done"
-            ))  # fmt: skip
+            await append_line(
+                cursor, AuditLine(tenant, operator(), "access.token", f"agent {agent}", "done")
+            )
     finally:
         await store.aclose()

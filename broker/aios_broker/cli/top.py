@@ -117,10 +117,14 @@ def _counts(view: QueueView) -> str:
         (view.failed, "failed"),
         (view.quarantined, "quarantined"),
     )
-    return ", ".join([
-        f"{view.running:>2} running", f"{view.waiting:>3} waiting{oldest}",
-        f"{view.finished} finished", *(f"{count} {what}" for count, what in rare if count),
-    ])  # fmt: skip
+    return ", ".join(
+        [
+            f"{view.running:>2} running",
+            f"{view.waiting:>3} waiting{oldest}",
+            f"{view.finished} finished",
+            *(f"{count} {what}" for count, what in rare if count),
+        ]
+    )
 
 
 def draw(frame: Frame, console: Console) -> Group:

@@ -37,9 +37,13 @@ Line = tuple[str, Subject, Use]  # the module comes first
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
-    "--by", "scope", type=click.Choice(["tenant", "agent", "program"]), default="agent",
-    show_default=True, help="One line for each of these.",
-)  # fmt: skip
+    "--by",
+    "scope",
+    type=click.Choice(["tenant", "agent", "program"]),
+    default="agent",
+    show_default=True,
+    help="One line for each of these.",
+)
 @click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours, from the ledger.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
@@ -62,8 +66,9 @@ def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
 
     lines = sorted(with_kernel(read, as_json=as_json), key=_most_used)
     if as_json:
-        show_json([{"module": module, "subject": subject, "use": use}
-                   for module, subject, use in lines])  # fmt: skip
+        show_json(
+            [{"module": module, "subject": subject, "use": use} for module, subject, use in lines]
+        )
     else:
         show_table(COLUMNS, [cells_of(line) for line in lines])
 
@@ -88,9 +93,10 @@ async def history(keys: Keys, scope: Scope, hours: float) -> list[Line]:
     database_url = current_config().database_url or find_kernel().database_url
     if database_url is None:
         raise InvalidConfig(
-            "the kernel keeps no ledger", field="AIOS_DATABASE_URL",
+            "the kernel keeps no ledger",
+            field="AIOS_DATABASE_URL",
             remedy="set it; without --hours the counters are shown",
-        )  # fmt: skip
+        )
     async with contextlib.aclosing(Database(database_url, name="aios-usage")) as database:
         rows = await UsageHistory(database, keys).since(datetime.now(UTC) - timedelta(hours=hours))
     return grouped(rows, scope)
@@ -103,19 +109,29 @@ def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[Line]:
         key = (row.module, _subject(row, scope))
         sums[key] = sums[key].plus(row) if key in sums else row
     return [
-        (module, subject,
-         Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed))
+        (
+            module,
+            subject,
+            Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed),
+        )
         for (module, subject), row in sums.items()
-    ]  # fmt: skip
+    ]
 
 
 def cells_of(line: Line) -> list[str]:
     """Return one row of the table."""
     module, subject, use = line
     return [
-        module, subject.tenant, subject.agent, subject.program, str(use.tokens),
-        str(use.prompt_tokens), seconds(use.ran_s), str(use.finished), str(use.failed),
-    ]  # fmt: skip
+        module,
+        subject.tenant,
+        subject.agent,
+        subject.program,
+        str(use.tokens),
+        str(use.prompt_tokens),
+        seconds(use.ran_s),
+        str(use.finished),
+        str(use.failed),
+    ]
 
 
 def _subject(row: UsageRow, scope: Scope) -> Subject:

@@ -58,5 +58,7 @@ def _where(name: str, first: Syscall, again: Syscall) -> str:
 def _conflict(again: Syscall, stands_for: str) -> KeyConflict:
     return KeyConflict(
         f"this key was used before, for {stands_for}; this one is a {again.kind}",
-        field="key", remedy="give each step a key of its own", syscall_id=again.id,
-    )  # fmt: skip
+        field="key",
+        remedy="give each step a key of its own",
+        syscall_id=again.id,
+    )

@@ -20,10 +20,25 @@ class Pending:
     """Grows chunk by chunk, and ends with exactly one reply. Errors are replies, too."""
 
     __slots__ = (
-        "_accepted", "_characters", "_ended", "_fork", "_listeners", "_news", "asks",
-        "chunks", "heard_at_s", "id", "module", "reply", "state", "submissions",
-        "submitted_at_s", "syscall", "waiters", "was_accepted",
-    )  # fmt: skip
+        "_accepted",
+        "_characters",
+        "_ended",
+        "_fork",
+        "_listeners",
+        "_news",
+        "asks",
+        "chunks",
+        "heard_at_s",
+        "id",
+        "module",
+        "reply",
+        "state",
+        "submissions",
+        "submitted_at_s",
+        "syscall",
+        "waiters",
+        "was_accepted",
+    )
 
     def __init__(self, syscall_id: str, syscall: Syscall | None, now_s: float) -> None:
         self.id = syscall_id

@@ -110,15 +110,26 @@ class RedisTransport:
 def _submission(syscall: Syscall, client: str) -> Submission:
     facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice)
     return Submission(
-        syscall.id, encode_job(syscall), facts, client, syscall.needs, syscall.deadline_s,
+        syscall.id,
+        encode_job(syscall),
+        facts,
+        client,
+        syscall.needs,
+        syscall.deadline_s,
         f"{syscall.kind} of {syscall.agent}/{syscall.program}",
-    )  # fmt: skip
+    )
 
 
 _STATES: dict[str, State] = {
-    "queued": "queued", "running": "running", "suspended": "suspended", "held": "held",
-    "parked": "parked", "finished": "finished", "failed": "failed", "cancelled": "cancelled",
-}  # fmt: skip
+    "queued": "queued",
+    "running": "running",
+    "suspended": "suspended",
+    "held": "held",
+    "parked": "parked",
+    "finished": "finished",
+    "failed": "failed",
+    "cancelled": "cancelled",
+}
 _MODULES: dict[str, Module] = {module: module for module in MODULES}
 
 
@@ -128,8 +139,17 @@ def _state(raw: str) -> State:
 
 def _status(view: JobView) -> CallStatus:
     return CallStatus(
-        id=view.job_id, state=view.state, module=_MODULES[view.module], position=view.position,
-        core=view.core, worker=view.worker, attempt=view.attempt, slices=view.slices,
-        suspensions=view.suspensions, tokens=view.tokens, queued_s=view.queued_s,
-        ran_s=view.ran_s, deadline_in_s=view.deadline_in_s,
-    )  # fmt: skip
+        id=view.job_id,
+        state=view.state,
+        module=_MODULES[view.module],
+        position=view.position,
+        core=view.core,
+        worker=view.worker,
+        attempt=view.attempt,
+        slices=view.slices,
+        suspensions=view.suspensions,
+        tokens=view.tokens,
+        queued_s=view.queued_s,
+        ran_s=view.ran_s,
+        deadline_in_s=view.deadline_in_s,
+    )

@@ -275,17 +275,23 @@ class Session:
             self._outbox.add(pending)
         else:
             unknown = UnknownSyscall(
-                "the kernel knows no such syscall, or its reply has expired", field="id",
+                "the kernel knows no such syscall, or its reply has expired",
+                field="id",
                 remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
-            )  # fmt: skip
+            )
             self._end(pending, unknown, "refuse" if pending.state == "asked" else "lose")
 
     def _read_stored(self, pending: Pending, data: bytes) -> None:
         try:
             reply = decode_reply(data)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            self._end(pending, UnsupportedVersion(f"the reply cannot be read: {error}",
-                      remedy="use an SDK and a kernel of the same release"))  # fmt: skip
+            self._end(
+                pending,
+                UnsupportedVersion(
+                    f"the reply cannot be read: {error}",
+                    remedy="use an SDK and a kernel of the same release",
+                ),
+            )
             return
         self._pending.pop(pending.id, None)
         pending.end(reply)
@@ -348,8 +354,10 @@ class Session:
     def _require_open(self) -> None:
         forks.require_same(self._fork)
         if not self._is_open or self._fault:
-            raise KernelError(self._fault or "the agent is not open",
-                              remedy="open one, and use it inside its `with` block")  # fmt: skip
+            raise KernelError(
+                self._fault or "the agent is not open",
+                remedy="open one, and use it inside its `with` block",
+            )
 
 
 def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:

@@ -97,9 +97,10 @@ def open_transport(url: str, name: str, *, key_prefix: str) -> Transport:
     """
     if urlsplit(url).scheme in ("http", "https"):
         raise InvalidConfig(
-            "the HTTP transport is not built in this version", field="url",
+            "the HTTP transport is not built in this version",
+            field="url",
             remedy="use the URL of the kernel's Redis: redis://... or unix://...",
-        )  # fmt: skip
+        )
     try:
         from aios_broker.client.redis_transport import (  # noqa: PLC0415  an extra: loaded when used
             RedisTransport,
@@ -109,7 +110,8 @@ def open_transport(url: str, name: str, *, key_prefix: str) -> Transport:
         if (error.name or "").partition(".")[0] not in ("hiredis", "redis"):
             raise
         raise InvalidConfig(
-            f"a Redis URL needs the package {error.name}, which is not installed", field="url",
+            f"a Redis URL needs the package {error.name}, which is not installed",
+            field="url",
             remedy="install 'aios-broker[redis]'",
-        ) from error  # fmt: skip
+        ) from error
     return RedisTransport(url, name, Keys(key_prefix))

@@ -64,9 +64,10 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
     syscall = decode_syscall(request)
     if syscall.id != job_id and syscall.id != syscall_id_of(job_id):
         raise InvalidSyscall(
-            f"job {job_id} carries syscall {syscall.id}", field="id",
+            f"job {job_id} carries syscall {syscall.id}",
+            field="id",
             remedy="publish a syscall under its own id",
-        )  # fmt: skip
+        )
     return syscall
 
 
@@ -89,8 +90,9 @@ def _inflated(data: bytes) -> bytes:
     if inflate.unconsumed_tail:
         raise InvalidSyscall(
             f"the job's data has more than {MAX_JOB_BYTES} bytes when it is unpacked",
-            field="body", remedy="shorten it, or keep large content in storage and name it",
-        )  # fmt: skip
+            field="body",
+            remedy="shorten it, or keep large content in storage and name it",
+        )
     return plain
 
 
@@ -105,8 +107,9 @@ def _request(data: bytes) -> bytes:
         raise InvalidSyscall(
             f"{ENTRY} takes one positional argument, the syscall; the job has "
             f"{len(arguments)} and {len(named)} named ones",
-            field="syscall", remedy="enqueue it with one object: agent, token, body",
-        )  # fmt: skip
+            field="syscall",
+            remedy="enqueue it with one object: agent, token, body",
+        )
     return bytes(arguments[0])
 
 
@@ -123,6 +126,7 @@ def _with_id(request: bytes, syscall_id: str) -> bytes:
 
 def _foreign(why: str) -> ForeignJob:
     return ForeignJob(
-        f"this job is not ours and was not run: {why}", field="data",
+        f"this job is not ours and was not run: {why}",
+        field="data",
         remedy=f"enqueue {ENTRY!r} with the JSON serializer and one object as argument",
-    )  # fmt: skip
+    )

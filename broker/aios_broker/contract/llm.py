@@ -247,10 +247,23 @@ class ContextSummarise(
 ContextBody = ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
 LlmBody = LlmChat | LlmEmbed | LlmCount | ContextBody
 
-_FIRST_VERSION_FIELDS = frozenset({
-    "messages", "core", "max_tokens", "temperature", "top_p", "top_k", "frequency_penalty",
-    "presence_penalty", "repetition_penalty", "seed", "stop", "stream", "return_ids",
-})  # fmt: skip
+_FIRST_VERSION_FIELDS = frozenset(
+    {
+        "messages",
+        "core",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "stream",
+        "return_ids",
+    }
+)
 
 
 def is_first_version(body: LlmBody) -> bool:
@@ -278,7 +291,9 @@ def given_fields(options: SamplingOptions) -> Iterator[str]:
 @cache
 def _defaults(kind: type[SamplingOptions]) -> tuple[tuple[str, object], ...]:
     return tuple(
-        (field.name, field.default if field.default_factory is NODEFAULT else
-         field.default_factory())
+        (
+            field.name,
+            field.default if field.default_factory is NODEFAULT else field.default_factory(),
+        )
         for field in msgspec.structs.fields(kind)
-    )  # fmt: skip
+    )

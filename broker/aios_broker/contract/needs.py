@@ -34,9 +34,10 @@ class Need(Struct, frozen=True, gc=False):
             msgspec.convert(self.name, Name)
         except msgspec.ValidationError as error:
             raise InvalidSyscall(
-                f"{str(self)!r} names no {self.kind}: {error}", field="needs",
+                f"{str(self)!r} names no {self.kind}: {error}",
+                field="needs",
                 remedy="names have 1 to 128 letters, digits and . _ : @ / -",
-            ) from error  # fmt: skip
+            ) from error
 
     def __str__(self) -> str:
         """Return it as the job's record has it."""
@@ -70,9 +71,10 @@ def checked_needs(needs: Iterable[Need]) -> tuple[Need, ...]:
     found = tuple(needs)
     if len(found) > MAX_NEEDS:
         raise InvalidSyscall(
-            f"it has {len(found)} needs, the limit is {MAX_NEEDS}", field="needs",
+            f"it has {len(found)} needs, the limit is {MAX_NEEDS}",
+            field="needs",
             remedy="let one lock stand for what is always needed together",
-        )  # fmt: skip
+        )
     if len(set(found)) < len(found):
         twice = next(need for need in found if found.count(need) > 1)
         raise InvalidSyscall(f"{str(twice)!r} is named twice", field="needs", remedy="name it once")
@@ -106,7 +108,8 @@ def _read(text: str) -> Need:
     kind, _, name = text.partition(":")
     if kind not in _KINDS:
         raise InvalidSyscall(
-            f"{text!r} is no need", field="needs",
+            f"{text!r} is no need",
+            field="needs",
             remedy=f"write it as KIND:NAME; the kinds are {', '.join(KINDS)}",
-        )  # fmt: skip
+        )
     return Need(_KINDS[kind], name)

@@ -129,6 +129,7 @@ def _check_first(part: str, field: str) -> None:
 
 def _refused(field: str, why: str) -> InvalidPath:
     return InvalidPath(
-        f"not a path of this namespace: {why}", field=field,
+        f"not a path of this namespace: {why}",
+        field=field,
         remedy="send plain names with `/` between them, from the namespace's root: notes/today.md",
-    )  # fmt: skip
+    )

@@ -219,40 +219,56 @@ def _corrupt(why: str) -> SnapshotCorrupt:
 
 def _pack_token(snapshot: TokenSnapshot) -> _Packed:
     return _Packed(
-        "token", snapshot.model, _pack(snapshot.prompt_ids), _pack(snapshot.output_ids),
-        snapshot.seed, snapshot.emitted_characters,
-    )  # fmt: skip
+        "token",
+        snapshot.model,
+        _pack(snapshot.prompt_ids),
+        _pack(snapshot.output_ids),
+        snapshot.seed,
+        snapshot.emitted_characters,
+    )
 
 
 def _pack_answers(snapshot: AnswersSnapshot) -> _PackedAnswers:
     answers = tuple(
         _PackedAnswer(
-            _pack(each.output_ids), _pack_scores(each.scores) if each.scores else None,
+            _pack(each.output_ids),
+            _pack_scores(each.scores) if each.scores else None,
             each.finish_reason,
         )
         for each in snapshot.answers
-    )  # fmt: skip
+    )
     return _PackedAnswers(
-        snapshot.model, _pack(snapshot.prompt_ids), answers, snapshot.seed,
+        snapshot.model,
+        _pack(snapshot.prompt_ids),
+        answers,
+        snapshot.seed,
         snapshot.emitted_characters,
-    )  # fmt: skip
+    )
 
 
 def _pack_beam(snapshot: BeamSnapshot) -> _PackedBeam:
     nodes = snapshot.nodes
     return _PackedBeam(
-        snapshot.model, _pack(snapshot.prompt_ids), _pack(each.parent for each in nodes),
-        _pack(each.id for each in nodes), _pack_scores([each.score for each in nodes]),
-        _pack(snapshot.live), snapshot.finished, snapshot.generated_tokens,
-    )  # fmt: skip
+        snapshot.model,
+        _pack(snapshot.prompt_ids),
+        _pack(each.parent for each in nodes),
+        _pack(each.id for each in nodes),
+        _pack_scores([each.score for each in nodes]),
+        _pack(snapshot.live),
+        snapshot.finished,
+        snapshot.generated_tokens,
+    )
 
 
 def _read_first(content: bytes) -> TokenSnapshot:
     packed = _first_decoder.decode(content)
     return TokenSnapshot(
-        packed.model, _unpack(packed.prompt_ids), _unpack(packed.output_ids), packed.seed,
+        packed.model,
+        _unpack(packed.prompt_ids),
+        _unpack(packed.output_ids),
+        packed.seed,
         packed.emitted_characters,
-    )  # fmt: skip
+    )
 
 
 def _read_second(content: bytes) -> AnswersSnapshot | BeamSnapshot:
@@ -260,9 +276,12 @@ def _read_second(content: bytes) -> AnswersSnapshot | BeamSnapshot:
     if isinstance(packed, _PackedBeam):
         return _read_beam(packed)
     return AnswersSnapshot(
-        packed.model, _unpack(packed.prompt_ids), tuple(map(_read_answer, packed.answers)),
-        packed.seed, packed.emitted_characters,
-    )  # fmt: skip
+        packed.model,
+        _unpack(packed.prompt_ids),
+        tuple(map(_read_answer, packed.answers)),
+        packed.seed,
+        packed.emitted_characters,
+    )
 
 
 def _read_answer(packed: _PackedAnswer) -> AnswerState:
@@ -281,9 +300,13 @@ def _read_beam(packed: _PackedBeam) -> BeamSnapshot:
         raise ValueError("a beam ends outside of the tree")
     nodes = tuple(map(BeamNode, *_same_length(parents, ids, scores)))
     return BeamSnapshot(
-        packed.model, _unpack(packed.prompt_ids), nodes, live, packed.finished,
+        packed.model,
+        _unpack(packed.prompt_ids),
+        nodes,
+        live,
+        packed.finished,
         packed.generated_tokens,
-    )  # fmt: skip
+    )
 
 
 def _pack_scores(scores: Sequence[TokenScore]) -> _PackedScores:

@@ -138,10 +138,11 @@ def encode_syscall(syscall: Syscall) -> bytes:
         data = _encoder.encode(syscall)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidSyscall(
-            f"it cannot be written as JSON: {error}", field="body",
+            f"it cannot be written as JSON: {error}",
+            field="body",
             remedy="build it of the types that docs/reference.md names, with valid Unicode text",
             syscall_id=syscall.id,
-        ) from error  # fmt: skip
+        ) from error
     if len(data) > MAX_TEXT_BYTES:
         raise InvalidSyscall(
             f"the syscall has {len(data)} bytes, the limit is {MAX_TEXT_BYTES}",

@@ -99,13 +99,22 @@ def demo_agents(count: int) -> list[DemoAgent]:
 
 def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) -> Syscall:
     """Return the syscall of one ask, with a fresh id; its result carries the token ids."""
-    return check_syscall(Syscall(
-        id=new_id(), agent=agent.name, program=program,
-        body=LlmChat(
-            messages=(Message("user", ask.prompt),), core=core, max_tokens=ask.max_tokens,
-            temperature=ask.temperature, seed=ask.seed, stream=True, return_ids=True,
-        ),
-    ))  # fmt: skip
+    return check_syscall(
+        Syscall(
+            id=new_id(),
+            agent=agent.name,
+            program=program,
+            body=LlmChat(
+                messages=(Message("user", ask.prompt),),
+                core=core,
+                max_tokens=ask.max_tokens,
+                temperature=ask.temperature,
+                seed=ask.seed,
+                stream=True,
+                return_ids=True,
+            ),
+        )
+    )
 
 
 def _shares(count: int) -> tuple[int, int, int]:

@@ -36,9 +36,10 @@ def require_matplotlib() -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidConfig(
-            "the chart needs matplotlib", field="--plot",
+            "the chart needs matplotlib",
+            field="--plot",
             remedy="install 'aios-broker[plot]', or leave --plot out",
-        )  # fmt: skip
+        )
 
 
 def draw(runs: Sequence[PolicyRun], path: Path) -> None:
@@ -70,21 +71,37 @@ def _panel(axis: Any, run: PolicyRun, colours: dict[str, Any], longest_s: float)
     for one in run.slices:
         agent, row = run.owners[one.job_id], lanes[one.worker, one.lane]
         left_s, length_s = one.start_s - began_s, one.end_s - one.start_s
-        axis.barh(row, length_s, left=left_s, height=0.8, color=colours[agent],
-                  edgecolor="white", linewidth=0.8)  # fmt: skip
+        axis.barh(
+            row,
+            length_s,
+            left=left_s,
+            height=0.8,
+            color=colours[agent],
+            edgecolor="white",
+            linewidth=0.8,
+        )
         if one.ended_by == "finish":
             axis.plot([left_s + length_s] * 2, [row - 0.4, row + 0.4], color="black", linewidth=1.6)
         if length_s > LABEL_MIN_SHARE * longest_s:
-            axis.text(left_s + length_s / 2, row, _label(agent), ha="center", va="center",
-                      fontsize=8, color=_readable_on(colours[agent]), clip_on=True)  # fmt: skip
+            axis.text(
+                left_s + length_s / 2,
+                row,
+                _label(agent),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=_readable_on(colours[agent]),
+                clip_on=True,
+            )
     numbers = figures(run)
     axis.set_title(
         f"{run.policy}: {plural(numbers.slices, 'slice')}, "
         f"{plural(numbers.suspensions, 'suspension')}, short requests wait "
         f"{seconds(numbers.short_wait_p90_s)} (p90), makespan {seconds(numbers.makespan_s)}"
         "    (black edge: answered)",
-        loc="left", fontsize=10,
-    )  # fmt: skip
+        loc="left",
+        fontsize=10,
+    )
     axis.set_yticks(list(lanes.values()), [f"slot {row + 1}" for row in lanes.values()])
     axis.invert_yaxis()
     axis.set_xlim(0, longest_s * 1.01 or 1.0)

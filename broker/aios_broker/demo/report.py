@@ -108,10 +108,11 @@ def table_of(policies: dict[str, Figures]) -> tuple[list[Column], list[list[str]
         ("wait of short requests, p90", [seconds(f.short_wait_p90_s) for f in policies.values()]),
         ("throughput, syscalls/s", [f"{f.syscalls_per_s:.2f}" for f in policies.values()]),
         ("throughput, tokens/s", [f"{f.tokens_per_s:.1f}" for f in policies.values()]),
-        ("preempted and identical", [
-            f"{f.identical} of {f.compared}" if f.compared else "-" for f in policies.values()
-        ]),
-    ]  # fmt: skip
+        (
+            "preempted and identical",
+            [f"{f.identical} of {f.compared}" if f.compared else "-" for f in policies.values()],
+        ),
+    ]
     columns = [Column("figure"), *(Column(name, "right") for name in policies)]
     return columns, [[name, *values] for name, values in lines]
 

@@ -160,10 +160,14 @@ class Demo:
         for ask, one in zip(agent.asks, pending, strict=True):
             self._view.sent(agent, ask, one)
         limit_s = syscalls[0].deadline_s + REPLY_GRACE_S
-        return list(await asyncio.gather(
-            *(self._answer(agent, ask, one, limit_s)
-              for ask, one in zip(agent.asks, pending, strict=True))
-        ))  # fmt: skip
+        return list(
+            await asyncio.gather(
+                *(
+                    self._answer(agent, ask, one, limit_s)
+                    for ask, one in zip(agent.asks, pending, strict=True)
+                )
+            )
+        )
 
     async def _answer(self, agent: DemoAgent, ask: Ask, pending: Pending, limit_s: float) -> Answer:
         answer = Answer(agent, ask, await reply_of(pending, limit_s))

@@ -25,14 +25,22 @@ PROGRESS_EVERY_S = 5.0  # of the plain view
 REFRESH_PER_SECOND = 4
 FIXED_LINES = 7  # of the live table, beside its agents
 FIXED_COLUMNS: tuple[tuple[str, int, Literal["left", "right"]], ...] = (
-    ("Agent", 11, "left"), ("Asks", 4, "left"), ("Tokens", 6, "right"), ("Waited", 7, "right"),
-)  # fmt: skip
+    ("Agent", 11, "left"),
+    ("Asks", 4, "left"),
+    ("Tokens", 6, "right"),
+    ("Waited", 7, "right"),
+)
 WORDS_LIMIT = 44  # of the plain view
 MARKS: dict[State, tuple[str, str]] = {
-    "queued": ("○", "dim"), "running": ("▶", "bold green"), "suspended": ("◐", "yellow"),
-    "held": ("■", "magenta"), "parked": ("■", "magenta"), "finished": ("✓", "green"),
-    "failed": ("✗", "red"), "cancelled": ("✗", "red"),
-}  # fmt: skip
+    "queued": ("○", "dim"),
+    "running": ("▶", "bold green"),
+    "suspended": ("◐", "yellow"),
+    "held": ("■", "magenta"),
+    "parked": ("■", "magenta"),
+    "finished": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "cancelled": ("✗", "red"),
+}
 LEGEND = "▶ runs   ◐ suspended   ○ waits   ✓ answered"
 
 
@@ -153,9 +161,11 @@ class LiveView(Progress):
         super().__init__()
         self._console = console
         self._live = Live(
-            get_renderable=self._frame, console=console, refresh_per_second=REFRESH_PER_SECOND,
+            get_renderable=self._frame,
+            console=console,
+            refresh_per_second=REFRESH_PER_SECOND,
             transient=True,
-        )  # fmt: skip
+        )
 
     def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
         """Begin to draw."""
@@ -167,8 +177,9 @@ class LiveView(Progress):
         self._live.stop()
         self._console.print(
             f"[bold]{run.policy}[/]: {plural(len(run.answers), 'answer')} in "
-            f"{seconds(run.makespan_s)}", highlight=False,
-        )  # fmt: skip
+            f"{seconds(run.makespan_s)}",
+            highlight=False,
+        )
 
     def stop(self) -> None:
         """Give the terminal back; safe to call at any time."""
@@ -201,9 +212,12 @@ class LiveView(Progress):
         room = self._console.width - sum(width + 1 for _, width, _ in FIXED_COLUMNS)
         words = first_words(_text(texts[-1].pending), max(room, 1)) if texts else ""
         return [
-            Text(agent.name), marks, Text(str(sum(r.tokens for r in requests))),
-            Text(seconds(max((r.waited_s for r in requests), default=0.0))), Text(words),
-        ]  # fmt: skip
+            Text(agent.name),
+            marks,
+            Text(str(sum(r.tokens for r in requests))),
+            Text(seconds(max((r.waited_s for r in requests), default=0.0))),
+            Text(words),
+        ]
 
 
 def _text(pending: Pending) -> str:

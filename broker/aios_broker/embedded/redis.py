@@ -16,12 +16,14 @@ ANSWER_TIMEOUT_S = 1.0
 # The embedded binary uses the C library's allocator, whose own settings suit small caches: a batch
 # of jobs frees some thousand small blocks of each size, and takes them again in the next one.
 # Kept are at most 33 MB, a few where jobs are small. Other C libraries do not read this.
-ALLOCATOR = ":".join((
-    "glibc.malloc.tcache_count=1000",
-    "glibc.malloc.mxfast=0",
-    "glibc.malloc.trim_threshold=33554432",
-    "glibc.malloc.top_pad=1048576",
-))  # fmt: skip
+ALLOCATOR = ":".join(
+    (
+        "glibc.malloc.tcache_count=1000",
+        "glibc.malloc.mxfast=0",
+        "glibc.malloc.trim_threshold=33554432",
+        "glibc.malloc.top_pad=1048576",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,8 +111,11 @@ def _adopted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: st
     facts = read_facts(detail)
     if facts is not None:
         row.agent, row.program, row.tenant, row.kind = (
-            facts.agent, facts.program, facts.tenant, facts.kind,
-        )  # fmt: skip
+            facts.agent,
+            facts.program,
+            facts.tenant,
+            facts.kind,
+        )
     if row.ended_at is not None:
         row.submitted_at = at
         row.started_at = row.ended_at = row.error_code = None
@@ -150,10 +153,19 @@ def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str)
 
 _Step = Callable[[SyscallRow, datetime, str, str, str], None]
 _STEPS: dict[Event, _Step] = {
-    "submit": _submitted, "adopt": _adopted, "claim": _claimed, "yield": _suspended,
-    "hold": _used, "reclaim": _used, "release": _used, "park": _used, "unpark": _used,
-    "finish": _ended, "fail": _ended, "cancel": _ended,
-}  # fmt: skip
+    "submit": _submitted,
+    "adopt": _adopted,
+    "claim": _claimed,
+    "yield": _suspended,
+    "hold": _used,
+    "reclaim": _used,
+    "release": _used,
+    "park": _used,
+    "unpark": _used,
+    "finish": _ended,
+    "fail": _ended,
+    "cancel": _ended,
+}
 _Arrow = tuple[tuple[State | None, ...], State, _Step | None]
 _ARROWS: dict[str, _Arrow] = {
     event: (sources, target, _STEPS[event]) for event, (sources, target) in TABLE.items()

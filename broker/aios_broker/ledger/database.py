@@ -86,9 +86,11 @@ class Database:
     async def _open(self) -> psycopg.AsyncConnection:
         if self._connection is None or self._connection.closed:
             self._connection = await psycopg.AsyncConnection.connect(
-                self._conninfo, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S,
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=CONNECT_TIMEOUT_S,
                 application_name=self._name,
-            )  # fmt: skip
+            )
             await self._connection.execute(SESSION_LIMITS)
         return self._connection
 
@@ -116,8 +118,10 @@ def database_errors(url: str) -> Iterator[None]:
     except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
         raise DatabaseUnavailable(
             f"no answer from Postgres at {without_password(url)}: {_first_line(error)}",
-            field="AIOS_DATABASE_URL", remedy="start it, or correct the URL", retry_after_s=1.0,
-        ) from error  # fmt: skip
+            field="AIOS_DATABASE_URL",
+            remedy="start it, or correct the URL",
+            retry_after_s=1.0,
+        ) from error
 
 
 def without_password(url: str) -> str:

@@ -102,9 +102,17 @@ class Entry(Struct, frozen=True):
         first = ordinal * LINE_PARTS
         event, job_id, attempt, who, detail = self.parts[first : first + LINE_PARTS]
         return Transition(
-            self.position, ordinal, self.module, event, job_id, int(attempt) if attempt else None,
-            who, detail, self.position.at, ordinal in self.anomalies,
-        )  # fmt: skip
+            self.position,
+            ordinal,
+            self.module,
+            event,
+            job_id,
+            int(attempt) if attempt else None,
+            who,
+            detail,
+            self.position.at,
+            ordinal in self.anomalies,
+        )
 
     def transitions(self) -> Iterator[Transition]:
         """Yield what all lines say, in order."""
@@ -159,10 +167,12 @@ def _trimmed(parts: list[str]) -> list[str]:
     """Return five parts that fit their columns."""
     event, job_id, attempt, who, detail = (parts + [""] * LINE_PARTS)[:LINE_PARTS]
     return [
-        event[:MAX_ID_CHARACTERS], job_id[:MAX_ID_CHARACTERS],
+        event[:MAX_ID_CHARACTERS],
+        job_id[:MAX_ID_CHARACTERS],
         attempt if _is_attempt(attempt) else "",
-        who[:MAX_ID_CHARACTERS], detail[:MAX_TEXT_CHARACTERS],
-    ]  # fmt: skip
+        who[:MAX_ID_CHARACTERS],
+        detail[:MAX_TEXT_CHARACTERS],
+    ]
 
 
 def _text(value: bytes) -> str:

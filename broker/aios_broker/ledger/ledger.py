@@ -136,8 +136,11 @@ class Ledger:
         if gone <= mark.entries:
             return mark
         if mark.entries:
-            logger.warning("%d journal entries were dropped before they were drained (its limit, "
-                           "or by hand): the ledger misses them", gone - mark.entries)  # fmt: skip
+            logger.warning(
+                "%d journal entries were dropped before they were drained (its limit, "
+                "or by hand): the ledger misses them",
+                gone - mark.entries,
+            )
         return Mark(mark.position, gone)
 
     async def _move(self, cursor: AsyncCursor, mark: Mark) -> bool:

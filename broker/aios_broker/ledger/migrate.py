@@ -105,9 +105,10 @@ def _config() -> Config:
 @contextmanager
 def _connected(database_url: str) -> Iterator[Connection]:
     engine = create_engine(
-        sqlalchemy_url(database_url), poolclass=NullPool,
+        sqlalchemy_url(database_url),
+        poolclass=NullPool,
         connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "aios-migrate"},
-    )  # fmt: skip
+    )
     try:
         with database_errors(database_url), engine.connect() as connection:
             yield connection

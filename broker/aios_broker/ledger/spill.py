@@ -52,9 +52,12 @@ class Spill:
             return Spilled(over_bytes=over_bytes)
         await self._store(snapshots)
         dropped = await self._order.spill(
-            epoch, [(job_id, hashlib.sha1(data, usedforsecurity=False).hexdigest())
-                    for job_id, data in snapshots],
-        )  # fmt: skip
+            epoch,
+            [
+                (job_id, hashlib.sha1(data, usedforsecurity=False).hexdigest())
+                for job_id, data in snapshots
+            ],
+        )
         kept = [job_id for (job_id, _), gone in zip(snapshots, dropped, strict=True) if not gone]
         await self._forget(kept)
         moved = [len(data) for (_, data), gone in zip(snapshots, dropped, strict=True) if gone]

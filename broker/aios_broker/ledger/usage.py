@@ -107,8 +107,15 @@ def read_changes(entry: Answer) -> Iterator[QuotaChange]:
     if len(parts) == _SETTING_PARTS and parts[0] == "quota":
         position = Position.parse(stream_id)
         subject, limits, who = (part[:MAX_ID_CHARACTERS] for part in parts[1:])
-        yield QuotaChange(position.ms, position.seq, position.at, _text(pairs.get(b"q", b"")),
-                          subject, limits, who)  # fmt: skip
+        yield QuotaChange(
+            position.ms,
+            position.seq,
+            position.at,
+            _text(pairs.get(b"q", b"")),
+            subject,
+            limits,
+            who,
+        )
 
 
 def summed(rows: Iterable[UsageRow]) -> list[UsageRow]:

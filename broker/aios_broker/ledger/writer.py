@@ -37,8 +37,12 @@ _COPY_ENTRIES = """
 _ENTRY_TYPES = ("text", "int8", "int8", "text", "text", "text", "text")
 _COPY_SYSCALLS = f"COPY syscall ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 _SYSCALL_TYPES = (
-    *["text"] * 7, *["timestamptz"] * 3, *["int4"] * 3, *["int8"] * 2, *["text"] * 3,
-)  # fmt: skip
+    *["text"] * 7,
+    *["timestamptz"] * 3,
+    *["int4"] * 3,
+    *["int8"] * 2,
+    *["text"] * 3,
+)
 # Rows travel as one JSON text: it costs this process far less than arrays of columns.
 _UPDATE = f"""
     UPDATE syscall old SET
@@ -125,9 +129,10 @@ class Writer:
         self._remember(rows)
         _report(entries, entered)
         return Written(
-            sum(len(entry) for entry in entries), sum(len(one.anomalies) for one in entered),
+            sum(len(entry) for entry in entries),
+            sum(len(one.anomalies) for one in entered),
             [row.job_id for row in rows if row.state in TERMINAL],
-        )  # fmt: skip
+        )
 
     def _remember(self, rows: Iterable[SyscallRow]) -> None:
         for row in rows:
@@ -169,10 +174,17 @@ async def _copy_entries(
     async with cursor.copy(_COPY_ENTRIES) as copy:
         copy.set_types(_ENTRY_TYPES)
         for entry, one in zip(entries, entered, strict=True):
-            await copy.write_row((
-                source, entry.position.ms, entry.position.seq, entry.module, entry.text,
-                " ".join(map(str, one.anomalies)), one.names,
-            ))  # fmt: skip
+            await copy.write_row(
+                (
+                    source,
+                    entry.position.ms,
+                    entry.position.seq,
+                    entry.module,
+                    entry.text,
+                    " ".join(map(str, one.anomalies)),
+                    one.names,
+                )
+            )
 
 
 async def _copy_syscalls(cursor: AsyncCursor, rows: Sequence[SyscallRow]) -> None:
@@ -208,7 +220,10 @@ def _report(entries: Sequence[Entry], entered: Sequence[Entered]) -> None:
     for transition in odd[:LOGGED_ANOMALIES]:
         logger.warning(
             "journal entry %s, line %d: event %r of syscall %r is no arrow of the transition table",
-            transition.position, transition.ordinal, transition.event, transition.job_id,
-        )  # fmt: skip
+            transition.position,
+            transition.ordinal,
+            transition.event,
+            transition.job_id,
+        )
     if len(odd) > LOGGED_ANOMALIES:
         logger.warning("and %d more anomalies", len(odd) - LOGGED_ANOMALIES)

@@ -88,9 +88,14 @@ class Block:
     async def open(self, shape: BlockShape, whose: str) -> bool:
         """Make the block or change its shape; tell whether it is above its high watermark."""
         answer = await self._call(
-            "open", shape.limit_bytes, shape.k, round(shape.correlated_s * US_PER_S),
-            shape.high, shape.low, whose,
-        )  # fmt: skip
+            "open",
+            shape.limit_bytes,
+            shape.k,
+            round(shape.correlated_s * US_PER_S),
+            shape.high,
+            shape.low,
+            whose,
+        )
         return bool(answer[1])
 
     async def read(self, note_id: str) -> bytes | None:
@@ -106,9 +111,15 @@ class Block:
     async def put(self, note: Resident, token: str, *, fault: bool) -> PutAnswer:
         """Take a note in. `over`: done, and the block is above its high watermark now."""
         answer = await self._call(
-            "put", note.id, token, note.version, note.size_bytes, note.expires_us, int(fault),
+            "put",
+            note.id,
+            token,
+            note.version,
+            note.size_bytes,
+            note.expires_us,
+            int(fault),
             note.data,
-        )  # fmt: skip
+        )
         word: PutAnswer = answer[0].decode()
         return "over" if word == "ok" and answer[1] else word
 
@@ -132,9 +143,7 @@ class Block:
         while (answer := await self._call("victims", int(goes_on)))[0] == b"more":
             continue
         found = answer[1:]
-        return [
-            Victim(found[i].decode(), int(found[i + 1])) for i in range(0, len(found), 2)
-        ]  # fmt: skip
+        return [Victim(found[i].decode(), int(found[i + 1])) for i in range(0, len(found), 2)]
 
     async def free(self, victims: Sequence[Victim]) -> int:
         """Take out those that have not changed since they were named; return how many."""
@@ -156,16 +165,21 @@ class Block:
         """Return the block's numbers; of `notes_in_all` those that are not here are swapped."""
         f = (await self._call("stat"))[1:]
         return BlockStat(
-            limit_bytes=int(f[0]), used_bytes=int(f[1]), resident_notes=int(f[2]),
-            swapped_notes=max(0, notes_in_all - int(f[2])), hits=int(f[3]), faults=int(f[4]),
-            swaps=int(f[5]), k=int(f[6]), correlated_s=int(f[7]) / US_PER_S,
-            high=float(f[8]), low=float(f[9]),
-        )  # fmt: skip
+            limit_bytes=int(f[0]),
+            used_bytes=int(f[1]),
+            resident_notes=int(f[2]),
+            swapped_notes=max(0, notes_in_all - int(f[2])),
+            hits=int(f[3]),
+            faults=int(f[4]),
+            swaps=int(f[5]),
+            k=int(f[6]),
+            correlated_s=int(f[7]) / US_PER_S,
+            high=float(f[8]),
+            low=float(f[9]),
+        )
 
     async def _call(self, step: str, *arguments: Argument) -> Answer:
-        answer = await self._functions.call(
-            step, self._keys, (self._key, self.now_us, *arguments)
-        )  # fmt: skip
+        answer = await self._functions.call(step, self._keys, (self._key, self.now_us, *arguments))
         if answer[0] == b"unknown":
             raise UnknownBlock(self._key)
         return answer

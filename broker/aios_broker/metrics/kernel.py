@@ -53,9 +53,12 @@ def kernel_metrics(state: KernelState) -> Iterable[Metric]:
         ("held", "Syscalls that an operator holds.", [q.held for q in state.queues]),
         ("parked", "Syscalls that wait for approval.", [q.parked for q in state.queues]),
         ("quarantined", "Poison and foreign jobs.", [q.quarantined for q in state.queues]),
-        ("oldest_wait_seconds", "How long the one that waits longest has waited.",
-         [q.oldest_wait_s for q in state.queues]),
-    ):  # fmt: skip
+        (
+            "oldest_wait_seconds",
+            "How long the one that waits longest has waited.",
+            [q.oldest_wait_s for q in state.queues],
+        ),
+    ):
         gauge = GaugeMetricFamily(f"aios_queue_{name}", text, labels=["module"])
         for queue, value in zip(state.queues, values, strict=True):
             gauge.add_metric([queue.module], value)

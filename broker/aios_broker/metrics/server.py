@@ -67,8 +67,9 @@ class MetricsServer:
                 return self
         raise InvalidConfig(
             f"the ports {self._wanted} to {self._wanted + PORTS_TRIED - 1} are all in use",
-            field="AIOS_METRICS_PORT", remedy="name another port",
-        )  # fmt: skip
+            field="AIOS_METRICS_PORT",
+            remedy="name another port",
+        )
 
     def _serve(self, port: int) -> bool:
         """Serve on a port; False: it is in use."""
@@ -79,8 +80,9 @@ class MetricsServer:
                 return False
             raise InvalidConfig(
                 f"metrics cannot be served on port {port}: {error.strerror}",
-                field="AIOS_METRICS_PORT", remedy="name another port",
-            ) from error  # fmt: skip
+                field="AIOS_METRICS_PORT",
+                remedy="name another port",
+            ) from error
         self.port = int(server.server_port)
         self._stack.callback(thread.join)
         self._stack.callback(server.server_close)

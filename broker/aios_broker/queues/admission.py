@@ -84,8 +84,11 @@ class Resource:
     @property
     def words(self) -> str:
         """Return it as people say it."""
-        owner = {"tool": "", "lock": f" of tenant {self.tenant!r}",
-                 "program": f" of agent {self.agent!r}"}[self.kind]  # fmt: skip
+        owner = {
+            "tool": "",
+            "lock": f" of tenant {self.tenant!r}",
+            "program": f" of agent {self.agent!r}",
+        }[self.kind]
         return f"{self.kind} {self.name!r}{owner}"
 
 
@@ -140,14 +143,16 @@ class Admission:
         """
         if resource.kind == "lock":
             raise InvalidConfig(
-                f"{resource.words} is held by one syscall at a time", field="resource",
+                f"{resource.words} is held by one syscall at a time",
+                field="resource",
                 remedy="name a tool where several may run at once",
-            )  # fmt: skip
+            )
         if not 0 <= most <= MAX_LIMIT:
             raise InvalidConfig(
-                f"the limit of {resource.words} is {most}", field="limit",
+                f"the limit of {resource.words} is {most}",
+                field="limit",
                 remedy=f"use 0 to {MAX_LIMIT}, or take the limit away",
-            )  # fmt: skip
+            )
         await self._execute("HSET", self._limits(module), str(resource), most)
 
     async def unset_limit(self, module: Module, resource: Resource) -> bool:
@@ -182,9 +187,10 @@ class Admission:
         for subject in programs:
             if subject.scope != "program":
                 raise InvalidConfig(
-                    f"{subject.words} is no program", field="programs",
+                    f"{subject.words} is no program",
+                    field="programs",
                     remedy="bar programs; agents and tenants have quotas",
-                )  # fmt: skip
+                )
         if not 0.0 < for_s <= MAX_BAR_S:
             raise InvalidConfig(
                 f"a bar of {for_s} s", field="for_s", remedy=f"use up to {MAX_BAR_S:g} s, and renew"
@@ -220,6 +226,8 @@ class Admission:
 def _row(row: Answer) -> ResourceRow:
     name, limit, owed_to, *holders = row
     return ResourceRow(
-        Resource.parse(name.decode()), None if limit < 0 else limit,
-        tuple(member.decode().rpartition(":")[0] for member in holders), owed_to.decode() or None,
-    )  # fmt: skip
+        Resource.parse(name.decode()),
+        None if limit < 0 else limit,
+        tuple(member.decode().rpartition(":")[0] for member in holders),
+        owed_to.decode() or None,
+    )

@@ -48,8 +48,10 @@ class Channel:
             self._close()
             raise RedisUnavailable(
                 f"no Redis at {without_password(self._url)}: {str(error) or 'no answer in time'}",
-                field="AIOS_REDIS_URL", remedy="start it, or correct the URL", retry_after_s=1.0,
-            ) from error  # fmt: skip
+                field="AIOS_REDIS_URL",
+                remedy="start it, or correct the URL",
+                retry_after_s=1.0,
+            ) from error
         except BaseException:
             self._close()
             raise

@@ -75,9 +75,10 @@ class Connection:
             except Moved as moved:
                 self._move(protocol, moved)
         raise RedisUnavailable(
-            f"the cluster sent {arguments[0]!r} from node to node", retry_after_s=1.0,
+            f"the cluster sent {arguments[0]!r} from node to node",
+            retry_after_s=1.0,
             remedy="nothing was changed; send it again",
-        )  # fmt: skip
+        )
 
     async def in_cluster(self) -> bool:
         """Tell whether this is a node of a cluster.

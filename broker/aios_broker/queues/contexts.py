@@ -74,9 +74,11 @@ class Contexts:
         answer = await self._call("context_open", owner, syscall_id, [])
         version, rewrites, applied, *messages = answer
         return OpenContext(
-            tuple(_decoder.decode(message) for message in messages), version, rewrites,
+            tuple(_decoder.decode(message) for message in messages),
+            version,
+            rewrites,
             bool(applied),
-        )  # fmt: skip
+        )
 
     async def peek(self, owner: ContextOwner) -> tuple[Message, ...]:
         """Return the messages as they are now."""
@@ -86,9 +88,14 @@ class Contexts:
         return tuple(_decoder.decode(message) for message in messages)
 
     async def change(
-        self, owner: ContextOwner, syscall_id: str, how: Change, messages: Sequence[Message] = (),
-        *, attempt: int | None = None,
-    ) -> Written:  # fmt: skip
+        self,
+        owner: ContextOwner,
+        syscall_id: str,
+        how: Change,
+        messages: Sequence[Message] = (),
+        *,
+        attempt: int | None = None,
+    ) -> Written:
         """Set, add to or clear a context; with `attempt`, only while its lease stands.
 
         Raises:
@@ -98,9 +105,15 @@ class Contexts:
         return await self._write(owner, syscall_id, (how, 0, 0, _number(attempt)), messages)
 
     async def replace_first(
-        self, owner: ContextOwner, syscall_id: str, *, drop: int, seen: OpenContext,
-        messages: Sequence[Message], attempt: int | None = None,
-    ) -> Written:  # fmt: skip
+        self,
+        owner: ContextOwner,
+        syscall_id: str,
+        *,
+        drop: int,
+        seen: OpenContext,
+        messages: Sequence[Message],
+        attempt: int | None = None,
+    ) -> Written:
         """Put `messages` in the place of the first `drop` ones of what was seen.
 
         Raises:
@@ -111,11 +124,21 @@ class Contexts:
         return await self._write(owner, syscall_id, change, messages)
 
     async def _write(
-        self, owner: ContextOwner, syscall_id: str, change: tuple[str, int, int, str],
+        self,
+        owner: ContextOwner,
+        syscall_id: str,
+        change: tuple[str, int, int, str],
         messages: Sequence[Message],
-    ) -> Written:  # fmt: skip
-        arguments: list[Argument] = [*change, MAX_MESSAGES, MAX_BYTES, owner.tenant, owner.agent,
-                                     owner.name, len(messages)]  # fmt: skip
+    ) -> Written:
+        arguments: list[Argument] = [
+            *change,
+            MAX_MESSAGES,
+            MAX_BYTES,
+            owner.tenant,
+            owner.agent,
+            owner.name,
+            len(messages),
+        ]
         arguments += [_encoder.encode(message) for message in messages]
         match await self._call("context_write", owner, syscall_id, arguments):
             case [b"ok", int(version), int(count)]:
@@ -123,23 +146,34 @@ class Contexts:
             case [b"full", count, size]:
                 raise InvalidSyscall(
                     f"the context {owner.name!r} would hold {count} messages of {size} bytes; "
-                    f"its limits are {MAX_MESSAGES} and {MAX_BYTES}", field="body.messages",
+                    f"its limits are {MAX_MESSAGES} and {MAX_BYTES}",
+                    field="body.messages",
                     remedy="summarise or clear it first (context.summarise, context.clear)",
-                )  # fmt: skip
+                )
             case [b"lost"]:
                 raise Cancelled("this attempt does not count any more: its lease is gone")
             case _:
                 raise ContextChanged(
                     f"the context {owner.name!r} was rewritten by another syscall meanwhile",
-                    field="body.context", remedy="read it and try again",
-                )  # fmt: skip
+                    field="body.context",
+                    remedy="read it and try again",
+                )
 
     async def _call(
         self, step: str, owner: ContextOwner, syscall_id: str, arguments: Sequence[Argument]
     ) -> Answer:
-        return await self._functions.call(step, self._keys, [
-            "llm", owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S, *arguments,
-        ])  # fmt: skip
+        return await self._functions.call(
+            step,
+            self._keys,
+            [
+                "llm",
+                owner.key,
+                syscall_id,
+                OP_TTL_S,
+                CONTEXT_TTL_S,
+                *arguments,
+            ],
+        )
 
 
 def _number(attempt: int | None) -> str:

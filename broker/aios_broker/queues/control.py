@@ -52,8 +52,10 @@ class Control:
 
     async def unpark(self, job_ids: Sequence[str], *, module: Module) -> list[Unparked]:
         """Put parked jobs at the head of the run queue: they ask again whether they may go on."""
-        return [msgspec.convert(outcome, Unparked)
-                for outcome in await self._words(module, "unpark", job_ids)]  # fmt: skip
+        return [
+            msgspec.convert(outcome, Unparked)
+            for outcome in await self._words(module, "unpark", job_ids)
+        ]
 
     async def live(self, job_ids: Sequence[str], *, module: Module) -> list[bool]:
         """Tell which jobs have not ended."""
@@ -84,8 +86,18 @@ class Control:
         """Return one module's queue at a glance."""
         row = await self._call(module, "look", ["queue"])
         waiting, running, held, finished, failed, quarantined, policy, oldest_ms, parked = row
-        return QueueView(module, waiting, running, held, finished, failed, quarantined,
-                         policy.decode(), oldest_ms / 1000, parked)  # fmt: skip
+        return QueueView(
+            module,
+            waiting,
+            running,
+            held,
+            finished,
+            failed,
+            quarantined,
+            policy.decode(),
+            oldest_ms / 1000,
+            parked,
+        )
 
     async def policy(self, module: Module) -> PolicyRow:
         """Return the policy that is in force."""
@@ -104,8 +116,10 @@ class Control:
     async def _outcomes(
         self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
     ) -> list[Outcome]:
-        return [msgspec.convert(word, Outcome)
-                for word in await self._words(module, step, job_ids, *arguments)]  # fmt: skip
+        return [
+            msgspec.convert(word, Outcome)
+            for word in await self._words(module, step, job_ids, *arguments)
+        ]
 
     async def _words(
         self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
@@ -124,19 +138,48 @@ class Control:
 
 def _job_view(module: str, row: Answer) -> JobView:
     """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
-    (job_id, state, facts, needs, worker, attempt, slices, suspensions, losses, tokens, queued_ms,
-     ran_ms, age_ms, deadline_ms, has_deadline, position, score, nice) = row  # fmt: skip
+    (
+        job_id,
+        state,
+        facts,
+        needs,
+        worker,
+        attempt,
+        slices,
+        suspensions,
+        losses,
+        tokens,
+        queued_ms,
+        ran_ms,
+        age_ms,
+        deadline_ms,
+        has_deadline,
+        position,
+        score,
+        nice,
+    ) = row
     known = read_facts(facts)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     return JobView(
-        job_id=job_id.decode(), module=module, state=_state(state), facts=known,
-        needs=known_needs(needs.decode()), worker=worker.decode(), attempt=attempt, slices=slices,
-        suspensions=suspensions, losses=losses, tokens=tokens, queued_s=queued_ms / 1000,
-        ran_s=ran_ms / 1000, age_s=age_ms / 1000,
+        job_id=job_id.decode(),
+        module=module,
+        state=_state(state),
+        facts=known,
+        needs=known_needs(needs.decode()),
+        worker=worker.decode(),
+        attempt=attempt,
+        slices=slices,
+        suspensions=suspensions,
+        losses=losses,
+        tokens=tokens,
+        queued_s=queued_ms / 1000,
+        ran_s=ran_ms / 1000,
+        age_s=age_ms / 1000,
         deadline_in_s=deadline_ms / 1000 if has_deadline else None,
-        position=position if position >= 0 else None, score=float(score) if score else None,
-    )  # fmt: skip
+        position=position if position >= 0 else None,
+        score=float(score) if score else None,
+    )
 
 
 def _state(raw: bytes) -> State:

@@ -77,7 +77,10 @@ def _worker(name: str, fields: list[str], now: datetime) -> WorkerView | None:
         return None
     seen = seen if seen.tzinfo else seen.replace(tzinfo=UTC)
     return WorkerView(
-        name=name, module=queues, slots=int(slots or 1),
-        cores=tuple(core for core in cores.split(",") if core), state=state,
+        name=name,
+        module=queues,
+        slots=int(slots or 1),
+        cores=tuple(core for core in cores.split(",") if core),
+        state=state,
         heartbeat_age_s=(now - seen).total_seconds(),
-    )  # fmt: skip
+    )

@@ -15,11 +15,36 @@ from aios_broker.queues.keys import Keys
 LIBRARY = "aios4"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on
 STEPS = (
-    "quota", "admission", "submit", "claim", "finish", "yield", "slice", "renew", "emit", "attach",
-    "cancel", "hold", "release", "unpark", "nice",
-    "lead", "reorder", "exchange", "reclaim", "expire", "reconcile", "settle", "unlist", "look",
-    "watch", "birth", "death", "spill", "context",
-)  # fmt: skip
+    "quota",
+    "admission",
+    "submit",
+    "claim",
+    "finish",
+    "yield",
+    "slice",
+    "renew",
+    "emit",
+    "attach",
+    "cancel",
+    "hold",
+    "release",
+    "unpark",
+    "nice",
+    "lead",
+    "reorder",
+    "exchange",
+    "reclaim",
+    "expire",
+    "reconcile",
+    "settle",
+    "unlist",
+    "look",
+    "watch",
+    "birth",
+    "death",
+    "spill",
+    "context",
+)
 
 
 @cache
@@ -35,9 +60,11 @@ class Functions:
     """Calls our functions; loads the library when Redis does not have it (a fresh server)."""
 
     def __init__(
-        self, connection: Connection, library: str = LIBRARY,
+        self,
+        connection: Connection,
+        library: str = LIBRARY,
         source: Callable[[], str] = library_source,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.connection = connection
         self._library = library
         self._source = source
@@ -69,9 +96,9 @@ class Functions:
             raise InvalidConfig(
                 f"the prefix {keys.prefix!r} has no hash tag, and this Redis is a cluster: "
                 "its keys would lie on different nodes",
-                field="RQ_KEY_PREFIX", remedy="put the part that names the shard in braces, "
-                "such as {shard1}:rq",
-            )  # fmt: skip
+                field="RQ_KEY_PREFIX",
+                remedy="put the part that names the shard in braces, such as {shard1}:rq",
+            )
         self._placed.add(keys.prefix)
 
     async def load(self) -> None:

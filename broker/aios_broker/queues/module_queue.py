@@ -130,16 +130,19 @@ class ModuleQueue:
             case [b"full", waiting, limit]:
                 return QueueFull(
                     f"the queue of module {self.module} holds {waiting} syscalls, its limit is "
-                    f"{limit}", remedy="send it again later", retry_after_s=1.0,
-                )  # fmt: skip
+                    f"{limit}",
+                    remedy="send it again later",
+                    retry_after_s=1.0,
+                )
             case [b"quota", *refusal]:
                 return refused(refusal)
             case [b"core", name, *served]:
                 known = ", ".join(sorted(core.decode() for core in served)) or "none"
                 return UnknownCore(
-                    f"no worker serves the core {name.decode()!r}", field="body.core",
+                    f"no worker serves the core {name.decode()!r}",
+                    field="body.core",
                     remedy=f"leave it out, or use one of: {known}",
-                )  # fmt: skip
+                )
             case _:
                 return None
 
@@ -176,13 +179,27 @@ class ModuleQueue:
     async def _finish(
         self, worker: str, endings: Sequence[Ending], appetite: Appetite, *, external: bool
     ) -> Settled:
-        arguments: list[Argument] = [worker, iso_now(), *_hunger(appetite), RESULT_TTL_S,
-                                     FAILURE_TTL_S, int(external), len(endings)]  # fmt: skip
+        arguments: list[Argument] = [
+            worker,
+            iso_now(),
+            *_hunger(appetite),
+            RESULT_TTL_S,
+            FAILURE_TTL_S,
+            int(external),
+            len(endings),
+        ]
         for end in endings:
             arguments += (
-                end.lease.job_id, end.lease.attempt, end.status, end.reply, _for_rq(end),
-                round(end.ran_s * 1000), end.tokens, end.prompt_tokens, int(end.quarantine),
-            )  # fmt: skip
+                end.lease.job_id,
+                end.lease.attempt,
+                end.status,
+                end.reply,
+                _for_rq(end),
+                round(end.ran_s * 1000),
+                end.tokens,
+                end.prompt_tokens,
+                int(end.quarantine),
+            )
         return _settled(await self._call("finish", arguments))
 
     async def pause(self, worker: str, pauses: Sequence[Pause], appetite: Appetite) -> Settled:
@@ -190,10 +207,14 @@ class ModuleQueue:
         arguments: list[Argument] = [worker, iso_now(), *_hunger(appetite), len(pauses)]
         for pause in pauses:
             arguments += (
-                pause.lease.job_id, pause.lease.attempt, pause.reason,
+                pause.lease.job_id,
+                pause.lease.attempt,
+                pause.reason,
                 pause.snapshot if pause.snapshot is not None else b"",
-                round(pause.ran_s * 1000), pause.tokens, pause.prompt_tokens,
-            )  # fmt: skip
+                round(pause.ran_s * 1000),
+                pause.tokens,
+                pause.prompt_tokens,
+            )
         return _settled(await self._call("yield", arguments))
 
     async def slice_end(
@@ -207,17 +228,26 @@ class ModuleQueue:
         arguments: list[Argument] = [worker, *_hunger(appetite), len(uses)]
         for use in uses:
             arguments += (
-                use.lease.job_id, use.lease.attempt, round(use.ran_s * 1000), use.tokens,
-                use.prompt_tokens, use.checkpoint if use.checkpoint is not None else b"",
-            )  # fmt: skip
+                use.lease.job_id,
+                use.lease.attempt,
+                round(use.ran_s * 1000),
+                use.tokens,
+                use.prompt_tokens,
+                use.checkpoint if use.checkpoint is not None else b"",
+            )
         return [verdict.decode() for verdict in await self._call("slice", arguments)]
 
     async def renew(
         self, worker: WorkerCard, leases: Sequence[Lease], lease_s: float
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
-        arguments: list[Argument] = [worker.name, iso_now(), round(lease_s * 1000),
-                                     ",".join(worker.cores), len(leases)]  # fmt: skip
+        arguments: list[Argument] = [
+            worker.name,
+            iso_now(),
+            round(lease_s * 1000),
+            ",".join(worker.cores),
+            len(leases),
+        ]
         for lease in leases:
             arguments += (lease.job_id, lease.attempt)
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
@@ -246,16 +276,24 @@ class ModuleQueue:
 
     async def birth(self, card: WorkerCard) -> None:
         """Show the worker to RQ's tools and ours."""
-        await self._call("birth", [
-            card.name, iso_now(), card.pid, card.hostname, card.version, card.slots,
-            ",".join(card.cores),
-        ])  # fmt: skip
+        await self._call(
+            "birth",
+            [
+                card.name,
+                iso_now(),
+                card.pid,
+                card.hostname,
+                card.version,
+                card.slots,
+                ",".join(card.cores),
+            ],
+        )
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `birth` wrote."""
-        return bool(await self.functions.connection.execute(
-            "HEXISTS", self.keys.worker(worker), "birth"
-        ))  # fmt: skip
+        return bool(
+            await self.functions.connection.execute("HEXISTS", self.keys.worker(worker), "birth")
+        )
 
     async def death(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
@@ -284,10 +322,14 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
     arguments: list[Argument] = [iso_now(), len(jobs)]
     for job in jobs:
         arguments += (
-            job.job_id, job.data, job.description or _description(job.facts),
-            _encode(job.facts), _needs(job),
-            job.client, round(job.deadline_s * 1000),
-        )  # fmt: skip
+            job.job_id,
+            job.data,
+            job.description or _description(job.facts),
+            _encode(job.facts),
+            _needs(job),
+            job.client,
+            round(job.deadline_s * 1000),
+        )
     return arguments
 
 
@@ -323,10 +365,21 @@ def _lease(row: Answer) -> Lease:
     job_id, attempt, data, trusted, client, queued_ms, deadline_ms, *past = row
     ran_ms, slices, suspensions, losses, has_snapshot, alone, *decided = past or _NEWCOMER
     return Lease(
-        job_id.decode(), attempt, data, trusted == 1, client == 1, queued_ms / 1000,
-        ran_ms / 1000, slices, suspensions, losses, deadline_ms / 1000, has_snapshot == 1,
-        alone == 1, bool(decided),
-    )  # fmt: skip
+        job_id.decode(),
+        attempt,
+        data,
+        trusted == 1,
+        client == 1,
+        queued_ms / 1000,
+        ran_ms / 1000,
+        slices,
+        suspensions,
+        losses,
+        deadline_ms / 1000,
+        has_snapshot == 1,
+        alone == 1,
+        bool(decided),
+    )
 
 
 def _settled(answer: Answer) -> Settled:

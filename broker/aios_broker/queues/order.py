@@ -118,8 +118,16 @@ class Order:
         )
         scores = {job_id.decode(): float(score) for job_id, score in pairs if score}
         facts = _by_id(unknown, rows)
-        return Ends(length, False, _texts(first), _texts(low), scores, _texts(rest), facts,
-                    _texts(between[0]))  # fmt: skip
+        return Ends(
+            length,
+            False,
+            _texts(first),
+            _texts(low),
+            scores,
+            _texts(rest),
+            facts,
+            _texts(between[0]),
+        )
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
@@ -262,9 +270,11 @@ class Order:
         mended, began_ms, uncounted, ghosts = answer
         if ghosts:
             await unlist_ghosts(
-                self._functions.connection, self.keys, self.module,
+                self._functions.connection,
+                self.keys,
+                self.module,
                 lambda arguments: self._call("unlist", [epoch, *arguments]),
-            )  # fmt: skip
+            )
         if began_ms:
             found, uncounted = await self._look_in_parts(epoch, body, began_ms, all_at_once)
             mended += found
@@ -277,10 +287,12 @@ class Order:
     ) -> tuple[int, bool]:
         """Return how many jobs were put right, and whether the load is to be counted anew."""
         look = FullLook(
-            self._functions.connection, self.keys, self.module,
+            self._functions.connection,
+            self.keys,
+            self.module,
             lambda arguments: self._call("settle", [epoch, body, began_ms, *arguments]),
             self._stale,
-        )  # fmt: skip
+        )
         try:
             found = await look.run(all_at_once)
         except EpochOver:
@@ -318,5 +330,4 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     core = core_of(known_needs(needs.decode()))
-    return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices,
-                   deadline_ms)  # fmt: skip
+    return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms)

@@ -16,8 +16,11 @@ from aios_broker.queues.keys import Keys
 Scope = Literal["agent", "tenant", "program"]
 LimitName = Literal["max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute"]
 LIMIT_NAMES: tuple[LimitName, ...] = (
-    "max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute",
-)  # fmt: skip
+    "max_queued",
+    "max_running",
+    "tokens_per_minute",
+    "slot_seconds_per_minute",
+)
 ANYBODY = "*"  # in place of a name: the limits of all that have none of their own
 RETRY_AFTER_S = 1.0
 RECOUNTED = 100  # jobs that are counted anew in one step: about 1 ms of Redis' time ...
@@ -193,9 +196,10 @@ def refused(answer: Sequence[Answer]) -> QuotaExceeded:
     who = Subject.parse(subject.decode()).words
     return QuotaExceeded(
         f"{who} has {waiting} syscalls waiting, its quota is {most}",
-        field=f"quota.{limit.decode()}", retry_after_s=RETRY_AFTER_S,
+        field=f"quota.{limit.decode()}",
+        retry_after_s=RETRY_AFTER_S,
         remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
-    )  # fmt: skip
+    )
 
 
 def read_barrier(row: Sequence[Answer]) -> Barrier:
@@ -203,9 +207,12 @@ def read_barrier(row: Sequence[Answer]) -> Barrier:
     limit, subject, used, most, wait_ms = row
     names: dict[str, LimitName] = {name: name for name in LIMIT_NAMES}
     return Barrier(
-        limit=names[limit.decode()], subject=Subject.parse(subject.decode()),
-        used=float(used), most=float(most), opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
-    )  # fmt: skip
+        limit=names[limit.decode()],
+        subject=Subject.parse(subject.decode()),
+        used=float(used),
+        most=float(most),
+        opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
+    )
 
 
 def _row(subject: bytes, packed: bytes) -> QuotaRow:

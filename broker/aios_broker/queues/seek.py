@@ -49,9 +49,10 @@ async def _one_master(tries: dict[asyncio.Task[Wire], Address]) -> Wire:
     pending = set(tries)
     while pending:
         done, pending = await asyncio.wait(
-            pending, return_when=asyncio.FIRST_COMPLETED,
+            pending,
+            return_when=asyncio.FIRST_COMPLETED,
             timeout=SECOND_MASTER_S if masters else None,
-        )  # fmt: skip
+        )
         if not done:
             break  # those that are silent are no masters
         for task in done:

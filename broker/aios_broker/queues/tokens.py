@@ -76,8 +76,9 @@ class Tokens:
             raise AccessDenied(
                 f"the token is missing, has expired, or is not one of agent {agent!r} of tenant "
                 f"{tenant!r}",
-                field="token", remedy="put the agent's own token into the request",
-            )  # fmt: skip
+                field="token",
+                remedy="put the agent's own token into the request",
+            )
 
     async def revoke_all(self, agent: str, tenant: str) -> int:
         """Make all tokens of an agent worthless; return how many there were. Reads all tokens."""

@@ -41,8 +41,12 @@ class Notes:
 
     def __add__(self, other: Self) -> Notes:
         """Return all that is in either."""
-        return Notes(self.ranked + other.ranked, self.gone + other.gone,
-                     self.marks + other.marks, self.seen + other.seen)  # fmt: skip
+        return Notes(
+            self.ranked + other.ranked,
+            self.gone + other.gone,
+            self.marks + other.marks,
+            self.seen + other.seen,
+        )
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to be kept."""

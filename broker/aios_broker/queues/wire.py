@@ -14,9 +14,16 @@ from aios_broker.queues.address import Address
 
 # Refusals of a server that starts, fails over, cannot write, or is held up by another's script.
 NOT_NOW = (
-    "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "READONLY", "BUSY ", "UNBLOCKED",
-    "MISCONF", "NOREPLICAS",
-)  # fmt: skip
+    "LOADING",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "READONLY",
+    "BUSY ",
+    "UNBLOCKED",
+    "MISCONF",
+    "NOREPLICAS",
+)
 # Those of a server that is not, or not any more, the one to talk to.
 NOT_HERE = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "UNBLOCKED")
 # A slot of a cluster is on its way to another node, key by key. To follow would mean to work on

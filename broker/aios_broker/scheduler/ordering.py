@@ -73,9 +73,12 @@ class ModuleOrder:
     """Follows the policy that is in force for a module, tick by tick."""
 
     def __init__(
-        self, order: Order, control: Control, default: Policy,
+        self,
+        order: Order,
+        control: Control,
+        default: Policy,
         named: Callable[[str], Policy] = policy_named,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._order = order
         self._control = control
         self._named = named
@@ -159,16 +162,24 @@ class ModuleOrder:
             policy = self._named((await self._control.policy(self._order.module)).name)
         except (InvalidConfig, msgspec.ValidationError) as error:
             if self._refused != str(error):
-                logger.warning("module %s goes on under %s: what was published will not do: %s",
-                               self._order.module, self._policy.name, error)  # fmt: skip
+                logger.warning(
+                    "module %s goes on under %s: what was published will not do: %s",
+                    self._order.module,
+                    self._policy.name,
+                    error,
+                )
             self._refused = str(error)
             policy = self._policy
         else:
             self._refused = ""
         self._policy_due_s = time.monotonic() + POLICY_EVERY_S
         if policy.name != self._policy.name:
-            logger.info("module %s: policy %s in place of %s", self._order.module, policy.name,
-                        self._policy.name)  # fmt: skip
+            logger.info(
+                "module %s: policy %s in place of %s",
+                self._order.module,
+                policy.name,
+                self._policy.name,
+            )
             self._adopt(policy)
 
     def _adopt(self, policy: Policy) -> None:

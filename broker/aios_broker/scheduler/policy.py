@@ -121,9 +121,10 @@ def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
             return _policy(name)
         case _:
             raise InvalidConfig(
-                f"there is no policy {name!r}", field=field,
+                f"there is no policy {name!r}",
+                field=field,
                 remedy=f"use one of: {', '.join(POLICY_NAMES)}",
-            )  # fmt: skip
+            )
 
 
 def _policy(name: PolicyName) -> Policy:

@@ -236,9 +236,7 @@ class Scheduler:
     async def _tick(self, reign: _Reign) -> float:
         """Decide, in all queues, who is next."""
         began_s = time.monotonic()
-        changed = await _all([
-            queue.decide(reign.epoch, reign.now_ms()) for queue in self._queues
-        ])  # fmt: skip
+        changed = await _all([queue.decide(reign.epoch, reign.now_ms()) for queue in self._queues])
         self.stats.decisions += 1
         self.stats.decided_s += time.monotonic() - began_s
         self._tick_s = TICK_S if changed else min(2 * self._tick_s, IDLE_S)
@@ -254,8 +252,11 @@ class Scheduler:
             return early_s  # after an outage of Redis all leases are old: let workers renew them
         for order, count in await self._sweep(lambda order: order.reclaim(reign.epoch)):
             self.stats.reclaimed += count
-            logger.warning("module %s: %d jobs were taken back from workers that died or hang",
-                           order.module, count)  # fmt: skip
+            logger.warning(
+                "module %s: %d jobs were taken back from workers that died or hang",
+                order.module,
+                count,
+            )
         return RECLAIM_EVERY_S
 
     async def _expire(self, reign: _Reign) -> float:
@@ -267,8 +268,9 @@ class Scheduler:
     async def _reconcile(self, reign: _Reign) -> float:
         for order, count in await self._sweep(lambda order: order.reconcile(reign.epoch)):
             self.stats.reconciled += count
-            logger.info("module %s: %d jobs that stock RQ tools changed were put right",
-                        order.module, count)  # fmt: skip
+            logger.info(
+                "module %s: %d jobs that stock RQ tools changed were put right", order.module, count
+            )
         return RECONCILE_EVERY_S
 
     async def _sweep(self, step: Callable[[Order], Awaitable[int]]) -> list[tuple[Order, int]]:
@@ -311,16 +313,23 @@ class Scheduler:
     async def _spill(self, spill: Spill, reign: _Reign) -> float:
         spilled = await spill.run(reign.epoch, self._config.snapshot_budget_bytes)
         if spilled.snapshots:
-            logger.info("%d snapshots (%d bytes) were moved to Postgres", spilled.snapshots,
-                        spilled.moved_bytes)  # fmt: skip
+            logger.info(
+                "%d snapshots (%d bytes) were moved to Postgres",
+                spilled.snapshots,
+                spilled.moved_bytes,
+            )
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
 
     async def _forget(self, retention: Retention, reign: _Reign) -> float:
         swept = await retention.sweep(reign.now_ms())
         if swept.entries or swept.transitions or swept.syscalls:
-            logger.info("the ledger forgot %d journal entries, %d rows of an earlier release and "
-                        "%d syscalls that are older than AIOS_LEDGER_KEEP_DAYS", swept.entries,
-                        swept.transitions, swept.syscalls)  # fmt: skip
+            logger.info(
+                "the ledger forgot %d journal entries, %d rows of an earlier release and "
+                "%d syscalls that are older than AIOS_LEDGER_KEEP_DAYS",
+                swept.entries,
+                swept.transitions,
+                swept.syscalls,
+            )
         return FORGET_PAUSE_S if swept.more else FORGET_EVERY_S
 
 

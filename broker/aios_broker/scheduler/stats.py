@@ -35,9 +35,11 @@ class SchedulerStats:
         )
         yield GaugeMetricFamily("aios_scheduler_epoch", "Of its lead.", value=float(self.epoch))
         yield SummaryMetricFamily(
-            "aios_scheduler_decision_seconds", "Bringing all queues into order once.",
-            count_value=self.decisions, sum_value=self.decided_s,
-        )  # fmt: skip
+            "aios_scheduler_decision_seconds",
+            "Bringing all queues into order once.",
+            count_value=self.decisions,
+            sum_value=self.decided_s,
+        )
         for name, text, value in (
             ("reclaimed", "Jobs taken back from workers that died or hang.", self.reclaimed),
             ("expired", "Jobs that outlived their deadlines.", self.expired),

@@ -28,9 +28,13 @@ from aios_broker.store.audit import AuditLine, append_line
 from aios_broker.store.session import AgentRow, Cursor
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
-    "delete": "ask", "overwrite": "ask-when-lossy", "rollback": "ask-when-lossy", "clear": "ask",
-    "privilege": "ask", "unshare": "ask",
-}  # fmt: skip
+    "delete": "ask",
+    "overwrite": "ask-when-lossy",
+    "rollback": "ask-when-lossy",
+    "clear": "ask",
+    "privilege": "ask",
+    "unshare": "ask",
+}
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
 _COLUMNS = """
     p.id, p.state, p.job_id, a.name AS agent, t.name AS tenant, p.tenant_id, p.agent_id, p.kind,
@@ -128,9 +132,10 @@ def body_from(kind: str, arguments: dict[str, Any]) -> Body:
         body: Body = msgspec.convert({**arguments, "type": kind}, Body)
     except msgspec.ValidationError as error:
         raise InvalidSyscall(
-            f"these are no arguments of {kind}: {error}", field="arguments",
+            f"these are no arguments of {kind}: {error}",
+            field="arguments",
             remedy="change only values, and keep the names",
-        ) from error  # fmt: skip
+        ) from error
     return body
 
 
@@ -144,19 +149,26 @@ async def rules_of(cursor: Cursor, agent: AgentRow) -> dict[OperationClass, Rule
 
 
 async def set_rule(
-    cursor: Cursor, tenant: str, agent: AgentRow | None, operation: OperationClass,
+    cursor: Cursor,
+    tenant: str,
+    agent: AgentRow | None,
+    operation: OperationClass,
     rule: ApprovalRule | None,
-) -> bool:  # fmt: skip
+) -> bool:
     """Set the rule of a class for an agent or all of a tenant; None: what is wider holds again."""
-    values = {"tenant": tenant, "agent": None if agent is None else agent.id,
-              "operation": operation, "rule": rule}  # fmt: skip
+    values = {
+        "tenant": tenant,
+        "agent": None if agent is None else agent.id,
+        "operation": operation,
+        "rule": rule,
+    }
     await cursor.execute(_DROP_RULE if rule is None else _SET_RULE, values)
     return cursor.rowcount > 0
 
 
 async def list_approvals(
     cursor: Cursor, state: ApprovalState | None, limit: int
-) -> tuple[Approval, ...]:  # fmt: skip
+) -> tuple[Approval, ...]:
     """Return approvals that the cursor may see, oldest first, without their long arguments."""
     await cursor.execute(_LIST, {"state": state, "limit": limit})
     return tuple(as_approval(row) for row in await cursor.fetchall())
@@ -186,17 +198,29 @@ def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
     is_late = row.is_over and row.state in ("waiting", "approved")
     state: ApprovalState = "expired" if is_late else row.state
     return Approval(
-        id=row.id, state=state, syscall_id=row.job_id, agent=row.agent, tenant=row.tenant,
-        kind=row.kind, operation=row.operation, arguments=row.arguments,
-        arguments_sha256=row.arguments_sha256, what=row.what, asked_at=row.asked_at,
-        expires_at=row.expires_at, diff=row.diff, decided_by=row.decided_by,
-        decided_at=row.decided_at, reason=row.reason, left_out=tuple(row.left_out),
-    )  # fmt: skip
+        id=row.id,
+        state=state,
+        syscall_id=row.job_id,
+        agent=row.agent,
+        tenant=row.tenant,
+        kind=row.kind,
+        operation=row.operation,
+        arguments=row.arguments,
+        arguments_sha256=row.arguments_sha256,
+        what=row.what,
+        asked_at=row.asked_at,
+        expires_at=row.expires_at,
+        diff=row.diff,
+        decided_by=row.decided_by,
+        decided_at=row.decided_at,
+        reason=row.reason,
+        left_out=tuple(row.left_out),
+    )
 
 
 async def decide(
     cursor: Cursor, approval_id: str, decider: Decider, decision: Decision
-) -> Approval:  # fmt: skip
+) -> Approval:
     """Decide what waits, and enter it into the audit log; return it as it is now.
 
     Of several who decide at once the first one does.
@@ -217,15 +241,35 @@ async def decide(
         body = body_from(row.kind, decision.arguments)
         arguments, sha = arguments_of(body), arguments_sha256(body)
         diff = arguments_diff(row.arguments, arguments)
-    await cursor.execute(_DECIDE, {
-        "state": decision.state, "by": decider.name, "reason": decision.reason,
-        "arguments": Jsonb(arguments), "sha": sha, "diff": diff, "id": approval_id,
-    })  # fmt: skip
-    await append_line(cursor, AuditLine(
-        row.tenant, decider.name, f"approval.{decision.state}", row.what, "done", row.job_id,
-        {"approval": approval_id, "arguments_sha256": sha, "reason": decision.reason,
-         "edited": decision.arguments is not None},
-    ))  # fmt: skip
+    await cursor.execute(
+        _DECIDE,
+        {
+            "state": decision.state,
+            "by": decider.name,
+            "reason": decision.reason,
+            "arguments": Jsonb(arguments),
+            "sha": sha,
+            "diff": diff,
+            "id": approval_id,
+        },
+    )
+    await append_line(
+        cursor,
+        AuditLine(
+            row.tenant,
+            decider.name,
+            f"approval.{decision.state}",
+            row.what,
+            "done",
+            row.job_id,
+            {
+                "approval": approval_id,
+                "arguments_sha256": sha,
+                "reason": decision.reason,
+                "edited": decision.arguments is not None,
+            },
+        ),
+    )
     return await one_approval(cursor, approval_id)
 
 
@@ -233,21 +277,29 @@ def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # n
     if row is None or decider.tenant_id not in (None, row.tenant_id):
         raise _unknown(approval_id)
     if decider.agent_id == row.agent_id:
-        raise AccessDenied("nobody approves what it asked for itself", field="approval",
-                           remedy="have another administrator decide")  # fmt: skip
+        raise AccessDenied(
+            "nobody approves what it asked for itself",
+            field="approval",
+            remedy="have another administrator decide",
+        )
     if row.state in ("approved", "denied", "used"):
         raise VersionConflict(
-            f"it is {row.state} already, by {row.decided_by}", field="approval",
+            f"it is {row.state} already, by {row.decided_by}",
+            field="approval",
             remedy="nothing is to be decided any more",
-        )  # fmt: skip
+        )
     if row.state == "expired" or row.is_over:
-        raise ApprovalExpired("nobody decided in time", field="approval",
-                              remedy="have the syscall sent again")  # fmt: skip
+        raise ApprovalExpired(
+            "nobody decided in time", field="approval", remedy="have the syscall sent again"
+        )
 
 
 def _unknown(approval_id: str) -> NotFound:
-    return NotFound(f"there is no approval {approval_id}", field="approval",
-                    remedy="see which there are: access.approvals")  # fmt: skip
+    return NotFound(
+        f"there is no approval {approval_id}",
+        field="approval",
+        remedy="see which there are: access.approvals",
+    )
 
 
 def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:

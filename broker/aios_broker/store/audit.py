@@ -71,19 +71,39 @@ async def append_line(cursor: Cursor, line: AuditLine) -> None:
     last = await cursor.fetchone()
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
     at = datetime.now(UTC)
-    await cursor.execute(_INSERT, (
-        seq, at, line.tenant, line.actor, line.action, line.object, line.outcome, line.syscall_id,
-        Jsonb(line.detail), previous, line_hash(previous, seq, at, line),
-    ))  # fmt: skip
+    await cursor.execute(
+        _INSERT,
+        (
+            seq,
+            at,
+            line.tenant,
+            line.actor,
+            line.action,
+            line.object,
+            line.outcome,
+            line.syscall_id,
+            Jsonb(line.detail),
+            previous,
+            line_hash(previous, seq, at, line),
+        ),
+    )
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
 def line_hash(previous: str, seq: int, at: datetime, line: AuditLine) -> str:
     """Return the SHA-256, in hex, of a line as canonical JSON with the hash before it."""
     material = [
-        previous, seq, at.astimezone(UTC).isoformat(timespec="microseconds"), line.tenant,
-        line.actor, line.action, line.object, line.outcome, line.syscall_id, line.detail,
-    ]  # fmt: skip
+        previous,
+        seq,
+        at.astimezone(UTC).isoformat(timespec="microseconds"),
+        line.tenant,
+        line.actor,
+        line.action,
+        line.object,
+        line.outcome,
+        line.syscall_id,
+        line.detail,
+    ]
     return hashlib.sha256(msgspec.json.encode(material, order="deterministic")).hexdigest()
 
 
@@ -108,8 +128,9 @@ def _broken(row: Any, previous: str, seq: int) -> str:  # noqa: ANN401  a row of
         return f"line {seq + 1} is missing"
     if row.previous_hash != previous:
         return "it does not follow the line before it"
-    line = AuditLine(row.tenant, row.actor, row.action, row.object, row.outcome, row.syscall_id,
-                     row.detail)  # fmt: skip
+    line = AuditLine(
+        row.tenant, row.actor, row.action, row.object, row.outcome, row.syscall_id, row.detail
+    )
     if line_hash(previous, row.seq, row.at, line) != row.hash:
         return "it was changed after it was written"
     return ""
@@ -121,7 +142,17 @@ async def newest_lines(
     """Return the newest lines that the cursor may see, newest first."""
     await cursor.execute(_NEWEST, {"tenant": tenant, "actor": actor, "limit": limit})
     return tuple(
-        AuditEntry(row.seq, row.at.timestamp(), row.tenant, row.actor, row.action, row.object,
-                   row.outcome, row.syscall_id, row.hash, row.detail)
+        AuditEntry(
+            row.seq,
+            row.at.timestamp(),
+            row.tenant,
+            row.actor,
+            row.action,
+            row.object,
+            row.outcome,
+            row.syscall_id,
+            row.hash,
+            row.detail,
+        )
         for row in await cursor.fetchall()
-    )  # fmt: skip
+    )

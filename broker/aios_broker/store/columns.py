@@ -24,17 +24,22 @@ from aios_broker.ledger.tables import metadata
 def moment_column(name: str, *, nullable: bool = False, now: bool = False) -> Column[object]:
     """Return a column of a point in time; `now`: of the row's making unless said."""
     return Column(
-        name, DateTime(timezone=True), nullable=nullable,
+        name,
+        DateTime(timezone=True),
+        nullable=nullable,
         server_default=text("now()") if now else None,
-    )  # fmt: skip
+    )
 
 
 def agent_column(name: str, *, nullable: bool = False, key: bool = False) -> Column[int]:
     """Return a column that names an agent; the row goes with it."""
     return Column(
-        name, BigInteger, ForeignKey("agent.id", ondelete="CASCADE"), nullable=nullable,
+        name,
+        BigInteger,
+        ForeignKey("agent.id", ondelete="CASCADE"),
+        nullable=nullable,
         primary_key=key,
-    )  # fmt: skip
+    )
 
 
 def tenant_column() -> Column[int]:
@@ -55,10 +60,12 @@ def nearest_index(name: str) -> Index:
     """Index the vectors of the first model: each model has an index of its own dimension."""
     number, _, dimension = FIRST_MODEL
     return Index(
-        name, literal_column(f"(vector::halfvec({dimension}))").label("half"),
-        postgresql_using="hnsw", postgresql_ops={"half": "halfvec_cosine_ops"},
+        name,
+        literal_column(f"(vector::halfvec({dimension}))").label("half"),
+        postgresql_using="hnsw",
+        postgresql_ops={"half": "halfvec_cosine_ops"},
         postgresql_where=text(f"model_id = {number}"),
-    )  # fmt: skip
+    )
 
 
 def parts_table(name: str, files: str) -> Table:

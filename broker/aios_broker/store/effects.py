@@ -25,9 +25,7 @@ async def earlier_effect(cursor: Cursor, syscall: Syscall) -> Result | None:
     return None if found is None else _decoder.decode(found.result)
 
 
-async def enter_effect(
-    cursor: Cursor, agent: AgentRow, syscall: Syscall, result: Result
-) -> None:  # fmt: skip
+async def enter_effect(cursor: Cursor, agent: AgentRow, syscall: Syscall, result: Result) -> None:
     """Note what this syscall came to, in the transaction that changes it."""
     await cursor.execute(
         "INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, %s, %s)",

@@ -85,10 +85,15 @@ async def verbs_on(
 
     `objects`: it and what it lies in, as kinds and ids.
     """
-    await cursor.execute(_VERBS, {
-        "tenant": agent.tenant_id, "agent": agent.id, "kinds": [kind for kind, _ in objects],
-        "ids": [each for _, each in objects],
-    })  # fmt: skip
+    await cursor.execute(
+        _VERBS,
+        {
+            "tenant": agent.tenant_id,
+            "agent": agent.id,
+            "kinds": [kind for kind, _ in objects],
+            "ids": [each for _, each in objects],
+        },
+    )
     verbs = frozenset(row.verb for row in await cursor.fetchall())
     return ALL_VERBS if "administer" in verbs else verbs
 
@@ -123,25 +128,43 @@ async def group_number(cursor: Cursor, tenant_id: int, name: str) -> int:
     row = await cursor.fetchone()
     if row is None:
         raise UnknownAgent(
-            f"there is no privilege group {name!r}", field="group",
+            f"there is no privilege group {name!r}",
+            field="group",
             remedy="correct the name, or make it (access.group_create)",
-        )  # fmt: skip
+        )
     return int(row.id)
 
 
 async def put_grant(  # noqa: PLR0913  the columns of one row
-    cursor: Cursor, agent: AgentRow, kind: ObjectKind, object_id: str, to: Grantee, *,
-    verbs: Sequence[str], expires_at: datetime | None = None, owner: AgentRow | None = None,
-) -> None:  # fmt: skip
+    cursor: Cursor,
+    agent: AgentRow,
+    kind: ObjectKind,
+    object_id: str,
+    to: Grantee,
+    *,
+    verbs: Sequence[str],
+    expires_at: datetime | None = None,
+    owner: AgentRow | None = None,
+) -> None:
     """Grant verbs on an object, in place of what it or, if it administers it, others granted there.
 
     `owner`: whose it is, if it is not the agent's own; row-level security asks whether it may.
     """
     whose = owner or agent
-    await cursor.execute(_PUT, (
-        agent.tenant_id, whose.id, kind, object_id, to.agent_id, to.group_id, list(verbs), agent.id,
-        expires_at,
-    ))  # fmt: skip
+    await cursor.execute(
+        _PUT,
+        (
+            agent.tenant_id,
+            whose.id,
+            kind,
+            object_id,
+            to.agent_id,
+            to.group_id,
+            list(verbs),
+            agent.id,
+            expires_at,
+        ),
+    )
     row = await only_row(cursor)  # first, since what it stands in for may be what allows it
     await drop_grants(cursor, whose, kind, object_id, to, but=row.id)
 
@@ -167,5 +190,10 @@ async def list_grants(cursor: Cursor, agent: AgentRow, *, held: bool) -> tuple[G
 def _as_grant(row: Any, names: dict[tuple[str, str], str]) -> Grant:  # noqa: ANN401  a row
     name = names.get((row.object_kind, row.object_id), "")
     to = f"agent:{row.to_agent}" if row.to_agent is not None else f"group:{row.to_group}"
-    return Grant(ObjectRef(row.object_kind, name, row.owner), to, tuple(row.verbs), row.by_name,
-                 row.expires_at)  # fmt: skip
+    return Grant(
+        ObjectRef(row.object_kind, name, row.owner),
+        to,
+        tuple(row.verbs),
+        row.by_name,
+        row.expires_at,
+    )

@@ -79,8 +79,7 @@ class NoteBody(Struct, frozen=True):
     @property
     def size_bytes(self) -> int:
         """Return what the note takes of a block: the UTF-8 of its content and its fields."""
-        words = (self.content, self.category, self.context,
-                 *self.keywords, *self.tags, *self.links)  # fmt: skip
+        words = (self.content, self.category, self.context, *self.keywords, *self.tags, *self.links)
         metadata_bytes = len(msgspec.json.encode(self.metadata)) if self.metadata else 0
         return sum(len(word.encode()) for word in words) + metadata_bytes
 
@@ -92,28 +91,49 @@ class NoteBody(Struct, frozen=True):
 
 def body_of(note: Note) -> NoteBody:
     """Return what versions keep of a note."""
-    return NoteBody(note.content, note.keywords, note.tags, note.category, note.context,
-                    note.links, note.metadata)  # fmt: skip
+    return NoteBody(
+        note.content,
+        note.keywords,
+        note.tags,
+        note.category,
+        note.context,
+        note.links,
+        note.metadata,
+    )
 
 
 def note_of(row: Any, owner: str) -> Note:  # noqa: ANN401  a row of psycopg's
     """Return a row as what agents get."""
     return Note(
-        id=row.id, owner=owner, content=row.content, version=row.version,
-        created_at=row.created_at, updated_at=row.updated_at, keywords=tuple(row.keywords),
-        tags=tuple(row.tags), category=row.category, context=row.context, links=tuple(row.links),
-        metadata=row.metadata, expires_at=row.expires_at,
-    )  # fmt: skip
+        id=row.id,
+        owner=owner,
+        content=row.content,
+        version=row.version,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        keywords=tuple(row.keywords),
+        tags=tuple(row.tags),
+        category=row.category,
+        context=row.context,
+        links=tuple(row.links),
+        metadata=row.metadata,
+        expires_at=row.expires_at,
+    )
 
 
 def _fields(body: NoteBody) -> tuple[object, ...]:
-    return (body.content, list(body.keywords), list(body.tags), body.category, body.context,
-            list(body.links), Jsonb(body.metadata))  # fmt: skip
+    return (
+        body.content,
+        list(body.keywords),
+        list(body.tags),
+        body.category,
+        body.context,
+        list(body.links),
+        Jsonb(body.metadata),
+    )
 
 
-async def fetch_note(
-    cursor: Cursor, owner: AgentRow, note_id: str, lock: Lock = ""
-) -> Note | None:  # fmt: skip
+async def fetch_note(cursor: Cursor, owner: AgentRow, note_id: str, lock: Lock = "") -> Note | None:
     """Return a living note of this owner, locked until the transaction ends if asked for."""
     await cursor.execute(_FETCH + lock, (owner.id, note_id))
     row = await cursor.fetchone()
@@ -138,15 +158,21 @@ async def evolved_by(cursor: Cursor, owner: AgentRow, syscall_id: str) -> dict[s
     """Return the notes of an owner that an evolution rewrote, and the version that made of each."""
     await cursor.execute(
         "SELECT note_id, version FROM note_version WHERE syscall_id = %s AND owner_id = %s "
-        "AND operation = 'evolve'", (syscall_id, owner.id),
-    )  # fmt: skip
+        "AND operation = 'evolve'",
+        (syscall_id, owner.id),
+    )
     return {row.note_id: row.version for row in await cursor.fetchall()}
 
 
 async def insert_note(
-    cursor: Cursor, owner: AgentRow, note_id: str, body: NoteBody, *, program: str,
+    cursor: Cursor,
+    owner: AgentRow,
+    note_id: str,
+    body: NoteBody,
+    *,
+    program: str,
     ttl_s: float | None,
-) -> Note:  # fmt: skip
+) -> Note:
     """Insert a new note; its version is for `enter_version`."""
     await cursor.execute(
         _INSERT,
@@ -162,16 +188,28 @@ async def rewrite_note(cursor: Cursor, owner: AgentRow, note_id: str, body: Note
 
 
 async def enter_version(
-    cursor: Cursor, owner: AgentRow, note: Note, *, by: AgentRow, operation: Operation,
+    cursor: Cursor,
+    owner: AgentRow,
+    note: Note,
+    *,
+    by: AgentRow,
+    operation: Operation,
     syscall_id: str,
-) -> None:  # fmt: skip
+) -> None:
     """Keep what a note is now as the version that it has; the oldest beyond a hundred goes."""
     await cursor.execute(
         "INSERT INTO note_version (note_id, version, owner_id, by_agent_id, operation, syscall_id, "
         "body) VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        (note.id, note.version, owner.id, by.id, operation, syscall_id,
-         Jsonb(msgspec.to_builtins(body_of(note)))),
-    )  # fmt: skip
+        (
+            note.id,
+            note.version,
+            owner.id,
+            by.id,
+            operation,
+            syscall_id,
+            Jsonb(msgspec.to_builtins(body_of(note))),
+        ),
+    )
     if note.version > KEPT_VERSIONS:
         await cursor.execute(
             "DELETE FROM note_version WHERE note_id = %s AND version <= %s",
@@ -183,18 +221,25 @@ async def note_versions(cursor: Cursor, note: Note) -> tuple[NoteVersion, ...]:
     """Return a note's versions, newest first."""
     await cursor.execute(_VERSIONS, (note.id,))
     return tuple(
-        NoteVersion(row.version, row.at, row.by_name or "", row.operation, row.syscall_id,
-                    as_version(note, row.version, row.body, row.at))
+        NoteVersion(
+            row.version,
+            row.at,
+            row.by_name or "",
+            row.operation,
+            row.syscall_id,
+            as_version(note, row.version, row.body, row.at),
+        )
         for row in await cursor.fetchall()
-    )  # fmt: skip
+    )
 
 
 async def note_in_version(cursor: Cursor, note: Note, version: int) -> Note | None:
     """Return a note as it was in a version; None: it had no such one."""
     await cursor.execute(
         "SELECT body, extract(epoch FROM at)::float8 AS at FROM note_version "
-        "WHERE note_id = %s AND version = %s", (note.id, version),
-    )  # fmt: skip
+        "WHERE note_id = %s AND version = %s",
+        (note.id, version),
+    )
     row = await cursor.fetchone()
     return None if row is None else as_version(note, version, row.body, row.at)
 
@@ -203,10 +248,17 @@ def as_version(note: Note, version: int, body: dict[str, Any], at: float) -> Not
     """Return a note with the body that a version of it had."""
     old = msgspec.convert(body, NoteBody)
     return msgspec.structs.replace(
-        note, version=version, updated_at=at, content=old.content, keywords=old.keywords,
-        tags=old.tags, category=old.category, context=old.context, links=old.links,
+        note,
+        version=version,
+        updated_at=at,
+        content=old.content,
+        keywords=old.keywords,
+        tags=old.tags,
+        category=old.category,
+        context=old.context,
+        links=old.links,
         metadata=old.metadata,
-    )  # fmt: skip
+    )
 
 
 async def delete_note(cursor: Cursor, note_id: str) -> None:
@@ -236,14 +288,27 @@ async def count_notes(cursor: Cursor, owner: AgentRow) -> int:
 
 
 async def page_of_notes(  # noqa: PLR0913  what a page is chosen by
-    cursor: Cursor, owner: AgentRow, *, tags: Iterable[str], category: str | None,
-    after: str | None, ids: Sequence[str] | None, limit: int,
-) -> list[Note]:  # fmt: skip
+    cursor: Cursor,
+    owner: AgentRow,
+    *,
+    tags: Iterable[str],
+    category: str | None,
+    after: str | None,
+    ids: Sequence[str] | None,
+    limit: int,
+) -> list[Note]:
     """Return the living notes after one of them, oldest first; `ids`: none but these."""
-    await cursor.execute(_PAGE, {
-        "owner": owner.id, "tags": list(tags), "category": category, "after": after,
-        "ids": None if ids is None else list(ids), "limit": limit,
-    })  # fmt: skip
+    await cursor.execute(
+        _PAGE,
+        {
+            "owner": owner.id,
+            "tags": list(tags),
+            "category": category,
+            "after": after,
+            "ids": None if ids is None else list(ids),
+            "limit": limit,
+        },
+    )
     return [note_of(row, owner.name) for row in await cursor.fetchall()]
 
 
@@ -251,8 +316,9 @@ async def set_expiry(cursor: Cursor, owner: AgentRow, note_id: str, ttl_s: float
     """Let a note whose row is locked expire, or not."""
     await cursor.execute(
         "UPDATE note AS n SET expires_at = clock_timestamp() + %s * interval '1 second' "
-        f"WHERE n.id = %s RETURNING {_COLUMNS}", (ttl_s, note_id),
-    )  # fmt: skip
+        f"WHERE n.id = %s RETURNING {_COLUMNS}",
+        (ttl_s, note_id),
+    )
     return note_of(await cursor.fetchone(), owner.name)
 
 
@@ -260,8 +326,9 @@ async def shape_of_block(cursor: Cursor, owner: AgentRow, lock: Lock = "") -> Bl
     """Return what an agent's block is to be like."""
     await cursor.execute(
         "SELECT limit_bytes, k, correlated_s, high, low FROM memory_block WHERE owner_id = %s "
-        + lock, (owner.id,),
-    )  # fmt: skip
+        + lock,
+        (owner.id,),
+    )
     row = await cursor.fetchone()
     if row is None:
         return BlockShape()
@@ -301,9 +368,18 @@ async def write_back(cursor: Cursor, owner: AgentRow, note: Note) -> None:
         "metadata = excluded.metadata, version = excluded.version, words = excluded.words, "
         "updated_at = excluded.updated_at, expires_at = excluded.expires_at, model_id = NULL, "
         "vector = NULL WHERE n.version < excluded.version",
-        (note.id, owner.tenant_id, owner.id, *_fields(body), note.version, note.created_at,
-         note.updated_at, note.expires_at, body.search_text),
-    )  # fmt: skip
+        (
+            note.id,
+            owner.tenant_id,
+            owner.id,
+            *_fields(body),
+            note.version,
+            note.created_at,
+            note.updated_at,
+            note.expires_at,
+            body.search_text,
+        ),
+    )
     await cursor.execute(
         "INSERT INTO note_version (note_id, version, owner_id, by_agent_id, operation, syscall_id, "
         "body) VALUES (%s, %s, %s, %s, 'update', '', %s) ON CONFLICT DO NOTHING",
@@ -316,7 +392,8 @@ async def delete_expired(cursor: Cursor, limit: int) -> int:
     await cursor.execute(
         "WITH gone AS (DELETE FROM note WHERE id IN (SELECT id FROM note WHERE expires_at <= now() "
         "LIMIT %s FOR UPDATE SKIP LOCKED) RETURNING id) DELETE FROM access_grant "
-        "WHERE object_kind = 'note' AND object_id IN (SELECT id FROM gone)", (limit,),
-    )  # fmt: skip
+        "WHERE object_kind = 'note' AND object_id IN (SELECT id FROM gone)",
+        (limit,),
+    )
     await cursor.execute("SELECT 1 FROM note WHERE expires_at <= now() LIMIT 1")
     return cursor.rowcount

@@ -49,9 +49,10 @@ async def find_target(cursor: Cursor, owner: AgentRow, named: ObjectRef) -> Targ
     if named.kind == "block":
         if named.name:
             raise InvalidSyscall(
-                "a block has no name: it is all notes of its owner", field="object.name",
+                "a block has no name: it is all notes of its owner",
+                field="object.name",
                 remedy="leave it out, and name the owner",
-            )  # fmt: skip
+            )
         return Target("block", str(owner.id), owner)
     if named.kind == "note":
         await cursor.execute(_NOTE, (owner.id, named.name))
@@ -70,16 +71,19 @@ async def find_target(cursor: Cursor, owner: AgentRow, named: ObjectRef) -> Targ
 def no_object(owner: AgentRow, named: ObjectRef) -> NotFound:
     """Return the error that says the same of what is not there and of what may not be known."""
     return NotFound(
-        f"{owner.name} has no {named.kind} {named.name!r} that you may read", field="object",
+        f"{owner.name} has no {named.kind} {named.name!r} that you may read",
+        field="object",
         remedy="look at what there is: memory.list, storage.list",
-    )  # fmt: skip
+    )
 
 
 async def names_of(
     cursor: Cursor, objects: list[tuple[ObjectKind, str]]
 ) -> dict[tuple[str, str], str]:
     """Return what people call these objects; those that are gone are not in it."""
-    ids = {kind: [key for each, key in objects if each == kind]
-           for kind in ("note", "file", "directory")}  # fmt: skip
+    ids = {
+        kind: [key for each, key in objects if each == kind]
+        for kind in ("note", "file", "directory")
+    }
     await cursor.execute(_NAMES, ids)
     return {(row.kind, row.key): row.name for row in await cursor.fetchall()}

@@ -60,19 +60,30 @@ class Store:
     """A pool of connections to Postgres, opened when first used."""
 
     def __init__(
-        self, url: str, *, name: str = "aios", size: int = POOL_SIZE,
+        self,
+        url: str,
+        *,
+        name: str = "aios",
+        size: int = POOL_SIZE,
         limit_s: float = SERVICE_TIMEOUT_S,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.url = url
         self._limit_s = limit_s  # of a whole transaction, the wait for a connection included
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = (
-            AsyncConnectionPool(
-                check_database_url(url), min_size=0, max_size=size, open=False, timeout=limit_s,
-                configure=_configure, check=AsyncConnectionPool.check_connection,
-                kwargs={"autocommit": True, "connect_timeout": CONNECT_TIMEOUT_S,
-                        "application_name": name, "row_factory": namedtuple_row},
-            )
-        )  # fmt: skip
+        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+            check_database_url(url),
+            min_size=0,
+            max_size=size,
+            open=False,
+            timeout=limit_s,
+            configure=_configure,
+            check=AsyncConnectionPool.check_connection,
+            kwargs={
+                "autocommit": True,
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "application_name": name,
+                "row_factory": namedtuple_row,
+            },
+        )
         self._known: dict[tuple[str, str], AgentRow] = {}
         self._is_open = False
 
@@ -107,9 +118,10 @@ class Store:
         row = self._known.get((tenant, name)) or await self._find(name, tenant, cursor)
         if row is None:
             raise UnknownAgent(
-                f"tenant {tenant!r} has no agent {name!r}", field="agent",
+                f"tenant {tenant!r} has no agent {name!r}",
+                field="agent",
                 remedy="correct the name, or register the agent (access.register)",
-            )  # fmt: skip
+            )
         return row
 
     async def vouched(self, name: str, tenant: str) -> AgentRow:
@@ -126,15 +138,17 @@ class Store:
             )
             await cursor.execute(
                 "INSERT INTO agent (tenant_id, name) SELECT id, %s FROM tenant WHERE name = %s "
-                "ON CONFLICT DO NOTHING", (name, tenant),
-            )  # fmt: skip
+                "ON CONFLICT DO NOTHING",
+                (name, tenant),
+            )
         async with self.as_steward() as cursor:  # remembered only now that it is committed
             row = await self._find(name, tenant, cursor)
         if row is None:
             raise UnknownAgent(
-                f"agent {name!r} of tenant {tenant!r} was deleted just now", field="agent",
+                f"agent {name!r} of tenant {tenant!r} was deleted just now",
+                field="agent",
                 remedy="send the syscall again",
-            )  # fmt: skip
+            )
         return row
 
     def forget(self, name: str, tenant: str) -> None:
@@ -181,14 +195,16 @@ class Store:
             except PoolTimeout as error:
                 raise DatabaseUnavailable(
                     f"no connection to Postgres within {self._limit_s:g} s",
-                    field="AIOS_DATABASE_URL", remedy="start it, or allow it more connections",
+                    field="AIOS_DATABASE_URL",
+                    remedy="start it, or allow it more connections",
                     retry_after_s=1.0,
-                ) from error  # fmt: skip
+                ) from error
             except psycopg.errors.InsufficientPrivilege as error:
                 raise AccessDenied(
-                    "the row is another agent's, and no grant allows this", field="owner",
+                    "the row is another agent's, and no grant allows this",
+                    field="owner",
                     remedy="ask its owner for a grant (access.grant)",
-                ) from error  # fmt: skip
+                ) from error
 
 
 async def only_row(cursor: Cursor) -> Any:  # noqa: ANN401  a row of whatever was selected

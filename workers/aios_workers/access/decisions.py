@@ -72,9 +72,11 @@ class DecisionDesk:
     async def audit(self, work: Work[AccessAudit]) -> Audit:
         """Return the newest lines: one's own, for an administrator those of all."""
         body = work.body
-        return Audit(await newest_lines(
-            work.cursor, tenant=work.agent.tenant, actor=body.agent, limit=body.limit
-        ))  # fmt: skip
+        return Audit(
+            await newest_lines(
+                work.cursor, tenant=work.agent.tenant, actor=body.agent, limit=body.limit
+            )
+        )
 
     async def _decide(
         self, work: Work[AccessApprove] | Work[AccessDeny], decision: Decision

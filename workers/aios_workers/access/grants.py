@@ -44,15 +44,26 @@ async def grant(work: Work[AccessGrant]) -> Acknowledged:
     """Let an agent or a group do something with an object."""
     body = work.body
     if (body.agent is None) == (body.group is None):
-        raise InvalidSyscall("exactly one of agent and group is given", field="agent",
-                             remedy="grant to one at a time")  # fmt: skip
+        raise InvalidSyscall(
+            "exactly one of agent and group is given",
+            field="agent",
+            remedy="grant to one at a time",
+        )
     expires_at = None if body.ttl_s is None else datetime.now(UTC) + timedelta(seconds=body.ttl_s)
     owner = await work.agent_named(body.object.owner)
     target, verbs = await _target(work, owner)
     _require(verbs, "share", body.verbs, owner)
     to = await _grantee(work)
-    await put_grant(work.cursor, work.agent, target.kind, target.id, to, verbs=body.verbs,
-                    expires_at=expires_at, owner=owner)  # fmt: skip
+    await put_grant(
+        work.cursor,
+        work.agent,
+        target.kind,
+        target.id,
+        to,
+        verbs=body.verbs,
+        expires_at=expires_at,
+        owner=owner,
+    )
     await work.enter(
         shown(body.object, owner),
         {"verbs": list(body.verbs), "agent": body.agent, "group": body.group},
@@ -64,8 +75,9 @@ async def revoke(work: Work[AccessRevoke]) -> Acknowledged:
     """Take grants on an object back."""
     body = work.body
     if body.agent is not None and body.group is not None:
-        raise InvalidSyscall("at most one of agent and group is given", field="agent",
-                             remedy="revoke one at a time")  # fmt: skip
+        raise InvalidSyscall(
+            "at most one of agent and group is given", field="agent", remedy="revoke one at a time"
+        )
     owner = await work.agent_named(body.object.owner)
     target, verbs = await _target(work, owner)
     _require(verbs, "administer", (), owner)
@@ -124,5 +136,6 @@ def _require(verbs: frozenset[str], verb: str, given: tuple[str, ...], owner: Ag
     if lacking:
         raise AccessDenied(
             f"no grant of agent {owner.name!r} allows {', '.join(lacking)} on it",
-            field="object", remedy=f"ask {owner.name!r} for it",
-        )  # fmt: skip
+            field="object",
+            remedy=f"ask {owner.name!r} for it",
+        )

@@ -65,9 +65,10 @@ async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
     row = await work.cursor.fetchone()
     if row is None:
         raise AlreadyExists(
-            f"there is a group {name!r} already", field="group",
+            f"there is a group {name!r} already",
+            field="group",
             remedy="choose another name, or have its administrator add you",
-        )  # fmt: skip
+        )
     await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
     await work.enter(f"group {name}", msgspec.to_builtins(work.body))
     return Acknowledged()
@@ -110,8 +111,11 @@ async def _found(work: Work[G]) -> Any:  # noqa: ANN401  a row
     await work.cursor.execute(_FIND, (work.agent.id, work.agent.tenant_id, name))
     row = await work.cursor.fetchone()
     if row is None:
-        raise NotFound(f"there is no group {name!r}", field="group",
-                       remedy="see which there are: access.groups")  # fmt: skip
+        raise NotFound(
+            f"there is no group {name!r}",
+            field="group",
+            remedy="see which there are: access.groups",
+        )
     return row
 
 

@@ -33,14 +33,17 @@ class GroupsMap:
         async with self._store.as_steward() as cursor:
             await cursor.execute(_LOCK)  # an older view never overwrites a newer one
             await cursor.execute(_ALL)
-            truth = {row.agent.encode(): msgspec.json.encode(row.groups)
-                     for row in await cursor.fetchall()}  # fmt: skip
+            truth = {
+                row.agent.encode(): msgspec.json.encode(row.groups)
+                for row in await cursor.fetchall()
+            }
             flat = await self._connection.execute("HGETALL", self._key)
             shown = (
                 dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
             )
-            wrong = [(agent, groups) for agent, groups in truth.items()
-                     if shown.get(agent) != groups]  # fmt: skip
+            wrong = [
+                (agent, groups) for agent, groups in truth.items() if shown.get(agent) != groups
+            ]
             gone = [agent for agent in shown if agent not in truth]
             if wrong:
                 await self._connection.execute(

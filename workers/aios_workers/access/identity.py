@@ -38,8 +38,9 @@ _REGISTER = """
 
 def denied(what: str) -> AccessDenied:
     """Return the error of what only administrators of the tenant may do."""
-    return AccessDenied(f"{what} is for administrators of the tenant", field="agent",
-                        remedy="ask one of them")  # fmt: skip
+    return AccessDenied(
+        f"{what} is for administrators of the tenant", field="agent", remedy="ask one of them"
+    )
 
 
 class Identities:

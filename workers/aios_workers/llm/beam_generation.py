@@ -50,9 +50,12 @@ class BeamGeneration:
         self._chores = Chores()
         self._slicing = Slicing(port, run, self._chores, preemptible=True)
         self._rules = Rules(
-            plan.beam_width, plan.request.max_tokens, plan.length_penalty, core.is_end,
+            plan.beam_width,
+            plan.request.max_tokens,
+            plan.length_penalty,
+            core.is_end,
             self._is_stopped,
-        )  # fmt: skip
+        )
         self._search = BeamSearch(self._rules)
         self._generated_tokens = 0
         self._cached_tokens: int | None = None
@@ -93,8 +96,12 @@ class BeamGeneration:
             self._failures += 1
             if self._failures > MAX_CORE_FAILURES:
                 raise
-            logger.warning("beam search %s: the core failed at token %d, once more: %s",
-                           self._plan.syscall_id, beams[0].length, error)  # fmt: skip
+            logger.warning(
+                "beam search %s: the core failed at token %d, once more: %s",
+                self._plan.syscall_id,
+                beams[0].length,
+                error,
+            )
             await self._core.health()
             return
         self._search.advance(expansions)
@@ -126,9 +133,10 @@ class BeamGeneration:
                 for entry in step.logprobs[:1] if found is None else ():
                     top = entry.top
                     found = Expansion(
-                        [each.id for each in top], [millionths(each.logprob) for each in top],
+                        [each.id for each in top],
+                        [millionths(each.logprob) for each in top],
                         self._plan.request.logprobs or 0,
-                    )  # fmt: skip
+                    )
         if found is None:
             raise CoreError("the core gave no log-probabilities")
         return found
@@ -156,11 +164,16 @@ class BeamGeneration:
 
     def _snapshot(self) -> bytes:
         tree = tree_of(self._search)
-        return encode_snapshot(BeamSnapshot(
-            model=self._core.info.snapshot_model, prompt_ids=tuple(self._plan.request.prompt_ids),
-            nodes=tree.nodes, live=tree.live, finished=tree.finished,
-            generated_tokens=self._generated_tokens,
-        ))  # fmt: skip
+        return encode_snapshot(
+            BeamSnapshot(
+                model=self._core.info.snapshot_model,
+                prompt_ids=tuple(self._plan.request.prompt_ids),
+                nodes=tree.nodes,
+                live=tree.live,
+                finished=tree.finished,
+                generated_tokens=self._generated_tokens,
+            )
+        )
 
     def _done(self) -> Done:
         prompt_tokens = len(self._plan.request.prompt_ids)
@@ -181,6 +194,9 @@ class BeamGeneration:
         text = self._text(ids)
         text.finish()
         return Answer(
-            text.text, finished.finish_reason, ids, tuple(each.score for each in path),
+            text.text,
+            finished.finish_reason,
+            ids,
+            tuple(each.score for each in path),
             self._search.rank(finished),
-        )  # fmt: skip
+        )

@@ -89,8 +89,12 @@ class Branch:
             self._failures += 1
             if self._failures > MAX_CORE_FAILURES or self._cannot_go_on:
                 raise
-            logger.warning("generation %s: the core failed after %d tokens, once more: %s",
-                           self._request.request_id, len(self.ids), error)  # fmt: skip
+            logger.warning(
+                "generation %s: the core failed after %d tokens, once more: %s",
+                self._request.request_id,
+                len(self.ids),
+                error,
+            )
             await self._core.health()
 
     @property

@@ -163,8 +163,9 @@ class Summariser:
                 f"the conversation has at least {count(messages)} tokens and the answer may have "
                 f"{max_tokens}; the context of core {self._core.info.model!r} holds {limit} "
                 f"together, and its system messages and last message leave nothing to compact",
-                field="body.messages", remedy="shorten them, or ask for fewer max_tokens",
-            )  # fmt: skip
+                field="body.messages",
+                remedy="shorten them, or ask for fewer max_tokens",
+            )
         return parts
 
     @property
@@ -194,8 +195,9 @@ class Summariser:
                 f"what is to be summarised takes more than {MAX_SUMMARIES} readings of core "
                 f"{self._core.info.model!r}, whose context holds "
                 f"{self._core.info.context_tokens} tokens",
-                field="body.messages", remedy="shorten the conversation",
-            )  # fmt: skip
+                field="body.messages",
+                remedy="shorten the conversation",
+            )
         return summary
 
     def _piece(self, summary: str, rest: str, max_tokens: int) -> int:
@@ -210,8 +212,9 @@ class Summariser:
             raise ContextTooLong(
                 f"the context of core {self._core.info.model!r} holds "
                 f"{self._core.info.context_tokens} tokens, too few for a summary of {max_tokens}",
-                field="body.max_tokens", remedy="ask for a shorter summary",
-            )  # fmt: skip
+                field="body.max_tokens",
+                remedy="ask for a shorter summary",
+            )
         return size
 
     async def _generate(
@@ -222,8 +225,10 @@ class Summariser:
         )
         request = GenerationRequest(
             request_id=_reading_id(run.lease.job_id, reading),
-            prompt_ids=prompt, max_tokens=max_tokens, sampling=Sampling(),
-        )  # fmt: skip
+            prompt_ids=prompt,
+            max_tokens=max_tokens,
+            sampling=Sampling(),
+        )
         ids: list[int] = []
         ended = False
         async with contextlib.aclosing(self._core.generate(request)) as steps:

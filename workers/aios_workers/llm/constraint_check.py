@@ -65,8 +65,11 @@ async def _verdict(constraint: Constraint) -> str:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "aios_workers.llm.constraint_check"),
-        stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        stdin=pipe,
+        stdout=pipe,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         async with asyncio.timeout(WALL_LIMIT_S):
             said, _ = await process.communicate(msgspec.json.encode(constraint))

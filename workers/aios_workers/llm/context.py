@@ -105,9 +105,10 @@ class ContextDesk:
             raise InvalidSyscall(
                 f"the context {owner.name!r} holds {len(stored)} messages and the chat brings "
                 f"{len(body.messages)}; a context holds {MAX_MESSAGES} messages and "
-                f"{MAX_BYTES} bytes", field="body.messages",
+                f"{MAX_BYTES} bytes",
+                field="body.messages",
                 remedy="summarise or clear it first (context.summarise, context.clear)",
-            )  # fmt: skip
+            )
         return (*stored, *body.messages)
 
     async def compacted_messages(
@@ -149,9 +150,9 @@ class ContextDesk:
         self, run: Run, owner: ContextOwner, how: Change, messages: Sequence[Message]
     ) -> Written:
         lease = run.lease
-        return await patiently(lambda: self._contexts.change(
-            owner, lease.job_id, how, messages, attempt=lease.attempt
-        ))  # fmt: skip
+        return await patiently(
+            lambda: self._contexts.change(owner, lease.job_id, how, messages, attempt=lease.attempt)
+        )
 
     async def _summarise(self, run: Run, owner: ContextOwner, body: ContextSummarise) -> Done:
         syscall_id = run.lease.job_id
@@ -162,10 +163,16 @@ class ContextDesk:
             return await self._done(owner, Written(seen.version, len(now)), now, show=True)
         summary = await self._summariser.summarise(run, parts.old, body.max_tokens)
         first = (*parts.head, as_message(summary))
-        written = await patiently(lambda: self._contexts.replace_first(
-            owner, syscall_id, drop=len(parts.head) + len(parts.old), seen=seen, messages=first,
-            attempt=run.lease.attempt,
-        ))  # fmt: skip
+        written = await patiently(
+            lambda: self._contexts.replace_first(
+                owner,
+                syscall_id,
+                drop=len(parts.head) + len(parts.old),
+                seen=seen,
+                messages=first,
+                attempt=run.lease.attempt,
+            )
+        )
         return await self._done(owner, written, (*first, *parts.tail), show=True)
 
     async def _done(
@@ -173,11 +180,17 @@ class ContextDesk:
     ) -> Done:
         info = self._core.info
         tokens = await self._tokens(messages)
-        return Done(ContextResult(
-            context=owner.name, messages=tuple(messages) if show else (),
-            message_count=written.message_count, tokens=tokens,
-            limit_tokens=info.context_tokens, model=info.model, version=written.version,
-        ))  # fmt: skip
+        return Done(
+            ContextResult(
+                context=owner.name,
+                messages=tuple(messages) if show else (),
+                message_count=written.message_count,
+                tokens=tokens,
+                limit_tokens=info.context_tokens,
+                model=info.model,
+                version=written.version,
+            )
+        )
 
     async def _tokens(self, messages: Sequence[Message]) -> int:
         """Count a conversation; one that does not fit message by message: others read meanwhile."""
@@ -205,6 +218,7 @@ def _body(syscall: Syscall) -> ContextBody:
     ):
         return syscall.body
     raise UnknownModule(
-        f"{syscall.kind!r} is not about a context", field="body.type",
+        f"{syscall.kind!r} is not about a context",
+        field="body.type",
         remedy="send it to the queue of its own module",
-    )  # fmt: skip
+    )

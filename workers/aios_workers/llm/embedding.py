@@ -21,14 +21,17 @@ def check_texts(
     for place, (text, count) in enumerate(zip(texts, tokens, strict=True), first):
         if not text:
             raise InvalidSyscall(
-                "an empty text has no embedding", field=f"body.texts[{place}]",
+                "an empty text has no embedding",
+                field=f"body.texts[{place}]",
                 remedy="leave it out",
-            )  # fmt: skip
+            )
         if count > info.context_tokens:
             raise ContextTooLong(
                 f"the text has at least {count} tokens, the context of core {info.model!r} holds "
-                f"{info.context_tokens}", field=f"body.texts[{place}]", remedy="split the text",
-            )  # fmt: skip
+                f"{info.context_tokens}",
+                field=f"body.texts[{place}]",
+                remedy="split the text",
+            )
 
 
 def unit_vector(values: Sequence[float]) -> tuple[float, ...]:

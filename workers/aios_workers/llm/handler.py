@@ -64,9 +64,10 @@ class LlmHandler:
         match syscall.body:
             case ToolEcho():
                 raise UnknownModule(
-                    f"module 'llm' has no operation {syscall.kind!r}", field="body.type",
+                    f"module 'llm' has no operation {syscall.kind!r}",
+                    field="body.type",
                     remedy="send it to the queue of its own module",
-                )  # fmt: skip
+                )
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
             case LlmEmbed() as body:
@@ -100,8 +101,11 @@ class LlmHandler:
             except CoreError as error:
                 if failures == MAX_CORE_FAILURES:
                     raise
-                logger.warning("embeddings of syscall %s: the core failed, once more: %s",
-                               run.lease.job_id, error)  # fmt: skip
+                logger.warning(
+                    "embeddings of syscall %s: the core failed, once more: %s",
+                    run.lease.job_id,
+                    error,
+                )
                 await self._core.health()
             else:
                 run.count_prompt(made.tokens)
@@ -143,24 +147,34 @@ class LlmHandler:
         body, lease = _chat_of(syscall), run.lease
         snapshot = await self._resumable(lease, body) if lease.has_snapshot else None
         messages = await self._messages(run, syscall, snapshot, render)
-        ids = snapshot.prompt_ids if snapshot is not None else await self._reader.read(
-            characters_of(messages), lambda: tuple(render(messages))
-        )  # fmt: skip
+        ids = (
+            snapshot.prompt_ids
+            if snapshot is not None
+            else await self._reader.read(characters_of(messages), lambda: tuple(render(messages)))
+        )
         check_length(len(ids), body.max_tokens, self._core.info)
         run.count_prompt(len(ids))
         return Plan(
             syscall_id=syscall.id,
             request=GenerationRequest(
-                request_id=syscall.id, prompt_ids=ids, max_tokens=body.max_tokens,
+                request_id=syscall.id,
+                prompt_ids=ids,
+                max_tokens=body.max_tokens,
                 sampling=sampling_of(body, seed_of(syscall, snapshot)),
                 constraint=constraint_of_chat(body, toolbox, self._core.info),
-                logprobs=body.logprobs, lora=body.lora,
+                logprobs=body.logprobs,
+                lora=body.lora,
                 images=tuple(image for message in messages for image in message.images),
             ),
-            n=body.n, beam_width=body.beam_width, length_penalty=body.length_penalty,
-            stop=body.stop, stream=body.stream and lease.wants_chunks, return_ids=body.return_ids,
-            toolbox=toolbox, snapshot=snapshot,
-        )  # fmt: skip
+            n=body.n,
+            beam_width=body.beam_width,
+            length_penalty=body.length_penalty,
+            stop=body.stop,
+            stream=body.stream and lease.wants_chunks,
+            return_ids=body.return_ids,
+            toolbox=toolbox,
+            snapshot=snapshot,
+        )
 
     async def _messages(
         self, run: Run, syscall: Syscall, snapshot: Snapshot | None, render: Render
@@ -188,8 +202,10 @@ class LlmHandler:
             logger.warning("syscall %s starts again: %s", lease.job_id, error)
             return None
         if not fits(snapshot, body):
-            logger.warning("syscall %s starts again: its snapshot is of another kind of generation",
-                           lease.job_id)  # fmt: skip
+            logger.warning(
+                "syscall %s starts again: its snapshot is of another kind of generation",
+                lease.job_id,
+            )
             return None
         return snapshot
 

@@ -85,14 +85,19 @@ class ModelCore:
         """What it is."""
         config = self.config
         return CoreInfo(
-            model=config.model, fingerprint=f"v1-{config.seed:x}-{config.end_probability}",
-            slots=config.slots, context_tokens=config.context_tokens,
+            model=config.model,
+            fingerprint=f"v1-{config.seed:x}-{config.end_probability}",
+            slots=config.slots,
+            context_tokens=config.context_tokens,
             capabilities=Capabilities(
-                keeps=KEPT, max_logprobs=MAX_LOGPROBS, constraints=True, embeddings=True,
+                keeps=KEPT,
+                max_logprobs=MAX_LOGPROBS,
+                constraints=True,
+                embeddings=True,
                 adapters=config.adapters,
             ),
             vocabulary_size=vocabulary.SIZE,
-        )  # fmt: skip
+        )
 
     async def start(self) -> None:
         """Nothing to load."""
@@ -172,8 +177,9 @@ class ModelCore:
         if wanted > self.config.context_tokens:
             raise ContextTooLong(
                 f"prompt and answer have {wanted} tokens, the context holds "
-                f"{self.config.context_tokens}", remedy="shorten the conversation",
-            )  # fmt: skip
+                f"{self.config.context_tokens}",
+                remedy="shorten the conversation",
+            )
         check_request(request, self.info)
 
     async def _matcher(self, request: GenerationRequest) -> Matcher | None:
@@ -195,8 +201,9 @@ class ModelCore:
         self, request: GenerationRequest, running: _Running, matcher: Matcher | None
     ) -> AsyncGenerator[Step, None]:
         cached_tokens = await self._prefill(request, running)
-        answer = _Answer(Sampler(self._seed_of(request), self.config.end_probability, request),
-                         request, matcher)  # fmt: skip
+        answer = _Answer(
+            Sampler(self._seed_of(request), self.config.end_probability, request), request, matcher
+        )
         pace = _Pace(self.config.decode_tokens_per_s)
         if answer.is_complete:
             yield Step((), "stop", cached_tokens)

@@ -14,12 +14,44 @@ BYTES = 256  # ids 0 to 255 are the bytes themselves
 WORDS: tuple[bytes, ...] = tuple(
     word.encode()
     for word in (
-        " the", " a", " queue", " waits", " worker", " runs", " and", " then", " yields", " slot",
-        " agent", " asks", " for", " of", " in", " model", " tokens", " snapshot", " resumed",
-        " exactly", " where", " it", " was", " cut", ".", ",", "!", "\n", " END", " STOP", "é",
-        " ñandú", " 世界", " 🚢", " naïve", " Ω",
+        " the",
+        " a",
+        " queue",
+        " waits",
+        " worker",
+        " runs",
+        " and",
+        " then",
+        " yields",
+        " slot",
+        " agent",
+        " asks",
+        " for",
+        " of",
+        " in",
+        " model",
+        " tokens",
+        " snapshot",
+        " resumed",
+        " exactly",
+        " where",
+        " it",
+        " was",
+        " cut",
+        ".",
+        ",",
+        "!",
+        "\n",
+        " END",
+        " STOP",
+        "é",
+        " ñandú",
+        " 世界",
+        " 🚢",
+        " naïve",
+        " Ω",
     )
-)  # fmt: skip
+)
 MARKS = ("system", "user", "assistant", "tool")  # begin a turn; never generated
 
 # Characters that are generated in two tokens: the leading bytes, and what completes them.

@@ -30,10 +30,19 @@ Check = Callable[[LlmChat, CoreInfo], Found]
 
 # What the kernel keeps itself, whatever the core. Every other field needs a rule in `_RULES`, or a
 # core that names it in `keeps`: what nobody keeps is refused.
-KEPT_BY_THE_KERNEL = frozenset({
-    "core", "max_tokens", "stop", "stream", "return_ids", "n", "length_penalty", "overflow",
-    "context",
-})  # fmt: skip
+KEPT_BY_THE_KERNEL = frozenset(
+    {
+        "core",
+        "max_tokens",
+        "stop",
+        "stream",
+        "return_ids",
+        "n",
+        "length_penalty",
+        "overflow",
+        "context",
+    }
+)
 # What changes the choice of tokens: beams are ranked by the model's own probabilities alone.
 _NOT_WITH_BEAMS = frozenset({*SamplingOptions.__struct_fields__, "seed", "format", "stream"})
 
@@ -48,9 +57,10 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
     """
     if body.core is not None and body.core != info.model:
         raise UnknownCore(
-            f"no core {body.core!r} here", field="body.core",
+            f"no core {body.core!r} here",
+            field="body.core",
             remedy=f"leave it out, or use {info.model!r}",
-        )  # fmt: skip
+        )
     if isinstance(body, LlmCount):
         check_generates(info)
     if isinstance(body, LlmChat):
@@ -73,8 +83,9 @@ def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo) -> None:
         raise ContextTooLong(
             f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}; the "
             f"context of core {info.model!r} holds {info.context_tokens} together",
-            field="body.messages", remedy="shorten the conversation, or ask for fewer max_tokens",
-        )  # fmt: skip
+            field="body.messages",
+            remedy="shorten the conversation, or ask for fewer max_tokens",
+        )
 
 
 def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
@@ -113,9 +124,10 @@ def _wrong_beams(body: LlmChat) -> Found:
         yield _nonsense("tools", "cannot be called in a beam search", "leave beam_width out")
     if body.n > body.beam_width:
         yield _nonsense(
-            "n", f"{body.n} answers cannot come of {body.beam_width} beams",
+            "n",
+            f"{body.n} answers cannot come of {body.beam_width} beams",
             "ask for at most beam_width answers",
-        )  # fmt: skip
+        )
 
 
 def calls_tools(body: LlmChat) -> bool:
@@ -132,15 +144,17 @@ def _wrong_tools(body: LlmChat) -> Found:
         yield _nonsense("tool_choice", "there are no tools to choose from", "leave it out")
     if names and body.tool_choice not in ("auto", "none", "required", *names):
         yield _nonsense(
-            "tool_choice", f"there is no tool {body.tool_choice!r}",
+            "tool_choice",
+            f"there is no tool {body.tool_choice!r}",
             f"use auto, none, required or one of {', '.join(names[:8])}",
-        )  # fmt: skip
+        )
     for place, tool in enumerate(body.tools):
         if tool.parameters.get("type", "object") != "object":
             yield _nonsense(
-                f"tools[{place}].parameters", "the arguments of a tool are an object",
+                f"tools[{place}].parameters",
+                "the arguments of a tool are an object",
                 'use a schema of {"type": "object"}',
-            )  # fmt: skip
+            )
         if is_too_deep(tool.parameters):
             yield _too_deep(f"tools[{place}].parameters")
     if calls_tools(body) and body.format is not None:
@@ -159,9 +173,10 @@ def _wrong_stop(body: LlmChat) -> Found:
         return
     if body.format is not None or calls_tools(body):
         yield _nonsense(
-            "stop", "would cut an answer whose form is promised",
+            "stop",
+            "would cut an answer whose form is promised",
             "leave it out, or leave out format and tools",
-        )  # fmt: skip
+        )
 
 
 def _wrong_bias(body: LlmChat, info: CoreInfo) -> Found:
@@ -169,9 +184,10 @@ def _wrong_bias(body: LlmChat, info: CoreInfo) -> Found:
     for token in body.logit_bias:
         if token < 0 or (size is not None and token >= size):
             yield _nonsense(
-                "logit_bias", f"{token} is no token id of core {info.model!r}",
+                "logit_bias",
+                f"{token} is no token id of core {info.model!r}",
                 f"use ids below {size}" if size is not None else "use ids of its vocabulary",
-            )  # fmt: skip
+            )
 
 
 def _wrong_overflow(body: LlmChat) -> Found:
@@ -201,10 +217,11 @@ def _missing_beams(body: LlmChat, info: CoreInfo) -> Found:
     most = info.capabilities.max_logprobs
     if body.beam_width is not None and alternatives_of(body.beam_width) > most:
         yield _unsupported(
-            info, "beam_width",
+            info,
+            "beam_width",
             f"gives {most} alternatives per token, beam search needs two per beam",
             f"ask for at most {most // 2}" if most > 1 else "leave it out",
-        )  # fmt: skip
+        )
 
 
 def _missing_format(body: LlmChat, info: CoreInfo) -> Found:

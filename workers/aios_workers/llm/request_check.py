@@ -23,9 +23,10 @@ def check_request(request: GenerationRequest, info: CoreInfo) -> None:
     for token in request.sampling.logit_bias:
         if token < 0 or (size is not None and token >= size):
             raise InvalidSyscall(
-                f"{token} is no token id of core {info.model!r}", field="body.logit_bias",
+                f"{token} is no token id of core {info.model!r}",
+                field="body.logit_bias",
                 remedy=f"use ids below {size}",
-            )  # fmt: skip
+            )
 
 
 def _unsupported(info: CoreInfo, option: str, does: str) -> UnsupportedOption:

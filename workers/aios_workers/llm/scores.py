@@ -45,11 +45,13 @@ def shown(
 
     return tuple(
         TokenLogprob(
-            token, score.logprob / MILLION, text(token),
+            token,
+            score.logprob / MILLION,
+            text(token),
             tuple(
                 Alternative(other, logprob / MILLION, text(other))
                 for other, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
             ),
         )
         for token, score in zip(ids, scores, strict=True)
-    )  # fmt: skip
+    )

@@ -141,8 +141,9 @@ class SGLangCore:
             raise ContextTooLong(
                 f"the prompt has at least {least_tokens} tokens, more than the "
                 f"{self.info.context_tokens} of this core's context",
-                field="body.messages", remedy="shorten the messages",
-            )  # fmt: skip
+                field="body.messages",
+                remedy="shorten the messages",
+            )
         return vocabulary.render(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -164,9 +165,10 @@ class SGLangCore:
         """
         if self._reader is None:
             raise UnsupportedOption(
-                f"core {self.info.model!r} makes no embeddings", field="body.core",
+                f"core {self.info.model!r} makes no embeddings",
+                field="body.core",
                 remedy="name a core whose SGLang server runs with --is-embedding",
-            )  # fmt: skip
+            )
         engine = await self._connection.admitted()
         limit_s = self.config.first_token_limit_s
         try:
@@ -259,10 +261,11 @@ class SGLangCore:
         form = request.constraint
         if form is not None and not failure.sick and "grammar" in failure.message.lower():
             return UnsupportedOption(
-                failure.message, field=FIELDS[form.kind],
+                failure.message,
+                field=FIELDS[form.kind],
                 remedy="correct it, simplify it, or start the server with "
                 "--grammar-backend llguidance",
-            )  # fmt: skip
+            )
         return await self._connection.explain(failure)
 
     async def _step_maker(self, request: GenerationRequest, description: Description) -> StepMaker:
@@ -353,7 +356,8 @@ class SGLangCore:
         self._loaded_vocabulary()
         engine = self._connection.engine
         check_request(
-            request, self.info,
+            request,
+            self.info,
             original_logprobs=engine is not None and engine.original_logprobs,
             grammar_backend=engine.description.forms_by if engine is not None else None,
-        )  # fmt: skip
+        )

@@ -104,15 +104,17 @@ def constraint_of(toolbox: Toolbox) -> Constraint:
 def calls_grammar(schema: str) -> str:
     """Return the grammar of a message, or of a message and calls of this schema (as text)."""
     plain = unmarked_pattern(CALL_BEGIN)
-    return "\n".join((
-        "start: MESSAGE | OPENING body END more",
-        f"more: (NEXT body END){{0,{MAX_CALLS - 1}}}",
-        f"MESSAGE: /{plain}/",
-        f"OPENING: /{plain}{re.escape(CALL_BEGIN)}/",
-        f'NEXT: "{CALL_BEGIN}"',
-        f'END: "{CALL_END}"',
-        f"body: %json {schema}",
-    ))  # fmt: skip
+    return "\n".join(
+        (
+            "start: MESSAGE | OPENING body END more",
+            f"more: (NEXT body END){{0,{MAX_CALLS - 1}}}",
+            f"MESSAGE: /{plain}/",
+            f"OPENING: /{plain}{re.escape(CALL_BEGIN)}/",
+            f'NEXT: "{CALL_BEGIN}"',
+            f'END: "{CALL_END}"',
+            f"body: %json {schema}",
+        )
+    )
 
 
 def _dumped(value: object) -> str:

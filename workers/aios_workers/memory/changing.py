@@ -71,8 +71,9 @@ class Changing:
         if body.low >= body.high:
             raise InvalidSyscall(
                 f"the low watermark {body.low:g} is not below the high one {body.high:g}",
-                field="low", remedy="choose a lower one",
-            )  # fmt: skip
+                field="low",
+                remedy="choose a lower one",
+            )
         shape = BlockShape(body.bytes, body.k, body.correlated_s, body.high, body.low)
 
         async def put_shape(work: Work[MemoryAlloc]) -> Acknowledged:
@@ -100,13 +101,17 @@ class Changing:
         said = {"role": body.role, "program": asked.syscall.program}
         if body.tool:
             said["tool"] = body.tool
-        return await self._add(asked, NewNote(
-            NoteBody(
-                content=body.content, category="tool" if body.role == "tool" else "conversation",
-                metadata={**body.metadata, **said},
+        return await self._add(
+            asked,
+            NewNote(
+                NoteBody(
+                    content=body.content,
+                    category="tool" if body.role == "tool" else "conversation",
+                    metadata={**body.metadata, **said},
+                ),
+                body.ttl_s,
             ),
-            body.ttl_s,
-        ))  # fmt: skip
+        )
 
     async def update(self, work: Work[MemoryUpdate]) -> Note:
         """Change what is given of a note."""
@@ -120,8 +125,9 @@ class Changing:
         if body.if_version not in (None, note.version):
             raise VersionConflict(
                 f"the note is of version {note.version}, not {body.if_version}",
-                field="if_version", remedy="read it again, and decide anew",
-            )  # fmt: skip
+                field="if_version",
+                remedy="read it again, and decide anew",
+            )
         after = msgspec.structs.replace(body_of(note), **given)
         return await self._rewrite(work, owner, note, after, "update")
 
@@ -196,9 +202,14 @@ class Changing:
 def note_to_add(body: MemoryAdd) -> NoteBody:
     """Return the note that an add asks for."""
     return NoteBody(
-        content=body.content, keywords=body.keywords, tags=body.tags, category=body.category,
-        context=body.context, links=body.links, metadata=body.metadata,
-    )  # fmt: skip
+        content=body.content,
+        keywords=body.keywords,
+        tags=body.tags,
+        category=body.category,
+        context=body.context,
+        links=body.links,
+        metadata=body.metadata,
+    )
 
 
 async def added(desk: Desk, work: AnyWork, new: NewNote) -> Note:
@@ -208,9 +219,7 @@ async def added(desk: Desk, work: AnyWork, new: NewNote) -> Note:
     note = await insert_note(
         cursor, agent, id_of_new_note(syscall), new.body, program=syscall.program, ttl_s=new.ttl_s
     )
-    await enter_version(
-        cursor, agent, note, by=agent, operation="add", syscall_id=syscall.id
-    )  # fmt: skip
+    await enter_version(cursor, agent, note, by=agent, operation="add", syscall_id=syscall.id)
     return note
 
 
@@ -220,9 +229,13 @@ async def rewritten(
     """Write the next version of a note whose row is locked and that has left its block."""
     written = await rewrite_note(work.cursor, owner, note.id, after)
     await enter_version(
-        work.cursor, owner, written, by=work.agent, operation=operation,
+        work.cursor,
+        owner,
+        written,
+        by=work.agent,
+        operation=operation,
         syscall_id=work.asked.syscall.id,
-    )  # fmt: skip
+    )
     return written
 
 
@@ -230,4 +243,4 @@ def no_such_version(version: int) -> NotFound:
     """Return the error for a version that a note never had."""
     return NotFound(
         f"the note has no version {version}", field="version", remedy="see memory.history"
-    )  # fmt: skip
+    )

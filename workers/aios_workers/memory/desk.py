@@ -45,8 +45,9 @@ class Desk:
             if verb not in verbs:
                 raise AccessDenied(
                     f"no grant of agent {owner.name!r} lets {work.agent.name!r} {verb} this note",
-                    field="note", remedy=f"ask {owner.name!r} for the verb {verb!r}",
-                )  # fmt: skip
+                    field="note",
+                    remedy=f"ask {owner.name!r} for the verb {verb!r}",
+                )
         note = await fetch_note(work.cursor, owner, note_id, lock)
         if note is None:
             raise no_such_note(note_id)
@@ -63,16 +64,18 @@ class Desk:
             raise InvalidSyscall(
                 f"the note has {body.size_bytes} bytes, the block of agent {owner.name!r} "
                 f"{shape.limit_bytes}",
-                field="content", remedy="shorten it, or make the block larger (memory.alloc)",
-            )  # fmt: skip
+                field="content",
+                remedy="shorten it, or make the block larger (memory.alloc)",
+            )
 
 
 def no_such_note(note_id: str) -> NotFound:
     """Return the error for a note that is not there, or not for this agent."""
     return NotFound(
         f"there is no note {note_id} of this owner that you may read",
-        field="note", remedy="see memory.list; name its owner if it is another agent's",
-    )  # fmt: skip
+        field="note",
+        remedy="see memory.list; name its owner if it is another agent's",
+    )
 
 
 def ensure_storable(body: NoteBody) -> None:
@@ -82,12 +85,17 @@ def ensure_storable(body: NoteBody) -> None:
         InvalidSyscall: a NUL character; `field` says where.
     """
     fields = {
-        "content": [body.content], "keywords": body.keywords, "tags": body.tags,
-        "category": [body.category], "context": [body.context], "metadata": [repr(body.metadata)],
-    }  # fmt: skip
+        "content": [body.content],
+        "keywords": body.keywords,
+        "tags": body.tags,
+        "category": [body.category],
+        "context": [body.context],
+        "metadata": [repr(body.metadata)],
+    }
     for field, texts in fields.items():
         if any("\x00" in text or (field == "metadata" and "\\x00" in text) for text in texts):
             raise InvalidSyscall(
                 "it has a NUL character, which text cannot keep",
-                field=field, remedy="leave it out, or keep bytes in storage",
-            )  # fmt: skip
+                field=field,
+                remedy="leave it out, or keep bytes in storage",
+            )

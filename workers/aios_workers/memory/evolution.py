@@ -37,27 +37,44 @@ MAX_CONTEXT_CHARACTERS = 500
 MAX_SHOWN_CHARACTERS = 1_000  # of one note in a prompt
 MAX_TOKENS = 300
 
-_WORDS: dict[str, Any] = {"type": "array", "items": {"type": "string", "maxLength": 64},
-                          "maxItems": MAX_WORDS}  # fmt: skip
+_WORDS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string", "maxLength": 64},
+    "maxItems": MAX_WORDS,
+}
 _LABELS: dict[str, Any] = {
-    "type": "object", "additionalProperties": False,
+    "type": "object",
+    "additionalProperties": False,
     "required": ["keywords", "context", "tags"],
-    "properties": {"keywords": _WORDS, "tags": _WORDS,
-                   "context": {"type": "string", "maxLength": MAX_CONTEXT_CHARACTERS}},
-}  # fmt: skip
+    "properties": {
+        "keywords": _WORDS,
+        "tags": _WORDS,
+        "context": {"type": "string", "maxLength": MAX_CONTEXT_CHARACTERS},
+    },
+}
 _INDEX: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": NEIGHBOURS - 1}
 _RELATIONS: dict[str, Any] = {
-    "type": "object", "additionalProperties": False, "required": ["links", "update"],
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["links", "update"],
     "properties": {
         "links": {"type": "array", "items": _INDEX, "maxItems": NEIGHBOURS},
-        "update": {"type": "array", "maxItems": NEIGHBOURS, "items": {
-            "type": "object", "additionalProperties": False,
-            "required": ["index", "context", "tags"],
-            "properties": {"index": _INDEX, "tags": _WORDS,
-                           "context": {"type": "string", "maxLength": MAX_CONTEXT_CHARACTERS}},
-        }},
+        "update": {
+            "type": "array",
+            "maxItems": NEIGHBOURS,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["index", "context", "tags"],
+                "properties": {
+                    "index": _INDEX,
+                    "tags": _WORDS,
+                    "context": {"type": "string", "maxLength": MAX_CONTEXT_CHARACTERS},
+                },
+            },
+        },
     },
-}  # fmt: skip
+}
 _ANALYSE = (
     "You label notes so that they are found again. Answer with JSON: keywords (what it is about, "
     "most important first), context (one sentence), tags (broad categories)."
@@ -130,9 +147,10 @@ class Evolution:
         changed = [each for each, note in notes.items() if note.version != before[each]]
         if changed:
             raise VersionConflict(
-                f"changed since: {', '.join(changed)}", field="body.syscall_id",
+                f"changed since: {', '.join(changed)}",
+                field="body.syscall_id",
                 remedy="roll them back one by one (memory.rollback)",
-            )  # fmt: skip
+            )
         token = await self._desk.ram.invalidate(agent, list(notes))
         undone = []
         for each, note in notes.items():
@@ -154,13 +172,20 @@ class Evolution:
         return await self._ask(asked, "relate", _RELATE, prompt, _RELATIONS, Relations)
 
     async def _ask(
-        self, asked: Asked[MemoryAdd], step: str, system: str, prompt: str, schema: dict[str, Any],
+        self,
+        asked: Asked[MemoryAdd],
+        step: str,
+        system: str,
+        prompt: str,
+        schema: dict[str, Any],
         answer: type[Answer],
-    ) -> Answer:  # fmt: skip
+    ) -> Answer:
         chat = LlmChat(
-            (Message("system", system), Message("user", prompt)), core=asked.body.core,
-            max_tokens=MAX_TOKENS, format=JsonFormat(schema),
-        )  # fmt: skip
+            (Message("system", system), Message("user", prompt)),
+            core=asked.body.core,
+            max_tokens=MAX_TOKENS,
+            format=JsonFormat(schema),
+        )
         result = await asked.ground.calls.call(asked.syscall, chat, step)
         if not isinstance(result, ChatResult):
             raise CoreError(f"the model did not answer the step {step!r} with a text")
@@ -170,9 +195,12 @@ class Evolution:
             return answer()
 
     async def _write(
-        self, work: Work[MemoryAdd], new: NoteBody, neighbours: Sequence[Note],
+        self,
+        work: Work[MemoryAdd],
+        new: NoteBody,
+        neighbours: Sequence[Note],
         relations: Relations,
-    ) -> Evolved:  # fmt: skip
+    ) -> Evolved:
         desk, agent = self._desk, work.agent
         # What was deleted or changed while the model thought is left as it is.
         locked = await fetch_notes(
@@ -183,8 +211,11 @@ class Evolution:
             note if note is not None and note.version == neighbour.version else None
             for note, neighbour in zip(now, neighbours, strict=True)
         ]
-        linked = [note for index in dict.fromkeys(relations.links)
-                  if (note := _at(current, index)) is not None]  # fmt: skip
+        linked = [
+            note
+            for index in dict.fromkeys(relations.links)
+            if (note := _at(current, index)) is not None
+        ]
         links = (*new.links, *(note.id for note in linked if note.id not in new.links))
         final = msgspec.structs.replace(new, links=links)
         changes = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
@@ -210,9 +241,10 @@ def _changes(
         if note is not None:
             body = changes.get(note.id, body_of(note))
             changes[note.id] = msgspec.structs.replace(
-                body, context=_line(update.context) or body.context,
+                body,
+                context=_line(update.context) or body.context,
                 tags=_words(update.tags) or body.tags,
-            )  # fmt: skip
+            )
     return changes
 
 
@@ -223,9 +255,11 @@ def _at(notes: Sequence[Note | None], index: int) -> Note | None:
 def _labelled(new: NoteBody, labels: Labels) -> NoteBody:
     """Return a note with the model's labels; what its writer gave stays."""
     return msgspec.structs.replace(
-        new, keywords=new.keywords or _words(labels.keywords),
-        context=new.context or _line(labels.context), tags=new.tags or _words(labels.tags),
-    )  # fmt: skip
+        new,
+        keywords=new.keywords or _words(labels.keywords),
+        context=new.context or _line(labels.context),
+        tags=new.tags or _words(labels.tags),
+    )
 
 
 def _words(words: Sequence[str]) -> tuple[str, ...]:

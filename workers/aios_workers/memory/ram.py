@@ -181,6 +181,4 @@ class Ram:
         return await step(block)
 
     def _block(self, owner: AgentRow) -> Block:
-        return Block(
-            self._functions, self._keys, block_key(owner.tenant, owner.name, owner.id)
-        )  # fmt: skip
+        return Block(self._functions, self._keys, block_key(owner.tenant, owner.name, owner.id))

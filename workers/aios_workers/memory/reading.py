@@ -75,9 +75,14 @@ class Reading:
         owner = await work.agent_named(body.owner)
         ids = await _readable(work, owner)
         notes = await page_of_notes(
-            cursor, owner, tags=body.tags, category=body.category, after=body.after, ids=ids,
+            cursor,
+            owner,
+            tags=body.tags,
+            category=body.category,
+            after=body.after,
+            ids=ids,
             limit=body.limit + 1,
-        )  # fmt: skip
+        )
         return Notes(tuple(notes[: body.limit]), more=len(notes) > body.limit)
 
     async def search(self, asked: Asked[MemorySearch]) -> Notes:
@@ -131,9 +136,13 @@ class Reading:
         return old
 
     async def _found(
-        self, asked: Asked[MemoryBody], wanted: NoteQuery, *, owner: str | None = None,
+        self,
+        asked: Asked[MemoryBody],
+        wanted: NoteQuery,
+        *,
+        owner: str | None = None,
         shared: bool = False,
-    ) -> list[Note]:  # fmt: skip
+    ) -> list[Note]:
         embedder, agent = asked.ground.embedder, asked.agent
         vector = await query_vector(embedder, wanted.text, wanted.mode)
         async with asked.transaction() as work:
@@ -143,8 +152,11 @@ class Reading:
                 return []
             found = await find_notes(work.cursor, embedder, _placed(wanted, places), vector)
             seen = await fetch_seen(work.cursor, [one.id for one in found])
-        notes = [msgspec.structs.replace(seen[one.id], score=one.score)
-                 for one in found if one.id in seen]  # fmt: skip
+        notes = [
+            msgspec.structs.replace(seen[one.id], score=one.score)
+            for one in found
+            if one.id in seen
+        ]
         await self._touch(agent, notes)
         return notes
 
@@ -170,9 +182,7 @@ async def _readable(work: AnyWork, owner: AgentRow) -> Sequence[str] | None:
     return None if owner.id in reach.blocks else sorted(reach.notes.get(owner.id, ()))
 
 
-async def _places(
-    cursor: Cursor, agent: AgentRow, owner: AgentRow, *, shared: bool
-) -> Places:  # fmt: skip
+async def _places(cursor: Cursor, agent: AgentRow, owner: AgentRow, *, shared: bool) -> Places:
     if owner.id == agent.id and not shared:
         return Places((agent.id,))
     reach = await reach_of(cursor, agent, "search")
@@ -184,5 +194,6 @@ async def _places(
 
 
 def _placed(wanted: NoteQuery, places: Places) -> NoteQuery:
-    return NoteQuery(wanted.text, wanted.k, wanted.mode, places.owners, places.ids, wanted.tags,
-                     wanted.category)  # fmt: skip
+    return NoteQuery(
+        wanted.text, wanted.k, wanted.mode, places.owners, places.ids, wanted.tags, wanted.category
+    )

@@ -25,15 +25,19 @@ class Sharing:
         """Grant verbs on a note or on all notes."""
         body = work.body
         if (body.agent is None) == (body.group is None):
-            raise InvalidSyscall("exactly one of agent and group is given", field="body.group",
-                                 remedy="share with one at a time")  # fmt: skip
+            raise InvalidSyscall(
+                "exactly one of agent and group is given",
+                field="body.group",
+                remedy="share with one at a time",
+            )
         expires_at = (
             None if body.ttl_s is None else datetime.now(UTC) + timedelta(seconds=body.ttl_s)
         )
         kind, object_id = await self._object(work)
         to = await _grantee(work)
-        await put_grant(work.cursor, work.agent, kind, object_id, to, verbs=body.verbs,
-                        expires_at=expires_at)  # fmt: skip
+        await put_grant(
+            work.cursor, work.agent, kind, object_id, to, verbs=body.verbs, expires_at=expires_at
+        )
         await work.enter(
             f"{kind} {object_id}",
             {"verbs": list(body.verbs), "agent": body.agent, "group": body.group},
@@ -44,8 +48,11 @@ class Sharing:
         """Take grants back; neither agent nor group: all of them."""
         body = work.body
         if body.agent is not None and body.group is not None:
-            raise InvalidSyscall("at most one of agent and group is given", field="body.group",
-                                 remedy="unshare with one at a time")  # fmt: skip
+            raise InvalidSyscall(
+                "at most one of agent and group is given",
+                field="body.group",
+                remedy="unshare with one at a time",
+            )
         kind, object_id = await self._object(work)
         to = await _grantee(work)
         what = "all notes" if body.note is None else f"note {body.note}"

@@ -63,7 +63,7 @@ class FoundChunk:
 
 async def find_chunks(
     cursor: Cursor, embedder: Embedder, query: ChunkQuery, vector: Vector | None
-) -> list[FoundChunk]:  # fmt: skip
+) -> list[FoundChunk]:
     """Return the k best parts, best first, that the cursor's agent may see.
 
     `vector` is that of the query's text (`query_vector`, before the transaction); None: hybrid
@@ -75,5 +75,6 @@ async def find_chunks(
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
     ranked = await rank_many(cursor, query.places, wanted)
-    return [FoundChunk(table, file_id, ordinal, score)
-            for (table, file_id, ordinal), score in ranked]  # fmt: skip
+    return [
+        FoundChunk(table, file_id, ordinal, score) for (table, file_id, ordinal), score in ranked
+    ]

@@ -37,9 +37,10 @@ class NoEmbedder:
             UnsupportedOption: Always.
         """
         raise UnsupportedOption(
-            "this kernel has no embedding model: it searches by keywords", field="body.mode",
+            "this kernel has no embedding model: it searches by keywords",
+            field="body.mode",
             remedy="use mode `keyword`, or have AIOS_EMBEDDING_MODEL set to `minilm`",
-        )  # fmt: skip
+        )
 
 
 class CoreEmbedder:
@@ -77,9 +78,10 @@ class CoreEmbedder:
         if dimension != self.dimension:
             raise InvalidConfig(
                 f"the core {self.model!r} makes vectors of {dimension} numbers, not "
-                f"{self.dimension}", field="AIOS_EMBEDDING_DIMENSION",
+                f"{self.dimension}",
+                field="AIOS_EMBEDDING_DIMENSION",
                 remedy=f"set it to {dimension}, then run `aios reindex`",
-            )  # fmt: skip
+            )
         return list(result.vectors)
 
 
@@ -96,7 +98,7 @@ async def open_embedder(config: WorkerConfig, calls: KernelCalls) -> AsyncIterat
                 f"is not set, and AIOS_EMBEDDING_CORE is {config.embedding_core!r}",
                 field="AIOS_EMBEDDING_DIMENSION",
                 remedy="set it to the number of numbers in that core's vectors",
-            )  # fmt: skip
+            )
         yield CoreEmbedder(config.embedding_core, config.embedding_dimension, calls)
     elif config.embedding_model == "none":
         yield NoEmbedder()
@@ -108,9 +110,10 @@ async def open_embedder(config: WorkerConfig, calls: KernelCalls) -> AsyncIterat
 def _minilm() -> BatchedEmbedder:
     if MINILM.find() is None or MINILM_TOKENIZER.find() is None:
         raise InvalidConfig(
-            "the embedding model is not installed", field="AIOS_EMBEDDING_MODEL",
+            "the embedding model is not installed",
+            field="AIOS_EMBEDDING_MODEL",
             remedy="run `aios setup`, or set it to `none`: search by keywords only",
-        )  # fmt: skip
+        )
     from aios_workers.search import minilm  # noqa: PLC0415  loads onnxruntime
 
     return BatchedEmbedder(minilm.NAME, minilm.DIMENSION, minilm.MiniLm.load)
@@ -118,7 +121,7 @@ def _minilm() -> BatchedEmbedder:
 
 async def query_vector(
     embedder: Embedder, query: str, mode: SearchMode
-) -> NDArray[np.float32] | None:  # fmt: skip
+) -> NDArray[np.float32] | None:
     """Return the vector of a query; None: it is searched by keywords alone.
 
     Hybrid search goes on without an embedding model; semantic search is refused.

@@ -38,9 +38,12 @@ class Source:
 
 NOTES = Source("note", "id, version, content, keywords, tags, context", ("id",), "seq", "note")
 CHUNKS = Source(
-    "file_chunk", "file_id, ordinal, version, text", ("file_id", "ordinal"), "file_id, ordinal",
+    "file_chunk",
+    "file_id, ordinal, version, text",
+    ("file_id", "ordinal"),
+    "file_id, ordinal",
     "chunk",
-)  # fmt: skip
+)
 MOUNT_CHUNKS = replace(CHUNKS, table="mount_chunk")
 SOURCES = (NOTES, CHUNKS, MOUNT_CHUNKS)
 
@@ -67,9 +70,11 @@ async def embed_rows(
     await cursor.executemany(
         f"UPDATE {source.table} SET model_id = %s, vector = %s::halfvec "
         f"WHERE {matches} AND version = %s AND {waiting}",
-        [(model, vector_text(vector), *_key(source, row), row.version)
-         for row, vector in zip(rows, vectors, strict=True)],
-    )  # fmt: skip
+        [
+            (model, vector_text(vector), *_key(source, row), row.version)
+            for row, vector in zip(rows, vectors, strict=True)
+        ],
+    )
     return len(rows)
 
 

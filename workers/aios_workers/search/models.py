@@ -22,6 +22,7 @@ async def model_number(cursor: Cursor, embedder: Embedder) -> int:
     stored = f"{found.name!r} ({found.dimension} numbers)" if found else "no model"
     raise InvalidConfig(
         f"the stored vectors are of {stored}, this worker's model is {embedder.model!r} "
-        f"({embedder.dimension} numbers)", field="AIOS_EMBEDDING_MODEL",
+        f"({embedder.dimension} numbers)",
+        field="AIOS_EMBEDDING_MODEL",
         remedy="run `aios reindex` to embed everything anew, or name the stored model again",
-    )  # fmt: skip
+    )

@@ -39,13 +39,13 @@ class NoteQuery:
         if self.category is not None:
             conditions.append("t.category = %(category)s")
         parameters = {
-            "owners": list(self.owners or ()), "ids": list(self.ids), "tags": list(self.tags),
+            "owners": list(self.owners or ()),
+            "ids": list(self.ids),
+            "tags": list(self.tags),
             "category": self.category,
-        }  # fmt: skip
+        }
         owners = None if everybody or self.ids else self.owners
-        return Scope(
-            " AND ".join(conditions), parameters, countable=not everybody, owners=owners
-        )  # fmt: skip
+        return Scope(" AND ".join(conditions), parameters, countable=not everybody, owners=owners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class FoundNote:
 
 async def find_notes(
     cursor: Cursor, embedder: Embedder, query: NoteQuery, vector: Vector | None
-) -> list[FoundNote]:  # fmt: skip
+) -> list[FoundNote]:
     """Return the k best notes, best first, that the cursor's agent may see.
 
     `vector` is that of the query's text (`query_vector`, before the transaction); None: hybrid
@@ -69,5 +69,6 @@ async def find_notes(
     """
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
-    return [FoundNote(key[0], score) for key, score in
-            await rank(cursor, NOTES, wanted, query.scope)]  # fmt: skip
+    return [
+        FoundNote(key[0], score) for key, score in await rank(cursor, NOTES, wanted, query.scope)
+    ]

@@ -113,8 +113,11 @@ async def _over(
     places: Sequence[tuple[Corpus, Scope]], look: Callable[[Corpus, Scope], Awaitable[Ranked]]
 ) -> Ranked:
     """Return what is found in all places, best first; equal ones in the order of places."""
-    found = [((corpus.table, *key), score) for corpus, scope in places
-             for key, score in await look(corpus, scope)]  # fmt: skip
+    found = [
+        ((corpus.table, *key), score)
+        for corpus, scope in places
+        for key, score in await look(corpus, scope)
+    ]
     return sorted(found, key=lambda item: -item[1])
 
 
@@ -165,7 +168,7 @@ async def _nearest(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope)
 
 async def _compared(
     cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, *, exact: bool
-) -> Ranked:  # fmt: skip
+) -> Ranked:
     parameters = {**scope.parameters, "vector": vector_text(wanted.vector), "depth": wanted.depth}
     await cursor.execute(nearest_query(corpus, wanted, scope, exact=exact), parameters)
     return [(tuple(row[:-1]), 1.0 - row[-1]) for row in await cursor.fetchall()]
@@ -174,8 +177,9 @@ async def _compared(
 async def _is_small(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> bool:
     await cursor.execute(
         f"SELECT count(*) AS rows FROM (SELECT FROM {corpus.table} t WHERE {scope.condition} "
-        f"LIMIT {EXACT_ROWS + 1}) part", dict(scope.parameters),
-    )  # fmt: skip
+        f"LIMIT {EXACT_ROWS + 1}) part",
+        dict(scope.parameters),
+    )
     counted = await only_row(cursor)
     return bool(counted.rows <= EXACT_ROWS)
 
@@ -199,7 +203,7 @@ async def _by_words(cursor: Cursor, wanted: Wanted, corpus: Corpus, scope: Scope
 
 async def _matches(
     cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope, query: str
-) -> Ranked:  # fmt: skip
+) -> Ranked:
     names = ", ".join(corpus.keys)
     await cursor.execute(
         f"WITH part AS MATERIALIZED (SELECT {corpus.columns}, t.words "
@@ -207,9 +211,13 @@ async def _matches(
         f"JOIN {corpus.table} t USING ({names}) WHERE {scope.condition}) "
         f"SELECT {names}, ts_rank_cd(words, %(query)s::tsquery, 1) AS score FROM part "
         f"ORDER BY score DESC, {names} LIMIT %(depth)s",
-        {**scope.parameters, "query": query, "depth": wanted.depth,
-         "of": None if scope.owners is None else list(scope.owners)},
-    )  # fmt: skip
+        {
+            **scope.parameters,
+            "query": query,
+            "depth": wanted.depth,
+            "of": None if scope.owners is None else list(scope.owners),
+        },
+    )
     return [(tuple(row[:-1]), float(row[-1])) for row in await cursor.fetchall()]
 
 

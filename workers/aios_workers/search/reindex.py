@@ -36,9 +36,10 @@ async def reindex(store: Store, embedder: Embedder, say: Say) -> int:
     """
     if embedder.dimension == 0:
         raise InvalidConfig(
-            "there is no embedding model to index with", field="AIOS_EMBEDDING_MODEL",
+            "there is no embedding model to index with",
+            field="AIOS_EMBEDDING_MODEL",
             remedy="set it to `minilm`, or name a core in AIOS_EMBEDDING_CORE",
-        )  # fmt: skip
+        )
     model = await _register(store, embedder)
     done = await _embed_all(store, embedder, model, say)
     async with store.as_steward() as cursor:
@@ -56,9 +57,10 @@ async def _register(store: Store, embedder: Embedder) -> int:
     if row.dimension != embedder.dimension:
         raise InvalidConfig(
             f"the model {embedder.model!r} is known with {row.dimension} numbers, not "
-            f"{embedder.dimension}", field="AIOS_EMBEDDING_DIMENSION",
+            f"{embedder.dimension}",
+            field="AIOS_EMBEDDING_DIMENSION",
             remedy=f"set it to {row.dimension}, or serve the other model under another name",
-        )  # fmt: skip
+        )
     return int(row.id)
 
 
@@ -108,17 +110,18 @@ async def _drop_invalid(connection: psycopg.AsyncConnection[tuple[object, ...]],
     """Drop what is left of a build that was cut short."""
     found = await connection.execute(
         "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
-        "WHERE c.relname = %s AND NOT i.indisvalid", (name,),
-    )  # fmt: skip
+        "WHERE c.relname = %s AND NOT i.indisvalid",
+        (name,),
+    )
     if await found.fetchone() is not None:
         await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
 
 
 async def _indexes(
     connection: psycopg.AsyncConnection[tuple[object, ...]], table: str
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     found = await connection.execute(
-        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() "
-        "AND indexname ~ %s", (rf"^ix_{table}_vector_\d+$",),
-    )  # fmt: skip
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND indexname ~ %s",
+        (rf"^ix_{table}_vector_\d+$",),
+    )
     return [str(name) for (name,) in await found.fetchall()]

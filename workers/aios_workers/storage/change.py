@@ -66,9 +66,14 @@ class FileWork(Work[S_co], Generic[S_co]):
         return await self.cursor.fetchall()
 
     async def confirm_on(
-        self, operation: OperationClass, what: str, paths: Sequence[str], *,
-        lossy: bool = True, diff: str | Diff = "",
-    ) -> None:  # fmt: skip
+        self,
+        operation: OperationClass,
+        what: str,
+        paths: Sequence[str],
+        *,
+        lossy: bool = True,
+        diff: str | Diff = "",
+    ) -> None:
         """Return when a person allowed this on these paths, or need not be asked.
 
         Raises:
@@ -88,9 +93,13 @@ def owner_name(body: StorageBody) -> str | None:
     """Return whose namespace a body means; None: the asker's."""
     match body:
         case (
-            StorageMount() | StorageUnmount() | StorageShare() | StorageUnshare() | StorageOpen()
+            StorageMount()
+            | StorageUnmount()
+            | StorageShare()
+            | StorageUnshare()
+            | StorageOpen()
             | StorageOperate()
-        ):  # fmt: skip
+        ):
             return None
         case _:
             return body.owner
@@ -135,9 +144,13 @@ class Namespaces:
         return reads(body, on_named)
 
     def changes(
-        self, body: type[S], step: FileStep[S], *,
-        irreversible: OperationClass | tuple[OperationClass, ...] = (), own: bool = False,
-    ) -> Operation[S]:  # fmt: skip
+        self,
+        body: type[S],
+        step: FileStep[S],
+        *,
+        irreversible: OperationClass | tuple[OperationClass, ...] = (),
+        own: bool = False,
+    ) -> Operation[S]:
         """Return the operation of a step that changes a namespace; one change of it at a time.
 
         With `own` it is the asker's namespace that changes, whoever's the body names.

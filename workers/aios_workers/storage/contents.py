@@ -24,9 +24,10 @@ def content_bytes(content: str, encoding: Encoding) -> bytes:
         return content.encode()
     except (binascii.Error, ValueError) as error:
         raise InvalidSyscall(
-            f"not {encoding}: {error}", field="body.content",
+            f"not {encoding}: {error}",
+            field="body.content",
             remedy="encode bytes in standard base64 with padding, and set encoding to base64",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def check_size(size_bytes: int) -> None:
@@ -38,8 +39,9 @@ def check_size(size_bytes: int) -> None:
     if size_bytes > MAX_FILE_BYTES:
         raise InvalidSyscall(
             f"the file would have {size_bytes} bytes, the limit is {MAX_FILE_BYTES}",
-            field="body.content", remedy="split it over several files",
-        )  # fmt: skip
+            field="body.content",
+            remedy="split it over several files",
+        )
 
 
 def digest_of(content: bytes) -> str:

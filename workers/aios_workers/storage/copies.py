@@ -54,9 +54,11 @@ async def copy(work: FileWork[StorageCopy]) -> Entry:
         raise unversioned(target)
     if spot.mount is not None:
         content, _ = await asyncio.to_thread(
-            HostDirectory(work.limits.allowed, spot.mount.source).read, spot.inner, 0,
+            HostDirectory(work.limits.allowed, spot.mount.source).read,
+            spot.inner,
+            0,
             MAX_FILE_BYTES,
-        )  # fmt: skip
+        )
         check_target(target, overwrite=body.overwrite)
         return file_entry(await _put(work, target, content), work.owner)
     if spot.directory is not None:
@@ -64,8 +66,9 @@ async def copy(work: FileWork[StorageCopy]) -> Entry:
     if spot.file is None:
         raise not_found(spot)
     if source.is_own and spot.path == target.path:
-        raise InvalidPath("a file cannot be copied onto itself", field="body.to",
-                          remedy="choose another path")  # fmt: skip
+        raise InvalidPath(
+            "a file cannot be copied onto itself", field="body.to", remedy="choose another path"
+        )
     content = (await content_of(source, spot.file)).content
     check_target(target, overwrite=body.overwrite)
     return file_entry(await _put(work, target, content), work.owner)
@@ -83,17 +86,20 @@ async def _put(work: AnyWork, target: Spot, content: bytes) -> FileRow:
 async def _copy_directory(work: AnyWork, source: AnyWork, spot: Spot, target: Spot) -> Entry:
     check_target(target, overwrite=False)
     if source.is_own and is_within(target.path, spot.path):
-        raise InvalidPath("a directory cannot be copied into itself", field="body.to",
-                          remedy="choose a path outside of it")  # fmt: skip
+        raise InvalidPath(
+            "a directory cannot be copied into itself",
+            field="body.to",
+            remedy="choose a path outside of it",
+        )
     values = {"owner": source.owner.id, "below": below(spot.path), "limit": MAX_COPIED + 1}
-    inner = [row.path for row in await source.rows(_DIRECTORIES_BELOW, values)
-             if row.path != ROOT]  # fmt: skip
+    inner = [row.path for row in await source.rows(_DIRECTORIES_BELOW, values) if row.path != ROOT]
     files = [file_row(row) for row in await source.rows(_FILES_BELOW, values)]
     if len(inner) + len(files) > MAX_COPIED:
         raise InvalidSyscall(
-            f"{spot.path} holds more than {MAX_COPIED} files and directories", field="body.path",
+            f"{spot.path} holds more than {MAX_COPIED} files and directories",
+            field="body.path",
             remedy="copy its directories one by one",
-        )  # fmt: skip
+        )
     base = "" if spot.path == ROOT else spot.path
     made = {spot.path: await made_directory(work, target, target.path)}
     for path in inner:

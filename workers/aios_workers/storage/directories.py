@@ -65,10 +65,15 @@ async def made_directory(work: AnyWork, spot: Spot, path: str) -> DirectoryRow:
     for each in prefixes_of(path):
         if directory is not None and len(each) <= len(directory.path):
             continue
-        rows = await work.rows(_INSERT, {
-            "tenant": work.owner.tenant_id, "owner": work.owner.id, "path": each,
-            "ancestors": list(directory.ancestors) if directory is not None else [],
-        })  # fmt: skip
+        rows = await work.rows(
+            _INSERT,
+            {
+                "tenant": work.owner.tenant_id,
+                "owner": work.owner.id,
+                "path": each,
+                "ancestors": list(directory.ancestors) if directory is not None else [],
+            },
+        )
         [row] = await work.rows(_COMPLETE, {"id": rows[0].id})
         directory = DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
     assert directory is not None
@@ -103,18 +108,27 @@ async def list_directory(work: FileWork[StorageList]) -> Entries:
     if spot.mount is not None:
         return await list_mounted(work, spot, body)
     if spot.file is not None:
-        raise InvalidPath(f"{spot.path} is a file", field="body.path",
-                          remedy="name a directory, or ask for storage.stat")  # fmt: skip
+        raise InvalidPath(
+            f"{spot.path} is a file",
+            field="body.path",
+            remedy="name a directory, or ask for storage.stat",
+        )
     if spot.directory is None:
         if spot.path == ROOT and work.is_own:
             return Entries(())  # nothing was ever put there
         raise not_found(spot)
-    rows = await work.rows(_LIST, {
-        "owner": work.owner.id, "below": below(spot.path), "directory": spot.directory.id,
-        "depth": len(spot.directory.ancestors), "recursive": body.recursive,
-        "after": None if body.after is None else normal_path(body.after, "body.after"),
-        "limit": body.limit + 1,
-    })  # fmt: skip
+    rows = await work.rows(
+        _LIST,
+        {
+            "owner": work.owner.id,
+            "below": below(spot.path),
+            "directory": spot.directory.id,
+            "depth": len(spot.directory.ancestors),
+            "recursive": body.recursive,
+            "after": None if body.after is None else normal_path(body.after, "body.after"),
+            "limit": body.limit + 1,
+        },
+    )
     entries = tuple(_entry(work, row) for row in rows[: body.limit])
     return Entries(entries, more=len(rows) > body.limit)
 
@@ -123,5 +137,11 @@ def _entry(work: AnyWork, row: Any) -> Entry:  # noqa: ANN401  a row of psycopg'
     if row.kind == "file":
         return file_entry(file_row(row), work.owner)
     at = row.created_at.timestamp()
-    return Entry(row.path, "directory", work.owner.name, created_at=at, updated_at=at,
-                 mounted=row.kind == "mount")  # fmt: skip
+    return Entry(
+        row.path,
+        "directory",
+        work.owner.name,
+        created_at=at,
+        updated_at=at,
+        mounted=row.kind == "mount",
+    )

@@ -114,10 +114,14 @@ async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content
     is_end = body.offset + len(content) >= piece.size_bytes
     text, encoding, used_bytes = shown(content, is_end=is_end)
     return Content(
-        path=file.path, version=body.version or file.version, content=text, encoding=encoding,
-        size_bytes=piece.size_bytes, offset=body.offset,
+        path=file.path,
+        version=body.version or file.version,
+        content=text,
+        encoding=encoding,
+        size_bytes=piece.size_bytes,
+        offset=body.offset,
         end=is_end and used_bytes == len(content),
-    )  # fmt: skip
+    )
 
 
 async def stat(work: FileWork[StorageStat]) -> Entry:
@@ -142,16 +146,19 @@ def check_version(path: str, version: int, asked: int | None) -> None:
     """
     if asked is not None and asked != version:
         raise VersionConflict(
-            f"{path} is at version {version}, not {asked}", field="body.if_version",
+            f"{path} is at version {version}, not {asked}",
+            field="body.if_version",
             remedy="read it again, and decide anew",
-        )  # fmt: skip
+        )
 
 
 async def check_overwrite(work: AnyWork, file: FileRow, content: bytes) -> None:
     """Let a person decide before other content takes the place of what is there."""
     lossy = file.size_bytes > 0 and file.sha256 != digest_of(content)
-    what = (f"overwrite {file.path} of {work.owner.name} (version {file.version}, "
-            f"{file.size_bytes} bytes) with {len(content)} bytes")  # fmt: skip
+    what = (
+        f"overwrite {file.path} of {work.owner.name} (version {file.version}, "
+        f"{file.size_bytes} bytes) with {len(content)} bytes"
+    )
 
     async def diff() -> str:
         before = await content_of(work, file)

@@ -44,11 +44,20 @@ async def versions(work: FileWork[StorageVersions]) -> FileVersions:
     body = work.body
     file = await _readable(work, body.path)
     rows = await work.rows(_VERSIONS, {"file": file.id, "limit": body.limit})
-    return FileVersions(tuple(
-        FileVersion(row.version, row.at.timestamp(), row.by or "another agent", row.operation,
-                    row.size_bytes, row.sha256, row.syscall_id)
-        for row in rows
-    ))  # fmt: skip
+    return FileVersions(
+        tuple(
+            FileVersion(
+                row.version,
+                row.at.timestamp(),
+                row.by or "another agent",
+                row.operation,
+                row.size_bytes,
+                row.sha256,
+                row.syscall_id,
+            )
+            for row in rows
+        )
+    )
 
 
 async def diff(work: FileWork[StorageDiff]) -> Diff:
@@ -62,8 +71,9 @@ async def diff(work: FileWork[StorageDiff]) -> Diff:
     if text is None:
         raise InvalidSyscall(
             f"{file.path} is not UTF-8 text of at most {MAX_COMPARED_BYTES} bytes in both versions",
-            field="body.path", remedy="read both versions and compare them yourself",
-        )  # fmt: skip
+            field="body.path",
+            remedy="read both versions and compare them yourself",
+        )
     return Diff(file.path, body.a, b, text)
 
 
@@ -71,8 +81,11 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
     """Make an older version the newest one."""
     body = work.body
     if (body.version is None) == (body.at is None):
-        raise InvalidSyscall("exactly one of version and at is given", field="body.version",
-                             remedy="give the version, or the time")  # fmt: skip
+        raise InvalidSyscall(
+            "exactly one of version and at is given",
+            field="body.version",
+            remedy="give the version, or the time",
+        )
     spot = await look_up(work, body.path)
     await require(work, spot, "write")
     file = file_at(spot)
@@ -100,8 +113,11 @@ async def _version_of(work: AnyWork, file: FileRow, body: StorageRollback) -> in
         return body.version
     [row] = await work.rows(_VERSION_AT, {"file": file.id, "at": body.at})
     if row.version is None:
-        raise NotFound(f"{file.path} has no version of that time", field="body.at",
-                       remedy="look at what there is: storage.versions")  # fmt: skip
+        raise NotFound(
+            f"{file.path} has no version of that time",
+            field="body.at",
+            remedy="look at what there is: storage.versions",
+        )
     return int(row.version)
 
 

@@ -52,8 +52,11 @@ class AllowedDirectories:
         given = [part for part in setting.split(":") if part]
         for part in given:
             if not os.path.isabs(part):
-                raise InvalidConfig(f"{part!r} is not absolute", field="AIOS_STORAGE_MOUNTS",
-                                    remedy="give absolute paths with `:` between them")  # fmt: skip
+                raise InvalidConfig(
+                    f"{part!r} is not absolute",
+                    field="AIOS_STORAGE_MOUNTS",
+                    remedy="give absolute paths with `:` between them",
+                )
         self._roots = tuple(os.path.realpath(part) for part in given)
 
     def resolved(self, source: str) -> str:
@@ -67,8 +70,9 @@ class AllowedDirectories:
             allowed = ", ".join(self._roots) or "none: set AIOS_STORAGE_MOUNTS"
             raise InvalidPath(
                 f"{source} is no directory below one that may be mounted ({allowed})",
-                field="body.source", remedy="name one, or ask the operator to allow it",
-            )  # fmt: skip
+                field="body.source",
+                remedy="name one, or ask the operator to allow it",
+            )
         return real
 
     @contextmanager
@@ -81,8 +85,11 @@ class AllowedDirectories:
         """
         root = self._root_of(source)
         if root is None:
-            raise InvalidPath(f"{source} may not be mounted any more", field="body.path",
-                              remedy="ask the operator, or unmount it")  # fmt: skip
+            raise InvalidPath(
+                f"{source} may not be mounted any more",
+                field="body.path",
+                remedy="ask the operator, or unmount it",
+            )
         way = [part for part in source[len(root) :].split("/") if part]
         try:
             at = os.open(root, _DIRECTORY)
@@ -101,8 +108,14 @@ class AllowedDirectories:
             os.close(at)
 
     def _root_of(self, real: str) -> str | None:
-        return next((root for root in self._roots
-                     if real == root or real.startswith(root.rstrip("/") + "/")), None)  # fmt: skip
+        return next(
+            (
+                root
+                for root in self._roots
+                if real == root or real.startswith(root.rstrip("/") + "/")
+            ),
+            None,
+        )
 
 
 class HostDirectory:
@@ -188,9 +201,10 @@ class HostDirectory:
         parts = _parts(inner)
         for count in range(len(parts)):
             with (
-                self._allowed.opened(self._source, parts[:count]) as at, _os_errors(inner),
+                self._allowed.opened(self._source, parts[:count]) as at,
+                _os_errors(inner),
                 contextlib.suppress(FileExistsError),
-            ):  # fmt: skip
+            ):
                 os.mkdir(parts[count], dir_fd=at)
 
     def delete(self, inner: str) -> None:
@@ -228,9 +242,10 @@ def _parts(inner: str) -> list[str]:
 
 def _missing(inner: str) -> NotFound:
     return NotFound(
-        f"the mounted directory has no file or directory {inner}", field="body.path",
+        f"the mounted directory has no file or directory {inner}",
+        field="body.path",
         remedy="look at what is there: storage.list; links are not followed",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -238,10 +253,14 @@ def _os_errors(inner: str) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise AlreadyExists(f"there is something at {inner} already", field="body.path",
-                            remedy="choose another path, or overwrite it") from error  # fmt: skip
+        raise AlreadyExists(
+            f"there is something at {inner} already",
+            field="body.path",
+            remedy="choose another path, or overwrite it",
+        ) from error
     except OSError as error:
         raise ModuleError(
-            f"the host refused {inner}: {error.strerror}", field="body.path",
+            f"the host refused {inner}: {error.strerror}",
+            field="body.path",
             remedy="see what the worker's user may do there",
-        ) from error  # fmt: skip
+        ) from error

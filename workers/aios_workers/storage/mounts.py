@@ -34,10 +34,16 @@ async def mount(work: FileWork[StorageMount]) -> Entry:
     check_free_way(spot)
     if not spot.is_free:
         raise taken(spot)
-    await work.rows(_INSERT + " RETURNING id", {
-        "owner": work.owner.id, "path": spot.path, "source": source, "writable": body.writable,
-        "searchable": body.searchable,
-    })  # fmt: skip
+    await work.rows(
+        _INSERT + " RETURNING id",
+        {
+            "owner": work.owner.id,
+            "path": spot.path,
+            "source": source,
+            "writable": body.writable,
+            "searchable": body.searchable,
+        },
+    )
     entry = await asyncio.to_thread(HostDirectory(work.limits.allowed, source).entry, "")
     return _shown_entry(work, spot.path, entry)
 
@@ -48,8 +54,11 @@ async def unmount(work: FileWork[StorageUnmount]) -> Acknowledged:
     path = normal_path(body.path)
     rows = await work.rows(_DELETE, {"owner": work.owner.id, "path": path})
     if not rows:
-        raise NotFound(f"nothing is mounted at {path}", field="body.path",
-                       remedy="name the path that it was mounted at")  # fmt: skip
+        raise NotFound(
+            f"nothing is mounted at {path}",
+            field="body.path",
+            remedy="name the path that it was mounted at",
+        )
     return Acknowledged()
 
 
@@ -62,15 +71,24 @@ async def read_mounted(work: AnyWork, spot: Spot, body: StorageRead) -> Content:
     )
     is_end = body.offset + len(part) >= size_bytes
     text, encoding, used_bytes = shown(part, is_end=is_end)
-    return Content(spot.path, 0, text, encoding, size_bytes, body.offset,
-                   end=is_end and used_bytes == len(part))  # fmt: skip
+    return Content(
+        spot.path,
+        0,
+        text,
+        encoding,
+        size_bytes,
+        body.offset,
+        end=is_end and used_bytes == len(part),
+    )
 
 
 async def list_mounted(work: AnyWork, spot: Spot, body: StorageList) -> Entries:
     """List what a mounted directory, or one below it, holds."""
     found = await asyncio.to_thread(_host(work, spot).entries, spot.inner, recursive=body.recursive)
-    entries = sorted((_shown_entry(work, _path(spot, one.inner), one) for one in found),
-                     key=lambda entry: entry.path)  # fmt: skip
+    entries = sorted(
+        (_shown_entry(work, _path(spot, one.inner), one) for one in found),
+        key=lambda entry: entry.path,
+    )
     after = "" if body.after is None else normal_path(body.after, "body.after")
     rest = [entry for entry in entries if entry.path > after]
     return Entries(tuple(rest[: body.limit]), more=len(rest) > body.limit)
@@ -90,8 +108,10 @@ async def write_mounted(work: AnyWork, spot: Spot, content: bytes, *, is_new: bo
     if before is not None and before.is_directory:
         raise taken(spot)
     if before is not None and not is_new:
-        what = (f"overwrite {spot.path} on the host ({before.size_bytes} bytes, no version kept) "
-                f"with {len(content)} bytes")  # fmt: skip
+        what = (
+            f"overwrite {spot.path} on the host ({before.size_bytes} bytes, no version kept) "
+            f"with {len(content)} bytes"
+        )
         await work.confirm_on("overwrite", what, [spot.path], lossy=before.size_bytes > 0)
     await asyncio.to_thread(host.write, spot.inner, content, is_new=is_new)
     return await stat_mounted(work, spot)
@@ -119,12 +139,16 @@ async def make_mounted_directory(work: AnyWork, spot: Spot) -> Entry:
 async def delete_mounted(work: AnyWork, spot: Spot) -> Entry:
     """Delete a file, or an empty directory, of the host."""
     if not spot.inner:
-        raise InvalidPath(f"{spot.path} is a mounted directory", field="body.path",
-                          remedy="take it out of the namespace with storage.unmount")  # fmt: skip
+        raise InvalidPath(
+            f"{spot.path} is a mounted directory",
+            field="body.path",
+            remedy="take it out of the namespace with storage.unmount",
+        )
     check_writable(work, spot)
     entry = await stat_mounted(work, spot)
-    await work.confirm_on("delete", f"delete {spot.path} on the host ({entry.size_bytes} bytes)",
-                          [spot.path])  # fmt: skip
+    await work.confirm_on(
+        "delete", f"delete {spot.path} on the host ({entry.size_bytes} bytes)", [spot.path]
+    )
     await asyncio.to_thread(_host(work, spot).delete, spot.inner)
     return entry
 
@@ -145,11 +169,17 @@ def check_writable(work: AnyWork, spot: Spot) -> None:
     """
     assert spot.mount is not None
     if work.allowed:
-        raise InvalidPath(f"{spot.path} is on the host: no plan changes what is there",
-                          field="body.path", remedy="change it by another syscall")  # fmt: skip
+        raise InvalidPath(
+            f"{spot.path} is on the host: no plan changes what is there",
+            field="body.path",
+            remedy="change it by another syscall",
+        )
     if not spot.mount.writable:
-        raise InvalidPath(f"{spot.mount.path} is mounted read-only", field="body.path",
-                          remedy="mount it with writable")  # fmt: skip
+        raise InvalidPath(
+            f"{spot.mount.path} is mounted read-only",
+            field="body.path",
+            remedy="mount it with writable",
+        )
 
 
 def unversioned(spot: Spot) -> InvalidPath:
@@ -157,8 +187,10 @@ def unversioned(spot: Spot) -> InvalidPath:
     assert spot.mount is not None
     return InvalidPath(
         f"{spot.path} is on the host, mounted at {spot.mount.path}: it has no versions, moves, "
-        "locks or shares here", field="body.path", remedy="copy it into the namespace first",
-    )  # fmt: skip
+        "locks or shares here",
+        field="body.path",
+        remedy="copy it into the namespace first",
+    )
 
 
 def _host(work: AnyWork, spot: Spot) -> HostDirectory:
@@ -173,7 +205,11 @@ def _path(spot: Spot, inner: str) -> str:
 
 def _shown_entry(work: AnyWork, path: str, entry: HostEntry) -> Entry:
     return Entry(
-        path or ROOT, "directory" if entry.is_directory else "file", work.owner.name,
-        size_bytes=entry.size_bytes, created_at=entry.changed_at, updated_at=entry.changed_at,
+        path or ROOT,
+        "directory" if entry.is_directory else "file",
+        work.owner.name,
+        size_bytes=entry.size_bytes,
+        created_at=entry.changed_at,
+        updated_at=entry.changed_at,
         mounted=True,
-    )  # fmt: skip
+    )

@@ -125,8 +125,10 @@ async def delete(work: FileWork[StorageDelete]) -> Entry:
         return await _delete_directory(work, spot, spot.directory, recursive=body.recursive)
     assert spot.file is not None
     check_unlocked(work, spot.file)
-    what = (f"delete {spot.path} of {work.owner.name} "
-            f"({spot.file.version} versions, {spot.file.size_bytes} bytes)")  # fmt: skip
+    what = (
+        f"delete {spot.path} of {work.owner.name} "
+        f"({spot.file.version} versions, {spot.file.size_bytes} bytes)"
+    )
     await work.confirm_on("delete", what, [spot.path])
     await delete_file(work, spot.file)
     return file_entry(spot.file, work.owner)
@@ -167,25 +169,36 @@ async def _clear_target(work: AnyWork, target: Spot, what: str, *, overwrite: bo
         return
     check_unlocked(work, target.file)
     await work.confirm_on(
-        "overwrite", f"{what} {target.path} ({target.file.version} versions)", [target.path],
+        "overwrite",
+        f"{what} {target.path} ({target.file.version} versions)",
+        [target.path],
         lossy=target.file.size_bytes > 0,
-    )  # fmt: skip
+    )
     await delete_file(work, target.file)
 
 
 async def _move_directory(
     work: AnyWork, spot: Spot, directory: DirectoryRow, target: Spot
-) -> Entry:  # fmt: skip
+) -> Entry:
     if is_within(target.path, spot.path):
-        raise InvalidPath("a directory cannot be moved into itself", field="body.to",
-                          remedy="choose a path outside of it")  # fmt: skip
+        raise InvalidPath(
+            "a directory cannot be moved into itself",
+            field="body.to",
+            remedy="choose a path outside of it",
+        )
     check_target(target, overwrite=False)
     await _check_unlocked_below(work, spot)
     above = await directory_for(work, target)
-    rows = await work.rows(_MOVE_DIRECTORY, below_of(spot.path) | {
-        "owner": work.owner.id, "to": target.path, "above": list(above.ancestors),
-        "depth": len(directory.ancestors),
-    })  # fmt: skip
+    rows = await work.rows(
+        _MOVE_DIRECTORY,
+        below_of(spot.path)
+        | {
+            "owner": work.owner.id,
+            "to": target.path,
+            "above": list(above.ancestors),
+            "depth": len(directory.ancestors),
+        },
+    )
     [row] = [row for row in rows if row.id == directory.id]
     moved = DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
     return directory_entry(moved, work.owner)
@@ -199,13 +212,17 @@ async def _delete_directory(
     if inside.files + inside.directories + inside.mounts and not recursive:
         raise InvalidSyscall(
             f"{spot.path} holds {inside.files} files and {inside.directories} directories",
-            field="body.recursive", remedy="set recursive, or delete them first",
-        )  # fmt: skip
+            field="body.recursive",
+            remedy="set recursive, or delete them first",
+        )
     await _check_unlocked_below(work, spot)
-    what = (f"delete {spot.path} of {work.owner.name} with {inside.files} files "
-            f"and {inside.directories} directories")  # fmt: skip
-    await work.confirm_on("delete", what, [spot.path], lossy=inside.files > 0,
-                          diff="\n".join(inside.paths))  # fmt: skip
+    what = (
+        f"delete {spot.path} of {work.owner.name} with {inside.files} files "
+        f"and {inside.directories} directories"
+    )
+    await work.confirm_on(
+        "delete", what, [spot.path], lossy=inside.files > 0, diff="\n".join(inside.paths)
+    )
     rows = await work.rows(_SHA_BELOW, values)
     await work.cursor.execute(_DELETE_BELOW, values)
     await settle(work, gone=[row.sha256 for row in rows])

@@ -124,28 +124,47 @@ async def look_up(work: AnyWork, path: str, field: str = "body.path") -> Spot:
 
 def _spot(path: str, owner: AgentRow, rows: list[Any]) -> Spot:
     directories = sorted(
-        (DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
-         for row in rows if row.kind == "directory"), key=lambda row: len(row.path),
-    )  # fmt: skip
+        (
+            DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
+            for row in rows
+            if row.kind == "directory"
+        ),
+        key=lambda row: len(row.path),
+    )
     files = {row.path: file_row(row) for row in rows if row.kind == "file"}
-    mounts = [MountRow(row.id, row.path, row.source, row.writable, row.created_at)
-              for row in rows if row.kind == "mount"]  # fmt: skip
+    mounts = [
+        MountRow(row.id, row.path, row.source, row.writable, row.created_at)
+        for row in rows
+        if row.kind == "mount"
+    ]
     file = files.pop(path, None)
     nearest = directories[-1] if directories else None
     return Spot(
-        path=path, owner=owner, file=file,
+        path=path,
+        owner=owner,
+        file=file,
         directory=nearest if nearest is not None and nearest.path == path else None,
-        nearest=nearest, blocking=next(iter(files.values()), None),
+        nearest=nearest,
+        blocking=next(iter(files.values()), None),
         mount=mounts[0] if mounts else None,
-    )  # fmt: skip
+    )
 
 
 def file_row(row: Any) -> FileRow:  # noqa: ANN401  a row of psycopg's
     """Return a row of the table `file` with its locker's name."""
     return FileRow(
-        row.id, row.path, row.directory_id, row.version, row.size_bytes, row.sha256,
-        row.created_at, row.updated_at, row.locked_by, row.locker, row.locked_until,
-    )  # fmt: skip
+        row.id,
+        row.path,
+        row.directory_id,
+        row.version,
+        row.size_bytes,
+        row.sha256,
+        row.created_at,
+        row.updated_at,
+        row.locked_by,
+        row.locker,
+        row.locked_until,
+    )
 
 
 async def require(work: AnyWork, spot: Spot, verb: Verb) -> None:
@@ -162,9 +181,10 @@ async def require(work: AnyWork, spot: Spot, verb: Verb) -> None:
         return
     if "read" in verbs:
         raise AccessDenied(
-            f"{spot.path} is {spot.owner.name}'s, and no grant allows {verb}", field="owner",
+            f"{spot.path} is {spot.owner.name}'s, and no grant allows {verb}",
+            field="owner",
             remedy=f"ask {spot.owner.name} to grant {verb} on it (access.grant)",
-        )  # fmt: skip
+        )
     raise not_found(spot)
 
 
@@ -180,18 +200,20 @@ async def _verbs(work: AnyWork, spot: Spot) -> frozenset[str]:
 def not_found(spot: Spot) -> NotFound:
     """Return the error that says the same of what is not there and of what may not be known."""
     return NotFound(
-        f"{spot.owner.name} has nothing at {spot.path} that you may read", field="body.path",
+        f"{spot.owner.name} has nothing at {spot.path} that you may read",
+        field="body.path",
         remedy="look at what is there: storage.list",
-    )  # fmt: skip
+    )
 
 
 def taken(spot: Spot, field: str = "body.path") -> AlreadyExists:
     """Return the error of a path at which something is already."""
     what = "a file" if spot.file is not None else "a directory"
     return AlreadyExists(
-        f"there is {what} at {spot.path}", field=field,
+        f"there is {what} at {spot.path}",
+        field=field,
         remedy="choose another path, or delete or overwrite it",
-    )  # fmt: skip
+    )
 
 
 def file_at(spot: Spot) -> FileRow:
@@ -204,8 +226,10 @@ def file_at(spot: Spot) -> FileRow:
     if spot.mount is not None:
         raise InvalidPath(
             f"{spot.path} is on the host, mounted at {spot.mount.path}: it has no versions, locks "
-            "or shares here", field="body.path", remedy="copy it into the namespace first",
-        )  # fmt: skip
+            "or shares here",
+            field="body.path",
+            remedy="copy it into the namespace first",
+        )
     if spot.directory is not None:
         raise InvalidPath(
             f"{spot.path} is a directory", field="body.path", remedy="name a file in it"
@@ -222,13 +246,15 @@ def check_free_way(spot: Spot, field: str = "body.path") -> None:
         InvalidPath: It does.
     """
     if spot.path == ROOT:
-        raise InvalidPath("that is the root of the namespace", field=field,
-                          remedy="name something in it")  # fmt: skip
+        raise InvalidPath(
+            "that is the root of the namespace", field=field, remedy="name something in it"
+        )
     if spot.blocking is not None:
         raise InvalidPath(
-            f"{spot.blocking.path} is a file, nothing can lie below it", field=field,
+            f"{spot.blocking.path} is a file, nothing can lie below it",
+            field=field,
             remedy="choose another path, or move the file away",
-        )  # fmt: skip
+        )
 
 
 def check_unlocked(work: AnyWork, file: FileRow) -> None:
@@ -246,28 +272,41 @@ def locked_error(path: str, locker: str | None, until: datetime | None) -> Objec
     left_s = 0.0 if until is None else (until - datetime.now(UTC)).total_seconds()
     return ObjectLocked(
         f"{path} is locked by {locker or 'another agent'} until {until:%Y-%m-%dT%H:%M:%SZ}",
-        field="body.path", remedy="wait until then, or ask for it to be unlocked",
+        field="body.path",
+        remedy="wait until then, or ask for it to be unlocked",
         retry_after_s=max(0.0, round(left_s, 3)),
-    )  # fmt: skip
+    )
 
 
 def file_entry(file: FileRow, owner: AgentRow) -> Entry:
     """Return a file as the asker sees it."""
     return Entry(
-        path=file.path, kind="file", owner=owner.name, version=file.version,
-        size_bytes=file.size_bytes, sha256=file.sha256, created_at=file.created_at.timestamp(),
+        path=file.path,
+        kind="file",
+        owner=owner.name,
+        version=file.version,
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        created_at=file.created_at.timestamp(),
         updated_at=file.updated_at.timestamp(),
         locked_by=(file.locker or "another agent") if file.is_locked else "",
         locked_until=file.locked_until.timestamp()
-        if file.is_locked and file.locked_until is not None else None,
-    )  # fmt: skip
+        if file.is_locked and file.locked_until is not None
+        else None,
+    )
 
 
 def directory_entry(directory: DirectoryRow | MountRow, owner: AgentRow) -> Entry:
     """Return a directory as the asker sees it."""
     at = directory.created_at.timestamp()
-    return Entry(directory.path, "directory", owner.name, created_at=at, updated_at=at,
-                 mounted=isinstance(directory, MountRow))  # fmt: skip
+    return Entry(
+        directory.path,
+        "directory",
+        owner.name,
+        created_at=at,
+        updated_at=at,
+        mounted=isinstance(directory, MountRow),
+    )
 
 
 def below_of(path: str) -> dict[str, str]:

@@ -106,9 +106,11 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
     listed = "\n".join(row.path for row in rows) or "(no files yet)"
     prompt = f"Files and directories:\n{listed}\n\nInstruction: {body.instruction}"
     chat = LlmChat(
-        (Message("system", _SYSTEM), Message("user", prompt)), core=body.core,
-        max_tokens=MAX_TOKENS, format=JsonFormat(_SCHEMA),
-    )  # fmt: skip
+        (Message("system", _SYSTEM), Message("user", prompt)),
+        core=body.core,
+        max_tokens=MAX_TOKENS,
+        format=JsonFormat(_SCHEMA),
+    )
     result = await asked.ground.calls.call(asked.syscall, chat, "plan")
     if not isinstance(result, ChatResult):
         raise CoreError("the model did not answer with a plan")
@@ -128,9 +130,10 @@ def _steps(text: str) -> tuple[Step, ...]:
         return tuple(_step(each) for each in found)
     except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
         raise InvalidSyscall(
-            f"the model made no plan that can be run: {error}", field="body.instruction",
+            f"the model made no plan that can be run: {error}",
+            field="body.instruction",
             remedy="say it more plainly, or name a better model (core)",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _step(planned: dict[str, Any]) -> Step:
@@ -166,8 +169,9 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
         except KernelError as error:
             raise InvalidSyscall(
                 f"step {number} of the plan, {step.kind}, was refused, so none was done: {error}",
-                field="body.instruction", remedy="say it differently; a dry_run shows the plan",
-            ) from error  # fmt: skip
+                field="body.instruction",
+                remedy="say it differently; a dry_run shows the plan",
+            ) from error
         done.append(msgspec.structs.replace(step, outcome="done"))
     return msgspec.structs.replace(plan, steps=tuple(done), done=True)
 

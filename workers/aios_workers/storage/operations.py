@@ -22,9 +22,10 @@ from aios_workers.storage.sharing import open_link, share, unshare
 def storage_operations(config: WorkerConfig) -> Operations:
     """Return what the module can do."""
     limits = StorageLimits(
-        config.storage_max_bytes, config.storage_keep_versions,
+        config.storage_max_bytes,
+        config.storage_keep_versions,
         AllowedDirectories(config.storage_mounts),
-    )  # fmt: skip
+    )
     on = Namespaces(limits)
     return table(
         on.reads(bodies.StorageRead, read),

@@ -50,9 +50,7 @@ class Searching:
             return await _search(await self._namespaces.named(work), vector)
 
 
-async def _search(
-    work: FileWork[StorageSearch], vector: NDArray[np.float32] | None
-) -> FoundFiles:  # fmt: skip
+async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | None) -> FoundFiles:
     body = work.body
     spot = await look_up(work, body.path)
     await require(work, spot, "search")
@@ -61,10 +59,13 @@ async def _search(
     elif spot.directory is None and spot.file is None and spot.path != ROOT:
         raise not_found(spot)
     query = ChunkQuery(
-        body.query, min(MOST_PARTS, body.k * PARTS_PER_HIT), body.mode,
-        None if body.shared else work.owner.id, spot.path,
+        body.query,
+        min(MOST_PARTS, body.k * PARTS_PER_HIT),
+        body.mode,
+        None if body.shared else work.owner.id,
+        spot.path,
         mounts_of=work.owner.id if work.is_own else None,
-    )  # fmt: skip
+    )
     found = await find_chunks(work.cursor, work.ground.embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
@@ -73,22 +74,27 @@ async def _check_searchable(work: AnyWork, mount: MountRow) -> None:
     [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
     if not row.searchable:
         raise InvalidPath(
-            f"the directory that is mounted at {mount.path} is not searched", field="body.path",
+            f"the directory that is mounted at {mount.path} is not searched",
+            field="body.path",
             remedy="unmount it, and mount it with searchable",
-        )  # fmt: skip
+        )
 
 
 async def _hits(
     work: FileWork[StorageSearch], found: Sequence[FoundChunk], *, by_directory: bool
-) -> tuple[Found, ...]:  # fmt: skip
+) -> tuple[Found, ...]:
     """Return the best part of each file, or of each directory, at most k."""
     own = [one for one in found if one.table == CHUNKS.table]
     mounted = [one for one in found if one.table == MOUNTED.table]
-    rows = await work.rows(_PARTS, {
-        "files": [one.file_id for one in own], "ordinals": [one.ordinal for one in own],
-        "mounted_files": [one.file_id for one in mounted],
-        "mounted_ordinals": [one.ordinal for one in mounted],
-    })  # fmt: skip
+    rows = await work.rows(
+        _PARTS,
+        {
+            "files": [one.file_id for one in own],
+            "ordinals": [one.ordinal for one in own],
+            "mounted_files": [one.file_id for one in mounted],
+            "mounted_ordinals": [one.ordinal for one in mounted],
+        },
+    )
     by_key = {(row.found_in, row.file_id, row.ordinal): row for row in rows}
     hits: dict[tuple[str, str], Found] = {}
     for one in found:

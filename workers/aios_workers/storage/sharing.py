@@ -44,17 +44,25 @@ async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
     """Grant verbs, or make a link."""
     body = work.body
     if (body.group is not None) + (body.agent is not None) + body.link != 1:
-        raise InvalidSyscall("exactly one of group, agent and link is given", field="body.group",
-                             remedy="share with one at a time")  # fmt: skip
+        raise InvalidSyscall(
+            "exactly one of group, agent and link is given",
+            field="body.group",
+            remedy="share with one at a time",
+        )
     spot = await look_up(work, body.path)
     if body.link:
         return await _make_link(work, spot, body.ttl_s or LINK_TTL_S)
     kind, object_id = _object(spot)
     to = await _grantee(work, body)
     await put_grant(
-        work.cursor, work.agent, kind, object_id, to, verbs=body.verbs,
+        work.cursor,
+        work.agent,
+        kind,
+        object_id,
+        to,
+        verbs=body.verbs,
         expires_at=None if body.ttl_s is None else _after(body.ttl_s),
-    )  # fmt: skip
+    )
     return _entry(spot)
 
 
@@ -62,8 +70,11 @@ async def unshare(work: FileWork[StorageUnshare]) -> Entry:
     """Take grants back; links too, when it is not about one agent or group."""
     body = work.body
     if body.group is not None and body.agent is not None:
-        raise InvalidSyscall("at most one of group and agent is given", field="body.group",
-                             remedy="unshare with one at a time")  # fmt: skip
+        raise InvalidSyscall(
+            "at most one of group and agent is given",
+            field="body.group",
+            remedy="unshare with one at a time",
+        )
     spot = await look_up(work, body.path)
     kind, object_id = _object(spot)
     to = await _grantee(work, body)
@@ -80,8 +91,11 @@ async def open_link(work: FileWork[StorageOpen]) -> Content:
     body = work.body
     rows = await work.kernel_rows(_OPEN, {"digest": _digest(body.link)})
     if not rows:
-        raise NotFound("no such link, or it has expired", field="body.link",
-                       remedy="ask for a new one (storage.share with link)")  # fmt: skip
+        raise NotFound(
+            "no such link, or it has expired",
+            field="body.link",
+            remedy="ask for a new one (storage.share with link)",
+        )
     row = rows[0]
     await work.cursor.execute("SET LOCAL ROLE aios_steward")  # only this file is read with it
     owner = replace(work.agent, id=row.owner_id, name=row.owner_name)
@@ -91,9 +105,15 @@ async def open_link(work: FileWork[StorageOpen]) -> Content:
 async def _make_link(work: AnyWork, spot: Spot, ttl_s: float) -> ShareLink:
     file = file_at(spot)
     link, expires_at = secrets.token_hex(LINK_BYTES), _after(ttl_s)  # none begins with a dash
-    await work.cursor.execute(_PUT_LINK, {
-        "digest": _digest(link), "owner": work.owner.id, "file": file.id, "expires": expires_at,
-    })  # fmt: skip
+    await work.cursor.execute(
+        _PUT_LINK,
+        {
+            "digest": _digest(link),
+            "owner": work.owner.id,
+            "file": file.id,
+            "expires": expires_at,
+        },
+    )
     return ShareLink(file.path, link, expires_at.timestamp())
 
 

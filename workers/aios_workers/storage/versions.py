@@ -128,9 +128,10 @@ async def add_version(
     )
     if not rows:
         raise AccessDenied(
-            f"{file.path} is {work.owner.name}'s, and no grant allows this", field="owner",
+            f"{file.path} is {work.owner.name}'s, and no grant allows this",
+            field="owner",
             remedy="ask its owner for a grant (access.grant)",
-        )  # fmt: skip
+        )
     changed = file_row(rows[0])
     await settle(work, content=content, gone=rows[0].dropped)
     return changed
@@ -142,10 +143,16 @@ async def settle(work: AnyWork, *, content: bytes | None = None, gone: Sequence[
     Raises:
         QuotaExceeded: The owner would be over its limit.
     """
-    rows = await work.kernel_rows(_SETTLE, {
-        "owner": work.owner.id, "sha": None if content is None else digest_of(content),
-        "bytes": content, "gone": list(gone), "limit": work.limits.max_bytes,
-    })  # fmt: skip
+    rows = await work.kernel_rows(
+        _SETTLE,
+        {
+            "owner": work.owner.id,
+            "sha": None if content is None else digest_of(content),
+            "bytes": content,
+            "gone": list(gone),
+            "limit": work.limits.max_bytes,
+        },
+    )
     if not rows:
         raise over_quota(work)
 
@@ -160,19 +167,28 @@ def over_quota(work: AnyWork) -> QuotaExceeded:
 
 
 async def content_of(
-    work: AnyWork, file: FileRow, version: int | None = None, *, offset: int = 0,
+    work: AnyWork,
+    file: FileRow,
+    version: int | None = None,
+    *,
+    offset: int = 0,
     max_bytes: int | None = None,
-) -> Piece:  # fmt: skip
+) -> Piece:
     """Return the content of a version of a file, or a part of it.
 
     Raises:
         NotFound: There is no such version, or none any more.
     """
     asked = file.version if version is None else version
-    rows = await work.rows(_CONTENT, {
-        "file": file.id, "version": asked, "from": min(offset, 2**31 - 2) + 1,
-        "count": 2**30 if max_bytes is None else max_bytes,
-    })  # fmt: skip
+    rows = await work.rows(
+        _CONTENT,
+        {
+            "file": file.id,
+            "version": asked,
+            "from": min(offset, 2**31 - 2) + 1,
+            "count": 2**30 if max_bytes is None else max_bytes,
+        },
+    )
     if not rows:
         raise no_version(file, asked)
     return Piece(bytes(rows[0].bytes), rows[0].size_bytes)
@@ -182,8 +198,9 @@ def no_version(file: FileRow, version: int) -> NotFound:
     """Return the error of a version that is not there."""
     return NotFound(
         f"{file.path} has no version {version}; the newest is {file.version}",
-        field="body.version", remedy="look at what there is: storage.versions",
-    )  # fmt: skip
+        field="body.version",
+        remedy="look at what there is: storage.versions",
+    )
 
 
 def _version_values(
@@ -192,8 +209,13 @@ def _version_values(
     text = text_of(content)
     parts = parts_of(text) if text else []
     return {
-        "tenant": work.owner.tenant_id, "owner": work.owner.id, "by": work.agent.id,
-        "size": len(content), "sha": digest_of(content), "operation": operation,
-        "syscall": work.asked.syscall.id, "starts": [part.start for part in parts],
+        "tenant": work.owner.tenant_id,
+        "owner": work.owner.id,
+        "by": work.agent.id,
+        "size": len(content),
+        "sha": digest_of(content),
+        "operation": operation,
+        "syscall": work.asked.syscall.id,
+        "starts": [part.start for part in parts],
         "texts": [part.text for part in parts],
-    }  # fmt: skip
+    }

@@ -139,11 +139,16 @@ async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: A
     )
     file = await only_row(cursor)
     await cursor.execute(_DROP_PARTS, (file.id,))
-    await cursor.execute(_PUT_PARTS, {
-        "file": file.id, "owner": mount.owner_id, "version": file.version,
-        "starts": [part.start for part in reading.parts],
-        "texts": [part.text for part in reading.parts],
-    })  # fmt: skip
+    await cursor.execute(
+        _PUT_PARTS,
+        {
+            "file": file.id,
+            "owner": mount.owner_id,
+            "version": file.version,
+            "starts": [part.start for part in reading.parts],
+            "texts": [part.text for part in reading.parts],
+        },
+    )
 
 
 @asynccontextmanager

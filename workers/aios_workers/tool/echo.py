@@ -32,9 +32,10 @@ class ToolHandler:
         """Return the text: there is nothing to wait for."""
         if not isinstance(syscall.body, ToolEcho):
             raise UnknownModule(
-                f"module 'tool' has no operation {syscall.kind!r}", field="body.type",
+                f"module 'tool' has no operation {syscall.kind!r}",
+                field="body.type",
                 remedy="send it to the queue of its own module",
-            )  # fmt: skip
+            )
         return Done(EchoResult(syscall.body.text))
 
     async def close(self) -> None:

@@ -72,9 +72,13 @@ class StateCounts(Struct, frozen=True, array_like=True, tag=True):
     def __add__(self, other: StateCounts) -> StateCounts:
         """Return the sums of two processes, one after the other."""
         return StateCounts(
-            self.written + other.written, self.read + other.read, self.refused + other.refused,
-            self.passed_over + other.passed_over, self.failed + other.failed, other.used_bytes,
-        )  # fmt: skip
+            self.written + other.written,
+            self.read + other.read,
+            self.refused + other.refused,
+            self.passed_over + other.passed_over,
+            self.failed + other.failed,
+            other.used_bytes,
+        )
 
 
 class Ready(Struct, frozen=True, array_like=True, tag=True):

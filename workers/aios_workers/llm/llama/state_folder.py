@@ -239,8 +239,14 @@ class StateFolder:
             except FileNotFoundError:
                 continue
             being_written = match["end"] != "kv"
-            yield Entry(path, match["owner"], int(match["tokens"]), status.st_size,
-                        status.st_mtime, being_written)  # fmt: skip
+            yield Entry(
+                path,
+                match["owner"],
+                int(match["tokens"]),
+                status.st_size,
+                status.st_mtime,
+                being_written,
+            )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

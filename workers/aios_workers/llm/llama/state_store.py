@@ -136,8 +136,14 @@ class StateStore:
     def counts(self) -> StateCounts:
         """What has been done with states."""
         done = self._done
-        return StateCounts(done.written, done.read, done.refused, done.passed_over,
-                           done.failed_here + done.failed_there, done.used_bytes)  # fmt: skip
+        return StateCounts(
+            done.written,
+            done.read,
+            done.refused,
+            done.passed_over,
+            done.failed_here + done.failed_there,
+            done.used_bytes,
+        )
 
     @property
     def busy(self) -> bool:

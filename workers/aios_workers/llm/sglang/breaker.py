@@ -51,8 +51,9 @@ class CircuitBreaker:
                 raise CoreError(
                     f"the SGLang server failed {self._policy.failures} times within "
                     f"{self._policy.window_s:g} s and is left alone",
-                    remedy="see its log", retry_after_s=wait_s,
-                )  # fmt: skip
+                    remedy="see its log",
+                    retry_after_s=wait_s,
+                )
             self._become("half-open")
         return "go" if self.state == "closed" else "probe"
 

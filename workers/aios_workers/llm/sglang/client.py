@@ -92,9 +92,11 @@ class EngineClient:
         complete = False
         with _translated():
             async with self._http.stream(
-                "POST", "/generate", content=msgspec.json.encode(body),
+                "POST",
+                "/generate",
+                content=msgspec.json.encode(body),
                 headers={"Content-Type": "application/json"},
-            ) as response:  # fmt: skip
+            ) as response:
                 if response.status_code != httpx.codes.OK:
                     async with asyncio.timeout(CALL_LIMIT_S):
                         raise refusal(response.status_code, await response.aread())

@@ -188,5 +188,6 @@ class Connection:
         if self._fingerprint not in (None, found.fingerprint):
             raise CoreError(
                 f"the SGLang server is another now ({found.name}, {found.fingerprint} instead of "
-                f"{self._fingerprint})", remedy="restart the worker",
-            )  # fmt: skip
+                f"{self._fingerprint})",
+                remedy="restart the worker",
+            )

@@ -17,11 +17,25 @@ FINGERPRINT_DIGITS = 16
 # The same for two servers whose snapshots are exchangeable. Not among them: ports, sizes of pools
 # and batches, what is logged; they change when tokens are computed, not which.
 _DECIDES_RESULTS = (
-    "version", "model_path", "revision", "weight_version", "load_format", "dtype", "quantization",
-    "kv_cache_dtype", "device", "tp_size", "pp_size", "attention_backend",
-    "decode_attention_backend", "prefill_attention_backend", "sampling_backend",
-    "enable_deterministic_inference", "speculative_algorithm", "json_model_override_args",
-)  # fmt: skip
+    "version",
+    "model_path",
+    "revision",
+    "weight_version",
+    "load_format",
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "device",
+    "tp_size",
+    "pp_size",
+    "attention_backend",
+    "decode_attention_backend",
+    "prefill_attention_backend",
+    "sampling_backend",
+    "enable_deterministic_inference",
+    "speculative_algorithm",
+    "json_model_override_args",
+)
 
 
 class _Adapter(Struct, frozen=True):
@@ -103,8 +117,9 @@ def describe(model_info: dict[str, Any], server_info: dict[str, Any]) -> Descrip
     if found.preferred_sampling_params:
         raise InvalidConfig(
             "the SGLang server has sampling values of its own, which change what syscalls ask for",
-            field="AIOS_SGLANG_URL", remedy="start it without --preferred-sampling-params",
-        )  # fmt: skip
+            field="AIOS_SGLANG_URL",
+            remedy="start it without --preferred-sampling-params",
+        )
     return msgspec.structs.replace(found, fingerprint=_fingerprint(said))
 
 

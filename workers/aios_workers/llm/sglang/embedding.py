@@ -109,5 +109,6 @@ def _check_ids(ids: Sequence[int], size: int) -> None:
     if not ids or max(ids) >= size:
         raise InvalidConfig(
             f"the tokenizer makes ids beyond the model's vocabulary of {size}",
-            field="AIOS_SGLANG_TOKENIZER", remedy="name the folder of the model that is served",
-        )  # fmt: skip
+            field="AIOS_SGLANG_TOKENIZER",
+            remedy="name the folder of the model that is served",
+        )

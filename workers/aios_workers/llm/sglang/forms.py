@@ -76,13 +76,18 @@ def _tag(call: str) -> str:
     A part of what `calls_grammar` allows: there an answer may have several calls.
     """
     tag = {
-        "type": "tag", "begin": CALL_BEGIN, "end": CALL_END,
+        "type": "tag",
+        "begin": CALL_BEGIN,
+        "end": CALL_END,
         "content": {"type": "json_schema", "json_schema": json.loads(call)},
-    }  # fmt: skip
+    }
     calls = {
-        "type": "triggered_tags", "triggers": [CALL_BEGIN], "tags": [tag],
-        "at_least_one": False, "stop_after_first": True,
-    }  # fmt: skip
+        "type": "triggered_tags",
+        "triggers": [CALL_BEGIN],
+        "tags": [tag],
+        "at_least_one": False,
+        "stop_after_first": True,
+    }
     return _dumped({"type": "structural_tag", "format": calls})
 
 

@@ -28,12 +28,18 @@ async def gives_original_logprobs(client: EngineClient) -> bool:
 
 async def _distance(client: EngineClient, temperature: float) -> float:
     params: dict[str, Any] = {
-        "temperature": temperature, "max_new_tokens": 1, "ignore_eos": True, "logit_bias": _BIAS,
-    }  # fmt: skip
+        "temperature": temperature,
+        "max_new_tokens": 1,
+        "ignore_eos": True,
+        "logit_bias": _BIAS,
+    }
     body = {
-        "input_ids": [0], "stream": True, "return_logprob": True, "top_logprobs_num": 2,
+        "input_ids": [0],
+        "stream": True,
+        "return_logprob": True,
+        "top_logprobs_num": 2,
         "sampling_params": params,
-    }  # fmt: skip
+    }
     last = Event()
     async for event in client.generate(body, _LIMITS):
         if event.error is not None:

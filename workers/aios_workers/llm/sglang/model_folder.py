@@ -87,9 +87,10 @@ class ModelFolder:
 
     def _unfit(self, why: str) -> InvalidConfig:
         return InvalidConfig(
-            f"{self.path}: {why}", field="AIOS_SGLANG_TOKENIZER",
+            f"{self.path}: {why}",
+            field="AIOS_SGLANG_TOKENIZER",
             remedy="name a folder with tokenizer.json and the model's configuration",
-        )  # fmt: skip
+        )
 
 
 def _content(token: object) -> str | None:

@@ -62,9 +62,10 @@ def check_request(
         raise ContextTooLong(
             f"the prompt has {len(request.prompt_ids)} tokens and the answer may have "
             f"{request.max_tokens}, together more than the {info.context_tokens} of this core's "
-            f"context", field="body.messages",
+            f"context",
+            field="body.messages",
             remedy="shorten the messages or ask for fewer max_tokens",
-        )  # fmt: skip
+        )
     _check_ids(request, info.vocabulary_size)
     if request.constraint is not None:
         _check_form(request, request.constraint, info, grammar_backend)
@@ -109,9 +110,12 @@ def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -
     """Say every value: a server may have defaults of its own. Stop strings are the kernel's."""
     told = {option: tell(sampling) for option, tell in _TOLD.items()}
     params = {
-        "max_new_tokens": max_new_tokens, "min_new_tokens": 0, "ignore_eos": False,
-        "n": 1, **{option: value for option, value in told.items() if value is not None},
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": 0,
+        "ignore_eos": False,
+        "n": 1,
+        **{option: value for option, value in told.items() if value is not None},
+    }
     if seeded and sampling.temperature > 0:
         params["sampling_seed"] = sampling.seed
     return params
@@ -123,8 +127,9 @@ def _check_ids(request: GenerationRequest, vocabulary_size: int | None) -> None:
     if not request.prompt_ids or min(ids) < 0 or max(ids) >= vocabulary_size:
         raise InvalidSyscall(
             f"the prompt is empty or has ids that are not in the vocabulary of {vocabulary_size}",
-            field="prompt_ids", remedy="send ids of this model's tokenizer",
-        )  # fmt: skip
+            field="prompt_ids",
+            remedy="send ids of this model's tokenizer",
+        )
 
 
 def _check_form(
@@ -133,9 +138,10 @@ def _check_form(
     missing = missing_form(constraint, backend)
     if missing is not None:
         raise UnsupportedOption(
-            f"core {info.model!r} {missing}", field=FIELDS[constraint.kind],
+            f"core {info.model!r} {missing}",
+            field=FIELDS[constraint.kind],
             remedy="start the server with --grammar-backend llguidance, or name another core",
-        )  # fmt: skip
+        )
     if request.resume_ids:
         raise _unsupported("does not keep a form across a cut", "format", info)
 
@@ -155,12 +161,15 @@ def _check_logprobs(
     if sampling.temperature not in (0.0, 1.0) and not original:
         raise _unsupported(
             "gives log-probabilities after temperature (start it with "
-            "SGLANG_RETURN_ORIGINAL_LOGPROB=1)", "logprobs", info,
-        )  # fmt: skip
+            "SGLANG_RETURN_ORIGINAL_LOGPROB=1)",
+            "logprobs",
+            info,
+        )
 
 
 def _unsupported(what: str, option: str, info: CoreInfo) -> UnsupportedOption:
     return UnsupportedOption(
-        f"core {info.model!r} {what}", field=f"body.{option}",
+        f"core {info.model!r} {what}",
+        field=f"body.{option}",
         remedy="leave it out, or name another core",
-    )  # fmt: skip
+    )

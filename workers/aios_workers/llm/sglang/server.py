@@ -79,9 +79,13 @@ class EngineServer:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *_command(config, port), env={**environ, **_ENVIRONMENT},
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                *_command(config, port),
+                env={**environ, **_ENVIRONMENT},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         server = cls(process, f"http://{HOST}:{port}", log_path)
         logger.info(
             "SGLang server %d starts on %s, its log is %s", server.pid, server.url, log_path
@@ -138,8 +142,9 @@ class EngineServer:
         except TimeoutError as error:
             raise CoreError(
                 f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "
-                f"{self.log_path}: {self._last_words()}", remedy="see its log",
-            ) from error  # fmt: skip
+                f"{self.log_path}: {self._last_words()}",
+                remedy="see its log",
+            ) from error
         finally:
             await client.close()
 
@@ -162,9 +167,10 @@ def _command(config: SGLangConfig, port: int) -> list[str]:
     python = Path(config.python)
     if not os.access(python, os.X_OK) or python.is_dir():
         raise InvalidConfig(
-            f"there is no Python at {config.python!r}", field="AIOS_SGLANG_PYTHON",
+            f"there is no Python at {config.python!r}",
+            field="AIOS_SGLANG_PYTHON",
             remedy="name the Python of an environment that has sglang",
-        )  # fmt: skip
+        )
     key = ["--api-key", config.api_key] if config.api_key else []
     return [
         *(sys.executable, "-I", "-S", str(SHIM)),

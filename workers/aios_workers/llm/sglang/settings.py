@@ -35,16 +35,19 @@ class SGLangConfig:
         """Refuse what cannot work."""
         if self.url is None and self.model is None:
             raise InvalidConfig(
-                "an SGLang core needs a server or a model", field="AIOS_SGLANG_URL",
+                "an SGLang core needs a server or a model",
+                field="AIOS_SGLANG_URL",
                 remedy="set AIOS_SGLANG_URL to a running server, or AIOS_SGLANG_MODEL to a model",
-            )  # fmt: skip
+            )
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise InvalidConfig(
-                f"{self.url!r} is not the address of an HTTP server", field="AIOS_SGLANG_URL",
+                f"{self.url!r} is not the address of an HTTP server",
+                field="AIOS_SGLANG_URL",
                 remedy="begin it with http:// or https://",
-            )  # fmt: skip
+            )
         if not 1 <= self.slots <= MAX_SLOTS:
             raise InvalidConfig(
-                f"{self.slots} is not between 1 and {MAX_SLOTS}", field="AIOS_LLM_SLOTS",
+                f"{self.slots} is not between 1 and {MAX_SLOTS}",
+                field="AIOS_LLM_SLOTS",
                 remedy="set it in range",
-            )  # fmt: skip
+            )

@@ -34,9 +34,10 @@ class ChatTemplate:
             names = meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise InvalidConfig(
-                f"the model's chat template cannot be read: {error}", field="AIOS_SGLANG_TOKENIZER",
+                f"the model's chat template cannot be read: {error}",
+                field="AIOS_SGLANG_TOKENIZER",
                 remedy="point it at a folder with a template that works",
-            ) from error  # fmt: skip
+            ) from error
         self.shows_tools = "tools" in names and CALL_MARK in source
         self._special_tokens = special_tokens
 
@@ -48,14 +49,17 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=messages, tools=tools or None, add_generation_prompt=True,
+                messages=messages,
+                tools=tools or None,
+                add_generation_prompt=True,
                 **self._special_tokens,
-            )  # fmt: skip
+            )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidSyscall(
                 f"the model's chat template refuses these messages: {error}",
-                field="body.messages", remedy="use roles in the order that the model knows",
-            ) from error  # fmt: skip
+                field="body.messages",
+                remedy="use roles in the order that the model knows",
+            ) from error
 
 
 def message_values(message: Message) -> dict[str, Any]:
@@ -78,9 +82,10 @@ def message_values(message: Message) -> dict[str, Any]:
 def tool_values(tool: Tool) -> dict[str, Any]:
     """Return a tool as templates expect it."""
     function = {
-        "name": tool.name, "description": tool.description,
+        "name": tool.name,
+        "description": tool.description,
         "parameters": tool.parameters or {"type": "object", "properties": {}},
-    }  # fmt: skip
+    }
     return {"type": "function", "function": function}
 
 
