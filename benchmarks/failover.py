@@ -31,15 +31,15 @@ import redis
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), *(str(ROOT / folder) for folder in ("broker", "workers", "sdk"))]
 
-from aios_broker.cli.operator import Operator  # noqa: E402  the checkout's, installed or not
 from aios_broker.client.asking import open_session, taken  # noqa: E402
 from aios_broker.client.redis_transport import RedisTransport  # noqa: E402
 from aios_broker.contract.errors import Cancelled  # noqa: E402
 from aios_broker.contract.llm import LlmChat, Message  # noqa: E402
 from aios_broker.contract.syscall import Syscall, new_id  # noqa: E402
-from aios_broker.embedded.redis import RedisServer  # noqa: E402
-from aios_broker.embedded.standalone import StandaloneServer  # noqa: E402
-from aios_broker.embedded.state import StateDir  # noqa: E402
+from aios_cli.operator import Operator  # noqa: E402  the checkout's, installed or not
+from aios_local.embedded.redis import RedisServer  # noqa: E402
+from aios_local.embedded.standalone import StandaloneServer  # noqa: E402
+from aios_local.embedded.state import StateDir  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 
 POLL_S = 0.002

@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 from aios_sdk import AsyncAgent
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
-from aios_workers.service import Place, open_worker, worker_name
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module
+from aios_workers.runtime.service import Place, open_worker, worker_name
 
 PACKAGES = ("aios_sdk", "aios_broker", "aios_workers")
 

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
-from aios_broker.embedded.state import SHARED_MEMORY
+from aios_local.embedded.state import SHARED_MEMORY
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 
 LENGTHS = (128, 512, 1_024)
 SAMPLING = Sampling(temperature=0.9, top_p=0.95, seed=11)

@@ -24,15 +24,15 @@ import redis
 from numpy.typing import NDArray
 
 from aios_broker.contract.llm import Message
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.llama.context import Context, ContextShape, Row
-from aios_workers.llm.llama.library import PACKAGE_VERSION, Library
-from aios_workers.llm.llama.sampler import Sampler
-from aios_workers.llm.llama.vocabulary import Vocabulary
-from aios_workers.llm.llama.weights import find_weights
+from aios_workers.llm.cores.llama.context import Context, ContextShape, Row
+from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library
+from aios_workers.llm.cores.llama.sampler import Sampler
+from aios_workers.llm.cores.llama.vocabulary import Vocabulary
+from aios_workers.llm.cores.llama.weights import find_weights
 
 MICRO_BATCHES = (512, 63, 32, 16)
 CONTEXT_TOKENS = 2_048

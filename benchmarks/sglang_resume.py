@@ -25,8 +25,8 @@ from pathlib import Path
 import msgspec
 
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.sglang.settings import SGLangConfig
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from benchmarks.provenance import commit_of, today
 from tests.exactness import Mismatch, Report, check_cuts
 from tests.sglang_servers import CPU_FLAGS, sglang_python, started

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: by the connection that `aios_broker.ledger.migrate` hands over.
+"""How Alembic reaches the database: by the connection of `aios_broker.postgres.migrate`.
 
 For Alembic's own commands in a checkout (`alembic revision`, `alembic history`) the database is
 that of AIOS_DATABASE_URL.
@@ -11,8 +11,8 @@ from alembic import context
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.pool import NullPool
 
-from aios_broker.ledger.database import sqlalchemy_url
-from aios_broker.store.tables import metadata  # the ledger's tables and its own
+from aios_broker.postgres.database import sqlalchemy_url
+from aios_workers.modules.tables import metadata  # the ledger's tables and its own
 
 
 def configure(**options: Any) -> None:  # noqa: ANN401 - whatever Alembic takes

@@ -21,7 +21,6 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -29,9 +28,10 @@ from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Facts, PolicyRow, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_workers.registry import LoadedModule
-from aios_workers.service import Place, open_worker
-from aios_workers.worker import Limits, Worker
+from aios_broker.redis.connection import Connection
+from aios_workers.runtime.loop import Limits, Worker
+from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.service import Place, open_worker
 from tests.conftest import RunningRedis
 
 TIMEOUT_S = 20.0

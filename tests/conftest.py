@@ -16,11 +16,11 @@ import pytest
 import pytest_asyncio
 import redis
 
-from aios_broker.embedded.postgres import PostgresServer
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
-from aios_broker.ledger.database import Database
+from aios_broker.postgres.database import Database
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def postgres_server(servers_state: StateDir) -> Iterator[RunningPostgres]:
         process = stack.enter_context(
             StandaloneServer(server.service(), servers_state.log_dir / "postgres.log")
         )
-        if _exists("aios_broker.ledger.migrate"):
-            migrations = importlib.import_module("aios_broker.ledger.migrate")
+        if _exists("aios_broker.postgres.migrate"):
+            migrations = importlib.import_module("aios_broker.postgres.migrate")
             migrations.upgrade(server.database_url(TEMPLATE_DATABASE))
         yield RunningPostgres(server, process)
 

@@ -18,12 +18,12 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
-from aios_workers.chunk_desk import ChunkDesk
-from aios_workers.kernel_port import KernelPort, Snapshots
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.run import Done, Run, Suspended
-from aios_workers.slice_desk import SliceDesk
+from aios_workers.runtime.kernel_port import KernelPort, Snapshots
+from aios_workers.runtime.run import Done, Run, Suspended
+from aios_workers.runtime.slices import SliceDesk
+from aios_workers.runtime.streams import ChunkDesk
 
 SYSCALL_ID = "5eed" * 8
 SLICE_LIMIT_S = 30.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 import msgspec
 
 from aios_broker.ledger.books import COLUMNS, Books, SyscallRow
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import parse_entry
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
 
 KNOWN = COLUMNS[:-1]  # not the entries
 READ = f"SELECT {', '.join(KNOWN)} FROM syscall WHERE job_id = ANY(%s)".encode()

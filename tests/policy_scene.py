@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aios_broker.contract.syscall import new_id
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import LIBRARY
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import Ending, Facts, Lease, PolicyRow, Submission
+from aios_broker.redis.connection import Answer, Argument, Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import Policy, policy_named
 from tests.policies import named

@@ -15,7 +15,6 @@ from aios_broker.ledger.books import Books
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.ledger.usage import read_usage
 from aios_broker.queues.admission import Admission
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -23,6 +22,7 @@ from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Quotas, Subject
 from aios_broker.queues.records import Lease, PolicyRow
+from aios_broker.redis.connection import Connection
 from tests.queue_model import COUNTS, Accounts, Known, Premises, owners, resources_of
 
 T = TypeVar("T")

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, Facts, Lease, Pause, PolicyRow, Submission
+from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.policy import policy_named
 
 LEASE_S = 30.0

@@ -14,8 +14,8 @@ from typing import cast
 
 import redis
 
-from aios_broker.embedded.binaries import find_valkey
-from aios_broker.embedded.redis import free_port
+from aios_local.embedded.binaries import find_valkey
+from aios_local.embedded.redis import free_port
 from tests.waiting import wait_until
 
 SLOTS = 16_384

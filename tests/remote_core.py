@@ -16,7 +16,7 @@ import msgspec
 
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = (ROOT, *(ROOT / room for room in ("broker", "sdk", "workers")))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.model_vocabulary import END_ID
+from aios_workers.llm.cores.simulated.simulated_vocabulary import END_ID
 from tests.scripted_core import ObedientCore
 
 LETTERS = tuple("abcdefghij .é".encode())

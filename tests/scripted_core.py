@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
-from aios_workers.llm.model_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore
 
 
 class ObedientCore(ModelCore):

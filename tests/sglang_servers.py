@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aios_workers.llm.sglang.settings import SGLangConfig
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU_FLAGS = (

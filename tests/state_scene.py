@@ -15,20 +15,20 @@ from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Appro
 from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount
 from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.session import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.store.approvals import Decider, Decision, decide, find_approvals
-from aios_broker.store.session import Store
-from aios_workers.access.operations import access_operations
+from aios_broker.redis.connection import Connection
+from aios_workers.approvals.gate import Gate, NeedsApproval
+from aios_workers.approvals.rows import Decider, Decision, decide, find_approvals
 from aios_workers.config import WorkerConfig
-from aios_workers.gate import Gate, NeedsApproval
-from aios_workers.memory.operations import memory_operations, open_ram
-from aios_workers.operation import Operations
-from aios_workers.patience import patiently
+from aios_workers.modules.access.operations import access_operations
+from aios_workers.modules.memory.operations import memory_operations, open_ram
+from aios_workers.modules.operation import Operations
+from aios_workers.modules.services import Embedder, StateGround
+from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.runtime.retry import patiently
 from aios_workers.search.indexing import embed_missing
-from aios_workers.state_ground import Embedder, StateGround
-from aios_workers.storage.operations import storage_operations
 
 OPERATOR = Decider("operator:test")
 MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build

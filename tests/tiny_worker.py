@@ -11,10 +11,10 @@ from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, Result, encode, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, WorkerCard
+from aios_broker.redis.connection import Connection
 
 MODEL = "tiny"
 LEASE_S = 60.0

@@ -13,11 +13,11 @@ from aios_broker.contract.llm import ContextGet, Message
 from aios_broker.contract.reply import ChatResult, ContextResult
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position, Transition
+from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from benchmarks.chaos.checker import Move, Story
 from benchmarks.chaos.client import AGENT
 from benchmarks.chaos.history import Record, Struck, read_logs

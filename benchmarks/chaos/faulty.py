@@ -20,10 +20,10 @@ from typing import Any
 import psycopg
 
 from aios_broker.contract.errors import KernelError, RedisUnavailable
-from aios_broker.ledger import database
-from aios_broker.ledger.database import Database
-from aios_broker.queues.connection import Answer, Argument, Connection
+from aios_broker.postgres import database
+from aios_broker.postgres.database import Database
 from aios_broker.queues.functions import LIBRARY
+from aios_broker.redis.connection import Answer, Argument, Connection
 from benchmarks.chaos.plan import BEGIN, COMMIT, Moment, Plan, Point
 
 Execute = Callable[..., Awaitable[Answer]]

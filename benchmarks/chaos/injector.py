@@ -15,11 +15,11 @@ import redis
 
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.contract.names import Module
-from aios_broker.ledger.database import check_database_url
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import check_database_url
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
-from aios_broker.supervisor import EmbeddedKernel
+from aios_broker.redis.connection import Connection
+from aios_local.supervisor import EmbeddedKernel
 from benchmarks.chaos.crowd import Crowd
 from benchmarks.chaos.history import Log, Struck, wall_s
 from benchmarks.chaos.schedule import CLIENT, SCHEDULERS, SERVERS, Fault

@@ -17,7 +17,7 @@ from aios_broker.contract.names import Module
 from aios_broker.scheduler import __main__ as scheduler
 from aios_workers import __main__ as worker
 from aios_workers.config import WorkerConfig
-from aios_workers.registry import LoadedModule, load_modules
+from aios_workers.runtime.registry import LoadedModule, load_modules
 from benchmarks.chaos.faulty import Faults, jump_clocks
 from benchmarks.chaos.plan import VARIABLE, Plan, read_plan
 from benchmarks.chaos.poison import limit_memory, poisoned

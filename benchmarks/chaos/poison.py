@@ -10,8 +10,8 @@ from typing import Any
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.registry import LoadedModule
-from aios_workers.run import Done, Handler, Outcome, Run
+from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.run import Done, Handler, Outcome, Run
 
 MARK = "poison:"
 SLOW = "slow:"  # an echo that takes longer than a lease

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from aios_broker.cli.tables import Column, show_table
-from aios_broker.demo.machine import machine, versions
+from aios_cli.demo.machine import machine, versions
+from aios_cli.tables import Column, show_table
 from benchmarks.provenance import commit_of, today
 from benchmarks.queues.catalogue import CONTESTANTS, LOADS, QUICK_SHARE, Contestant
 from benchmarks.queues.contest import Sample

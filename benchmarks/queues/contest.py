@@ -18,7 +18,7 @@ import msgspec
 import redis
 
 from aios_broker.contract.errors import Failed, Unavailable
-from aios_broker.embedded.child import Child, Service
+from aios_broker.process.child import Child, Service
 from benchmarks.queues.catalogue import CLIENTS, Contestant, Load
 from benchmarks.queues.meter import Meter, Reading
 

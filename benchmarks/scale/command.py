@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from aios_broker.cli.tables import Column, show_table
-from aios_broker.demo.machine import machine, versions
+from aios_cli.demo.machine import machine, versions
+from aios_cli.tables import Column, show_table
 from benchmarks.provenance import commit_of, today
 from benchmarks.scale.report import MEBIBYTE
 from benchmarks.scale.run import Figures, measure

@@ -16,12 +16,12 @@ from random import Random
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, Facts, PolicyRow, Submission
+from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import PolicyName, policy_named
 from benchmarks.scale.report import Decisions, quantiles

@@ -24,7 +24,7 @@ import uvloop
 from msgspec import Struct
 
 from aios_broker.contract.errors import Unavailable
-from aios_broker.embedded.child import Child, Service
+from aios_broker.process.child import Child, Service
 from aios_broker.scheduler.policy import POLICY_NAMES
 from benchmarks.queues.contest import Ground
 from benchmarks.queues.meter import tree_cpu_s, tree_pss_bytes

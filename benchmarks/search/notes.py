@@ -11,10 +11,10 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from aios_broker.embedded.postgres import PostgresServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
-from aios_broker.ledger import migrate
+from aios_broker.postgres import migrate
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 
 DIMENSION = 384
 CLUSTERS = 2_000  # of synthetic vectors: as texts have topics

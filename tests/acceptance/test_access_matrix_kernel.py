@@ -15,10 +15,10 @@ from aios_broker.config import KernelConfig
 from aios_broker.contract.access import AccessWhoami, ObjectKind, OperationClass
 from aios_broker.contract.names import Verb
 from aios_broker.contract.syscall import Body
-from aios_broker.store.approvals import set_rule
-from aios_broker.store.session import Store
-from aios_broker.supervisor import EmbeddedKernel
+from aios_broker.postgres.session import Store
+from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
+from aios_workers.approvals.rows import set_rule
 from tests.integration.test_access_matrix import (
     GRANTED,
     KINDS,

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from aios_broker.cli.main import cli
 from aios_broker.config import KernelConfig
 from aios_broker.contract.syscall import MODULES, id_from_key
-from aios_broker.supervisor import EmbeddedKernel
+from aios_cli.main import cli
+from aios_local.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 
 SLOW_TOKENS_PER_S = "40"  # of the simulated core: long enough to be seen, short enough to wait for
@@ -160,7 +160,7 @@ def test_a_killed_syscall_tells_whoever_waits(settings: dict[str, str]) -> None:
 
 def test_an_interrupted_submit_cancels_its_syscall(settings: dict[str, str]) -> None:
     environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "aios_broker.cli", "submit", "--key", "gone", *LONG, "x"]
+    command = [sys.executable, "-m", "aios_cli", "submit", "--key", "gone", *LONG, "x"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as submit:
@@ -249,7 +249,7 @@ def test_top_on_a_terminal_ends_with_q_and_gives_it_back(settings: dict[str, str
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "aios_broker.cli", "top"],
+        [sys.executable, "-m", "aios_cli", "top"],
         stdin=follower,
         stdout=follower,
         stderr=follower,
@@ -293,7 +293,7 @@ def test_strace_shows_a_call_with_its_arguments_and_its_answer(settings: dict[st
 
 
 def test_strace_follows_an_agent(kernel: EmbeddedKernel, settings: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "aios_broker.cli", "strace", "--agent", "echoer", "-n", "2"]
+    command = [sys.executable, "-m", "aios_cli", "strace", "--agent", "echoer", "-n", "2"]
     environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as following:
         answered = 0

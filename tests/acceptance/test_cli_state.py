@@ -15,10 +15,10 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 
-from aios_broker.cli.main import cli
 from aios_broker.config import KernelConfig
 from aios_broker.queues.tokens import digest
-from aios_broker.supervisor import EmbeddedKernel
+from aios_cli.main import cli
+from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
 from tests.waiting import wait_until
 
@@ -84,7 +84,7 @@ class Background(threading.Thread):
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "aios_broker.cli", *arguments],
+            [sys.executable, "-m", "aios_cli", *arguments],
             env=environment,
             text=True,
             stdout=subprocess.PIPE,

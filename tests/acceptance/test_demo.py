@@ -31,7 +31,7 @@ def start() -> Iterator[Start]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AIOS_")}
         path = {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
         demo = subprocess.Popen(
-            [sys.executable, "-m", "aios_broker.cli", "demo", *arguments],
+            [sys.executable, "-m", "aios_cli", "demo", *arguments],
             env={**kept, **path, **settings},
             cwd=folder,
             text=True,

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aios_broker.config import KernelConfig
-from aios_broker.supervisor import EmbeddedKernel
+from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from tests.waiting import wait_until
 

@@ -19,16 +19,16 @@ from aios_broker.contract.errors import DeadlineExceeded
 from aios_broker.contract.llm import ContextExpand, ContextGet, Message
 from aios_broker.contract.reply import ChatResult, ContextResult, EchoResult
 from aios_broker.contract.syscall import Body, ToolEcho
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Transition
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import LoadedModule, llm_module, tool_module
-from aios_workers.worker import Limits
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.registry import LoadedModule, llm_module, tool_module
 from benchmarks.chaos.plan import VARIABLE, Plan, Point
 from tests.busy_kernel import Listener, at_rest
 from tests.caller import ROOT, chat, running_worker

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import Database
+from aios_broker.redis.connection import Connection
 from benchmarks.chaos.checker import Bounds, Evidence, check, gather
 from benchmarks.chaos.evidence import expected_ids, moves_of, records_of
 from benchmarks.chaos.history import Ended, Gone, Log, wall_s

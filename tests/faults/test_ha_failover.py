@@ -16,9 +16,9 @@ import pytest
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable, UnknownSyscall
 from aios_broker.contract.syscall import new_id
-from aios_broker.queues.connection import Connection
+from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent
-from aios_workers.registry import tool_module
+from aios_workers.runtime.registry import tool_module
 from tests.caller import Caller, running_worker
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.redis_nodes import RedisNode, follow, promote, running

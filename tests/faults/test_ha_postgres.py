@@ -13,10 +13,10 @@ import pytest
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import DatabaseUnavailable
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
-from aios_workers.registry import tool_module
+from aios_broker.postgres.database import Database
+from aios_workers.runtime.registry import tool_module
 from tests.caller import running_worker
 from tests.conftest import RunningPostgres
 from tests.integration.test_scheduler import scheduler

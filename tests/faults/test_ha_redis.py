@@ -13,11 +13,11 @@ import pytest
 
 from aios_broker.client.retry import Limits
 from aios_broker.contract.errors import RedisFull, RedisUnavailable
-from aios_broker.queues.channel import Channel
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.records import WorkerCard
+from aios_broker.redis.channel import Channel
+from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent
-from aios_workers.registry import tool_module
+from aios_workers.runtime.registry import tool_module
 from tests.caller import running_worker
 from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of

@@ -14,8 +14,8 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.queues.functions import LIBRARY
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module, tool_module
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module, tool_module
 from tests.caller import Caller, chat, chat_result, running_worker
 from tests.first_release import FirstRelease, OldLease, first_snapshot
 from tests.integration.test_scheduler import scheduler

@@ -10,7 +10,7 @@ import redis
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import ToolEcho
-from aios_workers.registry import tool_module
+from aios_workers.runtime.registry import tool_module
 from tests.busy_kernel import Listener, left_over
 from tests.caller import running_worker
 from tests.faults.crash_scene import LIMITS, running_scheduler

@@ -15,20 +15,20 @@ from typing import Literal
 
 import pytest
 
-from aios_broker.cli.operator import Operator
 from aios_broker.client.asking import reply_of, taken
 from aios_broker.client.pending import Pending
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.demo.history import Slice, read_slices
-from aios_broker.demo.load import Ask, DemoAgent, demo_agents
-from aios_broker.demo.run import FIFO, ROUND_ROBIN, Answer, Demo, PolicyRun
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
-from aios_broker.supervisor import EmbeddedKernel
+from aios_cli.demo.history import Slice, read_slices
+from aios_cli.demo.load import Ask, DemoAgent, demo_agents
+from aios_cli.demo.run import FIFO, ROUND_ROBIN, Answer, Demo, PolicyRun
+from aios_cli.operator import Operator
+from aios_local.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 
 logger = logging.getLogger(__name__)

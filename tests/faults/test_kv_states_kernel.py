@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from aios_broker.config import KernelConfig
-from aios_broker.embedded.state import StateDir
-from aios_broker.supervisor import EmbeddedKernel, Program
+from aios_local.embedded.state import StateDir
+from aios_local.supervisor import EmbeddedKernel, Program
 from aios_sdk import AsyncAgent
 from tests.integration.test_metrics import free_port
 from tests.waiting import wait_until_async
@@ -68,7 +68,7 @@ def test_what_a_killed_kernel_left_is_removed_by_down(tmp_path: Path) -> None:
     state.kv_dir.mkdir(mode=0o700)
     (state.kv_dir / "left.kv").touch()
     ended = subprocess.run(
-        [sys.executable, "-m", "aios_broker.cli", "down"],
+        [sys.executable, "-m", "aios_cli", "down"],
         env={**SETTINGS, "AIOS_STATE_DIR": str(state.path)},
         capture_output=True,
         text=True,

@@ -28,13 +28,13 @@ from aios_broker.contract.memory import (
     Note,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.memory.block import memory_functions
-from aios_broker.queues.connection import Answer
+from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.queues.functions import Functions
-from aios_broker.store.session import AgentRow, Cursor, Store
-from aios_workers.memory.operations import memory_operations
-from aios_workers.memory.ram import Ram
-from aios_workers.state_ground import StateGround
+from aios_broker.redis.connection import Answer
+from aios_workers.modules.memory.block import memory_functions
+from aios_workers.modules.memory.operations import memory_operations
+from aios_workers.modules.memory.ram import Ram
+from aios_workers.modules.services import StateGround
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
 BLOCK_BYTES = 4096

@@ -14,11 +14,11 @@ import redis
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
-from aios_broker.ledger.database import check_database_url
 from aios_broker.log import KernelLog
-from aios_broker.supervisor import EmbeddedKernel, ProcessRecord, Program, find_kernel
-from aios_broker.supervisor import programs as programs_module
-from aios_broker.supervisor.record import read_record
+from aios_broker.postgres.database import check_database_url
+from aios_local.supervisor import EmbeddedKernel, ProcessRecord, Program, find_kernel
+from aios_local.supervisor import programs as programs_module
+from aios_local.supervisor.record import read_record
 from tests.stand_ins import (
     CRASH,
     DRAIN,
@@ -279,7 +279,7 @@ RUN_KERNEL = """
 import sys
 from pathlib import Path
 from aios_broker.config import KernelConfig
-from aios_broker.supervisor import EmbeddedKernel
+from aios_local.supervisor import EmbeddedKernel
 from tests.stand_ins import STUBBORN, python_program
 
 EmbeddedKernel(

@@ -14,9 +14,9 @@ from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending
 from aios_workers.llm.core import GenerationRequest, Step
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
-from aios_workers.worker import Limits
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, WorkerProcess, chat, chat_result, redis_away, running_worker
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async

@@ -36,10 +36,10 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.memory import MemoryAdd, MemoryGet
 from aios_broker.contract.storage import StorageMkdir, StorageRead, StorageWrite
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_broker.store.audit import verify
-from aios_workers.access.groups_map import GroupsMap
-from aios_workers.gate import NeedsApproval
-from aios_workers.housekeeping import Housekeeping
+from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.modules.access.audit import verify
+from aios_workers.modules.access.groups_map import GroupsMap
+from aios_workers.modules.housekeeping import Housekeeping
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene
 

@@ -27,7 +27,7 @@ from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageWrite
 from aios_broker.contract.syscall import Body
-from aios_workers.access.groups_map import GroupsMap
+from aios_workers.modules.access.groups_map import GroupsMap
 from tests.access_model import AccessModel, Object
 from tests.state_scene import NeverAsks, StateScene, state_scene
 

@@ -13,8 +13,8 @@ import pytest
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.storage import StorageDelete, StorageWrite
-from aios_workers.approval_duty import SIGNATURE, ApprovalDuty, Webhook
-from aios_workers.gate import NeedsApproval
+from aios_workers.approvals.duty import SIGNATURE, ApprovalDuty, Webhook
+from aios_workers.approvals.gate import NeedsApproval
 from tests.state_scene import StateScene
 
 SECRET = "shared with the receiver"

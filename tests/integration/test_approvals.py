@@ -27,9 +27,9 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.store.approvals import Decision
-from aios_workers.gate import NeedsApproval
-from aios_workers.housekeeping import Housekeeping
+from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.rows import Decision
+from aios_workers.modules.housekeeping import Housekeeping
 from tests.state_scene import StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aios_broker.cli import bench as bench_command
-from aios_broker.cli.main import cli
+from aios_cli import bench as bench_command
+from aios_cli.main import cli
 from benchmarks.queues.catalogue import AGENTS, CONTESTANTS, FLOOR, KERNEL, LOADS
 from benchmarks.queues.contest import Contest, Ground
 from benchmarks.queues.plot import draw

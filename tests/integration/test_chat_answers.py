@@ -16,9 +16,9 @@ from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import MAGIC, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from aios_workers.llm.plan import answer_id
-from aios_workers.run import Run, Suspended
+from aios_workers.runtime.run import Run, Suspended
 from tests.caller import chat
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
 from tests.waiting import wait_until_async

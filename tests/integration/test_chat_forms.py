@@ -12,7 +12,7 @@ import pytest
 from aios_broker.contract.llm import GrammarFormat, JsonFormat, LlmChat, RegexFormat, Tool
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import TokenSnapshot, encode_snapshot
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from aios_workers.llm.tools import CALL_BEGIN, prompt_ids, toolbox_of
 from tests.caller import chat
 from tests.cut_handler import Cuts, run_cut, run_whole, trusting

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aios_broker.cli.main import COMMANDS, cli
+from aios_cli.main import COMMANDS, cli
 from tests.stand_ins import is_alive, with_descendants
 from tests.waiting import wait_until
 
@@ -29,7 +29,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def aios(environment: dict[str, str], *arguments: str, **settings: str) -> Output:
     return subprocess.run(
-        [sys.executable, "-m", "aios_broker.cli", *arguments],
+        [sys.executable, "-m", "aios_cli", *arguments],
         env={**environment, **settings},
         capture_output=True,
         text=True,
@@ -63,14 +63,14 @@ def test_help_lists_the_commands_of_this_build_and_each_has_help() -> None:
 
 def test_help_imports_no_command(environment: dict[str, str]) -> None:
     told = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "aios_broker.cli", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "aios_cli", "--help"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=COMMAND_TIMEOUT_S,
         check=True,
     ).stderr
-    for heavy in ("aios_broker.cli.up", "redis", "psycopg", "sqlalchemy", "rich"):
+    for heavy in ("aios_cli.up", "redis", "psycopg", "sqlalchemy", "rich"):
         assert not re.search(rf"\| +{heavy}$", told, re.MULTILINE), heavy
 
 
@@ -166,7 +166,7 @@ def test_a_kernel_in_the_foreground_logs_and_stops_at_a_signal(
     environment: dict[str, str], redis_url: str, database_url: str, number: signal.Signals
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "aios_broker.cli", "up"],
+        [sys.executable, "-m", "aios_cli", "up"],
         env={**environment, **bare(redis_url, database_url)},
         stdout=subprocess.PIPE,
         text=True,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from aios_broker.cli.main import cli
-from aios_broker.ledger.migrate import head
+from aios_broker.postgres.migrate import head
+from aios_cli.main import cli
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from aios_broker.cli.main import cli
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
+from aios_cli.main import cli
 from tests.queue_user import queue_user
 
 

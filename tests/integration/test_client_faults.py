@@ -27,9 +27,9 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
+from aios_broker.redis.connection import Connection
 from aios_sdk import Agent, AsyncAgent
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until

@@ -33,11 +33,11 @@ from aios_broker.contract.job import decode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending
+from aios_broker.redis.connection import Connection
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 

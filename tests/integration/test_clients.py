@@ -16,19 +16,19 @@ from typing import Literal
 import pytest
 import redis
 
-from aios_broker.cli.operator import Operator
 from aios_broker.client.asking import taken
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import WorkerCard
+from aios_broker.redis.connection import Connection
+from aios_cli.operator import Operator
 from aios_sdk import AsyncAgent
-from aios_workers.kernel_calls import SubmittedCalls
+from aios_workers.runtime.kernel_calls import SubmittedCalls
 from tests.queue_user import QueueUser, queue_user
 from tests.tiny_worker import MODEL, Emit, TinyWorker, parrot
 from tests.waiting import wait_until_async
@@ -48,7 +48,7 @@ async def by_command(url: str) -> str:
     command = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "aios_broker.cli",
+        "aios_cli",
         "submit",
         TEXT,
         env=environment,

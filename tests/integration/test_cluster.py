@@ -16,15 +16,15 @@ from aios_broker.client.session import Session
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
 from aios_broker.contract.reply import EchoResult
-from aios_broker.queues.channel import Channel
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.channel import Channel
+from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
-from aios_broker.supervisor.kernel import EmbeddedKernel
-from aios_workers.registry import tool_module
-from aios_workers.service import Place, open_worker
-from aios_workers.worker import Limits
+from aios_local.supervisor.kernel import EmbeddedKernel
+from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.registry import tool_module
+from aios_workers.runtime.service import Place, open_worker
 from tests.busy_kernel import run_tool
 from tests.caller import ROOT
 from tests.integration.test_sdk_faults import echo
@@ -233,7 +233,7 @@ async def aios(environ: dict[str, str], *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "aios_broker.cli",
+        "aios_cli",
         *arguments,
         "--json",
         env=environ,

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from aios_broker.contract.errors import InvalidConfig, RedisUnavailable
-from aios_broker.queues.connection import CONNECT_TIMEOUT_S, Address, Connection, parse_url
+from aios_broker.redis.connection import CONNECT_TIMEOUT_S, Address, Connection, parse_url
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 

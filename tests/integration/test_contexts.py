@@ -24,8 +24,8 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.queues.contexts import MAX_MESSAGES, OP_TTL_S, ContextOwner, Contexts
 from aios_broker.queues.module_queue import Appetite, ModuleQueue
 from aios_broker.queues.records import Pause
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, chat_result, running_worker
 
 CONFIG = ModelCoreConfig(slots=2, end_probability=0.0, context_tokens=1024)

@@ -14,13 +14,13 @@ import pytest
 import redis
 
 from aios_broker.contract.errors import InvalidConfig, Unavailable
-from aios_broker.embedded import child as child_module
-from aios_broker.embedded.binaries import PostgresInstall, find_postgres
-from aios_broker.embedded.identity import install_for_nobody, nobody_can_enter
-from aios_broker.embedded.postgres import PostgresServer
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
+from aios_broker.process import child as child_module
+from aios_local.embedded.binaries import PostgresInstall, find_postgres
+from aios_local.embedded.identity import install_for_nobody, nobody_can_enter
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 from tests.waiting import wait_until
 
 NOBODY_ID = 65534
@@ -269,10 +269,10 @@ def test_programs_that_nobody_cannot_reach_are_copied_with_their_libraries(
 START_BOTH_AND_WAIT = """
 import signal, sys
 from pathlib import Path
-from aios_broker.embedded.postgres import PostgresServer
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 
 state = StateDir.open(Path(sys.argv[1]))
 processes = []
@@ -287,10 +287,10 @@ signal.pause()
 RUN_BOTH = """
 import sys
 from pathlib import Path
-from aios_broker.embedded.postgres import PostgresServer
-from aios_broker.embedded.redis import RedisServer
-from aios_broker.embedded.standalone import StandaloneServer
-from aios_broker.embedded.state import StateDir
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
 
 state = StateDir.open(Path(sys.argv[1]))
 for server in (RedisServer.of(state), PostgresServer.of(state)):
@@ -306,7 +306,7 @@ def _interpreter_for(uid: int) -> str | None:
     for candidate in (sys.executable, f"/usr/bin/{version}"):
         try:
             subprocess.run(
-                [candidate, "-c", "import aios_broker.embedded.redis, psycopg"],
+                [candidate, "-c", "import aios_local.embedded.redis, psycopg"],
                 user=uid,
                 check=True,
                 timeout=10,

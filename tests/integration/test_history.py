@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.history import Happening, History, Wanted
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
 from tests.queue_user import QueueUser
 
 

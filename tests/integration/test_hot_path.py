@@ -16,9 +16,9 @@ from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.records import Pause
 from aios_sdk import AsyncAgent
-from aios_workers.registry import LoadedModule, tool_module
-from aios_workers.run import Done, Run
-from aios_workers.worker import Limits
+from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.registry import LoadedModule, tool_module
+from aios_workers.runtime.run import Done, Run
 from tests.caller import Caller, running_worker
 from tests.waiting import wait_until_async
 

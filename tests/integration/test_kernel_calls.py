@@ -18,14 +18,14 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import PolicyRow
-from aios_workers.kernel_calls import SubmittedCalls
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
+from aios_broker.redis.connection import Connection
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.kernel_calls import SubmittedCalls
+from aios_workers.runtime.registry import llm_module
 from tests.caller import redis_away, running_worker
 from tests.conftest import RunningRedis
 from tests.tiny_worker import Emit, TinyWorker, parrot

@@ -14,11 +14,11 @@ from aios_broker.contract.errors import WaitTimeout
 from aios_broker.contract.transitions import TABLE
 from aios_broker.ledger import archive
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.history import History
 from aios_broker.ledger.journal import Position, Transition, read_entry
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.wanted import UNKNOWN, Happening, Wanted
+from aios_broker.postgres.database import Database
 from aios_broker.queues.records import Facts
 from tests.first_ledger import drain_as_first_release
 from tests.queue_user import QueueUser

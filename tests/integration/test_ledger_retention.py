@@ -9,10 +9,10 @@ import pytest
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger import retention
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.retention import DAY_MS, Retention, Swept
+from aios_broker.postgres.database import Database
 from aios_broker.scheduler.config import SchedulerConfig
 from tests.first_ledger import drain_as_first_release
 from tests.integration.test_scheduler import scheduler

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aios_broker.contract.errors import Cancelled, DatabaseUnavailable
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill, load_spilled
+from aios_broker.postgres.database import Database
 from aios_broker.queues.records import Lease
 from tests.queue_user import QueueUser
 

@@ -9,8 +9,8 @@ import pytest_asyncio
 
 from aios_broker.ledger import writer
 from aios_broker.ledger.books import SyscallRow
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
 from tests.queue_user import QueueUser
 
 FACTS = '{"agent":"ada","kind":"llm.chat"}'

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aios_workers.llm.llama.context import Context, ContextShape, Row
-from aios_workers.llm.llama.library import Library
-from aios_workers.llm.llama.probe import probe
-from aios_workers.llm.llama.weights import find_weights
+from aios_workers.llm.cores.llama.context import Context, ContextShape, Row
+from aios_workers.llm.cores.llama.library import Library
+from aios_workers.llm.cores.llama.probe import probe
+from aios_workers.llm.cores.llama.weights import find_weights
 
 READ_TOKENS = 540
 WRITTEN_TOKENS = 10

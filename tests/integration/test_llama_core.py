@@ -12,7 +12,7 @@ from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidConfig
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.exactness import generate
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.exactness import check_cuts
 
 

@@ -14,7 +14,7 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.llama_core import MAX_RESTARTS, LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import MAX_RESTARTS, LlamaCppConfig, LlamaCppCore
 from tests.exactness import generate
 from tests.waiting import wait_until, wait_until_async
 
@@ -24,7 +24,7 @@ WORKER = """
 import asyncio
 from aios_broker.contract.llm import Message
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 
 async def work():
     core = LlamaCppCore(LlamaCppConfig(context_tokens=512))

@@ -13,7 +13,7 @@ from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, Unsuppor
 from aios_broker.contract.llm import Image, Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import Constraint, GenerationRequest, Sampling, Step
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

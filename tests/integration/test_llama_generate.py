@@ -10,7 +10,7 @@ import pytest
 from aios_broker.contract.llm import JsonFormat, LlmChat, Tool
 from aios_broker.contract.reply import ChatResult
 from aios_workers.llm.core import Core
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.caller import chat
 from tests.cut_handler import Cuts, run_cut
 

@@ -17,7 +17,7 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.exactness import check_cuts, generate
 from tests.waiting import wait_until_async
 
@@ -31,7 +31,7 @@ import asyncio, sys
 from pathlib import Path
 from aios_broker.contract.llm import Message
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 
 async def work():
     core = LlamaCppCore(LlamaCppConfig(context_tokens=512, kv_dir=Path(sys.argv[1])))

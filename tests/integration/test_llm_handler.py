@@ -12,8 +12,8 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, chat, chat_result, running_worker
 from tests.waiting import wait_until_async
 

@@ -10,7 +10,6 @@ import redis
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.control import AT_ONCE
 from aios_broker.queues.functions import LIBRARY, Functions
 from aios_broker.queues.keys import Keys
@@ -18,6 +17,7 @@ from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending, Facts, Lease, Submission
+from aios_broker.redis.connection import Answer, Argument, Connection
 from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
 
 WAITING = 2400  # more than is looked at in one step

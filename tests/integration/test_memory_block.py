@@ -10,7 +10,9 @@ import pytest
 import redis
 
 from aios_broker.contract.memory import BlockStat
-from aios_broker.memory.block import (
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
+from aios_workers.modules.memory.block import (
     Block,
     BlockShape,
     Resident,
@@ -19,8 +21,6 @@ from aios_broker.memory.block import (
     block_key,
     memory_functions,
 )
-from aios_broker.queues.connection import Connection
-from aios_broker.queues.keys import Keys
 from tests.lru_k_model import LruK
 
 SHAPES = [

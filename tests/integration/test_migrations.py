@@ -14,11 +14,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect
 
 from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig, KernelError
-from aios_broker.ledger import migrate
-from aios_broker.ledger.database import Database, sqlalchemy_url
 from aios_broker.ledger.history import History, Wanted
 from aios_broker.ledger.ledger import Ledger
-from aios_broker.store.tables import metadata
+from aios_broker.postgres import migrate
+from aios_broker.postgres.database import Database, sqlalchemy_url
+from aios_workers.modules.tables import metadata
 from tests.conftest import RunningPostgres
 from tests.first_ledger import drain_as_first_release
 from tests.queue_user import queue_user

@@ -17,9 +17,9 @@ from aios_broker.contract.storage import (
     StorageUnmount,
     StorageWrite,
 )
-from aios_workers.storage import watching
-from aios_workers.storage.host import AllowedDirectories
-from aios_workers.storage.watching import MountWatch
+from aios_workers.modules.storage import watching
+from aios_workers.modules.storage.host import AllowedDirectories
+from aios_workers.modules.storage.watching import MountWatch
 from tests.state_scene import StateScene, state_scene
 
 

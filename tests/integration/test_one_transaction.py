@@ -23,11 +23,11 @@ from aios_broker.contract.memory import (
     MemoryStat,
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
-from aios_broker.embedded.state import StateDir
-from aios_broker.ledger.database import SERVICE_TIMEOUT_S
-from aios_broker.store.approvals import Decision
-from aios_broker.store.session import POOL_SIZE
-from aios_workers.gate import NeedsApproval
+from aios_broker.postgres.database import SERVICE_TIMEOUT_S
+from aios_broker.postgres.session import POOL_SIZE
+from aios_local.embedded.state import StateDir
+from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.rows import Decision
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene
 

@@ -19,13 +19,13 @@ from aios_broker.contract.errors import UnknownCore, UnsupportedOption
 from aios_broker.contract.llm import ContextSet, LlmChat, Message, RegexFormat, Tool
 from aios_broker.contract.reply import ChatResult, Reply
 from aios_workers.llm.core import CoreInfo
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.sglang.breaker import BreakerPolicy
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from aios_workers.llm.options import check_options
-from aios_workers.llm.sglang.breaker import BreakerPolicy
-from aios_workers.llm.sglang.settings import SGLangConfig
-from aios_workers.llm.sglang_core import SGLangCore
-from aios_workers.registry import llm_module
+from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, running_worker
 from tests.fake_sglang import Body, FakeSGLang, running
 from tests.tiny_llama import write_model

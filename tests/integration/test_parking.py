@@ -14,15 +14,15 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
-from aios_broker.store.approvals import Decider, Decision, decide, list_approvals
-from aios_workers.approval_duty import ApprovalDuty, sweeping
+from aios_workers.approvals.duty import ApprovalDuty, sweeping
+from aios_workers.approvals.gate import Irreversible, NeedsApproval
+from aios_workers.approvals.rows import Decider, Decision, decide, list_approvals
 from aios_workers.config import WorkerConfig
-from aios_workers.gate import Irreversible, NeedsApproval
-from aios_workers.registry import LoadedModule
-from aios_workers.run import Done, Outcome, Run
-from aios_workers.state_ground import StateGround
-from aios_workers.state_handler import StateHandler
-from aios_workers.storage.operations import storage_operations
+from aios_workers.modules.handler import StateHandler
+from aios_workers.modules.services import StateGround
+from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.run import Done, Outcome, Run
 from tests.caller import Caller, running_worker
 from tests.integration.test_scheduler import scheduler
 from tests.state_scene import StateScene, state_scene

@@ -23,7 +23,6 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -40,6 +39,7 @@ from aios_broker.queues.records import (
     WorkerCard,
 )
 from aios_broker.queues.tokens import Identity, Tokens
+from aios_broker.redis.connection import Connection
 from tests.busy_kernel import run_tool
 from tests.caller import WorkerProcess
 from tests.scheduler_process import SchedulerProcess

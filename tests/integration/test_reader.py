@@ -13,9 +13,9 @@ import pytest
 from aios_broker.contract.llm import ContextBody, ContextExpand, LlmChat, Message
 from aios_broker.contract.reply import ContextResult
 from aios_workers.llm.compaction import counter
-from aios_workers.llm.llama_core import LlamaCppConfig, LlamaCppCore
+from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from aios_workers.llm.reader import SHORT_CHARACTERS, Reader
-from aios_workers.registry import llm_module
+from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, running_worker
 
 LONG = SHORT_CHARACTERS + 1

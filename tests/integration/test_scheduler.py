@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.ledger import Ledger
+from aios_broker.postgres.database import Database
 from aios_broker.queues.records import Lease
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler

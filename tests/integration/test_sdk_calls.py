@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 import redis
 
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import PolicyRow
+from aios_broker.redis.connection import Connection
 from aios_sdk import (
     AsyncAgent,
     Cancelled,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aios_sdk import AsyncAgent, InvalidSyscall, Tool, UnsupportedOption
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module
 from tests.caller import running_worker
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import pytest
 
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
+from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent, Cancelled, KernelError, WaitTimeout
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until_async

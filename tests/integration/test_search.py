@@ -7,7 +7,7 @@ import pytest
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
 from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, MemoryUpdate
 from aios_broker.contract.storage import StorageSearch, StorageWrite
-from aios_broker.store.session import Store
+from aios_broker.postgres.session import Store
 from aios_workers.search.embedder import NoEmbedder
 from aios_workers.search.notes import NOTES, NoteQuery, find_notes
 from aios_workers.search.ranking import EXACT_ROWS, Wanted, fuse, nearest_query

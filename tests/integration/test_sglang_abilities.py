@@ -16,7 +16,7 @@ from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import Tool
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import Constraint, GenerationRequest, Sampling
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.tools import CALL_BEGIN, Toolbox, constraint_of, read_calls
 from tests.exactness import FORMS, Answer, generate
 from tests.sglang_servers import own_server, started

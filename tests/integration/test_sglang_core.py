@@ -17,8 +17,8 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import Image, Message
 from aios_workers.llm.core import Constraint, Sampling, Step
-from aios_workers.llm.sglang.settings import SGLangConfig
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.exactness import generate as answer_of
 from tests.fake_sglang import (
     Answer,

@@ -8,7 +8,7 @@ import pytest
 from aios_broker.contract.errors import (
     CoreError,
 )
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.exactness import generate as answer_of
 from tests.fake_sglang import (
     Behaviour,

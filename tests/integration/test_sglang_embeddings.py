@@ -14,8 +14,8 @@ from aios_broker.contract.errors import (
     UnsupportedOption,
 )
 from aios_broker.contract.llm import LlmChat, LlmEmbed, Message
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.options import check_options
-from aios_workers.llm.sglang_core import SGLangCore
 from tests.fake_sglang import FakeSGLang, running
 from tests.sglang_scene import ask, core_on, started, steps_of
 from tests.tiny_llama import START, byte_level_tokenizer, write_model

@@ -16,7 +16,7 @@ import pytest_asyncio
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.exactness import check_cuts, generate
 from tests.sglang_servers import own_server, sglang_python, started
 from tests.tiny_llama import END_ID, write_model
@@ -34,7 +34,7 @@ WORKER = """
 import asyncio, os, sys
 from pathlib import Path
 from tests.sglang_servers import own_server
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 
 async def work():
     core = SGLangCore(own_server(Path(sys.argv[1])), environ=os.environ)

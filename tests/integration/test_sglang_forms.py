@@ -10,7 +10,7 @@ import pytest
 from aios_broker.contract.errors import CoreError, InvalidSyscall, UnsupportedOption
 from aios_broker.contract.llm import Tool
 from aios_workers.llm.core import Constraint, Sampling, Step
-from aios_workers.llm.sglang_core import SGLangCore
+from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.tools import Toolbox, constraint_of
 from tests.fake_sglang import FakeSGLang, answers, rambles, running, says, writes
 from tests.sglang_scene import ask, core_on, expected_ids, steps_of

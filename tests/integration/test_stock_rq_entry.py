@@ -20,8 +20,8 @@ from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.module_queue import Appetite
 from aios_broker.queues.rq import current_job, rq_version, url_of
 from aios_workers.entry import syscall
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
-from aios_workers.registry import llm_module, tool_module
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.runtime.registry import llm_module, tool_module
 from tests.caller import ROOT, TIMEOUT_S, Caller, chat, chat_result, running_worker
 from tests.waiting import wait_until_async
 

@@ -42,7 +42,7 @@ from aios_broker.contract.storage import (
     StorageVersions,
     StorageWrite,
 )
-from aios_workers.gate import NeedsApproval
+from aios_workers.approvals.gate import NeedsApproval
 from tests.storage_scene import Scene, storage_scene
 
 

@@ -26,8 +26,8 @@ from aios_broker.contract.storage import (
     StorageVersions,
     StorageWrite,
 )
-from aios_workers.gate import NeedsApproval
-from aios_workers.storage.host import AllowedDirectories, HostDirectory
+from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.modules.storage.host import AllowedDirectories, HostDirectory
 from tests.hostile_paths import HOSTILE_PATHS
 from tests.storage_scene import Scene, storage_scene
 

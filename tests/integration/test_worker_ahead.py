@@ -9,8 +9,8 @@ import redis
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.registry import LoadedModule
-from aios_workers.run import Done, Run
+from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.run import Done, Run
 from tests.caller import Caller, running_worker
 
 SLOTS = 64

@@ -16,7 +16,7 @@ from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.job import ENTRY, syscall_id_of
 from aios_broker.contract.reply import EchoResult, Reply, decode_reply
 from aios_broker.contract.syscall import ToolEcho
-from aios_workers.registry import tool_module
+from aios_workers.runtime.registry import tool_module
 from tests.caller import Caller, running_worker
 from tests.waiting import wait_until_async
 

@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     Mutant(
         "the command line takes 0 for nothing",
-        "broker/aios_broker/cli/chat_options.py",
+        "sdk/aios_cli/chat_options.py",
         "value is not None and value is not False",
         "bool(value)",
         "tests/unit/test_cli_submit.py",
@@ -432,7 +432,7 @@ MUTANTS = (
     ),
     Mutant(
         "text behind a hole is printed",
-        "broker/aios_broker/cli/submit.py",
+        "sdk/aios_cli/submit.py",
         "if chunk.offset == self.characters:",
         "if True:",
         ASKING_TEST,
@@ -535,21 +535,21 @@ MUTANTS = (
     ),
     Mutant(
         "a replica is taken for a master",
-        "broker/aios_broker/queues/seek.py",
+        "broker/aios_broker/redis/seek.py",
         'elif wire.role == "replica":',
         'elif wire.role == "nobody":',
         FAILOVER_TEST + "the_master_is_found_wherever_it_stands_in_the_url",
     ),
     Mutant(
         "one of two masters is guessed",
-        "broker/aios_broker/queues/seek.py",
+        "broker/aios_broker/redis/seek.py",
         "if len(masters) == 1:",
         "if masters:",
         FAILOVER_TEST + "two_that_both_call_themselves_master_are_refused",
     ),
     Mutant(
         "a demoted master is kept",
-        "broker/aios_broker/queues/wire.py",
+        "broker/aios_broker/redis/wire.py",
         "self.retire(NotHere(text))",
         "pass",
         FAILOVER_TEST + "a_master_that_is_demoted_is_left_for_the_new_one",

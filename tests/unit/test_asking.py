@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from aios_broker.cli.submit import Printed
 from aios_broker.client.asking import reply_of, taken
 from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled, ModuleError, QueueFull, WaitTimeout
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, failure
 from aios_broker.contract.syscall import Syscall
+from aios_cli.submit import Printed
 
 ID = "ab" * 16
 TEXT = "One two three"

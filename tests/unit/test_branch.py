@@ -9,7 +9,7 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.branch import Branch
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
-from aios_workers.llm.model_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore
 from aios_workers.llm.slicing import Chores
 from aios_workers.llm.text import AnswerText
 

@@ -9,10 +9,11 @@ import pytest
 from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
-from aios_broker.demo.history import slices_of
-from aios_broker.demo.load import Ask, DemoAgent, demo_agents, syscall_of
-from aios_broker.demo.plot import draw
-from aios_broker.demo.report import (
+from aios_broker.ledger.journal import Position, Transition
+from aios_cli.demo.history import slices_of
+from aios_cli.demo.load import Ask, DemoAgent, demo_agents, syscall_of
+from aios_cli.demo.plot import draw
+from aios_cli.demo.report import (
     Report,
     broken_promises,
     figures,
@@ -20,8 +21,7 @@ from aios_broker.demo.report import (
     promises_kept,
     table_of,
 )
-from aios_broker.demo.run import Answer, PolicyRun
-from aios_broker.ledger.journal import Position, Transition
+from aios_cli.demo.run import Answer, PolicyRun
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
 QUESTION = Ask("question", "Why?", 10, 0.0, 2)

@@ -5,8 +5,6 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from aios_broker.cli.lookup import Ended
-from aios_broker.cli.reasons import Surroundings, explain, explain_ended
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.needs import Need
@@ -16,6 +14,8 @@ from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import Facts, JobView, PolicyRow
+from aios_cli.lookup import Ended
+from aios_cli.reasons import Surroundings, explain, explain_ended
 
 WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", heartbeat_age_s=0.5)
 

@@ -8,8 +8,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from aios_broker.cli.chat_options import TAKEN_OTHERWISE, take_chat_fields, with_chat_options
-from aios_broker.cli.submit import Options, syscall_of
 from aios_broker.contract.llm import (
     GrammarFormat,
     JsonFormat,
@@ -20,6 +18,8 @@ from aios_broker.contract.llm import (
     Tool,
 )
 from aios_broker.contract.syscall import ToolEcho
+from aios_cli.chat_options import TAKEN_OTHERWISE, take_chat_fields, with_chat_options
+from aios_cli.submit import Options, syscall_of
 from tests.chat_fields import NUMBERS
 
 REST = {

@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from aios_broker.cli.ps import COLUMNS, rows_of, summary
-from aios_broker.cli.tables import Column, plain_lines, rich_table, show_table
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import Facts, JobView
+from aios_cli.ps import COLUMNS, rows_of, summary
+from aios_cli.tables import Column, plain_lines, rich_table, show_table
 
 
 def job(state: State = "queued", **fields: object) -> JobView:

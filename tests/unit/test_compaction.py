@@ -16,9 +16,9 @@ from aios_workers.llm.compaction import (
     fitting_split,
     split,
 )
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from aios_workers.llm.reader import Reader
-from aios_workers.run import Run
+from aios_workers.runtime.run import Run
 
 Ids = tuple[int, ...]
 turns = st.builds(

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
-from aios_workers.llm import model_vocabulary as vocabulary
 from aios_workers.llm.constraint import Compiler, Matcher
 from aios_workers.llm.constraint_check import ConstraintChecker, check
 from aios_workers.llm.core import Constraint
+from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
 
 END = vocabulary.END_ID
 COMPILER = Compiler(vocabulary.constraint_pieces(), (END,), tuple)

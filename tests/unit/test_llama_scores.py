@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.llama.sampler import Sampler
-from aios_workers.llm.llama.scores import score
+from aios_workers.llm.cores.llama.sampler import Sampler
+from aios_workers.llm.cores.llama.scores import score
 
 LOGITS = st.lists(st.integers(-8, 8), min_size=2, max_size=40).map(
     lambda values: np.array(values, dtype=np.float32)

@@ -12,7 +12,7 @@ from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.model_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
 from tests.exactness import check_cuts, generate, random_request
 from tests.remote_core import remote_model_core
 

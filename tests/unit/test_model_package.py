@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import aios_broker
-from aios_broker.embedded.model_files import MODEL_FILES, SMOLLM2, ModelFile
-from aios_workers.llm.llama import weights
+from aios_workers.llm.cores.llama import weights
+from aios_workers.model_files import MODEL_FILES, SMOLLM2, ModelFile
 
 LOCK = Path(aios_broker.__file__).parents[2] / "requirements-models.lock"
 

@@ -11,20 +11,20 @@ from aios_broker.contract.memory import MemoryBody, MemoryClear, MemoryList
 from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import StorageBody, StorageRead
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.session import AgentRow
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.store.session import AgentRow
-from aios_workers.access.operations import access_operations
+from aios_broker.redis.connection import Connection
+from aios_workers.approvals.gate import Irreversible
 from aios_workers.config import WorkerConfig
-from aios_workers.gate import Irreversible
-from aios_workers.memory.operations import memory_operations
-from aios_workers.operation import Asked, Operations, Work, changes, reads, table
-from aios_workers.state_ground import StateGround
-from aios_workers.storage.change import Namespaces, StorageLimits
-from aios_workers.storage.files import read, write
-from aios_workers.storage.host import AllowedDirectories
-from aios_workers.storage.operations import storage_operations
+from aios_workers.modules.access.operations import access_operations
+from aios_workers.modules.memory.operations import memory_operations
+from aios_workers.modules.operation import Asked, Operations, Work, changes, reads, table
+from aios_workers.modules.services import StateGround
+from aios_workers.modules.storage.change import Namespaces, StorageLimits
+from aios_workers.modules.storage.files import read, write
+from aios_workers.modules.storage.host import AllowedDirectories
+from aios_workers.modules.storage.operations import storage_operations
 
 ANN = AgentRow(1, 1, "ann", "default", administrator=False)
 

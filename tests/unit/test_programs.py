@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from aios_broker.config import KernelConfig
-from aios_broker.supervisor.programs import kernel_programs
+from aios_local.supervisor.programs import kernel_programs
 
 
 def names(**settings: int) -> list[str]:

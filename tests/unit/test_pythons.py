@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.cli.pythons import (
+from aios_broker.contract.errors import InvalidConfig
+from aios_cli.pythons import (
     LEFT_OUT,
     OWN,
     PROMISED,
@@ -17,7 +18,6 @@ from aios_broker.cli.pythons import (
     requirements_of,
     run_on,
 )
-from aios_broker.contract.errors import InvalidConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

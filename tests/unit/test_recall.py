@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.memory import Note
-from aios_workers.memory.recall import Recalled, estimated, recalled
+from aios_workers.modules.memory.recall import Recalled, estimated, recalled
 
 
 def note(number: int, content: str, *, owner: str = "ann", context: str = "") -> Note:

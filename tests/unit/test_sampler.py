@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.llama import sampler as sampler_module
-from aios_workers.llm.llama.sampler import Sampler, choose, draw, top_k_ids, top_p_indices
+from aios_workers.llm.cores.llama import sampler as sampler_module
+from aios_workers.llm.cores.llama.sampler import Sampler, choose, draw, top_k_ids, top_p_indices
 
 PINNED_DRAWS = [0.10109707072017982, 0.2655093680984518, 0.5018288487519252]
 

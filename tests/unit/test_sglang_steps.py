@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_workers.llm.core import Step
-from aios_workers.llm.sglang.failure import EngineFailure
-from aios_workers.llm.sglang.steps import NO_LOGPROB, StepMaker, StreamKind
-from aios_workers.llm.sglang.wire import Event, Finish, Meta, Refusal, decode_line
+from aios_workers.llm.cores.sglang.failure import EngineFailure
+from aios_workers.llm.cores.sglang.steps import NO_LOGPROB, StepMaker, StreamKind
+from aios_workers.llm.cores.sglang.wire import Event, Finish, Meta, Refusal, decode_line
 
 END = 1
 LENGTH = Finish("length")

@@ -10,9 +10,13 @@ from tokenizers import Tokenizer, decoders, models
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool, ToolCall
-from aios_workers.llm.sglang.model_folder import ModelFolder
-from aios_workers.llm.sglang.template import ChatTemplate, message_values
-from aios_workers.llm.sglang.tokenizer import ByteVocabulary, FolderVocabulary, load_vocabulary
+from aios_workers.llm.cores.sglang.model_folder import ModelFolder
+from aios_workers.llm.cores.sglang.template import ChatTemplate, message_values
+from aios_workers.llm.cores.sglang.tokenizer import (
+    ByteVocabulary,
+    FolderVocabulary,
+    load_vocabulary,
+)
 from tests.tiny_llama import CONFIG, END, END_ID, START, fallback_tokenizer, write_model
 
 START_ID = 0

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from aios_broker.cli.pythons import Python
-from aios_broker.cli.test_command import (
+from aios_cli.pythons import Python
+from aios_cli.test_command import (
     Outcome,
     Step,
     check_sglang,

@@ -9,7 +9,7 @@ import pytest
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
 from aios_workers.llm.core import Capabilities, CoreInfo
-from aios_workers.llm.model_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import ModelCore
 from aios_workers.llm.tools import (
     CALL_BEGIN,
     CALL_END,

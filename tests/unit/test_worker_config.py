@@ -5,7 +5,7 @@ import pytest
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.__main__ import EXIT_USAGE, main
 from aios_workers.config import WorkerConfig
-from aios_workers.worker import Limits
+from aios_workers.runtime.loop import Limits
 
 REDIS = {"AIOS_REDIS_URL": "redis://127.0.0.1:1/0"}
 

@@ -26,11 +26,11 @@ from aios_broker.log import configure
 from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
-from aios_workers.kernel_port import LoadSpilled, nothing_spilled
-from aios_workers.registry import load_modules
-from aios_workers.service import Place, open_worker, worker_name
-from aios_workers.watchdog import watched
-from aios_workers.worker import Worker
+from aios_workers.runtime.kernel_port import LoadSpilled, nothing_spilled
+from aios_workers.runtime.loop import Worker
+from aios_workers.runtime.registry import load_modules
+from aios_workers.runtime.service import Place, open_worker, worker_name
+from aios_workers.runtime.watchdog import watched
 
 logger = logging.getLogger(__name__)
 

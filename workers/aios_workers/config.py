@@ -17,11 +17,11 @@ from aios_broker.config import (
     variables_of,
 )
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.ledger.database import check_database_url
-from aios_broker.queues.connection import parse_url
-from aios_workers.llm.model_core import ModelCoreConfig
-from aios_workers.llm.sglang.settings import SGLangConfig
-from aios_workers.worker import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
+from aios_broker.postgres.database import check_database_url
+from aios_broker.redis.connection import parse_url
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.simulated.simulated_core import ModelCoreConfig
+from aios_workers.runtime.loop import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
 _SIMULATED = ModelCoreConfig()
 _SERVER = SGLangConfig(url="http://127.0.0.1")

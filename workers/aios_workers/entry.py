@@ -19,21 +19,21 @@ from aios_broker.config import environment
 from aios_broker.contract.errors import Cancelled, KernelError, UnknownModule, from_wire
 from aios_broker.contract.reply import decode_reply
 from aios_broker.contract.syscall import MODULES
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Ending, Lease, PolicyRow, WorkerCard
 from aios_broker.queues.rq import StockJob, current_job
 from aios_broker.queues.tokens import Tokens
-from aios_workers.border import Border
+from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.lease_book import RENEWALS_PER_LEASE
-from aios_workers.patience import patiently
-from aios_workers.policy_watch import FixedPolicy
-from aios_workers.registry import load_modules
-from aios_workers.run import Run
-from aios_workers.service import Place, card_of, port_of, worker_name
+from aios_workers.runtime.executor import Border
+from aios_workers.runtime.leases import RENEWALS_PER_LEASE
+from aios_workers.runtime.policy_watch import FixedPolicy
+from aios_workers.runtime.registry import load_modules
+from aios_workers.runtime.retry import patiently
+from aios_workers.runtime.run import Run
+from aios_workers.runtime.service import Place, card_of, port_of, worker_name
 
 logger = logging.getLogger(__name__)
 

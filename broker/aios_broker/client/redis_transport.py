@@ -11,7 +11,6 @@ from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, Syscall
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -24,6 +23,7 @@ from aios_broker.queues.module_queue import (
 )
 from aios_broker.queues.records import Facts, JobView, Submission
 from aios_broker.queues.replies import ReplyBox
+from aios_broker.redis.connection import Connection
 
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 

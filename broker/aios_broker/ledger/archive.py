@@ -16,9 +16,9 @@ from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import WaitTimeout
 from aios_broker.ledger import first_rows
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Entry, Position, Transition, facts_of, kept_entry
 from aios_broker.ledger.wanted import Happening, KnownFacts, Wanted
+from aios_broker.postgres.database import Database
 from aios_broker.queues.records import Facts
 
 PAGE_ENTRIES = 200  # of one query; under load an entry holds some 100 transitions

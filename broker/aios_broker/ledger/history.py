@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import msgspec
 
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position, facts_of, read_entry
 from aios_broker.ledger.wanted import UNKNOWN, Happening, KnownFacts, Wanted
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import Facts
+from aios_broker.redis.connection import Connection
 
 __all__ = ["UNKNOWN", "Happening", "History", "Wanted", "merged"]
 

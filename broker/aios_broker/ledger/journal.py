@@ -24,8 +24,8 @@ from functools import lru_cache
 import msgspec
 from msgspec import Struct
 
-from aios_broker.queues.connection import Answer
 from aios_broker.queues.records import Facts
+from aios_broker.redis.connection import Answer
 
 MAX_ID_CHARACTERS = 512  # longer ones come from foreign tools and do not fit an index
 MAX_TEXT_CHARACTERS = 4096

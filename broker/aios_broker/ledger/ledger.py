@@ -17,12 +17,12 @@ from psycopg.rows import class_row
 from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.books import COLUMNS, SyscallRow
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.usage import enter_usage
 from aios_broker.ledger.writer import Writer, forget_snapshots
-from aios_broker.queues.connection import Answer, Connection
+from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Connection
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aios_broker.ledger.database import Database
+from aios_broker.postgres.database import Database
 
 # Of one transaction: some 30 ms of Postgres each.
 BATCH_ENTRIES = 500

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aios_broker.ledger.database import SERVICE_TIMEOUT_S, Database
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.order import Order
+from aios_broker.redis.connection import Connection
 
 BATCH_SNAPSHOTS = 64  # per transaction
 BATCH_BYTES = 32 * 1024 * 1024

@@ -13,10 +13,10 @@ import msgspec
 from msgspec import Struct
 from psycopg import AsyncCursor
 
-from aios_broker.ledger.database import Database
 from aios_broker.ledger.journal import MAX_ID_CHARACTERS, Position
-from aios_broker.queues.connection import Answer
+from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer
 
 _NAMES = 3  # of a line: tenant, agent, program
 _COUNTS = 5  # tokens, prompt tokens, ran_ms, finished, failed

@@ -20,7 +20,7 @@ from psycopg.errors import UniqueViolation
 from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.books import COLUMNS, Books, Entered, SyscallRow
 from aios_broker.ledger.journal import Entry, Position, parse_entry
-from aios_broker.queues.connection import Answer
+from aios_broker.redis.connection import Answer
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from aios_broker.contract.syscall import MODULES
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet, WorkerView
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import QueueView
+from aios_broker.redis.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Literal
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import Need
-from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Barrier, Subject, read_barrier
+from aios_broker.redis.connection import Answer, Argument
 
 ResourceKind = Literal["tool", "program", "lock"]
 MAX_LIMIT = 1_000_000

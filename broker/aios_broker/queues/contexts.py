@@ -15,9 +15,9 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscall
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
-from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Argument
 
 CONTEXT_TTL_S = 7 * 86_400
 OP_TTL_S = round(MAX_DEADLINE_S) + 3_600  # longer than any syscall may run

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
 
 SILENT_S = 15.0  # a worker without a heartbeat for this long is not counted as living
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Argument, Connection
 
 ALL_AT_ONCE = 2000  # live jobs that one step compares: about 4 ms of Redis' time
 PIECE = 500  # ids that are read in one step

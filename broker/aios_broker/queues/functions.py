@@ -9,8 +9,8 @@ from importlib.resources import files
 import hiredis
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Argument, Connection
 
 LIBRARY = "aios4"  # the number changes with the arguments: old and new workers call their own
 SHARED = ("lib", "ended")  # what the steps lean on

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Argument, Connection
 
 PIECE = 2000  # ids that are read in one step: under 1 ms of Redis' time
 OVERLAP = 64  # by how many jobs near the tail may leave between two pieces

@@ -21,7 +21,6 @@ from aios_broker.contract.errors import QueueFull, QuotaExceeded, RedisFull, Unk
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import checked_needs
 from aios_broker.queues.clock import iso_now
-from aios_broker.queues.connection import Answer, Argument, Connection
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
@@ -35,6 +34,7 @@ from aios_broker.queues.records import (
     Submission,
     WorkerCard,
 )
+from aios_broker.redis.connection import Answer, Argument, Connection
 
 logger = logging.getLogger(__name__)
 

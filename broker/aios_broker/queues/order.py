@@ -10,7 +10,6 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import core_of, known_needs
-from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.ghosts import unlist_ghosts
@@ -18,6 +17,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import Facts, read_facts
 from aios_broker.queues.watch import NOTHING, Notes, Watch
+from aios_broker.redis.connection import Answer, Argument
 
 SWEEP_STEP = 64  # jobs that one step ends or puts back: about 3 ms of Redis' time
 

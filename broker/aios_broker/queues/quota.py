@@ -9,9 +9,9 @@ from typing import Literal
 
 from aios_broker.contract.errors import KernelError, QuotaExceeded
 from aios_broker.contract.names import Module
-from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Answer, Argument
 
 Scope = Literal["agent", "tenant", "program"]
 LimitName = Literal["max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
 
 BATCH = 1000  # messages taken by one blocking call
 

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import AccessDenied
-from aios_broker.queues.connection import Connection
 from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
 
 TOKEN_BYTES = 32  # of randomness
 PREFIX = "aios_"  # lets secret scanners and people recognise one

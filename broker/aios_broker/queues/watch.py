@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from aios_broker.contract.names import Module
-from aios_broker.queues.connection import Answer, Argument
 from aios_broker.queues.fleet import Fleet, WorkerView
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Scope, Subject, Use, read_use
+from aios_broker.redis.connection import Answer, Argument
 
 TOUCHED = 64  # subjects that are read in one step: some 100 where there are no more
 

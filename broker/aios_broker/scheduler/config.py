@@ -15,9 +15,9 @@ from aios_broker.config import (
     refuse_unknown,
     variables_of,
 )
-from aios_broker.ledger.database import check_database_url
-from aios_broker.queues.connection import parse_url
+from aios_broker.postgres.database import check_database_url
 from aios_broker.queues.records import PolicyRow
+from aios_broker.redis.connection import parse_url
 from aios_broker.scheduler.policy import policy_named
 
 MEBIBYTE = 1024 * 1024

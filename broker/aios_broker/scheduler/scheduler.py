@@ -22,16 +22,16 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.retention import Retention
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import read_kernel
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import Order
+from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.duty import Duty, Troubles, repeat
 from aios_broker.scheduler.ordering import ModuleOrder

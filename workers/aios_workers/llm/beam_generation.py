@@ -11,7 +11,6 @@ from dataclasses import replace
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.reply import Usage
 from aios_broker.contract.snapshot import BeamSnapshot, encode_snapshot
-from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.beam import (
     Beam,
     BeamSearch,
@@ -29,7 +28,8 @@ from aios_workers.llm.results import Answer, chat_result, choice_of
 from aios_workers.llm.scores import millionths
 from aios_workers.llm.slicing import Chores, Slicing
 from aios_workers.llm.text import AnswerText
-from aios_workers.run import Done, Outcome, Run, Suspended
+from aios_workers.runtime.kernel_port import KernelPort
+from aios_workers.runtime.run import Done, Outcome, Run, Suspended
 
 logger = logging.getLogger(__name__)
 

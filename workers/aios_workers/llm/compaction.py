@@ -16,7 +16,7 @@ from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message
 from aios_workers.llm.core import Core, GenerationRequest, Sampling
 from aios_workers.llm.reader import Reader, characters_of
-from aios_workers.run import Run
+from aios_workers.runtime.run import Run
 
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
 MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused

@@ -38,8 +38,8 @@ from aios_workers.llm.compaction import (
 )
 from aios_workers.llm.core import Core
 from aios_workers.llm.reader import Reader, characters_of
-from aios_workers.patience import patiently
-from aios_workers.run import Done, Run
+from aios_workers.runtime.retry import patiently
+from aios_workers.runtime.run import Done, Run
 
 
 class ContextDesk:

@@ -13,15 +13,15 @@ from aios_broker.contract.snapshot import (
     TokenSnapshot,
     encode_snapshot,
 )
-from aios_workers.chunk_desk import Strand
-from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.branch import Branch
 from aios_workers.llm.core import Core
 from aios_workers.llm.plan import Plan
 from aios_workers.llm.results import Answer, chat_result, choice_of
 from aios_workers.llm.slicing import Chores, Slicing
 from aios_workers.llm.text import AnswerText, Veil
-from aios_workers.run import Done, Outcome, Run, Suspended
+from aios_workers.runtime.kernel_port import KernelPort
+from aios_workers.runtime.run import Done, Outcome, Run, Suspended
+from aios_workers.runtime.streams import Strand
 
 
 class Generation:

@@ -15,7 +15,6 @@ from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usa
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.records import Lease
-from aios_workers.kernel_port import KernelPort
 from aios_workers.llm.beam_generation import BeamGeneration
 from aios_workers.llm.compaction import Render, counter
 from aios_workers.llm.context import ContextDesk
@@ -26,7 +25,8 @@ from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, fits
 from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
-from aios_workers.run import Done, Measured, Outcome, Run
+from aios_workers.runtime.kernel_port import KernelPort
+from aios_workers.runtime.run import Done, Measured, Outcome, Run
 
 logger = logging.getLogger(__name__)
 

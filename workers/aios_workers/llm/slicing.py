@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from aios_workers.kernel_port import KernelPort
-from aios_workers.run import Run, SuspendReason
+from aios_workers.runtime.kernel_port import KernelPort
+from aios_workers.runtime.run import Run, SuspendReason
 
 
 class Chores:

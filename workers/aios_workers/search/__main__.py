@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_broker.queues.connection import Connection
+from aios_broker.postgres.session import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.store.session import Store
+from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.kernel_calls import SubmittedCalls
+from aios_workers.runtime.kernel_calls import SubmittedCalls
 from aios_workers.search.embedder import open_embedder
 from aios_workers.search.reindex import reindex
 

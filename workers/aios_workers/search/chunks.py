@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aios_broker.contract.names import SearchMode
-from aios_broker.store.session import Cursor
+from aios_broker.postgres.session import Cursor
+from aios_workers.modules.services import Embedder
 from aios_workers.search.models import model_number
 from aios_workers.search.ranking import Corpus, Scope, Vector, Wanted, rank_many
-from aios_workers.state_ground import Embedder
 
 CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"))
 MOUNTED = Corpus("mount_chunk", ("file_id", "ordinal"))

@@ -14,10 +14,10 @@ from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.names import SearchMode
 from aios_broker.contract.reply import EmbedResult
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.embedded.model_files import MINILM, MINILM_TOKENIZER
 from aios_workers.config import WorkerConfig
+from aios_workers.model_files import MINILM, MINILM_TOKENIZER
+from aios_workers.modules.services import Embedder, KernelCalls
 from aios_workers.search.batches import BatchedEmbedder
-from aios_workers.state_ground import Embedder, KernelCalls
 
 CORE_TEXTS = 64  # of one llm.embed
 AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked

@@ -13,12 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aios_broker.store.session import Cursor, Store, only_row
-from aios_workers.duty import on_duty
+from aios_broker.postgres.session import Cursor, Store, only_row
+from aios_workers.modules.services import Embedder
+from aios_workers.runtime.periodic import on_duty
 from aios_workers.search.models import model_number
 from aios_workers.search.ranking import vector_text
 from aios_workers.search.words import note_text
-from aios_workers.state_ground import Embedder
 
 BATCH = 32  # rows of one transaction
 PAUSE_S = 0.5  # between looks for rows that wait

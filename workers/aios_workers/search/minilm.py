@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.embedded.model_files import MINILM, MINILM_TOKENIZER, ModelFile
+from aios_workers.model_files import MINILM, MINILM_TOKENIZER, ModelFile
 
 NAME = "all-MiniLM-L6-v2-int8"
 DIMENSION = 384

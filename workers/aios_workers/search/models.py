@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.store.session import Cursor
-from aios_workers.state_ground import Embedder
+from aios_broker.postgres.session import Cursor
+from aios_workers.modules.services import Embedder
 
 _ACTIVE = "SELECT id, name, dimension FROM embedding_model WHERE active"
 

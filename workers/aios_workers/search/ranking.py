@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.names import SearchMode
-from aios_broker.store.session import Cursor, only_row
+from aios_broker.postgres.session import Cursor, only_row
 
 FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones
 LEAST_DEPTH = 50  # of each of the two lists that are fused

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.ledger.database import check_database_url, database_errors
-from aios_broker.store.session import Store, only_row
+from aios_broker.postgres.database import check_database_url, database_errors
+from aios_broker.postgres.session import Store, only_row
+from aios_workers.modules.services import Embedder
 from aios_workers.search.indexing import SOURCES, Source, embed_rows
-from aios_workers.state_ground import Embedder
 
 Say = Callable[[str], None]
 

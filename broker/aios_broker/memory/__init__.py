@@ -1,1 +1,0 @@
-"""Agents' memory blocks in Redis: the RAM of the memory module, over Postgres as its disk."""

@@ -1,0 +1,1 @@
+"""The connection to Postgres: addresses, transactions as somebody, migrations."""

@@ -1,0 +1,1 @@
+"""Programs of other packages: where they are, and runs of them that never outlive their parent."""

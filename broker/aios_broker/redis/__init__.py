@@ -1,0 +1,1 @@
+"""The connection to Redis: addresses, the protocol, seeking the master."""

@@ -1,1 +1,0 @@
-"""What must last beyond Redis: agents, grants, notes, files, approvals, the audit, effects."""

@@ -1,0 +1,102 @@
+"""Valkey on a private unix socket, with an append-only file: what is acknowledged is kept."""
+
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from aios_broker.process.child import Service
+from aios_local.embedded.binaries import find_valkey
+from aios_local.embedded.state import OWNER_ONLY, StateDir
+
+ANSWER_TIMEOUT_S = 1.0
+
+# The embedded binary uses the C library's allocator, whose own settings suit small caches: a batch
+# of jobs frees some thousand small blocks of each size, and takes them again in the next one.
+# Kept are at most 33 MB, a few where jobs are small. Other C libraries do not read this.
+ALLOCATOR = ":".join(
+    (
+        "glibc.malloc.tcache_count=1000",
+        "glibc.malloc.mxfast=0",
+        "glibc.malloc.trim_threshold=33554432",
+        "glibc.malloc.top_pad=1048576",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """Where an embedded Redis-compatible server keeps its data, and how it is reached."""
+
+    data_dir: Path
+    socket_path: Path
+    binary: Path
+    port: int | None = None  # also on 127.0.0.1; then every user of this machine may connect
+
+    @classmethod
+    def of(cls, state: StateDir, *, port: int | None = None) -> "RedisServer":
+        """Place the server in a state directory; port 0 means a free one."""
+        if port == 0:
+            port = free_port()
+        data_dir = state.path / "redis"
+        data_dir.mkdir(mode=OWNER_ONLY, exist_ok=True)
+        return cls(data_dir, state.socket_dir("redis") / "redis.sock", find_valkey(), port)
+
+    @property
+    def url(self) -> str:
+        """The address that redis-py, RQ's tools and our own client read."""
+        return f"unix://{self.socket_path}?db=0"
+
+    @property
+    def tcp_url(self) -> str | None:
+        """The address for tools that know no unix sockets; None without a port."""
+        return None if self.port is None else f"redis://127.0.0.1:{self.port}/0"
+
+    def service(self) -> Service:
+        """Return how to run it."""
+        return Service(
+            name="redis",
+            command=(str(self.binary), *self._options()),
+            environment={"LC_ALL": "C", "GLIBC_TUNABLES": ALLOCATOR},
+            lock_path=self.data_dir / "lock",
+            # It writes its last second of data on SIGTERM, and then goes at once.
+            death_signal=signal.SIGTERM,
+            prepare=lambda: self.socket_path.unlink(missing_ok=True),
+            is_ready=self.answers,
+        )
+
+    def answers(self, _pid: int = 0) -> bool:
+        """Tell whether it serves commands: its data is loaded."""
+        try:
+            with redis.Redis.from_url(
+                self.url, socket_timeout=ANSWER_TIMEOUT_S, socket_connect_timeout=ANSWER_TIMEOUT_S
+            ) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    def _options(self) -> list[str]:
+        address = ["--port", "0"]
+        if self.port is not None:
+            address = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        return [
+            *address,
+            *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
+            *("--dir", str(self.data_dir)),
+            # Nothing acknowledged more than a second before a crash is lost; no snapshots beside.
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            # A job's hash stays one compact block, fields of 1 KiB included.
+            *("--hash-max-listpack-value", "1024"),
+            # The journal is read from its tail: small nodes keep each read and append short.
+            *("--stream-node-max-bytes", "256"),
+            *("--loglevel", "warning", "--daemonize", "no"),
+        ]
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody uses at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

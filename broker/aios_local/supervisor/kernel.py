@@ -1,0 +1,267 @@
+"""A whole kernel on this machine: its servers where none are named, and its processes.
+
+    with EmbeddedKernel(config) as kernel:
+        talk_to(kernel.redis_url)
+        kernel.kill("llm-1")  # it comes back by itself
+
+`run` does the same in the calling thread until `stop`: what `aios up` does.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.errors import KernelError, Unavailable, WaitTimeout
+from aios_broker.log import KernelLog
+from aios_broker.postgres.database import check_database_url, sqlalchemy_url
+from aios_broker.process.child import Service
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import parse_url
+from aios_broker.scheduler.policy import policy_named
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.state import StateDir
+from aios_local.supervisor.programs import Program, kernel_programs, services_of
+from aios_local.supervisor.record import (
+    KernelRecord,
+    KernelState,
+    ProcessRecord,
+    lock_kernel,
+    write_record,
+)
+from aios_local.supervisor.supervisor import Supervisor
+
+START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
+POLL_S = 0.02
+KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
+UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a process's last words before a crash are in the log
+
+
+class EmbeddedKernel:
+    """One kernel on one state directory. Use it once."""
+
+    def __init__(
+        self,
+        config: KernelConfig,
+        *,
+        programs: Sequence[Program] | None = None,
+        log: KernelLog | None = None,
+        inherited: Mapping[str, str] | None = None,
+        temporary: bool = False,
+    ) -> None:
+        """Check the settings and place the servers; nothing is started yet.
+
+        Args:
+            config: The settings.
+            programs: What to run beside the servers; None: a whole kernel.
+            log: Where the lines of all processes go, closed at the end; None: to a file in the
+                state directory.
+            inherited: The variables that the processes get besides ours; None: this process's.
+            temporary: Delete the state directory at the end.
+
+        Raises:
+            InvalidConfig: A setting that no process could work with.
+            Unavailable: A server's programs are not installed.
+        """
+        policy_named(config.policy)
+        self.config = config
+        self._state = StateDir.open(config.state_dir)
+        self._temporary = temporary
+        self._log = log or KernelLog(self._state.log_dir / "kernel.log")
+        self._redis: RedisServer | None = None
+        self._postgres: PostgresServer | None = None
+        if config.redis_url is None:
+            self._redis = RedisServer.of(self._state, port=config.redis_port)
+        else:
+            parse_url(config.redis_url)
+        if config.database_url is None:
+            self._postgres = PostgresServer.of(self._state)
+        else:
+            check_database_url(config.database_url)
+        self._inherited = environment() if inherited is None else inherited
+        chosen = kernel_programs(config) if programs is None else programs
+        self._supervisor = Supervisor(self._stages(chosen), self._log, self._processes_changed)
+        self._kernel_state: KernelState = "starting"
+        self._started_at = 0.0  # Unix time, s
+        self._ready = threading.Event()
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def redis_url(self) -> str:
+        """The address of the kernel's Redis."""
+        return self._redis.url if self._redis is not None else str(self.config.redis_url)
+
+    @property
+    def database_url(self) -> str:
+        """The address of the kernel's Postgres, in SQLAlchemy's form."""
+        if self._postgres is not None:
+            return self._postgres.database_url()
+        return sqlalchemy_url(str(self.config.database_url))
+
+    @property
+    def record(self) -> KernelRecord:
+        """What `kernel.json` says at this moment."""
+        return KernelRecord(
+            state=self._kernel_state,
+            redis_url=self.redis_url,
+            database_url=self.database_url,
+            redis_tcp_url=self._redis.tcp_url if self._redis is not None else None,
+            pid=os.getpid(),
+            started_at=self._started_at,
+            state_dir=str(self._state.path),
+            policy=self.config.policy,
+            processes=self._supervisor.records,
+        )
+
+    def run(self) -> None:
+        """Run the kernel in this thread until `stop`.
+
+        Raises:
+            InvalidConfig: Another kernel runs on the state directory.
+            Unavailable: A process does not start, or a server is in a crash loop.
+        """
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(self._ended.set)
+            at_end.callback(self._log.close)
+            lock = lock_kernel(self._state)
+            at_end.callback(os.close, lock)
+            at_end.callback(self._clear)
+            self._serve_metrics(at_end)
+            self._started_at = time.time()
+            self._write()
+            self._supervisor.run(self._all_ready)
+
+    def _serve_metrics(self, at_end: contextlib.ExitStack) -> None:
+        if self.config.metrics_port is None:
+            return
+        # Not needed otherwise: the supervisor stays small.
+        from aios_local.supervisor.metrics import metrics_page  # noqa: PLC0415
+
+        page = metrics_page(self.config.metrics_port, lambda: self._supervisor.records)
+        port = at_end.enter_context(page).port
+        self._log.line("kernel", f"metrics: http://127.0.0.1:{port}/metrics and the next ports")
+
+    def stop(self) -> None:
+        """Ask for the end, from any thread or signal handler; a second time: without draining."""
+        self._kernel_state = "stopping"
+        self._supervisor.stop()
+
+    def signal(self, name: str, number: signal.Signals) -> int:
+        """Send a signal to a process by its name (`redis`, `llm-1`); return its process id."""
+        return self._supervisor.signal(name, number)
+
+    def kill(self, name: str) -> int:
+        """End a process as `kill -9` does; it is started again. Return its old process id."""
+        return self._supervisor.signal(name, signal.SIGKILL)
+
+    def restart(self, name: str) -> None:
+        """Stop a process in order and start it again; returns before that has happened."""
+        self._supervisor.restart(name)
+
+    def process(self, name: str) -> ProcessRecord:
+        """Return the named process as it is now."""
+        found = [one for one in self._supervisor.records if one.name == name]
+        if not found:
+            raise Unavailable(f"no process is called {name!r}")
+        return found[0]
+
+    def wait_running(self, name: str, *, not_pid: int | None = None, timeout_s: float = 30) -> int:
+        """Wait until the named process runs, as another one than `not_pid`; return its id.
+
+        Raises:
+            WaitTimeout: It did not within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            now = self.process(name)
+            if now.state == "running" and now.pid is not None and now.pid != not_pid:
+                return now.pid
+            if time.monotonic() > deadline:
+                raise WaitTimeout(f"{name} did not run within {timeout_s:g} s: {now.state}")
+            time.sleep(POLL_S)
+
+    def __enter__(self) -> "EmbeddedKernel":
+        """Start it in a thread of its own and wait until it is ready."""
+        self._thread = threading.Thread(target=self._run_in_thread, name="kernel-supervisor")
+        try:
+            self._thread.start()  # waits for the thread, so an interrupt may hit it too
+            self._wait_ready()
+        except BaseException:  # Ctrl-C too: whoever entered has nothing to leave yet
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready.wait(POLL_S) and not self._ended.is_set():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
+        if self._error is not None or not self._ready.is_set():
+            raise self._error or Unavailable("the kernel was stopped while it started")
+
+    def _leave(self) -> None:
+        self.stop()
+        if self._thread is not None and self._thread.ident is not None:
+            self._ended.wait()  # `join` refuses a thread that has only just been started
+            self._thread.join()
+
+    def _run_in_thread(self) -> None:
+        try:
+            self.run()
+        except Exception as error:  # the border of the thread: whoever entered hears of it
+            self._error = error
+            self._ended.set()
+            if not isinstance(error, KernelError):
+                raise
+
+    def _stages(self, programs: Sequence[Program]) -> list[list[Service]]:
+        servers = [server.service() for server in (self._redis, self._postgres) if server]
+        addresses = {"AIOS_REDIS_URL": self.redis_url, "AIOS_DATABASE_URL": self.database_url}
+        variables = {
+            KV_DIR: str(self._state.kv_dir),  # one that was set goes before, an empty one too
+            **self._inherited,
+            **self.config.variables(),
+            **addresses,
+            **UNBUFFERED,
+        }
+        stages = services_of(programs, variables, Keys(self.config.key_prefix))
+        return [servers, *stages] if servers else stages
+
+    def _all_ready(self) -> None:
+        self._kernel_state = "running"
+        self._write()
+        self._ready.set()
+        self._log.line("kernel", f"ready: AIOS_REDIS_URL={self.redis_url}")
+
+    def _processes_changed(self, _records: tuple[ProcessRecord, ...]) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        write_record(self._state.record_path, self.record)
+
+    def _clear(self) -> None:
+        self._state.record_path.unlink(missing_ok=True)
+        self._state.remove_sockets()
+        self._state.remove_kv()
+        if self._temporary:
+            if self._postgres is not None:
+                self._postgres.remove()
+            shutil.rmtree(self._state.path, ignore_errors=True)

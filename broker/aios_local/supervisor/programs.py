@@ -1,0 +1,153 @@
+"""The processes of a kernel as data: which programs, in which order, how often, how they stop."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import hiredis
+
+from aios_broker.config import KernelConfig
+from aios_broker.contract.errors import RedisUnavailable
+from aios_broker.contract.syscall import STATE_MODULES
+from aios_broker.process.child import Service, always_ready
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
+
+DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs end
+READY_TIMEOUT_S = 120.0  # the database is migrated, the model is loaded and tried out
+ANSWER_TIMEOUT_S = 1.0
+# A program and not a thread of the supervisor: SQLAlchemy and Alembic leave no memory behind.
+MIGRATE = (
+    "import os; from aios_broker.postgres.migrate import upgrade; "
+    "upgrade(os.environ['AIOS_DATABASE_URL'])"
+)
+
+
+# How it is seen that a program does its work:
+#     at once     it cannot be asked
+#     leading     some scheduler leads: this one, or it stands by for another
+#     registered  the process stands in RQ's list of workers
+Ready = Literal["at once", "leading", "registered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program of the kernel, run `count` times at once."""
+
+    name: str
+    command: tuple[str, ...]
+    stage: int  # those of a stage start together, when the stage before is ready
+    count: int = 1
+    ready: Ready = "at once"
+    one_shot: bool = False
+
+    @property
+    def process_names(self) -> list[str]:
+        """The names of its processes; those of workers are always numbered."""
+        if self.count == 1 and self.ready != "registered":
+            return [self.name]
+        return [f"{self.name}-{number}" for number in range(1, self.count + 1)]
+
+
+def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
+    """Return the programs of a whole kernel, servers not included."""
+    python = sys.executable
+    worker = (python, "-m", "aios_workers")
+    return (
+        Program("migrate", (python, "-c", MIGRATE), stage=0, one_shot=True),
+        Program(
+            "scheduler",
+            (python, "-m", "aios_broker.scheduler"),
+            stage=1,
+            count=config.schedulers,
+            ready="leading",
+        ),
+        Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, ready="registered"),
+        Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, ready="registered"),
+        Program(
+            "state",
+            (*worker, *STATE_MODULES),
+            stage=2,
+            count=config.state_workers,
+            ready="registered",
+        ),
+    )
+
+
+def services_of(
+    programs: Sequence[Program], environment: Mapping[str, str], keys: Keys
+) -> list[list[Service]]:
+    """Return the stages of services that the programs are run as.
+
+    Args:
+        programs: In any order; sorted by stage here.
+        environment: All variables of the processes, the servers' addresses included.
+        keys: Where workers register.
+    """
+    stages: dict[int, list[Service]] = {}
+    fleet = _Fleet(environment["AIOS_REDIS_URL"], keys)
+    is_ready: dict[Ready, Callable[[int], bool]] = {
+        "at once": always_ready,
+        "leading": fleet.is_led,
+        "registered": fleet.has_worker,
+    }
+    for program in sorted(programs, key=lambda program: program.stage):
+        stages.setdefault(program.stage, []).extend(
+            Service(
+                name=name,
+                command=program.command,
+                environment=environment,
+                stop_timeout_s=DRAIN_TIMEOUT_S,
+                one_shot=program.one_shot,
+                ready_timeout_s=READY_TIMEOUT_S,
+                is_ready=is_ready[program.ready],
+            )
+            for name in program.process_names
+        )
+    return list(stages.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Fleet:
+    """What Redis says of the kernel's processes."""
+
+    redis_url: str
+    keys: Keys
+
+    def has_worker(self, pid: int) -> bool:
+        """Tell whether the process stands in RQ's list of workers."""
+
+        async def has_worker(redis: Connection) -> bool:
+            workers = await redis.execute("SMEMBERS", self.keys.workers)
+            pids = [await redis.execute("HGET", worker, "pid") for worker in workers]
+            return str(pid).encode() in pids
+
+        return self._tell(has_worker)
+
+    def is_led(self, _pid: int) -> bool:
+        """Tell whether a scheduler leads now."""
+
+        async def is_led(redis: Connection) -> bool:
+            until_ms = await redis.execute("HGET", self.keys.own("scheduler"), "until")
+            seconds, _ = await redis.execute("TIME")
+            return until_ms is not None and int(until_ms) / 1000 > int(seconds)
+
+        return self._tell(is_led)
+
+    def _tell(self, ask: Callable[[Connection], Awaitable[bool]]) -> bool:
+        """Ask on a connection of its own: the supervisor's thread has no loop."""
+
+        async def told() -> bool:
+            redis = Connection(self.redis_url, name="aios-up")
+            try:
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    return await ask(redis)
+            finally:
+                await redis.aclose()
+
+        try:
+            return asyncio.run(told())
+        except (RedisUnavailable, TimeoutError, hiredis.ReplyError):
+            return False

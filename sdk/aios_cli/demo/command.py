@@ -1,0 +1,254 @@
+"""`aios demo`: a kernel of its own, a load under round robin and under FIFO, the difference."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import click
+import msgspec
+from rich.console import Console
+
+from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.errors import KernelError
+from aios_broker.ledger.ledger import Ledger
+from aios_broker.log import KernelLog
+from aios_broker.postgres.database import Database
+from aios_broker.queues.keys import Keys
+from aios_cli.demo.history import read_slices
+from aios_cli.demo.load import MAX_AGENTS, demo_agents
+from aios_cli.demo.machine import machine, versions
+from aios_cli.demo.plot import draw, require_matplotlib
+from aios_cli.demo.report import Report, broken_promises, figures, promises_kept, table_of
+from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
+from aios_cli.demo.view import LiveView, PlainView
+from aios_cli.human import plural, seconds
+from aios_cli.operator import Operator
+from aios_cli.session import EXIT_INTERRUPTED, CommandFailed
+from aios_cli.tables import show_table
+from aios_local.supervisor import EmbeddedKernel
+
+CoreName = Literal["llama", "model"]
+
+EXIT_CODES = (
+    "Exit codes: 0 all promises kept; 1 one was broken, or something failed (it says which); "
+    "2 wrong usage or setting; 3 the kernel did not start; 130 interrupted."
+)
+# The simulated core is as fast as the machine unless told otherwise: then nobody waits.
+SIMULATED = {
+    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "100",
+    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+}
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the command line asks for."""
+
+    agents: int
+    core: CoreName
+    slots: int
+    json_path: Path | None
+    plot_path: Path | None
+    keep: bool
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--agents",
+    type=click.IntRange(2, MAX_AGENTS),
+    default=8,
+    show_default=True,
+    help="How many agents: 3 in 8 tell a story, 2 make lists, 3 ask questions.",
+)
+@click.option(
+    "--core",
+    type=click.Choice(["llama", "model"]),
+    default="llama",
+    show_default=True,
+    envvar="AIOS_LLM_CORE",
+    help="The embedded model, or the simulated one.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 16),
+    default=2,
+    show_default=True,
+    help="Generations that run at the same time.",
+)
+@click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write the figures as JSON.")
+@click.option(
+    "--plot",
+    "plot_path",
+    type=_FILE,
+    metavar="FILE",
+    help="Draw the schedule as a PNG: slices per slot.",
+)
+@click.option("--keep", is_flag=True, help="Keep the state directory, to look into it.")
+def demo(**given: object) -> None:
+    """Show time slices at work: the same load under round robin, then under FIFO.
+
+    Agents that tell stories, make lists and ask short questions share a real model, in a kernel
+    of its own that is gone afterwards. Under FIFO the questions wait for the stories; under round
+    robin nobody keeps a slot for longer than a slice while others wait. Every generation that was
+    interrupted is compared, id for id, with its uninterrupted run.
+
+    \b
+    Examples:
+      aios demo
+      aios demo --agents 16 --json figures.json --plot schedule.png
+    """  # noqa: D301 - \b keeps click from wrapping
+    wishes = msgspec.convert(given, Wishes)
+    _check_files(wishes)
+    with _place(wishes) as place:
+        runs = _measured(wishes, place)
+        if not _conclude(wishes, runs):
+            raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def _place(wishes: Wishes) -> Iterator[Path]:
+    """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
+    folder = Path(tempfile.mkdtemp(prefix="aios-demo-"))
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    wanted = True
+    try:
+        yield folder
+        wanted = wishes.keep
+    except KeyboardInterrupt:
+        wanted = wishes.keep
+        click.echo("interrupted; the kernel has stopped", err=True)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except (KernelError, BaseExceptionGroup) as error:
+        first = _kernel_error(error)
+        if first is None:
+            raise
+        raise CommandFailed(first) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if wanted:
+            click.echo(f"the kernel's log: {_log_path(folder)}", err=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
+    """Start the kernel, run the load under both policies, compare, stop the kernel."""
+    config = KernelConfig(
+        state_dir=folder / "state",
+        llm_core=wishes.core,
+        llm_slots=wishes.slots,
+        llm_workers=1,
+        tool_workers=0,
+        state_workers=0,
+        policy=ROUND_ROBIN.name,
+    )
+    click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
+    began_s = time.monotonic()
+    log = KernelLog(_log_path(folder))
+    inherited = {**(SIMULATED if wishes.core == "model" else {}), **environment()}
+    kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not wishes.keep)
+    with kernel:
+        click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
+        return asyncio.run(_run_both(kernel, wishes))
+
+
+async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
+    console = Console()
+    view = LiveView(console) if console.is_terminal else PlainView(click.echo)
+    agents = demo_agents(wishes.agents)
+    keys = Keys(kernel.config.key_prefix)
+    async with (
+        Operator(kernel.redis_url, keys=keys, name="aios-demo") as operator,
+        operator.client() as client,
+    ):
+        load = Demo(client, operator.control, agents, view)
+        try:
+            model = await load.warm_up()
+            click.echo(
+                f"{plural(len(agents), 'agent')} share {plural(wishes.slots, 'slot')} of {model}; "
+                f"a slice is {ROUND_ROBIN.quantum_tokens} tokens"
+            )
+            round_robin = await load.run(ROUND_ROBIN)
+            fifo = await load.run(FIFO)
+            click.echo("comparing what was interrupted with its uninterrupted run")
+            await load.compare(round_robin, fifo)
+        finally:
+            view.stop()
+    runs = [round_robin, fifo]
+    if wishes.plot_path is not None:
+        await _trace(kernel.database_url, keys, runs)
+    return runs
+
+
+async def _trace(database_url: str, keys: Keys, runs: list[PolicyRun]) -> None:
+    """Add to each run the slices that it was run in."""
+    async with contextlib.aclosing(Database(database_url, name="aios-demo")) as database:
+        ledger = Ledger(database, keys)
+        for run in runs:
+            run.slices = await read_slices(ledger, list(run.owners))
+
+
+def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:
+    """Print the table, write the files, say whether the promises were kept."""
+    by_policy = {run.policy: figures(run) for run in runs}
+    click.echo()
+    show_table(*table_of(by_policy))
+    click.echo()
+    if wishes.json_path is not None:
+        report = Report(policies=by_policy, machine=machine(), versions=versions())
+        wishes.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        click.echo(f"figures: {wishes.json_path}")
+    if wishes.plot_path is not None:
+        draw(runs, wishes.plot_path)
+        click.echo(f"chart: {wishes.plot_path}")
+    round_robin, fifo = runs
+    broken = broken_promises(round_robin, fifo)
+    for line in broken:
+        click.echo(f"FAILED: {line}", err=True)
+    if not broken:
+        click.echo(promises_kept(round_robin, fifo))
+    return not broken
+
+
+def _check_files(wishes: Wishes) -> None:
+    """Find out now, not after the demo, whether its files can be written."""
+    for path in (wishes.json_path, wishes.plot_path):
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise click.BadParameter(f"cannot write in {path.absolute().parent}")
+    if wishes.plot_path is not None:
+        try:
+            require_matplotlib()
+        except KernelError as error:
+            raise CommandFailed(error) from error
+
+
+def _log_path(folder: Path) -> Path:
+    """Return where the log is: beside the state directory, which the kernel deletes."""
+    return folder / "kernel.log"
+
+
+def _kernel_error(error: BaseException) -> KernelError | None:
+    """Return the first KernelError in a tree of exceptions."""
+    if isinstance(error, BaseExceptionGroup):
+        found = (_kernel_error(inner) for inner in error.exceptions)
+        return next((one for one in found if one is not None), None)
+    return error if isinstance(error, KernelError) else None
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Treat SIGTERM as Ctrl-C: the kernel is stopped in order, nothing is left behind."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in a shell's background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # asyncio ends its tasks in order

@@ -1,0 +1,195 @@
+"""Run the demo's load on a running kernel, under one policy after the other, and compare."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aios_broker.client.asking import REPLY_GRACE_S, reply_of
+from aios_broker.client.pending import Pending
+from aios_broker.client.session import Session
+from aios_broker.contract.errors import RedisUnavailable
+from aios_broker.contract.reply import ChatResult, Reply
+from aios_broker.queues.control import Control
+from aios_broker.queues.records import JobView, PolicyRow
+from aios_cli.demo.history import Slice
+from aios_cli.demo.load import Ask, DemoAgent, syscall_of
+
+LOOK_EVERY_S = 0.25  # how often the view is fed while the load runs
+QUANTUM_TOKENS = 24  # long against the cost of resuming; a short answer fits into one
+QUANTUM_S = 10.0  # not what ends a slice here: tokens do, so that runs are alike
+REFERENCE_TRIES = 3
+WARM_UP_TOKENS = 4
+
+ROUND_ROBIN = PolicyRow("rr", "waiting", QUANTUM_S, QUANTUM_TOKENS)
+FIFO = PolicyRow("fifo", "none", QUANTUM_S, QUANTUM_TOKENS)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One ask and its reply."""
+
+    agent: DemoAgent
+    ask: Ask
+    reply: Reply
+
+    @property
+    def output_ids(self) -> tuple[int, ...]:
+        """The generated ids; empty where it failed."""
+        result = self.reply.result
+        return result.output_ids if isinstance(result, ChatResult) else ()
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether it was suspended, or lost a worker and ran again."""
+        return self.reply.timings.suspensions > 0 or self.reply.timings.attempts > 1
+
+
+@dataclass(slots=True)
+class PolicyRun:
+    """What one policy made of the load."""
+
+    policy: str
+    answers: list[Answer] = field(default_factory=list)
+    makespan_s: float = 0.0  # first submission to last reply
+    slices: list[Slice] = field(default_factory=list)  # only where a chart is wanted
+    owners: dict[str, str] = field(default_factory=dict)  # syscall id -> agent
+    identical: int = 0
+    compared: int = 0
+
+
+class View(Protocol):
+    """Who watches the load run."""
+
+    def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
+        """A policy begins."""
+
+    def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
+        """An agent submitted."""
+
+    def looked(self, jobs: Sequence[JobView]) -> None:
+        """The queue was looked at."""
+
+    def answered(self, answer: Answer) -> None:
+        """A reply came."""
+
+    def ended(self, run: PolicyRun) -> None:
+        """A policy has ended."""
+
+    def stop(self) -> None:
+        """Nothing more comes, for whatever reason; safe to call twice."""
+
+
+class Demo:
+    """The load on one kernel."""
+
+    def __init__(
+        self,
+        client: Session,
+        control: Control,
+        agents: Sequence[DemoAgent],
+        view: View,
+        *,
+        core: str | None = None,
+    ) -> None:
+        self._client = client
+        self._control = control
+        self._agents = agents
+        self._view = view
+        self._core = core
+
+    async def warm_up(self) -> str:
+        """Let the core answer once, under the quantum to come; return its model name."""
+        await self._control.set_policy("llm", ROUND_ROBIN)
+        ask = Ask("question", "Hello", WARM_UP_TOKENS, 0.0, 0)
+        agent = DemoAgent("warm-up", "question", 0.0, (ask,))
+        result = (await self._ask_alone(agent, ask)).reply.unwrap()
+        assert isinstance(result, ChatResult)
+        return result.model
+
+    async def run(self, policy: PolicyRow) -> PolicyRun:
+        """Run the whole load under a policy; switches the running kernel to it."""
+        await self._control.set_policy("llm", policy)
+        run = PolicyRun(policy.name)
+        self._view.began(policy.name, self._agents)
+        began_s = time.monotonic()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._watch())
+            programs = [tasks.create_task(self._program(agent, run)) for agent in self._agents]
+            for program in programs:
+                run.answers += await program
+            run.makespan_s = time.monotonic() - began_s
+            watching.cancel()
+        self._view.ended(run)
+        return run
+
+    async def compare(self, preempted: PolicyRun, uninterrupted: PolicyRun) -> None:
+        """Compare each interrupted generation, id for id, with its uninterrupted run.
+
+        The other policy's run serves where it was not interrupted itself; else the generation
+        runs once more, alone.
+        """
+        references = {
+            (answer.agent.name, answer.ask): answer
+            for answer in uninterrupted.answers
+            if not answer.was_interrupted and answer.reply.error is None
+        }
+        for answer in preempted.answers:
+            if not answer.was_interrupted:
+                continue
+            reference = references.get((answer.agent.name, answer.ask))
+            if reference is None:
+                reference = await self._reference(answer)
+            preempted.compared += 1
+            same = answer.output_ids == reference.output_ids and answer.reply.error is None
+            preempted.identical += same
+
+    async def _program(self, agent: DemoAgent, run: PolicyRun) -> list[Answer]:
+        """Be one agent: come, ask everything at once, wait for all answers."""
+        await asyncio.sleep(agent.arrival_s)
+        syscalls = [
+            syscall_of(agent, ask, core=self._core, program=f"demo-{run.policy}")
+            for ask in agent.asks
+        ]
+        run.owners.update((syscall.id, agent.name) for syscall in syscalls)
+        pending = [self._client.submit(syscall) for syscall in syscalls]
+        for ask, one in zip(agent.asks, pending, strict=True):
+            self._view.sent(agent, ask, one)
+        limit_s = syscalls[0].deadline_s + REPLY_GRACE_S
+        return list(
+            await asyncio.gather(
+                *(
+                    self._answer(agent, ask, one, limit_s)
+                    for ask, one in zip(agent.asks, pending, strict=True)
+                )
+            )
+        )
+
+    async def _answer(self, agent: DemoAgent, ask: Ask, pending: Pending, limit_s: float) -> Answer:
+        answer = Answer(agent, ask, await reply_of(pending, limit_s))
+        self._view.answered(answer)
+        return answer
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(RedisUnavailable):  # it comes back; the answers wait for it
+                self._view.looked(await self._control.jobs("llm"))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _reference(self, answer: Answer) -> Answer:
+        """Run a generation again until nothing interrupts it."""
+        await self._control.set_policy("llm", FIFO)
+        for _ in range(REFERENCE_TRIES):
+            reference = await self._ask_alone(answer.agent, answer.ask)
+            if not reference.was_interrupted:
+                break
+        return reference
+
+    async def _ask_alone(self, agent: DemoAgent, ask: Ask) -> Answer:
+        syscall = syscall_of(agent, ask, core=self._core, program="demo-reference")
+        pending = self._client.submit(syscall)
+        return Answer(agent, ask, await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S))

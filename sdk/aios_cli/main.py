@@ -1,0 +1,187 @@
+"""`aios`: the table of commands. Each is imported when it is used, so that help comes at once."""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.errors import InvalidConfig, KernelError
+
+USAGE_EXIT_CODE = 2
+JSON_ASKED = f"{__name__}.json"  # where a context keeps whether errors are wanted as JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command: where it is, and its line in `aios --help`."""
+
+    target: str  # module:attribute
+    help: str
+    takes_state_dir: bool = True  # False: passes what it does not know on to another program
+
+
+COMMANDS = {
+    "demo": Entry(
+        "aios_cli.demo.command:demo", "Run agents on a kernel of their own, and compare."
+    ),
+    "up": Entry("aios_cli.up:up", "Start a kernel on this machine."),
+    "down": Entry("aios_cli.up:down", "Stop the kernel."),
+    "status": Entry("aios_cli.status:status", "Show the kernel's addresses and processes."),
+    "submit": Entry("aios_cli.submit:submit", "Submit a syscall and print its reply."),
+    "ps": Entry("aios_cli.ps:ps", "List the syscalls that wait or run."),
+    "top": Entry("aios_cli.top:top", "Watch the syscalls that wait or run."),
+    "queues": Entry("aios_cli.queues:queues", "Show the queues of the modules."),
+    "why": Entry("aios_cli.why:why", "Say why a syscall waits."),
+    "strace": Entry("aios_cli.strace:strace", "Follow syscalls: arguments and answers."),
+    "journal": Entry("aios_cli.journal:journal", "Print every change of state."),
+    "metrics": Entry("aios_cli.metrics:metrics", "Print the kernel's metrics."),
+    "kill": Entry("aios_cli.control:kill", "Cancel syscalls."),
+    "suspend": Entry("aios_cli.control:suspend", "Hold syscalls: out of the run queue."),
+    "resume": Entry("aios_cli.control:resume", "Put held syscalls back."),
+    "nice": Entry("aios_cli.control:nice", "Set the nice value of syscalls."),
+    "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
+    "quota": Entry("aios_cli.quota:quota", "Show or change what agents may use."),
+    "usage": Entry("aios_cli.usage:usage", "Show what agents have used."),
+    "token": Entry("aios_cli.token:token", "Make a token for an agent."),
+    "memory": Entry("aios_cli.memory:memory", "Keep, find and share an agent's notes."),
+    "files": Entry("aios_cli.files:files", "Read, change and share an agent's files."),
+    "groups": Entry("aios_cli.access:groups", "Show and change privilege groups."),
+    "grants": Entry("aios_cli.access:grants", "Show and change who may do what."),
+    "approvals": Entry("aios_cli.approvals:approvals", "List what waits for a person."),
+    "approve": Entry("aios_cli.approvals:approve", "Let it run, once."),
+    "deny": Entry("aios_cli.approvals:deny", "Refuse it."),
+    "rules": Entry("aios_cli.approvals:rules", "Show or set what needs a person."),
+    "audit": Entry("aios_cli.approvals:audit", "Show or verify the audit log."),
+    "migrate": Entry("aios_cli.migrate:migrate", "Bring the database to this version."),
+    "reindex": Entry("aios_cli.reindex:reindex", "Embed all notes and files anew."),
+    "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
+    "setup": Entry("aios_cli.setup:setup", "Install the embedded models."),
+    "test": Entry("aios_cli.test_command:test_command", "Check this checkout.", False),
+    "bench": Entry("aios_cli.bench:bench", "Measure this checkout.", False),
+}
+
+
+class LazyGroup(click.Group):
+    """A table as a click group: lists what this build has, imports what is called."""
+
+    def __init__(
+        self,
+        name: str,
+        table: Mapping[str, Entry],
+        *,
+        help_text: str,
+        params: list[click.Parameter] | None = None,
+    ) -> None:
+        """Take the commands' table; `params` are the options of the group itself."""
+        super().__init__(
+            name=name,
+            help=help_text,
+            params=params,
+            no_args_is_help=True,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        )
+        self._table = table
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the commands of this build, in the order of the table."""
+        return [name for name, entry in self._table.items() if _exists(entry)]
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        """Import a command; add the option that all of them share."""
+        entry = self._table.get(name)
+        if entry is None or not _exists(entry):
+            return None
+        module, _, attribute = entry.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        if entry.takes_state_dir and all(one.name != "state_dir" for one in command.params):
+            command.params.append(_state_dir_option())
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table alone."""
+        rows = [(name, self._table[name].help) for name in self.list_commands(context)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for: errors come before the command has read its options."""
+        context.meta[JSON_ASKED] = "--json" in args
+        return super().parse_args(context, args)
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the command; end with a message and an exit code where it ends with an error."""
+        as_json = bool(context.meta[JSON_ASKED])
+        try:
+            return super().invoke(context)
+        except KernelError as error:
+            # Here and not above: only the few runs that fail pay for the import.
+            from aios_cli.session import CommandFailed  # noqa: PLC0415
+
+            raise CommandFailed(error, as_json=as_json) from error
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            body = {"error": {"code": "usage", "message": error.format_message()}}
+            click.echo(json.dumps(body, indent=2))
+            context.exit(USAGE_EXIT_CODE)
+
+
+def _exists(entry: Entry) -> bool:
+    return importlib.util.find_spec(entry.target.partition(":")[0]) is not None
+
+
+def _state_dir_option() -> click.Option:
+    return click.Option(
+        ["--state-dir"],
+        type=click.Path(file_okay=False, path_type=Path),
+        expose_value=False,
+        callback=_use_state_dir,
+        help="Where the kernel keeps its data; without it AIOS_STATE_DIR, else the user's default.",
+    )
+
+
+def _use_state_dir(
+    context: click.Context, _option: click.Parameter, state_dir: Path | None
+) -> None:
+    """Read the settings into the context, for the commands to find.
+
+    Settings that cannot be read are nobody's business yet: help needs none, and a command that
+    does need them reads them again and fails there.
+    """
+    if state_dir is None and isinstance(context.obj, KernelConfig):
+        return
+    environ = environment()
+    if state_dir is not None:
+        environ["AIOS_STATE_DIR"] = str(state_dir.absolute())
+    try:
+        context.obj = KernelConfig.from_environment(environ)
+    except InvalidConfig:
+        if state_dir is not None:
+            raise
+
+
+cli = LazyGroup(
+    "aios",
+    COMMANDS,
+    help_text="""An operating-system kernel for LLM agents, built on Redis queues.
+
+    \b
+    Examples:
+      aios demo                what it is good for, on this machine, in two minutes
+      aios up --detach         a kernel in the background
+      aios submit "Say hello"  one syscall, and its reply
+      aios why 3f2a91bc        what a syscall waits for
+    """,
+    params=[_state_dir_option()],
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="aios")

@@ -1,0 +1,170 @@
+"""`aios up | down`: start a kernel on this machine, in the foreground or not, and stop it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.errors import (
+    ErrorBody,
+    KernelError,
+    KernelNotRunning,
+    Unavailable,
+    from_wire,
+)
+from aios_broker.log import KernelLog
+from aios_cli.settings import current_config
+from aios_cli.tables import show_json
+from aios_local.embedded.state import StateDir
+from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
+from aios_local.supervisor.record import KernelRecord, is_running, read_record
+
+STOP_TIMEOUT_S = 60.0  # workers drain for 10 s, the servers write what they hold
+POLL_S = 0.05
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@click.command()
+@click.option("--detach", "-d", is_flag=True, help="Go to the background when all is ready.")
+@click.option("--policy", metavar="NAME", help="Who goes first: fifo, rr or priority.")
+@click.option("--core", type=click.Choice(["llama", "model", "sglang"]), help="What generates.")
+@click.option("--slots", type=click.IntRange(1, 64), help="Generations at once, per worker.")
+@click.option("--workers", type=click.IntRange(0, 64), help="LLM workers.")
+@click.option("--quiet", is_flag=True, help="Log to the file in the state directory alone.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="With --detach: the status as JSON; errors, too."
+)
+def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None) -> None:
+    """Start a kernel on this machine: servers, scheduler, workers.
+
+    Redis and Postgres are started too, in the state directory, unless AIOS_REDIS_URL and
+    AIOS_DATABASE_URL name others. Ctrl-C stops all of it; a second one does not wait for workers.
+
+    \b
+    Examples:
+      aios up
+      aios up --detach --policy fifo
+    """  # noqa: D301 - \b keeps click from wrapping
+    config = _with_options(current_config(), options)
+    if detach:
+        record = _start_detached(config)
+        if as_json:
+            show_json(record)
+        else:
+            click.echo(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
+        return
+    kernel = EmbeddedKernel(config, log=_log(config, quiet=quiet))
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup aios up` means it
+            signal.signal(number, lambda *_: kernel.stop())
+    kernel.run()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def down(*, as_json: bool) -> None:
+    """Stop the kernel that runs on the state directory; it is no error if none does."""
+    state_dir = current_config().state_dir
+    try:
+        record = read_record(state_dir)
+    except KernelNotRunning:
+        if is_running(state_dir):
+            raise
+        record = None
+    if record is not None:
+        _stop(state_dir, record)
+    else:  # one that was killed could not clean up
+        StateDir(state_dir.expanduser().absolute()).remove_kv()
+    if as_json:
+        show_json({"stopped": record is not None})
+    else:
+        click.echo("stopped" if record is not None else f"no kernel runs on {state_dir}")
+
+
+def _with_options(config: KernelConfig, options: dict[str, str | int | None]) -> KernelConfig:
+    fields = {
+        "policy": "policy",
+        "core": "llm_core",
+        "slots": "llm_slots",
+        "workers": "llm_workers",
+    }
+    given = {fields[name]: value for name, value in options.items() if value is not None}
+    return msgspec.structs.replace(config, **given)
+
+
+def _log(config: KernelConfig, *, quiet: bool) -> KernelLog:
+    state = StateDir.open(config.state_dir)
+    return KernelLog(state.log_dir / "kernel.log", None if quiet else sys.stdout)
+
+
+def _start_detached(config: KernelConfig) -> KernelRecord:
+    """Start a kernel in a session of its own and wait until it is ready."""
+    state = StateDir.open(config.state_dir)
+    said_path = state.log_dir / "start.log"  # what it says before, or instead of, its log
+    with said_path.open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aios_cli", "up", "--quiet", "--json"],
+            env={**environment(), **config.variables()},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None:
+        record = _record_of(config, process.pid)
+        if record is not None and record.state == "running":
+            process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
+            return record
+        if time.monotonic() > deadline:
+            process.terminate()
+            break
+        time.sleep(POLL_S)
+    raise _why_not_started(said_path.read_bytes(), state.log_dir / "kernel.log")
+
+
+def _why_not_started(said: bytes, log_path: Path) -> KernelError:
+    """Return the error that the kernel ended with; where it left none, its last words."""
+    try:
+        return from_wire(msgspec.json.decode(said, type=dict[str, ErrorBody])["error"])
+    except (msgspec.DecodeError, KeyError):
+        words = said.decode(errors="replace").strip().splitlines()
+        return Unavailable(
+            f"the kernel did not start: {words[-1] if words else 'it said nothing'}",
+            remedy=f"its log is {log_path}",
+        )
+
+
+def _record_of(config: KernelConfig, pid: int) -> KernelRecord | None:
+    """Return the record of our own kernel; of another on the same directory, None."""
+    try:
+        record = read_record(config.state_dir)
+    except KernelNotRunning:
+        return None
+    return record if record.pid == pid else None
+
+
+def _stop(state_dir: Path, record: KernelRecord) -> None:
+    """Ask the supervisor to stop, wait for it; after a time a second request is a hard one."""
+    assert record.pid is not None
+    for _ in range(2):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S / 2
+        while is_running(state_dir):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
+        else:
+            return
+    raise Unavailable(
+        f"the kernel (process {record.pid}) did not stop within {STOP_TIMEOUT_S:.0f} s",
+        remedy=f"`kill -9 {record.pid}` ends it and all of its processes",
+    )

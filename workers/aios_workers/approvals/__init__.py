@@ -1,0 +1,1 @@
+"""Approvals: syscalls that wait for a person."""

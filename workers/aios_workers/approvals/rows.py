@@ -1,0 +1,312 @@
+"""Approvals in Postgres: what was asked, what a person decided, and that it was used once.
+
+An approval is bound to a job, its agent, and the SHA-256 of the canonical arguments that will
+run. It goes from `waiting` to `approved`, `denied` or `expired`, and from `approved` to `used` in
+the very transaction of the change that it allows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from psycopg.types.json import Jsonb
+
+from aios_broker.contract.access import Approval, ApprovalRule, ApprovalState, OperationClass
+from aios_broker.contract.errors import (
+    AccessDenied,
+    ApprovalExpired,
+    InvalidSyscall,
+    NotFound,
+    VersionConflict,
+)
+from aios_broker.contract.syscall import Body
+from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.modules.access.audit import AuditLine, append_line
+
+DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
+    "delete": "ask",
+    "overwrite": "ask-when-lossy",
+    "rollback": "ask-when-lossy",
+    "clear": "ask",
+    "privilege": "ask",
+    "unshare": "ask",
+}
+MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
+_COLUMNS = """
+    p.id, p.state, p.job_id, a.name AS agent, t.name AS tenant, p.tenant_id, p.agent_id, p.kind,
+    p.module, p.operation, p.arguments_sha256, p.asked_sha256, p.what, p.diff,
+    extract(epoch FROM p.asked_at)::float8 AS asked_at,
+    extract(epoch FROM p.expires_at)::float8 AS expires_at, p.expires_at <= now() AS is_over,
+    p.decided_by, extract(epoch FROM p.decided_at)::float8 AS decided_at, p.reason
+"""
+_FROM = "FROM approval p JOIN agent a ON a.id = p.agent_id JOIN tenant t ON t.id = p.tenant_id"
+_IS_LONG = f"length(e.value::text) > {MAX_LISTED_CHARACTERS}"
+_LIST = f"""
+    SELECT {_COLUMNS}, short.* {_FROM}, LATERAL (
+        SELECT coalesce(jsonb_object_agg(e.key, e.value) FILTER (WHERE NOT {_IS_LONG}), '{{}}')
+                   AS arguments,
+               coalesce(array_agg(e.key ORDER BY e.key) FILTER (WHERE {_IS_LONG}), '{{}}')
+                   AS left_out
+          FROM jsonb_each(p.arguments) e) short
+     WHERE (%(state)s::text IS NULL OR p.state = %(state)s)
+     ORDER BY p.asked_at, p.id LIMIT %(limit)s
+"""
+_WHOLE = f"SELECT {_COLUMNS}, p.arguments, ARRAY[]::text[] AS left_out {_FROM}"
+_FIND = f"""
+    {_WHOLE} WHERE starts_with(p.id, %(digits)s) OR starts_with(p.job_id, %(digits)s)
+     ORDER BY p.asked_at DESC, p.id LIMIT %(limit)s
+"""
+_ONE = f"{_WHOLE} WHERE p.id = %s"
+_LOCKED = f"{_ONE} FOR UPDATE OF p"  # by who may decide it
+_DECIDE = """
+    UPDATE approval SET state = %(state)s, decided_by = %(by)s, decided_at = now(),
+           reason = %(reason)s, arguments = %(arguments)s, arguments_sha256 = %(sha)s,
+           diff = %(diff)s, resumed_at = NULL WHERE id = %(id)s
+"""
+_RULES = """
+    SELECT operation, rule, agent_id IS NOT NULL AS own FROM approval_rule
+     WHERE tenant_id = %s AND (agent_id = %s OR agent_id IS NULL) ORDER BY agent_id NULLS FIRST
+"""
+
+_SET_RULE = """
+    INSERT INTO approval_rule (tenant_id, agent_id, operation, rule)
+    SELECT id, %(agent)s, %(operation)s, %(rule)s FROM tenant WHERE name = %(tenant)s
+    ON CONFLICT (tenant_id, agent_id, operation) DO UPDATE SET rule = excluded.rule
+"""
+_DROP_RULE = """
+    DELETE FROM approval_rule WHERE operation = %(operation)s
+       AND tenant_id = (SELECT id FROM tenant WHERE name = %(tenant)s)
+       AND agent_id IS NOT DISTINCT FROM %(agent)s::bigint
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Decider:
+    """Who decides: an administrator agent, or the operator of the kernel."""
+
+    name: str
+    tenant_id: int | None = None  # None: the operator, of all tenants
+    agent_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided; `arguments` are others than those that were asked for."""
+
+    state: ApprovalState
+    reason: str = ""
+    arguments: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Whether a person is asked, and whether that is said of this very agent."""
+
+    rule: ApprovalRule
+    of_agent: bool = False
+
+
+def arguments_of(body: Body) -> dict[str, Any]:
+    """Return a body's arguments as JSON types, its defaults and its tag left out."""
+    arguments: dict[str, Any] = msgspec.to_builtins(body)
+    arguments.pop("type")
+    return arguments
+
+
+def arguments_sha256(body: Body) -> str:
+    """Return the SHA-256, in hex, of a body as canonical JSON: no spaces, no defaults."""
+    return hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
+
+
+def body_from(kind: str, arguments: dict[str, Any]) -> Body:
+    """Return the body of a kind with these arguments.
+
+    Raises:
+        InvalidSyscall: they are none of that kind; `field` names the first that is wrong.
+    """
+    try:
+        body: Body = msgspec.convert({**arguments, "type": kind}, Body)
+    except msgspec.ValidationError as error:
+        raise InvalidSyscall(
+            f"these are no arguments of {kind}: {error}",
+            field="arguments",
+            remedy="change only values, and keep the names",
+        ) from error
+    return body
+
+
+async def rules_of(cursor: Cursor, agent: AgentRow) -> dict[OperationClass, Rule]:
+    """Return the rule per class: the agent's own, else its tenant's, else the default."""
+    rules = {operation: Rule(rule) for operation, rule in DEFAULT_RULES.items()}
+    await cursor.execute(_RULES, (agent.tenant_id, agent.id))
+    for row in await cursor.fetchall():
+        rules[row.operation] = Rule(row.rule, row.own)
+    return rules
+
+
+async def set_rule(
+    cursor: Cursor,
+    tenant: str,
+    agent: AgentRow | None,
+    operation: OperationClass,
+    rule: ApprovalRule | None,
+) -> bool:
+    """Set the rule of a class for an agent or all of a tenant; None: what is wider holds again."""
+    values = {
+        "tenant": tenant,
+        "agent": None if agent is None else agent.id,
+        "operation": operation,
+        "rule": rule,
+    }
+    await cursor.execute(_DROP_RULE if rule is None else _SET_RULE, values)
+    return cursor.rowcount > 0
+
+
+async def list_approvals(
+    cursor: Cursor, state: ApprovalState | None, limit: int
+) -> tuple[Approval, ...]:
+    """Return approvals that the cursor may see, oldest first, without their long arguments."""
+    await cursor.execute(_LIST, {"state": state, "limit": limit})
+    return tuple(as_approval(row) for row in await cursor.fetchall())
+
+
+async def find_approvals(cursor: Cursor, digits: str, limit: int) -> tuple[Approval, ...]:
+    """Return those whose id, or whose syscall's, begins so: newest first, with all arguments."""
+    await cursor.execute(_FIND, {"digits": digits, "limit": limit})
+    return tuple(as_approval(row) for row in await cursor.fetchall())
+
+
+async def one_approval(cursor: Cursor, approval_id: str) -> Approval:
+    """Return one that the cursor may see, with all its arguments.
+
+    Raises:
+        NotFound: there is none of this id, or it may not be seen.
+    """
+    await cursor.execute(_ONE, (approval_id,))
+    row = await cursor.fetchone()
+    if row is None:
+        raise _unknown(approval_id)
+    return as_approval(row)
+
+
+def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
+    """Return a row as what people and agents get; one that is over is shown as expired."""
+    is_late = row.is_over and row.state in ("waiting", "approved")
+    state: ApprovalState = "expired" if is_late else row.state
+    return Approval(
+        id=row.id,
+        state=state,
+        syscall_id=row.job_id,
+        agent=row.agent,
+        tenant=row.tenant,
+        kind=row.kind,
+        operation=row.operation,
+        arguments=row.arguments,
+        arguments_sha256=row.arguments_sha256,
+        what=row.what,
+        asked_at=row.asked_at,
+        expires_at=row.expires_at,
+        diff=row.diff,
+        decided_by=row.decided_by,
+        decided_at=row.decided_at,
+        reason=row.reason,
+        left_out=tuple(row.left_out),
+    )
+
+
+async def decide(
+    cursor: Cursor, approval_id: str, decider: Decider, decision: Decision
+) -> Approval:
+    """Decide what waits, and enter it into the audit log; return it as it is now.
+
+    Of several who decide at once the first one does.
+
+    Raises:
+        NotFound: there is no such approval, or none of the decider's tenant.
+        AccessDenied: the decider asked for it itself.
+        ApprovalExpired: too late.
+        VersionConflict: somebody decided already.
+        InvalidSyscall: other arguments that are none of its kind.
+    """
+    for query in (_ONE, _LOCKED):
+        await cursor.execute(query, (approval_id,))
+        row: Any = await cursor.fetchone()
+        _check_decidable(row, approval_id, decider)
+    arguments, sha, diff = row.arguments, row.arguments_sha256, row.diff
+    if decision.arguments is not None:
+        body = body_from(row.kind, decision.arguments)
+        arguments, sha = arguments_of(body), arguments_sha256(body)
+        diff = arguments_diff(row.arguments, arguments)
+    await cursor.execute(
+        _DECIDE,
+        {
+            "state": decision.state,
+            "by": decider.name,
+            "reason": decision.reason,
+            "arguments": Jsonb(arguments),
+            "sha": sha,
+            "diff": diff,
+            "id": approval_id,
+        },
+    )
+    await append_line(
+        cursor,
+        AuditLine(
+            row.tenant,
+            decider.name,
+            f"approval.{decision.state}",
+            row.what,
+            "done",
+            row.job_id,
+            {
+                "approval": approval_id,
+                "arguments_sha256": sha,
+                "reason": decision.reason,
+                "edited": decision.arguments is not None,
+            },
+        ),
+    )
+    return await one_approval(cursor, approval_id)
+
+
+def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # noqa: ANN401
+    if row is None or decider.tenant_id not in (None, row.tenant_id):
+        raise _unknown(approval_id)
+    if decider.agent_id == row.agent_id:
+        raise AccessDenied(
+            "nobody approves what it asked for itself",
+            field="approval",
+            remedy="have another administrator decide",
+        )
+    if row.state in ("approved", "denied", "used"):
+        raise VersionConflict(
+            f"it is {row.state} already, by {row.decided_by}",
+            field="approval",
+            remedy="nothing is to be decided any more",
+        )
+    if row.state == "expired" or row.is_over:
+        raise ApprovalExpired(
+            "nobody decided in time", field="approval", remedy="have the syscall sent again"
+        )
+
+
+def _unknown(approval_id: str) -> NotFound:
+    return NotFound(
+        f"there is no approval {approval_id}",
+        field="approval",
+        remedy="see which there are: access.approvals",
+    )
+
+
+def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return what an edit changed, as a unified diff of pretty JSON."""
+    texts = [
+        msgspec.json.format(msgspec.json.encode(each, order="sorted")).decode().splitlines()
+        for each in (before, after)
+    ]
+    lines = difflib.unified_diff(texts[0], texts[1], "asked for", "edited", lineterm="")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The cores: one package for each kind."""

@@ -1,0 +1,264 @@
+"""Continuous batching: many generations, one context, one step at a time.
+
+Every step computes one row of each generation that is answering and, beside them, a piece of the
+prompts that are still being read, so that a long prompt slows its neighbours and does not stop
+them. What a step computes for a generation is the same, bit for bit, whatever runs beside it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.errors import CoreError, KernelError
+from aios_workers.llm.cores.llama.context import ContextShape, Row
+from aios_workers.llm.cores.llama.generation import Generation, StartMatcher, unconstrained
+from aios_workers.llm.cores.llama.protocol import Ended, Generate, Tokens
+from aios_workers.llm.cores.llama.state_cache import KvState, StateCache, shared_prefix_tokens
+from aios_workers.llm.cores.llama.state_store import NoStates, StateKeeper
+
+# Prompt tokens computed in a step in which others answer: about 0.1 s of this model on one core.
+PREFILL_BESIDE_ANSWERS_TOKENS = 16
+
+Event = Tokens | Ended
+
+
+class ContextLike(Protocol):
+    """What the engine needs of a `Context`."""
+
+    @property
+    def shape(self) -> ContextShape:
+        """How many slots, and how many rows fit a step."""
+        ...
+
+    def compute(self, rows: Sequence[Row]) -> dict[int, NDArray[np.float32]]:
+        """Compute rows; return the wanted logits by slot."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget KV state from a position on."""
+        ...
+
+    def export_state(self, slot: int) -> bytes:
+        """Return a slot's KV state."""
+        ...
+
+    def import_state(self, slot: int, state: bytes) -> bool:
+        """Replace a slot's KV state; False leaves it empty."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        ...
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One KV stream. It keeps its state when a generation ends: the next may begin alike."""
+
+    number: int
+    ids: list[int] = field(default_factory=list)  # whose KV state is here, in order
+    running: Generation | None = None
+    used_at: int = 0  # the step of its last use
+
+    @property
+    def pending_tokens(self) -> int:
+        return len(self.running.ids) - len(self.ids) if self.running else 0
+
+
+class Engine:
+    """Runs generations on a context. For one thread.
+
+    More generations than slots wait in the order of their arrival.
+    """
+
+    def __init__(
+        self,
+        context: ContextLike,
+        *,
+        state_budget_bytes: int,
+        start_matcher: StartMatcher = unconstrained,
+    ) -> None:
+        self._context = context
+        self._start_matcher = start_matcher
+        self._slots = [_Slot(number) for number in range(context.shape.slots)]
+        self._waiting: deque[Generation] = deque()
+        self._states = StateCache(state_budget_bytes)
+        self.shared: StateKeeper = NoStates()  # what other processes may read, too
+        self._events: list[Event] = []
+        self._steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(
+            self._waiting or self._events or any(slot.running is not None for slot in self._slots)
+        )
+
+    def submit(self, request: Generate) -> None:
+        """Let a generation begin at the next step at which a slot is free."""
+        try:
+            generation = Generation(request, self._start_matcher)
+        except KernelError as error:
+            self._events.append(Ended(request.stream, error.to_wire()))
+            return
+        finished = generation.finished
+        if finished is not None:
+            self._events.append(finished)
+            self.shared.drop(request.request_id)
+        else:
+            self._waiting.append(generation)
+
+    def abort(self, stream: int, *, keep: bool) -> None:
+        """End a stream; its `Ended` comes with the next step. An unknown one is ignored.
+
+        `keep`: hold its KV state for a generation of the same request id.
+        """
+        for slot in self._slots:
+            if slot.running is not None and slot.running.request.stream == stream:
+                if keep and slot.ids:
+                    self._keep(slot, slot.running.request.request_id)
+                elif slot.running.has_answered:  # else it may only have been cut before it began
+                    self.shared.drop(slot.running.request.request_id)
+                slot.running = None
+                self._events.append(Ended(stream))
+                return
+        for generation in self._waiting:
+            if generation.request.stream == stream:
+                self._waiting.remove(generation)
+                self._events.append(Ended(stream))
+                return
+
+    def close(self) -> None:
+        """Leave the states of all that can go on to the processes that come after this one."""
+        self.shared.close(self._left_behind())
+
+    def step(self) -> tuple[Event, ...]:
+        """Compute one batch and return what came of it."""
+        self._steps += 1
+        self._admit()
+        rows = self._rows()
+        if rows:
+            try:
+                self._advance(rows, self._context.compute(rows))
+            except CoreError as error:
+                self._fail_all(error)
+        events, self._events = tuple(self._events), []
+        return events
+
+    def _admit(self) -> None:
+        while self._waiting and any(slot.running is None for slot in self._slots):
+            self._place(self._waiting.popleft())
+
+    def _place(self, generation: Generation) -> None:
+        """Put a generation in the free slot, or on the kept state, that saves most work."""
+        free = [slot for slot in self._slots if slot.running is None]
+        # The last token is computed in any case: its logits choose the next one.
+        known = generation.ids[:-1]
+        slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
+        held_tokens = shared_prefix_tokens(slot.ids, known)
+        slot = self._restored(generation, free, held_tokens) or slot
+        generation.cached_tokens = shared_prefix_tokens(slot.ids, known)
+        self._cut(slot, generation.cached_tokens)
+        slot.running = generation
+        slot.used_at = self._steps
+
+    def _restored(
+        self, generation: Generation, free: Sequence[_Slot], held_tokens: int
+    ) -> _Slot | None:
+        """Load the state that has most of the known tokens, if one has more than a slot holds."""
+        request_id, known = generation.request.request_id, generation.ids[:-1]
+        state = self._states.take(request_id)
+        kept_tokens = shared_prefix_tokens(state.ids, known) if state is not None else 0
+        found = self.shared.find(request_id, known, beyond_tokens=max(held_tokens, kept_tokens))
+        best = found or (state if kept_tokens > held_tokens else None)
+        if best is None:
+            return None
+        slot = min(free, key=lambda slot: slot.used_at)
+        restored = self._context.import_state(slot.number, best.data)
+        slot.ids = list(best.ids) if restored else []
+        if found is not None:
+            self.shared.tried(request_id, restored=restored)
+        return slot
+
+    def _keep(self, slot: _Slot, request_id: str) -> None:
+        state = self._state_of(slot)
+        shared = self.shared.keep(request_id, state)
+        self._states.keep(request_id, replace(state, shared=shared))
+
+    def _state_of(self, slot: _Slot) -> KvState:
+        return KvState(tuple(slot.ids), self._context.export_state(slot.number))
+
+    def _left_behind(self) -> Iterator[tuple[str, KvState]]:
+        """Yield the states that no file has: of what runs, then of what was suspended."""
+        for slot in self._slots:
+            if slot.running is not None and slot.ids:
+                yield slot.running.request.request_id, self._state_of(slot)
+        for request_id, state in self._states.newest_first():
+            if not state.shared:
+                yield request_id, state
+
+    def _cut(self, slot: _Slot, length: int) -> None:
+        self._context.truncate(slot.number, length)
+        del slot.ids[length:]
+
+    def _rows(self) -> list[Row]:
+        answering = [slot for slot in self._slots if slot.pending_tokens == 1]
+        reading = [slot for slot in self._slots if slot.pending_tokens > 1]
+        room = self._context.shape.micro_batch_tokens - len(answering)
+        if answering:
+            room = min(room, PREFILL_BESIDE_ANSWERS_TOKENS)
+        rows = [row for slot in answering for row in _next_rows(slot, 1)]
+        for position, slot in enumerate(reading):
+            share = max(1, room // (len(reading) - position))
+            piece = _next_rows(slot, min(share, room))
+            room -= len(piece)
+            rows += piece
+        return rows
+
+    def _advance(self, rows: list[Row], logits: dict[int, NDArray[np.float32]]) -> None:
+        for row in rows:
+            self._slots[row.slot].ids.append(row.token)
+        for number, scores in logits.items():
+            slot = self._slots[number]
+            slot.used_at = self._steps
+            try:
+                self._answer(slot, scores)
+            except KernelError as error:
+                self._fail(slot, error)
+
+    def _answer(self, slot: _Slot, scores: NDArray[np.float32]) -> None:
+        generation = slot.running
+        assert generation is not None, "only running slots have rows"
+        tokens = generation.answer(scores, self._context.is_end)
+        self._events.append(tokens)
+        if tokens.finish_reason is not None:
+            slot.running = None
+            self.shared.drop(generation.request.request_id)
+
+    def _fail(self, slot: _Slot, error: KernelError) -> None:
+        if slot.running is not None:
+            self._events.append(Ended(slot.running.request.stream, error.to_wire()))
+            slot.running = None
+        self._cut(slot, 0)
+
+    def _fail_all(self, error: CoreError) -> None:
+        """End all that runs: after a failed computation no slot's state is what we think."""
+        for slot in self._slots:
+            self._fail(slot, error)
+
+
+def _next_rows(slot: _Slot, count: int) -> list[Row]:
+    """Return the next rows of a slot; the last of all its tokens wants logits."""
+    assert slot.running is not None, "only running slots have rows"
+    ids, start = slot.running.ids, len(slot.ids)
+    end = min(start + count, len(ids))
+    return [
+        Row(slot.number, position, ids[position], wants_logits=position == len(ids) - 1)
+        for position in range(start, end)
+    ]

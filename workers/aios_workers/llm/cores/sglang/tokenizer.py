@@ -1,0 +1,278 @@
+"""A model's tokenizer in the worker's process: conversations to ids, ids to exact bytes."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from tokenizers import Tokenizer
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.constraint import Compiler
+from aios_workers.llm.cores.sglang.model_folder import ModelFolder
+from aios_workers.llm.cores.sglang.settings import BYTES
+from aios_workers.llm.cores.sglang.template import ChatTemplate, message_values, tool_values
+
+METASPACE = "\u2581"  # how SentencePiece writes a space
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Vocabulary(Protocol):
+    """What a core needs to know of a model's tokens."""
+
+    size: int  # ids are below it
+    longest_piece_bytes: int
+    shows_tools: bool
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of ids."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        ...
+
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens; takes a moment, in any thread."""
+        ...
+
+
+class FolderVocabulary:
+    """The vocabulary of a model folder: tokenizer.json, configuration and chat template."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        self._tokenizer: Tokenizer = folder.tokenizer()
+        self._template = ChatTemplate(folder.chat_template(), folder.special_tokens())
+        self._pieces = _pieces(self._tokenizer)
+        self._end_ids = folder.end_ids(self._tokenizer.token_to_id)
+        self.size = folder.vocabulary_size() or len(self._pieces)
+        self.longest_piece_bytes = max(map(len, self._pieces.values()))
+        self.shows_tools = self._template.shows_tools
+        special = {
+            added.content: token
+            for token, added in self._tokenizer.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self._special = special
+        longest_first = sorted(special, key=len, reverse=True)
+        self._marker = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
+        """Return the ids of a conversation up to the start of the answer.
+
+        Only the template's own markers become special tokens: a message that contains one
+        contains harmless characters.
+        """
+        hidden = _HiddenMarkers(self._marker)
+        text = self._template.render(
+            [hidden.values(message_values(message)) for message in messages],
+            [hidden.values(tool_values(tool)) for tool in tools],
+        )
+        if not hidden.found:
+            return tuple(self._encode(text))
+        return self._encode_around(text, hidden)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of tokens; control tokens and those without a text have none."""
+        return b"".join(self._pieces.get(token, b"") for token in ids)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return token in self._end_ids
+
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens; control tokens are in no text."""
+        tokenizer = self._folder.tokenizer()  # of its own: its settings are not the prompts'
+        tokenizer.encode_special_tokens = True
+
+        def tokenize(data: bytes) -> list[int]:
+            text = data.decode("utf-8", "replace")
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+        pieces = [self._pieces.get(token, b"") for token in range(self.size)]
+        return Compiler(pieces, [end for end in self._end_ids if end < self.size], tokenize)
+
+    def _encode_around(self, text: str, hidden: _HiddenMarkers) -> tuple[int, ...]:
+        """Encode a text part by part: between the template's markers, everything is plain."""
+        ids: list[int] = []
+        at = 0
+        for marker in self._marker.finditer(text):
+            ids += self._plain(hidden.shown(text[at : marker.start()]))
+            ids.append(self._special[marker.group()])
+            at = marker.end()
+        return (*ids, *self._plain(hidden.shown(text[at:])))
+
+    def _encode(self, text: str) -> Sequence[int]:
+        # A batch, even of one, is read without Python's lock: the worker's loop goes on meanwhile.
+        [encoded] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: Sequence[int] = encoded.ids
+        return ids
+
+    def _plain(self, text: str) -> list[int]:
+        self._tokenizer.encode_special_tokens = True  # as the characters that they are
+        try:
+            return list(self._encode(text))
+        finally:
+            self._tokenizer.encode_special_tokens = False
+
+
+class ByteVocabulary:
+    """For models without a tokenizer: ids 3 to 258 are the 256 bytes; a plain template."""
+
+    FIRST = 3
+    START, END = 0, 1
+    longest_piece_bytes = 1
+    shows_tools = False
+
+    def __init__(self, size: int | None = None, end_ids: frozenset[int] | None = None) -> None:
+        self.size = size or self.FIRST + 256
+        self._end_ids = end_ids or frozenset({self.END})
+
+    @classmethod
+    def of(cls, server_path: str | None) -> ByteVocabulary:
+        """Return the one for a model whose folder may say how many ids there are."""
+        folder = ModelFolder(Path(server_path)) if server_path else None
+        if folder is None or not folder.has_config():
+            return cls()
+        return cls(folder.vocabulary_size(), folder.end_ids(lambda _: None))
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
+        """Return a start token and the bytes of `role: content` lines."""
+        del tools
+        lines = "".join(f"{message.role}: {message.content}\n" for message in messages)
+        return self.ids(f"{lines}assistant:")
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return a start token and the bytes of a text."""
+        data = text.encode("utf-8", "replace")
+        return (self.START, *(byte + self.FIRST for byte in data))
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes; other ids have none."""
+        return bytes(token - self.FIRST for token in ids if 0 <= token - self.FIRST < 256)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return token in self._end_ids
+
+    def compiler(self) -> Compiler:
+        """Return a compiler of constraints over these tokens."""
+        pieces = [self.decode((token,)) for token in range(self.size)]
+        return Compiler(pieces, self._end_ids, lambda data: [byte + self.FIRST for byte in data])
+
+
+def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
+    """Return what the setting names: a folder, `bytes`, or where the server has its tokenizer.
+
+    Raises:
+        InvalidConfig: There is none, or it is of a kind that is not read.
+    """
+    if setting == BYTES:
+        return ByteVocabulary.of(server_path)
+    return FolderVocabulary(model_folder(setting, server_path))
+
+
+def model_folder(setting: str | None, server_path: str | None) -> ModelFolder:
+    """Return the folder that the setting names, or the server's own.
+
+    Raises:
+        InvalidConfig: It is not on this machine.
+    """
+    path = Path(setting or server_path or "")
+    if not path.is_dir():
+        raise InvalidConfig(
+            f"there is no folder {str(path)!r} with the model's tokenizer",
+            field="AIOS_SGLANG_TOKENIZER",
+            remedy="name a folder with tokenizer.json and the model's configuration",
+        )
+    return ModelFolder(path)
+
+
+class _HiddenMarkers:
+    """Replaces special tokens in what agents wrote by words that nobody can guess."""
+
+    def __init__(self, marker: re.Pattern[str]) -> None:
+        self._marker = marker
+        self._key = secrets.token_hex(8)
+        self.found: list[str] = []
+
+    def values(self, value: Any) -> Any:  # noqa: ANN401  any JSON value
+        """Return a value with the markers in all its texts replaced."""
+        if isinstance(value, str):
+            # A lone surrogate has no UTF-8; it becomes a question mark.
+            clean = value.encode("utf-8", "replace").decode("utf-8")
+            return self._marker.sub(self._hide, clean)
+        if isinstance(value, dict):
+            return {self.values(key): self.values(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self.values(each) for each in value]
+        return value
+
+    def shown(self, text: str) -> str:
+        """Put back what was replaced."""
+        return re.sub(rf"{self._key}(\d+)x", lambda at: self.found[int(at.group(1))], text)
+
+    def _hide(self, match: re.Match[str]) -> str:
+        self.found.append(match.group())
+        return f"{self._key}{len(self.found) - 1}x"
+
+
+def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """Return the bytes of every token."""
+    of_piece = _piece_reader(tokenizer)
+    pieces = {token: of_piece(piece) for piece, token in tokenizer.get_vocab().items()}
+    for token, added in tokenizer.get_added_tokens_decoder().items():
+        pieces[token] = b"" if added.special else added.content.encode()
+    return pieces
+
+
+def _piece_reader(tokenizer: Tokenizer) -> Callable[[str], bytes]:
+    """Return how this tokenizer writes bytes: byte-level, or pieces with bytes to fall back on.
+
+    Raises:
+        InvalidConfig: Neither; a token's bytes would depend on its neighbours.
+    """
+    decoder = msgspec.json.decode(tokenizer.to_str()).get("decoder") or {}
+    kinds = {each["type"] for each in (decoder, *decoder.get("decoders", ()))}
+    if "ByteLevel" in kinds:
+        byte_of = {character: byte for byte, character in enumerate(_byte_characters())}
+        return lambda piece: _byte_level(piece, byte_of)
+    if kinds & {"ByteFallback", "Metaspace"}:
+        return _with_fallback
+    raise InvalidConfig(
+        f"the model's tokenizer has a decoder that is not read: {decoder.get('type')}",
+        field="AIOS_SGLANG_TOKENIZER",
+        remedy="use a model with a byte-level or SentencePiece tokenizer",
+    )
+
+
+def _byte_level(piece: str, byte_of: dict[str, int]) -> bytes:
+    if any(character not in byte_of for character in piece):
+        return piece.encode()
+    return bytes(byte_of[character] for character in piece)
+
+
+def _with_fallback(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte.group(1), 16)]) if byte else piece.replace(METASPACE, " ").encode()
+
+
+def _byte_characters() -> list[str]:
+    """Return the characters that stand for the bytes 0 to 255 in byte-level vocabularies.
+
+    Printable Latin-1 characters stand for themselves, the others for those from U+0100 on
+    (Radford et al. 2019).
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]

@@ -1,0 +1,1 @@
+"""The simulated core: tokens from a seeded function, speed and memory modelled."""

@@ -1,0 +1,303 @@
+"""A simulated core: tokens from a seeded function, speed and memory by configuration.
+
+The next token is a function of the model's seed, of all ids so far and of the sampling values,
+so that anything that goes wrong in a resumption changes the answer. Prefill and decode take
+the time they are told to, on the loop's clock; the KV memory holds a number of tokens, and a
+context that was pushed out of it has to be prefilled again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aios_broker.contract.errors import ContextTooLong, CoreError
+from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.core import (
+    Capabilities,
+    Constraint,
+    CoreInfo,
+    Embeddings,
+    FinishReason,
+    GenerationRequest,
+    Step,
+)
+from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
+from aios_workers.llm.cores.simulated.simulated_sampler import KEPT, Sampler
+from aios_workers.llm.embedding import check_texts, unit_vector
+from aios_workers.llm.request_check import check_request
+
+if TYPE_CHECKING:
+    from aios_workers.llm.constraint import Compiler, Matcher
+
+Check = Callable[[Constraint], Awaitable[None]]
+
+MAX_LOGPROBS = 64
+EMBEDDING_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCoreConfig:
+    """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
+
+    model: str = "model-core"
+    seed: int = 0  # another seed, other weights
+    slots: int = 4
+    context_tokens: int = 4096
+    prefill_tokens_per_s: float = 0.0
+    decode_tokens_per_s: float = 0.0  # of each slot
+    kv_tokens: int = 65_536  # of all contexts in memory together
+    end_probability: float = 0.02  # of each token, to be the last
+    adapters: tuple[str, ...] = ()  # each is as another seed
+
+
+@dataclass(slots=True)
+class _Running:
+    """One generation under way."""
+
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    keep: bool = False
+    context_tokens: int = 0
+
+
+class ModelCore:
+    """The deterministic core for tests and simulation."""
+
+    def __init__(
+        self, config: ModelCoreConfig | None = None, *, check: Check | None = None
+    ) -> None:
+        """`check` refuses constraints that cannot be kept; by default it tries each in a child."""
+        self.config = config or ModelCoreConfig()
+        self._check_constraint = check
+        self._running: dict[str, _Running] = {}
+        self._kept: OrderedDict[str, int] = OrderedDict()  # request id -> tokens, oldest first
+        self._slots = asyncio.Semaphore(self.config.slots)
+        self._closed = False
+        self._forms: tuple[Check, Compiler] | None = None
+
+    @property
+    def info(self) -> CoreInfo:
+        """What it is."""
+        config = self.config
+        return CoreInfo(
+            model=config.model,
+            fingerprint=f"v1-{config.seed:x}-{config.end_probability}",
+            slots=config.slots,
+            context_tokens=config.context_tokens,
+            capabilities=Capabilities(
+                keeps=KEPT,
+                max_logprobs=MAX_LOGPROBS,
+                constraints=True,
+                embeddings=True,
+                adapters=config.adapters,
+            ),
+            vocabulary_size=vocabulary.SIZE,
+        )
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def close(self) -> None:
+        """End what runs as aborted."""
+        self._closed = True
+        for running in self._running.values():
+            running.aborted.set()
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation: one per byte, and marks."""
+        return vocabulary.render(messages)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of ids."""
+        return vocabulary.decode(ids)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return token == vocabulary.END_ID
+
+    async def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Return vectors that follow from the texts and the seed."""
+        tokens = [len(text.encode("utf-8", "replace")) for text in texts]
+        check_texts(texts, tokens, self.info)
+        return Embeddings(tuple(map(self._vector, texts)), sum(tokens))
+
+    def _vector(self, text: str) -> tuple[float, ...]:
+        material = f"{self.config.seed}/{text}".encode("utf-8", "replace")
+        rng = random.Random(hashlib.blake2b(material).digest())
+        return unit_vector([rng.gauss(0.0, 1.0) for _ in range(EMBEDDING_SIZE)])
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
+        """Generate one token per step; see the protocol."""
+        self._check(request)
+        running = self._running[request.request_id] = _Running()
+        try:
+            matcher = await self._matcher(request)
+            async with self._slots:
+                async for step in self._generate(request, running, matcher):
+                    yield step
+        finally:
+            if self._running.get(request.request_id) is running:
+                del self._running[request.request_id]
+            if running.keep:
+                self._kept[request.request_id] = running.context_tokens
+                self._evict()
+
+    async def abort(self, request_id: str, *, keep: bool) -> None:
+        """End a generation at its next token."""
+        running = self._running.get(request_id)
+        if running is None:
+            if not keep:
+                self._kept.pop(request_id, None)
+            return
+        running.keep = keep
+        running.aborted.set()
+
+    async def health(self) -> None:
+        """Return, unless it was closed."""
+        if self._closed:
+            raise CoreError("the core was closed", remedy="start a new one")
+
+    @property
+    def resident_tokens(self) -> int:
+        """How many tokens of context are in the simulated KV memory."""
+        running = sum(each.context_tokens for each in self._running.values())
+        return running + sum(self._kept.values())
+
+    def _check(self, request: GenerationRequest) -> None:
+        if self._closed:
+            raise CoreError("the core was closed", remedy="start a new one")
+        if request.request_id in self._running:
+            raise CoreError(f"generation {request.request_id} is running already")
+        wanted = len(request.prompt_ids) + request.max_tokens
+        if wanted > self.config.context_tokens:
+            raise ContextTooLong(
+                f"prompt and answer have {wanted} tokens, the context holds "
+                f"{self.config.context_tokens}",
+                remedy="shorten the conversation",
+            )
+        check_request(request, self.info)
+
+    async def _matcher(self, request: GenerationRequest) -> Matcher | None:
+        """Return what holds the output to its form. llguidance is loaded where it is needed."""
+        if request.constraint is None:
+            return None
+        from aios_workers.llm.constraint import Compiler  # noqa: PLC0415
+        from aios_workers.llm.constraint_check import ConstraintChecker  # noqa: PLC0415
+
+        if self._forms is None:
+            pieces = vocabulary.constraint_pieces()
+            check = self._check_constraint or ConstraintChecker().check
+            self._forms = check, Compiler(pieces, (vocabulary.END_ID,), tuple)
+        check, compiler = self._forms
+        await check(request.constraint)
+        return compiler.start(request.constraint, request.resume_ids)
+
+    async def _generate(
+        self, request: GenerationRequest, running: _Running, matcher: Matcher | None
+    ) -> AsyncGenerator[Step, None]:
+        cached_tokens = await self._prefill(request, running)
+        answer = _Answer(
+            Sampler(self._seed_of(request), self.config.end_probability, request), request, matcher
+        )
+        pace = _Pace(self.config.decode_tokens_per_s)
+        if answer.is_complete:
+            yield Step((), "stop", cached_tokens)
+            return
+        while not running.aborted.is_set():
+            await pace.next(running.aborted)
+            if self.config.decode_tokens_per_s and running.aborted.is_set():
+                break
+            step = answer.step(cached_tokens)
+            running.context_tokens += len(step.ids)
+            self._evict()
+            yield step
+            if step.finish_reason is not None:
+                return
+            cached_tokens = 0
+
+    def _seed_of(self, request: GenerationRequest) -> int:
+        """Return the seed of the weights; an adapter changes them."""
+        if request.lora is None:
+            return self.config.seed
+        digest = hashlib.blake2b(request.lora.encode(), digest_size=8).digest()
+        return self.config.seed ^ int.from_bytes(digest, "big")
+
+    async def _prefill(self, request: GenerationRequest, running: _Running) -> int:
+        """Take the time that the tokens cost which are not in memory; return those that are."""
+        total = len(request.prompt_ids) + len(request.resume_ids)
+        cached = min(self._kept.pop(request.request_id, 0), total)
+        running.context_tokens = total
+        self._evict()
+        if self.config.prefill_tokens_per_s:
+            cost_s = (total - cached) / self.config.prefill_tokens_per_s
+            await _sleep(cost_s, running.aborted)
+        return cached
+
+    def _evict(self) -> None:
+        """Push the contexts that were kept longest out of memory; those that run stay."""
+        while self._kept and self.resident_tokens > self.config.kv_tokens:
+            self._kept.popitem(last=False)
+
+
+class _Answer:
+    """An output in the making."""
+
+    def __init__(
+        self, sampler: Sampler, request: GenerationRequest, matcher: Matcher | None
+    ) -> None:
+        self._sampler = sampler
+        self._request = request
+        self._matcher = matcher
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its form lets nothing be added."""
+        return self._matcher is not None and self._matcher.must_end
+
+    def step(self, cached_tokens: int) -> Step:
+        """Return one more token, or the end."""
+        allowed = None if self._matcher is None else self._matcher.allowed().nonzero()[0].tolist()
+        token = self._sampler.next(allowed)
+        wanted = self._request.logprobs
+        entries = () if wanted is None else (self._sampler.entry(token, wanted),)
+        if token == vocabulary.END_ID:
+            return Step((), "stop", cached_tokens, entries)
+        self._sampler.append_output(token)
+        if self._matcher is not None:
+            self._matcher.add(token)
+        full = self._sampler.output_tokens >= self._request.max_tokens
+        reason: FinishReason | None = "length" if full else None
+        return Step((token,), "stop" if self.is_complete else reason, cached_tokens, entries)
+
+
+class _Pace:
+    """Spaces tokens evenly, without drift."""
+
+    def __init__(self, tokens_per_s: float) -> None:
+        self._interval_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        self._clock = asyncio.get_running_loop().time
+        self._next_s = self._clock() + self._interval_s
+
+    async def next(self, aborted: asyncio.Event) -> None:
+        """Wait until the next token is due, or the generation is aborted."""
+        if not self._interval_s:
+            await asyncio.sleep(0)
+            return
+        await _sleep(self._next_s - self._clock(), aborted)
+        self._next_s += self._interval_s
+
+
+async def _sleep(seconds: float, aborted: asyncio.Event) -> None:
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await aborted.wait()
+    except TimeoutError:
+        pass

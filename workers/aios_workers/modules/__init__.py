@@ -1,0 +1,1 @@
+"""The modules that keep state: memory, storage, access, tool; one room each."""

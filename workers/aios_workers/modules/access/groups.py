@@ -1,0 +1,130 @@
+"""Privilege groups: the truth in Postgres, and a hash map of it in Redis for who looks there."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from aios_broker.contract.access import (
+    AccessGroupAdd,
+    AccessGroupCreate,
+    AccessGroupDelete,
+    AccessGroupRemove,
+    AccessGroups,
+    Acknowledged,
+    Group,
+    GroupRole,
+    Groups,
+)
+from aios_broker.contract.errors import AlreadyExists, NotFound
+from aios_workers.approvals.gate import Irreversible
+from aios_workers.modules.access.identity import denied, is_administrator
+from aios_workers.modules.operation import Work
+
+OneGroup = AccessGroupCreate | AccessGroupDelete | AccessGroupAdd | AccessGroupRemove
+G = TypeVar("G", bound=OneGroup)
+
+_LIST = """
+    SELECT p.name, a.name AS member, m.role FROM privilege_group p
+      LEFT JOIN membership m ON m.group_id = p.id LEFT JOIN agent a ON a.id = m.agent_id
+     WHERE p.tenant_id = %s ORDER BY p.name, a.name
+"""
+_FIND = """
+    SELECT p.id, m.role FROM privilege_group p
+      LEFT JOIN membership m ON m.group_id = p.id AND m.agent_id = %s
+     WHERE p.tenant_id = %s AND p.name = %s
+"""
+_CREATE = """
+    INSERT INTO privilege_group (tenant_id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING
+    RETURNING id
+"""
+_JOIN = """
+    INSERT INTO membership (group_id, agent_id, role) VALUES (%s, %s, %s)
+    ON CONFLICT (group_id, agent_id) DO UPDATE SET role = excluded.role
+"""
+_LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s"
+_DELETE = "DELETE FROM privilege_group WHERE id = %s"
+
+
+async def groups(work: Work[AccessGroups]) -> Groups:
+    """List the groups of the tenant with their members."""
+    members: dict[str, dict[str, GroupRole]] = {}
+    await work.cursor.execute(_LIST, (work.agent.tenant_id,))
+    for row in await work.cursor.fetchall():
+        group = members.setdefault(row.name, {})
+        if row.member is not None:
+            group[row.member] = row.role
+    return Groups(tuple(Group(name, roles) for name, roles in members.items()))
+
+
+async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
+    """Make a group; who makes it is its first administrator."""
+    name = work.body.group
+    await work.cursor.execute(_CREATE, (work.agent.tenant_id, name))
+    row = await work.cursor.fetchone()
+    if row is None:
+        raise AlreadyExists(
+            f"there is a group {name!r} already",
+            field="group",
+            remedy="choose another name, or have its administrator add you",
+        )
+    await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
+    await work.enter(f"group {name}", msgspec.to_builtins(work.body))
+    return Acknowledged()
+
+
+async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
+    """Delete a group, and all grants to it with it."""
+    group = await _administered(work)
+    await _confirm(work, f"delete group {work.body.group} and all grants to it")
+    await work.cursor.execute(_DELETE, (group.id,))
+    return Acknowledged()
+
+
+async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
+    """Put an agent into a group, or change its role there."""
+    body = work.body
+    member = await work.agent_named(body.agent)
+    group = await _administered(work)
+    await _confirm(work, f"make agent {body.agent} {body.role} of group {body.group}")
+    await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
+    return Acknowledged()
+
+
+async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
+    """Take an agent out of a group; oneself without asking anybody."""
+    body = work.body
+    member = await work.agent_named(body.agent)
+    if member.id == work.agent.id:
+        group = await _found(work)
+        await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
+    else:
+        group = await _administered(work)
+        await _confirm(work, f"take agent {body.agent} out of group {body.group}")
+    await work.cursor.execute(_LEAVE, (group.id, member.id))
+    return Acknowledged(changed=work.cursor.rowcount > 0)
+
+
+async def _found(work: Work[G]) -> Any:  # noqa: ANN401  a row
+    name = work.body.group
+    await work.cursor.execute(_FIND, (work.agent.id, work.agent.tenant_id, name))
+    row = await work.cursor.fetchone()
+    if row is None:
+        raise NotFound(
+            f"there is no group {name!r}",
+            field="group",
+            remedy="see which there are: access.groups",
+        )
+    return row
+
+
+async def _administered(work: Work[G]) -> Any:  # noqa: ANN401  a row
+    row = await _found(work)
+    if row.role != "admin" and not await is_administrator(work.cursor, work.agent):
+        raise denied(f"changing group {work.body.group!r}, whose administrator you are not,")
+    return row
+
+
+async def _confirm(work: Work[G], what: str) -> None:
+    await work.confirm(Irreversible("privilege", what))

@@ -1,0 +1,117 @@
+"""Who there is: whoami, register, revoke_token."""
+
+from __future__ import annotations
+
+import time
+
+from aios_broker.contract.access import (
+    AccessRegister,
+    AccessRevokeToken,
+    AccessWhoami,
+    Acknowledged,
+    TokenIssued,
+    Whoami,
+)
+from aios_broker.contract.errors import AccessDenied
+from aios_broker.postgres.session import AgentRow, Cursor, only_row
+from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_workers.approvals.gate import Irreversible
+from aios_workers.modules.access.token_rows import put_token, revoke_tokens
+from aios_workers.modules.operation import Asked, Work
+from aios_workers.modules.services import StateGround
+
+_GROUPS = """
+    SELECT p.name FROM membership m JOIN privilege_group p ON p.id = m.group_id
+     WHERE m.agent_id = %s ORDER BY p.name
+"""
+_HAS_ADMINISTRATOR = (
+    "SELECT EXISTS (SELECT FROM agent WHERE tenant_id = %s AND administrator) AS has"
+)
+_TENANT_LOCK = "SELECT id FROM tenant WHERE id = %s FOR UPDATE"
+_REGISTER = """
+    INSERT INTO agent (tenant_id, name, administrator) VALUES (%s, %s, %s)
+    ON CONFLICT (tenant_id, name) DO UPDATE
+       SET administrator = agent.administrator OR excluded.administrator
+    RETURNING id, administrator
+"""
+
+
+def denied(what: str) -> AccessDenied:
+    """Return the error of what only administrators of the tenant may do."""
+    return AccessDenied(
+        f"{what} is for administrators of the tenant", field="agent", remedy="ask one of them"
+    )
+
+
+class Identities:
+    """Agents and their tokens."""
+
+    def __init__(self, ground: StateGround) -> None:
+        self._tokens = Tokens(ground.functions.connection, ground.keys)
+
+    async def whoami(self, work: Work[AccessWhoami]) -> Whoami:
+        """Return who the kernel takes the agent for."""
+        agent, cursor = work.agent, work.cursor
+        await cursor.execute(_GROUPS, (agent.id,))
+        groups = tuple(row.name for row in await cursor.fetchall())
+        return Whoami(agent.name, agent.tenant, await is_administrator(cursor, agent), groups)
+
+    async def register(self, asked: Asked[AccessRegister]) -> TokenIssued:
+        """Make an agent known and give it a new token.
+
+        The token is nowhere but in the answer: run again after a crash, there is another one, and
+        nobody has ever heard the first.
+        """
+        agent, body, token = asked.agent, asked.body, Tokens.new()
+        async with asked.transaction() as work:
+            cursor = work.cursor
+            is_first = await _check_may_register(work)
+            await cursor.execute("SET LOCAL ROLE aios_steward")
+            administrator = is_first or body.administrator
+            await cursor.execute(_REGISTER, (agent.tenant_id, body.agent, administrator))
+            row = await only_row(cursor)
+            await put_token(cursor, row.id, digest(token), body.ttl_s)
+            await work.enter(
+                f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
+            )
+        asked.ground.store.forget(body.agent, agent.tenant)
+        expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
+        await self._tokens.put(token, Identity(body.agent, agent.tenant, expires_at))
+        return TokenIssued(body.agent, token, expires_at)
+
+    async def revoke_token(self, asked: Asked[AccessRevokeToken]) -> Acknowledged:
+        """Make all tokens of an agent worthless; how many that were only Redis knows."""
+        agent, body = asked.agent, asked.body
+        async with asked.transaction() as work:
+            cursor, named = work.cursor, await work.agent_named(body.agent)
+            if named.id != agent.id and not await is_administrator(cursor, agent):
+                raise denied("revoking another agent's tokens")
+            await cursor.execute("SET LOCAL ROLE aios_steward")
+            await revoke_tokens(cursor, named.id)
+            await work.enter(f"agent {body.agent}", {})
+        count = await self._tokens.revoke_all(body.agent, agent.tenant)
+        return Acknowledged(changed=count > 0)
+
+
+async def _check_may_register(work: Work[AccessRegister]) -> bool:
+    """Return whether it is the tenant's first administrator who is registered."""
+    agent, cursor = work.agent, work.cursor
+    if await is_administrator(cursor, agent):
+        if work.body.administrator:
+            what = f"make agent {work.body.agent} an administrator"
+            await work.confirm(Irreversible("privilege", what))
+        return False
+    await cursor.execute("SET LOCAL ROLE aios_steward")
+    await cursor.execute(_TENANT_LOCK, (agent.tenant_id,))  # two at once: one is the first
+    await cursor.execute(_HAS_ADMINISTRATOR, (agent.tenant_id,))
+    row = await only_row(cursor)
+    if row.has:
+        raise denied("registering agents")
+    return True
+
+
+async def is_administrator(cursor: Cursor, agent: AgentRow) -> bool:
+    """Return whether an agent administers its tenant, by its row as it is now."""
+    await cursor.execute("SELECT administrator FROM agent WHERE id = %s", (agent.id,))
+    row = await cursor.fetchone()
+    return bool(row and row.administrator)

@@ -1,0 +1,81 @@
+"""The handler that memory, storage and access share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client.core import Metric
+
+from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.syscall import Syscall
+from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.modules.operation import AnyOperation, Operations, no_operation
+from aios_workers.modules.services import StateGround
+from aios_workers.runtime.retry import patiently
+from aios_workers.runtime.run import Done, Measured, Outcome, Run
+
+CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+
+
+class StateHandler:
+    """Runs the operations of one state module.
+
+    While a server is away a syscall is tried again, until its deadline.
+    """
+
+    def __init__(
+        self, ground: StateGround, operations: Operations, measured: Measured | None = None
+    ) -> None:
+        self._measured = measured
+        self._ground = ground
+        self._operations = operations
+
+    @property
+    def capacity(self) -> int:
+        """How many syscalls it runs at the same time."""
+        return CAPACITY
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """None: what needs a model is a syscall of its own."""
+        return ()
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the module's own numbers, where it has some."""
+        return self._measured.metrics() if self._measured is not None else ()
+
+    async def run(self, run: Run, syscall: Syscall) -> Outcome:
+        """Run one syscall, or park it where a person has to decide first."""
+        operation = self._operations.get(type(syscall.body))
+        if operation is None:
+            raise no_operation(syscall)
+        decided = run.lease.decided
+        return await patiently(lambda: self._try(operation, syscall, decided=decided))
+
+    async def _try(self, operation: AnyOperation, syscall: Syscall, *, decided: bool) -> Outcome:
+        try:
+            return Done(await operation.run(self._ground, syscall, decided=decided))
+        except NeedsApproval as needs:
+            return await self._ground.gate.ask(needs)
+        except AccessDenied as refused:
+            await self._note_refusal(syscall, refused)
+            raise
+
+    async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
+        async with self._ground.store.as_steward() as cursor:
+            await append_line(
+                cursor,
+                AuditLine(
+                    syscall.tenant,
+                    syscall.agent,
+                    syscall.kind,
+                    str(refused.field),
+                    "denied",
+                    syscall.id,
+                    {"message": refused.message},
+                ),
+            )
+
+    async def close(self) -> None:
+        """Nothing of its own to free: the ground is shared."""

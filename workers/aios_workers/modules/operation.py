@@ -1,0 +1,251 @@
+"""The one shape of what a module does: typed by its body, in one transaction, once.
+
+    reads(MemoryList, reading.page)                             # sees, and changes nothing
+    changes(MemoryClear, changing.clear, irreversible="clear")  # entered into the effect ledger
+    calls(MemoryContext, reading.context)                       # asks models or Redis in between
+
+A step gets its syscall as a `Work` of its own body: mypy refuses it under another one. It may run
+again at any time, since its worker may die: what it changed and has entered is found and answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from aios_broker.contract.access import OperationClass
+from aios_broker.contract.errors import UnknownModule
+from aios_broker.contract.reply import Result
+from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.approvals.gate import Irreversible
+from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.modules.effects import earlier_effect, enter_effect
+from aios_workers.modules.services import StateGround
+
+B = TypeVar("B", bound=Body)
+B_co = TypeVar("B_co", bound=Body, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[B_co]):
+    """One syscall as its operation sees it."""
+
+    ground: StateGround
+    agent: AgentRow
+    syscall: Syscall
+    body: B_co  # of the syscall, or what a person made of it
+    irreversible: tuple[OperationClass, ...] = ()  # what its operation is declared to take away
+
+    @asynccontextmanager
+    async def transaction(self, *locks: str) -> AsyncIterator[Work[B_co]]:
+        """Yield the work of one transaction, which sees what the agent may see."""
+        async with self.ground.store.as_agent(self.agent, *locks) as cursor:
+            yield Work(self, cursor)
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[B_co]):
+    """One syscall in its transaction."""
+
+    asked: Asked[B_co]
+    cursor: Cursor
+    # What is to follow the commit; one list for all that share the transaction.
+    afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list, kw_only=True)
+
+    @property
+    def ground(self) -> StateGround:
+        """What the module stands on."""
+        return self.asked.ground
+
+    @property
+    def agent(self) -> AgentRow:
+        """Who asks."""
+        return self.asked.agent
+
+    @property
+    def body(self) -> B_co:
+        """What is asked."""
+        return self.asked.body
+
+    async def agent_named(self, name: str | None) -> AgentRow:
+        """Return an agent of the asker's tenant; None: the asker.
+
+        Raises:
+            UnknownAgent: The tenant has none of that name.
+        """
+        if name is None or name == self.agent.name:
+            return self.agent
+        return await self.ground.store.agent(name, self.agent.tenant, self.cursor)
+
+    async def confirm(self, why: Irreversible) -> None:
+        """Return when a person allowed it, or need not be asked.
+
+        Raises:
+            NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
+            TypeError: The operation is not declared to take such a thing away.
+        """
+        asked = self.asked
+        if why.operation not in asked.irreversible:
+            raise TypeError(f"{asked.syscall.kind} is not declared as {why.operation!r}")
+        await self.ground.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
+
+    async def enter(self, what: str, detail: Mapping[str, Any]) -> None:
+        """Add a line on what was done to the audit log."""
+        asked = self.asked
+        await append_line(
+            self.cursor,
+            AuditLine(
+                asked.agent.tenant,
+                asked.agent.name,
+                asked.syscall.kind,
+                what,
+                "done",
+                asked.syscall.id,
+                dict(detail),
+            ),
+        )
+
+    def then(self, follow: Callable[[], Awaitable[object]]) -> None:
+        """Have this done once the transaction is committed; a crash in between skips it."""
+        self.afterwards.append(follow)
+
+    async def follow(self) -> None:
+        """Do what was to be done then."""
+        for each in self.afterwards:
+            await each()
+
+
+Step = Callable[[Work[B]], Awaitable[Result]]
+Run = Callable[[Asked[B]], Awaitable[Result]]
+Locks = Callable[[Asked[B]], tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[B]):
+    """What a module does for one kind of body."""
+
+    _body: type[B]
+    _do: Run[B]
+    irreversible: tuple[OperationClass, ...] = ()  # what it may take away for good
+
+    @property
+    def body(self) -> type[object]:
+        """The body that asks for it."""
+        return self._body
+
+    async def run(self, ground: StateGround, syscall: Syscall, *, decided: bool) -> Result:
+        """Run a syscall of this kind; `decided`: a person has decided about it, or edited it.
+
+        Raises:
+            NeedsApproval: A person has to be asked; nothing was changed.
+        """
+        agent = await ground.store.vouched(syscall.agent, syscall.tenant)
+        body = syscall.body
+        if decided and self.irreversible:
+            body = await ground.gate.body_of(agent, syscall)
+        if not isinstance(body, self._body):
+            raise no_operation(syscall)
+        return await self._do(Asked(ground, agent, syscall, body, self.irreversible))
+
+
+class AnyOperation(Protocol):
+    """An operation of whatever body."""
+
+    @property
+    def body(self) -> type[object]:
+        """The body that asks for it."""
+        ...
+
+    @property
+    def irreversible(self) -> tuple[OperationClass, ...]:
+        """What it may take away for good: then it may wait for a person."""
+        ...
+
+    async def run(self, ground: StateGround, syscall: Syscall, *, decided: bool) -> Result:
+        """Run a syscall of its kind."""
+        ...
+
+
+Operations = Mapping[type[object], AnyOperation]
+
+
+def table(*operations: AnyOperation) -> Operations:
+    """Return operations by the body that asks for each.
+
+    Raises:
+        ValueError: A body has two.
+    """
+    by_body = {each.body: each for each in operations}
+    if len(by_body) < len(operations):
+        raise ValueError("a body has two operations")
+    return by_body
+
+
+def reads(body: type[B], step: Step[B]) -> Operation[B]:
+    """Return the operation of a step that changes nothing."""
+
+    async def do(asked: Asked[B]) -> Result:
+        async with asked.transaction() as work:
+            return await step(work)
+
+    return Operation(body, do)
+
+
+def changes(
+    body: type[B],
+    step: Step[B],
+    *,
+    irreversible: OperationClass | tuple[OperationClass, ...] = (),
+    locks: Locks[B] | None = None,
+    after: Callable[[], Awaitable[object]] | None = None,
+) -> Operation[B]:
+    """Return the operation of a step that changes something, once however often it is run.
+
+    `irreversible`: what it may take away for good; the step says what, by `Work.confirm`. `locks`
+    names what nobody else changes meanwhile. `after` follows each commit, also that of a run which
+    finds what an earlier one has changed: whose worker may have died before it.
+    """
+
+    async def do(asked: Asked[B]) -> Result:
+        result = await run_once(asked, step, *(locks(asked) if locks is not None else ()))
+        if after is not None:
+            await after()
+        return result
+
+    return calls(body, do, irreversible=irreversible)
+
+
+def calls(
+    body: type[B], do: Run[B], *, irreversible: OperationClass | tuple[OperationClass, ...] = ()
+) -> Operation[B]:
+    """Return an operation that does more than one transaction; it changes things by `run_once`."""
+    taken = (irreversible,) if isinstance(irreversible, str) else irreversible
+    return Operation(body, do, taken)
+
+
+async def run_once(asked: Asked[B], step: Step[B], *locks: str) -> Result:
+    """Run a step in one transaction with its entry in the effect ledger; return its result.
+
+    A syscall that has an entry is not run: its result is the one that was entered. What the step
+    left for `then` follows the commit.
+    """
+    async with asked.transaction(asked.syscall.id, *locks) as work:
+        earlier = await earlier_effect(work.cursor, asked.syscall)
+        if earlier is not None:
+            return earlier
+        result = await step(work)
+        await enter_effect(work.cursor, asked.agent, asked.syscall, result)
+    await work.follow()
+    return result
+
+
+def no_operation(syscall: Syscall) -> UnknownModule:
+    """Return the error of a body that the module has no operation for."""
+    return UnknownModule(
+        f"module {syscall.module!r} has no operation {syscall.kind!r}",
+        field="body.type",
+        remedy="send it to the queue of its own module",
+    )

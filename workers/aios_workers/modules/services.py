@@ -1,0 +1,70 @@
+"""What the handlers of memory, storage and access stand on; one per worker process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.reply import Result
+from aios_broker.contract.syscall import Syscall
+from aios_broker.postgres.session import Store
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_workers.approvals.gate import Gate
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors, many at a time, off the event loop."""
+
+    @property
+    def model(self) -> str:
+        """The model's name; its dimension and it are stored with the vectors."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a vector has."""
+        ...
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return an array of shape (len(texts), dimension), each row of length 1.
+
+        Raises:
+            CoreError: The model failed.
+        """
+        ...
+
+
+class KernelCalls(Protocol):
+    """Syscalls that a module makes itself, in the name of the agent whose syscall it runs."""
+
+    async def call(self, asked: Syscall, body: LlmBody, step: str) -> Result:
+        """Submit `body` for the agent and program of `asked`; return its result.
+
+        `step` names the call within `asked`: run again after a crash, the same step with the same
+        body is the same syscall, and its result is found again.
+
+        Raises:
+            KernelError: What the syscall ended with.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StateGround:
+    """The database, the embedding model, Redis, and the person's gate."""
+
+    store: Store
+    embedder: Embedder
+    calls: KernelCalls
+    functions: Functions
+    keys: Keys
+    gate: Gate
+    # Set where something was written that has no vector yet: the indexing duty looks at once.
+    unembedded: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,0 +1,171 @@
+"""What every operation of the module works with: a namespace, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, LiteralString, TypeVar
+
+from aios_broker.contract.access import OperationClass
+from aios_broker.contract.paths import is_within
+from aios_broker.contract.reply import Result
+from aios_broker.contract.storage import (
+    StorageBody,
+    StorageMount,
+    StorageOpen,
+    StorageOperate,
+    StorageShare,
+    StorageUnmount,
+    StorageUnshare,
+)
+from aios_broker.postgres.session import AgentRow
+from aios_workers.approvals.gate import Diff, Irreversible
+from aios_workers.modules.operation import Asked, Operation, Work, changes, reads
+from aios_workers.modules.storage.host import AllowedDirectories
+
+SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
+
+S = TypeVar("S", bound=StorageBody)
+S_co = TypeVar("S_co", bound=StorageBody, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageLimits:
+    """What the operator allows."""
+
+    max_bytes: int  # of one agent, versions included; an agent's own limit goes before it
+    keep_versions: int  # of one file; older ones are dropped
+    allowed: AllowedDirectories  # of the host, to be mounted
+
+
+@dataclass(frozen=True, slots=True)
+class FileWork(Work[S_co], Generic[S_co]):
+    """One syscall in its transaction, on a namespace."""
+
+    limits: StorageLimits
+    owner: AgentRow  # of the namespace
+    allowed: bool = False  # a person was asked for a whole plan that this is a step of
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the namespace is the asker's own."""
+        return self.owner.id == self.agent.id
+
+    async def rows(self, query: LiteralString, values: dict[str, Any]) -> list[Any]:
+        """Return the rows of one query, which sees what the asker may see."""
+        await self.cursor.execute(query, values)
+        return await self.cursor.fetchall()
+
+    async def kernel_rows(self, query: LiteralString, values: dict[str, Any]) -> list[Any]:
+        """Return the rows of one query of the kernel's own, which sees all; one round trip."""
+        connection = self.cursor.connection
+        async with connection.pipeline():
+            await connection.execute("SET LOCAL ROLE aios_steward")
+            await self.cursor.execute(query, values)
+            await connection.execute("SET LOCAL ROLE aios_agent")
+        return await self.cursor.fetchall()
+
+    async def confirm_on(
+        self,
+        operation: OperationClass,
+        what: str,
+        paths: Sequence[str],
+        *,
+        lossy: bool = True,
+        diff: str | Diff = "",
+    ) -> None:
+        """Return when a person allowed this on these paths, or need not be asked.
+
+        Raises:
+            NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
+        """
+        if self.allowed:
+            return
+        scratch = self.is_own and all(is_within(path, SCRATCH) for path in paths)
+        await self.confirm(Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff))
+
+
+AnyWork = FileWork[StorageBody]  # what the steps share does not look at the body
+FileStep = Callable[[FileWork[S]], Awaitable[Result]]
+
+
+def owner_name(body: StorageBody) -> str | None:
+    """Return whose namespace a body means; None: the asker's."""
+    match body:
+        case (
+            StorageMount()
+            | StorageUnmount()
+            | StorageShare()
+            | StorageUnshare()
+            | StorageOpen()
+            | StorageOperate()
+        ):
+            return None
+        case _:
+            return body.owner
+
+
+def namespace_lock(asked: Asked[S]) -> tuple[str]:
+    """Return the name under which changes of the namespace that a body means take turns."""
+    return (_lock_of(asked.agent.tenant, owner_name(asked.body) or asked.agent.name),)
+
+
+def own_lock(asked: Asked[S]) -> tuple[str]:
+    """Return the same for the asker's namespace."""
+    return (_lock_of(asked.agent.tenant, asked.agent.name),)
+
+
+def _lock_of(tenant: str, owner: str) -> str:
+    return f"aios.storage {tenant}/{owner}"
+
+
+def on_namespace(work: Work[S], limits: StorageLimits, owner: AgentRow) -> FileWork[S]:
+    """Return a piece of work as one on a namespace."""
+    return FileWork(work.asked, work.cursor, limits, owner, afterwards=work.afterwards)
+
+
+class Namespaces:
+    """Makes operations of steps that work on namespaces."""
+
+    def __init__(self, limits: StorageLimits) -> None:
+        self._limits = limits
+
+    async def named(self, work: Work[S]) -> FileWork[S]:
+        """Return the work on the namespace that its body means."""
+        owner = await work.agent_named(owner_name(work.body))
+        return on_namespace(work, self._limits, owner)
+
+    def reads(self, body: type[S], step: FileStep[S]) -> Operation[S]:
+        """Return the operation of a step that changes nothing."""
+
+        async def on_named(work: Work[S]) -> Result:
+            return await step(await self.named(work))
+
+        return reads(body, on_named)
+
+    def changes(
+        self,
+        body: type[S],
+        step: FileStep[S],
+        *,
+        irreversible: OperationClass | tuple[OperationClass, ...] = (),
+        own: bool = False,
+    ) -> Operation[S]:
+        """Return the operation of a step that changes a namespace; one change of it at a time.
+
+        With `own` it is the asker's namespace that changes, whoever's the body names.
+        """
+
+        async def on_locked(work: Work[S]) -> Result:
+            owner = await work.agent_named(None if own else owner_name(work.body))
+            result = await step(on_namespace(work, self._limits, owner))
+            work.then(lambda: _announce(work))
+            return result
+
+        locks = own_lock if own else namespace_lock
+        return changes(body, on_locked, irreversible=irreversible, locks=locks)
+
+
+async def _announce(work: Work[S]) -> None:
+    """Have the indexing duty look at once."""
+    work.ground.unembedded.set()

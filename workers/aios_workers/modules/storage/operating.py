@@ -1,0 +1,205 @@
+"""Do with files what a sentence says: a model plans under a schema, the kernel runs the plan.
+
+The plan is made by one llm syscall of its own, found again by its id when this syscall is run
+anew. It is kept when it is first made, so that what a person approved is what runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from aios_broker.contract import storage as bodies
+from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
+from aios_broker.contract.files import Plan, Step
+from aios_broker.contract.llm import JsonFormat, LlmChat, Message
+from aios_broker.contract.reply import ChatResult, Result
+from aios_broker.contract.storage import StorageOperate
+from aios_workers.approvals.gate import Irreversible
+from aios_workers.modules.operation import Asked, Work, run_once
+from aios_workers.modules.storage.change import FileWork, S, StorageLimits, on_namespace, own_lock
+from aios_workers.modules.storage.copies import copy
+from aios_workers.modules.storage.directories import make_directory
+from aios_workers.modules.storage.files import append, create, write
+from aios_workers.modules.storage.moves import delete, move
+from aios_workers.modules.storage.plans import keep_plan, kept_plan
+
+MAX_STEPS = 8
+MAX_LISTED = 200  # paths that the model is shown
+MAX_TOKENS = 700
+_KINDS: Mapping[str, tuple[type[bodies.StorageBody], tuple[str, ...]]] = {
+    "create": (bodies.StorageCreate, ("path", "content")),
+    "write": (bodies.StorageWrite, ("path", "content")),
+    "append": (bodies.StorageAppend, ("path", "content")),
+    "move": (bodies.StorageMove, ("path", "to")),
+    "copy": (bodies.StorageCopy, ("path", "to")),
+    "delete": (bodies.StorageDelete, ("path",)),
+    "mkdir": (bodies.StorageMkdir, ("path",)),
+}
+_LOSSY = frozenset(("write", "move", "copy", "delete"))
+_TEXT = {"type": "string", "maxLength": 2_000}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["steps"],
+    "properties": {
+        "steps": {
+            "type": "array",
+            "maxItems": MAX_STEPS,
+            "items": {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "additionalProperties": False,
+                        "required": ["do", *fields],
+                        "properties": {"do": {"const": name}, **dict.fromkeys(fields, _TEXT)},
+                    }
+                    for name, (_, fields) in _KINDS.items()
+                ]
+            },
+        }
+    },
+}
+_SYSTEM = (
+    "You turn an instruction about files into a plan of at most 8 steps, as JSON. Steps: create, "
+    "write (replaces), append, move, copy, delete, mkdir. Use the paths that are listed. Do no "
+    "more than what is asked."
+)
+_PATHS = """
+    SELECT path FROM file WHERE owner_id = %(owner)s
+    UNION ALL SELECT path || '/' FROM directory WHERE owner_id = %(owner)s AND path <> '/'
+    ORDER BY 1 LIMIT %(limit)s
+"""
+
+
+class Operating:
+    """operate."""
+
+    def __init__(self, limits: StorageLimits) -> None:
+        self._limits = limits
+
+    async def operate(self, asked: Asked[StorageOperate]) -> Result:
+        """Plan, and run the plan in one transaction: all of it or nothing."""
+        plan = await _plan(asked)
+        if asked.body.dry_run or not plan.steps:
+            return plan
+
+        async def run(work: Work[StorageOperate]) -> Result:
+            in_files = on_namespace(work, self._limits, work.agent)
+            await _ask_for_all(in_files, plan)
+            return await _run(in_files, plan)
+
+        return await run_once(asked, run, *own_lock(asked))
+
+
+async def _plan(asked: Asked[StorageOperate]) -> Plan:
+    """Return the plan of this syscall: the one that was kept, or a new one."""
+    body = asked.body
+    async with asked.transaction() as work:
+        kept = await kept_plan(work.cursor, asked.syscall)
+        if kept is not None:
+            return kept
+        await work.cursor.execute(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
+        rows = await work.cursor.fetchall()
+    listed = "\n".join(row.path for row in rows) or "(no files yet)"
+    prompt = f"Files and directories:\n{listed}\n\nInstruction: {body.instruction}"
+    chat = LlmChat(
+        (Message("system", _SYSTEM), Message("user", prompt)),
+        core=body.core,
+        max_tokens=MAX_TOKENS,
+        format=JsonFormat(_SCHEMA),
+    )
+    result = await asked.ground.calls.call(asked.syscall, chat, "plan")
+    if not isinstance(result, ChatResult):
+        raise CoreError("the model did not answer with a plan")
+    plan = Plan(body.instruction, _steps(result.text), done=False, model=result.model)
+    async with asked.transaction() as work:
+        return await keep_plan(work.cursor, asked.agent, asked.syscall, plan)
+
+
+def _steps(text: str) -> tuple[Step, ...]:
+    """Return the steps of a model's answer, each checked as the syscall that it stands for.
+
+    Raises:
+        InvalidSyscall: It is no plan; nothing was done.
+    """
+    try:
+        found: list[dict[str, Any]] = msgspec.json.decode(text)["steps"]
+        return tuple(_step(each) for each in found)
+    except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
+        raise InvalidSyscall(
+            f"the model made no plan that can be run: {error}",
+            field="body.instruction",
+            remedy="say it more plainly, or name a better model (core)",
+        ) from error
+
+
+def _step(planned: dict[str, Any]) -> Step:
+    arguments = dict(planned)
+    kind = f"storage.{arguments.pop('do')}"
+    body = msgspec.convert({**arguments, "type": kind}, bodies.StorageBody)
+    if type(body) not in {allowed for allowed, _ in _KINDS.values()}:
+        raise KeyError(kind)
+    return Step(kind, arguments)
+
+
+async def _ask_for_all(work: FileWork[StorageOperate], plan: Plan) -> None:
+    """Have a person allow the whole plan, where a step of it could lose something."""
+    lossy = [step for step in plan.steps if step.kind.removeprefix("storage.") in _LOSSY]
+    if not lossy:
+        return
+    shown = "\n".join(
+        f"{number}. {step.kind} {msgspec.json.encode(step.arguments).decode()}"
+        for number, step in enumerate(plan.steps, start=1)
+    )
+    what = f"run a plan of {len(plan.steps)} steps on files of {work.agent.name}"
+    deletes = any(step.kind == "storage.delete" for step in lossy)
+    await work.confirm(Irreversible("delete" if deletes else "overwrite", what, diff=shown))
+
+
+async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
+    """Run the steps, all or none: they share the transaction."""
+    done: list[Step] = []
+    for number, step in enumerate(plan.steps, start=1):
+        body = msgspec.convert({**step.arguments, "type": step.kind}, bodies.StorageBody)
+        try:
+            await _run_step(work, body)
+        except KernelError as error:
+            raise InvalidSyscall(
+                f"step {number} of the plan, {step.kind}, was refused, so none was done: {error}",
+                field="body.instruction",
+                remedy="say it differently; a dry_run shows the plan",
+            ) from error
+        done.append(msgspec.structs.replace(step, outcome="done"))
+    return msgspec.structs.replace(plan, steps=tuple(done), done=True)
+
+
+async def _run_step(work: FileWork[StorageOperate], body: bodies.StorageBody) -> None:
+    match body:
+        case bodies.StorageCreate():
+            await create(_within(work, body))
+        case bodies.StorageWrite():
+            await write(_within(work, body))
+        case bodies.StorageAppend():
+            await append(_within(work, body))
+        case bodies.StorageMove():
+            await move(_within(work, body))
+        case bodies.StorageCopy():
+            await copy(_within(work, body))
+        case bodies.StorageDelete():
+            await delete(_within(work, body))
+        case bodies.StorageMkdir():
+            await make_directory(_within(work, body))
+        case _:
+            raise KeyError(type(body))  # `_step` lets no other through
+
+
+def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
+    """Return the work of a step of the plan."""
+    asked = work.asked
+    inner = Asked(asked.ground, asked.agent, asked.syscall, body)
+    return FileWork(
+        inner, work.cursor, work.limits, work.owner, allowed=True, afterwards=work.afterwards
+    )

@@ -1,0 +1,111 @@
+"""Find files by the parts of their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_broker.contract.errors import InvalidPath
+from aios_broker.contract.files import Found, FoundFiles
+from aios_broker.contract.paths import ROOT, parent_of
+from aios_broker.contract.storage import StorageSearch
+from aios_workers.modules.operation import Asked
+from aios_workers.modules.storage.change import AnyWork, FileWork, Namespaces
+from aios_workers.modules.storage.namespace import MountRow, look_up, not_found, require
+from aios_workers.search.chunks import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
+from aios_workers.search.embedder import query_vector
+
+PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
+MOST_PARTS = 400
+
+_PARTS = """
+    SELECT 'file_chunk' AS found_in, c.file_id, c.ordinal, f.path, a.name AS owner, f.version,
+           c.start, c.text
+      FROM file_chunk c JOIN file f ON f.id = c.file_id JOIN agent a ON a.id = f.owner_id
+     WHERE (c.file_id, c.ordinal) IN
+           (SELECT * FROM unnest(%(files)s::bigint[], %(ordinals)s::int[]))
+    UNION ALL
+    SELECT 'mount_chunk', c.file_id, c.ordinal, m.path || '/' || f.inner_path, a.name, 0, c.start,
+           c.text
+      FROM mount_chunk c JOIN mount_file f ON f.id = c.file_id JOIN mount m ON m.id = f.mount_id
+      JOIN agent a ON a.id = f.owner_id
+     WHERE (c.file_id, c.ordinal) IN
+           (SELECT * FROM unnest(%(mounted_files)s::bigint[], %(mounted_ordinals)s::int[]))
+"""
+
+
+class Searching:
+    """search."""
+
+    def __init__(self, namespaces: Namespaces) -> None:
+        self._namespaces = namespaces
+
+    async def search(self, asked: Asked[StorageSearch]) -> FoundFiles:
+        """Find files, or directories, best first; no connection waits for the model."""
+        vector = await query_vector(asked.ground.embedder, asked.body.query, asked.body.mode)
+        async with asked.transaction() as work:
+            return await _search(await self._namespaces.named(work), vector)
+
+
+async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | None) -> FoundFiles:
+    body = work.body
+    spot = await look_up(work, body.path)
+    await require(work, spot, "search")
+    if spot.mount is not None:
+        await _check_searchable(work, spot.mount)
+    elif spot.directory is None and spot.file is None and spot.path != ROOT:
+        raise not_found(spot)
+    query = ChunkQuery(
+        body.query,
+        min(MOST_PARTS, body.k * PARTS_PER_HIT),
+        body.mode,
+        None if body.shared else work.owner.id,
+        spot.path,
+        mounts_of=work.owner.id if work.is_own else None,
+    )
+    found = await find_chunks(work.cursor, work.ground.embedder, query, vector)
+    return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
+
+
+async def _check_searchable(work: AnyWork, mount: MountRow) -> None:
+    [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
+    if not row.searchable:
+        raise InvalidPath(
+            f"the directory that is mounted at {mount.path} is not searched",
+            field="body.path",
+            remedy="unmount it, and mount it with searchable",
+        )
+
+
+async def _hits(
+    work: FileWork[StorageSearch], found: Sequence[FoundChunk], *, by_directory: bool
+) -> tuple[Found, ...]:
+    """Return the best part of each file, or of each directory, at most k."""
+    own = [one for one in found if one.table == CHUNKS.table]
+    mounted = [one for one in found if one.table == MOUNTED.table]
+    rows = await work.rows(
+        _PARTS,
+        {
+            "files": [one.file_id for one in own],
+            "ordinals": [one.ordinal for one in own],
+            "mounted_files": [one.file_id for one in mounted],
+            "mounted_ordinals": [one.ordinal for one in mounted],
+        },
+    )
+    by_key = {(row.found_in, row.file_id, row.ordinal): row for row in rows}
+    hits: dict[tuple[str, str], Found] = {}
+    for one in found:
+        row = by_key.get((one.table, one.file_id, one.ordinal))
+        if row is not None:
+            hit = _hit(row, one.score, by_directory=by_directory)
+            hits.setdefault((hit.owner, hit.path), hit)
+    return tuple(hits.values())[: work.body.k]
+
+
+def _hit(row: Any, score: float, *, by_directory: bool) -> Found:  # noqa: ANN401  a row
+    if by_directory:
+        return Found(parent_of(row.path), row.owner, score, row.text, offset=row.start)
+    return Found(row.path, row.owner, score, row.text, row.version, row.start)

@@ -1,0 +1,42 @@
+"""The echo: a whole round through the kernel and no work. For health checks and benchmarks."""
+
+from __future__ import annotations
+
+from aios_broker.contract.errors import UnknownModule
+from aios_broker.contract.reply import EchoResult
+from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_workers.runtime.run import Done, Run
+
+
+class ToolHandler:
+    """Runs the operations of the tool module."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+
+    @property
+    def capacity(self) -> int:
+        """How many syscalls it runs at the same time."""
+        return self._capacity
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """None: tools run on no model."""
+        return ()
+
+    async def run(self, run: Run, syscall: Syscall) -> Done:
+        """Return the text."""
+        return self.answer_at_once(run, syscall)
+
+    def answer_at_once(self, run: Run, syscall: Syscall) -> Done:
+        """Return the text: there is nothing to wait for."""
+        if not isinstance(syscall.body, ToolEcho):
+            raise UnknownModule(
+                f"module 'tool' has no operation {syscall.kind!r}",
+                field="body.type",
+                remedy="send it to the queue of its own module",
+            )
+        return Done(EchoResult(syscall.body.text))
+
+    async def close(self) -> None:
+        """Nothing to free."""

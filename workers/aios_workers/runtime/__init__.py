@@ -1,0 +1,1 @@
+"""What every worker does with a job: claim it, run it, keep its lease, answer."""

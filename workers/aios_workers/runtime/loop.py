@@ -1,0 +1,317 @@
+"""The worker: one asyncio loop that takes jobs from one module's queue and answers each.
+
+    claim ──▶ Run, a task each ──▶ Outbox ──▶ finish or pause, which claims the next ones
+      ▲                              ▲
+      └─ a blocking look, while there is room        LeaseBook renews all leases in one call
+
+Every job that is taken ends in exactly one ending or pause. Only the death of the process, or
+a lease that is lost, leaves one unanswered, and then the queue lends it to another worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import hiredis
+from prometheus_client.core import Metric
+
+from aios_broker.contract.errors import KernelError
+from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
+from aios_broker.redis.connection import Connection
+from aios_workers.runtime.commands import Command, CommandChannel
+from aios_workers.runtime.executor import Border
+from aios_workers.runtime.leases import LeaseBook
+from aios_workers.runtime.results import Outbox
+from aios_workers.runtime.retry import Backoff
+from aios_workers.runtime.run import Handler, Measured, Run
+from aios_workers.runtime.tally import Load, worker_metrics
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LEASE_S = 4.0  # with one scheduler tick: a killed worker's jobs run again within 5 s
+DEFAULT_DRAIN_S = 8.0
+STOP_S = 2.0  # for an attempt that lost its lease to end, before the job is begun again here
+LAST_WORDS_S = 2.0  # after the drain: for results that are still on their way
+MISS_FIRST_S = 0.02  # the head of the queue is for another worker: look again after ...
+MISS_LONGEST_S = 0.1
+LARGE_CAPACITY = 32  # slots: from here on they are filled in two portions
+AHEAD_AFTER = 2  # portions in a row that came in full: jobs wait, claim the next ones ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a worker holds on."""
+
+    lease_s: float = DEFAULT_LEASE_S
+    drain_s: float = DEFAULT_DRAIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A worker's ways to Redis."""
+
+    queue: ModuleQueue
+    blocking: Connection  # nothing else uses it
+    commands: CommandChannel
+
+
+class Worker:
+    """Serves one module until it is told to stop."""
+
+    def __init__(
+        self, links: Links, handler: Handler, border: Border, card: WorkerCard, limits: Limits
+    ) -> None:
+        self._queue = links.queue
+        self._links = links
+        self._handler = handler
+        self._border = border
+        self._card = card
+        self._limits = limits
+        self._book = LeaseBook(links.queue, card, limits.lease_s)
+        self._outbox = Outbox(links.queue, card.name)
+        self._wake = asyncio.Event()  # the pump has something to do
+        self._hungry = asyncio.Event()  # room, and the last claim found less than there is room for
+        self._quiet = asyncio.Event()  # nothing runs, is being claimed, or waits to be settled
+        self._told_to_stop = asyncio.Event()
+        self._work_seen = False
+        self._asking = False  # a call is under way that may bring leases
+        self._misses = 0  # claims in a row that found nothing for us
+        self._full_portions = 0  # in a row: there is a backlog
+
+    def stop(self) -> None:
+        """Drain and leave: `run` returns within the drain time. Safe from a signal handler."""
+        self._told_to_stop.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """True once it was told to stop."""
+        return self._told_to_stop.is_set()
+
+    @property
+    def running(self) -> int:
+        """How many jobs run now; results that wait to be settled do not count."""
+        return len(self._book)
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what this worker has done and has to do; safe from another thread."""
+        yield from worker_metrics(
+            self._queue.module,
+            self._outbox.tally,
+            lambda: Load(len(self._book), self._handler.capacity, len(self._outbox)),
+        )
+        if isinstance(self._handler, Measured):
+            yield from self._handler.metrics()
+
+    async def run(self) -> None:
+        """Serve until `stop`; then suspend or finish what runs, and leave in good order."""
+        duties = [
+            asyncio.create_task(duty)
+            for duty in (
+                self._pump(),
+                self._look(),
+                self._book.keep(self._outbox.leases),
+                self._links.commands.listen(self._obey),
+            )
+        ]
+        stopped = asyncio.create_task(self._told_to_stop.wait())
+        self._see_work()  # claim first, look when that finds nothing
+        try:
+            await asyncio.wait([*duties, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for duty in duties:
+                if duty.done():
+                    duty.result()  # a duty never ends: this raises what broke it
+            await self._drain()
+        finally:
+            for task in (*duties, stopped):
+                task.cancel()
+            await asyncio.gather(*duties, stopped, return_exceptions=True)
+        await self._leave()
+
+    # Claim and settle: one task does both, so that no two of them fill the same slot.
+
+    async def _pump(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                while len(self._outbox) or (self._work_seen and self._room()):
+                    await self._step()
+                    backoff.reset()
+            except KernelError as error:
+                if backoff.calm:
+                    logger.warning(
+                        "%d results wait, the queue does not answer: %s", len(self._outbox), error
+                    )
+                self._note_quiet()
+                self._see_work()
+                await backoff.wait()
+
+    async def _step(self) -> None:
+        self._asking = True
+        try:
+            leases = await self._take(self._room())
+            while self._full_portions >= AHEAD_AFTER and (room := self._room() - len(leases)) > 0:
+                # There is more where these came from: Redis lends it while these are answered.
+                ahead = asyncio.create_task(self._take(room))
+                await asyncio.sleep(0)  # the request is on its way
+                self._begin_all(leases)
+                leases = await ahead
+            self._begin_all(leases)
+        finally:
+            self._asking = False
+        self._note_quiet()
+
+    async def _take(self, room: int) -> list[Lease]:
+        """Settle what is done and claim the next jobs; note whether there are more of them."""
+        portion = self._portion()
+        want = min(room, portion or room)
+        if want:
+            self._work_seen = False  # set again by whoever sees work while we ask
+        leases = await self._ask(Appetite(want, self._limits.lease_s, self._card.cores))
+        if len(leases) < want:
+            self._hungry.set()
+        elif want:
+            self._work_seen = True  # there may be more where these came from
+        self._full_portions = self._full_portions + 1 if 0 < portion == len(leases) else 0
+        return leases
+
+    def _portion(self) -> int:
+        """Return how many prompt answers are claimed at a time: half of them; 0: as many as fit.
+
+        So that one half can be claimed while the other is answered.
+        """
+        capacity = self._handler.capacity
+        return capacity // 2 if self._border.is_prompt and capacity >= LARGE_CAPACITY else 0
+
+    def _begin_all(self, leases: Iterable[Lease]) -> None:
+        for lease in leases:
+            self._begin(lease)
+
+    async def _ask(self, appetite: Appetite) -> list[Lease]:
+        if len(self._outbox):
+            return await self._outbox.settle(appetite)
+        leases = await self._queue.claim(self._card.name, appetite)
+        self._misses = 0 if leases else self._misses + 1
+        return leases
+
+    def _room(self) -> int:
+        if self.is_stopping or self._book.has_lone_run:
+            return 0
+        return max(0, self._handler.capacity - len(self._book))
+
+    async def _look(self) -> None:
+        """Wait for work, without taking it, whenever there is room that a claim did not fill."""
+        backoff = Backoff()
+        while True:
+            await self._hungry.wait()
+            if self._misses > 1:  # there is work, and none of it for us: do not spin
+                await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
+            try:
+                seen = await self._queue.wait_for_work(self._links.blocking)
+            except (KernelError, hiredis.ReplyError):  # the pump and the lease book say so
+                await backoff.wait()
+                continue
+            backoff.reset()
+            if seen:
+                self._hungry.clear()
+                self._see_work()
+
+    def _see_work(self) -> None:
+        self._work_seen = True
+        self._wake.set()
+
+    # Runs.
+
+    def _begin(self, lease: Lease) -> None:
+        run = Run(lease)
+        earlier = self._book.find(lease.job_id)
+        if earlier is None and not lease.alone:
+            ending = self._border.answer_at_once(run)
+            if ending is not None:
+                self._outbox.add(ending)
+                return
+        self._book.add(run)
+        task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
+        run.task = task
+        task.add_done_callback(partial(self._ended, run))
+        if self.is_stopping:
+            run.suspend("drain")
+
+    async def _answer(self, run: Run, earlier: Run | None) -> Ending | Pause:
+        """Answer a job; first end an attempt of it that lost its lease and does not know it yet."""
+        if earlier is not None and earlier.task is not None:
+            earlier.stop("lost")
+            await asyncio.wait([earlier.task], timeout=STOP_S)
+        return await self._border.answer(run)
+
+    def _ended(self, run: Run, task: asyncio.Task[Ending | Pause]) -> None:
+        self._book.remove(run)
+        entry = self._border.stopped(run) if task.cancelled() else task.result()
+        if entry is not None:
+            self._outbox.add(entry)
+        self._see_work()
+        self._note_quiet()
+
+    def _obey(self, command: Command) -> None:
+        """Do what RQ's tools, or our own cancel function, published."""
+        match command.name:
+            case "shutdown":
+                self.stop()
+            case "kill-horse":
+                self._stop_runs(list(self._book))
+            case "stop-job" | "stop-execution":
+                found = self._book.find(command.job_id)
+                self._stop_runs([found] if found else [])
+            case unknown:
+                logger.warning("a command that workers do not know: %.50r", unknown)
+
+    def _stop_runs(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            logger.info("told to stop %s", run.lease.job_id)
+            run.stop("stopped")
+
+    # Leaving.
+
+    async def _drain(self) -> None:
+        logger.info("draining %s: %d jobs are running", self._card.name, len(self._book))
+        for run in self._book:
+            run.suspend("drain")
+        if await self._quiet_within(self._limits.drain_s):
+            return
+        for run in self._book:
+            logger.warning(
+                "%s did not end in time, another worker starts it again", run.lease.job_id
+            )
+            run.stop("drain")
+        await self._quiet_within(LAST_WORDS_S)
+
+    async def _quiet_within(self, limit_s: float) -> bool:
+        self._quiet.clear()
+        self._wake.set()
+        self._note_quiet()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._quiet.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _note_quiet(self) -> None:
+        if not (len(self._book) or len(self._outbox) or self._asking):
+            self._quiet.set()
+
+    async def _leave(self) -> None:
+        if len(self._outbox):
+            lost = [lease.job_id for lease in self._outbox.leases()]
+            logger.error("leaving with results that could not be delivered: %s", lost)
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._queue.death(self._card.name)
+        except (KernelError, TimeoutError) as error:
+            logger.warning("could not sign off, the record expires by itself: %s", error)
