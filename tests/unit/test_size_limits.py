@@ -1,4 +1,4 @@
-"""What one can read in a sitting: functions of 60 lines, files of 400, held over all our code."""
+"""What one can read in a sitting: functions of 60 lines, files of 500, held over all our code."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT_FOLDERS = ("adapters", "broker", "kernel_api", "sdk", "workers")
 OTHER_FOLDERS = ("benchmarks", "deploy", "examples", "migrations", "tests")
 MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 500
+TABLES = ROOT / "tests" / "mutants"  # data, looked up and never read through
+SECOND_PACKAGES = {"broker": {"aios_local"}, "sdk": {"aios_cli"}}  # they stand above the first
 
 
 def python_files(root: Path) -> list[Path]:
@@ -38,7 +40,8 @@ def too_long_functions(source: str) -> Iterator[str]:
 def test_file_and_its_functions_are_within_the_limits(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
 
-    assert len(source.splitlines()) <= MAX_FILE_LINES, "split it by noun"
+    if TABLES not in path.parents:
+        assert len(source.splitlines()) <= MAX_FILE_LINES, "split it by noun"
     assert list(too_long_functions(source)) == []
 
 
@@ -54,4 +57,4 @@ def test_no_module_lies_directly_in_a_project_folder(folder: str) -> None:
     """These folders are on the import path of a checkout; only our packages may be found there."""
     assert [path.name for path in (ROOT / folder).glob("*.py")] == []
     packages = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
-    assert packages == {f"aios_{folder}"}
+    assert packages == {f"aios_{folder}"} | SECOND_PACKAGES.get(folder, set())
