@@ -50,10 +50,10 @@ SLOTS = 12  # of each worker: one can take over all that the other ran
 SCHEDULER_LIMIT_S = 3.0
 WORKER_LIMIT_S = 5.0
 SETTINGS = {
-    "AIOS_LLM_CORE": "model",
+    "AIOS_LLM_CORE": "simulated",
     "AIOS_LLM_SLOTS": str(SLOTS),
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "20",
-    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "20",
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
     "AIOS_LOG_LEVEL": "error",
 }
 

@@ -19,7 +19,7 @@ from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_sdk import AsyncAgent
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
 from aios_workers.runtime.service import Place, open_worker, worker_name
 
@@ -34,7 +34,7 @@ async def crossed(url: str) -> set[str]:
         if event == "call":
             files.add(frame.f_code.co_filename)
 
-    loaded = await llm_module(ModelCore(ModelCoreConfig()))
+    loaded = await llm_module(SimulatedCore(SimulatedCoreConfig()))
     async with open_worker(Place(worker_name("llm"), "llm", url), loaded) as worker:
         serving = asyncio.create_task(worker.run())
         async with AsyncAgent("profiled", url=url) as me:

@@ -28,10 +28,10 @@ from aios_broker.contract.syscall import new_id  # noqa: E402
 from aios_broker.queues.control import Control  # noqa: E402
 from aios_broker.queues.functions import LIBRARY, Functions  # noqa: E402
 from aios_broker.queues.keys import Keys  # noqa: E402
-from aios_broker.queues.module_queue import Appetite, ModuleQueue  # noqa: E402
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue  # noqa: E402
 from aios_broker.queues.order import Order  # noqa: E402
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject  # noqa: E402
-from aios_broker.queues.records import Facts, PolicyRow, Submission  # noqa: E402
+from aios_broker.queues.records import JobMetadata, PolicyRow, Submission  # noqa: E402
 from aios_broker.redis.connection import Answer, Argument, Connection  # noqa: E402
 from aios_broker.scheduler.ordering import ModuleOrder  # noqa: E402
 from aios_broker.scheduler.policy import policy_named  # noqa: E402
@@ -123,14 +123,14 @@ class Bench:
             await self.queue.submit(jobs)
             self.ids += [job.job_id for job in jobs]
         for _ in range(0, RUNNING, 50):
-            leases = await self.queue.claim("bench", Appetite(50, 3600.0))
+            leases = await self.queue.claim("bench", ClaimRequest(50, 3600.0))
             assert leases
         self.ids = self.ids[RUNNING:]
 
     def _job(self) -> Submission:
         agent = f"agent-{self.chance.randrange(AGENTS)}"
-        facts = Facts(agent, "llm.chat", nice=self.chance.randint(-20, 19))
-        return Submission(new_id(), b"[]" * 200, facts, "client-1", deadline_s=3600.0)
+        metadata = JobMetadata(agent, "llm.chat", nice=self.chance.randint(-20, 19))
+        return Submission(new_id(), b"[]" * 200, metadata, "client-1", deadline_s=3600.0)
 
     def _some(self, count: int) -> list[str]:
         chosen = self.chance.sample(self.ids, count)

@@ -82,8 +82,8 @@ async def processes(url: str) -> AsyncIterator[None]:
     worker = {
         "aios_llm_slots": SLOTS,
         "aios_worker_lease_s": LEASE_S,
-        "aios_model_core_decode_tokens_per_s": SLOW_TOKENS_PER_S,
-        "aios_model_core_end_probability": 0,
+        "aios_simulated_core_decode_tokens_per_s": SLOW_TOKENS_PER_S,
+        "aios_simulated_core_end_probability": 0,
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="aios-busy-")))

@@ -25,7 +25,7 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
-from aios_broker.queues.records import Facts, PolicyRow, Submission
+from aios_broker.queues.records import JobMetadata, PolicyRow, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
@@ -78,7 +78,7 @@ class Caller:
                 Submission(
                     each.id,
                     encode_job(each),
-                    Facts("ada", each.kind),
+                    JobMetadata("ada", each.kind),
                     self._client,
                     each.needs,
                     deadline_s,
@@ -170,7 +170,7 @@ class WorkerProcess:
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in folders),
             "AIOS_REDIS_URL": url,
-            "AIOS_LLM_CORE": "model",
+            "AIOS_LLM_CORE": "simulated",
             **{name.upper(): str(value) for name, value in settings.items()},
         }
         self.process: subprocess.Popen[bytes] | None = None

@@ -16,7 +16,7 @@ from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Chunk, Result, decode_wire
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.contexts import Contexts
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
@@ -50,7 +50,7 @@ class _Queue(ModuleQueue):
         self._snapshot = snapshot
 
     async def slice_end(
-        self, worker: str, uses: Sequence[SliceUse], appetite: Appetite
+        self, worker: str, uses: Sequence[SliceUse], claim_request: ClaimRequest
     ) -> list[SliceVerdict]:
         """Keep the checkpoints; cut by chance, and a little later."""
         for _ in range(self._cuts.rng.randint(0, 3)):
@@ -102,7 +102,7 @@ def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHand
     queue = _Queue(cuts, snapshot)
     policy = PolicyRow(quantum_s=600.0, quantum_tokens=cuts.rng.randint(*cuts.quantum_tokens))
     port = KernelPort(
-        slices=SliceDesk(queue, "here", Appetite(0, 1.0)),
+        slices=SliceDesk(queue, "here", ClaimRequest(0, 1.0)),
         chunks=ChunkDesk(queue),
         policy=_Policy(policy),
         snapshots=Snapshots(queue),

@@ -60,8 +60,16 @@ class FirstRelease:
             syscall_id = f"{next(_numbers):032x}"
             syscall = {"id": syscall_id, "agent": "ada", "body": body, "deadline_s": deadline_s}
             data = json.dumps([ENTRY, None, [syscall], {}])
-            facts = json.dumps({"agent": "ada", "kind": body["type"]})
-            arguments += [syscall_id, data, "old", facts, "", self.name, round(deadline_s * 1000)]
+            metadata = json.dumps({"agent": "ada", "kind": body["type"]})
+            arguments += [
+                syscall_id,
+                data,
+                "old",
+                metadata,
+                "",
+                self.name,
+                round(deadline_s * 1000),
+            ]
             ids.append(syscall_id)
         assert self._call("submit", NOW, len(bodies), *arguments) == [1] * len(bodies)
         return ids

@@ -22,10 +22,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import (
     Ending,
-    Facts,
+    JobMetadata,
     Lease,
     Pause,
     PolicyRow,
@@ -39,13 +39,13 @@ from tests.queue_user import DATA, LEASE_S, QueueUser
 
 T = TypeVar("T")
 KEYS = Keys()
-NOTHING_MORE = Appetite(0, LEASE_S)
+NOTHING_MORE = ClaimRequest(0, LEASE_S)
 # A tenant of one program, and one of three, two of which are an agent's.
 PROGRAMS = (
-    Facts("ada", "llm.chat"),
-    Facts("ada", "llm.chat", program="other"),
-    Facts("bob", "llm.chat"),
-    Facts("eve", "llm.chat", tenant="acme"),
+    JobMetadata("ada", "llm.chat"),
+    JobMetadata("ada", "llm.chat", program="other"),
+    JobMetadata("bob", "llm.chat"),
+    JobMetadata("eve", "llm.chat", tenant="acme"),
 )
 WATCHED = {"plas": "program", "vtc": "tenant", "program_fcfs": "program"}
 POLICIES = st.sampled_from(["priority", "fifo", *WATCHED])
@@ -57,7 +57,7 @@ TICKS = 2_000  # after so many everything is in order, or never will be
 class Job:
     """What the model knows of one that has not ended."""
 
-    facts: Facts
+    metadata: JobMetadata
     nice: int = 0
     lease: Lease | None = None
     ran_ms: int = 0  # since the claim, as the tokens
@@ -66,10 +66,10 @@ class Job:
     held: bool = False
 
 
-def subject(facts: Facts, scope: str) -> str:
+def subject(metadata: JobMetadata, scope: str) -> str:
     if scope == "tenant":
-        return f"tenant:{facts.tenant}"
-    return f"program:{facts.tenant} {facts.agent} {facts.program}"
+        return f"tenant:{metadata.tenant}"
+    return f"program:{metadata.tenant} {metadata.agent} {metadata.program}"
 
 
 class OrderingMachine(RuleBasedStateMachine):
@@ -109,12 +109,14 @@ class OrderingMachine(RuleBasedStateMachine):
 
     # Programs.
 
-    @rule(facts=st.sampled_from(PROGRAMS), count=st.integers(1, 4), nice=st.integers(-3, 3))
-    def submit(self, facts: Facts, count: int, nice: int) -> None:
-        facts = Facts(facts.agent, facts.kind, facts.program, facts.tenant, nice)
-        jobs = [Submission(f"{next(self.numbers):032x}", DATA, facts, "") for _ in range(count)]
+    @rule(metadata=st.sampled_from(PROGRAMS), count=st.integers(1, 4), nice=st.integers(-3, 3))
+    def submit(self, metadata: JobMetadata, count: int, nice: int) -> None:
+        metadata = JobMetadata(
+            metadata.agent, metadata.kind, metadata.program, metadata.tenant, nice
+        )
+        jobs = [Submission(f"{next(self.numbers):032x}", DATA, metadata, "") for _ in range(count)]
         self.do(self.user.queue.submit(jobs))
-        self.jobs |= {job.job_id: Job(facts, nice) for job in jobs}
+        self.jobs |= {job.job_id: Job(metadata, nice) for job in jobs}
 
     # Workers.
 
@@ -139,7 +141,7 @@ class OrderingMachine(RuleBasedStateMachine):
         job.ran_ms, job.tokens = job.ran_ms + 100 * hundreds_ms, job.tokens + tokens
         job.prompt += more
         for scope in ("tenant", "program"):
-            who = subject(job.facts, scope)
+            who = subject(job.metadata, scope)
             self.ran_ms[who] += 100 * hundreds_ms
             self.output[who] += tokens
             self.prompts[who] += more
@@ -250,7 +252,7 @@ class OrderingMachine(RuleBasedStateMachine):
         submitted_ms = int(self.raw.hget(KEYS.job(job_id), "aios_submitted_ms"))
         if self.policy == "priority":
             return submitted_ms + job.nice * AGEING_MS_PER_NICE
-        who = subject(job.facts, WATCHED[self.policy])
+        who = subject(job.metadata, WATCHED[self.policy])
         if self.policy == "plas":
             return self.ran_ms[who]
         mark = float(self.raw.hget(KEYS.own("marks:llm"), who))
@@ -270,5 +272,5 @@ class OrderingMachine(RuleBasedStateMachine):
         expected = {"policy": self.policy, "scope": scope}
         assert self.raw.hgetall(KEYS.own("watch:llm")) == expected
         ranked = set(self.raw.zrange(KEYS.own("ranked:llm"), 0, -1))
-        names = {i: f"{subject(job.facts, scope)}\t{i}" for i, job in self.jobs.items()}
+        names = {i: f"{subject(job.metadata, scope)}\t{i}" for i, job in self.jobs.items()}
         assert {names[job_id] for job_id in waiting} <= ranked <= set(names.values())

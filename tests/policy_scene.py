@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.functions import LIBRARY
-from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.records import Ending, Facts, Lease, PolicyRow, Submission
+from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.records import Ending, JobMetadata, Lease, PolicyRow, Submission
 from aios_broker.redis.connection import Answer, Argument, Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import Policy, policy_named
@@ -16,7 +16,7 @@ from tests.policies import named
 from tests.queue_user import DATA, LEASE_S, QueueUser
 
 NOW_MS = 1_700_000_000_000
-NOTHING_MORE = Appetite(0, LEASE_S)
+NOTHING_MORE = ClaimRequest(0, LEASE_S)
 
 
 class Heard(Connection):
@@ -62,8 +62,8 @@ class Scene:
         while await self.tick():
             pass
 
-    async def submit(self, facts: Facts, count: int = 1) -> list[str]:
-        jobs = [Submission(new_id(), DATA, facts, "") for _ in range(count)]
+    async def submit(self, metadata: JobMetadata, count: int = 1) -> list[str]:
+        jobs = [Submission(new_id(), DATA, metadata, "") for _ in range(count)]
         await self.user.queue.submit(jobs)
         return [job.job_id for job in jobs]
 

@@ -9,22 +9,30 @@ from hypothesis.stateful import initialize, precondition, rule
 from aios_broker.contract import reply
 from aios_broker.contract.errors import QuotaExceeded
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.records import Ending, Facts, Lease, Pause, SliceUse, Submission, WorkerCard
+from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.records import (
+    Ending,
+    JobMetadata,
+    Lease,
+    Pause,
+    SliceUse,
+    Submission,
+    WorkerCard,
+)
 from tests.queue_checks import CLIENTS
 from tests.queue_debts import Debts
 from tests.queue_model import Known, Used, needs_of, owners, resources_of
 
 IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
-NOTHING_MORE = Appetite(want=0, lease_s=60.0)
+NOTHING_MORE = ClaimRequest(want=0, lease_s=60.0)
 CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
 # What an attempt uses more: tokens, ms, prompt tokens. Even, see LIMITS.
 MORE = st.tuples(st.sampled_from([0, 2, 4]), st.sampled_from([0, 300]), st.sampled_from([0, 6]))
 
 
-def facts_of(job_id: str) -> Facts:
+def metadata_of(job_id: str) -> JobMetadata:
     tenant, agent, program = owners(job_id)
-    return Facts(agent.agent, "llm.chat", program.program, tenant.tenant)
+    return JobMetadata(agent.agent, "llm.chat", program.program, tenant.tenant)
 
 
 class ClientsAndWorkers(Debts):
@@ -38,7 +46,7 @@ class ClientsAndWorkers(Debts):
 
     @rule(ids=st.lists(st.sampled_from(IDS), min_size=1, max_size=4), by=st.sampled_from(CLIENTS))
     def submit(self, ids: list[str], by: str) -> None:
-        jobs = [Submission(i, b'["x",null,[],{}]', facts_of(i), by, needs_of(i)) for i in ids]
+        jobs = [Submission(i, b'["x",null,[],{}]', metadata_of(i), by, needs_of(i)) for i in ids]
         if self.over_quota(ids):
             with pytest.raises(QuotaExceeded, match="its quota is"):
                 self.do(self.queue.submit(jobs))
@@ -84,7 +92,7 @@ class ClientsAndWorkers(Debts):
     def claim(self, want: int, *, after_long: bool = False) -> None:
         if after_long:
             self.all_have_waited_long()
-        self.take(self.do(self.queue.claim("worker", Appetite(want, 60.0))), want)
+        self.take(self.do(self.queue.claim("worker", ClaimRequest(want, 60.0))), want)
 
     def take(self, leases: list[Lease], want: int) -> None:
         assert [lease.job_id for lease in leases] == self.next_ones(want)
@@ -144,7 +152,7 @@ class ClientsAndWorkers(Debts):
         if answer_is_lost:
             settled = self.do(self.queue.finish("worker", [ending], NOTHING_MORE))
             assert settled.accepted == [held]
-        settled = self.do(self.queue.finish("worker", [ending], Appetite(want, 60.0)))
+        settled = self.do(self.queue.finish("worker", [ending], ClaimRequest(want, 60.0)))
         assert settled.accepted == [held and not answer_is_lost]
         if held:
             self.end(lease.job_id, status)

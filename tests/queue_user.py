@@ -16,9 +16,9 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, Facts, Lease, Pause, PolicyRow, Submission
+from aios_broker.queues.records import Ending, JobMetadata, Lease, Pause, PolicyRow, Submission
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.policy import policy_named
 
@@ -46,7 +46,11 @@ class QueueUser:
         """Submit one job per nice value, in one step; return their ids."""
         jobs = [
             Submission(
-                new_id(), DATA, Facts("ada", "llm.chat", nice=nice), "me", deadline_s=deadline_s
+                new_id(),
+                DATA,
+                JobMetadata("ada", "llm.chat", nice=nice),
+                "me",
+                deadline_s=deadline_s,
             )
             for nice in nices
         ]
@@ -55,17 +59,17 @@ class QueueUser:
 
     async def claim(self, want: int = 1, *, lease_s: float = LEASE_S) -> list[Lease]:
         """Take jobs as a worker does."""
-        return await self.queue.claim("worker", Appetite(want, lease_s))
+        return await self.queue.claim("worker", ClaimRequest(want, lease_s))
 
     async def finish(self, *leases: Lease, tokens: int = 0) -> list[bool]:
         """End jobs well."""
         endings = [Ending(lease, "finished", b'{"kind":"reply"}', 0.25, tokens) for lease in leases]
-        return (await self.queue.finish("worker", endings, Appetite(0, LEASE_S))).accepted
+        return (await self.queue.finish("worker", endings, ClaimRequest(0, LEASE_S))).accepted
 
     async def suspend(self, lease: Lease, snapshot: bytes | None = None, tokens: int = 0) -> None:
         """Send a running job back to the tail."""
         pause = Pause(lease, snapshot, 0.5, tokens)
-        await self.queue.pause("worker", [pause], Appetite(0, LEASE_S))
+        await self.queue.pause("worker", [pause], ClaimRequest(0, LEASE_S))
 
     async def waiting(self) -> list[str]:
         """Return the ids that wait, next one first."""

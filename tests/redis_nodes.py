@@ -158,8 +158,8 @@ class RedisCluster:
 
     def _sees_all(self, node: RedisNode) -> bool:
         said = str(node.run("CLUSTER", "INFO"))
-        facts = [fact.format(len(self.nodes)) for fact in STABLE]
-        return all(fact.replace(":", "': '") in said or fact in said for fact in facts)
+        metadata = [fact.format(len(self.nodes)) for fact in STABLE]
+        return all(fact.replace(":", "': '") in said or fact in said for fact in metadata)
 
     def owner(self, tag: str) -> RedisNode:
         """Return the node that serves the keys of a hash tag, by the word of that node."""

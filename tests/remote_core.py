@@ -1,7 +1,7 @@
 """A simulated core in a process of its own, so that a resumed generation really moves.
 
-`python -m tests.remote_core CONFIG` serves one ModelCore on its standard streams, a JSON object a
-line: requests and aborts in, steps out.
+`python -m tests.remote_core CONFIG` serves one SimulatedCore on its standard streams, a JSON object
+a line: requests and aborts in, steps out.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import msgspec
 
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = (ROOT, *(ROOT / room for room in ("broker", "sdk", "workers")))
@@ -40,8 +40,8 @@ class Event(msgspec.Struct, frozen=True):
 class RemoteModelCore:
     """The protocol of a core; all but the vocabulary happens in the other process."""
 
-    def __init__(self, config: ModelCoreConfig, process: asyncio.subprocess.Process) -> None:
-        self._local = ModelCore(config)  # for its vocabulary and what it says of itself
+    def __init__(self, config: SimulatedCoreConfig, process: asyncio.subprocess.Process) -> None:
+        self._local = SimulatedCore(config)  # for its vocabulary and what it says of itself
         self._process = process
         self._streams: dict[str, asyncio.Queue[Step | None]] = {}
         self._reading = asyncio.create_task(self._read())
@@ -99,7 +99,7 @@ class RemoteModelCore:
 
 @asynccontextmanager
 async def remote_model_core(
-    config: ModelCoreConfig, python: str = sys.executable
+    config: SimulatedCoreConfig, python: str = sys.executable
 ) -> AsyncIterator[RemoteModelCore]:
     """Lend a simulated core that runs in another process, of another Python if one is given."""
     process = await asyncio.create_subprocess_exec(
@@ -120,9 +120,9 @@ async def remote_model_core(
         await core.close()
 
 
-async def serve(config: ModelCoreConfig) -> None:
+async def serve(config: SimulatedCoreConfig) -> None:
     """Run a core until the standard input closes."""
-    core = ModelCore(config)
+    core = SimulatedCore(config)
     await core.start()
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -138,7 +138,7 @@ async def serve(config: ModelCoreConfig) -> None:
                 await core.abort(order.request_id, keep=order.keep)
 
 
-async def _generate(core: ModelCore, request: GenerationRequest) -> None:
+async def _generate(core: SimulatedCore, request: GenerationRequest) -> None:
     async for step in core.generate(request):
         _say(Event(request.request_id, step))
     _say(Event(request.request_id, None))
@@ -150,4 +150,4 @@ def _say(event: Event) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=ModelCoreConfig)))
+    asyncio.run(serve(msgspec.json.decode(sys.argv[1], type=SimulatedCoreConfig)))

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 
 
-class ObedientCore(ModelCore):
+class ObedientCore(SimulatedCore):
     """For cores that make their own tokens: which of their generations were aborted."""
 
     def __init__(self) -> None:

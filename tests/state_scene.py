@@ -25,7 +25,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.access.operations import access_operations
 from aios_workers.modules.memory.operations import memory_operations, open_ram
 from aios_workers.modules.operation import Operations
-from aios_workers.modules.services import Embedder, StateGround
+from aios_workers.modules.services import Embedder, Services
 from aios_workers.modules.storage.operations import storage_operations
 from aios_workers.runtime.retry import patiently
 from aios_workers.search.indexing import embed_missing
@@ -77,7 +77,7 @@ class NeverAsks(Gate):
 class StateScene:
     """The three modules, with the real gate."""
 
-    ground: StateGround
+    services: Services
     operations: Operations
     answers: Answers
     tenant: str = "default"
@@ -85,7 +85,7 @@ class StateScene:
 
     @property
     def store(self) -> Store:
-        return self.ground.store
+        return self.services.store
 
     def syscall(self, agent: str, body: Body, *, id: str = "", **fields: Any) -> Syscall:  # noqa: ANN401
         return Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant, **fields)
@@ -101,9 +101,9 @@ class StateScene:
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
         operation = self.operations[type(syscall.body)]
         try:
-            return await operation.run(self.ground, syscall, decided=syscall.id in self.decided)
+            return await operation.run(self.services, syscall, decided=syscall.id in self.decided)
         except NeedsApproval as needs:
-            await self.ground.gate.ask(needs)
+            await self.services.gate.ask(needs)
             raise
 
     async def approved(self, agent: str, body: Body) -> Any:  # noqa: ANN401
@@ -145,7 +145,7 @@ class StateScene:
         """Give all that is written its vector."""
         done = 1
         while done:
-            done = await embed_missing(self.store, self.ground.embedder)
+            done = await embed_missing(self.store, self.services.embedder)
 
     async def rows(self, query: LiteralString, *values: object) -> list[Any]:
         """Return the rows of a query that sees everything."""
@@ -167,14 +167,14 @@ async def state_scene(
     config = WorkerConfig(redis_url=redis_url, database_url=database_url, **settings)
     store, connection = Store(database_url, name="state-test"), Connection(redis_url)
     functions, answers = Functions(connection), Answers()
-    ground = StateGround(store, embedder or HashedWords(), answers, functions, Keys(), gate(store))
+    services = Services(store, embedder or HashedWords(), answers, functions, Keys(), gate(store))
     try:
         yield StateScene(
-            ground,
+            services,
             {
-                **memory_operations(open_ram(ground)),
+                **memory_operations(open_ram(services)),
                 **storage_operations(config),
-                **access_operations(ground),
+                **access_operations(services),
             },
             answers,
         )

@@ -16,7 +16,7 @@ from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_workers.approvals.gate import Gate, Irreversible, NeedsApproval
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.operation import Operations
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from aios_workers.modules.storage.operations import storage_operations
 from aios_workers.runtime.retry import patiently
 from tests.state_scene import HashedWords
@@ -41,7 +41,7 @@ class OpenGate(Gate):
 class Scene:
     """Agents of one tenant, and the module's operations."""
 
-    ground: StateGround
+    services: Services
     gate: OpenGate
     operations: Operations
     tenant: str = "default"
@@ -49,7 +49,7 @@ class Scene:
 
     @property
     def store(self) -> Store:
-        return self.ground.store
+        return self.services.store
 
     async def ask(self, body: Struct, agent: str = "ann", *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall as the handler does, and return its result."""
@@ -61,7 +61,7 @@ class Scene:
 
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
         operation = self.operations[type(syscall.body)]
-        return await operation.run(self.ground, syscall, decided=False)
+        return await operation.run(self.services, syscall, decided=False)
 
     async def again(self) -> Any:  # noqa: ANN401
         """Run the last syscall once more, as after the death of its worker."""
@@ -91,8 +91,8 @@ async def storage_scene(
     config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)
     store, gate = Store(database_url, name="storage-test"), OpenGate()
     unused = cast("Any", None)
-    ground = StateGround(store, HashedWords(), cast("Any", calls), unused, unused, gate)
+    services = Services(store, HashedWords(), cast("Any", calls), unused, unused, gate)
     try:
-        yield Scene(ground, gate, storage_operations(config))
+        yield Scene(services, gate, storage_operations(config))
     finally:
         await store.aclose()

@@ -12,7 +12,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply, Result, encode, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, WorkerCard
 from aios_broker.redis.connection import Connection
 
@@ -52,11 +52,11 @@ class TinyWorker:
         self._name = f"tiny-{module}-{id(self)}"
         cores = (MODEL,) if module == "llm" else ()
         self._card = WorkerCard(self._name, module, os.getpid(), "here", slots=1000, cores=cores)
-        self._appetite = Appetite(1000, LEASE_S, cores)
+        self._appetite = ClaimRequest(1000, LEASE_S, cores)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "TinyWorker":
-        await self._queue.birth(self._card)
+        await self._queue.register(self._card)
         self._spawn(self._serve())
         return self
 
@@ -95,7 +95,7 @@ class TinyWorker:
         ending = Ending(lease, "failed" if reply.error else "finished", encode(reply), ran_s=0.0)
         while True:
             try:
-                await self._queue.finish(self._name, [ending], Appetite(0, LEASE_S))
+                await self._queue.finish(self._name, [ending], ClaimRequest(0, LEASE_S))
             except Unavailable:
                 await asyncio.sleep(RETRY_S)
             else:

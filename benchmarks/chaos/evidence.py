@@ -17,12 +17,12 @@ from aios_broker.ledger.journal import Position, Transition
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from benchmarks.chaos.checker import Move, Story
 from benchmarks.chaos.client import AGENT
 from benchmarks.chaos.history import Record, Struck, read_logs
 
-CORE = ModelCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.005)
+CORE = SimulatedCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.005)
 
 
 def records_of(folder: Path) -> list[Record]:
@@ -78,10 +78,10 @@ async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[st
 
 
 async def expected_ids(
-    stories: Mapping[str, Story], config: ModelCoreConfig = CORE
+    stories: Mapping[str, Story], config: SimulatedCoreConfig = CORE
 ) -> dict[str, tuple[int, ...]]:
     """Generate each chat that was answered once more, here, without any interruption."""
-    core = ModelCore(replace(config, decode_tokens_per_s=0.0))
+    core = SimulatedCore(replace(config, decode_tokens_per_s=0.0))
     expected: dict[str, tuple[int, ...]] = {}
     for syscall_id, story in stories.items():
         if story.planned.tokens and any(
@@ -91,7 +91,7 @@ async def expected_ids(
     return expected
 
 
-async def _generated(core: ModelCore, story: Story) -> tuple[int, ...]:
+async def _generated(core: SimulatedCore, story: Story) -> tuple[int, ...]:
     planned = story.planned
     request = GenerationRequest(
         request_id=planned.id,

@@ -40,8 +40,8 @@ MEMORY_BYTES = 1280 * 1024**2  # of address space, for a worker that is poisoned
 OUTAGE_S = 2.0  # beyond a server's absence, until everybody has noticed that it is back
 KERNEL_SETTINGS = {
     "AIOS_LLM_SLOTS": str(CORE.slots),
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": str(CORE.decode_tokens_per_s),
-    "AIOS_MODEL_CORE_END_PROBABILITY": str(CORE.end_probability),
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": str(CORE.decode_tokens_per_s),
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": str(CORE.end_probability),
     "AIOS_WORKER_LEASE_S": str(LEASE_S),
     "AIOS_SCHEDULER_LEASE_S": str(SCHEDULER_LEASE_S),
     "AIOS_QUANTUM_S": "0.1",
@@ -89,7 +89,7 @@ def run_chaos(wish: Wish, folder: Path, environment: Mapping[str, str]) -> Outco
     variables = {**environment, **KERNEL_SETTINGS, "PYTHONPATH": _path(environment)}
     config = KernelConfig(
         state_dir=folder / "state",
-        llm_core="model",
+        llm_core="simulated",
         llm_slots=CORE.slots,
         llm_workers=2,
         tool_workers=2,

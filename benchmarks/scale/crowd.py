@@ -61,8 +61,8 @@ def submitted(agent: AsyncAgent, number: int, chance: random.Random) -> list[Cal
     ]
 
 
-def say(**facts: float) -> None:
-    sys.stdout.write(json.dumps(facts) + "\n")
+def say(**metadata: float) -> None:
+    sys.stdout.write(json.dumps(metadata) + "\n")
     sys.stdout.flush()
 
 

@@ -18,9 +18,9 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, Facts, PolicyRow, Submission
+from aios_broker.queues.records import Ending, JobMetadata, PolicyRow, Submission
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import PolicyName, policy_named
@@ -129,10 +129,10 @@ class Driver:
         await queue.decide(self._epoch, self._now_ms())
         kinds["decision"].end()
         kinds["claim"].begin()
-        leases = await self._queue.claim(WORKER, Appetite(ARRIVALS, LEASE_S))
+        leases = await self._queue.claim(WORKER, ClaimRequest(ARRIVALS, LEASE_S))
         kinds["claim"].end()
         endings = [Ending(lease, "finished", REPLY, 0.001) for lease in leases]
-        await self._queue.finish(WORKER, endings, Appetite(0, LEASE_S))
+        await self._queue.finish(WORKER, endings, ClaimRequest(0, LEASE_S))
 
     def _job(self) -> Submission:
         nice = self._chance.randint(-20, 19)
@@ -142,8 +142,8 @@ class Driver:
             nice=nice,
             body=LlmChat(messages=(Message("user", "Hello"),)),
         )
-        facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, nice)
-        return Submission(syscall.id, encode_job(syscall), facts, "", deadline_s=LEASE_S)
+        metadata = JobMetadata(syscall.agent, syscall.kind, syscall.program, syscall.tenant, nice)
+        return Submission(syscall.id, encode_job(syscall), metadata, "", deadline_s=LEASE_S)
 
     @staticmethod
     def _now_ms() -> int:

@@ -40,7 +40,7 @@ PROCESS_PREFIXES = (
     "AIOS_APPROVAL_",
     "AIOS_EMBEDDING_",
     "AIOS_LLM_",
-    "AIOS_MODEL_CORE_",
+    "AIOS_SIMULATED_CORE_",
     "AIOS_SGLANG_",
     "AIOS_STORAGE_",
     "AIOS_TOOL_",
@@ -63,7 +63,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
     policy: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$")] = "rr"
-    llm_core: Literal["llama", "model", "sglang"] = "llama"
+    llm_core: Literal["llama", "simulated", "sglang"] = "llama"
     llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once, per worker
     llm_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes, each with the whole model
     schedulers: Annotated[int, Meta(ge=1, le=9)] = 1  # processes; one leads, the others stand by

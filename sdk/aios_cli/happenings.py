@@ -77,9 +77,9 @@ async def follow(history: History, position: Position) -> AsyncIterator[list[Hap
 
 def told(happening: Happening) -> str:
     """Return what a transition says beside its event: who did it, and what was used so far."""
-    change, facts = happening.transition, happening.facts
+    change, metadata = happening.transition, happening.metadata
     if change.event in ("submit", "adopt"):
-        return facts.kind
+        return metadata.kind
     if change.event == "claim":
         return f"by {change.who}, attempt {change.attempt}"
     tokens, ran_ms, code = read_use(change.detail)

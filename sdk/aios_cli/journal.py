@@ -79,19 +79,19 @@ def journal(  # noqa: PLR0913  one parameter per option
 
 def line_of(happening: Happening) -> str:
     """Return a change as one line."""
-    change, facts = happening.transition, happening.facts
+    change, metadata = happening.transition, happening.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     mark = "  (not an arrow of the transition table)" if change.anomaly else ""
     return (
         f"{at}  {change.module:<5} {change.event:<8} {short_id(change.job_id)}  "
-        f"{facts.agent}/{facts.program}  {told(happening)}{mark}"
+        f"{metadata.agent}/{metadata.program}  {told(happening)}{mark}"
     ).rstrip()
 
 
 def _print(happenings: Sequence[Happening], *, as_json: bool) -> None:
     for each in happenings:
         if as_json:
-            record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.facts)}
+            record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.metadata)}
             click.echo(msgspec.json.encode(record).decode())
         else:
             click.echo(line_of(each))

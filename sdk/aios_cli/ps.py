@@ -68,7 +68,7 @@ def ps(
     jobs = [
         job
         for job in with_kernel(read, as_json=as_json)
-        if agent in (None, job.facts.agent) and program in (None, job.facts.program)
+        if agent in (None, job.metadata.agent) and program in (None, job.metadata.program)
     ]
     if as_json:
         show_json(jobs)
@@ -91,8 +91,8 @@ def rows_of(jobs: Sequence[JobView]) -> list[list[str]]:
     return [
         [
             short_id(job.job_id),
-            job.facts.program,
-            job.facts.agent,
+            job.metadata.program,
+            job.metadata.agent,
             job.module,
             job.state,
             str(slice_number(job)),

@@ -66,9 +66,9 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
     common: dict[str, Number] = {
         "state": job.state,
         "module": job.module,
-        "agent": job.facts.agent,
-        "program": job.facts.program,
-        "nice": job.facts.nice,
+        "agent": job.metadata.agent,
+        "program": job.metadata.program,
+        "nice": job.metadata.nice,
         "waited": seconds(job.queued_s),
         "ran": seconds(job.ran_s),
         "slices": job.slices,
@@ -284,7 +284,7 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
 def _order_text(
     position: int, busy: int, slots: int, running: Sequence[JobView], around: Surroundings
 ) -> str:
-    who = ", ".join(f"{other.facts.agent} ({short_id(other.job_id)})" for other in running)
+    who = ", ".join(f"{other.metadata.agent} ({short_id(other.job_id)})" for other in running)
     before = "it is next" if position == 0 else f"{plural(position, 'syscall')} go before it"
     before = before.replace("1 syscall go", "1 syscall goes")
     policy = around.policy

@@ -162,11 +162,11 @@ def _reply(data: bytes | None) -> Reply | None:
 
 def as_line(trace: Trace, width: int) -> str:
     """Return a syscall as strace shows one: the call, its answer, and how long it took."""
-    change, facts = trace.happening.transition, trace.happening.facts
+    change, metadata = trace.happening.transition, trace.happening.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    call = f"{facts.kind}({_arguments(trace.syscall, width)})"
+    call = f"{metadata.kind}({_arguments(trace.syscall, width)})"
     return (
-        f"{at} {short_id(change.job_id)} {facts.agent}/{facts.program} "
+        f"{at} {short_id(change.job_id)} {metadata.agent}/{metadata.program} "
         f"{call} = {_answer(trace, width)}{_times(trace.reply)}"
     )
 
@@ -231,6 +231,6 @@ def _as_json(trace: Trace) -> str:
         if trace.syscall is None
         else msgspec.structs.replace(trace.syscall, token=""),
         "reply": trace.reply,
-        **msgspec.to_builtins(trace.happening.facts),
+        **msgspec.to_builtins(trace.happening.metadata),
     }
     return msgspec.json.encode(record).decode()

@@ -79,7 +79,7 @@ class AsyncVerbs(Generic[Arguments, Answer]):
             raise InvalidSyscall(
                 f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
             )
-        fan = Fan(self._start, syscalls, at_once=concurrency, return_errors=return_errors)
+        fan = Batch(self._start, syscalls, at_once=concurrency, return_errors=return_errors)
         return asyncio.ensure_future(fan.results())
 
     def _start(self, syscall: Syscall) -> Call[Answer]:
@@ -124,7 +124,7 @@ class Verbs(Generic[Arguments, Answer]):
         )
 
 
-class Fan(Generic[Answer]):
+class Batch(Generic[Answer]):
     """Starts calls in order, at most so many at a time, and gathers what comes of them.
 
     Used once. The first error ends it; with `return_errors` errors stand among the results.

@@ -68,7 +68,7 @@ class KernelScene:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    config = KernelConfig(state_dir=tmp_path, llm_core="model", tool_workers=0)
+    config = KernelConfig(state_dir=tmp_path, llm_core="simulated", tool_workers=0)
     settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     with EmbeddedKernel(config, inherited=settings, temporary=True) as kernel:
         async with AsyncExitStack() as stack:

@@ -30,13 +30,13 @@ pytestmark = pytest.mark.timeout(120)
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKernel]:
     """A kernel with one slot of a slow simulated core: what comes second has to wait."""
     config = KernelConfig(
-        state_dir=tmp_path_factory.mktemp("state"), llm_core="model", llm_slots=1, policy="fifo"
+        state_dir=tmp_path_factory.mktemp("state"), llm_core="simulated", llm_slots=1, policy="fifo"
     )
     settings = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": SLOW_TOKENS_PER_S,
-        "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+        "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": SLOW_TOKENS_PER_S,
+        "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
         "AIOS_LLM_CONTEXT_TOKENS": "8192",
     }
     with EmbeddedKernel(config, inherited=settings, temporary=True) as running:
@@ -113,7 +113,7 @@ def test_ps_and_why_tell_who_runs_and_who_waits(settings: dict[str, str]) -> Non
 
     listed = {job["job_id"]: job for job in shown(settings, "ps")}
     assert (listed[first]["state"], listed[second]["state"]) == ("running", "queued")
-    assert listed[first]["facts"]["program"] == "novel"
+    assert listed[first]["metadata"]["program"] == "novel"
     [only] = shown(settings, "ps", "--agent", "reader")
     assert only["job_id"] == second
 
@@ -178,7 +178,7 @@ def test_nice_is_seen_in_ps(settings: dict[str, str]) -> None:
     job_id = detached(settings, "long", *LONG)
     assert aios(settings, "nice", "-5", job_id[:8]).exit_code == 0
     [job] = shown(settings, "ps", "--module", "llm")
-    assert job["facts"]["nice"] == -5
+    assert job["metadata"]["nice"] == -5
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def mountable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kernel(tmp_path_factory: pytest.TempPathFactory, mountable: Path) -> Iterator[EmbeddedKernel]:
     """A kernel with a state worker, and the simulated core for what asks a model."""
     config = KernelConfig(
-        state_dir=tmp_path_factory.mktemp("state"), llm_core="model", tool_workers=0
+        state_dir=tmp_path_factory.mktemp("state"), llm_core="simulated", tool_workers=0
     )
     settings = {
         "PATH": os.environ["PATH"],

@@ -77,7 +77,7 @@ def test_two_demos_at_once_keep_their_promises_and_leave_nothing(
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
-    options = ("--core", "model", "--json", "figures.json", "--plot", "schedule.png")
+    options = ("--core", "simulated", "--json", "figures.json", "--plot", "schedule.png")
     demos = [start(folder, *options) for folder in folders]
 
     for demo, folder in zip(demos, folders, strict=True):
@@ -102,7 +102,7 @@ def check_figures(report: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def test_a_broken_promise_is_named_and_the_log_is_kept(start: Start, tmp_path: Path) -> None:
     # A slot for each of the 16 syscalls: nobody waits, so there is nothing to preempt.
-    demo = start(tmp_path, "--core", "model", "--slots", "16")
+    demo = start(tmp_path, "--core", "simulated", "--slots", "16")
     code, output, errors = ended(demo)
 
     assert code == 1, output
@@ -116,7 +116,7 @@ def test_a_broken_promise_is_named_and_the_log_is_kept(start: Start, tmp_path: P
 def test_an_interrupted_demo_leaves_nothing(
     start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    demo = start(tmp_path, "--core", "model")
+    demo = start(tmp_path, "--core", "simulated")
     wait_until(lambda: any((tmp_path).glob("aios-demo-*/state/kernel.json")), timeout_s=30)
     demo.send_signal(number)
     code, _, errors = ended(demo)
@@ -128,12 +128,12 @@ def test_an_interrupted_demo_leaves_nothing(
 
 
 def test_a_kernel_that_does_not_start_is_an_error_with_a_log(start: Start, tmp_path: Path) -> None:
-    demo = start(tmp_path, "--core", "model", AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="fast")
+    demo = start(tmp_path, "--core", "simulated", AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S="fast")
     code, _, errors = ended(demo)
 
     assert code == 2
     assert "invalid-config: llm-1 does not start" in errors
-    assert "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S" in errors
+    assert "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S" in errors
     assert "the kernel's log: " in errors
 
 

@@ -47,7 +47,7 @@ def pages(first: int) -> Samples:
 @pytest.mark.timeout(90)
 def test_all_processes_serve_their_numbers(tmp_path: Path) -> None:
     first = free_range()
-    config = KernelConfig(state_dir=tmp_path, llm_core="model", metrics_port=first)
+    config = KernelConfig(state_dir=tmp_path, llm_core="simulated", metrics_port=first)
     inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     with EmbeddedKernel(config, inherited=inherited, temporary=True) as kernel:
 

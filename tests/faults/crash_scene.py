@@ -22,11 +22,11 @@ from aios_broker.contract.syscall import Body, ToolEcho
 from aios_broker.ledger.journal import Transition
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, llm_module, tool_module
 from benchmarks.chaos.plan import VARIABLE, Plan, Point
@@ -35,7 +35,7 @@ from tests.caller import ROOT, chat, running_worker
 from tests.exactness import generate
 from tests.waiting import wait_until_async
 
-CORE = ModelCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.0)
+CORE = SimulatedCoreConfig(slots=2, decode_tokens_per_s=150.0, end_probability=0.0)
 Launched = subprocess.Popen[bytes]
 LIMITS = Limits(lease_s=0.8, drain_s=3.0)
 CHAT_TOKENS = 40
@@ -44,10 +44,10 @@ QUANTUM_S = 0.05
 RECOVERED_S = 20.0  # a busy machine; the promise is measured by `aios bench chaos`
 DEADLINE_S = 0.3  # of the one that is to outlive it
 SETTINGS = {
-    "AIOS_LLM_CORE": "model",
+    "AIOS_LLM_CORE": "simulated",
     "AIOS_LLM_SLOTS": str(CORE.slots),
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": str(CORE.decode_tokens_per_s),
-    "AIOS_MODEL_CORE_END_PROBABILITY": str(CORE.end_probability),
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": str(CORE.decode_tokens_per_s),
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": str(CORE.end_probability),
     "AIOS_WORKER_LEASE_S": str(LIMITS.lease_s),
     "AIOS_SCHEDULER_LEASE_S": "0.5",
     "AIOS_QUANTUM_S": str(QUANTUM_S),
@@ -103,7 +103,7 @@ async def running_scheduler(url: str, database_url: str | None) -> AsyncIterator
 
 async def loaded(module: str) -> LoadedModule:
     """Return a module as the launched process has it."""
-    return await (tool_module(4) if module == "tool" else llm_module(ModelCore(CORE)))
+    return await (tool_module(4) if module == "tool" else llm_module(SimulatedCore(CORE)))
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Work:
 
 async def expected_ids(syscall_id: str, result: ChatResult) -> tuple[int, ...]:
     """Generate the answer once more, without any interruption."""
-    core = ModelCore(replace(CORE, decode_tokens_per_s=0.0))
+    core = SimulatedCore(replace(CORE, decode_tokens_per_s=0.0))
     request = GenerationRequest(
         request_id=syscall_id,
         prompt_ids=result.prompt_ids,
@@ -177,7 +177,7 @@ async def worker_dies(url: str, module: str, point: Point) -> None:
         async with running_scheduler(url, None):
             work = await submitted(caller, module)
             with launched(module, url, point) as child:
-                if point.step == "death":
+                if point.step == "unregister":
                     await caller.hear_all(work.ids)
                     child.send_signal(signal.SIGTERM)
                 await died(child)
@@ -213,7 +213,7 @@ async def scheduler_dies(url: str, database_url: str, point: Point) -> None:
 async def left_behind(caller: Listener) -> tuple[str, str]:
     """Leave what only a scheduler can put right: an overdue syscall, one whose worker is gone."""
     [lost] = await caller.submit(ToolEcho("lost"))
-    [lease] = await caller.queue("tool").claim("gone", Appetite(1, 0.1))
+    [lease] = await caller.queue("tool").claim("gone", ClaimRequest(1, 0.1))
     assert lease.job_id == lost
     [overdue] = await caller.submit(ToolEcho("overdue"), deadline_s=DEADLINE_S)
     await caller.control.hold([overdue], module="tool")  # so that no worker is faster

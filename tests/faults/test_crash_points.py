@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # What a worker of each module sends, in the scene's work. `BLMOVE`: the look for work.
 WORKER_STEPS = {
-    "tool": ("birth", "claim", "finish", "renew", "BLMOVE", "death"),
+    "tool": ("register", "claim", "finish", "renew", "BLMOVE", "unregister"),
     "llm": (
         "claim",
         "finish",

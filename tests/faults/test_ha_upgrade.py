@@ -14,7 +14,7 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.queues.functions import LIBRARY
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module, tool_module
 from tests.caller import Caller, chat, chat_result, running_worker
 from tests.first_release import FirstRelease, OldLease, first_snapshot
@@ -25,7 +25,7 @@ from tests.waiting import wait_until_async
 
 HEARD_S = 20.0
 EACH = 40
-CORE = ModelCoreConfig(slots=2, end_probability=0.0)
+CORE = SimulatedCoreConfig(slots=2, end_probability=0.0)
 CUT = 10  # tokens
 
 Old = Callable[..., FirstRelease]
@@ -173,7 +173,7 @@ async def test_a_generation_that_an_old_worker_suspended_goes_on_in_a_new_one(
 ) -> None:
     caller, worker = Caller(redis_url), old("llm")
     body = chat("Tell me a story", max_tokens=60, temperature=0.7, seed=7)
-    core = ModelCore(CORE)
+    core = SimulatedCore(CORE)
     async with running_worker(redis_url, "llm", await llm_module(core)):
         expected = await caller.chat(body)
 
@@ -183,7 +183,7 @@ async def test_a_generation_that_an_old_worker_suspended_goes_on_in_a_new_one(
         core.info.snapshot_model, expected.prompt_ids, expected.output_ids[:CUT], 7
     )
     assert worker.suspend(lease, snapshot, CUT)
-    async with running_worker(redis_url, "llm", await llm_module(ModelCore(CORE))):
+    async with running_worker(redis_url, "llm", await llm_module(SimulatedCore(CORE))):
         reply = await caller.hear(job_id)
     await caller.aclose()
 

@@ -48,7 +48,7 @@ def data_of_any_bytes(client: redis.Redis) -> None:
 
 
 def fields_of_any_bytes(client: redis.Redis) -> None:
-    job(client, PLAIN, b"[]", aios_facts=b"\xff{", aios_attempt=b"many")
+    job(client, PLAIN, b"[]", aios_metadata=b"\xff{", aios_attempt=b"many")
 
 
 def a_job_that_is_a_string(client: redis.Redis) -> None:

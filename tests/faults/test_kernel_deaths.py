@@ -38,8 +38,8 @@ pytestmark = pytest.mark.timeout(600)
 # the machine runs other tests beside this one, starting a worker alone can take that long.
 RECOVERED_WITHIN_S = 15.0
 SIMULATED = {
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "60",
-    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "60",
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
 }
 VICTIMS = ("llm-1", "scheduler", "redis")
 
@@ -67,7 +67,7 @@ class Watcher:
     def stop(self) -> None: ...
 
 
-def started_kernel(folder: Path, core: Literal["llama", "model"]) -> EmbeddedKernel:
+def started_kernel(folder: Path, core: Literal["llama", "simulated"]) -> EmbeddedKernel:
     config = KernelConfig(
         state_dir=folder, llm_core=core, llm_slots=2, llm_workers=1, tool_workers=1
     )
@@ -76,7 +76,7 @@ def started_kernel(folder: Path, core: Literal["llama", "model"]) -> EmbeddedKer
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKernel]:
-    with started_kernel(tmp_path_factory.mktemp("kernel"), "model") as running:
+    with started_kernel(tmp_path_factory.mktemp("kernel"), "simulated") as running:
         yield running
 
 

@@ -34,7 +34,7 @@ from aios_broker.redis.connection import Answer
 from aios_workers.modules.memory.block import memory_functions
 from aios_workers.modules.memory.operations import memory_operations
 from aios_workers.modules.memory.ram import Ram
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
 BLOCK_BYTES = 4096
@@ -108,10 +108,10 @@ class MortalStore(Store):
 
 def mortal(scene: StateScene, steps: Steps) -> StateScene:
     """Return the scene as another worker sees it, which dies at a step."""
-    ground: StateGround = replace(scene.ground, store=MortalStore(scene.store, steps))
-    functions = MortalFunctions(memory_functions(ground.functions.connection), steps)
-    ram = Ram(ground.store, functions, ground.keys)
-    return replace(scene, ground=ground, operations=memory_operations(ram))
+    services: Services = replace(scene.services, store=MortalStore(scene.store, steps))
+    functions = MortalFunctions(memory_functions(services.functions.connection), steps)
+    ram = Ram(services.store, functions, services.keys)
+    return replace(scene, services=services, operations=memory_operations(ram))
 
 
 async def filled(scene: StateScene) -> dict[str, str]:

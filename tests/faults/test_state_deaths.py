@@ -32,7 +32,10 @@ GRACE_S = 10.0  # beyond a deadline, on a machine that has more to do
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKernel]:
     config = KernelConfig(
-        state_dir=tmp_path_factory.mktemp("state"), llm_core="model", llm_workers=1, tool_workers=0
+        state_dir=tmp_path_factory.mktemp("state"),
+        llm_core="simulated",
+        llm_workers=1,
+        tool_workers=0,
     )
     settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     with EmbeddedKernel(config, inherited=settings) as running:

@@ -10,22 +10,22 @@ import msgspec
 import pytest
 
 from aios_broker.contract.reply import decode_reply
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending
 from aios_workers.llm.core import GenerationRequest, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, WorkerProcess, chat, chat_result, redis_away, running_worker
 from tests.conftest import RunningRedis
 from tests.waiting import wait_until_async
 
-CONFIG = ModelCoreConfig(slots=2, context_tokens=2048, end_probability=0.0)
+CONFIG = SimulatedCoreConfig(slots=2, context_tokens=2048, end_probability=0.0)
 PROCESS = {
     "aios_llm_slots": 2,
-    "aios_model_core_end_probability": 0,
-    "aios_model_core_decode_tokens_per_s": 100,
+    "aios_simulated_core_end_probability": 0,
+    "aios_simulated_core_decode_tokens_per_s": 100,
     "aios_worker_lease_s": 1.0,
 }
 BODIES = [chat(f"Story {n}", max_tokens=120, temperature=0.7, seed=n) for n in range(2)]
@@ -41,7 +41,7 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 
 async def undisturbed(caller: Caller) -> list[tuple[int, ...]]:
     """Return the ids of the answers as one worker generates them."""
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(CONFIG))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(CONFIG))):
         return [(await caller.chat(body)).output_ids for body in BODIES]
 
 
@@ -115,13 +115,13 @@ async def test_a_second_signal_ends_a_worker_at_once(caller: Caller) -> None:
 async def test_the_answer_of_a_worker_thought_dead_is_dropped(caller: Caller) -> None:
     queue = caller.queue("llm")
     [syscall_id] = await caller.submit(BODIES[0])
-    [lease] = await queue.claim("asleep", Appetite(1, 0.0))  # its lease is over as it begins
+    [lease] = await queue.claim("asleep", ClaimRequest(1, 0.0))  # its lease is over as it begins
     await reclaim_all(caller, [syscall_id])
 
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(CONFIG))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(CONFIG))):
         answered = await caller.hear(syscall_id)
     late = Ending(lease, "finished", b'{"kind":"reply","id":"late"}', 1.0)
-    settled = await queue.finish("asleep", [late], Appetite(0, 1.0))
+    settled = await queue.finish("asleep", [late], ClaimRequest(0, 1.0))
 
     assert settled.accepted == [False]
     stored = await caller.connection.execute("HGET", f"rq:job:{syscall_id}", "aios_reply")
@@ -132,7 +132,7 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
     caller: Caller, redis_server: RunningRedis
 ) -> None:
     [expected, _] = await undisturbed(caller)
-    core = ModelCore(replace(CONFIG, decode_tokens_per_s=400.0))
+    core = SimulatedCore(replace(CONFIG, decode_tokens_per_s=400.0))
     async with running_worker(caller.url, "llm", await llm_module(core), Limits(30.0, 5.0)):
         body = msgspec.structs.replace(BODIES[0], stream=True)
         [syscall_id] = await caller.submit(body)
@@ -152,7 +152,7 @@ async def test_a_generation_ends_while_redis_is_away_and_is_delivered_when_it_is
         offset = chunk.offset + len(chunk.text)
 
 
-class Counting(ModelCore):
+class Counting(SimulatedCore):
     """A core that counts the tokens it was given back."""
 
     resumed_tokens = 0

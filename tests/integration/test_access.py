@@ -63,7 +63,7 @@ async def test_the_first_who_is_registered_administers_the_tenant(scene: StateSc
 
 
 async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:
-    tokens = Tokens(scene.ground.functions.connection)
+    tokens = Tokens(scene.services.functions.connection)
     issued = await scene.ask("ann", AccessRegister("boss"))
     await tokens.verify(issued.token, agent="boss", tenant="default")
     with pytest.raises(AccessDenied):
@@ -109,8 +109,8 @@ async def test_a_map_that_a_crash_left_behind_is_put_right(
     await scene.group("team", "ann")
     with redis.Redis.from_url(redis_url) as client:
         client.hset("rq:aios:groups", mapping={"default/ann": "[]", "default/eve": '["team"]'})
-    ground = scene.ground
-    wrong = await GroupsMap(ground.store, ground.functions, ground.keys).refresh()
+    services = scene.services
+    wrong = await GroupsMap(services.store, services.functions, services.keys).refresh()
     assert wrong == 2
     assert groups_in_redis(redis_url) == {"default/ann": ["team"]}
 
@@ -231,7 +231,7 @@ async def test_the_audit_log_tells_and_cannot_be_changed_unseen(
 async def test_what_is_over_goes_and_lost_tokens_come_back(
     scene: StateScene, redis_url: str
 ) -> None:
-    ground = scene.ground
+    services = scene.services
     issued = await scene.ask("boss", AccessRegister("boss"))
     await scene.ask("boss", AccessRegister("gone", ttl_s=0.000_001))
     await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
@@ -242,11 +242,11 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     )
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-    await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
+    await Housekeeping(services.store, services.functions, services.keys).tidy()
     assert [row.id for row in await scene.rows("SELECT id FROM note")] == [kept.id]
     assert await scene.rows("SELECT FROM access_grant") == []
     assert [row.kind for row in await scene.rows("SELECT kind FROM effect")] == ["access.grant"]
-    tokens = Tokens(ground.functions.connection)
+    tokens = Tokens(services.functions.connection)
     await tokens.verify(issued.token, agent="boss", tenant="default")
     with redis.Redis.from_url(redis_url) as client:
         assert client.hlen("rq:aios:tokens") == 1
@@ -255,13 +255,13 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
 async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_out(
     scene: StateScene,
 ) -> None:
-    ground = scene.ground
-    tokens = Tokens(ground.functions.connection)
+    services = scene.services
+    tokens = Tokens(services.functions.connection)
     issued = await scene.ask("ann", AccessRegister("boss"))
     other = await scene.ask("boss", AccessRegister("bob"))
     await scene.ask("boss", AccessRevokeToken("bob"))
     await tokens.put(other.token, Identity("bob"))  # as if the worker had died before it told Redis
-    housekeeping = Housekeeping(ground.store, ground.functions, ground.keys)
+    housekeeping = Housekeeping(services.store, services.functions, services.keys)
     await housekeeping.tidy()
     with pytest.raises(AccessDenied):
         await tokens.verify(other.token, agent="bob", tenant="default")
@@ -278,9 +278,9 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
     scene: StateScene, redis_url: str
 ) -> None:
     """Whoever is first, the token is worthless when both are done."""
-    ground = scene.ground
-    tokens = Tokens(ground.functions.connection)
-    housekeeping = Housekeeping(ground.store, ground.functions, ground.keys)
+    services = scene.services
+    tokens = Tokens(services.functions.connection)
+    housekeeping = Housekeeping(services.store, services.functions, services.keys)
     await scene.ask("ann", AccessRegister("boss"))
     for _ in range(20):
         issued = await scene.ask("boss", AccessRegister("bob"))

@@ -85,8 +85,8 @@ class Pair:
         if self.dice.random() < 0.5:  # another worker runs it again
             await self.scene.ask(agent, body, id=syscall_id)
         else:  # or nobody does, and the periodic look finds it
-            ground = self.scene.ground
-            await GroupsMap(ground.store, ground.functions, ground.keys).refresh()
+            services = self.scene.services
+            await GroupsMap(services.store, services.functions, services.keys).refresh()
 
     def shown(self) -> dict[str, list[str]]:
         """Return the map in Redis."""

@@ -19,9 +19,9 @@ from aios_broker.queues.admission import (
     ResourceRow,
     Shortage,
 )
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
-from aios_broker.queues.records import Facts, Lease, SliceUse, Submission
+from aios_broker.queues.records import JobMetadata, Lease, SliceUse, Submission
 from tests.examples import SAME_EACH_TIME
 from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
 from tests.waiting import wait_until_async
@@ -40,8 +40,8 @@ async def submit(
     user: QueueUser, *needs: str, agent: str = "ada", tenant: str = "default", program: str = "main"
 ) -> str:
     """Submit one job that needs this; return its id."""
-    facts = Facts(agent, "llm.chat", program, tenant)
-    job = Submission(new_id(), DATA, facts, "me", read_needs(needs))
+    metadata = JobMetadata(agent, "llm.chat", program, tenant)
+    job = Submission(new_id(), DATA, metadata, "me", read_needs(needs))
     await user.queue.submit([job])
     return job.job_id
 
@@ -51,12 +51,12 @@ async def claim(user: QueueUser, want: int = 1, *cores: str) -> list[str]:
 
 
 async def take(user: QueueUser, want: int = 1, *cores: str) -> list[Lease]:
-    return await user.queue.claim("worker", Appetite(want, LEASE_S, cores))
+    return await user.queue.claim("worker", ClaimRequest(want, LEASE_S, cores))
 
 
 async def slice_end(user: QueueUser, lease: Lease) -> str:
     [verdict] = await user.queue.slice_end(
-        "worker", [SliceUse(lease, 0.1, 1, None)], Appetite(0, LEASE_S)
+        "worker", [SliceUse(lease, 0.1, 1, None)], ClaimRequest(0, LEASE_S)
     )
     return verdict
 
@@ -129,7 +129,7 @@ async def test_a_need_that_this_release_does_not_know_is_not_served(user: QueueU
 async def test_the_queue_takes_no_more_needs_than_it_may(user: QueueUser) -> None:
     many = tuple(Need("tool", str(n)) for n in range(MAX_NEEDS + 1))
     with pytest.raises(InvalidSyscall, match="limit is"):
-        await user.queue.submit([Submission(new_id(), DATA, Facts("ada", "x"), "", many)])
+        await user.queue.submit([Submission(new_id(), DATA, JobMetadata("ada", "x"), "", many)])
     assert await user.waiting() == []
 
 
@@ -199,7 +199,7 @@ async def test_what_a_dead_worker_held_is_free_with_its_lease(
     user: QueueUser, admission: Admission
 ) -> None:
     dies = await submit(user, "lock:w")
-    await user.queue.claim("gone", Appetite(1, 0.001))
+    await user.queue.claim("gone", ClaimRequest(1, 0.001))
     other = await submit(user, "lock:w")
     assert await claim(user) == []  # its lease stands until it is taken back
     epoch = await user.lead()
@@ -378,7 +378,9 @@ async def compare(redis_url: str, line: list[list[str]], want: int, limit: int) 
         await user.redis.execute("FLUSHALL")
         await serve(user, *CORES)
         await Admission(user.functions).set_limit("llm", Resource.tool("t"), limit)
-        jobs = [Submission(new_id(), DATA, Facts("ada", "x"), "", read_needs(n)) for n in line]
+        jobs = [
+            Submission(new_id(), DATA, JobMetadata("ada", "x"), "", read_needs(n)) for n in line
+        ]
         if jobs:
             await user.queue.submit(jobs)
         expected = first_ones(line, want, {"tool:t": limit, "lock:a": 1, "lock:b": 1})

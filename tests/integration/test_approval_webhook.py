@@ -55,15 +55,17 @@ def receiver() -> Iterator[Receiver]:
 async def test_a_request_is_told_signed_until_it_is_taken(
     scene: StateScene, receiver: Receiver
 ) -> None:
-    ground = scene.ground
-    duty = ApprovalDuty(ground.store, ground.functions, ground.keys, Webhook(receiver.url, SECRET))
+    services = scene.services
+    duty = ApprovalDuty(
+        services.store, services.functions, services.keys, Webhook(receiver.url, SECRET)
+    )
     await scene.ask("ann", StorageWrite("a.txt", "x"))
     syscall = scene.syscall("ann", StorageDelete("a.txt"))
     with pytest.raises(NeedsApproval):
         await scene.run(syscall)
     # Nothing of it stands in a queue here: keep the sweep from closing it as ended.
-    await ground.functions.connection.execute(
-        "HSET", ground.keys.own("live:storage"), syscall.id, ""
+    await services.functions.connection.execute(
+        "HSET", services.keys.own("live:storage"), syscall.id, ""
     )
     for _ in range(4):
         await duty.sweep()
@@ -76,9 +78,9 @@ async def test_a_request_is_told_signed_until_it_is_taken(
 
 
 async def test_a_receiver_that_is_away_stops_nothing(scene: StateScene) -> None:
-    ground = scene.ground
+    services = scene.services
     duty = ApprovalDuty(
-        ground.store, ground.functions, ground.keys, Webhook("http://127.0.0.1:9/", SECRET)
+        services.store, services.functions, services.keys, Webhook("http://127.0.0.1:9/", SECRET)
     )
     await scene.ask("ann", StorageWrite("a.txt", "x"))
     syscall = scene.syscall("ann", StorageDelete("a.txt"))

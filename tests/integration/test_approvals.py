@@ -216,8 +216,8 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
         "WHERE job_id = ANY(%s) RETURNING 1",
         [old.id, waiting.id],
     )
-    ground = scene.ground
-    await Housekeeping(ground.store, ground.functions, ground.keys).tidy()
+    services = scene.services
+    await Housekeeping(services.store, services.functions, services.keys).tidy()
     kept = await scene.rows("SELECT job_id FROM approval")
     assert {row.job_id for row in kept} == {newer.id, waiting.id}
 

@@ -24,8 +24,8 @@ def silent(_line: str) -> None: ...
 
 def test_the_kernel_and_the_floor_are_measured_under_every_load(tmp_path: Path) -> None:
     wanted = [one.scaled(TINY) for one in CONTESTANTS if one.name in (KERNEL, AGENTS, FLOOR)]
-    with open_ground(sys.executable, ledger=False, say=silent) as ground:
-        samples = Rounds(ground, silent).run(wanted, LOADS, rounds=1, seed=1)
+    with open_ground(sys.executable, ledger=False, say=silent) as services:
+        samples = Rounds(services, silent).run(wanted, LOADS, rounds=1, seed=1)
     found = {(sample.contestant, sample.load) for sample in samples}
     assert found == {(name, load) for name in (KERNEL, FLOOR) for load in LOADS} | {
         (AGENTS, "clients")
@@ -49,8 +49,8 @@ def test_the_kernel_and_the_floor_are_measured_under_every_load(tmp_path: Path) 
 
 def test_a_contestant_that_does_not_start_is_said_with_its_own_words(tmp_path: Path) -> None:
     [floor] = [one.scaled(TINY) for one in CONTESTANTS if one.name == FLOOR]
-    with open_ground("/bin/false", ledger=False, say=silent) as ground:
-        broken = Ground(ground.redis_url, None, None, "/bin/false", tmp_path)
+    with open_ground("/bin/false", ledger=False, say=silent) as services:
+        broken = Ground(services.redis_url, None, None, "/bin/false", tmp_path)
         with pytest.raises(Exception, match="floor: its client has ended"), Contest(floor, broken):
             pass
 

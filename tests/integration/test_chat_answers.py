@@ -16,25 +16,25 @@ from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import MAGIC, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.plan import answer_id
 from aios_workers.runtime.run import Run, Suspended
 from tests.caller import chat
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
 from tests.waiting import wait_until_async
 
-CONFIG = ModelCoreConfig(slots=2, end_probability=0.02)
+CONFIG = SimulatedCoreConfig(slots=2, end_probability=0.02)
 RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
 
 
-async def whole(body: LlmChat, core: ModelCore | None = None) -> ChatResult:
-    result = await run_whole(core or ModelCore(CONFIG), body)
+async def whole(body: LlmChat, core: SimulatedCore | None = None) -> ChatResult:
+    result = await run_whole(core or SimulatedCore(CONFIG), body)
     assert isinstance(result, ChatResult)
     return result
 
 
 async def cut(body: LlmChat, cuts: Cuts) -> ChatResult:
-    result = await run_cut([ModelCore(CONFIG), ModelCore(CONFIG)], body, cuts)
+    result = await run_cut([SimulatedCore(CONFIG), SimulatedCore(CONFIG)], body, cuts)
     assert isinstance(result, ChatResult)
     return result
 
@@ -94,7 +94,7 @@ async def test_answers_are_the_same_however_they_were_cut(seed: int) -> None:
     assert cuts.stream == (expected.text if body.stream else "")
     assert cuts.tokens == expected.usage.output_tokens
     for data in cuts.checkpoints:
-        decode_snapshot(data, model=ModelCore(CONFIG).info.snapshot_model)
+        decode_snapshot(data, model=SimulatedCore(CONFIG).info.snapshot_model)
         assert data[len(MAGIC)] == (1 if body.n == 1 else 2), "it is in the wrong form"
 
 
@@ -107,7 +107,7 @@ async def test_the_check_above_cuts_often() -> None:
 
 async def test_a_snapshot_of_the_first_release_is_gone_on_with() -> None:
     for case in json.loads(RELEASE_1.read_text())["snapshots"]:
-        core = ModelCore(ModelCoreConfig(slots=2, end_probability=0.0))
+        core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
         if core.info.snapshot_model != case["model"]:
             pytest.fail("the simulated core of the first release is not the one of this")
         body = chat(
@@ -133,7 +133,7 @@ async def test_a_snapshot_of_the_first_release_is_gone_on_with() -> None:
 async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
     case = json.loads(RELEASE_1.read_text())["snapshots"][0]
     body = chat("Tell me", n=2, max_tokens=20)
-    core = ModelCore(ModelCoreConfig(slots=2, end_probability=0.0))
+    core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
 
     result = await run_cut([core], body, Cuts(random.Random(0)), bytes.fromhex(case["snapshot"]))
 
@@ -144,7 +144,7 @@ async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
 # A core that fails, and one that is full.
 
 
-class Failing(ModelCore):
+class Failing(SimulatedCore):
     """A core whose third stream breaks after two tokens."""
 
     streams = 0
@@ -167,7 +167,7 @@ async def test_one_answer_whose_stream_broke_goes_on_from_its_ids() -> None:
     assert same(result, await whole(body))
 
 
-class Counted(ModelCore):
+class Counted(SimulatedCore):
     """A core that counts the streams that are open."""
 
     open = 0

@@ -12,12 +12,12 @@ import pytest
 from aios_broker.contract.llm import GrammarFormat, JsonFormat, LlmChat, RegexFormat, Tool
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import TokenSnapshot, encode_snapshot
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.tools import CALL_BEGIN, prompt_ids, toolbox_of
 from tests.caller import chat
 from tests.cut_handler import Cuts, run_cut, run_whole, trusting
 
-CONFIG = ModelCoreConfig(slots=2)
+CONFIG = SimulatedCoreConfig(slots=2)
 MAX_TOKENS = 1_500  # enough for any call that these schemas allow, spaces included
 Check = Callable[[object], bool]
 
@@ -164,8 +164,8 @@ def a_call_begun(body: LlmChat) -> bytes:
     )
 
 
-def a_core() -> ModelCore:
-    return ModelCore(CONFIG, check=trusting)
+def a_core() -> SimulatedCore:
+    return SimulatedCore(CONFIG, check=trusting)
 
 
 def forgetful(result: ChatResult) -> ChatResult:

@@ -34,7 +34,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending
 from aios_broker.redis.connection import Connection
@@ -188,8 +188,8 @@ class ClientMachine(RuleBasedStateMachine):
         self.do(self._work(count))
 
     async def _work(self, count: int) -> None:
-        nothing = Appetite(0, 30.0)
-        leases = await self.queue.claim("worker", Appetite(count, 30.0))
+        nothing = ClaimRequest(0, 30.0)
+        leases = await self.queue.claim("worker", ClaimRequest(count, 30.0))
         self.ran.update(lease.job_id for lease in leases)
         endings = []
         for lease in leases:

@@ -155,7 +155,7 @@ async def test_messages_that_cannot_be_read_end_nobodys_waiting(redis_url: str) 
 async def test_who_waits_for_an_answer_that_cannot_be_read_is_told_so(redis_url: str) -> None:
     async with queue_user(redis_url) as user:
         card = WorkerCard("worker", "llm", os.getpid(), "here", slots=3, cores=(MODEL,))
-        await user.queue.birth(card)
+        await user.queue.register(card)
         asking = [asyncio.create_task(heard(ask, redis_url)) for ask in CLIENTS]
         for _ in CLIENTS:
             assert await finished_unreadably(user) == [True]
@@ -186,8 +186,14 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
         await taken(client.submit(syscall))
         view = await operator.control.job(syscall.id)
         assert view is not None
-        facts = view.facts
-        assert (facts.agent, facts.program, facts.tenant, facts.nice, facts.kind) == (
+        metadata = view.metadata
+        assert (
+            metadata.agent,
+            metadata.program,
+            metadata.tenant,
+            metadata.nice,
+            metadata.kind,
+        ) == (
             "writer",
             "novel",
             "acme",

@@ -202,7 +202,7 @@ async def test_a_node_that_is_killed_and_started_again_loses_nothing(three: Redi
 async def test_a_supervised_kernel_and_its_commands_work_on_a_shard(
     three: RedisCluster, tmp_path: Path
 ) -> None:
-    settings = {"AIOS_LLM_CORE": "model", "AIOS_LLM_WORKERS": "1", "AIOS_SCHEDULERS": "2"}
+    settings = {"AIOS_LLM_CORE": "simulated", "AIOS_LLM_WORKERS": "1", "AIOS_SCHEDULERS": "2"}
     environ = {
         **program_environment(three.url, prefix("a"), ROOT),
         **settings,

@@ -22,13 +22,13 @@ from aios_broker.contract.llm import (
 from aios_broker.contract.reply import ContextResult, Reply
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.contexts import MAX_MESSAGES, OP_TTL_S, ContextOwner, Contexts
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Pause
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, chat_result, running_worker
 
-CONFIG = ModelCoreConfig(slots=2, end_probability=0.0, context_tokens=1024)
+CONFIG = SimulatedCoreConfig(slots=2, end_probability=0.0, context_tokens=1024)
 OWNER = ContextOwner("default", "ada", "main")
 HELLO = (Message("system", "be kind"), Message("user", "hello"))
 
@@ -43,7 +43,7 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def served(caller: Caller) -> AsyncIterator[Caller]:
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(CONFIG))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(CONFIG))):
         yield caller
 
 
@@ -70,7 +70,7 @@ async def test_a_context_is_set_grows_and_is_cleared(served: Caller) -> None:
     more = await context(served, ContextExpand((Message("assistant", "hi"),)))
     read = await context(served, ContextGet())
 
-    core = ModelCore(CONFIG)
+    core = SimulatedCore(CONFIG)
     assert (first.version, first.message_count, first.tokens) == (1, 2, len(core.render(HELLO)))
     assert (more.version, more.message_count, more.messages) == (2, 3, ())
     assert read.messages == (*HELLO, Message("assistant", "hi"))
@@ -189,7 +189,7 @@ async def test_a_compacted_chat_that_is_suspended_is_what_it_would_have_been(
     talk = tuple(Message("user", f"turn {n} " + "x" * 100) for n in range(20))
     body = LlmChat(talk, max_tokens=80, overflow="compact", return_ids=True)
     slow = replace(CONFIG, slots=1, decode_tokens_per_s=2_000.0)
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(slow))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(slow))):
         alone = chat_result(await ask(caller, body))
         replies = await caller.hear_all(await caller.submit(body, body))
 
@@ -203,10 +203,10 @@ async def test_an_attempt_that_lost_its_lease_changes_no_context(caller: Caller)
     contexts = Contexts(caller.functions)
     queue = ModuleQueue(caller.functions, "llm")
     [syscall_id] = await caller.submit(ContextSet(HELLO))
-    [lease] = await queue.claim("slow", Appetite(1, 30.0))
+    [lease] = await queue.claim("slow", ClaimRequest(1, 30.0))
     seen = await contexts.open(OWNER, syscall_id)
-    await queue.pause("slow", [Pause(lease, None, 0.0)], Appetite(0, 30.0))
-    [second] = await queue.claim("other", Appetite(1, 30.0))
+    await queue.pause("slow", [Pause(lease, None, 0.0)], ClaimRequest(0, 30.0))
+    [second] = await queue.claim("other", ClaimRequest(1, 30.0))
     with pytest.raises(Cancelled):
         await contexts.change(OWNER, syscall_id, "set", HELLO, attempt=lease.attempt)
     with pytest.raises(Cancelled):

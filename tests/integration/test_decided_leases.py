@@ -9,11 +9,11 @@ import redis
 import rq
 from rq.serializers import JSONSerializer
 
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, Lease, Pause
 from tests.queue_user import LEASE_S, QueueUser, queue_user
 
-NOTHING_MORE = Appetite(0, LEASE_S)
+NOTHING_MORE = ClaimRequest(0, LEASE_S)
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ async def test_it_does_not_matter_how_much_was_drained(
 
     assert events(seen) == LIFE
     assert {each.transition.job_id for each in seen} == {job_id}
-    assert {each.facts.agent for each in seen} == {"ada"}
+    assert {each.metadata.agent for each in seen} == {"ada"}
     assert await history.after(seen[-1].transition.position) == []
     assert await history.end() == seen[-1].transition.position
 
@@ -65,11 +65,11 @@ async def test_the_facts_of_an_older_syscall_are_found(
     await Ledger(database).drain(user.redis)
     [lease] = await user.claim()
     [seen] = await history.after(await Ledgered(database).end())
-    assert (seen.transition.event, seen.facts.agent) == ("claim", "ada")
+    assert (seen.transition.event, seen.metadata.agent) == ("claim", "ada")
 
     await user.redis.execute("DEL", user.keys.job(lease.job_id))
     fresh = History(user.redis, user.keys, database)
-    assert (await fresh.last(Wanted(), 1))[0].facts.agent == "ada"
+    assert (await fresh.last(Wanted(), 1))[0].metadata.agent == "ada"
 
 
 class Ledgered:

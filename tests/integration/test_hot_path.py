@@ -13,7 +13,7 @@ import redis
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Pause
 from aios_sdk import AsyncAgent
 from aios_workers.runtime.loop import Limits
@@ -196,14 +196,14 @@ async def test_a_job_with_a_foreign_name_in_utf8_is_answered(redis_url: str) -> 
 
 async def test_a_lease_tells_of_earlier_attempts_and_of_a_wait_while_held(redis_url: str) -> None:
     caller = Caller(redis_url)
-    queue, appetite = caller.queue("tool"), Appetite(4, 60.0)
+    queue, claim_request = caller.queue("tool"), ClaimRequest(4, 60.0)
     [ran, held] = await caller.submit(ToolEcho("ran"), ToolEcho("held"))
     await caller.control.hold([held], module="tool")
-    [first] = await queue.claim("worker", appetite)
-    await queue.pause("worker", [Pause(first, b"half", 1.5, 3)], Appetite(0, 60.0))
+    [first] = await queue.claim("worker", claim_request)
+    await queue.pause("worker", [Pause(first, b"half", 1.5, 3)], ClaimRequest(0, 60.0))
     await caller.control.release([held], module="tool")
 
-    leases = {lease.job_id: lease for lease in await queue.claim("worker", appetite)}
+    leases = {lease.job_id: lease for lease in await queue.claim("worker", claim_request)}
 
     assert (first.attempt, first.slices, first.has_snapshot) == (1, 0, False)
     again = leases[ran]

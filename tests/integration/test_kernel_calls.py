@@ -23,7 +23,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import PolicyRow
 from aios_broker.redis.connection import Connection
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 from aios_workers.runtime.registry import llm_module
 from tests.caller import redis_away, running_worker
@@ -52,7 +52,7 @@ def asked() -> Syscall:
 
 
 async def test_the_same_step_is_the_same_syscall(redis_url: str, asked: Syscall) -> None:
-    llm = await llm_module(ModelCore(ModelCoreConfig()))
+    llm = await llm_module(SimulatedCore(SimulatedCoreConfig()))
     async with running_worker(redis_url, "llm", llm) as worker, calls_on(redis_url) as calls:
         first, again = await asyncio.gather(
             calls.call(asked, CHAT, "plan"), calls.call(asked, CHAT, "plan")
@@ -73,7 +73,7 @@ async def test_the_same_step_is_the_same_syscall(redis_url: str, asked: Syscall)
 
 
 async def test_many_at_once_hear_their_own_answers(redis_url: str, asked: Syscall) -> None:
-    llm = await llm_module(ModelCore(ModelCoreConfig(slots=4)))
+    llm = await llm_module(SimulatedCore(SimulatedCoreConfig(slots=4)))
     async with running_worker(redis_url, "llm", llm), calls_on(redis_url) as calls:
         chats = [LlmChat((Message("user", str(n)),), max_tokens=4) for n in range(12)]
         once = await asyncio.gather(

@@ -13,7 +13,7 @@ from aios_broker.postgres.database import Database, check_database_url
 from aios_broker.queues.keys import Keys
 from tests.queue_user import QueueUser
 
-FACTS = '{"agent":"ada","kind":"llm.chat"}'
+METADATA = '{"agent":"ada","kind":"llm.chat"}'
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ async def test_an_anomaly_is_kept_marked_and_said_and_stops_nothing(
 ) -> None:
     await write(
         user,
-        f"submit\tj1\t\t\t{FACTS}",
+        f"submit\tj1\t\t\t{METADATA}",
         "finish\tj1\t1\tw\t1,1",  # never claimed
         "nonsense",
         "claim\tj\x002\tmany\tw\t",
-        f"submit\tj3\t\t\t{FACTS}",
+        f"submit\tj3\t\t\t{METADATA}",
     )
     drained = await ledger.drain(user.redis)
     assert (drained.transitions, drained.anomalies) == (5, 3)

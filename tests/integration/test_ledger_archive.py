@@ -19,7 +19,7 @@ from aios_broker.ledger.journal import Position, Transition, read_entry
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.wanted import UNKNOWN, Happening, Wanted
 from aios_broker.postgres.database import Database
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 from tests.first_ledger import drain_as_first_release
 from tests.queue_user import QueueUser
 
@@ -80,7 +80,7 @@ async def by_hand(database: Database, changes: Sequence[Transition]) -> list[Hap
     """Return what the journal said, with what the ledger knows of each syscall."""
     async with database.transaction() as cursor:
         await cursor.execute("SELECT job_id, agent, kind, program, tenant FROM syscall")
-        known = {job_id: Facts(*facts) for job_id, *facts in await cursor.fetchall()}
+        known = {job_id: JobMetadata(*metadata) for job_id, *metadata in await cursor.fetchall()}
     return [Happening(each, known.get(each.job_id, UNKNOWN)) for each in changes]
 
 
@@ -103,12 +103,12 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
     while more := await history.after(seen[-1].transition.position if seen else Position()):
         seen += more
     assert places(seen) == places(everything)
-    assert [each.facts for each in seen] == [each.facts for each in everything]
+    assert [each.metadata for each in seen] == [each.metadata for each in everything]
     for told, wrote in zip(seen, written, strict=True):
         assert told.transition.detail == wrote.detail
         assert told.transition.anomaly >= wrote.anomaly  # what cannot be read is odd for sure
 
-    known = [each for each in everything if each.facts is not UNKNOWN]
+    known = [each for each in everything if each.metadata is not UNKNOWN]
     for wanted in [
         Wanted(),
         Wanted(agent="agent-1"),

@@ -19,7 +19,7 @@ from tests.integration.test_scheduler import scheduler
 from tests.queue_user import QueueUser
 from tests.waiting import wait_until_async
 
-FACTS = '{"agent":"ada","kind":"llm.chat"}'
+METADATA = '{"agent":"ada","kind":"llm.chat"}'
 NOW_MS = int(time.time() * 1000)
 
 
@@ -32,7 +32,7 @@ async def write(user: QueueUser, days_ago: float, *lines: str) -> None:
 
 def life(job_id: str) -> tuple[str, str, str]:
     return (
-        f"submit\t{job_id}\t\tc\t{FACTS}",
+        f"submit\t{job_id}\t\tc\t{METADATA}",
         f"claim\t{job_id}\t1\tw\t",
         f"finish\t{job_id}\t1\tw\t1,1",
     )
@@ -47,7 +47,7 @@ async def test_old_history_goes_and_what_lives_stays(user: QueueUser, database: 
     await write(user, 40, *life("first"))
     await drain_as_first_release(database, user.redis, 10)
     ledger = Ledger(database)
-    await write(user, 35, *life("old"), f"submit\tslow\t\tc\t{FACTS}")
+    await write(user, 35, *life("old"), f"submit\tslow\t\tc\t{METADATA}")
     await write(user, 5, *life("young"), "claim\tslow\t1\tw\t")
     await ledger.drain(user.redis)
 

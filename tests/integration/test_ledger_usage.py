@@ -11,7 +11,7 @@ from aios_broker.ledger.journal import read_entry
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.usage import UsageHistory, UsageRow, read_changes, read_usage, summed
 from aios_broker.postgres.database import Database
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending, Pause, SliceUse
 from tests.queue_user import QueueUser
@@ -31,7 +31,7 @@ async def test_counters_ledger_and_syscalls_say_the_same(
     user: QueueUser, database: Database
 ) -> None:
     """A job that yields, one whose worker dies, one that is cancelled while it runs."""
-    nothing = Appetite(0, 30.0)
+    nothing = ClaimRequest(0, 30.0)
     ids = await user.submit(0, 0, 0)
     yields, dies, unwanted = await user.claim(3)
     uses = [SliceUse(lease, 1.0, 10, b"x", 100) for lease in (yields, dies, unwanted)]

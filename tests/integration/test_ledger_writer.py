@@ -13,7 +13,7 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from tests.queue_user import QueueUser
 
-FACTS = '{"agent":"ada","kind":"llm.chat"}'
+METADATA = '{"agent":"ada","kind":"llm.chat"}'
 
 
 @pytest_asyncio.fixture
@@ -45,9 +45,14 @@ async def events_of(ledger: Ledger, job_id: str) -> list[str]:
 
 async def test_an_id_that_comes_again_goes_on_with_its_row(user: QueueUser, ledger: Ledger) -> None:
     """It is taken for new, which it is not; the rest of the batch is entered with it, once."""
-    await write(user, f"submit\tj1\t\tc\t{FACTS}", "claim\tj1\t1\tw\t", "finish\tj1\t1\tw\t5,10")
+    await write(user, f"submit\tj1\t\tc\t{METADATA}", "claim\tj1\t1\tw\t", "finish\tj1\t1\tw\t5,10")
     await ledger.drain(user.redis)
-    await write(user, f"submit\tj2\t\tc\t{FACTS}", f"submit\tj1\t\tc\t{FACTS}", "claim\tj1\t1\tv\t")
+    await write(
+        user,
+        f"submit\tj2\t\tc\t{METADATA}",
+        f"submit\tj1\t\tc\t{METADATA}",
+        "claim\tj1\t1\tv\t",
+    )
     await write(user, "claim\tj2\t1\tw\t")
     drained = await ledger.drain(user.redis)
 

@@ -12,12 +12,12 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, chat, chat_result, running_worker
 from tests.waiting import wait_until_async
 
-FAST = ModelCoreConfig(slots=2, end_probability=0.0)
+FAST = SimulatedCoreConfig(slots=2, end_probability=0.0)
 SLOW = replace(FAST, slots=1, decode_tokens_per_s=400.0)  # a token every 2.5 ms
 
 
@@ -29,9 +29,9 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
     await caller.aclose()
 
 
-async def alone(caller: Caller, body: LlmChat, config: ModelCoreConfig = FAST) -> ChatResult:
+async def alone(caller: Caller, body: LlmChat, config: SimulatedCoreConfig = FAST) -> ChatResult:
     """Return what a worker that does nothing else answers, on a core of its own."""
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(config))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(config))):
         return await caller.chat(body)
 
 
@@ -41,7 +41,7 @@ async def test_a_chat_is_answered(caller: Caller) -> None:
     assert (result.finish_reason, result.usage.output_tokens) == ("length", 40)
     assert result.usage.prompt_tokens == len(result.prompt_ids)
     assert len(result.output_ids) == 40
-    core = ModelCore(FAST)
+    core = SimulatedCore(FAST)
     assert result.text == core.decode(result.output_ids).decode(errors="replace")
 
 
@@ -57,7 +57,7 @@ async def test_generations_that_share_a_slot_are_sliced_and_stay_what_they_were(
     bodies = [chat(f"Story {n}", max_tokens=100, temperature=0.8, seed=n) for n in range(4)]
     expected = [await alone(caller, body) for body in bodies]
 
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         replies = await caller.hear_all(await caller.submit(*bodies))
 
     results = [chat_result(reply) for reply in replies]
@@ -71,7 +71,7 @@ async def test_generations_that_share_a_slot_are_sliced_and_stay_what_they_were(
 
 
 async def test_a_generation_that_nobody_waits_behind_is_not_interrupted(caller: Caller) -> None:
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         [syscall_id] = await caller.submit(chat("Hello", max_tokens=100))
         reply = await caller.hear(syscall_id)
 
@@ -80,7 +80,7 @@ async def test_a_generation_that_nobody_waits_behind_is_not_interrupted(caller: 
 
 async def test_without_preemption_the_first_one_runs_to_its_end(caller: Caller) -> None:
     await caller.publish_policy(preempt="none", quantum_tokens=16)
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         ids = await caller.submit(*(chat(f"{n}", max_tokens=60) for n in range(2)))
         replies = await caller.hear_all(ids)
 
@@ -89,7 +89,7 @@ async def test_without_preemption_the_first_one_runs_to_its_end(caller: Caller) 
 
 async def test_slices_end_by_time_too(caller: Caller) -> None:
     await caller.publish_policy(quantum_s=0.05, quantum_tokens=10_000)
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         ids = await caller.submit(*(chat(f"{n}", max_tokens=100) for n in range(2)))
         replies = await caller.hear_all(ids)
 
@@ -97,7 +97,7 @@ async def test_slices_end_by_time_too(caller: Caller) -> None:
 
 
 async def test_what_is_charged_is_what_was_used(caller: Caller) -> None:
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         ids = await caller.submit(*(chat(f"{n}", max_tokens=70) for n in range(3)))
         await caller.hear_all(ids)
 
@@ -113,7 +113,7 @@ async def test_what_is_charged_is_what_was_used(caller: Caller) -> None:
 async def test_a_held_generation_is_suspended_and_released_later(caller: Caller) -> None:
     body = chat("Hold me", max_tokens=120)
     expected = await alone(caller, body)
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         [syscall_id] = await caller.submit(body)
         await wait_until_async(lambda: is_state(caller, syscall_id, "running"))
         await caller.control.hold([syscall_id], module="llm")
@@ -127,7 +127,7 @@ async def test_a_held_generation_is_suspended_and_released_later(caller: Caller)
 
 
 async def test_a_cancelled_generation_frees_its_slot(caller: Caller) -> None:
-    core = ModelCore(replace(SLOW, decode_tokens_per_s=10.0))
+    core = SimulatedCore(replace(SLOW, decode_tokens_per_s=10.0))
     async with running_worker(caller.url, "llm", await llm_module(core)):
         [syscall_id] = await caller.submit(chat("Endless", max_tokens=2_000))
         await wait_until_async(lambda: core.resident_tokens > 0)
@@ -144,7 +144,7 @@ async def is_state(caller: Caller, syscall_id: str, state: str) -> bool:
 
 async def test_a_stream_is_the_answer_in_pieces_across_suspensions(caller: Caller) -> None:
     bodies = [chat(f"Stream {n}", max_tokens=120, stream=True) for n in range(3)]
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         ids = await caller.submit(*bodies)
         replies = await caller.hear_all(ids)
 
@@ -176,7 +176,7 @@ async def test_a_stop_string_ends_the_answer_wherever_it_was_cut(
     wanted = whole.text[: whole.text.index(stop)]
     bodies = [chat("Tell me", max_tokens=150, stop=(stop,), stream=stream) for _ in range(3)]
 
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         ids = await caller.submit(*bodies)
         results = [chat_result(reply) for reply in await caller.hear_all(ids)]
 
@@ -197,7 +197,7 @@ async def test_a_snapshot_that_cannot_be_used_costs_time_and_nothing_else(
 ) -> None:
     body = chat("Precious", max_tokens=100, stream=True)
     expected = await alone(caller, replace_stream(body))
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(SLOW))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(SLOW))):
         [syscall_id] = await caller.submit(body)
         await wait_until_async(lambda: caller.queue("llm").snapshot(syscall_id))
     key = f"rq:aios:snapshot:{syscall_id}"
@@ -207,7 +207,7 @@ async def test_a_snapshot_that_cannot_be_used_costs_time_and_nothing_else(
         await caller.connection.execute("DEL", key)
     model = replace(FAST, end_probability=0.0 if damage != "foreign" else 1e-9)
 
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(model))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(model))):
         reply = await caller.hear(syscall_id)
 
     result = chat_result(reply)
@@ -225,7 +225,7 @@ def replace_stream(body: LlmChat) -> LlmChat:
 # Refusals.
 
 
-class Plain(ModelCore):
+class Plain(SimulatedCore):
     """A core without penalties that cannot be preempted."""
 
     @property
@@ -257,7 +257,7 @@ async def test_what_the_core_cannot_do_is_refused_before_anything_runs(
 
 
 async def test_a_prompt_that_does_not_fit_is_told_both_numbers(caller: Caller) -> None:
-    async with running_worker(caller.url, "llm", await llm_module(ModelCore(FAST))):
+    async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(FAST))):
         [syscall_id] = await caller.submit(chat("x" * 5_000, max_tokens=100))
         reply = await caller.hear(syscall_id)
 
@@ -281,7 +281,7 @@ async def test_a_core_that_is_not_preemptible_never_pauses(caller: Caller) -> No
 # A core that fails.
 
 
-class Failing(ModelCore):
+class Failing(SimulatedCore):
     """A core that breaks after a few tokens, a number of times."""
 
     failures = 0

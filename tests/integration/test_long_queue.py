@@ -13,16 +13,16 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.queues.control import AT_ONCE
 from aios_broker.queues.functions import LIBRARY, Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
-from aios_broker.queues.records import Ending, Facts, Lease, Submission
+from aios_broker.queues.records import Ending, JobMetadata, Lease, Submission
 from aios_broker.redis.connection import Answer, Argument, Connection
 from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
 
 WAITING = 2400  # more than is looked at in one step
 LEAVING = 7 * AT_ONCE
-NOTHING_MORE = Appetite(0, LEASE_S)
+NOTHING_MORE = ClaimRequest(0, LEASE_S)
 KEYS = Keys()
 Meanwhile = Callable[[], Awaitable[None]]
 
@@ -65,8 +65,8 @@ def client(redis_url: str) -> redis.Redis:
 
 
 async def submit(user: QueueUser, count: int, agent: str = "ada") -> list[str]:
-    facts = Facts(agent, "llm.chat")
-    jobs = [Submission(new_id(), DATA, facts, "me") for _ in range(count)]
+    metadata = JobMetadata(agent, "llm.chat")
+    jobs = [Submission(new_id(), DATA, metadata, "me") for _ in range(count)]
     for first in range(0, count, 800):
         await user.queue.submit(jobs[first : first + 800])
     return [job.job_id for job in jobs]

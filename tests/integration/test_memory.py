@@ -317,6 +317,6 @@ async def test_what_blocks_hold_and_did_is_counted_over_all(scene: StateScene) -
     for agent in ("ann", "bob"):
         note = await scene.ask(agent, MemoryAdd("12345"))
         await scene.ask(agent, MemoryGet(note.id))
-    ground = scene.ground
-    totals = await memory_totals(ground.functions.connection, ground.keys)
+    services = scene.services
+    totals = await memory_totals(services.functions.connection, services.keys)
     assert totals == MemoryTotals(blocks=2, notes=2, used_bytes=10, hits=2, faults=0, swaps=0)

@@ -39,7 +39,7 @@ async def values(user: QueueUser) -> dict[tuple[str, str], float]:
 
 
 async def test_the_kernel_is_shown_as_it_stands(user: QueueUser) -> None:
-    await user.queue.birth(WorkerCard("w1", "llm", 1, "here", 3))
+    await user.queue.register(WorkerCard("w1", "llm", 1, "here", 3))
     await user.lead()
     job_ids = await user.submit(0, 0, 0)
     [lease] = await user.claim()

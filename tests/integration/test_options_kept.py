@@ -23,7 +23,7 @@ from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from aios_workers.llm.cores.sglang.breaker import BreakerPolicy
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.options import check_options
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, running_worker
@@ -113,9 +113,11 @@ def _plain(reply: Reply) -> object:
 
 
 @asynccontextmanager
-async def simulated(_: Path) -> AsyncIterator[tuple[ModelCore, list[Body]]]:
-    config = ModelCoreConfig(slots=2, context_tokens=512, end_probability=0.0, adapters=("poet",))
-    yield ModelCore(config), []
+async def simulated(_: Path) -> AsyncIterator[tuple[SimulatedCore, list[Body]]]:
+    config = SimulatedCoreConfig(
+        slots=2, context_tokens=512, end_probability=0.0, adapters=("poet",)
+    )
+    yield SimulatedCore(config), []
 
 
 @asynccontextmanager
@@ -146,7 +148,7 @@ async def deterministic_sglang(folder: Path) -> AsyncIterator[tuple[SGLangCore, 
         yield both
 
 
-Cores = AbstractAsyncContextManager[tuple[ModelCore | LlamaCppCore | SGLangCore, list[Body]]]
+Cores = AbstractAsyncContextManager[tuple[SimulatedCore | LlamaCppCore | SGLangCore, list[Body]]]
 REFUSED: dict[Callable[[Path], Cores], set[str]] = {
     simulated: {"core"},
     llama: {"core", "lora"},

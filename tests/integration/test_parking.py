@@ -19,7 +19,7 @@ from aios_workers.approvals.gate import Irreversible, NeedsApproval
 from aios_workers.approvals.rows import Decider, Decision, decide, list_approvals
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.handler import StateHandler
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from aios_workers.modules.storage.operations import storage_operations
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.run import Done, Outcome, Run
@@ -46,12 +46,12 @@ class Shouter:
     capacity = ONE
     cores = ()
 
-    def __init__(self, ground: StateGround) -> None:
-        self._ground = ground
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self.said: list[str] = []
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
-        store, gate = self._ground.store, self._ground.gate
+        store, gate = self._services.store, self._services.gate
         agent = await store.vouched(syscall.agent, syscall.tenant)
         body = await gate.body_of(agent, syscall) if run.lease.decided else syscall.body
         assert isinstance(body, ToolEcho)
@@ -74,13 +74,13 @@ async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[State
     config = WorkerConfig(redis_url=redis_url, database_url=database_url)
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
-        ground = scene.ground
-        handler = OneSlot(ground, storage_operations(config))
+        services = scene.services
+        handler = OneSlot(services, storage_operations(config))
         await stack.enter_async_context(scheduler(redis_url))
         await stack.enter_async_context(
             running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))
         )
-        duty = ApprovalDuty(ground.store, ground.functions, ground.keys)
+        duty = ApprovalDuty(services.store, services.functions, services.keys)
         await stack.enter_async_context(sweeping(duty, 0.05))
         caller = Caller(redis_url)
         stack.push_async_callback(caller.aclose)
@@ -136,7 +136,7 @@ async def test_a_handler_of_any_module_asks_and_runs_what_a_person_made_of_it(
     redis_url: str, database_url: str
 ) -> None:
     async with kernel(redis_url, database_url) as (scene, caller):
-        shouter = Shouter(scene.ground)
+        shouter = Shouter(scene.services)
         async with running_worker(redis_url, "tool", LoadedModule(lambda _port: shouter)):
             job = await parked_call(caller, ToolEcho("loud"))
             assert shouter.said == []

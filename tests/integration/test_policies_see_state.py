@@ -12,7 +12,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import (
-    Facts,
+    JobMetadata,
     SliceUse,
     WorkerCard,
 )
@@ -26,8 +26,8 @@ from tests.policies import SKETCHES, named
 from tests.policy_scene import NOTHING_MORE, NOW_MS, Heard, Scene
 from tests.queue_user import QueueUser, queue_user
 
-ADA, BOB = Facts("ada", "llm.chat"), Facts("bob", "llm.chat")
-ACME = Facts("eve", "llm.chat", tenant="acme")
+ADA, BOB = JobMetadata("ada", "llm.chat"), JobMetadata("bob", "llm.chat")
+ACME = JobMetadata("eve", "llm.chat", tenant="acme")
 LONG_ENOUGH_S = 0.3  # for a decision that does not wait
 CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=("small", "large"))
 
@@ -94,7 +94,7 @@ async def test_tenants_take_turns_and_a_newcomer_is_no_better_off(vtc: Scene) ->
 
     # Given that both were served alike, when a third comes, then it begins where they are
     await vtc.settle()
-    late = await vtc.submit(Facts("zoe", "llm.chat", tenant="late"), 2)
+    late = await vtc.submit(JobMetadata("zoe", "llm.chat", tenant="late"), 2)
     await vtc.settle()
     assert await vtc.user.order.scores([mine[2], *late]) == [40.0, 40.0, 40.0]
     assert await vtc.user.waiting() == [*mine[2:], *late]
@@ -247,8 +247,8 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
     async with queue_user(redis_url) as user:
         scene, witness = Scene(user, "witness"), Witness()
         await scene.begin(witness)
-        await user.queue.birth(CARD)
-        await user.queue.birth(replace(CARD, name="host.2.llm", slots=2, cores=("small",)))
+        await user.queue.register(CARD)
+        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=("small",)))
         await scene.submit(ADA, 2)
         await scene.serve()
         [running] = await user.claim()

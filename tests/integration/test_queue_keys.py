@@ -26,11 +26,11 @@ from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import (
     Ending,
-    Facts,
+    JobMetadata,
     Lease,
     Pause,
     PolicyRow,
@@ -134,7 +134,7 @@ class Scenario:
         self.epoch = 0
 
     async def run(self, steps: int) -> None:
-        await self.queue.birth(CARD)
+        await self.queue.register(CARD)
         await self.tokens.put(Tokens.new(), Identity("ada"))
         await self.control.set_policy(MODULE, PolicyRow(max_losses=2))
         self.epoch = (await self.order.lead("here", 600.0)).epoch
@@ -166,7 +166,7 @@ class Scenario:
                 Submission(
                     call.id,
                     encode_job(call),
-                    Facts("ada", call.kind),
+                    JobMetadata("ada", call.kind),
                     client,
                     needs,
                     self.random.choice([0.05, 600.0]),
@@ -177,7 +177,7 @@ class Scenario:
 
     async def claim(self) -> None:
         lease_s = self.random.choice([0.02, 600.0])
-        self.leases += await self.queue.claim(CARD.name, Appetite(2, lease_s, CARD.cores))
+        self.leases += await self.queue.claim(CARD.name, ClaimRequest(2, lease_s, CARD.cores))
         await self.queue.renew(CARD, self.leases[-3:], 600.0)
 
     async def finish(self) -> None:
@@ -193,18 +193,18 @@ class Scenario:
             for lease in self.leases[-2:]
         ]
         await self.queue.emit([(end.lease, b"{}") for end in ends])
-        await self.queue.finish(CARD.name, ends, Appetite(0, 1.0))
+        await self.queue.finish(CARD.name, ends, ClaimRequest(0, 1.0))
 
     async def pause(self) -> None:
         pauses = [
             Pause(lease, b"snapshot", 0.1, 1, self.random.choice(["yield", "hold", "drain"]))
             for lease in self.leases[-2:]
         ]
-        await self.queue.pause(CARD.name, pauses, Appetite(0, 1.0))
+        await self.queue.pause(CARD.name, pauses, ClaimRequest(0, 1.0))
 
     async def slices(self) -> None:
         uses = [SliceUse(lease, 0.1, 1, b"checkpoint") for lease in self.leases[-2:]]
-        await self.queue.slice_end(CARD.name, uses, Appetite(0, 600.0, CARD.cores))
+        await self.queue.slice_end(CARD.name, uses, ClaimRequest(0, 600.0, CARD.cores))
 
     async def operate(self) -> None:
         ids = self.some(self.ids)
@@ -238,7 +238,7 @@ class Scenario:
     async def end_all(self) -> None:
         """End whatever still goes on."""
         await self.control.cancel(self.ids, Cancelled("the end"), module=MODULE)
-        await self.queue.death(CARD.name)
+        await self.queue.unregister(CARD.name)
 
 
 @pytest.fixture(params=PREFIXES)
@@ -404,8 +404,8 @@ async def test_processes_and_rqs_tools_follow_rq_key_prefix(redis_url: str, tmp_
     ):
         await wait_until_async(lambda: client.exists(f"{prefix}:workers"))
         call = Syscall(new_id(), "ada", ToolEcho("x"))
-        facts = Facts("ada", call.kind)
-        await scenario.queue.submit([Submission(call.id, encode_job(call), facts, "client")])
+        metadata = JobMetadata("ada", call.kind)
+        await scenario.queue.submit([Submission(call.id, encode_job(call), metadata, "client")])
         await wait_until_async(lambda: client.zcard(f"{prefix}:finished:{MODULE}"))
         text = await run_tool("rq", "info", "-u", redis_url, RQ_KEY_PREFIX=prefix)
         assert f"{MODULE} " in text

@@ -11,9 +11,9 @@ import redis
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.control import AT_ONCE
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
-from aios_broker.queues.records import Facts, Submission
+from aios_broker.queues.records import JobMetadata, Submission
 from tests.queue_user import DATA, LEASE_S, QueueUser
 
 WAITING = 1200  # more than is read of the queue at a time
@@ -29,7 +29,10 @@ async def user(redis_url: str) -> AsyncIterator[QueueUser]:
 
 
 async def submit(user: QueueUser, agents: list[str]) -> list[str]:
-    jobs = [Submission(new_id(), DATA, Facts(agent=name, kind="tool.echo"), "c") for name in agents]
+    jobs = [
+        Submission(new_id(), DATA, JobMetadata(agent=name, kind="tool.echo"), "c")
+        for name in agents
+    ]
     await user.queue.submit(jobs)
     return [job.job_id for job in jobs]
 
@@ -89,7 +92,7 @@ async def test_what_stands_far_behind_barred_jobs_is_taken_by_its_place(
         client.config_resetstat()
         claims = 0
         while len(taken) < len(allowed):
-            leases = await user.queue.claim("w", Appetite(16, LEASE_S))
+            leases = await user.queue.claim("w", ClaimRequest(16, LEASE_S))
             assert leases
             taken += [lease.job_id for lease in leases]
             claims += 1

@@ -9,8 +9,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from aios_broker.contract.needs import Need
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.records import Facts, PolicyRow, SliceUse, Submission, WorkerCard
+from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.records import JobMetadata, PolicyRow, SliceUse, Submission, WorkerCard
 from tests.examples import AT_MUTANTS, PHASES, SAME_EACH_TIME
 from tests.queue_machine import NOTHING_MORE, QueueMachine
 
@@ -60,11 +60,11 @@ def test_as_many_yield_as_wait_and_deserve_it(
     machine = QueueMachine()
     machine.do(machine.control.set_policy("llm", PolicyRow(preempt=preempt)))
     jobs = [
-        Submission(f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "")
+        Submission(f"{number:032x}", b"[]", JobMetadata("agent", "llm.chat"), "")
         for number in range(running + waiting)
     ]
     machine.do(machine.queue.submit(jobs))
-    leases = machine.do(machine.queue.claim("worker", Appetite(running, 60.0)))
+    leases = machine.do(machine.queue.claim("worker", ClaimRequest(running, 60.0)))
     head_score = 100.0
     scores = {job.job_id: head_score for job in jobs}
     scores |= {lease.job_id: head_score + 1 for lease in leases[:outranked]}
@@ -89,21 +89,25 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
     machine = QueueMachine()
     for core in ("large", "small"):
         card = WorkerCard(core, "llm", pid=1, hostname="here", slots=2, cores=(core,))
-        machine.do(machine.queue.birth(card))
+        machine.do(machine.queue.register(card))
     jobs = [
         Submission(
-            f"{number:032x}", b"[]", Facts("agent", "llm.chat"), "", needs=(Need("core", "large"),)
+            f"{number:032x}",
+            b"[]",
+            JobMetadata("agent", "llm.chat"),
+            "",
+            needs=(Need("core", "large"),),
         )
         for number in range(500)
     ]
     mine = Submission(
-        "f" * 32, b"[]", Facts("agent", "llm.chat"), "", needs=(Need("core", "small"),)
+        "f" * 32, b"[]", JobMetadata("agent", "llm.chat"), "", needs=(Need("core", "small"),)
     )
     machine.do(machine.queue.submit([*jobs, mine]))
-    leases = machine.do(machine.queue.claim("small", Appetite(2, 60.0, ("small",))))
+    leases = machine.do(machine.queue.claim("small", ClaimRequest(2, 60.0, ("small",))))
     assert [lease.job_id for lease in leases] == [mine.job_id]
     assert machine.do(machine.order.head(1))[0] == 500
-    leases = machine.do(machine.queue.claim("large", Appetite(2, 60.0, ("large",))))
+    leases = machine.do(machine.queue.claim("large", ClaimRequest(2, 60.0, ("large",))))
     assert [lease.job_id for lease in leases] == [job.job_id for job in jobs[:2]]
     machine.known = {}
     machine.teardown()

@@ -11,11 +11,11 @@ from aios_broker.contract.syscall import new_id
 from aios_broker.ledger.books import Books
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.queues.admission import Admission
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import Barrier, QuotaRow, Quotas, Subject, Use
 from aios_broker.queues.records import (
     Ending,
-    Facts,
+    JobMetadata,
     Lease,
     Pause,
     PolicyRow,
@@ -25,7 +25,7 @@ from aios_broker.queues.records import (
 from tests.queue_user import QueueUser, queue_user
 
 ADA, BOB = Subject.of_agent("ada"), Subject.of_agent("bob", "acme")
-NOTHING_MORE = Appetite(0, 30.0)
+NOTHING_MORE = ClaimRequest(0, 30.0)
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def quotas(user: QueueUser) -> Quotas:
 
 
 async def submit(user: QueueUser, subject: Subject, count: int = 1) -> list[str]:
-    facts = Facts(subject.agent, "llm.chat", tenant=subject.tenant)
-    jobs = [Submission(new_id(), b"[]", facts, "me") for _ in range(count)]
+    metadata = JobMetadata(subject.agent, "llm.chat", tenant=subject.tenant)
+    jobs = [Submission(new_id(), b"[]", metadata, "me") for _ in range(count)]
     await user.queue.submit(jobs)
     return [job.job_id for job in jobs]
 

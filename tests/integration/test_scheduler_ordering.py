@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import SliceUse
 from aios_broker.scheduler import ordering
 from aios_broker.scheduler.ordering import ModuleOrder
@@ -79,7 +79,7 @@ async def test_a_running_job_yields_to_a_lower_score_and_to_no_other(user: Queue
     async def verdict() -> str:
         await queue.tick(epoch, await now_ms(user))
         [answer] = await user.queue.slice_end(
-            "worker", [SliceUse(lease, 0.1, 1, None)], Appetite(0, 30.0)
+            "worker", [SliceUse(lease, 0.1, 1, None)], ClaimRequest(0, 30.0)
         )
         return answer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aios_sdk import AsyncAgent, InvalidSyscall, Tool, UnsupportedOption
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
 from tests.caller import running_worker
 
@@ -32,7 +32,7 @@ ADD = Tool(
 
 @pytest.fixture
 async def kernel(redis_url: str) -> AsyncIterator[str]:
-    core = ModelCore(ModelCoreConfig(end_probability=0.0))
+    core = SimulatedCore(SimulatedCoreConfig(end_probability=0.0))
     async with running_worker(redis_url, "llm", await llm_module(core)):
         yield redis_url
 

@@ -51,9 +51,9 @@ def kernel(redis_url: str, tmp_path: Path) -> Iterator[str]:
     log_path = tmp_path / "kernel.log"
     simulated = environment(
         redis_url,
-        AIOS_LLM_CORE="model",
-        AIOS_MODEL_CORE_DECODE_TOKENS_PER_S="400",
-        AIOS_MODEL_CORE_END_PROBABILITY="0",
+        AIOS_LLM_CORE="simulated",
+        AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S="400",
+        AIOS_SIMULATED_CORE_END_PROBABILITY="0",
     )
     with ExitStack() as stack:
         for program in ("aios_broker.scheduler", "aios_workers llm", "aios_workers tool"):

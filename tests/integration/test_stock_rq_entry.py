@@ -17,10 +17,10 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.job import ENTRY, encode_job
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.rq import current_job, rq_version, url_of
 from aios_workers.entry import syscall
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module, tool_module
 from tests.caller import ROOT, TIMEOUT_S, Caller, chat, chat_result, running_worker
 from tests.waiting import wait_until_async
@@ -52,8 +52,8 @@ async def run_stock_worker(url: str, module: str) -> str:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("broker", "workers")),
-        "AIOS_LLM_CORE": "model",
-        "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+        "AIOS_LLM_CORE": "simulated",
+        "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "rq.cli", "worker", module, "--burst", "--serializer", "json"),
@@ -105,7 +105,7 @@ async def test_a_stock_worker_runs_our_echo(caller: Caller) -> None:
 
 async def test_a_stock_worker_generates_the_same_answer(caller: Caller) -> None:
     body = chat("Same?", max_tokens=50, temperature=0.9, seed=5)
-    core = ModelCore(ModelCoreConfig(slots=2, context_tokens=2048, end_probability=0.0))
+    core = SimulatedCore(SimulatedCoreConfig(slots=2, context_tokens=2048, end_probability=0.0))
     async with running_worker(caller.url, "llm", await llm_module(core)):
         expected = await caller.chat(body)
     [syscall_id] = await caller.submit(body)
@@ -139,7 +139,7 @@ async def test_a_stock_worker_checks_the_token_too(caller: Caller) -> None:
 async def test_a_job_that_a_worker_of_ours_runs_is_not_adopted(caller: Caller) -> None:
     queue = caller.queue("tool")
     [syscall_id] = await caller.submit(ToolEcho())
-    await queue.claim("ours", Appetite(1, 10.0))
+    await queue.claim("ours", ClaimRequest(1, 10.0))
 
     assert await queue.adopt(syscall_id, "stock", 10.0) is None
 

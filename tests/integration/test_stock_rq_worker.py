@@ -22,8 +22,8 @@ from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite
-from aios_broker.queues.records import Ending, Facts, Submission
+from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.records import Ending, JobMetadata, Submission
 from tests.busy_kernel import Listener, at_rest, busy_kernel
 from tests.caller import ROOT, WorkerProcess, chat, chat_result
 from tests.scheduler_process import SchedulerProcess
@@ -31,12 +31,12 @@ from tests.waiting import wait_until_async
 
 LEASE_S = 1.0
 SLOW = {
-    "AIOS_LLM_CORE": "model",
-    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "20",
+    "AIOS_LLM_CORE": "simulated",
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "20",
     "AIOS_WORKER_LEASE_S": str(LEASE_S),
 }
-FAST = {**SLOW, "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "0"}
+FAST = {**SLOW, "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "0"}
 
 
 @pytest.fixture
@@ -133,11 +133,11 @@ async def test_a_stock_worker_waits_for_what_its_job_needs(
 
     def submission(text: str) -> Submission:
         call = Syscall(new_id(), "ada", ToolEcho(text))
-        return Submission(call.id, encode_job(call), Facts("ada", call.kind), "", lock)
+        return Submission(call.id, encode_job(call), JobMetadata("ada", call.kind), "", lock)
 
     first, second = submission("first"), submission("second")
     await queue.submit([first, second])
-    [lease] = await queue.claim("ours", Appetite(1, 60.0))
+    [lease] = await queue.claim("ours", ClaimRequest(1, 60.0))
     barred = Keys().job(second.job_id)
 
     async with stock_worker(caller.url, "tool", FAST) as worker:
@@ -146,7 +146,7 @@ async def test_a_stock_worker_waits_for_what_its_job_needs(
         assert await caller.connection.execute("HGET", barred, "status") == b"started"  # by RQ
         assert await caller.connection.execute("HEXISTS", barred, "aios_attempt") == 0
         answer = encode(Reply(first.job_id, EchoResult("first")))
-        await queue.finish("ours", [Ending(lease, "finished", answer, 0.1)], Appetite(0, 1.0))
+        await queue.finish("ours", [Ending(lease, "finished", answer, 0.1)], ClaimRequest(0, 1.0))
         await wait_until_async(lambda: caller.connection.execute("HGET", barred, "aios_reply"))
         await at_rest(caller)
 

@@ -15,9 +15,9 @@ from aios_broker.contract.errors import Cancelled, UnknownCore
 from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_broker.queues.module_queue import Appetite
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, Facts, Submission
+from aios_broker.queues.records import Ending, JobMetadata, Submission
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, tool_module
 from aios_workers.runtime.run import Done, Run
@@ -222,11 +222,11 @@ async def test_a_worker_that_is_lent_its_own_lost_job_ends_the_earlier_run(calle
 async def test_a_late_finish_changes_nothing(caller: Caller) -> None:
     queue = caller.queue("tool")
     [syscall_id] = await caller.submit(ToolEcho("late"))
-    [lease] = await queue.claim("slow", Appetite(1, 0.0))
+    [lease] = await queue.claim("slow", ClaimRequest(1, 0.0))
     await caller.connection.execute("ZREM", "rq:aios:leases:tool", f"{syscall_id}:1")
 
     late = Ending(lease, "finished", b'{"kind":"reply","id":"x"}', 1.0)
-    settled = await queue.finish("slow", [late], Appetite(0, 1.0))
+    settled = await queue.finish("slow", [late], ClaimRequest(0, 1.0))
 
     assert settled.accepted == [False]
     assert await caller.connection.execute("EXISTS", f"rq:results:{syscall_id}") == 0
@@ -234,7 +234,7 @@ async def test_a_late_finish_changes_nothing(caller: Caller) -> None:
 
 async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Caller) -> None:
     call = Submission(
-        "0" * 32, b"[]", Facts("ada", "llm.chat"), "", needs=(Need("core", "far-core"),)
+        "0" * 32, b"[]", JobMetadata("ada", "llm.chat"), "", needs=(Need("core", "far-core"),)
     )
     await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
     assert await caller.queue("llm").submit([call]) == ["queued"]

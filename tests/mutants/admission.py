@@ -114,7 +114,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "what is owed is given away in between",
         "broker/aios_broker/queues/lua/admission.lua",
-        "            and not quota.barrier(c, job.facts)\n    end",
+        "            and not quota.barrier(c, job.metadata)\n    end",
         "    end",
     ),
     Mutant(
@@ -139,8 +139,8 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a slice does not know what its job holds",
         "broker/aios_broker/queues/lua/slice.lua",
-        "facts = facts, needs = needs}",
-        "facts = facts}",
+        "metadata = metadata, needs = needs}",
+        "metadata = metadata}",
     ),
     Mutant(
         "a stock worker takes what is not free",

@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         "an id that is no text reaches a worker",
         "broker/aios_broker/queues/lua/claim.lua",
-        "not job.facts and not readable(id)",
+        "not job.metadata and not readable(id)",
         "false",
         HOT_PATH_TEST,
     ),
@@ -763,7 +763,7 @@ MUTANTS = (
     Mutant(
         "dead workers keep their agent's places",
         "broker/aios_broker/queues/lua/reclaim.lua",
-        "quota.moved(c, facts or nil, 'r', 'q', id)",
+        "quota.moved(c, metadata or nil, 'r', 'q', id)",
         "",
     ),
     Mutant(

@@ -16,7 +16,7 @@ ORDER_MUTANTS = (
     Mutant(
         "order: nobody is told of what runs",
         "broker/aios_broker/queues/lua/quota.lua",
-        "if from == 'r' or to == 'r' then touch(c, quota.owner(c, facts)) end",
+        "if from == 'r' or to == 'r' then touch(c, quota.owner(c, metadata)) end",
         "",
         STATE_TEST,
     ),
@@ -100,8 +100,8 @@ ORDER_MUTANTS = (
     Mutant(
         "order: one that has ended is ranked on",
         "broker/aios_broker/queues/lua/watch.lua",
-        "call('HEXISTS', c.live, ids[i]) == 1 and facts(c, ids[i]) or 0",
-        "facts(c, ids[i])",
+        "call('HEXISTS', c.live, ids[i]) == 1 and metadata(c, ids[i]) or 0",
+        "metadata(c, ids[i])",
         MACHINE_TEST,
     ),
     Mutant(

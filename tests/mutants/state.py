@@ -302,7 +302,7 @@ STATE_MUTANTS = (
     Mutant(
         "a directory is moved into itself",
         "workers/aios_workers/modules/storage/moves.py",
-        "if is_within(target.path, spot.path):\n        raise InvalidPath(\n"
+        "if is_within(target.path, where.path):\n        raise InvalidPath(\n"
         '            "a directory cannot',
         'if False:\n        raise InvalidPath(\n            "a directory cannot',
         MODEL_TEST,

@@ -9,12 +9,12 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.branch import Branch
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.slicing import Chores
 from aios_workers.llm.text import AnswerText
 
 
-class Failing(ModelCore):
+class Failing(SimulatedCore):
     """Fails once, after its first token; cannot go on where there are penalties."""
 
     streams = 0
@@ -32,7 +32,7 @@ class Failing(ModelCore):
                 raise CoreError("gone")
 
 
-def branch(core: ModelCore, sampling: Sampling) -> Branch:
+def branch(core: SimulatedCore, sampling: Sampling) -> Branch:
     request = GenerationRequest("ab" * 16, (1, 2, 3), 8, sampling)
     return Branch(core, request, AnswerText(), Chores())
 

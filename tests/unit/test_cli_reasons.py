@@ -13,7 +13,7 @@ from aios_broker.contract.syscall import State
 from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
-from aios_broker.queues.records import Facts, JobView, PolicyRow
+from aios_broker.queues.records import JobMetadata, JobView, PolicyRow
 from aios_cli.lookup import Ended
 from aios_cli.reasons import Surroundings, explain, explain_ended
 
@@ -25,7 +25,7 @@ def job(number: int, state: State = "queued", **fields: object) -> JobView:
         "job_id": f"{number:032x}",
         "module": "llm",
         "state": state,
-        "facts": Facts(agent=f"agent-{number}", kind="llm.chat"),
+        "metadata": JobMetadata(agent=f"agent-{number}", kind="llm.chat"),
         "needs": (),
         "worker": "",
         "attempt": 1,

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from aios_broker.contract.syscall import State
-from aios_broker.queues.records import Facts, JobView
+from aios_broker.queues.records import JobMetadata, JobView
 from aios_cli.ps import COLUMNS, rows_of, summary
 from aios_cli.tables import Column, plain_lines, rich_table, show_table
 
@@ -16,7 +16,7 @@ def job(state: State = "queued", **fields: object) -> JobView:
         "job_id": "3f2a91bc" + "0" * 24,
         "module": "llm",
         "state": state,
-        "facts": Facts(agent="writer", kind="llm.chat", program="novel"),
+        "metadata": JobMetadata(agent="writer", kind="llm.chat", program="novel"),
         "needs": (),
         "worker": "",
         "attempt": 0,
@@ -54,10 +54,10 @@ def test_a_pipe_gets_no_drawing_and_no_colour(capsys: pytest.CaptureFixture[str]
 
 def test_ps_fits_80_columns_whatever_the_names() -> None:
     long_name = "n" * 128
-    facts = Facts(agent=long_name, kind="llm.chat", program=long_name)
+    metadata = JobMetadata(agent=long_name, kind="llm.chat", program=long_name)
     jobs = [
-        job("suspended", facts=facts, tokens=131_072, slices=9_999, queued_s=7505.0),
-        job("running", facts=facts, worker="host.example.org.12345.llm", slices=3),
+        job("suspended", metadata=metadata, tokens=131_072, slices=9_999, queued_s=7505.0),
+        job("running", metadata=metadata, worker="host.example.org.12345.llm", slices=3),
     ]
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     terminal.print(rich_table(COLUMNS, rows_of(jobs), width=80))

@@ -16,7 +16,7 @@ from aios_workers.llm.compaction import (
     fitting_split,
     split,
 )
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore, ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.reader import Reader
 from aios_workers.runtime.run import Run
 
@@ -68,8 +68,8 @@ def test_the_longest_tail_that_fits_is_kept(messages: tuple[Message, ...], room:
         assert len(parts.tail) == max(len(each.tail) for each in fitting)
 
 
-async def core(context_tokens: int) -> ModelCore:
-    core = ModelCore(ModelCoreConfig(context_tokens=context_tokens, end_probability=0.0))
+async def core(context_tokens: int) -> SimulatedCore:
+    core = SimulatedCore(SimulatedCoreConfig(context_tokens=context_tokens, end_probability=0.0))
     await core.start()
     return core
 
@@ -114,7 +114,7 @@ async def test_what_cannot_be_compacted_is_refused_with_both_numbers() -> None:
 
 
 async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:
-    class Reading(ModelCore):
+    class Reading(SimulatedCore):
         read = 0
 
         def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Ids:
@@ -124,7 +124,7 @@ async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:
             self.read += len(ids)
             return ids
 
-    model = Reading(ModelCoreConfig(context_tokens=512))
+    model = Reading(SimulatedCoreConfig(context_tokens=512))
     long = tuple(Message("user", "x" * 100) for _ in range(2_000))
     count = bounded_counter(model)
 
@@ -150,18 +150,18 @@ async def test_too_much_to_summarise_is_refused() -> None:
 
 
 def test_tokens_beyond_the_context_are_counted_message_by_message() -> None:
-    class Narrow(ModelCore):
+    class Narrow(SimulatedCore):
         def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Ids:
             ids = super().render(messages, tools)
             if len(ids) > 100:
                 raise ContextTooLong("too long")
             return ids
 
-    model = Narrow(ModelCoreConfig(context_tokens=100))
+    model = Narrow(SimulatedCoreConfig(context_tokens=100))
     calls = (ToolCall("1", "find", "y" * 20),)
     short = (Message("user", "x" * 50),)
 
-    assert counter(model)(short) == len(ModelCore.render(model, short))
+    assert counter(model)(short) == len(SimulatedCore.render(model, short))
     assert counter(model)(short * 3) >= 3 * 50
     assert counter(model)((Message("assistant", "z" * 400, tool_calls=calls),)) > 400
     assert counter(model)(()) == 0

@@ -42,7 +42,7 @@ def test_the_state_directory_follows_the_xdg_rules(environ: dict[str, str], expe
 
 def test_settings_survive_the_way_to_another_process() -> None:
     config = KernelConfig(
-        state_dir=Path("/s"), redis_port=0, key_prefix="{a}:rq", llm_slots=5, llm_core="model"
+        state_dir=Path("/s"), redis_port=0, key_prefix="{a}:rq", llm_slots=5, llm_core="simulated"
     )
     assert KernelConfig.from_environment(config.variables()) == config
 

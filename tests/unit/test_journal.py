@@ -18,7 +18,7 @@ from aios_broker.ledger.journal import (
     read_use,
 )
 
-FACTS = '{"agent":"ada","kind":"llm.chat","program":"p1","tenant":"acme"}'
+METADATA = '{"agent":"ada","kind":"llm.chat","program":"p1","tenant":"acme"}'
 
 
 def entry(*lines: str, at_ms: int = 1_700_000_000_000, seq: int = 0) -> list[object]:
@@ -45,7 +45,7 @@ def kept(books: Books, told: list[object]) -> Entry:
 
 def test_a_life_with_a_suspension() -> None:
     books, transitions = entered(
-        line("submit", attempt="", who="client", detail=FACTS),
+        line("submit", attempt="", who="client", detail=METADATA),
         line("claim", attempt="1", who="w1"),
         line("yield", attempt="1", who="w1", detail="64,500"),
         line("claim", attempt="2", who="w2"),
@@ -68,12 +68,12 @@ def test_a_life_with_a_suspension() -> None:
 
 def test_the_error_of_a_worker_and_of_the_kernel() -> None:
     books, _ = entered(
-        line("submit", detail=FACTS),
+        line("submit", detail=METADATA),
         line("claim"),
         line("fail", detail="5,40,core-error"),
-        line("submit", "j2", detail=FACTS),
+        line("submit", "j2", detail=METADATA),
         line("fail", "j2", detail="deadline-exceeded"),
-        line("submit", "j3", detail=FACTS),
+        line("submit", "j3", detail=METADATA),
         line("cancel", "j3", detail="cancelled"),
     )
     assert (books.rows["j1"].error_code, books.rows["j1"].tokens) == ("core-error", 5)
@@ -83,7 +83,7 @@ def test_the_error_of_a_worker_and_of_the_kernel() -> None:
 
 def test_what_ended_stays_ended() -> None:
     books, transitions = entered(
-        line("submit", detail=FACTS),
+        line("submit", detail=METADATA),
         line("claim"),
         line("finish", detail="1,1"),
         line("fail", detail="worker-lost"),
@@ -101,10 +101,10 @@ def test_a_journal_that_lost_its_beginning_is_followed() -> None:
 
 def test_an_id_that_comes_again_begins_a_new_life() -> None:
     books, transitions = entered(
-        line("submit", detail=FACTS),
+        line("submit", detail=METADATA),
         line("claim"),
         line("fail", detail="9,90,module-error"),
-        line("submit", detail=FACTS),
+        line("submit", detail=METADATA),
     )
     row = books.rows["j1"]
     assert not any(transition.anomaly for transition in transitions)
@@ -112,7 +112,7 @@ def test_an_id_that_comes_again_begins_a_new_life() -> None:
 
 
 def test_an_event_of_a_newer_release_is_kept_and_marked() -> None:
-    books, transitions = entered(line("submit", detail=FACTS), line("teleport"))
+    books, transitions = entered(line("submit", detail=METADATA), line("teleport"))
     assert [transition.anomaly for transition in transitions] == [False, True]
     assert books.rows["j1"].state == "queued"
 
@@ -141,7 +141,7 @@ def test_an_attempt_that_is_no_small_number_cannot_be_read() -> None:
 
 
 def test_an_entry_names_all_whose_syscalls_it_speaks_of() -> None:
-    parsed = parse_entry(entry(line("submit", detail=FACTS), line("claim", "j2")))
+    parsed = parse_entry(entry(line("submit", detail=METADATA), line("claim", "j2")))
     assert parsed is not None
     books = Books()
     assert set(books.enter(parsed).names.split()) == {"ada", "p1", "acme", "?", "main", "default"}
@@ -205,7 +205,7 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
 )
 def test_books_agree_with_themselves_whatever_the_order_of_events(events: list[str]) -> None:
     books, _ = entered(
-        *(line(event, detail=FACTS if event == "submit" else "") for event in events)
+        *(line(event, detail=METADATA if event == "submit" else "") for event in events)
     )
     for row in books.rows.values():
         assert (row.ended_at is not None) == (row.state in TERMINAL)

@@ -20,7 +20,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.access.operations import access_operations
 from aios_workers.modules.memory.operations import memory_operations
 from aios_workers.modules.operation import Asked, Operations, Work, changes, reads, table
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from aios_workers.modules.storage.change import Namespaces, StorageLimits
 from aios_workers.modules.storage.files import read, write
 from aios_workers.modules.storage.host import AllowedDirectories
@@ -29,11 +29,11 @@ from aios_workers.modules.storage.operations import storage_operations
 ANN = AgentRow(1, 1, "ann", "default", administrator=False)
 
 
-def unused_ground() -> StateGround:
+def unused_ground() -> Services:
     """Return what no operation is called with."""
     nothing = cast("Any", None)
     functions = Functions(Connection("redis://unused"))
-    return StateGround(nothing, nothing, nothing, functions, Keys(), nothing)
+    return Services(nothing, nothing, nothing, functions, Keys(), nothing)
 
 
 def operations() -> dict[str, Operations]:

@@ -4,7 +4,7 @@ import pytest
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.order import Waiting
-from aios_broker.queues.records import Facts, PolicyRow
+from aios_broker.queues.records import JobMetadata, PolicyRow
 from aios_broker.scheduler.policy import (
     AGEING_MS_PER_NICE,
     POLICY_NAMES,
@@ -15,8 +15,8 @@ from tests.policies import order_of
 
 
 def job(job_id: str, *, submitted_ms: int = 0, ready_ms: int = 0, nice: int = 0) -> Waiting:
-    facts = Facts(agent="ada", kind="llm.chat", nice=nice)
-    return Waiting(job_id, facts, "", submitted_ms, ready_ms, 0, 0, 0, 0)
+    metadata = JobMetadata(agent="ada", kind="llm.chat", nice=nice)
+    return Waiting(job_id, metadata, "", submitted_ms, ready_ms, 0, 0, 0, 0)
 
 
 def order(policy: str, *queue: Waiting) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.queues.order import Waiting
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 from aios_broker.scheduler.policy import (
     AGEING_MS_PER_NICE,
     NICE_MAX,
@@ -49,11 +49,11 @@ arrivals = st.lists(st.builds(Arrival, times, st.integers(1, 4), nices), min_siz
 
 @st.composite
 def waiting_jobs(draw: st.DrawFn) -> Waiting:
-    facts = Facts(agent="ada", kind="llm.chat", nice=draw(nices))
+    metadata = JobMetadata(agent="ada", kind="llm.chat", nice=draw(nices))
     submitted_ms = draw(times)
     ready_ms = submitted_ms + draw(st.integers(0, 10_000))
     return Waiting(
-        f"{draw(st.integers(0, 2**64)):032x}", facts, "", submitted_ms, ready_ms, 0, 0, 0, 0
+        f"{draw(st.integers(0, 2**64)):032x}", metadata, "", submitted_ms, ready_ms, 0, 0, 0, 0
     )
 
 
@@ -95,8 +95,8 @@ class Simulation:
                 running = None
 
     def _submit(self, job_id: str, one: Arrival, now_ms: int) -> None:
-        facts = Facts(agent="ada", kind="llm.chat", nice=one.nice)
-        self.queue.append(Waiting(job_id, facts, "", one.at_ms, now_ms, 0, 0, 0, 0))
+        metadata = JobMetadata(agent="ada", kind="llm.chat", nice=one.nice)
+        self.queue.append(Waiting(job_id, metadata, "", one.at_ms, now_ms, 0, 0, 0, 0))
         self.overtakers[job_id] = set()
         self.submitted_ms[job_id] = one.at_ms
 
@@ -217,7 +217,7 @@ def test_of_two_submitted_at_once_the_less_nice_goes_first(
     queue: list[Waiting], at_ms: int
 ) -> None:
     at_once = [replace(waiting, submitted_ms=at_ms) for waiting in queue]
-    by_id = {waiting.job_id: waiting.facts.nice for waiting in at_once}
+    by_id = {waiting.job_id: waiting.metadata.nice for waiting in at_once}
     ranked = [by_id[job_id] for job_id in order_of(policy_named("priority"), at_once, at_ms)]
     assert ranked == sorted(ranked)
 
@@ -227,10 +227,10 @@ def test_of_two_submitted_at_once_the_less_nice_goes_first(
 def test_a_job_overtakes_one_that_waits_exactly_by_the_worth_of_its_nice_value(
     first: Waiting, later_ms: int, nice: int
 ) -> None:
-    facts = Facts(agent="bob", kind="llm.chat", nice=nice)
+    metadata = JobMetadata(agent="bob", kind="llm.chat", nice=nice)
     second = replace(
-        first, job_id="second", facts=facts, submitted_ms=first.submitted_ms + later_ms
+        first, job_id="second", metadata=metadata, submitted_ms=first.submitted_ms + later_ms
     )
     ranked = order_of(policy_named("priority"), [first, second], 0)
-    worth_ms = (first.facts.nice - nice) * AGEING_MS_PER_NICE
+    worth_ms = (first.metadata.nice - nice) * AGEING_MS_PER_NICE
     assert (ranked[0] == "second") == (later_ms < worth_ms)

@@ -9,7 +9,7 @@ import pytest
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
 from aios_workers.llm.core import Capabilities, CoreInfo
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.tools import (
     CALL_BEGIN,
     CALL_END,
@@ -163,7 +163,7 @@ def test_calls_and_their_results_are_told_in_words() -> None:
     assert shown[3].content == "nobody asked"
 
 
-class Templated(ModelCore):
+class Templated(SimulatedCore):
     """A core that shows tools itself."""
 
     @property

@@ -15,16 +15,16 @@ def test_settings_are_read() -> None:
         {
             **REDIS,
             "RQ_KEY_PREFIX": "{a}:rq",
-            "AIOS_LLM_CORE": "model",
+            "AIOS_LLM_CORE": "simulated",
             "AIOS_LLM_SLOTS": "3",
             "AIOS_WORKER_LEASE_S": "2.5",
-            "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "40",
+            "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "40",
         }
     )
 
-    assert (config.key_prefix, config.llm_core) == ("{a}:rq", "model")
+    assert (config.key_prefix, config.llm_core) == ("{a}:rq", "simulated")
     assert config.limits == Limits(lease_s=2.5, drain_s=Limits().drain_s)
-    assert (config.model_core.slots, config.model_core.decode_tokens_per_s) == (3, 40.0)
+    assert (config.simulated_core.slots, config.simulated_core.decode_tokens_per_s) == (3, 40.0)
 
 
 def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
@@ -37,12 +37,12 @@ def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
     ("name", "value"),
     [
         ("AIOS_LLM_SLOT", "2"),
-        ("AIOS_MODEL_CORE_SPEED", "9"),
+        ("AIOS_SIMULATED_CORE_SPEED", "9"),
         ("AIOS_WORKER_LEASE", "4"),
         ("AIOS_DATABASE_UR", "postgresql://x"),
         ("AIOS_TOOL_SLOTS", "0"),
         ("AIOS_LLM_CORE", "gpt"),
-        ("AIOS_MODEL_CORE_END_PROBABILITY", "2"),
+        ("AIOS_SIMULATED_CORE_END_PROBABILITY", "2"),
         ("AIOS_REDIS_URL", "http://redis"),
         ("AIOS_REDIS_URL", ""),
         ("AIOS_DATABASE_URL", "mysql://x"),

@@ -20,10 +20,10 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
-from aios_workers.llm.cores.simulated.simulated_core import ModelCoreConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCoreConfig
 from aios_workers.runtime.loop import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
-_SIMULATED = ModelCoreConfig()
+_SIMULATED = SimulatedCoreConfig()
 _SERVER = SGLangConfig(url="http://127.0.0.1")
 _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
@@ -35,7 +35,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_url: str
     database_url: str | None = None  # None: snapshots that were spilled cannot be read back
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
-    llm_core: Literal["llama", "model", "sglang"] = "llama"
+    llm_core: Literal["llama", "simulated", "sglang"] = "llama"
     llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once
     llm_context_tokens: Annotated[int, Meta(ge=256)] = 2048  # prompt and answer together
     llm_threads: Annotated[int, Meta(ge=1, le=256)] = 1  # of the embedded core
@@ -97,9 +97,9 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return Limits(self.worker_lease_s, self.worker_drain_s)
 
     @property
-    def model_core(self) -> ModelCoreConfig:
+    def simulated_core(self) -> SimulatedCoreConfig:
         """What the simulated core is like."""
-        return ModelCoreConfig(
+        return SimulatedCoreConfig(
             seed=self.model_core_seed,
             slots=self.llm_slots,
             context_tokens=self.llm_context_tokens,

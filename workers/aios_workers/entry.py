@@ -27,7 +27,7 @@ from aios_broker.queues.rq import StockJob, current_job
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.executor import Border
+from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
 from aios_workers.runtime.policy_watch import FixedPolicy
 from aios_workers.runtime.registry import load_modules
@@ -81,7 +81,7 @@ async def _answer(job: StockJob) -> bytes:
             return await _answered_elsewhere(queue, job.job_id)
         ending = await _run(queue, connection, place, config, lease)
         await patiently(lambda: queue.finish_external(place.name, ending))
-        await queue.death(place.name)
+        await queue.unregister(place.name)
         return ending.reply
     finally:
         await connection.aclose()
@@ -111,7 +111,7 @@ async def _run(
         loaded = modules[place.module]
         handler = loaded.make_handler(port_of(queue, place, loaded.cores, FixedPolicy(UNSLICED)))
         stack.push_async_callback(handler.close)
-        border = Border(handler, place.module, Tokens(connection, place.keys), place.name)
+        border = Executor(handler, place.module, Tokens(connection, place.keys), place.name)
         run = Run(lease)
         run.task = asyncio.create_task(border.answer(run))
         await stack.enter_async_context(_renewed(queue, run, card_of(place, handler), place))

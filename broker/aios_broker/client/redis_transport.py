@@ -21,7 +21,7 @@ from aios_broker.queues.module_queue import (
     Refusal,
     SubmitStatus,
 )
-from aios_broker.queues.records import Facts, JobView, Submission
+from aios_broker.queues.records import JobMetadata, JobView, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.redis.connection import Connection
 
@@ -108,11 +108,13 @@ class RedisTransport:
 
 
 def _submission(syscall: Syscall, client: str) -> Submission:
-    facts = Facts(syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice)
+    metadata = JobMetadata(
+        syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice
+    )
     return Submission(
         syscall.id,
         encode_job(syscall),
-        facts,
+        metadata,
         client,
         syscall.needs,
         syscall.deadline_s,

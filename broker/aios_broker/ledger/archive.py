@@ -16,10 +16,10 @@ from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import WaitTimeout
 from aios_broker.ledger import first_rows
-from aios_broker.ledger.journal import Entry, Position, Transition, facts_of, kept_entry
-from aios_broker.ledger.wanted import Happening, KnownFacts, Wanted
+from aios_broker.ledger.journal import Entry, Position, Transition, kept_entry, metadata_of
+from aios_broker.ledger.wanted import Happening, KnownMetadata, Wanted
 from aios_broker.postgres.database import Database
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 
 PAGE_ENTRIES = 200  # of one query; under load an entry holds some 100 transitions
 PAGE_ROWS = 20_000  # of one query of single transitions; an entry has fewer by far
@@ -63,10 +63,10 @@ _FACTS = b"SELECT job_id, agent, kind, program, tenant FROM syscall WHERE job_id
 class Archive:
     """Reads the transitions of one deployment; for one event loop."""
 
-    def __init__(self, database: Database, source: str, known: KnownFacts | None = None) -> None:
+    def __init__(self, database: Database, source: str, known: KnownMetadata | None = None) -> None:
         self._database = database
         self._source = source
-        self._known = known or KnownFacts()
+        self._known = known or KnownMetadata()
 
     async def history(self, job_id: str) -> list[Transition]:
         """Return all that happened to a syscall, oldest first."""
@@ -115,9 +115,9 @@ class Archive:
     async def told(self, changes: Sequence[Transition]) -> list[Happening]:
         """Return transitions with what is known of their syscalls."""
         for change in changes:
-            facts = facts_of(change)
-            if facts is not None:
-                self._known.remember(change.job_id, facts)
+            metadata = metadata_of(change)
+            if metadata is not None:
+                self._known.remember(change.job_id, metadata)
         await self.look_up(change.job_id for change in changes)
         return [Happening(change, self._known.of(change.job_id)) for change in changes]
 
@@ -128,8 +128,8 @@ class Archive:
             return
         async with self._database.transaction() as cursor:
             await cursor.execute(_FACTS, [missing])
-            for job_id, *facts in await cursor.fetchall():
-                self._known.remember(job_id, Facts(*facts))
+            for job_id, *metadata in await cursor.fetchall():
+                self._known.remember(job_id, JobMetadata(*metadata))
 
     async def _of_syscalls(self, wanted: Wanted, limit: int) -> list[Happening] | None:
         """Return what is wanted of the syscalls that an id stands for; None: they are too many."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from aios_broker.contract.syscall import State
 from aios_broker.contract.transitions import TABLE, TERMINAL, Event
-from aios_broker.ledger.journal import Entry, read_facts, read_use
+from aios_broker.ledger.journal import Entry, read_metadata, read_use
 
 NOBODY = "?"  # the agent and the kind of a syscall whose beginning is not known
 
@@ -108,13 +108,13 @@ def _submitted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: 
 
 def _adopted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
     """Begin a life, as above; a stock tool that requeues goes on with the job's counters."""
-    facts = read_facts(detail)
-    if facts is not None:
+    metadata = read_metadata(detail)
+    if metadata is not None:
         row.agent, row.program, row.tenant, row.kind = (
-            facts.agent,
-            facts.program,
-            facts.tenant,
-            facts.kind,
+            metadata.agent,
+            metadata.program,
+            metadata.tenant,
+            metadata.kind,
         )
     if row.ended_at is not None:
         row.submitted_at = at

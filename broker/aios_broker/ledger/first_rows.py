@@ -9,7 +9,7 @@ from psycopg import AsyncCursor
 
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.wanted import UNKNOWN, Happening, Wanted
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 
 _COLUMNS = (
     "t.stream_ms, t.stream_seq, t.ordinal, t.module, t.event, t.job_id, t.attempt, t.who,"
@@ -61,7 +61,9 @@ async def last(
     return [
         Happening(
             _transition(row),
-            Facts(*row[_TRANSITION_COLUMNS:]) if row[_TRANSITION_COLUMNS] is not None else UNKNOWN,
+            JobMetadata(*row[_TRANSITION_COLUMNS:])
+            if row[_TRANSITION_COLUMNS] is not None
+            else UNKNOWN,
         )
         for row in await cursor.fetchall()
     ]

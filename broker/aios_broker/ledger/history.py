@@ -13,18 +13,18 @@ from collections.abc import Sequence
 import msgspec
 
 from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.journal import Position, facts_of, read_entry
-from aios_broker.ledger.wanted import UNKNOWN, Happening, KnownFacts, Wanted
+from aios_broker.ledger.journal import Position, metadata_of, read_entry
+from aios_broker.ledger.wanted import UNKNOWN, Happening, KnownMetadata, Wanted
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 from aios_broker.redis.connection import Connection
 
 __all__ = ["UNKNOWN", "Happening", "History", "Wanted", "merged"]
 
 PAGE = 20_000  # entries of one reading that follows
 
-_facts_decoder = msgspec.json.Decoder(Facts)
+_metadata_decoder = msgspec.json.Decoder(JobMetadata)
 
 
 class History:
@@ -36,7 +36,7 @@ class History:
     def __init__(self, redis: Connection, keys: Keys, database: Database | None = None) -> None:
         self._redis = redis
         self._keys = keys
-        self._known = KnownFacts()
+        self._known = KnownMetadata()
         self._archive = Archive(database, keys.prefix, self._known) if database else None
 
     async def last(self, wanted: Wanted, limit: int) -> list[Happening]:
@@ -69,19 +69,21 @@ class History:
         )
         changes = [change for entry in entries for change in read_entry(entry)]
         for change in changes:
-            facts = facts_of(change)
-            if facts is not None:
-                self._known.remember(change.job_id, facts)
+            metadata = metadata_of(change)
+            if metadata is not None:
+                self._known.remember(change.job_id, metadata)
         await self._look_up([each.job_id for each in changes])
         return [Happening(each, self._known.of(each.job_id)) for each in changes]
 
     async def _look_up(self, job_ids: Sequence[str]) -> None:
-        """Learn the facts of syscalls that were submitted before what was read."""
+        """Learn the metadata of syscalls that were submitted before what was read."""
         wanted = self._known.missing(job_ids)
-        asked = (self._redis.execute("HGET", self._keys.job(each), "aios_facts") for each in wanted)
+        asked = (
+            self._redis.execute("HGET", self._keys.job(each), "aios_metadata") for each in wanted
+        )
         for job_id, data in zip(wanted, await asyncio.gather(*asked), strict=True):
             if data is not None:
-                self._known.remember(job_id, _facts_decoder.decode(data))
+                self._known.remember(job_id, _metadata_decoder.decode(data))
         if self._archive is not None:
             await self._archive.look_up(wanted)
 

@@ -3,7 +3,7 @@
 One entry is written per function call. Its field `q` is the module, `t` the transitions, one per
 line, tab-separated: event, job id, attempt, who, detail. The detail is, by event:
 
-    submit, adopt                   the facts, JSON
+    submit, adopt                   the metadata, JSON
     yield, hold, park, reclaim, finish    tokens,ran_ms: what the job has used so far, all in all
     fail, cancel                    the same and the error's code; or the code alone
 
@@ -24,7 +24,7 @@ from functools import lru_cache
 import msgspec
 from msgspec import Struct
 
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 from aios_broker.redis.connection import Answer
 
 MAX_ID_CHARACTERS = 512  # longer ones come from foreign tools and do not fit an index
@@ -32,10 +32,10 @@ MAX_TEXT_CHARACTERS = 4096
 MAX_ATTEMPT_DIGITS = 9  # of an `integer` column
 
 LINE_PARTS = 5
-BEGINNINGS = ("submit", "adopt")  # the events whose detail is the facts
+BEGINNINGS = ("submit", "adopt")  # the events whose detail is the metadata
 
 _FIRST_ATTEMPTS = frozenset(["", *map(str, range(1000))])
-_facts_decoder = msgspec.json.Decoder(Facts)
+_metadata_decoder = msgspec.json.Decoder(JobMetadata)
 
 
 class Position(Struct, frozen=True, order=True):
@@ -181,28 +181,28 @@ def _text(value: bytes) -> str:
     return text.replace("\x00", "�") if "\x00" in text else text
 
 
-def facts_of(transition: Transition) -> Facts | None:
+def metadata_of(transition: Transition) -> JobMetadata | None:
     """Return what a submission says of its syscall; None of any other transition."""
-    return read_facts(transition.detail) if transition.event in BEGINNINGS else None
+    return read_metadata(transition.detail) if transition.event in BEGINNINGS else None
 
 
 @lru_cache(maxsize=4096)  # an agent's submissions all say the same
-def read_facts(detail: str) -> Facts | None:
-    """Return the facts that a submission's detail holds; None: there are none."""
+def read_metadata(detail: str) -> JobMetadata | None:
+    """Return the metadata that a submission's detail holds; None: there are none."""
     if not detail:
         return None
     try:
-        facts = _facts_decoder.decode(detail)
+        metadata = _metadata_decoder.decode(detail)
     except msgspec.DecodeError:
         return None
     if "\\u" not in detail and len(detail) <= MAX_ID_CHARACTERS:
-        return facts
+        return metadata
     texts = {
         name: _text(value.encode(errors="replace"))[:MAX_ID_CHARACTERS]
-        for name, value in msgspec.structs.asdict(facts).items()
+        for name, value in msgspec.structs.asdict(metadata).items()
         if isinstance(value, str)
     }
-    return msgspec.structs.replace(facts, **texts)
+    return msgspec.structs.replace(metadata, **texts)
 
 
 @lru_cache(maxsize=4096)

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aios_broker.ledger.journal import Transition
-from aios_broker.queues.records import Facts
+from aios_broker.queues.records import JobMetadata
 
-UNKNOWN = Facts(agent="?", kind="?")
-MAX_KNOWN = 200_000  # syscalls whose facts one reading remembers; about 30 MB
+UNKNOWN = JobMetadata(agent="?", kind="?")
+MAX_KNOWN = 200_000  # syscalls whose metadata one reading remembers; about 30 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Wanted:
 
     def matches(self, seen: Happening) -> bool:
         """Whether a transition is among them."""
-        facts = seen.facts
+        metadata = seen.metadata
         return (
             self.may_match(seen.transition)
-            and self.agent in (None, facts.agent)
-            and self.program in (None, facts.program)
-            and self.tenant in (None, facts.tenant)
+            and self.agent in (None, metadata.agent)
+            and self.program in (None, metadata.program)
+            and self.tenant in (None, metadata.tenant)
         )
 
     def may_match(self, change: Transition) -> bool:
@@ -52,7 +52,7 @@ class Happening:
     """A transition, and what is known of its syscall."""
 
     transition: Transition
-    facts: Facts
+    metadata: JobMetadata
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -61,22 +61,22 @@ class Happening:
         return change.position.ms, change.position.seq, change.ordinal
 
 
-class KnownFacts:
+class KnownMetadata:
     """Facts of syscalls, as far as they were met; forgotten all at once when they are many."""
 
     def __init__(self) -> None:
-        self._facts: dict[str, Facts] = {}
+        self._metadata: dict[str, JobMetadata] = {}
 
-    def remember(self, job_id: str, facts: Facts) -> None:
+    def remember(self, job_id: str, metadata: JobMetadata) -> None:
         """Keep what is known of a syscall."""
-        if len(self._facts) >= MAX_KNOWN:
-            self._facts.clear()
-        self._facts[job_id] = facts
+        if len(self._metadata) >= MAX_KNOWN:
+            self._metadata.clear()
+        self._metadata[job_id] = metadata
 
-    def of(self, job_id: str) -> Facts:
+    def of(self, job_id: str) -> JobMetadata:
         """Return what is known of a syscall."""
-        return self._facts.get(job_id, UNKNOWN)
+        return self._metadata.get(job_id, UNKNOWN)
 
     def missing(self, job_ids: Iterable[str]) -> list[str]:
         """Return those of which nothing is known, once each."""
-        return [job_id for job_id in dict.fromkeys(job_ids) if job_id not in self._facts]
+        return [job_id for job_id in dict.fromkeys(job_ids) if job_id not in self._metadata]

@@ -14,7 +14,7 @@ from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.clock import iso_now
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_facts
+from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_metadata
 from aios_broker.redis.connection import Answer, Argument
 
 Outcome = Literal["done", "unknown", "ended"]
@@ -141,7 +141,7 @@ def _job_view(module: str, row: Answer) -> JobView:
     (
         job_id,
         state,
-        facts,
+        metadata,
         needs,
         worker,
         attempt,
@@ -158,14 +158,14 @@ def _job_view(module: str, row: Answer) -> JobView:
         score,
         nice,
     ) = row
-    known = read_facts(facts)
+    known = read_metadata(metadata)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     return JobView(
         job_id=job_id.decode(),
         module=module,
         state=_state(state),
-        facts=known,
+        metadata=known,
         needs=known_needs(needs.decode()),
         worker=worker.decode(),
         attempt=attempt,

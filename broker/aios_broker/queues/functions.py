@@ -40,8 +40,8 @@ STEPS = (
     "unlist",
     "look",
     "watch",
-    "birth",
-    "death",
+    "register",
+    "unregister",
     "spill",
     "context",
 )

@@ -26,7 +26,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
 from aios_broker.queues.records import (
     Ending,
-    Facts,
+    JobMetadata,
     Lease,
     Pause,
     SliceUse,
@@ -69,7 +69,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Appetite:
+class ClaimRequest:
     """How many more jobs a worker takes, and which."""
 
     want: int
@@ -146,9 +146,9 @@ class ModuleQueue:
             case _:
                 return None
 
-    async def claim(self, worker: str, appetite: Appetite) -> list[Lease]:
+    async def claim(self, worker: str, claim_request: ClaimRequest) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""
-        answer = await self._call("claim", [worker, iso_now(), *_hunger(appetite)])
+        answer = await self._call("claim", [worker, iso_now(), *_claim_arguments(claim_request)])
         return _leases(answer)
 
     async def adopt(
@@ -164,25 +164,27 @@ class ModuleQueue:
             return "barred"
         return _lease(answer[0]) if answer else None
 
-    async def finish(self, worker: str, endings: Sequence[Ending], appetite: Appetite) -> Settled:
+    async def finish(
+        self, worker: str, endings: Sequence[Ending], claim_request: ClaimRequest
+    ) -> Settled:
         """End jobs: result, RQ's records, statistics and the reply, and claim the next ones."""
-        return await self._finish(worker, endings, appetite, external=False)
+        return await self._finish(worker, endings, claim_request, external=False)
 
     async def finish_external(self, worker: str, ending: Ending) -> bool:
         """End a job that a stock RQ worker runs: the reply is ours, RQ's records are its own.
 
         False: the lease was gone; another worker answers.
         """
-        settled = await self._finish(worker, [ending], Appetite(0, 0.0), external=True)
+        settled = await self._finish(worker, [ending], ClaimRequest(0, 0.0), external=True)
         return settled.accepted[0]
 
     async def _finish(
-        self, worker: str, endings: Sequence[Ending], appetite: Appetite, *, external: bool
+        self, worker: str, endings: Sequence[Ending], claim_request: ClaimRequest, *, external: bool
     ) -> Settled:
         arguments: list[Argument] = [
             worker,
             iso_now(),
-            *_hunger(appetite),
+            *_claim_arguments(claim_request),
             RESULT_TTL_S,
             FAILURE_TTL_S,
             int(external),
@@ -202,9 +204,16 @@ class ModuleQueue:
             )
         return _settled(await self._call("finish", arguments))
 
-    async def pause(self, worker: str, pauses: Sequence[Pause], appetite: Appetite) -> Settled:
+    async def pause(
+        self, worker: str, pauses: Sequence[Pause], claim_request: ClaimRequest
+    ) -> Settled:
         """Yield: snapshots to Redis, jobs back to the run queue, and claim the next ones."""
-        arguments: list[Argument] = [worker, iso_now(), *_hunger(appetite), len(pauses)]
+        arguments: list[Argument] = [
+            worker,
+            iso_now(),
+            *_claim_arguments(claim_request),
+            len(pauses),
+        ]
         for pause in pauses:
             arguments += (
                 pause.lease.job_id,
@@ -218,14 +227,14 @@ class ModuleQueue:
         return _settled(await self._call("yield", arguments))
 
     async def slice_end(
-        self, worker: str, uses: Sequence[SliceUse], appetite: Appetite
+        self, worker: str, uses: Sequence[SliceUse], claim_request: ClaimRequest
     ) -> list[SliceVerdict]:
         """Ask, at the end of a slice, whether somebody more deserving waits for the slot.
 
         Charges what was used, keeps the checkpoint and renews the lease in the same step.
-        Of `appetite` only the lease time and the cores count.
+        Of `claim_request` only the lease time and the cores count.
         """
-        arguments: list[Argument] = [worker, *_hunger(appetite), len(uses)]
+        arguments: list[Argument] = [worker, *_claim_arguments(claim_request), len(uses)]
         for use in uses:
             arguments += (
                 use.lease.job_id,
@@ -274,10 +283,10 @@ class ModuleQueue:
         state, reply = await self._call("attach", [job_id, client])
         return state.decode(), reply
 
-    async def birth(self, card: WorkerCard) -> None:
+    async def register(self, card: WorkerCard) -> None:
         """Show the worker to RQ's tools and ours."""
         await self._call(
-            "birth",
+            "register",
             [
                 card.name,
                 iso_now(),
@@ -295,9 +304,9 @@ class ModuleQueue:
             await self.functions.connection.execute("HEXISTS", self.keys.worker(worker), "birth")
         )
 
-    async def death(self, worker: str) -> None:
+    async def unregister(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
-        await self._call("death", [worker, iso_now()])
+        await self._call("unregister", [worker, iso_now()])
 
     async def wait_for_work(self, blocking: Connection, *, timeout_s: float = BLOCK_S) -> bool:
         """Return True as soon as the queue holds something, False after `timeout_s`.
@@ -324,8 +333,8 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
         arguments += (
             job.job_id,
             job.data,
-            job.description or _description(job.facts),
-            _encode(job.facts),
+            job.description or _description(job.metadata),
+            _encode(job.metadata),
             _needs(job),
             job.client,
             round(job.deadline_s * 1000),
@@ -333,17 +342,17 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
     return arguments
 
 
-def _hunger(appetite: Appetite) -> tuple[Argument, ...]:
-    return (appetite.want, round(appetite.lease_s * 1000), ",".join(appetite.cores))
+def _claim_arguments(claim_request: ClaimRequest) -> tuple[Argument, ...]:
+    return (claim_request.want, round(claim_request.lease_s * 1000), ",".join(claim_request.cores))
 
 
 def _needs(job: Submission) -> str:
     return " ".join(map(str, checked_needs(job.needs))) if job.needs else ""
 
 
-def _description(facts: Facts) -> str:
+def _description(metadata: JobMetadata) -> str:
     """Return what RQ's tools show of a job; without it they would show the whole call."""
-    return f"{facts.kind} of {facts.agent}, program {facts.program}"
+    return f"{metadata.kind} of {metadata.agent}, program {metadata.program}"
 
 
 def _for_rq(end: Ending) -> bytes:

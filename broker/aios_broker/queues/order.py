@@ -15,7 +15,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.ghosts import unlist_ghosts
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas
-from aios_broker.queues.records import Facts, read_facts
+from aios_broker.queues.records import JobMetadata, read_metadata
 from aios_broker.queues.watch import NOTHING, Notes, Watch
 from aios_broker.redis.connection import Answer, Argument
 
@@ -27,7 +27,7 @@ class Waiting:
     """One waiting job as a policy sees it. Times are Redis' clock, in ms since 1970."""
 
     job_id: str
-    facts: Facts
+    metadata: JobMetadata
     core: str
     submitted_ms: int
     ready_ms: int  # since when it waits this time
@@ -58,7 +58,7 @@ class Ends:
     scores: dict[str, float] = field(default_factory=dict)  # of those that have one
     running: tuple[str, ...] = ()  # without a score
     # What is known of those without a score: of up to 200 of them; None for one that is gone.
-    facts: dict[str, Waiting | None] = field(default_factory=dict)
+    metadata: dict[str, Waiting | None] = field(default_factory=dict)
     middle: tuple[str, ...] = ()  # between the ends, with a score among the head's: the lowest ones
 
 
@@ -117,7 +117,7 @@ class Order:
             (*first, *low, *between[0]), (*first_scores, *low_scores, *between[1]), strict=True
         )
         scores = {job_id.decode(): float(score) for job_id, score in pairs if score}
-        facts = _by_id(unknown, rows)
+        metadata = _by_id(unknown, rows)
         return Ends(
             length,
             False,
@@ -125,7 +125,7 @@ class Order:
             _texts(low),
             scores,
             _texts(rest),
-            facts,
+            metadata,
             _texts(between[0]),
         )
 
@@ -155,9 +155,9 @@ class Order:
         answer = await self._call("exchange", arguments)
         return None if answer == 0 else (answer[0], answer[1])
 
-    async def facts(self, job_ids: Sequence[str]) -> list[Waiting | None]:
+    async def metadata(self, job_ids: Sequence[str]) -> list[Waiting | None]:
         """Return what a policy needs to know of jobs; None for one that is gone."""
-        rows = await self._call("look", ["facts", *job_ids])
+        rows = await self._call("look", ["metadata", *job_ids])
         return [_waiting(job_id, row) for job_id, row in zip(job_ids, rows, strict=True)]
 
     async def running_facts(self, most: int) -> list[Waiting]:
@@ -325,8 +325,8 @@ def _by_id(ids: Sequence[bytes], rows: Sequence[Answer]) -> dict[str, Waiting | 
 def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if not isinstance(row, list):
         return None
-    facts, needs, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
-    known = read_facts(facts)
+    metadata, needs, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
+    known = read_metadata(metadata)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
     core = core_of(known_needs(needs.decode()))

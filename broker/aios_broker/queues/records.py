@@ -21,7 +21,7 @@ SliceVerdict = Literal["go", "yield", "hold", "lost"]
 # stop, write nothing, the caller has its answer.
 
 
-class Facts(Struct, frozen=True, omit_defaults=True, gc=False):
+class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the scheduler and the tools know of a syscall, beside its place and its counters."""
 
     agent: str
@@ -31,14 +31,14 @@ class Facts(Struct, frozen=True, omit_defaults=True, gc=False):
     nice: int = 0
 
 
-_STRANGER = Facts(agent="?", kind="?")
-_facts_decoder = msgspec.json.Decoder(Facts)
+_STRANGER = JobMetadata(agent="?", kind="?")
+_metadata_decoder = msgspec.json.Decoder(JobMetadata)
 
 
-def read_facts(data: bytes) -> Facts:
-    """Return the facts in a job's record; of one that a foreign hand wrote, nothing is known."""
+def read_metadata(data: bytes) -> JobMetadata:
+    """Return the metadata in a job's record; of one that a foreign hand wrote, nothing is known."""
     try:
-        return _facts_decoder.decode(data) if data else _STRANGER
+        return _metadata_decoder.decode(data) if data else _STRANGER
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _STRANGER
 
@@ -48,7 +48,7 @@ class Submission(Struct, frozen=True, gc=False):
 
     job_id: str
     data: bytes
-    facts: Facts
+    metadata: JobMetadata
     client: str  # whose reply list hears of it; "": nobody waits
     needs: tuple[Need, ...] = ()
     deadline_s: float = 600.0
@@ -127,7 +127,7 @@ class JobView:
     job_id: str
     module: str
     state: State
-    facts: Facts
+    metadata: JobMetadata
     needs: tuple[Need, ...]
     worker: str
     attempt: int

@@ -2,8 +2,8 @@
 
 All that is known between two ticks lies in Redis: the list is the order, and the scores beside it
 say what has been ranked already. A job without a score is new, was suspended, or had its nice
-value changed: its facts are read and it gets one. Where the policy goes by what others have used,
-it is noted in Redis whose use has moved, and their jobs get new ones (`rescoring.py`). So a
+value changed: its metadata is read and it gets one. Where the policy goes by what others have
+used, it is noted in Redis whose use has moved, and their jobs get new ones (`rescoring.py`). So a
 scheduler that takes over needs nothing from the one before.
 
 A decision looks at the head, and at the tail for what belongs there: its cost does not grow with
@@ -27,7 +27,7 @@ from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranker import Ranker
 from aios_broker.scheduler.rescoring import Rescoring
-from aios_broker.scheduler.sweep import FACTS, LeadershipLost, Sweep
+from aios_broker.scheduler.sweep import METADATA_AT_ONCE, LeadershipLost, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -198,19 +198,19 @@ class ModuleOrder:
         window = (END + SLACK, END + SLACK) if ends.length > WHOLE_QUEUE else (0, 0)
         standing = [*ends.head, *ends.middle, *ends.low]
         ranking = Ranking(standing, list(ends.running), dict(ends.scores))
-        await self._complete(ranking, ends.facts, now_ms)
+        await self._complete(ranking, ends.metadata, now_ms)
         misplaced = ranking.misplaced(head=len(ends.head))
         return await self._change(epoch, ranking, misplaced, ends=window, middle=len(ends.middle))
 
     async def _complete(
         self, ranking: Ranking, known: Mapping[str, Waiting | None], now_ms: int
     ) -> None:
-        """Give a score to all jobs of a ranking that have none, by their facts."""
+        """Give a score to all jobs of a ranking that have none, by their metadata."""
         jobs = (*ranking.standing, *ranking.running)
         await self._score(ranking, known.values(), now_ms)
         unknown = [job for job in jobs if job not in ranking.scores and job not in known]
-        for first in range(0, len(unknown), FACTS):
-            rows = await self._order.facts(unknown[first : first + FACTS])
+        for first in range(0, len(unknown), METADATA_AT_ONCE):
+            rows = await self._order.metadata(unknown[first : first + METADATA_AT_ONCE])
             await self._score(ranking, rows, now_ms)
 
     async def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:

@@ -145,7 +145,7 @@ def _each(view: View, score: Callable[[Waiting], float]) -> Ranks:
 
 
 def _aged_ms(waiting: Waiting, now_ms: int) -> int:
-    nice = min(max(waiting.facts.nice, NICE_MIN), NICE_MAX)
+    nice = min(max(waiting.metadata.nice, NICE_MIN), NICE_MAX)
     return _submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE
 
 

@@ -87,7 +87,7 @@ class Rescoring:
     async def _head(self) -> dict[str, Waiting | None]:
         """Return the first jobs of the queue whose subjects have moved."""
         _, ids = await self._order.head(HEAD)
-        rows = [row for row in await self._order.facts(ids) if row is not None]
+        rows = [row for row in await self._order.metadata(ids) if row is not None]
         names = {row.job_id: self._name(row) for row in rows}
         touched = await self._order.watch.are_touched(_each_once(names.values()))
         return {row.job_id: row for row in rows if names[row.job_id] in touched}

@@ -62,7 +62,7 @@ STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its 
 
 
 @dataclass(frozen=True, slots=True)
-class _Reign:
+class _Term:
     """One leadership."""
 
     epoch: int
@@ -87,7 +87,7 @@ class Scheduler:
         default = policy_named(config.policy)
         self._queues = [ModuleOrder(order, self._control, default) for order in self._orders]
         self._databases: list[Database] = []
-        self._reign: _Reign | None = None
+        self._term: _Term | None = None
         self._leading = asyncio.Event()
         self._lease_ends_s = 0.0  # monotonic
         self._began_s = 0.0  # monotonic: when it began to lead, or came back after an outage
@@ -136,14 +136,12 @@ class Scheduler:
         aside = self._database(self._config.database_url)  # what must not make the ledger wait
         spill = Spill(self._redis, aside, self._orders[0])
         duties += [
-            Duty("ledger", self._led(lambda reign: self._drain(ledger, reign))),
-            Duty("spill", self._led(lambda reign: self._spill(spill, reign))),
+            Duty("ledger", self._led(lambda term: self._drain(ledger, term))),
+            Duty("spill", self._led(lambda term: self._spill(spill, term))),
         ]
         if keep_days := self._config.ledger_keep_days:
             retention = Retention(aside, self._keys.prefix, keep_days)
-            duties.append(
-                Duty("retention", self._led(lambda reign: self._forget(retention, reign)))
-            )
+            duties.append(Duty("retention", self._led(lambda term: self._forget(retention, term))))
         return duties
 
     def _database(self, url: str) -> Database:
@@ -153,14 +151,14 @@ class Scheduler:
 
     # Leadership.
 
-    def _led(self, step: Callable[[_Reign], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
+    def _led(self, step: Callable[[_Term], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
         """Return the step as a duty of whoever leads: it waits while another does."""
 
         async def when_leading() -> float:
             await self._leading.wait()
-            assert self._reign is not None
+            assert self._term is not None
             try:
-                return await step(self._reign)
+                return await step(self._term)
             except LeadershipLost:
                 self._stand_down("another scheduler took over")
                 return 0.0
@@ -184,15 +182,15 @@ class Scheduler:
         if answer.began:
             self._stand_down("its lease was gone: it ran out, or Redis lost its data")
         self._lease_ends_s = asked_s + lease_s
-        reign = _Reign(answer.epoch, answer.now_ms / 1000 - time.monotonic())
-        if self._reign is None or self._reign.epoch != reign.epoch:
-            await self._begin(reign)
-        self._reign = reign
-        self.stats.epoch = reign.epoch
+        term = _Term(answer.epoch, answer.now_ms / 1000 - time.monotonic())
+        if self._term is None or self._term.epoch != term.epoch:
+            await self._begin(term)
+        self._term = term
+        self.stats.epoch = term.epoch
         self._leading.set()
         return lease_s / RENEWALS
 
-    async def _begin(self, reign: _Reign) -> None:
+    async def _begin(self, term: _Term) -> None:
         """Begin to lead: our functions, our policy if none stands, and nothing remembered."""
         self._began_s = time.monotonic()
         try:
@@ -202,13 +200,13 @@ class Scheduler:
             logger.warning("the functions and the policy are not published: %s", error)
         for queue in self._queues:
             queue.forget()
-        logger.info("scheduler %s leads, epoch %d", self._holder, reign.epoch)
+        logger.info("scheduler %s leads, epoch %d", self._holder, term.epoch)
 
     def _stand_down(self, why: str) -> None:
         if self._leading.is_set():
             logger.warning("scheduler %s does not lead any more: %s", self._holder, why)
         self._leading.clear()
-        self._reign = None
+        self._term = None
         self.stats.epoch, self.stats.kernel = 0, None
 
     async def _resign(self) -> None:
@@ -233,24 +231,24 @@ class Scheduler:
 
     # What a leader does.
 
-    async def _tick(self, reign: _Reign) -> float:
+    async def _tick(self, term: _Term) -> float:
         """Decide, in all queues, who is next."""
         began_s = time.monotonic()
-        changed = await _all([queue.decide(reign.epoch, reign.now_ms()) for queue in self._queues])
+        changed = await _all([queue.decide(term.epoch, term.now_ms()) for queue in self._queues])
         self.stats.decisions += 1
         self.stats.decided_s += time.monotonic() - began_s
         self._tick_s = TICK_S if changed else min(2 * self._tick_s, IDLE_S)
         return self._tick_s
 
-    async def _sweep_queues(self, reign: _Reign) -> float:
+    async def _sweep_queues(self, term: _Term) -> float:
         """Bring a piece of each long queue into order, where that is due."""
-        busy = await _all([queue.sweep(reign.epoch, reign.now_ms()) for queue in self._queues])
+        busy = await _all([queue.sweep(term.epoch, term.now_ms()) for queue in self._queues])
         return TICK_S if busy else IDLE_S
 
-    async def _reclaim(self, reign: _Reign) -> float:
+    async def _reclaim(self, term: _Term) -> float:
         if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
             return early_s  # after an outage of Redis all leases are old: let workers renew them
-        for order, count in await self._sweep(lambda order: order.reclaim(reign.epoch)):
+        for order, count in await self._sweep(lambda order: order.reclaim(term.epoch)):
             self.stats.reclaimed += count
             logger.warning(
                 "module %s: %d jobs were taken back from workers that died or hang",
@@ -259,14 +257,14 @@ class Scheduler:
             )
         return RECLAIM_EVERY_S
 
-    async def _expire(self, reign: _Reign) -> float:
-        for order, count in await self._sweep(lambda order: order.expire(reign.epoch)):
+    async def _expire(self, term: _Term) -> float:
+        for order, count in await self._sweep(lambda order: order.expire(term.epoch)):
             self.stats.expired += count
             logger.info("module %s: %d jobs outlived their deadlines", order.module, count)
         return EXPIRE_EVERY_S
 
-    async def _reconcile(self, reign: _Reign) -> float:
-        for order, count in await self._sweep(lambda order: order.reconcile(reign.epoch)):
+    async def _reconcile(self, term: _Term) -> float:
+        for order, count in await self._sweep(lambda order: order.reconcile(term.epoch)):
             self.stats.reconciled += count
             logger.info(
                 "module %s: %d jobs that stock RQ tools changed were put right", order.module, count
@@ -278,12 +276,12 @@ class Scheduler:
         counts = await asyncio.gather(*map(step, self._orders))
         return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
 
-    async def _drain(self, ledger: Ledger, reign: _Reign) -> float:
+    async def _drain(self, ledger: Ledger, term: _Term) -> float:
         began_s = time.monotonic()
         try:
-            if self._swept_epoch != reign.epoch:
+            if self._swept_epoch != term.epoch:
                 await ledger.forget_snapshots()
-                self._swept_epoch = reign.epoch
+                self._swept_epoch = term.epoch
             drained = await ledger.drain(self._redis)
         except Unavailable:
             await self._report_lag()
@@ -303,15 +301,15 @@ class Scheduler:
             self._lag_said_s = time.monotonic()
             logger.warning("the ledger is %d journal entries behind", behind)
 
-    async def _look(self, reign: _Reign) -> float:
+    async def _look(self, term: _Term) -> float:
         """Read what the page of metrics shows of the kernel."""
         state = await read_kernel(self._redis, self._control, self._keys)
-        if self.stats.epoch == reign.epoch:
+        if self.stats.epoch == term.epoch:
             self.stats.kernel = state
         return METRICS_EVERY_S
 
-    async def _spill(self, spill: Spill, reign: _Reign) -> float:
-        spilled = await spill.run(reign.epoch, self._config.snapshot_budget_bytes)
+    async def _spill(self, spill: Spill, term: _Term) -> float:
+        spilled = await spill.run(term.epoch, self._config.snapshot_budget_bytes)
         if spilled.snapshots:
             logger.info(
                 "%d snapshots (%d bytes) were moved to Postgres",
@@ -320,8 +318,8 @@ class Scheduler:
             )
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
 
-    async def _forget(self, retention: Retention, reign: _Reign) -> float:
-        swept = await retention.sweep(reign.now_ms())
+    async def _forget(self, retention: Retention, term: _Term) -> float:
+        swept = await retention.sweep(term.now_ms())
         if swept.entries or swept.transitions or swept.syscalls:
             logger.info(
                 "the ledger forgot %d journal entries, %d rows of an earlier release and "

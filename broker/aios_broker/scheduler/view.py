@@ -72,11 +72,11 @@ class Ranks:
 
 def subject_of(waiting: Waiting, scope: Scope) -> Subject:
     """Return the program, agent or tenant of a job."""
-    facts = waiting.facts
+    metadata = waiting.metadata
     match scope:
         case "program":
-            return Subject.of_program(facts.program, facts.agent, facts.tenant)
+            return Subject.of_program(metadata.program, metadata.agent, metadata.tenant)
         case "agent":
-            return Subject("agent", facts.tenant, facts.agent)
+            return Subject("agent", metadata.tenant, metadata.agent)
         case "tenant":
-            return Subject.of_tenant(facts.tenant)
+            return Subject.of_tenant(metadata.tenant)

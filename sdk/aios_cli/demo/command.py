@@ -38,7 +38,7 @@ from aios_cli.session import EXIT_INTERRUPTED, CommandFailed
 from aios_cli.tables import show_table
 from aios_local.supervisor import EmbeddedKernel
 
-CoreName = Literal["llama", "model"]
+CoreName = Literal["llama", "simulated"]
 
 EXIT_CODES = (
     "Exit codes: 0 all promises kept; 1 one was broken, or something failed (it says which); "
@@ -46,8 +46,8 @@ EXIT_CODES = (
 )
 # The simulated core is as fast as the machine unless told otherwise: then nobody waits.
 SIMULATED = {
-    "AIOS_MODEL_CORE_DECODE_TOKENS_PER_S": "100",
-    "AIOS_MODEL_CORE_END_PROBABILITY": "0",
+    "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "100",
+    "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
 }
 _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
@@ -74,7 +74,7 @@ class Wishes:
 )
 @click.option(
     "--core",
-    type=click.Choice(["llama", "model"]),
+    type=click.Choice(["llama", "simulated"]),
     default="llama",
     show_default=True,
     envvar="AIOS_LLM_CORE",
@@ -157,7 +157,7 @@ def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()
     log = KernelLog(_log_path(folder))
-    inherited = {**(SIMULATED if wishes.core == "model" else {}), **environment()}
+    inherited = {**(SIMULATED if wishes.core == "simulated" else {}), **environment()}
     kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not wishes.keep)
     with kernel:
         click.echo(f"ready after {seconds(time.monotonic() - began_s)}")

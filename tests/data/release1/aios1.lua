@@ -79,7 +79,7 @@ local function read_many(command, key, members)
     return all
 end
 
--- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
+-- One transition. `detail`: metadata for submit and adopt, 'tokens,ran_ms' over all slices for
 -- yield, hold and finish, the error's code for fail and cancel.
 local function note(c, event, id, attempt, who, detail)
     c.journal[#c.journal + 1] = table.concat({event, id, attempt, who, detail}, '\t')
@@ -213,14 +213,14 @@ end
 
 local function adopt(c, id, iso)
     local job = job_key(c, id)
-    local facts = redis.call('HGET', job, 'aios_facts')
+    local metadata = redis.call('HGET', job, 'aios_metadata')
     redis.call('HSET', c.live, id, '')
     redis.call('HDEL', job, 'aios_reply')
     redis.call('PERSIST', job)
     redis.call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     redis.call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
-    note(c, 'adopt', id, '', '', facts or '')
+    note(c, 'adopt', id, '', '', metadata or '')
 end
 
 -- Wake-ups need no command of ours: clients block on the lists that these steps push to.
@@ -236,7 +236,7 @@ end
 -- submit.lua: publish jobs, all or none; idempotent by id.
 --
 -- ARGV  prefix, module, now (ISO), n, then per job:
---       id, data, description, facts (JSON), core, client, deadline_ms (from now)
+--       id, data, description, metadata (JSON), core, client, deadline_ms (from now)
 --
 -- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again.
 -- Or {'full', waiting, limit}, or {'core', name, served...}: then nothing was changed.
@@ -266,7 +266,7 @@ end
 local function read_jobs(c)
     local iso, n, jobs = take(c), tonumber(take(c)), {}
     for i = 1, n do
-        jobs[i] = {id = take(c), data = take(c), description = take(c), facts = take(c),
+        jobs[i] = {id = take(c), data = take(c), description = take(c), metadata = take(c),
             core = take(c), client = take(c), deadline_ms = tonumber(take(c))}
     end
     return iso, jobs
@@ -294,7 +294,7 @@ local function publish(c, job, iso, batch)
     local deadline = c.now + job.deadline_ms
     local hash = {'created_at', iso, 'enqueued_at', iso, 'data', job.data, 'origin', c.q,
         'description', job.description, 'timeout', math.ceil(job.deadline_ms / 1000),
-        'status', 'queued', 'aios_facts', job.facts, 'aios_submitted_ms', c.now,
+        'status', 'queued', 'aios_metadata', job.metadata, 'aios_submitted_ms', c.now,
         'aios_ready_ms', c.now, 'aios_deadline_ms', deadline}
     if job.core ~= '' then
         hash[#hash + 1] = 'aios_core'
@@ -306,7 +306,7 @@ local function publish(c, job, iso, batch)
     batch.live[#batch.live + 1] = job.client
     batch.deadlines[#batch.deadlines + 1] = deadline
     batch.deadlines[#batch.deadlines + 1] = job.id
-    note(c, 'submit', job.id, '', job.client, job.facts)
+    note(c, 'submit', job.id, '', job.client, job.metadata)
 end
 
 local function any_known(c, jobs)
@@ -357,14 +357,14 @@ end)
 -- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, ran_ms, slices,
 -- suspensions, losses, deadline_ms (from now), has snapshot.
 
-local JOB_FIELDS = {'data', 'status', 'aios_facts', 'aios_core', 'aios_attempt', 'aios_ready_ms',
+local JOB_FIELDS = {'data', 'status', 'aios_metadata', 'aios_core', 'aios_attempt', 'aios_ready_ms',
     'aios_queued_ms', 'aios_ran_ms', 'aios_slices', 'aios_suspensions', 'aios_losses',
     'aios_deadline_ms'}
 
 local function read_job(c, id)
     local f = redis.call('HMGET', job_key(c, id), unpack(JOB_FIELDS))
     if not f[1] then return nil end
-    return {id = id, data = f[1], status = f[2], facts = f[3], core = f[4], attempt = count(f[5]),
+    return {id = id, data = f[1], status = f[2], metadata = f[3], core = f[4], attempt = count(f[5]),
         ready_ms = tonumber(f[6]) or c.now, queued_ms = count(f[7]), ran_ms = count(f[8]),
         slices = count(f[9]), suspensions = count(f[10]), losses = count(f[11]),
         deadline_ms = tonumber(f[12]) or c.now + DEFAULT_DEADLINE_MS}
@@ -441,7 +441,7 @@ local function lend(c, worker, iso, want, lease_ms, cores)
         leases[#leases + 1] = member
         wip[#wip + 1] = WIP_SCORE
         wip[#wip + 1] = member
-        rows[i] = {job.id, attempt, job.data, job.facts and 1 or 0, clients[i] ~= '' and 1 or 0,
+        rows[i] = {job.id, attempt, job.data, job.metadata and 1 or 0, clients[i] ~= '' and 1 or 0,
             queued_ms, job.ran_ms, job.slices, job.suspensions, job.losses,
             job.deadline_ms - c.now, sizes[i] and 1 or 0}
         note(c, 'claim', job.id, attempt, worker, '')
@@ -478,7 +478,7 @@ register('adopt', function(c)
     for _, place in ipairs({c.suspects, c.held, c.deferred}) do redis.call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     write_journal(c)
-    return {{id, attempt, job.data, job.facts and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
+    return {{id, attempt, job.data, job.metadata and 1 or 0, clients[1] ~= '' and 1 or 0, queued_ms,
         job.ran_ms, job.slices, job.suspensions, job.losses, job.deadline_ms - c.now,
         redis.call('HEXISTS', c.snapshot_bytes, id)}}
 end)
@@ -1243,13 +1243,13 @@ end)
 -- ARGV  prefix, module, then
 --       'jobs', limit      rows of running, waiting and held jobs
 --       'job', id          its row, or nothing when it has ended
---       'facts', id...     per job what a policy needs, or 0 when it is gone
+--       'metadata', id...     per job what a policy needs, or 0 when it is gone
 --       'queue'            one row of numbers
--- Row of a job: id, state, facts, core, worker, attempt, slices, suspensions, losses, tokens,
+-- Row of a job: id, state, metadata, core, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
 -- ('': none), nice ('': as submitted).
 
-local VIEW = {'status', 'aios_facts', 'aios_core', 'worker_name', 'aios_attempt', 'aios_slices',
+local VIEW = {'status', 'aios_metadata', 'aios_core', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
     'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
 
@@ -1278,8 +1278,8 @@ local function jobs(c, limit)
     return rows
 end
 
-local function facts(c, id)
-    local f = redis.call('HMGET', job_key(c, id), 'aios_facts', 'aios_core', 'aios_submitted_ms',
+local function metadata(c, id)
+    local f = redis.call('HMGET', job_key(c, id), 'aios_metadata', 'aios_core', 'aios_submitted_ms',
         'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
     if not f[10] then return 0 end
     return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),
@@ -1306,15 +1306,15 @@ register('look', function(c)
         if redis.call('HEXISTS', c.live, id) == 0 then return {} end
         return {view(c, id, redis.call('LPOS', c.queue, id) or -1)}
     end
-    while c.at <= #c.args do answer[#answer + 1] = facts(c, take(c)) end
+    while c.at <= #c.args do answer[#answer + 1] = metadata(c, take(c)) end
     return answer
 end, {'no-writes'})
 
--- birth.lua: show a worker to RQ's tools and ours.
+-- register.lua: show a worker to RQ's tools and ours.
 --
 -- ARGV  prefix, module, worker, now (ISO), pid, hostname, version, slots, cores
 
-register('birth', function(c)
+register('register', function(c)
     local worker, iso, pid, hostname, version, slots, cores =
         take(c), take(c), take(c), take(c), take(c), take(c), take(c)
     local key = worker_key(c, worker)
@@ -1330,11 +1330,11 @@ register('birth', function(c)
     return {}
 end)
 
--- death.lua: take a worker that stops in good order off the books.
+-- unregister.lua: take a worker that stops in good order off the books.
 --
 -- ARGV  prefix, module, worker, now (ISO)
 
-register('death', function(c)
+register('unregister', function(c)
     local worker, iso = take(c), take(c)
     local key = worker_key(c, worker)
     redis.call('SREM', c.p .. ':workers', key)

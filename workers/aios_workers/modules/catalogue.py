@@ -1,4 +1,4 @@
-"""Memory, storage and access, wired: one ground, and a handler for each."""
+"""Memory, storage and access, wired: one services, and a handler for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.access.operations import access_operations
 from aios_workers.modules.handler import StateHandler
 from aios_workers.modules.memory.operations import memory_operations, open_ram
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from aios_workers.modules.storage.host import AllowedDirectories
 from aios_workers.modules.storage.operations import storage_operations
 from aios_workers.modules.storage.watching import MountWatch, watching
@@ -26,7 +26,7 @@ from aios_workers.search.embedder import open_embedder
 from aios_workers.search.indexing import indexing
 
 
-async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) -> StateGround:
+async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) -> Services:
     """Open what the state modules share; it is closed with the stack.
 
     Raises:
@@ -40,7 +40,7 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
         )
     store = Store(config.database_url, name=name)
     stack.push_async_callback(store.aclose)
-    connection = Connection(config.redis_url, name=f"{name}.ground")
+    connection = Connection(config.redis_url, name=f"{name}.services")
     stack.push_async_callback(connection.aclose)
     functions, keys = Functions(connection), Keys(config.key_prefix)
     calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
@@ -54,18 +54,18 @@ async def open_ground(config: WorkerConfig, name: str, stack: AsyncExitStack) ->
     duty = ApprovalDuty(store, functions, keys, webhook)
     await stack.enter_async_context(sweeping(duty))
     gate = Gate(store, ttl_s=config.approval_ttl_s)
-    return StateGround(store, embedder, calls, functions, keys, gate, unembedded)
+    return Services(store, embedder, calls, functions, keys, gate, unembedded)
 
 
-def state_handler(module: Module, ground: StateGround, config: WorkerConfig) -> StateHandler:
+def state_handler(module: Module, services: Services, config: WorkerConfig) -> StateHandler:
     """Return the handler of one state module."""
     match module:
         case "memory":
-            ram = open_ram(ground)
-            return StateHandler(ground, memory_operations(ram), ram)
+            ram = open_ram(services)
+            return StateHandler(services, memory_operations(ram), ram)
         case "storage":
-            return StateHandler(ground, storage_operations(config))
+            return StateHandler(services, storage_operations(config))
         case "access":
-            return StateHandler(ground, access_operations(ground))
+            return StateHandler(services, access_operations(services))
         case "llm" | "tool":
             raise InvalidConfig(f"{module} keeps no state", field="module")

@@ -11,7 +11,7 @@ from aios_broker.contract.syscall import Syscall
 from aios_workers.approvals.gate import NeedsApproval
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.operation import AnyOperation, Operations, no_operation
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 from aios_workers.runtime.retry import patiently
 from aios_workers.runtime.run import Done, Measured, Outcome, Run
 
@@ -25,10 +25,10 @@ class StateHandler:
     """
 
     def __init__(
-        self, ground: StateGround, operations: Operations, measured: Measured | None = None
+        self, services: Services, operations: Operations, measured: Measured | None = None
     ) -> None:
         self._measured = measured
-        self._ground = ground
+        self._services = services
         self._operations = operations
 
     @property
@@ -55,15 +55,15 @@ class StateHandler:
 
     async def _try(self, operation: AnyOperation, syscall: Syscall, *, decided: bool) -> Outcome:
         try:
-            return Done(await operation.run(self._ground, syscall, decided=decided))
+            return Done(await operation.run(self._services, syscall, decided=decided))
         except NeedsApproval as needs:
-            return await self._ground.gate.ask(needs)
+            return await self._services.gate.ask(needs)
         except AccessDenied as refused:
             await self._note_refusal(syscall, refused)
             raise
 
     async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
-        async with self._ground.store.as_steward() as cursor:
+        async with self._services.store.as_steward() as cursor:
             await append_line(
                 cursor,
                 AuditLine(
@@ -78,4 +78,4 @@ class StateHandler:
             )
 
     async def close(self) -> None:
-        """Nothing of its own to free: the ground is shared."""
+        """Nothing of its own to free: the services is shared."""

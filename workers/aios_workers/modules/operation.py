@@ -23,7 +23,7 @@ from aios_broker.postgres.session import AgentRow, Cursor
 from aios_workers.approvals.gate import Irreversible
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.effects import earlier_effect, enter_effect
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 
 B = TypeVar("B", bound=Body)
 B_co = TypeVar("B_co", bound=Body, covariant=True)
@@ -33,7 +33,7 @@ B_co = TypeVar("B_co", bound=Body, covariant=True)
 class Asked(Generic[B_co]):
     """One syscall as its operation sees it."""
 
-    ground: StateGround
+    services: Services
     agent: AgentRow
     syscall: Syscall
     body: B_co  # of the syscall, or what a person made of it
@@ -42,7 +42,7 @@ class Asked(Generic[B_co]):
     @asynccontextmanager
     async def transaction(self, *locks: str) -> AsyncIterator[Work[B_co]]:
         """Yield the work of one transaction, which sees what the agent may see."""
-        async with self.ground.store.as_agent(self.agent, *locks) as cursor:
+        async with self.services.store.as_agent(self.agent, *locks) as cursor:
             yield Work(self, cursor)
 
 
@@ -56,9 +56,9 @@ class Work(Generic[B_co]):
     afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list, kw_only=True)
 
     @property
-    def ground(self) -> StateGround:
+    def services(self) -> Services:
         """What the module stands on."""
-        return self.asked.ground
+        return self.asked.services
 
     @property
     def agent(self) -> AgentRow:
@@ -78,7 +78,7 @@ class Work(Generic[B_co]):
         """
         if name is None or name == self.agent.name:
             return self.agent
-        return await self.ground.store.agent(name, self.agent.tenant, self.cursor)
+        return await self.services.store.agent(name, self.agent.tenant, self.cursor)
 
     async def confirm(self, why: Irreversible) -> None:
         """Return when a person allowed it, or need not be asked.
@@ -90,7 +90,7 @@ class Work(Generic[B_co]):
         asked = self.asked
         if why.operation not in asked.irreversible:
             raise TypeError(f"{asked.syscall.kind} is not declared as {why.operation!r}")
-        await self.ground.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
+        await self.services.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
 
     async def enter(self, what: str, detail: Mapping[str, Any]) -> None:
         """Add a line on what was done to the audit log."""
@@ -136,19 +136,19 @@ class Operation(Generic[B]):
         """The body that asks for it."""
         return self._body
 
-    async def run(self, ground: StateGround, syscall: Syscall, *, decided: bool) -> Result:
+    async def run(self, services: Services, syscall: Syscall, *, decided: bool) -> Result:
         """Run a syscall of this kind; `decided`: a person has decided about it, or edited it.
 
         Raises:
             NeedsApproval: A person has to be asked; nothing was changed.
         """
-        agent = await ground.store.vouched(syscall.agent, syscall.tenant)
+        agent = await services.store.vouched(syscall.agent, syscall.tenant)
         body = syscall.body
         if decided and self.irreversible:
-            body = await ground.gate.body_of(agent, syscall)
+            body = await services.gate.body_of(agent, syscall)
         if not isinstance(body, self._body):
             raise no_operation(syscall)
-        return await self._do(Asked(ground, agent, syscall, body, self.irreversible))
+        return await self._do(Asked(services, agent, syscall, body, self.irreversible))
 
 
 class AnyOperation(Protocol):
@@ -164,7 +164,7 @@ class AnyOperation(Protocol):
         """What it may take away for good: then it may wait for a person."""
         ...
 
-    async def run(self, ground: StateGround, syscall: Syscall, *, decided: bool) -> Result:
+    async def run(self, services: Services, syscall: Syscall, *, decided: bool) -> Result:
         """Run a syscall of its kind."""
         ...
 

@@ -57,7 +57,7 @@ class KernelCalls(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StateGround:
+class Services:
     """The database, the embedding model, Redis, and the person's gate."""
 
     store: Store

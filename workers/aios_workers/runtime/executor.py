@@ -39,7 +39,7 @@ _CRASHED = "a handler failed: syscall %s"
 MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
 
 
-class Border:
+class Executor:
     """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
 
     def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:

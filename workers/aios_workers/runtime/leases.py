@@ -77,7 +77,7 @@ class LeaseBook:
         """Renew all leases now, and obey what the queue says of each."""
         # It may have been emptied, or be another one, however well the connection stood.
         if not await self._queue.knows(self._card.name):
-            await self._queue.birth(self._card)
+            await self._queue.register(self._card)
         leases = [run.lease for run in self._runs.values()]
         leases += unsettled
         verdicts = await self._queue.renew(self._card, leases, self._lease_s)

@@ -20,11 +20,11 @@ import hiredis
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.commands import Command, CommandChannel
-from aios_workers.runtime.executor import Border
+from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.leases import LeaseBook
 from aios_workers.runtime.results import Outbox
 from aios_workers.runtime.retry import Backoff
@@ -64,7 +64,7 @@ class Worker:
     """Serves one module until it is told to stop."""
 
     def __init__(
-        self, links: Links, handler: Handler, border: Border, card: WorkerCard, limits: Limits
+        self, links: Links, handler: Handler, border: Executor, card: WorkerCard, limits: Limits
     ) -> None:
         self._queue = links.queue
         self._links = links
@@ -173,7 +173,7 @@ class Worker:
         want = min(room, portion or room)
         if want:
             self._work_seen = False  # set again by whoever sees work while we ask
-        leases = await self._ask(Appetite(want, self._limits.lease_s, self._card.cores))
+        leases = await self._ask(ClaimRequest(want, self._limits.lease_s, self._card.cores))
         if len(leases) < want:
             self._hungry.set()
         elif want:
@@ -193,10 +193,10 @@ class Worker:
         for lease in leases:
             self._begin(lease)
 
-    async def _ask(self, appetite: Appetite) -> list[Lease]:
+    async def _ask(self, claim_request: ClaimRequest) -> list[Lease]:
         if len(self._outbox):
-            return await self._outbox.settle(appetite)
-        leases = await self._queue.claim(self._card.name, appetite)
+            return await self._outbox.settle(claim_request)
+        leases = await self._queue.claim(self._card.name, claim_request)
         self._misses = 0 if leases else self._misses + 1
         return leases
 
@@ -312,6 +312,6 @@ class Worker:
             logger.error("leaving with results that could not be delivered: %s", lost)
         try:
             async with asyncio.timeout(LAST_WORDS_S):
-                await self._queue.death(self._card.name)
+                await self._queue.unregister(self._card.name)
         except (KernelError, TimeoutError) as error:
             logger.warning("could not sign off, the record expires by itself: %s", error)

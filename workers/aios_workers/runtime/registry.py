@@ -16,7 +16,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import STATE_MODULES
 from aios_workers.config import WorkerConfig
 from aios_workers.llm.core import Core
-from aios_workers.llm.cores.simulated.simulated_core import ModelCore
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
 from aios_workers.runtime.kernel_port import KernelPort
@@ -48,8 +48,8 @@ def _llama_core(config: WorkerConfig) -> Core:
     )
 
 
-def _model_core(config: WorkerConfig) -> Core:
-    return ModelCore(config.model_core)
+def _simulated_core(config: WorkerConfig) -> Core:
+    return SimulatedCore(config.simulated_core)
 
 
 def _sglang_core(config: WorkerConfig) -> Core:
@@ -68,7 +68,7 @@ def _sglang_core(config: WorkerConfig) -> Core:
 
 CORES: dict[str, Callable[[WorkerConfig], Core]] = {
     "llama": _llama_core,
-    "model": _model_core,
+    "simulated": _simulated_core,
     "sglang": _sglang_core,
 }
 
@@ -94,7 +94,7 @@ async def load_modules(
     """Load what modules need; for llm this loads the model. What they share ends with the stack.
 
     Args:
-        modules: One, or several of memory, storage and access, which share a ground.
+        modules: One, or several of memory, storage and access, which share a services.
         config: The settings.
         name: How this process shows itself to the servers.
         stack: Closes what the modules share.
@@ -126,9 +126,9 @@ async def _state_modules(
         state_handler,
     )
 
-    ground = await open_ground(config, name, stack)
+    services = await open_ground(config, name, stack)
 
     def loaded(module: Module) -> LoadedModule:
-        return LoadedModule(lambda _: state_handler(module, ground, config))
+        return LoadedModule(lambda _: state_handler(module, services, config))
 
     return {module: loaded(module) for module in modules}

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from aios_broker.contract.errors import KernelError, Unavailable
-from aios_broker.queues.module_queue import Appetite, ModuleQueue, Settled
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue, Settled
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_workers.runtime.tally import Tally
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 REFUSED_S = 30.0  # results that Redis refuses this long are given up; their leases run out
 
 E = TypeVar("E", Ending, Pause)
-_Send = Callable[[list[E], Appetite], Awaitable[Settled]]
+_Send = Callable[[list[E], ClaimRequest], Awaitable[Settled]]
 
 
 class Outbox:
@@ -50,21 +50,21 @@ class Outbox:
         """Return the leases that must live until their results are settled."""
         return [end.lease for end in self._endings] + [pause.lease for pause in self._pauses]
 
-    async def settle(self, appetite: Appetite) -> list[Lease]:
+    async def settle(self, claim_request: ClaimRequest) -> list[Lease]:
         """Hand over all that waits; return the jobs claimed in the same step.
 
         Raises:
             KernelError: Redis is away or refused; what it did not answer for is still here.
         """
-        nothing = Appetite(0, appetite.lease_s, appetite.cores)
+        nothing = ClaimRequest(0, claim_request.lease_s, claim_request.cores)
         try:
             leases: list[Lease] = []
             if self._pauses:
                 leases += await _send_all(
-                    self._pauses, self._pause, nothing if self._endings else appetite
+                    self._pauses, self._pause, nothing if self._endings else claim_request
                 )
             if self._endings and not leases:
-                leases += await _send_all(self._endings, self._finish, appetite)
+                leases += await _send_all(self._endings, self._finish, claim_request)
         except Unavailable:
             raise
         except KernelError:
@@ -77,11 +77,11 @@ class Outbox:
         self._refused_since_s = None
         return leases
 
-    async def _pause(self, pauses: list[Pause], appetite: Appetite) -> Settled:
-        return await self._queue.pause(self._worker, pauses, appetite)
+    async def _pause(self, pauses: list[Pause], claim_request: ClaimRequest) -> Settled:
+        return await self._queue.pause(self._worker, pauses, claim_request)
 
-    async def _finish(self, endings: list[Ending], appetite: Appetite) -> Settled:
-        return await self._queue.finish(self._worker, endings, appetite)
+    async def _finish(self, endings: list[Ending], claim_request: ClaimRequest) -> Settled:
+        return await self._queue.finish(self._worker, endings, claim_request)
 
     def _is_hopeless(self) -> bool:
         """Note that results were refused; after REFUSED_S give them up and return True."""
@@ -99,9 +99,9 @@ class Outbox:
         return True
 
 
-async def _send_all(entries: list[E], send: _Send[E], appetite: Appetite) -> list[Lease]:
+async def _send_all(entries: list[E], send: _Send[E], claim_request: ClaimRequest) -> list[Lease]:
     batch = entries[:]
-    settled = await send(batch, appetite)
+    settled = await send(batch, claim_request)
     del entries[: len(batch)]  # others may have come behind them meanwhile
     for entry, accepted in zip(batch, settled.accepted, strict=True):
         if not accepted:
@@ -113,12 +113,12 @@ async def _send_all(entries: list[E], send: _Send[E], appetite: Appetite) -> lis
     return settled.leases
 
 
-async def _send_singly(entries: list[E], send: _Send[E], appetite: Appetite) -> None:
+async def _send_singly(entries: list[E], send: _Send[E], claim_request: ClaimRequest) -> None:
     refused: list[E] = []
     batch = entries[:]
     for entry in batch:
         try:
-            await send([entry], appetite)
+            await send([entry], claim_request)
         except Unavailable:
             raise
         except KernelError as error:

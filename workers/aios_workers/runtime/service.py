@@ -14,12 +14,12 @@ from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.commands import CommandChannel
-from aios_workers.runtime.executor import Border
+from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.kernel_port import (
     KernelPort,
     LoadSpilled,
@@ -81,7 +81,7 @@ def port_of(
 ) -> KernelPort:
     """Return the kernel as the handler of this worker sees it."""
     return KernelPort(
-        slices=SliceDesk(queue, place.name, Appetite(0, place.limits.lease_s, cores)),
+        slices=SliceDesk(queue, place.name, ClaimRequest(0, place.limits.lease_s, cores)),
         chunks=ChunkDesk(queue),
         policy=policy,
         snapshots=Snapshots(queue, load_spilled),
@@ -107,5 +107,5 @@ async def open_worker(
         links = Links(
             queue, blocking, CommandChannel(place.redis_url, place.keys.commands(place.name))
         )
-        border = Border(handler, place.module, Tokens(connection, place.keys), place.name)
+        border = Executor(handler, place.module, Tokens(connection, place.keys), place.name)
         yield Worker(links, handler, border, card_of(place, handler), place.limits)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.queues.module_queue import Appetite, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import SliceUse, SliceVerdict
 from aios_workers.runtime.run import Run
 
@@ -18,10 +18,10 @@ _Asked = tuple[Run, bytes | None, asyncio.Future[SliceVerdict]]
 class SliceDesk:
     """Asks the queue whether somebody more deserving waits. Never stops a generation itself."""
 
-    def __init__(self, queue: ModuleQueue, worker: str, appetite: Appetite) -> None:
+    def __init__(self, queue: ModuleQueue, worker: str, claim_request: ClaimRequest) -> None:
         self._queue = queue
         self._worker = worker
-        self._appetite = appetite
+        self._appetite = claim_request
         self._asked: list[_Asked] = []
         self._calls: set[asyncio.Task[None]] = set()
 

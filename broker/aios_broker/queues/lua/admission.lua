@@ -73,9 +73,9 @@ do
     end
 
     -- A lock is its tenant's, a program its agent's, a tool everybody's.
-    local function name_of(c, need, facts)
+    local function name_of(c, need, metadata)
         if need.kind == 'tool' then return 'tool:' .. need.name end
-        local who = quota.owner(c, facts)
+        local who = quota.owner(c, metadata)
         return need.kind .. string.match(need.kind == 'lock' and who.tenant or who.agent, ':.*')
             .. ' ' .. need.name
     end
@@ -85,7 +85,7 @@ do
         if not job.resources then
             job.resources = {}
             for i, need in ipairs(parsed(c, job.needs).resources) do
-                job.resources[i] = name_of(c, need, job.facts)
+                job.resources[i] = name_of(c, need, job.metadata)
             end
         end
         return job.resources
@@ -147,7 +147,7 @@ do
     -- The program of a job, or one that it needs, that is not admitted: {'program', name, ms}.
     local function barred_program(c, job)
         if not has_rules(c) or not c.programs then return nil end
-        for _, name in ipairs({quota.owner(c, job.facts).program, unpack(resources_of(c, job))}) do
+        for _, name in ipairs({quota.owner(c, job.metadata).program, unpack(resources_of(c, job))}) do
             if string.find(name, '^program:') and is_barred(c, name) then
                 return {'program', name, c.programs[name] - c.now}
             end
@@ -176,14 +176,14 @@ do
 
     -- A job that waits, as far as admission knows it; nil: it does not wait.
     function admission.read_waiting(c, id)
-        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_facts', 'aios_ready_ms')
+        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms')
         if f.err or f[1] ~= 'queued' then return nil end
-        return {id = id, needs = f[2], facts = f[3], ready_ms = tonumber(f[4]) or c.now}
+        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now}
     end
 
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
-            and not quota.barrier(c, job.facts)
+            and not quota.barrier(c, job.metadata)
     end
 
     -- Who is owed what: resource -> the job. What is over is left out.
@@ -230,11 +230,11 @@ do
         end
     end
 
-    -- What keeps a waiting job (id, needs, facts) from running; nil: nothing does. `cores` of the worker,
+    -- What keeps a waiting job (id, needs, metadata) from running; nil: nothing does. `cores` of the worker,
     -- a comma around each; nil: cores are not asked for.
     local function barrier(c, job, cores, freed)
         if cores and not is_served(c, job, cores) then return {'core'} end
-        return barred_program(c, job) or quota.barrier(c, job.facts, freed and freed.facts)
+        return barred_program(c, job) or quota.barrier(c, job.metadata, freed and freed.metadata)
             or shortage(c, job, freed)
     end
 
@@ -262,7 +262,7 @@ do
 
     -- A job is chosen to run.
     function admission.enter(c, job)
-        quota.moved(c, job.facts or nil, 'q', 'r', job.id)
+        quota.moved(c, job.metadata or nil, 'q', 'r', job.id)
         if not job.needs then return end
         for _, resource in ipairs(resources_of(c, job)) do
             holders(c, resource, math.huge)

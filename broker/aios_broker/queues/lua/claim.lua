@@ -10,10 +10,10 @@
 
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
-    local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_facts', 'aios_ready_ms',
+    local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_metadata', 'aios_ready_ms',
         'aios_deadline_ms', 'aios_needs', 'aios_attempt') -- an error: a foreign key of another type
     if f.err or not f[2] then return nil end
-    local job = {id = id, status = f[1], data = f[2], facts = f[3],
+    local job = {id = id, status = f[1], data = f[2], metadata = f[3],
         ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
         needs = f[6], attempt = 0, queued_ms = 0, losses = 0}
     if not f[7] then return job end -- it has never run, nor been held
@@ -76,7 +76,7 @@ local function sift(c, ids, want, cores, chosen)
         seen[id] = true
         if not lendable(c, job) then
             removed[#removed + 1] = i
-        elseif not job.facts and not readable(id) then
+        elseif not job.metadata and not readable(id) then
             quarantine_unreadable(c, id)
             removed[#removed + 1] = i
         elseif #chosen > 0 and is_suspect(c, job) then
@@ -147,7 +147,7 @@ end
 
 -- What its worker is told of a job, from attempt `attempt` on.
 local function row_of(c, job, attempt, clients, queued_ms)
-    local row = {job.id, attempt, job.data, job.facts and 1 or 0, clients ~= '' and 1 or 0,
+    local row = {job.id, attempt, job.data, job.metadata and 1 or 0, clients ~= '' and 1 or 0,
         queued_ms, job.deadline_ms - c.now}
     if not job.slices then return row end
     row[8], row[9], row[10], row[11] = job.ran_ms, job.slices, job.suspensions, job.losses

@@ -69,10 +69,10 @@ end
 -- first attempt's own is the total, and costs no command.
 local function settle_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return job.use end
-    local total, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, tonumber(job.tokens),
+    local total, metadata, known = quota.charge(c, job.id, job.attempt, job.ran_ms, tonumber(job.tokens),
         tonumber(job.prompt))
-    if known then quota.moved(c, facts, 'r', nil, job.id) end
-    quota.ended(c, facts, job.status == 'finished')
+    if known then quota.moved(c, metadata, 'r', nil, job.id) end
+    quota.ended(c, metadata, job.status == 'finished')
     return total
 end
 

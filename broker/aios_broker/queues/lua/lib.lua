@@ -99,7 +99,7 @@ local function read_many(command, key, members)
     return all
 end
 
--- One transition. `detail`: facts for submit and adopt, 'tokens,ran_ms' over all slices for
+-- One transition. `detail`: metadata for submit and adopt, 'tokens,ran_ms' over all slices for
 -- yield, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
 -- batch mostly differ in their ids alone: what they have in common is kept once.
 local function note(c, event, id, attempt, who, detail)
@@ -251,13 +251,13 @@ end
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
-    local attempt, worker, was, facts, tokens, ran_ms = unpack(call('HMGET', job,
-        'aios_attempt', 'worker_name', 'status', 'aios_facts', 'aios_tokens', 'aios_ran_ms'))
+    local attempt, worker, was, metadata, tokens, ran_ms = unpack(call('HMGET', job,
+        'aios_attempt', 'worker_name', 'status', 'aios_metadata', 'aios_tokens', 'aios_ran_ms'))
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     local ran = call('ZREM', c.leases, member) == 1
-    if was then quota.moved(c, facts or nil, ran and 'r' or 'q', nil, id) end
-    quota.ended(c, facts or nil, false)
+    if was then quota.moved(c, metadata or nil, ran and 'r' or 'q', nil, id) end
+    quota.ended(c, metadata or nil, false)
     if ran then
         call('ZREM', c.wip, member)
         if worker then
@@ -318,7 +318,7 @@ end
 
 local function adopt(c, id, iso)
     local job = job_key(c, id)
-    local facts = call('HGET', job, 'aios_facts')
+    local metadata = call('HGET', job, 'aios_metadata')
     call('HSET', c.live, id, '')
     call('HDEL', job, 'aios_reply', 'aios_decided')
     call('PERSIST', job)
@@ -326,8 +326,8 @@ local function adopt(c, id, iso)
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
-    quota.moved(c, facts or nil, nil, 'q', id)
-    note(c, 'adopt', id, '', '', facts or '')
+    quota.moved(c, metadata or nil, nil, 'q', id)
+    note(c, 'adopt', id, '', '', metadata or '')
 end
 
 -- What a full Redis refuses: new work, and what can be done without. All else ends jobs, which is

@@ -3,20 +3,20 @@
 -- ARGV  prefix, module, then
 --       'jobs', limit      rows of running, waiting, held and parked jobs
 --       'job', id          its row, or nothing when it has ended
---       'facts', id...     per job what a policy needs, or 0 when it is gone
+--       'metadata', id...     per job what a policy needs, or 0 when it is gone
 --       'ends', whole, head, running, middle   how many wait and, unless all is in order: the
 --                          first `head` ids (all of up to `whole`), their scores, those of the last
 --                          `head` ids that have no score or one that belongs among the head's,
 --                          their scores; where `running` is 1, the running ids that have none
 --                          ('': no score); and the first UNKNOWN of all that have none, with
---                          their facts; where `middle` is 1, of those between the ends the ids
+--                          their metadata; where `middle` is 1, of those between the ends the ids
 --                          whose scores belong among the head's, the lowest ones, and their scores
 --       'queue'            one row of numbers
--- Row of a job: id, state, facts, needs, worker, attempt, slices, suspensions, losses, tokens,
+-- Row of a job: id, state, metadata, needs, worker, attempt, slices, suspensions, losses, tokens,
 -- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
 -- ('': none), nice ('': as submitted).
 
-local VIEW = {'status', 'aios_facts', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
+local VIEW = {'status', 'aios_metadata', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
     'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
 
@@ -47,8 +47,8 @@ local function jobs(c, limit)
     return rows
 end
 
-local function facts(c, id)
-    local f = redis.pcall('HMGET', job_key(c, id), 'aios_facts', 'aios_needs', 'aios_submitted_ms',
+local function metadata(c, id)
+    local f = redis.pcall('HMGET', job_key(c, id), 'aios_metadata', 'aios_needs', 'aios_submitted_ms',
         'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
     if f.err or not f[10] then return 0 end
     return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),
@@ -67,7 +67,7 @@ local function queue(c)
         redis.call('ZCARD', c.parked)}
 end
 
-local UNKNOWN = 200 -- jobs whose facts come with the ends: about 1 ms
+local UNKNOWN = 200 -- jobs whose metadata come with the ends: about 1 ms
 local MIDDLE_PLACES = 200000 -- of the queue that are passed to find jobs in its middle: up to 2 ms
 local MIDDLE_SEEN = 64 -- scores that are looked at for them, those of running jobs among them
 
@@ -156,7 +156,7 @@ local function ends(c, whole, head, running, middle)
     local function learn(ids, known)
         for i, id in ipairs(ids) do
             if (not known or known[i] == '') and #unknown < UNKNOWN then
-                unknown[#unknown + 1], rows[#rows + 1] = id, facts(c, id)
+                unknown[#unknown + 1], rows[#rows + 1] = id, metadata(c, id)
             end
         end
     end
@@ -178,6 +178,6 @@ register('look', function(c)
         if redis.call('HEXISTS', c.live, id) == 0 then return {} end
         return {view(c, id, redis.call('LPOS', c.queue, id) or -1)}
     end
-    while c.at <= #c.args do answer[#answer + 1] = facts(c, take(c)) end
+    while c.at <= #c.args do answer[#answer + 1] = metadata(c, take(c)) end
     return answer
 end, {'no-writes'})

@@ -39,21 +39,21 @@ local function touch(c, who)
     redis.call('HINCRBY', c.touched, subject, 1)
 end
 
--- Whose a job is, from its facts as submit wrote them: names hold no quotes, no spaces. A job of a
+-- Whose a job is, from its metadata as submit wrote them: names hold no quotes, no spaces. A job of a
 -- stock producer has none.
-function quota.owner(c, facts)
+function quota.owner(c, metadata)
     c.owners = c.owners or {}
-    local who = c.owners[facts or '']
+    local who = c.owners[metadata or '']
     if who then return who end
     local function name(field, default)
-        return facts and string.match(facts, '"' .. field .. '":"([^"\\%s]+)"') or default
+        return metadata and string.match(metadata, '"' .. field .. '":"([^"\\%s]+)"') or default
     end
     local tenant, agent, program = name('tenant', 'default'), name('agent', '?'), name('program', 'main')
     who = {tenant = 'tenant:' .. tenant, agent = 'agent:' .. tenant .. ' ' .. agent,
         program = 'program:' .. tenant .. ' ' .. agent .. ' ' .. program,
         line = tenant .. '\t' .. agent .. '\t' .. program}
     who.limited = {who.agent, who.tenant}
-    c.owners[facts or ''] = who
+    c.owners[metadata or ''] = who
     return who
 end
 
@@ -107,11 +107,11 @@ end
 -- A job goes from one place to another: q (it waits), r (it runs), nil (it is not, or has ended).
 -- One whose record is gone is left out: its agent is not known any more. Then the totals disagree
 -- with the queue, and the next sweep counts anew.
-function quota.moved(c, facts, from, to, id)
-    if from == 'r' or to == 'r' then touch(c, quota.owner(c, facts)) end
+function quota.moved(c, metadata, from, to, id)
+    if from == 'r' or to == 'r' then touch(c, quota.owner(c, metadata)) end
     if not has_quotas(c) then return end
     if c.recounts == nil then c.recounts = redis.call('EXISTS', quota_key(c, 'recount')) == 1 end
-    local who, changes = quota.owner(c, facts), {}
+    local who, changes = quota.owner(c, metadata), {}
     for _, place in ipairs({{from, -1}, {to, 1}}) do
         local name, by = place[1], place[2]
         if name then
@@ -159,13 +159,13 @@ local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
     end
 end
 
-local CHARGED = {'aios_facts', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
+local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
     'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
 
 -- Charge a job with what this attempt has used since its claim, all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
--- Returns what the job used in all ('tokens,ran_ms'), its facts, whether it has a record, and its needs.
+-- Returns what the job used in all ('tokens,ran_ms'), its metadata, whether it has a record, and its needs.
 function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
     local key = job_key(c, id)
     local f = redis.call('HMGET', key, unpack(CHARGED))
@@ -187,16 +187,16 @@ function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
 end
 
 -- A job has ended, well or not.
-function quota.ended(c, facts, well)
-    if quota.metered(c) then meter(c, quota.owner(c, facts), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
+function quota.ended(c, metadata, well)
+    if quota.metered(c) then meter(c, quota.owner(c, metadata), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
 end
 
--- Why a job of these facts may not run now: {'quota', limit, subject, used, limit's value, ms until it
--- may, -1: unknown}; nil: it may. `freed`: the facts of one that runs now and counts as stopped.
-function quota.barrier(c, facts, freed)
+-- Why a job of these metadata may not run now: {'quota', limit, subject, used, limit's value, ms until it
+-- may, -1: unknown}; nil: it may. `freed`: the metadata of one that runs now and counts as stopped.
+function quota.barrier(c, metadata, freed)
     if not has_quotas(c) then return nil end
     freed = freed and quota.owner(c, freed)
-    for i, subject in ipairs(quota.owner(c, facts).limited) do
+    for i, subject in ipairs(quota.owner(c, metadata).limited) do
         local limits = limits_of(c, subject)
         local most = limits.max_running
         if most then
@@ -219,9 +219,9 @@ function quota.barrier(c, facts, freed)
 end
 
 -- Has the owner of a running job used up its minute?
-function quota.is_over(c, facts)
+function quota.is_over(c, metadata)
     if not has_quotas(c) then return false end
-    for _, subject in ipairs(quota.owner(c, facts).limited) do
+    for _, subject in ipairs(quota.owner(c, metadata).limited) do
         local limits = limits_of(c, subject)
         local tokens, slot_s = limits.tokens_per_minute, limits.slot_seconds_per_minute
         if tokens and level(c, 'tokens', subject, tokens) <= 0 then return true end
@@ -235,7 +235,7 @@ end
 -- those that are taken wait already when the refusal is read.
 function quota.refuses(c, job, taken, stay)
     if not has_quotas(c) then return nil end
-    local limited = quota.owner(c, job.facts).limited
+    local limited = quota.owner(c, job.metadata).limited
     for _, subject in ipairs(limited) do
         local most = limits_of(c, subject).max_queued
         local had, more = load_of(c, 'q ' .. subject), taken[subject] or 0
@@ -310,16 +310,16 @@ end
 
 -- Add these jobs to a load, from where they are.
 local function add_jobs(c, ids, load)
-    local facts, members = {}, {}
+    local metadata, members = {}, {}
     for i, id in ipairs(ids) do
-        local f = redis.call('HMGET', job_key(c, id), 'aios_facts', 'aios_attempt')
-        facts[i], members[i] = f[1] or nil, id .. ':' .. (f[2] or '0')
+        local f = redis.call('HMGET', job_key(c, id), 'aios_metadata', 'aios_attempt')
+        metadata[i], members[i] = f[1] or nil, id .. ':' .. (f[2] or '0')
     end
     local leases = held_leases(c, members)
     for i = 1, #ids do
         local place = leases[i] and 'r' or 'q'
         load[place] = (load[place] or 0) + 1
-        for _, subject in ipairs(quota.owner(c, facts[i]).limited) do
+        for _, subject in ipairs(quota.owner(c, metadata[i]).limited) do
             load[place .. ' ' .. subject] = (load[place .. ' ' .. subject] or 0) + 1
         end
     end

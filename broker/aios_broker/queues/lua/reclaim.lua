@@ -7,7 +7,7 @@
 -- Returns how many leases were taken back; 0 also when the epoch is over.
 
 local function put_back(c, id, attempt, member, losses)
-    local facts, tokens, ran_ms = unpack(redis.call('HMGET', job_key(c, id), 'aios_facts',
+    local metadata, tokens, ran_ms = unpack(redis.call('HMGET', job_key(c, id), 'aios_metadata',
         'aios_tokens', 'aios_ran_ms'))
     local job = job_key(c, id)
     redis.call('ZREM', c.leases, member)
@@ -17,7 +17,7 @@ local function put_back(c, id, attempt, member, losses)
         'aios_ready_ms', c.now)
     redis.call('HINCRBY', job, 'aios_slices', 1)
     redis.call('LPUSH', c.queue, id)
-    quota.moved(c, facts or nil, 'r', 'q', id)
+    quota.moved(c, metadata or nil, 'r', 'q', id)
     note(c, 'reclaim', id, attempt, '', count(tokens) .. ',' .. count(ran_ms))
 end
 

@@ -34,7 +34,7 @@ end
 
 -- Each waiting job can take one slot only: the others that were told to yield a moment ago count.
 local function must_yield(c, running, preempt, cores)
-    local id, over = running.id, quota.is_over(c, running.facts)
+    local id, over = running.id, quota.is_over(c, running.metadata)
     if preempt == 'none' and not over then return false end
     local waiting, first = runnable(c, cores, running)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
@@ -61,8 +61,8 @@ register('slice', function(c)
         if not leases[i] then
             verdicts[i] = 'lost'
         else
-            local _, facts, _, needs = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
-            local running = {id = job.id, facts = facts, needs = needs}
+            local _, metadata, _, needs = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+            local running = {id = job.id, metadata = metadata, needs = needs}
             keep_snapshot(c, job.id, job.checkpoint)
             redis.call('ZADD', c.leases, 'XX', c.now + lease_ms, members[i])
             if wishes[i] then

@@ -1,7 +1,7 @@
 -- submit.lua: publish jobs; idempotent by id.
 --
 -- ARGV  prefix, module, now (ISO), n, then per job:
---       id, data, description, facts (JSON), needs, client, deadline_ms (from now)
+--       id, data, description, metadata (JSON), needs, client, deadline_ms (from now)
 --
 -- `submit` takes all or none. It returns per job 1 new, 2 known and not ended, 3 ended: its stored
 -- reply was pushed again. Or one refusal: {'full', waiting, limit}, {'core', name, served...},
@@ -33,7 +33,7 @@ local function read_jobs(c)
     local args, at = c.args, c.at
     for i = 1, n do
         jobs[i] = {id = args[at], data = args[at + 1], description = args[at + 2],
-            facts = args[at + 3], needs = args[at + 4], client = args[at + 5],
+            metadata = args[at + 3], needs = args[at + 4], client = args[at + 5],
             deadline_ms = tonumber(args[at + 6])}
         at = at + 7
     end
@@ -93,7 +93,7 @@ end
 
 local function publish(c, job, iso, batch)
     local key, now = job_key(c, job.id), text(c, c.now)
-    call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_facts', job.facts,
+    call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_metadata', job.metadata,
         'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
         'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
         'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
@@ -102,8 +102,8 @@ local function publish(c, job, iso, batch)
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
-    quota.moved(c, job.facts, nil, 'q', job.id)
-    note(c, 'submit', job.id, '', job.client, job.facts)
+    quota.moved(c, job.metadata, nil, 'q', job.id)
+    note(c, 'submit', job.id, '', job.client, job.metadata)
 end
 
 local function any_known(c, jobs)

@@ -19,7 +19,7 @@ do
     end)
 
     -- ARGV  prefix, module, then per subject: its name, id after which to go on ('': from the first), n
-    -- Returns per subject the next n ids of its jobs that have a score, and their facts, as 'facts' of
+    -- Returns per subject the next n ids of its jobs that have a score, and their metadata, as 'metadata' of
     -- look.lua.
     register('ranked', function(c)
         local answer = {}
@@ -29,7 +29,7 @@ do
             for i, member in ipairs(call('ZRANGEBYLEX', c.ranked, '(' .. start .. after,
                 '(' .. subject .. '\n', 'LIMIT', 0, n)) do
                 ids[i] = string.sub(member, #start + 1)
-                rows[i] = call('HEXISTS', c.live, ids[i]) == 1 and facts(c, ids[i]) or 0 -- 0: it has ended
+                rows[i] = call('HEXISTS', c.live, ids[i]) == 1 and metadata(c, ids[i]) or 0 -- 0: it has ended
             end
             answer[#answer + 1] = {ids, rows}
         end
@@ -37,12 +37,12 @@ do
     end, {'no-writes'})
 
     -- ARGV  prefix, module, n
-    -- Returns the ids of up to n running jobs, and their facts.
+    -- Returns the ids of up to n running jobs, and their metadata.
     register('running', function(c)
         local ids, rows = {}, {}
         for i, member in ipairs(call('ZRANGE', c.leases, 0, take(c) - 1)) do
             ids[i] = string.match(member, '^(.*):%d+$')
-            rows[i] = facts(c, ids[i])
+            rows[i] = metadata(c, ids[i])
         end
         return {ids, rows}
     end, {'no-writes'})

@@ -22,8 +22,8 @@ local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves th
 
 local function suspend(c, job)
     local key = job_key(c, job.id)
-    local used, facts, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
-    if known then quota.moved(c, facts, 'r', 'q', job.id) end
+    local used, metadata, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+    if known then quota.moved(c, metadata, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
     local member, place = job.id .. ':' .. job.attempt, KEPT_OUT[job.reason]
     redis.call('ZREM', c.leases, member)

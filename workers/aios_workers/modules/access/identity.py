@@ -18,7 +18,7 @@ from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_workers.approvals.gate import Irreversible
 from aios_workers.modules.access.token_rows import put_token, revoke_tokens
 from aios_workers.modules.operation import Asked, Work
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 
 _GROUPS = """
     SELECT p.name FROM membership m JOIN privilege_group p ON p.id = m.group_id
@@ -46,8 +46,8 @@ def denied(what: str) -> AccessDenied:
 class Identities:
     """Agents and their tokens."""
 
-    def __init__(self, ground: StateGround) -> None:
-        self._tokens = Tokens(ground.functions.connection, ground.keys)
+    def __init__(self, services: Services) -> None:
+        self._tokens = Tokens(services.functions.connection, services.keys)
 
     async def whoami(self, work: Work[AccessWhoami]) -> Whoami:
         """Return who the kernel takes the agent for."""
@@ -74,7 +74,7 @@ class Identities:
             await work.enter(
                 f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
             )
-        asked.ground.store.forget(body.agent, agent.tenant)
+        asked.services.store.forget(body.agent, agent.tenant)
         expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
         await self._tokens.put(token, Identity(body.agent, agent.tenant, expires_at))
         return TokenIssued(body.agent, token, expires_at)

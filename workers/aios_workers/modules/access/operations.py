@@ -10,14 +10,14 @@ from aios_workers.modules.access.grants import check, grant, grants, revoke
 from aios_workers.modules.access.groups_map import GroupsMap
 from aios_workers.modules.access.identity import Identities
 from aios_workers.modules.operation import Operations, calls, changes, reads, table
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 
 
-def access_operations(ground: StateGround) -> Operations:
+def access_operations(services: Services) -> Operations:
     """Return what the module can do."""
-    who = Identities(ground)
-    shown = GroupsMap(ground.store, ground.functions, ground.keys).refresh
-    desk = DecisionDesk(ApprovalDuty(ground.store, ground.functions, ground.keys))
+    who = Identities(services)
+    shown = GroupsMap(services.store, services.functions, services.keys).refresh
+    desk = DecisionDesk(ApprovalDuty(services.store, services.functions, services.keys))
     return table(
         reads(bodies.AccessWhoami, who.whoami),
         calls(bodies.AccessRegister, who.register, irreversible="privilege"),

@@ -24,7 +24,7 @@ class Desk:
         """Have a note that was written put into its owner's block, once that is committed."""
 
         async def put() -> None:
-            work.ground.unembedded.set()
+            work.services.unembedded.set()
             await self.ram.keep(owner, note, token)
 
         work.then(put)

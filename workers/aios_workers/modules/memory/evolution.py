@@ -192,7 +192,7 @@ class Evolution:
             max_tokens=MAX_TOKENS,
             format=JsonFormat(schema),
         )
-        result = await asked.ground.calls.call(asked.syscall, chat, step)
+        result = await asked.services.calls.call(asked.syscall, chat, step)
         if not isinstance(result, ChatResult):
             raise CoreError(f"the model did not answer the step {step!r} with a text")
         try:

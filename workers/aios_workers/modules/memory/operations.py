@@ -12,12 +12,12 @@ from aios_workers.modules.memory.ram import Ram
 from aios_workers.modules.memory.reading import Reading
 from aios_workers.modules.memory.sharing import Sharing
 from aios_workers.modules.operation import Asked, Operations, calls, changes, reads, table
-from aios_workers.modules.services import StateGround
+from aios_workers.modules.services import Services
 
 
-def open_ram(ground: StateGround) -> Ram:
+def open_ram(services: Services) -> Ram:
     """Return the blocks of all agents."""
-    return Ram(ground.store, memory_functions(ground.functions.connection), ground.keys)
+    return Ram(services.store, memory_functions(services.functions.connection), services.keys)
 
 
 def memory_operations(ram: Ram) -> Operations:

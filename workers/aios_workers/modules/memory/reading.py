@@ -112,7 +112,7 @@ class Reading:
 
         async def count(texts: Sequence[str]) -> Sequence[int]:
             body = LlmCount(tuple(texts), core)
-            result = await asked.ground.calls.call(asked.syscall, body, "count")
+            result = await asked.services.calls.call(asked.syscall, body, "count")
             if not isinstance(result, CountResult):
                 raise CoreError("the core did not answer with counts")
             return result.tokens
@@ -148,7 +148,7 @@ class Reading:
         owner: str | None = None,
         shared: bool = False,
     ) -> list[Note]:
-        embedder, agent = asked.ground.embedder, asked.agent
+        embedder, agent = asked.services.embedder, asked.agent
         vector = await query_vector(embedder, wanted.text, wanted.mode)
         async with asked.transaction() as work:
             whose = await work.agent_named(owner)

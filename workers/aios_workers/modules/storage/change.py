@@ -168,4 +168,4 @@ class Namespaces:
 
 async def _announce(work: Work[S]) -> None:
     """Have the indexing duty look at once."""
-    work.ground.unembedded.set()
+    work.services.unembedded.set()

@@ -18,7 +18,7 @@ from aios_workers.modules.storage.moves import check_target, renamed
 from aios_workers.modules.storage.namespace import (
     DirectoryRow,
     FileRow,
-    Spot,
+    ResolvedPath,
     check_free_way,
     check_unlocked,
     directory_entry,
@@ -46,35 +46,35 @@ async def copy(work: FileWork[StorageCopy]) -> Entry:
     """Copy a file or a directory, as it is now, into the asker's namespace."""
     body = work.body
     source = replace(work, owner=await work.agent_named(body.owner))
-    spot = await look_up(source, body.path)
-    await require(source, spot, "read")
+    where = await look_up(source, body.path)
+    await require(source, where, "read")
     target = await look_up(work, body.to, "body.to")
     check_free_way(target, "body.to")
     if target.mount is not None:
         raise unversioned(target)
-    if spot.mount is not None:
+    if where.mount is not None:
         content, _ = await asyncio.to_thread(
-            HostDirectory(work.limits.allowed, spot.mount.source).read,
-            spot.inner,
+            HostDirectory(work.limits.allowed, where.mount.source).read,
+            where.inner,
             0,
             MAX_FILE_BYTES,
         )
         check_target(target, overwrite=body.overwrite)
         return file_entry(await _put(work, target, content), work.owner)
-    if spot.directory is not None:
-        return await _copy_directory(work, source, spot, target)
-    if spot.file is None:
-        raise not_found(spot)
-    if source.is_own and spot.path == target.path:
+    if where.directory is not None:
+        return await _copy_directory(work, source, where, target)
+    if where.file is None:
+        raise not_found(where)
+    if source.is_own and where.path == target.path:
         raise InvalidPath(
             "a file cannot be copied onto itself", field="body.to", remedy="choose another path"
         )
-    content = (await content_of(source, spot.file)).content
+    content = (await content_of(source, where.file)).content
     check_target(target, overwrite=body.overwrite)
     return file_entry(await _put(work, target, content), work.owner)
 
 
-async def _put(work: AnyWork, target: Spot, content: bytes) -> FileRow:
+async def _put(work: AnyWork, target: ResolvedPath, content: bytes) -> FileRow:
     if target.file is None:
         directory = await directory_for(work, target)
         return await insert_file(work, directory.id, target.path, content, "copy")
@@ -83,25 +83,27 @@ async def _put(work: AnyWork, target: Spot, content: bytes) -> FileRow:
     return await add_version(work, target.file, content, "copy")
 
 
-async def _copy_directory(work: AnyWork, source: AnyWork, spot: Spot, target: Spot) -> Entry:
+async def _copy_directory(
+    work: AnyWork, source: AnyWork, where: ResolvedPath, target: ResolvedPath
+) -> Entry:
     check_target(target, overwrite=False)
-    if source.is_own and is_within(target.path, spot.path):
+    if source.is_own and is_within(target.path, where.path):
         raise InvalidPath(
             "a directory cannot be copied into itself",
             field="body.to",
             remedy="choose a path outside of it",
         )
-    values = {"owner": source.owner.id, "below": below(spot.path), "limit": MAX_COPIED + 1}
+    values = {"owner": source.owner.id, "below": below(where.path), "limit": MAX_COPIED + 1}
     inner = [row.path for row in await source.rows(_DIRECTORIES_BELOW, values) if row.path != ROOT]
     files = [file_row(row) for row in await source.rows(_FILES_BELOW, values)]
     if len(inner) + len(files) > MAX_COPIED:
         raise InvalidSyscall(
-            f"{spot.path} holds more than {MAX_COPIED} files and directories",
+            f"{where.path} holds more than {MAX_COPIED} files and directories",
             field="body.path",
             remedy="copy its directories one by one",
         )
-    base = "" if spot.path == ROOT else spot.path
-    made = {spot.path: await made_directory(work, target, target.path)}
+    base = "" if where.path == ROOT else where.path
+    made = {where.path: await made_directory(work, target, target.path)}
     for path in inner:
         made[path] = await _made_below(work, made, renamed(path, base, target.path))
     for file in files:
@@ -109,12 +111,12 @@ async def _copy_directory(work: AnyWork, source: AnyWork, spot: Spot, target: Sp
         content = (await content_of(source, file)).content
         at = renamed(file.path, base, target.path)
         await insert_file(work, directory.id, at, content, "copy")
-    return directory_entry(made[spot.path], work.owner)
+    return directory_entry(made[where.path], work.owner)
 
 
 async def _made_below(work: AnyWork, made: dict[str, DirectoryRow], path: str) -> DirectoryRow:
     """Make one directory whose parent was just made."""
     parent = path.rpartition("/")[0]
     above = next(each for each in made.values() if each.path == parent)
-    spot = Spot(path, work.owner, None, None, above, None, None)
-    return await made_directory(work, spot, path)
+    where = ResolvedPath(path, work.owner, None, None, above, None, None)
+    return await made_directory(work, where, path)

@@ -12,7 +12,7 @@ from aios_workers.modules.storage.change import AnyWork, FileWork
 from aios_workers.modules.storage.mounts import list_mounted, make_mounted_directory
 from aios_workers.modules.storage.namespace import (
     DirectoryRow,
-    Spot,
+    ResolvedPath,
     check_free_way,
     directory_entry,
     file_entry,
@@ -59,9 +59,9 @@ _LIST = """
 """
 
 
-async def made_directory(work: AnyWork, spot: Spot, path: str) -> DirectoryRow:
-    """Return the directory at `path`, on the way to a spot; it and those above are made."""
-    directory = spot.nearest
+async def made_directory(work: AnyWork, where: ResolvedPath, path: str) -> DirectoryRow:
+    """Return the directory at `path`, on the way to a where; it and those above are made."""
+    directory = where.nearest
     for each in prefixes_of(path):
         if directory is not None and len(each) <= len(directory.path):
             continue
@@ -80,50 +80,50 @@ async def made_directory(work: AnyWork, spot: Spot, path: str) -> DirectoryRow:
     return directory
 
 
-async def directory_for(work: AnyWork, spot: Spot) -> DirectoryRow:
-    """Return the directory in which something at a free spot will lie; it is made if needed."""
-    return await made_directory(work, spot, parent_of(spot.path))
+async def directory_for(work: AnyWork, where: ResolvedPath) -> DirectoryRow:
+    """Return the directory in which something at a free where will lie; it is made if needed."""
+    return await made_directory(work, where, parent_of(where.path))
 
 
 async def make_directory(work: FileWork[StorageMkdir]) -> Entry:
     """Make a directory and those above it."""
     body = work.body
-    spot = await look_up(work, body.path)
-    await require(work, spot, "write")
-    if spot.path != ROOT:
-        check_free_way(spot)
-    if spot.file is not None:
-        raise taken(spot)
-    if spot.mount is not None:
-        return await make_mounted_directory(work, spot)
-    directory = spot.directory or await made_directory(work, spot, spot.path)
+    where = await look_up(work, body.path)
+    await require(work, where, "write")
+    if where.path != ROOT:
+        check_free_way(where)
+    if where.file is not None:
+        raise taken(where)
+    if where.mount is not None:
+        return await make_mounted_directory(work, where)
+    directory = where.directory or await made_directory(work, where, where.path)
     return directory_entry(directory, work.owner)
 
 
 async def list_directory(work: FileWork[StorageList]) -> Entries:
     """List what is in a directory, by path."""
     body = work.body
-    spot = await look_up(work, body.path)
-    await require(work, spot, "read")
-    if spot.mount is not None:
-        return await list_mounted(work, spot, body)
-    if spot.file is not None:
+    where = await look_up(work, body.path)
+    await require(work, where, "read")
+    if where.mount is not None:
+        return await list_mounted(work, where, body)
+    if where.file is not None:
         raise InvalidPath(
-            f"{spot.path} is a file",
+            f"{where.path} is a file",
             field="body.path",
             remedy="name a directory, or ask for storage.stat",
         )
-    if spot.directory is None:
-        if spot.path == ROOT and work.is_own:
+    if where.directory is None:
+        if where.path == ROOT and work.is_own:
             return Entries(())  # nothing was ever put there
-        raise not_found(spot)
+        raise not_found(where)
     rows = await work.rows(
         _LIST,
         {
             "owner": work.owner.id,
-            "below": below(spot.path),
-            "directory": spot.directory.id,
-            "depth": len(spot.directory.ancestors),
+            "below": below(where.path),
+            "directory": where.directory.id,
+            "depth": len(where.directory.ancestors),
             "recursive": body.recursive,
             "after": None if body.after is None else normal_path(body.after, "body.after"),
             "limit": body.limit + 1,

@@ -32,7 +32,7 @@ from aios_workers.modules.storage.mounts import (
 )
 from aios_workers.modules.storage.namespace import (
     FileRow,
-    Spot,
+    ResolvedPath,
     check_free_way,
     check_unlocked,
     directory_entry,
@@ -58,59 +58,59 @@ async def create(work: FileWork[StorageCreate]) -> Entry:
     """Make a new file."""
     body = work.body
     content = content_bytes(body.content, body.encoding)
-    spot = await _changeable(work, body.path)
-    if spot.mount is not None:
-        return await write_mounted(work, spot, content, is_new=True)
-    if not spot.is_free:
-        raise taken(spot)
-    return await _make(work, spot, content, "create")
+    where = await _changeable(work, body.path)
+    if where.mount is not None:
+        return await write_mounted(work, where, content, is_new=True)
+    if not where.is_free:
+        raise taken(where)
+    return await _make(work, where, content, "create")
 
 
 async def write(work: FileWork[StorageWrite]) -> Entry:
     """Replace the content of a file, or make the file."""
     body = work.body
     content = content_bytes(body.content, body.encoding)
-    spot = await _changeable(work, body.path)
-    if spot.mount is not None:
+    where = await _changeable(work, body.path)
+    if where.mount is not None:
         if body.if_version is not None:
-            raise unversioned(spot)
-        return await write_mounted(work, spot, content, is_new=False)
-    if spot.directory is not None:
-        raise taken(spot)
-    check_version(spot.path, spot.file.version if spot.file else 0, body.if_version)
-    if spot.file is None:
-        return await _make(work, spot, content, "write")
-    check_unlocked(work, spot.file)
-    await check_overwrite(work, spot.file, content)
-    return file_entry(await add_version(work, spot.file, content, "write"), work.owner)
+            raise unversioned(where)
+        return await write_mounted(work, where, content, is_new=False)
+    if where.directory is not None:
+        raise taken(where)
+    check_version(where.path, where.file.version if where.file else 0, body.if_version)
+    if where.file is None:
+        return await _make(work, where, content, "write")
+    check_unlocked(work, where.file)
+    await check_overwrite(work, where.file, content)
+    return file_entry(await add_version(work, where.file, content, "write"), work.owner)
 
 
 async def append(work: FileWork[StorageAppend]) -> Entry:
     """Add to the end of a file, or make the file."""
     body = work.body
     added = content_bytes(body.content, body.encoding)
-    spot = await _changeable(work, body.path)
-    if spot.mount is not None:
-        return await append_mounted(work, spot, added, MAX_FILE_BYTES)
-    if spot.directory is not None:
-        raise taken(spot)
-    if spot.file is None:
-        return await _make(work, spot, added, "append")
-    check_unlocked(work, spot.file)
-    check_size(spot.file.size_bytes + len(added))
-    before = await content_of(work, spot.file)
-    changed = await add_version(work, spot.file, before.content + added, "append")
+    where = await _changeable(work, body.path)
+    if where.mount is not None:
+        return await append_mounted(work, where, added, MAX_FILE_BYTES)
+    if where.directory is not None:
+        raise taken(where)
+    if where.file is None:
+        return await _make(work, where, added, "append")
+    check_unlocked(work, where.file)
+    check_size(where.file.size_bytes + len(added))
+    before = await content_of(work, where.file)
+    changed = await add_version(work, where.file, before.content + added, "append")
     return file_entry(changed, work.owner)
 
 
 async def read(work: FileWork[StorageRead]) -> Content:
     """Return a file's content, or a part of it."""
     body = work.body
-    spot = await look_up(work, body.path)
-    await require(work, spot, "read")
-    if spot.mount is not None:
-        return await read_mounted(work, spot, body)
-    return await shown_file(work, file_at(spot), body)
+    where = await look_up(work, body.path)
+    await require(work, where, "read")
+    if where.mount is not None:
+        return await read_mounted(work, where, body)
+    return await shown_file(work, file_at(where), body)
 
 
 async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content:
@@ -133,15 +133,15 @@ async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content
 async def stat(work: FileWork[StorageStat]) -> Entry:
     """Return what is known of a file or a directory."""
     body = work.body
-    spot = await look_up(work, body.path)
-    await require(work, spot, "read")
-    if spot.mount is not None:
-        return await stat_mounted(work, spot)
-    if spot.directory is not None:
-        return directory_entry(spot.directory, work.owner)
-    if spot.file is None:
-        raise not_found(spot)
-    return file_entry(spot.file, work.owner)
+    where = await look_up(work, body.path)
+    await require(work, where, "read")
+    if where.mount is not None:
+        return await stat_mounted(work, where)
+    if where.directory is not None:
+        return directory_entry(where.directory, work.owner)
+    if where.file is None:
+        raise not_found(where)
+    return file_entry(where.file, work.owner)
 
 
 def check_version(path: str, version: int, asked: int | None) -> None:
@@ -189,16 +189,18 @@ def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-async def _changeable(work: AnyWork, path: str) -> Spot:
-    """Return a spot at which the asker may write."""
-    spot = await look_up(work, path)
-    await require(work, spot, "write")  # before anything is said of what is there
-    check_free_way(spot)
-    return spot
+async def _changeable(work: AnyWork, path: str) -> ResolvedPath:
+    """Return a where at which the asker may write."""
+    where = await look_up(work, path)
+    await require(work, where, "write")  # before anything is said of what is there
+    check_free_way(where)
+    return where
 
 
-async def _make(work: AnyWork, spot: Spot, content: bytes, operation: VersionOperation) -> Entry:
+async def _make(
+    work: AnyWork, where: ResolvedPath, content: bytes, operation: VersionOperation
+) -> Entry:
     check_size(len(content))
-    directory = await directory_for(work, spot)
-    file = await insert_file(work, directory.id, spot.path, content, operation)
+    directory = await directory_for(work, where)
+    file = await insert_file(work, directory.id, where.path, content, operation)
     return file_entry(file, work.owner)

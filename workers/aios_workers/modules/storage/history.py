@@ -86,9 +86,9 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
             field="body.version",
             remedy="give the version, or the time",
         )
-    spot = await look_up(work, body.path)
-    await require(work, spot, "write")
-    file = file_at(spot)
+    where = await look_up(work, body.path)
+    await require(work, where, "write")
+    file = file_at(where)
     check_unlocked(work, file)
     version = await _version_of(work, file, body)
     [row] = await work.rows(_NEWER, {"file": file.id, "version": version})
@@ -122,6 +122,6 @@ async def _version_of(work: AnyWork, file: FileRow, body: StorageRollback) -> in
 
 
 async def _readable(work: AnyWork, path: str) -> FileRow:
-    spot = await look_up(work, path)
-    await require(work, spot, "read")
-    return file_at(spot)
+    where = await look_up(work, path)
+    await require(work, where, "read")
+    return file_at(where)

@@ -59,7 +59,7 @@ class AllowedDirectories:
                 )
         self._roots = tuple(os.path.realpath(part) for part in given)
 
-    def resolved(self, source: str) -> str:
+    def where(self, source: str) -> str:
         """Return the real path of a directory that may be mounted.
 
         Raises:

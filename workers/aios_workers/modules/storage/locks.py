@@ -44,8 +44,8 @@ async def unlock(work: FileWork[StorageUnlock]) -> Entry:
 
 async def _changeable(work: AnyWork, path: str) -> FileRow:
     """Return a file that nobody else has locked."""
-    spot = await look_up(work, path)
-    await require(work, spot, "write")
-    file = file_at(spot)
+    where = await look_up(work, path)
+    await require(work, where, "write")
+    file = file_at(where)
     check_unlocked(work, file)
     return file

@@ -14,7 +14,7 @@ from aios_workers.modules.storage.mounts import delete_mounted, unversioned
 from aios_workers.modules.storage.namespace import (
     DirectoryRow,
     FileRow,
-    Spot,
+    ResolvedPath,
     below_of,
     check_free_way,
     check_unlocked,
@@ -95,22 +95,22 @@ _DELETE_BELOW = """
 async def move(work: FileWork[StorageMove]) -> Entry:
     """Move or rename a file or a directory."""
     body = work.body
-    spot, target = await _source(work, body.path), await look_up(work, body.to, "body.to")
+    where, target = await _source(work, body.path), await look_up(work, body.to, "body.to")
     await require(work, target, "write")
     check_free_way(target, "body.to")
-    for each in (spot, target):
+    for each in (where, target):
         if each.mount is not None:
             raise unversioned(each)
-    if spot.path == target.path:
-        return _entry(spot)
-    if spot.directory is not None:
-        return await _move_directory(work, spot, spot.directory, target)
-    assert spot.file is not None
-    check_unlocked(work, spot.file)
-    await _clear_target(work, target, f"move {spot.path} over", overwrite=body.overwrite)
+    if where.path == target.path:
+        return _entry(where)
+    if where.directory is not None:
+        return await _move_directory(work, where, where.directory, target)
+    assert where.file is not None
+    check_unlocked(work, where.file)
+    await _clear_target(work, target, f"move {where.path} over", overwrite=body.overwrite)
     directory = await directory_for(work, target)
     [row] = await work.rows(
-        _MOVE_FILE, {"file": spot.file.id, "to": target.path, "directory": directory.id}
+        _MOVE_FILE, {"file": where.file.id, "to": target.path, "directory": directory.id}
     )
     return file_entry(file_row(row), work.owner)
 
@@ -118,20 +118,20 @@ async def move(work: FileWork[StorageMove]) -> Entry:
 async def delete(work: FileWork[StorageDelete]) -> Entry:
     """Delete a file with its versions, or a directory with all that is below it."""
     body = work.body
-    spot = await _source(work, body.path)
-    if spot.mount is not None:
-        return await delete_mounted(work, spot)
-    if spot.directory is not None:
-        return await _delete_directory(work, spot, spot.directory, recursive=body.recursive)
-    assert spot.file is not None
-    check_unlocked(work, spot.file)
+    where = await _source(work, body.path)
+    if where.mount is not None:
+        return await delete_mounted(work, where)
+    if where.directory is not None:
+        return await _delete_directory(work, where, where.directory, recursive=body.recursive)
+    assert where.file is not None
+    check_unlocked(work, where.file)
     what = (
-        f"delete {spot.path} of {work.owner.name} "
-        f"({spot.file.version} versions, {spot.file.size_bytes} bytes)"
+        f"delete {where.path} of {work.owner.name} "
+        f"({where.file.version} versions, {where.file.size_bytes} bytes)"
     )
-    await work.confirm_on("delete", what, [spot.path])
-    await delete_file(work, spot.file)
-    return file_entry(spot.file, work.owner)
+    await work.confirm_on("delete", what, [where.path])
+    await delete_file(work, where.file)
+    return file_entry(where.file, work.owner)
 
 
 async def delete_file(work: AnyWork, file: FileRow) -> None:
@@ -143,27 +143,27 @@ async def delete_file(work: AnyWork, file: FileRow) -> None:
     await settle(work, gone=[row.sha256 for row in rows])
 
 
-def check_target(spot: Spot, *, overwrite: bool) -> None:
+def check_target(where: ResolvedPath, *, overwrite: bool) -> None:
     """Refuse a target at which something is, unless it is a file and may be overwritten.
 
     Raises:
         AlreadyExists: It is not so.
     """
-    if spot.is_free or (overwrite and spot.file is not None):
+    if where.is_free or (overwrite and where.file is not None):
         return
-    raise taken(spot, "body.to")
+    raise taken(where, "body.to")
 
 
-async def _source(work: AnyWork, path: str) -> Spot:
-    spot = await look_up(work, path)
-    await require(work, spot, "write")
-    check_free_way(spot)
-    if spot.is_free:
-        raise not_found(spot)
-    return spot
+async def _source(work: AnyWork, path: str) -> ResolvedPath:
+    where = await look_up(work, path)
+    await require(work, where, "write")
+    check_free_way(where)
+    if where.is_free:
+        raise not_found(where)
+    return where
 
 
-async def _clear_target(work: AnyWork, target: Spot, what: str, *, overwrite: bool) -> None:
+async def _clear_target(work: AnyWork, target: ResolvedPath, what: str, *, overwrite: bool) -> None:
     check_target(target, overwrite=overwrite)
     if target.file is None:
         return
@@ -178,20 +178,20 @@ async def _clear_target(work: AnyWork, target: Spot, what: str, *, overwrite: bo
 
 
 async def _move_directory(
-    work: AnyWork, spot: Spot, directory: DirectoryRow, target: Spot
+    work: AnyWork, where: ResolvedPath, directory: DirectoryRow, target: ResolvedPath
 ) -> Entry:
-    if is_within(target.path, spot.path):
+    if is_within(target.path, where.path):
         raise InvalidPath(
             "a directory cannot be moved into itself",
             field="body.to",
             remedy="choose a path outside of it",
         )
     check_target(target, overwrite=False)
-    await _check_unlocked_below(work, spot)
+    await _check_unlocked_below(work, where)
     above = await directory_for(work, target)
     rows = await work.rows(
         _MOVE_DIRECTORY,
-        below_of(spot.path)
+        below_of(where.path)
         | {
             "owner": work.owner.id,
             "to": target.path,
@@ -205,23 +205,23 @@ async def _move_directory(
 
 
 async def _delete_directory(
-    work: AnyWork, spot: Spot, directory: DirectoryRow, *, recursive: bool
+    work: AnyWork, where: ResolvedPath, directory: DirectoryRow, *, recursive: bool
 ) -> Entry:
-    values: dict[str, Any] = below_of(spot.path) | {"owner": work.owner.id}
+    values: dict[str, Any] = below_of(where.path) | {"owner": work.owner.id}
     [inside] = await work.rows(_BELOW, values | {"limit": MAX_LISTED})
     if inside.files + inside.directories + inside.mounts and not recursive:
         raise InvalidSyscall(
-            f"{spot.path} holds {inside.files} files and {inside.directories} directories",
+            f"{where.path} holds {inside.files} files and {inside.directories} directories",
             field="body.recursive",
             remedy="set recursive, or delete them first",
         )
-    await _check_unlocked_below(work, spot)
+    await _check_unlocked_below(work, where)
     what = (
-        f"delete {spot.path} of {work.owner.name} with {inside.files} files "
+        f"delete {where.path} of {work.owner.name} with {inside.files} files "
         f"and {inside.directories} directories"
     )
     await work.confirm_on(
-        "delete", what, [spot.path], lossy=inside.files > 0, diff="\n".join(inside.paths)
+        "delete", what, [where.path], lossy=inside.files > 0, diff="\n".join(inside.paths)
     )
     rows = await work.rows(_SHA_BELOW, values)
     await work.cursor.execute(_DELETE_BELOW, values)
@@ -229,9 +229,9 @@ async def _delete_directory(
     return directory_entry(directory, work.owner)
 
 
-async def _check_unlocked_below(work: AnyWork, spot: Spot) -> None:
+async def _check_unlocked_below(work: AnyWork, where: ResolvedPath) -> None:
     rows = await work.rows(
-        _LOCKED_BELOW, below_of(spot.path) | {"owner": work.owner.id, "by": work.agent.id}
+        _LOCKED_BELOW, below_of(where.path) | {"owner": work.owner.id, "by": work.agent.id}
     )
     error: ObjectLocked | None = None
     for row in rows:
@@ -240,11 +240,11 @@ async def _check_unlocked_below(work: AnyWork, spot: Spot) -> None:
         raise error
 
 
-def _entry(spot: Spot) -> Entry:
-    if spot.file is not None:
-        return file_entry(spot.file, spot.owner)
-    assert spot.directory is not None
-    return directory_entry(spot.directory, spot.owner)
+def _entry(where: ResolvedPath) -> Entry:
+    if where.file is not None:
+        return file_entry(where.file, where.owner)
+    assert where.directory is not None
+    return directory_entry(where.directory, where.owner)
 
 
 def renamed(path: str, source: str, target: str) -> str:

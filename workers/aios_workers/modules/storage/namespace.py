@@ -85,7 +85,7 @@ class MountRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class ResolvedPath:
     """What is at a path, and what is above it."""
 
     path: str
@@ -108,7 +108,7 @@ class Spot:
         return self.path[len(self.mount.path) :].removeprefix("/")
 
 
-async def look_up(work: AnyWork, path: str, field: str = "body.path") -> Spot:
+async def look_up(work: AnyWork, path: str, field: str = "body.path") -> ResolvedPath:
     """Return what is at a path.
 
     Another agent's namespace is looked at with the kernel's eyes: `require` decides then.
@@ -122,7 +122,7 @@ async def look_up(work: AnyWork, path: str, field: str = "body.path") -> Spot:
     return _spot(at, work.owner, rows)
 
 
-def _spot(path: str, owner: AgentRow, rows: list[Any]) -> Spot:
+def _spot(path: str, owner: AgentRow, rows: list[Any]) -> ResolvedPath:
     directories = sorted(
         (
             DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
@@ -139,7 +139,7 @@ def _spot(path: str, owner: AgentRow, rows: list[Any]) -> Spot:
     ]
     file = files.pop(path, None)
     nearest = directories[-1] if directories else None
-    return Spot(
+    return ResolvedPath(
         path=path,
         owner=owner,
         file=file,
@@ -167,8 +167,8 @@ def file_row(row: Any) -> FileRow:  # noqa: ANN401  a row of psycopg's
     )
 
 
-async def require(work: AnyWork, spot: Spot, verb: Verb) -> None:
-    """Return when the asker may do this at a spot; where nothing is, the directory above decides.
+async def require(work: AnyWork, where: ResolvedPath, verb: Verb) -> None:
+    """Return when the asker may do this at a where; where nothing is, the directory above decides.
 
     Raises:
         NotFound: It may not even know what is there.
@@ -176,82 +176,82 @@ async def require(work: AnyWork, spot: Spot, verb: Verb) -> None:
     """
     if work.is_own:
         return
-    verbs = frozenset() if spot.mount is not None else await _verbs(work, spot)
+    verbs = frozenset() if where.mount is not None else await _verbs(work, where)
     if {verb, *_NEEDED.get(verb, ())} <= verbs:
         return
     if "read" in verbs:
         raise AccessDenied(
-            f"{spot.path} is {spot.owner.name}'s, and no grant allows {verb}",
+            f"{where.path} is {where.owner.name}'s, and no grant allows {verb}",
             field="owner",
-            remedy=f"ask {spot.owner.name} to grant {verb} on it (access.grant)",
+            remedy=f"ask {where.owner.name} to grant {verb} on it (access.grant)",
         )
-    raise not_found(spot)
+    raise not_found(where)
 
 
-async def _verbs(work: AnyWork, spot: Spot) -> frozenset[str]:
-    """Return what the asker may do at a spot of another's."""
-    ancestors = spot.nearest.ancestors if spot.nearest is not None else ()
+async def _verbs(work: AnyWork, where: ResolvedPath) -> frozenset[str]:
+    """Return what the asker may do at a where of another's."""
+    ancestors = where.nearest.ancestors if where.nearest is not None else ()
     objects = [("directory", str(each)) for each in ancestors]
-    if spot.file is not None:
-        objects.append(("file", str(spot.file.id)))
+    if where.file is not None:
+        objects.append(("file", str(where.file.id)))
     return await verbs_on(work.cursor, work.agent, objects)
 
 
-def not_found(spot: Spot) -> NotFound:
+def not_found(where: ResolvedPath) -> NotFound:
     """Return the error that says the same of what is not there and of what may not be known."""
     return NotFound(
-        f"{spot.owner.name} has nothing at {spot.path} that you may read",
+        f"{where.owner.name} has nothing at {where.path} that you may read",
         field="body.path",
         remedy="look at what is there: storage.list",
     )
 
 
-def taken(spot: Spot, field: str = "body.path") -> AlreadyExists:
+def taken(where: ResolvedPath, field: str = "body.path") -> AlreadyExists:
     """Return the error of a path at which something is already."""
-    what = "a file" if spot.file is not None else "a directory"
+    what = "a file" if where.file is not None else "a directory"
     return AlreadyExists(
-        f"there is {what} at {spot.path}",
+        f"there is {what} at {where.path}",
         field=field,
         remedy="choose another path, or delete or overwrite it",
     )
 
 
-def file_at(spot: Spot) -> FileRow:
-    """Return the file at a spot.
+def file_at(where: ResolvedPath) -> FileRow:
+    """Return the file at a where.
 
     Raises:
         NotFound: Nothing is there.
         InvalidPath: A directory is, or it lies in a mounted one.
     """
-    if spot.mount is not None:
+    if where.mount is not None:
         raise InvalidPath(
-            f"{spot.path} is on the host, mounted at {spot.mount.path}: it has no versions, locks "
-            "or shares here",
+            f"{where.path} is on the host, mounted at {where.mount.path}: it has no versions, "
+            "locks or shares here",
             field="body.path",
             remedy="copy it into the namespace first",
         )
-    if spot.directory is not None:
+    if where.directory is not None:
         raise InvalidPath(
-            f"{spot.path} is a directory", field="body.path", remedy="name a file in it"
+            f"{where.path} is a directory", field="body.path", remedy="name a file in it"
         )
-    if spot.file is None:
-        raise not_found(spot)
-    return spot.file
+    if where.file is None:
+        raise not_found(where)
+    return where.file
 
 
-def check_free_way(spot: Spot, field: str = "body.path") -> None:
+def check_free_way(where: ResolvedPath, field: str = "body.path") -> None:
     """Refuse a path that leads through a file, or the root itself.
 
     Raises:
         InvalidPath: It does.
     """
-    if spot.path == ROOT:
+    if where.path == ROOT:
         raise InvalidPath(
             "that is the root of the namespace", field=field, remedy="name something in it"
         )
-    if spot.blocking is not None:
+    if where.blocking is not None:
         raise InvalidPath(
-            f"{spot.blocking.path} is a file, nothing can lie below it",
+            f"{where.blocking.path} is a file, nothing can lie below it",
             field=field,
             remedy="choose another path, or move the file away",
         )

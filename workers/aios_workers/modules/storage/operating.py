@@ -111,7 +111,7 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
         max_tokens=MAX_TOKENS,
         format=JsonFormat(_SCHEMA),
     )
-    result = await asked.ground.calls.call(asked.syscall, chat, "plan")
+    result = await asked.services.calls.call(asked.syscall, chat, "plan")
     if not isinstance(result, ChatResult):
         raise CoreError("the model did not answer with a plan")
     plan = Plan(body.instruction, _steps(result.text), done=False, model=result.model)
@@ -199,7 +199,7 @@ async def _run_step(work: FileWork[StorageOperate], body: bodies.StorageBody) ->
 def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
     """Return the work of a step of the plan."""
     asked = work.asked
-    inner = Asked(asked.ground, asked.agent, asked.syscall, body)
+    inner = Asked(asked.services, asked.agent, asked.syscall, body)
     return FileWork(
         inner, work.cursor, work.limits, work.owner, allowed=True, afterwards=work.afterwards
     )

@@ -45,28 +45,28 @@ class Searching:
 
     async def search(self, asked: Asked[StorageSearch]) -> FoundFiles:
         """Find files, or directories, best first; no connection waits for the model."""
-        vector = await query_vector(asked.ground.embedder, asked.body.query, asked.body.mode)
+        vector = await query_vector(asked.services.embedder, asked.body.query, asked.body.mode)
         async with asked.transaction() as work:
             return await _search(await self._namespaces.named(work), vector)
 
 
 async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | None) -> FoundFiles:
     body = work.body
-    spot = await look_up(work, body.path)
-    await require(work, spot, "search")
-    if spot.mount is not None:
-        await _check_searchable(work, spot.mount)
-    elif spot.directory is None and spot.file is None and spot.path != ROOT:
-        raise not_found(spot)
+    where = await look_up(work, body.path)
+    await require(work, where, "search")
+    if where.mount is not None:
+        await _check_searchable(work, where.mount)
+    elif where.directory is None and where.file is None and where.path != ROOT:
+        raise not_found(where)
     query = ChunkQuery(
         body.query,
         min(MOST_PARTS, body.k * PARTS_PER_HIT),
         body.mode,
         None if body.shared else work.owner.id,
-        spot.path,
+        where.path,
         mounts_of=work.owner.id if work.is_own else None,
     )
-    found = await find_chunks(work.cursor, work.ground.embedder, query, vector)
+    found = await find_chunks(work.cursor, work.services.embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
 

@@ -16,7 +16,7 @@ from aios_workers.modules.access.grant_rows import Grantee, drop_grants, group_n
 from aios_workers.modules.storage.change import AnyWork, FileWork
 from aios_workers.modules.storage.files import shown_file
 from aios_workers.modules.storage.namespace import (
-    Spot,
+    ResolvedPath,
     directory_entry,
     file_at,
     file_entry,
@@ -49,10 +49,10 @@ async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
             field="body.group",
             remedy="share with one at a time",
         )
-    spot = await look_up(work, body.path)
+    where = await look_up(work, body.path)
     if body.link:
-        return await _make_link(work, spot, body.ttl_s or LINK_TTL_S)
-    kind, object_id = _object(spot)
+        return await _make_link(work, where, body.ttl_s or LINK_TTL_S)
+    kind, object_id = _object(where)
     to = await _grantee(work, body)
     await put_grant(
         work.cursor,
@@ -63,7 +63,7 @@ async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
         verbs=body.verbs,
         expires_at=None if body.ttl_s is None else _after(body.ttl_s),
     )
-    return _entry(spot)
+    return _entry(where)
 
 
 async def unshare(work: FileWork[StorageUnshare]) -> Entry:
@@ -75,15 +75,15 @@ async def unshare(work: FileWork[StorageUnshare]) -> Entry:
             field="body.group",
             remedy="unshare with one at a time",
         )
-    spot = await look_up(work, body.path)
-    kind, object_id = _object(spot)
+    where = await look_up(work, body.path)
+    kind, object_id = _object(where)
     to = await _grantee(work, body)
     whom = body.agent or body.group or "everybody"
-    await work.confirm_on("unshare", f"no longer share {spot.path} with {whom}", [spot.path])
+    await work.confirm_on("unshare", f"no longer share {where.path} with {whom}", [where.path])
     await drop_grants(work.cursor, work.agent, kind, object_id, to)
-    if to.is_everybody and spot.file is not None:
-        await work.cursor.execute(_DROP_LINKS, {"file": spot.file.id, "owner": work.owner.id})
-    return _entry(spot)
+    if to.is_everybody and where.file is not None:
+        await work.cursor.execute(_DROP_LINKS, {"file": where.file.id, "owner": work.owner.id})
+    return _entry(where)
 
 
 async def open_link(work: FileWork[StorageOpen]) -> Content:
@@ -102,8 +102,8 @@ async def open_link(work: FileWork[StorageOpen]) -> Content:
     return await shown_file(replace(work, owner=owner), file_row(row), StorageRead(row.path))
 
 
-async def _make_link(work: AnyWork, spot: Spot, ttl_s: float) -> ShareLink:
-    file = file_at(spot)
+async def _make_link(work: AnyWork, where: ResolvedPath, ttl_s: float) -> ShareLink:
+    file = file_at(where)
     link, expires_at = secrets.token_hex(LINK_BYTES), _after(ttl_s)  # none begins with a dash
     await work.cursor.execute(
         _PUT_LINK,
@@ -125,12 +125,12 @@ def _after(ttl_s: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=ttl_s)
 
 
-def _object(spot: Spot) -> tuple[ObjectKind, str]:
-    if spot.directory is not None and spot.mount is None:
-        return "directory", str(spot.directory.id)
-    if spot.path == ROOT:
-        raise not_found(spot)
-    return "file", str(file_at(spot).id)
+def _object(where: ResolvedPath) -> tuple[ObjectKind, str]:
+    if where.directory is not None and where.mount is None:
+        return "directory", str(where.directory.id)
+    if where.path == ROOT:
+        raise not_found(where)
+    return "file", str(file_at(where).id)
 
 
 async def _grantee(work: AnyWork, body: StorageShare | StorageUnshare) -> Grantee:
@@ -146,7 +146,7 @@ async def _grantee(work: AnyWork, body: StorageShare | StorageUnshare) -> Grante
     return Grantee(group_id=await group_number(work.cursor, work.agent.tenant_id, body.group))
 
 
-def _entry(spot: Spot) -> Entry:
-    if spot.directory is not None:
-        return directory_entry(spot.directory, spot.owner)
-    return file_entry(file_at(spot), spot.owner)
+def _entry(where: ResolvedPath) -> Entry:
+    if where.directory is not None:
+        return directory_entry(where.directory, where.owner)
+    return file_entry(file_at(where), where.owner)

@@ -120,7 +120,7 @@ class Connection:
         """Return a generation's error; that of a dead server of ours carries its last words."""
         server = self.server
         if failure.sick and server is not None and await server.died_within(DEATH_NOTICE_S):
-            return CoreError(server.death())
+            return CoreError(server.unregister())
         return failure.to_core_error()
 
     def _is_broken(self) -> bool:

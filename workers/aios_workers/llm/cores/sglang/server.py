@@ -107,7 +107,7 @@ class EngineServer:
         """Whether the main process has ended."""
         return self._process.returncode is not None
 
-    def death(self) -> str:
+    def unregister(self) -> str:
         """Say how it ended, with its last words."""
         code = self._process.returncode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
@@ -138,7 +138,9 @@ class EngineServer:
             async with asyncio.timeout(config.start_limit_s):
                 while not await _is_healthy(client):
                     if await self.died_within(POLL_S):
-                        raise CoreError(self.death(), remedy="see AIOS_SGLANG_FLAGS and its log")
+                        raise CoreError(
+                            self.unregister(), remedy="see AIOS_SGLANG_FLAGS and its log"
+                        )
         except TimeoutError as error:
             raise CoreError(
                 f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "

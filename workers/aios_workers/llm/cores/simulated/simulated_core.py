@@ -42,7 +42,7 @@ EMBEDDING_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class ModelCoreConfig:
+class SimulatedCoreConfig:
     """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
 
     model: str = "model-core"
@@ -65,14 +65,14 @@ class _Running:
     context_tokens: int = 0
 
 
-class ModelCore:
+class SimulatedCore:
     """The deterministic core for tests and simulation."""
 
     def __init__(
-        self, config: ModelCoreConfig | None = None, *, check: Check | None = None
+        self, config: SimulatedCoreConfig | None = None, *, check: Check | None = None
     ) -> None:
         """`check` refuses constraints that cannot be kept; by default it tries each in a child."""
-        self.config = config or ModelCoreConfig()
+        self.config = config or SimulatedCoreConfig()
         self._check_constraint = check
         self._running: dict[str, _Running] = {}
         self._kept: OrderedDict[str, int] = OrderedDict()  # request id -> tokens, oldest first

@@ -1,4 +1,4 @@
-"""How ModelCore chooses tokens: a function of the ids so far, nothing else is remembered.
+"""How SimulatedCore chooses tokens: a function of the ids so far, nothing else is remembered.
 
 The model has three rules. An answer ends where a hash of the ids says so; a character that was
 begun is mostly completed; else one of a few candidates with hashed logits is taken. Seen as

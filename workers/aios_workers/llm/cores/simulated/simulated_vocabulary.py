@@ -1,4 +1,4 @@
-"""The tokens of ModelCore: all bytes, some words, and the marks of its chat template.
+"""The tokens of SimulatedCore: all bytes, some words, and the marks of its chat template.
 
 Characters of several bytes come out of it in pieces, as they do with real vocabularies, so
 that whatever reads its output has to put them together.

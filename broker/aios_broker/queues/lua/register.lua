@@ -1,8 +1,8 @@
--- birth.lua: show a worker to RQ's tools and ours.
+-- register.lua: show a worker to RQ's tools and ours.
 --
 -- ARGV  prefix, module, worker, now (ISO), pid, hostname, version, slots, cores
 
-register('birth', function(c)
+register('register', function(c)
     local worker, iso, pid, hostname, version, slots, cores =
         take(c), take(c), take(c), take(c), take(c), take(c), take(c)
     local key = worker_key(c, worker)

@@ -1,8 +1,8 @@
--- death.lua: take a worker that stops in good order off the books.
+-- unregister.lua: take a worker that stops in good order off the books.
 --
 -- ARGV  prefix, module, worker, now (ISO)
 
-register('death', function(c)
+register('unregister', function(c)
     local worker, iso = take(c), take(c)
     local key = worker_key(c, worker)
     redis.call('SREM', c.p .. ':workers', key)
