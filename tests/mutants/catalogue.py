@@ -349,8 +349,8 @@ MUTANTS = (
     Mutant(
         "nothing is submitted again",
         "broker/aios_broker/client/session.py",
-        "return now_s() - pending.heard_at_s < self._transport.result_ttl_s",
-        "return False",
+        "at_s - pending.heard_at_s < self._transport.result_ttl_s",
+        "False",
         SDK_FAULTS_TEST,
     ),
     Mutant(

@@ -353,10 +353,10 @@ WORKER_MUTANTS = (
         CALLS_TEST,
     ),
     Mutant(
-        "calls: a client that failed is kept",
-        "workers/aios_workers/runtime/kernel_calls.py",
-        " or not self._client.works",
-        "",
+        "calls: a client that failed stays so",
+        "broker/aios_broker/client/session.py",
+        "self._is_serving = False\n        for",
+        "for",
         CALLS_TEST,
     ),
     Mutant(

@@ -23,6 +23,7 @@ class Pending:
         "_accepted",
         "_characters",
         "_ended",
+        "_followers",
         "_fork",
         "_listeners",
         "_news",
@@ -60,6 +61,7 @@ class Pending:
         self._ended: asyncio.Future[None] | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()  # one, as a rule
         self._news: asyncio.Future[None] | None = None
+        self._followers: tuple[Pending, ...] = ()
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
 
     @property
@@ -117,6 +119,13 @@ class Pending:
         """Call it no more."""
         self._listeners = tuple(each for each in self._listeners if each is not listener)
 
+    def lead(self, follower: Pending) -> None:
+        """Let another of the same id hear what this one hears; it counts as one who waits."""
+        for chunk in follower.chunks:
+            self.hear(chunk, follower.heard_at_s)
+        self._followers += (follower,)
+        self.waiters += 1
+
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
 
@@ -128,6 +137,8 @@ class Pending:
         have = chunk.offset if self._characters is None else self._characters
         if chunk.offset <= have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :])
+        for follower in self._followers:
+            follower.hear(chunk, now_s)
 
     def end(self, reply: Reply, cause: Literal["reply", "refuse", "lose"] = "reply") -> None:
         """Take the one reply; whatever of its text was not streamed becomes the last chunk.
@@ -148,6 +159,8 @@ class Pending:
         for listener in listeners:
             listener()
         self._announce()
+        for follower in self._followers:
+            follower.end(reply, "reply" if cause == "reply" else "lose")
 
     def news(self) -> asyncio.Future[None]:
         """Return what is done when the next chunk or the reply has come."""

@@ -147,8 +147,7 @@ class SubmittedCalls:
         client is two connections more of Redis and a look every second.
         """
         async with self._opening:
-            if self._client is None or not self._client.works:
-                await self._closing.aclose()
+            if self._client is None:
                 transport = RedisTransport(self._redis_url, self._name, self._keys)
                 self._client = await self._closing.enter_async_context(open_session(transport))
             return self._client
