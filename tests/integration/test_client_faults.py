@@ -12,8 +12,7 @@ import redis
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits
-from aios_broker.client.session import Session
+from aios_broker.client.session import Limits, Session
 from aios_broker.contract.errors import (
     Cancelled,
     ForkedAgent,

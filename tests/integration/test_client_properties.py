@@ -22,11 +22,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aios_broker.client.pending import Pending
+from aios_broker.client.pending import FINAL, Pending
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits
-from aios_broker.client.session import Session
-from aios_broker.client.states import FINAL
+from aios_broker.client.session import Limits, Session
 from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, KeyConflict, RedisUnavailable
 from aios_broker.contract.job import decode_job

@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits, now_s
-from aios_broker.client.session import Session
+from aios_broker.client.session import Limits, Session
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.retry import now_s
 from aios_sdk import (
     AsyncAgent,
     ClientFailed,

@@ -34,9 +34,9 @@ from aios_broker.contract.llm import (
 )
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.syscall import (
     KINDS,
+    MAX_LEVELS,
     MODULES,
     Body,
     Syscall,
@@ -45,6 +45,7 @@ from aios_broker.contract.syscall import (
     decode_syscall,
     encode_syscall,
     id_from_key,
+    is_nested_deeper,
     new_id,
 )
 from tests.chat_fields import NUMBERS, numbers

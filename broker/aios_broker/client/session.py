@@ -11,17 +11,15 @@ import contextlib
 import logging
 import re
 from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client import forks
-from aios_broker.client.identity import conflict_of
 from aios_broker.client.outbox import Outbox
-from aios_broker.client.pending import Pending
-from aios_broker.client.retry import Limits, now_s, patiently, pauses
-from aios_broker.client.silence import to_ask_for
+from aios_broker.client.pending import Pending, fork_count, require_same_process, to_ask_for
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
@@ -31,9 +29,11 @@ from aios_broker.contract.errors import (
     UnknownSyscall,
     UnsupportedVersion,
 )
+from aios_broker.contract.job import conflict_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
+from aios_broker.retry import Backoff, now_s, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -42,29 +42,60 @@ CHECK_BATCH = 500  # syscalls asked for in one write
 LONGEST_RECHECK_S = 60.0  # or half as long as the kernel keeps a reply
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How patient a client is."""
+
+    recheck_s: float = 5.0  # without news of a syscall, ask for it by id; then ever less often
+    patience_s: float = 60.0  # a kernel that is away longer fails what waits for it
+    cancel_s: float = 2.0  # for cancelling, and for leaving the context
+
+
 class Session:
-    """One client of the kernel. Open it in the loop that uses it."""
+    """One client of the kernel. Open it in the loop that uses it.
+
+    Leaving cancels, within `Limits.cancel_s`, what was submitted in it and has not ended, but for
+    what was let go.
+    """
 
     def __init__(self, transport: Transport, limits: Limits | None = None) -> None:
         self._transport = transport
         self._limits = limits or Limits()
         self._pending: dict[str, Pending] = {}
         self._joining: set[Pending] = set()  # submissions of ids that another here is attached to
-        self._outbox = Outbox(transport, self._limits, self._spawn, self._end, self._learn)
+        self._outbox = Outbox(
+            transport, self._limits.patience_s, self._spawn, self._end, self._learn
+        )
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_serving = False
-        self._fork = forks.count()
+        self._fork = fork_count()
         self._unread: set[str] = set()  # those to ask for: a message of theirs could not be read
         self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
-        """Reach the kernel, or raise at once."""
-        await self._transport.open()
+        """Reach the kernel, or raise at once, with the transport closed."""
+        try:
+            await self._transport.open()
+        except BaseException:
+            await self._transport.aclose()
+            raise
         self._is_open = True
         self._loop = asyncio.get_running_loop()
         self._serve()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     def submit(self, syscall: Syscall) -> Pending:
         """Publish a syscall, with all others of this loop tick; join one that is under way."""
@@ -106,7 +137,7 @@ class Session:
 
     async def cancel(self, pending: Pending) -> bool:
         """End a syscall; False if it has ended already."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.cancel_s)
         if pending.reply is not None:
             return False
@@ -121,7 +152,7 @@ class Session:
 
     def abandon(self, pending: Pending) -> None:
         """Cancel, without waiting for it, what nobody waits for any more."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         if pending.syscall is not None and pending.reply is None and self._is_open:
             self._spawn(self._cancel_quietly(pending))
 
@@ -137,7 +168,7 @@ class Session:
         Nothing happens where the loop is closed, for leaving cancels what is left, or where this is
         a forked child.
         """
-        if pending.reply is None and self._fork == forks.count() and self._loop is not None:
+        if pending.reply is None and self._fork == fork_count() and self._loop is not None:
             leave = partial(self.leave, pending, abandon=abandon)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(leave)
@@ -148,7 +179,7 @@ class Session:
 
     async def status(self, pending: Pending) -> CallStatus:
         """Return where a syscall stands; raise the error of one that never came to stand."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.patience_s)
         if pending.reply is None:
             found = await self._transport.status(pending.id)
@@ -166,7 +197,7 @@ class Session:
         In a child of the process that opened it this lets go of it, and leaves the parent's
         sockets, replies and syscalls alone.
         """
-        if self._fork != forks.count():
+        if self._fork != fork_count():
             self._is_open = False
         if not self._is_open:
             return
@@ -203,8 +234,9 @@ class Session:
     async def _find_again(self) -> None:
         """Wait until the kernel is back, and ask for all that we wait for."""
         patient_until_s = now_s() + self._limits.patience_s
-        for pause_s in pauses():
-            await asyncio.sleep(pause_s)
+        backoff = Backoff()
+        while True:
+            await backoff.wait()
             try:
                 await self._transport.open()
                 await self._check(self._known())
@@ -386,7 +418,7 @@ class Session:
 
     def _serve(self) -> None:
         """Hear replies and watch for what gets lost; begun anew after a fault of the client."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         if not self._is_open:
             raise KernelError(
                 "the agent is not open", remedy="open one, and use it inside its `with` block"
