@@ -51,13 +51,6 @@ ARCHIVE_TEST = "tests/integration/test_ledger_archive.py"
 RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant(
-        "a chat of the first version is sent as a later one",
-        "broker/aios_broker/contract/llm.py",
-        "_FIRST_VERSION_FIELDS.issuperset(given_fields(body))",
-        "_FIRST_VERSION_FIELDS.issuperset(body.__struct_fields__)",
-        "tests/unit/test_syscall.py",
-    ),
-    Mutant(
         "the command line takes 0 for nothing",
         "sdk/aios_cli/chat_options.py",
         "value is not None and value is not False",
@@ -987,10 +980,10 @@ MUTANTS = (
         POLICY_TEST,
     ),
     Mutant(
-        "snapshot: a score has its neighbour's alternatives",
+        "snapshot: alternatives without their probabilities are taken",
         "broker/aios_broker/contract/snapshot.py",
-        "ids[end - count : end], top_logprobs",
-        "ids[end - count - 1 : end - 1], top_logprobs",
+        "if any(len(score.top_ids) != len(score.top_logprobs)",
+        "if any(len(score.top_ids) < 0",
         "tests/unit/test_snapshot.py",
     ),
     Mutant(
