@@ -57,7 +57,7 @@ def create(
     path: str, content: str | None, source: str | None, owner: str | None
 ) -> bodies.StorageCreate:
     """Make a new file."""
-    return bodies.StorageCreate(path, *_content(content, source), owner)
+    return bodies.StorageCreate(path, *_content(content, source), owner=owner)
 
 
 @files.command()
@@ -81,7 +81,7 @@ def write(
     path: str, content: str | None, source: str | None, if_version: int | None, owner: str | None
 ) -> bodies.StorageWrite:
     """Replace a file's content, or make the file; a person may be asked first."""
-    return bodies.StorageWrite(path, *_content(content, source), if_version, owner)
+    return bodies.StorageWrite(path, *_content(content, source), if_version, owner=owner)
 
 
 @files.command()
@@ -94,7 +94,7 @@ def append(
     path: str, content: str | None, source: str | None, owner: str | None
 ) -> bodies.StorageAppend:
     """Add to the end of a file."""
-    return bodies.StorageAppend(path, *_content(content, source), owner)
+    return bodies.StorageAppend(path, *_content(content, source), owner=owner)
 
 
 @files.command()
@@ -108,7 +108,7 @@ def ls(
     path: str, limit: int, after: str | None, owner: str | None, *, recursive: bool
 ) -> bodies.StorageList:
     """List a directory."""
-    return bodies.StorageList(path, recursive, limit, after, owner)
+    return bodies.StorageList(path, recursive, limit, after, owner=owner)
 
 
 @files.command()
@@ -117,7 +117,7 @@ def ls(
 @as_agent
 def stat(path: str, owner: str | None) -> bodies.StorageStat:
     """Show what is known of a file or a directory."""
-    return bodies.StorageStat(path, owner)
+    return bodies.StorageStat(path, owner=owner)
 
 
 @files.command()
@@ -128,7 +128,7 @@ def stat(path: str, owner: str | None) -> bodies.StorageStat:
 @as_agent
 def mv(path: str, to: str, owner: str | None, *, overwrite: bool) -> bodies.StorageMove:
     """Move or rename."""
-    return bodies.StorageMove(path, to, overwrite, owner)
+    return bodies.StorageMove(path, to, overwrite, owner=owner)
 
 
 @files.command()
@@ -139,7 +139,7 @@ def mv(path: str, to: str, owner: str | None, *, overwrite: bool) -> bodies.Stor
 @as_agent
 def cp(path: str, to: str, owner: str | None, *, overwrite: bool) -> bodies.StorageCopy:
     """Copy, without history; with --owner from another agent's namespace into one's own."""
-    return bodies.StorageCopy(path, to, overwrite, owner)
+    return bodies.StorageCopy(path, to, overwrite, owner=owner)
 
 
 @files.command()
@@ -149,7 +149,7 @@ def cp(path: str, to: str, owner: str | None, *, overwrite: bool) -> bodies.Stor
 @as_agent
 def rm(path: str, owner: str | None, *, recursive: bool) -> bodies.StorageDelete:
     """Delete, when a person allowed it."""
-    return bodies.StorageDelete(path, recursive, owner)
+    return bodies.StorageDelete(path, recursive, owner=owner)
 
 
 @files.command()
@@ -158,7 +158,7 @@ def rm(path: str, owner: str | None, *, recursive: bool) -> bodies.StorageDelete
 @as_agent
 def mkdir(path: str, owner: str | None) -> bodies.StorageMkdir:
     """Make a directory and those above it."""
-    return bodies.StorageMkdir(path, owner)
+    return bodies.StorageMkdir(path, owner=owner)
 
 
 @files.command()
@@ -195,7 +195,7 @@ def search(  # noqa: PLR0913  one argument per option
 ) -> bodies.StorageSearch:
     """Find files, best first."""
     by: bodies.GroupBy = "directory" if group_by == "directory" else "file"
-    return bodies.StorageSearch(query, k, mode, path, by, owner, shared)
+    return bodies.StorageSearch(query, k, mode, path, by, shared, owner=owner)
 
 
 @files.command()
@@ -215,7 +215,7 @@ def versions(path: str, owner: str | None) -> bodies.StorageVersions:
 @as_agent
 def diff(path: str, a: int, b: int | None, owner: str | None) -> bodies.StorageDiff:
     """Show what changed from version A to version B (the newest)."""
-    return bodies.StorageDiff(path, a, b, owner)
+    return bodies.StorageDiff(path, a, b, owner=owner)
 
 
 @files.command()
@@ -228,7 +228,7 @@ def rollback(
     path: str, version: int | None, at: float | None, owner: str | None
 ) -> bodies.StorageRollback:
     """Make an older version the newest one."""
-    return bodies.StorageRollback(path, version, at, owner)
+    return bodies.StorageRollback(path, version, at, owner=owner)
 
 
 @files.command()
@@ -284,7 +284,7 @@ def open_(link: str) -> bodies.StorageOpen:
 @as_agent
 def lock(path: str, ttl_s: float, owner: str | None) -> bodies.StorageLock:
     """Keep others from changing a file."""
-    return bodies.StorageLock(path, ttl_s, owner)
+    return bodies.StorageLock(path, ttl_s, owner=owner)
 
 
 @files.command()
@@ -293,7 +293,7 @@ def lock(path: str, ttl_s: float, owner: str | None) -> bodies.StorageLock:
 @as_agent
 def unlock(path: str, owner: str | None) -> bodies.StorageUnlock:
     """Let others change it again."""
-    return bodies.StorageUnlock(path, owner)
+    return bodies.StorageUnlock(path, owner=owner)
 
 
 @files.command()

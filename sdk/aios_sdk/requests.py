@@ -189,7 +189,7 @@ def evolving_note_body(
 def create_body(path: str, content: str | bytes = "", *, owner: str | None = None) -> StorageCreate:
     """Make a new file, of text or of bytes."""
     text, encoding = encoded(content)
-    return StorageCreate(path, text, encoding, owner)
+    return StorageCreate(path, text, encoding, owner=owner)
 
 
 def write_body(
@@ -200,13 +200,13 @@ def write_body(
     `if_version`: refuse with VersionConflict if it is of another version; 0: only if there is none.
     """
     text, encoding = encoded(content)
-    return StorageWrite(path, text, encoding, if_version, owner)
+    return StorageWrite(path, text, encoding, if_version, owner=owner)
 
 
 def append_body(path: str, content: str | bytes, *, owner: str | None = None) -> StorageAppend:
     """Add to the end of a file, or make the file."""
     text, encoding = encoded(content)
-    return StorageAppend(path, text, encoding, owner)
+    return StorageAppend(path, text, encoding, owner=owner)
 
 
 def share_body(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
 
@@ -22,3 +22,7 @@ Ttl = Annotated[float, Meta(gt=0.0, le=10 * 365 * 86_400.0)]  # s
 SearchMode = Literal["semantic", "keyword", "hybrid"]
 Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
 K = Annotated[int, Meta(ge=1, le=100)]  # how many are found
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an agent sends: a field that this version does not know is refused."""
