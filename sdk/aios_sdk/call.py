@@ -10,9 +10,9 @@ from typing import Any, Generic, Self, TypeVar, cast
 from aios_broker.client.pending import Pending
 from aios_broker.client.session import Session
 from aios_broker.client.transport import CallStatus
-from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
+from aios_broker.contract.errors import KernelError, WaitTimeout
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
-from aios_sdk.loop_thread import Home
+from aios_sdk.loop_thread import LoopThread
 
 Answer = TypeVar("Answer", bound=Result)
 
@@ -50,28 +50,18 @@ class Waiting:
         )
 
 
-class Call(Generic[Answer]):
-    """A syscall that was submitted. `await` it for its result, as often as you like.
+class Handle(Generic[Answer]):
+    """What is known of a syscall without waiting."""
 
-    A task that is cancelled while it waits takes the syscall with it, unless another waits too
-    or the handle came from `me.call(id)`.
-    """
+    __slots__ = ("_pending",)
 
-    __slots__ = ("_answer", "_pending", "_session", "_waiting")
-
-    def __init__(
-        self, session: Session, pending: Pending, answer: type[Answer] | None, wait_s: float
-    ) -> None:
-        self._session = session
+    def __init__(self, pending: Pending) -> None:
         self._pending = pending
-        self._answer = answer
-        until_s = asyncio.get_running_loop().time() + wait_s
-        self._waiting = Waiting(session, pending, until_s)
 
     def __repr__(self) -> str:
         syscall = self._pending.syscall
         kind = "attached to by id" if syscall is None else syscall.kind
-        return f"<Call {self.id} ({kind}): {self._pending.state}>"
+        return f"<{type(self).__name__} {self.id} ({kind}): {self._pending.state}>"
 
     @property
     def id(self) -> str:
@@ -88,6 +78,28 @@ class Call(Generic[Answer]):
         """How long it was queued and ran, in how many slices; None until the reply is here."""
         return self._pending.reply.timings if self._pending.reply else None
 
+    def unwrap(self) -> Answer:
+        """Return the result of a call that is done, or raise its error."""
+        if self._pending.reply is None:
+            raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
+        return cast("Answer", self._pending.reply.unwrap())
+
+
+class Call(Handle[Answer]):
+    """A syscall that was submitted. `await` it for its result, as often as you like.
+
+    A task that is cancelled while it waits takes the syscall with it, unless another waits too
+    or the handle came from `me.call(id)`.
+    """
+
+    __slots__ = ("_session", "_waiting")
+
+    def __init__(self, session: Session, pending: Pending, wait_s: float) -> None:
+        super().__init__(pending)
+        self._session = session
+        until_s = asyncio.get_running_loop().time() + wait_s
+        self._waiting = Waiting(session, pending, until_s)
+
     def __await__(self) -> Generator[Any, None, Answer]:
         return self.result().__await__()
 
@@ -100,7 +112,7 @@ class Call(Generic[Answer]):
         """
         if self._pending.reply is None:
             await self._wait_for_end(self._until_s(timeout_s))
-        return self._unwrap(self._reply())
+        return self.unwrap()
 
     async def accepted(self, timeout_s: float | None = None) -> None:
         """Return when the kernel has acknowledged it: from then on, it gets its answer.
@@ -110,7 +122,7 @@ class Call(Generic[Answer]):
         """
         await self._wait(self._pending.accepted, self._until_s(timeout_s))
         if not self._pending.was_accepted:
-            self._reply().unwrap()
+            self.unwrap()
 
     async def status(self) -> CallStatus:
         """Ask the kernel where it stands: state, place in the queue, slices, waits."""
@@ -132,10 +144,6 @@ class Call(Generic[Answer]):
                 yield self._pending.reply
                 return
             await self._wait(news, self._waiting.until_s)
-
-    def unwrap(self) -> Answer:
-        """Return the result of a call that is done, or raise its error."""
-        return self._unwrap(self._reply())
 
     def _until_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
@@ -179,22 +187,6 @@ class Call(Generic[Answer]):
             raise
         finally:
             self._waiting.leave(abandon=cancelled)
-
-    def _reply(self) -> Reply:
-        if self._pending.reply is None:
-            raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
-        return self._pending.reply
-
-    def _unwrap(self, reply: Reply) -> Answer:
-        result = reply.unwrap()
-        if self._answer is not None and not isinstance(result, self._answer):
-            raise InvalidSyscall(
-                f"this key stands for another syscall, whose answer is a {type(result).__name__}",
-                field="key",
-                remedy="give each step a key of its own",
-                syscall_id=self.id,
-            )
-        return cast("Answer", result)
 
 
 def waiting_of(call: Call[Answer]) -> Waiting:
@@ -273,52 +265,35 @@ class Stream(Generic[Answer]):
         self._leave(abandon=self._is_read)  # else somebody may have taken its `call` alone
 
 
-class SyncCall(Generic[Answer]):
+class SyncCall(Handle[Answer]):
     """A syscall that was submitted: `Call` without `await`."""
 
-    def __init__(self, call: Call[Answer], home: Home) -> None:
+    def __init__(self, call: Call[Answer], thread: LoopThread) -> None:
+        super().__init__(call._pending)
         self._call = call
-        self._home = home
-
-    def __repr__(self) -> str:
-        return f"<Sync{repr(self._call)[1:]}"
-
-    @property
-    def id(self) -> str:
-        """The syscall's id: what `me.call` takes, in this process or another."""
-        return self._call.id
-
-    @property
-    def done(self) -> bool:
-        """Whether the reply is here."""
-        return self._call.done
-
-    @property
-    def timings(self) -> Timings | None:
-        """How long it was queued and ran, in how many slices; None until the reply is here."""
-        return self._call.timings
+        self._thread = thread
 
     def result(self, timeout_s: float | None = None) -> Answer:
         """Return the result, or raise the error that stands in its place."""
-        if self._call.done:
-            return self._call.unwrap()
-        return self._home.thread.run(self._call.result(timeout_s))
+        if self.done:
+            return self.unwrap()
+        return self._thread.run(self._call.result(timeout_s))
 
     def accepted(self, timeout_s: float | None = None) -> None:
         """Return when the kernel has acknowledged it; raise where it was refused."""
-        self._home.thread.run(self._call.accepted(timeout_s))
+        self._thread.run(self._call.accepted(timeout_s))
 
     def status(self) -> CallStatus:
         """Ask the kernel where it stands: state, place in the queue, slices, waits."""
-        return self._home.thread.run(self._call.status())
+        return self._thread.run(self._call.status())
 
     def cancel(self) -> bool:
         """End it, waiting or running; return False if it has ended already."""
-        return self._home.thread.run(self._call.cancel())
+        return self._thread.run(self._call.cancel())
 
     def events(self) -> Iterator[Chunk | Reply]:
         """Yield the chunks, from the first one, and then the reply."""
-        return self._home.thread.iterate(self._call.events())
+        return self._thread.iterate(self._call.events())
 
 
 class SyncStream(Generic[Answer]):
@@ -327,11 +302,11 @@ class SyncStream(Generic[Answer]):
     Leaving it early cancels the generation: `with` makes sure of it, see `Stream`.
     """
 
-    def __init__(self, stream: Stream[Answer], home: Home) -> None:
+    def __init__(self, stream: Stream[Answer], thread: LoopThread) -> None:
         self._stream = stream
-        self._home = home
-        self._texts = home.thread.iterate(aiter(stream))
-        self.call = SyncCall(stream.call, home)
+        self._thread = thread
+        self._texts = thread.iterate(aiter(stream))
+        self.call = SyncCall(stream.call, thread)
 
     def __repr__(self) -> str:
         return f"<SyncStream of {self.call!r}>"

@@ -320,7 +320,7 @@ MUTANTS = (
     ),
     Mutant(
         "a map that begins forgets who ended",
-        "sdk/aios_sdk/verbs.py",
+        "sdk/aios_sdk/tree.py",
         "self._begin(1)  # one has ended",
         "pass",
         "tests/integration/test_sdk_calls.py",

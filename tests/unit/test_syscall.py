@@ -104,7 +104,7 @@ others = (
     | st.builds(ContextGet, context=names, core=st.none() | names)
     | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
     | st.builds(LlmCount, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
-    | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), names)
+    | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), context=names)
 )
 syscalls = st.builds(
     Syscall,

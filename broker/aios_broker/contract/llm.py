@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import NODEFAULT, Meta, field
 
-from aios_broker.contract.names import Name, Request, Text
+from aios_broker.contract.names import Name, Request, Row, Text
 
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
@@ -49,9 +49,9 @@ class Message(Request, frozen=True):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Text
-    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOLS)] = ()  # of an assistant
+    tool_calls: Annotated[Row[ToolCall], Meta(max_length=MAX_TOOLS)] = ()  # of an assistant
     tool_call_id: Annotated[str, Meta(max_length=64)] = ""  # of a tool: which call it answers
-    images: Annotated[tuple[Image, ...], Meta(max_length=16)] = ()
+    images: Annotated[Row[Image], Meta(max_length=16)] = ()
 
 
 class Tool(Request, frozen=True):
@@ -126,14 +126,14 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
     The descriptions are what `aios submit --help` shows.
     """
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
     core: Annotated[CoreName | None, Meta(description="Only on the core of this model")] = None
     max_tokens: Annotated[
         int, Meta(ge=1, le=131_072, description="New tokens, the prompt not counted")
     ] = 256
     seed: Seed | None = None  # None: derived from the id
     stop: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Row[Annotated[str, Meta(min_length=1, max_length=256)]],
         Meta(max_length=16, description="The answer ends before it; may be repeated"),
     ] = ()
     stream: bool = False  # chunks travel to the client while it runs
@@ -149,7 +149,7 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
     ] = 1.0
     format: Format | None = None
     tools: Annotated[
-        tuple[Tool, ...],
+        Row[Tool],
         Meta(max_length=MAX_TOOLS, description='A list of {"name", "description", "parameters"}'),
     ] = ()
     # auto: a message or calls. none: a message. required: at least one call. Else: that tool.
@@ -170,7 +170,7 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
 class LlmEmbed(Request, frozen=True, tag="llm.embed"):
     """Turn texts into vectors of length 1."""
 
-    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
     core: CoreName | None = None
 
 
@@ -180,7 +180,7 @@ class LlmCount(Request, frozen=True, tag="llm.count"):
     Exact for a text that fits the core's context; of a longer one an estimate from above.
     """
 
-    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
     core: CoreName | None = None
 
 
@@ -202,7 +202,7 @@ class ContextGet(OfContext, frozen=True, tag="context.get"):
 class ContextSet(OfContext, frozen=True, tag="context.set"):
     """Replace a context's messages."""
 
-    messages: Annotated[tuple[Message, ...], Meta(max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(max_length=10_000)]
 
 
 class ContextClear(OfContext, frozen=True, tag="context.clear"):
@@ -212,7 +212,7 @@ class ContextClear(OfContext, frozen=True, tag="context.clear"):
 class ContextExpand(OfContext, frozen=True, tag="context.expand"):
     """Add messages at the end of a context."""
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
 
 
 class ContextSummarise(OfContext, frozen=True, tag="context.summarise"):

@@ -18,6 +18,7 @@ from aios_broker.contract.names import (
     Name,
     Query,
     Request,
+    Row,
     SearchMode,
     SyscallId,
     Ttl,
@@ -31,8 +32,8 @@ DEFAULT_BLOCK_BYTES = 16 * 1024 * 1024  # of an agent that never asked for anoth
 NoteId = SyscallId  # 32 hex digits
 NoteText = Annotated[str, Meta(min_length=1, max_length=MAX_NOTE_BYTES)]
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
-Words = Annotated[tuple[Word, ...], Meta(max_length=64)]
-Links = Annotated[tuple[NoteId, ...], Meta(max_length=256)]
+Words = Annotated[Row[Word], Meta(max_length=64)]
+Links = Annotated[Row[NoteId], Meta(max_length=256)]
 Category = Annotated[str, Meta(max_length=128)]
 ContextLine = Annotated[str, Meta(max_length=2_000)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=128)]
