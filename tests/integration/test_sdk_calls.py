@@ -30,7 +30,7 @@ from aios_sdk import (
     UnknownSyscall,
     WaitTimeout,
 )
-from aios_sdk.tree import PORTION
+from aios_sdk.call import PORTION
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until_async
 

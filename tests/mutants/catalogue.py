@@ -320,7 +320,7 @@ MUTANTS = (
     ),
     Mutant(
         "a map that begins forgets who ended",
-        "sdk/aios_sdk/tree.py",
+        "sdk/aios_sdk/call.py",
         "self._begin(1)  # one has ended",
         "pass",
         "tests/integration/test_sdk_calls.py",
@@ -363,14 +363,14 @@ MUTANTS = (
     Mutant(
         "what cannot be read is dropped",
         "broker/aios_broker/client/session.py",
-        "self._unread.update(self._whose(data))",
+        "unread.update((pending.id, pending) for pending in self._whose(data))",
         "pass",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
         "the reader dies of bytes",
         "broker/aios_broker/client/session.py",
-        "except (msgspec.DecodeError, UnicodeError, RecursionError) as error:\n            logger",
+        "except UNREADABLE as error:\n            logger",
         "except KeyError as error:\n            logger",
         CLIENT_FAULTS_TEST,
     ),

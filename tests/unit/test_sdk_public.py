@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from aios_sdk.config import find_kernel
 
 import aios_sdk
 from aios_broker.contract.errors import KernelNotRunning, all_errors
 from aios_broker.contract.syscall import KINDS, module_of
 from aios_sdk import Agent, AsyncAgent, InvalidSyscall
+from aios_sdk.config import find_kernel
 from aios_sdk.tree import AsyncVerbs, Kind, Verbs
 
 ERRORS = {error.__name__ for error in all_errors().values()}

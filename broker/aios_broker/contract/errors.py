@@ -100,7 +100,7 @@ class KernelError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling (multiprocessing, test runners) with all attributes."""
-        return (_from_body, (self.to_wire(),))
+        return (from_wire, (self.to_wire(),))
 
     def to_wire(self) -> ErrorBody:
         """Return the form that travels in a reply."""
@@ -316,7 +316,3 @@ def from_wire(body: ErrorBody) -> KernelError:
     )
     error.retryable = body.retryable
     return error
-
-
-def _from_body(body: ErrorBody) -> KernelError:
-    return from_wire(body)
