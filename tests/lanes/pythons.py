@@ -1,6 +1,6 @@
 """The other Pythons that are promised: which of them are here, and the quick tests on each.
 
-`python -m aios_cli.pythons PYTHON...` makes each an environment of its own below
+`python tests/lanes/pythons.py PYTHON...` makes each an environment of its own below
 `.aios/pythons`, of the locked versions and without what is heavy, and runs the quick tests there.
 It is the step `pythons` of `aios test`. What it needs of a machine is found by `find_pythons`.
 """

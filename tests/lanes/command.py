@@ -1,7 +1,7 @@
 """`aios test`: every check of the project, in the order of their price, in one report.
 
-It needs a checkout (the tests do not ship in the wheel) and the locked tools, which `./aios`
-has installed. pytest comes last, so that its closing line ends what a CI log shows of a runner.
+It needs the locked tools, which `./aios` has installed. pytest comes last, so that its closing line
+ends what a CI log shows of a runner.
 """
 
 import subprocess
@@ -14,17 +14,18 @@ from pathlib import Path
 import click
 import msgspec
 
-import aios_broker
 from aios_broker.config import environment
 from aios_broker.contract.errors import InvalidConfig
-from aios_cli.pythons import Python, find_pythons, in_words
+from tests.lanes.pythons import Python, find_pythons, in_words
 
+ROOT = Path(__file__).resolve().parents[2]
 STEP_LIMIT_S = 3600.0  # a step that runs longer hangs; single tests have limits of their own
-MUTANTS = Path("tests/mutants/run.py")
-MUTANT_PARTS = 5  # all of them take longer than the tests: each commit has its fifth
 PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is dear to start
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "pythons", "mutants", "pytest")
+QUICK_STEPS = ("lint", "format", "types", "imports", "pytest")
+# What the quick lane runs: all that needs no server or little of one, a second or two each.
+QUICK_TESTS = ("tests/unit",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,10 @@ class Outcome:
 
 
 @click.command(name="test", context_settings={"ignore_unknown_options": True})
+@click.option("--quick", is_flag=True, help="Two minutes: no other Pythons, mutants, real models.")
 @click.option("--slow", is_flag=True, help="Add the slow lane: minutes of cut points and load.")
 @click.option("--sglang", is_flag=True, help="Run the tests on real SGLang servers, alone.")
+@click.option("--mutants", is_flag=True, help="Run every mutant, alone.")
 @click.option(
     "--only",
     multiple=True,
@@ -63,46 +66,46 @@ class Outcome:
     help="Write how each step ended as JSON.",
 )
 @click.argument("pytest_args", nargs=-1, type=click.UNPROCESSED)
-def test_command(
+def test_command(  # noqa: PLR0913  one argument per option
     *,
+    quick: bool,
     slow: bool,
     sglang: bool,
+    mutants: bool,
     only: tuple[str, ...],
     json_path: Path | None,
     pytest_args: tuple[str, ...],
 ) -> None:
     """Check this checkout: lint, format, types, imports, other Pythons, mutants, tests.
 
-    What stands after the options goes to pytest: `aios test --only pytest -k lease -x`.
+    Of the mutants those run whose files were touched, by the last commit or since. What stands
+    after the options goes to pytest: `aios test --only pytest -k lease -x`.
     """
-    checkout = find_checkout(Path(aios_broker.__file__))
-    if checkout is None:
-        raise click.ClickException(
-            "the tests are not part of the installed package; "
-            "run `./aios test` in a checkout of the repository"
-        )
     if sglang:
-        check_sglang(checkout)
-        only = only or ("pytest",)
-    lane = chosen_lane(slow=slow, sglang=sglang)
+        check_sglang(ROOT)
+    only = only or chosen_steps(quick=quick, sglang=sglang, mutants=mutants)
     try:
-        pythons = find_pythons(environment())
+        pythons = find_pythons(environment()) if "pythons" in only else []
     except InvalidConfig as error:
         raise click.ClickException(f"{error}; {error.remedy}") from error
-    steps = planned_steps(checkout, lane=lane, pytest_args=pytest_args, pythons=pythons)
-    outcomes = [run_step(step, checkout) for step in steps if not only or step.name in only]
+    steps = planned_steps(
+        (*(QUICK_TESTS if quick else ()), *pytest_args),
+        lane=chosen_lane(slow=slow, sglang=sglang),
+        every_mutant=slow or mutants,
+        pythons=pythons,
+    )
+    outcomes = [run_step(step, ROOT) for step in steps if step.name in only]
     report(outcomes)
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(outcomes)) + b"\n")
     sys.exit(1 if any(outcome.exit_code for outcome in outcomes) else 0)
 
 
-def find_checkout(package_file: Path) -> Path | None:
-    """Return the root of the checkout that holds this package file; None for an installed one."""
-    root = package_file.resolve().parents[2]
-    if (root / "pyproject.toml").is_file() and (root / "tests").is_dir():
-        return root
-    return None
+def chosen_steps(*, quick: bool, sglang: bool, mutants: bool) -> tuple[str, ...]:
+    """Return the steps of a lane."""
+    if sglang or mutants:
+        return ("pytest",) if sglang else ("mutants",)
+    return QUICK_STEPS if quick else STEP_NAMES
 
 
 def check_sglang(checkout: Path) -> None:
@@ -122,35 +125,27 @@ def chosen_lane(*, slow: bool, sglang: bool) -> str:
 
 
 def planned_steps(
-    checkout: Path, *, lane: str, pytest_args: tuple[str, ...], pythons: Sequence[Python] = ()
+    pytest_args: tuple[str, ...],
+    *,
+    lane: str,
+    every_mutant: bool = False,
+    pythons: Sequence[Python] = (),
 ) -> list[Step]:
     """List the checks in order, the cheap ones first and pytest last."""
-    steps = [
+    parallel = () if any(each.startswith("-n") for each in pytest_args) else PARALLEL
+    return [
         Step("lint", ("-m", "ruff", "check", ".")),
         Step("format", ("-m", "ruff", "format", "--check", ".")),
         Step("types", ("-m", "mypy")),
         Step("imports", ("-c", "from importlinter.cli import lint_imports_command as f; f()")),
         Step(
             "pythons",
-            ("-m", "aios_cli.pythons", *(python.path for python in pythons)),
+            ("tests/lanes/pythons.py", *(python.path for python in pythons)),
             in_words(pythons),
         ),
+        Step("mutants", ("tests/mutants/run.py", *(() if every_mutant else ("--touched",)))),
+        Step("pytest", ("-m", "pytest", *parallel, "-m", lane, *pytest_args)),
     ]
-    if (checkout / MUTANTS).is_file():
-        part = ("--part", mutants_part(checkout)) if "not slow" in lane else ()
-        steps.append(Step("mutants", (str(MUTANTS), *part)))
-    parallel = () if any(each.startswith("-n") for each in pytest_args) else PARALLEL
-    steps.append(Step("pytest", ("-m", "pytest", *parallel, "-m", lane, *pytest_args)))
-    return steps
-
-
-def mutants_part(checkout: Path) -> str:
-    """Return which part of the mutants is the turn of this commit; `--slow` runs them all."""
-    shown = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False
-    )
-    turn = int(shown.stdout.strip() or "0", 16) if shown.returncode == 0 else 0
-    return f"{turn % MUTANT_PARTS + 1}/{MUTANT_PARTS}"
 
 
 def run_step(step: Step, checkout: Path) -> Outcome:
@@ -192,3 +187,4 @@ def report(outcomes: list[Outcome]) -> None:
         click.echo(
             f"{outcome.name:<10}{outcome.took_s:>8.1f} s   {verdict(outcome.exit_code)}{note}"
         )
+    click.echo(f"{'together':<10}{sum(outcome.took_s for outcome in outcomes):>8.1f} s")
