@@ -31,6 +31,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     [
         ("broker/aios_broker/queues", "lua/**/*.lua", "aios_broker/queues"),
         ("migrations", "**/*.py", "aios_broker/migrations"),
+        ("migrations", "schema/*.sql", "aios_broker/migrations"),
         ("broker", "aios_broker/**/*.py", ""),
         ("sdk", "aios_sdk/**/*.py", ""),
         ("workers", "aios_workers/**/*.py", ""),
