@@ -11,7 +11,7 @@ import pytest
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import MAGIC, TokenSnapshot, decode_snapshot, encode_snapshot
+from aios_broker.contract.snapshot import TokenSnapshot, decode_snapshot, encode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
