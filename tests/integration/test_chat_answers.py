@@ -104,9 +104,9 @@ async def test_the_check_above_cuts_often() -> None:
 async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
     body = chat("Tell me", n=2, max_tokens=20)
     core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
-    saved = encode_snapshot(TokenSnapshot(core.info.snapshot_model, (1, 2), (3,), 0))
+    of_one_answer = encode_snapshot(TokenSnapshot(core.info.snapshot_model, (1, 2), (3,), 7))
 
-    result = await run_cut([core], body, Cuts(random.Random(0)), saved)
+    result = await run_cut([core], body, Cuts(random.Random(0)), of_one_answer)
 
     assert isinstance(result, ChatResult)
     assert len(result.choices) == 2

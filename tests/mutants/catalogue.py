@@ -1015,13 +1015,6 @@ MUTANTS = (
         WRITER_TEST,
     ),
     Mutant(
-        "ledger: one table is read further than the other",
-        "broker/aios_broker/ledger/archive.py",
-        "min(whole_to, entries[-1].position)",
-        "entries[-1].position",
-        ARCHIVE_TEST,
-    ),
-    Mutant(
         "ledger: who is not known is not looked for",
         "broker/aios_broker/ledger/books.py",
         "names.add(NOBODY)",
@@ -1030,7 +1023,7 @@ MUTANTS = (
     ),
     Mutant(
         "ledger: what has not ended is forgotten",
-        "broker/aios_broker/ledger/retention.py",
+        "broker/aios_broker/ledger/ledger.py",
         "ended_at < %(cutoff)s AND ctid = ANY(ARRAY(\n"
         "        SELECT ctid FROM syscall WHERE submitted_at < %(cutoff)s "
         "AND ended_at < %(cutoff)s",
