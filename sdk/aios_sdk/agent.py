@@ -9,13 +9,21 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import urlsplit
 
 from aios_broker.client.pending import REPLY_GRACE_S
-from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.client.session import Session
+from aios_broker.client.transport import open_transport
+from aios_broker.contract.errors import (
+    InvalidSyscall,
+    KernelError,
+    KernelNotRunning,
+    RedisUnavailable,
+)
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import DEFAULT_DEADLINE_S, Body, Syscall
 from aios_sdk.call import Call, SyncCall
-from aios_sdk.config import Line
+from aios_sdk.config import REMEDY, find_kernel
 from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import Options, build_syscall, check_id, check_options
 from aios_sdk.tree import Asynchronous, Synchronous, Trees
@@ -30,6 +38,55 @@ class OptionChanges(TypedDict, total=False):
     deadline_s: float | None
     key: str | None
     core: str | None
+
+
+class Line:
+    """An agent's line to the kernel, shared by all its clones; open for one `with` block."""
+
+    def __init__(self, url: str | None) -> None:
+        self._url = url
+        self._address = ""
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The open session."""
+        if self._session is None:
+            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
+        return self._session
+
+    @property
+    def where(self) -> str:
+        """Whether it is open, and to which kernel; without the secrets that a URL may hold."""
+        if self._session is None:
+            return "not open"
+        place = urlsplit(self._address)
+        server = f"{place.hostname or ''}{f':{place.port}' if place.port else ''}"
+        return f"open to {place.scheme}://{server}{place.path}"
+
+    async def open(self, agent: str) -> None:
+        """Find the kernel and reach it, or raise at once."""
+        if self._session is not None:
+            raise KernelError("the agent is open already", remedy="open it once")
+        kernel = find_kernel(self._url)
+        self._address = kernel.url.partition(",")[0]
+        session = Session(open_transport(kernel.url, agent, key_prefix=kernel.key_prefix))
+        try:
+            await session.open()
+        except RedisUnavailable as error:
+            if kernel.record_path is None:
+                raise
+            raise KernelNotRunning(
+                f"the kernel of {kernel.record_path} does not answer: {error.message}",
+                remedy=REMEDY,
+            ) from error
+        self._session = session
+
+    async def close(self) -> None:
+        """Cancel what is left and close. Safe to call twice."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
 
 
 class AsyncAgent(Trees[Asynchronous]):

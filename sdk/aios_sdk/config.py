@@ -1,4 +1,4 @@
-"""Where the kernel is (the URL given, the environment, or this machine), and the line to it."""
+"""Where the kernel is: the URL given, the environment, or the kernel that runs on this machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from aios_broker.client.session import Session
-from aios_broker.client.transport import open_transport
-from aios_broker.contract.errors import KernelError, KernelNotRunning, RedisUnavailable
+from aios_broker.contract.errors import KernelNotRunning
 
 DEFAULT_KEY_PREFIX = "rq"
 RECORD_NAME = "kernel.json"  # what `aios up` writes of itself into its state directory
@@ -61,52 +58,3 @@ def _recorded_url(record_path: Path) -> str:
     if not isinstance(url, str) or not url:
         raise KernelNotRunning(f"{record_path} names no redis_url", remedy=REMEDY)
     return url
-
-
-class Line:
-    """An agent's line to the kernel, shared by all its clones; open for one `with` block."""
-
-    def __init__(self, url: str | None) -> None:
-        self._url = url
-        self._address = ""
-        self._session: Session | None = None
-
-    @property
-    def session(self) -> Session:
-        """The open session."""
-        if self._session is None:
-            raise KernelError("the agent is not open", remedy="use it inside its `with` block")
-        return self._session
-
-    @property
-    def where(self) -> str:
-        """Whether it is open, and to which kernel; without the secrets that a URL may hold."""
-        if self._session is None:
-            return "not open"
-        place = urlsplit(self._address)
-        server = f"{place.hostname or ''}{f':{place.port}' if place.port else ''}"
-        return f"open to {place.scheme}://{server}{place.path}"
-
-    async def open(self, agent: str) -> None:
-        """Find the kernel and reach it, or raise at once."""
-        if self._session is not None:
-            raise KernelError("the agent is open already", remedy="open it once")
-        kernel = find_kernel(self._url)
-        self._address = kernel.url.partition(",")[0]
-        session = Session(open_transport(kernel.url, agent, key_prefix=kernel.key_prefix))
-        try:
-            await session.open()
-        except RedisUnavailable as error:
-            if kernel.record_path is None:
-                raise
-            raise KernelNotRunning(
-                f"the kernel of {kernel.record_path} does not answer: {error.message}",
-                remedy=REMEDY,
-            ) from error
-        self._session = session
-
-    async def close(self) -> None:
-        """Cancel what is left and close. Safe to call twice."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.aclose()
