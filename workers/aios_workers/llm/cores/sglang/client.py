@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -130,14 +129,6 @@ SAID_CHARACTERS = 300
 _KEPT_CONNECTIONS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class StreamLimits:
-    """How long a stream may be silent."""
-
-    first_s: float
-    next_s: float
-
-
 class EngineClient:
     """Talks to one server. Every failure is an `EngineFailure`."""
 
@@ -203,9 +194,12 @@ class EngineClient:
         return Embeddings(tuple(map(_direction, found)), tokens)
 
     async def generate(
-        self, body: dict[str, Any], limits: StreamLimits
+        self, body: dict[str, Any], first_limit_s: float, next_limit_s: float
     ) -> AsyncGenerator[Event, None]:
-        """Stream a generation; ends only after the server said that it is complete."""
+        """Stream a generation; ends only after the server said that it is complete.
+
+        Silence before the first bytes, or between two, beyond the limits is a failure.
+        """
         complete = False
         with _translated():
             async with self._http.stream(
@@ -217,7 +211,9 @@ class EngineClient:
                 if response.status_code != httpx.codes.OK:
                     async with asyncio.timeout(CALL_LIMIT_S):
                         raise refusal(response.status_code, await response.aread())
-                async with contextlib.aclosing(_lines(response, limits)) as lines:
+                async with contextlib.aclosing(
+                    _lines(response, first_limit_s, next_limit_s)
+                ) as lines:
                     async for line in lines:
                         event = decode_line(line)
                         if event is not None:
@@ -258,13 +254,15 @@ def refusal(status: int, body: bytes) -> EngineFailure:
     )
 
 
-async def _lines(response: httpx.Response, limits: StreamLimits) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    response: httpx.Response, first_limit_s: float, next_limit_s: float
+) -> AsyncGenerator[bytes, None]:
     """Split a stream into lines. Silence beyond the limits is a failure."""
     rest = b""
     chunks = response.aiter_bytes()
-    limit_s = limits.first_s
+    limit_s = first_limit_s
     while (chunk := await _next_chunk(chunks, limit_s)) is not None:
-        limit_s = limits.next_s
+        limit_s = next_limit_s
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             raise EngineFailure(f"the SGLang server sent a line of over {MAX_LINE_BYTES} bytes")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aios_broker.contract.errors import CoreError
-from aios_workers.llm.cores.limits import RestartBudget
+from aios_workers.llm.cores.base_core import RestartBudget
 from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure
 from aios_workers.llm.cores.sglang.description import Description, describe, gives_original_logprobs
 from aios_workers.llm.cores.sglang.server import RESTART_WINDOW_S, EngineServer

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure, Event, StreamLimits
+from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure, Event
 
 MAX_NAME = 128
 FINGERPRINT_DIGITS = 16
@@ -133,7 +133,7 @@ def _fingerprint(said: dict[str, Any]) -> str:
     return hashlib.sha256(data).hexdigest()[:FINGERPRINT_DIGITS]
 
 
-_LIMITS = StreamLimits(60.0, 60.0)
+PROBE_LIMIT_S = 60.0
 _BIAS = {"0": 100.0, "1": 80.0}  # far over any logit of a model
 _RATIO = 1.5
 
@@ -164,7 +164,7 @@ async def _distance(client: EngineClient, temperature: float) -> float:
         "sampling_params": params,
     }
     last = Event()
-    async for event in client.generate(body, _LIMITS):
+    async for event in client.generate(body, PROBE_LIMIT_S, PROBE_LIMIT_S):
         if event.error is not None:
             raise EngineFailure(f"the SGLang server gives no log-probabilities: {event.error}")
         last = event

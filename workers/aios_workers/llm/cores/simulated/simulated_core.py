@@ -27,7 +27,7 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.limits import check_generation
+from aios_workers.llm.cores.base_core import check_generation
 from aios_workers.llm.cores.simulated import simulated_model
 from aios_workers.llm.cores.simulated.simulated_model import KEPT, Sampler
 from aios_workers.llm.embedding import check_texts, unit_vector
@@ -45,7 +45,7 @@ EMBEDDING_SIZE = 32
 class SimulatedCoreConfig:
     """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
 
-    model: str = "model-core"
+    model: str = "simulated"
     seed: int = 0  # another seed, other weights
     slots: int = 4
     context_tokens: int = 4096
