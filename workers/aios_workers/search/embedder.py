@@ -33,6 +33,10 @@ PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a qu
 
 Vectors = NDArray[np.float32]
 
+CORE_TEXTS = 64  # of one llm.embed
+AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked
+MAX_ASK_S = 120.0
+
 
 class Model(Protocol):
     """A model that is called from one thread at a time."""
@@ -167,11 +171,6 @@ def _note_failure(loading: asyncio.Future[Model]) -> None:
     """Say at once that no text will ever be embedded; callers hear it as well."""
     if not loading.cancelled() and (error := loading.exception()) is not None:
         logger.error("the embedding model cannot be loaded: %s", error)
-
-
-CORE_TEXTS = 64  # of one llm.embed
-AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked
-MAX_ASK_S = 120.0
 
 
 class NoEmbedder:

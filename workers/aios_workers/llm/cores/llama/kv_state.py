@@ -19,6 +19,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+MAGIC = b"AIOSKV"
+VERSION = 1
+KEY_BYTES = 32
+_FIELDS = struct.Struct(">6sH32sIQ")
+_CHECKSUM = struct.Struct(">I")
+HEAD_BYTES = _FIELDS.size + _CHECKSUM.size
+_ID_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class KvState:
@@ -74,15 +82,6 @@ def shared_prefix_tokens(left: Sequence[int], right: Sequence[int]) -> int:
         if a != b:
             return index
     return min(len(left), len(right))
-
-
-MAGIC = b"AIOSKV"
-VERSION = 1
-KEY_BYTES = 32
-_FIELDS = struct.Struct(">6sH32sIQ")
-_CHECKSUM = struct.Struct(">I")
-HEAD_BYTES = _FIELDS.size + _CHECKSUM.size
-_ID_BYTES = 4
 
 
 class StateRefused(Exception):

@@ -54,6 +54,9 @@ from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
+MAX_LOGPROBS = 64
+RESTART_WINDOW_S = 60.0
+
 
 def state_metrics(counts: StateCounts) -> Iterable[Metric]:
     """Yield the metrics of the state store of one worker."""
@@ -68,10 +71,6 @@ def state_metrics(counts: StateCounts) -> Iterable[Metric]:
         "Files of all cores in the folder, when this one wrote last.",
         value=counts.used_bytes,
     )
-
-
-MAX_LOGPROBS = 64
-RESTART_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

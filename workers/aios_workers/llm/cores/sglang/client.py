@@ -19,6 +19,17 @@ from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_workers.llm.core import Embeddings
 from aios_workers.llm.embedding import unit_vector
 
+DATA = b"data:"
+DONE = b"[DONE]"
+# log-probability (null: minus infinity), token id, text (we decode ourselves)
+LogprobEntry = tuple[float | None, int, Any]
+CONNECT_LIMIT_S = 5.0
+CALL_LIMIT_S = 10.0  # of a call that generates nothing
+BATCH_TEXTS = 32  # of one request for embeddings: a failure repeats no more than these
+MAX_LINE_BYTES = 64 * 1024 * 1024  # an event repeats all ids and log-probabilities so far
+SAID_CHARACTERS = 300
+_KEPT_CONNECTIONS = 64
+
 
 class EngineFailure(Exception):
     """The server did not do its part. `sick`: it counts against the server's health."""
@@ -32,13 +43,6 @@ class EngineFailure(Exception):
     def to_core_error(self) -> CoreError:
         """Return it as the handler knows it."""
         return CoreError(self.message, remedy=self.remedy)
-
-
-DATA = b"data:"
-DONE = b"[DONE]"
-
-# log-probability (null: minus infinity), token id, text (we decode ourselves)
-LogprobEntry = tuple[float | None, int, Any]
 
 
 class Finish(Struct, frozen=True):
@@ -112,23 +116,6 @@ def is_done(line: bytes) -> bool:
     return line.startswith(DATA) and line[len(DATA) :].strip() == DONE
 
 
-def decode_embeddings(data: bytes) -> list[Embedding]:
-    """Read the answer to a batch of texts.
-
-    Raises:
-        msgspec.DecodeError: It is not what SGLang says.
-    """
-    return _embeddings_decoder.decode(data)
-
-
-CONNECT_LIMIT_S = 5.0
-CALL_LIMIT_S = 10.0  # of a call that generates nothing
-BATCH_TEXTS = 32  # of one request for embeddings: a failure repeats no more than these
-MAX_LINE_BYTES = 64 * 1024 * 1024  # an event repeats all ids and log-probabilities so far
-SAID_CHARACTERS = 300
-_KEPT_CONNECTIONS = 64
-
-
 class EngineClient:
     """Talks to one server. Every failure is an `EngineFailure`."""
 
@@ -182,7 +169,7 @@ class EngineClient:
             batch = ids[first : first + BATCH_TEXTS]
             data = await self._call("POST", "/encode", {"input_ids": batch}, limit_s)
             with _translated():
-                made = decode_embeddings(data)
+                made = _embeddings_decoder.decode(data)
             if len(made) != len(batch):
                 raise EngineFailure(
                     f"the SGLang server made {len(made)} vectors of {len(batch)} texts"

@@ -37,6 +37,10 @@ _DECIDES_RESULTS = (
     "json_model_override_args",
 )
 
+PROBE_LIMIT_S = 60.0
+_BIAS = {"0": 100.0, "1": 80.0}  # far over any logit of a model
+_RATIO = 1.5
+
 
 class _Adapter(Struct, frozen=True):
     lora_name: str
@@ -75,7 +79,7 @@ class Description(Struct, frozen=True, kw_only=True):
         return min(known) * self.dp_size if known else None
 
     @property
-    def forms_by(self) -> str | None:
+    def constraints_by(self) -> str | None:
         """What holds its answers to a form; None: nothing. That needs its tokenizer, too."""
         return None if self.skip_tokenizer_init else self.grammar_backend
 
@@ -131,11 +135,6 @@ def _fingerprint(said: dict[str, Any]) -> str:
         material["is_generation"] = False
     data = msgspec.json.encode(material, order="deterministic")
     return hashlib.sha256(data).hexdigest()[:FINGERPRINT_DIGITS]
-
-
-PROBE_LIMIT_S = 60.0
-_BIAS = {"0": 100.0, "1": 80.0}  # far over any logit of a model
-_RATIO = 1.5
 
 
 async def gives_original_logprobs(client: EngineClient) -> bool:

@@ -37,11 +37,11 @@ from aios_workers.llm.cores.sglang.request import (
     check_kept,
     generate_body,
     kept_options,
-    read_form,
+    read_constraint,
 )
 from aios_workers.llm.cores.sglang.server import EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
-from aios_workers.llm.cores.sglang.steps import HeldForm, StepMaker
+from aios_workers.llm.cores.sglang.steps import ConstrainedAnswer, StepMaker
 from aios_workers.llm.cores.sglang.tokenizer import (
     TextReader,
     Vocabulary,
@@ -250,22 +250,22 @@ class SGLangCore(BaseCore[Vocabulary]):
         return StepMaker(
             wanted_tokens=request.max_tokens - len(request.resume_ids),
             is_end=self.is_end,
-            form=await self._held_form(request.constraint, description.forms_by),
+            form=await self._constrained_answer(request.constraint, description.constraints_by),
             incremental=description.incremental_streaming_output,
             logprobs=request.logprobs is not None,
             weight_version=description.weight_version,
         )
 
-    async def _held_form(
+    async def _constrained_answer(
         self, constraint: Constraint | None, grammar_backend: str | None
-    ) -> HeldForm | None:
+    ) -> ConstrainedAnswer | None:
         if constraint is None:
             return None
         async with self._compiling:  # half a second for a vocabulary of 128,000, once
             if self._compiler is None:
                 self._compiler = await asyncio.to_thread(self.vocabulary.compiler)
-        matcher = self._compiler.start(read_form(constraint, grammar_backend))
-        return HeldForm(matcher, grammar_backend)
+        matcher = self._compiler.start(read_constraint(constraint, grammar_backend))
+        return ConstrainedAnswer(matcher, grammar_backend)
 
     @contextlib.asynccontextmanager
     async def _slot(self, stream: _Stream) -> AsyncIterator[bool]:
@@ -316,7 +316,7 @@ class SGLangCore(BaseCore[Vocabulary]):
             keeps=kept_options(found),
             lost_by_cuts=PENALTIES,
             max_logprobs=MAX_LOGPROBS,
-            constraints=found.forms_by in BACKENDS,
+            constraints=found.constraints_by in BACKENDS,
             constraints_preemptible=False,
             tools_template=self.vocabulary.shows_tools,
             adapters=found.adapters,
@@ -338,5 +338,5 @@ class SGLangCore(BaseCore[Vocabulary]):
             request,
             self.info,
             original_logprobs=engine is not None and engine.original_logprobs,
-            grammar_backend=engine.description.forms_by if engine is not None else None,
+            grammar_backend=engine.description.constraints_by if engine is not None else None,
         )

@@ -13,7 +13,7 @@ from aios_workers.llm.cores.sglang.client import EngineFailure, Event, Finish, L
 NO_LOGPROB = -9_999.0  # JSON has no minus infinity; SGLang writes null
 
 
-class HeldForm:
+class ConstrainedAnswer:
     """One answer against its form, from its first id on."""
 
     def __init__(self, matcher: Matcher, grammar_backend: str | None) -> None:
@@ -57,7 +57,7 @@ class StepMaker:
 
     wanted_tokens: int  # of this request: a generation's `max_tokens` less what it has
     is_end: Callable[[int], bool]
-    form: HeldForm | None = None
+    form: ConstrainedAnswer | None = None
     incremental: bool = False  # events carry new ids alone, not all ids so far
     logprobs: bool = False
     weight_version: str | None = None  # None: not watched
