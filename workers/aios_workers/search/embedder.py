@@ -173,6 +173,12 @@ def _note_failure(loading: asyncio.Future[Model]) -> None:
         logger.error("the embedding model cannot be loaded: %s", error)
 
 
+def unit_rows(rows: Vectors) -> Vectors:
+    """Return each row at length 1."""
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
 class NoEmbedder:
     """AIOS_EMBEDDING_MODEL=none: there are no vectors, search is by keywords."""
 
@@ -212,9 +218,7 @@ class CoreEmbedder:
         for first in range(0, len(texts), CORE_TEXTS):
             rows += await self._ask(texts[first : first + CORE_TEXTS])
         found = np.array(rows, dtype=np.float32).reshape(len(rows), self.dimension)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        vectors: NDArray[np.float32] = found / np.maximum(lengths, 1e-12)
-        return vectors
+        return unit_rows(found)
 
     async def _ask(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         # A core refuses the empty text; a blank one has a vector.

@@ -64,7 +64,6 @@ class Description(Struct, frozen=True, kw_only=True):
     internal_states: list[_Load] = []
     incremental_streaming_output: bool = False
     enable_deterministic_inference: bool = False
-    disable_radix_cache: bool = False
     preferred_sampling_params: Any = None
     lora_paths: Any = None
     grammar_backend: str | None = None
