@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -72,12 +71,7 @@ class BatchedEmbedder:
         self._task = asyncio.create_task(self._serve(), name="embedder")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,9 +91,7 @@ class BatchedEmbedder:
         rows: list[NDArray[np.float32]] = []
         for first in range(0, len(texts), PER_CALLER):
             rows += await self._embed_part(texts[first : first + PER_CALLER])
-        if not rows:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        return np.stack(rows)
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimension)
 
     async def _embed_part(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         loop = asyncio.get_running_loop()

@@ -201,12 +201,11 @@ class SGLangCore(BaseCore[Vocabulary]):
     ) -> AsyncGenerator[Step, None]:
         engine = await self._connection.admitted()
         body = generate_body(request, stream.rid, engine.description)
-        events_of = engine.client.generate(
-            body, self.config.first_token_limit_s, self.config.stall_limit_s
-        )
         maker = await self._step_maker(request, engine.description)
+        config = self.config
+        said = engine.client.generate(body, config.first_token_limit_s, config.stall_limit_s)
         try:
-            async with contextlib.aclosing(events_of) as events:
+            async with contextlib.aclosing(said) as events:
                 first = True
                 async for event in events:
                     if first and stream.aborted.is_set():
