@@ -13,7 +13,6 @@ from typing import Generic, Protocol, TypeVar
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
-from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import CoreInfo, GenerationRequest
 from aios_workers.llm.embedding import check_texts
 from aios_workers.llm.request_check import check_request
@@ -49,7 +48,6 @@ class BaseCore(Generic[Tokens]):
     def __init__(self) -> None:
         self._info: CoreInfo | None = None
         self._vocabulary: Tokens | None = None
-        self._constraints = ConstraintChecker()
 
     @property
     def info(self) -> CoreInfo:

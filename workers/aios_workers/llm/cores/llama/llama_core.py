@@ -23,6 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from aios_broker.contract.errors import (
     CoreError,
 )
+from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.cores.base_core import (
     BaseCore,
@@ -96,6 +97,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
     def __init__(self, config: LlamaCppConfig | None = None) -> None:
         super().__init__()
         self.config = config or LlamaCppConfig()
+        self._constraints = ConstraintChecker()
         self._weights: Path | None = None
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
@@ -144,7 +146,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
                 vocabulary.close()
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return the mean hidden state of each text; see `llama.embedder` for what it is worth.
+        """Return the mean hidden state of each text; see `Embedder` for what it is worth.
 
         Raises:
             InvalidSyscall: a text is empty.

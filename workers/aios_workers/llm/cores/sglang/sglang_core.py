@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from aios_broker.contract.errors import CoreError, InvalidConfig, UnsupportedOption
 from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.constraint import FIELDS, Compiler
+from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import (
     Capabilities,
     Constraint,
@@ -84,6 +85,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         """
         super().__init__()
         self.config = config
+        self._constraints = ConstraintChecker()
         self._connection = Connection(config, environ or {}, breaker or BreakerPolicy())
         self._reader: TextReader | None = None  # of a server that makes embeddings
         self._compiling = asyncio.Lock()
