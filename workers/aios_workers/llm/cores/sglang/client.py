@@ -121,23 +121,22 @@ class EngineClient:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = self._open(api_key)
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=headers,
+                # Streams have their own limits, by the kind of silence.
+                timeout=httpx.Timeout(CALL_LIMIT_S, connect=CONNECT_LIMIT_S, read=None, pool=None),
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS
+                ),
+                trust_env=False,  # a proxy for the web is no way to a server of our own
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise InvalidConfig(
                 f"{url!r} is not an address: {error}", field="AIOS_SGLANG_URL", remedy="correct it"
             ) from error
-
-    def _open(self, api_key: str | None) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            # Streams have their own limits, by the kind of silence.
-            timeout=httpx.Timeout(CALL_LIMIT_S, connect=CONNECT_LIMIT_S, read=None, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS),
-            trust_env=False,  # a proxy for the web is no way to a server of our own
-        )
 
     async def close(self) -> None:
         """Close all connections."""
