@@ -24,7 +24,8 @@ from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailab
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.ledger import Ledger, Retention
 from aios_broker.ledger.spill import Spill
-from aios_broker.metrics.kernel import read_kernel
+from aios_broker.metrics.kernel import SchedulerStats, read_kernel
+from aios_broker.periodic import Outages, Step, repeat
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -32,11 +33,9 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import Order
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.config import SchedulerConfig
-from aios_broker.scheduler.duty import Duty, Troubles, repeat
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
-from aios_broker.scheduler.stats import SchedulerStats
-from aios_broker.scheduler.sweep import LeadershipLost
+from aios_broker.scheduler.ranking import LeadershipLost
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +101,12 @@ class Scheduler:
         Raises:
             InvalidConfig: this Redis cannot serve keys of such a prefix.
         """
-        troubles = Troubles()
+        outages = Outages()
         try:
             async with asyncio.TaskGroup() as group:
-                for duty in self._duties():
-                    group.create_task(repeat(duty, troubles), name=duty.name)
+                for name, step in self._tasks().items():
+                    task = repeat(name, step, outages, ended_by=(InvalidConfig,))
+                    group.create_task(task, name=name)
         except ExceptionGroup as failed:
             if refused := failed.subgroup(InvalidConfig):
                 raise refused.exceptions[0] from None
@@ -117,31 +117,29 @@ class Scheduler:
                 await database.aclose()
             await self._redis.aclose()
 
-    def _duties(self) -> list[Duty]:
-        duties = [
-            Duty("lead", self._lead),
-            Duty("order", self._led(self._tick)),
-            Duty("sweep", self._led(self._sweep_queues)),
-            Duty("reclaim", self._led(self._reclaim)),
-            Duty("expire", self._led(self._expire)),
-            Duty("reconcile", self._led(self._reconcile)),
-        ]
+    def _tasks(self) -> dict[str, Step]:
+        tasks = {
+            "lead": self._lead,
+            "order": self._led(self._tick),
+            "sweep": self._led(self._sweep_queues),
+            "reclaim": self._led(self._reclaim),
+            "expire": self._led(self._expire),
+            "reconcile": self._led(self._reconcile),
+        }
         if self._config.metrics_port is not None:
-            duties.append(Duty("metrics", self._led(self._look)))
+            tasks["metrics"] = self._led(self._read_metrics)
         if self._config.database_url is None:
             logger.warning("AIOS_DATABASE_URL is not set: no ledger is kept")
-            return duties
+            return tasks
         ledger = Ledger(self._database(self._config.database_url), self._keys)
         aside = self._database(self._config.database_url)  # what must not make the ledger wait
         spill = Spill(self._redis, aside, self._orders[0])
-        duties += [
-            Duty("ledger", self._led(lambda term: self._drain(ledger, term))),
-            Duty("spill", self._led(lambda term: self._spill(spill, term))),
-        ]
+        tasks["ledger"] = self._led(lambda term: self._drain(ledger, term))
+        tasks["spill"] = self._led(lambda term: self._spill(spill, term))
         if keep_days := self._config.ledger_keep_days:
             retention = Retention(aside, self._keys.prefix, keep_days)
-            duties.append(Duty("retention", self._led(lambda term: self._forget(retention, term))))
-        return duties
+            tasks["retention"] = self._led(lambda term: self._forget(retention, term))
+        return tasks
 
     def _database(self, url: str) -> Database:
         database = Database(url, name="aios-scheduler", limit_s=SERVICE_TIMEOUT_S)
@@ -150,8 +148,8 @@ class Scheduler:
 
     # Leadership.
 
-    def _led(self, step: Callable[[_Term], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
-        """Return the step as a duty of whoever leads: it waits while another does."""
+    def _led(self, step: Callable[[_Term], Awaitable[float]]) -> Step:
+        """Return the step as a task of whoever leads: it waits while another does."""
 
         async def when_leading() -> float:
             await self._leading.wait()
@@ -300,7 +298,7 @@ class Scheduler:
             self._lag_said_s = time.monotonic()
             logger.warning("the ledger is %d journal entries behind", behind)
 
-    async def _look(self, term: _Term) -> float:
+    async def _read_metrics(self, term: _Term) -> float:
         """Read what the page of metrics shows of the kernel."""
         state = await read_kernel(self._redis, self._control, self._keys)
         if self.stats.epoch == term.epoch:

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.runtime.periodic import on_duty
 from aios_workers.search.models import model_number
 from aios_workers.search.ranking import vector_text
 from aios_workers.search.words import note_text
@@ -118,5 +118,6 @@ async def indexing(
     async def step() -> float:
         return 0.0 if await embed_missing(store, embedder) else PAUSE_S
 
-    async with on_duty("indexing", step, "notes and files wait for their vectors", wake=unembedded):
+    trouble = "notes and files wait for their vectors"
+    async with periodic_task("indexing", step, trouble, wake=unembedded):
         yield
