@@ -330,17 +330,8 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     known = read_metadata(metadata)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
-    return Waiting(
-        job_id,
-        known,
-        _core(needs),
-        submitted_ms,
-        ready_ms,
-        ran_ms,
-        tokens,
-        slices,
-        deadline_ms,
-    )
+    core = _core(needs)
+    return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms)
 
 
 @lru_cache(maxsize=1024)  # many need the same
