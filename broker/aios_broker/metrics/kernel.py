@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -86,10 +87,7 @@ class SchedulerStats:
     epoch: int = 0  # of its leadership; 0: it stands by
     decisions: int = 0
     decided_s: float = 0.0  # in all decisions together, Redis' part included
-    reclaimed: int = 0
-    expired: int = 0
-    reconciled: int = 0
-    transitions: int = 0  # entered in the ledger
+    done: Counter[str] = field(default_factory=Counter)  # by the names below
     kernel: KernelState | None = None
 
     def metrics(self) -> Iterable[Metric]:
@@ -104,13 +102,13 @@ class SchedulerStats:
             count_value=self.decisions,
             sum_value=self.decided_s,
         )
-        for name, text, value in (
-            ("reclaimed", "Jobs taken back from workers that died or hang.", self.reclaimed),
-            ("expired", "Jobs that outlived their deadlines.", self.expired),
-            ("reconciled", "Jobs put right after stock RQ tools.", self.reconciled),
-            ("ledger_transitions", "State changes entered in the ledger.", self.transitions),
+        for name, text in (
+            ("reclaimed", "Jobs taken back from workers that died or hang."),
+            ("expired", "Jobs that outlived their deadlines."),
+            ("reconciled", "Jobs put right after stock RQ tools."),
+            ("ledger_transitions", "State changes entered in the ledger."),
         ):
-            yield CounterMetricFamily(f"aios_scheduler_{name}", text, value=float(value))
+            yield CounterMetricFamily(f"aios_scheduler_{name}", text, value=float(self.done[name]))
         if self.kernel is not None:
             yield from kernel_metrics(self.kernel)
 

@@ -17,6 +17,8 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -43,10 +45,7 @@ TICK_S = 0.02  # while jobs wait and their order changes ...
 IDLE_S = 0.2  # ... and, by and by, when nothing changes
 RENEWALS = 4  # of leadership, per lease
 ASKS = 10  # of a standby, per lease
-RECLAIM_EVERY_S = 0.5
 RENEWAL_GRACE_S = 2.0  # workers notice a Redis that is back within a second, and renew
-EXPIRE_EVERY_S = 0.25
-RECONCILE_EVERY_S = 1.0
 DRAIN_EVERY_S = 0.2
 DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times what a batch took
@@ -57,6 +56,24 @@ LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is sa
 LAG_SAID_EVERY_S = 60.0
 METRICS_EVERY_S = 2.0
 STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its lease
+
+Correction = Literal["reclaimed", "expired", "reconciled"]
+# What puts jobs right that nobody else would: the step, its pause in s, and how it is said.
+CORRECTIONS: dict[Correction, tuple[Callable[[Order, int], Awaitable[int]], float, int, str]] = {
+    "reclaimed": (
+        Order.reclaim,
+        0.5,
+        logging.WARNING,
+        "were taken back from workers that died or hang",
+    ),
+    "expired": (Order.expire, 0.25, logging.INFO, "outlived their deadlines"),
+    "reconciled": (
+        Order.reconcile,
+        1.0,
+        logging.INFO,
+        "that stock RQ tools changed were put right",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +140,8 @@ class Scheduler:
             "order": self._led(self._tick),
             "sweep": self._led(self._sweep_queues),
             "reclaim": self._led(self._reclaim),
-            "expire": self._led(self._expire),
-            "reconcile": self._led(self._reconcile),
+            "expire": self._led(partial(self._put_right, "expired")),
+            "reconcile": self._led(partial(self._put_right, "reconciled")),
         }
         if self._config.metrics_port is not None:
             tasks["metrics"] = self._led(self._read_metrics)
@@ -245,33 +262,17 @@ class Scheduler:
     async def _reclaim(self, term: _Term) -> float:
         if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
             return early_s  # after an outage of Redis all leases are old: let workers renew them
-        for order, count in await self._sweep(lambda order: order.reclaim(term.epoch)):
-            self.stats.reclaimed += count
-            logger.warning(
-                "module %s: %d jobs were taken back from workers that died or hang",
-                order.module,
-                count,
-            )
-        return RECLAIM_EVERY_S
+        return await self._put_right("reclaimed", term)
 
-    async def _expire(self, term: _Term) -> float:
-        for order, count in await self._sweep(lambda order: order.expire(term.epoch)):
-            self.stats.expired += count
-            logger.info("module %s: %d jobs outlived their deadlines", order.module, count)
-        return EXPIRE_EVERY_S
-
-    async def _reconcile(self, term: _Term) -> float:
-        for order, count in await self._sweep(lambda order: order.reconcile(term.epoch)):
-            self.stats.reconciled += count
-            logger.info(
-                "module %s: %d jobs that stock RQ tools changed were put right", order.module, count
-            )
-        return RECONCILE_EVERY_S
-
-    async def _sweep(self, step: Callable[[Order], Awaitable[int]]) -> list[tuple[Order, int]]:
-        """Take a step for all modules at once; return those where it found something."""
-        counts = await asyncio.gather(*map(step, self._orders))
-        return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
+    async def _put_right(self, what: Correction, term: _Term) -> float:
+        """Take a step for all modules at once, and say where it found something."""
+        step, pause_s, level, text = CORRECTIONS[what]
+        counts = await asyncio.gather(*(step(order, term.epoch) for order in self._orders))
+        for order, count in zip(self._orders, counts, strict=True):
+            if count:
+                self.stats.done[what] += count
+                logger.log(level, "module %s: %d jobs %s", order.module, count, text)
+        return pause_s
 
     async def _drain(self, ledger: Ledger, term: _Term) -> float:
         began_s = time.monotonic()
@@ -283,7 +284,7 @@ class Scheduler:
         except Unavailable:
             await self._report_lag()
             raise
-        self.stats.transitions += drained.transitions
+        self.stats.done["ledger_transitions"] += drained.transitions
         if drained.behind > LAG_ENTRIES:
             await self._report_lag()
             return DRAIN_PAUSE_S
