@@ -82,19 +82,16 @@ class ModuleOrder:
         self._control = control
         self._named = named
         self._turn = asyncio.Lock()  # what a score goes by holds until the score is written
-        self._follow(default)
-        self._policy_due_s = 0.0  # monotonic, as all of these
+        self._policy = default
         self._refused = ""  # why a published policy was not followed, said once
-        self._swept_policy = ""  # the one whose order the queue was brought into, or is being
-        self._sweep: Sweep | None = None
         self._swept_s = 0.0  # what the sweep under way took so far
-        self._whole_due_s = 0.0
+        self.forget()
 
     def forget(self) -> None:
         """Take nothing for granted: leadership begins."""
-        self._policy_due_s = self._whole_due_s = 0.0
-        self._swept_policy = ""
-        self._sweep = None
+        self._policy_due_s = self._whole_due_s = 0.0  # monotonic
+        self._swept_policy = ""  # the one whose order the queue was brought into, or is being
+        self._sweep: Sweep | None = None
         self._follow(self._policy)
 
     async def tick(self, epoch: int, now_ms: int) -> bool:
