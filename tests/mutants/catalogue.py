@@ -1023,7 +1023,7 @@ MUTANTS = (
     ),
     Mutant(
         "ledger: who is not known is not looked for",
-        "broker/aios_broker/ledger/books.py",
+        "broker/aios_broker/ledger/fold.py",
         "names.add(NOBODY)",
         "pass",
         ARCHIVE_TEST,
