@@ -440,8 +440,8 @@ STATE_MUTANTS = (
     Mutant(
         "whose file it is does not count",
         POLICIES,
-        "CREATE POLICY agent_update ON file FOR UPDATE TO aios_agent\n    USING (",
-        "CREATE POLICY agent_update ON file FOR UPDATE TO aios_agent\n    USING (true OR",
+        "CREATE POLICY agent_select ON file FOR SELECT TO aios_agent\n    USING (",
+        "CREATE POLICY agent_select ON file FOR SELECT TO aios_agent\n    USING (true OR",
         MATRIX_TEST,
     ),
     Mutant(
