@@ -198,8 +198,9 @@ async def scheduler_dies(url: str, database_url: str, point: Point, policy: str)
             work = await submitted(caller, "llm")
             overdue, lost = await left_behind(caller)
             work.echoes[lost] = "lost"
-            settings = {"AIOS_DATABASE_URL": database_url, "AIOS_POLICY": policy}
-            with launched("scheduler", url, point, **settings) as child:
+            with launched(
+                "scheduler", url, point, AIOS_DATABASE_URL=database_url, AIOS_POLICY=policy
+            ) as child:
                 await died(child)
             async with (
                 running_scheduler(url, database_url, policy),

@@ -625,14 +625,14 @@ MUTANTS = (
     ),
     Mutant(
         "equal scores lose their order",
-        "broker/aios_broker/scheduler/arrangement.py",
+        "broker/aios_broker/scheduler/sweep.py",
         "(scores.get(job_id, LAST), place, job_id)",
         "(scores.get(job_id, LAST), -place, job_id)",
         ARRANGEMENT_TEST,
     ),
     Mutant(
         "a place is passed over",
-        "broker/aios_broker/scheduler/arrangement.py",
+        "broker/aios_broker/scheduler/sweep.py",
         "            self._next += 1\n",
         "            self._next += 2\n",
         ARRANGEMENT_TEST,
@@ -1044,7 +1044,7 @@ MUTANTS = (
     ),
     Mutant(
         "ledger: who is not known is not looked for",
-        "broker/aios_broker/ledger/books.py",
+        "broker/aios_broker/ledger/fold.py",
         "names.add(NOBODY)",
         "pass",
         ARCHIVE_TEST,
