@@ -20,7 +20,7 @@ from aios_broker.contract.errors import (
     from_wire,
 )
 from aios_broker.log import KernelLog
-from aios_cli.settings import current_config
+from aios_cli.session import current_config
 from aios_cli.tables import show_json
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel

@@ -27,7 +27,7 @@ from aios_broker.queues.records import JobView
 from aios_cli.demo.history import Slice, read_slices
 from aios_cli.demo.load import Ask, DemoAgent, demo_agents
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Answer, Demo, PolicyRun
-from aios_cli.operator import Operator
+from aios_cli.session import Operator
 from aios_local.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 

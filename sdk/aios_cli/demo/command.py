@@ -32,10 +32,8 @@ from aios_cli.demo.plot import draw, require_matplotlib
 from aios_cli.demo.report import Report, broken_promises, figures, promises_kept, table_of
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
 from aios_cli.demo.view import LiveView, PlainView
-from aios_cli.human import plural, seconds
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_INTERRUPTED, CommandFailed
-from aios_cli.tables import show_table
+from aios_cli.session import EXIT_INTERRUPTED, CommandFailed, Operator
+from aios_cli.tables import plural, seconds, show_table
 from aios_local.supervisor import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]

@@ -9,8 +9,7 @@ from msgspec import Struct
 
 from aios_broker.contract.reply import ChatResult
 from aios_cli.demo.run import PolicyRun
-from aios_cli.human import plural, seconds
-from aios_cli.tables import Column
+from aios_cli.tables import Column, plural, seconds
 
 
 class Figures(Struct, frozen=True):

@@ -19,7 +19,7 @@ from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobView
 from aios_cli.demo.load import Ask, DemoAgent
 from aios_cli.demo.run import Answer, PolicyRun
-from aios_cli.human import first_words, plural, seconds
+from aios_cli.tables import first_words, plural, seconds
 
 PROGRESS_EVERY_S = 5.0  # of the plain view
 REFRESH_PER_SECOND = 4
