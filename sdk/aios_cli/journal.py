@@ -17,7 +17,7 @@ from aios_broker.contract.job import decode_job
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.contract.transitions import TABLE, TERMINAL
-from aios_broker.ledger.history import Happening, History, Wanted
+from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
 from aios_cli.lookup import Ended, find
@@ -76,7 +76,7 @@ def journal(  # noqa: PLR0913  one parameter per option
       aios journal --agent writer --event fail --limit 20
       aios journal --follow --json
     """  # noqa: D301 - \b keeps click from wrapping
-    wanted = Wanted(syscall_id, agent, program, tenant, module, event)
+    wanted = Filter(syscall_id, agent, program, tenant, module, event)
 
     async def work(operator: Operator) -> None:
         async with open_history(operator) as history:
@@ -97,7 +97,7 @@ def journal(  # noqa: PLR0913  one parameter per option
             raise
 
 
-def line_of(happening: Happening) -> str:
+def line_of(happening: HistoryEvent) -> str:
     """Return a change as one line."""
     change, metadata = happening.transition, happening.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -108,7 +108,7 @@ def line_of(happening: Happening) -> str:
     ).rstrip()
 
 
-def _print(happenings: Sequence[Happening], *, as_json: bool) -> None:
+def _print(happenings: Sequence[HistoryEvent], *, as_json: bool) -> None:
     for each in happenings:
         if as_json:
             record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.metadata)}
@@ -121,7 +121,7 @@ def _print(happenings: Sequence[Happening], *, as_json: bool) -> None:
 class Trace:
     """One syscall that has ended: what was asked and what was answered, as far as it is kept."""
 
-    happening: Happening
+    happening: HistoryEvent
     syscall: Syscall | None
     reply: Reply | None
 
@@ -175,7 +175,7 @@ def strace(  # noqa: PLR0913  one parameter per option
                 ended = isinstance(found, Ended)
                 await tracer.one(found.job_id, ended=ended)
             else:
-                await tracer.all(Wanted(None, agent, program, tenant, module), count)
+                await tracer.all(Filter(None, agent, program, tenant, module), count)
 
     try:
         with_kernel(work)
@@ -197,7 +197,7 @@ class _Tracer:
 
     async def one(self, job_id: str, *, ended: bool) -> None:
         """Print the history of one syscall, to its end."""
-        wanted = Wanted(job_id)
+        wanted = Filter(job_id)
         past = await self._history.last(wanted, 10_000)
         if await self._print(past) or ended:
             return
@@ -206,7 +206,7 @@ class _Tracer:
             if await self._print([each for each in found if wanted.matches(each)]):
                 return
 
-    async def all(self, wanted: Wanted, count: int | None) -> None:
+    async def all(self, wanted: Filter, count: int | None) -> None:
         """Print all that are wanted and end from now on, or `count` of them."""
         printed = 0
         async for found in follow(self._history, await self._history.end()):
@@ -215,7 +215,7 @@ class _Tracer:
             if count is not None and printed >= count:
                 return
 
-    async def _print(self, happenings: Sequence[Happening], most: int | None = None) -> int:
+    async def _print(self, happenings: Sequence[HistoryEvent], most: int | None = None) -> int:
         """Print what there is to print; return how many syscalls have ended, at most `most`."""
         ends = 0
         for each in happenings:
@@ -230,7 +230,7 @@ class _Tracer:
             click.echo(_as_json(trace) if self._as_json else as_line(trace, self._width))
         return ends
 
-    async def _read(self, happening: Happening) -> Trace:
+    async def _read(self, happening: HistoryEvent) -> Trace:
         job_id = happening.transition.job_id
         data, reply = await self._operator.connection.execute(
             "HMGET", self._operator.keys.job(job_id), "data", "aios_reply"
@@ -371,7 +371,7 @@ async def _refuse_half_a_history(operator: Operator) -> None:
         )
 
 
-async def follow(history: History, position: Position) -> AsyncIterator[list[Happening]]:
+async def follow(history: History, position: Position) -> AsyncIterator[list[HistoryEvent]]:
     """Yield what happens behind a position, for ever; an empty list where nothing did."""
     while True:
         found = await history.after(position)
@@ -382,7 +382,7 @@ async def follow(history: History, position: Position) -> AsyncIterator[list[Hap
             await asyncio.sleep(POLL_S)
 
 
-def told(happening: Happening) -> str:
+def told(happening: HistoryEvent) -> str:
     """Return what a transition says beside its event: who did it, and what was used so far."""
     change, metadata = happening.transition, happening.metadata
     if change.event in ("submit", "adopt"):

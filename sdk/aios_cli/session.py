@@ -11,7 +11,6 @@ from typing import Self, TypeVar
 import click
 import hiredis
 
-from aios_broker.client.asking import open_session
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Session
 from aios_broker.config import KernelConfig, environment
@@ -146,7 +145,7 @@ class Operator:
     async def client(self) -> AsyncIterator[Session]:
         """Open a client of the same kernel beside it, for what submits syscalls or attaches."""
         transport = RedisTransport(self.connection.url, self._name, self.keys)
-        async with open_session(transport) as session:
+        async with Session(transport) as session:
             yield session
 
     async def peek(self, syscall_id: str) -> tuple[str, bytes | None]:

@@ -16,8 +16,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from aios_broker.client.asking import REPLY_GRACE_S, reply_of
-from aios_broker.client.pending import Pending
+from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.contract import access, memory, storage
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.reply import Reply
@@ -411,7 +410,7 @@ def _callback(operation: Operation) -> Callable[..., None]:
             async def hear(pending: Pending) -> Reply:
                 telling = asyncio.create_task(_tell_when_parked(operator, syscall.id))
                 try:
-                    return await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S)
+                    return await pending.reply_within(syscall.deadline_s + REPLY_GRACE_S)
                 finally:
                     telling.cancel()
 

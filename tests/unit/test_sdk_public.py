@@ -1,6 +1,5 @@
 """What the SDK promises at its door: its names, and that it is light."""
 
-import ast
 import graphlib
 import inspect
 import json
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import aios_sdk
@@ -150,20 +150,17 @@ def test_both_agents_have_the_same_verbs(name: str) -> None:
         assert getattr(synchronous, verb) is getattr(synchronous, verb)  # made once
 
 
-def test_no_module_imports_in_a_circle() -> None:
+def test_imports_have_no_circle_and_are_five_deep_at_most() -> None:
     """Imports for type checkers count, too."""
-    folder = Path(aios_sdk.__file__).parent
-    imports = {
-        path.stem: {
-            str(node.module).rpartition(".")[2]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aios_sdk.")
-        }
-        for path in folder.glob("*.py")
-    }
+    graph = grimp.build_graph("aios_sdk", cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    depth: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(imports).static_order():  # raises on a circle
+        depth[name] = max((depth[imported] + 1 for imported in imports[name]), default=0)
+
     assert len(imports) <= 8
-    order = list(graphlib.TopologicalSorter(imports).static_order())  # raises on a circle
-    assert order[-1] == "__init__"
+    assert depth["aios_sdk"] == max(depth.values())
+    assert 0 < depth["aios_sdk"] <= 5
 
 
 def test_every_state_syscall_has_its_verb() -> None:

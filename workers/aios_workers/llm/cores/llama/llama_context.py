@@ -1,8 +1,13 @@
-"""A loaded model with one KV stream per slot."""
+"""A loaded model's contexts: one KV stream per slot for answers, another for embeddings.
+
+And a probe of the first: whether reading a text again is bit-equal to having written it.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +17,21 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_workers.llm.cores.llama.library import Batch, Library
+from aios_workers.llm.cores.llama.protocol import (
+    MICRO_BATCH_TOKENS,
+    ContextShape,
+    Embed,
+    Embedded,
+    Ended,
+)
 
-# From 64 rows of one sequence up llama.cpp computes attention with another kernel, whose sums
-# differ in the last bit: a prompt prefilled so is not resumed exactly (docs/decisions/0003).
-MICRO_BATCH_TOKENS = 63
+# Tokens of a text embedded between two steps of the engine: about 0.1 s of this model.
+PIECE_TOKENS = 16
+PROBE_SHORT_TOKENS = 40
+PROBE_LONG_TOKENS = 600
+PROBE_WRITTEN_TOKENS = 8  # of these, as if they had been generated one by one
 _FLASH_ATTENTION_ENABLED = 1
+_POOLING_NONE = 0
 _TO_THE_END = -1
 
 
@@ -28,16 +43,6 @@ class Row:
     position: int
     token: int
     wants_logits: bool  # at most one row of a slot
-
-
-@dataclass(frozen=True, slots=True)
-class ContextShape:
-    """How much there is of everything."""
-
-    slots: int
-    context_tokens: int  # of each slot
-    threads: int = 1
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS
 
 
 class Context:
@@ -175,3 +180,156 @@ class RowBatch:
             seq_id=self._slot_pointers,
             logits=self._wants_logits,
         )
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A text of which a part has been computed."""
+
+    request: Embed
+    total: NDArray[np.float64]
+    done: int = 0
+
+
+class Embedder:
+    """Embeds one text after the other, a piece at a time. For one thread.
+
+    A vector is the mean of the last hidden states over the tokens of a text, at length 1. The chat
+    model was not trained for this: texts of one topic come out closer than others, but a model
+    made for embeddings tells them apart far better (docs/decisions/0006).
+
+    Has a context of its own, made when the first text comes (about 50 MB for 2,048 tokens).
+    """
+
+    def __init__(self, library: Library, context: Context) -> None:
+        self._c = library.c
+        self._model = context.model
+        self._shape = context.shape
+        self._size = int(self._c.llama_model_n_embd(self._model))
+        self._batch = RowBatch(PIECE_TOKENS)
+        self._context = 0
+        self._waiting: deque[_Reading] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting)
+
+    def submit(self, request: Embed) -> None:
+        """Let a text be embedded; its event comes from a `step`."""
+        self._waiting.append(_Reading(request, np.zeros(self._size)))
+
+    def abort(self, stream: int) -> None:
+        """Forget a text."""
+        self._waiting = deque(each for each in self._waiting if each.request.stream != stream)
+
+    def step(self) -> tuple[Embedded | Ended, ...]:
+        """Compute a piece of the first text."""
+        if not self._waiting:
+            return ()
+        reading = self._waiting[0]
+        stream, ids = reading.request.stream, reading.request.ids
+        try:
+            self._compute(reading)
+        except CoreError as error:
+            self._waiting.popleft()
+            return (Ended(stream, error.to_wire()),)
+        if reading.done < len(ids):
+            return ()
+        self._waiting.popleft()
+        vector = reading.total / np.linalg.norm(reading.total)
+        return (Embedded(stream, tuple(vector.tolist())),)
+
+    def close(self) -> None:
+        """Free the context; nothing may be called afterwards."""
+        if self._context:
+            self._c.llama_free(self._context)
+            self._context = 0
+
+    def _compute(self, reading: _Reading) -> None:
+        if not self._context:
+            self._context = self._open()
+        memory = self._c.llama_get_memory(self._context)
+        start = reading.done
+        # Another text may have been given up in the middle.
+        self._c.llama_memory_seq_rm(memory, 0, start, _TO_THE_END)
+        piece = reading.request.ids[start : start + PIECE_TOKENS]
+        rows = [Row(0, start + i, token, wants_logits=True) for i, token in enumerate(piece)]
+        code = self._c.llama_decode(self._context, self._batch.fill(rows))
+        if code != 0:
+            raise CoreError(f"llama.cpp could not embed {len(rows)} tokens: code {code}")
+        for index in range(len(rows)):
+            reading.total += self._row(index)
+        reading.done += len(rows)
+
+    def _row(self, index: int) -> NDArray[np.float32]:
+        pointer = self._c.llama_get_embeddings_ith(self._context, index)
+        if not pointer:
+            raise CoreError("llama.cpp has no hidden state for a token")
+        return np.ctypeslib.as_array(pointer, shape=(self._size,))
+
+    def _open(self) -> int:
+        params = self._c.llama_context_default_params()
+        params.n_ctx = self._shape.context_tokens
+        params.n_batch = params.n_ubatch = PIECE_TOKENS
+        params.n_outputs_max = params.n_outputs_max_per_seq = PIECE_TOKENS
+        params.n_threads = params.n_threads_batch = self._shape.threads
+        params.embeddings = True
+        params.pooling_type = _POOLING_NONE
+        context = self._c.llama_init_from_model(self._model, params)
+        if not context:
+            raise CoreError("llama.cpp could not make a context for embeddings")
+        return int(context)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What the probe found and what it cost."""
+
+    exact_resume: bool
+    cost_ms: float
+    prefill_ms_per_token: float
+
+
+def probe(context: Context) -> ProbeResult:
+    """Find out whether reading a text again is bit-equal to having written it.
+
+    It is in micro-batches below 64 tokens and on one thread. With more threads llama.cpp sums the
+    attention over 512 and more tokens in as many parts, only for single tokens; with larger
+    micro-batches another kernel computes prompts. Both are looked at where they would show.
+
+    Leaves every slot empty.
+    Costs about 0.5 s, or 8 s with settings that are known to be inexact for long texts.
+    """
+    began = time.monotonic()
+    shape = context.shape
+    known_good = shape.threads == 1 and shape.micro_batch_tokens <= MICRO_BATCH_TOKENS
+    length = min(PROBE_SHORT_TOKENS if known_good else PROBE_LONG_TOKENS, shape.context_tokens)
+    ids = [(i * 7919) % context.vocab_size for i in range(1, length + 1)]
+    written = _compute(
+        context, 0, ids, pieces=[length - PROBE_WRITTEN_TOKENS] + [1] * PROBE_WRITTEN_TOKENS
+    )
+    read_from = time.monotonic()
+    read = _compute(context, shape.slots - 1, ids, pieces=[length])
+    now = time.monotonic()
+    for slot in range(shape.slots):
+        context.truncate(slot, 0)
+    exact = bool(np.array_equal(written, read))
+    return ProbeResult(exact, (now - began) * 1_000, (now - read_from) * 1_000 / length)
+
+
+def _compute(
+    context: Context, slot: int, ids: Sequence[int], *, pieces: Sequence[int]
+) -> NDArray[np.float32]:
+    """Return the last logits of `ids`, computed in pieces (and those in micro-batches)."""
+    context.truncate(slot, 0)
+    logits: dict[int, NDArray[np.float32]] = {}
+    position = 0
+    for piece in pieces:
+        end = position + piece
+        while position < end:
+            stop = min(position + context.shape.micro_batch_tokens, end)
+            rows = [Row(slot, i, ids[i], i == len(ids) - 1) for i in range(position, stop)]
+            logits = context.compute(rows)
+            position = stop
+    return logits[slot].copy()

@@ -1,20 +1,126 @@
-"""How SimulatedCore chooses tokens: a function of the ids so far, nothing else is remembered.
+"""What is simulated: the tokens of a model, and how it chooses them.
 
-The model has three rules. An answer ends where a hash of the ids says so; a character that was
-begun is mostly completed; else one of a few candidates with hashed logits is taken. Seen as
-logits, a token that a rule wants stands far above all others.
+The tokens are all bytes, some words, and the marks of a chat template. Characters of several bytes
+come out in pieces, as they do with real vocabularies, so that whatever reads the output has to put
+them together.
+
+The next token is a function of the ids so far, nothing else is remembered. There are three rules.
+An answer ends where a hash of the ids says so; a character that was begun is mostly completed; else
+one of a few candidates with hashed logits is taken. Seen as logits, a token that a rule wants
+stands far above all others.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
-from aios_broker.contract.llm import PENALTIES
-from aios_broker.contract.reply import Alternative, TokenLogprob
-from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
+from aios_broker.contract.llm import PENALTIES, Message
+from aios_workers.llm.core import GenerationRequest, Sampling, ScoredToken
+
+BYTES = 256  # ids 0 to 255 are the bytes themselves
+WORDS: tuple[bytes, ...] = tuple(
+    word.encode()
+    for word in (
+        " the",
+        " a",
+        " queue",
+        " waits",
+        " worker",
+        " runs",
+        " and",
+        " then",
+        " yields",
+        " slot",
+        " agent",
+        " asks",
+        " for",
+        " of",
+        " in",
+        " model",
+        " tokens",
+        " snapshot",
+        " resumed",
+        " exactly",
+        " where",
+        " it",
+        " was",
+        " cut",
+        ".",
+        ",",
+        "!",
+        "\n",
+        " END",
+        " STOP",
+        "é",
+        " ñandú",
+        " 世界",
+        " 🚢",
+        " naïve",
+        " Ω",
+    )
+)
+MARKS = ("system", "user", "assistant", "tool")  # begin a turn; never generated
+
+# Characters that are generated in two tokens: the leading bytes, and what completes them.
+SPLIT: tuple[tuple[bytes, bytes], ...] = (
+    (b"\xe4\xb8", b"\x96"),  # 世
+    (b"\xf0\x9f", b"\x9a\xa2"),  # 🚢
+    (b"\xc3", b"\xa9"),  # é
+    (b"\xe2", b"\x82\xac"),  # €
+)
+
+_FIRST_WORD = BYTES
+_FIRST_HEAD = _FIRST_WORD + len(WORDS)
+_FIRST_TAIL = _FIRST_HEAD + len(SPLIT)
+_FIRST_MARK = _FIRST_TAIL + len(SPLIT)
+END_ID = _FIRST_MARK + len(MARKS)  # ends a turn of the prompt, or the answer
+
+# What may follow anything: words and the first halves of split characters.
+GENERATED: tuple[int, ...] = tuple(range(_FIRST_WORD, _FIRST_TAIL))
+
+_PIECES: tuple[bytes, ...] = (
+    *(bytes([byte]) for byte in range(BYTES)),
+    *WORDS,
+    *(head for head, _ in SPLIT),
+    *(tail for _, tail in SPLIT),
+    *(f"<|{mark}|>".encode() for mark in MARKS),
+    b"<|end|>",
+)
+
+
+SIZE = len(_PIECES)
+_MARK_IDS = range(_FIRST_MARK, SIZE)  # a text that spells a mark is still bytes
+
+
+def constraint_pieces() -> list[bytes]:
+    """Return the bytes of all tokens that can be part of a text; marks have none."""
+    return [b"" if token in _MARK_IDS else piece for token, piece in enumerate(_PIECES)]
+
+
+def completing(token: int) -> int | None:
+    """Return the id that completes the character which `token` begins; None for whole ones."""
+    if _FIRST_HEAD <= token < _FIRST_TAIL:
+        return token + len(SPLIT)
+    return None
+
+
+def render(messages: Sequence[Message]) -> tuple[int, ...]:
+    """Return the prompt: for each turn its mark, its bytes and the end; then the answer's mark."""
+    ids: list[int] = []
+    for message in messages:
+        ids.append(_FIRST_MARK + MARKS.index(message.role))
+        ids.extend(message.content.encode())
+        ids.append(END_ID)
+    ids.append(_FIRST_MARK + MARKS.index("assistant"))
+    return tuple(ids)
+
+
+def decode(ids: Sequence[int]) -> bytes:
+    """Return the bytes of ids, marks included."""
+    return b"".join(_PIECES[token] for token in ids)
+
 
 # The options that it keeps, by their names in the contract.
 KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
@@ -57,7 +163,7 @@ class Sampler:
             logits = {token: logits[token] for token in allowed}
         return self._choose(logits)
 
-    def entry(self, token: int, alternatives: int) -> TokenLogprob:
+    def entry(self, token: int, alternatives: int) -> ScoredToken:
         """Return the log-probability of a token that may stand next, and the best ones there."""
         logits = self._all_logits(penalties=False)
         total = math.log(math.fsum(math.exp(logit - WANTED_LOGIT) for logit in logits.values()))
@@ -66,11 +172,8 @@ class Sampler:
         def logprob(each: int) -> float:
             return logits[each] - WANTED_LOGIT - total
 
-        def text(each: int) -> str:
-            return vocabulary.decode((each,)).decode("utf-8", "replace")
-
-        top = tuple(Alternative(each, logprob(each), text(each)) for each in ranked)
-        return TokenLogprob(token, logprob(token), text(token), top)
+        top = tuple(ScoredToken(each, logprob(each)) for each in ranked)
+        return ScoredToken(token, logprob(token), top)
 
     def append_output(self, token: int) -> None:
         """Add a token to the output."""
@@ -86,10 +189,10 @@ class Sampler:
     def _wanted(self) -> int | None:
         """Return the token that a rule wants, if one does."""
         if mix(self._state ^ _END) < self._end_below:
-            return vocabulary.END_ID
-        completing = vocabulary.completing(self._last)
-        if completing is not None and unit(mix(self._state ^ _COMPLETE)) < COMPLETES:
-            return completing
+            return END_ID
+        rest = completing(self._last)
+        if rest is not None and unit(mix(self._state ^ _COMPLETE)) < COMPLETES:
+            return rest
         return None
 
     def _choose(self, logits: dict[int, float]) -> int:
@@ -107,10 +210,7 @@ class Sampler:
     def _all_logits(self, *, penalties: bool = True) -> dict[int, float]:
         """Return the logits of all tokens at this position."""
         state = mix(self._state ^ _OTHER)
-        logits = {
-            token: MIN_LOGIT * (1 - unit(mix(state ^ token)) / 2)
-            for token in range(vocabulary.SIZE)
-        }
+        logits = {token: MIN_LOGIT * (1 - unit(mix(state ^ token)) / 2) for token in range(SIZE)}
         logits.update(self._candidates(penalties=penalties))
         wanted = self._wanted()
         if wanted is not None:
@@ -119,7 +219,7 @@ class Sampler:
 
     def _candidates(self, *, penalties: bool = True) -> dict[int, float]:
         """Return the candidates at this position with their logits."""
-        sampling, choices = self._sampling, vocabulary.GENERATED
+        sampling, choices = self._sampling, GENERATED
         logits: dict[int, float] = {}
         for number in range(CANDIDATES):
             bits = mix(self._state + number)

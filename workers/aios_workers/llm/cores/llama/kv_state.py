@@ -1,9 +1,10 @@
-"""A KV state as a file: what wrote it, the tokens that it covers, its bytes, and a checksum.
+"""The KV state of a suspended generation: in the core's memory, and as a file.
 
-Layout: magic (6 bytes), version (2), the writer's key (32), how many tokens (4), how many bytes of
-state (8), a CRC-32 of all that stands before and behind it (4); then the token ids (little-endian
-int32, 4 bytes each) and the state as llama.cpp exported it. The ids stand there themselves and not
-as a hash: a reader compares them one by one. A file is written once and never changed.
+Layout of a file: magic (6 bytes), version (2), the writer's key (32), how many tokens (4), how many
+bytes of state (8), a CRC-32 of all that stands before and behind it (4); then the token ids
+(little-endian int32, 4 bytes each) and the state as llama.cpp exported it. The ids stand there
+themselves and not as a hash: a reader compares them one by one. A file is written once and never
+changed.
 """
 
 from __future__ import annotations
@@ -13,10 +14,67 @@ import struct
 import sys
 import zlib
 from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from aios_workers.llm.cores.llama.state_cache import KvState
+
+@dataclass(frozen=True, slots=True)
+class KvState:
+    """The KV state of some tokens, as the library exported it."""
+
+    ids: tuple[int, ...]  # the tokens that it covers, from the start of the prompt
+    data: bytes
+    shared: bool = False  # it is on its way to the state store, too
+
+
+class StateCache:
+    """The least recently kept states go first when the budget is full."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        self._states: OrderedDict[str, KvState] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def keep(self, request_id: str, state: KvState) -> bool:
+        """Keep a state in place of an older one; False if it is larger than the budget."""
+        self.drop(request_id)
+        if len(state.data) > self.budget_bytes:
+            return False
+        while self.used_bytes + len(state.data) > self.budget_bytes:
+            _, oldest = self._states.popitem(last=False)
+            self.used_bytes -= len(oldest.data)
+        self._states[request_id] = state
+        self.used_bytes += len(state.data)
+        return True
+
+    def take(self, request_id: str) -> KvState | None:
+        """Remove and return the state of a request."""
+        state = self._states.pop(request_id, None)
+        if state is not None:
+            self.used_bytes -= len(state.data)
+        return state
+
+    def drop(self, request_id: str) -> None:
+        """Forget the state of a request, if there is one."""
+        self.take(request_id)
+
+    def newest_first(self) -> Iterator[tuple[str, KvState]]:
+        """Yield what is kept, by request id."""
+        yield from reversed(self._states.items())
+
+
+def shared_prefix_tokens(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many first tokens are the same."""
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return index
+    return min(len(left), len(right))
+
 
 MAGIC = b"AIOSKV"
 VERSION = 1
