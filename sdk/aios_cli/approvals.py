@@ -1,7 +1,5 @@
 """`aios approvals | approve | deny | rules | audit | token`: what the operator decides."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import getpass

@@ -1,7 +1,5 @@
 """One syscall from the command line: built, sent, waited for, cancelled by Ctrl-C, shown."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable

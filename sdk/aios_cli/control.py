@@ -1,7 +1,5 @@
 """`aios kill | suspend | resume | nice`: what an operator does with syscalls."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import click

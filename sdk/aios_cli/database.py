@@ -1,7 +1,5 @@
 """`aios migrate | reindex`: what is done to the kernel's database."""
 
-from __future__ import annotations
-
 import contextlib
 import subprocess
 import sys

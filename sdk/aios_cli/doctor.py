@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,42 +214,31 @@ def doctor(*, as_json: bool) -> None:
 
     Takes a few seconds: both servers are started on data of their own.
     """
-    findings = _findings(as_json=as_json)
-    ill = [finding for finding in findings if not finding.ok]
+    found: list[Finding] = []
+    for finding in findings():
+        found.append(finding)
+        if not as_json:  # shown as soon as it is known
+            click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
+            if not finding.ok:
+                click.echo(f"{'':<23}do: {finding.remedy}")
+    ill = [finding for finding in found if not finding.ok]
     if as_json:
-        show_json({"ok": not ill, "findings": findings})
+        show_json({"ok": not ill, "findings": found})
     elif ill:
-        click.echo(f"\n{len(ill)} of {len(findings)} checks failed")
+        click.echo(f"\n{len(ill)} of {len(found)} checks failed")
     else:
-        click.echo(f"\nall {len(findings)} checks passed")
+        click.echo(f"\nall {len(found)} checks passed")
     sys.exit(1 if ill else 0)
 
 
-def _findings(*, as_json: bool) -> list[Finding]:
-    """Run the checks; in words, each is shown as soon as it is known."""
-    findings: list[Finding] = []
-
-    def found(new: Finding) -> None:
-        findings.append(new)
-        if not as_json:
-            click.echo(f"{'ok  ' if new.ok else 'FAIL'}  {new.check:<16} {new.detail}")
-            if not new.ok:
-                click.echo(f"{'':<23}do: {new.remedy}")
-
-    config = _settings(found)
-    if config is not None:
-        for check in CHECKS:
-            found(check(config))
-        for finding in check_kernel(config):
-            found(finding)
-    return findings
-
-
-def _settings(found: Callable[[Finding], None]) -> KernelConfig | None:
+def findings() -> Iterator[Finding]:
+    """Yield what each check finds; none but the first runs where a setting is wrong."""
     try:
         config = current_config()
     except InvalidConfig as error:
-        found(Finding("settings", False, f"{error.field}: {error.message}", error.remedy or ""))
-        return None
-    found(Finding("settings", True, f"state directory {config.state_dir}"))
-    return config
+        yield Finding("settings", False, f"{error.field}: {error.message}", error.remedy or "")
+        return
+    yield Finding("settings", True, f"state directory {config.state_dir}")
+    for check in CHECKS:
+        yield check(config)
+    yield from check_kernel(config)

@@ -3,8 +3,6 @@
 Their types, ranges and defaults stand there; the kernel's own check judges what was given.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

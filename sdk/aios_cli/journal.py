@@ -1,7 +1,5 @@
 """`aios journal | strace`: what happened, and what happens now, from the kernel's history."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -97,19 +95,19 @@ def journal(  # noqa: PLR0913  one parameter per option
             raise
 
 
-def line_of(happening: HistoryEvent) -> str:
+def line_of(event: HistoryEvent) -> str:
     """Return a change as one line."""
-    change, metadata = happening.transition, happening.metadata
+    change, metadata = event.transition, event.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     mark = "  (not an arrow of the transition table)" if change.anomaly else ""
     return (
         f"{at}  {change.module:<5} {change.event:<8} {short_id(change.job_id)}  "
-        f"{metadata.agent}/{metadata.program}  {told(happening)}{mark}"
+        f"{metadata.agent}/{metadata.program}  {told(event)}{mark}"
     ).rstrip()
 
 
-def _print(happenings: Sequence[HistoryEvent], *, as_json: bool) -> None:
-    for each in happenings:
+def _print(events: Sequence[HistoryEvent], *, as_json: bool) -> None:
+    for each in events:
         if as_json:
             record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.metadata)}
             click.echo(msgspec.json.encode(record).decode())
@@ -121,7 +119,7 @@ def _print(happenings: Sequence[HistoryEvent], *, as_json: bool) -> None:
 class Trace:
     """One syscall that has ended: what was asked and what was answered, as far as it is kept."""
 
-    happening: HistoryEvent
+    event: HistoryEvent
     syscall: Syscall | None
     reply: Reply | None
 
@@ -215,10 +213,10 @@ class _Tracer:
             if count is not None and printed >= count:
                 return
 
-    async def _print(self, happenings: Sequence[HistoryEvent], most: int | None = None) -> int:
+    async def _print(self, events: Sequence[HistoryEvent], most: int | None = None) -> int:
         """Print what there is to print; return how many syscalls have ended, at most `most`."""
         ends = 0
-        for each in happenings:
+        for each in events:
             if ends == most:
                 break
             if self._verbose and not self._as_json:
@@ -230,12 +228,12 @@ class _Tracer:
             click.echo(_as_json(trace) if self._as_json else as_line(trace, self._width))
         return ends
 
-    async def _read(self, happening: HistoryEvent) -> Trace:
-        job_id = happening.transition.job_id
+    async def _read(self, event: HistoryEvent) -> Trace:
+        job_id = event.transition.job_id
         data, reply = await self._operator.connection.execute(
             "HMGET", self._operator.keys.job(job_id), "data", "aios_reply"
         )
-        return Trace(happening, _syscall(data, job_id), _reply(reply))
+        return Trace(event, _syscall(data, job_id), _reply(reply))
 
 
 def _syscall(data: bytes | None, job_id: str) -> Syscall | None:
@@ -254,7 +252,7 @@ def _reply(data: bytes | None) -> Reply | None:
 
 def as_line(trace: Trace, width: int) -> str:
     """Return a syscall as strace shows one: the call, its answer, and how long it took."""
-    change, metadata = trace.happening.transition, trace.happening.metadata
+    change, metadata = trace.event.transition, trace.event.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     call = f"{metadata.kind}({_arguments(trace.syscall, width)})"
     return (
@@ -316,14 +314,14 @@ def _times(reply: Reply | None) -> str:
 
 def _as_json(trace: Trace) -> str:
     record = {
-        "at": trace.happening.transition.at,
-        "job_id": trace.happening.transition.job_id,
-        "event": trace.happening.transition.event,
+        "at": trace.event.transition.at,
+        "job_id": trace.event.transition.job_id,
+        "event": trace.event.transition.event,
         "syscall": None
         if trace.syscall is None
         else msgspec.structs.replace(trace.syscall, token=""),
         "reply": trace.reply,
-        **msgspec.to_builtins(trace.happening.metadata),
+        **msgspec.to_builtins(trace.event.metadata),
     }
     return msgspec.json.encode(record).decode()
 
@@ -382,9 +380,9 @@ async def follow(history: History, position: Position) -> AsyncIterator[list[His
             await asyncio.sleep(POLL_S)
 
 
-def told(happening: HistoryEvent) -> str:
+def told(event: HistoryEvent) -> str:
     """Return what a transition says beside its event: who did it, and what was used so far."""
-    change, metadata = happening.transition, happening.metadata
+    change, metadata = event.transition, event.metadata
     if change.event in ("submit", "adopt"):
         return metadata.kind
     if change.event == "claim":

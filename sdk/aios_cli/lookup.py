@@ -1,7 +1,5 @@
 """Find syscalls by what an operator types: a whole id, or the first digits of one."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`aios policy`: show or change who goes first, while the kernel runs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import click

@@ -1,7 +1,5 @@
 """`aios ps | queues | top`: the syscalls that have not ended, and the queues that they are in."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

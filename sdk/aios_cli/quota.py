@@ -1,7 +1,5 @@
 """`aios quota | usage`: what agents and tenants may use, and what they have used."""
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """How the answers of memory, storage and access look on a terminal."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """One command's talk with the kernel: find it, connect, run, close; exit codes by kind of error."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -37,6 +35,12 @@ EXIT_UNAVAILABLE = 3
 EXIT_REJECTED = 4
 EXIT_TIMEOUT = 5
 EXIT_INTERRUPTED = 130
+EXIT_CODE_OF: dict[type[KernelError], int] = {
+    Unavailable: EXIT_UNAVAILABLE,
+    Rejected: EXIT_REJECTED,
+    WaitTimeout: EXIT_TIMEOUT,
+    InvalidConfig: EXIT_USAGE,
+}
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 the kernel does not answer, "
@@ -74,13 +78,8 @@ class Interrupted(SystemExit):
 
 def exit_code_of(error: KernelError) -> int:
     """Return the exit code that a command ends with on this error."""
-    if isinstance(error, Unavailable):
-        return EXIT_UNAVAILABLE
-    if isinstance(error, Rejected):
-        return EXIT_REJECTED
-    if isinstance(error, WaitTimeout):
-        return EXIT_TIMEOUT
-    return EXIT_USAGE if isinstance(error, InvalidConfig) else EXIT_FAILED
+    codes = (code for kind, code in EXIT_CODE_OF.items() if isinstance(error, kind))
+    return next(codes, EXIT_FAILED)
 
 
 def current_config() -> KernelConfig:

@@ -3,8 +3,6 @@
 Each operation is one entry: the contract's struct has the fields, this table the words.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import contextlib

@@ -1,7 +1,5 @@
 """`aios status | metrics`: where the kernel is reached, how its processes do, its figures."""
 
-from __future__ import annotations
-
 import click
 import msgspec
 from prometheus_client import CollectorRegistry, generate_latest

@@ -1,7 +1,5 @@
 """`aios submit`: one syscall from the command line, its answer as it comes."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Tables are drawn with rich on a terminal and are aligned plain lines everywhere else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

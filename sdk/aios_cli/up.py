@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -20,6 +19,7 @@ from aios_broker.contract.errors import (
     from_wire,
 )
 from aios_broker.log import KernelLog
+from aios_broker.process.child import wait_for
 from aios_cli.session import current_config
 from aios_cli.tables import show_json
 from aios_local.embedded.state import StateDir
@@ -117,16 +117,16 @@ def _start_detached(config: KernelConfig) -> KernelRecord:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None:
+
+    def started() -> KernelRecord | None:
         record = _record_of(config, process.pid)
-        if record is not None and record.state == "running":
-            process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
-            return record
-        if time.monotonic() > deadline:
-            process.terminate()
-            break
-        time.sleep(POLL_S)
+        return record if record is not None and record.state == "running" else None
+
+    wait_for(lambda: process.poll() is not None or started() is not None, START_TIMEOUT_S, POLL_S)
+    if record := started():
+        process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
+        return record
+    process.terminate()
     raise _why_not_started(said_path.read_bytes(), state.log_dir / "kernel.log")
 
 
@@ -157,12 +157,7 @@ def _stop(state_dir: Path, record: KernelRecord) -> None:
     for _ in range(2):
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S / 2
-        while is_running(state_dir):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_S)
-        else:
+        if wait_for(lambda: not is_running(state_dir), STOP_TIMEOUT_S / 2):
             return
     raise Unavailable(
         f"the kernel (process {record.pid}) did not stop within {STOP_TIMEOUT_S:.0f} s",

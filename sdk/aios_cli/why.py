@@ -4,8 +4,6 @@
 which they would have to be lifted for the syscall to run.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass

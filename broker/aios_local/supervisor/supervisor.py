@@ -31,7 +31,7 @@ class Supervisor:
         self,
         stages: Stages,
         log: KernelLog,
-        on_change: Callable[[tuple[ProcessRecord, ...]], None],
+        on_change: Callable[[], None],
     ) -> None:
         self._stages = [[Watched(service, log) for service in stage] for stage in stages]
         self._by_name = {one.service.name: one for one in self._all}
@@ -189,7 +189,7 @@ class Supervisor:
         records = self.records
         if records != self._reported:
             self._reported = records
-            self._on_change(records)
+            self._on_change()
 
     def _wake(self) -> None:
         alarm = self._alarm

@@ -1,7 +1,5 @@
 """`aios demo`: a kernel of its own, a load under round robin and under FIFO, the difference."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

@@ -1,7 +1,5 @@
 """The chart of the schedule: a Gantt of slices per slot, one panel per policy."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

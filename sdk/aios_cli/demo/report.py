@@ -1,7 +1,5 @@
 """What the demo says in the end: figures per policy, and whether it kept its promises. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
