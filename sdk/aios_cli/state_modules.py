@@ -105,6 +105,11 @@ class Operation:
         ]
         return [*places, *self.others, *options]
 
+    def fields(self, values: Fields) -> Fields:
+        """Return the body to send, from what the command line says."""
+        tag = self.body.__struct_config__.tag
+        return {"type": tag, **self.make(given(values))}
+
 
 def _with_text(values: Fields) -> Fields:
     return (
@@ -400,9 +405,7 @@ def _callback(operation: Operation) -> Callable[..., None]:
         asker = {
             name: values.pop(f"as_{name}") for name in ("agent", "program", "tenant", "deadline_s")
         }
-        tag = operation.body.__struct_config__.tag
-        body = {"type": tag, **operation.make(given(values))}
-        syscall = checked({"id": new_id(), **asker, "body": body})
+        syscall = checked({"id": new_id(), **asker, "body": operation.fields(values)})
 
         async def work(operator: Operator) -> Reply:
             async def hear(pending: Pending) -> Reply:
