@@ -23,7 +23,10 @@ ELSEWHERE = {
     "generation_config.json",
     "kernel.json",
     "notes/today.md",
+    "plan.md",
+    "rivers.py",
     "tokenizer.json",
+    "tokenizer_config.json",
 }
 
 
