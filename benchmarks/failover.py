@@ -31,8 +31,8 @@ import redis
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), *(str(ROOT / folder) for folder in ("broker", "workers", "sdk"))]
 
-from aios_broker.client.asking import open_session, taken  # noqa: E402
 from aios_broker.client.redis_transport import RedisTransport  # noqa: E402
+from aios_broker.client.session import Session  # noqa: E402
 from aios_broker.contract.errors import Cancelled  # noqa: E402
 from aios_broker.contract.llm import LlmChat, Message  # noqa: E402
 from aios_broker.contract.syscall import Syscall, new_id  # noqa: E402
@@ -132,9 +132,9 @@ class Scene:
         asyncio.run(self._cancel(job_ids))
 
     async def _submit(self, syscalls: list[Syscall]) -> None:
-        async with open_session(RedisTransport(self._url, "bench")) as client:
+        async with Session(RedisTransport(self._url, "bench")) as client:
             for pending in [client.submit(syscall) for syscall in syscalls]:
-                await taken(pending)
+                await pending.taken()
                 client.let_go(pending)
 
     async def _cancel(self, job_ids: list[str]) -> None:

@@ -28,11 +28,11 @@ from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.cores.llama.context import Context, ContextShape, Row
-from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library
+from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library, find_weights
+from aios_workers.llm.cores.llama.llama_context import Context, Row
+from aios_workers.llm.cores.llama.protocol import ContextShape
 from aios_workers.llm.cores.llama.sampler import Sampler
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
-from aios_workers.llm.cores.llama.weights import find_weights
 
 MICRO_BATCHES = (512, 63, 32, 16)
 CONTEXT_TOKENS = 2_048
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--no-redis", action="store_true")
     options = parser.parse_args()
     library = Library.load()
-    weights = find_weights().path
+    weights = find_weights()
     bench = Bench(library, weights, *_texts(library, weights, options.answers))
     print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {_machine()}, one thread,")
     print(f"xllamacpp {PACKAGE_VERSION}, {weights.name}; {library.system_info}")

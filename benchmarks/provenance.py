@@ -6,6 +6,8 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout
+
 
 def today() -> str:
     """Return the date and the time of day, in UTC, to the minute."""

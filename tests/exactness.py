@@ -17,8 +17,14 @@ from dataclasses import dataclass, field, replace
 from msgspec import structs
 
 from aios_broker.contract.llm import PENALTIES, Message
-from aios_broker.contract.reply import TokenLogprob
-from aios_workers.llm.core import Constraint, Core, FinishReason, GenerationRequest, Sampling
+from aios_workers.llm.core import (
+    Constraint,
+    Core,
+    FinishReason,
+    GenerationRequest,
+    Sampling,
+    ScoredToken,
+)
 
 ANSWER_TOKENS = (16, 48)
 CUTS_PER_ANSWER = (2, 6)
@@ -56,7 +62,7 @@ class Answer:
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +260,7 @@ class _Lane:
 async def _run(core: Core, request: GenerationRequest, *, cut_at: int | None) -> tuple[Answer, int]:
     """Generate; abort, keeping the state, as soon as there are `cut_at` output ids."""
     ids = list(request.resume_ids)
-    logprobs: list[TokenLogprob] = []
+    logprobs: list[ScoredToken] = []
     finish_reason: FinishReason | None = None
     cached_tokens = 0
     aborting: asyncio.Task[None] | None = None

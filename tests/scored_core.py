@@ -12,9 +12,15 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from aios_broker.contract.errors import CoreError
-from aios_broker.contract.reply import Alternative, TokenLogprob
-from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.cores.simulated.simulated_vocabulary import END_ID
+from aios_workers.llm.core import (
+    Capabilities,
+    CoreInfo,
+    Embeddings,
+    GenerationRequest,
+    ScoredToken,
+    Step,
+)
+from aios_workers.llm.cores.simulated.simulated_model import END_ID
 from tests.scripted_core import ObedientCore
 
 LETTERS = tuple("abcdefghij .é".encode())
@@ -37,10 +43,10 @@ class Scores:
         logprobs = {token: logit - total for token, logit in logits.items()}
         return cls(tuple(sorted(logprobs.items(), key=lambda each: (-each[1], each[0]))))
 
-    def entry(self, token: int, count: int) -> TokenLogprob:
+    def entry(self, token: int, count: int) -> ScoredToken:
         """Return what a step carries for a token."""
-        top = tuple(Alternative(other, logprob, "") for other, logprob in self.ranked[:count])
-        return TokenLogprob(token, dict(self.ranked)[token], "", top)
+        top = tuple(ScoredToken(other, logprob) for other, logprob in self.ranked[:count])
+        return ScoredToken(token, dict(self.ranked)[token], top)
 
 
 class ScoredCore(ObedientCore):

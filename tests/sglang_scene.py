@@ -8,7 +8,7 @@ from typing import Any
 
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.cores.sglang.breaker import BreakerPolicy
+from aios_workers.llm.cores.sglang.connection import BreakerPolicy
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.fake_sglang import FakeSGLang, meta, next_token

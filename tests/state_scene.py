@@ -19,6 +19,7 @@ from aios_broker.postgres.session import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
 from aios_workers.approvals.gate import Gate, NeedsApproval
 from aios_workers.approvals.rows import Decider, Decision, decide, find_approvals
 from aios_workers.config import WorkerConfig
@@ -27,7 +28,6 @@ from aios_workers.modules.memory.operations import memory_operations, open_ram
 from aios_workers.modules.operation import Operations
 from aios_workers.modules.services import Embedder, Services
 from aios_workers.modules.storage.operations import storage_operations
-from aios_workers.runtime.retry import patiently
 from aios_workers.search.indexing import embed_missing
 
 OPERATOR = Decider("operator:test")

@@ -9,7 +9,7 @@ import sys
 from itertools import cycle, islice
 from pathlib import Path
 
-from aios_workers.llm.cores.llama.state_cache import KvState
+from aios_workers.llm.cores.llama.kv_state import KvState
 from aios_workers.llm.cores.llama.state_folder import NoRoom, StateFolder
 
 KEY = b"k" * 32

@@ -13,12 +13,12 @@ from aios_broker.contract.files import Entry
 from aios_broker.contract.storage import StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
+from aios_broker.retry import patiently
 from aios_workers.approvals.gate import Gate, Irreversible, NeedsApproval
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.operation import Operations
 from aios_workers.modules.services import Services
 from aios_workers.modules.storage.operations import storage_operations
-from aios_workers.runtime.retry import patiently
 from tests.state_scene import HashedWords
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits, patiently
-from aios_broker.client.session import Session
+from aios_broker.client.session import Limits, Session
 from aios_broker.config import environment
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import ContextExpand, LlmChat, Message
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho, new_id
+from aios_broker.retry import patiently
 from benchmarks.chaos.faulty import Faults, jump_clocks
 from benchmarks.chaos.history import (
     Acknowledged,

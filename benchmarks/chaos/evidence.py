@@ -12,7 +12,7 @@ from aios_broker.client.session import Session
 from aios_broker.contract.llm import ContextGet, Message
 from aios_broker.contract.reply import ChatResult, ContextResult
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.ledger.archive import Archive
+from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys

@@ -1,4 +1,4 @@
-"""What `aios bench queues` does."""
+"""`aios bench queues`: our hot path against other job queues on one Redis."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import msgspec
 
 from aios_cli.demo.machine import machine, versions
 from aios_cli.tables import Column, show_table
-from benchmarks.provenance import commit_of, today
-from benchmarks.queues.catalogue import CONTESTANTS, LOADS, QUICK_SHARE, Contestant
+from benchmarks.provenance import ROOT, commit_of, today
+from benchmarks.queues.catalogue import CONTESTANTS, LOADS, NAMES, QUICK_SHARE, Contestant
 from benchmarks.queues.contest import Sample
 from benchmarks.queues.environment import peers_python, versions_of
 from benchmarks.queues.plot import draw, require_matplotlib
@@ -30,6 +30,7 @@ from benchmarks.queues.report import (
 from benchmarks.queues.run import Rounds, open_ground
 
 ROUNDS = 3
+_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,28 @@ class Wishes:
     only: tuple[str, ...]  # contestants; none: all
     json_path: Path | None
     plot_path: Path | None
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One round with fewer jobs: under a minute, rough.")
+@click.option("--rounds", type=click.IntRange(1, 20), help="How often everybody runs; 3.")
+@click.option("--seed", type=click.IntRange(0), help="Of the order in each round; else by chance.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(NAMES),
+    metavar="NAME",
+    help="Measure this one; repeat for more.",
+)
+@click.option("--json", "json_path", type=_FILE, metavar="FILE", help="Write all figures as JSON.")
+@click.option("--plot", "plot_path", type=_FILE, metavar="FILE", help="Write a chart as PNG.")
+def queues(**given: object) -> None:
+    """Measure no-op syscalls against RQ, Celery, Dramatiq, huey, saq, Taskiq and a bare list.
+
+    All run on one Redis, interleaved, in three loads. The peers are installed into .aios/bench
+    on first use. docs/how-to-benchmark.md says how to read the tables.
+    """
+    run(ROOT, msgspec.convert(given, Wishes))
 
 
 def run(checkout: Path, wishes: Wishes) -> Report:

@@ -1,4 +1,4 @@
-"""What `aios bench scale` does."""
+"""`aios bench scale`: many connected agents, a long queue; what decisions and memory cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from aios_cli.demo.machine import machine, versions
 from aios_cli.tables import Column, show_table
-from benchmarks.provenance import commit_of, today
+from benchmarks.provenance import ROOT, commit_of, today
 from benchmarks.scale.report import MEBIBYTE
 from benchmarks.scale.run import Figures, measure
 
@@ -24,15 +24,34 @@ class Report(msgspec.Struct, frozen=True):
     figures: Figures
 
 
-def run(checkout: Path, *, agents: int, waiting: int, ticks: int, json_path: Path | None) -> Report:
-    """Measure, print, write the file."""
+@click.command()
+@click.option("--agents", type=click.IntRange(4, 4000), default=2000, show_default=True)
+@click.option("--waiting", type=click.IntRange(4, 500_000), default=100_000, show_default=True)
+@click.option(
+    "--ticks",
+    type=click.IntRange(10, 10_000),
+    default=300,
+    show_default=True,
+    help="Decisions that are timed under each policy.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write all figures as JSON.",
+)
+def scale(*, agents: int, waiting: int, ticks: int, json_path: Path | None) -> None:
+    """Measure decisions, memory and idle cost with many agents and a long queue.
+
+    docs/how-to-benchmark.md says what the figures mean.
+    """
     figures = measure(agents=agents, waiting=waiting, ticks=ticks, say=_say)
-    report = Report(today(), commit_of(checkout), machine(), versions(), figures)
+    report = Report(today(), commit_of(ROOT), machine(), versions(), figures)
     show(figures)
     if json_path is not None:
         json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
         click.echo(f"figures: {json_path}")
-    return report
 
 
 def show(figures: Figures) -> None:

@@ -10,7 +10,7 @@ import hiredis
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelNotRunning
-from aios_broker.ledger.history import Happening, History
+from aios_broker.ledger.history import History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
 from aios_cli.human import narrow_seconds, plural
@@ -64,7 +64,7 @@ async def _refuse_half_a_history(operator: Operator) -> None:
         )
 
 
-async def follow(history: History, position: Position) -> AsyncIterator[list[Happening]]:
+async def follow(history: History, position: Position) -> AsyncIterator[list[HistoryEvent]]:
     """Yield what happens behind a position, for ever; an empty list where nothing did."""
     while True:
         found = await history.after(position)
@@ -75,7 +75,7 @@ async def follow(history: History, position: Position) -> AsyncIterator[list[Hap
             await asyncio.sleep(POLL_S)
 
 
-def told(happening: Happening) -> str:
+def told(happening: HistoryEvent) -> str:
     """Return what a transition says beside its event: who did it, and what was used so far."""
     change, metadata = happening.transition, happening.metadata
     if change.event in ("submit", "adopt"):

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from aios_broker.contract.transitions import TABLE
-from aios_broker.ledger.history import Happening, Wanted
+from aios_broker.ledger.history import Filter, HistoryEvent
 from aios_broker.ledger.journal import Position
 from aios_cli.happenings import follow, open_history, told
 from aios_cli.human import short_id
@@ -56,7 +56,7 @@ def journal(  # noqa: PLR0913  one parameter per option
       aios journal --agent writer --event fail --limit 20
       aios journal --follow --json
     """  # noqa: D301 - \b keeps click from wrapping
-    wanted = Wanted(syscall_id, agent, program, tenant, module, event)
+    wanted = Filter(syscall_id, agent, program, tenant, module, event)
 
     async def work(operator: Operator) -> None:
         async with open_history(operator) as history:
@@ -77,7 +77,7 @@ def journal(  # noqa: PLR0913  one parameter per option
             raise
 
 
-def line_of(happening: Happening) -> str:
+def line_of(happening: HistoryEvent) -> str:
     """Return a change as one line."""
     change, metadata = happening.transition, happening.metadata
     at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -88,7 +88,7 @@ def line_of(happening: Happening) -> str:
     ).rstrip()
 
 
-def _print(happenings: Sequence[Happening], *, as_json: bool) -> None:
+def _print(happenings: Sequence[HistoryEvent], *, as_json: bool) -> None:
     for each in happenings:
         if as_json:
             record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.metadata)}

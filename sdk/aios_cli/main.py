@@ -22,7 +22,6 @@ class Entry:
 
     target: str  # module:attribute
     help: str
-    takes_state_dir: bool = True  # False: passes what it does not know on to another program
 
 
 COMMANDS = {
@@ -61,9 +60,8 @@ COMMANDS = {
     "reindex": Entry("aios_cli.reindex:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
     "setup": Entry("aios_cli.setup:setup", "Install the embedded models."),
-    "test": Entry("aios_cli.test_command:test_command", "Check this checkout.", False),
-    "bench": Entry("aios_cli.bench:bench", "Measure this checkout.", False),
 }
+OF_A_CHECKOUT = ("bench", "python", "test")  # the script `./aios` has them, the product has not
 
 
 class LazyGroup(click.Group):
@@ -77,7 +75,7 @@ class LazyGroup(click.Group):
         help_text: str,
         params: list[click.Parameter] | None = None,
     ) -> None:
-        """Take the commands' table; `params` are the options of the group itself."""
+        """Take the commands' table; `params` are options of the group and of each command."""
         super().__init__(
             name=name,
             help=help_text,
@@ -92,14 +90,15 @@ class LazyGroup(click.Group):
         return [name for name, entry in self._table.items() if _exists(entry)]
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
-        """Import a command; add the option that all of them share."""
+        """Import a command; add the options that all of them share."""
         entry = self._table.get(name)
         if entry is None or not _exists(entry):
+            if name in OF_A_CHECKOUT:
+                raise click.UsageError(f"run `./aios {name}` in a checkout of the repository")
             return None
         module, _, attribute = entry.target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
-        if entry.takes_state_dir and all(one.name != "state_dir" for one in command.params):
-            command.params.append(_state_dir_option())
+        command.params.extend(one for one in self.params if one not in command.params)
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:

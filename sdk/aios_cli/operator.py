@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from aios_broker.client.asking import open_session
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Session
 from aios_broker.queues.control import Control
@@ -46,7 +45,7 @@ class Operator:
     async def client(self) -> AsyncIterator[Session]:
         """Open a client of the same kernel beside it, for what submits syscalls or attaches."""
         transport = RedisTransport(self.connection.url, self._name, self.keys)
-        async with open_session(transport) as session:
+        async with Session(transport) as session:
             yield session
 
     async def peek(self, syscall_id: str) -> tuple[str, bytes | None]:

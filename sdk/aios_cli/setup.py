@@ -17,7 +17,6 @@ import click
 import aios_broker
 from aios_broker.contract.errors import Unavailable
 from aios_cli.tables import show_json
-from aios_cli.test_command import find_checkout
 from aios_workers.model_files import MODEL_FILES, ModelFile, missing_files
 
 INSTALL_TIMEOUT_S = 1800.0  # 115 MB over a slow line
@@ -64,8 +63,8 @@ def _requirement(file: ModelFile) -> str:
 
 def _make_sglang(*, as_json: bool) -> None:
     """Run the script of the checkout that makes an environment of SGLang's own."""
-    checkout = find_checkout(Path(aios_broker.__file__))
-    if checkout is None:
+    checkout = Path(aios_broker.__file__).resolve().parents[2]
+    if not (checkout / SGLANG_SCRIPT).is_file():
         raise click.ClickException(
             "the environment for tests of SGLang is made in a checkout of the repository; "
             "in production install sglang itself and set AIOS_SGLANG_PYTHON"

@@ -13,7 +13,7 @@ from typing import ParamSpec
 import click
 import msgspec
 
-from aios_broker.client.asking import REPLY_GRACE_S, reply_of
+from aios_broker.client.pending import REPLY_GRACE_S
 from aios_broker.contract.errors import Cancelled, KernelError, Unavailable, from_wire
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import StateBody, Syscall, decode_syscall, new_id
@@ -91,7 +91,7 @@ async def _run(operator: Operator, syscall: Syscall) -> Reply:
         pending = client.submit(syscall)
         telling = asyncio.create_task(_tell_when_parked(operator, syscall.id))
         try:
-            return await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S)
+            return await pending.reply_within(syscall.deadline_s + REPLY_GRACE_S)
         except asyncio.CancelledError:
             cancelled = Cancelled("the command was interrupted", syscall_id=syscall.id)
             await operator.control.cancel([syscall.id], module=syscall.module, error=cancelled)

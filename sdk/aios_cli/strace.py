@@ -13,7 +13,7 @@ from aios_broker.contract.job import decode_job
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.contract.transitions import TABLE, TERMINAL
-from aios_broker.ledger.history import Happening, History, Wanted
+from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position
 from aios_cli.happenings import follow, open_history
 from aios_cli.human import narrow_seconds, plural, short_id
@@ -29,7 +29,7 @@ LEAST_WIDTH = 8
 class Trace:
     """One syscall that has ended: what was asked and what was answered, as far as it is kept."""
 
-    happening: Happening
+    happening: HistoryEvent
     syscall: Syscall | None
     reply: Reply | None
 
@@ -83,7 +83,7 @@ def strace(  # noqa: PLR0913  one parameter per option
                 ended = isinstance(found, Ended)
                 await tracer.one(found.job_id, ended=ended)
             else:
-                await tracer.all(Wanted(None, agent, program, tenant, module), count)
+                await tracer.all(Filter(None, agent, program, tenant, module), count)
 
     try:
         with_kernel(work, as_json=as_json)
@@ -105,7 +105,7 @@ class _Tracer:
 
     async def one(self, job_id: str, *, ended: bool) -> None:
         """Print the history of one syscall, to its end."""
-        wanted = Wanted(job_id)
+        wanted = Filter(job_id)
         past = await self._history.last(wanted, 10_000)
         if await self._print(past) or ended:
             return
@@ -114,7 +114,7 @@ class _Tracer:
             if await self._print([each for each in found if wanted.matches(each)]):
                 return
 
-    async def all(self, wanted: Wanted, count: int | None) -> None:
+    async def all(self, wanted: Filter, count: int | None) -> None:
         """Print all that are wanted and end from now on, or `count` of them."""
         printed = 0
         async for found in follow(self._history, await self._history.end()):
@@ -123,7 +123,7 @@ class _Tracer:
             if count is not None and printed >= count:
                 return
 
-    async def _print(self, happenings: Sequence[Happening], most: int | None = None) -> int:
+    async def _print(self, happenings: Sequence[HistoryEvent], most: int | None = None) -> int:
         """Print what there is to print; return how many syscalls have ended, at most `most`."""
         ends = 0
         for each in happenings:
@@ -138,7 +138,7 @@ class _Tracer:
             click.echo(_as_json(trace) if self._as_json else as_line(trace, self._width))
         return ends
 
-    async def _read(self, happening: Happening) -> Trace:
+    async def _read(self, happening: HistoryEvent) -> Trace:
         job_id = happening.transition.job_id
         data, reply = await self._operator.connection.execute(
             "HMGET", self._operator.keys.job(job_id), "data", "aios_reply"

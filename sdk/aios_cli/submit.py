@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import click
 import msgspec
 
-from aios_broker.client.asking import REPLY_GRACE_S, reply_of, taken
-from aios_broker.client.pending import Pending
+from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.contract.errors import Cancelled, KernelError, from_wire
 from aios_broker.contract.llm import ToolCall
 from aios_broker.contract.reply import (
@@ -151,7 +150,7 @@ def _given(fields: Fields) -> Fields:
 async def _submit(operator: Operator, syscall: Syscall, options: Options) -> Reply | None:
     async with operator.client() as client:
         pending = client.submit(syscall)
-        await taken(pending)
+        await pending.taken()
         if options.detach:
             client.let_go(pending)
             _show_id(syscall.id, options)
@@ -183,11 +182,11 @@ async def _attach(operator: Operator, options: Options) -> Reply:
 async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
     """Wait for the reply; print what streams in meanwhile."""
     if options.as_json:
-        return await reply_of(pending, timeout_s)
+        return await pending.reply_within(timeout_s)
     printed = Printed()
     printing = asyncio.create_task(printed.follow(pending))
     try:
-        reply = await reply_of(pending, timeout_s)
+        reply = await pending.reply_within(timeout_s)
         await printing
     finally:
         printing.cancel()

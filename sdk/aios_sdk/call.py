@@ -39,9 +39,7 @@ class Waiting:
 
     def leave(self, *, abandon: bool = False) -> None:
         """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
-        if abandon and self._pending.waiters == 1:
-            self._session.abandon(self._pending)
-        self._pending.waiters -= 1
+        self._session.leave(self._pending, abandon=abandon)
 
     def out_of_time(self) -> WaitTimeout:
         """Return the error for who has waited long enough."""
@@ -207,15 +205,17 @@ def waiting_of(call: Call[Answer]) -> Waiting:
 class Stream(Generic[Answer]):
     """The text of an answer, piece by piece; together the pieces are the whole text.
 
-    Leaving it early cancels the generation, unless somebody waits for the call: use it as a
-    context manager, `async with`, to be sure of that. One that was read and is dropped is left,
-    too, as soon as Python finalises it.
+    Leaving it early cancels the generation, unless somebody waits for the call or reads another
+    stream of it: use it as a context manager, `async with`, to be sure of that. One that was read
+    and is dropped is left, too, as soon as Python finalises it.
     """
 
     def __init__(self, call: Call[Answer]) -> None:
         self.call = call
         self._events = call.events()
         self._is_read = False
+        self._is_left = False
+        call._pending.waiters += 1  # until it is left
 
     def __repr__(self) -> str:
         return f"<Stream of {self.call!r}>"
@@ -235,7 +235,11 @@ class Stream(Generic[Answer]):
 
     async def __anext__(self) -> str:
         self._is_read = True
-        event = await anext(self._events)
+        try:
+            event = await anext(self._events)
+        except asyncio.CancelledError:
+            self.leave()
+            raise
         if isinstance(event, Chunk):
             return event.text
         self.call.unwrap()
@@ -247,7 +251,12 @@ class Stream(Generic[Answer]):
 
     def leave(self) -> None:
         """Read no more: the call is cancelled, unless it has ended or somebody waits for it."""
-        drop(self.call)
+        self._leave(abandon=True)
+
+    def _leave(self, *, abandon: bool) -> None:
+        if not self._is_left:
+            self._is_left = True
+            self.call._session.leave_soon(self.call._pending, abandon=abandon)
 
     async def __aenter__(self) -> Self:
         return self
@@ -261,13 +270,7 @@ class Stream(Generic[Answer]):
         self.leave()
 
     def __del__(self) -> None:
-        if self._is_read:  # else somebody may have taken its `call` alone
-            drop(self.call)
-
-
-def drop(call: Call[Answer]) -> None:
-    """Cancel a call that has not ended and that nobody waits for."""
-    call._session.abandon_unawaited(call._pending)
+        self._leave(abandon=self._is_read)  # else somebody may have taken its `call` alone
 
 
 class SyncCall(Generic[Answer]):

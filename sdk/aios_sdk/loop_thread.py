@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
-from aios_broker.client import forks
+from aios_broker.client.pending import fork_count, require_same_process
 from aios_broker.contract.errors import Cancelled, KernelError
 
 Answer = TypeVar("Answer")
@@ -21,7 +21,7 @@ class LoopThread:
     """Runs coroutines for any number of other threads, one with a running loop included."""
 
     def __init__(self, name: str) -> None:
-        self._fork = forks.count()
+        self._fork = fork_count()
         self._started = threading.Event()
         self._scheduling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -33,13 +33,13 @@ class LoopThread:
     @property
     def is_foreign(self) -> bool:
         """Whether it was started in a process that this one was forked from."""
-        return self._fork != forks.count()
+        return self._fork != fork_count()
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run a coroutine there and return its result; an interrupt here cancels it there."""
         if self.is_foreign:  # no thread of the parent lives here, and its lock may be held for ever
             work.close()
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
             if self._loop is None:
                 work.close()

@@ -84,11 +84,14 @@ async def died(child: Launched) -> None:
 
 
 @asynccontextmanager
-async def running_scheduler(url: str, database_url: str | None) -> AsyncIterator[None]:
+async def running_scheduler(
+    url: str, database_url: str | None, policy: str = "rr"
+) -> AsyncIterator[None]:
     """Run a scheduler in this loop for the length of a block."""
     config = SchedulerConfig(
         redis_url=url,
         database_url=database_url,
+        policy=policy,
         scheduler_lease_s=0.5,
         quantum_s=QUANTUM_S,
         snapshot_budget_bytes=0,
@@ -187,7 +190,7 @@ async def worker_dies(url: str, module: str, point: Point) -> None:
         await caller.aclose()
 
 
-async def scheduler_dies(url: str, database_url: str, point: Point) -> None:
+async def scheduler_dies(url: str, database_url: str, point: Point, policy: str) -> None:
     """Kill a scheduler at the point; a second one goes on. The ledger has it all, once."""
     caller = Listener(url)
     try:
@@ -195,10 +198,11 @@ async def scheduler_dies(url: str, database_url: str, point: Point) -> None:
             work = await submitted(caller, "llm")
             overdue, lost = await left_behind(caller)
             work.echoes[lost] = "lost"
-            with launched("scheduler", url, point, AIOS_DATABASE_URL=database_url) as child:
+            settings = {"AIOS_DATABASE_URL": database_url, "AIOS_POLICY": policy}
+            with launched("scheduler", url, point, **settings) as child:
                 await died(child)
             async with (
-                running_scheduler(url, database_url),
+                running_scheduler(url, database_url, policy),
                 running_worker(url, "tool", await loaded("tool"), LIMITS),
             ):
                 await work.check()

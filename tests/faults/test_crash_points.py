@@ -36,12 +36,10 @@ SCHEDULER_STEPS = (
     "reclaim",
     "expire",
     "reconcile",
-    "look",
     "FUNCTION",
     "EXISTS",
     "HSET",
     "HGETALL",
-    "LLEN",
     "LRANGE",
     "XLEN",
     "XINFO",
@@ -50,10 +48,11 @@ SCHEDULER_STEPS = (
     BEGIN,
     COMMIT,
 )
+ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy that reorders besides
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
-# `watch` is called under policies that go by use. `admission` is no step, others lean on it.
-RARE_STEPS = {"reorder", "exchange", "spill", "settle", "unlist", "watch"}
+# `admission` is no step, others lean on it.
+RARE_STEPS = {"exchange", "spill", "settle", "unlist"}
 CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
 
 NO_STEPS = {"admission"}
@@ -72,8 +71,19 @@ FAST: tuple[Triple, ...] = (
     ("llm", "slice", "after"),
     ("llm", "context_write", "sent"),
 )
-SCHEDULER_POINTS = [(step, moment) for step in SCHEDULER_STEPS for moment in MOMENTS]
-FAST_SCHEDULER: tuple[tuple[str, Moment], ...] = (("reclaim", "sent"), (COMMIT, "sent"))
+SCHEDULER_TRIPLES: list[Triple] = [
+    (policy, step, moment)
+    for policy, steps in (("rr", SCHEDULER_STEPS), ("priority", ORDERING_STEPS))
+    for step in steps
+    for moment in MOMENTS
+]
+FAST_SCHEDULER: tuple[Triple, ...] = (
+    ("rr", "reclaim", "sent"),
+    ("rr", COMMIT, "sent"),
+    ("priority", "reorder", "sent"),
+)
+# Functions whose names are not their files': the file they are in.
+FILES = {"context_open": "context", "context_write": "context", "follow": "watch"}
 
 
 def test_every_step_has_a_process_that_dies_at_it() -> None:
@@ -81,12 +91,12 @@ def test_every_step_has_a_process_that_dies_at_it() -> None:
         *WORKER_STEPS["tool"],
         *WORKER_STEPS["llm"],
         *SCHEDULER_STEPS,
+        *ORDERING_STEPS,
         *CLIENT_STEPS,
         *RARE_STEPS,
         *NO_STEPS,
     }
-    functions = {"context" if step.startswith("context_") else step for step in covered}
-    assert set(STEPS) - functions == set()
+    assert set(STEPS) - {FILES.get(step, step) for step in covered} == set()
 
 
 @pytest.mark.parametrize(("module", "step", "moment"), FAST)
@@ -94,11 +104,11 @@ async def test_a_worker_dies(redis_url: str, module: str, step: str, moment: Mom
     await worker_dies(redis_url, module, Point(step, moment))
 
 
-@pytest.mark.parametrize(("step", "moment"), FAST_SCHEDULER)
+@pytest.mark.parametrize(("policy", "step", "moment"), FAST_SCHEDULER)
 async def test_a_scheduler_dies(
-    redis_url: str, database_url: str, step: str, moment: Moment
+    redis_url: str, database_url: str, policy: str, step: str, moment: Moment
 ) -> None:
-    await scheduler_dies(redis_url, database_url, Point(step, moment))
+    await scheduler_dies(redis_url, database_url, Point(step, moment), policy)
 
 
 @pytest.mark.slow
@@ -110,8 +120,8 @@ async def test_a_worker_dies_at_every_point(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "moment"), SCHEDULER_POINTS)
+@pytest.mark.parametrize(("policy", "step", "moment"), SCHEDULER_TRIPLES)
 async def test_a_scheduler_dies_at_every_point(
-    redis_url: str, database_url: str, step: str, moment: Moment
+    redis_url: str, database_url: str, policy: str, step: str, moment: Moment
 ) -> None:
-    await scheduler_dies(redis_url, database_url, Point(step, moment))
+    await scheduler_dies(redis_url, database_url, Point(step, moment), policy)

@@ -12,7 +12,7 @@ import pytest
 
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import DatabaseUnavailable
-from aios_broker.ledger.archive import Archive
+from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.client.retry import Limits
+from aios_broker.client.session import Limits
 from aios_broker.contract.errors import RedisFull, RedisUnavailable
 from aios_broker.queues.records import WorkerCard
 from aios_broker.redis.channel import Channel

@@ -15,7 +15,6 @@ from typing import Literal
 
 import pytest
 
-from aios_broker.client.asking import reply_of, taken
 from aios_broker.client.pending import Pending
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.llm import LlmChat, Message
@@ -141,11 +140,11 @@ async def test_what_redis_acknowledged_outlives_it(kernel: EmbeddedKernel) -> No
     ]
     async with Operator(kernel.redis_url, name="test") as operator, operator.client() as client:
         pending = [client.submit(syscall) for syscall in syscalls]
-        await asyncio.gather(*map(taken, pending))
+        await asyncio.gather(*(one.taken() for one in pending))
         loop = asyncio.get_running_loop()
         acknowledged_at = loop.time()
         await asyncio.to_thread(wait_until, lambda: loop.time() - acknowledged_at > 1.0)
         killed = await asyncio.to_thread(kernel.kill, "redis")
         await asyncio.to_thread(kernel.wait_running, "redis", not_pid=killed)
-        replies: list[Reply] = await asyncio.gather(*(reply_of(one, 60) for one in pending))
+        replies: list[Reply] = await asyncio.gather(*(one.reply_within(60) for one in pending))
     assert [reply.error for reply in replies] == [None] * 50

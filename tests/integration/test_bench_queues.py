@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aios_cli import bench as bench_command
 from aios_cli.main import cli
+from benchmarks.__main__ import bench
 from benchmarks.queues.catalogue import AGENTS, CONTESTANTS, FLOOR, KERNEL, LOADS
 from benchmarks.queues.contest import Contest, Ground
 from benchmarks.queues.plot import draw
@@ -56,15 +56,12 @@ def test_a_contestant_that_does_not_start_is_said_with_its_own_words(tmp_path: P
 
 
 def test_an_unknown_contestant_is_refused() -> None:
-    told = CliRunner().invoke(cli, ["bench", "queues", "--only", "sidekiq"])
+    told = CliRunner().invoke(bench, ["queues", "--only", "sidekiq"])
     assert told.exit_code == 2
     assert "huey" in told.output
 
 
-def test_an_installed_package_says_that_it_has_no_benchmarks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bench_command, "find_checkout", lambda _file: None)
+def test_the_installed_product_says_where_its_benchmarks_are() -> None:
     told = CliRunner().invoke(cli, ["bench", "queues", "--json", "out.json"])
-    assert told.exit_code == 1
-    assert "checkout" in told.output
+    assert told.exit_code == 2
+    assert "run `./aios bench` in a checkout" in told.output

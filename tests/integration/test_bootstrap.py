@@ -31,10 +31,9 @@ venv)
 pip)
     [ ! -e "$UV_CALLS.hang" ] || sleep 60
     site=$("$5" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-    mkdir -p "$site/aios_broker/cli"
-    : >"$site/aios_broker/__init__.py"
-    echo 'import os, sys; print(os.getcwd(), sys.argv[1:])' >"$site/aios_broker/cli/__main__.py"
-    : >"$site/aios_broker/cli/__init__.py"
+    mkdir -p "$site/aios_cli"
+    : >"$site/aios_cli/__init__.py"
+    echo 'import os, sys; print(os.getcwd(), sys.argv[1:])' >"$site/aios_cli/__main__.py"
     ;;
 esac
 """
@@ -114,6 +113,25 @@ def test_the_first_run_sets_up_and_says_so_and_the_second_goes_straight_to_the_c
 
     assert machine.run("status") == (0, "/ ['status']\n", "")
     assert len(machine.calls()) == 4
+
+
+def test_a_program_and_what_a_checkout_has_beside_the_cli_run_in_the_environment(
+    machine: Machine,
+) -> None:
+    program = machine.folder / "program.py"
+    program.write_text("import sys, beside; print(sys.argv[1:], beside.__name__, sys.prefix)")
+    (machine.folder / "beside.py").touch()
+    (machine.checkout / "benchmarks").mkdir()
+    (machine.checkout / "benchmarks" / "__main__.py").write_text("import sys; print(sys.argv[1:])")
+    machine.run()
+
+    assert machine.run("python", str(program), "two words") == (
+        0,
+        f"['two words'] beside {machine.checkout}/.aios/venv\n",
+        "",
+    )
+    assert machine.run("bench", "queues", "two words") == (0, "['queues', 'two words']\n", "")
+    assert "python " in machine.run("--help")[1]
 
 
 def test_a_symlink_to_the_script_finds_its_checkout(machine: Machine) -> None:

@@ -11,7 +11,7 @@ from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount, LlmEmbed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult
 from aios_broker.contract.snapshot import BeamSnapshot, decode_snapshot
 from aios_workers.llm.core import Embeddings
-from aios_workers.llm.cores.simulated.simulated_vocabulary import END_ID
+from aios_workers.llm.cores.simulated.simulated_model import END_ID
 from tests.caller import chat
 from tests.cut_handler import Cuts, run_cut, run_whole
 from tests.scored_core import ScoredCore, Scores

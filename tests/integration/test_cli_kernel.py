@@ -58,7 +58,7 @@ def test_help_lists_the_commands_of_this_build_and_each_has_help() -> None:
     for name in listed:
         shown = CliRunner().invoke(cli, [name, "--help"])
         assert shown.exit_code == 0, name
-        assert ("--state-dir" in shown.output) == COMMANDS[name].takes_state_dir, name
+        assert "--state-dir" in shown.output, name
 
 
 def test_help_imports_no_command(environment: dict[str, str]) -> None:

@@ -12,9 +12,9 @@ import redis
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits
-from aios_broker.client.session import Session
+from aios_broker.client.session import Limits, Session
 from aios_broker.contract.errors import (
+    Cancelled,
     ForkedAgent,
     InvalidSyscall,
     KernelError,
@@ -167,6 +167,36 @@ async def test_a_key_with_another_body_is_a_conflict(redis_url: str) -> None:
                     assert await answer(first) == EchoResult("first")
                 assert await answer(same) == EchoResult("first")
             # It has ended: its reply is kept, and so is what it stands for.
+
+
+async def test_a_key_that_is_attached_to_is_compared_too(redis_url: str) -> None:
+    key = new_id()
+    async with session_of(redis_url) as ours, session_of(redis_url) as theirs:
+        first = theirs.submit(echo("first", key))
+        await first.accepted
+        attached = ours.attach(key)
+        await attached.accepted
+        error = await error_of(ours.submit(echo("second", key)))
+        assert isinstance(error, KeyConflict)
+        same = [ours.submit(echo("first", key)) for _ in range(2)]
+        await same[1].accepted
+        async with TinyWorker(redis_url, "tool") as worker:
+            for pending in (attached, *same, first):
+                assert await answer(pending) == EchoResult("first")
+        assert len(worker.seen) == 1
+
+
+async def test_what_is_attached_to_and_submitted_is_cancelled_on_leaving(redis_url: str) -> None:
+    key = new_id()
+    async with session_of(redis_url) as theirs:
+        first = theirs.submit(echo("first", key))
+        await first.accepted
+        async with session_of(redis_url) as ours:
+            attached = ours.attach(key)
+            same = ours.submit(echo("first", key))
+            await same.accepted
+        for pending in (attached, same, first):
+            assert isinstance(await error_of(pending), Cancelled)
 
 
 def in_child(work: Callable[[], None]) -> int:

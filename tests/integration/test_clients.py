@@ -16,7 +16,6 @@ from typing import Literal
 import pytest
 import redis
 
-from aios_broker.client.asking import taken
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.memory import MemoryAdd
@@ -183,7 +182,7 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
         Operator(redis_url) as operator,
         operator.client() as client,
     ):
-        await taken(client.submit(syscall))
+        await client.submit(syscall).taken()
         view = await operator.control.job(syscall.id)
         assert view is not None
         metadata = view.metadata
@@ -212,7 +211,7 @@ async def test_what_was_let_go_outlives_its_client(redis_url: str) -> None:
     async with Operator(redis_url) as operator:
         async with operator.client() as client:
             kept, left = (client.submit(Syscall(new_id(), "a", CHAT)) for _ in "12")
-            await asyncio.gather(taken(kept), taken(left))
+            await asyncio.gather(kept.taken(), left.taken())
             client.let_go(left)
         assert (await operator.peek(kept.id))[0] == "cancelled"
         view = await operator.control.job(left.id)

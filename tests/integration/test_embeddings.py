@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_broker.contract.memory import MemoryAdd, MemorySearch
 from aios_broker.contract.storage import StorageSearch, StorageWrite
-from aios_workers.search.batches import BATCH_TEXTS, BatchedEmbedder, Model
+from aios_workers.search.embedder import BATCH_TEXTS, BatchedEmbedder, Model
+from aios_workers.search.indexing import reindex
 from aios_workers.search.minilm import DIMENSION, NAME, MiniLm
-from aios_workers.search.reindex import reindex
 from tests.state_scene import HashedWords, state_scene
 
 TEXTS = ["a cat", "the dog barks at night", "x", "", "Rhine", "a much longer text " * 300]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from aios_broker.ledger.history import Happening, History, Wanted
+from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
@@ -28,7 +28,7 @@ async def life(user: QueueUser) -> str:
     return job_id
 
 
-def events(happenings: list[Happening]) -> list[str]:
+def events(happenings: list[HistoryEvent]) -> list[str]:
     return [each.transition.event for each in happenings]
 
 
@@ -55,7 +55,7 @@ async def test_without_a_ledger_the_journal_alone_is_read(user: QueueUser) -> No
     await life(user)
     alone = History(user.redis, user.keys)
 
-    assert events(await alone.last(Wanted(), 3)) == LIFE[-3:]
+    assert events(await alone.last(Filter(), 3)) == LIFE[-3:]
 
 
 async def test_the_facts_of_an_older_syscall_are_found(
@@ -69,7 +69,7 @@ async def test_the_facts_of_an_older_syscall_are_found(
 
     await user.redis.execute("DEL", user.keys.job(lease.job_id))
     fresh = History(user.redis, user.keys, database)
-    assert (await fresh.last(Wanted(), 1))[0].metadata.agent == "ada"
+    assert (await fresh.last(Filter(), 1))[0].metadata.agent == "ada"
 
 
 class Ledgered:
@@ -94,12 +94,12 @@ async def test_what_is_wanted_is_found_in_both_places(
     second = await life(user)
 
     for job_id in (first, second):
-        assert events(await history.last(Wanted(job_id[:12]), 100)) == LIFE
-    assert events(await history.last(Wanted(event="yield"), 100)) == ["yield", "yield"]
-    assert len(await history.last(Wanted(agent="ada", program="main", module="llm"), 100)) == 10
-    for nobody in (Wanted(agent="bob"), Wanted(tenant="other"), Wanted(module="tool")):
+        assert events(await history.last(Filter(job_id[:12]), 100)) == LIFE
+    assert events(await history.last(Filter(event="yield"), 100)) == ["yield", "yield"]
+    assert len(await history.last(Filter(agent="ada", program="main", module="llm"), 100)) == 10
+    for nobody in (Filter(agent="bob"), Filter(tenant="other"), Filter(module="tool")):
         assert await history.last(nobody, 100) == []
-    assert events(await history.last(Wanted(), 7)) == [*LIFE[-2:], *LIFE]
+    assert events(await history.last(Filter(), 7)) == [*LIFE[-2:], *LIFE]
 
 
 async def test_whoever_follows_misses_nothing_while_it_is_drained(
@@ -117,7 +117,7 @@ async def test_whoever_follows_misses_nothing_while_it_is_drained(
 
     background = asyncio.create_task(drain())
     working = asyncio.create_task(work())
-    seen: list[Happening] = []
+    seen: list[HistoryEvent] = []
     async with asyncio.timeout(30):
         while len(seen) < lives * len(LIFE):
             seen += await history.after(seen[-1].transition.position if seen else Position())

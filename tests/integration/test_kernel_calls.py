@@ -174,7 +174,7 @@ async def test_a_redis_that_comes_back_in_time_costs_no_call(
         assert text_of(await asyncio.wait_for(meanwhile, 15)) == "meanwhile"
 
 
-async def test_a_client_that_failed_is_replaced(redis_url: str, asked: Syscall) -> None:
+async def test_a_client_that_failed_begins_anew(redis_url: str, asked: Syscall) -> None:
     async with TinyWorker(redis_url, "llm"), calls_on(redis_url) as calls:
         assert text_of(await calls.call(asked, chat("0"), "plan")) == "0"
         with replies_refused(redis_url), pytest.raises(KernelError, match="the client failed"):

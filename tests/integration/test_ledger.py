@@ -6,7 +6,7 @@ import pytest
 from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import Cancelled, DatabaseUnavailable, InvalidConfig
-from aios_broker.ledger.archive import Archive
+from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database, check_database_url

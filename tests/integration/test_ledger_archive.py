@@ -12,15 +12,12 @@ import pytest
 
 from aios_broker.contract.errors import WaitTimeout
 from aios_broker.contract.transitions import TABLE
-from aios_broker.ledger import archive
-from aios_broker.ledger.archive import Archive
-from aios_broker.ledger.history import History
+from aios_broker.ledger import history as history_file
+from aios_broker.ledger.history import UNKNOWN, Archive, Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, Transition, read_entry
 from aios_broker.ledger.ledger import Ledger
-from aios_broker.ledger.wanted import UNKNOWN, Happening, Wanted
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobMetadata
-from tests.first_ledger import drain_as_first_release
 from tests.queue_user import QueueUser
 
 EVENTS = ("claim", "yield", "claim", "finish", "fail", "reclaim", "hold", "release", "teleport")
@@ -30,8 +27,7 @@ ENTRIES, MOST_LINES, SYSCALLS = 60, 8, 40
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "PAGE_ENTRIES", 3)
-    monkeypatch.setattr(archive, "PAGE_ROWS", 2 * MOST_LINES)
+    monkeypatch.setattr(history_file, "PAGE_ENTRIES", 3)
 
 
 def facts_text(number: int) -> str:
@@ -64,27 +60,24 @@ async def wild_journal(user: QueueUser, luck: random.Random) -> list[Transition]
 async def drained_by_turns(
     user: QueueUser, database: Database, database_url: str, luck: random.Random
 ) -> None:
-    """Let two schedulers of this release and one of the first take turns."""
+    """Let two schedulers take turns."""
     other = Database(database_url)
     ledgers = [Ledger(database), Ledger(other)]
     while await user.redis.execute("XLEN", user.keys.journal):
         limit = luck.randint(1, 6)
-        if luck.random() < 0.3:
-            await drain_as_first_release(other, user.redis, limit)
-        else:
-            await luck.choice(ledgers).drain(user.redis, limit=limit)
+        await luck.choice(ledgers).drain(user.redis, limit=limit)
     await other.aclose()
 
 
-async def by_hand(database: Database, changes: Sequence[Transition]) -> list[Happening]:
+async def by_hand(database: Database, changes: Sequence[Transition]) -> list[HistoryEvent]:
     """Return what the journal said, with what the ledger knows of each syscall."""
     async with database.transaction() as cursor:
         await cursor.execute("SELECT job_id, agent, kind, program, tenant FROM syscall")
         known = {job_id: JobMetadata(*metadata) for job_id, *metadata in await cursor.fetchall()}
-    return [Happening(each, known.get(each.job_id, UNKNOWN)) for each in changes]
+    return [HistoryEvent(each, known.get(each.job_id, UNKNOWN)) for each in changes]
 
 
-def places(happenings: Sequence[Happening]) -> list[tuple[int, int, int]]:
+def places(happenings: Sequence[HistoryEvent]) -> list[tuple[int, int, int]]:
     return [each.place for each in happenings]
 
 
@@ -99,7 +92,7 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
     everything = await by_hand(database, written)
     history = History(user.redis, user.keys, database)
 
-    seen: list[Happening] = []
+    seen: list[HistoryEvent] = []
     while more := await history.after(seen[-1].transition.position if seen else Position()):
         seen += more
     assert places(seen) == places(everything)
@@ -110,18 +103,18 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
 
     known = [each for each in everything if each.metadata is not UNKNOWN]
     for wanted in [
-        Wanted(),
-        Wanted(agent="agent-1"),
-        Wanted(program="p2"),
-        Wanted(tenant="t0", module="llm"),
-        Wanted(event="finish"),
-        Wanted(agent="agent-2", event="claim"),
-        Wanted(module="tool"),
-        Wanted(agent="?"),
-        Wanted(agent="nobody"),
-        Wanted(agent="agent-1", program="p1"),
-        Wanted(event="submit", program="p4", tenant="t1"),
-        Wanted("0", event="yield"),
+        Filter(),
+        Filter(agent="agent-1"),
+        Filter(program="p2"),
+        Filter(tenant="t0", module="llm"),
+        Filter(event="finish"),
+        Filter(agent="agent-2", event="claim"),
+        Filter(module="tool"),
+        Filter(agent="?"),
+        Filter(agent="nobody"),
+        Filter(agent="agent-1", program="p1"),
+        Filter(event="submit", program="p4", tenant="t1"),
+        Filter("0", event="yield"),
     ]:
         among = known if wanted.job_id else everything
         matching = places([each for each in among if wanted.matches(each)])
@@ -131,7 +124,7 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
     for job_id in {each.transition.job_id for each in known}:
         told_of_it = lived(each.transition for each in seen if each.transition.job_id == job_id)
         assert lived(await ledger.history(job_id)) == told_of_it
-        found = await history.last(Wanted(job_id), 100_000)
+        found = await history.last(Filter(job_id), 100_000)
         assert lived(each.transition for each in found) == told_of_it
 
 
@@ -146,11 +139,11 @@ def lived(changes: Iterable[Transition]) -> list[Transition]:
 async def test_digits_that_many_syscalls_begin_with_are_looked_for_in_all(
     user: QueueUser, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MOST_SYSCALLS", 2)
+    monkeypatch.setattr(history_file, "MOST_SYSCALLS", 2)
     written = await wild_journal(user, random.Random(7))
     await Ledger(database).drain(user.redis, limit=1000)
     matching = [change for change in written if change.job_id.startswith("1")]
-    found = await History(user.redis, user.keys, database).last(Wanted("1"), 100_000)
+    found = await History(user.redis, user.keys, database).last(Filter("1"), 100_000)
     assert [(each.transition.position, each.transition.ordinal) for each in found] == [
         (change.position, change.ordinal) for change in matching
     ]
@@ -159,12 +152,12 @@ async def test_digits_that_many_syscalls_begin_with_are_looked_for_in_all(
 async def test_a_search_that_takes_too_long_says_how_far_it_came(
     user: QueueUser, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "PAGE_ENTRIES", 1)
-    monkeypatch.setattr(archive, "SEARCH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(history_file, "PAGE_ENTRIES", 1)
+    monkeypatch.setattr(history_file, "SEARCH_TIMEOUT_S", 0.0)
     await wild_journal(user, random.Random(1))
     await Ledger(database).drain(user.redis, limit=1000)
     with pytest.raises(WaitTimeout, match="of 9000 changes were found") as caught:
-        await History(user.redis, user.keys, database).last(Wanted(agent="agent-1"), 9000)
+        await History(user.redis, user.keys, database).last(Filter(agent="agent-1"), 9000)
     assert "id" in str(caught.value.remedy)
 
 
@@ -174,16 +167,16 @@ async def test_entries_that_do_not_speak_of_an_agent_are_not_even_read(
     for _ in range(3):
         await user.submit(0)
     await Ledger(database).drain(user.redis)
-    monkeypatch.setattr(archive, "PAGE_ENTRIES", 1)
-    monkeypatch.setattr(archive, "SEARCH_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(history_file, "PAGE_ENTRIES", 1)
+    monkeypatch.setattr(history_file, "SEARCH_TIMEOUT_S", 0.0)
     reader = Archive(database, user.keys.prefix)
-    assert len(await reader.last(Wanted(agent="ada"), 1)) == 1
+    assert len(await reader.last(Filter(agent="ada"), 1)) == 1
     for nobody in (
-        Wanted(agent="ad"),
-        Wanted(program="p9"),
-        Wanted(tenant="x"),
-        Wanted(event="fail"),
-        Wanted(module="tool", agent="ada"),
+        Filter(agent="ad"),
+        Filter(program="p9"),
+        Filter(tenant="x"),
+        Filter(event="fail"),
+        Filter(module="tool", agent="ada"),
     ):
         assert await reader.last(nobody, 5) == []  # in one page: a second one would be too late
 

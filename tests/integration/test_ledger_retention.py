@@ -7,14 +7,12 @@ import time
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.ledger import retention
-from aios_broker.ledger.archive import Archive
+from aios_broker.ledger import ledger as ledger_file
+from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position
-from aios_broker.ledger.ledger import Ledger
-from aios_broker.ledger.retention import DAY_MS, Retention, Swept
+from aios_broker.ledger.ledger import DAY_MS, Forgotten, Ledger, Retention
 from aios_broker.postgres.database import Database
 from aios_broker.scheduler.config import SchedulerConfig
-from tests.first_ledger import drain_as_first_release
 from tests.integration.test_scheduler import scheduler
 from tests.queue_user import QueueUser
 from tests.waiting import wait_until_async
@@ -44,15 +42,13 @@ async def left(database: Database) -> list[tuple[str, str]]:
 
 
 async def test_old_history_goes_and_what_lives_stays(user: QueueUser, database: Database) -> None:
-    await write(user, 40, *life("first"))
-    await drain_as_first_release(database, user.redis, 10)
     ledger = Ledger(database)
     await write(user, 35, *life("old"), f"submit\tslow\t\tc\t{METADATA}")
     await write(user, 5, *life("young"), "claim\tslow\t1\tw\t")
     await ledger.drain(user.redis)
 
-    swept = await Retention(database, "rq", 30).sweep(NOW_MS)
-    assert swept == Swept(entries=1, transitions=3, syscalls=2)
+    forgotten = await Retention(database, "rq", 30).forget(NOW_MS)
+    assert forgotten == Forgotten(entries=1, syscalls=1)
     assert {row.job_id for row in await ledger.recent()} == {"young", "slow"}
     young = [("young", event) for event in ("submit", "claim", "finish")]
     assert await left(database) == [*young, ("slow", "claim")]
@@ -64,23 +60,23 @@ async def test_old_history_goes_and_what_lives_stays(user: QueueUser, database: 
 async def test_it_goes_in_small_batches(
     user: QueueUser, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "BATCH_ENTRIES", 2)
-    monkeypatch.setattr(retention, "BATCH_ROWS", 2)
+    monkeypatch.setattr(ledger_file, "FORGOTTEN_ENTRIES", 2)
+    monkeypatch.setattr(ledger_file, "FORGOTTEN_SYSCALLS", 2)
     for number in range(5):
         await write(user, 40 - number, *life(f"j{number}"))
     await Ledger(database).drain(user.redis)
-    sweeper = Retention(database, "rq", 30)
-    assert await sweeper.sweep(NOW_MS) == Swept(2, 0, 2, more=True)
+    keeper = Retention(database, "rq", 30)
+    assert await keeper.forget(NOW_MS) == Forgotten(2, 2, more=True)
     assert {job_id for job_id, _ in await left(database)} == {"j2", "j3", "j4"}  # the oldest go
-    assert await sweeper.sweep(NOW_MS) == Swept(2, 0, 2, more=True)
-    assert await sweeper.sweep(NOW_MS) == Swept(1, 0, 1)
-    assert await sweeper.sweep(NOW_MS) == Swept()
+    assert await keeper.forget(NOW_MS) == Forgotten(2, 2, more=True)
+    assert await keeper.forget(NOW_MS) == Forgotten(1, 1)
+    assert await keeper.forget(NOW_MS) == Forgotten()
 
 
 async def test_another_deployments_entries_stay(user: QueueUser, database: Database) -> None:
     await write(user, 40, *life("j1"))
     await Ledger(database).drain(user.redis)
-    assert (await Retention(database, "{b}:rq", 30).sweep(NOW_MS)).entries == 0
+    assert (await Retention(database, "{b}:rq", 30).forget(NOW_MS)).entries == 0
     assert len(await left(database)) == 3
 
 

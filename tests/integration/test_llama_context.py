@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from aios_workers.llm.cores.llama.context import Context, ContextShape, Row
-from aios_workers.llm.cores.llama.library import Library
-from aios_workers.llm.cores.llama.probe import probe
-from aios_workers.llm.cores.llama.weights import find_weights
+from aios_workers.llm.cores.llama.library import Library, find_weights
+from aios_workers.llm.cores.llama.llama_context import Context, Row, probe
+from aios_workers.llm.cores.llama.protocol import ContextShape
 
 READ_TOKENS = 540
 WRITTEN_TOKENS = 10
@@ -23,7 +22,7 @@ SUBJECT, NEIGHBOUR = 2, 0  # not adjacent: llama.cpp then computes them apart
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
-    context = Context.load(Library.load(), find_weights().path, ContextShape(3, 1_024))
+    context = Context.load(Library.load(), find_weights(), ContextShape(3, 1_024))
     yield context
     context.close()
 
@@ -100,7 +99,7 @@ def test_the_probe_finds_exactness_and_empties_the_slots(context: Context) -> No
 @pytest.mark.slow
 def test_the_probe_finds_that_large_micro_batches_are_not_exact() -> None:
     shape = ContextShape(1, 1_024, micro_batch_tokens=512)
-    context = Context.load(Library.load(), find_weights().path, shape)
+    context = Context.load(Library.load(), find_weights(), shape)
     try:
         assert not probe(context).exact_resume
     finally:

@@ -20,7 +20,7 @@ from aios_broker.contract.llm import ContextSet, LlmChat, Message, RegexFormat, 
 from aios_broker.contract.reply import ChatResult, Reply
 from aios_workers.llm.core import CoreInfo
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
-from aios_workers.llm.cores.sglang.breaker import BreakerPolicy
+from aios_workers.llm.cores.sglang.connection import BreakerPolicy
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig

@@ -6,16 +6,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 
 from aios_broker.client.redis_transport import RedisTransport
-from aios_broker.client.retry import Limits
-from aios_broker.client.session import Session
+from aios_broker.client.session import Limits, Session
 from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.retry import now_s
 from aios_sdk import (
     AsyncAgent,
+    ClientFailed,
     InvalidConfig,
     KernelNotRunning,
     RedisUnavailable,
@@ -116,28 +118,48 @@ async def test_a_lost_reply_is_found_by_id(redis_url: str) -> None:
         assert pending.reply.unwrap() == EchoResult("found")
 
 
-async def test_what_redis_forgot_is_submitted_again_once(redis_url: str) -> None:
+async def test_what_redis_forgot_is_submitted_again_each_time(redis_url: str) -> None:
     async with session_of(redis_url) as session:
-        syscall = echo("twice")
-        pending = session.submit(syscall)
+        pending = session.submit(echo("thrice"))
         await pending.accepted
         with redis.Redis.from_url(redis_url) as client:
-            client.flushall()
-            await wait_until_async(lambda: client.llen("rq:queue:tool") == 1)
-            async with TinyWorker(redis_url, "tool") as worker:
-                await asyncio.wait_for(pending.ended, timeout=5)
-            assert [seen.id for seen in worker.seen] == [syscall.id]
+            for _ in range(2):
+                client.flushall()
+                await wait_until_async(lambda: client.llen("rq:queue:tool") == 1)
+                await wait_until_async(lambda: pending.is_known)
+        async with TinyWorker(redis_url, "tool") as worker:
+            await asyncio.wait_for(pending.ended, timeout=5)
+        assert [seen.id for seen in worker.seen] == [pending.id]
 
-            again = session.submit(echo("gone"))
-            await again.accepted
+
+async def test_what_redis_forgot_is_not_submitted_after_its_time(redis_url: str) -> None:
+    async with session_of(redis_url) as session:
+        pending = session.submit(msgspec.structs.replace(echo("late"), deadline_s=0.5))
+        await pending.accepted
+        await wait_until_async(lambda: now_s() > pending.submitted_at_s + 0.5)
+        with redis.Redis.from_url(redis_url) as client:
             client.flushall()
-            await wait_until_async(lambda: again.submissions == 2)
-            await again.accepted
-            client.flushall()
-            await asyncio.wait_for(again.ended, timeout=5)
-    assert again.reply is not None
+            await asyncio.wait_for(pending.ended, timeout=5)
+            assert client.llen("rq:queue:tool") == 0
+    assert pending.reply is not None
     with pytest.raises(UnknownSyscall):
-        again.reply.unwrap()
+        pending.reply.unwrap()
+
+
+async def test_a_client_that_failed_begins_anew_with_the_next_call(redis_url: str) -> None:
+    async with AsyncAgent("writer", url=redis_url) as me, TinyWorker(redis_url, "tool"):
+        assert (await me.tool.echo("before")).text == "before"
+        with redis.Redis.from_url(redis_url) as client:
+            client.execute_command("ACL", "SETUSER", "default", "-blmpop")
+            try:
+                # One look for replies was under way before.
+                heard = await me.tool.echo.map("refused", concurrency=1, return_errors=True)
+            finally:
+                client.execute_command("ACL", "SETUSER", "default", "+blmpop")
+        failed = heard[-1]
+        assert isinstance(failed, ClientFailed)
+        assert failed.retryable
+        assert (await me.tool.echo("after")).text == "after"
 
 
 async def test_all_that_redis_forgot_is_found_though_most_are_seldom_asked_for(

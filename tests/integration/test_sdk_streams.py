@@ -106,6 +106,20 @@ async def test_one_that_somebody_waits_for_goes_on(redis_url: str, raw: redis.Re
     assert is_cancelled(raw, stream.id)
 
 
+@pytest.mark.usefixtures("worker")
+async def test_one_that_another_stream_reads_goes_on(redis_url: str, raw: redis.Redis) -> None:
+    async with AsyncAgent("writer", url=redis_url) as agent:
+        me = agent.with_options(key="the story")
+        async with me.llm.chat.stream("a story") as stream:
+            async with me.llm.chat.stream("a story") as other:
+                assert other.id == stream.id
+                assert await anext(aiter(other)) != ""
+            for _ in range(20):
+                assert await anext(aiter(stream)) != ""
+            assert not is_cancelled(raw, stream.id)
+        await wait_until_async(lambda: is_cancelled(raw, stream.id))
+
+
 async def test_one_that_has_ended_is_left_as_it_is(redis_url: str, raw: redis.Redis) -> None:
     async with TinyWorker(redis_url, "llm"), AsyncAgent("writer", url=redis_url) as me:
         async with me.llm.chat.stream("one two") as stream:

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.cores.llama.state_cache import KvState
-from aios_workers.llm.cores.llama.state_file import StateRefused, file_bytes
+from aios_workers.llm.cores.llama.kv_state import KvState, StateRefused, file_bytes
 from aios_workers.llm.cores.llama.state_folder import (
     MAX_AGE_S,
     MAX_WRITING_S,

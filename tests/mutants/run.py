@@ -2,7 +2,8 @@
 
     python tests/mutants/run.py            all mutants
     python tests/mutants/run.py submit     those whose file or name contains the word
-    python tests/mutants/run.py --part 2/3 every third one, from the second on
+    python tests/mutants/run.py --touched  those of the files that the last commit, the commits of
+                                           this branch or nobody's commit yet have touched
 
 Each mutant is a copy of the broker's or the workers' package with one piece of text replaced, put
 before the installed one on the path; of the migrations, with the broker's package beside them. A
@@ -42,6 +43,8 @@ MUTANTS = (
 
 WORKERS = 2
 TIMEOUT_S = 200.0  # a test that hangs has noticed, too
+MOST_TOUCHED = 40  # run of those whose files were touched; else they take longer than the tests
+SAMPLE_EVERY = 10
 OTHER_SEEDS = (1, 2, 3)  # of the examples that judge what survived the usual ones
 
 
@@ -119,10 +122,37 @@ def draws_examples(test: str) -> bool:
 
 def chosen_mutants(words: list[str]) -> list[Mutant]:
     """Return the mutants that a command line asks for."""
-    if words[:1] == ["--part"]:
-        part, _, parts = words[1].partition("/")
-        return list(MUTANTS[int(part) - 1 :: int(parts)])
-    return [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
+    if words != ["--touched"]:
+        return [m for m in MUTANTS if all(word in m.file + " " + m.name for word in words)]
+    touched = touched_files(ROOT)
+    if touched is None:
+        print("git does not say what was touched (a shallow clone?): a fixed sample runs")
+        return list(MUTANTS[::SAMPLE_EVERY])
+    found = [m for m in MUTANTS if not touched.isdisjoint((m.file, m.test.partition("::")[0]))]
+    every = -(-len(found) // MOST_TOUCHED) or 1
+    print(f"{len(found)} mutants of {len(touched)} touched files; {len(found[::every])} run")
+    return found[::every]
+
+
+def touched_files(root: Path) -> set[str] | None:
+    """Return the files that differ from where this branch began, or on `main` from its last commit.
+
+    What is not committed counts. None where git has nothing to compare with.
+    """
+    head = git(root, "rev-parse", "HEAD")
+    bases = [git(root, "merge-base", "HEAD", other) for other in ("origin/HEAD", "main")]
+    bases.append(git(root, "rev-parse", "--verify", "HEAD~1"))
+    base = next((base for base in bases if base not in (None, head)), None)
+    told = git(root, "diff", "--name-only", base) if base else None
+    return None if told is None else set(told.splitlines())
+
+
+def git(root: Path, *arguments: str) -> str | None:
+    """Return what git says; None where it fails."""
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def main(words: list[str]) -> int:
@@ -147,7 +177,7 @@ def main(words: list[str]) -> int:
             print(f"{verdict:11} {mutant.file}: {mutant.name}", flush=True)
     dead = sum(verdict.startswith("killed") for verdict in verdicts)
     print(f"{dead} of {len(chosen)} mutants killed")
-    return 0 if chosen and dead == len(chosen) else 1
+    return 0 if (chosen or words == ["--touched"]) and dead == len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ SEARCH_TEST = "tests/integration/test_search.py"
 MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_only_who_was_let_in"
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
 GRANTS_TEST = "tests/integration/test_access_properties.py"
-RLS = "versions/20261126_0006_row_level_security.py"
+SCHEMA = "migrations/versions/20261128_0001_schema.py"
+FUNCTIONS = "migrations/schema/functions.sql"
 LEASE_TEST = "tests/integration/test_decided_leases.py"
 COST_TEST = "tests/integration/test_one_transaction.py"
 DECLARED_TEST = "tests/unit/test_operations.py"
@@ -393,9 +394,10 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a right ends in the middle of its use",
-        "migrations/versions/20261126_0010_grants_at_once.py",
-        'set_rules(held("administer"), held("share"))',
-        'set_rules(by_row("administer"), by_row("share"))',
+        SCHEMA,
+        "TAKEN = f\"{OWN} OR granted_by = {ME} OR {held('administer')}\"",
+        'TAKEN = f"{OWN} OR granted_by = {ME}'
+        " OR aios_holds(object_kind, object_id, 'administer')\"",
         ACCESS_TEST,
     ),
     Mutant(
@@ -409,52 +411,52 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "an expired grant lets in",
-        "migrations/versions/20261126_0006_row_level_security.py",
+        FUNCTIONS,
         "(g.expires_at IS NULL OR g.expires_at > now()) AND ",
         "",
         MATRIX_TEST,
     ),
     Mutant(
         "a grant is of every verb",
-        "migrations/versions/20261126_0006_row_level_security.py",
+        FUNCTIONS,
         " AND g.verbs && aios_verbs(verb)",
         "",
         MATRIX_TEST,
     ),
     Mutant(
         "everybody is a member",
-        "migrations/versions/20261126_0006_row_level_security.py",
+        FUNCTIONS,
         "m.agent_id = aios_agent_id() AND p",
         "p",
         MATRIX_TEST,
     ),
     Mutant(
         "whose note it is does not count",
-        "migrations/versions/20261126_0006_row_level_security.py",
-        'return f"{OWN} OR {blocks} OR {notes}"',
+        SCHEMA,
+        "return f\"{OWN} OR {blocks} OR {among(column, 'aios_notes', verb, 'text')}\"",
         'return "true"',
         MATRIX_TEST,
     ),
     Mutant(
         "whose file it is does not count",
-        "migrations/versions/20261126_0006_row_level_security.py",
+        SCHEMA,
         "{OWN} OR {among('directory_id'",
         "true OR {among('directory_id'",
         MATRIX_TEST,
     ),
     Mutant(
         "rows are not guarded",
-        "migrations/versions/20261126_0006_row_level_security.py",
+        SCHEMA,
         "ENABLE ROW LEVEL SECURITY",
         "DISABLE ROW LEVEL SECURITY",
         MATRIX_TEST,
     ),
     Mutant(
         "who may share passes on more than it has",
-        "migrations/versions/20261126_0006_row_level_security.py",
-        "            AND NOT EXISTS (SELECT FROM unnest(verbs) v\n"
-        "                            WHERE NOT aios_holds(kind, object_id, v)))",
-        "            )",
+        FUNCTIONS,
+        "        AND NOT EXISTS (SELECT FROM unnest(verbs) v\n"
+        "                        WHERE NOT aios_holds(kind, object_id, v)))",
+        "        )",
         SHARE_TEST,
     ),
 )

@@ -6,7 +6,6 @@ import asyncio
 
 import pytest
 
-from aios_broker.client.asking import reply_of, taken
 from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled, ModuleError, QueueFull, WaitTimeout
 from aios_broker.contract.llm import LlmChat, Message
@@ -28,18 +27,18 @@ def submitted() -> Pending:
 async def test_a_caller_that_stops_waiting_is_told_how_to_wait_again() -> None:
     pending = submitted()
     with pytest.raises(WaitTimeout) as caught:
-        await reply_of(pending, 0.01)
+        await pending.reply_within(0.01)
     assert caught.value.syscall_id == ID
     assert f"--attach {ID}" in str(caught.value)
     pending.accept(1.0)
     pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))  # it went on
-    assert (await reply_of(pending, 0.01)).result == ChatResult(TEXT, "stop", "m")
+    assert (await pending.reply_within(0.01)).result == ChatResult(TEXT, "stop", "m")
 
 
 async def test_what_the_kernel_did_not_take_is_an_error() -> None:
     pending = submitted()
     pending.end(failure(ID, QueueFull("no room", retry_after_s=2.0)), "refuse")
-    for waiting in (reply_of(pending, 1.0), taken(pending)):
+    for waiting in (pending.reply_within(1.0), pending.taken()):
         with pytest.raises(QueueFull) as caught:
             await waiting
         assert caught.value.retry_after_s == 2.0
@@ -48,17 +47,17 @@ async def test_what_the_kernel_did_not_take_is_an_error() -> None:
 async def test_what_the_kernel_took_and_failed_is_a_reply() -> None:
     pending = submitted()
     pending.accept(1.0)
-    await taken(pending)
+    await pending.taken()
     pending.end(failure(ID, ModuleError("it broke")))
-    reply = await reply_of(pending, 1.0)
+    reply = await pending.reply_within(1.0)
     assert reply.error is not None
     assert reply.error.code == "module-error"
-    await taken(pending)
+    await pending.taken()
 
 
 async def test_who_stops_waiting_does_not_end_the_syscall() -> None:
     pending = submitted()
-    waiting = asyncio.create_task(reply_of(pending, 60.0))
+    waiting = asyncio.create_task(pending.reply_within(60.0))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])

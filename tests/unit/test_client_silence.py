@@ -2,8 +2,7 @@
 
 import itertools
 
-from aios_broker.client.pending import Pending
-from aios_broker.client.silence import to_ask_for
+from aios_broker.client.pending import Pending, to_ask_for
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 
 RECHECK_S = 5.0

@@ -5,8 +5,7 @@ from typing import get_args
 
 import pytest
 
-from aios_broker.client.pending import Pending
-from aios_broker.client.states import ARROWS, FINAL, Cause, State, after
+from aios_broker.client.pending import ARROWS, FINAL, Cause, Pending, State, after
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import EchoResult, Reply, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho

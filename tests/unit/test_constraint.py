@@ -12,7 +12,7 @@ from aios_broker.contract.errors import CoreError, InvalidSyscall
 from aios_workers.llm.constraint import Compiler, Matcher
 from aios_workers.llm.constraint_check import ConstraintChecker, check
 from aios_workers.llm.core import Constraint
-from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
+from aios_workers.llm.cores.simulated import simulated_model as vocabulary
 
 END = vocabulary.END_ID
 COMPILER = Compiler(vocabulary.constraint_pieces(), (END,), tuple)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.cores.llama.context import ContextShape, Row
 from aios_workers.llm.cores.llama.engine import PREFILL_BESIDE_ANSWERS_TOKENS, Engine
-from aios_workers.llm.cores.llama.protocol import Ended, Generate, Tokens
+from aios_workers.llm.cores.llama.kv_state import KvState, StateCache
+from aios_workers.llm.cores.llama.llama_context import Row
+from aios_workers.llm.cores.llama.protocol import ContextShape, Ended, Generate, Tokens
 from aios_workers.llm.cores.llama.sampler import Sampler
-from aios_workers.llm.cores.llama.state_cache import KvState, StateCache
 
 VOCABULARY = 23
 END = 7

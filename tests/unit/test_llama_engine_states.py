@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 
 from aios_workers.llm.core import Sampling
 from aios_workers.llm.cores.llama import state_store
-from aios_workers.llm.cores.llama.context import ContextShape
 from aios_workers.llm.cores.llama.engine import Engine
-from aios_workers.llm.cores.llama.protocol import Ended, Tokens
+from aios_workers.llm.cores.llama.protocol import ContextShape, Ended, Tokens
 from aios_workers.llm.cores.llama.state_folder import StateFolder
-from aios_workers.llm.cores.llama.state_rule import StateRule
-from aios_workers.llm.cores.llama.state_store import StateStore, state_key
+from aios_workers.llm.cores.llama.state_store import StateRule, StateStore, state_key
 from tests.unit.test_llama_engine import (
     VOCABULARY,
     SimulatedContext,

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.cores.llama.sampler import Sampler
-from aios_workers.llm.cores.llama.scores import score
+from aios_workers.llm.cores.llama.sampler import Sampler, score
 
 LOGITS = st.lists(st.integers(-8, 8), min_size=2, max_size=40).map(
     lambda values: np.array(values, dtype=np.float32)
@@ -26,8 +25,8 @@ def test_scores_are_the_softmax_of_the_logits(
     total = math.log(math.fsum(math.exp(each) for each in logits.tolist()))
     ranked = sorted(range(len(logits)), key=lambda each: (-logits[each], each))[:alternatives]
     assert scored.logprob == pytest.approx(float(logits[token]) - total)
-    assert [each for each, _ in scored.top] == ranked
-    assert [value for _, value in scored.top] == pytest.approx(
+    assert [each.id for each in scored.top] == ranked
+    assert [each.logprob for each in scored.top] == pytest.approx(
         [float(logits[each]) - total for each in ranked]
     )
 

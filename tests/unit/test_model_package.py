@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 import aios_broker
-from aios_workers.llm.cores.llama import weights
 from aios_workers.model_files import MODEL_FILES, SMOLLM2, ModelFile
 
 LOCK = Path(aios_broker.__file__).parents[2] / "requirements-models.lock"
@@ -29,11 +28,3 @@ def test_a_damaged_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"not the weights")
     assert not SMOLLM2.is_whole(path)
-
-
-def test_the_language_model_is_the_one_that_the_worker_loads() -> None:
-    assert (SMOLLM2.package, SMOLLM2.path, SMOLLM2.sha256) == (
-        weights.PACKAGE,
-        weights.FILE_NAME,
-        weights.FILE_SHA256,
-    )

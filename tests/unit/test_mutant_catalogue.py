@@ -1,4 +1,4 @@
-"""Mutants follow the code: a commit runs a fifth of them, and all must fit it."""
+"""Mutants follow the code: those of the files that a change touches run, and all must fit."""
 
 import pytest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_cli.pythons import (
+from tests.lanes.pythons import (
     LEFT_OUT,
     OWN,
     PROMISED,

@@ -3,7 +3,7 @@
 import pytest
 
 from aios_broker.contract.errors import CoreError
-from aios_workers.llm.cores.sglang.breaker import BreakerPolicy, CircuitBreaker
+from aios_workers.llm.cores.sglang.connection import BreakerPolicy, CircuitBreaker
 
 POLICY = BreakerPolicy(failures=3, window_s=10.0, open_s=5.0)
 

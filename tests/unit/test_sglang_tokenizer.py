@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool, ToolCall
-from aios_workers.llm.cores.sglang.model_folder import ModelFolder
-from aios_workers.llm.cores.sglang.template import ChatTemplate, message_values
+from aios_workers.llm.cores.sglang.model_folder import ChatTemplate, ModelFolder, message_values
 from aios_workers.llm.cores.sglang.tokenizer import (
     ByteVocabulary,
     FolderVocabulary,

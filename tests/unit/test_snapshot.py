@@ -1,8 +1,6 @@
 """Snapshots: what was written is read back, and every damage is noticed."""
 
-import json
 import zlib
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import SnapshotCorrupt, SnapshotError, SnapshotForeign
 from aios_broker.contract.snapshot import (
     MAGIC,
-    READABLE_VERSIONS,
     VERSION,
     AnswersSnapshot,
     AnswerState,
@@ -96,39 +93,12 @@ SAMPLES: tuple[Snapshot, ...] = (
         4,
     ),
 )
-RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
 
 
 @given(st.one_of(snapshots, several, trees()))
 @example(TokenSnapshot("", (), (), 0))
 def test_what_was_written_is_read_back(snapshot: Snapshot) -> None:
     assert decode_snapshot(encode_snapshot(snapshot), model=snapshot.model) == snapshot
-
-
-def test_one_answer_is_written_as_the_first_release_reads_it() -> None:
-    versions = [encode_snapshot(each)[len(MAGIC)] for each in SAMPLES]
-
-    assert versions == [1, 2, 2]
-
-
-def test_what_the_first_release_wrote_is_read() -> None:
-    for case in json.loads(RELEASE_1.read_text())["snapshots"]:
-        snapshot = decode_snapshot(bytes.fromhex(case["snapshot"]), model=case["model"])
-
-        assert snapshot == TokenSnapshot(
-            case["model"],
-            tuple(case["prompt_ids"]),
-            tuple(case["output_ids"]),
-            case["seed"],
-            case["emitted_characters"],
-        )
-        written = encode_snapshot(snapshot)
-        assert written[: len(MAGIC) + 1] == MAGIC + bytes([1])
-        assert content(written) == content(bytes.fromhex(case["snapshot"])), "it cannot read it"
-
-
-def content(data: bytes) -> bytes:
-    return zlib.decompress(data[HEADER_BYTES:])
 
 
 @pytest.mark.parametrize(
@@ -145,6 +115,20 @@ def test_a_tree_that_does_not_hold_together_is_refused(
     nodes: tuple[BeamNode, ...], live: tuple[int, ...]
 ) -> None:
     data = encode_snapshot(BeamSnapshot(MODEL, (1,), nodes, live, (), 1))
+
+    with pytest.raises(SnapshotCorrupt):
+        decode_snapshot(data, model=MODEL)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        AnswerState((7, 8), (SCORE,)),
+        AnswerState((7,), (TokenScore(-5, (1, 2), (-5,)),)),
+    ],
+)
+def test_scores_that_do_not_fit_their_tokens_are_refused(answer: AnswerState) -> None:
+    data = encode_snapshot(AnswersSnapshot(MODEL, (1,), (answer,), 0))
 
     with pytest.raises(SnapshotCorrupt):
         decode_snapshot(data, model=MODEL)
@@ -181,11 +165,11 @@ def test_any_other_bytes_are_no_snapshot(data: bytes) -> None:
         decode_snapshot(data, model=MODEL)
 
 
-@given(st.binary(max_size=200), st.sampled_from(READABLE_VERSIONS))
+@given(st.binary(max_size=200))
 @settings(max_examples=300)
-def test_a_right_checksum_over_wrong_content_is_noticed_too(content: bytes, version: int) -> None:
+def test_a_right_checksum_over_wrong_content_is_noticed_too(content: bytes) -> None:
     for body in (content, zlib.compress(content)):
-        header = MAGIC + bytes([version]) + zlib.crc32(body).to_bytes(4, "big")
+        header = MAGIC + bytes([VERSION]) + zlib.crc32(body).to_bytes(4, "big")
         with pytest.raises(SnapshotCorrupt):
             decode_snapshot(header + body, model=MODEL)
 
@@ -202,9 +186,7 @@ def test_another_version_says_both_numbers() -> None:
     data = bytearray(encode_snapshot(SAMPLE))
     data[len(MAGIC)] = VERSION + 1
 
-    with pytest.raises(
-        SnapshotForeign, match=rf"version {VERSION + 1}, .*versions 1 and {VERSION}"
-    ):
+    with pytest.raises(SnapshotForeign, match=rf"version {VERSION + 1}, .*version {VERSION}"):
         decode_snapshot(bytes(data), model=MODEL)
 
 

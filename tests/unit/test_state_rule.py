@@ -2,7 +2,7 @@
 
 import pytest
 
-from aios_workers.llm.cores.llama.state_rule import READ_MARGIN, WRITE_MARGIN, StateRule
+from aios_workers.llm.cores.llama.state_store import READ_MARGIN, WRITE_MARGIN, StateRule
 
 BYTES_PER_TOKEN = 23_100
 MB = 1_000_000

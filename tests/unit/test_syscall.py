@@ -22,7 +22,6 @@ from aios_broker.contract.llm import (
     ContextGet,
     GrammarFormat,
     JsonFormat,
-    LlmBody,
     LlmChat,
     LlmCount,
     LlmEmbed,
@@ -30,13 +29,12 @@ from aios_broker.contract.llm import (
     RegexFormat,
     Tool,
     ToolCall,
-    is_first_version,
 )
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.syscall import (
     KINDS,
+    MAX_LEVELS,
     MODULES,
     Body,
     Syscall,
@@ -45,6 +43,7 @@ from aios_broker.contract.syscall import (
     decode_syscall,
     encode_syscall,
     id_from_key,
+    is_nested_deeper,
     new_id,
 )
 from tests.chat_fields import NUMBERS, numbers
@@ -147,31 +146,8 @@ def refusal(data: bytes | str) -> KernelError:
 
 @given(syscalls)
 def test_what_was_sent_is_read_back(syscall: Syscall) -> None:
-    body = syscall.body
-    old_worker_reads_it = isinstance(body, ToolEcho) or (
-        isinstance(body, LlmBody) and is_first_version(body)
-    )
-    sent = msgspec.structs.replace(syscall, version=1 if old_worker_reads_it else 2)
-
-    assert decode_syscall(encode_syscall(syscall)) == sent
-    assert check_syscall(syscall) == sent
-
-
-@pytest.mark.parametrize(
-    ("options", "version"),
-    [
-        ({}, 1),
-        ({"temperature": 0.5, "seed": 1, "stop": ("x",)}, 1),
-        ({"n": 2}, 2),
-        ({"logit_bias": {1: 1.0}}, 2),
-        ({"tools": (Tool("f"),)}, 2),
-        ({"context": "notes"}, 2),
-    ],
-)
-def test_a_worker_of_the_first_release_reads_what_it_knows(
-    options: dict[str, object], version: int
-) -> None:
-    assert check_syscall(chat(**options)).version == version
+    assert decode_syscall(encode_syscall(syscall)) == syscall
+    assert check_syscall(syscall) == syscall
 
 
 def test_any_value_of_every_field_of_a_chat_is_tried() -> None:
@@ -347,7 +323,7 @@ def test_an_unknown_kind_is_told_from_a_bad_field(
     assert all(one in (error.remedy or "") for one in known)
 
 
-@pytest.mark.parametrize("version", [0, 3, 10**30, "1", None, [1]])
+@pytest.mark.parametrize("version", [0, 2, 10**30, "1", None, [1]])
 def test_another_version_is_told_whatever_else_is_different(version: object) -> None:
     other = {**request("version", version), "field_of_the_future": 1, "id": ID}
     error = refusal(json.dumps(other))
@@ -380,7 +356,6 @@ def test_a_syscall_may_be_nested_so_deep_on_every_python_and_no_deeper() -> None
                     "flat": [[]] * 999,
                 },
             ),
-            version=2,
         )
         for more in (0, 1)
     )

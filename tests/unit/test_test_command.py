@@ -5,28 +5,42 @@ from pathlib import Path
 import click
 import pytest
 
-from aios_cli.pythons import Python
-from aios_cli.test_command import (
+from tests.lanes.command import (
+    QUICK_TESTS,
+    ROOT,
+    STEP_NAMES,
     Outcome,
     Step,
     check_sglang,
     chosen_lane,
+    chosen_steps,
     environment_of_tests,
-    find_checkout,
-    mutants_part,
     planned_steps,
     report,
     run_step,
 )
+from tests.lanes.pythons import Python
 
 
-def test_pytest_is_the_last_step_and_mutants_come_before_it(tmp_path: Path) -> None:
-    (tmp_path / "tests" / "mutants").mkdir(parents=True)
-    (tmp_path / "tests" / "mutants" / "run.py").touch()
+def names_of(lane: str = "x") -> list[str]:
+    return [step.name for step in planned_steps((), lane=lane)]
 
-    names = [step.name for step in planned_steps(tmp_path, lane="x", pytest_args=())]
 
-    assert names == ["lint", "format", "types", "imports", "pythons", "mutants", "pytest"]
+def test_pytest_is_the_last_step_and_mutants_come_before_it() -> None:
+    assert names_of() == list(STEP_NAMES)
+    assert names_of()[-2:] == ["mutants", "pytest"]
+
+
+def test_the_quick_lane_has_tests_that_are_there_and_none_of_the_dear_steps() -> None:
+    quick = chosen_steps(quick=True, sglang=False, mutants=False)
+
+    assert set(STEP_NAMES) - set(quick) == {"pythons", "mutants"}
+    assert [path for path in QUICK_TESTS if not (ROOT / path).exists()] == []
+
+
+def test_real_servers_and_every_mutant_run_alone() -> None:
+    assert chosen_steps(quick=False, sglang=True, mutants=False) == ("pytest",)
+    assert chosen_steps(quick=False, sglang=False, mutants=True) == ("mutants",)
 
 
 @pytest.mark.parametrize(
@@ -38,47 +52,40 @@ def test_pytest_is_the_last_step_and_mutants_come_before_it(tmp_path: Path) -> N
         (True, True, "sglang"),
     ],
 )
-def test_the_dear_lanes_run_only_when_asked_for(
-    tmp_path: Path, *, slow: bool, sglang: bool, lane: str
-) -> None:
-    chosen = chosen_lane(slow=slow, sglang=sglang)
-    last = planned_steps(tmp_path, lane=chosen, pytest_args=("-k", "lease"))[-1]
+def test_the_dear_lanes_run_only_when_asked_for(*, slow: bool, sglang: bool, lane: str) -> None:
+    last = planned_steps(("-k", "lease"), lane=chosen_lane(slow=slow, sglang=sglang))[-1]
 
     assert last.arguments[-4:] == ("-m", lane, "-k", "lease")
 
 
-def test_each_commit_runs_its_fifth_of_the_mutants_and_the_slow_lane_all(tmp_path: Path) -> None:
-    (tmp_path / "tests" / "mutants").mkdir(parents=True)
-    (tmp_path / "tests" / "mutants" / "run.py").touch()
-    quick, slow = (
-        planned_steps(tmp_path, lane=chosen_lane(slow=slow, sglang=False), pytest_args=())[5]
-        for slow in (False, True)
-    )
+def test_the_mutants_of_what_was_touched_run_unless_all_are_wanted() -> None:
+    usual, every = (planned_steps((), lane="x", every_mutant=all_)[5] for all_ in (False, True))
 
-    assert quick.arguments[1:] == ("--part", "1/5"), "where there is no commit"
-    assert slow.arguments[1:] == ()
-    assert mutants_part(tmp_path) == "1/5"
+    assert usual.arguments[1:] == ("--touched",)
+    assert every.arguments[1:] == ()
 
 
-def test_tests_run_side_by_side_unless_told_otherwise(tmp_path: Path) -> None:
-    asked = planned_steps(tmp_path, lane="x", pytest_args=("-n0",))[-1].arguments
-    usual = planned_steps(tmp_path, lane="x", pytest_args=())[-1].arguments
+def test_tests_run_side_by_side_unless_told_otherwise() -> None:
+    asked = planned_steps(("-n0",), lane="x")[-1].arguments
+    usual = planned_steps((), lane="x")[-1].arguments
 
     assert "--dist" in usual
     assert "--dist" not in asked
 
 
-def test_the_report_says_which_pythons_the_tests_did_not_run_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_report_says_which_pythons_the_tests_did_not_run_on_and_the_time(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = Python("3.12.1", "/bin/python3.12")
-    steps = planned_steps(tmp_path, lane="x", pytest_args=(), pythons=[other])
+    steps = planned_steps((), lane="x", pythons=[other])
     [step] = [step for step in steps if step.name == "pythons"]
 
-    report([Outcome(step.name, 0, 1.0, step.note)])
+    report([Outcome(step.name, 0, 1.0, step.note), Outcome("pytest", 0, 2.0)])
 
     assert step.arguments[-1] == other.path
-    assert "ok: on 3.12.1; NOT RUN on " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "ok: on 3.12.1; NOT RUN on " in told
+    assert "together       3.0 s" in told
 
 
 def test_sglang_that_is_not_installed_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:
@@ -109,17 +116,3 @@ def test_settings_of_the_users_kernel_do_not_reach_the_tests() -> None:
     kept = environment_of_tests({"AIOS_REDIS_URL": "redis://prod", "PATH": "/bin"})
 
     assert kept == {"PATH": "/bin"}
-
-
-def test_an_installed_package_has_no_checkout(tmp_path: Path) -> None:
-    installed = tmp_path / "lib" / "site-packages" / "aios_broker" / "__init__.py"
-    installed.parent.mkdir(parents=True)
-    installed.touch()
-
-    assert find_checkout(installed) is None
-
-
-def test_this_checkout_is_found() -> None:
-    root = Path(__file__).resolve().parents[2]
-
-    assert find_checkout(root / "broker" / "aios_broker" / "__init__.py") == root

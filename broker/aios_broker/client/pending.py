@@ -1,17 +1,104 @@
-"""One syscall that this client waits for, and all it has heard of it. For one event loop."""
+"""One syscall that this client waits for: its states, and all that was heard of it.
+
+The states of a submission as its client knows it, and what leads from one to the next:
+
+    built ──send──▶ sent ──acknowledge──▶ accepted ──reply──▶ ended
+                     ▲                      │   ▲
+                     │                    forget└── acknowledge ── asked (attached to by id)
+                     └──send── forgotten ◀──┘
+
+From each state that is not final a submission can also be answered (`reply`: the kernel's own
+word, which may overtake its acknowledgement) or given up (`lose`: this client left, or the kernel
+stayed away; it may run). `refuse` is the kernel's word that nothing runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from typing import Literal
 
-from aios_broker.client import forks
-from aios_broker.client.states import State, after
+from aios_broker.contract.errors import ForkedAgent, WaitTimeout
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply
 from aios_broker.contract.syscall import Syscall
+
+REPLY_GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
+MOST_DOUBLINGS = 16  # of the time between two questions for a silent one
+
+State = Literal["built", "sent", "asked", "accepted", "forgotten", "refused", "lost", "ended"]
+Cause = Literal["send", "acknowledge", "forget", "refuse", "lose", "reply"]
+
+ARROWS: dict[tuple[State, Cause], State] = {
+    ("built", "send"): "sent",
+    ("built", "refuse"): "refused",
+    ("built", "lose"): "refused",  # never sent: it cannot run
+    ("built", "reply"): "ended",  # another client's, of the same id
+    ("sent", "send"): "sent",  # no answer came: once more
+    ("sent", "acknowledge"): "accepted",
+    ("sent", "refuse"): "refused",
+    ("sent", "lose"): "lost",
+    ("sent", "reply"): "ended",
+    ("asked", "acknowledge"): "accepted",
+    ("asked", "refuse"): "refused",  # the kernel knows no such syscall
+    ("asked", "lose"): "lost",
+    ("asked", "reply"): "ended",
+    ("accepted", "acknowledge"): "accepted",  # asked for again: it is still there
+    ("accepted", "forget"): "forgotten",
+    ("accepted", "lose"): "lost",
+    ("accepted", "reply"): "ended",
+    ("forgotten", "send"): "sent",
+    ("forgotten", "lose"): "lost",
+    ("forgotten", "reply"): "ended",
+}
+FINAL: frozenset[State] = frozenset(("refused", "lost", "ended"))
+
+
+def after(state: State, cause: Cause) -> State:
+    """Return the state that `cause` leads to.
+
+    Raises:
+        AssertionError: no arrow leads from there: a fault of the client's own.
+    """
+    following = ARROWS.get((state, cause))
+    if following is None:
+        raise AssertionError(f"a submission that is {state} cannot {cause}")
+    return following
+
+
+_forks = 0  # between this process and the one that first imported this
+
+
+def _forked() -> None:
+    global _forks  # noqa: PLW0603  of the process, as what it counts
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def fork_count() -> int:
+    """Return what tells this process from those that it was forked from.
+
+    What was opened before a `fork()` belongs to the parent: its sockets, its loop, its replies.
+    """
+    return _forks
+
+
+def require_same_process(opened: int) -> None:
+    """Do nothing in the process where `fork_count` was `opened`.
+
+    Raises:
+        ForkedAgent: this is a child of it.
+    """
+    if opened != _forks:
+        raise ForkedAgent(
+            "it was opened in the process that this one was forked from",
+            remedy="open an agent in the child; the parent's goes on undisturbed",
+        )
+
 
 _ON_ITS_WAY: frozenset[State] = frozenset(("built", "sent", "asked", "forgotten"))
 
@@ -23,6 +110,7 @@ class Pending:
         "_accepted",
         "_characters",
         "_ended",
+        "_followers",
         "_fork",
         "_listeners",
         "_news",
@@ -53,13 +141,14 @@ class Pending:
         self.chunks: tuple[Chunk, ...] | list[Chunk] = ()  # a list from the first one on
         self.reply: Reply | None = None
         self.state: State = "built" if syscall else "asked"
-        self._fork = forks.count()
+        self._fork = fork_count()
         # Most syscalls have one who waits for their end, and nobody who waits for anything else:
         # futures are made when somebody asks for them.
         self._accepted: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._listeners: tuple[Callable[[], None], ...] = ()  # one, as a rule
         self._news: asyncio.Future[None] | None = None
+        self._followers: tuple[Pending, ...] = ()
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
 
     @property
@@ -117,6 +206,13 @@ class Pending:
         """Call it no more."""
         self._listeners = tuple(each for each in self._listeners if each is not listener)
 
+    def lead(self, follower: Pending) -> None:
+        """Let another of the same id hear what this one hears; it counts as one who waits."""
+        for chunk in follower.chunks:
+            self.hear(chunk, follower.heard_at_s)
+        self._followers += (follower,)
+        self.waiters += 1
+
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
 
@@ -128,6 +224,8 @@ class Pending:
         have = chunk.offset if self._characters is None else self._characters
         if chunk.offset <= have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :])
+        for follower in self._followers:
+            follower.hear(chunk, now_s)
 
     def end(self, reply: Reply, cause: Literal["reply", "refuse", "lose"] = "reply") -> None:
         """Take the one reply; whatever of its text was not streamed becomes the last chunk.
@@ -148,6 +246,8 @@ class Pending:
         for listener in listeners:
             listener()
         self._announce()
+        for follower in self._followers:
+            follower.end(reply, "reply" if cause == "reply" else "lose")
 
     def news(self) -> asyncio.Future[None]:
         """Return what is done when the next chunk or the reply has come."""
@@ -156,9 +256,42 @@ class Pending:
             self._news = asyncio.get_running_loop().create_future()
         return self._news
 
+    async def taken(self) -> None:
+        """Return when the kernel has taken it: from then on it gets its answer.
+
+        Raises:
+            KernelError: the kernel did not take it: refused, or away for longer than a session
+                waits.
+        """
+        await asyncio.shield(self.accepted)
+        if not self.was_accepted and self.reply is not None:
+            self.reply.unwrap()
+
+    async def reply_within(self, timeout_s: float) -> Reply:
+        """Return the reply, once the kernel has taken it. Errors of it are replies, too.
+
+        Raises:
+            KernelError: the kernel did not take it: refused, unknown, or away for too long.
+            WaitTimeout: no reply in time; the syscall goes on.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self.ended)
+        except TimeoutError as error:
+            raise WaitTimeout(
+                f"no reply within {timeout_s:g} s",
+                remedy=f"`aios why {self.id}` says what it waits for; "
+                f"`aios submit --attach {self.id}` waits again",
+                syscall_id=self.id,
+            ) from error
+        assert self.reply is not None
+        if not self.was_accepted:
+            self.reply.unwrap()
+        return self.reply
+
     def _require_home(self) -> None:
         if self.reply is None:
-            forks.require_same(self._fork)
+            require_same_process(self._fork)
 
     @property
     def _streams(self) -> bool:
@@ -189,3 +322,25 @@ def _future(*, done: bool) -> asyncio.Future[None]:
     if done:
         future.set_result(None)
     return future
+
+
+def to_ask_for(
+    known: Iterable[Pending], at_s: float, *, recheck_s: float, longest_s: float
+) -> list[Pending]:
+    """Return those whose time has come: each twice as long after the last time as before.
+
+    So what thousands of waiting syscalls cost is little. Where none is due, the one that was
+    silent longest stands for all: if the kernel has forgotten it, it may have forgotten the rest.
+    """
+    silent = [pending for pending in known if at_s - pending.heard_at_s >= recheck_s]
+    due = [
+        pending
+        for pending in silent
+        if at_s - pending.heard_at_s
+        >= min(recheck_s * 2 ** min(pending.asks, MOST_DOUBLINGS), longest_s)
+    ]
+    if silent and not due:
+        due = [min(silent, key=lambda pending: pending.heard_at_s)]
+    for pending in due:
+        pending.asks += 1
+    return due

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import fields
 
-from aios_broker.client.identity import conflict_with
+import msgspec
+
 from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import InvalidSyscall, KernelError
-from aios_broker.contract.job import encode_job
+from aios_broker.contract.job import conflict_with, encode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, Syscall
 from aios_broker.queues.control import Control
@@ -21,10 +23,11 @@ from aios_broker.queues.module_queue import (
     Refusal,
     SubmitStatus,
 )
-from aios_broker.queues.records import JobMetadata, JobView, Submission
+from aios_broker.queues.records import JobMetadata, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.redis.connection import Connection
 
+SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 
 
@@ -52,21 +55,33 @@ class RedisTransport:
         await self._control.queue("tool")
 
     async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
-        """Publish syscalls of one module in one step."""
+        """Publish syscalls of one module, in one step where they are not too large for it."""
         found: list[Outcome] = [None] * len(syscalls)
-        jobs, places = [], []
+        jobs: dict[int, Submission] = {}  # by place
+        size_bytes = 0
         for place, syscall in enumerate(syscalls):
             try:
-                jobs.append(_submission(syscall, self._client))
+                job = _submission(syscall, self._client)
             except InvalidSyscall as error:
                 found[place] = error
-            else:
-                places.append(place)
+                continue
+            size_bytes += len(job.data)
+            if jobs and size_bytes > SUBMIT_BYTES:
+                await self._publish(syscalls, jobs, found)
+                jobs, size_bytes = {}, len(job.data)
+            jobs[place] = job
         if jobs:
-            outcomes = await self._queues[syscalls[0].module].submit_each(jobs)
-            for place, outcome in zip(places, outcomes, strict=True):
-                found[place] = await self._outcome(syscalls[place], outcome)
+            await self._publish(syscalls, jobs, found)
         return found
+
+    async def _publish(
+        self, syscalls: Sequence[Syscall], jobs: dict[int, Submission], found: list[Outcome]
+    ) -> None:
+        """Publish jobs, and write down what came of each at its place."""
+        queue = self._queues[syscalls[0].module]
+        outcomes = await queue.submit_each(list(jobs.values()))
+        for place, outcome in zip(jobs, outcomes, strict=True):
+            found[place] = await self._outcome(syscalls[place], outcome)
 
     async def _outcome(self, syscall: Syscall, outcome: SubmitStatus | Refusal) -> Outcome:
         if isinstance(outcome, KernelError):
@@ -89,13 +104,16 @@ class RedisTransport:
         for candidate in (module,) if module else MODULES:
             state, reply = await self._queues[candidate].attach(syscall_id, self._client)
             if state != "unknown":
-                return Attached(_state(state), candidate, reply)
+                return Attached(msgspec.convert(state, State), candidate, reply)
         return Attached(None)
 
     async def status(self, syscall_id: str) -> CallStatus | None:
         """Look at one syscall that has not ended."""
         view = await self._control.job(syscall_id)
-        return None if view is None else _status(view)
+        if view is None:
+            return None
+        shown = {field.name: getattr(view, field.name) for field in fields(CallStatus)[1:]}
+        return CallStatus(view.job_id, **shown)
 
     async def messages(self) -> list[bytes]:
         """Take what lies in the reply list; block for the first message."""
@@ -119,39 +137,4 @@ def _submission(syscall: Syscall, client: str) -> Submission:
         syscall.needs,
         syscall.deadline_s,
         f"{syscall.kind} of {syscall.agent}/{syscall.program}",
-    )
-
-
-_STATES: dict[str, State] = {
-    "queued": "queued",
-    "running": "running",
-    "suspended": "suspended",
-    "held": "held",
-    "parked": "parked",
-    "finished": "finished",
-    "failed": "failed",
-    "cancelled": "cancelled",
-}
-_MODULES: dict[str, Module] = {module: module for module in MODULES}
-
-
-def _state(raw: str) -> State:
-    return _STATES[raw]
-
-
-def _status(view: JobView) -> CallStatus:
-    return CallStatus(
-        id=view.job_id,
-        state=view.state,
-        module=_MODULES[view.module],
-        position=view.position,
-        core=view.core,
-        worker=view.worker,
-        attempt=view.attempt,
-        slices=view.slices,
-        suspensions=view.suspensions,
-        tokens=view.tokens,
-        queued_s=view.queued_s,
-        ran_s=view.ran_s,
-        deadline_in_s=view.deadline_in_s,
     )

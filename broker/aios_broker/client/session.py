@@ -11,27 +11,29 @@ import contextlib
 import logging
 import re
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client import forks
-from aios_broker.client.identity import conflict_of
 from aios_broker.client.outbox import Outbox
-from aios_broker.client.pending import Pending
-from aios_broker.client.retry import Limits, now_s, patiently, pauses
-from aios_broker.client.silence import to_ask_for
+from aios_broker.client.pending import Pending, fork_count, require_same_process, to_ask_for
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
+    ClientFailed,
     KernelError,
     Unavailable,
     UnknownSyscall,
     UnsupportedVersion,
 )
+from aios_broker.contract.job import conflict_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
+from aios_broker.retry import Backoff, now_s, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -40,49 +42,93 @@ CHECK_BATCH = 500  # syscalls asked for in one write
 LONGEST_RECHECK_S = 60.0  # or half as long as the kernel keeps a reply
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How patient a client is."""
+
+    recheck_s: float = 5.0  # without news of a syscall, ask for it by id; then ever less often
+    patience_s: float = 60.0  # a kernel that is away longer fails what waits for it
+    cancel_s: float = 2.0  # for cancelling, and for leaving the context
+
+
 class Session:
-    """One client of the kernel. Open it in the loop that uses it."""
+    """One client of the kernel. Open it in the loop that uses it.
+
+    Leaving cancels, within `Limits.cancel_s`, what was submitted in it and has not ended, but for
+    what was let go.
+    """
 
     def __init__(self, transport: Transport, limits: Limits | None = None) -> None:
         self._transport = transport
         self._limits = limits or Limits()
         self._pending: dict[str, Pending] = {}
-        self._outbox = Outbox(transport, self._limits, self._spawn, self._end, self._learn)
+        self._joining: set[Pending] = set()  # submissions of ids that another here is attached to
+        self._outbox = Outbox(
+            transport, self._limits.patience_s, self._spawn, self._end, self._learn
+        )
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._fault = ""
-        self._fork = forks.count()
+        self._is_serving = False
+        self._fork = fork_count()
         self._unread: set[str] = set()  # those to ask for: a message of theirs could not be read
         self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
-        """Reach the kernel, or raise at once."""
-        await self._transport.open()
+        """Reach the kernel, or raise at once, with the transport closed."""
+        try:
+            await self._transport.open()
+        except BaseException:
+            await self._transport.aclose()
+            raise
         self._is_open = True
         self._loop = asyncio.get_running_loop()
-        self._spawn(self._listen())
-        self._spawn(self._watch())
+        self._serve()
 
-    @property
-    def works(self) -> bool:
-        """Whether it is open, and no fault has ended it for good."""
-        return self._is_open and not self._fault
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
 
     def submit(self, syscall: Syscall) -> Pending:
         """Publish a syscall, with all others of this loop tick; join one that is under way."""
-        self._require_open()
-        pending = self._pending.get(syscall.id)
-        if pending is None:
-            pending = self._pending[syscall.id] = Pending(syscall.id, syscall, now_s())
-            self._outbox.add(pending)
-        elif pending.syscall is not None and pending.syscall is not syscall:
-            return _joined(pending, pending.syscall, syscall)
+        self._serve()
+        first = self._pending.get(syscall.id)
+        if first is not None and first.syscall is not None:
+            return first if first.syscall is syscall else _joined(first, first.syscall, syscall)
+        pending = Pending(syscall.id, syscall, now_s())
+        if first is None:
+            self._pending[syscall.id] = pending
+        else:
+            self._joining.add(pending)
+            self._spawn(self._join(pending, first))
+        self._outbox.add(pending)
         return pending
+
+    async def _join(self, pending: Pending, attached: Pending) -> None:
+        """Let a submission take the place of one attached to: the kernel called them the same."""
+        await asyncio.shield(pending.accepted)
+        self._joining.discard(pending)
+        first = self._pending.get(pending.id, attached)
+        if pending.reply is not None:
+            return
+        if first.reply is not None and first.state == "ended":
+            pending.end(first.reply)
+            return
+        self._pending[pending.id] = pending
+        if first.reply is None:
+            pending.lead(first)
 
     def attach(self, syscall_id: str) -> Pending:
         """Hear of a syscall that somebody submitted, perhaps in an earlier life."""
-        self._require_open()
+        self._serve()
         pending = self._pending.get(syscall_id)
         if pending is None:
             pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s())
@@ -91,7 +137,7 @@ class Session:
 
     async def cancel(self, pending: Pending) -> bool:
         """End a syscall; False if it has ended already."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.cancel_s)
         if pending.reply is not None:
             return False
@@ -106,23 +152,26 @@ class Session:
 
     def abandon(self, pending: Pending) -> None:
         """Cancel, without waiting for it, what nobody waits for any more."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         if pending.syscall is not None and pending.reply is None and self._is_open:
             self._spawn(self._cancel_quietly(pending))
 
-    def abandon_unawaited(self, pending: Pending) -> None:
-        """Cancel, without waiting for it, what nobody waits for: its handle was dropped.
-
-        From any thread; nothing happens where the loop is closed, for leaving cancels what is
-        left, or where this is a forked child.
-        """
-        if pending.reply is None and self._fork == forks.count() and self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._abandon_if_unawaited, pending)
-
-    def _abandon_if_unawaited(self, pending: Pending) -> None:
-        if not pending.waiters:
+    def leave(self, pending: Pending, *, abandon: bool) -> None:
+        """Count one who waits less; `abandon`: it is cancelled where that was the last one."""
+        pending.waiters -= 1
+        if abandon and not pending.waiters:
             self.abandon(pending)
+
+    def leave_soon(self, pending: Pending, *, abandon: bool) -> None:
+        """Leave from any thread.
+
+        Nothing happens where the loop is closed, for leaving cancels what is left, or where this is
+        a forked child.
+        """
+        if pending.reply is None and self._fork == fork_count() and self._loop is not None:
+            leave = partial(self.leave, pending, abandon=abandon)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(leave)
 
     def let_go(self, pending: Pending) -> None:
         """Wait for a syscall no more: it goes on, leaving does not cancel it."""
@@ -130,7 +179,7 @@ class Session:
 
     async def status(self, pending: Pending) -> CallStatus:
         """Return where a syscall stands; raise the error of one that never came to stand."""
-        forks.require_same(self._fork)
+        require_same_process(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.patience_s)
         if pending.reply is None:
             found = await self._transport.status(pending.id)
@@ -148,7 +197,7 @@ class Session:
         In a child of the process that opened it this lets go of it, and leaves the parent's
         sockets, replies and syscalls alone.
         """
-        if self._fork != forks.count():
+        if self._fork != fork_count():
             self._is_open = False
         if not self._is_open:
             return
@@ -157,11 +206,11 @@ class Session:
         self._end_all(self._outbox.clear(), reason)
         try:
             async with asyncio.timeout(self._limits.cancel_s):
-                await self._cancel_all(list(self._pending.values()), reason)
+                await self._cancel_all(self._all(), reason)
         except (TimeoutError, KernelError) as error:
             logger.warning("%d syscalls may go on: %r", len(self._pending), error)
         finally:
-            self._end_all(list(self._pending.values()), reason)
+            self._end_all(self._all(), reason)
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -185,8 +234,9 @@ class Session:
     async def _find_again(self) -> None:
         """Wait until the kernel is back, and ask for all that we wait for."""
         patient_until_s = now_s() + self._limits.patience_s
-        for pause_s in pauses():
-            await asyncio.sleep(pause_s)
+        backoff = Backoff()
+        while True:
+            await backoff.wait()
             try:
                 await self._transport.open()
                 await self._check(self._known())
@@ -298,9 +348,13 @@ class Session:
 
     def _may_submit_again(self, pending: Pending) -> bool:
         """Whether it cannot have ended: known so lately that its reply would still be there."""
-        if pending.syscall is None or pending.submissions != 1:
+        if pending.syscall is None:
             return False
-        return now_s() - pending.heard_at_s < self._transport.result_ttl_s
+        at_s = now_s()
+        return (
+            at_s - pending.heard_at_s < self._transport.result_ttl_s
+            and at_s - pending.submitted_at_s < pending.syscall.deadline_s
+        )
 
     # Ending.
 
@@ -324,7 +378,9 @@ class Session:
     def _end(
         self, pending: Pending, error: KernelError, cause: Literal["refuse", "lose"] = "lose"
     ) -> None:
-        self._pending.pop(pending.id, None)
+        self._joining.discard(pending)
+        if self._pending.get(pending.id) is pending:
+            del self._pending[pending.id]
         if pending.reply is None:
             pending.end(failure(pending.id, error), cause)
 
@@ -333,6 +389,9 @@ class Session:
             self._end(pending, error)
 
     # The rest.
+
+    def _all(self) -> list[Pending]:
+        return [*self._pending.values(), *self._joining]
 
     def _known(self) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.is_known]
@@ -348,16 +407,26 @@ class Session:
             return
         # A fault of ours, or a Redis that refuses our commands: nobody may wait for ever.
         logger.error("the client failed", exc_info=error)
-        self._fault = f"the client failed: {type(error).__name__}: {error}"
-        self._end_all(list(self._pending.values()), KernelError(self._fault))
+        self._is_serving = False
+        for other in self._tasks:
+            other.cancel()
+        failed = ClientFailed(
+            f"the client failed: {type(error).__name__}: {error}",
+            remedy="the next call begins anew; this one may go on: attach to it by its id",
+        )
+        self._end_all([*self._outbox.clear(), *self._all()], failed)
 
-    def _require_open(self) -> None:
-        forks.require_same(self._fork)
-        if not self._is_open or self._fault:
+    def _serve(self) -> None:
+        """Hear replies and watch for what gets lost; begun anew after a fault of the client."""
+        require_same_process(self._fork)
+        if not self._is_open:
             raise KernelError(
-                self._fault or "the agent is not open",
-                remedy="open one, and use it inside its `with` block",
+                "the agent is not open", remedy="open one, and use it inside its `with` block"
             )
+        if not self._is_serving:
+            self._is_serving = True
+            self._spawn(self._listen())
+            self._spawn(self._watch())
 
 
 def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:

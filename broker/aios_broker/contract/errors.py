@@ -38,6 +38,7 @@
     │   ├── DatabaseUnavailable      Postgres does not answer
     │   └── KernelNotRunning         no kernel was found
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
+    ├── ClientFailed             the client itself failed; the syscall may go on
     ├── ForkedAgent              it was opened in the process that this one was forked from
     └── InvalidConfig            a setting is missing, unknown or out of range
 
@@ -336,6 +337,16 @@ class WaitTimeout(KernelError):
     """The caller stopped waiting; the syscall itself goes on and can be attached to again."""
 
     code = "wait-timeout"
+    retryable = True
+
+
+class ClientFailed(KernelError):
+    """The client itself failed while it waited: a fault of ours, or a Redis that refuses it.
+
+    The syscall may go on. The next call of the agent begins anew.
+    """
+
+    code = "client-failed"
     retryable = True
 
 

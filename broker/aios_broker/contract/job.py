@@ -2,7 +2,8 @@
 
 RQ's job data is `[function, instance, args, kwargs]`. Ours is JSON, names one public entry
 point and carries the syscall as the only argument. Whatever names anything else is foreign:
-it is refused here, before anybody could import it.
+it is refused here, before anybody could import it. Two syscalls of one id are compared
+here, too: the same one, sent again, or a key that was used twice.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import re
 import zlib
 
 import msgspec
+from msgspec import Struct
 
-from aios_broker.contract.errors import ForeignJob, InvalidSyscall
+from aios_broker.contract.errors import ForeignJob, InvalidSyscall, KernelError, KeyConflict
 from aios_broker.contract.names import MAX_TEXT_BYTES
-from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.syscall import (
+    MAX_LEVELS,
     Syscall,
+    check_syscall,
     decode_syscall,
     encode_syscall,
     id_from_key,
+    is_nested_deeper,
 )
 
 ENTRY = "aios_workers.entry.syscall"
@@ -33,6 +37,9 @@ _call_decoder = msgspec.json.Decoder(_Call)
 _encoder = msgspec.json.Encoder()
 _HEAD = b'["%s",null,[' % ENTRY.encode()  # what stands around a syscall: written by hand, it is
 _TAIL = b"],{}]"  # the same for all
+
+# What may differ when a syscall is sent again: the time that is left, a new token, its urgency.
+_PASSING = ("deadline_s", "token", "nice")
 
 
 def encode_job(syscall: Syscall) -> bytes:
@@ -129,4 +136,55 @@ def _foreign(why: str) -> ForeignJob:
         f"this job is not ours and was not run: {why}",
         field="data",
         remedy=f"enqueue {ENTRY!r} with the JSON serializer and one object as argument",
+    )
+
+
+def conflict_with(syscall: Syscall, data: bytes) -> KeyConflict | None:
+    """Return the conflict of a syscall with the job that has its id already, or None."""
+    try:
+        first = decode_job(data, syscall.id)
+    except KernelError as error:
+        return _conflict(syscall, f"a job that cannot be read ({error})")
+    return conflict_of(first, syscall)
+
+
+def conflict_of(first: Syscall, again: Syscall) -> KeyConflict | None:
+    """Return the conflict of two syscalls of one id, or None where they are the same.
+
+    Raises:
+        InvalidSyscall: one of them cannot be written.
+    """
+    if first.body == again.body and _who(first) == _who(again):
+        return None
+    if first.kind != again.kind:
+        return _conflict(again, f"a syscall of kind {first.kind}")
+    first, again = check_syscall(first), check_syscall(again)  # lists and tuples are the same
+    for name in first.__struct_fields__:
+        if name not in _PASSING and getattr(first, name) != getattr(again, name):
+            where = _where(name, first, again)
+            return _conflict(again, f"a syscall of kind {first.kind} with another {where}")
+    return None
+
+
+def _who(syscall: Syscall) -> tuple[str, str, str]:
+    return syscall.tenant, syscall.agent, syscall.program
+
+
+def _where(name: str, first: Syscall, again: Syscall) -> str:
+    """Return the path of the first field that differs, at most two steps deep."""
+    one, other = getattr(first, name), getattr(again, name)
+    if not isinstance(one, Struct):
+        return name
+    differing = (
+        field for field in one.__struct_fields__ if getattr(one, field) != getattr(other, field)
+    )
+    return f"{name}.{next(differing)}"
+
+
+def _conflict(again: Syscall, stands_for: str) -> KeyConflict:
+    return KeyConflict(
+        f"this key was used before, for {stands_for}; this one is a {again.kind}",
+        field="key",
+        remedy="give each step a key of its own",
+        syscall_id=again.id,
     )

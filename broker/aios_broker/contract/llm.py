@@ -6,7 +6,7 @@ runs. Names and meanings follow the OpenAI API where it has them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -246,39 +246,6 @@ class ContextSummarise(
 
 ContextBody = ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
 LlmBody = LlmChat | LlmEmbed | LlmCount | ContextBody
-
-_FIRST_VERSION_FIELDS = frozenset(
-    {
-        "messages",
-        "core",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "seed",
-        "stop",
-        "stream",
-        "return_ids",
-    }
-)
-
-
-def is_first_version(body: LlmBody) -> bool:
-    """Whether a worker of the first release can read it."""
-    if not isinstance(body, LlmChat) or not _FIRST_VERSION_FIELDS.issuperset(given_fields(body)):
-        return False
-    return not _has_later_parts(body.messages)
-
-
-def _has_later_parts(messages: object) -> bool:
-    """Whether there is what came later. Constructors do not check: it may be anything."""
-    return isinstance(messages, Sequence) and any(
-        isinstance(each, Message) and (each.tool_calls or each.tool_call_id or each.images)
-        for each in messages
-    )
 
 
 def given_fields(options: SamplingOptions) -> Iterator[str]:

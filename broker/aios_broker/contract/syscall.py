@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from itertools import accumulate
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -22,16 +23,24 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
-from aios_broker.contract.llm import LlmBody, is_first_version
+from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.memory import MemoryBody
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
 from aios_broker.contract.needs import Need
-from aios_broker.contract.nesting import MAX_LEVELS, is_nested_deeper
 from aios_broker.contract.storage import StorageBody
 
-CONTRACT_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # a rolling upgrade: both stand side by side in the queues
+CONTRACT_VERSION = 1  # raised when a kernel of this release could misread what a newer one sends
 MAX_DEADLINE_S = 86_400.0
+
+# What reads and writes JSON calls itself for each level and gives up at a depth that differs by
+# Python and by where it is called from (3.11: about 990 levels, 3.12: 1,490, 3.13: 9,990). A limit
+# far below keeps one process from writing what another cannot read.
+MAX_LEVELS = 128  # of one encoded syscall, itself and its body included
+
+# A string, or what of it is there: it never fails, so that no input costs more than one pass.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 MODULES: tuple[Module, ...] = get_args(Module)
 # Those that one worker process serves together: they share the database and the embedding model.
@@ -80,7 +89,7 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = 600.0  # from submission
-    version: int = 1  # of the contract; encoding raises it to what the body needs
+    version: int = CONTRACT_VERSION
 
     @property
     def kind(self) -> str:
@@ -125,6 +134,18 @@ def id_from_key(tenant: str, agent: str, key: str) -> str:
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 
+def is_nested_deeper(data: bytes | str, levels: int) -> bool:
+    """Return whether JSON has more than so many levels of lists and objects; it is not checked."""
+    if len(data) <= 2 * levels:
+        return False  # no room for them: most syscalls
+    if isinstance(data, str):
+        data = data.encode(errors="surrogatepass")
+    if data.count(b"[") + data.count(b"{") <= levels:
+        return False
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > levels
+
+
 def encode_syscall(syscall: Syscall) -> bytes:
     """Return the JSON of a syscall.
 
@@ -132,8 +153,6 @@ def encode_syscall(syscall: Syscall) -> bytes:
         InvalidSyscall: over the size limit, nested too deeply, or it holds what JSON cannot: an
             object of another type, half of a surrogate pair.
     """
-    if syscall.version < 2 and not _is_first_version(syscall.body):
-        syscall = msgspec.structs.replace(syscall, version=2)
     try:
         data = _encoder.encode(syscall)
     except (TypeError, ValueError, RecursionError) as error:
@@ -164,12 +183,6 @@ def _check_nesting(data: bytes | str, syscall_id: str | None = None) -> None:
         )
 
 
-def _is_first_version(body: Body) -> bool:
-    if isinstance(body, LlmBody):
-        return is_first_version(body)
-    return isinstance(body, ToolEcho)
-
-
 def decode_syscall(data: bytes | str) -> Syscall:
     """Read and validate a syscall.
 
@@ -184,7 +197,7 @@ def decode_syscall(data: bytes | str) -> Syscall:
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explain(data, error) from error
-    if syscall.version not in READABLE_VERSIONS:
+    if syscall.version != CONTRACT_VERSION:
         raise unsupported_version(syscall.version, syscall.id)
     return syscall
 
@@ -197,7 +210,7 @@ def check_syscall(syscall: Syscall) -> Syscall:
 def unsupported_version(version: object, syscall_id: str | None = None) -> UnsupportedVersion:
     """Return the error for a payload of another version of the contract."""
     return UnsupportedVersion(
-        f"this kernel reads versions {READABLE_VERSIONS} of the contract, not {version!r}",
+        f"this kernel reads version {CONTRACT_VERSION} of the contract, not {version!r}",
         field="version",
         remedy="use an SDK and a kernel of the same release",
         syscall_id=syscall_id,
@@ -206,7 +219,7 @@ def unsupported_version(version: object, syscall_id: str | None = None) -> Unsup
 
 class _Loose(Struct):
     id: object = None
-    version: object = 1
+    version: object = CONTRACT_VERSION
     body: object = None
 
 
@@ -221,7 +234,7 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
             f"not a syscall: {error}", field="syscall", remedy="send one JSON object"
         )
     syscall_id = loose.id if isinstance(loose.id, str) else None
-    if loose.version not in READABLE_VERSIONS:
+    if loose.version != CONTRACT_VERSION:
         return unsupported_version(loose.version, syscall_id)
     kind = loose.body.get("type") if isinstance(loose.body, dict) else None
     if isinstance(kind, str) and kind not in KINDS:

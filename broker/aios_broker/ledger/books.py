@@ -15,12 +15,13 @@ from msgspec import Struct
 from aios_broker.contract.syscall import State
 from aios_broker.contract.transitions import TABLE, TERMINAL, Event
 from aios_broker.ledger.journal import Entry, read_metadata, read_use
+from aios_broker.ledger.tables import syscall
 
 NOBODY = "?"  # the agent and the kind of a syscall whose beginning is not known
 
 
 class SyscallRow(Struct, gc=False):
-    """A syscall as its transitions tell it; the columns of table `syscall`, and one more."""
+    """A syscall as its transitions tell it: the table's columns in their order, and one more."""
 
     job_id: str
     module: str
@@ -43,7 +44,7 @@ class SyscallRow(Struct, gc=False):
     last_entry: str = ""  # of the books alone: the last of them
 
 
-COLUMNS = SyscallRow.__struct_fields__[:-1]
+COLUMNS = tuple(syscall.c.keys())
 
 
 class Entered(Struct, frozen=True):

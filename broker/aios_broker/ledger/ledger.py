@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from psycopg import AsyncCursor
 from psycopg.rows import class_row
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.archive import Archive
 from aios_broker.ledger.books import COLUMNS, SyscallRow
+from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.usage import enter_usage
 from aios_broker.ledger.writer import Writer, forget_snapshots
@@ -27,9 +28,24 @@ from aios_broker.redis.connection import Answer, Connection
 logger = logging.getLogger(__name__)
 
 BATCH_ENTRIES = 400  # of the journal, per transaction; an entry holds the transitions of one call
+# Forgotten in one transaction: some 30 ms of Postgres each.
+FORGOTTEN_ENTRIES = 500
+FORGOTTEN_SYSCALLS = 2_000
+DAY_MS = 24 * 3600 * 1000
 
 _POSITION = b"""
     SELECT stream_ms, stream_seq, entries FROM journal_position WHERE source = %s FOR UPDATE
+"""
+_OLD_ENTRIES = b"""
+    DELETE FROM journal_entry WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM journal_entry WHERE source = %s AND stream_ms < %s
+        ORDER BY stream_ms, stream_seq LIMIT %s))
+"""
+# Asked twice: a syscall that comes again under its id meanwhile is not deleted.
+_OLD_SYSCALLS = b"""
+    DELETE FROM syscall WHERE ended_at < %(cutoff)s AND ctid = ANY(ARRAY(
+        SELECT ctid FROM syscall WHERE submitted_at < %(cutoff)s AND ended_at < %(cutoff)s
+        ORDER BY submitted_at LIMIT %(limit)s))
 """
 
 
@@ -155,6 +171,45 @@ class Ledger:
     async def _trim(self, redis: Connection, position: Position) -> None:
         behind = Position(position.ms, position.seq + 1)  # MINID keeps what it names
         await redis.execute("XTRIM", self._keys.journal, "MINID", str(behind))
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What one batch forgot, and whether there is more of it."""
+
+    entries: int = 0
+    syscalls: int = 0
+    more: bool = False
+
+
+class Retention:
+    """Keeps one deployment's history for so many days.
+
+    Journal entries go by their age; syscalls when they ended so long ago. One that has not ended
+    stays, whatever its age; what it did before then is forgotten. Usage and changes of quotas are
+    kept.
+    """
+
+    def __init__(self, database: Database, source: str, keep_days: int) -> None:
+        self._database = database
+        self._source = source
+        self._keep_days = keep_days
+
+    async def forget(self, now_ms: int) -> Forgotten:
+        """Forget one batch of what is too old at a time by Redis' clock.
+
+        Raises:
+            DatabaseUnavailable: nothing was forgotten.
+        """
+        cutoff_ms = now_ms - self._keep_days * DAY_MS
+        cutoff = datetime.fromtimestamp(cutoff_ms / 1000, tz=UTC)
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_OLD_ENTRIES, [self._source, cutoff_ms, FORGOTTEN_ENTRIES])
+            entries = cursor.rowcount
+            await cursor.execute(_OLD_SYSCALLS, {"cutoff": cutoff, "limit": FORGOTTEN_SYSCALLS})
+            syscalls = cursor.rowcount
+        more = entries == FORGOTTEN_ENTRIES or syscalls == FORGOTTEN_SYSCALLS
+        return Forgotten(entries, syscalls, more)
 
 
 def _pairs(flat: Sequence[Answer]) -> dict[Answer, Answer]:

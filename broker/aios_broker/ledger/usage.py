@@ -14,6 +14,7 @@ from msgspec import Struct
 from psycopg import AsyncCursor
 
 from aios_broker.ledger.journal import MAX_ID_CHARACTERS, Position
+from aios_broker.ledger.tables import quota_change, usage
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer
@@ -23,27 +24,28 @@ _COUNTS = 5  # tokens, prompt tokens, ran_ms, finished, failed
 _SETTING_PARTS = 4  # quota, subject, limits, who
 _MAX_DIGITS = 15
 
-_ADD = b"""
-    INSERT INTO usage AS old (source, hour, module, tenant, agent, program, tokens, prompt_tokens,
-                              ran_ms, finished, failed)
-    SELECT source, hour, module, tenant, agent, program, tokens, prompt_tokens, ran_ms, finished,
-           failed
-    FROM json_populate_recordset(NULL::usage, %s::json)
-    ON CONFLICT (source, hour, module, tenant, agent, program) DO UPDATE SET
-        tokens = old.tokens + excluded.tokens,
-        prompt_tokens = old.prompt_tokens + excluded.prompt_tokens,
-        ran_ms = old.ran_ms + excluded.ran_ms,
-        finished = old.finished + excluded.finished,
-        failed = old.failed + excluded.failed
-"""
+_COLUMNS = ", ".join(usage.c.keys())
+_KEY = ", ".join(usage.primary_key.columns.keys())
+COUNTS = tuple(column.name for column in usage.c if not column.primary_key)
+_ADD = f"""
+    INSERT INTO usage AS old ({_COLUMNS})
+    SELECT {_COLUMNS} FROM json_populate_recordset(NULL::usage, %s::json)
+    ON CONFLICT ({_KEY}) DO UPDATE SET
+        {", ".join(f"{name} = old.{name} + excluded.{name}" for name in COUNTS)}
+""".encode()
 _ENTER_CHANGES = b"""
     INSERT INTO quota_change
     SELECT * FROM json_populate_recordset(NULL::quota_change, %s::json) ON CONFLICT DO NOTHING
 """
-_READ = b"""
-    SELECT hour, module, tenant, agent, program, tokens, prompt_tokens, ran_ms, finished, failed
-    FROM usage WHERE source = %s AND hour >= %s ORDER BY hour, module, tenant, agent, program
-"""
+# What is read leaves the first column out, the source, which is asked for.
+_READ = f"""
+    SELECT {", ".join(usage.c.keys()[1:])} FROM usage
+    WHERE source = %s AND hour >= %s ORDER BY {_KEY}
+""".encode()
+_READ_CHANGES = f"""
+    SELECT {", ".join(quota_change.c.keys()[1:])} FROM quota_change
+    WHERE source = %s ORDER BY stream_ms DESC, stream_seq DESC LIMIT %s
+""".encode()
 
 
 class UsageRow(Struct, frozen=True):
@@ -64,9 +66,6 @@ class UsageRow(Struct, frozen=True):
         """Return the sum of both; the names are this one's."""
         sums = {name: getattr(self, name) + getattr(other, name) for name in COUNTS}
         return msgspec.structs.replace(self, **sums)
-
-
-COUNTS = ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
 
 
 class QuotaChange(Struct, frozen=True):
@@ -154,11 +153,7 @@ class UsageHistory:
     async def changes(self, limit: int = 100) -> list[QuotaChange]:
         """Return the last changes of quotas, newest first."""
         async with self._database.transaction() as cursor:
-            await cursor.execute(
-                b"SELECT stream_ms, stream_seq, at, module, subject, limits, who FROM quota_change"
-                b" WHERE source = %s ORDER BY stream_ms DESC, stream_seq DESC LIMIT %s",
-                [self._source, limit],
-            )
+            await cursor.execute(_READ_CHANGES, [self._source, limit])
             return [QuotaChange(*row) for row in await cursor.fetchall()]
 
 

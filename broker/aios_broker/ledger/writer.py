@@ -20,6 +20,7 @@ from psycopg.errors import UniqueViolation
 from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.books import COLUMNS, Books, Entered, SyscallRow
 from aios_broker.ledger.journal import Entry, Position, parse_entry
+from aios_broker.ledger.tables import column_types, journal_entry, syscall
 from aios_broker.redis.connection import Answer
 
 logger = logging.getLogger(__name__)
@@ -30,19 +31,11 @@ TURN_ROWS = 500  # that are copied without a pause: about 2 ms
 UPDATED_ROWS = 2_000  # of one statement
 REMEMBERED_ROWS = 20_000  # about 10 MB
 
-_COPY_ENTRIES = """
-    COPY journal_entry (source, stream_ms, stream_seq, module, lines, anomalies, names)
-    FROM STDIN (FORMAT BINARY)
-"""
-_ENTRY_TYPES = ("text", "int8", "int8", "text", "text", "text", "text")
-_COPY_SYSCALLS = f"COPY syscall ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-_SYSCALL_TYPES = (
-    *["text"] * 7,
-    *["timestamptz"] * 3,
-    *["int4"] * 3,
-    *["int8"] * 2,
-    *["text"] * 3,
+_COPY_ENTRIES, _COPY_SYSCALLS = (
+    f"COPY {table.name} ({', '.join(table.c.keys())}) FROM STDIN (FORMAT BINARY)".encode()
+    for table in (journal_entry, syscall)
 )
+_ENTRY_TYPES, _SYSCALL_TYPES = map(column_types, (journal_entry, syscall))
 # Rows travel as one JSON text: it costs this process far less than arrays of columns.
 _UPDATE = f"""
     UPDATE syscall old SET
@@ -190,7 +183,7 @@ async def _copy_entries(
 async def _copy_syscalls(cursor: AsyncCursor, rows: Sequence[SyscallRow]) -> None:
     if not rows:
         return
-    async with cursor.copy(_COPY_SYSCALLS.encode()) as copy:
+    async with cursor.copy(_COPY_SYSCALLS) as copy:
         copy.set_types(_SYSCALL_TYPES)
         for number, row in enumerate(rows, 1):
             await copy.write_row(msgspec.structs.astuple(row)[:-1])

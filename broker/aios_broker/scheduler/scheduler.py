@@ -22,8 +22,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.ledger import Ledger
-from aios_broker.ledger.retention import Retention
+from aios_broker.ledger.ledger import Ledger, Retention
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import read_kernel
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
@@ -319,16 +318,15 @@ class Scheduler:
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
 
     async def _forget(self, retention: Retention, term: _Term) -> float:
-        swept = await retention.sweep(term.now_ms())
-        if swept.entries or swept.transitions or swept.syscalls:
+        forgotten = await retention.forget(term.now_ms())
+        if forgotten.entries or forgotten.syscalls:
             logger.info(
-                "the ledger forgot %d journal entries, %d rows of an earlier release and "
-                "%d syscalls that are older than AIOS_LEDGER_KEEP_DAYS",
-                swept.entries,
-                swept.transitions,
-                swept.syscalls,
+                "the ledger forgot %d journal entries and %d syscalls that are older than "
+                "AIOS_LEDGER_KEEP_DAYS",
+                forgotten.entries,
+                forgotten.syscalls,
             )
-        return FORGET_PAUSE_S if swept.more else FORGET_EVERY_S
+        return FORGET_PAUSE_S if forgotten.more else FORGET_EVERY_S
 
 
 async def _all(steps: Sequence[Awaitable[bool]]) -> bool:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aios_broker.client.asking import REPLY_GRACE_S, reply_of
-from aios_broker.client.pending import Pending
+from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.contract.reply import ChatResult, Reply
@@ -170,7 +169,7 @@ class Demo:
         )
 
     async def _answer(self, agent: DemoAgent, ask: Ask, pending: Pending, limit_s: float) -> Answer:
-        answer = Answer(agent, ask, await reply_of(pending, limit_s))
+        answer = Answer(agent, ask, await pending.reply_within(limit_s))
         self._view.answered(answer)
         return answer
 
@@ -192,4 +191,4 @@ class Demo:
     async def _ask_alone(self, agent: DemoAgent, ask: Ask) -> Answer:
         syscall = syscall_of(agent, ask, core=self._core, program="demo-reference")
         pending = self._client.submit(syscall)
-        return Answer(agent, ask, await reply_of(pending, syscall.deadline_s + REPLY_GRACE_S))
+        return Answer(agent, ask, await pending.reply_within(syscall.deadline_s + REPLY_GRACE_S))

@@ -27,6 +27,7 @@ from aios_broker.queues.contexts import (
     Contexts,
     Written,
 )
+from aios_broker.retry import patiently
 from aios_workers.llm.compaction import (
     Compacted,
     Render,
@@ -38,7 +39,6 @@ from aios_workers.llm.compaction import (
 )
 from aios_workers.llm.core import Core
 from aios_workers.llm.reader import Reader, characters_of
-from aios_workers.runtime.retry import patiently
 from aios_workers.runtime.run import Done, Run
 
 

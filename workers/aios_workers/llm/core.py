@@ -13,8 +13,9 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 from aios_broker.contract.llm import Image, Message, SamplingOptions, Tool, given_fields
-from aios_broker.contract.reply import TokenLogprob
 
 FinishReason = Literal["stop", "length"]
 
@@ -103,6 +104,17 @@ class GenerationRequest:
     images: Sequence[Image] = ()  # those of the prompt, in order
 
 
+class ScoredToken(Struct, frozen=True, array_like=True):
+    """A token's log-probability, and the best ones at its place, best first.
+
+    The model's own (softmax of the logits), before penalties, bias, temperature and constraints.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[ScoredToken, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """New output ids, in order. The last step of a finished generation has a finish reason.
@@ -118,7 +130,7 @@ class Step:
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_broker.contract.snapshot import TokenScore
+from aios_workers.llm.core import ScoredToken
 
 MILLION = 1_000_000
 _LEAST = -(2**31)  # less is kept as this, minus infinity too: about e ** -2147
@@ -25,7 +26,7 @@ def millionths(logprob: float) -> int:
     return min(_MOST, round(logprob * MILLION))
 
 
-def score_of(entry: TokenLogprob, *, alternatives: int) -> TokenScore:
+def score_of(entry: ScoredToken, *, alternatives: int) -> TokenScore:
     """Return a core's entry as it is kept, with the best alternatives alone."""
     top = entry.top[:alternatives]
     return TokenScore(

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
-from aios_broker.contract.nesting import is_nested_deeper
+from aios_broker.contract.syscall import is_nested_deeper
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.nesting import MAX_DEPTH
 

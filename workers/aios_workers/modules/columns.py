@@ -47,7 +47,7 @@ def tenant_column() -> Column[int]:
     return Column("tenant_id", BigInteger, ForeignKey("tenant.id"), nullable=False)
 
 
-# The model whose row migration 0009 makes, and whose index it builds; `aios reindex` makes others.
+# The model whose row and index the migrations make; `aios reindex` makes others.
 FIRST_MODEL = (1, "all-MiniLM-L6-v2-int8", 384)
 
 

@@ -8,11 +8,11 @@ from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.syscall import Syscall
+from aios_broker.retry import patiently
 from aios_workers.approvals.gate import NeedsApproval
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.operation import AnyOperation, Operations, no_operation
 from aios_workers.modules.services import Services
-from aios_workers.runtime.retry import patiently
 from aios_workers.runtime.run import Done, Measured, Outcome, Run
 
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model

@@ -1,7 +1,7 @@
 """The tables of the state modules, beside the ledger's; those of files are in `file_tables`.
 
 Who may see which row is said twice: by the queries of the modules, and by row-level security for
-the role `aios_agent`, under which they run (migration 0006). Times are Postgres' own clock.
+the role `aios_agent`, under which they run (migrations/). Times are Postgres' own clock.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.redis.channel import Channel
-from aios_workers.runtime.retry import Backoff
+from aios_broker.retry import Backoff
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from aios_broker.contract.reply import Reply, encode
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_broker.queues.tokens import Tokens
-from aios_workers.runtime.retry import patiently
+from aios_broker.retry import patiently
 from aios_workers.runtime.run import (
     Done,
     Handler,

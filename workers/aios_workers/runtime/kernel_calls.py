@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from aios_broker.client.asking import REPLY_GRACE_S, open_session, reply_of
+from aios_broker.client.pending import REPLY_GRACE_S
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import (
@@ -34,7 +34,7 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_workers.runtime.retry import patiently
+from aios_broker.retry import patiently
 
 LEAST_DEADLINE_S = 0.05
 NO_WORKER_S = 10.0  # how long a fleet without an llm worker is waited for: one may be restarting
@@ -129,7 +129,7 @@ class SubmittedCalls:
         client = await self._open_client()
         pending = client.submit(call)
         try:
-            reply = await reply_of(pending, call.deadline_s + REPLY_GRACE_S)
+            reply = await pending.reply_within(call.deadline_s + REPLY_GRACE_S)
         except WaitTimeout as error:
             raise DeadlineExceeded(
                 f"its own {call.kind} had no answer in time",
@@ -147,10 +147,9 @@ class SubmittedCalls:
         client is two connections more of Redis and a look every second.
         """
         async with self._opening:
-            if self._client is None or not self._client.works:
-                await self._closing.aclose()
+            if self._client is None:
                 transport = RedisTransport(self._redis_url, self._name, self._keys)
-                self._client = await self._closing.enter_async_context(open_session(transport))
+                self._client = await self._closing.enter_async_context(Session(transport))
             return self._client
 
     def _ended(self, task: asyncio.Task[Result]) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import PolicyRow
-from aios_workers.runtime.retry import patiently
+from aios_broker.retry import patiently
 from aios_workers.runtime.slices import SliceDesk
 from aios_workers.runtime.streams import ChunkDesk
 

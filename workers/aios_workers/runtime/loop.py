@@ -23,11 +23,11 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import Backoff
 from aios_workers.runtime.commands import Command, CommandChannel
 from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.leases import LeaseBook
 from aios_workers.runtime.results import Outbox
-from aios_workers.runtime.retry import Backoff
 from aios_workers.runtime.run import Handler, Measured, Run
 from aios_workers.runtime.tally import Load, worker_metrics
 

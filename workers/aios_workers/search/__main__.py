@@ -15,7 +15,7 @@ from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 from aios_workers.search.embedder import open_embedder
-from aios_workers.search.reindex import reindex
+from aios_workers.search.indexing import reindex
 
 NAME = "aios-reindex"
 LIMIT_S = 300.0  # of one batch: a core may have a queue before it

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_broker.contract.errors import CoreError, InvalidConfig, UnsupportedOption
+from aios_broker.contract.errors import CoreError, InvalidConfig, KernelError, UnsupportedOption
 from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.names import SearchMode
 from aios_broker.contract.reply import EmbedResult
@@ -17,7 +23,151 @@ from aios_broker.contract.syscall import Syscall, new_id
 from aios_workers.config import WorkerConfig
 from aios_workers.model_files import MINILM, MINILM_TOKENIZER
 from aios_workers.modules.services import Embedder, KernelCalls
-from aios_workers.search.batches import BatchedEmbedder
+
+logger = logging.getLogger(__name__)
+
+BATCH_TEXTS = 32
+BATCH_CHARACTERS = 4_096  # 0.4 s of one CPU: a query waits for one such batch at most
+WAITING_TEXTS = 256  # of all callers; who comes with more waits for room
+PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a query waiting
+
+Vectors = NDArray[np.float32]
+
+
+class Model(Protocol):
+    """A model that is called from one thread at a time."""
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return one vector per text; blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    text: str
+    vector: asyncio.Future[NDArray[np.float32]]
+
+
+class BatchedEmbedder:
+    """An `Embedder` over a blocking model that takes the texts of many callers in batches.
+
+    An async context manager, for one event loop.
+    The model is loaded in the background when the context is entered; the first texts wait for it.
+    """
+
+    def __init__(self, model: str, dimension: int, load: Callable[[], Model]) -> None:
+        self.model = model
+        self.dimension = dimension
+        self._load = load
+        self._waiting: asyncio.Queue[_Wanted] = asyncio.Queue(WAITING_TEXTS)
+        self._kept: list[_Wanted] = []  # taken out of the queue, too many for the last batch
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._serve(), name="embedder")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        while self._kept or not self._waiting.empty():
+            for wanted in self._take():
+                _fail(wanted, CoreError("the embedding model was closed"))
+
+    async def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return an array of shape (len(texts), dimension), each row of length 1.
+
+        Raises:
+            CoreError: The model failed.
+            InvalidConfig: It cannot be loaded.
+        """
+        rows: list[NDArray[np.float32]] = []
+        for first in range(0, len(texts), PER_CALLER):
+            rows += await self._embed_part(texts[first : first + PER_CALLER])
+        if not rows:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        return np.stack(rows)
+
+    async def _embed_part(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        loop = asyncio.get_running_loop()
+        wanted = [_Wanted(text, loop.create_future()) for text in texts]
+        try:
+            for one in wanted:
+                await self._waiting.put(one)
+            return await asyncio.gather(*(one.vector for one in wanted))
+        finally:
+            for one in wanted:  # where the caller left, the model is spared them
+                one.vector.cancel()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loading = loop.run_in_executor(self._thread, self._load)
+        loading.add_done_callback(_note_failure)
+        while True:
+            if not self._kept:
+                self._kept.append(await self._waiting.get())
+            batch = self._take()
+            if not batch:
+                continue
+            try:
+                model = await asyncio.shield(loading)
+                texts = [wanted.text for wanted in batch]
+                vectors = await loop.run_in_executor(self._thread, model.embed, texts)
+            except Exception as error:  # noqa: BLE001  the border: each caller hears it
+                for wanted in batch:
+                    _fail(wanted, error)
+                continue
+            except asyncio.CancelledError:
+                for wanted in batch:
+                    _fail(wanted, CoreError("the embedding model was closed"))
+                raise
+            for wanted, vector in zip(batch, vectors, strict=True):
+                if not wanted.vector.done():
+                    wanted.vector.set_result(vector)
+
+    def _take(self) -> list[_Wanted]:
+        """Return the next batch: the one that came first, and those nearest to it in length."""
+        while not self._waiting.empty():
+            self._kept.append(self._waiting.get_nowait())
+        live = [wanted for wanted in self._kept if not wanted.vector.done()]
+        if not live:
+            self._kept = []
+            return []
+        first = len(live[0].text)
+        near = sorted(range(1, len(live)), key=lambda place: abs(len(live[place].text) - first))
+        chosen, characters = [0], min(first, BATCH_CHARACTERS)
+        for place in near[: BATCH_TEXTS - 1]:
+            characters += len(live[place].text)
+            if characters > BATCH_CHARACTERS:
+                break
+            chosen.append(place)
+        taken = set(chosen)
+        self._kept = [wanted for place, wanted in enumerate(live) if place not in taken]
+        return [live[place] for place in chosen]
+
+
+def _fail(wanted: _Wanted, error: Exception) -> None:
+    if not wanted.vector.done():
+        if not isinstance(error, KernelError):
+            text = f"the embedding model failed: {type(error).__name__}: {error}"
+            error = CoreError(text, remedy="see the worker's log")
+        wanted.vector.set_exception(error)
+
+
+def _note_failure(loading: asyncio.Future[Model]) -> None:
+    """Say at once that no text will ever be embedded; callers hear it as well."""
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        logger.error("the embedding model cannot be loaded: %s", error)
+
 
 CORE_TEXTS = 64  # of one llm.embed
 AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked

@@ -1,24 +1,31 @@
-"""The duty that gives notes and parts of files their vectors, soon after they were written.
+"""Give notes and parts of files their vectors: soon after they were written, or all anew.
 
 A writer leaves `model_id` null; one worker of the fleet at a time (an advisory lock) embeds what
 waits and writes the vectors. No row is locked while the model works: a row that was changed
 meanwhile keeps waiting, and its new text is embedded.
+
+`reindex` embeds everything by another model. It can be stopped and run again: rows that have the
+new model's vector are done. Until it ends, search by meaning finds by the old model what is left
+of it; search by keywords goes on as ever. Workers of the old model write no vectors once it has
+ended: restart them with the new settings.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
+import psycopg
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
 from aios_workers.runtime.periodic import on_duty
-from aios_workers.search.models import model_number
+from aios_workers.search.queries import model_number
 from aios_workers.search.ranking import vector_text
-from aios_workers.search.words import note_text
 
 BATCH = 32  # rows of one transaction
 PAUSE_S = 0.5  # between looks for rows that wait
@@ -30,28 +37,21 @@ class Source:
     """A table whose rows have vectors."""
 
     table: str
-    select: str  # the keys, `version`, and what its text is made of
     keys: tuple[str, ...]
     order: str
-    text: str  # the kind of text: see `_text`
+    text: str  # SQL: what its vector is made of
 
 
-NOTES = Source("note", "id, version, content, keywords, tags, context", ("id",), "seq", "note")
-CHUNKS = Source(
-    "file_chunk",
-    "file_id, ordinal, version, text",
-    ("file_id", "ordinal"),
-    "file_id, ordinal",
-    "chunk",
+# Of the text alone, so that a query in a person's own words lies near it: labels first, since the
+# end of a long content does not reach the vector.
+_NOTE_TEXT = (
+    "concat_ws(E'\\n', nullif(btrim(array_to_string("
+    "array_append(keywords || tags, context), ' ')), ''), content)"
 )
+NOTES = Source("note", ("id",), "seq", _NOTE_TEXT)
+CHUNKS = Source("file_chunk", ("file_id", "ordinal"), "file_id, ordinal", "text")
 MOUNT_CHUNKS = replace(CHUNKS, table="mount_chunk")
 SOURCES = (NOTES, CHUNKS, MOUNT_CHUNKS)
-
-
-def _text(source: Source, row: Any) -> str:  # noqa: ANN401  a row of psycopg's
-    if source.text == "chunk":
-        return str(row.text)
-    return note_text(row.content, row.keywords, row.tags, row.context)
 
 
 async def embed_rows(
@@ -59,27 +59,24 @@ async def embed_rows(
 ) -> int:
     """Embed a batch of the rows for which `waiting` holds; return how many there were."""
     await cursor.execute(
-        f"SELECT {source.select} FROM {source.table} WHERE {waiting} "
+        f"SELECT {', '.join(source.keys)}, version, {source.text} AS text "
+        f"FROM {source.table} WHERE {waiting} "
         f"ORDER BY {source.order} LIMIT {BATCH}"
     )
     rows = await cursor.fetchall()
     if not rows:
         return 0
-    vectors = await embedder.embed([_text(source, row) for row in rows])
+    vectors = await embedder.embed([row.text for row in rows])
     matches = " AND ".join(f"{key} = %s" for key in source.keys)
     await cursor.executemany(
         f"UPDATE {source.table} SET model_id = %s, vector = %s::halfvec "
         f"WHERE {matches} AND version = %s AND {waiting}",
         [
-            (model, vector_text(vector), *_key(source, row), row.version)
+            (model, vector_text(vector), *row[: len(source.keys)], row.version)
             for row, vector in zip(rows, vectors, strict=True)
         ],
     )
     return len(rows)
-
-
-def _key(source: Source, row: Any) -> Sequence[object]:  # noqa: ANN401  a row of psycopg's
-    return [getattr(row, key) for key in source.keys]
 
 
 async def embed_missing(store: Store, embedder: Embedder) -> int:
@@ -120,3 +117,113 @@ async def indexing(
 
     async with on_duty("indexing", step, "notes and files wait for their vectors", wake=unembedded):
         yield
+
+
+Say = Callable[[str], None]
+
+_MODEL = """
+    INSERT INTO embedding_model (name, dimension) VALUES (%s, %s)
+    ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id, dimension, active
+"""
+
+
+async def reindex(store: Store, embedder: Embedder, say: Say) -> int:
+    """Give all rows the embedder's vectors and make its model the one that counts.
+
+    Returns:
+        How many rows were embedded.
+
+    Raises:
+        InvalidConfig: There is no embedding model, or one of that name has another dimension.
+    """
+    if embedder.dimension == 0:
+        raise InvalidConfig(
+            "there is no embedding model to index with",
+            field="AIOS_EMBEDDING_MODEL",
+            remedy="set it to `minilm`, or name a core in AIOS_EMBEDDING_CORE",
+        )
+    model = await _register(store, embedder)
+    done = await _embed_all(store, embedder, model, say)
+    async with store.as_steward() as cursor:
+        await cursor.execute("UPDATE embedding_model SET active = (id = %s)", (model,))
+    done += await _embed_all(store, embedder, model, say)  # written by the old model meanwhile
+    say("building the indexes")
+    await _rebuild_indexes(store.url, model, embedder.dimension)
+    return done
+
+
+async def _register(store: Store, embedder: Embedder) -> int:
+    async with store.as_steward() as cursor:
+        await cursor.execute(_MODEL, (embedder.model, embedder.dimension))
+        row = await only_row(cursor)
+    if row.dimension != embedder.dimension:
+        raise InvalidConfig(
+            f"the model {embedder.model!r} is known with {row.dimension} numbers, not "
+            f"{embedder.dimension}",
+            field="AIOS_EMBEDDING_DIMENSION",
+            remedy=f"set it to {row.dimension}, or serve the other model under another name",
+        )
+    return int(row.id)
+
+
+async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> int:
+    done = 0
+    for source in SOURCES:
+        waiting = f"model_id IS DISTINCT FROM {model:d}"
+        total = await _count(store, source, waiting)
+        embedded = 0
+        while True:
+            async with store.as_steward() as cursor:
+                rows = await embed_rows(cursor, embedder, source, model, waiting)
+            if not rows:
+                break
+            embedded += rows
+            say(f"{source.table}: {embedded} of {max(total, embedded)} rows")
+        done += embedded
+    return done
+
+
+async def _count(store: Store, source: Source, waiting: str) -> int:
+    async with store.as_steward() as cursor:
+        await cursor.execute(f"SELECT count(*) AS rows FROM {source.table} WHERE {waiting}")
+        row = await only_row(cursor)
+    return int(row.rows)
+
+
+async def _rebuild_indexes(url: str, model: int, dimension: int) -> None:
+    """Build the model's indexes beside the traffic, then drop those of other models."""
+    with database_errors(url):
+        connection = await psycopg.AsyncConnection.connect(check_database_url(url), autocommit=True)
+        async with connection:
+            for source in SOURCES:
+                name = f"ix_{source.table}_vector_{model:d}"
+                await _drop_invalid(connection, name)
+                await connection.execute(
+                    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {source.table} USING hnsw "
+                    f"((vector::halfvec({dimension:d})) halfvec_cosine_ops) "
+                    f"WHERE model_id = {model:d}"
+                )
+                for other in await _indexes(connection, source.table):
+                    if other != name:
+                        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {other}")
+
+
+async def _drop_invalid(connection: psycopg.AsyncConnection[tuple[object, ...]], name: str) -> None:
+    """Drop what is left of a build that was cut short."""
+    found = await connection.execute(
+        "SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+        "WHERE c.relname = %s AND NOT i.indisvalid",
+        (name,),
+    )
+    if await found.fetchone() is not None:
+        await connection.execute(f"DROP INDEX CONCURRENTLY {name}")
+
+
+async def _indexes(
+    connection: psycopg.AsyncConnection[tuple[object, ...]], table: str
+) -> list[str]:
+    found = await connection.execute(
+        "SELECT indexname FROM pg_indexes WHERE schemaname = current_schema() AND indexname ~ %s",
+        (rf"^ix_{table}_vector_\d+$",),
+    )
+    return [str(name) for (name,) in await found.fetchall()]

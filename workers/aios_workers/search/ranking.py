@@ -85,19 +85,11 @@ class Wanted:
         return max(LEAST_DEPTH, 2 * self.k) if self.mode == "hybrid" else self.k
 
 
-async def rank(cursor: Cursor, corpus: Corpus, wanted: Wanted, scope: Scope) -> Ranked:
-    """Return keys and scores of the k best rows, best first.
+async def rank(cursor: Cursor, places: Sequence[tuple[Corpus, Scope]], wanted: Wanted) -> Ranked:
+    """Return keys and scores of the k best rows, best first; a key begins with its table's name.
 
     Scores compare within one answer: the cosine, the rank by words, or the fused rank.
     """
-    found = await rank_many(cursor, [(corpus, scope)], wanted)
-    return [(key[1:], score) for key, score in found]
-
-
-async def rank_many(
-    cursor: Cursor, places: Sequence[tuple[Corpus, Scope]], wanted: Wanted
-) -> Ranked:
-    """Return the k best rows of several tables; each key begins with its table's name."""
     await cursor.execute(_PLANNING)
     lists: list[Ranked] = []
     if wanted.mode != "keyword" and wanted.vector is not None:

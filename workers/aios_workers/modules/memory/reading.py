@@ -35,7 +35,7 @@ from aios_workers.modules.memory.note_rows import (
 from aios_workers.modules.memory.recall import Count, estimated, recalled
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.notes import NoteQuery, find_notes
+from aios_workers.search.queries import NoteQuery, find_notes
 
 RECALLED = 32  # notes that are looked at for one text
 

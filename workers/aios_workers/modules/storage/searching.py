@@ -15,8 +15,8 @@ from aios_broker.contract.storage import StorageSearch
 from aios_workers.modules.operation import Asked
 from aios_workers.modules.storage.change import AnyWork, FileWork, Namespaces
 from aios_workers.modules.storage.namespace import MountRow, look_up, not_found, require
-from aios_workers.search.chunks import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 from aios_workers.search.embedder import query_vector
+from aios_workers.search.queries import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400

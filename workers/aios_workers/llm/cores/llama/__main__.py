@@ -1,82 +1,163 @@
-"""The core process: `python -m aios_workers.llm.cores.llama`. Started by a worker, ends with it."""
+"""The core process: `python -m aios_workers.llm.cores.llama LOAD`; ends with its worker.
+
+One loop: read what the worker says, step the engine, tell what came.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
+import select
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_workers.llm.cores.llama.context import MICRO_BATCH_TOKENS, Context, ContextShape
-from aios_workers.llm.cores.llama.embedder import Embedder
+from aios_workers.llm.constraint import Compiler, Matcher
+from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.llama.engine import Engine
 from aios_workers.llm.cores.llama.library import Library
-from aios_workers.llm.cores.llama.matchers import Matchers
-from aios_workers.llm.cores.llama.probe import ProbeResult, probe
-from aios_workers.llm.cores.llama.protocol import Ready, Refused, ShareStates
-from aios_workers.llm.cores.llama.serve import serve, write_frame
-from aios_workers.llm.cores.llama.state_folder import StateFolder
-from aios_workers.llm.cores.llama.state_rule import StateRule
-from aios_workers.llm.cores.llama.state_store import (
-    NoStates,
-    StateKeeper,
-    StateStore,
-    state_key,
+from aios_workers.llm.cores.llama.llama_context import Context, Embedder, ProbeResult, probe
+from aios_workers.llm.cores.llama.protocol import (
+    Abort,
+    Embed,
+    FrameBuffer,
+    FromCore,
+    Generate,
+    Load,
+    Ping,
+    Pong,
+    Progress,
+    Ready,
+    Refused,
+    ShareStates,
+    ToCore,
+    encode_frame,
 )
+from aios_workers.llm.cores.llama.state_folder import StateFolder
+from aios_workers.llm.cores.llama.state_store import NoStates, StateRule, StateStore, state_key
+from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 EXIT_REFUSED = 3
+_READ_BYTES = 1 << 20
+_LOOK_AGAIN_S = 0.05  # at what the writer of KV states has done, while it works
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Load the model, say so, and serve until standard input ends."""
-    options = _parser().parse_args(arguments)
+    [load] = sys.argv[1:] if arguments is None else arguments
+    settings = msgspec.json.decode(load, type=Load)
     input_fd, output_fd = _take_standard_streams()
     began = time.monotonic()
     try:
         library = Library.load()
-        context = Context.load(library, options.weights, _shape(options))
+        context = Context.load(library, Path(settings.weights), settings.shape)
     except KernelError as error:
-        write_frame(output_fd, Refused(error.to_wire()))
+        _write_frame(output_fd, Refused(error.to_wire()))
         return EXIT_REFUSED
     load_ms = (time.monotonic() - began) * 1_000
     found = probe(context)
-    engine = Engine(
-        context,
-        state_budget_bytes=options.state_budget_bytes,
-        start_matcher=Matchers(library, context).start,
-    )
     ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
-    write_frame(output_fd, ready)
-    embedder = Embedder(library, context)
-
-    def open_states(message: ShareStates) -> StateKeeper:
-        return _open_states(message, context.shape, found)
-
-    serve(engine, embedder, open_states, input_fd=input_fd, output_fd=output_fd)
-    engine.close()
-    embedder.close()
+    _write_frame(output_fd, ready)
+    _Server(library, context, found, settings.state_budget_bytes).serve(input_fd, output_fd)
     context.close()
     return 0
 
 
-def _open_states(message: ShareStates, shape: ContextShape, found: ProbeResult) -> StateKeeper:
-    """Join the cores that share a folder; where that fails, go on without.
+class _Server:
+    """One model's engine and embedder, and the worker that asks them."""
 
-    The worker has refused a folder that cannot be used when it started: this one went bad later.
-    """
-    key = state_key(message.fingerprint, shape, exact_resume=found.exact_resume)
-    try:
-        folder = StateFolder.open(Path(message.folder), key, message.max_bytes)
-    except InvalidConfig as error:
-        logger.warning("no KV states are shared: %s", error)
-        return NoStates()
-    return StateStore(folder, StateRule(found.prefill_ms_per_token))
+    def __init__(
+        self, library: Library, context: Context, found: ProbeResult, state_budget_bytes: int
+    ) -> None:
+        self._library = library
+        self._context = context
+        self._found = found
+        self._compiler: Compiler | None = None
+        self._engine = Engine(
+            context, state_budget_bytes=state_budget_bytes, start_matcher=self._start_matcher
+        )
+        self._embedder = Embedder(library, context)
+
+    def serve(self, input_fd: int, output_fd: int) -> None:
+        """Serve until the worker closes its end, which it also does by dying."""
+        buffer = FrameBuffer()
+        told = self._engine.shared.counts
+        try:
+            while True:
+                if self._has_input(input_fd):
+                    data = os.read(input_fd, _READ_BYTES)
+                    if not data:
+                        break
+                    for message in buffer.feed(data):
+                        self._handle(message, output_fd)
+                for source in (self._engine, self._embedder):
+                    if source.busy:
+                        _write_frame(output_fd, Progress(source.step()))
+                counts = self._engine.shared.counts
+                if counts != told:
+                    told = counts
+                    _write_frame(output_fd, counts)
+        except BrokenPipeError:
+            return
+        finally:
+            self._engine.close()
+            self._embedder.close()
+
+    def _has_input(self, input_fd: int) -> bool:
+        """Whether there is something to read; waits for it where there is nothing else to do."""
+        limit_s = _LOOK_AGAIN_S if self._engine.shared.busy else None
+        if self._engine.busy or self._embedder.busy:
+            limit_s = 0
+        return bool(select.select([input_fd], [], [], limit_s)[0])
+
+    def _handle(self, message: ToCore, output_fd: int) -> None:
+        match message:
+            case Generate():
+                self._engine.submit(message)
+            case Abort():
+                self._engine.abort(message.stream, keep=message.keep)
+                self._embedder.abort(message.stream)
+            case Embed():
+                self._embedder.submit(message)
+            case Ping():
+                _write_frame(output_fd, Pong(message.number))
+            case ShareStates():
+                self._engine.shared = self._open_states(message)
+
+    def _open_states(self, message: ShareStates) -> NoStates:
+        """Join the cores that share a folder; where that fails, go on without.
+
+        The worker has refused a folder that cannot be used when it started: this one went bad
+        later.
+        """
+        shape, found = self._context.shape, self._found
+        key = state_key(message.fingerprint, shape, exact_resume=found.exact_resume)
+        try:
+            folder = StateFolder.open(Path(message.folder), key, message.max_bytes)
+        except InvalidConfig as error:
+            logger.warning("no KV states are shared: %s", error)
+            return NoStates()
+        return StateStore(folder, StateRule(found.prefill_ms_per_token))
+
+    def _start_matcher(self, constraint: Constraint, output_ids: Sequence[int]) -> Matcher:
+        """Start a matcher. The first one costs about 0.3 s: the table of all tokens."""
+        if self._compiler is None:
+            # Shares the model with the context, which frees it.
+            self._compiler = Vocabulary(self._library, self._context.model).compiler()
+        return self._compiler.start(constraint, output_ids)
+
+
+def _write_frame(output_fd: int, message: FromCore) -> None:
+    """Write all of a frame."""
+    data = memoryview(encode_frame(message))
+    while data:
+        data = data[os.write(output_fd, data) :]
 
 
 def _take_standard_streams() -> tuple[int, int]:
@@ -87,26 +168,6 @@ def _take_standard_streams() -> tuple[int, int]:
     os.close(null)
     os.dup2(2, 1)
     return input_fd, output_fd
-
-
-def _shape(options: argparse.Namespace) -> ContextShape:
-    return ContextShape(
-        slots=options.slots,
-        context_tokens=options.context_tokens,
-        threads=options.threads,
-        micro_batch_tokens=options.micro_batch_tokens,
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aios_workers.llm.cores.llama", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--slots", type=int, required=True)
-    parser.add_argument("--context-tokens", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--micro-batch-tokens", type=int, default=MICRO_BATCH_TOKENS)
-    parser.add_argument("--state-budget-bytes", type=int, required=True)
-    return parser
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 The structures below are those of build b11549 and of no other: the package is pinned, its
 version is checked, and so are the values that the library's own defaults must have where we
-expect them. Nothing else in this package knows a C type.
+expect them. Nothing else in this package knows a C type. Beside it: the weights that it loads.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.metadata
-import importlib.util
 import os
 from ctypes import (
     CFUNCTYPE,
@@ -30,10 +30,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.process.packages import package_dir
+from aios_workers.model_files import SMOLLM2
 
 PACKAGE = "xllamacpp"
 PACKAGE_VERSION = "2026.10.11549"
 BUILD = "b11549"
+WEIGHTS_MAGIC = b"GGUF"
 
 LOG_LEVEL_ERROR = 4
 LogCallback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
@@ -245,9 +248,8 @@ class Library:
 
 
 def _shared_object() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
-    folders = list(found.submodule_search_locations or ()) if found else []
-    objects = [path for folder in folders for path in sorted(Path(folder).glob("xllamacpp*.so"))]
+    folder = package_dir(PACKAGE)
+    objects = sorted(folder.glob("xllamacpp*.so")) if folder else []
     if not objects:
         raise _not_the_build("is not installed")
     version = importlib.metadata.version(PACKAGE)
@@ -279,3 +281,41 @@ def _log_errors(level: int, text: bytes | None, _user_data: int | None) -> None:
 
 # The shared object, which is never unloaded, keeps a bare pointer to this: it must live as long.
 _LOG_CALLBACK = LogCallback(_log_errors)
+
+
+def find_weights(path: Path | None = None) -> Path:
+    """Return the weights at `path`, or those of the package of the embedded model.
+
+    Checks the first bytes; `weights_checksum` checks the rest.
+
+    Raises:
+        InvalidConfig: there are none, or they cannot be a model.
+    """
+    found = path or SMOLLM2.find()
+    if found is None:
+        raise _unusable(f"the embedded model's weights ({SMOLLM2.package}) are not installed")
+    try:
+        with found.open("rb") as file:
+            magic = file.read(len(WEIGHTS_MAGIC))
+    except OSError as error:
+        raise _unusable(f"the weights at {found} cannot be read: {error}") from error
+    if magic != WEIGHTS_MAGIC:
+        raise _unusable(f"the file at {found} is not in the GGUF format")
+    return found
+
+
+def weights_checksum(path: Path) -> str:
+    """Read the file and return its SHA-256; 0.1 to 0.4 s for 98 MB.
+
+    Raises:
+        InvalidConfig: it is that of the package, and not as it was published.
+    """
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != SMOLLM2.sha256 and path == SMOLLM2.find():
+        raise _unusable(f"the weights at {path} have the SHA-256 {actual}")
+    return actual
+
+
+def _unusable(message: str) -> InvalidConfig:
+    return InvalidConfig(message, field="weights", remedy="run `aios setup`")

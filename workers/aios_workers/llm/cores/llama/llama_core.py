@@ -13,48 +13,68 @@ import hashlib
 import itertools
 import logging
 import sys
-from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prometheus_client.core import Metric
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aios_broker.contract.errors import (
-    ContextTooLong,
     CoreError,
     InvalidConfig,
-    InvalidSyscall,
 )
 from aios_broker.contract.llm import Message, Tool
-from aios_broker.contract.reply import Alternative, TokenLogprob
 from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library
+from aios_workers.llm.cores.limits import (
+    RestartBudget,
+    check_conversation,
+    check_generation,
+    text_ids,
+)
+from aios_workers.llm.cores.llama.library import (
+    PACKAGE_VERSION,
+    Library,
+    find_weights,
+    weights_checksum,
+)
 from aios_workers.llm.cores.llama.process import CoreProcess
 from aios_workers.llm.cores.llama.protocol import (
     Abort,
+    ContextShape,
     Embed,
     Generate,
+    Load,
     Ready,
-    Scored,
     ShareStates,
     StateCounts,
 )
 from aios_workers.llm.cores.llama.sampler import KEPT
 from aios_workers.llm.cores.llama.state_folder import check_folder
-from aios_workers.llm.cores.llama.state_metrics import state_metrics
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
-from aios_workers.llm.cores.llama.weights import Weights, find_weights
-from aios_workers.llm.embedding import check_texts
-from aios_workers.llm.request_check import check_request
+
+
+def state_metrics(counts: StateCounts) -> Iterable[Metric]:
+    """Yield the metrics of the state store of one worker."""
+    states = CounterMetricFamily(
+        "aios_core_kv_states", "Shared KV states, by what became of them.", labels=["outcome"]
+    )
+    for outcome in ("written", "read", "refused", "passed_over", "failed"):
+        states.add_metric([outcome], getattr(counts, outcome))
+    yield states
+    yield GaugeMetricFamily(
+        "aios_core_kv_state_bytes",
+        "Files of all cores in the folder, when this one wrote last.",
+        value=counts.used_bytes,
+    )
+
 
 logger = logging.getLogger(__name__)
 
 MAX_CONTEXT_TOKENS = 8_192
 MAX_SLOTS = 64
 MAX_LOGPROBS = 64
-MAX_RESTARTS = 3  # within the window below; then the core stays down until it has passed
 RESTART_WINDOW_S = 60.0
 
 
@@ -88,10 +108,10 @@ class LlamaCppCore:
         self.config = config or LlamaCppConfig()
         self._info: CoreInfo | None = None
         self._vocabulary: Vocabulary | None = None
-        self._weights: Weights | None = None
+        self._weights: Path | None = None
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
-        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self._restarts = RestartBudget("the core process", RESTART_WINDOW_S)
         self._numbers = itertools.count(1)
         self._constraints = ConstraintChecker()
         self._streams: dict[int, str] = {}  # request ids of the streams under way
@@ -150,10 +170,7 @@ class LlamaCppCore:
             ContextTooLong: it could not fit whatever its tokens are; this spares reading it.
         """
         vocabulary = self._loaded_vocabulary()
-        byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
-        least_tokens = vocabulary.least_tokens(byte_count)
-        if least_tokens > self.info.context_tokens:
-            raise self._too_long(f"at least {least_tokens}", 1)
+        check_conversation(messages, vocabulary.longest_piece_bytes, self.info)
         return vocabulary.render(messages)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -172,22 +189,19 @@ class LlamaCppCore:
             ContextTooLong: a text does not fit.
             CoreError: the core failed.
         """
-        ids: list[tuple[int, ...]] = []
-        for place, text in enumerate(texts):
-            vocabulary = self._loaded_vocabulary()  # may be closed between two texts
-            least_tokens = vocabulary.least_tokens(len(text.encode("utf-8", "replace")))
-            if least_tokens <= self.info.context_tokens:  # else reading it is spared
-                ids.append(vocabulary.tokenize(text))
-                least_tokens = len(ids[-1])
-            check_texts([text], [least_tokens], self.info, first=place)
-            await asyncio.sleep(0)  # each may take 40 ms: others have their turn
+        ids = await text_ids(
+            texts,
+            lambda text: self._loaded_vocabulary().tokenize(text),  # may be closed between two
+            self.info,
+            longest_piece_bytes=self._loaded_vocabulary().longest_piece_bytes,
+        )
         process = await self._running()
         vectors = [await process.embed(Embed(next(self._numbers), each)) for each in ids]
         return Embeddings(tuple(vectors), sum(len(each) for each in ids))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Generate until an end token, `max_tokens`, or `abort`; see `Core.generate`."""
-        self._check(request)
+        check_generation(request, self.info)
         if request.constraint is not None:
             await self._constraints.check(request.constraint)
         process = await self._running()
@@ -206,8 +220,7 @@ class LlamaCppCore:
         try:
             async with contextlib.aclosing(process.stream(message)) as events:
                 async for event in events:
-                    scores = tuple(map(self._entry, event.scores))
-                    yield Step(event.ids, event.finish_reason, event.cached_tokens, scores)
+                    yield Step(event.ids, event.finish_reason, event.cached_tokens, event.scores)
         finally:
             del self._streams[stream]
 
@@ -238,23 +251,11 @@ class LlamaCppCore:
             if self._vocabulary is None:
                 raise CoreError("the core is not started", remedy="call start() first")
             if self._process is None or self._process.failed:
-                self._count_restart()
+                self._restarts.spend()
+                logger.warning("the core process is gone; starting another")
                 await self._start()
             assert self._process is not None
             return self._process
-
-    def _count_restart(self) -> None:
-        now = asyncio.get_running_loop().time()
-        full = len(self._restarts) == MAX_RESTARTS
-        if full and now - self._restarts[0] < RESTART_WINDOW_S:
-            wait_s = RESTART_WINDOW_S - (now - self._restarts[0])
-            raise CoreError(
-                f"the core process died {MAX_RESTARTS} times within {RESTART_WINDOW_S:g} s",
-                remedy="see the worker's log for its last words",
-                retry_after_s=wait_s,
-            )
-        self._restarts.append(now)
-        logger.warning("the core process is gone; starting another")
 
     async def _start(self) -> None:
         if self._info is None and self.config.kv_dir is not None:
@@ -266,8 +267,8 @@ class LlamaCppCore:
         if self._weights is None:
             self._weights = find_weights(self.config.weights)
         if self._vocabulary is None:
-            self._vocabulary = Vocabulary.load(Library.load(), self._weights.path)
-        checksum = asyncio.create_task(asyncio.to_thread(self._weights.checksum))
+            self._vocabulary = Vocabulary.load(Library.load(), self._weights)
+        checksum = asyncio.create_task(asyncio.to_thread(weights_checksum, self._weights))
         try:
             self._process, ready = await CoreProcess.start(
                 self._command(self._weights),
@@ -294,16 +295,11 @@ class LlamaCppCore:
             self.config.kv_dir or "this process alone",
         )
 
-    def _command(self, weights: Weights) -> list[str]:
+    def _command(self, weights: Path) -> list[str]:
         config = self.config
-        return [
-            *(sys.executable, "-P", "-m", "aios_workers.llm.cores.llama"),
-            *("--weights", str(weights.path)),
-            *("--slots", str(config.slots)),
-            *("--context-tokens", str(config.context_tokens)),
-            *("--threads", str(config.threads)),
-            *("--state-budget-bytes", str(config.state_budget_bytes)),
-        ]
+        shape = ContextShape(config.slots, config.context_tokens, config.threads)
+        load = msgspec.json.encode(Load(str(weights), shape, config.state_budget_bytes)).decode()
+        return [sys.executable, "-P", "-m", "aios_workers.llm.cores.llama", load]
 
     def _describe(self, ready: Ready, sha256: str) -> CoreInfo:
         material = "\n".join((PACKAGE_VERSION, ready.system_info, sha256)).encode()
@@ -322,39 +318,10 @@ class LlamaCppCore:
             vocabulary_size=self._loaded_vocabulary().size,
         )
 
-    def _entry(self, scored: Scored) -> TokenLogprob:
-        top = tuple(Alternative(each, value, self._text(each)) for each, value in scored.top)
-        return TokenLogprob(scored.id, scored.logprob, self._text(scored.id), top)
-
-    def _text(self, token: int) -> str:
-        return self.decode((token,)).decode("utf-8", "replace")
-
     def _loaded_vocabulary(self) -> Vocabulary:
         if self._vocabulary is None:
             raise CoreError("the core is not started", remedy="call start() first")
         return self._vocabulary
-
-    def _check(self, request: GenerationRequest) -> None:
-        prompt_tokens = len(request.prompt_ids)
-        if prompt_tokens + request.max_tokens > self.info.context_tokens:
-            raise self._too_long(str(prompt_tokens), request.max_tokens)
-        size = self._loaded_vocabulary().size
-        ids = (*request.prompt_ids, *request.resume_ids)
-        if not request.prompt_ids or min(ids) < 0 or max(ids) >= size:
-            raise InvalidSyscall(
-                f"the prompt is empty or has ids that are not in the vocabulary of {size}",
-                field="prompt_ids",
-                remedy="send ids of this model's tokenizer",
-            )
-        check_request(request, self.info)
-
-    def _too_long(self, prompt_tokens: str, max_tokens: int) -> ContextTooLong:
-        return ContextTooLong(
-            f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}, "
-            f"together more than the {self.info.context_tokens} of this core's context",
-            field="body.messages",
-            remedy="shorten the messages or ask for fewer max_tokens",
-        )
 
 
 def _within(field: str, value: int, least: int, most: int) -> None:

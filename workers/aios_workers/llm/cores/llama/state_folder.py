@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.cores.llama.state_cache import KvState, shared_prefix_tokens
-from aios_workers.llm.cores.llama.state_file import (
+from aios_workers.llm.cores.llama.kv_state import (
+    KvState,
     file_bytes,
     head_of,
     read_data,
     read_head,
+    shared_prefix_tokens,
 )
 
 SETTING = "AIOS_LLM_KV_DIR"

@@ -12,19 +12,68 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
-from aios_workers.llm.cores.llama.context import ContextShape
-from aios_workers.llm.cores.llama.protocol import StateCounts
-from aios_workers.llm.cores.llama.state_cache import KvState
-from aios_workers.llm.cores.llama.state_file import StateRefused, file_bytes
+from aios_workers.llm.cores.llama.kv_state import KvState, StateRefused, file_bytes
+from aios_workers.llm.cores.llama.protocol import ContextShape, StateCounts
 from aios_workers.llm.cores.llama.state_folder import Entry, NoRoom, Reserved, StateFolder
-from aios_workers.llm.cores.llama.state_rule import StateRule
 
 logger = logging.getLogger(__name__)
+
+# A state is written on the chance that its generation goes on elsewhere: it must save ten times
+# what it costs. One that is there already needs only to be clearly faster than reading the tokens.
+WRITE_MARGIN = 10.0
+READ_MARGIN = 2.0
+FILE_MS = 1.0  # of each operation beside its bytes: looking at the folder, locking, renaming
+# Before the first one was timed; measured on two shared cores in memory: 1.2 and 0.7.
+FIRST_WRITE_MS_PER_MB = 3.0
+FIRST_READ_MS_PER_MB = 2.0
+NEWEST_WEIGHT = 0.25  # of the latest time in the average
+# Each state that was not written lets the estimate fall by so much: a store that was slow for a
+# while is tried again.
+FORGOTTEN_SHARE = 0.02
+_MB = 1e6
+
+
+@dataclass(slots=True)
+class StateRule:
+    """The speeds as measured so far, and what follows from them."""
+
+    prefill_ms_per_token: float  # of this core, measured at its start
+    write_ms_per_mb: float = FIRST_WRITE_MS_PER_MB
+    read_ms_per_mb: float = FIRST_READ_MS_PER_MB
+
+    def pays_to_write(self, tokens: int, size_bytes: int) -> bool:
+        """Whether a state of so many tokens may be worth its file."""
+        file_ms = 2 * FILE_MS + size_bytes / _MB * (self.write_ms_per_mb + self.read_ms_per_mb)
+        return tokens * self.prefill_ms_per_token >= WRITE_MARGIN * file_ms
+
+    def pays_to_read(self, saved_tokens: int, size_bytes: int) -> bool:
+        """Whether a file that saves the reading of so many tokens is faster."""
+        file_ms = FILE_MS + size_bytes / _MB * self.read_ms_per_mb
+        return saved_tokens * self.prefill_ms_per_token >= READ_MARGIN * file_ms
+
+    def wrote(self, size_bytes: int, took_ms: float) -> None:
+        """Take in how long a file took to write."""
+        self.write_ms_per_mb = _averaged(self.write_ms_per_mb, size_bytes, took_ms)
+
+    def read(self, size_bytes: int, took_ms: float) -> None:
+        """Take in how long a file took to read."""
+        self.read_ms_per_mb = _averaged(self.read_ms_per_mb, size_bytes, took_ms)
+
+    def passed_over(self) -> None:
+        """Note that a state was not written because it did not seem to pay."""
+        self.write_ms_per_mb *= 1 - FORGOTTEN_SHARE
+        self.read_ms_per_mb *= 1 - FORGOTTEN_SHARE
+
+
+def _averaged(before: float, size_bytes: int, took_ms: float) -> float:
+    latest = max(0.0, took_ms - FILE_MS) / (size_bytes / _MB)
+    return before + NEWEST_WEIGHT * (latest - before)
+
 
 MAX_PENDING_WRITES = 4  # each holds its state in memory; further states are not written
 COMING_LIMIT_S = 0.25  # for a state that its writer has just begun: 24 MB take some 30 ms
@@ -46,45 +95,18 @@ def state_key(fingerprint: str, shape: ContextShape, *, exact_resume: bool) -> b
     return hashlib.sha256("\n".join(map(str, settings)).encode()).digest()
 
 
-class StateKeeper(Protocol):
-    """What the engine needs of a store."""
+class NoStates:
+    """Without a folder: nothing is kept, nothing is found."""
 
     @property
     def counts(self) -> StateCounts:
         """What has been done with states."""
-        ...
+        return StateCounts()
 
     @property
     def busy(self) -> bool:
         """Whether the counts may still change by themselves."""
-        ...
-
-    def keep(self, request_id: str, state: KvState) -> bool:
-        """Write a state if another core may want it; says at once whether it is being written."""
-        ...
-
-    def find(self, request_id: str, known: Sequence[int], *, beyond_tokens: int) -> KvState | None:
-        """Return a state that saves reading more of `known` than so many tokens."""
-        ...
-
-    def tried(self, request_id: str, *, restored: bool) -> None:
-        """Hear whether llama.cpp took the state that was found."""
-        ...
-
-    def drop(self, request_id: str) -> None:
-        """Remove the states of a generation that has ended."""
-        ...
-
-    def close(self, states: Iterable[tuple[str, KvState]]) -> None:
-        """Write these for whoever comes next, and leave."""
-        ...
-
-
-class NoStates:
-    """Without a folder: nothing is kept, nothing is found."""
-
-    counts = StateCounts()
-    busy = False
+        return False
 
     def keep(self, request_id: str, state: KvState) -> bool:
         """Keep nothing."""
@@ -104,26 +126,15 @@ class NoStates:
         """Do nothing."""
 
 
-@dataclass(slots=True)
-class _Done:
-    """Each number is changed by one thread alone."""
-
-    written: int = 0  # by the writer
-    failed_there: int = 0  # by the writer
-    used_bytes: int = 0  # by the writer
-    failed_here: int = 0  # by the engine
-    passed_over: int = 0  # by the engine
-    read: int = 0  # by the engine
-    refused: int = 0  # by the engine
-
-
-class StateStore:
+class StateStore(NoStates):
     """The states of one core process in a folder that others share. The engine's thread calls."""
 
     def __init__(self, folder: StateFolder, rule: StateRule) -> None:
         self._folder = folder
         self._rule = rule
-        self._done = _Done()
+        self._outcomes: Counter[str] = Counter()  # by the fields of `StateCounts`
+        self._used_bytes = 0
+        self._counting = threading.Lock()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._asked_jobs = 0  # changed by the engine's thread alone
         self._ended_jobs = 0  # changed by the writer alone
@@ -135,15 +146,8 @@ class StateStore:
     @property
     def counts(self) -> StateCounts:
         """What has been done with states."""
-        done = self._done
-        return StateCounts(
-            done.written,
-            done.read,
-            done.refused,
-            done.passed_over,
-            done.failed_here + done.failed_there,
-            done.used_bytes,
-        )
+        with self._counting:
+            return StateCounts(**self._outcomes, used_bytes=self._used_bytes)
 
     @property
     def busy(self) -> bool:
@@ -156,7 +160,7 @@ class StateStore:
             if not self._folder.has_company():
                 return False
             if self._asked_jobs - self._ended_jobs >= MAX_PENDING_WRITES or not self._pays(state):
-                self._done.passed_over += 1
+                self._count("passed_over")
                 return False
             reserved = self._folder.reserve(request_id, len(state.ids))
         except OSError as error:
@@ -188,9 +192,9 @@ class StateStore:
     def tried(self, request_id: str, *, restored: bool) -> None:
         """Count a state that was found: used, or refused by llama.cpp and removed."""
         if restored:
-            self._done.read += 1
+            self._count("read")
             return
-        self._done.refused += 1
+        self._count("refused")
         logger.warning("the KV state of %s is removed: llama.cpp refused it", request_id)
         self.drop(request_id)
 
@@ -248,17 +252,16 @@ class StateStore:
         try:
             job()
         except (OSError, NoRoom) as error:
-            self._done.failed_there += 1
-            self._complain("cannot be kept", error)
+            self._fail("cannot be kept", error)
 
     def _write_now(self, request_id: str, state: KvState) -> None:
         self._write(self._folder.reserve(request_id, len(state.ids)), state)
 
     def _write(self, reserved: Reserved, state: KvState) -> None:
         began = time.monotonic()
-        self._done.used_bytes = self._folder.write(reserved, state)
+        self._used_bytes = self._folder.write(reserved, state)
         self._rule.wrote(file_bytes(state), (time.monotonic() - began) * 1_000)
-        self._done.written += 1
+        self._count("written")
 
     # The engine's thread.
 
@@ -287,7 +290,7 @@ class StateStore:
         try:
             state = self._folder.read(entry, known, beyond_tokens=beyond_tokens)
         except StateRefused as error:
-            self._done.refused += 1
+            self._count("refused")
             logger.warning("KV state %s is not used and removed: %s", entry.path.name, error)
             self._remove(entry)
             return None
@@ -306,11 +309,15 @@ class StateStore:
         except OSError as error:
             self._fail("cannot be removed", error)
 
-    def _fail(self, what: str, error: OSError) -> None:
-        self._done.failed_here += 1
-        self._complain(what, error)
+    # Either.
 
-    def _complain(self, what: str, error: Exception) -> None:
+    def _count(self, outcome: str) -> None:
+        with self._counting:
+            self._outcomes[outcome] += 1
+
+    def _fail(self, what: str, error: Exception) -> None:
+        """Count a failure, and log it unless one was logged just now."""
+        self._count("failed")
         now = time.monotonic()
         if now - self._complained_at >= COMPLAIN_EVERY_S:
             self._complained_at = now

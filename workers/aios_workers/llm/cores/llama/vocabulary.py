@@ -34,7 +34,7 @@ class Vocabulary:
         self._default_system = _default_system(template.decode("utf-8") if template else "")
         self._start, self._end = (self._special(text) for text in (TURN_START, TURN_END))
         self._newline = self.tokenize("\n")
-        self._longest_piece_bytes = max(len(self._piece(token)) for token in range(self.size))
+        self.longest_piece_bytes = max(len(self._piece(token)) for token in range(self.size))
         adds_bos = self._c.llama_vocab_get_add_bos(self._vocab)
         bos = self._c.llama_vocab_bos(self._vocab)
         # ChatML models name the start of a turn as their first token; it is not there twice.
@@ -69,10 +69,6 @@ class Vocabulary:
             ids += (self._start, *self.tokenize(f"{role}\n{content}"), self._end, *self._newline)
         ids += (self._start, *self.tokenize("assistant\n"))
         return tuple(ids)
-
-    def least_tokens(self, byte_count: int) -> int:
-        """Return how many tokens a text of that many bytes has at least."""
-        return byte_count // self._longest_piece_bytes
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the ids of plain text; nothing in it is special."""

@@ -1,28 +1,130 @@
-"""HTTP with an SGLang server: connections are reused, and every wait has a limit."""
+"""HTTP with an SGLang server: connections are reused, every wait has a limit, answers are typed.
+
+Fields that we do not use are skipped while decoding; SGLang adds some with every release.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import msgspec
+from msgspec import Struct
 
-from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.cores.sglang.failure import EngineFailure
-from aios_workers.llm.cores.sglang.wire import (
-    Embedding,
-    Event,
-    decode_embeddings,
-    decode_line,
-    is_done,
-)
+from aios_broker.contract.errors import CoreError, InvalidConfig
+from aios_workers.llm.core import Embeddings
+from aios_workers.llm.embedding import unit_vector
+
+
+class EngineFailure(Exception):
+    """The server did not do its part. `sick`: it counts against the server's health."""
+
+    def __init__(self, message: str, *, sick: bool = True, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.sick = sick
+        self.remedy = remedy
+
+    def to_core_error(self) -> CoreError:
+        """Return it as the handler knows it."""
+        return CoreError(self.message, remedy=self.remedy)
+
+
+DATA = b"data:"
+DONE = b"[DONE]"
+
+# log-probability (null: minus infinity), token id, text (we decode ourselves)
+LogprobEntry = tuple[float | None, int, Any]
+
+
+class Finish(Struct, frozen=True):
+    """Why a generation ended. `status_code` is set where an abort is a refusal."""
+
+    type: str
+    matched: int | str | list[int] | None = None  # the token or string that ended it
+    message: str | None = None
+    status_code: int | None = None
+
+
+class Meta(Struct, frozen=True):
+    """What is said beside the ids."""
+
+    finish_reason: Finish | None = None
+    cached_tokens: int = 0
+    completion_tokens: int | None = None
+    weight_version: str | None = None
+    output_token_logprobs: list[LogprobEntry] | None = None
+    output_top_logprobs: list[list[LogprobEntry] | None] | None = None
+
+
+class Refusal(Struct, frozen=True):
+    """Why the server would not do it."""
+
+    message: str = ""
+    code: int | str | None = None
+
+
+class Event(Struct, frozen=True):
+    """One event of a stream: the ids so far, or an error."""
+
+    output_ids: list[int] = []
+    meta_info: Meta = Meta()
+    error: Refusal | str | None = None
+
+
+class EmbeddingMeta(Struct, frozen=True):
+    """What is said beside a vector."""
+
+    prompt_tokens: int
+
+
+class Embedding(Struct, frozen=True):
+    """The vector of one text."""
+
+    embedding: list[float]
+    meta_info: EmbeddingMeta
+
+
+_decoder = msgspec.json.Decoder(Event)
+_embeddings_decoder = msgspec.json.Decoder(list[Embedding])
+
+
+def decode_line(line: bytes) -> Event | None:
+    """Read a line of a stream; None for the end mark, empty lines and comments.
+
+    Raises:
+        msgspec.DecodeError: It is not what SGLang says.
+    """
+    if not line.startswith(DATA):
+        if line and not line.startswith(b":"):
+            raise msgspec.DecodeError(f"{line[:80]!r} is no event")
+        return None
+    data = line[len(DATA) :].strip()
+    return None if data == DONE else _decoder.decode(data)
+
+
+def is_done(line: bytes) -> bool:
+    """Whether a line says that the stream is complete."""
+    return line.startswith(DATA) and line[len(DATA) :].strip() == DONE
+
+
+def decode_embeddings(data: bytes) -> list[Embedding]:
+    """Read the answer to a batch of texts.
+
+    Raises:
+        msgspec.DecodeError: It is not what SGLang says.
+    """
+    return _embeddings_decoder.decode(data)
+
 
 CONNECT_LIMIT_S = 5.0
 CALL_LIMIT_S = 10.0  # of a call that generates nothing
+BATCH_TEXTS = 32  # of one request for embeddings: a failure repeats no more than these
 MAX_LINE_BYTES = 64 * 1024 * 1024  # an event repeats all ids and log-probabilities so far
 SAID_CHARACTERS = 300
 _KEPT_CONNECTIONS = 64
@@ -82,14 +184,23 @@ class EngineClient:
         """End the request of that id. An unknown one is ignored."""
         await self._call("POST", "/abort_request", {"rid": rid}, CALL_LIMIT_S)
 
-    async def embed(self, ids: Sequence[Sequence[int]], limit_s: float) -> list[Embedding]:
-        """Return the vectors of texts, in their order."""
-        data = await self._call("POST", "/encode", {"input_ids": ids}, limit_s)
-        with _translated():
-            found = decode_embeddings(data)
-        if len(found) != len(ids):
-            raise EngineFailure(f"the SGLang server made {len(found)} vectors of {len(ids)} texts")
-        return found
+    async def embed(self, ids: Sequence[Sequence[int]], limit_s: float) -> Embeddings:
+        """Return one vector of length 1 per text, in their order."""
+        found: list[Embedding] = []
+        for first in range(0, len(ids), BATCH_TEXTS):
+            batch = ids[first : first + BATCH_TEXTS]
+            data = await self._call("POST", "/encode", {"input_ids": batch}, limit_s)
+            with _translated():
+                made = decode_embeddings(data)
+            if len(made) != len(batch):
+                raise EngineFailure(
+                    f"the SGLang server made {len(made)} vectors of {len(batch)} texts"
+                )
+            found += made
+        if len({len(each.embedding) for each in found}) > 1:
+            raise EngineFailure("the SGLang server made vectors of different sizes")
+        tokens = sum(each.meta_info.prompt_tokens for each in found)
+        return Embeddings(tuple(map(_direction, found)), tokens)
 
     async def generate(
         self, body: dict[str, Any], limits: StreamLimits
@@ -125,6 +236,12 @@ class EngineClient:
         if response.status_code != httpx.codes.OK:
             raise refusal(response.status_code, response.content)
         return response.content
+
+
+def _direction(found: Embedding) -> tuple[float, ...]:
+    if not any(found.embedding) or not all(map(math.isfinite, found.embedding)):
+        raise EngineFailure("the SGLang server made a vector that has no direction")
+    return unit_vector(found.embedding)
 
 
 def refusal(status: int, body: bytes) -> EngineFailure:

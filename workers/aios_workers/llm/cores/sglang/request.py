@@ -1,16 +1,103 @@
-"""From a generation to what SGLang's `/generate` is asked; what it would not keep is refused."""
+"""From a generation to what SGLang's `/generate` is asked; what it would not keep is refused.
+
+The server holds an answer to a form itself, with one of several libraries ("grammar backends").
+With llguidance it compiles what we compile, and allows the same texts as the other cores. xgrammar
+has a notation of its own for grammars, passes over keywords of schemas that it does not know, and
+puts blanks into JSON: it is asked for what it has. outlines has no grammars at all and is not used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnsupportedOption
+from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, given_fields
-from aios_workers.llm.constraint import FIELDS
+from aios_workers.llm.constraint import FIELDS, JSON_STYLE
 from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.cores.sglang.description import Description
-from aios_workers.llm.cores.sglang.forms import asked_form, missing_form
+from aios_workers.llm.tools import CALL_BEGIN, CALL_END, calls_grammar
+
+LLGUIDANCE, XGRAMMAR = "llguidance", "xgrammar"
+BACKENDS = frozenset({LLGUIDANCE, XGRAMMAR})
+
+_FREE_BLANKS = {"whitespace_flexible": True, "item_separator": ",", "key_separator": ":"}
+# Without one of these at the beginning of a line the server takes a grammar for llama.cpp's.
+_SEEN_AS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
+
+
+def asked_form(constraint: Constraint, backend: str | None) -> dict[str, str]:
+    """Return the sampling parameter by which a server holds an answer to a form."""
+    match constraint.kind:
+        case "json" if backend == LLGUIDANCE:
+            # Said in the schema it outweighs the server's flags.
+            return {"json_schema": _guided(constraint.source, JSON_STYLE, {})}
+        case "json":
+            return {"json_schema": constraint.source}
+        case "regex":
+            return {"regex": constraint.source}
+        case "grammar" if backend == XGRAMMAR and constraint.calls is not None:
+            return {"structural_tag": _tag(constraint.calls)}
+        case "grammar":
+            marked = _SEEN_AS_LARK.search(constraint.source) is not None
+            return {
+                "ebnf": constraint.source if marked else f"%llguidance {{}}\n{constraint.source}"
+            }
+
+
+def read_form(constraint: Constraint, backend: str | None) -> Constraint:
+    """Return what the answer of a server is read by: the form, with blanks where it puts some."""
+    if backend != XGRAMMAR:
+        return constraint
+    if constraint.calls is not None:
+        return Constraint("grammar", calls_grammar(_guided(constraint.calls, {}, _FREE_BLANKS)))
+    if constraint.kind == "json":
+        return Constraint("json", _guided(constraint.source, {}, _FREE_BLANKS))
+    return constraint
+
+
+def missing_form(constraint: Constraint, backend: str | None) -> str | None:
+    """Return why a server cannot hold this form; None: it can."""
+    if backend not in BACKENDS:
+        return f"holds no forms: its server's grammar backend is {backend or 'none'}"
+    if constraint.kind == "grammar" and constraint.calls is None and backend == XGRAMMAR:
+        return "holds no grammars in Lark's notation: its server's grammar backend is xgrammar"
+    return None
+
+
+def _guided(schema: str, defaults: Mapping[str, object], overrides: Mapping[str, object]) -> str:
+    """Return a schema, as text, that says itself how its JSON is written."""
+    values = json.loads(schema)
+    own = values.get("x-guidance") or {}
+    return _dumped({**values, "x-guidance": {**defaults, **own, **overrides, "lenient": False}})
+
+
+def _tag(call: str) -> str:
+    """Return xgrammar's notation of a message that ends with one call, or has none.
+
+    A part of what `calls_grammar` allows: there an answer may have several calls.
+    """
+    tag = {
+        "type": "tag",
+        "begin": CALL_BEGIN,
+        "end": CALL_END,
+        "content": {"type": "json_schema", "json_schema": json.loads(call)},
+    }
+    calls = {
+        "type": "triggered_tags",
+        "triggers": [CALL_BEGIN],
+        "tags": [tag],
+        "at_least_one": False,
+        "stop_after_first": True,
+    }
+    return _dumped({"type": "structural_tag", "format": calls})
+
+
+def _dumped(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
 
 NO_TOP_K = -1
 # The options that it is told, by their names in the contract, which are the server's too. None:
@@ -36,16 +123,14 @@ def kept_options(server: Description) -> frozenset[str]:
     return frozenset(_TOLD) | ({"seed"} if server.enable_deterministic_inference else set())
 
 
-def check_request(
+def check_kept(
     request: GenerationRequest,
     info: CoreInfo,
     *,
     original_logprobs: bool,
     grammar_backend: str | None = None,
 ) -> None:
-    """Raise for what this server would not do as asked.
-
-    A token id beyond the vocabulary has to be found here: it ends an SGLang server.
+    """Raise for what this server would not do as asked, of what a core of its kind can do.
 
     Args:
         request: The generation.
@@ -54,30 +139,15 @@ def check_request(
         grammar_backend: What holds the server's answers to a form.
 
     Raises:
-        ContextTooLong: Prompt and answer do not fit.
-        InvalidSyscall: The prompt is empty, or ids are not in the vocabulary.
         UnsupportedOption: An option does not hold on this server.
     """
-    if len(request.prompt_ids) + request.max_tokens > info.context_tokens:
-        raise ContextTooLong(
-            f"the prompt has {len(request.prompt_ids)} tokens and the answer may have "
-            f"{request.max_tokens}, together more than the {info.context_tokens} of this core's "
-            f"context",
-            field="body.messages",
-            remedy="shorten the messages or ask for fewer max_tokens",
-        )
-    _check_ids(request, info.vocabulary_size)
     if request.constraint is not None:
         _check_form(request, request.constraint, info, grammar_backend)
-    if request.images:
-        raise _unsupported("sees no images", "messages", info)
-    if request.lora is not None and request.lora not in info.capabilities.adapters:
-        raise _unsupported(f"has no adapter {request.lora!r}", "lora", info)
     penalises = not PENALTIES.isdisjoint(given_fields(request.sampling))
     if request.resume_ids and penalises:
         raise _unsupported("does not keep penalties across a cut", "frequency_penalty", info)
     if request.logprobs is not None:
-        _check_logprobs(request, request.logprobs, info, original=original_logprobs)
+        _check_logprobs(request, info, original=original_logprobs)
 
 
 def generate_body(request: GenerationRequest, rid: str, server: Description) -> dict[str, Any]:
@@ -121,17 +191,6 @@ def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -
     return params
 
 
-def _check_ids(request: GenerationRequest, vocabulary_size: int | None) -> None:
-    assert vocabulary_size is not None
-    ids = (*request.prompt_ids, *request.resume_ids, *request.sampling.logit_bias)
-    if not request.prompt_ids or min(ids) < 0 or max(ids) >= vocabulary_size:
-        raise InvalidSyscall(
-            f"the prompt is empty or has ids that are not in the vocabulary of {vocabulary_size}",
-            field="prompt_ids",
-            remedy="send ids of this model's tokenizer",
-        )
-
-
 def _check_form(
     request: GenerationRequest, constraint: Constraint, info: CoreInfo, backend: str | None
 ) -> None:
@@ -146,13 +205,8 @@ def _check_form(
         raise _unsupported("does not keep a form across a cut", "format", info)
 
 
-def _check_logprobs(
-    request: GenerationRequest, alternatives: int, info: CoreInfo, *, original: bool
-) -> None:
+def _check_logprobs(request: GenerationRequest, info: CoreInfo, *, original: bool) -> None:
     sampling = request.sampling
-    if alternatives > info.capabilities.max_logprobs:
-        most = info.capabilities.max_logprobs
-        raise _unsupported(f"gives at most {most} alternatives", "logprobs", info)
     changed = not _CHANGE_LOGPROBS.isdisjoint(given_fields(sampling))
     if changed or request.constraint is not None:
         raise _unsupported(

@@ -10,49 +10,23 @@ import signal
 import socket
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_broker.process.child import SHIM
-from aios_workers.llm.cores.sglang.client import EngineClient
-from aios_workers.llm.cores.sglang.failure import EngineFailure
+from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 
 logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
-MAX_RESTARTS = 3  # within the window below; then the server stays down until it has passed
 RESTART_WINDOW_S = 600.0
 STOP_LIMIT_S = 10.0
 POLL_S = 0.25
 LAST_WORDS_BYTES = 2_000
 # Log-probabilities are to be the model's own, before temperature.
 _ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "PYTHONUNBUFFERED": "1"}
-
-
-class RestartBudget:
-    """How often a server that dies may be started again."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
-
-    def spend(self) -> None:
-        """Count a restart.
-
-        Raises:
-            CoreError: There were too many; `retry_after_s` says when there may be another.
-        """
-        now = self._clock()
-        if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < RESTART_WINDOW_S:
-            raise CoreError(
-                f"the SGLang server died {MAX_RESTARTS} times within {RESTART_WINDOW_S:g} s",
-                remedy="see its log for its last words",
-                retry_after_s=RESTART_WINDOW_S - (now - self._restarts[0]),
-            )
-        self._restarts.append(now)
 
 
 class EngineServer:
@@ -107,7 +81,7 @@ class EngineServer:
         """Whether the main process has ended."""
         return self._process.returncode is not None
 
-    def unregister(self) -> str:
+    def died(self) -> str:
         """Say how it ended, with its last words."""
         code = self._process.returncode
         how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
@@ -138,9 +112,7 @@ class EngineServer:
             async with asyncio.timeout(config.start_limit_s):
                 while not await _is_healthy(client):
                     if await self.died_within(POLL_S):
-                        raise CoreError(
-                            self.unregister(), remedy="see AIOS_SGLANG_FLAGS and its log"
-                        )
+                        raise CoreError(self.died(), remedy="see AIOS_SGLANG_FLAGS and its log")
         except TimeoutError as error:
             raise CoreError(
                 f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "

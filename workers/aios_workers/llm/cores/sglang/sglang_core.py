@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
+from aios_broker.contract.errors import CoreError, InvalidConfig, UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, Message, Tool
 from aios_workers.llm.constraint import FIELDS, Compiler
 from aios_workers.llm.constraint_check import ConstraintChecker
@@ -29,19 +29,26 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.sglang.breaker import BreakerPolicy
-from aios_workers.llm.cores.sglang.client import StreamLimits
-from aios_workers.llm.cores.sglang.connection import Connection
+from aios_workers.llm.cores.limits import check_conversation, check_generation, text_ids
+from aios_workers.llm.cores.sglang.client import EngineFailure, StreamLimits
+from aios_workers.llm.cores.sglang.connection import BreakerPolicy, Connection
 from aios_workers.llm.cores.sglang.description import Description
-from aios_workers.llm.cores.sglang.embedding import TextReader, embed, load_text_reader
-from aios_workers.llm.cores.sglang.failure import EngineFailure
-from aios_workers.llm.cores.sglang.forms import BACKENDS, read_form
-from aios_workers.llm.cores.sglang.held_form import HeldForm
-from aios_workers.llm.cores.sglang.request import check_request, generate_body, kept_options
+from aios_workers.llm.cores.sglang.request import (
+    BACKENDS,
+    check_kept,
+    generate_body,
+    kept_options,
+    read_form,
+)
 from aios_workers.llm.cores.sglang.server import EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
-from aios_workers.llm.cores.sglang.steps import StepMaker, StreamKind
-from aios_workers.llm.cores.sglang.tokenizer import Vocabulary, load_vocabulary
+from aios_workers.llm.cores.sglang.steps import HeldForm, StepMaker, StreamKind
+from aios_workers.llm.cores.sglang.tokenizer import (
+    TextReader,
+    Vocabulary,
+    load_text_reader,
+    load_vocabulary,
+)
 from aios_workers.llm.options import check_generates
 
 logger = logging.getLogger(__name__)
@@ -135,15 +142,7 @@ class SGLangCore:
             InvalidSyscall: The model's template refuses these messages.
         """
         vocabulary = self._loaded_vocabulary()
-        byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
-        least_tokens = byte_count // vocabulary.longest_piece_bytes
-        if least_tokens > self.info.context_tokens:
-            raise ContextTooLong(
-                f"the prompt has at least {least_tokens} tokens, more than the "
-                f"{self.info.context_tokens} of this core's context",
-                field="body.messages",
-                remedy="shorten the messages",
-            )
+        check_conversation(messages, vocabulary.longest_piece_bytes, self.info)
         return vocabulary.render(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -170,10 +169,16 @@ class SGLangCore:
                 remedy="name a core whose SGLang server runs with --is-embedding",
             )
         engine = await self._connection.admitted()
-        limit_s = self.config.first_token_limit_s
+        ids = await text_ids(texts, self._reader.ids, self.info)
+        if any(max(each, default=self._reader.size) >= self._reader.size for each in ids):
+            raise InvalidConfig(
+                f"the tokenizer makes ids beyond the model's vocabulary of {self._reader.size}",
+                field="AIOS_SGLANG_TOKENIZER",
+                remedy="name the folder of the model that is served",
+            )
         try:
             async with self._slots:
-                made = await embed(engine.client, self._reader, texts, self.info, limit_s)
+                made = await engine.client.embed(ids, self.config.first_token_limit_s)
         except EngineFailure as failure:
             self._connection.note(failure)
             raise await self._connection.explain(failure) from failure
@@ -272,7 +277,6 @@ class SGLangCore:
         kind = StreamKind(
             wanted_tokens=request.max_tokens - len(request.resume_ids),
             is_end=self.is_end,
-            text_of=lambda token: self.decode((token,)).decode("utf-8", "replace"),
             incremental=description.incremental_streaming_output,
             logprobs=request.logprobs is not None,
             weight_version=description.weight_version,
@@ -354,8 +358,10 @@ class SGLangCore:
 
     def _check(self, request: GenerationRequest) -> None:
         self._loaded_vocabulary()
+        # A token id beyond the vocabulary has to be found here: it ends an SGLang server.
+        check_generation(request, self.info)
         engine = self._connection.engine
-        check_request(
+        check_kept(
             request,
             self.info,
             original_logprobs=engine is not None and engine.original_logprobs,

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from aios_broker.contract.reply import Alternative, TokenLogprob
-from aios_workers.llm.core import FinishReason, Step
-from aios_workers.llm.cores.sglang.failure import EngineFailure
-from aios_workers.llm.cores.sglang.held_form import HeldForm
-from aios_workers.llm.cores.sglang.wire import Event, Finish, LogprobEntry, Meta
+from aios_broker.contract.errors import CoreError
+from aios_workers.llm.constraint import Matcher
+from aios_workers.llm.core import FinishReason, ScoredToken, Step
+from aios_workers.llm.cores.sglang.client import EngineFailure, Event, Finish, LogprobEntry, Meta
+
+
+class HeldForm:
+    """One answer against its form, from its first id on."""
+
+    def __init__(self, matcher: Matcher, grammar_backend: str | None) -> None:
+        self._matcher = matcher
+        self._backend = grammar_backend
+
+    def take(self, step: Step) -> Step:
+        """Return the step if the answer keeps its form; where nothing can be added, as its end.
+
+        Raises:
+            CoreError: It does not.
+            InvalidSyscall: Reading on costs more than is allowed.
+        """
+        for token in step.ids:
+            if self._matcher.must_end:
+                raise self._left("goes on behind the end of its form")
+            try:
+                self._matcher.add(token)
+            except CoreError as error:
+                raise self._left(f"leaves its form with token {token}") from error
+        if self._matcher.must_end:
+            return replace(step, finish_reason="stop")
+        if step.finish_reason == "stop" and not self._matcher.may_end:
+            raise self._left("ends before its form does")
+        return step
+
+    def _left(self, how: str) -> CoreError:
+        return CoreError(
+            f"the SGLang server's answer {how} (its grammar backend is {self._backend})",
+            remedy="simplify the form, or start the server with --grammar-backend llguidance",
+        )
+
 
 NO_LOGPROB = -9_999.0  # JSON has no minus infinity; SGLang writes null
 
@@ -20,7 +54,6 @@ class StreamKind:
 
     wanted_tokens: int  # of this request: a generation's `max_tokens` less what it has
     is_end: Callable[[int], bool]
-    text_of: Callable[[int], str]
     incremental: bool = False  # events carry new ids alone, not all ids so far
     logprobs: bool = False
     weight_version: str | None = None  # None: not watched
@@ -81,7 +114,7 @@ class StepMaker:
         self._began = True
         return Step(tuple(ids), reason, cached_tokens, entries)
 
-    def _new(self, event: Event) -> tuple[list[int], tuple[TokenLogprob, ...]]:
+    def _new(self, event: Event) -> tuple[list[int], tuple[ScoredToken, ...]]:
         if self._is_echo(event):
             return [], ()
         begin = 0 if self._kind.incremental else self._taken
@@ -107,22 +140,14 @@ class StepMaker:
         before = self._taken if self._kind.incremental else 0
         return meta.completion_tokens not in (None, before + len(event.output_ids))
 
-    def _logprobs(self, meta: Meta, begin: int, ids: list[int]) -> tuple[TokenLogprob, ...]:
+    def _logprobs(self, meta: Meta, begin: int, ids: list[int]) -> tuple[ScoredToken, ...]:
         chosen = (meta.output_token_logprobs or [])[begin:]
         tops = (meta.output_top_logprobs or [])[begin:] or [None] * len(chosen)
         if [token for _, token, _ in chosen] != ids or len(tops) != len(chosen):
             raise EngineFailure("the SGLang server's log-probabilities are not those of its tokens")
         return tuple(
-            TokenLogprob(
-                token, _number(logprob), self._kind.text_of(token), self._alternatives(top or [])
-            )
-            for (logprob, token, _), top in zip(chosen, tops, strict=True)
-        )
-
-    def _alternatives(self, entries: list[LogprobEntry]) -> tuple[Alternative, ...]:
-        return tuple(
-            Alternative(token, _number(logprob), self._kind.text_of(token))
-            for logprob, token, _ in entries
+            _scored(entry, tuple(map(_scored, top or ())))
+            for entry, top in zip(chosen, tops, strict=True)
         )
 
     def _reason(self, finish: Finish | None, ids: list[int]) -> FinishReason | None:
@@ -177,5 +202,6 @@ def _refused(event: Event) -> EngineFailure:
     return EngineFailure(f"the SGLang server refused: {error.message}", sick=not ours)
 
 
-def _number(logprob: float | None) -> float:
-    return NO_LOGPROB if logprob is None else max(logprob, NO_LOGPROB)
+def _scored(entry: LogprobEntry, top: tuple[ScoredToken, ...] = ()) -> ScoredToken:
+    logprob, token, _ = entry
+    return ScoredToken(token, NO_LOGPROB if logprob is None else max(logprob, NO_LOGPROB), top)

@@ -14,9 +14,13 @@ from tokenizers import Tokenizer
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.constraint import Compiler
-from aios_workers.llm.cores.sglang.model_folder import ModelFolder
+from aios_workers.llm.cores.sglang.model_folder import (
+    ChatTemplate,
+    ModelFolder,
+    message_values,
+    tool_values,
+)
 from aios_workers.llm.cores.sglang.settings import BYTES
-from aios_workers.llm.cores.sglang.template import ChatTemplate, message_values, tool_values
 
 METASPACE = "\u2581"  # how SentencePiece writes a space
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -171,6 +175,32 @@ class ByteVocabulary:
         return Compiler(pieces, self._end_ids, lambda data: [byte + self.FIRST for byte in data])
 
 
+class TextReader(Protocol):
+    """Turns a text into the ids that an embedding model wants."""
+
+    size: int  # ids are below it
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text, with what the model expects around it."""
+        ...
+
+
+class FolderTextReader:
+    """By the tokenizer of a model folder; it needs no chat template."""
+
+    def __init__(self, folder: ModelFolder) -> None:
+        self._tokenizer: Tokenizer = folder.tokenizer()
+        self._tokenizer.encode_special_tokens = True  # what stands in a text is text
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.size = folder.vocabulary_size() or self._tokenizer.get_vocab_size()
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text between those that the tokenizer puts around each."""
+        clean = text.encode("utf-8", "replace").decode("utf-8")
+        return tuple(self._tokenizer.encode(clean).ids)
+
+
 def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
     """Return what the setting names: a folder, `bytes`, or where the server has its tokenizer.
 
@@ -180,6 +210,17 @@ def load_vocabulary(setting: str | None, server_path: str | None) -> Vocabulary:
     if setting == BYTES:
         return ByteVocabulary.of(server_path)
     return FolderVocabulary(model_folder(setting, server_path))
+
+
+def load_text_reader(setting: str | None, server_path: str | None) -> TextReader:
+    """Return what the setting names, as `load_vocabulary` does.
+
+    Raises:
+        InvalidConfig: There is none.
+    """
+    if setting == BYTES:
+        return ByteVocabulary.of(server_path)
+    return FolderTextReader(model_folder(setting, server_path))
 
 
 def model_folder(setting: str | None, server_path: str | None) -> ModelFolder:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aios_broker.contract.errors import ContextTooLong, CoreError
+from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import (
     Capabilities,
@@ -27,10 +27,10 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
-from aios_workers.llm.cores.simulated.simulated_sampler import KEPT, Sampler
+from aios_workers.llm.cores.limits import check_generation
+from aios_workers.llm.cores.simulated import simulated_model
+from aios_workers.llm.cores.simulated.simulated_model import KEPT, Sampler
 from aios_workers.llm.embedding import check_texts, unit_vector
-from aios_workers.llm.request_check import check_request
 
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
@@ -96,7 +96,7 @@ class SimulatedCore:
                 embeddings=True,
                 adapters=config.adapters,
             ),
-            vocabulary_size=vocabulary.SIZE,
+            vocabulary_size=simulated_model.SIZE,
         )
 
     async def start(self) -> None:
@@ -110,15 +110,15 @@ class SimulatedCore:
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the prompt ids of a conversation: one per byte, and marks."""
-        return vocabulary.render(messages)
+        return simulated_model.render(messages)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of ids."""
-        return vocabulary.decode(ids)
+        return simulated_model.decode(ids)
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends a generation."""
-        return token == vocabulary.END_ID
+        return token == simulated_model.END_ID
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Return vectors that follow from the texts and the seed."""
@@ -173,14 +173,7 @@ class SimulatedCore:
             raise CoreError("the core was closed", remedy="start a new one")
         if request.request_id in self._running:
             raise CoreError(f"generation {request.request_id} is running already")
-        wanted = len(request.prompt_ids) + request.max_tokens
-        if wanted > self.config.context_tokens:
-            raise ContextTooLong(
-                f"prompt and answer have {wanted} tokens, the context holds "
-                f"{self.config.context_tokens}",
-                remedy="shorten the conversation",
-            )
-        check_request(request, self.info)
+        check_generation(request, self.info)
 
     async def _matcher(self, request: GenerationRequest) -> Matcher | None:
         """Return what holds the output to its form. llguidance is loaded where it is needed."""
@@ -190,9 +183,9 @@ class SimulatedCore:
         from aios_workers.llm.constraint_check import ConstraintChecker  # noqa: PLC0415
 
         if self._forms is None:
-            pieces = vocabulary.constraint_pieces()
+            pieces = simulated_model.constraint_pieces()
             check = self._check_constraint or ConstraintChecker().check
-            self._forms = check, Compiler(pieces, (vocabulary.END_ID,), tuple)
+            self._forms = check, Compiler(pieces, (simulated_model.END_ID,), tuple)
         check, compiler = self._forms
         await check(request.constraint)
         return compiler.start(request.constraint, request.resume_ids)
@@ -265,7 +258,7 @@ class _Answer:
         token = self._sampler.next(allowed)
         wanted = self._request.logprobs
         entries = () if wanted is None else (self._sampler.entry(token, wanted),)
-        if token == vocabulary.END_ID:
+        if token == simulated_model.END_ID:
             return Step((), "stop", cached_tokens, entries)
         self._sampler.append_output(token)
         if self._matcher is not None:

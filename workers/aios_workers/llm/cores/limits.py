@@ -1,0 +1,108 @@
+"""What every core refuses before it computes, and how often one that dies is started again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
+from aios_broker.contract.llm import Message
+from aios_workers.llm.core import CoreInfo, GenerationRequest
+from aios_workers.llm.embedding import check_texts
+from aios_workers.llm.request_check import check_request
+
+MAX_RESTARTS = 3  # within the window; then what died stays down until it has passed
+
+
+def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
+    """Refuse what does not fit, and what the core would not do.
+
+    Raises:
+        ContextTooLong: prompt and answer together do not fit.
+        InvalidSyscall: the prompt is empty, or ids are not in the vocabulary.
+        UnsupportedOption: an adapter or images that it does not have, too many alternatives.
+    """
+    check_request(request, info)
+    if len(request.prompt_ids) + request.max_tokens > info.context_tokens:
+        raise _too_long(str(len(request.prompt_ids)), request.max_tokens, info)
+    size = info.vocabulary_size
+    assert size is not None
+    ids = (*request.prompt_ids, *request.resume_ids)
+    if not request.prompt_ids or min(ids) < 0 or max(ids) >= size:
+        raise InvalidSyscall(
+            f"the prompt is empty or has ids that are not in the vocabulary of {size}",
+            field="prompt_ids",
+            remedy="send ids of this model's tokenizer",
+        )
+
+
+def check_conversation(
+    messages: Sequence[Message], longest_piece_bytes: int, info: CoreInfo
+) -> None:
+    """Refuse, unread, what could not fit whatever its tokens are.
+
+    Raises:
+        ContextTooLong: it could not.
+    """
+    byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
+    least_tokens = byte_count // longest_piece_bytes
+    if least_tokens > info.context_tokens:
+        raise _too_long(f"at least {least_tokens}", 1, info)
+
+
+async def text_ids(
+    texts: Sequence[str],
+    tokenize: Callable[[str], tuple[int, ...]],
+    info: CoreInfo,
+    *,
+    longest_piece_bytes: int | None = None,
+) -> list[tuple[int, ...]]:
+    """Return the ids of texts to embed. What cannot fit is refused unread, if pieces are known.
+
+    Raises:
+        InvalidSyscall: a text is empty.
+        ContextTooLong: a text does not fit.
+    """
+    ids: list[tuple[int, ...]] = []
+    for place, text in enumerate(texts):
+        if longest_piece_bytes is not None:
+            least_tokens = len(text.encode("utf-8", "replace")) // longest_piece_bytes
+            check_texts([text], [least_tokens], info, first=place)
+        ids.append(tokenize(text))
+        check_texts([text], [len(ids[-1])], info, first=place)
+        await asyncio.sleep(0)  # each may take 40 ms: others have their turn
+    return ids
+
+
+def _too_long(prompt_tokens: str, max_tokens: int, info: CoreInfo) -> ContextTooLong:
+    return ContextTooLong(
+        f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}, "
+        f"together more than the {info.context_tokens} of this core's context",
+        field="body.messages",
+        remedy="shorten the messages or ask for fewer max_tokens",
+    )
+
+
+class RestartBudget:
+    """How often a process that dies may be started again."""
+
+    def __init__(self, process: str, window_s: float) -> None:
+        self._process = process
+        self._window_s = window_s
+        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+
+    def spend(self) -> None:
+        """Count a restart.
+
+        Raises:
+            CoreError: there were too many; `retry_after_s` says when there may be another.
+        """
+        now = asyncio.get_running_loop().time()
+        if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < self._window_s:
+            raise CoreError(
+                f"{self._process} died {MAX_RESTARTS} times within {self._window_s:g} s",
+                remedy="see its log for its last words",
+                retry_after_s=self._window_s - (now - self._restarts[0]),
+            )
+        self._restarts.append(now)
