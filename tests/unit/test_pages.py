@@ -23,7 +23,10 @@ ELSEWHERE = {
     "generation_config.json",
     "kernel.json",
     "notes/today.md",
+    "plan.md",
+    "rivers.py",
     "tokenizer.json",
+    "tokenizer_config.json",
 }
 
 
@@ -46,7 +49,7 @@ def is_there(path: str, page: str) -> bool:
         return True
     named = [found for top in FOLDERS for found in top.rglob(path.rpartition("/")[2])]
     ends = [found for found in named if found.match(f"*/{path}")]
-    return len(ends) == 1 or (len(ends) > 1 and "/" not in path)
+    return len(ends) == 1 or (len(ends) > 1 and ("/" not in path or "*" in path))
 
 
 def is_module(name: str) -> bool:
