@@ -26,7 +26,7 @@ def long(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "WHOLE_EVERY_S", 0.0)
     monkeypatch.setattr(ordering, "WHOLE_SHARE", 1e9)
     monkeypatch.setattr(sweep, "PIECE", 4)
-    monkeypatch.setattr(ranking, "METADATA_AT_ONCE", 3)
+    monkeypatch.setattr(sweep, "METADATA_AT_ONCE", 3)
     monkeypatch.setattr(ranking, "RESCORED", 2)
     monkeypatch.setattr(ranking, "HEAD", 2)
 

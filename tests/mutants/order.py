@@ -170,7 +170,7 @@ ORDER_MUTANTS = (
     Mutant(
         "order: what is ranked first is not noted",
         "broker/aios_broker/scheduler/ordering.py",
-        "self.notes += ranked.notes",
+        "ranking.notes += ranked.notes",
         "pass",
         MACHINE_TEST,
     ),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -25,8 +25,8 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.order import Order, Waiting
 from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
-from aios_broker.scheduler.ranking import LeadershipLost, Ranked, Ranker, Rescoring
-from aios_broker.scheduler.sweep import Sweep
+from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
+from aios_broker.scheduler.sweep import METADATA_AT_ONCE, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,6 @@ class Ranking:
     scores: dict[str, float] = field(default_factory=dict)  # not of jobs that are gone
     fresh: set[str] = field(default_factory=set)  # those whose score Redis does not have
     notes: Notes = NOTHING  # what is kept together with these
-
-    def take(self, ranked: Ranked) -> None:
-        """Take in new scores."""
-        self.scores |= ranked.scores
-        self.fresh |= ranked.scores.keys()
-        self.notes += ranked.notes
 
     def misplaced(self, *, head: int | None = None) -> list[str]:
         """Return the ids to put at the head, in order; those behind them stand right already.
@@ -206,11 +200,18 @@ class ModuleOrder:
         self, ranking: Ranking, known: Mapping[str, Waiting | None], now_ms: int
     ) -> None:
         """Give a score to all jobs of a ranking that have none, by their metadata."""
-        ranking.take(await self._ranker.rank(known.values(), now_ms))
         jobs = (*ranking.standing, *ranking.running)
+        await self._score(ranking, known.values(), now_ms)
         unknown = [job for job in jobs if job not in ranking.scores and job not in known]
-        async for ranked in self._ranker.rank_ids(unknown, now_ms):
-            ranking.take(ranked)
+        for first in range(0, len(unknown), METADATA_AT_ONCE):
+            rows = await self._order.metadata(unknown[first : first + METADATA_AT_ONCE])
+            await self._score(ranking, rows, now_ms)
+
+    async def _score(self, ranking: Ranking, rows: Iterable[Waiting | None], now_ms: int) -> None:
+        ranked = await self._ranker.rank(rows, now_ms)
+        ranking.scores |= ranked.scores
+        ranking.fresh |= ranked.scores.keys()
+        ranking.notes += ranked.notes
 
     async def _change(
         self,

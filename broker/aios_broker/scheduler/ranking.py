@@ -12,7 +12,7 @@ How far each one is gone through is known here alone: a scheduler that takes ove
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aios_broker.queues.fleet import WorkerView
@@ -23,7 +23,6 @@ from aios_broker.scheduler.policy import Core, Policy, View, subject_of
 
 RUNNING = 200  # jobs that run and are in a view: about 1 ms of Redis' time
 CORES_EVERY_S = 1.0  # how often it is read who serves
-METADATA_AT_ONCE = 125  # jobs whose metadata is read in one call: under 1 ms of Redis' time
 RESCORED = 100  # jobs that a tick ranks anew: 1 to 2 ms of Redis' time
 HEAD = 32  # jobs at the head whose scores are never left behind
 
@@ -66,12 +65,6 @@ class Ranker:
             if who not in view.accounts or view.accounts[who].mark != mark
         )
         return Ranked(dict(ranks.scores), Notes(ranked=ranked, marks=marks))
-
-    async def rank_ids(self, job_ids: Sequence[str], now_ms: int) -> AsyncIterator[Ranked]:
-        """Read the metadata of jobs and rank them, some at a time."""
-        for first in range(0, len(job_ids), METADATA_AT_ONCE):
-            rows = await self._order.metadata(job_ids[first : first + METADATA_AT_ONCE])
-            yield await self.rank(rows, now_ms)
 
     async def keep(self, epoch: int, ranked: Ranked) -> None:
         """Write scores, and what belongs to them, of jobs that stay where they stand.
