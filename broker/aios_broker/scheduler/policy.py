@@ -129,7 +129,7 @@ class Fifo:
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by when each was submitted, in ms."""
-        return _each(view, lambda waiting: _submitted_ms(waiting, now_ms))
+        return _each(view, now_ms, _submitted_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class RoundRobin:
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by when each came to the tail, in ms."""
-        return _each(view, lambda waiting: waiting.ready_ms or now_ms)
+        return _each(view, now_ms, _ready_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class Priority:
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by the submission time in ms, moved by the nice value."""
-        return _each(view, lambda waiting: _aged_ms(waiting, now_ms))
+        return _each(view, now_ms, _aged_ms)
 
 
 _POLICIES: dict[str, Policy] = {each.name: each for each in (Fifo(), RoundRobin(), Priority())}
@@ -192,9 +192,13 @@ def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
     return policy
 
 
-def _each(view: View, score: Callable[[Waiting], float]) -> Ranks:
+def _each(view: View, now_ms: int, score: Callable[[Waiting, int], int]) -> Ranks:
     """Rank each job by what is known of it alone."""
-    return Ranks({waiting.job_id: float(score(waiting)) for waiting in view.jobs})
+    return Ranks({waiting.job_id: float(score(waiting, now_ms)) for waiting in view.jobs})
+
+
+def _ready_ms(waiting: Waiting, now_ms: int) -> int:
+    return waiting.ready_ms or now_ms
 
 
 def _aged_ms(waiting: Waiting, now_ms: int) -> int:

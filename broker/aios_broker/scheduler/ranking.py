@@ -50,7 +50,7 @@ class Ranker:
 
     async def rank(self, rows: Iterable[Waiting | None], now_ms: int) -> Ranked:
         """Give jobs their scores; those that are gone (None) get none."""
-        jobs = tuple(row for row in rows if row is not None)
+        jobs = tuple([row for row in rows if row is not None])
         if not jobs:
             return Ranked({})
         view = await self._view(jobs)
