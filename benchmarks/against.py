@@ -49,13 +49,14 @@ def of_queues(report: Mapping[str, Any]) -> Figures:
 
 def of_scale(report: Mapping[str, Any]) -> Figures:
     """Return what one round of the scale benchmark found."""
-    figures: Figures = {"fill s": report["fill_s"]}
-    for policy, found in report["decisions"].items():
+    measured = report["figures"]
+    figures: Figures = {"fill s": measured["fill_s"]}
+    for policy, found in measured["decisions"].items():
         figures[f"{policy}: decision p50 ms"] = found["wall"]["p50"]
         figures[f"{policy}: decision p99 ms"] = found["wall"]["p99"]
         figures[f"{policy}: submit p50 ms"] = found["submit"]["p50"]
         figures[f"{policy}: claim p50 ms"] = found["claim"]["p50"]
-    weighed = report["memory_waiting"]["by_process"].values()
+    weighed = measured["memory_waiting"]["by_process"].values()
     return {**figures, "MiB, all processes, waiting": sum(weighed) / 2**20}
 
 

@@ -9,8 +9,15 @@ from aios_broker.queues.order import Waiting
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.watch import Account
 from aios_broker.scheduler.ordering import Ranking
-from aios_broker.scheduler.policy import Policy, Preempt, policy_named
-from aios_broker.scheduler.view import Needs, Ranks, View, subject_of
+from aios_broker.scheduler.policy import (
+    Needs,
+    Policy,
+    Preempt,
+    Ranks,
+    View,
+    policy_named,
+    subject_of,
+)
 
 OF_PROGRAMS, OF_TENANTS = Needs(accounts=("program",)), Needs(accounts=("tenant",))
 OUTPUT_WEIGHT = 2  # an output token costs a core so many prompt tokens

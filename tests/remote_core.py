@@ -37,7 +37,7 @@ class Event(msgspec.Struct, frozen=True):
     step: Step | None
 
 
-class RemoteModelCore:
+class RemoteSimulatedCore:
     """The protocol of a core; all but the vocabulary happens in the other process."""
 
     def __init__(self, config: SimulatedCoreConfig, process: asyncio.subprocess.Process) -> None:
@@ -98,9 +98,9 @@ class RemoteModelCore:
 
 
 @asynccontextmanager
-async def remote_model_core(
+async def remote_simulated_core(
     config: SimulatedCoreConfig, python: str = sys.executable
-) -> AsyncIterator[RemoteModelCore]:
+) -> AsyncIterator[RemoteSimulatedCore]:
     """Lend a simulated core that runs in another process, of another Python if one is given."""
     process = await asyncio.create_subprocess_exec(
         python,
@@ -112,7 +112,7 @@ async def remote_model_core(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    core = RemoteModelCore(config, process)
+    core = RemoteSimulatedCore(config, process)
     await core.start()
     try:
         yield core

@@ -130,7 +130,7 @@ class Client:
 
     async def _diary(self, program: str, number: int) -> None:
         text = f"{number:05d}"
-        body = ContextExpand((Message("user", text),), program)
+        body = ContextExpand((Message("user", text),), context=program)
         await self._heard(
             self._submit(
                 Planned(wall_s(), new_id(), self._client, program, number, "expand", text), body

@@ -62,7 +62,7 @@ async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[st
     await session.open()
     try:
         asked = {
-            program: session.submit(Syscall(new_id(), AGENT, ContextGet(program)))
+            program: session.submit(Syscall(new_id(), AGENT, ContextGet(context=program)))
             for program in programs
         }
         found: dict[str, Sequence[str]] = {}

@@ -23,7 +23,7 @@ from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, JobMetadata, PolicyRow, Submission
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.ordering import ModuleOrder
-from aios_broker.scheduler.policy import PolicyName, policy_named
+from aios_broker.scheduler.policy import policy_named
 from benchmarks.scale.report import Decisions, quantiles
 
 ARRIVALS = 10  # syscalls that are submitted, and claimed, between two ticks: 500/s at 20 ms
@@ -89,7 +89,7 @@ class Driver:
         finally:
             await connection.aclose()
 
-    async def measure(self, name: PolicyName, ticks: int) -> Decisions:
+    async def measure(self, name: str, ticks: int) -> Decisions:
         """Switch to a policy, sweep the queue into its order, then time decisions."""
         policy = policy_named(name)
         row = PolicyRow(policy.name, policy.preempt, max_waiting=MAX_WAITING)

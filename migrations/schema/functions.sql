@@ -1,5 +1,4 @@
--- What row-level security asks. What an agent may reach is asked once per query, by functions that
--- return arrays; only writes ask for each row.
+-- What the policies ask, and what search does in the place of a policy.
 
 -- Functions refer to one another and to what is made later.
 SET LOCAL check_function_bodies = off;
@@ -199,11 +198,12 @@ BEGIN RETURN (
 ); END $$;
 
 -- Search. Under row-level security Postgres does not ask the index of words first: the match could
--- tell of rows that are not seen. So these match, and look themselves at what the session's agent may
--- see; the rows are then read under row-level security as all others. They return up to `most` keys;
--- of these owners alone, or all.
+-- tell of rows that are not seen. So these match, and look themselves at what the session's agent
+-- may see; the rows are then read under row-level security as all others. They return up to `most`
+-- keys; of these owners alone, or all.
 
-CREATE FUNCTION aios_note_matches(query tsquery, owners bigint[], most integer) RETURNS TABLE (id text)
+CREATE FUNCTION aios_note_matches(query tsquery, owners bigint[], most integer)
+    RETURNS TABLE (id text)
     STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 #variable_conflict use_column
 DECLARE blocks bigint[] := aios_blocks('see'); notes text[] := aios_notes('see');

@@ -1,8 +1,7 @@
-"""`aios approvals`, `approve`, `deny`, `rules`, `audit`: what the operator decides."""
-
-from __future__ import annotations
+"""`aios approvals | approve | deny | rules | audit | token`: what the operator decides."""
 
 import asyncio
+import contextlib
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,16 +11,14 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from aios_broker.contract.access import Approval, ApprovalRule, OperationClass
-from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, KernelError, NotFound
+from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, OperationClass
+from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.syscall import module_of
 from aios_broker.postgres.session import Cursor, Store
-from aios_cli.lookup import parse_module
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, CommandFailed, with_kernel
-from aios_cli.settings import current_config, find_kernel
-from aios_cli.state_results import show_approvals, show_audit
-from aios_cli.tables import Column, show_json, show_table
+from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_cli.lookup import check_name, parse_module
+from aios_cli.session import EXIT_CODES, Operator, database_url, with_kernel
+from aios_cli.tables import Column, Listing, moment, short_id, show_json, show_table
 from aios_workers.approvals.rows import (
     DEFAULT_RULES,
     Decider,
@@ -33,6 +30,7 @@ from aios_workers.approvals.rows import (
     set_rule,
 )
 from aios_workers.modules.access.audit import AuditLine, append_line, newest_lines, verify
+from aios_workers.modules.access.token_rows import put_token
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
@@ -41,6 +39,23 @@ EXIT_BROKEN = 1  # the audit log is not what was written
 T = TypeVar("T")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+APPROVALS = Listing[Approval](
+    (Column("Approval"), lambda one: one.id),
+    (Column("State"), lambda one: one.state),
+    (Column("Agent"), lambda one: f"{one.tenant}/{one.agent}"),
+    (Column("Syscall"), lambda one: short_id(one.syscall_id)),
+    (Column("Until"), lambda one: moment(one.expires_at)),
+    (Column("What", shrinks=True), lambda one: one.what),
+)
+AUDIT = Listing[AuditEntry](
+    (Column("No", "right"), lambda one: one.seq),
+    (Column("At"), lambda one: moment(one.at)),
+    (Column("Actor"), lambda one: f"{one.tenant}/{one.actor}"),
+    (Column("Action"), lambda one: one.action),
+    (Column("Object", shrinks=True), lambda one: one.object),
+    (Column("Outcome", shrinks=True), lambda one: one.outcome),
+)
+
 
 def kernel_store() -> Store:
     """Return the database of the running kernel, not connected yet.
@@ -48,40 +63,17 @@ def kernel_store() -> Store:
     Raises:
         InvalidConfig: the kernel keeps none.
     """
-    url = current_config().database_url or find_kernel().database_url
-    if url is None:
-        raise InvalidConfig(
-            "is not set, and the kernel keeps no database",
-            field="AIOS_DATABASE_URL",
-            remedy="set it",
-        )
-    return Store(url, name="aios-cli")
+    return Store(database_url(), name="aios-cli")
 
 
-def with_store(work: Callable[[Store], Awaitable[T]], *, as_json: bool) -> T:
-    """Run work on the database of the running kernel."""
+def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
+    """Run work in one transaction, on the kernel's database, that sees all agents' rows."""
 
-    async def connected() -> T:
-        store = kernel_store()
-        try:
-            return await work(store)
-        finally:
-            await store.aclose()
-
-    try:
-        return asyncio.run(connected())
-    except KernelError as error:
-        raise CommandFailed(error, as_json=as_json) from error
-
-
-def as_steward(work: Callable[[Cursor], Awaitable[T]], *, as_json: bool) -> T:
-    """Run work in one transaction that sees all agents' rows."""
-
-    async def run(store: Store) -> T:
-        async with store.as_steward() as cursor:
+    async def run() -> T:
+        async with contextlib.aclosing(kernel_store()) as store, store.as_steward() as cursor:
             return await work(cursor)
 
-    return with_store(run, as_json=as_json)
+    return asyncio.run(run())
 
 
 @click.command(epilog=EXIT_CODES)
@@ -89,13 +81,11 @@ def as_steward(work: Callable[[Cursor], Awaitable[T]], *, as_json: bool) -> T:
 @_json
 def approvals(*, whole: bool, as_json: bool) -> None:
     """List what waits for a person to allow it, oldest first."""
-    found = as_steward(
-        lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST), as_json=as_json
-    )
+    found = as_steward(lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST))
     if as_json:
         show_json(found)
     else:
-        show_approvals(found)
+        APPROVALS.show(found)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -115,8 +105,8 @@ def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> Non
       aios approve 3f2a91bc
       echo '{"path": "old/a.txt"}' | aios approve 3f2a91bc --edit - --yes
     """  # noqa: D301 - \b keeps click from wrapping
-    arguments = None if edit is None else _arguments(edit, as_json=as_json)
-    waiting = as_steward(lambda cursor: _find(cursor, approval), as_json=as_json)
+    arguments = None if edit is None else _arguments(edit)
+    waiting = as_steward(lambda cursor: _find(cursor, approval))
     if not yes:
         _show(waiting, arguments)
         click.confirm("Let it run?", abort=True)
@@ -129,7 +119,7 @@ def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> Non
 @_json
 def deny(approval: str, reason: str, *, as_json: bool) -> None:
     """End what waits: its caller hears `approval-denied`. APPROVAL: as of `aios approve`."""
-    waiting = as_steward(lambda cursor: _find(cursor, approval), as_json=as_json)
+    waiting = as_steward(lambda cursor: _find(cursor, approval))
     _decide(waiting, Decision("denied", reason), as_json=as_json)
 
 
@@ -159,24 +149,15 @@ def rules(
     if operation is not None and rule is None:
         raise click.UsageError("a RULE is missing")
 
-    async def work(store: Store) -> list[Any]:
-        async with store.as_steward() as cursor:
-            whose = None if agent is None else await store.agent(agent, tenant, cursor)
+    async def work() -> list[Any]:
+        async with contextlib.aclosing(kernel_store()) as store, store.as_steward() as cursor:
             if operation is not None:
-                chosen: ApprovalRule | None = None
-                if rule != "default":
-                    chosen = msgspec.convert(rule, ApprovalRule)
+                whose = None if agent is None else await store.agent(agent, tenant, cursor)
+                chosen = None if rule == "default" else msgspec.convert(rule, ApprovalRule)
                 await set_rule(cursor, tenant, whose, operation, chosen)
-                await append_line(
-                    cursor,
-                    AuditLine(
-                        tenant,
-                        operator(),
-                        "access.set_rule",
-                        f"{operation} of {agent or 'all'}",
-                        f"{rule}",
-                    ),
-                )
+                what = f"{operation} of {agent or 'all'}"
+                line = AuditLine(tenant, operator(), "access.set_rule", what, f"{rule}")
+                await append_line(cursor, line)
             await cursor.execute(
                 "SELECT t.name AS tenant, a.name AS agent, r.operation, r.rule "
                 "FROM approval_rule r JOIN tenant t ON t.id = r.tenant_id "
@@ -185,7 +166,7 @@ def rules(
             )
             return list(await cursor.fetchall())
 
-    rows = with_store(work, as_json=as_json)
+    rows = asyncio.run(work())
     if as_json:
         show_json([row._asdict() for row in rows])
         return
@@ -213,20 +194,19 @@ def audit(
     if context.invoked_subcommand is not None:
         return
     entries = as_steward(
-        lambda cursor: newest_lines(cursor, tenant=tenant, actor=agent, limit=limit),
-        as_json=as_json,
+        lambda cursor: newest_lines(cursor, tenant=tenant, actor=agent, limit=limit)
     )
     if as_json:
         show_json(entries)
     else:
-        show_audit(entries)
+        AUDIT.show(entries)
 
 
 @audit.command(name="verify")
 @_json
 def verify_(*, as_json: bool) -> None:
     """Walk the whole chain of hashes. Exit code 1: a line was changed or removed."""
-    verdict = as_steward(verify, as_json=as_json)
+    verdict = as_steward(verify)
     if as_json:
         show_json(verdict)
     elif verdict.broken_seq is None:
@@ -238,6 +218,45 @@ def verify_(*, as_json: bool) -> None:
         click.echo(f"line {verdict.broken_seq}: {verdict.why}", err=True)
     if verdict.broken_seq is not None:
         raise SystemExit(EXIT_BROKEN)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("agent")
+@click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def token(agent: str, tenant: str, *, as_json: bool) -> None:
+    """Issue a token for AGENT and print it, this once.
+
+    A job that a stock RQ producer enqueues carries it; without it such a job is refused. The
+    kernel keeps only a digest of it, in Redis and, where AIOS_DATABASE_URL or the running kernel
+    names one, in its database, from where a Redis that was emptied gets it back.
+    """
+    check_name("agent", agent)
+    check_name("tenant", tenant)
+    issued = Tokens.new()
+
+    async def put(kernel: Operator) -> None:
+        await _enter(issued, agent, tenant)
+        await Tokens(kernel.connection, kernel.keys).put(issued, Identity(agent, tenant))
+
+    with_kernel(put)
+    if as_json:
+        show_json({"agent": agent, "tenant": tenant, "token": issued})
+    else:
+        click.echo(issued)
+
+
+async def _enter(issued: str, agent: str, tenant: str) -> None:
+    try:
+        opened = kernel_store()
+    except InvalidConfig:  # a kernel without a database: Redis alone has its tokens
+        return
+    line = AuditLine(tenant, operator(), "access.token", f"agent {agent}", "done")
+    async with contextlib.aclosing(opened) as store:
+        whose = await store.vouched(agent, tenant)
+        async with store.as_steward() as cursor:
+            await put_token(cursor, whose.id, digest(issued), None)
+            await append_line(cursor, line)
 
 
 def operator() -> str:
@@ -262,18 +281,15 @@ async def _find(cursor: Cursor, typed: str) -> Approval:
     return found[0]
 
 
-def _arguments(source: str, *, as_json: bool) -> dict[str, Any]:
+def _arguments(source: str) -> dict[str, Any]:
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     try:
         return msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise CommandFailed(
-            InvalidSyscall(
-                f"{source} is no JSON object: {error}",
-                field="arguments",
-                remedy="give an object like the one that `aios approvals --json` shows",
-            ),
-            as_json=as_json,
+        raise InvalidSyscall(
+            f"{source} is no JSON object: {error}",
+            field="arguments",
+            remedy="give an object like the one that `aios approvals --json` shows",
         ) from error
 
 
@@ -287,16 +303,14 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
 
 
 def _decide(waiting: Approval, decision: Decision, *, as_json: bool) -> None:
-    decided = as_steward(
-        lambda cursor: decide(cursor, waiting.id, Decider(operator()), decision), as_json=as_json
-    )
+    decided = as_steward(lambda cursor: decide(cursor, waiting.id, Decider(operator()), decision))
 
     async def go_on(operator: Operator) -> None:
         # The kernel's own sweep does it within a second where this fails.
         module = parse_module(module_of(decided.kind))
         await operator.control.unpark([decided.syscall_id], module=module)
 
-    with_kernel(go_on, as_json=as_json)
+    with_kernel(go_on)
     if as_json:
         show_json(decided)
     else:

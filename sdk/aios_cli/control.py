@@ -1,24 +1,19 @@
 """`aios kill | suspend | resume | nice`: what an operator does with syscalls."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import click
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.names import Module
-from aios_broker.queues.control import Outcome
-from aios_broker.queues.records import JobView
-from aios_cli.human import short_id
+from aios_broker.queues.control import Control, Outcome
 from aios_cli.lookup import find_live, parse_module
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, with_kernel
-from aios_cli.tables import show_json
+from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.tables import short_id, show_json
 
 NICE_RANGE = click.IntRange(-20, 19)
 
-Step = Callable[[Operator, JobView, Module], Awaitable[list[Outcome]]]
+Step = Callable[[Control, list[str], Module], Awaitable[list[Outcome]]]
 
 _ids = click.argument("syscall_ids", metavar="ID...", nargs=-1, required=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -32,12 +27,13 @@ def kill(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 
     A running one loses its lease, and its worker is told to stop. IDs may be abbreviated.
     """
-
-    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
-        error = Cancelled("an operator cancelled it", remedy="send it again if it is still wanted")
-        return await operator.control.cancel([job.job_id], error, module=module)
-
-    _apply(syscall_ids, step, "cancelled", as_json=as_json)
+    error = Cancelled("an operator cancelled it", remedy="send it again if it is still wanted")
+    _apply(
+        syscall_ids,
+        lambda control, ids, module: control.cancel(ids, error, module=module),
+        "cancelled",
+        as_json=as_json,
+    )
 
 
 @click.command(epilog=EXIT_CODES)
@@ -49,11 +45,12 @@ def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     A running generation is suspended with a snapshot at its next slice end, so that nothing of
     it is lost. Its deadline goes on. IDs may be abbreviated.
     """
-
-    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
-        return await operator.control.hold([job.job_id], module=module)
-
-    _apply(syscall_ids, step, "held", as_json=as_json)
+    _apply(
+        syscall_ids,
+        lambda control, ids, module: control.hold(ids, module=module),
+        "held",
+        as_json=as_json,
+    )
 
 
 @click.command(epilog=EXIT_CODES)
@@ -61,11 +58,12 @@ def suspend(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
 @_json
 def resume(syscall_ids: tuple[str, ...], *, as_json: bool) -> None:
     """Put held syscalls back into the run queue. IDs may be abbreviated."""
-
-    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
-        return await operator.control.release([job.job_id], module=module)
-
-    _apply(syscall_ids, step, "resumed", as_json=as_json)
+    _apply(
+        syscall_ids,
+        lambda control, ids, module: control.release(ids, module=module),
+        "resumed",
+        as_json=as_json,
+    )
 
 
 @click.command(epilog=EXIT_CODES, context_settings={"ignore_unknown_options": True})
@@ -81,11 +79,12 @@ def nice(nice_value: int, syscall_ids: tuple[str, ...], *, as_json: bool) -> Non
     Example:
       aios nice -5 3f2a91bc
     """  # noqa: D301 - \b keeps click from wrapping
-
-    async def step(operator: Operator, job: JobView, module: Module) -> list[Outcome]:
-        return await operator.control.nice([job.job_id], nice_value, module=module)
-
-    _apply(syscall_ids, step, f"nice {nice_value}", as_json=as_json)
+    _apply(
+        syscall_ids,
+        lambda control, ids, module: control.nice(ids, nice_value, module=module),
+        f"nice {nice_value}",
+        as_json=as_json,
+    )
 
 
 def _apply(syscall_ids: tuple[str, ...], step: Step, done: str, *, as_json: bool) -> None:
@@ -95,11 +94,11 @@ def _apply(syscall_ids: tuple[str, ...], step: Step, done: str, *, as_json: bool
         jobs = [await find_live(operator, typed) for typed in syscall_ids]
         outcomes = []
         for job in jobs:
-            [outcome] = await step(operator, job, parse_module(job.module))
+            [outcome] = await step(operator.control, [job.job_id], parse_module(job.module))
             outcomes.append((job.job_id, outcome))
         return outcomes
 
-    outcomes = with_kernel(work, as_json=as_json)
+    outcomes = with_kernel(work)
     if as_json:
         show_json([{"job_id": job_id, "outcome": outcome} for job_id, outcome in outcomes])
     else:

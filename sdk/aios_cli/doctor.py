@@ -1,15 +1,210 @@
-"""`aios doctor`: look at every part, say what is wrong and what to do."""
+"""`aios doctor`: look at every part, say what is wrong and what to do.
 
+No check changes anything: servers are started on data of their own, in a temporary directory.
+"""
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
 from aios_broker.config import KernelConfig
-from aios_broker.contract.errors import InvalidConfig
-from aios_cli.checks import CHECKS, Finding, check_kernel
-from aios_cli.settings import current_config
+from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning
+from aios_broker.postgres.database import without_password
+from aios_broker.queues.functions import LIBRARY
+from aios_broker.queues.keys import Keys
+from aios_cli.session import Operator, current_config, find_kernel
 from aios_cli.tables import show_json
+from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.standalone import StandaloneServer
+from aios_local.embedded.state import StateDir
+from aios_workers.model_files import MINILM, MINILM_TOKENIZER, SMOLLM2, ModelFile
+
+OLDEST_PYTHON = (3, 11)
+# Modules of the `kernel` extra; numpy, onnxruntime, tokenizers and xllamacpp are the workers'.
+PACKAGES = (
+    "alembic",
+    "hiredis",
+    "msgspec",
+    "numpy",
+    "onnxruntime",
+    "pgvector",
+    "psycopg",
+    "redis",
+    "rich",
+    "rq",
+    "sqlalchemy",
+    "tokenizers",
+    "xllamacpp",
+)
+RQ_MAJOR = "3."
+LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
+GIGABYTE = 1_000_000_000
+MOST_CLOCK_SKEW_S = 2.0  # deadlines are Redis's time: an agent's clock beyond this misjudges them
+KERNEL_EXTRA = "install 'aios-broker[kernel]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    ok: bool
+    detail: str
+    remedy: str = ""  # what to do where it is not ok
+
+
+def check_python(_config: KernelConfig) -> Finding:
+    """Python is new enough."""
+    ok = sys.version_info >= OLDEST_PYTHON
+    detail = f"{platform.python_version()} at {sys.executable}"
+    return Finding("python", ok, detail, "use Python 3.11 or newer")
+
+
+def check_packages(_config: KernelConfig) -> Finding:
+    """The packages of the kernel are installed, and RQ is of the version that we speak."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding("packages", False, f"missing: {', '.join(missing)}", KERNEL_EXTRA)
+    rq = importlib.metadata.version("rq")
+    return Finding("packages", rq.startswith(RQ_MAJOR), f"rq {rq}", KERNEL_EXTRA)
+
+
+def check_redis(config: KernelConfig) -> Finding:
+    """An embedded Redis starts and answers, or one elsewhere is named."""
+    if config.redis_url is not None:
+        return Finding("redis server", True, "not needed: AIOS_REDIS_URL is set")
+    return _check_start("redis server", RedisServer.of, "AIOS_REDIS_URL")
+
+
+def check_postgres(config: KernelConfig) -> Finding:
+    """An embedded Postgres is initialised, starts and answers, or one elsewhere is named."""
+    if config.database_url is not None:
+        return Finding("postgres server", True, "not needed: AIOS_DATABASE_URL is set")
+    return _check_start(
+        "postgres server",
+        lambda state: PostgresServer.of(state, durable=False),
+        "AIOS_DATABASE_URL",
+    )
+
+
+def check_model(config: KernelConfig) -> Finding:
+    """The weights of the embedded model are installed and whole."""
+    if config.llm_core != "llama":
+        return Finding("model", True, f"not needed: AIOS_LLM_CORE={config.llm_core}")
+    return _check_file("model", SMOLLM2)
+
+
+def check_embedding_model(_config: KernelConfig) -> Finding:
+    """The embedding model and its tokenizer are installed and whole."""
+    tokenizer = _check_file("embeddings", MINILM_TOKENIZER)
+    return _check_file("embeddings", MINILM) if tokenizer.ok else tokenizer
+
+
+def _check_file(check: str, file: ModelFile) -> Finding:
+    path = file.find()
+    if path is None:
+        return Finding(check, False, f"{file.requirement} is not installed", "run `aios setup`")
+    whole = file.is_whole(path)
+    return Finding(check, whole, str(path) if whole else f"{path} is damaged", "run `aios setup`")
+
+
+def check_disk(config: KernelConfig) -> Finding:
+    """There is room where the state directory is, or will be."""
+    place = config.state_dir.absolute()
+    while not place.exists():
+        place = place.parent
+    free_bytes = shutil.disk_usage(place).free
+    return Finding(
+        "disk space",
+        free_bytes >= LEAST_FREE_BYTES,
+        f"{free_bytes / GIGABYTE:.1f} GB free at {place}",
+        "free some, or set AIOS_STATE_DIR to a larger disk",
+    )
+
+
+def check_kernel(config: KernelConfig) -> list[Finding]:
+    """The kernel, if one runs: its Redis, functions, scheduler, workers, clock, processes."""
+    try:
+        record = find_kernel()
+    except KernelNotRunning as error:
+        # A kernel that nobody started is not ill.
+        return [Finding("kernel", True, f"{error.message}; `aios up` starts one")]
+    failed = [process.name for process in record.processes if process.state == "failed"]
+    detail = f"in a crash loop: {', '.join(failed)}" if failed else record.state
+    findings = [Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")]
+    try:
+        return findings + asyncio.run(_ask_kernel(record.redis_url, config))
+    except KernelError as error:
+        return [*findings, Finding("redis", False, error.message, error.remedy or "`aios up`")]
+
+
+async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
+    async with Operator(redis_url, keys=Keys(config.key_prefix)) as operator:
+        skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
+        loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
+        leader = await operator.fleet.leading_scheduler()
+        workers = await operator.fleet.live_workers()
+    modules = ", ".join(sorted({worker.module for worker in workers}))
+    return [
+        Finding("redis", True, without_password(redis_url)),
+        Finding(
+            "clock",
+            abs(skew_s) <= MOST_CLOCK_SKEW_S,
+            f"{skew_s:+.1f} s against Redis's",
+            "set this machine's clock, or that of Redis",
+        ),
+        Finding(
+            "functions",
+            bool(loaded),
+            "loaded" if loaded else "not loaded",
+            "any syscall loads them: `aios submit`",
+        ),
+        Finding("scheduler", leader is not None, leader or "none leads", "`aios up` starts one"),
+        Finding(
+            "workers",
+            bool(workers),
+            f"{len(workers)} ({modules})" if workers else "none",
+            "`aios up` starts them; `aios status` shows whether they crash",
+        ),
+    ]
+
+
+def _check_start(
+    check: str, place: Callable[[StateDir], RedisServer | PostgresServer], variable: str
+) -> Finding:
+    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
+        state = StateDir.open(Path(folder))
+        try:
+            server = place(state)
+            with StandaloneServer(server.service(), state.log_dir / "server.log"):
+                return Finding(check, True, "starts and answers")
+        except KernelError as error:
+            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
+            return Finding(check, False, error.message, remedy)
+        finally:
+            state.remove_sockets()
+
+
+CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
+    check_python,
+    check_packages,
+    check_redis,
+    check_postgres,
+    check_model,
+    check_embedding_model,
+    check_disk,
+)
 
 
 @click.command()
@@ -19,42 +214,31 @@ def doctor(*, as_json: bool) -> None:
 
     Takes a few seconds: both servers are started on data of their own.
     """
-    findings = _findings(as_json=as_json)
-    ill = [finding for finding in findings if not finding.ok]
+    found: list[Finding] = []
+    for finding in findings():
+        found.append(finding)
+        if not as_json:  # shown as soon as it is known
+            click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
+            if not finding.ok:
+                click.echo(f"{'':<23}do: {finding.remedy}")
+    ill = [finding for finding in found if not finding.ok]
     if as_json:
-        show_json({"ok": not ill, "findings": findings})
+        show_json({"ok": not ill, "findings": found})
     elif ill:
-        click.echo(f"\n{len(ill)} of {len(findings)} checks failed")
+        click.echo(f"\n{len(ill)} of {len(found)} checks failed")
     else:
-        click.echo(f"\nall {len(findings)} checks passed")
+        click.echo(f"\nall {len(found)} checks passed")
     sys.exit(1 if ill else 0)
 
 
-def _findings(*, as_json: bool) -> list[Finding]:
-    """Run the checks; in words, each is shown as soon as it is known."""
-    findings: list[Finding] = []
-
-    def found(new: Finding) -> None:
-        findings.append(new)
-        if not as_json:
-            click.echo(f"{'ok  ' if new.ok else 'FAIL'}  {new.check:<16} {new.detail}")
-            if not new.ok:
-                click.echo(f"{'':<23}do: {new.remedy}")
-
-    config = _settings(found)
-    if config is not None:
-        for check in CHECKS:
-            found(check(config))
-        for finding in check_kernel(config):
-            found(finding)
-    return findings
-
-
-def _settings(found: Callable[[Finding], None]) -> KernelConfig | None:
+def findings() -> Iterator[Finding]:
+    """Yield what each check finds; none but the first runs where a setting is wrong."""
     try:
         config = current_config()
     except InvalidConfig as error:
-        found(Finding("settings", False, f"{error.field}: {error.message}", error.remedy or ""))
-        return None
-    found(Finding("settings", True, f"state directory {config.state_dir}"))
-    return config
+        yield Finding("settings", False, f"{error.field}: {error.message}", error.remedy or "")
+        return
+    yield Finding("settings", True, f"state directory {config.state_dir}")
+    for check in CHECKS:
+        yield check(config)
+    yield from check_kernel(config)

@@ -1,7 +1,5 @@
 """Find syscalls by what an operator types: a whole id, or the first digits of one."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -12,8 +10,8 @@ from aios_broker.contract.names import Module, Name
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.records import JobView
-from aios_cli.human import SHORT_ID_DIGITS
-from aios_cli.operator import Operator
+from aios_cli.session import Operator
+from aios_cli.tables import SHORT_ID_DIGITS
 
 ID_DIGITS = 32
 MAX_ID_LENGTH = 256

@@ -1,7 +1,6 @@
 """`aios`: the table of commands. Each is imported when it is used, so that help comes at once."""
 
 import importlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,31 +32,33 @@ COMMANDS = {
     "status": Entry("aios_cli.status:status", "Show the kernel's addresses and processes."),
     "submit": Entry("aios_cli.submit:submit", "Submit a syscall and print its reply."),
     "ps": Entry("aios_cli.ps:ps", "List the syscalls that wait or run."),
-    "top": Entry("aios_cli.top:top", "Watch the syscalls that wait or run."),
-    "queues": Entry("aios_cli.queues:queues", "Show the queues of the modules."),
+    "top": Entry("aios_cli.ps:top", "Watch the syscalls that wait or run."),
+    "queues": Entry("aios_cli.ps:queues", "Show the queues of the modules."),
     "why": Entry("aios_cli.why:why", "Say why a syscall waits."),
-    "strace": Entry("aios_cli.strace:strace", "Follow syscalls: arguments and answers."),
+    "strace": Entry("aios_cli.journal:strace", "Follow syscalls: arguments and answers."),
     "journal": Entry("aios_cli.journal:journal", "Print every change of state."),
-    "metrics": Entry("aios_cli.metrics:metrics", "Print the kernel's metrics."),
+    "metrics": Entry("aios_cli.status:metrics", "Print the kernel's metrics."),
     "kill": Entry("aios_cli.control:kill", "Cancel syscalls."),
     "suspend": Entry("aios_cli.control:suspend", "Hold syscalls: out of the run queue."),
     "resume": Entry("aios_cli.control:resume", "Put held syscalls back."),
     "nice": Entry("aios_cli.control:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
     "quota": Entry("aios_cli.quota:quota", "Show or change what agents may use."),
-    "usage": Entry("aios_cli.usage:usage", "Show what agents have used."),
-    "token": Entry("aios_cli.token:token", "Make a token for an agent."),
-    "memory": Entry("aios_cli.memory:memory", "Keep, find and share an agent's notes."),
-    "files": Entry("aios_cli.files:files", "Read, change and share an agent's files."),
-    "groups": Entry("aios_cli.access:groups", "Show and change privilege groups."),
-    "grants": Entry("aios_cli.access:grants", "Show and change who may do what."),
+    "usage": Entry("aios_cli.quota:usage", "Show what agents have used."),
+    "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
+    "memory": Entry(
+        "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."
+    ),
+    "files": Entry("aios_cli.state_modules:files", "Read, change and share an agent's files."),
+    "groups": Entry("aios_cli.state_modules:groups", "Show and change privilege groups."),
+    "grants": Entry("aios_cli.state_modules:grants", "Show and change who may do what."),
     "approvals": Entry("aios_cli.approvals:approvals", "List what waits for a person."),
     "approve": Entry("aios_cli.approvals:approve", "Let it run, once."),
     "deny": Entry("aios_cli.approvals:deny", "Refuse it."),
     "rules": Entry("aios_cli.approvals:rules", "Show or set what needs a person."),
     "audit": Entry("aios_cli.approvals:audit", "Show or verify the audit log."),
-    "migrate": Entry("aios_cli.migrate:migrate", "Bring the database to this version."),
-    "reindex": Entry("aios_cli.reindex:reindex", "Embed all notes and files anew."),
+    "migrate": Entry("aios_cli.database:migrate", "Bring the database to this version."),
+    "reindex": Entry("aios_cli.database:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
     "setup": Entry("aios_cli.setup:setup", "Install the embedded models."),
 }
@@ -65,7 +66,7 @@ OF_A_CHECKOUT = ("bench", "python", "test")  # the script `./aios` has them, the
 
 
 class LazyGroup(click.Group):
-    """A table as a click group: lists what this build has, imports what is called."""
+    """A table as a click group: lists all, imports what is called."""
 
     def __init__(
         self,
@@ -86,13 +87,13 @@ class LazyGroup(click.Group):
         self._table = table
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        """Return the commands of this build, in the order of the table."""
-        return [name for name, entry in self._table.items() if _exists(entry)]
+        """Return the commands in the order of the table."""
+        return list(self._table)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         """Import a command; add the options that all of them share."""
         entry = self._table.get(name)
-        if entry is None or not _exists(entry):
+        if entry is None:
             if name in OF_A_CHECKOUT:
                 raise click.UsageError(f"run `./aios {name}` in a checkout of the repository")
             return None
@@ -129,10 +130,6 @@ class LazyGroup(click.Group):
             body = {"error": {"code": "usage", "message": error.format_message()}}
             click.echo(json.dumps(body, indent=2))
             context.exit(USAGE_EXIT_CODE)
-
-
-def _exists(entry: Entry) -> bool:
-    return importlib.util.find_spec(entry.target.partition(":")[0]) is not None
 
 
 def _state_dir_option() -> click.Option:

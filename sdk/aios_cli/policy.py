@@ -1,30 +1,32 @@
 """`aios policy`: show or change who goes first, while the kernel runs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import click
 
-from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_cli.lookup import parse_module
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, CommandFailed, with_kernel
-from aios_cli.tables import Column, show_json, show_table
+from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.tables import Column, Listing, show_json
 
-COLUMNS = (
-    Column("Module"),
-    Column("Policy"),
-    Column("Yields to"),
-    Column("Quantum"),
-    Column("Max waiting", "right"),
-    Column("Max losses", "right"),
-)
 YIELDS_TO = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
+
+
+def _quantum(row: PolicyRow) -> str:
+    return "-" if row.preempt == "none" else f"{row.quantum_s:g} s or {row.quantum_tokens} tokens"
+
+
+POLICIES = Listing[tuple[Module, PolicyRow]](
+    (Column("Module"), lambda one: one[0]),
+    (Column("Policy"), lambda one: one[1].name),
+    (Column("Yields to"), lambda one: YIELDS_TO[one[1].preempt]),
+    (Column("Quantum"), lambda one: _quantum(one[1])),
+    (Column("Max waiting", "right"), lambda one: one[1].max_waiting),
+    (Column("Max losses", "right"), lambda one: one[1].max_losses),
+)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -54,11 +56,8 @@ def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    try:
-        modules = MODULES if module is None else (parse_module(module),)
-        chosen = policy_named(name, field="NAME") if name is not None else None
-    except KernelError as error:
-        raise CommandFailed(error, as_json=as_json) from error
+    modules = MODULES if module is None else (parse_module(module),)
+    chosen = policy_named(name, field="NAME") if name is not None else None
 
     async def work(operator: Operator) -> dict[Module, PolicyRow]:
         rows = {}
@@ -70,11 +69,11 @@ def policy(
             rows[one] = after
         return rows
 
-    rows = with_kernel(work, as_json=as_json)
+    rows = with_kernel(work)
     if as_json:
         show_json(rows)
     else:
-        show_table(COLUMNS, [cells_of(one, row) for one, row in rows.items()])
+        POLICIES.show(list(rows.items()))
 
 
 def changed(
@@ -86,18 +85,3 @@ def changed(
     if quantum_s is not None:
         row = replace(row, quantum_s=quantum_s)
     return row if quantum_tokens is None else replace(row, quantum_tokens=quantum_tokens)
-
-
-def cells_of(module: Module, row: PolicyRow) -> list[str]:
-    """Return one row of the table."""
-    quantum = (
-        "-" if row.preempt == "none" else f"{row.quantum_s:g} s or {row.quantum_tokens} tokens"
-    )
-    return [
-        module,
-        row.name,
-        YIELDS_TO[row.preempt],
-        quantum,
-        str(row.max_waiting),
-        str(row.max_losses),
-    ]

@@ -1,34 +1,78 @@
-"""`aios ps`: the syscalls that have not ended, one per line."""
+"""`aios ps | queues | top`: the syscalls that have not ended, and the queues that they are in."""
 
-from __future__ import annotations
-
+import asyncio
+import os
+import sys
+import termios
+import time
+import tty
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import click
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
-from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
-from aios_broker.queues.records import JobView
-from aios_cli.human import narrow_seconds, plural, short_id
+from aios_broker.queues.fleet import WorkerView
+from aios_broker.queues.records import JobView, QueueView
 from aios_cli.lookup import parse_module
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, CommandFailed, with_kernel
-from aios_cli.tables import Column, show_json, show_table
+from aios_cli.session import EXIT_CODES, Interrupted, Operator, with_kernel
+from aios_cli.tables import (
+    Column,
+    Listing,
+    narrow_seconds,
+    plain_lines,
+    plural,
+    rich_table,
+    short_id,
+    show_json,
+)
+from aios_workers.modules.memory.totals import MemoryTotals, memory_totals
 
 DEFAULT_LIMIT = 1000
+REFRESH_S = 0.5
+FIXED_LINES = 5  # of a frame, beside modules and jobs: heading, table head, summary, margin
+KEYS_BYTES = 16
+JOBS_READ = 200  # per module and frame: more than a terminal shows
 
-COLUMNS = (
-    Column("Id"),
-    Column("Program", shrinks=True),
-    Column("Agent", shrinks=True),
-    Column("Module"),
-    Column("State"),
-    Column("Slice", "right"),
-    Column("Tokens", "right"),
-    Column("Wait", "right"),
-    Column("Core/worker", shrinks=True),
+
+def slice_number(job: JobView) -> int:
+    """Return which slice it is in (from 1), or how many it has had while it does not run."""
+    return job.slices + 1 if job.state == "running" else job.slices
+
+
+JOBS = Listing[JobView](
+    (Column("Id"), lambda job: short_id(job.job_id)),
+    (Column("Program", shrinks=True), lambda job: job.metadata.program),
+    (Column("Agent", shrinks=True), lambda job: job.metadata.agent),
+    (Column("Module"), lambda job: job.module),
+    (Column("State"), lambda job: job.state),
+    (Column("Slice", "right"), slice_number),
+    (Column("Tokens", "right"), lambda job: job.tokens),
+    (Column("Wait", "right"), lambda job: narrow_seconds(job.queued_s)),
+    # Where it runs, or the core that it asked for.
+    (Column("Core/worker", shrinks=True), lambda job: job.worker or job.core or "-"),
+)
+QUEUES = Listing[QueueView](
+    (Column("Module"), lambda view: view.module),
+    (Column("Policy"), lambda view: view.policy),
+    (Column("Waiting", "right"), lambda view: view.waiting),
+    (Column("Running", "right"), lambda view: view.running),
+    (Column("Held", "right"), lambda view: view.held),
+    (Column("Parked", "right"), lambda view: view.parked),
+    (Column("Finished", "right"), lambda view: view.finished),
+    (Column("Failed", "right"), lambda view: view.failed),
+    (Column("Quarantined", "right"), lambda view: view.quarantined),
+    (
+        Column("Oldest", "right"),
+        lambda view: narrow_seconds(view.oldest_wait_s) if view.waiting else "-",
+    ),
 )
 
 
@@ -60,20 +104,20 @@ def ps(
       aios ps --module llm --agent writer
       aios ps --json | jq '.[] | select(.state == "running") | .job_id'
     """  # noqa: D301 - \b keeps click from wrapping
-    modules = _modules(module_name, as_json=as_json)
+    modules = MODULES if module_name is None else (parse_module(module_name),)
 
     async def read(operator: Operator) -> list[JobView]:
         return await read_jobs(operator, modules, limit=limit)
 
     jobs = [
         job
-        for job in with_kernel(read, as_json=as_json)
+        for job in with_kernel(read)
         if agent in (None, job.metadata.agent) and program in (None, job.metadata.program)
     ]
     if as_json:
         show_json(jobs)
     elif jobs:
-        show_table(COLUMNS, rows_of(jobs))
+        JOBS.show(jobs)
         click.echo(summary(jobs))
     else:
         click.echo("no syscalls")
@@ -84,34 +128,6 @@ async def read_jobs(
 ) -> list[JobView]:
     """Return the jobs of these modules, at most `limit` of each."""
     return [job for module in modules for job in await operator.control.jobs(module, limit=limit)]
-
-
-def rows_of(jobs: Sequence[JobView]) -> list[list[str]]:
-    """Return the table's cells."""
-    return [
-        [
-            short_id(job.job_id),
-            job.metadata.program,
-            job.metadata.agent,
-            job.module,
-            job.state,
-            str(slice_number(job)),
-            str(job.tokens),
-            narrow_seconds(job.queued_s),
-            place(job),
-        ]
-        for job in jobs
-    ]
-
-
-def slice_number(job: JobView) -> int:
-    """Return which slice it is in (from 1), or how many it has had while it does not run."""
-    return job.slices + 1 if job.state == "running" else job.slices
-
-
-def place(job: JobView) -> str:
-    """Return where it runs, or the core that it asked for."""
-    return job.worker or job.core or "-"
 
 
 def summary(jobs: Sequence[JobView]) -> str:
@@ -127,10 +143,190 @@ def summary(jobs: Sequence[JobView]) -> str:
     return f"{plural(len(jobs), 'syscall')}: {text}"
 
 
-def _modules(name: str | None, *, as_json: bool) -> tuple[Module, ...]:
-    if name is None:
-        return MODULES
+@click.command(epilog=EXIT_CODES)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def queues(*, as_json: bool) -> None:
+    """Show each module's queue: what waits, runs, is held, has ended.
+
+    FINISHED and FAILED count those whose result has not expired (a minute, an hour);
+    QUARANTINED those that killed their workers or named foreign code; OLDEST is the longest wait
+    of those that wait now.
+    """
+    views = with_kernel(read_queues)
+    if as_json:
+        show_json(views)
+    else:
+        QUEUES.show(views)
+
+
+async def read_queues(operator: Operator) -> list[QueueView]:
+    """Return every module's queue."""
+    return [await operator.control.queue(module) for module in MODULES]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """All that one frame shows."""
+
+    queues: list[QueueView]
+    workers: list[WorkerView]
+    jobs: list[JobView]
+    suspended: bool
+    memory: MemoryTotals
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many frames.")
+@click.option("--json", "as_json", is_flag=True, help="Print each frame as one line of JSON.")
+def top(count: int | None, *, as_json: bool) -> None:
+    """Watch the kernel: queues, workers, and the syscalls that run and wait.
+
+    `q` or Ctrl-C ends it. Without a terminal it prints one frame (or --count frames) and ends.
+    """
+    live = sys.stdout.isatty() and not as_json
+
+    async def work(operator: Operator) -> None:
+        if live:
+            await _watch(operator, count)
+        else:
+            await _print_frames(operator, count or 1, as_json=as_json)
+
     try:
-        return (parse_module(name),)
-    except KernelError as error:
-        raise CommandFailed(error, as_json=as_json) from error
+        with_kernel(work)
+    except Interrupted:
+        return  # the usual way to leave it
+
+
+async def read_frame(operator: Operator) -> Frame:
+    """Read one frame."""
+    return Frame(
+        queues=await read_queues(operator),
+        workers=await operator.fleet.live_workers(),
+        jobs=await read_jobs(operator, MODULES, limit=JOBS_READ),
+        suspended=await operator.fleet.suspended(),
+        memory=await memory_totals(operator.connection, operator.keys),
+    )
+
+
+def heading(frame: Frame) -> str:
+    """Return the first line: the time and the fleet."""
+    slots = sum(worker.slots for worker in frame.workers)
+    busy = sum(1 for job in frame.jobs if job.state == "running")
+    text = (
+        f"aios top  {time.strftime('%H:%M:%S')}  {plural(len(frame.workers), 'worker')}, "
+        f"{busy} of {plural(slots, 'slot')} busy"
+    )
+    return f"{text}, fleet suspended (rq resume)" if frame.suspended else text
+
+
+def module_lines(frame: Frame) -> list[str]:
+    """Return a line per module that a worker serves or where something is, and one of blocks."""
+    served = {worker.module for worker in frame.workers}
+    blocks = [_blocks(frame.memory)] if frame.memory.blocks else []
+    return [
+        f"{view.module:<7} {view.policy:<8} {_counts(view)}"
+        for view in frame.queues
+        if view.module in served or view.running or view.waiting or view.held or view.parked
+    ] + blocks
+
+
+def _blocks(memory: MemoryTotals) -> str:
+    return (
+        f"{plural(memory.blocks, 'memory block')}: {plural(memory.notes, 'note')} of "
+        f"{memory.used_bytes:,} bytes resident, {memory.hits} hits, {memory.faults} faults, "
+        f"{memory.swaps} swapped out"
+    )
+
+
+def _counts(view: QueueView) -> str:
+    oldest = f" (oldest {narrow_seconds(view.oldest_wait_s)})" if view.waiting else ""
+    rare = (
+        (view.held, "held"),
+        (view.parked, "parked"),
+        (view.failed, "failed"),
+        (view.quarantined, "quarantined"),
+    )
+    return ", ".join(
+        [
+            f"{view.running:>2} running",
+            f"{view.waiting:>3} waiting{oldest}",
+            f"{view.finished} finished",
+            *(f"{count} {what}" for count, what in rare if count),
+        ]
+    )
+
+
+def draw(frame: Frame, console: Console) -> Group:
+    """Return the frame as it fits the terminal."""
+    modules = module_lines(frame)
+    room = max(console.height - len(modules) - FIXED_LINES, 1)
+    parts: list[RenderableType] = [
+        Text(heading(frame), style="bold", no_wrap=True, overflow="ellipsis")
+    ]
+    parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in modules]
+    if frame.jobs:
+        parts.append(rich_table(JOBS.columns, JOBS.rows(frame.jobs[:room]), width=console.width))
+    parts.append(Text(_footer(frame.jobs, room), style="dim", no_wrap=True))
+    return Group(*parts)
+
+
+def _footer(jobs: Sequence[JobView], room: int) -> str:
+    if not jobs:
+        return "no syscalls"
+    hidden = f", {len(jobs) - room} not shown" if len(jobs) > room else ""
+    return f"{summary(jobs)}{hidden}"
+
+
+async def _print_frames(operator: Operator, count: int, *, as_json: bool) -> None:
+    for number in range(count):
+        if number:
+            await asyncio.sleep(REFRESH_S)
+        frame = await read_frame(operator)
+        if as_json:
+            click.echo(msgspec.json.encode(frame).decode())
+            continue
+        click.echo(heading(frame))
+        for line in module_lines(frame):
+            click.echo(line)
+        for line in plain_lines(JOBS.columns, JOBS.rows(frame.jobs)) if frame.jobs else ():
+            click.echo(line)
+        click.echo(summary(frame.jobs) if frame.jobs else "no syscalls")
+
+
+async def _watch(operator: Operator, count: int | None) -> None:
+    """Draw until `q`, or `count` frames."""
+    console = Console()
+    ended = asyncio.Event()
+    first = draw(await read_frame(operator), console)
+    with _keys(ended), Live(first, console=console, screen=True, auto_refresh=False) as live:
+        drawn = 1
+        while count is None or drawn < count:
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await ended.wait()
+                return
+            except TimeoutError:
+                live.update(draw(await read_frame(operator), console), refresh=True)
+                drawn += 1
+
+
+@contextmanager
+def _keys(ended: asyncio.Event) -> Iterator[None]:
+    """Set `ended` when `q` is pressed; the terminal is given back as it was."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+
+    def pressed() -> None:
+        if os.read(descriptor, KEYS_BYTES) in (b"q", b"Q", b""):
+            ended.set()
+
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, pressed)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

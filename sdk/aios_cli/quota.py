@@ -1,29 +1,62 @@
-"""`aios quota`: what agents and tenants may use."""
+"""`aios quota | usage`: what agents and tenants may use, and what they have used."""
 
-from __future__ import annotations
-
+import contextlib
 import getpass
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 
 import click
 
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.ledger.usage import UsageHistory, UsageRow
+from aios_broker.postgres.database import Database
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Subject
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, Use
 from aios_cli.lookup import check_name, parse_module
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, with_kernel
-from aios_cli.tables import Column, show_json, show_table
+from aios_cli.session import EXIT_CODES, Operator, current_config, find_kernel, with_kernel
+from aios_cli.tables import Column, Listing, seconds, show_json
 
-COLUMNS = (
-    Column("Module"),
-    Column("Scope"),
-    Column("Tenant"),
-    Column("Agent"),
-    Column("Max queued", "right"),
-    Column("Max running", "right"),
-    Column("Tokens/min", "right"),
-    Column("Slot-s/min", "right"),
+Limits = tuple[Module, QuotaRow]
+Line = tuple[str, Subject, Use]  # the module comes first
+
+
+def _limit(name: str) -> Callable[[Limits], str]:
+    """Return what shows one limit of a quota; `-`: none."""
+
+    def shown(limits: Limits) -> str:
+        value = getattr(limits[1], name)
+        return "-" if value is None else f"{value:g}"
+
+    return shown
+
+
+def _of_anybody(limits: Limits) -> bool:
+    return limits[1].subject == Subject.of_agent(ANYBODY)
+
+
+QUOTAS = Listing[Limits](
+    (Column("Module"), lambda one: one[0]),
+    (Column("Scope"), lambda one: one[1].subject.scope),
+    (Column("Tenant"), lambda one: "" if _of_anybody(one) else one[1].subject.tenant),
+    (Column("Agent"), lambda one: ANYBODY if _of_anybody(one) else one[1].subject.agent),
+    (Column("Max queued", "right"), _limit("max_queued")),
+    (Column("Max running", "right"), _limit("max_running")),
+    (Column("Tokens/min", "right"), _limit("tokens_per_minute")),
+    (Column("Slot-s/min", "right"), _limit("slot_seconds_per_minute")),
+)
+USED = Listing[Line](
+    (Column("Module"), lambda line: line[0]),
+    (Column("Tenant", shrinks=True), lambda line: line[1].tenant),
+    (Column("Agent", shrinks=True), lambda line: line[1].agent),
+    (Column("Program", shrinks=True), lambda line: line[1].program),
+    (Column("Tokens", "right"), lambda line: line[2].tokens),
+    (Column("Prompt tokens", "right"), lambda line: line[2].prompt_tokens),
+    (Column("Slot time", "right"), lambda line: seconds(line[2].ran_s)),
+    (Column("Finished", "right"), lambda line: line[2].finished),
+    (Column("Failed", "right"), lambda line: line[2].failed),
 )
 
 _module = click.option("--module", default="llm", show_default=True, help="Of which module.")
@@ -57,13 +90,11 @@ def show(*, as_json: bool) -> None:
         quotas = Quotas(Functions(operator.connection), operator.keys)
         return {module: await quotas.rows(module) for module in MODULES}
 
-    by_module = with_kernel(read, as_json=as_json)
+    by_module = with_kernel(read)
     if as_json:
         show_json(by_module)
         return
-    show_table(
-        COLUMNS, [cells_of(module, row) for module, rows in by_module.items() for row in rows]
-    )
+    QUOTAS.show([(module, row) for module, rows in by_module.items() for row in rows])
 
 
 @quota.command(name="set")
@@ -99,11 +130,11 @@ def set_(  # noqa: PLR0913 - one argument per option
         quotas = Quotas(Functions(operator.connection), operator.keys)
         await quotas.set(chosen, row, who=_operator())
 
-    with_kernel(work, as_json=as_json)
+    with_kernel(work)
     if as_json:
         show_json({"module": chosen, "quota": row})
     else:
-        show_table(COLUMNS, [cells_of(chosen, row)])
+        QUOTAS.show([(chosen, row)])
 
 
 @quota.command()
@@ -119,25 +150,11 @@ def unset(agent: str | None, tenant: str | None, module: str, *, as_json: bool) 
         quotas = Quotas(Functions(operator.connection), operator.keys)
         return await quotas.unset(chosen, subject, who=_operator())
 
-    had = with_kernel(work, as_json=as_json)
+    had = with_kernel(work)
     if as_json:
         show_json({"module": chosen, "subject": subject, "unset": had})
     else:
         click.echo(f"{subject.words} {'has no quota any more' if had else 'had no quota'}")
-
-
-def cells_of(module: Module, row: QuotaRow) -> list[str]:
-    """Return one row of the table."""
-    limits = (row.max_queued, row.max_running, row.tokens_per_minute, row.slot_seconds_per_minute)
-    agent = ANYBODY if row.subject == Subject.of_agent(ANYBODY) else row.subject.agent
-    tenant = "" if agent == ANYBODY else row.subject.tenant
-    return [
-        module,
-        row.subject.scope,
-        tenant,
-        agent,
-        *("-" if limit is None else f"{limit:g}" for limit in limits),
-    ]
 
 
 def _subject(agent: str | None, tenant: str | None) -> Subject:
@@ -162,3 +179,101 @@ def _operator() -> str:
         return getpass.getuser()
     except OSError:  # a uid without a name, as in containers
         return "?"
+
+
+@click.command(epilog=EXIT_CODES)
+@click.option(
+    "--by",
+    "scope",
+    type=click.Choice(["tenant", "agent", "program"]),
+    default="agent",
+    show_default=True,
+    help="One line for each of these.",
+)
+@click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours, from the ledger.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
+    """Show what was used: tokens, time of slots, syscalls that finished and failed.
+
+    Without --hours these are the counters in Redis, exact up to the last slice; those of a program
+    are dropped an hour after it last used anything, those of agents and tenants after a week. With
+    --hours they come from the ledger, by whole hours, a second or so behind.
+
+    \b
+    Examples:
+      aios usage --by tenant
+      aios usage --by program --hours 24 --json
+    """  # noqa: D301 - \b keeps click from wrapping
+
+    async def read(operator: Operator) -> list[Line]:
+        if hours is None:
+            return await counters(Quotas(Functions(operator.connection), operator.keys), scope)
+        return await history(operator.keys, scope, hours)
+
+    lines = sorted(with_kernel(read), key=_most_used)
+    if as_json:
+        show_json(
+            [{"module": module, "subject": subject, "use": use} for module, subject, use in lines]
+        )
+    else:
+        USED.show(lines)
+
+
+async def counters(quotas: Quotas, scope: Scope) -> list[Line]:
+    """Return the counters of one scope, of all modules."""
+    return [
+        (module, subject, use)
+        for module in MODULES
+        for subject, use in (await quotas.usage(module)).by_subject.items()
+        if subject.scope == scope
+    ]
+
+
+async def history(keys: Keys, scope: Scope, hours: float) -> list[Line]:
+    """Return what the ledger says was used in the last hours.
+
+    Raises:
+        InvalidConfig: the kernel keeps no ledger.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    database_url = current_config().database_url or find_kernel().database_url
+    if database_url is None:
+        raise InvalidConfig(
+            "the kernel keeps no ledger",
+            field="AIOS_DATABASE_URL",
+            remedy="set it; without --hours the counters are shown",
+        )
+    async with contextlib.aclosing(Database(database_url, name="aios-usage")) as database:
+        rows = await UsageHistory(database, keys).since(datetime.now(UTC) - timedelta(hours=hours))
+    return grouped(rows, scope)
+
+
+def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[Line]:
+    """Return one line per module and tenant, agent or program."""
+    sums: dict[tuple[str, Subject], UsageRow] = {}
+    for row in rows:
+        key = (row.module, _subject_of(row, scope))
+        sums[key] = sums[key].plus(row) if key in sums else row
+    return [
+        (
+            module,
+            subject,
+            Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed),
+        )
+        for (module, subject), row in sums.items()
+    ]
+
+
+def _subject_of(row: UsageRow, scope: Scope) -> Subject:
+    match scope:
+        case "tenant":
+            return Subject.of_tenant(row.tenant)
+        case "agent":
+            return Subject.of_agent(row.agent, row.tenant)
+        case "program":
+            return Subject.of_program(row.program, row.agent, row.tenant)
+
+
+def _most_used(line: Line) -> tuple[str, float, str]:
+    module, subject, use = line
+    return module, -use.ran_s, str(subject)

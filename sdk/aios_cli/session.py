@@ -1,15 +1,17 @@
 """One command's talk with the kernel: find it, connect, run, close; exit codes by kind of error."""
 
-from __future__ import annotations
-
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self, TypeVar
 
 import click
 import hiredis
-import msgspec
 
+from aios_broker.client.redis_transport import RedisTransport
+from aios_broker.client.session import Session
+from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import (
     InvalidConfig,
     KernelError,
@@ -17,10 +19,15 @@ from aios_broker.contract.errors import (
     Unavailable,
     WaitTimeout,
 )
+from aios_broker.queues.control import Control
+from aios_broker.queues.fleet import Fleet
+from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_cli.operator import Operator
-from aios_cli.settings import current_config
-from aios_local.supervisor.record import find_kernel
+from aios_broker.queues.module_queue import ModuleQueue
+from aios_broker.redis.connection import Connection
+from aios_cli.tables import show_json
+from aios_local.supervisor.record import KernelRecord
+from aios_local.supervisor.record import find_kernel as find_kernel_of
 
 EXIT_FAILED = 1  # it was accepted, and did not succeed
 EXIT_USAGE = 2  # click's own, for options and arguments that it does not know
@@ -28,6 +35,12 @@ EXIT_UNAVAILABLE = 3
 EXIT_REJECTED = 4
 EXIT_TIMEOUT = 5
 EXIT_INTERRUPTED = 130
+EXIT_CODE_OF: dict[type[KernelError], int] = {
+    Unavailable: EXIT_UNAVAILABLE,
+    Rejected: EXIT_REJECTED,
+    WaitTimeout: EXIT_TIMEOUT,
+    InvalidConfig: EXIT_USAGE,
+}
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or setting, 3 the kernel does not answer, "
@@ -35,6 +48,7 @@ EXIT_CODES = (
     "5 no reply in time, 130 interrupted."
 )
 
+NAME = "aios-cli"  # what CLIENT LIST shows
 Result = TypeVar("Result")
 
 
@@ -50,8 +64,7 @@ class CommandFailed(click.ClickException):
     def show(self, file: object = None) -> None:
         """Print the error: as JSON on standard output, else in words on standard error."""
         if self._as_json:
-            body = {"error": msgspec.to_builtins(self.error.to_wire())}
-            click.echo(msgspec.json.format(msgspec.json.encode(body), indent=2).decode())
+            show_json({"error": self.error.to_wire()})
         else:
             click.echo(f"{self.error.code}: {self.message}", err=True)
 
@@ -65,40 +78,104 @@ class Interrupted(SystemExit):
 
 def exit_code_of(error: KernelError) -> int:
     """Return the exit code that a command ends with on this error."""
-    if isinstance(error, Unavailable):
-        return EXIT_UNAVAILABLE
-    if isinstance(error, Rejected):
-        return EXIT_REJECTED
-    if isinstance(error, WaitTimeout):
-        return EXIT_TIMEOUT
-    return EXIT_USAGE if isinstance(error, InvalidConfig) else EXIT_FAILED
+    codes = (code for kind, code in EXIT_CODE_OF.items() if isinstance(error, kind))
+    return next(codes, EXIT_FAILED)
 
 
-def with_kernel(work: Callable[[Operator], Awaitable[Result]], *, as_json: bool = False) -> Result:
+def current_config() -> KernelConfig:
+    """Return what the `aios` group has read, else what the environment says.
+
+    Raises:
+        InvalidConfig: The environment holds a bad or unknown setting.
+    """
+    context = click.get_current_context(silent=True)
+    found = context.find_object(KernelConfig) if context is not None else None
+    return found or KernelConfig.from_environment(environment())
+
+
+def find_kernel() -> KernelRecord:
+    """Return the running kernel that this command is meant for.
+
+    Raises:
+        KernelNotRunning: There is none.
+    """
+    return find_kernel_of(current_config())
+
+
+def database_url() -> str:
+    """Return the address of the kernel's database.
+
+    Raises:
+        InvalidConfig: the kernel keeps none.
+    """
+    url = current_config().database_url or find_kernel().database_url
+    if url is None:
+        raise InvalidConfig(
+            "is not set, and the kernel keeps no database",
+            field="AIOS_DATABASE_URL",
+            remedy="set it",
+        )
+    return url
+
+
+class Operator:
+    """An async context manager, for one event loop. It connects when it is first used."""
+
+    def __init__(self, redis_url: str, *, keys: Keys | None = None, name: str = NAME) -> None:
+        self.keys = keys or Keys()
+        self.connection = Connection(redis_url, name=name)
+        self._name = name
+        self._functions = Functions(self.connection)
+        self.control = Control(self._functions, self.keys)
+        self.fleet = Fleet(self.connection, self.keys)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.connection.aclose()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Session]:
+        """Open a client of the same kernel beside it, for what submits syscalls or attaches."""
+        transport = RedisTransport(self.connection.url, self._name, self.keys)
+        async with Session(transport) as session:
+            yield session
+
+    async def peek(self, syscall_id: str) -> tuple[str, bytes | None]:
+        """Return a syscall's state and, if it ended, its encoded reply; nobody waits for it.
+
+        The state is `unknown` where nothing is left of it.
+        """
+        queue = ModuleQueue(self._functions, "llm", self.keys)
+        return await queue.attach(syscall_id, "")  # what ended is in no module's queue
+
+
+def with_kernel(work: Callable[[Operator], Awaitable[Result]]) -> Result:
     """Run `work` as an operator of the running kernel.
 
     Raises:
-        CommandFailed: any KernelError, the kernel not running included.
+        KernelError: also where none runs.
         Interrupted: Ctrl-C; `work` was cancelled and has cleaned up.
     """
+    keys = Keys(current_config().key_prefix)
+
+    async def connected() -> Result:
+        async with Operator(find_kernel().redis_url, keys=keys) as operator:
+            return await work(operator)
+
     try:
-        config = current_config()
-        return asyncio.run(_connected(find_kernel(config).redis_url, Keys(config.key_prefix), work))
-    except KernelError as error:
-        raise CommandFailed(error, as_json=as_json) from error
+        return asyncio.run(connected())
     except hiredis.ReplyError as error:
-        refused = KernelError(
+        raise KernelError(
             f"Redis refused a command: {error}",
             field="AIOS_REDIS_URL",
             remedy="see what its user may do",
-        )
-        raise CommandFailed(refused, as_json=as_json) from error
+        ) from error
     except KeyboardInterrupt:
         raise Interrupted from None
-
-
-async def _connected(
-    redis_url: str, keys: Keys, work: Callable[[Operator], Awaitable[Result]]
-) -> Result:
-    async with Operator(redis_url, keys=keys) as operator:
-        return await work(operator)

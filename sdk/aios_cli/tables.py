@@ -1,19 +1,22 @@
-"""Tables: with rich on a terminal, aligned plain lines everywhere else."""
+"""How things look: tables, times, numbers with their unit.
 
-from __future__ import annotations
+Tables are drawn with rich on a terminal and are aligned plain lines everywhere else.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Generic, Literal, TypeVar
 
 import click
 import msgspec
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+SHORT_ID_DIGITS = 8  # what tables show of an id, and the least that commands accept
 MIN_WIDTH = 4  # of a column that shrinks
 
 STATE_STYLES = {
@@ -38,6 +41,23 @@ class Column:
 
 
 Row = Sequence[str]
+T = TypeVar("T")
+
+
+class Listing(Generic[T]):
+    """The table of things of one kind: its columns, and what of a thing stands in each."""
+
+    def __init__(self, *parts: tuple[Column, Callable[[T], object]]) -> None:
+        self.columns = tuple(column for column, _ in parts)
+        self._cells = tuple(cell for _, cell in parts)
+
+    def rows(self, things: Sequence[T]) -> list[list[str]]:
+        """Return the cells, a row per thing."""
+        return [[str(cell(thing)) for cell in self._cells] for thing in things]
+
+    def show(self, things: Sequence[T]) -> None:
+        """Print the table."""
+        show_table(self.columns, self.rows(things))
 
 
 def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) -> Table:
@@ -103,11 +123,51 @@ def show_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
             click.echo(line)
 
 
-def show(renderable: RenderableType) -> None:
-    """Print something that rich draws; without a terminal it has no colour."""
-    Console(highlight=False, soft_wrap=not Console().is_terminal).print(renderable)
-
-
 def show_json(value: object) -> None:
     """Print a value as indented JSON: dataclasses, structs, and what JSON knows."""
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def seconds(value_s: float) -> str:
+    """Return a time such as `340 ms`, `12.3 s`, `5 min 20 s` or `2 h 05 min`."""
+    if value_s < 0:
+        return f"-{seconds(-value_s)}"
+    if value_s < 0.9995:
+        return f"{value_s * 1000:.0f} ms"
+    if value_s < 99.95:
+        return f"{value_s:.1f} s"
+    whole_s = round(value_s)
+    if whole_s < 3600:
+        return f"{whole_s // 60} min {whole_s % 60:02d} s"
+    minutes = round(value_s / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def narrow_seconds(value_s: float) -> str:
+    """Return a time in at most six characters, for a column: `340ms`, `12.3s`, `5m20s`, `2h05m`."""
+    spaced = seconds(value_s)
+    return spaced.replace(" min", "m").replace(" ms", "ms").replace(" ", "")
+
+
+def moment(at_s: float | None) -> str:
+    """Return a time as people read it, in UTC."""
+    return "" if at_s is None else f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 syscall`, `2 syscalls`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def short_id(job_id: str) -> str:
+    """Return the first digits of an id."""
+    return job_id[:SHORT_ID_DIGITS]
+
+
+def first_words(text: str, limit: int) -> str:
+    """Return the beginning of a text on one line, cut at a word where there is one."""
+    flat = " ".join(text.split())
+    if len(flat) <= limit:
+        return flat
+    cut = flat[: limit - 1].rpartition(" ")[0]
+    return f"{cut or flat[: limit - 1]}…"

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -20,7 +19,8 @@ from aios_broker.contract.errors import (
     from_wire,
 )
 from aios_broker.log import KernelLog
-from aios_cli.settings import current_config
+from aios_broker.process.child import wait_for
+from aios_cli.session import current_config
 from aios_cli.tables import show_json
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
@@ -34,9 +34,16 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @click.command()
 @click.option("--detach", "-d", is_flag=True, help="Go to the background when all is ready.")
 @click.option("--policy", metavar="NAME", help="Who goes first: fifo, rr or priority.")
-@click.option("--core", type=click.Choice(["llama", "simulated", "sglang"]), help="What generates.")
-@click.option("--slots", type=click.IntRange(1, 64), help="Generations at once, per worker.")
-@click.option("--workers", type=click.IntRange(0, 64), help="LLM workers.")
+@click.option(
+    "--core",
+    "llm_core",
+    type=click.Choice(["llama", "simulated", "sglang"]),
+    help="What generates.",
+)
+@click.option(
+    "--slots", "llm_slots", type=click.IntRange(1, 64), help="Generations at once, per worker."
+)
+@click.option("--workers", "llm_workers", type=click.IntRange(0, 64), help="LLM workers.")
 @click.option("--quiet", is_flag=True, help="Log to the file in the state directory alone.")
 @click.option(
     "--json", "as_json", is_flag=True, help="With --detach: the status as JSON; errors, too."
@@ -52,7 +59,8 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
       aios up
       aios up --detach --policy fifo
     """  # noqa: D301 - \b keeps click from wrapping
-    config = _with_options(current_config(), options)
+    given = {name: value for name, value in options.items() if value is not None}
+    config = msgspec.structs.replace(current_config(), **given)
     if detach:
         record = _start_detached(config)
         if as_json:
@@ -88,17 +96,6 @@ def down(*, as_json: bool) -> None:
         click.echo("stopped" if record is not None else f"no kernel runs on {state_dir}")
 
 
-def _with_options(config: KernelConfig, options: dict[str, str | int | None]) -> KernelConfig:
-    fields = {
-        "policy": "policy",
-        "core": "llm_core",
-        "slots": "llm_slots",
-        "workers": "llm_workers",
-    }
-    given = {fields[name]: value for name, value in options.items() if value is not None}
-    return msgspec.structs.replace(config, **given)
-
-
 def _log(config: KernelConfig, *, quiet: bool) -> KernelLog:
     state = StateDir.open(config.state_dir)
     return KernelLog(state.log_dir / "kernel.log", None if quiet else sys.stdout)
@@ -117,16 +114,19 @@ def _start_detached(config: KernelConfig) -> KernelRecord:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while process.poll() is None:
-        record = _record_of(config, process.pid)
-        if record is not None and record.state == "running":
-            process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
-            return record
-        if time.monotonic() > deadline:
-            process.terminate()
-            break
-        time.sleep(POLL_S)
+
+    def started() -> KernelRecord | None:
+        with contextlib.suppress(KernelNotRunning):
+            record = read_record(config.state_dir)
+            # Not that of another kernel on the same directory.
+            return record if record.pid == process.pid and record.state == "running" else None
+        return None
+
+    wait_for(lambda: process.poll() is not None or started() is not None, START_TIMEOUT_S, POLL_S)
+    if record := started():
+        process.returncode = 0  # let go of: Popen warns of a child that it thinks is ours
+        return record
+    process.terminate()
     raise _why_not_started(said_path.read_bytes(), state.log_dir / "kernel.log")
 
 
@@ -142,27 +142,13 @@ def _why_not_started(said: bytes, log_path: Path) -> KernelError:
         )
 
 
-def _record_of(config: KernelConfig, pid: int) -> KernelRecord | None:
-    """Return the record of our own kernel; of another on the same directory, None."""
-    try:
-        record = read_record(config.state_dir)
-    except KernelNotRunning:
-        return None
-    return record if record.pid == pid else None
-
-
 def _stop(state_dir: Path, record: KernelRecord) -> None:
     """Ask the supervisor to stop, wait for it; after a time a second request is a hard one."""
     assert record.pid is not None
     for _ in range(2):
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_TIMEOUT_S / 2
-        while is_running(state_dir):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(POLL_S)
-        else:
+        if wait_for(lambda: not is_running(state_dir), STOP_TIMEOUT_S / 2):
             return
     raise Unavailable(
         f"the kernel (process {record.pid}) did not stop within {STOP_TIMEOUT_S:.0f} s",

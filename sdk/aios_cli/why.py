@@ -1,24 +1,73 @@
-"""`aios why`: the rule and the numbers that keep a syscall where it is."""
+"""`aios why`: the rule that keeps a syscall where it is, and the numbers of that rule.
 
-from __future__ import annotations
+`explain` is pure: what was read goes in, an explanation comes out. Rules are tried in the order in
+which they would have to be lifted for the syscall to run.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import click
 import msgspec
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
-from aios_broker.queues.admission import Admission
+from aios_broker.queues.admission import Admission, NotAdmitted, Shortage
+from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.records import JobView
+from aios_broker.queues.quota import Barrier
+from aios_broker.queues.records import JobView, PolicyRow
 from aios_cli.approvals import kernel_store
 from aios_cli.lookup import Ended, find, parse_module
-from aios_cli.operator import Operator
-from aios_cli.reasons import Explanation, Surroundings, explain, explain_ended
-from aios_cli.session import EXIT_CODES, with_kernel
-from aios_cli.tables import show_json
+from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.tables import moment, plural, seconds, short_id, show_json
 from aios_workers.approvals.rows import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
+
+Rule = Literal[
+    "running",
+    "held",
+    "parked",
+    "fleet-suspended",
+    "no-worker",
+    "no-core",
+    "program",
+    "quota",
+    "resource",
+    "next",
+    "order",
+    "finished",
+    "failed",
+    "cancelled",
+]
+
+Number = int | float | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What decides over a waiting syscall, read at one moment."""
+
+    policy: PolicyRow
+    jobs: Sequence[JobView]  # of its module: running ones, waiting ones in order, held ones
+    workers: Sequence[WorkerView]  # of its module
+    fleet_suspended: bool  # `rq suspend`: workers take nothing new
+    scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
+    barrier: Barrier | Shortage | NotAdmitted | None = None  # what keeps it from running
+    approval: Approval | None = None  # that it waits for, where the database answers
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer of `aios why`."""
+
+    rule: Rule
+    text: str
+    numbers: dict[str, Number]
+    remedy: str | None = None
 
 
 @click.command(epilog=EXIT_CODES)
@@ -42,7 +91,7 @@ def why(syscall_id: str, *, as_json: bool) -> None:
             return found.job_id, explain_ended(found)
         return found.job_id, explain(found, await surroundings(operator, found))
 
-    job_id, explanation = with_kernel(read, as_json=as_json)
+    job_id, explanation = with_kernel(read)
     if as_json:
         show_json({"job_id": job_id, **msgspec.to_builtins(explanation)})
         return
@@ -75,14 +124,247 @@ async def surroundings(operator: Operator, job: JobView) -> Surroundings:
 async def approval_of(job_id: str) -> Approval | None:
     """Return what a parked syscall waits for; None where no database tells."""
     try:
-        store = kernel_store()
-    except KernelError:
-        return None
-    try:
-        async with store.as_steward() as cursor:
+        async with contextlib.aclosing(kernel_store()) as store, store.as_steward() as cursor:
             found = await find_approvals(cursor, job_id, 1)
     except KernelError:
         return None
-    finally:
-        await store.aclose()
     return found[0] if found else None
+
+
+def explain(job: JobView, around: Surroundings) -> Explanation:
+    """Say what a syscall that has not ended waits for, or where it runs."""
+    common: dict[str, Number] = {
+        "state": job.state,
+        "module": job.module,
+        "agent": job.metadata.agent,
+        "program": job.metadata.program,
+        "nice": job.metadata.nice,
+        "waited": seconds(job.queued_s),
+        "ran": seconds(job.ran_s),
+        "slices": job.slices,
+        "tokens": job.tokens,
+        "losses": job.losses,
+        "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
+    }
+    found = _runs(job, around) or _kept_out(job, around) or _nobody_serves(job, around)
+    found = found or _barred(around.barrier) or _ordered(job, around)
+    return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
+
+
+def explain_ended(ended: Ended) -> Explanation:
+    """Say how a syscall ended."""
+    rule: Rule = (
+        "cancelled"
+        if ended.state == "cancelled"
+        else ("finished" if ended.state == "finished" else "failed")
+    )
+    reply = ended.reply
+    if reply is None:
+        return Explanation(rule, f"It has ended ({ended.state}); its reply has expired.", {})
+    # A syscall that no worker answered (cancelled, late, removed) has no timings in its reply.
+    numbers: dict[str, Number] = (
+        {}
+        if not reply.timings.attempts
+        else {
+            "waited": seconds(reply.timings.queued_s),
+            "ran": seconds(reply.timings.ran_s),
+            "slices": reply.timings.slices,
+            "suspensions": reply.timings.suspensions,
+            "attempts": reply.timings.attempts,
+            "worker": reply.worker or None,
+        }
+    )
+    if reply.error is None:
+        return Explanation(rule, "It has finished; its reply is still there.", numbers)
+    numbers["error"] = reply.error.code
+    return Explanation(
+        rule,
+        f"It has ended with {reply.error.code}: {reply.error.message}",
+        numbers,
+        reply.error.remedy,
+    )
+
+
+def _runs(job: JobView, around: Surroundings) -> Explanation | None:
+    if job.state != "running":
+        return None
+    policy = around.policy
+    quantum = f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
+    yields = (
+        "it is not preempted"
+        if policy.preempt == "none"
+        else f"it yields after {quantum} if somebody deserving waits"
+    )
+    return Explanation(
+        "running",
+        f"It runs on {job.worker}; under {policy.name} {yields}.",
+        {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
+    )
+
+
+def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
+    if job.state == "held":
+        return Explanation(
+            "held",
+            "An operator took it out of the run queue.",
+            {},
+            f"`aios resume {short_id(job.job_id)}` puts it back",
+        )
+    if job.state == "parked":
+        return _waits_for_approval(job, around.approval)
+    return None
+
+
+def _waits_for_approval(job: JobView, asked: Approval | None) -> Explanation:
+    if asked is None:
+        return Explanation(
+            "parked",
+            "It waits for a person's approval.",
+            {},
+            "`aios approvals` shows what it would do; `aios approve ID` or `aios deny ID` decides",
+        )
+    if asked.state != "waiting":
+        return Explanation(
+            "parked",
+            f"Its approval is {asked.state}: it goes on within a second.",
+            {"approval": asked.id, "decided by": asked.decided_by or None},
+        )
+    typed = short_id(job.job_id)
+    return Explanation(
+        "parked",
+        f"It waits for a person's approval: {asked.what}.",
+        {"approval": asked.id, "expires at": moment(asked.expires_at)},
+        f"`aios approve {typed}` shows what would be lost and asks; `aios deny {typed}` refuses",
+    )
+
+
+def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
+    if around.fleet_suspended:
+        return Explanation(
+            "fleet-suspended",
+            "The fleet is suspended (`rq suspend`): workers take nothing new.",
+            {},
+            "`rq resume` lets them go on",
+        )
+    if not around.workers:
+        return Explanation(
+            "no-worker",
+            f"No worker of module {job.module} lives.",
+            {"live workers": 0},
+            "`aios status` shows the processes; `aios up` starts them",
+        )
+    if job.core and not any(job.core in worker.cores for worker in around.workers):
+        served = sorted({core for worker in around.workers for core in worker.cores})
+        return Explanation(
+            "no-core",
+            f"No live worker serves the core {job.core!r}.",
+            {"live workers": len(around.workers), "cores": ", ".join(served) or "none"},
+            "start a worker with that core, or submit without a core",
+        )
+    return None
+
+
+def _barred(barrier: Barrier | Shortage | NotAdmitted | None) -> Explanation | None:
+    match barrier:
+        case Shortage():
+            return _short_of(barrier)
+        case NotAdmitted():
+            left = seconds(barrier.ends_in_s)
+            return Explanation(
+                "program",
+                f"The policy does not admit {barrier.program.words} now.",
+                {"program": barrier.program.program, "for another": left},
+                "`aios policy` shows the policy; it is admitted when others have ended",
+            )
+        case Barrier():
+            return _over_quota(barrier)
+        case None:
+            return None
+
+
+def _short_of(shortage: Shortage) -> Explanation:
+    what, owed_to = shortage.resource.words, shortage.owed_to
+    text = f"It waits for {what}: {shortage.holders} of {plural(shortage.limit, 'place')} taken"
+    if owed_to is not None:
+        text += f", and the next place is owed to {short_id(owed_to)}, which has waited longer"
+    return Explanation(
+        "resource",
+        f"{text}.",
+        {
+            "resource": str(shortage.resource),
+            "limit": shortage.limit,
+            "held": shortage.holders,
+            "owed to": owed_to,
+        },
+        "it goes on when one of them ends or yields" if shortage.limit else "raise its limit",
+    )
+
+
+def _over_quota(barrier: Barrier) -> Explanation:
+    who, most = barrier.subject.words, f"{barrier.most:g}"
+    if barrier.limit == "max_running":
+        text = f"{who} runs {barrier.used:g} syscalls, and its quota is {most}"
+        when = "when one of them ends or yields" if barrier.most else "never, under this quota"
+    else:
+        unit = "tokens" if barrier.limit == "tokens_per_minute" else "slot-seconds"
+        text = f"{who} has used up its {most} {unit} per minute"
+        when = (
+            "never, under this quota"
+            if barrier.opens_in_s is None
+            else (f"in {seconds(barrier.opens_in_s)}")
+        )
+    return Explanation(
+        "quota",
+        f"{text[0].upper()}{text[1:]}. It may go on {when}.",
+        {
+            "quota": barrier.limit,
+            "limit": barrier.most,
+            "used": round(barrier.used, 3),
+            "opens in": None if barrier.opens_in_s is None else seconds(barrier.opens_in_s),
+        },
+        "`aios quota show` shows the quotas, `aios quota set` changes them",
+    )
+
+
+def _ordered(job: JobView, around: Surroundings) -> Explanation:
+    waiting = [other for other in around.jobs if other.position is not None]
+    running = [other for other in around.jobs if other.state == "running"]
+    serving = [w for w in around.workers if not job.core or job.core in w.cores]
+    slots = sum(worker.slots for worker in serving)
+    names = {worker.name for worker in serving}
+    busy = sum(1 for other in running if other.worker in names)
+    position = job.position if job.position is not None else len(waiting)
+    numbers: dict[str, Number] = {
+        "position": f"{position + 1} of {max(len(waiting), 1)}",
+        "slots": slots,
+        "free slots": max(slots - busy, 0),
+        "policy": around.policy.name,
+        "score": job.score,
+        "head's score": waiting[0].score if waiting else None,
+        "quantum": f"{around.policy.quantum_tokens} tokens or {seconds(around.policy.quantum_s)}",
+        "scheduler": around.scheduler or "none lives: the last order, then arrival",
+    }
+    if slots - busy > position:
+        return Explanation(
+            "next", f"{plural(slots - busy, 'slot')} free: a worker is about to take it.", numbers
+        )
+    return Explanation("order", _order_text(position, busy, slots, running, around), numbers)
+
+
+def _order_text(
+    position: int, busy: int, slots: int, running: Sequence[JobView], around: Surroundings
+) -> str:
+    who = ", ".join(f"{other.metadata.agent} ({short_id(other.job_id)})" for other in running)
+    before = "it is next" if position == 0 else f"{plural(position, 'syscall')} go before it"
+    before = before.replace("1 syscall go", "1 syscall goes")
+    policy = around.policy
+    ends = (
+        "a slot is freed when one of them ends"
+        if policy.preempt == "none"
+        else f"each may be interrupted after {policy.quantum_tokens} tokens or "
+        f"{seconds(policy.quantum_s)}"
+    )
+    return (
+        f"{busy} of {plural(slots, 'slot')} busy, and under {policy.name} {before}. "
+        f"Running: {who or 'nobody we see'}; {ends}."
+    )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
+from aios_broker.client.pending import REPLY_GRACE_S
 from aios_broker.client.session import Session
 from aios_broker.client.transport import open_transport
 from aios_broker.contract.errors import (
@@ -19,41 +20,13 @@ from aios_broker.contract.errors import (
     KernelNotRunning,
     RedisUnavailable,
 )
-from aios_broker.contract.llm import ContextBody, LlmChat, LlmCount, LlmEmbed
-from aios_broker.contract.reply import (
-    ChatResult,
-    ContextResult,
-    CountResult,
-    EchoResult,
-    EmbedResult,
-    Result,
-)
-from aios_broker.contract.syscall import Body, StateBody, Syscall, ToolEcho
+from aios_broker.contract.reply import Result
+from aios_broker.contract.syscall import DEFAULT_DEADLINE_S, Body, Syscall
 from aios_sdk.call import Call, SyncCall
 from aios_sdk.config import REMEDY, find_kernel
-from aios_sdk.loop_thread import Home
-from aios_sdk.requests import (
-    Options,
-    answer_of,
-    build_syscall,
-    check_id,
-    check_options,
-    echo_body,
-)
-from aios_sdk.tree import (
-    Access,
-    Asynchronous,
-    Context,
-    Llm,
-    Memory,
-    Storage,
-    Synchronous,
-    Tool,
-)
-
-Answer = TypeVar("Answer", bound=Result)
-
-GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
+from aios_sdk.loop_thread import LoopThread
+from aios_sdk.requests import Options, build_syscall, check_id, check_options
+from aios_sdk.tree import Asynchronous, Synchronous, Trees
 
 
 class OptionChanges(TypedDict, total=False):
@@ -97,21 +70,16 @@ class Line:
             raise KernelError("the agent is open already", remedy="open it once")
         kernel = find_kernel(self._url)
         self._address = kernel.url.partition(",")[0]
-        transport = open_transport(kernel.url, agent, key_prefix=kernel.key_prefix)
-        session = Session(transport)
+        session = Session(open_transport(kernel.url, agent, key_prefix=kernel.key_prefix))
         try:
             await session.open()
         except RedisUnavailable as error:
-            await transport.aclose()
             if kernel.record_path is None:
                 raise
             raise KernelNotRunning(
                 f"the kernel of {kernel.record_path} does not answer: {error.message}",
                 remedy=REMEDY,
             ) from error
-        except BaseException:
-            await transport.aclose()
-            raise
         self._session = session
 
     async def close(self) -> None:
@@ -121,7 +89,7 @@ class Line:
             await session.aclose()
 
 
-class AsyncAgent:
+class AsyncAgent(Trees[Asynchronous]):
     """An agent's access to the kernel. Open it with `async with`; leaving cancels what is left."""
 
     def __init__(
@@ -147,12 +115,7 @@ class AsyncAgent:
     def _bind(self, line: Line, options: Options) -> None:
         self._line = line
         self.options = options
-        self.llm = Llm[Asynchronous](self, None)
-        self.context = Context[Asynchronous](self, None)
-        self.tool = Tool[Asynchronous](self, None)
-        self.memory = Memory[Asynchronous](self, None)
-        self.storage = Storage[Asynchronous](self, None)
-        self.access = Access[Asynchronous](self, None)
+        super().__init__(self, None)
 
     async def open(self) -> Self:
         """Reach the kernel: for notebooks; elsewhere `async with` does it.
@@ -199,21 +162,9 @@ class AsyncAgent:
         clone._bind(self._line, check_options(options))
         return clone
 
-    @overload
-    def submit(self, body: LlmChat) -> Call[ChatResult]: ...
-    @overload
-    def submit(self, body: LlmEmbed) -> Call[EmbedResult]: ...
-    @overload
-    def submit(self, body: LlmCount) -> Call[CountResult]: ...
-    @overload
-    def submit(self, body: ContextBody) -> Call[ContextResult]: ...
-    @overload
-    def submit(self, body: ToolEcho) -> Call[EchoResult]: ...
-    @overload
-    def submit(self, body: StateBody) -> Call[Result]: ...
-    def submit(self, body: Body) -> Call[Any]:
+    def submit(self, body: Body) -> Call[Result]:
         """Submit any body of the contract."""
-        return self._start(build_syscall(self.options, body), answer_of(body))
+        return self._start(build_syscall(self.options, body))
 
     def call(self, syscall_id: str) -> Call[Result]:
         """Attach to a syscall by its id, for instance after a crash of this program.
@@ -221,17 +172,17 @@ class AsyncAgent:
         Awaiting it raises UnknownSyscall when the kernel does not know it, or its reply expired.
         """
         pending = self._line.session.attach(check_id(syscall_id))
-        wait_s = self.options.timeout_s or build_syscall(self.options, echo_body()).deadline_s
-        return Call(self._line.session, pending, None, wait_s)
+        wait_s = self.options.timeout_s or self.options.deadline_s or DEFAULT_DEADLINE_S
+        return Call(self._line.session, pending, wait_s)
 
-    def _start(self, syscall: Syscall, answer: type[Answer] | None) -> Call[Answer]:
+    def _start(self, syscall: Syscall) -> Call[Any]:
         """Submit a syscall that was built and checked."""
         session = self._line.session
-        wait_s = self.options.timeout_s or syscall.deadline_s + GRACE_S
-        return Call(session, session.submit(syscall), answer, wait_s)
+        wait_s = self.options.timeout_s or syscall.deadline_s + REPLY_GRACE_S
+        return Call(session, session.submit(syscall), wait_s)
 
 
-class Agent:
+class Agent(Trees[Synchronous]):
     """An agent's access to the kernel. Open it with `with`; leaving cancels what is left."""
 
     def __init__(
@@ -245,17 +196,12 @@ class Agent:
     ) -> None:
         """Name the agent; the arguments are those of `AsyncAgent`."""
         agent = AsyncAgent(name, url=url, program=program, tenant=tenant, token=token)
-        self._bind(agent, Home())
+        self._bind(agent, LoopThread())
 
-    def _bind(self, agent: AsyncAgent, home: Home) -> None:
+    def _bind(self, agent: AsyncAgent, thread: LoopThread) -> None:
         self._agent = agent
-        self._home = home
-        self.llm = Llm[Synchronous](agent, home)
-        self.context = Context[Synchronous](agent, home)
-        self.tool = Tool[Synchronous](agent, home)
-        self.memory = Memory[Synchronous](agent, home)
-        self.storage = Storage[Synchronous](agent, home)
-        self.access = Access[Synchronous](agent, home)
+        self._thread = thread
+        super().__init__(agent, thread)
 
     @property
     def options(self) -> Options:
@@ -269,12 +215,21 @@ class Agent:
             KernelNotRunning, RedisUnavailable: at once, no kernel answers.
             InvalidConfig: the URL is none that this SDK can use.
         """
-        self._home.open(self._agent, self.options.agent)
+        self._thread.start(f"aios-{self.options.agent}")
+        try:
+            self._thread.run(self._agent.open())
+        except BaseException:
+            self._thread.stop()
+            raise
         return self
 
     def close(self) -> None:
         """Cancel what is left, within 2 s, and close. Safe to call twice."""
-        self._home.close(self._agent)
+        try:
+            if self._thread.is_running:
+                self._thread.run(self._agent.aclose())
+        finally:
+            self._thread.stop()
 
     def __enter__(self) -> Self:
         return self.open()
@@ -293,25 +248,13 @@ class Agent:
     def with_options(self, **changes: Unpack[OptionChanges]) -> Agent:
         """Return a clone on the same connection whose calls differ in these options."""
         clone = object.__new__(Agent)
-        clone._bind(self._agent.with_options(**changes), self._home)
+        clone._bind(self._agent.with_options(**changes), self._thread)
         return clone
 
-    @overload
-    def submit(self, body: LlmChat) -> SyncCall[ChatResult]: ...
-    @overload
-    def submit(self, body: LlmEmbed) -> SyncCall[EmbedResult]: ...
-    @overload
-    def submit(self, body: LlmCount) -> SyncCall[CountResult]: ...
-    @overload
-    def submit(self, body: ContextBody) -> SyncCall[ContextResult]: ...
-    @overload
-    def submit(self, body: ToolEcho) -> SyncCall[EchoResult]: ...
-    @overload
-    def submit(self, body: StateBody) -> SyncCall[Result]: ...
-    def submit(self, body: Any) -> SyncCall[Any]:
+    def submit(self, body: Body) -> SyncCall[Result]:
         """Submit any body of the contract."""
-        return SyncCall(self._home.thread.call(lambda: self._agent.submit(body)), self._home)
+        return SyncCall(self._thread.call(lambda: self._agent.submit(body)), self._thread)
 
     def call(self, syscall_id: str) -> SyncCall[Result]:
         """Attach to a syscall by its id, for instance after a crash of this program."""
-        return SyncCall(self._home.thread.call(lambda: self._agent.call(syscall_id)), self._home)
+        return SyncCall(self._thread.call(lambda: self._agent.call(syscall_id)), self._thread)

@@ -1,77 +1,39 @@
-"""The handle of a syscall under way, and its text as a stream."""
+"""Syscalls under way: the handle of one, its text as a stream, and many of them at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.session import Session
 from aios_broker.client.transport import CallStatus
-from aios_broker.contract.errors import InvalidSyscall, KernelError, WaitTimeout
+from aios_broker.contract.errors import KernelError, WaitTimeout
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
-from aios_sdk.loop_thread import Home
+from aios_broker.contract.syscall import Syscall
+from aios_broker.retry import now_s
+from aios_sdk.loop_thread import LoopThread
 
 Answer = TypeVar("Answer", bound=Result)
 
+PORTION = 200  # calls that are started in one turn of the loop: what one submit carries
 
-class Waiting:
-    """Waiting for a syscall: who begins, who ends it, and until when."""
 
-    __slots__ = ("_pending", "_session", "until_s")
+class Handle(Generic[Answer]):
+    """What is known of a syscall without waiting."""
 
-    def __init__(self, session: Session, pending: Pending, until_s: float) -> None:
-        self.until_s = until_s  # by the loop's clock
-        self._session = session
+    __slots__ = ("_pending",)
+
+    def __init__(self, pending: Pending) -> None:
         self._pending = pending
-
-    @property
-    def failed(self) -> bool:
-        """Whether the reply is here, and is an error."""
-        return self._pending.reply is not None and self._pending.reply.error is not None
-
-    def join(self, listener: Callable[[], None]) -> None:
-        """Count as one who waits for it; `listener` is called as soon as it has ended."""
-        self._pending.waiters += 1
-        self._pending.when_ended(listener)
-
-    def leave(self, *, abandon: bool = False) -> None:
-        """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
-        self._session.leave(self._pending, abandon=abandon)
-
-    def out_of_time(self) -> WaitTimeout:
-        """Return the error for who has waited long enough."""
-        return WaitTimeout(
-            "no answer in the time given; the syscall itself goes on",
-            remedy="wait again, or attach to it by its id",
-            syscall_id=self._pending.id,
-        )
-
-
-class Call(Generic[Answer]):
-    """A syscall that was submitted. `await` it for its result, as often as you like.
-
-    A task that is cancelled while it waits takes the syscall with it, unless another waits too
-    or the handle came from `me.call(id)`.
-    """
-
-    __slots__ = ("_answer", "_pending", "_session", "_waiting")
-
-    def __init__(
-        self, session: Session, pending: Pending, answer: type[Answer] | None, wait_s: float
-    ) -> None:
-        self._session = session
-        self._pending = pending
-        self._answer = answer
-        until_s = asyncio.get_running_loop().time() + wait_s
-        self._waiting = Waiting(session, pending, until_s)
 
     def __repr__(self) -> str:
         syscall = self._pending.syscall
         kind = "attached to by id" if syscall is None else syscall.kind
-        return f"<Call {self.id} ({kind}): {self._pending.state}>"
+        return f"<{type(self).__name__} {self.id} ({kind}): {self._pending.state}>"
 
     @property
     def id(self) -> str:
@@ -88,6 +50,27 @@ class Call(Generic[Answer]):
         """How long it was queued and ran, in how many slices; None until the reply is here."""
         return self._pending.reply.timings if self._pending.reply else None
 
+    def unwrap(self) -> Answer:
+        """Return the result of a call that is done, or raise its error."""
+        if self._pending.reply is None:
+            raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
+        return cast("Answer", self._pending.reply.unwrap())
+
+
+class Call(Handle[Answer]):
+    """A syscall that was submitted. `await` it for its result, as often as you like.
+
+    A task that is cancelled while it waits takes the syscall with it, unless another waits too
+    or the handle came from `me.call(id)`.
+    """
+
+    __slots__ = ("_session", "_until_s")
+
+    def __init__(self, session: Session, pending: Pending, wait_s: float) -> None:
+        super().__init__(pending)
+        self._session = session
+        self._until_s = now_s() + wait_s
+
     def __await__(self) -> Generator[Any, None, Answer]:
         return self.result().__await__()
 
@@ -99,8 +82,8 @@ class Call(Generic[Answer]):
                 goes on, and may be waited for again.
         """
         if self._pending.reply is None:
-            await self._wait_for_end(self._until_s(timeout_s))
-        return self._unwrap(self._reply())
+            await self._wait_for_end(timeout_s)
+        return self.unwrap()
 
     async def accepted(self, timeout_s: float | None = None) -> None:
         """Return when the kernel has acknowledged it: from then on, it gets its answer.
@@ -108,9 +91,9 @@ class Call(Generic[Answer]):
         Raises:
             Rejected: the kernel refused it, for instance with QueueFull.
         """
-        await self._wait(self._pending.accepted, self._until_s(timeout_s))
+        await self._wait(self._pending.accepted, timeout_s)
         if not self._pending.was_accepted:
-            self._reply().unwrap()
+            self.unwrap()
 
     async def status(self) -> CallStatus:
         """Ask the kernel where it stands: state, place in the queue, slices, waits."""
@@ -131,18 +114,28 @@ class Call(Generic[Answer]):
             if self._pending.reply is not None:
                 yield self._pending.reply
                 return
-            await self._wait(news, self._waiting.until_s)
+            await self._wait(news)
 
-    def unwrap(self) -> Answer:
-        """Return the result of a call that is done, or raise its error."""
-        return self._unwrap(self._reply())
+    def _limit_s(self, timeout_s: float | None) -> float:
+        return self._until_s if timeout_s is None else now_s() + timeout_s
 
-    def _until_s(self, timeout_s: float | None) -> float:
-        if timeout_s is None:
-            return self._waiting.until_s
-        return asyncio.get_running_loop().time() + timeout_s
+    def _join(self, listener: Callable[[], None]) -> None:
+        """Count as one who waits for it; `listener` is called as soon as it has ended."""
+        self._pending.waiters += 1
+        self._pending.when_ended(listener)
 
-    async def _wait_for_end(self, until_s: float) -> None:
+    def _leave(self, *, abandon: bool = False) -> None:
+        """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
+        self._session.leave(self._pending, abandon=abandon)
+
+    def _out_of_time(self) -> WaitTimeout:
+        return WaitTimeout(
+            "no answer in the time given; the syscall itself goes on",
+            remedy="wait again, or attach to it by its id",
+            syscall_id=self.id,
+        )
+
+    async def _wait_for_end(self, timeout_s: float | None) -> None:
         """Wait for the reply without a task or a shield: it is what every call does."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
@@ -151,8 +144,8 @@ class Call(Generic[Answer]):
             if not waiter.done():
                 waiter.set_result(None)
 
-        timer = loop.call_at(until_s, wake)
-        self._waiting.join(wake)
+        timer = loop.call_at(self._limit_s(timeout_s), wake)
+        self._join(wake)
         cancelled = True
         try:
             await waiter
@@ -160,49 +153,28 @@ class Call(Generic[Answer]):
         finally:
             timer.cancel()
             self._pending.unhook(wake)
-            self._waiting.leave(abandon=cancelled)
+            self._leave(abandon=cancelled)
         if self._pending.reply is None:
-            raise self._waiting.out_of_time()
+            raise self._out_of_time()
 
-    async def _wait(self, future: asyncio.Future[None], until_s: float) -> None:
+    async def _wait(self, future: asyncio.Future[None], timeout_s: float | None = None) -> None:
         if future.done():
             return
         self._pending.waiters += 1
         cancelled = False
         try:
-            async with asyncio.timeout_at(until_s):
+            async with asyncio.timeout_at(self._limit_s(timeout_s)):
                 await asyncio.shield(future)
         except TimeoutError as error:
-            raise self._waiting.out_of_time() from error
+            raise self._out_of_time() from error
         except asyncio.CancelledError:
             cancelled = True
             raise
         finally:
-            self._waiting.leave(abandon=cancelled)
-
-    def _reply(self) -> Reply:
-        if self._pending.reply is None:
-            raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
-        return self._pending.reply
-
-    def _unwrap(self, reply: Reply) -> Answer:
-        result = reply.unwrap()
-        if self._answer is not None and not isinstance(result, self._answer):
-            raise InvalidSyscall(
-                f"this key stands for another syscall, whose answer is a {type(result).__name__}",
-                field="key",
-                remedy="give each step a key of its own",
-                syscall_id=self.id,
-            )
-        return cast("Answer", result)
+            self._leave(abandon=cancelled)
 
 
-def waiting_of(call: Call[Answer]) -> Waiting:
-    """Return how a map waits for one of its calls."""
-    return call._waiting
-
-
-class Stream(Generic[Answer]):
+class Stream(Handle[Answer]):
     """The text of an answer, piece by piece; together the pieces are the whole text.
 
     Leaving it early cancels the generation, unless somebody waits for the call or reads another
@@ -211,24 +183,17 @@ class Stream(Generic[Answer]):
     """
 
     def __init__(self, call: Call[Answer]) -> None:
+        super().__init__(call._pending)
         self.call = call
         self._events = call.events()
         self._is_read = False
         self._is_left = False
         call._pending.waiters += 1  # until it is left
 
-    def __repr__(self) -> str:
-        return f"<Stream of {self.call!r}>"
-
-    @property
-    def id(self) -> str:
-        """The syscall's id."""
-        return self.call.id
-
     @property
     def result(self) -> Answer:
         """The whole result, once the stream has ended."""
-        return self.call.unwrap()
+        return self.unwrap()
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -242,7 +207,7 @@ class Stream(Generic[Answer]):
             raise
         if isinstance(event, Chunk):
             return event.text
-        self.call.unwrap()
+        self.unwrap()
         raise StopAsyncIteration
 
     async def cancel(self) -> bool:
@@ -273,68 +238,49 @@ class Stream(Generic[Answer]):
         self._leave(abandon=self._is_read)  # else somebody may have taken its `call` alone
 
 
-class SyncCall(Generic[Answer]):
+class SyncCall(Handle[Answer]):
     """A syscall that was submitted: `Call` without `await`."""
 
-    def __init__(self, call: Call[Answer], home: Home) -> None:
+    def __init__(self, call: Call[Answer], thread: LoopThread) -> None:
+        super().__init__(call._pending)
         self._call = call
-        self._home = home
-
-    def __repr__(self) -> str:
-        return f"<Sync{repr(self._call)[1:]}"
-
-    @property
-    def id(self) -> str:
-        """The syscall's id: what `me.call` takes, in this process or another."""
-        return self._call.id
-
-    @property
-    def done(self) -> bool:
-        """Whether the reply is here."""
-        return self._call.done
-
-    @property
-    def timings(self) -> Timings | None:
-        """How long it was queued and ran, in how many slices; None until the reply is here."""
-        return self._call.timings
+        self._thread = thread
 
     def result(self, timeout_s: float | None = None) -> Answer:
         """Return the result, or raise the error that stands in its place."""
-        if self._call.done:
-            return self._call.unwrap()
-        return self._home.thread.run(self._call.result(timeout_s))
+        if self.done:
+            return self.unwrap()
+        return self._thread.run(self._call.result(timeout_s))
 
     def accepted(self, timeout_s: float | None = None) -> None:
         """Return when the kernel has acknowledged it; raise where it was refused."""
-        self._home.thread.run(self._call.accepted(timeout_s))
+        self._thread.run(self._call.accepted(timeout_s))
 
     def status(self) -> CallStatus:
         """Ask the kernel where it stands: state, place in the queue, slices, waits."""
-        return self._home.thread.run(self._call.status())
+        return self._thread.run(self._call.status())
 
     def cancel(self) -> bool:
         """End it, waiting or running; return False if it has ended already."""
-        return self._home.thread.run(self._call.cancel())
+        return self._thread.run(self._call.cancel())
 
     def events(self) -> Iterator[Chunk | Reply]:
         """Yield the chunks, from the first one, and then the reply."""
-        return self._home.thread.iterate(self._call.events())
+        return self._thread.iterate(self._call.events())
 
 
-class SyncStream(Generic[Answer]):
+class SyncStream(Handle[Answer]):
     """The text of an answer, piece by piece: `Stream` without `await`.
 
     Leaving it early cancels the generation: `with` makes sure of it, see `Stream`.
     """
 
-    def __init__(self, stream: Stream[Answer], home: Home) -> None:
+    def __init__(self, stream: Stream[Answer], thread: LoopThread) -> None:
+        super().__init__(stream._pending)
         self._stream = stream
-        self._home = home
-        self._texts = home.thread.iterate(aiter(stream))
-        self.call = SyncCall(stream.call, home)
-
-    def __repr__(self) -> str:
-        return f"<SyncStream of {self.call!r}>"
+        self._thread = thread
+        self._texts = thread.iterate(aiter(stream))
+        self.call = SyncCall(stream.call, thread)
 
     def __enter__(self) -> Self:
         return self
@@ -348,14 +294,9 @@ class SyncStream(Generic[Answer]):
         self.leave()
 
     @property
-    def id(self) -> str:
-        """The syscall's id."""
-        return self._stream.id
-
-    @property
     def result(self) -> Answer:
         """The whole result, once the stream has ended."""
-        return self._stream.result
+        return self.unwrap()
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -370,3 +311,119 @@ class SyncStream(Generic[Answer]):
     def leave(self) -> None:
         """Read no more: the call is cancelled, unless it has ended or somebody waits for it."""
         self._stream.leave()
+
+
+class Batch(Generic[Answer]):
+    """Starts calls in order, at most so many at a time, and gathers what comes of them.
+
+    Used once. The first error ends it; with `return_errors` errors stand among the results.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Syscall], Call[Answer]],
+        syscalls: Sequence[Syscall],
+        *,
+        at_once: int | None,
+        return_errors: bool,
+    ) -> None:
+        self._start = start
+        self._syscalls = syscalls
+        self._at_once = len(syscalls) if at_once is None else at_once
+        self._return_errors = return_errors
+        self._calls: list[Call[Answer]] = []
+        self._under_way: set[int] = set()
+        self._late: dict[int, KernelError] = {}
+        self._oldest = 0  # no call before it is under way; they run out of time in order
+        self._timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def results(self) -> list[Answer]:
+        """Run them all; return the results in order."""
+        try:
+            for _ in range(0, len(self._syscalls), PORTION):
+                if self._begin(PORTION) and not self._over.done():
+                    await asyncio.sleep(0)  # these leave while the next ones are made
+            self._watch_time()
+            if self._calls:
+                await self._over
+            return [self._result(at) for at in range(len(self._calls))]
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            for at in self._under_way:
+                self._calls[at]._leave(abandon=True)
+            self._under_way.clear()
+
+    def _begin(self, most: int) -> bool:
+        """Start up to `most` calls; return whether there is room for more of them."""
+        for _ in range(most):
+            if len(self._under_way) >= self._at_once or len(self._calls) == len(self._syscalls):
+                return False
+            at = len(self._calls)
+            call = self._start(self._syscalls[at])
+            self._calls.append(call)
+            self._under_way.add(at)
+            call._join(partial(self._on_end, at))
+        return True
+
+    def _on_end(self, at: int) -> None:
+        if at not in self._under_way:  # it was late, or all is over
+            return
+        self._under_way.remove(at)
+        self._calls[at]._leave()
+        reply = self._calls[at]._pending.reply
+        if reply is not None and reply.error is not None and not self._return_errors:
+            self._finish(at)
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        try:
+            self._begin(1)  # one has ended
+        except KernelError as error:  # the agent was closed meanwhile
+            if not self._over.done():
+                self._over.set_exception(error)
+            return
+        if not self._under_way and not self._over.done():
+            self._over.set_result(None)
+
+    def _finish(self, at: int) -> None:
+        if self._over.done():
+            return
+        try:
+            self._result(at)
+        except KernelError as error:
+            self._over.set_exception(error)
+
+    def _watch_time(self) -> None:
+        """Give up those whose time is over; look again when the next one's is."""
+        loop = asyncio.get_running_loop()
+        while self._oldest < len(self._calls):
+            at = self._oldest
+            if at in self._under_way:
+                until_s = self._calls[at]._until_s
+                if until_s > loop.time():
+                    self._timer = loop.call_at(until_s, self._watch_time)
+                    return
+                self._give_up(at)
+            self._oldest += 1
+
+    def _give_up(self, at: int) -> None:
+        self._under_way.remove(at)
+        self._calls[at]._leave()
+        self._late[at] = self._calls[at]._out_of_time()
+        if self._return_errors:
+            self._go_on()
+        else:
+            self._finish(at)
+
+    def _result(self, at: int) -> Answer:
+        try:
+            if at in self._late:
+                raise self._late[at]
+            return self._calls[at].unwrap()
+        except KernelError as error:
+            if not self._return_errors:
+                raise
+            return error  # type: ignore[return-value]  # as the caller asked for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -13,28 +13,12 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import (
-    ContextClear,
-    ContextExpand,
-    ContextGet,
-    ContextSet,
-    ContextSummarise,
     Format,
-    LlmChat,
-    LlmCount,
-    LlmEmbed,
     Message,
     Tool,
 )
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import MAX_TEXT_BYTES, GrantVerbs
-from aios_broker.contract.reply import (
-    ChatResult,
-    ContextResult,
-    CountResult,
-    EchoResult,
-    EmbedResult,
-    Result,
-)
 from aios_broker.contract.storage import (
     Encoding,
     StorageAppend,
@@ -43,10 +27,10 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import (
+    DEFAULT_DEADLINE_S,
     MAX_DEADLINE_S,
     Body,
     Syscall,
-    ToolEcho,
     decode_syscall,
     encode_syscall,
     id_from_key,
@@ -106,13 +90,6 @@ class ChatOptions(TypedDict, total=False):
     context: str | None
 
 
-class ContextOptions(TypedDict, total=False):
-    """Which context, and whose tokenizer counts."""
-
-    context: str
-    core: str | None
-
-
 def chat_body(messages: Messages, **fields: Unpack[ChatOptions]) -> RawBody:
     """Generate the next message of a conversation; a plain string is one user message."""
     return {**fields, "type": "llm.chat", "messages": _turns(messages)}
@@ -130,31 +107,20 @@ def count_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBod
     return {"type": "llm.count", "texts": listed, "core": core}
 
 
-def context_get_body(**fields: Unpack[ContextOptions]) -> RawBody:
-    """Return a context's messages and what they cost in tokens."""
-    return {**fields, "type": "context.get"}
-
-
-def context_set_body(messages: Messages, **fields: Unpack[ContextOptions]) -> RawBody:
-    """Replace a context's messages."""
-    return {**fields, "type": "context.set", "messages": _turns(messages)}
-
-
-def context_clear_body(**fields: Unpack[ContextOptions]) -> RawBody:
-    """Forget a context."""
-    return {**fields, "type": "context.clear"}
-
-
-def context_expand_body(messages: Messages, **fields: Unpack[ContextOptions]) -> RawBody:
-    """Add messages at the end of a context."""
-    return {**fields, "type": "context.expand", "messages": _turns(messages)}
-
-
-def context_summarise_body(
-    *, keep_last: int = 2, max_tokens: int = 256, **fields: Unpack[ContextOptions]
+def context_set_body(
+    messages: Messages, *, context: str = "main", core: str | None = None
 ) -> RawBody:
-    """Replace all but the system message and the last turns by a summary."""
-    return {**fields, "type": "context.summarise", "keep_last": keep_last, "max_tokens": max_tokens}
+    """Replace a context's messages."""
+    turns = _turns(messages)
+    return {"type": "context.set", "messages": turns, "context": context, "core": core}
+
+
+def context_expand_body(
+    messages: Messages, *, context: str = "main", core: str | None = None
+) -> RawBody:
+    """Add messages at the end of a context."""
+    turns = _turns(messages)
+    return {"type": "context.expand", "messages": turns, "context": context, "core": core}
 
 
 def echo_body(text: str = "") -> RawBody:
@@ -165,11 +131,11 @@ def echo_body(text: str = "") -> RawBody:
 class NoteFields(TypedDict, total=False):
     """The fields of `MemoryAdd` beside its content; ranges and defaults stand there."""
 
-    keywords: tuple[str, ...]
-    tags: tuple[str, ...]
+    keywords: Sequence[str]
+    tags: Sequence[str]
     category: str
     context: str
-    links: tuple[str, ...]
+    links: Sequence[str]
     metadata: dict[str, object]
     ttl_s: float | None
 
@@ -189,7 +155,7 @@ def evolving_note_body(
 def create_body(path: str, content: str | bytes = "", *, owner: str | None = None) -> StorageCreate:
     """Make a new file, of text or of bytes."""
     text, encoding = encoded(content)
-    return StorageCreate(path, text, encoding, owner)
+    return StorageCreate(path, text, encoding, owner=owner)
 
 
 def write_body(
@@ -200,13 +166,13 @@ def write_body(
     `if_version`: refuse with VersionConflict if it is of another version; 0: only if there is none.
     """
     text, encoding = encoded(content)
-    return StorageWrite(path, text, encoding, if_version, owner)
+    return StorageWrite(path, text, encoding, if_version, owner=owner)
 
 
 def append_body(path: str, content: str | bytes, *, owner: str | None = None) -> StorageAppend:
     """Add to the end of a file, or make the file."""
     text, encoding = encoded(content)
-    return StorageAppend(path, text, encoding, owner)
+    return StorageAppend(path, text, encoding, owner=owner)
 
 
 def share_body(
@@ -316,23 +282,6 @@ def check_id(syscall_id: str) -> str:
     )
 
 
-def answer_of(body: Body) -> type[Result] | None:
-    """Return the kind of result that answers a body; None: one of several."""
-    match body:
-        case LlmChat():
-            return ChatResult
-        case LlmEmbed():
-            return EmbedResult
-        case LlmCount():
-            return CountResult
-        case ToolEcho():
-            return EchoResult
-        case ContextGet() | ContextSet() | ContextClear() | ContextExpand() | ContextSummarise():
-            return ContextResult
-        case _:
-            return None
-
-
 def _turns(messages: Messages) -> object:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
@@ -361,11 +310,3 @@ def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> obje
     if stream is not None and raw.get("type") == "llm.chat":
         raw["stream"] = stream
     return raw
-
-
-def _default_deadline_s() -> float:
-    fields: Iterable[msgspec.structs.FieldInfo] = msgspec.structs.fields(Syscall)
-    return next(float(field.default) for field in fields if field.name == "deadline_s")
-
-
-DEFAULT_DEADLINE_S = _default_deadline_s()

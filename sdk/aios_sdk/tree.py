@@ -1,4 +1,4 @@
-"""The tree of syscalls: one line per verb, for both agents.
+"""The tree of syscalls: one line per verb, for both agents; and the four verbs that each has.
 
 A line gives `AsyncVerbs` on the tree of an asynchronous agent, and `Verbs` on that of a synchronous
 one; which of the two a tree is stands in its type, so that type checkers know it as well.
@@ -6,11 +6,15 @@ one; which of the two a tree is stands in its type, so that type checkers know i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Generic, ParamSpec, Self, TypeVar, overload
+import asyncio
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from aios_broker.contract import access, files, memory, storage
 from aios_broker.contract.access import Acknowledged
+from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
 from aios_broker.contract.reply import (
     ChatResult,
     ContextResult,
@@ -19,31 +23,130 @@ from aios_broker.contract.reply import (
     EmbedResult,
     Result,
 )
-from aios_broker.contract.syscall import Body
-from aios_sdk.loop_thread import Home
+from aios_broker.contract.syscall import Body, Syscall
+from aios_sdk.call import Batch, Call, Stream, SyncCall, SyncStream
+from aios_sdk.loop_thread import LoopThread
 from aios_sdk.requests import (
+    Item,
+    Options,
     RawBody,
     append_body,
+    build_syscall,
+    call_body,
     chat_body,
-    context_clear_body,
     context_expand_body,
-    context_get_body,
     context_set_body,
-    context_summarise_body,
     count_body,
     create_body,
     echo_body,
     embed_body,
     evolving_note_body,
+    item_body,
     link_body,
     note_body,
     share_body,
     write_body,
 )
-from aios_sdk.verbs import AsyncVerbs, Submitter, Verbs
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer", bound=Result)
+
+
+class Submitter(Protocol):
+    """The agent in whose name the verbs submit."""
+
+    @property
+    def options(self) -> Options:
+        """What holds for every call."""
+        ...
+
+    def _start(self, syscall: Syscall) -> Call[Any]:
+        """Submit."""
+        ...
+
+
+class AsyncVerbs(Generic[Arguments, Answer]):
+    """One syscall of the tree. All verbs submit when they are called, not when awaited."""
+
+    def __init__(self, agent: Submitter, build: Callable[Arguments, RawBody | Body]) -> None:
+        self._agent = agent
+        self._build = build
+        functools.update_wrapper(self, build)
+
+    def __repr__(self) -> str:
+        config = getattr(self._build, "__struct_config__", None)
+        named = self._build.__name__.removesuffix("_body") if config is None else config.tag
+        return f"<{named} of {self._agent!r}>"
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
+        """Submit; `await` what is returned for the result."""
+        body = call_body(self._build, *args, **kwargs)
+        return self._agent._start(build_syscall(self._agent.options, body))
+
+    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
+        """Submit, and return the handle."""
+        return self(*args, **kwargs)
+
+    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
+        """Submit, and return the text piece by piece; `.result` is there at the end."""
+        body = call_body(self._build, *args, **kwargs)
+        return Stream(self._agent._start(build_syscall(self._agent.options, body, stream=True)))
+
+    def map(
+        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
+    ) -> asyncio.Task[list[Answer]]:
+        """Submit one call per item, in batches; await the results, in the items' order.
+
+        The first error ends the map and cancels its other calls; with `return_errors` errors
+        stand among the results instead. At most `concurrency` are under way; None: all at once.
+        """
+        options = self._agent.options
+        bodies = [item_body(self._build, item) for item in items]
+        syscalls = [build_syscall(options, body, index=at) for at, body in enumerate(bodies)]
+        if concurrency is not None and concurrency < 1:
+            raise InvalidSyscall(
+                f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
+            )
+        fan = Batch(self._agent._start, syscalls, at_once=concurrency, return_errors=return_errors)
+        return asyncio.ensure_future(fan.results())
+
+
+class Verbs(Generic[Arguments, Answer]):
+    """One syscall of the tree."""
+
+    def __repr__(self) -> str:
+        return repr(self._verbs)
+
+    def __init__(self, verbs: AsyncVerbs[Arguments, Answer], thread: LoopThread) -> None:
+        self._verbs = verbs
+        self._thread = thread
+        functools.update_wrapper(self, verbs)
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        """Submit, and return the result."""
+        return self._thread.wait(lambda: self._verbs(*args, **kwargs))
+
+    def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SyncCall[Answer]:
+        """Submit, and return the handle."""
+        call = self._thread.call(lambda: self._verbs.start(*args, **kwargs))
+        return SyncCall(call, self._thread)
+
+    def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> SyncStream[Answer]:
+        """Submit, and return the text piece by piece; `.result` is there at the end."""
+        stream = self._thread.call(lambda: self._verbs.stream(*args, **kwargs))
+        return SyncStream(stream, self._thread)
+
+    def map(
+        self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
+    ) -> list[Answer]:
+        """Submit one call per item, in one batch; return the results, in the items' order.
+
+        The first error ends the map and cancels its other calls; with `return_errors` errors
+        stand among the results instead. At most `concurrency` are under way; None: all at once.
+        """
+        return self._thread.wait(
+            lambda: self._verbs.map(items, concurrency=concurrency, return_errors=return_errors)
+        )
 
 
 class Asynchronous:
@@ -60,17 +163,16 @@ Side = TypeVar("Side", Asynchronous, Synchronous)
 class Tree(Generic[Side]):
     """The syscalls of one module, as attributes of an agent."""
 
-    def __init__(self, agent: Submitter, home: Home | None) -> None:
+    def __init__(self, agent: Submitter, thread: LoopThread | None) -> None:
         self._agent = agent
-        self._home = home  # where a synchronous agent's calls run; None: it is asynchronous
+        self._thread = thread  # where a synchronous agent's calls run; None: it is asynchronous
 
 
 class Kind(Generic[Arguments, Answer]):
     """One kind of syscall: what builds its body, and what answers it."""
 
     def __init__(self, build: Callable[Arguments, RawBody | Body], answer: type[Answer]) -> None:
-        self._build = build
-        self._answer = answer
+        self._build = build  # `answer` is for type checkers alone
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -87,8 +189,8 @@ class Kind(Generic[Arguments, Answer]):
         """Return the verbs of this kind, made when they are first asked for."""
         if tree is None:
             return self
-        verbs = AsyncVerbs(tree._agent, self._build, self._answer)
-        made = verbs if tree._home is None else Verbs(verbs, tree._home)
+        verbs: AsyncVerbs[Arguments, Answer] = AsyncVerbs(tree._agent, self._build)
+        made = verbs if tree._thread is None else Verbs(verbs, tree._thread)
         tree.__dict__[self._name] = made
         return made
 
@@ -104,11 +206,11 @@ class Llm(Tree[Side]):
 class Context(Tree[Side]):
     """Conversations that the kernel keeps."""
 
-    get = Kind(context_get_body, ContextResult)
+    get = Kind(ContextGet, ContextResult)
     set = Kind(context_set_body, ContextResult)
-    clear = Kind(context_clear_body, ContextResult)
+    clear = Kind(ContextClear, ContextResult)
     expand = Kind(context_expand_body, ContextResult)
-    summarise = Kind(context_summarise_body, ContextResult)
+    summarise = Kind(ContextSummarise, ContextResult)
 
 
 class Tool(Tree[Side]):
@@ -189,3 +291,15 @@ class Access(Tree[Side]):
     set_rule = Kind(access.AccessSetRule, Acknowledged)
     rules = Kind(access.AccessRules, access.Rules)
     audit = Kind(access.AccessAudit, access.Audit)
+
+
+class Trees(Generic[Side]):
+    """The syscalls of all modules."""
+
+    def __init__(self, agent: Submitter, thread: LoopThread | None) -> None:
+        self.llm: Llm[Side] = Llm(agent, thread)
+        self.context: Context[Side] = Context(agent, thread)
+        self.tool: Tool[Side] = Tool(agent, thread)
+        self.memory: Memory[Side] = Memory(agent, thread)
+        self.storage: Storage[Side] = Storage(agent, thread)
+        self.access: Access[Side] = Access(agent, thread)

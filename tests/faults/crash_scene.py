@@ -135,7 +135,7 @@ class Work:
             assert result.output_ids == await expected_ids(syscall_id, result)
             assert len(result.output_ids) == CHAT_TOKENS, body
         if self.expands:
-            [reader] = await self.caller.submit(ContextGet("diary"))
+            [reader] = await self.caller.submit(ContextGet(context="diary"))
             context = (await self.caller.hear(reader)).unwrap()
             assert isinstance(context, ContextResult)
             contents = [message.content for message in context.messages]
@@ -166,9 +166,9 @@ async def submitted(caller: Listener, module: str) -> Work:
         return Work(caller, {}, dict(zip(ids, texts, strict=True)), [])
     bodies = [chat(f"chat {n}", max_tokens=CHAT_TOKENS, stream=True, seed=SEED) for n in range(4)]
     expands = await caller.submit(
-        *(ContextExpand((Message("user", f"entry {n}"),), "diary") for n in range(2))
+        *(ContextExpand((Message("user", f"entry {n}"),), context="diary") for n in range(2))
     )
-    reads = await caller.submit(ContextGet("diary"))
+    reads = await caller.submit(ContextGet(context="diary"))
     ids = await caller.submit(*bodies)
     return Work(caller, dict(zip(ids, bodies, strict=True)), {}, expands, reads)
 
@@ -198,8 +198,9 @@ async def scheduler_dies(url: str, database_url: str, point: Point, policy: str)
             work = await submitted(caller, "llm")
             overdue, lost = await left_behind(caller)
             work.echoes[lost] = "lost"
-            settings = {"AIOS_DATABASE_URL": database_url, "AIOS_POLICY": policy}
-            with launched("scheduler", url, point, **settings) as child:
+            with launched(
+                "scheduler", url, point, AIOS_DATABASE_URL=database_url, AIOS_POLICY=policy
+            ) as child:
                 await died(child)
             async with (
                 running_scheduler(url, database_url, policy),

@@ -9,13 +9,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from aios_broker.client.pending import Pending
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import Reply
@@ -24,9 +22,9 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
 from aios_cli.demo.history import Slice, read_slices
-from aios_cli.demo.load import Ask, DemoAgent, demo_agents
-from aios_cli.demo.run import FIFO, ROUND_ROBIN, Answer, Demo, PolicyRun
-from aios_cli.operator import Operator
+from aios_cli.demo.load import demo_agents
+from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, Progress
+from aios_cli.session import Operator
 from aios_local.supervisor import EmbeddedKernel
 from tests.waiting import wait_until
 
@@ -43,27 +41,19 @@ SIMULATED = {
 VICTIMS = ("llm-1", "scheduler", "redis")
 
 
-@dataclass
-class Watcher:
+class Watcher(Progress):
     """Sees the load run; says when it is in full swing."""
 
-    swing: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def began(self, policy: str, agents: Sequence[DemoAgent]) -> None: ...
-
-    def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self.swing = asyncio.Event()
 
     def looked(self, jobs: Sequence[JobView]) -> None:
+        super().looked(jobs)
         if sum(job.state == "running" for job in jobs) == 2 and any(
             job.state == "suspended" for job in jobs
         ):
             self.swing.set()
-
-    def answered(self, answer: Answer) -> None: ...
-
-    def ended(self, run: PolicyRun) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def started_kernel(folder: Path, core: Literal["llama", "simulated"]) -> EmbeddedKernel:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
-from aios_broker.contract.needs import MAX_NEEDS, Need, read_needs
+from aios_broker.contract.needs import MAX_NEEDS, Need, known_needs
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.admission import (
     MAX_BAR_S,
@@ -41,7 +41,7 @@ async def submit(
 ) -> str:
     """Submit one job that needs this; return its id."""
     metadata = JobMetadata(agent, "llm.chat", program, tenant)
-    job = Submission(new_id(), DATA, metadata, "me", read_needs(needs))
+    job = Submission(new_id(), DATA, metadata, "me", known_needs(" ".join(needs)))
     await user.queue.submit([job])
     return job.job_id
 
@@ -379,7 +379,8 @@ async def compare(redis_url: str, line: list[list[str]], want: int, limit: int) 
         await serve(user, *CORES)
         await Admission(user.functions).set_limit("llm", Resource.tool("t"), limit)
         jobs = [
-            Submission(new_id(), DATA, JobMetadata("ada", "x"), "", read_needs(n)) for n in line
+            Submission(new_id(), DATA, JobMetadata("ada", "x"), "", known_needs(" ".join(n)))
+            for n in line
         ]
         if jobs:
             await user.queue.submit(jobs)

@@ -25,7 +25,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import WorkerCard
 from aios_broker.redis.connection import Connection
-from aios_cli.operator import Operator
+from aios_cli.session import Operator
 from aios_sdk import AsyncAgent
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 from tests.queue_user import QueueUser, queue_user

@@ -84,7 +84,7 @@ async def test_a_context_is_set_grows_and_is_cleared(served: Caller) -> None:
 async def test_contexts_of_other_names_and_owners_are_others(served: Caller) -> None:
     await context(served, ContextSet(HELLO))
 
-    assert (await context(served, ContextGet("other"))).messages == ()
+    assert (await context(served, ContextGet(context="other"))).messages == ()
     assert ContextOwner("a/b", "c", "d").key != ContextOwner("a", "b/c", "d").key
 
 

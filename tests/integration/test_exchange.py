@@ -7,8 +7,8 @@ import pytest
 from aios_broker.queues.order import Exchange
 from aios_broker.scheduler import sweep as sweeps
 from aios_broker.scheduler.policy import policy_named
-from aios_broker.scheduler.ranker import Ranker
-from aios_broker.scheduler.sweep import LeadershipLost, Sweep
+from aios_broker.scheduler.ranking import LeadershipLost, Ranker
+from aios_broker.scheduler.sweep import Sweep
 from tests.queue_user import QueueUser
 
 NOW_MS = 1

@@ -78,7 +78,7 @@ async def by_hand(database: Database, changes: Sequence[Transition]) -> list[His
 
 
 def places(happenings: Sequence[HistoryEvent]) -> list[tuple[int, int, int]]:
-    return [each.place for each in happenings]
+    return [each.sort_key for each in happenings]
 
 
 @pytest.mark.usefixtures("small_pages")

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from aios_broker.ledger import writer
-from aios_broker.ledger.books import SyscallRow
+from aios_broker.ledger.fold import SyscallRow
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from tests.queue_user import QueueUser

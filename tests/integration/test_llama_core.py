@@ -225,10 +225,3 @@ async def test_unusable_weights_are_a_setting_to_correct(tmp_path: Path) -> None
         assert caught.value.field == "weights"
         assert caught.value.remedy
         await core.close()
-
-
-async def test_settings_out_of_range_are_refused() -> None:
-    settings: tuple[dict[str, int], ...] = ({"slots": 0}, {"context_tokens": 8_193}, {"threads": 0})
-    for setting in settings:
-        with pytest.raises(InvalidConfig, match="not between"):
-            replace(LlamaCppConfig(), **setting)  # type: ignore[arg-type]

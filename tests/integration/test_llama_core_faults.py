@@ -14,7 +14,7 @@ from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
-from aios_workers.llm.cores.limits import MAX_RESTARTS
+from aios_workers.llm.cores.base_core import MAX_RESTARTS
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from tests.exactness import generate
 from tests.waiting import wait_until, wait_until_async

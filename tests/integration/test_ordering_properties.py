@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from aios_broker.scheduler import ordering, rescoring, sweep
+from aios_broker.scheduler import ordering, ranking, sweep
 from tests.examples import AT_MUTANTS, PHASES, SAME_EACH_TIME
 from tests.ordering_machine import OrderingMachine
 
@@ -26,9 +26,9 @@ def long(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "WHOLE_EVERY_S", 0.0)
     monkeypatch.setattr(ordering, "WHOLE_SHARE", 1e9)
     monkeypatch.setattr(sweep, "PIECE", 4)
-    monkeypatch.setattr(sweep, "METADATA", 3)
-    monkeypatch.setattr(rescoring, "RESCORED", 2)
-    monkeypatch.setattr(rescoring, "HEAD", 2)
+    monkeypatch.setattr(sweep, "METADATA_AT_ONCE", 3)
+    monkeypatch.setattr(ranking, "RESCORED", 2)
+    monkeypatch.setattr(ranking, "HEAD", 2)
 
 
 @pytest.mark.timeout(240)  # some 20 s of work each, on a machine that has more to do

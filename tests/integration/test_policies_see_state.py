@@ -17,11 +17,10 @@ from aios_broker.queues.records import (
     WorkerCard,
 )
 from aios_broker.queues.watch import Watch
-from aios_broker.scheduler import ordering, rescoring
+from aios_broker.scheduler import ordering, ranking
 from aios_broker.scheduler.ordering import ModuleOrder
-from aios_broker.scheduler.policy import Preempt, policy_named
-from aios_broker.scheduler.sweep import LeadershipLost
-from aios_broker.scheduler.view import Core, Needs, Ranks, View
+from aios_broker.scheduler.policy import Core, Needs, Preempt, Ranks, View, policy_named
+from aios_broker.scheduler.ranking import LeadershipLost
 from tests.policies import SKETCHES, named
 from tests.policy_scene import NOTHING_MORE, NOW_MS, Heard, Scene
 from tests.queue_user import QueueUser, queue_user
@@ -137,8 +136,8 @@ async def test_only_what_has_moved_is_ranked_anew(plas: Scene) -> None:
 async def test_a_tick_ranks_no_more_than_its_share_and_the_head_at_once(
     plas: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescoring, "RESCORED", 10)
-    monkeypatch.setattr(rescoring, "HEAD", 5)
+    monkeypatch.setattr(ranking, "RESCORED", 10)
+    monkeypatch.setattr(ranking, "HEAD", 5)
     first, *rest = await plas.submit(ADA, 101)
     await plas.settle()
     assert await plas.serve() == first
@@ -157,8 +156,8 @@ async def test_a_tick_ranks_no_more_than_its_share_and_the_head_at_once(
 async def test_one_that_moves_while_its_jobs_are_ranked_is_ranked_again(
     plas: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rescoring, "RESCORED", 10)
-    monkeypatch.setattr(rescoring, "HEAD", 1)
+    monkeypatch.setattr(ranking, "RESCORED", 10)
+    monkeypatch.setattr(ranking, "HEAD", 1)
     rest = await plas.submit(ADA, 52)
     await plas.settle()
     for _ in range(2):
@@ -280,7 +279,7 @@ async def test_a_policy_that_needs_nothing_more_costs_nothing_more(redis_url: st
         await scene.submit(ADA, 1)
         order = Order(Functions(redis), "llm")
         queue = ModuleOrder(order, user.control, policy_named("priority"))
-        queue._settled = "priority"  # as if it had led all the time
+        queue._swept_policy = "priority"  # as if it had led all the time
         queue._whole_due_s = float("inf")
         redis.sent.clear()
         assert await queue.tick(scene.epoch, NOW_MS)

@@ -9,7 +9,7 @@ from aios_broker.queues.records import SliceUse
 from aios_broker.scheduler import ordering
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
-from aios_broker.scheduler.sweep import LeadershipLost
+from aios_broker.scheduler.ranking import LeadershipLost
 from tests.queue_user import QueueUser
 
 

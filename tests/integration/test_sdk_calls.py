@@ -30,7 +30,7 @@ from aios_sdk import (
     UnknownSyscall,
     WaitTimeout,
 )
-from aios_sdk.verbs import PORTION
+from aios_sdk.call import PORTION
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until_async
 
@@ -342,4 +342,4 @@ async def test_any_body_of_the_contract_is_submitted(redis_url: str, me: AsyncAg
     async with TinyWorker(redis_url, "tool"), TinyWorker(redis_url, "llm"):
         assert await me.submit(ToolEcho("a")) == EchoResult("a")
         result = await me.submit(LlmChat((Message("user", "b"),), core=MODEL))
-        assert result.text == "b"
+        assert result == ChatResult("b", "stop", MODEL)

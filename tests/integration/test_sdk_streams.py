@@ -166,7 +166,7 @@ async def test_what_they_are_is_said_and_no_secret(redis_url: str) -> None:
         assert repr(me.memory.alloc).startswith("<memory.alloc of ")
         async with me.llm.chat.stream("a story") as stream:
             await stream.call.accepted()
-            assert repr(stream) == f"<Stream of <Call {stream.id} (llm.chat): accepted>>"
+            assert repr(stream) == f"<Stream {stream.id} (llm.chat): accepted>"
         everything = repr((me, me.options, me.llm.chat, stream, me.call(stream.id)))
         assert "s3cret" not in everything
     assert "not open" in repr(me)

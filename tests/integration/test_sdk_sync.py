@@ -35,7 +35,8 @@ STORY = "once upon a time there was a queue"
 @pytest.fixture
 def workers(redis_url: str) -> Iterator[None]:
     """An llm and a tool worker on a thread of their own."""
-    thread = LoopThread("workers")
+    thread = LoopThread()
+    thread.start("workers")
     running = [TinyWorker(redis_url, "llm"), TinyWorker(redis_url, "tool")]
     for worker in running:
         thread.run(worker.__aenter__())
@@ -66,7 +67,7 @@ def test_all_verbs_without_await(me: Agent) -> None:
     assert len(chunks) == 2
     assert isinstance(reply, Reply)
     assert me.submit(ToolEcho("a")).result() == EchoResult("a")
-    assert me.submit(LlmChat((Message("user", "b"),))).result().text == "b"
+    assert me.submit(LlmChat((Message("user", "b"),))).result() == ChatResult("b", "stop", MODEL)
     assert me.call(call.id).result() == EchoResult("started")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 USER = """
-from aios_sdk import Agent, AsyncAgent
+from aios_sdk import Agent, AsyncAgent, Image, LlmChat, LlmEmbed, Message, ObjectRef, Tool, ToolCall
 
 async def asynchronous() -> None:
     async with AsyncAgent("writer") as me:
@@ -21,6 +21,28 @@ async def asynchronous() -> None:
         async with me.llm.chat.stream("hello") as stream:
             async for piece in stream:
                 piece.upper()
+
+def lists() -> None:
+    image, call, tool = Image("image/png", ""), ToolCall("1", "f", ""), Tool("f")
+    turn = Message("user", "hello", images=[image], tool_calls=[call])
+    with Agent("writer") as me:
+        me.llm.chat([turn], tools=[tool], stop=["."])
+        me.llm.chat([{"role": "user", "content": "hello"}], tools=[{"name": "f"}])
+        me.llm.embed(["a", "b"])
+        me.llm.count(["a", "b"])
+        me.llm.chat.map(["a", "b"])
+        me.context.set([turn])
+        me.context.expand([turn])
+        note = me.memory.add("a note", keywords=["a"], tags=["b"], links=[])
+        me.memory.evolve("a note", tags=["b"])
+        me.memory.update(note.id, keywords=["a"], tags=["b"], links=[])
+        me.memory.list(tags=["b"])
+        me.memory.search("a note", tags=["b"])
+        me.memory.share(agent="ann", verbs=["read"])
+        me.storage.share("notes", agent="ann", verbs=["read"])
+        me.access.grant(ObjectRef("block"), ["read"], agent="ann")
+        me.submit(LlmChat([turn], stop=["."], tools=[tool]))
+        me.submit(LlmEmbed(["a"]))
 
 with Agent("writer") as us:
     text: str = us.llm.chat("hello").text

@@ -24,8 +24,44 @@ PARALLEL = ("-n", "2", "--dist", "loadfile")  # tests of one file share what is 
 SGLANG_STAMP = Path(".aios/sglang/aios-sglang-cpu")  # made by `aios setup --sglang-cpu`
 STEP_NAMES = ("lint", "format", "types", "imports", "pythons", "mutants", "pytest")
 QUICK_STEPS = ("lint", "format", "types", "imports", "pytest")
-# What the quick lane runs: all that needs no server or little of one, a second or two each.
-QUICK_TESTS = ("tests/unit",)
+# What the quick lane runs: the unit tests, and of the others the files that take less than four
+# seconds each (measured 2026-11-28, two busy cores), some for each part of the kernel.
+QUICK_TESTS = (
+    "tests/unit",
+    "tests/integration/test_access.py",
+    "tests/integration/test_admission.py",
+    "tests/integration/test_bootstrap.py",
+    "tests/integration/test_chat_answers.py",
+    "tests/integration/test_chat_beams.py",
+    "tests/integration/test_chat_tools.py",
+    "tests/integration/test_cli_policy_migrate.py",
+    "tests/integration/test_cli_quota.py",
+    "tests/integration/test_client_faults.py",
+    "tests/integration/test_contexts.py",
+    "tests/integration/test_decided_leases.py",
+    "tests/integration/test_ended.py",
+    "tests/integration/test_exchange.py",
+    "tests/integration/test_history.py",
+    "tests/integration/test_hot_path.py",
+    "tests/integration/test_last_try.py",
+    "tests/integration/test_ledger_retention.py",
+    "tests/integration/test_ledger_usage.py",
+    "tests/integration/test_metrics.py",
+    "tests/integration/test_parking.py",
+    "tests/integration/test_policies_see_state.py",
+    "tests/integration/test_queue_keys.py",
+    "tests/integration/test_queue_many.py",
+    "tests/integration/test_quotas.py",
+    "tests/integration/test_reader.py",
+    "tests/integration/test_scheduler_ordering.py",
+    "tests/integration/test_sdk_map.py",
+    "tests/integration/test_sdk_streams.py",
+    "tests/integration/test_sdk_sync.py",
+    "tests/integration/test_storage_operate.py",
+    "tests/integration/test_worker.py",
+    "tests/integration/test_worker_ahead.py",
+    "tests/integration/test_worker_trust.py",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant(
         "the command line takes 0 for nothing",
-        "sdk/aios_cli/chat_options.py",
+        "sdk/aios_cli/fields.py",
         "value is not None and value is not False",
         "bool(value)",
         "tests/unit/test_cli_submit.py",
@@ -320,7 +320,7 @@ MUTANTS = (
     ),
     Mutant(
         "a map that begins forgets who ended",
-        "sdk/aios_sdk/verbs.py",
+        "sdk/aios_sdk/call.py",
         "self._begin(1)  # one has ended",
         "pass",
         "tests/integration/test_sdk_calls.py",
@@ -347,6 +347,34 @@ MUTANTS = (
         SDK_FAULTS_TEST,
     ),
     Mutant(
+        "it is submitted again after its time",
+        "broker/aios_broker/client/session.py",
+        "and at_s - pending.submitted_at_s < pending.syscall.deadline_s",
+        "",
+        SDK_FAULTS_TEST,
+    ),
+    Mutant(
+        "what is attached to is not compared",
+        "broker/aios_broker/client/session.py",
+        "self._joining.add(pending)\n",
+        "return first\n",
+        CLIENT_FAULTS_TEST,
+    ),
+    Mutant(
+        "who is attached to hears no more once it is submitted",
+        "broker/aios_broker/client/session.py",
+        "pending.lead(first)",
+        "pass",
+        CLIENT_FAULTS_TEST,
+    ),
+    Mutant(
+        "one stream that is left ends the other",
+        "sdk/aios_sdk/call.py",
+        "call._pending.waiters += 1  # until it is left",
+        "",
+        "tests/integration/test_sdk_streams.py",
+    ),
+    Mutant(
         "a refusal ends the whole batch",
         "broker/aios_broker/client/outbox.py",
         "if not isinstance(outcome, KernelError):",
@@ -363,14 +391,14 @@ MUTANTS = (
     Mutant(
         "what cannot be read is dropped",
         "broker/aios_broker/client/session.py",
-        "self._unread.update(self._whose(data))",
+        "unread.update((pending.id, pending) for pending in self._whose(data))",
         "pass",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
         "the reader dies of bytes",
         "broker/aios_broker/client/session.py",
-        "except (msgspec.DecodeError, UnicodeError, RecursionError) as error:\n            logger",
+        "except UNREADABLE as error:\n            logger",
         "except KeyError as error:\n            logger",
         CLIENT_FAULTS_TEST,
     ),
@@ -597,14 +625,14 @@ MUTANTS = (
     ),
     Mutant(
         "equal scores lose their order",
-        "broker/aios_broker/scheduler/arrangement.py",
+        "broker/aios_broker/scheduler/sweep.py",
         "(scores.get(job_id, LAST), place, job_id)",
         "(scores.get(job_id, LAST), -place, job_id)",
         ARRANGEMENT_TEST,
     ),
     Mutant(
         "a place is passed over",
-        "broker/aios_broker/scheduler/arrangement.py",
+        "broker/aios_broker/scheduler/sweep.py",
         "            self._next += 1\n",
         "            self._next += 2\n",
         ARRANGEMENT_TEST,
@@ -1016,7 +1044,7 @@ MUTANTS = (
     ),
     Mutant(
         "ledger: who is not known is not looked for",
-        "broker/aios_broker/ledger/books.py",
+        "broker/aios_broker/ledger/fold.py",
         "names.add(NOBODY)",
         "pass",
         ARCHIVE_TEST,

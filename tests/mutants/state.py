@@ -17,7 +17,7 @@ SEARCH_TEST = "tests/integration/test_search.py"
 MATRIX_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_lets_in_only_who_was_let_in"
 SHARE_TEST = "tests/integration/test_access_matrix.py::test_sql_alone_passes_on_only_what_one_has"
 GRANTS_TEST = "tests/integration/test_access_properties.py"
-SCHEMA = "migrations/versions/20261128_0001_schema.py"
+POLICIES = "migrations/schema/policies.sql"
 FUNCTIONS = "migrations/schema/functions.sql"
 LEASE_TEST = "tests/integration/test_decided_leases.py"
 COST_TEST = "tests/integration/test_one_transaction.py"
@@ -394,10 +394,10 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a right ends in the middle of its use",
-        SCHEMA,
-        "TAKEN = f\"{OWN} OR granted_by = {ME} OR {held('administer')}\"",
-        'TAKEN = f"{OWN} OR granted_by = {ME}'
-        " OR aios_holds(object_kind, object_id, 'administer')\"",
+        POLICIES,
+        "OR granted_by = (SELECT aios_agent_id())\n        OR CASE object_kind",
+        "OR granted_by = (SELECT aios_agent_id())\n"
+        "        OR aios_holds(object_kind, object_id, 'administer') OR CASE 'none'",
         ACCESS_TEST,
     ),
     Mutant(
@@ -432,21 +432,21 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "whose note it is does not count",
-        SCHEMA,
-        "return f\"{OWN} OR {blocks} OR {among(column, 'aios_notes', verb, 'text')}\"",
-        'return "true"',
+        POLICIES,
+        "CREATE POLICY agent_select ON note FOR SELECT TO aios_agent\n    USING (",
+        "CREATE POLICY agent_select ON note FOR SELECT TO aios_agent\n    USING (true OR",
         MATRIX_TEST,
     ),
     Mutant(
         "whose file it is does not count",
-        SCHEMA,
-        "{OWN} OR {among('directory_id'",
-        "true OR {among('directory_id'",
+        POLICIES,
+        "CREATE POLICY agent_select ON file FOR SELECT TO aios_agent\n    USING (",
+        "CREATE POLICY agent_select ON file FOR SELECT TO aios_agent\n    USING (true OR",
         MATRIX_TEST,
     ),
     Mutant(
         "rows are not guarded",
-        SCHEMA,
+        POLICIES,
         "ENABLE ROW LEVEL SECURITY",
         "DISABLE ROW LEVEL SECURITY",
         MATRIX_TEST,

@@ -33,14 +33,14 @@ WORKER_MUTANTS = (
     Mutant(
         "SGLang: cumulative ids come twice",
         "workers/aios_workers/llm/cores/sglang/steps.py",
-        "begin = 0 if self._kind.incremental else self._taken",
+        "begin = 0 if self.incremental else self.taken",
         "begin = 0",
         SGLANG_TESTS + "steps.py",
     ),
     Mutant(
         "SGLang: an end that comes with an abort is lost",
         "workers/aios_workers/llm/cores/sglang/steps.py",
-        "return self._kind.is_end(ids[-1])",
+        "return self.is_end(ids[-1])",
         "return False",
         SGLANG_TESTS + "steps.py",
     ),
@@ -75,7 +75,7 @@ WORKER_MUTANTS = (
     Mutant(
         "SGLang: what leaves its form is handed out",
         "workers/aios_workers/llm/cores/sglang/steps.py",
-        "step = self._form.take(step)",
+        "step = self.form.take(step)",
         "pass",
         SGLANG_FORMS_TEST,
     ),
@@ -117,7 +117,7 @@ WORKER_MUTANTS = (
     Mutant(
         "SGLang: health outweighs failures",
         "workers/aios_workers/llm/cores/sglang/connection.py",
-        'if self.state == "half-open":\n            self.succeeded()',
+        'if self.circuit == "half-open":\n            self.succeeded()',
         "self.succeeded()",
         SGLANG_TESTS + "breaker.py",
     ),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.queues.order import Exchange
-from aios_broker.scheduler.arrangement import Arrangement
+from aios_broker.scheduler.sweep import Arrangement
 
 queues = st.lists(st.integers(0, 9), max_size=60)  # scores, many of them alike
 

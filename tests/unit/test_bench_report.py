@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from benchmarks.against import of_scale
 from benchmarks.queues.catalogue import CLIENTS, CONTESTANTS, LOADS, Load
 from benchmarks.queues.command import Wishes, chosen
 from benchmarks.queues.contest import Sample
@@ -24,8 +25,10 @@ from benchmarks.queues.report import (
     spread,
     table_of,
 )
+from benchmarks.scale.command import Report as ScaleReport
 from benchmarks.scale.report import MEBIBYTE, Decisions, Memory, Quantiles, quantiles
 from benchmarks.scale.report import budgets_of as scale_budgets_of
+from benchmarks.scale.run import Figures
 
 
 def sample(
@@ -163,6 +166,16 @@ def test_the_slowest_policy_and_all_processes_count(
     memory = Memory({"redis": mebibytes * MEBIBYTE - 5, "scheduler": 5})
     budgets = scale_budgets_of(memory, {"fifo": fast, "priority": slow})
     assert [budget.met for budget in budgets] == [met, met, met]
+
+
+def test_two_checkouts_are_compared_by_what_the_scale_benchmark_writes() -> None:
+    memory = Memory({"redis": 3 * MEBIBYTE, "scheduler": MEBIBYTE})
+    found = Figures(4, 8, 0.5, 2.0, {}, {}, memory, memory, {"rr": decisions(0.25)}, [])
+    written = msgspec.json.encode(ScaleReport("2026-01-01", "abc", {}, {}, found))
+    figures = of_scale(msgspec.json.decode(written))
+    assert figures["fill s"] == 2.0
+    assert figures["rr: decision p50 ms"] == 0.25
+    assert figures["MiB, all processes, waiting"] == 4.0
 
 
 def decisions(p50: float) -> Decisions:

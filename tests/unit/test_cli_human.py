@@ -2,7 +2,7 @@
 
 import pytest
 
-from aios_cli.human import first_words, narrow_seconds, plural, seconds
+from aios_cli.tables import first_words, narrow_seconds, plural, seconds
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from aios_broker.contract.llm import (
     Tool,
 )
 from aios_broker.contract.syscall import ToolEcho
-from aios_cli.chat_options import TAKEN_OTHERWISE, take_chat_fields, with_chat_options
-from aios_cli.submit import Options, syscall_of
+from aios_cli.submit import CHAT_OPTIONS, TAKEN_OTHERWISE, Options, syscall_of, take_chat_fields
 from tests.chat_fields import NUMBERS
 
 REST = {
@@ -42,8 +41,7 @@ def body(*arguments: str, **rest: object) -> LlmBody | ToolEcho:
     """Return the body that a command line makes."""
     made: list[LlmBody | ToolEcho] = []
 
-    @click.command()
-    @with_chat_options
+    @click.command(params=list(CHAT_OPTIONS))
     def command(**given: object) -> None:
         chat = take_chat_fields(given)
         options = msgspec.convert({**REST, **rest, "chat": chat}, Options)
@@ -92,8 +90,7 @@ def test_every_option_arrives_in_the_body() -> None:
 
 
 def test_every_field_of_a_chat_has_an_option() -> None:
-    command = click.command()(with_chat_options(lambda **_: None))
-    options = {option.name for option in command.params}
+    options = {option.name for option in CHAT_OPTIONS}
 
     fields = set(LlmChat.__struct_fields__) - TAKEN_OTHERWISE
     assert options == fields | {"schema", "regex", "grammar"}
@@ -102,7 +99,7 @@ def test_every_field_of_a_chat_has_an_option() -> None:
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_arrives_and_its_range_is_shown(name: str) -> None:
     flag, most = f"--{name.replace('_', '-')}", NUMBERS[name].le
-    page = CliRunner().invoke(click.command()(with_chat_options(lambda **_: None)), ["--help"])
+    page = CliRunner().invoke(click.Command("chat", params=list(CHAT_OPTIONS)), ["--help"])
 
     assert getattr(chat(flag, f"{most}"), name) == most
     shown = " ".join(page.output.split())

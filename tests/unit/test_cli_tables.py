@@ -7,8 +7,8 @@ from rich.console import Console
 
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobMetadata, JobView
-from aios_cli.ps import COLUMNS, rows_of, summary
-from aios_cli.tables import Column, plain_lines, rich_table, show_table
+from aios_cli.ps import JOBS, summary
+from aios_cli.tables import Column, plain_lines, rich_table
 
 
 def job(state: State = "queued", **fields: object) -> JobView:
@@ -45,7 +45,7 @@ def test_plain_lines_are_aligned_and_nothing_is_cut() -> None:
 
 
 def test_a_pipe_gets_no_drawing_and_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
-    show_table(COLUMNS, rows_of([job("running", worker="llm-1")]))
+    JOBS.show([job("running", worker="llm-1")])
 
     printed = capsys.readouterr().out
     assert printed.isascii()
@@ -60,7 +60,7 @@ def test_ps_fits_80_columns_whatever_the_names() -> None:
         job("running", metadata=metadata, worker="host.example.org.12345.llm", slices=3),
     ]
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    terminal.print(rich_table(COLUMNS, rows_of(jobs), width=80))
+    terminal.print(rich_table(JOBS.columns, JOBS.rows(jobs), width=80))
 
     drawn = terminal.file.getvalue()  # type: ignore[attr-defined]
     lines = drawn.splitlines()
@@ -71,7 +71,7 @@ def test_ps_fits_80_columns_whatever_the_names() -> None:
 
 
 def test_a_slice_counts_from_one_while_it_runs() -> None:
-    slices = [row[5] for row in rows_of([job("running", slices=2), job("suspended", slices=2)])]
+    slices = [row[5] for row in JOBS.rows([job("running", slices=2), job("suspended", slices=2)])]
     assert slices == ["3", "2"]
 
 

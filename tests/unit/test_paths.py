@@ -14,7 +14,6 @@ from aios_broker.contract.paths import (
     ROOT,
     below,
     is_within,
-    name_of,
     normal_path,
     parent_of,
     prefixes_of,
@@ -77,7 +76,6 @@ def test_what_is_taken_stays_below_the_root(text: str) -> None:
 
 def test_the_ways_around_a_path() -> None:
     assert (parent_of("/a/b"), parent_of("/a"), parent_of(ROOT)) == ("/a", ROOT, ROOT)
-    assert (name_of("/a/b"), name_of(ROOT)) == ("b", "")
     assert prefixes_of("/a/b") == [ROOT, "/a", "/a/b"]
     assert prefixes_of(ROOT) == [ROOT]
     assert (below("/a"), below(ROOT)) == ("/a/", ROOT)

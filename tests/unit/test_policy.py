@@ -8,9 +8,9 @@ from aios_broker.queues.records import JobMetadata, PolicyRow
 from aios_broker.scheduler.policy import (
     AGEING_MS_PER_NICE,
     POLICY_NAMES,
+    Needs,
     policy_named,
 )
-from aios_broker.scheduler.view import Needs
 from tests.policies import order_of
 
 

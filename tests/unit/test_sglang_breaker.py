@@ -57,14 +57,14 @@ def test_a_success_forgets_the_failures_before_it(clock: Clock) -> None:
 def test_after_its_time_a_probe_decides(opened: CircuitBreaker, clock: Clock) -> None:
     clock.now_s += 5.0
     assert opened.admit() == "probe"
-    assert opened.state == "half-open"
+    assert opened.circuit == "half-open"
     opened.failed()  # one is enough
     with pytest.raises(CoreError):
         opened.admit()
     clock.now_s += 5.0
     assert opened.admit() == "probe"
     opened.probed_well()
-    assert (opened.state, opened.admit()) == ("closed", "go")
+    assert (opened.circuit, opened.admit()) == ("closed", "go")
 
 
 def test_health_does_not_outweigh_generations_that_fail(clock: Clock) -> None:

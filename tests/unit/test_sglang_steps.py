@@ -15,7 +15,7 @@ from aios_workers.llm.cores.sglang.client import (
     Refusal,
     decode_line,
 )
-from aios_workers.llm.cores.sglang.steps import NO_LOGPROB, StepMaker, StreamKind
+from aios_workers.llm.cores.sglang.steps import NO_LOGPROB, StepMaker
 
 END = 1
 LENGTH = Finish("length")
@@ -25,7 +25,7 @@ ABORT = Finish("abort", message="Aborted")
 
 def maker(wanted: int = 8, **kind: Any) -> StepMaker:  # noqa: ANN401
     values = {"is_end": lambda token: token == END, **kind}
-    return StepMaker(StreamKind(wanted_tokens=wanted, **values))
+    return StepMaker(wanted_tokens=wanted, **values)
 
 
 def event(ids: list[int], finish: Finish | None = None, **meta: Any) -> Event:  # noqa: ANN401

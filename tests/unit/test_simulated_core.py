@@ -14,7 +14,7 @@ from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from tests.exactness import check_cuts, generate, random_request
-from tests.remote_core import remote_model_core
+from tests.remote_core import remote_simulated_core
 
 CONFIG = SimulatedCoreConfig(seed=7, slots=2, end_probability=0.01)
 PROMPT = [Message("user", "Say something.")]
@@ -27,7 +27,7 @@ def request_on(core: SimulatedCore, max_tokens: int = 64, **sampling: float) -> 
 
 async def exact(cuts: int, python: str = sys.executable) -> None:
     """Cut on one core, resume on it or in another process: about half of the cuts each."""
-    async with remote_model_core(CONFIG, python) as elsewhere:
+    async with remote_simulated_core(CONFIG, python) as elsewhere:
         report = await check_cuts(SimulatedCore(CONFIG), elsewhere, cuts=cuts, seed=1)
     report.assert_exact(cuts=cuts)
     assert elsewhere.pid != os.getpid()
@@ -44,7 +44,7 @@ async def test_a_process_of_another_python_goes_on_with_the_same_ids(other_pytho
 
 async def test_cuts_under_constraints_change_nothing(other_python: str) -> None:
     """Nor do they change log-probabilities, and a bias holds; whatever Python goes on."""
-    async with remote_model_core(CONFIG, other_python) as elsewhere:
+    async with remote_simulated_core(CONFIG, other_python) as elsewhere:
         report = await check_cuts(SimulatedCore(CONFIG), elsewhere, cuts=100, seed=1, forms=True)
     report.assert_exact(cuts=100)
     assert report.constrained == report.cuts

@@ -101,10 +101,10 @@ LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
 later_chats = st.builds(LlmChat, **LATER_FIELDS)
 others = (
     st.builds(ToolEcho, st.text())
-    | st.builds(ContextGet, names, st.none() | names)
+    | st.builds(ContextGet, context=names, core=st.none() | names)
     | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
     | st.builds(LlmCount, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
-    | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), names)
+    | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), context=names)
 )
 syscalls = st.builds(
     Syscall,

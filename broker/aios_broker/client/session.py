@@ -37,6 +37,7 @@ from aios_broker.retry import Backoff, now_s, patiently
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)  # bytes that are no message
 _ID = re.compile(rb"[0-9a-f]{32}")
 CHECK_BATCH = 500  # syscalls asked for in one write
 LONGEST_RECHECK_S = 60.0  # or half as long as the kernel keeps a reply
@@ -71,7 +72,6 @@ class Session:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_serving = False
         self._fork = fork_count()
-        self._unread: set[str] = set()  # those to ask for: a message of theirs could not be read
         self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
@@ -221,15 +221,14 @@ class Session:
     async def _listen(self) -> None:
         while True:
             try:
-                messages = await self._transport.messages()
+                unread: dict[str, Pending] = {}
+                for data in await self._transport.messages():
+                    if not self._hear(data):
+                        unread.update((pending.id, pending) for pending in self._whose(data))
+                await self._check([each for each in unread.values() if each.is_known])
             except Unavailable as error:
                 logger.warning("replies do not come: %s; trying again", error)
                 await self._find_again()
-                continue
-            for data in messages:
-                self._hear(data)
-            if self._unread:
-                self._spawn(self._ask_for_unread())
 
     async def _find_again(self) -> None:
         """Wait until the kernel is back, and ask for all that we wait for."""
@@ -246,34 +245,27 @@ class Session:
             else:
                 return
 
-    def _hear(self, data: bytes) -> None:
+    def _hear(self, data: bytes) -> bool:
+        """Take a message; return whether it could be read."""
         try:
             message = decode_wire(data)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        except UNREADABLE as error:
             logger.warning("a message that cannot be read is asked for by id: %s", error)
-            self._unread.update(self._whose(data))
-            return
+            return False
         pending = self._pending.get(message.id)
         if pending is None:
-            return
+            return True
         if isinstance(message, Chunk):
             pending.hear(message, now_s())
         else:
             del self._pending[message.id]
             pending.end(message)
+        return True
 
-    def _whose(self, data: bytes) -> list[str]:
-        """Return the ids that an unreadable message may be of: those it names, or else all."""
-        named = [found.decode() for found in _ID.findall(data)]
-        return [each for each in named if each in self._pending] or list(self._pending)
-
-    async def _ask_for_unread(self) -> None:
-        ids, self._unread = self._unread, set()
-        found = [self._pending[each] for each in ids if each in self._pending]
-        try:
-            await self._check([pending for pending in found if pending.is_known])
-        except Unavailable as error:
-            logger.info("cannot ask for what was not read: %s", error)  # `_listen` sees to it
+    def _whose(self, data: bytes) -> list[Pending]:
+        """Return what an unreadable message may be of: those it names, or else all."""
+        named = [self._pending.get(found.decode()) for found in _ID.findall(data)]
+        return [each for each in named if each is not None] or list(self._pending.values())
 
     async def _watch(self) -> None:
         """Find what got lost on its way: a reply taken and not read, a wake-up that never came."""
@@ -334,7 +326,7 @@ class Session:
     def _read_stored(self, pending: Pending, data: bytes) -> None:
         try:
             reply = decode_reply(data)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        except UNREADABLE as error:
             self._end(
                 pending,
                 UnsupportedVersion(

@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from aios_broker.contract.names import AgentName, GrantVerbs, GroupName, SyscallId, Ttl, Verb
+from aios_broker.contract.names import (
+    AgentName,
+    GrantVerbs,
+    GroupName,
+    Request,
+    SyscallId,
+    Ttl,
+    Verb,
+)
 
 # What a grant is on: an agent's whole memory (its block), one note of it, or a file or a directory
 # with all that is below it.
@@ -24,7 +32,7 @@ Reason = Annotated[str, Meta(max_length=2_000)]
 GroupRole = Literal["member", "admin"]
 
 
-class ObjectRef(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class ObjectRef(Request, frozen=True):
     """One object: of which kind, whose, and its note id or its path (a block has neither)."""
 
     kind: ObjectKind
@@ -32,15 +40,11 @@ class ObjectRef(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     owner: AgentName | None = None  # None: the agent that asks
 
 
-class AccessWhoami(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.whoami"
-):
+class AccessWhoami(Request, frozen=True, tag="access.whoami"):
     """Return who the kernel takes the agent for: its tenant, groups, roles, and quotas."""
 
 
-class AccessRegister(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.register"
-):
+class AccessRegister(Request, frozen=True, tag="access.register"):
     """Make an agent of the caller's tenant known, and give it a token. For administrators.
 
     The first agent of a tenant becomes its administrator; an agent that a trusted door vouches
@@ -52,39 +56,29 @@ class AccessRegister(
     ttl_s: Ttl | None = None  # of the token; None: it does not expire
 
 
-class AccessRevokeToken(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.revoke_token"
-):
+class AccessRevokeToken(Request, frozen=True, tag="access.revoke_token"):
     """Make all tokens of an agent worthless. For administrators, and for the agent itself."""
 
     agent: AgentName
 
 
-class AccessGroups(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.groups"
-):
+class AccessGroups(Request, frozen=True, tag="access.groups"):
     """List the privilege groups of the tenant, with their members."""
 
 
-class AccessGroupCreate(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_create"
-):
+class AccessGroupCreate(Request, frozen=True, tag="access.group_create"):
     """Make a privilege group; who makes it is its first administrator."""
 
     group: GroupName
 
 
-class AccessGroupDelete(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_delete"
-):
+class AccessGroupDelete(Request, frozen=True, tag="access.group_delete"):
     """Delete a privilege group and all grants to it (class `privilege`)."""
 
     group: GroupName
 
 
-class AccessGroupAdd(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_add"
-):
+class AccessGroupAdd(Request, frozen=True, tag="access.group_add"):
     """Put an agent into a group, or change its role there (class `privilege`)."""
 
     group: GroupName
@@ -92,18 +86,14 @@ class AccessGroupAdd(
     role: GroupRole = "member"
 
 
-class AccessGroupRemove(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.group_remove"
-):
+class AccessGroupRemove(Request, frozen=True, tag="access.group_remove"):
     """Take an agent out of a group (class `privilege`); leaving oneself needs nobody."""
 
     group: GroupName
     agent: AgentName
 
 
-class AccessGrant(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.grant"
-):
+class AccessGrant(Request, frozen=True, tag="access.grant"):
     """Let an agent or a group do what the verbs say with an object (exactly one of the two)."""
 
     object: ObjectRef
@@ -113,9 +103,7 @@ class AccessGrant(
     ttl_s: Ttl | None = None  # None: until it is revoked
 
 
-class AccessRevoke(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.revoke"
-):
+class AccessRevoke(Request, frozen=True, tag="access.revoke"):
     """Take grants on an object back (class `unshare`); neither agent nor group: all of them."""
 
     object: ObjectRef
@@ -123,26 +111,20 @@ class AccessRevoke(
     group: GroupName | None = None
 
 
-class AccessGrants(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.grants"
-):
+class AccessGrants(Request, frozen=True, tag="access.grants"):
     """List grants: on the agent's own objects, or those that it holds on others'."""
 
     held: bool = False
 
 
-class AccessCheck(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.check"
-):
+class AccessCheck(Request, frozen=True, tag="access.check"):
     """Tell whether the agent may do something with an object, and by which grant."""
 
     object: ObjectRef
     verb: Verb
 
 
-class AccessApprovals(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.approvals"
-):
+class AccessApprovals(Request, frozen=True, tag="access.approvals"):
     """List approvals: the agent's own, for an administrator all of the tenant.
 
     Arguments of more than 2,000 characters are left out, but not of the one that is named.
@@ -153,9 +135,7 @@ class AccessApprovals(
     approval: SyscallId | None = None  # this one alone, whatever its state
 
 
-class AccessApprove(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.approve"
-):
+class AccessApprove(Request, frozen=True, tag="access.approve"):
     """Let a parked syscall run, once, as it is or with other arguments. For administrators.
 
     Nobody approves what it asked for itself.
@@ -165,18 +145,14 @@ class AccessApprove(
     arguments: dict[str, Any] | None = None  # instead of those that were asked for
 
 
-class AccessDeny(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.deny"
-):
+class AccessDeny(Request, frozen=True, tag="access.deny"):
     """End a parked syscall with `approval-denied`. For administrators."""
 
     approval: SyscallId
     reason: Reason = ""
 
 
-class AccessSetRule(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.set_rule"
-):
+class AccessSetRule(Request, frozen=True, tag="access.set_rule"):
     """Say which operations of a class need a person (class `privilege`). For administrators."""
 
     operation: OperationClass
@@ -184,17 +160,13 @@ class AccessSetRule(
     agent: AgentName | None = None  # None: for all agents of the tenant that have none of their own
 
 
-class AccessRules(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.rules"
-):
+class AccessRules(Request, frozen=True, tag="access.rules"):
     """Return the rules that hold for an agent, per class."""
 
     agent: AgentName | None = None  # None: the one that asks
 
 
-class AccessAudit(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="access.audit"
-):
+class AccessAudit(Request, frozen=True, tag="access.audit"):
     """Return the newest entries of the audit log: the agent's own, for an administrator all."""
 
     agent: AgentName | None = None

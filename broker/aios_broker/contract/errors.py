@@ -49,6 +49,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from msgspec import Struct
@@ -69,8 +70,12 @@ class ErrorBody(Struct, frozen=True, omit_defaults=True):
 class KernelError(Exception):
     """The root of the tree; also any code of a newer kernel that this version does not know."""
 
-    code: ClassVar[str] = "kernel-error"
+    code: ClassVar[str] = "kernel-error"  # of each class: its name in small letters
     retryable: bool = False
+
+    def __init_subclass__(cls) -> None:
+        """Give the class its code: `QueueFull` is `queue-full`."""
+        cls.code = re.sub("(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
     def __init__(
         self,
@@ -95,7 +100,7 @@ class KernelError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling (multiprocessing, test runners) with all attributes."""
-        return (_from_body, (self.to_wire(),))
+        return (from_wire, (self.to_wire(),))
 
     def to_wire(self) -> ErrorBody:
         """Return the form that travels in a reply."""
@@ -113,142 +118,99 @@ class KernelError(Exception):
 class Rejected(KernelError):
     """Refused at a border; nothing ran."""
 
-    code = "rejected"
-
 
 class InvalidSyscall(Rejected):
     """Malformed, an unknown field, or a value out of its range."""
-
-    code = "invalid-syscall"
 
 
 class UnknownModule(InvalidSyscall):
     """No module of that name takes syscalls in this version."""
 
-    code = "unknown-module"
-
 
 class UnknownCore(InvalidSyscall):
     """No worker of the fleet serves the core that the syscall names."""
-
-    code = "unknown-core"
 
 
 class UnsupportedOption(InvalidSyscall):
     """The core that would run it cannot keep an option that was asked for."""
 
-    code = "unsupported-option"
-
 
 class ContextTooLong(InvalidSyscall):
     """The prompt and the answer asked for do not fit the core's context; both are named."""
-
-    code = "context-too-long"
 
 
 class UnsupportedVersion(Rejected):
     """Written by a version of the contract that this process does not read."""
 
-    code = "unsupported-version"
-
 
 class AccessDenied(Rejected):
     """The token is missing, wrong, or belongs to another agent."""
-
-    code = "access-denied"
 
 
 class ForeignJob(Rejected):
     """A job that names code outside the closed table; it was quarantined, nothing was imported."""
 
-    code = "foreign-job"
-
 
 class QueueFull(Rejected):
     """The module's queue is at its limit; try again after `retry_after_s`."""
 
-    code = "queue-full"
     retryable = True
 
 
 class QuotaExceeded(Rejected):
     """The agent or its tenant is at its limit; `field` names it."""
 
-    code = "quota-exceeded"
     retryable = True
 
 
 class KeyConflict(Rejected):
     """Its key, or its id, stands for another syscall; the message names both and what differs."""
 
-    code = "key-conflict"
-
 
 class UnknownSyscall(Rejected):
     """No syscall of that id is known, or its reply has expired."""
-
-    code = "unknown-syscall"
 
 
 class UnknownAgent(Rejected):
     """The tenant has no agent, or no privilege group, of that name."""
 
-    code = "unknown-agent"
-
 
 class NotFound(Rejected):
     """No such note, file, version, link or approval; or none that the agent may know of."""
-
-    code = "not-found"
 
 
 class AlreadyExists(Rejected):
     """Something of that name is there already; it was left as it is."""
 
-    code = "already-exists"
-
 
 class VersionConflict(Rejected):
     """It is of another version by now than `if_version` says; nothing was changed."""
-
-    code = "version-conflict"
 
 
 class ObjectLocked(Rejected):
     """Another agent has locked it; the message says who and until when."""
 
-    code = "object-locked"
     retryable = True
 
 
 class InvalidPath(Rejected):
     """A path that leads outside the namespace, or that cannot be a name in it."""
 
-    code = "invalid-path"
-
 
 class ApprovalDenied(Rejected):
     """It needs a person's approval, and the person refused it; nothing was changed."""
-
-    code = "approval-denied"
 
 
 class ApprovalExpired(Rejected):
     """It needs a person's approval, and nobody decided in time; nothing was changed."""
 
-    code = "approval-expired"
-
 
 class Failed(KernelError):
     """A worker took it, and it did not succeed."""
 
-    code = "failed"
-
 
 class ModuleError(Failed):
     """The module raised; the message carries the cause's class and text."""
-
-    code = "module-error"
 
 
 class CoreError(Failed):
@@ -257,86 +219,60 @@ class CoreError(Failed):
     Its id keeps this failure for an hour: send the request again under a new one.
     """
 
-    code = "core-error"
-
 
 class DeadlineExceeded(Failed):
     """It outlived its `deadline_s`, counted from submission."""
-
-    code = "deadline-exceeded"
 
 
 class Cancelled(Failed):
     """Somebody cancelled it: its agent, an operator, or a stock RQ tool."""
 
-    code = "cancelled"
-
 
 class ContextChanged(Failed):
     """A stored context was rewritten while this syscall worked on it; nothing was changed."""
-
-    code = "context-changed"
 
 
 class WorkerLost(Failed):
     """Its workers died as often as it may be tried; it is quarantined as a poison job."""
 
-    code = "worker-lost"
-
 
 class SnapshotError(KernelError):
     """A suspended generation cannot be read back."""
-
-    code = "snapshot-error"
 
 
 class SnapshotCorrupt(SnapshotError):
     """The checksum is wrong or bytes are missing."""
 
-    code = "snapshot-corrupt"
-
 
 class SnapshotForeign(SnapshotError):
     """Written by another snapshot version or for another model."""
-
-    code = "snapshot-foreign"
 
 
 class Unavailable(KernelError):
     """A server of the kernel does not answer."""
 
-    code = "unavailable"
     retryable = True
 
 
 class RedisUnavailable(Unavailable):
     """Redis does not answer."""
 
-    code = "redis-unavailable"
-
 
 class RedisFull(Unavailable):
     """Redis has used up its memory: nothing new is taken until something ends; nothing changed."""
-
-    code = "redis-full"
 
 
 class DatabaseUnavailable(Unavailable):
     """Postgres does not answer."""
 
-    code = "database-unavailable"
-
 
 class KernelNotRunning(Unavailable):
     """No kernel was found where it was looked for."""
-
-    code = "kernel-not-running"
 
 
 class WaitTimeout(KernelError):
     """The caller stopped waiting; the syscall itself goes on and can be attached to again."""
 
-    code = "wait-timeout"
     retryable = True
 
 
@@ -346,20 +282,15 @@ class ClientFailed(KernelError):
     The syscall may go on. The next call of the agent begins anew.
     """
 
-    code = "client-failed"
     retryable = True
 
 
 class ForkedAgent(KernelError):
     """The agent was opened before a `fork()`, and belongs to the parent; open one in the child."""
 
-    code = "forked-agent"
-
 
 class InvalidConfig(KernelError):
     """A setting is missing, unknown or out of range; `field` is the variable's name."""
-
-    code = "invalid-config"
 
 
 def all_errors() -> dict[str, type[KernelError]]:
@@ -385,7 +316,3 @@ def from_wire(body: ErrorBody) -> KernelError:
     )
     error.retryable = body.retryable
     return error
-
-
-def _from_body(body: ErrorBody) -> KernelError:
-    return from_wire(body)

@@ -11,9 +11,9 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import NODEFAULT, Meta, field
 
-from aios_broker.contract.names import Name, Text
+from aios_broker.contract.names import Name, Request, Row, Text
 
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
@@ -29,7 +29,7 @@ BeamWidth = Annotated[int, Meta(ge=1, le=16, description="Beam search; its best 
 Pattern = Annotated[str, Meta(min_length=1, max_length=MAX_SCHEMA_BYTES)]
 
 
-class ToolCall(Struct, frozen=True, forbid_unknown_fields=True):
+class ToolCall(Request, frozen=True):
     """A call that a model asks for. `arguments` is JSON, valid for the tool's parameters."""
 
     id: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -37,44 +37,45 @@ class ToolCall(Struct, frozen=True, forbid_unknown_fields=True):
     arguments: Text
 
 
-class Image(Struct, frozen=True, forbid_unknown_fields=True):
+class Image(Request, frozen=True):
     """A picture that stands before the text of its message."""
 
     media_type: Literal["image/png", "image/jpeg", "image/webp"]
     data: Text  # base64
 
 
-class Message(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Message(Request, frozen=True):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: Text
-    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_TOOLS)] = ()  # of an assistant
+    tool_calls: Annotated[Row[ToolCall], Meta(max_length=MAX_TOOLS)] = ()  # of an assistant
     tool_call_id: Annotated[str, Meta(max_length=64)] = ""  # of a tool: which call it answers
-    images: Annotated[tuple[Image, ...], Meta(max_length=16)] = ()
+    images: Annotated[Row[Image], Meta(max_length=16)] = ()
 
 
-class Tool(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Tool(Request, frozen=True):
     """A function that the model may call. The kernel does not run it: the agent does."""
 
     name: FunctionName
     description: Annotated[str, Meta(max_length=8_192)] = ""
-    parameters: dict[str, Any] = {}  # JSON schema of an object; {}: no arguments
+    # JSON schema of an object; {}: no arguments
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
-class JsonFormat(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="json"):
+class JsonFormat(Request, frozen=True, tag="json"):
     """The answer is one JSON value that the schema allows; without a schema, any object."""
 
     json_schema: dict[str, Any] | None = None
 
 
-class RegexFormat(Struct, frozen=True, forbid_unknown_fields=True, tag="regex"):
+class RegexFormat(Request, frozen=True, tag="regex"):
     """The whole answer matches a regular expression (no look-around, no back references)."""
 
     pattern: Pattern
 
 
-class GrammarFormat(Struct, frozen=True, forbid_unknown_fields=True, tag="grammar"):
+class GrammarFormat(Request, frozen=True, tag="grammar"):
     """The whole answer is a sentence of a context-free grammar in Lark's notation."""
 
     grammar: Pattern
@@ -83,9 +84,7 @@ class GrammarFormat(Struct, frozen=True, forbid_unknown_fields=True, tag="gramma
 Format = JsonFormat | RegexFormat | GrammarFormat
 
 
-class SamplingOptions(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
+class SamplingOptions(Request, frozen=True, kw_only=True):
     """How the next token is chosen.
 
     Each core names those that it keeps (`Capabilities.keeps`); a value other than the default that
@@ -115,28 +114,26 @@ class SamplingOptions(
     ] = 1.0
     logit_bias: Annotated[
         dict[int, Bias], Meta(max_length=1_024, description="Added to logits, by token id")
-    ] = {}
+    ] = field(default_factory=dict)
 
 
 PENALTIES = frozenset({"frequency_penalty", "presence_penalty", "repetition_penalty"})
 
 
-class LlmChat(
-    SamplingOptions, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.chat"
-):
+class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
     """Generate the next message of a conversation.
 
     The descriptions are what `aios submit --help` shows.
     """
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
     core: Annotated[CoreName | None, Meta(description="Only on the core of this model")] = None
     max_tokens: Annotated[
         int, Meta(ge=1, le=131_072, description="New tokens, the prompt not counted")
     ] = 256
     seed: Seed | None = None  # None: derived from the id
     stop: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Row[Annotated[str, Meta(min_length=1, max_length=256)]],
         Meta(max_length=16, description="The answer ends before it; may be repeated"),
     ] = ()
     stream: bool = False  # chunks travel to the client while it runs
@@ -152,7 +149,7 @@ class LlmChat(
     ] = 1.0
     format: Format | None = None
     tools: Annotated[
-        tuple[Tool, ...],
+        Row[Tool],
         Meta(max_length=MAX_TOOLS, description='A list of {"name", "description", "parameters"}'),
     ] = ()
     # auto: a message or calls. none: a message. required: at least one call. Else: that tool.
@@ -170,24 +167,20 @@ class LlmChat(
     ] = None
 
 
-class LlmEmbed(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.embed"
-):
+class LlmEmbed(Request, frozen=True, tag="llm.embed"):
     """Turn texts into vectors of length 1."""
 
-    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
     core: CoreName | None = None
 
 
-class LlmCount(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="llm.count"
-):
+class LlmCount(Request, frozen=True, tag="llm.count"):
     """Count how many tokens each text adds to a prompt, by the tokenizer of the core that answers.
 
     Exact for a text that fits the core's context; of a longer one an estimate from above.
     """
 
-    texts: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
     core: CoreName | None = None
 
 
@@ -195,51 +188,36 @@ class LlmCount(
 # the tokenizer of the core that answers.
 
 
-class ContextGet(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="context.get"
-):
+class OfContext(Request, frozen=True, kw_only=True):
+    """What is asked of one context."""
+
+    context: Name = "main"
+    core: CoreName | None = None
+
+
+class ContextGet(OfContext, frozen=True, tag="context.get"):
     """Return a context's messages and what they cost in tokens. An unknown one is empty."""
 
-    context: Name = "main"
-    core: CoreName | None = None
 
-
-class ContextSet(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="context.set"
-):
+class ContextSet(OfContext, frozen=True, tag="context.set"):
     """Replace a context's messages."""
 
-    messages: Annotated[tuple[Message, ...], Meta(max_length=10_000)]
-    context: Name = "main"
-    core: CoreName | None = None
+    messages: Annotated[Row[Message], Meta(max_length=10_000)]
 
 
-class ContextClear(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="context.clear"
-):
+class ContextClear(OfContext, frozen=True, tag="context.clear"):
     """Forget a context."""
 
-    context: Name = "main"
-    core: CoreName | None = None
 
-
-class ContextExpand(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="context.expand"
-):
+class ContextExpand(OfContext, frozen=True, tag="context.expand"):
     """Add messages at the end of a context."""
 
-    messages: Annotated[tuple[Message, ...], Meta(min_length=1, max_length=10_000)]
-    context: Name = "main"
-    core: CoreName | None = None
+    messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
 
 
-class ContextSummarise(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="context.summarise"
-):
+class ContextSummarise(OfContext, frozen=True, tag="context.summarise"):
     """Replace all but the system message and the last turns by a summary that the core writes."""
 
-    context: Name = "main"
-    core: CoreName | None = None
     keep_last: Annotated[int, Meta(ge=0, le=1_000)] = 2  # messages that stay as they are
     max_tokens: Annotated[int, Meta(ge=16, le=1_024)] = 256  # of the summary: no slice cuts it
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from aios_broker.contract.names import (
     AgentName,
@@ -17,6 +17,8 @@ from aios_broker.contract.names import (
     K,
     Name,
     Query,
+    Request,
+    Row,
     SearchMode,
     SyscallId,
     Ttl,
@@ -30,8 +32,8 @@ DEFAULT_BLOCK_BYTES = 16 * 1024 * 1024  # of an agent that never asked for anoth
 NoteId = SyscallId  # 32 hex digits
 NoteText = Annotated[str, Meta(min_length=1, max_length=MAX_NOTE_BYTES)]
 Word = Annotated[str, Meta(min_length=1, max_length=128)]
-Words = Annotated[tuple[Word, ...], Meta(max_length=64)]
-Links = Annotated[tuple[NoteId, ...], Meta(max_length=256)]
+Words = Annotated[Row[Word], Meta(max_length=64)]
+Links = Annotated[Row[NoteId], Meta(max_length=256)]
 Category = Annotated[str, Meta(max_length=128)]
 ContextLine = Annotated[str, Meta(max_length=2_000)]
 MetadataKey = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -40,9 +42,14 @@ Watermark = Annotated[float, Meta(gt=0.0, le=1.0)]
 Version = Annotated[int, Meta(ge=1)]
 
 
-class MemoryAlloc(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.alloc"
-):
+class OfNote(Request, frozen=True):
+    """What is asked of one note."""
+
+    note: NoteId
+    owner: AgentName | None = None
+
+
+class MemoryAlloc(Request, frozen=True, tag="memory.alloc"):
     """Set the size of the agent's block in Redis, and how its notes are chosen to leave it."""
 
     bytes: Annotated[int, Meta(ge=MIN_BLOCK_BYTES, le=MAX_BLOCK_BYTES)] = DEFAULT_BLOCK_BYTES
@@ -52,9 +59,7 @@ class MemoryAlloc(
     low: Watermark = 0.6  # ... down to here
 
 
-class MemoryAdd(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.add"
-):
+class MemoryAdd(Request, frozen=True, tag="memory.add"):
     """Add a note. With `evolve` a model writes its keywords, context and tags, links it to its
     neighbours, and may rewrite theirs (agentic memory).
     """  # noqa: D205
@@ -65,29 +70,21 @@ class MemoryAdd(
     category: Category = ""
     context: ContextLine = ""  # one line on what it is about
     links: Links = ()
-    metadata: Metadata = {}
+    metadata: Metadata = field(default_factory=dict)
     ttl_s: Ttl | None = None
     evolve: bool = False
     core: Name | None = None  # whose model `evolve` uses
 
 
-class MemoryGet(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.get"
-):
+class MemoryGet(OfNote, frozen=True, tag="memory.get"):
     """Return a note; one that was swapped out comes back into the block."""
 
-    note: NoteId
-    owner: AgentName | None = None
     version: Version | None = None  # an older one; None: as it is now
 
 
-class MemoryUpdate(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.update"
-):
+class MemoryUpdate(OfNote, frozen=True, tag="memory.update"):
     """Change a note; what is left out stays as it is. The old version is kept."""
 
-    note: NoteId
-    owner: AgentName | None = None
     content: NoteText | None = None
     keywords: Words | None = None
     tags: Words | None = None
@@ -98,18 +95,11 @@ class MemoryUpdate(
     if_version: Version | None = None  # refuse with `version-conflict` if it is another by now
 
 
-class MemoryRemove(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.remove"
-):
+class MemoryRemove(OfNote, frozen=True, tag="memory.remove"):
     """Delete a note and its versions (class `delete`)."""
 
-    note: NoteId
-    owner: AgentName | None = None
 
-
-class MemoryList(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.list"
-):
+class MemoryList(Request, frozen=True, tag="memory.list"):
     """List notes, oldest first, without reading them into the block."""
 
     owner: AgentName | None = None
@@ -119,9 +109,7 @@ class MemoryList(
     after: NoteId | None = None  # the last one of the page before
 
 
-class MemorySearch(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.search"
-):
+class MemorySearch(Request, frozen=True, tag="memory.search"):
     """Find notes by meaning, by words, or by both (reciprocal rank fusion), best first."""
 
     query: Query
@@ -134,9 +122,7 @@ class MemorySearch(
     follow_links: bool = False  # the notes that those found are linked with come after them
 
 
-class MemoryContext(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.context"
-):
+class MemoryContext(Request, frozen=True, tag="memory.context"):
     """Return what is worth recalling for a query as one text of a bounded number of tokens."""
 
     query: Query
@@ -145,9 +131,7 @@ class MemoryContext(
     core: Name | None = None  # whose tokenizer counts; None: a quarter of the bytes
 
 
-class MemoryLog(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.log"
-):
+class MemoryLog(Request, frozen=True, tag="memory.log"):
     """Append a turn of a conversation, or a tool's result, to the program's log: a note of its
     own category (`conversation` or `tool`), in order.
     """  # noqa: D205
@@ -155,22 +139,15 @@ class MemoryLog(
     role: Literal["user", "assistant", "system", "tool"]
     content: NoteText
     tool: Annotated[str, Meta(max_length=128)] = ""  # of a tool's result: which
-    metadata: Metadata = {}
+    metadata: Metadata = field(default_factory=dict)
     ttl_s: Ttl | None = None
 
 
-class MemoryHistory(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.history"
-):
+class MemoryHistory(OfNote, frozen=True, tag="memory.history"):
     """List the versions of a note, newest first, with who changed what."""
 
-    note: NoteId
-    owner: AgentName | None = None
 
-
-class MemoryRollback(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.rollback"
-):
+class MemoryRollback(Request, frozen=True, tag="memory.rollback"):
     """Make an older version the newest one (class `rollback`). Nothing is lost."""
 
     note: NoteId
@@ -178,32 +155,24 @@ class MemoryRollback(
     owner: AgentName | None = None
 
 
-class MemoryUndo(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.undo"
-):
+class MemoryUndo(Request, frozen=True, tag="memory.undo"):
     """Take back all that an `evolve` did to other notes, by the id of its syscall."""
 
     syscall_id: SyscallId
 
 
-class MemoryClear(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.clear"
-):
+class MemoryClear(Request, frozen=True, tag="memory.clear"):
     """Delete all of the agent's notes (class `clear`)."""
 
 
-class MemoryTtl(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.ttl"
-):
+class MemoryTtl(Request, frozen=True, tag="memory.ttl"):
     """Let a note expire; None: never."""
 
     note: NoteId
     ttl_s: Ttl | None
 
 
-class MemoryShare(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.share"
-):
+class MemoryShare(Request, frozen=True, tag="memory.share"):
     """Grant verbs on a note, or on all notes, to a group or an agent (exactly one of the two)."""
 
     note: NoteId | None = None  # None: the whole block, what is added later too
@@ -213,9 +182,7 @@ class MemoryShare(
     ttl_s: Ttl | None = None
 
 
-class MemoryUnshare(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.unshare"
-):
+class MemoryUnshare(Request, frozen=True, tag="memory.unshare"):
     """Take such grants back (class `unshare`); neither group nor agent: all of them."""
 
     note: NoteId | None = None
@@ -223,9 +190,7 @@ class MemoryUnshare(
     agent: AgentName | None = None
 
 
-class MemoryStat(
-    Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag="memory.stat"
-):
+class MemoryStat(Request, frozen=True, tag="memory.stat"):
     """Return the block's size and counters."""
 
 

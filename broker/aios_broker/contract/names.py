@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Row = Sequence
+else:
+
+    class Row:
+        """Several of a kind: an agent passes any sequence, what is read back is a tuple."""
+
+        def __class_getitem__(cls, kind: object) -> object:
+            return tuple[kind, ...]
+
 
 Module = Literal["llm", "memory", "storage", "tool", "access"]
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
@@ -17,8 +30,12 @@ Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
 AgentName = Name
 GroupName = Name
 Verb = Literal["read", "write", "search", "share", "administer"]
-GrantVerbs = Annotated[tuple[Verb, ...], Meta(min_length=1, max_length=5)]
+GrantVerbs = Annotated[Row[Verb], Meta(min_length=1, max_length=5)]
 Ttl = Annotated[float, Meta(gt=0.0, le=10 * 365 * 86_400.0)]  # s
 SearchMode = Literal["semantic", "keyword", "hybrid"]
 Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
 K = Annotated[int, Meta(ge=1, le=100)]  # how many are found
+
+
+class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an agent sends: a field that this version does not know is refused."""

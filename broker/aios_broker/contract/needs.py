@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -14,7 +15,6 @@ from aios_broker.contract.names import Name
 NeedKind = Literal["core", "tool", "program", "lock"]
 # core: a worker that serves it. tool: a place at it, of the whole deployment. program: another
 # program of the same agent that must be admitted. lock: one of the tenant's, one holder at a time.
-KINDS: tuple[NeedKind, ...] = get_args(NeedKind)
 MAX_NEEDS = 8  # of one syscall: a claim looks at each of them
 
 
@@ -44,24 +44,6 @@ class Need(Struct, frozen=True, gc=False):
         return f"{self.kind}:{self.name}"
 
 
-def read_needs(texts: Iterable[str]) -> tuple[Need, ...]:
-    """Read the needs that somebody names, such as `["tool:search", "lock:report"]`.
-
-    Raises:
-        InvalidSyscall: one of them is none (`field` says which, such as `needs[1]`), or together
-            they are more than a syscall may have, or contradict each other.
-    """
-    needs: list[Need] = []
-    for place, text in enumerate(texts):
-        try:
-            needs.append(_read(text))
-        except InvalidSyscall as error:
-            raise InvalidSyscall(
-                error.message, field=f"needs[{place}]", remedy=error.remedy
-            ) from error
-    return checked_needs(needs)
-
-
 def checked_needs(needs: Iterable[Need]) -> tuple[Need, ...]:
     """Return needs that a syscall can have together.
 
@@ -89,27 +71,13 @@ def known_needs(text: str) -> tuple[Need, ...]:
     """Return the needs in a job's record; those that this release does not know are left out."""
     needs = []
     for word in text.split():
-        try:
-            needs.append(_read(word))
-        except InvalidSyscall:  # a newer release's, or a foreign hand's: admission bars the job
-            continue
+        kind, _, name = word.partition(":")
+        # What is unknown is a newer release's, or a foreign hand's: admission bars the job.
+        with contextlib.suppress(msgspec.ValidationError, InvalidSyscall):
+            needs.append(Need(msgspec.convert(kind, NeedKind), name))
     return tuple(needs)
 
 
 def core_of(needs: Iterable[Need]) -> str:
     """Return the core that is needed, or the empty string: any."""
     return next((need.name for need in needs if need.kind == "core"), "")
-
-
-_KINDS: dict[str, NeedKind] = {kind: kind for kind in KINDS}
-
-
-def _read(text: str) -> Need:
-    kind, _, name = text.partition(":")
-    if kind not in _KINDS:
-        raise InvalidSyscall(
-            f"{text!r} is no need",
-            field="needs",
-            remedy=f"write it as KIND:NAME; the kinds are {', '.join(KINDS)}",
-        )
-    return Need(_KINDS[kind], name)

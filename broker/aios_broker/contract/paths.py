@@ -59,11 +59,6 @@ def parent_of(path: str) -> str:
     return path.rpartition("/")[0] or ROOT
 
 
-def name_of(path: str) -> str:
-    """Return the last part of a normal path; empty for the root."""
-    return path.rpartition("/")[2]
-
-
 def prefixes_of(path: str) -> list[str]:
     """Return the normal paths on the way down to `path`: the root first, itself last."""
     found = [ROOT]

@@ -162,6 +162,8 @@ def _corrupt(why: str) -> SnapshotCorrupt:
 def _check(snapshot: Snapshot) -> None:
     """Raise ValueError for what does not fit together."""
     match snapshot:
+        case TokenSnapshot():
+            return
         case AnswersSnapshot(answers=answers):
             for answer in answers:
                 if answer.scores and len(answer.scores) != len(answer.output_ids):

@@ -30,6 +30,7 @@ from aios_broker.contract.needs import Need
 from aios_broker.contract.storage import StorageBody
 
 CONTRACT_VERSION = 1  # raised when a kernel of this release could misread what a newer one sends
+DEFAULT_DEADLINE_S = 600.0  # counted from submission
 MAX_DEADLINE_S = 86_400.0
 
 # What reads and writes JSON calls itself for each level and gives up at a depth that differs by
@@ -88,7 +89,7 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     tenant: Name = "default"
     token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
-    deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = 600.0  # from submission
+    deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
 
     @property

@@ -118,7 +118,7 @@ class HistoryEvent:
     metadata: JobMetadata
 
     @property
-    def place(self) -> tuple[int, int, int]:
+    def sort_key(self) -> tuple[int, int, int]:
         """Where it stands in the order of all."""
         change = self.transition
         return change.position.ms, change.position.seq, change.ordinal
@@ -335,8 +335,8 @@ class History:
 
 def merged(told: Sequence[HistoryEvent], fresh: Sequence[HistoryEvent]) -> list[HistoryEvent]:
     """Return both in order, once each: what was drained between two readings is in both."""
-    by_place = {each.place: each for each in (*told, *fresh)}
-    return [by_place[place] for place in sorted(by_place)]
+    by_key = {each.sort_key: each for each in (*told, *fresh)}
+    return [by_key[key] for key in sorted(by_key)]
 
 
 def _positions(listed: str) -> list[Position]:

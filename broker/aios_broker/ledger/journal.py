@@ -125,8 +125,8 @@ def parse_entry(entry: Answer) -> Entry | None:
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     if b"t" not in pairs:
         return None
-    module = _text(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
-    return _split(Position.parse(stream_id), module, _text(pairs[b"t"]))
+    module = text_of(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
+    return _split(Position.parse(stream_id), module, text_of(pairs[b"t"]))
 
 
 def kept_entry(position: Position, module: str, text: str, anomalies: list[int]) -> Entry:
@@ -175,7 +175,7 @@ def _trimmed(parts: list[str]) -> list[str]:
     ]
 
 
-def _text(value: bytes) -> str:
+def text_of(value: bytes) -> str:
     """Return a text that Postgres takes: valid UTF-8, without NUL."""
     text = value.decode(errors="replace")
     return text.replace("\x00", "�") if "\x00" in text else text
@@ -198,7 +198,7 @@ def read_metadata(detail: str) -> JobMetadata | None:
     if "\\u" not in detail and len(detail) <= MAX_ID_CHARACTERS:
         return metadata
     texts = {
-        name: _text(value.encode(errors="replace"))[:MAX_ID_CHARACTERS]
+        name: text_of(value.encode(errors="replace"))[:MAX_ID_CHARACTERS]
         for name, value in msgspec.structs.asdict(metadata).items()
         if isinstance(value, str)
     }
@@ -209,15 +209,16 @@ def read_metadata(detail: str) -> JobMetadata | None:
 def read_use(detail: str) -> tuple[int, int, str]:
     """Return tokens, ran_ms and an error's code: those that the detail has, else 0 and ''."""
     parts = detail.split(",", 2)
-    if len(parts) >= 2 and _is_count(parts[0]) and _is_count(parts[1]):
+    if len(parts) >= 2 and is_count(parts[0]) and is_count(parts[1]):
         return int(parts[0]), int(parts[1]), parts[2] if len(parts) == 3 else ""
     return 0, 0, detail
 
 
 def _is_attempt(text: str) -> bool:
     """Whether it is none, or one that fits an `integer` column."""
-    return not text or (_is_count(text) and len(text) <= MAX_ATTEMPT_DIGITS)
+    return not text or (is_count(text) and len(text) <= MAX_ATTEMPT_DIGITS)
 
 
-def _is_count(text: str) -> bool:
+def is_count(text: str) -> bool:
+    """Whether it is a number that fits a `bigint` column."""
     return text.isascii() and text.isdigit() and len(text) <= 18

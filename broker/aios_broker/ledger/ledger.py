@@ -16,7 +16,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import class_row
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.books import COLUMNS, SyscallRow
+from aios_broker.ledger.fold import COLUMNS, SyscallRow
 from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.usage import enter_usage

@@ -12,8 +12,8 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    make_url,
 )
-from sqlalchemy.dialects import postgresql
 
 metadata = MetaData(
     naming_convention={
@@ -122,5 +122,5 @@ snapshot = Table(
 
 def column_types(table: Table) -> list[str]:
     """Return the names of the types of a table's columns, as Postgres writes them."""
-    dialect = postgresql.dialect()
+    dialect = make_url("postgresql+psycopg://").get_dialect()()
     return [column.type.compile(dialect).lower() for column in table.c]

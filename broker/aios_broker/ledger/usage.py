@@ -13,16 +13,15 @@ import msgspec
 from msgspec import Struct
 from psycopg import AsyncCursor
 
-from aios_broker.ledger.journal import MAX_ID_CHARACTERS, Position
+from aios_broker.ledger.journal import MAX_ID_CHARACTERS, Position, is_count, text_of
 from aios_broker.ledger.tables import quota_change, usage
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer
 
 _NAMES = 3  # of a line: tenant, agent, program
-_COUNTS = 5  # tokens, prompt tokens, ran_ms, finished, failed
 _SETTING_PARTS = 4  # quota, subject, limits, who
-_MAX_DIGITS = 15
+_MAX_DIGITS = 15  # of a count: sums of many fit their columns
 
 _COLUMNS = ", ".join(usage.c.keys())
 _KEY = ", ".join(usage.primary_key.columns.keys())
@@ -87,11 +86,11 @@ def read_usage(entry: Answer) -> Iterator[UsageRow]:
         return
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
     hour = Position.parse(stream_id).at.replace(minute=0, second=0, microsecond=0)
-    module = _text(pairs.get(b"q", b""))
-    for line in _text(pairs.get(b"u", b""), limit=None).split("\n"):
+    module = text_of(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS]
+    for line in text_of(pairs.get(b"u", b"")).split("\n"):
         parts = line.split("\t")
         names, counts = parts[:_NAMES], parts[_NAMES:]
-        if len(counts) == _COUNTS and all(map(_is_count, counts)):
+        if len(counts) == len(COUNTS) and all(map(_is_count, counts)):
             tenant, agent, program = (name[:MAX_ID_CHARACTERS] for name in names)
             yield UsageRow(hour, module, tenant, agent, program, *map(int, counts))
 
@@ -102,7 +101,7 @@ def read_changes(entry: Answer) -> Iterator[QuotaChange]:
     if b"s" not in fields[::2]:
         return
     pairs = dict(zip(fields[::2], fields[1::2], strict=False))
-    parts = _text(pairs.get(b"s", b""), limit=None).split("\t")
+    parts = text_of(pairs.get(b"s", b"")).split("\t")
     if len(parts) == _SETTING_PARTS and parts[0] == "quota":
         position = Position.parse(stream_id)
         subject, limits, who = (part[:MAX_ID_CHARACTERS] for part in parts[1:])
@@ -110,7 +109,7 @@ def read_changes(entry: Answer) -> Iterator[QuotaChange]:
             position.ms,
             position.seq,
             position.at,
-            _text(pairs.get(b"q", b"")),
+            text_of(pairs.get(b"q", b""))[:MAX_ID_CHARACTERS],
             subject,
             limits,
             who,
@@ -162,9 +161,5 @@ def _as_json(source: str, rows: Sequence[Struct]) -> str:
     return msgspec.json.encode(records).decode()
 
 
-def _text(value: bytes, *, limit: int | None = MAX_ID_CHARACTERS) -> str:
-    return value.decode(errors="replace").replace("\x00", "\ufffd")[:limit]
-
-
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    return is_count(text) and len(text) <= _MAX_DIGITS

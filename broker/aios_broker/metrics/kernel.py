@@ -1,12 +1,18 @@
-"""The kernel as Redis shows it, in Prometheus' terms: queues, fleet, journal, snapshots."""
+"""The kernel in Prometheus' terms: queues, fleet, journal and snapshots; what a scheduler does."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.control import Control
@@ -72,6 +78,39 @@ def kernel_metrics(state: KernelState) -> Iterable[Metric]:
         ("redis_used_memory_bytes", "What Redis has allocated.", state.redis_bytes),
     ):
         yield GaugeMetricFamily(f"aios_{name}", text, value=float(value))
+
+
+@dataclass(slots=True)
+class SchedulerStats:
+    """Counted since the process began. Only a leader shows the kernel: sums stay right."""
+
+    epoch: int = 0  # of its leadership; 0: it stands by
+    decisions: int = 0
+    decided_s: float = 0.0  # in all decisions together, Redis' part included
+    done: Counter[str] = field(default_factory=Counter)  # by the names below
+    kernel: KernelState | None = None
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the metrics of this process, and of the kernel while it leads."""
+        yield GaugeMetricFamily(
+            "aios_scheduler_leading", "1 while it leads.", value=float(self.epoch > 0)
+        )
+        yield GaugeMetricFamily("aios_scheduler_epoch", "Of its lead.", value=float(self.epoch))
+        yield SummaryMetricFamily(
+            "aios_scheduler_decision_seconds",
+            "Bringing all queues into order once.",
+            count_value=self.decisions,
+            sum_value=self.decided_s,
+        )
+        for name, text in (
+            ("reclaimed", "Jobs taken back from workers that died or hang."),
+            ("expired", "Jobs that outlived their deadlines."),
+            ("reconciled", "Jobs put right after stock RQ tools."),
+            ("ledger_transitions", "State changes entered in the ledger."),
+        ):
+            yield CounterMetricFamily(f"aios_scheduler_{name}", text, value=float(self.done[name]))
+        if self.kernel is not None:
+            yield from kernel_metrics(self.kernel)
 
 
 def _fleet(state: KernelState) -> Iterable[Metric]:

@@ -10,7 +10,6 @@ import errno
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Self
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -38,20 +37,23 @@ class Page(Collector):
         return self._collect()
 
 
-class MetricsServer:
-    """Serves what `collect` returns, and the process's own CPU, memory and files."""
+class MetricsServer(ExitStack):
+    """Serves what `collect` returns, and the process's own CPU, memory and files.
+
+    When the block ends, the port is free again.
+    """
 
     def __init__(self, port: int | None, collect: Collect) -> None:
         """Take the first free port from `port` on; None: serve nothing.
 
         `collect` is called on another thread: it may read numbers, and change nothing.
         """
+        super().__init__()
         self.port: int | None = None
         self._wanted = port
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(Page(collect))
         ProcessCollector(registry=self._registry)
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Start.
@@ -84,16 +86,7 @@ class MetricsServer:
                 remedy="name another port",
             ) from error
         self.port = int(server.server_port)
-        self._stack.callback(thread.join)
-        self._stack.callback(server.server_close)
-        self._stack.callback(server.shutdown)
+        self.callback(thread.join)
+        self.callback(server.server_close)
+        self.callback(server.shutdown)
         return True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop; the port is free again."""
-        self._stack.close()

@@ -145,18 +145,29 @@ def _lock(service: Service) -> int:
     """Open and lock the service's lock file; wait for an earlier run to let go of it."""
     assert service.lock_path is not None
     lock = os.open(service.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(POLL_S)
-                continue
-            os.close(lock)
-            raise Unavailable(
-                f"another {service.name} still uses the data beside {service.lock_path}",
-                remedy=f"end it, or take another state directory; `fuser {service.lock_path}`",
-            ) from None
-        else:
-            return lock
+    if not wait_for(lambda: try_lock(lock), LOCK_TIMEOUT_S):
+        os.close(lock)
+        raise Unavailable(
+            f"another {service.name} still uses the data beside {service.lock_path}",
+            remedy=f"end it, or take another state directory; `fuser {service.lock_path}`",
+        )
+    return lock
+
+
+def try_lock(file: int) -> bool:
+    """Lock an open file for as long as it is open; return whether nobody else has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float, every_s: float = POLL_S) -> bool:
+    """Wait in this thread until the condition holds; return whether it did in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(every_s)
+    return True

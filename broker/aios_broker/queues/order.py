@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 
@@ -329,5 +330,10 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     known = read_metadata(metadata)
     if nice:
         known = msgspec.structs.replace(known, nice=int(nice))
-    core = core_of(known_needs(needs.decode()))
+    core = _core(needs)
     return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms)
+
+
+@lru_cache(maxsize=1024)  # many need the same
+def _core(needs: bytes) -> str:
+    return core_of(known_needs(needs.decode()))

@@ -3,7 +3,7 @@
 All that is known between two ticks lies in Redis: the list is the order, and the scores beside it
 say what has been ranked already. A job without a score is new, was suspended, or had its nice
 value changed: its metadata is read and it gets one. Where the policy goes by what others have
-used, it is noted in Redis whose use has moved, and their jobs get new ones (`rescoring.py`). So a
+used, it is noted in Redis whose use has moved, and their jobs get new ones (`ranking.py`). So a
 scheduler that takes over needs nothing from the one before.
 
 A decision looks at the head, and at the tail for what belongs there: its cost does not grow with
@@ -25,9 +25,8 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.order import Order, Waiting
 from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
-from aios_broker.scheduler.ranker import Ranker
-from aios_broker.scheduler.rescoring import Rescoring
-from aios_broker.scheduler.sweep import METADATA_AT_ONCE, LeadershipLost, Sweep
+from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
+from aios_broker.scheduler.sweep import METADATA_AT_ONCE, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -83,20 +82,17 @@ class ModuleOrder:
         self._control = control
         self._named = named
         self._turn = asyncio.Lock()  # what a score goes by holds until the score is written
-        self._adopt(default)
-        self._policy_due_s = 0.0  # monotonic, as all of these
+        self._policy = default
         self._refused = ""  # why a published policy was not followed, said once
-        self._settled = ""  # the policy whose order the queue was brought into, or is being
-        self._sweep: Sweep | None = None
         self._swept_s = 0.0  # what the sweep under way took so far
-        self._whole_due_s = 0.0
+        self.forget()
 
     def forget(self) -> None:
         """Take nothing for granted: leadership begins."""
-        self._policy_due_s = self._whole_due_s = 0.0
-        self._settled = ""
-        self._sweep = None
-        self._adopt(self._policy)
+        self._policy_due_s = self._whole_due_s = 0.0  # monotonic
+        self._swept_policy = ""  # the one whose order the queue was brought into, or is being
+        self._sweep: Sweep | None = None
+        self._follow(self._policy)
 
     async def tick(self, epoch: int, now_ms: int) -> bool:
         """Sweep a piece, then decide; return whether anything changed or is still to be done."""
@@ -111,7 +107,7 @@ class ModuleOrder:
         """
         async with self._turn:
             await self._follow_policy()
-            if self._settled != self._policy.name or not self._policy.reorders:
+            if self._swept_policy != self._policy.name or not self._policy.reorders:
                 return False
             if self._sweep is not None and not self._sweep.forgotten:
                 return True  # the scores are still another policy's
@@ -144,16 +140,14 @@ class ModuleOrder:
 
     def _sweep_due(self) -> Sweep | None:
         """Return the sweep under way, or a new one where one is due."""
-        if self._settled != self._policy.name:
-            self._settled, self._swept_s = self._policy.name, 0.0
+        policy, is_due = self._policy, time.monotonic() >= self._whole_due_s
+        if self._swept_policy != policy.name:
+            self._swept_policy, self._swept_s = policy.name, 0.0
             self._sweep = Sweep(self._order, self._ranker, rescore=True)
-        elif self._sweep is None and self._policy.reorders and self._is_due():
+        elif self._sweep is None and policy.reorders and is_due:
             self._swept_s = 0.0
             self._sweep = Sweep(self._order, self._ranker)
         return self._sweep
-
-    def _is_due(self) -> bool:
-        return time.monotonic() >= self._whole_due_s
 
     async def _follow_policy(self) -> None:
         if time.monotonic() < self._policy_due_s:
@@ -180,9 +174,9 @@ class ModuleOrder:
                 policy.name,
                 self._policy.name,
             )
-            self._adopt(policy)
+            self._follow(policy)
 
-    def _adopt(self, policy: Policy) -> None:
+    def _follow(self, policy: Policy) -> None:
         """Rank by this policy from now on."""
         self._policy = policy
         self._ranker = Ranker(self._order, policy)

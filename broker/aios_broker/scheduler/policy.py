@@ -4,21 +4,19 @@ A policy ranks jobs: it gives each a score, lower goes first; jobs of equal scor
 that they stand in. Beside it a policy says when a running generation yields (`preempt`), whether
 the run queue has to be reordered at all (the queue is a list that grows at its tail, so that for
 the policies that go by arrival its natural order is the right one), and what it has to see beside
-the jobs themselves (`needs`).
+the jobs themselves (`needs`): what it does not name is not read, and costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, assert_never
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.order import Waiting
-from aios_broker.scheduler.view import Needs, Ranks, View
-
-PolicyName = Literal["fifo", "rr", "priority"]
-POLICY_NAMES: tuple[PolicyName, ...] = ("fifo", "rr", "priority")
+from aios_broker.queues.quota import Scope, Subject
+from aios_broker.queues.watch import Account
 
 # When a slice ends, a running generation yields ...
 # none: to nobody. waiting: to whoever waits. score: to one whose score is lower than its own.
@@ -29,7 +27,72 @@ NICE_MIN, NICE_MAX = -20, 19
 # stays below a minute.
 AGEING_MS_PER_NICE = 1_000
 
-NOTHING_ELSE = Needs()
+_NO_ACCOUNT = Account()
+_WIDEST: tuple[Scope, ...] = ("tenant", "agent", "program")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a policy goes by beside the jobs to be ranked."""
+
+    # The accounts of their programs, agents or tenants. When one of the widest of these scopes has
+    # moved (it used something, or what runs of it has changed), its jobs are ranked anew.
+    accounts: tuple[Scope, ...] = ()
+    running: bool = False  # the jobs that run: some 1 ms of Redis' time each time jobs are ranked
+    cores: bool = False  # who serves; as of a second ago at most
+
+    @property
+    def watched(self) -> Scope | None:
+        """The scope whose counters are watched: whatever moves a narrower one moves it, too."""
+        return next((scope for scope in _WIDEST if scope in self.accounts), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """One core that is served."""
+
+    workers: int  # that serve it now
+    slots: int  # of these workers: shared with the other cores that they serve
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is known when jobs are ranked. Of what the policy does not need it is empty."""
+
+    # The jobs to be ranked, those that stand in the queue in its order: new ones, and those of
+    # subjects that have moved. A running one is among them where it is to be compared.
+    jobs: tuple[Waiting, ...]
+    running: tuple[Waiting, ...] = ()  # up to RUNNING of those that run
+    accounts: Mapping[Subject, Account] = field(default_factory=dict)  # of all these jobs
+    cores: Mapping[str, Core] = field(default_factory=dict)  # by model name
+    # The score of the first waiting job; None: it has none, or none waits.
+    floor: float | None = None
+
+    def account(self, waiting: Waiting, scope: Scope) -> Account:
+        """Return the account of a job's program, agent or tenant; zeros where it has none."""
+        return self.accounts.get(subject_of(waiting, scope), _NO_ACCOUNT)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The order that a policy gives: by score, lower goes first, equal ones as they stand."""
+
+    scores: Mapping[str, float]  # of each job of the view
+    # What it remembers of programs, agents or tenants; they have it in their accounts from then on,
+    # until their counters are dropped or another policy is followed.
+    marks: Mapping[Subject, float] = field(default_factory=dict)
+
+
+def subject_of(waiting: Waiting, scope: Scope) -> Subject:
+    """Return the program, agent or tenant of a job."""
+    metadata = waiting.metadata
+    match scope:
+        case "program":
+            return Subject.of_program(metadata.program, metadata.agent, metadata.tenant)
+        case "agent":
+            return Subject("agent", metadata.tenant, metadata.agent)
+        case "tenant":
+            return Subject.of_tenant(metadata.tenant)
 
 
 class Policy(Protocol):
@@ -59,10 +122,10 @@ class Policy(Protocol):
 class Fifo:
     """First come, first served, to the end: by time of submission, never interrupted."""
 
-    name: PolicyName = "fifo"
+    name: str = "fifo"
     preempt: Preempt = "none"
     reorders: bool = False
-    needs: Needs = NOTHING_ELSE
+    needs: Needs = Needs()
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by when each was submitted, in ms."""
@@ -76,10 +139,10 @@ class RoundRobin:
     Nobody runs twice before everybody who waited has run once.
     """
 
-    name: PolicyName = "rr"
+    name: str = "rr"
     preempt: Preempt = "waiting"
     reorders: bool = False
-    needs: Needs = NOTHING_ELSE
+    needs: Needs = Needs()
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by when each came to the tail, in ms."""
@@ -100,14 +163,18 @@ class Priority:
     nice -20. Whatever is submitted later stands behind it, however important it is.
     """
 
-    name: PolicyName = "priority"
+    name: str = "priority"
     preempt: Preempt = "score"
     reorders: bool = True
-    needs: Needs = NOTHING_ELSE
+    needs: Needs = Needs()
 
     def rank(self, view: View, now_ms: int) -> Ranks:
         """Go by the submission time in ms, moved by the nice value."""
         return _each(view, lambda waiting: _aged_ms(waiting, now_ms))
+
+
+_POLICIES: dict[str, Policy] = {each.name: each for each in (Fifo(), RoundRobin(), Priority())}
+POLICY_NAMES = tuple(_POLICIES)
 
 
 def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
@@ -116,27 +183,13 @@ def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
     Raises:
         InvalidConfig: There is none; names `field` and the choices.
     """
-    match name:
-        case "fifo" | "rr" | "priority":
-            return _policy(name)
-        case _:
-            raise InvalidConfig(
-                f"there is no policy {name!r}",
-                field=field,
-                remedy=f"use one of: {', '.join(POLICY_NAMES)}",
-            )
-
-
-def _policy(name: PolicyName) -> Policy:
-    match name:
-        case "fifo":
-            return Fifo()
-        case "rr":
-            return RoundRobin()
-        case "priority":
-            return Priority()
-        case _:
-            assert_never(name)
+    if (policy := _POLICIES.get(name)) is None:
+        raise InvalidConfig(
+            f"there is no policy {name!r}",
+            field=field,
+            remedy=f"use one of: {', '.join(POLICY_NAMES)}",
+        )
+    return policy
 
 
 def _each(view: View, score: Callable[[Waiting], float]) -> Ranks:

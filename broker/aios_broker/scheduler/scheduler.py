@@ -17,6 +17,8 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import msgspec
 
@@ -24,7 +26,8 @@ from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailab
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.ledger import Ledger, Retention
 from aios_broker.ledger.spill import Spill
-from aios_broker.metrics.kernel import read_kernel
+from aios_broker.metrics.kernel import SchedulerStats, read_kernel
+from aios_broker.periodic import Outages, Step, repeat
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -32,11 +35,9 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import Order
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.config import SchedulerConfig
-from aios_broker.scheduler.duty import Duty, Troubles, repeat
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
-from aios_broker.scheduler.stats import SchedulerStats
-from aios_broker.scheduler.sweep import LeadershipLost
+from aios_broker.scheduler.ranking import LeadershipLost
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +45,7 @@ TICK_S = 0.02  # while jobs wait and their order changes ...
 IDLE_S = 0.2  # ... and, by and by, when nothing changes
 RENEWALS = 4  # of leadership, per lease
 ASKS = 10  # of a standby, per lease
-RECLAIM_EVERY_S = 0.5
 RENEWAL_GRACE_S = 2.0  # workers notice a Redis that is back within a second, and renew
-EXPIRE_EVERY_S = 0.25
-RECONCILE_EVERY_S = 1.0
 DRAIN_EVERY_S = 0.2
 DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times what a batch took
@@ -58,6 +56,24 @@ LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is sa
 LAG_SAID_EVERY_S = 60.0
 METRICS_EVERY_S = 2.0
 STOP_LEASE_S = 0.001  # what a scheduler that stops in good order leaves of its lease
+
+Correction = Literal["reclaimed", "expired", "reconciled"]
+# What puts jobs right that nobody else would: the step, its pause in s, and how it is said.
+CORRECTIONS: dict[Correction, tuple[Callable[[Order, int], Awaitable[int]], float, int, str]] = {
+    "reclaimed": (
+        Order.reclaim,
+        0.5,
+        logging.WARNING,
+        "were taken back from workers that died or hang",
+    ),
+    "expired": (Order.expire, 0.25, logging.INFO, "outlived their deadlines"),
+    "reconciled": (
+        Order.reconcile,
+        1.0,
+        logging.INFO,
+        "that stock RQ tools changed were put right",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +118,12 @@ class Scheduler:
         Raises:
             InvalidConfig: this Redis cannot serve keys of such a prefix.
         """
-        troubles = Troubles()
+        outages = Outages()
         try:
             async with asyncio.TaskGroup() as group:
-                for duty in self._duties():
-                    group.create_task(repeat(duty, troubles), name=duty.name)
+                for name, step in self._tasks().items():
+                    task = repeat(name, step, outages, ended_by=(InvalidConfig,))
+                    group.create_task(task, name=name)
         except ExceptionGroup as failed:
             if refused := failed.subgroup(InvalidConfig):
                 raise refused.exceptions[0] from None
@@ -117,31 +134,29 @@ class Scheduler:
                 await database.aclose()
             await self._redis.aclose()
 
-    def _duties(self) -> list[Duty]:
-        duties = [
-            Duty("lead", self._lead),
-            Duty("order", self._led(self._tick)),
-            Duty("sweep", self._led(self._sweep_queues)),
-            Duty("reclaim", self._led(self._reclaim)),
-            Duty("expire", self._led(self._expire)),
-            Duty("reconcile", self._led(self._reconcile)),
-        ]
+    def _tasks(self) -> dict[str, Step]:
+        tasks = {
+            "lead": self._lead,
+            "order": self._led(self._tick),
+            "sweep": self._led(self._sweep_queues),
+            "reclaim": self._led(self._reclaim),
+            "expire": self._led(partial(self._put_right, "expired")),
+            "reconcile": self._led(partial(self._put_right, "reconciled")),
+        }
         if self._config.metrics_port is not None:
-            duties.append(Duty("metrics", self._led(self._look)))
+            tasks["metrics"] = self._led(self._read_metrics)
         if self._config.database_url is None:
             logger.warning("AIOS_DATABASE_URL is not set: no ledger is kept")
-            return duties
+            return tasks
         ledger = Ledger(self._database(self._config.database_url), self._keys)
         aside = self._database(self._config.database_url)  # what must not make the ledger wait
         spill = Spill(self._redis, aside, self._orders[0])
-        duties += [
-            Duty("ledger", self._led(lambda term: self._drain(ledger, term))),
-            Duty("spill", self._led(lambda term: self._spill(spill, term))),
-        ]
+        tasks["ledger"] = self._led(lambda term: self._drain(ledger, term))
+        tasks["spill"] = self._led(lambda term: self._spill(spill, term))
         if keep_days := self._config.ledger_keep_days:
             retention = Retention(aside, self._keys.prefix, keep_days)
-            duties.append(Duty("retention", self._led(lambda term: self._forget(retention, term))))
-        return duties
+            tasks["retention"] = self._led(lambda term: self._forget(retention, term))
+        return tasks
 
     def _database(self, url: str) -> Database:
         database = Database(url, name="aios-scheduler", limit_s=SERVICE_TIMEOUT_S)
@@ -150,8 +165,8 @@ class Scheduler:
 
     # Leadership.
 
-    def _led(self, step: Callable[[_Term], Awaitable[float]]) -> Callable[[], Awaitable[float]]:
-        """Return the step as a duty of whoever leads: it waits while another does."""
+    def _led(self, step: Callable[[_Term], Awaitable[float]]) -> Step:
+        """Return the step as a task of whoever leads: it waits while another does."""
 
         async def when_leading() -> float:
             await self._leading.wait()
@@ -247,33 +262,17 @@ class Scheduler:
     async def _reclaim(self, term: _Term) -> float:
         if (early_s := self._began_s + RENEWAL_GRACE_S - time.monotonic()) > 0:
             return early_s  # after an outage of Redis all leases are old: let workers renew them
-        for order, count in await self._sweep(lambda order: order.reclaim(term.epoch)):
-            self.stats.reclaimed += count
-            logger.warning(
-                "module %s: %d jobs were taken back from workers that died or hang",
-                order.module,
-                count,
-            )
-        return RECLAIM_EVERY_S
+        return await self._put_right("reclaimed", term)
 
-    async def _expire(self, term: _Term) -> float:
-        for order, count in await self._sweep(lambda order: order.expire(term.epoch)):
-            self.stats.expired += count
-            logger.info("module %s: %d jobs outlived their deadlines", order.module, count)
-        return EXPIRE_EVERY_S
-
-    async def _reconcile(self, term: _Term) -> float:
-        for order, count in await self._sweep(lambda order: order.reconcile(term.epoch)):
-            self.stats.reconciled += count
-            logger.info(
-                "module %s: %d jobs that stock RQ tools changed were put right", order.module, count
-            )
-        return RECONCILE_EVERY_S
-
-    async def _sweep(self, step: Callable[[Order], Awaitable[int]]) -> list[tuple[Order, int]]:
-        """Take a step for all modules at once; return those where it found something."""
-        counts = await asyncio.gather(*map(step, self._orders))
-        return [(order, count) for order, count in zip(self._orders, counts, strict=True) if count]
+    async def _put_right(self, what: Correction, term: _Term) -> float:
+        """Take a step for all modules at once, and say where it found something."""
+        step, pause_s, level, text = CORRECTIONS[what]
+        counts = await asyncio.gather(*(step(order, term.epoch) for order in self._orders))
+        for order, count in zip(self._orders, counts, strict=True):
+            if count:
+                self.stats.done[what] += count
+                logger.log(level, "module %s: %d jobs %s", order.module, count, text)
+        return pause_s
 
     async def _drain(self, ledger: Ledger, term: _Term) -> float:
         began_s = time.monotonic()
@@ -285,7 +284,7 @@ class Scheduler:
         except Unavailable:
             await self._report_lag()
             raise
-        self.stats.transitions += drained.transitions
+        self.stats.done["ledger_transitions"] += drained.transitions
         if drained.behind > LAG_ENTRIES:
             await self._report_lag()
             return DRAIN_PAUSE_S
@@ -300,7 +299,7 @@ class Scheduler:
             self._lag_said_s = time.monotonic()
             logger.warning("the ledger is %d journal entries behind", behind)
 
-    async def _look(self, term: _Term) -> float:
+    async def _read_metrics(self, term: _Term) -> float:
         """Read what the page of metrics shows of the kernel."""
         state = await read_kernel(self._redis, self._control, self._keys)
         if self.stats.epoch == term.epoch:

@@ -12,9 +12,10 @@ import psycopg
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.process.child import SHIM, Identity, Service
-from aios_local.embedded.binaries import PostgresInstall, find_postgres
-from aios_local.embedded.identity import (
+from aios_local.embedded.install import (
+    PostgresInstall,
     data_dir_for_nobody,
+    find_postgres,
     give_to_nobody,
     install_for_nobody,
     postgres_identity,

@@ -8,7 +8,7 @@ from pathlib import Path
 import redis
 
 from aios_broker.process.child import Service
-from aios_local.embedded.binaries import find_valkey
+from aios_local.embedded.install import find_valkey
 from aios_local.embedded.state import OWNER_ONLY, StateDir
 
 ANSWER_TIMEOUT_S = 1.0

@@ -1,12 +1,11 @@
 """One embedded server without a supervisor: for tests, checks and tools."""
 
 import subprocess
-import time
 from pathlib import Path
 from types import TracebackType
 
 from aios_broker.contract.errors import Unavailable
-from aios_broker.process.child import POLL_S, Child, Service
+from aios_broker.process.child import Child, Service, wait_for
 
 LOG_TAIL_LINES = 5
 
@@ -35,12 +34,12 @@ class StandaloneServer:
         """
         with self._log_path.open("ab") as log:
             self._child = child = Child.start(self.service, log)
-        deadline = time.monotonic() + self.service.ready_timeout_s
-        while not child.is_ready():
-            if child.exit_code is not None or time.monotonic() > deadline:
-                self.kill()
-                raise Unavailable(f"{self.service.name} did not start: {self._last_lines()}")
-            time.sleep(POLL_S)
+        wait_for(
+            lambda: child.is_ready() or child.exit_code is not None, self.service.ready_timeout_s
+        )
+        if not child.is_ready():
+            self.kill()
+            raise Unavailable(f"{self.service.name} did not start: {self._last_lines()}")
 
     def stop(self) -> int:
         """Stop it in order; return its exit code. A server that has ended stays ended."""

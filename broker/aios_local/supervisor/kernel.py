@@ -20,7 +20,7 @@ from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import KernelError, Unavailable, WaitTimeout
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url, sqlalchemy_url
-from aios_broker.process.child import Service
+from aios_broker.process.child import Service, wait_for
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import parse_url
 from aios_broker.scheduler.policy import policy_named
@@ -38,7 +38,6 @@ from aios_local.supervisor.record import (
 from aios_local.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
-POLL_S = 0.02
 KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
 UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a process's last words before a crash are in the log
 
@@ -86,7 +85,7 @@ class EmbeddedKernel:
             check_database_url(config.database_url)
         self._inherited = environment() if inherited is None else inherited
         chosen = kernel_programs(config) if programs is None else programs
-        self._supervisor = Supervisor(self._stages(chosen), self._log, self._processes_changed)
+        self._supervisor = Supervisor(self._stages(chosen), self._log, self._write)
         self._kernel_state: KernelState = "starting"
         self._started_at = 0.0  # Unix time, s
         self._ready = threading.Event()
@@ -179,14 +178,15 @@ class EmbeddedKernel:
         Raises:
             WaitTimeout: It did not within `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
-        while True:
+
+        def runs() -> bool:
             now = self.process(name)
-            if now.state == "running" and now.pid is not None and now.pid != not_pid:
-                return now.pid
-            if time.monotonic() > deadline:
-                raise WaitTimeout(f"{name} did not run within {timeout_s:g} s: {now.state}")
-            time.sleep(POLL_S)
+            return now.state == "running" and now.pid not in (None, not_pid)
+
+        found = wait_for(runs, timeout_s) and self.process(name).pid
+        if not found:
+            raise WaitTimeout(f"{name} did not run within {timeout_s:g} s")
+        return found
 
     def __enter__(self) -> "EmbeddedKernel":
         """Start it in a thread of its own and wait until it is ready."""
@@ -210,10 +210,8 @@ class EmbeddedKernel:
             raise self._error
 
     def _wait_ready(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready.wait(POLL_S) and not self._ended.is_set():
-            if time.monotonic() > deadline:
-                raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
+        if not wait_for(lambda: self._ready.is_set() or self._ended.is_set(), START_TIMEOUT_S):
+            raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
         if self._error is not None or not self._ready.is_set():
             raise self._error or Unavailable("the kernel was stopped while it started")
 
@@ -250,9 +248,6 @@ class EmbeddedKernel:
         self._write()
         self._ready.set()
         self._log.line("kernel", f"ready: AIOS_REDIS_URL={self.redis_url}")
-
-    def _processes_changed(self, _records: tuple[ProcessRecord, ...]) -> None:
-        self._write()
 
     def _write(self) -> None:
         write_record(self._state.record_path, self.record)

@@ -1,8 +1,6 @@
 """What a running kernel says of itself in `kernel.json`, and how others find it there."""
 
-import fcntl
 import os
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +9,12 @@ from msgspec import Struct
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelNotRunning
+from aios_broker.process.child import try_lock, wait_for
 from aios_local.embedded.state import StateDir
 
 START_REMEDY = "start one with `aios up --detach`"
 # `find_kernel` holds the lock for a moment when it asks whether anybody has it.
 LOCK_TIMEOUT_S = 0.5
-POLL_S = 0.01
 
 ProcessState = Literal["starting", "running", "waiting", "failed", "stopped", "done"]
 KernelState = Literal["starting", "running", "stopping"]
@@ -81,7 +79,7 @@ def is_running(state_dir: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _try_lock(lock)
+        return not try_lock(lock)
     finally:
         os.close(lock)
 
@@ -108,25 +106,14 @@ def lock_kernel(state: StateDir) -> int:
         InvalidConfig: Another kernel runs on it.
     """
     lock = os.open(state.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while not _try_lock(lock):
-        if time.monotonic() > deadline:
-            holder = os.pread(lock, 20, 0).decode().strip()
-            os.close(lock)
-            raise InvalidConfig(
-                f"a kernel already runs on {state.path} (process {holder or 'unknown'})",
-                field="AIOS_STATE_DIR",
-                remedy="stop it with `aios down`, or name another directory with --state-dir",
-            )
-        time.sleep(POLL_S)
+    if not wait_for(lambda: try_lock(lock), LOCK_TIMEOUT_S):
+        holder = os.pread(lock, 20, 0).decode().strip()
+        os.close(lock)
+        raise InvalidConfig(
+            f"a kernel already runs on {state.path} (process {holder or 'unknown'})",
+            field="AIOS_STATE_DIR",
+            remedy="stop it with `aios down`, or name another directory with --state-dir",
+        )
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
-
-
-def _try_lock(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from aios_broker.contract.errors import InvalidConfig, KernelError, Unavailable
 from aios_broker.log import KernelLog
 from aios_broker.process.child import Service
+from aios_local.supervisor.process import EXIT_SETTINGS, SupervisedProcess
 from aios_local.supervisor.record import ProcessRecord
-from aios_local.supervisor.watched import EXIT_SETTINGS, Watched
 
 START_TICK_S = 0.02  # while something starts or ends
 TICK_S = 0.2  # else; an end of output, and so a death, wakes the loop at once
@@ -31,9 +31,9 @@ class Supervisor:
         self,
         stages: Stages,
         log: KernelLog,
-        on_change: Callable[[tuple[ProcessRecord, ...]], None],
+        on_change: Callable[[], None],
     ) -> None:
-        self._stages = [[Watched(service, log) for service in stage] for stage in stages]
+        self._stages = [[SupervisedProcess(service, log) for service in stage] for stage in stages]
         self._by_name = {one.service.name: one for one in self._all}
         self._log = log
         self._on_change = on_change
@@ -100,16 +100,16 @@ class Supervisor:
         self._wake()
 
     @property
-    def _all(self) -> list[Watched]:
+    def _all(self) -> list[SupervisedProcess]:
         return [one for stage in self._stages for one in stage]
 
-    def _named(self, name: str) -> Watched:
+    def _named(self, name: str) -> SupervisedProcess:
         if name not in self._by_name:
             known = ", ".join(self._by_name)
             raise InvalidConfig(f"no process is called {name!r}", remedy=f"one of: {known}")
         return self._by_name[name]
 
-    def _bring_up(self, stage: Sequence[Watched]) -> None:
+    def _bring_up(self, stage: Sequence[SupervisedProcess]) -> None:
         for one in stage:
             if not self._stop_asked.is_set():
                 one.start()
@@ -140,7 +140,7 @@ class Supervisor:
                 one.end()
             self._report()
 
-    def _wait_for_end(self, stopping: Sequence[Watched]) -> None:
+    def _wait_for_end(self, stopping: Sequence[SupervisedProcess]) -> None:
         started_at = time.monotonic()
         while not self._hurry.is_set():
             waited_s = time.monotonic() - started_at
@@ -162,10 +162,10 @@ class Supervisor:
         while not self._orders.empty():
             self._orders.get()()
         for one in self._all:
-            one.look()
+            one.check()
         self._report()
 
-    def _restart(self, one: Watched) -> None:
+    def _restart(self, one: SupervisedProcess) -> None:
         one.say("is restarted")
         one.ask_to_stop()
         self._wait_for_end([one])
@@ -189,7 +189,7 @@ class Supervisor:
         records = self.records
         if records != self._reported:
             self._reported = records
-            self._on_change(records)
+            self._on_change()
 
     def _wake(self) -> None:
         alarm = self._alarm
@@ -198,7 +198,7 @@ class Supervisor:
                 alarm.send(b"!")
 
 
-def _does_not_start(one: Watched) -> KernelError:
+def _does_not_start(one: SupervisedProcess) -> KernelError:
     message = f"{one.service.name} does not start: {one.last_line or 'it said nothing'}"
     if one.last_exit == EXIT_SETTINGS:
         return InvalidConfig(message, remedy="correct the setting that it names")

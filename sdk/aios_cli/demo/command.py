@@ -1,7 +1,5 @@
 """`aios demo`: a kernel of its own, a load under round robin and under FIFO, the difference."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -32,10 +30,8 @@ from aios_cli.demo.plot import draw, require_matplotlib
 from aios_cli.demo.report import Report, broken_promises, figures, promises_kept, table_of
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
 from aios_cli.demo.view import LiveView, PlainView
-from aios_cli.human import plural, seconds
-from aios_cli.operator import Operator
-from aios_cli.session import EXIT_INTERRUPTED, CommandFailed
-from aios_cli.tables import show_table
+from aios_cli.session import EXIT_INTERRUPTED, Operator
+from aios_cli.tables import plural, seconds, show_table
 from aios_local.supervisor import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]
@@ -111,14 +107,14 @@ def demo(**given: object) -> None:
     """  # noqa: D301 - \b keeps click from wrapping
     wishes = msgspec.convert(given, Wishes)
     _check_files(wishes)
-    with _place(wishes) as place:
-        runs = _measured(wishes, place)
+    with _folder(wishes) as folder:
+        runs = _measured(wishes, folder)
         if not _conclude(wishes, runs):
             raise SystemExit(1)
 
 
 @contextlib.contextmanager
-def _place(wishes: Wishes) -> Iterator[Path]:
+def _folder(wishes: Wishes) -> Iterator[Path]:
     """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
     folder = Path(tempfile.mkdtemp(prefix="aios-demo-"))
     before = signal.signal(signal.SIGTERM, _interrupt)
@@ -130,11 +126,8 @@ def _place(wishes: Wishes) -> Iterator[Path]:
         wanted = wishes.keep
         click.echo("interrupted; the kernel has stopped", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    except (KernelError, BaseExceptionGroup) as error:
-        first = _kernel_error(error)
-        if first is None:
-            raise
-        raise CommandFailed(first) from error
+    except BaseExceptionGroup as group:  # of tasks: the first error says what happened
+        raise _first(group) from group
     finally:
         signal.signal(signal.SIGTERM, before)
         if wanted:
@@ -228,10 +221,7 @@ def _check_files(wishes: Wishes) -> None:
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise click.BadParameter(f"cannot write in {path.absolute().parent}")
     if wishes.plot_path is not None:
-        try:
-            require_matplotlib()
-        except KernelError as error:
-            raise CommandFailed(error) from error
+        require_matplotlib()
 
 
 def _log_path(folder: Path) -> Path:
@@ -239,12 +229,12 @@ def _log_path(folder: Path) -> Path:
     return folder / "kernel.log"
 
 
-def _kernel_error(error: BaseException) -> KernelError | None:
-    """Return the first KernelError in a tree of exceptions."""
-    if isinstance(error, BaseExceptionGroup):
-        found = (_kernel_error(inner) for inner in error.exceptions)
-        return next((one for one in found if one is not None), None)
-    return error if isinstance(error, KernelError) else None
+def _first(error: BaseException) -> BaseException:
+    """Return the first KernelError in a tree of exceptions; else the tree."""
+    found = error.subgroup(KernelError) if isinstance(error, BaseExceptionGroup) else None
+    if found is None:
+        return error
+    return _first(found.exceptions[0])
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

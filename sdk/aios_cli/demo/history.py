@@ -1,7 +1,5 @@
 """Which slices the load was run in, from the kernel's ledger: what the chart shows."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Fixed prompts, fixed seeds, a part greedy and a part sampled: every run asks for
 Eight agents ask for about 1,050 output tokens in all.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

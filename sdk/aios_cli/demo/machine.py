@@ -1,7 +1,5 @@
 """Where figures were taken: the machine, and the versions of what matters for them."""
 
-from __future__ import annotations
-
 import os
 import platform
 from importlib import metadata

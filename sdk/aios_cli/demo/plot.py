@@ -1,7 +1,5 @@
 """The chart of the schedule: a Gantt of slices per slot, one panel per policy."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_cli.demo.load import Role
 from aios_cli.demo.report import figures
 from aios_cli.demo.run import PolicyRun
-from aios_cli.human import plural, seconds
+from aios_cli.tables import plural, seconds
 
 WIDTH_INCHES = 13.0
 LANE_INCHES = 0.7

@@ -1,7 +1,5 @@
 """What the demo says in the end: figures per policy, and whether it kept its promises. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -9,8 +7,7 @@ from msgspec import Struct
 
 from aios_broker.contract.reply import ChatResult
 from aios_cli.demo.run import PolicyRun
-from aios_cli.human import plural, seconds
-from aios_cli.tables import Column
+from aios_cli.tables import Column, plural, seconds
 
 
 class Figures(Struct, frozen=True):

@@ -1,18 +1,17 @@
 """Run the demo's load on a running kernel, under one policy after the other, and compare."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.contract.reply import ChatResult, Reply
+from aios_broker.contract.syscall import State
 from aios_broker.queues.control import Control
 from aios_broker.queues.records import JobView, PolicyRow
 from aios_cli.demo.history import Slice
@@ -61,20 +60,67 @@ class PolicyRun:
     compared: int = 0
 
 
-class View(Protocol):
-    """Who watches the load run."""
+@dataclass(slots=True)
+class _Request:
+    agent: DemoAgent
+    ask: Ask
+    pending: Pending
+    state: State = "queued"
+    tokens: int = 0
+    waited_s: float = 0.0
+
+
+class Progress:
+    """Who watches the load run: what is known of it at this moment. Views show it."""
+
+    def __init__(self) -> None:
+        self.policy = ""
+        self.total = 0
+        self.began_s = 0.0
+        self.requests: dict[str, _Request] = {}
+        self.agents: Sequence[DemoAgent] = ()
 
     def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
-        """A policy begins."""
+        """A policy begins: forget the last one's requests."""
+        self.policy, self.agents = policy, agents
+        self.total = sum(len(agent.asks) for agent in agents)
+        self.began_s = time.monotonic()
+        self.requests = {}
 
     def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
         """An agent submitted."""
+        self.requests[pending.id] = _Request(agent, ask, pending)
 
     def looked(self, jobs: Sequence[JobView]) -> None:
         """The queue was looked at."""
+        for job in jobs:
+            request = self.requests.get(job.job_id)
+            if request is not None and request.pending.reply is None:
+                request.state, request.tokens = job.state, job.tokens
+                request.waited_s = job.queued_s
 
     def answered(self, answer: Answer) -> None:
         """A reply came."""
+        request = self.requests[answer.reply.id]
+        request.state = "failed" if answer.reply.error else "finished"
+        request.waited_s = answer.reply.timings.queued_s
+        if isinstance(answer.reply.result, ChatResult):
+            request.tokens = answer.reply.result.usage.output_tokens
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this policy began."""
+        return time.monotonic() - self.began_s
+
+    @property
+    def counts(self) -> str:
+        """How many run, are suspended, wait, have ended."""
+        states = Counter(request.state for request in self.requests.values())
+        ended = states["finished"] + states["failed"] + states["cancelled"]
+        return (
+            f"{states['running']} running, {states['suspended']} suspended, "
+            f"{states['queued']} waiting, {ended} of {self.total} answered"
+        )
 
     def ended(self, run: PolicyRun) -> None:
         """A policy has ended."""
@@ -91,7 +137,7 @@ class Demo:
         client: Session,
         control: Control,
         agents: Sequence[DemoAgent],
-        view: View,
+        view: Progress,
         *,
         core: str | None = None,
     ) -> None:

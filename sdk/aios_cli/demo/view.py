@@ -1,11 +1,6 @@
 """The demo while it runs: a live table on a terminal, plain progress lines elsewhere."""
 
-from __future__ import annotations
-
-import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from rich.console import Console, Group
@@ -17,9 +12,9 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobView
-from aios_cli.demo.load import Ask, DemoAgent
-from aios_cli.demo.run import Answer, PolicyRun
-from aios_cli.human import first_words, plural, seconds
+from aios_cli.demo.load import DemoAgent
+from aios_cli.demo.run import Answer, PolicyRun, Progress
+from aios_cli.tables import first_words, plural, seconds
 
 PROGRESS_EVERY_S = 5.0  # of the plain view
 REFRESH_PER_SECOND = 4
@@ -42,69 +37,6 @@ MARKS: dict[State, tuple[str, str]] = {
     "cancelled": ("✗", "red"),
 }
 LEGEND = "▶ runs   ◐ suspended   ○ waits   ✓ answered"
-
-
-@dataclass(slots=True)
-class _Request:
-    agent: DemoAgent
-    ask: Ask
-    pending: Pending
-    state: State = "queued"
-    tokens: int = 0
-    waited_s: float = 0.0
-
-
-class Progress:
-    """What is known of the load at this moment; both views show it."""
-
-    def __init__(self) -> None:
-        self.policy = ""
-        self.total = 0
-        self.began_s = 0.0
-        self.requests: dict[str, _Request] = {}
-        self.agents: Sequence[DemoAgent] = ()
-
-    def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
-        """A policy begins: forget the last one's requests."""
-        self.policy, self.agents = policy, agents
-        self.total = sum(len(agent.asks) for agent in agents)
-        self.began_s = time.monotonic()
-        self.requests = {}
-
-    def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
-        """An agent submitted."""
-        self.requests[pending.id] = _Request(agent, ask, pending)
-
-    def looked(self, jobs: Sequence[JobView]) -> None:
-        """The queue was looked at."""
-        for job in jobs:
-            request = self.requests.get(job.job_id)
-            if request is not None and request.pending.reply is None:
-                request.state, request.tokens = job.state, job.tokens
-                request.waited_s = job.queued_s
-
-    def answered(self, answer: Answer) -> None:
-        """A reply came."""
-        request = self.requests[answer.reply.id]
-        request.state = "failed" if answer.reply.error else "finished"
-        request.waited_s = answer.reply.timings.queued_s
-        if isinstance(answer.reply.result, ChatResult):
-            request.tokens = answer.reply.result.usage.output_tokens
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since this policy began."""
-        return time.monotonic() - self.began_s
-
-    @property
-    def counts(self) -> str:
-        """How many run, are suspended, wait, have ended."""
-        states = Counter(request.state for request in self.requests.values())
-        ended = states["finished"] + states["failed"] + states["cancelled"]
-        return (
-            f"{states['running']} running, {states['suspended']} suspended, "
-            f"{states['queued']} waiting, {ended} of {self.total} answered"
-        )
 
 
 class PlainView(Progress):
@@ -146,9 +78,6 @@ class PlainView(Progress):
     def ended(self, run: PolicyRun) -> None:
         """Say so."""
         self._write(f"{run.policy}: done in {seconds(run.makespan_s)}")
-
-    def stop(self) -> None:
-        """Nothing to give back."""
 
     def _line(self, text: str) -> None:
         self._write(f"{self.policy} {seconds(self.elapsed_s):>8}  {text}")

@@ -25,6 +25,7 @@ from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import module_of
+from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -32,7 +33,6 @@ from aios_broker.queues.keys import Keys
 from aios_workers.approvals.rows import list_approvals
 from aios_workers.modules.access.groups_map import GroupsMap
 from aios_workers.modules.housekeeping import Housekeeping
-from aios_workers.runtime.periodic import on_duty
 
 logger = logging.getLogger(__name__)
 
@@ -182,5 +182,5 @@ async def sweeping(duty: ApprovalDuty, pause_s: float = PAUSE_S) -> AsyncIterato
         await duty.sweep()
         return pause_s
 
-    async with on_duty("approvals", step, "approvals wait"):
+    async with periodic_task("approvals", step, "approvals wait"):
         yield

@@ -97,7 +97,7 @@ class ContextDesk:
 
     async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
         if body.context is None:
-            return body.messages
+            return tuple(body.messages)
         owner = _owner(syscall, body.context)
         job_id = run.lease.job_id
         stored = (await patiently(lambda: self._contexts.open(owner, job_id))).messages

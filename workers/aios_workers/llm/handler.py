@@ -169,7 +169,7 @@ class LlmHandler:
             n=body.n,
             beam_width=body.beam_width,
             length_penalty=body.length_penalty,
-            stop=body.stop,
+            stop=tuple(body.stop),
             stream=body.stream and lease.wants_chunks,
             return_ids=body.return_ids,
             toolbox=toolbox,

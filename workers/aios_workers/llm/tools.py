@@ -84,7 +84,7 @@ def toolbox_of(body: LlmChat) -> Toolbox | None:
     if not body.tools or body.tool_choice == "none":
         return None
     if body.tool_choice in ("auto", "required"):
-        return Toolbox(body.tools, body.tool_choice == "required")
+        return Toolbox(tuple(body.tools), body.tool_choice == "required")
     named = tuple(each for each in body.tools if each.name == body.tool_choice)
     return Toolbox(named, forced=True)
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -32,6 +31,10 @@ WAITING_TEXTS = 256  # of all callers; who comes with more waits for room
 PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a query waiting
 
 Vectors = NDArray[np.float32]
+
+CORE_TEXTS = 64  # of one llm.embed
+AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked
+MAX_ASK_S = 120.0
 
 
 class Model(Protocol):
@@ -68,12 +71,7 @@ class BatchedEmbedder:
         self._task = asyncio.create_task(self._serve(), name="embedder")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -93,9 +91,7 @@ class BatchedEmbedder:
         rows: list[NDArray[np.float32]] = []
         for first in range(0, len(texts), PER_CALLER):
             rows += await self._embed_part(texts[first : first + PER_CALLER])
-        if not rows:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        return np.stack(rows)
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimension)
 
     async def _embed_part(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         loop = asyncio.get_running_loop()
@@ -169,9 +165,10 @@ def _note_failure(loading: asyncio.Future[Model]) -> None:
         logger.error("the embedding model cannot be loaded: %s", error)
 
 
-CORE_TEXTS = 64  # of one llm.embed
-AGENT, TENANT = "embeddings", "kernel"  # in whose name a core is asked
-MAX_ASK_S = 120.0
+def unit_rows(rows: Vectors) -> Vectors:
+    """Return each row at length 1."""
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 class NoEmbedder:
@@ -213,9 +210,7 @@ class CoreEmbedder:
         for first in range(0, len(texts), CORE_TEXTS):
             rows += await self._ask(texts[first : first + CORE_TEXTS])
         found = np.array(rows, dtype=np.float32).reshape(len(rows), self.dimension)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        vectors: NDArray[np.float32] = found / np.maximum(lengths, 1e-12)
-        return vectors
+        return unit_rows(found)
 
     async def _ask(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
         # A core refuses the empty text; a blank one has a vector.

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.periodic import periodic_task
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.runtime.periodic import on_duty
 from aios_workers.search.queries import model_number
 from aios_workers.search.ranking import vector_text
 
@@ -115,7 +115,8 @@ async def indexing(
     async def step() -> float:
         return 0.0 if await embed_missing(store, embedder) else PAUSE_S
 
-    async with on_duty("indexing", step, "notes and files wait for their vectors", wake=unembedded):
+    trouble = "notes and files wait for their vectors"
+    async with periodic_task("indexing", step, trouble, wake=unembedded):
         yield
 
 

@@ -19,6 +19,7 @@ from tokenizers import Encoding, Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.model_files import MINILM, MINILM_TOKENIZER, ModelFile
+from aios_workers.search.embedder import Vectors, unit_rows
 
 NAME = "all-MiniLM-L6-v2-int8"
 DIMENSION = 384
@@ -26,8 +27,6 @@ WINDOW_TOKENS = 256  # what the model was trained to take
 MAX_WINDOWS = 4  # of one text: 0.3 s of one CPU
 MAX_CHARACTERS = MAX_WINDOWS * WINDOW_TOKENS * 8  # of one text; the tokenizer sees no more
 MAX_RUN_TOKENS = 2_048  # of one run of the model, padding included: bounds its memory
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,7 @@ class MiniLm:
             hidden = self._run([window.ids for window in group])
             for window, vector in zip(group, hidden, strict=True):
                 sums[window.text] += vector * len(window.ids)
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        vectors: Vectors = sums / np.maximum(lengths, 1e-12)
-        return vectors
+        return unit_rows(sums)
 
     def _run(self, ids: list[list[int]]) -> Vectors:
         """Return the mean hidden state of each window, of length 1."""
@@ -102,9 +99,7 @@ class MiniLm:
         feeds = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": mask * 0}
         hidden = self._session.run(None, feeds)[0]
         weights = mask[..., None].astype(np.float32)
-        means = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
-        unit: Vectors = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        return unit
+        return unit_rows((hidden * weights).sum(axis=1) / weights.sum(axis=1))
 
 
 def _parts(encoding: Encoding) -> list[Encoding]:

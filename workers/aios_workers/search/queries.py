@@ -12,6 +12,19 @@ from aios_workers.search.ranking import Corpus, Ranked, Scope, Vector, Wanted, r
 
 _ACTIVE = "SELECT id, name, dimension FROM embedding_model WHERE active"
 
+NOTES = Corpus("note", ("id",))
+CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"))
+MOUNTED = Corpus("mount_chunk", ("file_id", "ordinal"))
+_BELOW = (
+    "EXISTS (SELECT FROM file f WHERE f.id = t.file_id "
+    "AND (f.path = %(path)s OR starts_with(f.path, %(below)s)))"
+)
+_BELOW_MOUNT = (
+    "EXISTS (SELECT FROM mount_file f JOIN mount m ON m.id = f.mount_id WHERE f.id = t.file_id "
+    "AND (m.path || '/' || f.inner_path = %(path)s "
+    "OR starts_with(m.path || '/' || f.inner_path, %(below)s)))"
+)
+
 
 async def model_number(cursor: Cursor, embedder: Embedder) -> int:
     """Return the number of the embedder's model, which the stored vectors have to be of.
@@ -30,9 +43,6 @@ async def model_number(cursor: Cursor, embedder: Embedder) -> int:
         field="AIOS_EMBEDDING_MODEL",
         remedy="run `aios reindex` to embed everything anew, or name the stored model again",
     )
-
-
-NOTES = Corpus("note", ("id",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +106,6 @@ async def find_notes(
     """
     ranked = await _ranked(cursor, embedder, query, vector)
     return [FoundNote(note_id, score) for (_, note_id), score in ranked]
-
-
-CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"))
-MOUNTED = Corpus("mount_chunk", ("file_id", "ordinal"))
-_BELOW = (
-    "EXISTS (SELECT FROM file f WHERE f.id = t.file_id "
-    "AND (f.path = %(path)s OR starts_with(f.path, %(below)s)))"
-)
-_BELOW_MOUNT = (
-    "EXISTS (SELECT FROM mount_file f JOIN mount m ON m.id = f.mount_id WHERE f.id = t.file_id "
-    "AND (m.path || '/' || f.inner_path = %(path)s "
-    "OR starts_with(m.path || '/' || f.inner_path, %(below)s)))"
-)
 
 
 @dataclass(frozen=True, slots=True)

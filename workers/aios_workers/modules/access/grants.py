@@ -52,7 +52,7 @@ async def grant(work: Work[AccessGrant]) -> Acknowledged:
     expires_at = None if body.ttl_s is None else datetime.now(UTC) + timedelta(seconds=body.ttl_s)
     owner = await work.agent_named(body.object.owner)
     target, verbs = await _target(work, owner)
-    _require(verbs, "share", body.verbs, owner)
+    _require(verbs, "share", tuple(body.verbs), owner)
     to = await _grantee(work)
     await put_grant(
         work.cursor,

@@ -203,11 +203,11 @@ def note_to_add(body: MemoryAdd) -> NoteBody:
     """Return the note that an add asks for."""
     return NoteBody(
         content=body.content,
-        keywords=body.keywords,
-        tags=body.tags,
+        keywords=tuple(body.keywords),
+        tags=tuple(body.tags),
         category=body.category,
         context=body.context,
-        links=body.links,
+        links=tuple(body.links),
         metadata=body.metadata,
     )
 

@@ -93,7 +93,9 @@ class Reading:
     async def search(self, asked: Asked[MemorySearch]) -> Notes:
         """Find notes, best first; those found count as references."""
         body = asked.body
-        wanted = NoteQuery(body.query, body.k, body.mode, tags=body.tags, category=body.category)
+        wanted = NoteQuery(
+            body.query, body.k, body.mode, tags=tuple(body.tags), category=body.category
+        )
         notes = await self._found(asked, wanted, owner=body.owner, shared=body.shared)
         if body.follow_links:
             notes += await self._linked(asked, notes)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aios_broker.contract.errors import InvalidPath, NotFound
+from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.storage.contents import text_of
 from aios_workers.modules.storage.cutting import Part, parts_of
@@ -25,7 +26,6 @@ from aios_workers.modules.storage.host import (
     HostDirectory,
     HostEntry,
 )
-from aios_workers.runtime.periodic import on_duty
 
 logger = logging.getLogger(__name__)
 
@@ -167,5 +167,5 @@ async def watching(watch: MountWatch, unembedded: asyncio.Event) -> AsyncIterato
             return 0.0
         return max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began_s))
 
-    async with on_duty("mounts", step, "mounted directories wait to be read"):
+    async with periodic_task("mounts", step, "mounted directories wait to be read"):
         yield

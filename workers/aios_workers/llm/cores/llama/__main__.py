@@ -25,7 +25,6 @@ from aios_workers.llm.cores.llama.protocol import (
     Abort,
     Embed,
     FrameBuffer,
-    FromCore,
     Generate,
     Load,
     Ping,
@@ -36,6 +35,7 @@ from aios_workers.llm.cores.llama.protocol import (
     ShareStates,
     ToCore,
     encode_frame,
+    write_all,
 )
 from aios_workers.llm.cores.llama.state_folder import StateFolder
 from aios_workers.llm.cores.llama.state_store import NoStates, StateRule, StateStore, state_key
@@ -58,12 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library = Library.load()
         context = Context.load(library, Path(settings.weights), settings.shape)
     except KernelError as error:
-        _write_frame(output_fd, Refused(error.to_wire()))
+        write_all(output_fd, encode_frame(Refused(error.to_wire())))
         return EXIT_REFUSED
     load_ms = (time.monotonic() - began) * 1_000
     found = probe(context)
     ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
-    _write_frame(output_fd, ready)
+    write_all(output_fd, encode_frame(ready))
     _Server(library, context, found, settings.state_budget_bytes).serve(input_fd, output_fd)
     context.close()
     return 0
@@ -98,11 +98,11 @@ class _Server:
                         self._handle(message, output_fd)
                 for source in (self._engine, self._embedder):
                     if source.busy:
-                        _write_frame(output_fd, Progress(source.step()))
+                        write_all(output_fd, encode_frame(Progress(source.step())))
                 counts = self._engine.shared.counts
                 if counts != told:
                     told = counts
-                    _write_frame(output_fd, counts)
+                    write_all(output_fd, encode_frame(counts))
         except BrokenPipeError:
             return
         finally:
@@ -126,7 +126,7 @@ class _Server:
             case Embed():
                 self._embedder.submit(message)
             case Ping():
-                _write_frame(output_fd, Pong(message.number))
+                write_all(output_fd, encode_frame(Pong(message.number)))
             case ShareStates():
                 self._engine.shared = self._open_states(message)
 
@@ -151,13 +151,6 @@ class _Server:
             # Shares the model with the context, which frees it.
             self._compiler = Vocabulary(self._library, self._context.model).compiler()
         return self._compiler.start(constraint, output_ids)
-
-
-def _write_frame(output_fd: int, message: FromCore) -> None:
-    """Write all of a frame."""
-    data = memoryview(encode_frame(message))
-    while data:
-        data = data[os.write(output_fd, data) :]
 
 
 def _take_standard_streams() -> tuple[int, int]:

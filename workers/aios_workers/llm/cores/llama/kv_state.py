@@ -11,13 +11,20 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import zlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
+
+import numpy as np
+
+MAGIC = b"AIOSKV"
+VERSION = 1
+_FIELDS = struct.Struct(">6sH32sIQ")
+_CHECKSUM = struct.Struct(">I")
+HEAD_BYTES = _FIELDS.size + _CHECKSUM.size
+_IDS = np.dtype("<i4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +83,6 @@ def shared_prefix_tokens(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-MAGIC = b"AIOSKV"
-VERSION = 1
-KEY_BYTES = 32
-_FIELDS = struct.Struct(">6sH32sIQ")
-_CHECKSUM = struct.Struct(">I")
-HEAD_BYTES = _FIELDS.size + _CHECKSUM.size
-_ID_BYTES = 4
-
-
 class StateRefused(Exception):
     """A file that is not to be used; its message says why."""
 
@@ -102,14 +100,14 @@ class StateHead:
 def head_of(state: KvState, key: bytes) -> bytes:
     """Return all that stands before the state in its file."""
     fields = _FIELDS.pack(MAGIC, VERSION, key, len(state.ids), len(state.data))
-    ids = _packed(state.ids)
+    ids = np.array(state.ids, _IDS).tobytes()
     checksum = zlib.crc32(state.data, zlib.crc32(ids, zlib.crc32(fields)))
     return fields + _CHECKSUM.pack(checksum) + ids
 
 
 def file_bytes(state: KvState) -> int:
     """Return how long the file of a state is."""
-    return HEAD_BYTES + _ID_BYTES * len(state.ids) + len(state.data)
+    return HEAD_BYTES + _IDS.itemsize * len(state.ids) + len(state.data)
 
 
 def read_head(file: BinaryIO, key: bytes) -> StateHead:
@@ -129,13 +127,13 @@ def read_head(file: BinaryIO, key: bytes) -> StateHead:
         raise StateRefused(f"it is of version {version}, not {VERSION}")
     if writer != key:
         raise StateRefused("it is of another model, build or setting")
-    expected_bytes = HEAD_BYTES + _ID_BYTES * tokens + data_bytes
+    expected_bytes = HEAD_BYTES + _IDS.itemsize * tokens + data_bytes
     if size_bytes != expected_bytes:
         raise StateRefused(f"it has {size_bytes} bytes where {expected_bytes} must be")
-    packed = file.read(_ID_BYTES * tokens)
+    packed = file.read(_IDS.itemsize * tokens)
     (checksum,) = _CHECKSUM.unpack_from(head, _FIELDS.size)
     so_far = zlib.crc32(packed, zlib.crc32(head[: _FIELDS.size]))
-    return StateHead(_unpacked(packed), data_bytes, checksum, so_far)
+    return StateHead(tuple(np.frombuffer(packed, _IDS).tolist()), data_bytes, checksum, so_far)
 
 
 def read_data(file: BinaryIO, head: StateHead) -> KvState:
@@ -148,19 +146,3 @@ def read_data(file: BinaryIO, head: StateHead) -> KvState:
     if zlib.crc32(data, head.checksum_so_far) != head.checksum:
         raise StateRefused("its checksum does not match")
     return KvState(head.ids, data, shared=True)
-
-
-def _packed(ids: tuple[int, ...]) -> bytes:
-    return _little_endian(array("i", ids)).tobytes()
-
-
-def _unpacked(data: bytes) -> tuple[int, ...]:
-    ids = array("i")
-    ids.frombytes(data)
-    return tuple(_little_endian(ids))
-
-
-def _little_endian(ids: array[int]) -> array[int]:
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids

@@ -22,14 +22,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from aios_broker.contract.errors import (
     CoreError,
-    InvalidConfig,
 )
-from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
-from aios_workers.llm.cores.limits import (
+from aios_workers.llm.cores.base_core import (
+    BaseCore,
     RestartBudget,
-    check_conversation,
     check_generation,
     text_ids,
 )
@@ -49,10 +47,16 @@ from aios_workers.llm.cores.llama.protocol import (
     Ready,
     ShareStates,
     StateCounts,
+    Tokens,
 )
 from aios_workers.llm.cores.llama.sampler import KEPT
 from aios_workers.llm.cores.llama.state_folder import check_folder
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+MAX_LOGPROBS = 64
+RESTART_WINDOW_S = 60.0
 
 
 def state_metrics(counts: StateCounts) -> Iterable[Metric]:
@@ -68,14 +72,6 @@ def state_metrics(counts: StateCounts) -> Iterable[Metric]:
         "Files of all cores in the folder, when this one wrote last.",
         value=counts.used_bytes,
     )
-
-
-logger = logging.getLogger(__name__)
-
-MAX_CONTEXT_TOKENS = 8_192
-MAX_SLOTS = 64
-MAX_LOGPROBS = 64
-RESTART_WINDOW_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,35 +90,21 @@ class LlamaCppConfig:
     stall_limit_s: float = 60.0  # without a step while it has work
     health_limit_s: float = 15.0
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        _within("AIOS_LLM_SLOTS", self.slots, 1, MAX_SLOTS)
-        _within("AIOS_LLM_CONTEXT_TOKENS", self.context_tokens, 256, MAX_CONTEXT_TOKENS)
-        _within("AIOS_LLM_THREADS", self.threads, 1, 256)
 
-
-class LlamaCppCore:
+class LlamaCppCore(BaseCore[Vocabulary]):
     """A `Core` on llama.cpp. Its results do not depend on cuts, neighbours or restarts."""
 
     def __init__(self, config: LlamaCppConfig | None = None) -> None:
+        super().__init__()
         self.config = config or LlamaCppConfig()
-        self._info: CoreInfo | None = None
-        self._vocabulary: Vocabulary | None = None
+        self._constraints = ConstraintChecker()
         self._weights: Path | None = None
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
         self._restarts = RestartBudget("the core process", RESTART_WINDOW_S)
         self._numbers = itertools.count(1)
-        self._constraints = ConstraintChecker()
         self._streams: dict[int, str] = {}  # request ids of the streams under way
         self._earlier_counts = StateCounts()  # of processes that are gone
-
-    @property
-    def info(self) -> CoreInfo:
-        """What it is; valid after `start`."""
-        if self._info is None:
-            raise CoreError("the core has not been started", remedy="call start() first")
-        return self._info
 
     @property
     def pid(self) -> int | None:
@@ -163,26 +145,8 @@ class LlamaCppCore:
             if vocabulary is not None:
                 vocabulary.close()
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Return the prompt ids of a conversation, by the model's own template.
-
-        Raises:
-            ContextTooLong: it could not fit whatever its tokens are; this spares reading it.
-        """
-        vocabulary = self._loaded_vocabulary()
-        check_conversation(messages, vocabulary.longest_piece_bytes, self.info)
-        return vocabulary.render(messages)
-
-    def decode(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
-        return self._loaded_vocabulary().decode(ids)
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends a generation."""
-        return self._loaded_vocabulary().is_end(token)
-
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return the mean hidden state of each text; see `llama.embedder` for what it is worth.
+        """Return the mean hidden state of each text; see `Embedder` for what it is worth.
 
         Raises:
             InvalidSyscall: a text is empty.
@@ -191,9 +155,9 @@ class LlamaCppCore:
         """
         ids = await text_ids(
             texts,
-            lambda text: self._loaded_vocabulary().tokenize(text),  # may be closed between two
+            lambda text: self.vocabulary.tokenize(text),  # may be closed between two
             self.info,
-            longest_piece_bytes=self._loaded_vocabulary().longest_piece_bytes,
+            longest_piece_bytes=self.vocabulary.longest_piece_bytes,
         )
         process = await self._running()
         vectors = [await process.embed(Embed(next(self._numbers), each)) for each in ids]
@@ -218,8 +182,9 @@ class LlamaCppCore:
             request.constraint,
         )
         try:
-            async with contextlib.aclosing(process.stream(message)) as events:
+            async with contextlib.aclosing(process.events(message)) as events:
                 async for event in events:
+                    assert isinstance(event, Tokens)
                     yield Step(event.ids, event.finish_reason, event.cached_tokens, event.scores)
         finally:
             del self._streams[stream]
@@ -315,17 +280,5 @@ class LlamaCppCore:
                 constraints=True,
                 embeddings=True,
             ),
-            vocabulary_size=self._loaded_vocabulary().size,
-        )
-
-    def _loaded_vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            raise CoreError("the core is not started", remedy="call start() first")
-        return self._vocabulary
-
-
-def _within(field: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise InvalidConfig(
-            f"{value} is not between {least} and {most}", field=field, remedy="set it in range"
+            vocabulary_size=self.vocabulary.size,
         )

@@ -99,33 +99,26 @@ class CoreProcess:
         """Whether it has died, hung or been closed."""
         return self._failure is not None
 
-    async def stream(self, request: Generate) -> AsyncGenerator[Tokens, None]:
-        """Run one generation; ends with it, or without a finish reason when it was aborted.
-
-        Leaving the iterator early aborts the generation.
-
-        Raises:
-            CoreError: the process died or hung, or could not compute.
-            InvalidSyscall: the constraint cannot be kept.
-        """
-        async with contextlib.aclosing(self._events(request)) as events:
-            async for event in events:
-                assert isinstance(event, Tokens)
-                yield event
-
     async def embed(self, request: Embed) -> tuple[float, ...]:
         """Return the vector of a text.
 
         Raises:
             CoreError: the process died or hung, was closed, or could not compute.
         """
-        async with contextlib.aclosing(self._events(request)) as events:
-            async for event in events:
-                assert isinstance(event, Embedded)
-                return event.vector
-        raise CoreError("the core was closed")
+        found = [each.vector async for each in self.events(request) if isinstance(each, Embedded)]
+        if not found:
+            raise CoreError("the core was closed")
+        return found[0]
 
-    async def _events(self, request: Generate | Embed) -> AsyncGenerator[Tokens | Embedded, None]:
+    async def events(self, request: Generate | Embed) -> AsyncGenerator[Tokens | Embedded, None]:
+        """Yield what comes of a request: tokens until it ends, or one vector.
+
+        Without a finish reason it was aborted. Leaving the iterator early aborts it.
+
+        Raises:
+            CoreError: the process died or hung, or could not compute.
+            InvalidSyscall: the constraint cannot be kept.
+        """
         if self._failure is not None:
             raise self._failure
         events = self._streams[request.stream] = asyncio.Queue()

@@ -5,6 +5,7 @@ Frames on the process's standard input and output: a length (4 bytes, big endian
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -160,6 +161,13 @@ FromCore = Ready | Refused | Progress | Pong | StateCounts
 _encoder = msgspec.msgpack.Encoder()
 _to_core: msgspec.msgpack.Decoder[ToCore] = msgspec.msgpack.Decoder(ToCore)
 _from_core: msgspec.msgpack.Decoder[FromCore] = msgspec.msgpack.Decoder(FromCore)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of some bytes; blocks."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def encode_frame(message: ToCore | FromCore) -> bytes:

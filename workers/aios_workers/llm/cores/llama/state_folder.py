@@ -35,6 +35,7 @@ from aios_workers.llm.cores.llama.kv_state import (
     read_head,
     shared_prefix_tokens,
 )
+from aios_workers.llm.cores.llama.protocol import write_all
 
 SETTING = "AIOS_LLM_KV_DIR"
 OWNER_ONLY = 0o700
@@ -144,7 +145,7 @@ class StateFolder:
         try:
             used_bytes = self._make_room(reserved, file_bytes(state))
             for piece in (head_of(state, self._key), state.data):
-                _write_all(reserved.fd, piece)
+                write_all(reserved.fd, piece)
             reserved.temporary.rename(reserved.final)
         except BaseException:
             reserved.temporary.unlink(missing_ok=True)
@@ -329,9 +330,3 @@ def _lock(fd: int, kind: int) -> bool:
             raise
         return False
     return True
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

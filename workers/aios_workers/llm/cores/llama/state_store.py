@@ -37,6 +37,14 @@ NEWEST_WEIGHT = 0.25  # of the latest time in the average
 FORGOTTEN_SHARE = 0.02
 _MB = 1e6
 
+MAX_PENDING_WRITES = 4  # each holds its state in memory; further states are not written
+COMING_LIMIT_S = 0.25  # for a state that its writer has just begun: 24 MB take some 30 ms
+COMING_POLL_S = 0.002
+SWEEP_EVERY_S = 60.0
+CLOSE_LIMIT_S = 3.0  # less than the worker gives this process to end
+COMPLAIN_EVERY_S = 60.0  # a full disk fails every write
+MAX_REMEMBERED = 10_000  # requests that have files; those forgotten leave them to the age limit
+
 
 @dataclass(slots=True)
 class StateRule:
@@ -73,15 +81,6 @@ class StateRule:
 def _averaged(before: float, size_bytes: int, took_ms: float) -> float:
     latest = max(0.0, took_ms - FILE_MS) / (size_bytes / _MB)
     return before + NEWEST_WEIGHT * (latest - before)
-
-
-MAX_PENDING_WRITES = 4  # each holds its state in memory; further states are not written
-COMING_LIMIT_S = 0.25  # for a state that its writer has just begun: 24 MB take some 30 ms
-COMING_POLL_S = 0.002
-SWEEP_EVERY_S = 60.0
-CLOSE_LIMIT_S = 3.0  # less than the worker gives this process to end
-COMPLAIN_EVERY_S = 60.0  # a full disk fails every write
-MAX_REMEMBERED = 10_000  # requests that have files; those forgotten leave them to the age limit
 
 
 def state_key(fingerprint: str, shape: ContextShape, *, exact_resume: bool) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.contract.llm import Message
+from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.constraint import Compiler
 from aios_workers.llm.cores.llama.library import Library
 
@@ -55,12 +55,13 @@ class Vocabulary:
         """Whether a token ends a generation."""
         return bool(self._c.llama_vocab_is_eog(self._vocab, token))
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the ids of a conversation up to the start of the answer.
 
         Only the template's own markers become special tokens: a message that contains
-        `<|im_end|>` contains ten harmless characters.
+        `<|im_end|>` contains ten harmless characters. The template shows no tools.
         """
+        del tools
         turns = [(message.role, message.content) for message in messages]
         if self._default_system and (not turns or turns[0][0] != "system"):
             turns.insert(0, ("system", self._default_system))

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -19,6 +18,17 @@ from msgspec import Struct
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_workers.llm.core import Embeddings
 from aios_workers.llm.embedding import unit_vector
+
+DATA = b"data:"
+DONE = b"[DONE]"
+# log-probability (null: minus infinity), token id, text (we decode ourselves)
+LogprobEntry = tuple[float | None, int, Any]
+CONNECT_LIMIT_S = 5.0
+CALL_LIMIT_S = 10.0  # of a call that generates nothing
+BATCH_TEXTS = 32  # of one request for embeddings: a failure repeats no more than these
+MAX_LINE_BYTES = 64 * 1024 * 1024  # an event repeats all ids and log-probabilities so far
+SAID_CHARACTERS = 300
+_KEPT_CONNECTIONS = 64
 
 
 class EngineFailure(Exception):
@@ -33,13 +43,6 @@ class EngineFailure(Exception):
     def to_core_error(self) -> CoreError:
         """Return it as the handler knows it."""
         return CoreError(self.message, remedy=self.remedy)
-
-
-DATA = b"data:"
-DONE = b"[DONE]"
-
-# log-probability (null: minus infinity), token id, text (we decode ourselves)
-LogprobEntry = tuple[float | None, int, Any]
 
 
 class Finish(Struct, frozen=True):
@@ -113,53 +116,27 @@ def is_done(line: bytes) -> bool:
     return line.startswith(DATA) and line[len(DATA) :].strip() == DONE
 
 
-def decode_embeddings(data: bytes) -> list[Embedding]:
-    """Read the answer to a batch of texts.
-
-    Raises:
-        msgspec.DecodeError: It is not what SGLang says.
-    """
-    return _embeddings_decoder.decode(data)
-
-
-CONNECT_LIMIT_S = 5.0
-CALL_LIMIT_S = 10.0  # of a call that generates nothing
-BATCH_TEXTS = 32  # of one request for embeddings: a failure repeats no more than these
-MAX_LINE_BYTES = 64 * 1024 * 1024  # an event repeats all ids and log-probabilities so far
-SAID_CHARACTERS = 300
-_KEPT_CONNECTIONS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class StreamLimits:
-    """How long a stream may be silent."""
-
-    first_s: float
-    next_s: float
-
-
 class EngineClient:
     """Talks to one server. Every failure is an `EngineFailure`."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         try:
-            self._http = self._open(api_key)
+            self._http = httpx.AsyncClient(
+                base_url=self.url,
+                headers=headers,
+                # Streams have their own limits, by the kind of silence.
+                timeout=httpx.Timeout(CALL_LIMIT_S, connect=CONNECT_LIMIT_S, read=None, pool=None),
+                limits=httpx.Limits(
+                    max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS
+                ),
+                trust_env=False,  # a proxy for the web is no way to a server of our own
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise InvalidConfig(
                 f"{url!r} is not an address: {error}", field="AIOS_SGLANG_URL", remedy="correct it"
             ) from error
-
-    def _open(self, api_key: str | None) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers=headers,
-            # Streams have their own limits, by the kind of silence.
-            timeout=httpx.Timeout(CALL_LIMIT_S, connect=CONNECT_LIMIT_S, read=None, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS),
-            trust_env=False,  # a proxy for the web is no way to a server of our own
-        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -191,7 +168,7 @@ class EngineClient:
             batch = ids[first : first + BATCH_TEXTS]
             data = await self._call("POST", "/encode", {"input_ids": batch}, limit_s)
             with _translated():
-                made = decode_embeddings(data)
+                made = _embeddings_decoder.decode(data)
             if len(made) != len(batch):
                 raise EngineFailure(
                     f"the SGLang server made {len(made)} vectors of {len(batch)} texts"
@@ -203,9 +180,12 @@ class EngineClient:
         return Embeddings(tuple(map(_direction, found)), tokens)
 
     async def generate(
-        self, body: dict[str, Any], limits: StreamLimits
+        self, body: dict[str, Any], first_limit_s: float, next_limit_s: float
     ) -> AsyncGenerator[Event, None]:
-        """Stream a generation; ends only after the server said that it is complete."""
+        """Stream a generation; ends only after the server said that it is complete.
+
+        Silence before the first bytes, or between two, beyond the limits is a failure.
+        """
         complete = False
         with _translated():
             async with self._http.stream(
@@ -217,7 +197,9 @@ class EngineClient:
                 if response.status_code != httpx.codes.OK:
                     async with asyncio.timeout(CALL_LIMIT_S):
                         raise refusal(response.status_code, await response.aread())
-                async with contextlib.aclosing(_lines(response, limits)) as lines:
+                async with contextlib.aclosing(
+                    _lines(response, first_limit_s, next_limit_s)
+                ) as lines:
                     async for line in lines:
                         event = decode_line(line)
                         if event is not None:
@@ -258,13 +240,15 @@ def refusal(status: int, body: bytes) -> EngineFailure:
     )
 
 
-async def _lines(response: httpx.Response, limits: StreamLimits) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    response: httpx.Response, first_limit_s: float, next_limit_s: float
+) -> AsyncGenerator[bytes, None]:
     """Split a stream into lines. Silence beyond the limits is a failure."""
     rest = b""
     chunks = response.aiter_bytes()
-    limit_s = limits.first_s
+    limit_s = first_limit_s
     while (chunk := await _next_chunk(chunks, limit_s)) is not None:
-        limit_s = limits.next_s
+        limit_s = next_limit_s
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             raise EngineFailure(f"the SGLang server sent a line of over {MAX_LINE_BYTES} bytes")

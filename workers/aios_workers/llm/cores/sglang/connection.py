@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from aios_broker.contract.errors import CoreError
-from aios_workers.llm.cores.limits import RestartBudget
+from aios_workers.llm.cores.base_core import RestartBudget
 from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure
 from aios_workers.llm.cores.sglang.description import Description, describe, gives_original_logprobs
 from aios_workers.llm.cores.sglang.server import RESTART_WINDOW_S, EngineServer
@@ -18,7 +18,9 @@ from aios_workers.llm.cores.sglang.settings import SGLangConfig
 
 logger = logging.getLogger(__name__)
 
-State = Literal["closed", "open", "half-open"]
+Circuit = Literal["closed", "open", "half-open"]
+
+DEATH_NOTICE_S = 1.0  # a connection breaks a moment before its process is seen to be dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class CircuitBreaker:
     """
 
     def __init__(self, policy: BreakerPolicy, clock: Callable[[], float]) -> None:
-        self.state: State = "closed"
+        self.circuit: Circuit = "closed"
         self._policy = policy
         self._clock = clock
         self._failed_at: deque[float] = deque(maxlen=policy.failures)
@@ -53,7 +55,7 @@ class CircuitBreaker:
         Raises:
             CoreError: The server failed too often, too recently; `retry_after_s` is set.
         """
-        if self.state == "open":
+        if self.circuit == "open":
             wait_s = self._opened_at + self._policy.open_s - self._clock()
             if wait_s > 0:
                 raise CoreError(
@@ -63,7 +65,7 @@ class CircuitBreaker:
                     retry_after_s=wait_s,
                 )
             self._become("half-open")
-        return "go" if self.state == "closed" else "probe"
+        return "go" if self.circuit == "closed" else "probe"
 
     def succeeded(self) -> None:
         """Note that the server did what it was asked."""
@@ -72,7 +74,7 @@ class CircuitBreaker:
 
     def probed_well(self) -> None:
         """Note that the server answers. Alone that does not outweigh generations that fail."""
-        if self.state == "half-open":
+        if self.circuit == "half-open":
             self.succeeded()
 
     def failed(self) -> None:
@@ -80,20 +82,19 @@ class CircuitBreaker:
         now = self._clock()
         self._failed_at.append(now)
         full = len(self._failed_at) == self._policy.failures
-        if self.state == "half-open" or (
+        if self.circuit == "half-open" or (
             full and now - self._failed_at[0] <= self._policy.window_s
         ):
             self._opened_at = now
             self._become("open")
 
-    def _become(self, state: State) -> None:
-        if state != self.state:
-            level = logging.INFO if state == "closed" else logging.WARNING
-            logger.log(level, "circuit breaker of the SGLang server: %s -> %s", self.state, state)
-            self.state = state
-
-
-DEATH_NOTICE_S = 1.0  # a connection breaks a moment before its process is seen to be dead
+    def _become(self, circuit: Circuit) -> None:
+        if circuit != self.circuit:
+            level = logging.INFO if circuit == "closed" else logging.WARNING
+            logger.log(
+                level, "circuit breaker of the SGLang server: %s -> %s", self.circuit, circuit
+            )
+            self.circuit = circuit
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +117,11 @@ class Connection:
         self._breaker = CircuitBreaker(breaker, asyncio.get_running_loop().time)
         self._restarts = RestartBudget("the SGLang server", RESTART_WINDOW_S)
         self._mending = asyncio.Lock()
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None  # the server as it was last found
         self._fingerprint: str | None = None  # of the first server; others are refused
         self._unsure = False  # it failed: it may have been replaced by another
-        self._closed = False
+        self.closed = False  # for good
         self.server: EngineServer | None = None  # our own
-
-    @property
-    def engine(self) -> Engine | None:
-        """The server as it was last found."""
-        return self._engine
-
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed for good."""
-        return self._closed
 
     async def open(self) -> Engine:
         """Start or find the server. Does nothing when that was done.
@@ -141,13 +132,13 @@ class Connection:
         """
         async with self._mending:
             try:
-                return self._engine or await self._connect()
+                return self.engine or await self._connect()
             except EngineFailure as failure:
                 raise failure.to_core_error() from failure
 
     async def close(self) -> None:
         """End our own server, or leave another's alone. Safe to call twice."""
-        self._closed = True
+        self.closed = True
         async with self._mending:
             await self._disconnect()
 
@@ -159,8 +150,8 @@ class Connection:
         """
         if self._breaker.admit() == "probe" or self._is_broken():
             await self.health()
-        assert self._engine is not None
-        return self._engine
+        assert self.engine is not None
+        return self.engine
 
     async def health(self) -> None:
         """Return when the server can generate; start our own again if it is down.
@@ -198,13 +189,13 @@ class Connection:
         return failure.to_core_error()
 
     def _is_broken(self) -> bool:
-        return self._unsure or self._engine is None or self._own_server_is_dead()
+        return self._unsure or self.engine is None or self._own_server_is_dead()
 
     def _own_server_is_dead(self) -> bool:
         return self.server is not None and self.server.dead
 
     async def _mended(self) -> Engine:
-        if self._closed:
+        if self.closed:
             raise CoreError("the core was closed", remedy="start a new one")
         if self._fingerprint is None:
             raise CoreError("the core is not started", remedy="call start() first")
@@ -213,13 +204,13 @@ class Connection:
             self._restarts.spend()
             logger.warning("the SGLang server is gone; starting another")
             await self._disconnect()
-        elif self._unsure and self._engine is not None:
-            engine, self._engine = self._engine, None
+        elif self._unsure and self.engine is not None:
+            engine, self.engine = self.engine, None
             await engine.client.close()
-        return self._engine or await self._connect()
+        return self.engine or await self._connect()
 
     async def _disconnect(self) -> None:
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         if engine is not None:
             await engine.client.close()
         server, self.server = self.server, None
@@ -248,9 +239,9 @@ class Connection:
             raise
         self._fingerprint = description.fingerprint
         self._unsure = False
-        self._engine = Engine(client, description, original)
+        self.engine = Engine(client, description, original)
         logger.info("SGLang %s at %s: %s", description.version, url, description.name)
-        return self._engine
+        return self.engine
 
     def _check(self, found: Description) -> None:
         model = self._config.model

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure, Event, StreamLimits
+from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure, Event
 
 MAX_NAME = 128
 FINGERPRINT_DIGITS = 16
@@ -37,6 +37,10 @@ _DECIDES_RESULTS = (
     "json_model_override_args",
 )
 
+PROBE_LIMIT_S = 60.0
+_BIAS = {"0": 100.0, "1": 80.0}  # far over any logit of a model
+_RATIO = 1.5
+
 
 class _Adapter(Struct, frozen=True):
     lora_name: str
@@ -60,7 +64,6 @@ class Description(Struct, frozen=True, kw_only=True):
     internal_states: list[_Load] = []
     incremental_streaming_output: bool = False
     enable_deterministic_inference: bool = False
-    disable_radix_cache: bool = False
     preferred_sampling_params: Any = None
     lora_paths: Any = None
     grammar_backend: str | None = None
@@ -75,7 +78,7 @@ class Description(Struct, frozen=True, kw_only=True):
         return min(known) * self.dp_size if known else None
 
     @property
-    def forms_by(self) -> str | None:
+    def constraints_by(self) -> str | None:
         """What holds its answers to a form; None: nothing. That needs its tokenizer, too."""
         return None if self.skip_tokenizer_init else self.grammar_backend
 
@@ -133,11 +136,6 @@ def _fingerprint(said: dict[str, Any]) -> str:
     return hashlib.sha256(data).hexdigest()[:FINGERPRINT_DIGITS]
 
 
-_LIMITS = StreamLimits(60.0, 60.0)
-_BIAS = {"0": 100.0, "1": 80.0}  # far over any logit of a model
-_RATIO = 1.5
-
-
 async def gives_original_logprobs(client: EngineClient) -> bool:
     """Whether log-probabilities are the model's own, and not those after temperature.
 
@@ -164,7 +162,7 @@ async def _distance(client: EngineClient, temperature: float) -> float:
         "sampling_params": params,
     }
     last = Event()
-    async for event in client.generate(body, _LIMITS):
+    async for event in client.generate(body, PROBE_LIMIT_S, PROBE_LIMIT_S):
         if event.error is not None:
             raise EngineFailure(f"the SGLang server gives no log-probabilities: {event.error}")
         last = event

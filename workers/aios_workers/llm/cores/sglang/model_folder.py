@@ -23,6 +23,9 @@ from aios_workers.llm.nesting import is_too_deep
 
 CALL_MARK = "<tool_call>"  # how a model of the family that we read writes its calls
 
+TOKENIZER = "tokenizer.json"
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
 
 class ChatTemplate:
     """A compiled template, with the names that templates of the Hugging Face family expect."""
@@ -112,10 +115,6 @@ def _refuse(message: str) -> NoReturn:
 
 def _now(pattern: str) -> str:
     return datetime.datetime.now(datetime.UTC).strftime(pattern)
-
-
-TOKENIZER = "tokenizer.json"
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
 class ModelFolder:

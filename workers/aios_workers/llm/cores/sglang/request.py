@@ -27,8 +27,23 @@ _FREE_BLANKS = {"whitespace_flexible": True, "item_separator": ",", "key_separat
 # Without one of these at the beginning of a line the server takes a grammar for llama.cpp's.
 _SEEN_AS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
 
+NO_TOP_K = -1
+# The options that it is told, by their names in the contract, which are the server's too. None:
+# left out.
+_TOLD: dict[str, Callable[[Sampling], object]] = {
+    "temperature": lambda asked: asked.temperature,
+    "top_p": lambda asked: asked.top_p,
+    "top_k": lambda asked: asked.top_k or NO_TOP_K,
+    "min_p": lambda asked: asked.min_p,
+    "frequency_penalty": lambda asked: asked.frequency_penalty,
+    "presence_penalty": lambda asked: asked.presence_penalty,
+    "repetition_penalty": lambda asked: asked.repetition_penalty,
+    "logit_bias": lambda asked: {str(id_): bias for id_, bias in asked.logit_bias.items()} or None,
+}
+_CHANGE_LOGPROBS = PENALTIES | {"logit_bias"}
 
-def asked_form(constraint: Constraint, backend: str | None) -> dict[str, str]:
+
+def constraint_params(constraint: Constraint, backend: str | None) -> dict[str, str]:
     """Return the sampling parameter by which a server holds an answer to a form."""
     match constraint.kind:
         case "json" if backend == LLGUIDANCE:
@@ -47,7 +62,7 @@ def asked_form(constraint: Constraint, backend: str | None) -> dict[str, str]:
             }
 
 
-def read_form(constraint: Constraint, backend: str | None) -> Constraint:
+def read_constraint(constraint: Constraint, backend: str | None) -> Constraint:
     """Return what the answer of a server is read by: the form, with blanks where it puts some."""
     if backend != XGRAMMAR:
         return constraint
@@ -58,7 +73,7 @@ def read_form(constraint: Constraint, backend: str | None) -> Constraint:
     return constraint
 
 
-def missing_form(constraint: Constraint, backend: str | None) -> str | None:
+def missing_constraint(constraint: Constraint, backend: str | None) -> str | None:
     """Return why a server cannot hold this form; None: it can."""
     if backend not in BACKENDS:
         return f"holds no forms: its server's grammar backend is {backend or 'none'}"
@@ -99,22 +114,6 @@ def _dumped(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-NO_TOP_K = -1
-# The options that it is told, by their names in the contract, which are the server's too. None:
-# left out.
-_TOLD: dict[str, Callable[[Sampling], object]] = {
-    "temperature": lambda asked: asked.temperature,
-    "top_p": lambda asked: asked.top_p,
-    "top_k": lambda asked: asked.top_k or NO_TOP_K,
-    "min_p": lambda asked: asked.min_p,
-    "frequency_penalty": lambda asked: asked.frequency_penalty,
-    "presence_penalty": lambda asked: asked.presence_penalty,
-    "repetition_penalty": lambda asked: asked.repetition_penalty,
-    "logit_bias": lambda asked: {str(id_): bias for id_, bias in asked.logit_bias.items()} or None,
-}
-_CHANGE_LOGPROBS = PENALTIES | {"logit_bias"}
-
-
 def kept_options(server: Description) -> frozenset[str]:
     """Return the options that a server keeps. It draws by a seed in deterministic inference alone.
 
@@ -142,7 +141,7 @@ def check_kept(
         UnsupportedOption: An option does not hold on this server.
     """
     if request.constraint is not None:
-        _check_form(request, request.constraint, info, grammar_backend)
+        _check_constraint(request, request.constraint, info, grammar_backend)
     penalises = not PENALTIES.isdisjoint(given_fields(request.sampling))
     if request.resume_ids and penalises:
         raise _unsupported("does not keep penalties across a cut", "frequency_penalty", info)
@@ -168,7 +167,7 @@ def generate_body(request: GenerationRequest, rid: str, server: Description) -> 
         ),
     }
     if request.constraint is not None:
-        body["sampling_params"] |= asked_form(request.constraint, server.forms_by)
+        body["sampling_params"] |= constraint_params(request.constraint, server.constraints_by)
     if request.logprobs is not None:
         body |= {"return_logprob": True, "top_logprobs_num": request.logprobs}
     if request.lora is not None:
@@ -191,10 +190,10 @@ def _sampling_params(sampling: Sampling, max_new_tokens: int, *, seeded: bool) -
     return params
 
 
-def _check_form(
+def _check_constraint(
     request: GenerationRequest, constraint: Constraint, info: CoreInfo, backend: str | None
 ) -> None:
-    missing = missing_form(constraint, backend)
+    missing = missing_constraint(constraint, backend)
     if missing is not None:
         raise UnsupportedOption(
             f"core {info.model!r} {missing}",

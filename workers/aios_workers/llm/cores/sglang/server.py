@@ -110,9 +110,10 @@ class EngineServer:
         client = EngineClient(self.url, config.api_key)
         try:
             async with asyncio.timeout(config.start_limit_s):
-                while not await _is_healthy(client):
-                    if await self.died_within(POLL_S):
-                        raise CoreError(self.died(), remedy="see AIOS_SGLANG_FLAGS and its log")
+                while not await self.died_within(POLL_S):
+                    with contextlib.suppress(EngineFailure):  # not yet
+                        return await client.health(limit_s=5.0)
+            raise CoreError(self.died(), remedy="see AIOS_SGLANG_FLAGS and its log")
         except TimeoutError as error:
             raise CoreError(
                 f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "
@@ -154,14 +155,6 @@ def _command(config: SGLangConfig, port: int) -> list[str]:
         *config.flags,
         *("--host", HOST, "--port", str(port), *key),
     ]
-
-
-async def _is_healthy(client: EngineClient) -> bool:
-    try:
-        await client.health(limit_s=5.0)
-    except EngineFailure:
-        return False
-    return True
 
 
 def _free_port() -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from aios_broker.contract.errors import InvalidConfig
 
 BYTES = "bytes"  # instead of a tokenizer's folder: one token per byte
-MAX_SLOTS = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,4 @@ class SGLangConfig:
                 f"{self.url!r} is not the address of an HTTP server",
                 field="AIOS_SGLANG_URL",
                 remedy="begin it with http:// or https://",
-            )
-        if not 1 <= self.slots <= MAX_SLOTS:
-            raise InvalidConfig(
-                f"{self.slots} is not between 1 and {MAX_SLOTS}",
-                field="AIOS_LLM_SLOTS",
-                remedy="set it in range",
             )

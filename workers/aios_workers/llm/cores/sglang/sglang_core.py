@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import CoreError, InvalidConfig, UnsupportedOption
-from aios_broker.contract.llm import PENALTIES, Message, Tool
+from aios_broker.contract.llm import PENALTIES
 from aios_workers.llm.constraint import FIELDS, Compiler
 from aios_workers.llm.constraint_check import ConstraintChecker
 from aios_workers.llm.core import (
@@ -29,8 +29,8 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.limits import check_conversation, check_generation, text_ids
-from aios_workers.llm.cores.sglang.client import EngineFailure, StreamLimits
+from aios_workers.llm.cores.base_core import BaseCore, check_generation, text_ids
+from aios_workers.llm.cores.sglang.client import EngineFailure
 from aios_workers.llm.cores.sglang.connection import BreakerPolicy, Connection
 from aios_workers.llm.cores.sglang.description import Description
 from aios_workers.llm.cores.sglang.request import (
@@ -38,11 +38,11 @@ from aios_workers.llm.cores.sglang.request import (
     check_kept,
     generate_body,
     kept_options,
-    read_form,
+    read_constraint,
 )
 from aios_workers.llm.cores.sglang.server import EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
-from aios_workers.llm.cores.sglang.steps import HeldForm, StepMaker, StreamKind
+from aios_workers.llm.cores.sglang.steps import ConstrainedAnswer, StepMaker
 from aios_workers.llm.cores.sglang.tokenizer import (
     TextReader,
     Vocabulary,
@@ -66,7 +66,7 @@ class _Stream:
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class SGLangCore:
+class SGLangCore(BaseCore[Vocabulary]):
     """A `Core` on SGLang 0.5.11 to 0.5.17; others may work and are not tested."""
 
     def __init__(
@@ -83,24 +83,16 @@ class SGLangCore:
             environ: The environment of our own server.
             breaker: When a server that fails is left alone.
         """
+        super().__init__()
         self.config = config
-        self._connection = Connection(config, environ or {}, breaker or BreakerPolicy())
-        self._info: CoreInfo | None = None
-        self._vocabulary: Vocabulary | None = None
-        self._reader: TextReader | None = None  # of a server that makes embeddings
         self._constraints = ConstraintChecker()
+        self._connection = Connection(config, environ or {}, breaker or BreakerPolicy())
+        self._reader: TextReader | None = None  # of a server that makes embeddings
         self._compiling = asyncio.Lock()
         self._compiler: Compiler | None = None
         self._slots = asyncio.Semaphore(config.slots)
         self._streams: set[_Stream] = set()
         self._chores: set[asyncio.Task[None]] = set()
-
-    @property
-    def info(self) -> CoreInfo:
-        """What it is; valid after `start`."""
-        if self._info is None:
-            raise CoreError("the core has not been started", remedy="call start() first")
-        return self._info
 
     @property
     def server(self) -> EngineServer | None:
@@ -133,25 +125,6 @@ class SGLangCore:
         if self._chores:
             await asyncio.gather(*self._chores, return_exceptions=True)
         await self._connection.close()
-
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
-        """Return the prompt ids of a conversation, by the model's own template.
-
-        Raises:
-            ContextTooLong: It could not fit whatever its tokens are; this spares reading it.
-            InvalidSyscall: The model's template refuses these messages.
-        """
-        vocabulary = self._loaded_vocabulary()
-        check_conversation(messages, vocabulary.longest_piece_bytes, self.info)
-        return vocabulary.render(messages, tools)
-
-    def decode(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
-        return self._loaded_vocabulary().decode(ids)
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends a generation."""
-        return self._loaded_vocabulary().is_end(token)
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Return one vector of length 1 per text, on a server that was started for them.
@@ -230,10 +203,11 @@ class SGLangCore:
     ) -> AsyncGenerator[Step, None]:
         engine = await self._connection.admitted()
         body = generate_body(request, stream.rid, engine.description)
-        limits = StreamLimits(self.config.first_token_limit_s, self.config.stall_limit_s)
         maker = await self._step_maker(request, engine.description)
+        config = self.config
+        said = engine.client.generate(body, config.first_token_limit_s, config.stall_limit_s)
         try:
-            async with contextlib.aclosing(engine.client.generate(body, limits)) as events:
+            async with contextlib.aclosing(said) as events:
                 first = True
                 async for event in events:
                     if first and stream.aborted.is_set():
@@ -274,25 +248,25 @@ class SGLangCore:
         return await self._connection.explain(failure)
 
     async def _step_maker(self, request: GenerationRequest, description: Description) -> StepMaker:
-        kind = StreamKind(
+        return StepMaker(
             wanted_tokens=request.max_tokens - len(request.resume_ids),
             is_end=self.is_end,
+            form=await self._constrained_answer(request.constraint, description.constraints_by),
             incremental=description.incremental_streaming_output,
             logprobs=request.logprobs is not None,
             weight_version=description.weight_version,
         )
-        return StepMaker(kind, await self._held_form(request.constraint, description.forms_by))
 
-    async def _held_form(
+    async def _constrained_answer(
         self, constraint: Constraint | None, grammar_backend: str | None
-    ) -> HeldForm | None:
+    ) -> ConstrainedAnswer | None:
         if constraint is None:
             return None
         async with self._compiling:  # half a second for a vocabulary of 128,000, once
             if self._compiler is None:
-                self._compiler = await asyncio.to_thread(self._loaded_vocabulary().compiler)
-        matcher = self._compiler.start(read_form(constraint, grammar_backend))
-        return HeldForm(matcher, grammar_backend)
+                self._compiler = await asyncio.to_thread(self.vocabulary.compiler)
+        matcher = self._compiler.start(read_constraint(constraint, grammar_backend))
+        return ConstrainedAnswer(matcher, grammar_backend)
 
     @contextlib.asynccontextmanager
     async def _slot(self, stream: _Stream) -> AsyncIterator[bool]:
@@ -332,7 +306,7 @@ class SGLangCore:
             slots=min(config.slots, found.max_running_requests or config.slots),
             context_tokens=min(config.context_tokens, found.max_req_input_len),
             capabilities=self._capabilities(found),
-            vocabulary_size=(self._reader or self._loaded_vocabulary()).size,
+            vocabulary_size=(self._reader or self.vocabulary).size,
         )
 
     def _capabilities(self, found: Description) -> Capabilities:
@@ -343,21 +317,21 @@ class SGLangCore:
             keeps=kept_options(found),
             lost_by_cuts=PENALTIES,
             max_logprobs=MAX_LOGPROBS,
-            constraints=found.forms_by in BACKENDS,
+            constraints=found.constraints_by in BACKENDS,
             constraints_preemptible=False,
-            tools_template=self._loaded_vocabulary().shows_tools,
+            tools_template=self.vocabulary.shows_tools,
             adapters=found.adapters,
         )
 
-    def _loaded_vocabulary(self) -> Vocabulary:
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of a model that generates; valid after `start`."""
         if self._reader is not None:
             check_generates(self.info)
-        if self._vocabulary is None:
-            raise CoreError("the core is not started", remedy="call start() first")
-        return self._vocabulary
+        return super().vocabulary
 
     def _check(self, request: GenerationRequest) -> None:
-        self._loaded_vocabulary()
+        check_generates(self.info)
         # A token id beyond the vocabulary has to be found here: it ends an SGLang server.
         check_generation(request, self.info)
         engine = self._connection.engine
@@ -365,5 +339,5 @@ class SGLangCore:
             request,
             self.info,
             original_logprobs=engine is not None and engine.original_logprobs,
-            grammar_backend=engine.description.forms_by if engine is not None else None,
+            grammar_backend=engine.description.constraints_by if engine is not None else None,
         )

@@ -10,8 +10,10 @@ from aios_workers.llm.constraint import Matcher
 from aios_workers.llm.core import FinishReason, ScoredToken, Step
 from aios_workers.llm.cores.sglang.client import EngineFailure, Event, Finish, LogprobEntry, Meta
 
+NO_LOGPROB = -9_999.0  # JSON has no minus infinity; SGLang writes null
 
-class HeldForm:
+
+class ConstrainedAnswer:
     """One answer against its form, from its first id on."""
 
     def __init__(self, matcher: Matcher, grammar_backend: str | None) -> None:
@@ -45,20 +47,7 @@ class HeldForm:
         )
 
 
-NO_LOGPROB = -9_999.0  # JSON has no minus infinity; SGLang writes null
-
-
-@dataclass(frozen=True, slots=True)
-class StreamKind:
-    """What the steps of a stream depend on beside its events."""
-
-    wanted_tokens: int  # of this request: a generation's `max_tokens` less what it has
-    is_end: Callable[[int], bool]
-    incremental: bool = False  # events carry new ids alone, not all ids so far
-    logprobs: bool = False
-    weight_version: str | None = None  # None: not watched
-
-
+@dataclass(slots=True)
 class StepMaker:
     """Takes the events of one stream in order.
 
@@ -66,13 +55,16 @@ class StepMaker:
     where the form of an answer lets nothing else follow.
     """
 
-    def __init__(self, kind: StreamKind, form: HeldForm | None = None) -> None:
-        self._kind = kind
-        self._form = form
-        self._taken = 0  # ids
-        self._began = False
-        self.complete = False
-        self.ended = False
+    wanted_tokens: int  # of this request: a generation's `max_tokens` less what it has
+    is_end: Callable[[int], bool]
+    form: ConstrainedAnswer | None = None
+    incremental: bool = False  # events carry new ids alone, not all ids so far
+    logprobs: bool = False
+    weight_version: str | None = None  # None: not watched
+    complete: bool = False
+    ended: bool = False
+    taken: int = 0  # ids
+    began: bool = False
 
     def take(self, event: Event, *, aborted: bool) -> Step | None:
         """Return the step that an event is; None when it says nothing new.
@@ -88,8 +80,8 @@ class StepMaker:
         step = self._step(event, aborted=aborted)
         if step is None or self.complete:
             return None
-        if self._form is not None:
-            step = self._form.take(step)
+        if self.form is not None:
+            step = self.form.take(step)
         self.complete = step.finish_reason is not None
         return step
 
@@ -110,21 +102,21 @@ class StepMaker:
             ids = ids[:-1]
         if not ids and reason is None:
             return None
-        cached_tokens = 0 if self._began else meta.cached_tokens
-        self._began = True
+        cached_tokens = 0 if self.began else meta.cached_tokens
+        self.began = True
         return Step(tuple(ids), reason, cached_tokens, entries)
 
     def _new(self, event: Event) -> tuple[list[int], tuple[ScoredToken, ...]]:
         if self._is_echo(event):
             return [], ()
-        begin = 0 if self._kind.incremental else self._taken
+        begin = 0 if self.incremental else self.taken
         ids = event.output_ids[begin:]
         if len(event.output_ids) < begin:
             raise EngineFailure("the SGLang server took back tokens that it had sent")
-        self._taken += len(ids)
-        if self._taken > self._kind.wanted_tokens:
+        self.taken += len(ids)
+        if self.taken > self.wanted_tokens:
             raise EngineFailure("the SGLang server sent more tokens than were asked for")
-        if not self._kind.logprobs:
+        if not self.logprobs:
             return ids, ()
         entries = self._logprobs(event.meta_info, begin, ids)
         return ids, entries
@@ -137,7 +129,7 @@ class StepMaker:
         meta = event.meta_info
         if meta.finish_reason is None or meta.finish_reason.type != "abort":
             return False
-        before = self._taken if self._kind.incremental else 0
+        before = self.taken if self.incremental else 0
         return meta.completion_tokens not in (None, before + len(event.output_ids))
 
     def _logprobs(self, meta: Meta, begin: int, ids: list[int]) -> tuple[ScoredToken, ...]:
@@ -159,12 +151,12 @@ class StepMaker:
             return None
         if self._ends(finish, ids):
             return "stop"
-        if finish.type != "stop" and self._taken == self._kind.wanted_tokens:
+        if finish.type != "stop" and self.taken == self.wanted_tokens:
             return "length"
         if finish.type != "abort":
             raise EngineFailure(
                 f"the SGLang server ended by {finish.type!r} ({finish.matched!r}) after "
-                f"{self._taken} of {self._kind.wanted_tokens} tokens"
+                f"{self.taken} of {self.wanted_tokens} tokens"
             )
         return None
 
@@ -174,7 +166,7 @@ class StepMaker:
             return False
         if finish.type == "stop":
             return finish.matched == ids[-1]
-        return self._kind.is_end(ids[-1])
+        return self.is_end(ids[-1])
 
     def _check_abort(self, finish: Finish, *, aborted: bool) -> None:
         if finish.status_code is not None:
@@ -186,7 +178,7 @@ class StepMaker:
             raise EngineFailure(f"the SGLang server aborted on its own: {finish.message}")
 
     def _check_weights(self, meta: Meta) -> None:
-        expected = self._kind.weight_version
+        expected = self.weight_version
         if expected is not None and meta.weight_version not in (None, expected):
             raise EngineFailure(
                 f"the SGLang server's weights are now {meta.weight_version!r}, not {expected!r}",

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.constraint import Compiler
+from aios_workers.llm.cores import base_core
 from aios_workers.llm.cores.sglang.model_folder import (
     ChatTemplate,
     ModelFolder,
@@ -26,24 +27,10 @@ METASPACE = "\u2581"  # how SentencePiece writes a space
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class Vocabulary(Protocol):
-    """What a core needs to know of a model's tokens."""
+class Vocabulary(base_core.Vocabulary, Protocol):
+    """What this core needs to know beside: whether tools are shown, and how forms are held."""
 
-    size: int  # ids are below it
-    longest_piece_bytes: int
     shows_tools: bool
-
-    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
-        """Return the prompt ids of a conversation."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of ids."""
-        ...
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends a generation."""
-        ...
 
     def compiler(self) -> Compiler:
         """Return a compiler of constraints over these tokens; takes a moment, in any thread."""

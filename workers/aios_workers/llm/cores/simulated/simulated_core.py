@@ -9,6 +9,7 @@ context that was pushed out of it has to be prefilled again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.limits import check_generation
+from aios_workers.llm.cores.base_core import check_generation
 from aios_workers.llm.cores.simulated import simulated_model
 from aios_workers.llm.cores.simulated.simulated_model import KEPT, Sampler
 from aios_workers.llm.embedding import check_texts, unit_vector
@@ -45,7 +46,7 @@ EMBEDDING_SIZE = 32
 class SimulatedCoreConfig:
     """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
 
-    model: str = "model-core"
+    model: str = "simulated"
     seed: int = 0  # another seed, other weights
     slots: int = 4
     context_tokens: int = 4096
@@ -197,13 +198,16 @@ class SimulatedCore:
         answer = _Answer(
             Sampler(self._seed_of(request), self.config.end_probability, request), request, matcher
         )
-        pace = _Pace(self.config.decode_tokens_per_s)
+        clock, tokens_per_s = asyncio.get_running_loop().time, self.config.decode_tokens_per_s
+        interval_s = 1 / tokens_per_s if tokens_per_s else 0.0
+        due_s = clock() + interval_s
         if answer.is_complete:
             yield Step((), "stop", cached_tokens)
             return
         while not running.aborted.is_set():
-            await pace.next(running.aborted)
-            if self.config.decode_tokens_per_s and running.aborted.is_set():
+            await _sleep(due_s - clock(), running.aborted)
+            due_s += interval_s  # spaced evenly, without drift
+            if tokens_per_s and running.aborted.is_set():
                 break
             step = answer.step(cached_tokens)
             running.context_tokens += len(step.ids)
@@ -268,29 +272,10 @@ class _Answer:
         return Step((token,), "stop" if self.is_complete else reason, cached_tokens, entries)
 
 
-class _Pace:
-    """Spaces tokens evenly, without drift."""
-
-    def __init__(self, tokens_per_s: float) -> None:
-        self._interval_s = 1 / tokens_per_s if tokens_per_s else 0.0
-        self._clock = asyncio.get_running_loop().time
-        self._next_s = self._clock() + self._interval_s
-
-    async def next(self, aborted: asyncio.Event) -> None:
-        """Wait until the next token is due, or the generation is aborted."""
-        if not self._interval_s:
-            await asyncio.sleep(0)
-            return
-        await _sleep(self._next_s - self._clock(), aborted)
-        self._next_s += self._interval_s
-
-
 async def _sleep(seconds: float, aborted: asyncio.Event) -> None:
     if seconds <= 0:
         await asyncio.sleep(0)
         return
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await aborted.wait()
-    except TimeoutError:
-        pass

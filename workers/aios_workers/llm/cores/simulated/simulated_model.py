@@ -93,6 +93,16 @@ _PIECES: tuple[bytes, ...] = (
 SIZE = len(_PIECES)
 _MARK_IDS = range(_FIRST_MARK, SIZE)  # a text that spells a mark is still bytes
 
+# The options that it keeps, by their names in the contract.
+KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
+CANDIDATES = 8  # tokens that have a chance at each position
+MAX_LOGIT = 6.0
+MIN_LOGIT = -12.0  # of all other tokens: between this and half of it
+WANTED_LOGIT = 40.0  # of the token that a rule wants
+COMPLETES = 15 / 16  # how often a character that was begun is completed
+_64_BITS = 2**64 - 1
+_END, _COMPLETE, _OTHER = 0xE0D, 0xC0, 0x07E5
+
 
 def constraint_pieces() -> list[bytes]:
     """Return the bytes of all tokens that can be part of a text; marks have none."""
@@ -122,18 +132,6 @@ def decode(ids: Sequence[int]) -> bytes:
     return b"".join(_PIECES[token] for token in ids)
 
 
-# The options that it keeps, by their names in the contract.
-KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
-
-CANDIDATES = 8  # tokens that have a chance at each position
-MAX_LOGIT = 6.0
-MIN_LOGIT = -12.0  # of all other tokens: between this and half of it
-WANTED_LOGIT = 40.0  # of the token that a rule wants
-COMPLETES = 15 / 16  # how often a character that was begun is completed
-_64_BITS = 2**64 - 1
-_END, _COMPLETE, _OTHER = 0xE0D, 0xC0, 0x07E5
-
-
 class Sampler:
     """Chooses the tokens of one generation."""
 
@@ -141,7 +139,7 @@ class Sampler:
         self._end_below = round(end_probability * 2**64)
         self._sampling = request.sampling
         self._bias = request.sampling.logit_bias
-        self._state = mix(seed & _64_BITS)
+        self._hash = mix(seed & _64_BITS)
         self._position = 0
         self._last = -1
         self._counts: Counter[int] = Counter()
@@ -182,16 +180,16 @@ class Sampler:
         self.output_tokens += 1
 
     def _append(self, token: int) -> None:
-        self._state = mix(self._state ^ (token + 1))
+        self._hash = mix(self._hash ^ (token + 1))
         self._position += 1
         self._last = token
 
     def _wanted(self) -> int | None:
         """Return the token that a rule wants, if one does."""
-        if mix(self._state ^ _END) < self._end_below:
+        if mix(self._hash ^ _END) < self._end_below:
             return END_ID
         rest = completing(self._last)
-        if rest is not None and unit(mix(self._state ^ _COMPLETE)) < COMPLETES:
+        if rest is not None and unit(mix(self._hash ^ _COMPLETE)) < COMPLETES:
             return rest
         return None
 
@@ -209,8 +207,8 @@ class Sampler:
 
     def _all_logits(self, *, penalties: bool = True) -> dict[int, float]:
         """Return the logits of all tokens at this position."""
-        state = mix(self._state ^ _OTHER)
-        logits = {token: MIN_LOGIT * (1 - unit(mix(state ^ token)) / 2) for token in range(SIZE)}
+        after = mix(self._hash ^ _OTHER)
+        logits = {token: MIN_LOGIT * (1 - unit(mix(after ^ token)) / 2) for token in range(SIZE)}
         logits.update(self._candidates(penalties=penalties))
         wanted = self._wanted()
         if wanted is not None:
@@ -222,7 +220,7 @@ class Sampler:
         sampling, choices = self._sampling, GENERATED
         logits: dict[int, float] = {}
         for number in range(CANDIDATES):
-            bits = mix(self._state + number)
+            bits = mix(self._hash + number)
             token = choices[bits % len(choices)]
             logit = MAX_LOGIT * unit(mix(bits))
             seen = self._counts[token]

@@ -1,7 +1,7 @@
 """Fold transitions into syscalls: what each one came to.
 
 Pure. What ended stays ended. Else the journal is believed even where an arrow of the transition
-table is missing (the entries before were lost): the books follow the queues, not the other way
+table is missing (the entries before were lost): the ledger follows the queues, not the other way
 round.
 """
 
@@ -40,8 +40,8 @@ class SyscallRow(Struct, gc=False):
     ran_ms: int = 0
     error_code: str | None = None
     worker: str = ""
-    entries: str = ""  # positions of the journal entries that speak of it; in the books: new ones
-    last_entry: str = ""  # of the books alone: the last of them
+    entries: str = ""  # positions of the journal entries that speak of it; under fold: new ones
+    last_entry: str = ""  # under fold alone: the last of them
 
 
 COLUMNS = tuple(syscall.c.keys())
@@ -54,13 +54,13 @@ class Entered(Struct, frozen=True):
     names: str  # of all agents, programs and tenants whose syscalls it speaks of, one per line
 
 
-class Books:
+class Fold:
     """Syscalls under fold: those that a batch of entries touches."""
 
     def __init__(self, rows: dict[str, SyscallRow] | None = None) -> None:
         self.rows = rows if rows is not None else {}
 
-    def enter(self, entry: Entry) -> Entered:
+    def apply(self, entry: Entry) -> Entered:
         """Apply an entry's transitions, about 1 us each."""
         rows, at, place = self.rows, entry.position.at, str(entry.position)
         known, arrows, unreadable = rows.get, _ARROWS.get, entry.anomalies

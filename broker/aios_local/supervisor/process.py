@@ -34,7 +34,7 @@ FOREIGN_STAMP = re.compile(
 
 
 @dataclass(slots=True)
-class Watched:
+class SupervisedProcess:
     """The present run of a service and the history of its deaths."""
 
     service: Service
@@ -80,8 +80,8 @@ class Watched:
         self.state = "starting"
         self.mute = False
 
-    def look(self) -> None:
-        """Take notice of what happened since the last look: ended, ready, late, due."""
+    def check(self) -> None:
+        """Take notice of what happened since the last time: ended, ready, late, due."""
         if self.state == "waiting":
             if time.monotonic() >= self.start_at:
                 self.restarts += 1
@@ -92,7 +92,7 @@ class Watched:
         if self.child.exit_code is not None:
             self._ended(self.child.exit_code)
         elif self.state == "starting":
-            self._look_at_start(self.child)
+            self._check_start(self.child)
 
     def read(self) -> None:
         """Copy its new output into the log."""
@@ -129,7 +129,7 @@ class Watched:
         """Write a line about the process into the log."""
         self.log.line("kernel", f"{self.service.name}: {text}")
 
-    def _look_at_start(self, child: Child) -> None:
+    def _check_start(self, child: Child) -> None:
         now = time.monotonic()
         if now - self._asked_ready_at < ASK_READY_EVERY_S:
             return

@@ -1,18 +1,88 @@
-"""What every core refuses before it computes, and how often one that dies is started again."""
+"""What the cores on real models share.
+
+Their tokenizer in the worker's process, what they refuse before they compute, and how often a
+process that dies is started again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
-from aios_broker.contract.llm import Message
+from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, GenerationRequest
 from aios_workers.llm.embedding import check_texts
 from aios_workers.llm.request_check import check_request
 
 MAX_RESTARTS = 3  # within the window; then what died stays down until it has passed
+
+
+class Vocabulary(Protocol):
+    """What a core needs to know of a model's tokens."""
+
+    size: int  # ids are below it
+    longest_piece_bytes: int
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of ids."""
+        ...
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        ...
+
+
+Tokens = TypeVar("Tokens", bound=Vocabulary)
+
+
+class BaseCore(Generic[Tokens]):
+    """The part of a `Core` that reads and writes tokens."""
+
+    def __init__(self) -> None:
+        self._info: CoreInfo | None = None
+        self._vocabulary: Tokens | None = None
+
+    @property
+    def info(self) -> CoreInfo:
+        """What it is; valid after `start`."""
+        if self._info is None:
+            raise CoreError("the core has not been started", remedy="call start() first")
+        return self._info
+
+    @property
+    def vocabulary(self) -> Tokens:
+        """The model's tokens; valid between `start` and `close`."""
+        if self._vocabulary is None:
+            raise CoreError("the core is not started", remedy="call start() first")
+        return self._vocabulary
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        """Return the prompt ids of a conversation, by the model's own template.
+
+        Raises:
+            ContextTooLong: It could not fit whatever its tokens are; this spares reading it.
+            InvalidSyscall: The model's template refuses these messages.
+        """
+        byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
+        least_tokens = byte_count // self.vocabulary.longest_piece_bytes
+        if least_tokens > self.info.context_tokens:
+            raise _too_long(f"at least {least_tokens}", 1, self.info)
+        return self.vocabulary.render(messages, tools)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of output ids; the end may be a cut-off UTF-8 character."""
+        return self.vocabulary.decode(ids)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends a generation."""
+        return self.vocabulary.is_end(token)
 
 
 def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
@@ -35,20 +105,6 @@ def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
             field="prompt_ids",
             remedy="send ids of this model's tokenizer",
         )
-
-
-def check_conversation(
-    messages: Sequence[Message], longest_piece_bytes: int, info: CoreInfo
-) -> None:
-    """Refuse, unread, what could not fit whatever its tokens are.
-
-    Raises:
-        ContextTooLong: it could not.
-    """
-    byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
-    least_tokens = byte_count // longest_piece_bytes
-    if least_tokens > info.context_tokens:
-        raise _too_long(f"at least {least_tokens}", 1, info)
 
 
 async def text_ids(

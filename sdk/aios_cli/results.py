@@ -1,0 +1,157 @@
+"""How the answers of memory, storage and access look on a terminal."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from aios_broker.contract import access, files, memory
+from aios_broker.contract.reply import Result
+from aios_cli.tables import Column, Listing, first_words, moment, show_json
+
+SHOWN_CHARACTERS = 80
+
+
+def show_result(result: Result) -> None:
+    """Print an answer for a person."""
+    show = _SHOWN.get(type(result), show_json)
+    show(result)
+
+
+def _beginning(text: str) -> str:
+    return first_words(text, SHOWN_CHARACTERS)
+
+
+NOTES = Listing[memory.Note](
+    (Column("Id"), lambda note: note.id),
+    (Column("Owner"), lambda note: note.owner),
+    (Column("Version", "right"), lambda note: note.version),
+    (Column("Score", "right"), lambda note: "" if note.score is None else f"{note.score:.3f}"),
+    (Column("Tags", shrinks=True), lambda note: ",".join(note.tags)),
+    (Column("Content", shrinks=True), lambda note: _beginning(note.content)),
+)
+NOTE_VERSIONS = Listing[memory.NoteVersion](
+    (Column("Version", "right"), lambda one: one.version),
+    (Column("At"), lambda one: moment(one.at)),
+    (Column("By"), lambda one: one.by),
+    (Column("Operation"), lambda one: one.operation),
+    (Column("Content", shrinks=True), lambda one: _beginning(one.note.content)),
+)
+ENTRIES = Listing[files.Entry](
+    (Column("Kind"), lambda entry: entry.kind),
+    (Column("Version", "right"), lambda entry: entry.version or ""),
+    (Column("Bytes", "right"), lambda entry: entry.size_bytes if entry.kind == "file" else ""),
+    (Column("Changed"), lambda entry: moment(entry.updated_at or None)),
+    (
+        Column("Path", shrinks=True),
+        lambda entry: f"{entry.path.rstrip('/')}/" if entry.kind == "directory" else entry.path,
+    ),
+    (Column("Locked by"), lambda entry: entry.locked_by),
+)
+HITS = Listing[files.Found](
+    (Column("Score", "right"), lambda hit: f"{hit.score:.3f}"),
+    (Column("Owner"), lambda hit: hit.owner),
+    (Column("Path"), lambda hit: hit.path),
+    (Column("Text", shrinks=True), lambda hit: _beginning(hit.text)),
+)
+FILE_VERSIONS = Listing[files.FileVersion](
+    (Column("Version", "right"), lambda one: one.version),
+    (Column("At"), lambda one: moment(one.at)),
+    (Column("By"), lambda one: one.by),
+    (Column("Operation"), lambda one: one.operation),
+    (Column("Bytes", "right"), lambda one: one.size_bytes),
+)
+MEMBERS = Listing[tuple[str, str, str]](
+    (Column("Group"), lambda one: one[0]),
+    (Column("Agent"), lambda one: one[1]),
+    (Column("Role"), lambda one: one[2]),
+)
+GRANTS = Listing[access.Grant](
+    (Column("Object", shrinks=True), lambda one: f"{one.object.kind} {one.object.name}".strip()),
+    (Column("Owner"), lambda one: one.object.owner or ""),
+    (Column("To"), lambda one: one.to),
+    (Column("Verbs"), lambda one: ",".join(one.verbs)),
+    (Column("By"), lambda one: one.granted_by),
+    (Column("Until"), lambda one: moment(one.expires_at)),
+)
+
+
+def _note(note: memory.Note) -> None:
+    click.echo(f"{note.id}  version {note.version}  of {note.owner}  {moment(note.updated_at)}")
+    for name in ("keywords", "tags", "links", "category", "context"):
+        if value := getattr(note, name):
+            click.echo(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    click.echo(note.content)
+
+
+def _evolved(evolved: memory.Evolved) -> None:
+    _note(evolved.note)
+    for note_id in evolved.changed:
+        click.echo(f"changed: {note_id}")
+
+
+def _notes(found: memory.Notes) -> None:
+    NOTES.show(found.notes)
+    if found.more:
+        click.echo(f"there are more: --after {found.notes[-1].id}", err=True)
+
+
+def _entries(found: files.Entries) -> None:
+    ENTRIES.show(found.entries)
+    if found.more:
+        click.echo(f"there are more: --after {found.entries[-1].path}", err=True)
+
+
+def _groups(found: access.Groups) -> None:
+    members = [(group.name, group.members or {"": "member"}) for group in found.groups]
+    MEMBERS.show([(name, agent, role) for name, of in members for agent, role in of.items()])
+
+
+def _fields(result: Any) -> None:  # noqa: ANN401  any struct of the contract
+    for name, value in msgspec.to_builtins(result).items():
+        if name != "type":
+            click.echo(f"{name:<16} {value}")
+
+
+def _content(content: files.Content) -> None:
+    if content.encoding == "utf-8":
+        click.echo(content.content, nl=False)
+    else:
+        sys.stdout.buffer.write(content.data)
+
+
+def _plan(plan: files.Plan) -> None:
+    for number, step in enumerate(plan.steps, start=1):
+        arguments = msgspec.json.encode(step.arguments).decode()
+        click.echo(
+            f"{number}. {step.kind} {arguments}{f': {step.outcome}' if step.outcome else ''}"
+        )
+    click.echo("done" if plan.done else "not run")
+
+
+_SHOWN: dict[type, Callable[[Any], None]] = {
+    memory.Note: _note,
+    memory.Evolved: _evolved,
+    memory.Notes: _notes,
+    memory.NoteHistory: lambda history: NOTE_VERSIONS.show(history.versions),
+    memory.BlockStat: _fields,
+    memory.Recall: lambda recall: click.echo(recall.text),
+    files.Content: _content,
+    files.Entry: lambda entry: ENTRIES.show([entry]),
+    files.Entries: _entries,
+    files.FoundFiles: lambda found: HITS.show(found.hits),
+    files.FileVersions: lambda found: FILE_VERSIONS.show(found.versions),
+    files.Diff: lambda diff: click.echo(diff.diff, nl=False),
+    files.Plan: _plan,
+    files.ShareLink: _fields,
+    access.Groups: _groups,
+    access.Grants: lambda found: GRANTS.show(found.grants),
+    access.Whoami: _fields,
+    access.Verdict: _fields,
+    access.TokenIssued: _fields,
+    access.Acknowledged: lambda done: click.echo(
+        "done" if done.changed else "nothing was to be changed"
+    ),
+}
