@@ -22,7 +22,7 @@ from aios_cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_cli.settings import current_config, find_kernel
 from aios_cli.state_results import show_approvals, show_audit
 from aios_cli.tables import Column, show_json, show_table
-from aios_workers.approvals.rows import (
+from aios_workers.approvals.requests import (
     DEFAULT_RULES,
     Decider,
     Decision,

@@ -12,7 +12,7 @@ from aios_cli.operator import Operator
 from aios_cli.session import EXIT_CODES, CommandFailed, with_kernel
 from aios_cli.tables import show_json
 from aios_workers.modules.access.audit import AuditLine, append_line
-from aios_workers.modules.access.token_rows import put_token
+from aios_workers.modules.access.tokens import put_token
 
 
 @click.command(epilog=EXIT_CODES)

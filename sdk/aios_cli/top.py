@@ -27,7 +27,7 @@ from aios_cli.ps import COLUMNS, read_jobs, rows_of, summary
 from aios_cli.queues import read_queues
 from aios_cli.session import EXIT_CODES, Interrupted, with_kernel
 from aios_cli.tables import plain_lines, rich_table
-from aios_workers.modules.memory.totals import MemoryTotals, memory_totals
+from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
 REFRESH_S = 0.5
 FIXED_LINES = 5  # beside modules and jobs: heading, table head, summary, margin

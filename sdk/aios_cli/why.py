@@ -16,7 +16,7 @@ from aios_cli.operator import Operator
 from aios_cli.reasons import Explanation, Surroundings, explain, explain_ended
 from aios_cli.session import EXIT_CODES, with_kernel
 from aios_cli.tables import show_json
-from aios_workers.approvals.rows import find_approvals
+from aios_workers.approvals.requests import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 

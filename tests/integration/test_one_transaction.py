@@ -26,8 +26,8 @@ from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrit
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
 from aios_broker.postgres.session import POOL_SIZE
 from aios_local.embedded.state import StateDir
-from aios_workers.approvals.gate import NeedsApproval
-from aios_workers.approvals.rows import Decision
+from aios_workers.approvals.requests import Decision
+from aios_workers.approvals.service import NeedsApproval
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene
 

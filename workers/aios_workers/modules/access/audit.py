@@ -9,14 +9,16 @@ missed only by who noted an earlier newest hash.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct, structs
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.access import AuditEntry
+from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import Cursor, only_row
 
 FIRST_HASH = "0" * 64  # before the first line
@@ -40,8 +42,7 @@ _NEWEST = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AuditLine:
+class AuditLine(Struct, frozen=True):
     """What is to be written down."""
 
     tenant: str
@@ -50,7 +51,7 @@ class AuditLine:
     object: str
     outcome: str
     syscall_id: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class AuditVerdict:
     last_hash: str = FIRST_HASH
 
 
+def line_of(syscall: Syscall, what: str, outcome: str, detail: dict[str, Any]) -> AuditLine:
+    """Return the line on what a syscall came to, or was refused."""
+    return AuditLine(syscall.tenant, syscall.agent, syscall.kind, what, outcome, syscall.id, detail)
+
+
 async def append_line(cursor: Cursor, line: AuditLine) -> None:
     """Add a line; the transaction's role is the same afterwards."""
     await cursor.execute(_BEGIN)
@@ -71,39 +77,16 @@ async def append_line(cursor: Cursor, line: AuditLine) -> None:
     last = await cursor.fetchone()
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
     at = datetime.now(UTC)
-    await cursor.execute(
-        _INSERT,
-        (
-            seq,
-            at,
-            line.tenant,
-            line.actor,
-            line.action,
-            line.object,
-            line.outcome,
-            line.syscall_id,
-            Jsonb(line.detail),
-            previous,
-            line_hash(previous, seq, at, line),
-        ),
-    )
+    *said, detail = structs.astuple(line)
+    new_hash = line_hash(previous, seq, at, line)
+    await cursor.execute(_INSERT, (seq, at, *said, Jsonb(detail), previous, new_hash))
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
 def line_hash(previous: str, seq: int, at: datetime, line: AuditLine) -> str:
     """Return the SHA-256, in hex, of a line as canonical JSON with the hash before it."""
-    material = [
-        previous,
-        seq,
-        at.astimezone(UTC).isoformat(timespec="microseconds"),
-        line.tenant,
-        line.actor,
-        line.action,
-        line.object,
-        line.outcome,
-        line.syscall_id,
-        line.detail,
-    ]
+    moment = at.astimezone(UTC).isoformat(timespec="microseconds")
+    material = [previous, seq, moment, *structs.astuple(line)]
     return hashlib.sha256(msgspec.json.encode(material, order="deterministic")).hexdigest()
 
 
@@ -128,9 +111,7 @@ def _broken(row: Any, previous: str, seq: int) -> str:  # noqa: ANN401  a row of
         return f"line {seq + 1} is missing"
     if row.previous_hash != previous:
         return "it does not follow the line before it"
-    line = AuditLine(
-        row.tenant, row.actor, row.action, row.object, row.outcome, row.syscall_id, row.detail
-    )
+    line = msgspec.convert(row._asdict(), AuditLine)
     if line_hash(previous, row.seq, row.at, line) != row.hash:
         return "it was changed after it was written"
     return ""
@@ -141,18 +122,5 @@ async def newest_lines(
 ) -> tuple[AuditEntry, ...]:
     """Return the newest lines that the cursor may see, newest first."""
     await cursor.execute(_NEWEST, {"tenant": tenant, "actor": actor, "limit": limit})
-    return tuple(
-        AuditEntry(
-            row.seq,
-            row.at.timestamp(),
-            row.tenant,
-            row.actor,
-            row.action,
-            row.object,
-            row.outcome,
-            row.syscall_id,
-            row.hash,
-            row.detail,
-        )
-        for row in await cursor.fetchall()
-    )
+    rows = [row._asdict() for row in await cursor.fetchall()]
+    return tuple(msgspec.convert(row | {"at": row["at"].timestamp()}, AuditEntry) for row in rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Generic, LiteralString, TypeVar
 
@@ -19,9 +19,8 @@ from aios_broker.contract.storage import (
     StorageUnshare,
 )
 from aios_broker.postgres.session import AgentRow
-from aios_workers.approvals.gate import Diff, Irreversible
+from aios_workers.approvals.service import Diff, Irreversible
 from aios_workers.modules.operation import Asked, Operation, Work, changes, reads
-from aios_workers.modules.storage.host import AllowedDirectories
 
 SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
 
@@ -30,19 +29,9 @@ S_co = TypeVar("S_co", bound=StorageBody, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class StorageLimits:
-    """What the operator allows."""
-
-    max_bytes: int  # of one agent, versions included; an agent's own limit goes before it
-    keep_versions: int  # of one file; older ones are dropped
-    allowed: AllowedDirectories  # of the host, to be mounted
-
-
-@dataclass(frozen=True, slots=True)
 class FileWork(Work[S_co], Generic[S_co]):
     """One syscall in its transaction, on a namespace."""
 
-    limits: StorageLimits
     owner: AgentRow  # of the namespace
     allowed: bool = False  # a person was asked for a whole plan that this is a step of
 
@@ -69,20 +58,24 @@ class FileWork(Work[S_co], Generic[S_co]):
         self,
         operation: OperationClass,
         what: str,
-        paths: Sequence[str],
+        path: str,
         *,
         lossy: bool = True,
         diff: str | Diff = "",
     ) -> None:
-        """Return when a person allowed this on these paths, or need not be asked.
+        """Return when a person allowed this on a path, or need not be asked.
 
         Raises:
             NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
         """
         if self.allowed:
             return
-        scratch = self.is_own and all(is_within(path, SCRATCH) for path in paths)
+        scratch = self.is_scratch(path)
         await self.confirm(Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff))
+
+    def is_scratch(self, path: str) -> bool:
+        """Whether a path lies in the asker's own scratch space."""
+        return self.is_own and is_within(path, SCRATCH)
 
 
 AnyWork = FileWork[StorageBody]  # what the steps share does not look at the body
@@ -119,53 +112,42 @@ def _lock_of(tenant: str, owner: str) -> str:
     return f"aios.storage {tenant}/{owner}"
 
 
-def on_namespace(work: Work[S], limits: StorageLimits, owner: AgentRow) -> FileWork[S]:
-    """Return a piece of work as one on a namespace."""
-    return FileWork(work.asked, work.cursor, limits, owner, afterwards=work.afterwards)
+async def on_namespace(work: Work[S], *, own: bool = False) -> FileWork[S]:
+    """Return a piece of work as one on the namespace that its body means, or on the asker's own."""
+    owner = await work.agent_named(None if own else owner_name(work.body))
+    return FileWork(work.asked, work.cursor, owner, afterwards=work.afterwards)
 
 
-class Namespaces:
-    """Makes operations of steps that work on namespaces."""
+def file_reads(body: type[S], step: FileStep[S]) -> Operation[S]:
+    """Return the operation of a step that changes nothing."""
 
-    def __init__(self, limits: StorageLimits) -> None:
-        self._limits = limits
+    async def on_named(work: Work[S]) -> Result:
+        return await step(await on_namespace(work))
 
-    async def named(self, work: Work[S]) -> FileWork[S]:
-        """Return the work on the namespace that its body means."""
-        owner = await work.agent_named(owner_name(work.body))
-        return on_namespace(work, self._limits, owner)
+    return reads(body, on_named)
 
-    def reads(self, body: type[S], step: FileStep[S]) -> Operation[S]:
-        """Return the operation of a step that changes nothing."""
 
-        async def on_named(work: Work[S]) -> Result:
-            return await step(await self.named(work))
+def file_changes(
+    body: type[S],
+    step: FileStep[S],
+    *,
+    irreversible: OperationClass | tuple[OperationClass, ...] = (),
+    own: bool = False,
+) -> Operation[S]:
+    """Return the operation of a step that changes a namespace; one change of it at a time.
 
-        return reads(body, on_named)
+    With `own` it is the asker's namespace that changes, whoever's the body names.
+    """
 
-    def changes(
-        self,
-        body: type[S],
-        step: FileStep[S],
-        *,
-        irreversible: OperationClass | tuple[OperationClass, ...] = (),
-        own: bool = False,
-    ) -> Operation[S]:
-        """Return the operation of a step that changes a namespace; one change of it at a time.
+    async def on_locked(work: Work[S]) -> Result:
+        result = await step(await on_namespace(work, own=own))
+        work.then(lambda: _announce(work))
+        return result
 
-        With `own` it is the asker's namespace that changes, whoever's the body names.
-        """
-
-        async def on_locked(work: Work[S]) -> Result:
-            owner = await work.agent_named(None if own else owner_name(work.body))
-            result = await step(on_namespace(work, self._limits, owner))
-            work.then(lambda: _announce(work))
-            return result
-
-        locks = own_lock if own else namespace_lock
-        return changes(body, on_locked, irreversible=irreversible, locks=locks)
+    locks = own_lock if own else namespace_lock
+    return changes(body, on_locked, irreversible=irreversible, locks=locks)
 
 
 async def _announce(work: Work[S]) -> None:
-    """Have the indexing duty look at once."""
+    """Have what was written indexed at once."""
     work.services.unembedded.set()
