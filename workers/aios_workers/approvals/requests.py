@@ -25,7 +25,9 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.approvals.approval_tables import approval
 from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.modules.columns import selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",
@@ -36,13 +38,11 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "unshare": "ask",
 }
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
-_COLUMNS = """
-    p.id, p.state AS stored, CASE WHEN p.state IN ('waiting', 'approved') AND p.expires_at <= now()
-        THEN 'expired' ELSE p.state END AS state, p.job_id AS syscall_id, a.name AS agent,
-    t.name AS tenant, p.tenant_id, p.agent_id, p.kind, p.operation, p.arguments_sha256, p.what,
-    p.diff, p.decided_by, p.reason, extract(epoch FROM p.asked_at)::float8 AS asked_at,
-    extract(epoch FROM p.expires_at)::float8 AS expires_at,
-    extract(epoch FROM p.decided_at)::float8 AS decided_at
+_COLUMNS = f"""
+    {selected(approval, "p", but=("arguments", "state"))}, p.state AS stored,
+    CASE WHEN p.state IN ('waiting', 'approved') AND p.expires_at <= now() THEN 'expired'
+         ELSE p.state END AS state,
+    p.job_id AS syscall_id, a.name AS agent, t.name AS tenant
 """
 _FROM = "FROM approval p JOIN agent a ON a.id = p.agent_id JOIN tenant t ON t.id = p.tenant_id"
 _IS_LONG = f"length(e.value::text) > {MAX_LISTED_CHARACTERS}"

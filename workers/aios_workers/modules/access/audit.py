@@ -20,6 +20,8 @@ from psycopg.types.json import Jsonb
 from aios_broker.contract.access import AuditEntry
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import Cursor, only_row
+from aios_workers.modules.access.access_tables import audit
+from aios_workers.modules.columns import inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line
 BATCH = 1_000  # lines that are walked at a time
@@ -29,14 +31,11 @@ _BEGIN = """
            pg_advisory_xact_lock(hashtextextended('aios.audit', 0))
 """
 _LAST = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1"
-_INSERT = """
-    INSERT INTO audit (seq, at, tenant, actor, action, object, outcome, syscall_id, detail,
-                       previous_hash, hash)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""
+_INSERT = inserted(audit)
 _WALK = f"SELECT * FROM audit WHERE seq > %s ORDER BY seq LIMIT {BATCH}"
-_NEWEST = """
-    SELECT * FROM audit WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+_NEWEST = f"""
+    SELECT {selected(audit, "a")} FROM audit a
+     WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
        AND (%(actor)s::text IS NULL OR actor = %(actor)s)
      ORDER BY seq DESC LIMIT %(limit)s
 """
@@ -77,9 +76,9 @@ async def append_line(cursor: Cursor, line: AuditLine) -> None:
     last = await cursor.fetchone()
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
     at = datetime.now(UTC)
-    *said, detail = structs.astuple(line)
-    new_hash = line_hash(previous, seq, at, line)
-    await cursor.execute(_INSERT, (seq, at, *said, Jsonb(detail), previous, new_hash))
+    row = structs.asdict(line) | {"seq": seq, "at": at, "detail": Jsonb(line.detail)}
+    row |= {"previous_hash": previous, "hash": line_hash(previous, seq, at, line)}
+    await cursor.execute(_INSERT, row)
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
@@ -122,5 +121,4 @@ async def newest_lines(
 ) -> tuple[AuditEntry, ...]:
     """Return the newest lines that the cursor may see, newest first."""
     await cursor.execute(_NEWEST, {"tenant": tenant, "actor": actor, "limit": limit})
-    rows = [row._asdict() for row in await cursor.fetchall()]
-    return tuple(msgspec.convert(row | {"at": row["at"].timestamp()}, AuditEntry) for row in rows)
+    return tuple(msgspec.convert(row._asdict(), AuditEntry) for row in await cursor.fetchall())

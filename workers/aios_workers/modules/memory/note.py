@@ -15,28 +15,24 @@ from psycopg.types.json import Jsonb
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import Note
 from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.modules.columns import inserted, selected
+from aios_workers.modules.memory import note_tables
 from aios_workers.modules.memory.block import BlockShape
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
-NOTE_COLUMNS = """
-    n.id, n.owner_id, n.seq, n.content, n.keywords, n.tags, n.category, n.context, n.links,
-    n.metadata, n.version, extract(epoch FROM n.created_at)::float8 AS created_at,
-    extract(epoch FROM n.updated_at)::float8 AS updated_at,
-    extract(epoch FROM n.expires_at)::float8 AS expires_at
-"""
+NOTE_COLUMNS = selected(
+    note_tables.note, "n", but=("tenant_id", "program", "words", "model_id", "vector")
+)
 LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
 _FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "
 _FETCH_MANY = (
     f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = ANY(%s) AND {LIVING} "
     "ORDER BY n.id "
 )
-_ENTER = """
-    INSERT INTO note_version (note_id, version, owner_id, by_agent_id, operation, syscall_id, body)
-    VALUES (%s, %s, %s, %s, %s, %s, %s)
-"""
+_ENTER = inserted(note_tables.note_version, but=("at",))
 
 
 class NoteBody(Struct, frozen=True):
@@ -70,21 +66,7 @@ def body_of(note: Note) -> NoteBody:
 
 def note_of(row: Any, owner: str) -> Note:  # noqa: ANN401  a row of psycopg's
     """Return a row as what agents get."""
-    return Note(
-        id=row.id,
-        owner=owner,
-        content=row.content,
-        version=row.version,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
-        keywords=tuple(row.keywords),
-        tags=tuple(row.tags),
-        category=row.category,
-        context=row.context,
-        links=tuple(row.links),
-        metadata=row.metadata,
-        expires_at=row.expires_at,
-    )
+    return msgspec.convert({**row._asdict(), "owner": owner}, Note)
 
 
 def note_fields(body: NoteBody) -> tuple[object, ...]:
@@ -119,8 +101,16 @@ async def enter_version(
     cursor: Cursor, owner: AgentRow, note: Note, by: int, operation: Operation, syscall_id: str
 ) -> None:
     """Keep what a note is now as the version that it has; the oldest beyond a hundred goes."""
-    body = Jsonb(msgspec.to_builtins(body_of(note)))
-    await cursor.execute(_ENTER, (note.id, note.version, owner.id, by, operation, syscall_id, body))
+    values = {
+        "note_id": note.id,
+        "version": note.version,
+        "owner_id": owner.id,
+        "by_agent_id": by,
+        "operation": operation,
+        "syscall_id": syscall_id,
+        "body": Jsonb(msgspec.to_builtins(body_of(note))),
+    }
+    await cursor.execute(_ENTER, values)
     if note.version > KEPT_VERSIONS:
         await cursor.execute(
             "DELETE FROM note_version WHERE note_id = %s AND version <= %s",
