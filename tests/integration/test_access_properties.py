@@ -27,7 +27,7 @@ from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageWrite
 from aios_broker.contract.syscall import Body
-from aios_workers.modules.access.groups import show_groups
+from aios_workers.modules.access import groups
 from tests.access_model import AccessModel, Object
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
@@ -85,7 +85,7 @@ class Pair:
         if self.dice.random() < 0.5:  # another worker runs it again
             await self.scene.ask(agent, body, id=syscall_id)
         else:  # or nobody does, and the periodic look finds it
-            await show_groups(self.scene.services)
+            await groups.refresh(self.scene.services)
 
     def shown(self) -> dict[str, list[str]]:
         """Return the map in Redis."""

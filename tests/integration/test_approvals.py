@@ -217,7 +217,7 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
         [old.id, waiting.id],
     )
     services = scene.services
-    await tidy(services.store, services.functions, services.keys)
+    await tidy(services)
     kept = await scene.rows("SELECT job_id FROM approval")
     assert {row.job_id for row in kept} == {newer.id, waiting.id}
 

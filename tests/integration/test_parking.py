@@ -33,9 +33,7 @@ ONE = 1  # slot
 class OneSlot(StateHandler):
     """The storage module with a single slot."""
 
-    @property
-    def capacity(self) -> int:
-        return ONE
+    capacity = ONE
 
 
 class Shouter:

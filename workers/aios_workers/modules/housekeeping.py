@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from aios_broker.postgres.session import Store
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
-from aios_workers.modules.access.groups import refresh_groups
+from aios_workers.modules.access import groups
 from aios_workers.modules.access.tokens import tidy_tokens
+from aios_workers.modules.services import Services
 from aios_workers.runtime.periodic import on_duty
 
 PAUSE_S = 30.0
@@ -34,22 +32,23 @@ _OLD_APPROVALS = """
 _OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
 
 
-async def tidy(store: Store, functions: Functions, keys: Keys) -> None:
+async def tidy(services: Services) -> None:
     """Do it once, over all agents; a bounded part of the notes that have expired."""
-    await refresh_groups(store, functions.connection, keys)
-    async with store.as_steward() as cursor:
+    await groups.refresh(services)
+    async with services.store.as_steward() as cursor:
         await cursor.execute(_EXPIRED, (EXPIRED_AT_ONCE,))
         for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
             await cursor.execute(statement)
-    await tidy_tokens(store, Tokens(functions.connection, keys))
+    tokens = Tokens(services.functions.connection, services.keys)
+    await tidy_tokens(services.store, tokens)
 
 
 @asynccontextmanager
-async def housekeeping(store: Store, functions: Functions, keys: Keys) -> AsyncIterator[None]:
+async def housekeeping(services: Services) -> AsyncIterator[None]:
     """Tidy again and again for as long as the context is open."""
 
     async def step() -> float:
-        await tidy(store, functions, keys)
+        await tidy(services)
         return PAUSE_S
 
     async with on_duty("housekeeping", step, "nothing is tidied up"):

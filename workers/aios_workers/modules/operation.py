@@ -10,10 +10,10 @@ again at any time, since its worker may die: what it changed and has entered is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, LiteralString, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ _EARLIER = "SELECT result FROM effect WHERE syscall_id = %s"
 _ENTER = "INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, %s, %s)"
 _decoder: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 
+Values = Mapping[str, Any] | Sequence[Any]  # of a query's parameters
 B = TypeVar("B", bound=Body)
 B_co = TypeVar("B_co", bound=Body, covariant=True)
 
@@ -84,6 +85,20 @@ class Work(Generic[B_co]):
         if name is None or name == self.agent.name:
             return self.agent
         return await self.services.store.agent(name, self.agent.tenant, self.cursor)
+
+    async def rows(self, query: LiteralString, values: Values) -> list[Any]:
+        """Return the rows of one query, which sees what the asker may see."""
+        await self.cursor.execute(query, values)
+        return await self.cursor.fetchall()
+
+    async def kernel_rows(self, query: LiteralString, values: Values) -> list[Any]:
+        """Return the rows of one query of the kernel's own, which sees all; one round trip."""
+        connection = self.cursor.connection
+        async with connection.pipeline():
+            await connection.execute("SET LOCAL ROLE aios_steward")
+            await self.cursor.execute(query, values)
+            await connection.execute("SET LOCAL ROLE aios_agent")
+        return await self.cursor.fetchall()
 
     async def confirm(self, why: Irreversible) -> None:
         """Return when a person allowed it, or need not be asked.

@@ -49,19 +49,12 @@ class StateHandler:
     While a server is away a syscall is tried again, until its deadline.
     """
 
+    capacity = CAPACITY
+    cores: tuple[str, ...] = ()  # what needs a model is a syscall of its own
+
     def __init__(self, services: Services, module: Module) -> None:
         self._services = services
         self._module = module
-
-    @property
-    def capacity(self) -> int:
-        """How many syscalls it runs at the same time."""
-        return CAPACITY
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """None: what needs a model is a syscall of its own."""
-        return ()
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the module's own numbers, where it has some."""
@@ -120,7 +113,10 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
         await stack.enter_async_context(watching(watch, unembedded))
     webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
     await stack.enter_async_context(sweeping(ApprovalSweep(store, functions, keys, webhook)))
-    await stack.enter_async_context(housekeeping(store, functions, keys))
     approvals = ApprovalService(store, ttl_s=config.approval_ttl_s)
     blocks = Blocks(store, memory_functions(connection), keys)
-    return Services(store, embedder, calls, functions, keys, approvals, blocks, limits, unembedded)
+    services = Services(
+        store, embedder, calls, functions, keys, approvals, blocks, limits, unembedded
+    )
+    await stack.enter_async_context(housekeeping(services))
+    return services

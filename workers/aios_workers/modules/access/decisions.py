@@ -43,7 +43,7 @@ async def deny(work: Work[AccessDeny]) -> Acknowledged:
 
 async def _decide(work: Work[AccessApprove | AccessDeny], decision: Decision) -> Acknowledged:
     agent, services = work.agent, work.services
-    if not await is_administrator(work.cursor, agent):
+    if not await is_administrator(work):
         raise denied("deciding")
     decider = Decider(agent.name, agent.tenant_id, agent.id)
     approval = await requests.decide(work.cursor, work.body.approval, decider, decision)
@@ -56,7 +56,7 @@ async def set_rule(work: Work[AccessSetRule]) -> Acknowledged:
     """Say which operations of a class need a person."""
     body, cursor = work.body, work.cursor
     whose = None if body.agent is None else await work.agent_named(body.agent)
-    if not await is_administrator(cursor, work.agent):
+    if not await is_administrator(work):
         raise denied("setting rules")
     what = f"rule for {body.operation} of {body.agent or 'all agents'}: {body.rule}"
     await work.confirm(Irreversible("privilege", what))

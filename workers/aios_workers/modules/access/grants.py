@@ -27,12 +27,14 @@ from aios_broker.contract.memory import MemoryShare, MemoryUnshare
 from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import normal_path
 from aios_broker.contract.storage import StorageShare, StorageUnshare
-from aios_broker.postgres.session import AgentRow, Cursor, only_row
+from aios_broker.contract.syscall import Body
+from aios_broker.postgres.session import AgentRow
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Work
 
 ObjectId = tuple[ObjectKind, str]  # a note's id; the number of a file, a directory or an owner
 Sharing = Work[AccessGrant | MemoryShare | StorageShare]
+Naming = Work[AccessGrant | AccessRevoke | AccessCheck]
 Unsharing = Work[AccessRevoke | MemoryUnshare | StorageUnshare]
 
 ALL_VERBS = frozenset(("read", "write", "search", "share", "administer"))
@@ -97,31 +99,21 @@ class Reach:
     notes: dict[int, set[str]] = field(default_factory=dict)
 
 
-async def verbs_on(
-    cursor: Cursor, agent: AgentRow, objects: Sequence[tuple[str, str]]
-) -> frozenset[str]:
-    """Return what grants let an agent do with another's object.
+async def verbs_on(work: Work[Body], objects: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Return what grants let the agent do with another's object.
 
     `objects`: it and what it lies in, as kinds and ids.
     """
-    await cursor.execute(
-        _VERBS,
-        {
-            "tenant": agent.tenant_id,
-            "agent": agent.id,
-            "kinds": [kind for kind, _ in objects],
-            "ids": [each for _, each in objects],
-        },
-    )
-    verbs = frozenset(row.verb for row in await cursor.fetchall())
+    kinds, ids = zip(*objects, strict=True) if objects else ((), ())
+    rows = await work.rows(_VERBS, _asker(work) | {"kinds": list(kinds), "ids": list(ids)})
+    verbs = frozenset(row.verb for row in rows)
     return ALL_VERBS if "administer" in verbs else verbs
 
 
-async def reach_of(cursor: Cursor, agent: AgentRow, verb: Verb) -> Reach:
-    """Return what of their memories others granted this agent."""
-    await cursor.execute(_REACH, {"tenant": agent.tenant_id, "agent": agent.id, "verb": verb})
+async def reach_of(work: Work[Body], verb: Verb) -> Reach:
+    """Return what of their memories others granted the agent."""
     reach = Reach()
-    for row in await cursor.fetchall():
+    for row in await work.rows(_REACH, _asker(work) | {"verb": verb}):
         if row.object_kind == "block":
             reach.blocks.add(row.owner_id)
         else:
@@ -129,15 +121,15 @@ async def reach_of(cursor: Cursor, agent: AgentRow, verb: Verb) -> Reach:
     return reach
 
 
+def _asker(work: Work[Body]) -> dict[str, object]:
+    return {"tenant": work.agent.tenant_id, "agent": work.agent.id}
+
+
 async def grants(work: Work[AccessGrants]) -> Grants:
     """List the grants on one's objects, or those that one holds, newest first."""
-    agent, cursor = work.agent, work.cursor
-    values = {"tenant": agent.tenant_id, "agent": agent.id, "held": work.body.held}
-    await cursor.execute(_LIST, values)
-    rows = await cursor.fetchall()
+    rows = await work.rows(_LIST, _asker(work) | {"held": work.body.held})
     ids = {kind: [row.object_id for row in rows if row.object_kind == kind] for kind in _FIND}
-    await cursor.execute(_NAMES, ids)
-    names = {(row.kind, row.key): row.name for row in await cursor.fetchall()}
+    names = {(row.kind, row.key): row.name for row in await work.rows(_NAMES, ids)}
     return Grants(tuple(_as_grant(row, names) for row in rows))
 
 
@@ -195,8 +187,7 @@ async def share_object(
     whose = (owner or agent).id
     to = {"owner": whose, "kind": target[0], "id": target[1], "agent": to_agent, "group": to_group}
     put = {"tenant": agent.tenant_id, "by": agent.id, "ttl": body.ttl_s, "verbs": list(body.verbs)}
-    await work.cursor.execute(_PUT, to | put)
-    row = await only_row(work.cursor)  # first, since what it stands in for may be what allows it
+    [row] = await work.rows(_PUT, to | put)  # first: what it stands in for may be what allows it
     await work.cursor.execute(_DROP, to | {"all": False, "but": row.id})
     await work.enter(
         shown or " ".join(target),
@@ -245,48 +236,42 @@ async def _grantee(work: Sharing | Unsharing) -> tuple[int | None, int | None]:
         return (await work.agent_named(body.agent)).id, None
     if body.group is None:
         return None, None
-    await work.cursor.execute(_GROUP, (work.agent.tenant_id, body.group))
-    row = await work.cursor.fetchone()
-    if row is None:
+    rows = await work.rows(_GROUP, (work.agent.tenant_id, body.group))
+    if not rows:
         raise UnknownAgent(
             f"there is no privilege group {body.group!r}",
             field="group",
             remedy="correct the name, or make it (access.group_create)",
         )
-    return None, int(row.id)
+    return None, int(rows[0].id)
 
 
-async def _target(
-    work: Work[AccessGrant | AccessRevoke | AccessCheck], owner: AgentRow
-) -> tuple[ObjectId, frozenset[str]]:
+async def _target(work: Naming, owner: AgentRow) -> tuple[ObjectId, frozenset[str]]:
     """Return the object that is named and what the agent may do with it.
 
     Raises:
         NotFound: There is none, or the agent may do nothing with it.
     """
-    cursor, named = work.cursor, work.body.object
+    target, wider = await _find(work, owner)
     if owner.id == work.agent.id:
-        target, _ = await _find(cursor, owner, named)
         return target, ALL_VERBS
-    await cursor.execute("SET LOCAL ROLE aios_steward")  # only to find it: the grants decide
-    target, wider = await _find(cursor, owner, named)
-    await cursor.execute("SET LOCAL ROLE aios_agent")
-    verbs = await verbs_on(cursor, work.agent, [target, *wider])
+    verbs = await verbs_on(work, [target, *wider])
     if not verbs:
-        raise _no_object(owner, named)
+        raise _no_object(owner, work.body.object)
     return target, verbs
 
 
-async def _find(
-    cursor: Cursor, owner: AgentRow, named: ObjectRef
-) -> tuple[ObjectId, list[ObjectId]]:
-    """Return the object that is named, and those whose grants reach it; the cursor has to see it.
+async def _find(work: Naming, owner: AgentRow) -> tuple[ObjectId, list[ObjectId]]:
+    """Return the object that is named, and those whose grants reach it.
+
+    Another's is looked for with the kernel's eyes: the grants decide then.
 
     Raises:
         NotFound: there is none.
         InvalidSyscall: a block has no name of its own.
         InvalidPath: the name cannot be a path.
     """
+    named = work.body.object
     block: ObjectId = ("block", str(owner.id))
     if named.kind == "block":
         if named.name:
@@ -298,10 +283,11 @@ async def _find(
         return block, []
     is_note = named.kind == "note"
     name = named.name if is_note else normal_path(named.name, "object.name")
-    await cursor.execute(_FIND[named.kind], (owner.id, name))
-    row = await cursor.fetchone()
-    if row is None:
+    look = work.rows if owner.id == work.agent.id else work.kernel_rows
+    rows = await look(_FIND[named.kind], (owner.id, name))
+    if not rows:
         raise _no_object(owner, named)
+    [row] = rows
     above: list[ObjectId] = [("directory", str(each)) for each in row.ancestors]
     return (named.kind, str(row.id)), [block] if is_note else above
 

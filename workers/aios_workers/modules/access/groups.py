@@ -23,9 +23,6 @@ from aios_broker.contract.access import (
     Groups,
 )
 from aios_broker.contract.errors import AlreadyExists, NotFound
-from aios_broker.postgres.session import Store
-from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Connection
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.identity import denied, is_administrator
 from aios_workers.modules.operation import Work
@@ -64,8 +61,7 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.groups', 0))"
 async def groups(work: Work[AccessGroups]) -> Groups:
     """List the groups of the tenant with their members."""
     members: dict[str, dict[str, GroupRole]] = {}
-    await work.cursor.execute(_LIST, (work.agent.tenant_id,))
-    for row in await work.cursor.fetchall():
+    for row in await work.rows(_LIST, (work.agent.tenant_id,)):
         group = members.setdefault(row.name, {})
         if row.member is not None:
             group[row.member] = row.role
@@ -75,15 +71,14 @@ async def groups(work: Work[AccessGroups]) -> Groups:
 async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
     """Make a group; who makes it is its first administrator."""
     name = work.body.group
-    await work.cursor.execute(_CREATE, (work.agent.tenant_id, name))
-    row = await work.cursor.fetchone()
-    if row is None:
+    made = await work.rows(_CREATE, (work.agent.tenant_id, name))
+    if not made:
         raise AlreadyExists(
             f"there is a group {name!r} already",
             field="group",
             remedy="choose another name, or have its administrator add you",
         )
-    await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
+    await work.cursor.execute(_JOIN, (made[0].id, work.agent.id, "admin"))
     await work.enter(f"group {name}", msgspec.to_builtins(work.body))
     return Acknowledged()
 
@@ -128,28 +123,27 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
 
 async def _found(work: OneGroup) -> Any:  # noqa: ANN401  a row
     name = work.body.group
-    await work.cursor.execute(_FIND, (work.agent.id, work.agent.tenant_id, name))
-    row = await work.cursor.fetchone()
-    if row is None:
+    rows = await work.rows(_FIND, (work.agent.id, work.agent.tenant_id, name))
+    if not rows:
         raise NotFound(
             f"there is no group {name!r}",
             field="group",
             remedy="see which there are: access.groups",
         )
-    return row
+    return rows[0]
 
 
 async def _administered(work: OneGroup) -> Any:  # noqa: ANN401  a row
     row = await _found(work)
-    if row.role != "admin" and not await is_administrator(work.cursor, work.agent):
+    if row.role != "admin" and not await is_administrator(work):
         raise denied(f"changing group {work.body.group!r}, whose administrator you are not,")
     return row
 
 
-async def refresh_groups(store: Store, connection: Connection, keys: Keys) -> int:
+async def refresh(services: Services) -> int:
     """Make the map what Postgres says; return how many of its fields were not."""
-    key = keys.own("groups")
-    async with store.as_steward() as cursor:
+    connection, key = services.functions.connection, services.keys.own("groups")
+    async with services.store.as_steward() as cursor:
         await cursor.execute(_LOCK)  # an older view never overwrites a newer one
         await cursor.execute(_ALL)
         truth = {
@@ -164,8 +158,3 @@ async def refresh_groups(store: Store, connection: Connection, keys: Keys) -> in
         if gone:
             await connection.execute("HDEL", key, *gone)
     return len(wrong) + len(gone)
-
-
-async def show_groups(services: Services) -> None:
-    """Bring the map up to date after a change."""
-    await refresh_groups(services.store, services.functions.connection, services.keys)

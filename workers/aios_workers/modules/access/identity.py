@@ -13,7 +13,7 @@ from aios_broker.contract.access import (
     Whoami,
 )
 from aios_broker.contract.errors import AccessDenied
-from aios_broker.postgres.session import AgentRow, Cursor, only_row
+from aios_broker.contract.syscall import Body
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.tokens import put_token, revoke_tokens
@@ -44,10 +44,9 @@ def denied(what: str) -> AccessDenied:
 
 async def whoami(work: Work[AccessWhoami]) -> Whoami:
     """Return who the kernel takes the agent for."""
-    agent, cursor = work.agent, work.cursor
-    await cursor.execute(_GROUPS, (agent.id,))
-    groups = tuple(row.name for row in await cursor.fetchall())
-    return Whoami(agent.name, agent.tenant, await is_administrator(cursor, agent), groups)
+    agent = work.agent
+    groups = tuple(row.name for row in await work.rows(_GROUPS, (agent.id,)))
+    return Whoami(agent.name, agent.tenant, await is_administrator(work), groups)
 
 
 async def register(asked: Asked[AccessRegister]) -> TokenIssued:
@@ -62,8 +61,7 @@ async def register(asked: Asked[AccessRegister]) -> TokenIssued:
         is_first = await _check_may_register(work)
         await cursor.execute("SET LOCAL ROLE aios_steward")
         administrator = is_first or body.administrator
-        await cursor.execute(_REGISTER, (agent.tenant_id, body.agent, administrator))
-        row = await only_row(cursor)
+        [row] = await work.rows(_REGISTER, (agent.tenant_id, body.agent, administrator))
         await put_token(cursor, row.id, digest(token), body.ttl_s)
         await work.enter(
             f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
@@ -79,7 +77,7 @@ async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
     agent, body = asked.agent, asked.body
     async with asked.transaction() as work:
         cursor, named = work.cursor, await work.agent_named(body.agent)
-        if named.id != agent.id and not await is_administrator(cursor, agent):
+        if named.id != agent.id and not await is_administrator(work):
             raise denied("revoking another agent's tokens")
         await cursor.execute("SET LOCAL ROLE aios_steward")
         await revoke_tokens(cursor, named.id)
@@ -95,22 +93,20 @@ def _tokens(asked: Asked[AccessRegister] | Asked[AccessRevokeToken]) -> Tokens:
 async def _check_may_register(work: Work[AccessRegister]) -> bool:
     """Return whether it is the tenant's first administrator who is registered."""
     agent, cursor = work.agent, work.cursor
-    if await is_administrator(cursor, agent):
+    if await is_administrator(work):
         if work.body.administrator:
             what = f"make agent {work.body.agent} an administrator"
             await work.confirm(Irreversible("privilege", what))
         return False
     await cursor.execute("SET LOCAL ROLE aios_steward")
     await cursor.execute(_TENANT_LOCK, (agent.tenant_id,))  # two at once: one is the first
-    await cursor.execute(_HAS_ADMINISTRATOR, (agent.tenant_id,))
-    row = await only_row(cursor)
+    [row] = await work.rows(_HAS_ADMINISTRATOR, (agent.tenant_id,))
     if row.has:
         raise denied("registering agents")
     return True
 
 
-async def is_administrator(cursor: Cursor, agent: AgentRow) -> bool:
-    """Return whether an agent administers its tenant, by its row as it is now."""
-    await cursor.execute("SELECT administrator FROM agent WHERE id = %s", (agent.id,))
-    row = await cursor.fetchone()
-    return bool(row and row.administrator)
+async def is_administrator(work: Work[Body]) -> bool:
+    """Return whether the agent administers its tenant, by its row as it is now."""
+    rows = await work.rows("SELECT administrator FROM agent WHERE id = %s", (work.agent.id,))
+    return any(row.administrator for row in rows)

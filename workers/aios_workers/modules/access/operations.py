@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aios_broker.contract import access as bodies
 from aios_workers.modules.access import decisions, grants, groups, identity
-from aios_workers.modules.access.groups import show_groups
 from aios_workers.modules.operation import calls, changes, reads, table
 
 ACCESS_OPERATIONS = table(
@@ -12,10 +11,14 @@ ACCESS_OPERATIONS = table(
     calls(bodies.AccessRegister, identity.register, irreversible="privilege"),
     calls(bodies.AccessRevokeToken, identity.revoke_token),
     reads(bodies.AccessGroups, groups.groups),
-    changes(bodies.AccessGroupCreate, groups.create, after=show_groups),
-    changes(bodies.AccessGroupDelete, groups.delete, irreversible="privilege", after=show_groups),
-    changes(bodies.AccessGroupAdd, groups.add, irreversible="privilege", after=show_groups),
-    changes(bodies.AccessGroupRemove, groups.remove, irreversible="privilege", after=show_groups),
+    changes(bodies.AccessGroupCreate, groups.create, after=groups.refresh),
+    changes(
+        bodies.AccessGroupDelete, groups.delete, irreversible="privilege", after=groups.refresh
+    ),
+    changes(bodies.AccessGroupAdd, groups.add, irreversible="privilege", after=groups.refresh),
+    changes(
+        bodies.AccessGroupRemove, groups.remove, irreversible="privilege", after=groups.refresh
+    ),
     changes(bodies.AccessGrant, grants.grant),
     changes(bodies.AccessRevoke, grants.revoke, irreversible="unshare"),
     reads(bodies.AccessGrants, grants.grants),

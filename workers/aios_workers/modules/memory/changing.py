@@ -28,7 +28,7 @@ from aios_broker.contract.memory import (
 from aios_broker.contract.names import Verb
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.session import AgentRow, only_row
+from aios_broker.postgres.session import AgentRow
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object, verbs_on
 from aios_workers.modules.memory.note import (
@@ -188,8 +188,8 @@ async def ttl(work: Work[MemoryTtl]) -> Note:
     """Let a note expire, or not."""
     owner, locked = await _locked(work, None, work.body.note)
     token = await work.services.blocks.of(owner).invalidate([locked.id])
-    await work.cursor.execute(_EXPIRE, (work.body.ttl_s, locked.id))
-    note = note_of(await work.cursor.fetchone(), owner.name)
+    [row] = await work.rows(_EXPIRE, (work.body.ttl_s, locked.id))
+    note = note_of(row, owner.name)
     keep(work, owner, note, token)
     return note
 
@@ -228,8 +228,8 @@ async def _object(work: Work[MemoryShare] | Work[MemoryUnshare]) -> ObjectId:
 
 
 async def _count(work: AnyWork) -> int:
-    await work.cursor.execute(_COUNT, (work.agent.id,))
-    return int((await only_row(work.cursor)).notes)
+    [row] = await work.rows(_COUNT, (work.agent.id,))
+    return int(row.notes)
 
 
 async def _locked(work: AnyWork, owner_name: str | None, note_id: str) -> tuple[AgentRow, Note]:
@@ -275,7 +275,7 @@ async def permitted(
     """
     if owner.id != work.agent.id:
         wider = ("block", str(owner.id))
-        verbs = await verbs_on(work.cursor, work.agent, [("note", note_id), wider])
+        verbs = await verbs_on(work, [("note", note_id), wider])
         if "read" not in verbs:
             raise no_such_note(note_id)
         if verb not in verbs:
@@ -348,20 +348,20 @@ async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Not
     agent, syscall = work.agent, work.asked.syscall
     await _ensure_fits(work, agent, body)
     known = (id_of_new_note(syscall), agent.tenant_id, agent.id, syscall.program)
-    await work.cursor.execute(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text))
-    return await _entered(work, agent, "add")
+    rows = await work.rows(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text))
+    return await _entered(work, agent, rows[0], "add")
 
 
 async def rewrite_note(
     work: AnyWork, owner: AgentRow, note_id: str, body: NoteBody, operation: Operation
 ) -> Note:
     """Write the next version of a note whose row is locked; it is to be embedded again."""
-    await work.cursor.execute(_REWRITE, (*note_fields(body), body.search_text, note_id))
-    return await _entered(work, owner, operation)
+    rows = await work.rows(_REWRITE, (*note_fields(body), body.search_text, note_id))
+    return await _entered(work, owner, rows[0], operation)
 
 
-async def _entered(work: AnyWork, owner: AgentRow, operation: Operation) -> Note:
+async def _entered(work: AnyWork, owner: AgentRow, row: Any, operation: Operation) -> Note:  # noqa: ANN401
     """Enter the row that was just written as the version that it has."""
-    note = note_of(await work.cursor.fetchone(), owner.name)
+    note = note_of(row, owner.name)
     await enter_version(work.cursor, owner, note, work.agent.id, operation, work.asked.syscall.id)
     return note

@@ -142,8 +142,8 @@ async def undo(work: Work[MemoryUndo]) -> Notes:
         VersionConflict: some were changed since; nothing is undone.
     """
     agent, cursor = work.agent, work.cursor
-    await cursor.execute(_EVOLVED, (work.body.syscall_id, agent.id))
-    before = {row.note_id: row.version for row in await cursor.fetchall()}
+    rows = await work.rows(_EVOLVED, (work.body.syscall_id, agent.id))
+    before = {row.note_id: row.version for row in rows}
     notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
     changed = [each for each, note in notes.items() if note.version != before[each]]
     if changed:

@@ -23,7 +23,7 @@ from aios_broker.contract.memory import (
     Recall,
 )
 from aios_broker.contract.reply import CountResult
-from aios_broker.postgres.session import AgentRow, Cursor
+from aios_broker.postgres.session import AgentRow
 from aios_workers.modules.access.grants import reach_of
 from aios_workers.modules.memory.changing import AnyWork, permitted
 from aios_workers.modules.memory.note import (
@@ -97,8 +97,7 @@ async def page(work: Work[MemoryList]) -> Notes:
         "ids": await _readable(work, owner),
         "limit": body.limit + 1,
     }
-    await work.cursor.execute(_PAGE, values)
-    notes = [note_of(row, owner.name) for row in await work.cursor.fetchall()]
+    notes = [note_of(row, owner.name) for row in await work.rows(_PAGE, values)]
     return Notes(tuple(notes[: body.limit]), more=len(notes) > body.limit)
 
 
@@ -137,7 +136,6 @@ async def history(work: Work[MemoryHistory]) -> NoteHistory:
     """List the versions of a note, newest first."""
     owner = await work.agent_named(work.body.owner)
     note = await permitted(work, owner, work.body.note, "read")
-    await work.cursor.execute(_VERSIONS, (note.id,))
     return NoteHistory(
         tuple(
             NoteVersion(
@@ -148,7 +146,7 @@ async def history(work: Work[MemoryHistory]) -> NoteHistory:
                 row.syscall_id,
                 as_version(note, row.version, row.body, row.at),
             )
-            for row in await work.cursor.fetchall()
+            for row in await work.rows(_VERSIONS, (note.id,))
         )
     )
 
@@ -165,7 +163,7 @@ async def found(
             return []
         placed = replace(wanted, owners=owners, ids=ids)
         hits = await find_notes(work.cursor, embedder, placed, vector)
-        seen = await _seen(work.cursor, [hit.id for hit in hits])
+        seen = await _seen(work, [hit.id for hit in hits])
     notes = [
         msgspec.structs.replace(seen[hit.id], score=hit.score) for hit in hits if hit.id in seen
     ]
@@ -177,16 +175,16 @@ async def _linked(asked: Asked[MemorySearch], notes: Sequence[Note]) -> list[Not
     known = {note.id for note in notes}
     links = dict.fromkeys(link for note in notes for link in note.links if link not in known)
     async with asked.transaction() as work:
-        seen = await _seen(work.cursor, list(links)[: asked.body.k])
+        seen = await _seen(work, list(links)[: asked.body.k])
     linked = [seen[link] for link in links if link in seen]
     await _touch(asked, linked)
     return linked
 
 
-async def _seen(cursor: Cursor, note_ids: Sequence[str]) -> dict[str, Note]:
-    """Return those, of whomever, that the cursor's agent may see."""
-    await cursor.execute(_SEEN, (list(note_ids),))
-    return {row.id: note_of(row, row.owner_name) for row in await cursor.fetchall()}
+async def _seen(work: AnyWork, note_ids: list[str]) -> dict[str, Note]:
+    """Return those, of whomever, that the agent may see."""
+    rows = await work.rows(_SEEN, (note_ids,))
+    return {row.id: note_of(row, row.owner_name) for row in rows}
 
 
 async def _touch(asked: Asked[MemoryBody], notes: Iterable[Note]) -> None:
@@ -199,7 +197,7 @@ async def _readable(work: AnyWork, owner: AgentRow) -> list[str] | None:
     """Return which notes of an owner the agent may read; None: all of them."""
     if owner.id == work.agent.id:
         return None
-    reach = await reach_of(work.cursor, work.agent, "read")
+    reach = await reach_of(work, "read")
     return None if owner.id in reach.blocks else sorted(reach.notes.get(owner.id, ()))
 
 
@@ -209,7 +207,7 @@ async def _searched(
     """Return where a search looks: whose whole memories, and which single notes."""
     if owner.id == work.agent.id and not shared:
         return (owner.id,), ()
-    reach = await reach_of(work.cursor, work.agent, "search")
+    reach = await reach_of(work, "search")
     if owner.id == work.agent.id:
         ids = {note for notes in reach.notes.values() for note in notes}
         return (owner.id, *sorted(reach.blocks)), tuple(sorted(ids))

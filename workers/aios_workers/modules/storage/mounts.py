@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from aios_broker.contract.access import Acknowledged
@@ -262,12 +261,7 @@ def _shown_entry(work: AnyWork, path: str, entry: HostEntry) -> Entry:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A file as the walk saw it, and the parts of its text; none of what is no text."""
-
-    entry: HostEntry
-    parts: Sequence[Part]
+Reading = tuple[HostEntry, Sequence[Part]]  # as the walk saw it; no parts of what is no text
 
 
 class MountWatch:
@@ -337,13 +331,13 @@ def read_parts(host: HostDirectory, entry: HostEntry) -> Reading:
         content, _ = host.read(entry.inner, 0, MAX_FILE_BYTES)
     except (NotFound, OSError) as error:
         logger.warning("a mounted file is not searched: %s: %s", entry.inner, error)
-        return Reading(entry, ())
+        return entry, ()
     text = text_of(content)
-    return Reading(entry, parts_of(text) if text else ())
+    return entry, parts_of(text) if text else ()
 
 
 async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: ANN401  a row
-    entry = reading.entry
+    entry, parts = reading
     await cursor.execute(
         _PUT_FILE,
         (mount.id, mount.owner_id, entry.inner, entry.size_bytes, entry.changed_at),
@@ -356,8 +350,8 @@ async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: A
             "file": file.id,
             "owner": mount.owner_id,
             "version": file.version,
-            "starts": [part.start for part in reading.parts],
-            "texts": [part.text for part in reading.parts],
+            "starts": [part.start for part in parts],
+            "texts": [part.text for part in parts],
         },
     )
 

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, LiteralString, TypeVar
+from typing import Generic, TypeVar
 
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.paths import is_within
 from aios_broker.contract.reply import Result
-from aios_broker.contract.storage import (
-    StorageBody,
-    StorageMount,
-    StorageOpen,
-    StorageOperate,
-    StorageShare,
-    StorageUnmount,
-    StorageUnshare,
-)
+from aios_broker.contract.storage import StorageBody
 from aios_broker.postgres.session import AgentRow
 from aios_workers.approvals.service import Diff, Irreversible
 from aios_workers.modules.operation import Asked, Operation, Work, changes, reads
@@ -39,20 +31,6 @@ class FileWork(Work[S_co], Generic[S_co]):
     def is_own(self) -> bool:
         """Whether the namespace is the asker's own."""
         return self.owner.id == self.agent.id
-
-    async def rows(self, query: LiteralString, values: dict[str, Any]) -> list[Any]:
-        """Return the rows of one query, which sees what the asker may see."""
-        await self.cursor.execute(query, values)
-        return await self.cursor.fetchall()
-
-    async def kernel_rows(self, query: LiteralString, values: dict[str, Any]) -> list[Any]:
-        """Return the rows of one query of the kernel's own, which sees all; one round trip."""
-        connection = self.cursor.connection
-        async with connection.pipeline():
-            await connection.execute("SET LOCAL ROLE aios_steward")
-            await self.cursor.execute(query, values)
-            await connection.execute("SET LOCAL ROLE aios_agent")
-        return await self.cursor.fetchall()
 
     async def confirm_on(
         self,
@@ -84,18 +62,8 @@ FileStep = Callable[[FileWork[S]], Awaitable[Result]]
 
 def owner_name(body: StorageBody) -> str | None:
     """Return whose namespace a body means; None: the asker's."""
-    match body:
-        case (
-            StorageMount()
-            | StorageUnmount()
-            | StorageShare()
-            | StorageUnshare()
-            | StorageOpen()
-            | StorageOperate()
-        ):
-            return None
-        case _:
-            return body.owner
+    owner: str | None = getattr(body, "owner", None)  # not all can name one
+    return owner
 
 
 def namespace_lock(asked: Asked[S]) -> tuple[str]:
