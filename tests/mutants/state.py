@@ -230,7 +230,7 @@ STATE_MUTANTS = (
     Mutant(
         "any member changes a group",
         "workers/aios_workers/modules/access/groups.py",
-        'if row.role != "admin" and not await is_administrator(work.cursor, work.agent):',
+        'if row.role != "admin" and not await is_administrator(work):',
         "if False:",
         ACCESS_TEST,
     ),
@@ -412,9 +412,9 @@ STATE_MUTANTS = (
     Mutant(
         "a grant goes before what stands in for it",
         "workers/aios_workers/modules/access/grants.py",
-        "    await work.cursor.execute(_PUT,",
+        "    [row] = await work.rows(_PUT,",
         '    await work.cursor.execute(_DROP, to | {"all": False, "but": 0})\n'
-        "    await work.cursor.execute(_PUT,",
+        "    [row] = await work.rows(_PUT,",
         GRANTS_TEST,
     ),
     Mutant(
