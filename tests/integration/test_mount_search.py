@@ -43,7 +43,7 @@ async def looked(scene: StateScene, shared: Path) -> int:
     """Look until nothing is new, and embed; return what was read or forgotten."""
     watch = MountWatch(scene.store, AllowedDirectories(str(shared)))
     done = 0
-    while count := await watch.look():
+    while count := await watch.scan():
         done += count
     await scene.embedded()
     return done

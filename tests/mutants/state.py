@@ -251,7 +251,7 @@ STATE_MUTANTS = (
     Mutant(
         "effects are not found again",
         "workers/aios_workers/modules/operation.py",
-        "        if earlier is not None:\n",
+        "        if earlier:\n",
         "        if False:\n",
         MEMORY_TEST,
     ),

@@ -222,10 +222,9 @@ async def run_once(asked: Asked[B], step: Step[B], *locks: str) -> Result:
     commit.
     """
     async with asked.transaction(asked.syscall.id, *locks) as work:
-        await work.cursor.execute(_EARLIER, (asked.syscall.id,))
-        earlier = await work.cursor.fetchone()
-        if earlier is not None:
-            return _decoder.decode(earlier.result)
+        earlier = await work.rows(_EARLIER, (asked.syscall.id,))
+        if earlier:
+            return _decoder.decode(earlier[0].result)
         result = await step(work)
         entry = (asked.syscall.id, asked.agent.id, asked.syscall.kind, msgspec.json.encode(result))
         await work.cursor.execute(_ENTER, entry)

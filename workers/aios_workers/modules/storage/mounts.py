@@ -1,8 +1,8 @@
 """Mounted directories: they are what the host has at that moment; no versions, locks or shares.
 
-What lies in searchable ones is read again and again. Each look walks a mounted directory and
+What lies in searchable ones is read again and again. Each scan walks a mounted directory and
 compares sizes and times with those of the last reading. Of a file that changes while it is read the
-older time is kept: the next look reads it again. A directory that is not there (another host's, a
+older time is kept: the next scan reads it again. A directory that is not there (another host's, a
 share that is away) keeps what was read of it.
 """
 
@@ -45,9 +45,9 @@ from aios_workers.runtime.periodic import on_duty
 
 logger = logging.getLogger(__name__)
 
-PAUSE_S = 2.0  # between looks at all mounts, at least
-PAUSE_FACTOR = 20  # a look that takes long is followed by so much longer a pause
-FILES_AT_ONCE = 50  # of one mount that one look reads
+PAUSE_S = 2.0  # between scans of all mounts, at least
+PAUSE_FACTOR = 20  # a scan that takes long is followed by so much longer a pause
+FILES_AT_ONCE = 50  # of one mount that one scan reads
 MAX_FILE_BYTES = 1024 * 1024  # a larger one is not searched
 MAX_MOUNT_BYTES = 64 * 1024 * 1024  # of one mount, by path; what comes after is not searched
 
@@ -271,14 +271,14 @@ class MountWatch:
         self._store = store
         self._allowed = allowed
 
-    async def look(self) -> int:
-        """Look at all searchable mounts once; return how many files were read or forgotten."""
+    async def scan(self) -> int:
+        """Scan all searchable mounts once; return how many files were read or forgotten."""
         async with self._store.as_steward() as cursor:
             await cursor.execute(_MOUNTS)
             mounts = await cursor.fetchall()
-        return sum([await self._look_at(mount) for mount in mounts])
+        return sum([await self._scan(mount) for mount in mounts])
 
-    async def _look_at(self, mount: Any) -> int:  # noqa: ANN401  a row
+    async def _scan(self, mount: Any) -> int:  # noqa: ANN401  a row
         host = HostDirectory(self._allowed, mount.source)
         try:
             entries = await asyncio.to_thread(host.entries, "", recursive=True)
@@ -358,11 +358,11 @@ async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: A
 
 @asynccontextmanager
 async def watching(watch: MountWatch, unembedded: asyncio.Event) -> AsyncIterator[None]:
-    """Look again and again for as long as the context is open."""
+    """Scan again and again for as long as the context is open."""
 
     async def step() -> float:
         began_s = time.monotonic()
-        if await watch.look():
+        if await watch.scan():
             unembedded.set()
             return 0.0
         return max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began_s))

@@ -102,8 +102,7 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
         kept = await _kept(work)
         if kept is not None:
             return kept
-        await work.cursor.execute(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
-        rows = await work.cursor.fetchall()
+        rows = await work.rows(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
     listed = "\n".join(row.path for row in rows) or "(no files yet)"
     prompt = f"Files and directories:\n{listed}\n\nInstruction: {body.instruction}"
     chat = LlmChat(
@@ -124,9 +123,8 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
 
 async def _kept(work: Work[StorageOperate]) -> Plan | None:
     """Return the plan that this syscall made when it ran before."""
-    await work.cursor.execute(_KEPT, (_key(work),))
-    row = await work.cursor.fetchone()
-    return None if row is None else _decoder.decode(row.result)
+    rows = await work.rows(_KEPT, (_key(work),))
+    return _decoder.decode(rows[0].result) if rows else None
 
 
 def _key(work: Work[StorageOperate]) -> str:
