@@ -20,16 +20,16 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
-from aios_workers.approvals.gate import Gate, NeedsApproval
-from aios_workers.approvals.rows import Decider, Decision, decide, find_approvals
+from aios_workers.approvals.requests import Decider, Decision, decide, find_approvals
+from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.access.operations import access_operations
-from aios_workers.modules.memory.operations import memory_operations, open_ram
-from aios_workers.modules.operation import Operations
-from aios_workers.modules.services import Embedder, Services
-from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.modules.memory.block import memory_functions
+from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.services import Embedder, Services, storage_limits
+from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.search.indexing import embed_missing
 
+ALL_OPERATIONS = {body: each for table in OPERATIONS.values() for body, each in table.items()}
 OPERATOR = Decider("operator:test")
 MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build
 DIMENSION = 384
@@ -66,7 +66,7 @@ class Answers:
         return ChatResult(self.texts[step], "stop", "test", Usage(1, 1))
 
 
-class NeverAsks(Gate):
+class NeverAsks(ApprovalService):
     """People are not what is tested here."""
 
     async def check(self, *_: object) -> None:
@@ -75,10 +75,9 @@ class NeverAsks(Gate):
 
 @dataclass
 class StateScene:
-    """The three modules, with the real gate."""
+    """The three modules, with real approvals."""
 
     services: Services
-    operations: Operations
     answers: Answers
     tenant: str = "default"
     decided: set[str] = field(default_factory=set)  # ids of syscalls whose leases would say so
@@ -99,11 +98,11 @@ class StateScene:
         return await patiently(lambda: self._once(syscall))
 
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
-        operation = self.operations[type(syscall.body)]
+        operation = ALL_OPERATIONS[type(syscall.body)]
         try:
             return await operation.run(self.services, syscall, decided=syscall.id in self.decided)
         except NeedsApproval as needs:
-            await self.services.gate.ask(needs)
+            await self.services.approvals.ask(needs)
             raise
 
     async def approved(self, agent: str, body: Body) -> Any:  # noqa: ANN401
@@ -159,7 +158,7 @@ async def state_scene(
     redis_url: str,
     database_url: str,
     *,
-    gate: Callable[[Store], Gate] = Gate,
+    approvals: Callable[[Store], ApprovalService] = ApprovalService,
     embedder: Embedder | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> AsyncIterator[StateScene]:
@@ -167,17 +166,18 @@ async def state_scene(
     config = WorkerConfig(redis_url=redis_url, database_url=database_url, **settings)
     store, connection = Store(database_url, name="state-test"), Connection(redis_url)
     functions, answers = Functions(connection), Answers()
-    services = Services(store, embedder or HashedWords(), answers, functions, Keys(), gate(store))
+    services = Services(
+        store,
+        embedder or HashedWords(),
+        answers,
+        functions,
+        Keys(),
+        approvals(store),
+        Blocks(store, memory_functions(connection), Keys()),
+        storage_limits(config),
+    )
     try:
-        yield StateScene(
-            services,
-            {
-                **memory_operations(open_ram(services)),
-                **storage_operations(config),
-                **access_operations(services),
-            },
-            answers,
-        )
+        yield StateScene(services, answers)
     finally:
         await store.aclose()
         await connection.aclose()

@@ -14,15 +14,14 @@ from aios_broker.contract.storage import StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.retry import patiently
-from aios_workers.approvals.gate import Gate, Irreversible, NeedsApproval
+from aios_workers.approvals.service import ApprovalService, Irreversible, NeedsApproval
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.operation import Operations
-from aios_workers.modules.services import Services
-from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.modules.services import Services, storage_limits
+from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from tests.state_scene import HashedWords
 
 
-class OpenGate(Gate):
+class OpenApprovals(ApprovalService):
     """Lets everything through and remembers what it was asked; or stops it all."""
 
     def __init__(self) -> None:
@@ -42,8 +41,7 @@ class Scene:
     """Agents of one tenant, and the module's operations."""
 
     services: Services
-    gate: OpenGate
-    operations: Operations
+    approvals: OpenApprovals
     tenant: str = "default"
     calls: list[Syscall] = field(default_factory=list)
 
@@ -60,7 +58,7 @@ class Scene:
         return await patiently(lambda: self._once(syscall))
 
     async def _once(self, syscall: Syscall) -> Any:  # noqa: ANN401
-        operation = self.operations[type(syscall.body)]
+        operation = STORAGE_OPERATIONS[type(syscall.body)]
         return await operation.run(self.services, syscall, decided=False)
 
     async def again(self) -> Any:  # noqa: ANN401
@@ -89,10 +87,19 @@ async def storage_scene(
 ) -> AsyncIterator[Scene]:
     """Yield the module on a database."""
     config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)
-    store, gate = Store(database_url, name="storage-test"), OpenGate()
+    store, approvals = Store(database_url, name="storage-test"), OpenApprovals()
     unused = cast("Any", None)
-    services = Services(store, HashedWords(), cast("Any", calls), unused, unused, gate)
+    services = Services(
+        store,
+        HashedWords(),
+        cast("Any", calls),
+        unused,
+        unused,
+        approvals,
+        unused,
+        storage_limits(config),
+    )
     try:
-        yield Scene(services, gate, storage_operations(config))
+        yield Scene(services, approvals)
     finally:
         await store.aclose()

@@ -19,7 +19,7 @@ from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_cli.lookup import check_name, parse_module
 from aios_cli.session import EXIT_CODES, Operator, database_url, with_kernel
 from aios_cli.tables import Column, Listing, moment, short_id, show_json, show_table
-from aios_workers.approvals.rows import (
+from aios_workers.approvals.requests import (
     DEFAULT_RULES,
     Decider,
     Decision,
@@ -30,7 +30,7 @@ from aios_workers.approvals.rows import (
     set_rule,
 )
 from aios_workers.modules.access.audit import AuditLine, append_line, newest_lines, verify
-from aios_workers.modules.access.token_rows import put_token
+from aios_workers.modules.access.tokens import put_token
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated

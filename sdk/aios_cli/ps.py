@@ -33,7 +33,7 @@ from aios_cli.tables import (
     short_id,
     show_json,
 )
-from aios_workers.modules.memory.totals import MemoryTotals, memory_totals
+from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
 DEFAULT_LIMIT = 1000
 REFRESH_S = 0.5

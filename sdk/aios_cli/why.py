@@ -23,7 +23,7 @@ from aios_cli.approvals import kernel_store
 from aios_cli.lookup import Ended, find, parse_module
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.tables import moment, plural, seconds, short_id, show_json
-from aios_workers.approvals.rows import find_approvals
+from aios_workers.approvals.requests import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
 

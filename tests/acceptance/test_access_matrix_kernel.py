@@ -18,7 +18,7 @@ from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import Store
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
-from aios_workers.approvals.rows import set_rule
+from aios_workers.approvals.requests import set_rule
 from tests.integration.test_access_matrix import (
     GRANTED,
     KINDS,

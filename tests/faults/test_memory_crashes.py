@@ -32,8 +32,7 @@ from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Answer
 from aios_workers.modules.memory.block import memory_functions
-from aios_workers.modules.memory.operations import memory_operations
-from aios_workers.modules.memory.ram import Ram
+from aios_workers.modules.memory.paging import Blocks
 from aios_workers.modules.services import Services
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
@@ -110,8 +109,8 @@ def mortal(scene: StateScene, steps: Steps) -> StateScene:
     """Return the scene as another worker sees it, which dies at a step."""
     services: Services = replace(scene.services, store=MortalStore(scene.store, steps))
     functions = MortalFunctions(memory_functions(services.functions.connection), steps)
-    ram = Ram(services.store, functions, services.keys)
-    return replace(scene, services=services, operations=memory_operations(ram))
+    blocks = Blocks(services.store, functions, services.keys)
+    return replace(scene, services=replace(services, blocks=blocks))
 
 
 async def filled(scene: StateScene) -> dict[str, str]:
@@ -209,7 +208,7 @@ async def test_a_death_at_any_step_loses_and_doubles_nothing(
     redis_url: str, database_url: str, act: Act, moment: str
 ) -> None:
     died_at = 0
-    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
+    async with state_scene(redis_url, database_url, approvals=NeverAsks) as scene:
         for die_at in range(1, MOST_STEPS):
             scene.tenant = f"tenant-{act.__name__}-{moment}-{die_at}"
             said = await filled(scene)
@@ -229,7 +228,7 @@ async def test_what_was_removed_is_not_brought_back_by_a_death(
     redis_url: str, database_url: str
 ) -> None:
     """The note leaves its block before the deletion is committed; nobody puts it back after."""
-    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
+    async with state_scene(redis_url, database_url, approvals=NeverAsks) as scene:
         note = cast("Note", await scene.ask("ann", MemoryAdd("gone")))
         syscall = scene.syscall("ann", MemoryRemove(note.id))
         await die_and_run_again(scene, syscall, 3, "after")

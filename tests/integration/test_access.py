@@ -36,10 +36,10 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.memory import MemoryAdd, MemoryGet
 from aios_broker.contract.storage import StorageMkdir, StorageRead, StorageWrite
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.service import NeedsApproval
+from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import verify
-from aios_workers.modules.access.groups_map import GroupsMap
-from aios_workers.modules.housekeeping import Housekeeping
+from aios_workers.modules.housekeeping import tidy
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene
 
@@ -110,7 +110,7 @@ async def test_a_map_that_a_crash_left_behind_is_put_right(
     with redis.Redis.from_url(redis_url) as client:
         client.hset("rq:aios:groups", mapping={"default/ann": "[]", "default/eve": '["team"]'})
     services = scene.services
-    wrong = await GroupsMap(services.store, services.functions, services.keys).refresh()
+    wrong = await groups.refresh(services)
     assert wrong == 2
     assert groups_in_redis(redis_url) == {"default/ann": ["team"]}
 
@@ -242,7 +242,7 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     )
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-    await Housekeeping(services.store, services.functions, services.keys).tidy()
+    await tidy(services)
     assert [row.id for row in await scene.rows("SELECT id FROM note")] == [kept.id]
     assert await scene.rows("SELECT FROM access_grant") == []
     assert [row.kind for row in await scene.rows("SELECT kind FROM effect")] == ["access.grant"]
@@ -261,8 +261,7 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
     other = await scene.ask("boss", AccessRegister("bob"))
     await scene.ask("boss", AccessRevokeToken("bob"))
     await tokens.put(other.token, Identity("bob"))  # as if the worker had died before it told Redis
-    housekeeping = Housekeeping(services.store, services.functions, services.keys)
-    await housekeeping.tidy()
+    await tidy(services)
     with pytest.raises(AccessDenied):
         await tokens.verify(other.token, agent="bob", tenant="default")
     await tokens.verify(issued.token, agent="boss", tenant="default")
@@ -270,7 +269,7 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
         "UPDATE agent_token SET revoked_at = now() - interval '2 days' "
         "WHERE revoked_at IS NOT NULL RETURNING 1"
     )
-    await housekeeping.tidy()
+    await tidy(services)
     assert len(await scene.rows("SELECT FROM agent_token")) == 1
 
 
@@ -280,12 +279,14 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
     """Whoever is first, the token is worthless when both are done."""
     services = scene.services
     tokens = Tokens(services.functions.connection)
-    housekeeping = Housekeeping(services.store, services.functions, services.keys)
     await scene.ask("ann", AccessRegister("boss"))
     for _ in range(20):
         issued = await scene.ask("boss", AccessRegister("bob"))
         with redis.Redis.from_url(redis_url) as client:
             client.delete("rq:aios:tokens")
-        await asyncio.gather(housekeeping.tidy(), scene.ask("boss", AccessRevokeToken("bob")))
+        await asyncio.gather(
+            tidy(services),
+            scene.ask("boss", AccessRevokeToken("bob")),
+        )
         with pytest.raises(AccessDenied):
             await tokens.verify(issued.token, agent="bob", tenant="default")

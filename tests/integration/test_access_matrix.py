@@ -114,7 +114,7 @@ class World:
 
 @pytest.fixture
 async def world(redis_url: str, database_url: str) -> AsyncIterator[World]:
-    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
+    async with state_scene(redis_url, database_url, approvals=NeverAsks) as scene:
         yield await world_of(scene)
 
 

@@ -27,7 +27,7 @@ from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageWrite
 from aios_broker.contract.syscall import Body
-from aios_workers.modules.access.groups_map import GroupsMap
+from aios_workers.modules.access import groups
 from tests.access_model import AccessModel, Object
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
@@ -85,8 +85,7 @@ class Pair:
         if self.dice.random() < 0.5:  # another worker runs it again
             await self.scene.ask(agent, body, id=syscall_id)
         else:  # or nobody does, and the periodic look finds it
-            services = self.scene.services
-            await GroupsMap(services.store, services.functions, services.keys).refresh()
+            await groups.refresh(self.scene.services)
 
     def shown(self) -> dict[str, list[str]]:
         """Return the map in Redis."""
@@ -201,7 +200,7 @@ async def objects_of(scene: StateScene, owner: str) -> list[Object]:
     ],
 )
 async def test_it_is_what_the_model_is(redis_url: str, database_url: str, steps: int) -> None:
-    async with state_scene(redis_url, database_url, gate=NeverAsks) as scene:
+    async with state_scene(redis_url, database_url, approvals=NeverAsks) as scene:
         await scene.known(*AGENTS)
         objects = [one for owner in OWNERS for one in await objects_of(scene, owner)]
         with redis.Redis.from_url(redis_url, decode_responses=True) as raw:

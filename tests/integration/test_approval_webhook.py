@@ -13,8 +13,8 @@ import pytest
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.storage import StorageDelete, StorageWrite
-from aios_workers.approvals.duty import SIGNATURE, ApprovalDuty, Webhook
-from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.service import NeedsApproval
+from aios_workers.approvals.sweep import SIGNATURE, ApprovalSweep, Webhook
 from tests.state_scene import StateScene
 
 SECRET = "shared with the receiver"
@@ -56,7 +56,7 @@ async def test_a_request_is_told_signed_until_it_is_taken(
     scene: StateScene, receiver: Receiver
 ) -> None:
     services = scene.services
-    duty = ApprovalDuty(
+    sweep = ApprovalSweep(
         services.store, services.functions, services.keys, Webhook(receiver.url, SECRET)
     )
     await scene.ask("ann", StorageWrite("a.txt", "x"))
@@ -68,7 +68,7 @@ async def test_a_request_is_told_signed_until_it_is_taken(
         "HSET", services.keys.own("live:storage"), syscall.id, ""
     )
     for _ in range(4):
-        await duty.sweep()
+        await sweep.sweep()
     assert len(receiver.seen) == 2  # refused once, taken once, then left alone
     for signature, content in receiver.seen:
         expected = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
@@ -79,11 +79,11 @@ async def test_a_request_is_told_signed_until_it_is_taken(
 
 async def test_a_receiver_that_is_away_stops_nothing(scene: StateScene) -> None:
     services = scene.services
-    duty = ApprovalDuty(
+    sweep = ApprovalSweep(
         services.store, services.functions, services.keys, Webhook("http://127.0.0.1:9/", SECRET)
     )
     await scene.ask("ann", StorageWrite("a.txt", "x"))
     syscall = scene.syscall("ann", StorageDelete("a.txt"))
     with pytest.raises(NeedsApproval):
         await scene.run(syscall)
-    assert await duty.sweep() == 0
+    assert await sweep.sweep() == 0

@@ -27,9 +27,9 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_workers.approvals.gate import NeedsApproval
-from aios_workers.approvals.rows import Decision
-from aios_workers.modules.housekeeping import Housekeeping
+from aios_workers.approvals.requests import Decision
+from aios_workers.approvals.service import NeedsApproval
+from aios_workers.modules.housekeeping import tidy
 from tests.state_scene import StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"
@@ -217,7 +217,7 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
         [old.id, waiting.id],
     )
     services = scene.services
-    await Housekeeping(services.store, services.functions, services.keys).tidy()
+    await tidy(services)
     kept = await scene.rows("SELECT job_id FROM approval")
     assert {row.job_id for row in kept} == {newer.id, waiting.id}
 

@@ -37,8 +37,8 @@ from aios_broker.contract.memory import (
     MemoryUpdate,
 )
 from aios_broker.contract.syscall import new_id
-from aios_workers.approvals.gate import NeedsApproval
-from aios_workers.modules.memory.totals import MemoryTotals, memory_totals
+from aios_workers.approvals.service import NeedsApproval
+from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 from tests.state_scene import StateScene
 
 

@@ -50,7 +50,7 @@ def resident(name: str, version: int = 1, size_bytes: int = 100, expires_us: int
 
 
 async def put(block: Block, note: Resident, *, fault: bool = False) -> str:
-    return await block.put(note, await block.look(), fault=fault)
+    return await block.put(note, await block.token(), fault=fault)
 
 
 class Pair:
@@ -210,7 +210,7 @@ async def test_what_was_just_used_leaves_only_when_nothing_else_is_left(redis_ur
 async def test_a_put_is_refused_once_the_note_has_changed(redis_url: str) -> None:
     async with opened(redis_url, BlockShape()) as block:
         name = NAMES[0]
-        early = await block.look()
+        early = await block.token()
         late = await block.invalidate([name])
         assert await block.put(resident(name, 1), early, fault=True) == "stale"
         assert await block.put(resident(name, 2), late, fault=False) == "ok"
@@ -220,10 +220,10 @@ async def test_a_put_is_refused_once_the_note_has_changed(redis_url: str) -> Non
 
 async def test_tokens_end_with_the_block(redis_url: str) -> None:
     async with opened(redis_url, BlockShape()) as block:
-        before_drop = await block.look()
+        before_drop = await block.token()
         await block.drop()
         assert await block.put(resident(NAMES[0]), before_drop, fault=True) == "stale"
-        before_loss = await block.look()
+        before_loss = await block.token()
         redis.Redis.from_url(redis_url).flushall()
         with pytest.raises(UnknownBlock):
             await block.read(NAMES[0])
@@ -233,11 +233,11 @@ async def test_tokens_end_with_the_block(redis_url: str) -> None:
 
 async def test_old_changes_are_forgotten_on_the_safe_side(redis_url: str) -> None:
     async with opened(redis_url, BlockShape()) as block:
-        token = await block.look()
+        token = await block.token()
         for number in range(1030):
             await block.invalidate([f"{number:032x}"])
         assert await block.put(resident("f" * 32), token, fault=True) == "stale"
-        assert await block.put(resident("f" * 32), await block.look(), fault=True) == "ok"
+        assert await block.put(resident("f" * 32), await block.token(), fault=True) == "ok"
 
 
 async def test_another_life_of_the_server_begins_with_empty_blocks(redis_url: str) -> None:

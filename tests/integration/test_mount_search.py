@@ -17,9 +17,9 @@ from aios_broker.contract.storage import (
     StorageUnmount,
     StorageWrite,
 )
-from aios_workers.modules.storage import watching
+from aios_workers.modules.storage import mounts
 from aios_workers.modules.storage.host import AllowedDirectories
-from aios_workers.modules.storage.watching import MountWatch
+from aios_workers.modules.storage.mounts import MountWatch
 from tests.state_scene import StateScene, state_scene
 
 
@@ -43,7 +43,7 @@ async def looked(scene: StateScene, shared: Path) -> int:
     """Look until nothing is new, and embed; return what was read or forgotten."""
     watch = MountWatch(scene.store, AllowedDirectories(str(shared)))
     done = 0
-    while count := await watch.look():
+    while count := await watch.scan():
         done += count
     await scene.embedded()
     return done
@@ -119,9 +119,9 @@ async def test_nobody_else_finds_it(scene: StateScene, shared: Path) -> None:
 async def test_what_is_no_text_or_too_large_or_cannot_be_entered_is_passed_over(
     scene: StateScene, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "MAX_FILE_BYTES", 100)
-    monkeypatch.setattr(watching, "MAX_MOUNT_BYTES", 120)
-    monkeypatch.setattr(watching, "FILES_AT_ONCE", 2)
+    monkeypatch.setattr(mounts, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(mounts, "MAX_MOUNT_BYTES", 120)
+    monkeypatch.setattr(mounts, "FILES_AT_ONCE", 2)
     (shared / "a.bin").write_bytes(b"\xff\xfe apples")
     (shared / "b.txt").write_text("apples " * 100)
     (shared / "link.txt").symlink_to(shared / "tools.txt")

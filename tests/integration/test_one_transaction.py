@@ -15,21 +15,25 @@ import pytest_asyncio
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import (
     MemoryAdd,
+    MemoryClear,
     MemoryGet,
     MemoryList,
     MemoryLog,
     MemoryRemove,
     MemoryShare,
     MemoryStat,
+    MemoryTtl,
+    MemoryUpdate,
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
 from aios_broker.postgres.session import POOL_SIZE
 from aios_local.embedded.state import StateDir
-from aios_workers.approvals.gate import NeedsApproval
-from aios_workers.approvals.rows import Decision
+from aios_workers.approvals.requests import Decision, set_rule
+from aios_workers.approvals.service import NeedsApproval
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene
+from tests.waiting import wait_until_async
 
 LINE = re.compile(r"^[A-Z]+:  ", re.MULTILINE)
 STATEMENT = re.compile(r"LOG:  (?:statement|execute [^:]+): (.*)", re.DOTALL)
@@ -52,6 +56,11 @@ NAMES = {
     "FROM approval": "look for the approval",
     "INSERT INTO approval": "ask for approval",
 }
+
+WAITING = """
+    SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+     WHERE NOT l.granted AND a.datname = current_database()
+"""
 
 
 class Log:
@@ -162,6 +171,52 @@ async def test_many_at_once_need_no_second_connection(scene: StateScene) -> None
             ):
                 tasks.create_task(scene.ask("new", body))
     assert time.monotonic() - began_s < SERVICE_TIMEOUT_S
+
+
+async def test_a_change_opens_no_block(watched: tuple[StateScene, Watch]) -> None:
+    """Where Redis has lost the block, its notes are changed without it: the next read opens it."""
+    scene, watch = watched
+    notes = [await scene.ask("ann", MemoryAdd(f"note {each}")) for each in range(3)]
+    async with scene.store.as_steward() as cursor:
+        for operation in ("delete", "clear"):
+            await set_rule(cursor, scene.tenant, None, operation, "never")
+    for body in (
+        MemoryUpdate(notes[0].id, content="other"),
+        MemoryTtl(notes[1].id, ttl_s=60.0),
+        MemoryRemove(notes[2].id),
+    ):
+        await lose_blocks(scene)
+        log = watch()
+        await scene.ask("ann", body)
+        assert transactions(log) == ["commit"]
+    assert (await scene.ask("ann", MemoryGet(notes[0].id))).content == "other"
+    await lose_blocks(scene)
+    log = watch()
+    await scene.ask("ann", MemoryClear())
+    assert transactions(log) == ["commit"]
+
+
+async def test_a_read_whose_block_is_lost_while_it_waits_for_its_row_opens_none(
+    scene: StateScene,
+) -> None:
+    note = await scene.ask("ann", MemoryAdd("a note"))
+    await lose_blocks(scene)
+    async with scene.store.as_steward() as cursor:
+        await cursor.execute("SELECT FROM note WHERE id = %s FOR UPDATE", (note.id,))
+        reading = asyncio.create_task(scene.ask("ann", MemoryGet(note.id)))
+
+        async def waits() -> bool:
+            return bool(await scene.rows(WAITING))
+
+        await wait_until_async(waits)
+        await lose_blocks(scene)
+    assert await reading == note
+    assert await scene.services.functions.connection.execute("KEYS", "*:aios:memory:*") == []
+    assert await scene.ask("ann", MemoryGet(note.id)) == note
+
+
+async def lose_blocks(scene: StateScene) -> None:
+    await scene.services.functions.connection.execute("FLUSHALL")
 
 
 async def test_only_what_is_decided_looks_first_what_a_person_made_of_it(

@@ -14,13 +14,11 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
-from aios_workers.approvals.duty import ApprovalDuty, sweeping
-from aios_workers.approvals.gate import Irreversible, NeedsApproval
-from aios_workers.approvals.rows import Decider, Decision, decide, list_approvals
-from aios_workers.config import WorkerConfig
-from aios_workers.modules.handler import StateHandler
+from aios_workers.approvals.requests import Decider, Decision, decide, list_approvals
+from aios_workers.approvals.service import Irreversible, NeedsApproval
+from aios_workers.approvals.sweep import ApprovalSweep, sweeping
 from aios_workers.modules.services import Services
-from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.modules.state_handler import StateHandler
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.run import Done, Outcome, Run
 from tests.caller import Caller, running_worker
@@ -35,9 +33,7 @@ ONE = 1  # slot
 class OneSlot(StateHandler):
     """The storage module with a single slot."""
 
-    @property
-    def capacity(self) -> int:
-        return ONE
+    capacity = ONE
 
 
 class Shouter:
@@ -51,16 +47,16 @@ class Shouter:
         self.said: list[str] = []
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
-        store, gate = self._services.store, self._services.gate
+        store, approvals = self._services.store, self._services.approvals
         agent = await store.vouched(syscall.agent, syscall.tenant)
-        body = await gate.body_of(agent, syscall) if run.lease.decided else syscall.body
+        body = await approvals.body_of(agent, syscall) if run.lease.decided else syscall.body
         assert isinstance(body, ToolEcho)
         try:
             async with store.as_agent(agent) as cursor:
                 why = Irreversible("delete", f"shout {body.text}")
-                await gate.check(cursor, agent, syscall, body, why)
+                await approvals.check(cursor, agent, syscall, body, why)
         except NeedsApproval as needs:
-            return await gate.ask(needs)
+            return await approvals.ask(needs)
         self.said.append(body.text)
         return Done(EchoResult(body.text))
 
@@ -71,17 +67,16 @@ class Shouter:
 @asynccontextmanager
 async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[StateScene, Caller]]:
     """Yield a scheduler, a storage worker with one slot, the sweep, and a caller."""
-    config = WorkerConfig(redis_url=redis_url, database_url=database_url)
     async with AsyncExitStack() as stack:
         scene = await stack.enter_async_context(state_scene(redis_url, database_url))
         services = scene.services
-        handler = OneSlot(services, storage_operations(config))
+        handler = OneSlot(services, STORAGE)
         await stack.enter_async_context(scheduler(redis_url))
         await stack.enter_async_context(
             running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))
         )
-        duty = ApprovalDuty(services.store, services.functions, services.keys)
-        await stack.enter_async_context(sweeping(duty, 0.05))
+        sweep = ApprovalSweep(services.store, services.functions, services.keys)
+        await stack.enter_async_context(sweeping(sweep, 0.05))
         caller = Caller(redis_url)
         stack.push_async_callback(caller.aclose)
         yield scene, caller

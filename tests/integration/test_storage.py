@@ -42,7 +42,7 @@ from aios_broker.contract.storage import (
     StorageVersions,
     StorageWrite,
 )
-from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.service import NeedsApproval
 from tests.storage_scene import Scene, storage_scene
 
 
@@ -214,19 +214,19 @@ async def test_rollback_by_number_and_by_time(scene: Scene) -> None:
     await scene.ask(StorageCreate("a", "1"))
     between_s = time.time()
     await scene.ask(StorageWrite("a", "2"))
-    scene.gate.asked.clear()
+    scene.approvals.asked.clear()
     assert (await scene.entry(StorageRollback("a", at=between_s))).version == 3
     assert await read(scene, "a") == "1"
-    assert [why.operation for why in scene.gate.asked] == ["rollback"]
+    assert [why.operation for why in scene.approvals.asked] == ["rollback"]
     with pytest.raises(NotFound):
         await scene.ask(StorageRollback("a", at=1.0))
     with pytest.raises(NotFound):
         await scene.ask(StorageRollback("a", version=9))
     with pytest.raises(InvalidSyscall):
         await scene.ask(StorageRollback("a"))
-    scene.gate.asked.clear()
+    scene.approvals.asked.clear()
     await scene.ask(StorageRollback("a", version=3))
-    assert scene.gate.asked == []  # nothing other is newer
+    assert scene.approvals.asked == []  # nothing other is newer
 
 
 async def test_old_versions_are_dropped_and_their_bytes_with_them(scene: Scene) -> None:
@@ -364,8 +364,8 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
     await scene.ask(StorageCreate("b", "3"))
     await scene.ask(StorageCreate("scratch/c", "4"))
     await scene.ask(StorageCreate("empty"))
-    scene.gate.asked.clear()
-    scene.gate.is_closed = True
+    scene.approvals.asked.clear()
+    scene.approvals.is_closed = True
     expected = [
         (StorageWrite("a", "x"), "overwrite", True, False),
         (StorageWrite("empty", "x"), "overwrite", False, False),
@@ -380,7 +380,7 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
     for body, *_ in expected:
         with pytest.raises(NeedsApproval):
             await scene.ask(body)
-    asked = [(why.operation, why.lossy, why.scratch) for why in scene.gate.asked]
+    asked = [(why.operation, why.lossy, why.scratch) for why in scene.approvals.asked]
     assert asked == [tuple(rest) for _, *rest in expected]
     assert await read(scene, "a") == "2"
     assert await paths(scene, recursive=True) == ["/a", "/b", "/empty", "/scratch", "/scratch/c"]

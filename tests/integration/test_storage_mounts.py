@@ -26,7 +26,7 @@ from aios_broker.contract.storage import (
     StorageVersions,
     StorageWrite,
 )
-from aios_workers.approvals.gate import NeedsApproval
+from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.storage.host import AllowedDirectories, HostDirectory
 from tests.hostile_paths import HOSTILE_PATHS
 from tests.storage_scene import Scene, storage_scene
@@ -91,13 +91,13 @@ async def test_what_is_written_lies_on_the_host(scene: Scene, shared: Path) -> N
     assert (shared / "d" / "e").is_dir()
     await scene.ask(StorageDelete("host/log"))
     assert not (shared / "log").exists()
-    assert [why.operation for why in scene.gate.asked] == ["overwrite", "delete"]
+    assert [why.operation for why in scene.approvals.asked] == ["overwrite", "delete"]
     assert names_in(shared) == ["d", "docs", "new"]  # nothing left over
 
 
 async def test_without_a_person_nothing_is_lost(scene: Scene, shared: Path) -> None:
     await mounted(scene, shared)
-    scene.gate.is_closed = True
+    scene.approvals.is_closed = True
     for body in (StorageWrite("host/docs/a.txt", "x"), StorageDelete("host/docs/a.txt")):
         with pytest.raises(NeedsApproval):
             await scene.ask(body)

@@ -22,33 +22,32 @@ FUNCTIONS = "migrations/schema/functions.sql"
 LEASE_TEST = "tests/integration/test_decided_leases.py"
 COST_TEST = "tests/integration/test_one_transaction.py"
 DECLARED_TEST = "tests/unit/test_operations.py"
-GATE, BLOCK, OPERATION = "gate.py", "memory/block.lua", "operation.py"
 
 STATE_MUTANTS = (
     Mutant(
         "an approval is of any arguments",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "       AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s\n",
         "",
         APPROVALS_TEST,
     ),
     Mutant(
         "an approval is never used up",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "SET state = 'used', used_at = now()",
         "SET state = 'approved'",
         PARKING_TEST,
     ),
     Mutant(
         "an approval does not expire",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "state = 'approved' AND expires_at > now()",
         "state = 'approved'",
         APPROVALS_TEST,
     ),
     Mutant(
         "an edit is shown and not run",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "return body_from(syscall.kind, row.arguments)",
         "return syscall.body",
         APPROVALS_TEST,
@@ -90,14 +89,14 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "nobody is asked",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "if not await self._asks(cursor, agent, why):",
         "if True:",
         APPROVALS_TEST,
     ),
     Mutant(
         "what was decided and comes anew is parked for good",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         "DO UPDATE SET resumed_at = NULL",
         "DO UPDATE SET resumed_at = now()",
         APPROVALS_TEST,
@@ -112,7 +111,7 @@ STATE_MUTANTS = (
     Mutant(
         "an effect is not entered",
         "workers/aios_workers/modules/operation.py",
-        "        await enter_effect(work.cursor, asked.agent, asked.syscall, result)\n",
+        "        await work.cursor.execute(_ENTER, entry)\n",
         "",
         APPROVALS_TEST,
     ),
@@ -133,10 +132,24 @@ STATE_MUTANTS = (
     Mutant(
         "a connection waits for another one",
         "workers/aios_workers/modules/memory/changing.py",
-        "        token = await self._desk.ram.look(asked.agent)\n\n"
-        "        async def write(work: AnyWork) -> Note:\n",
-        "        async def write(work: AnyWork) -> Note:\n"
-        "            token = await self._desk.ram.look(asked.agent)\n",
+        "    token = await asked.services.blocks.of(asked.agent).token()\n\n"
+        "    async def write(work: AnyWork) -> Note:\n",
+        "    async def write(work: AnyWork) -> Note:\n"
+        "        token = await asked.services.blocks.of(asked.agent).token()\n",
+        COST_TEST,
+    ),
+    Mutant(
+        "a change opens a block",
+        "workers/aios_workers/modules/memory/block.lua",
+        "if not b.known then return {'ok', ''} end",
+        "if not b.known then return {'unknown'} end",
+        COST_TEST,
+    ),
+    Mutant(
+        "a read opens a block while it holds a row",
+        "workers/aios_workers/modules/memory/paging.py",
+        "block = self._block(owner, opens=False)\n        self._counts",
+        "block = self._block(owner, opens=True)\n        self._counts",
         COST_TEST,
     ),
     Mutant(
@@ -155,35 +168,35 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "scratch space is everywhere",
-        "workers/aios_workers/approvals/gate.py",
+        "workers/aios_workers/approvals/service.py",
         'if why.scratch and not (rule.of_agent and rule.rule == "ask"):',
         "if True:",
         APPROVALS_TEST,
     ),
     Mutant(
         "one approves what it asked for",
-        "workers/aios_workers/approvals/rows.py",
+        "workers/aios_workers/approvals/requests.py",
         "if decider.agent_id == row.agent_id:",
         "if False:",
         APPROVALS_TEST,
     ),
     Mutant(
         "it is decided twice",
-        "workers/aios_workers/approvals/rows.py",
-        'if row.state in ("approved", "denied", "used"):',
+        "workers/aios_workers/approvals/requests.py",
+        'if row.stored in ("approved", "denied", "used"):',
         "if False:",
         APPROVALS_TEST,
     ),
     Mutant(
         "decided jobs stay parked",
-        "workers/aios_workers/approvals/duty.py",
+        "workers/aios_workers/approvals/sweep.py",
         "words = await self._control.unpark([job for _, job in part], module=module)",
         'words = ["done" for _ in part]',
         PARKING_TEST,
     ),
     Mutant(
         "the request of an ended job stays open",
-        "workers/aios_workers/approvals/duty.py",
+        "workers/aios_workers/approvals/sweep.py",
         "if not lives]",
         "if False]",
         PARKING_TEST,
@@ -191,8 +204,8 @@ STATE_MUTANTS = (
     Mutant(
         "the audit's hash leaves out who it was",
         "workers/aios_workers/modules/access/audit.py",
-        "        line.actor,\n        line.action,",
-        "        line.action,",
+        "*structs.astuple(line)]\n",
+        "line.tenant, *structs.astuple(line)[2:]]\n",
         ACCESS_TEST,
     ),
     Mutant(
@@ -219,29 +232,29 @@ STATE_MUTANTS = (
     Mutant(
         "any member changes a group",
         "workers/aios_workers/modules/access/groups.py",
-        'if row.role != "admin" and not await is_administrator(work.cursor, work.agent):',
+        'if row.role != "admin" and not await is_administrator(work):',
         "if False:",
         ACCESS_TEST,
     ),
     Mutant(
         "who may share grants anything",
         "workers/aios_workers/modules/access/grants.py",
-        "lacking = sorted({verb, *given} - verbs)",
-        "lacking = sorted({verb} - verbs)",
+        '_require(verbs, {"share", *body.verbs}, owner)',
+        '_require(verbs, {"share"}, owner)',
         ACCESS_TEST,
     ),
     Mutant(
         "a change leaves the old note in its block",
         "workers/aios_workers/modules/memory/changing.py",
-        "token = await self._desk.ram.invalidate(owner, [note.id])\n        written",
-        "token = await self._desk.ram.look(owner)\n        written",
+        "blocks.of(owner).invalidate([note.id])\n    written",
+        "blocks.of(owner).token()\n    written",
         CRASH_TEST,
     ),
     Mutant(
         "effects are not found again",
-        "workers/aios_workers/modules/effects.py",
-        "return None if found is None else _decoder.decode(found.result)",
-        "return None",
+        "workers/aios_workers/modules/operation.py",
+        "        if earlier:\n",
+        "        if False:\n",
         MEMORY_TEST,
     ),
     Mutant(
@@ -253,14 +266,14 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a note's reader may write",
-        "workers/aios_workers/modules/memory/desk.py",
+        "workers/aios_workers/modules/memory/changing.py",
         "if verb not in verbs:",
         "if False:",
         MEMORY_TEST,
     ),
     Mutant(
         "a recalled text is too long",
-        "workers/aios_workers/modules/memory/recall.py",
+        "workers/aios_workers/modules/memory/reading.py",
         "if tokens <= max_tokens:\n            return",
         "if True:\n            return",
         "tests/unit/test_recall.py",
@@ -288,14 +301,14 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "versions are kept for ever",
-        "workers/aios_workers/modules/storage/versions.py",
+        "workers/aios_workers/modules/storage/contents.py",
         "AND version <= (SELECT version FROM f) - %(keep)s",
         "AND false",
         MODEL_TEST,
     ),
     Mutant(
         "content that nobody has is charged on",
-        "workers/aios_workers/modules/storage/versions.py",
+        "workers/aios_workers/modules/storage/contents.py",
         "- (SELECT coalesce(sum(size_bytes), 0) FROM went)",
         "- 0",
         MODEL_TEST,
@@ -303,9 +316,8 @@ STATE_MUTANTS = (
     Mutant(
         "a directory is moved into itself",
         "workers/aios_workers/modules/storage/moves.py",
-        "if is_within(target.path, where.path):\n        raise InvalidPath(\n"
-        '            "a directory cannot',
-        'if False:\n        raise InvalidPath(\n            "a directory cannot',
+        "if is_within(target.path, directory.path):",
+        "if False:",
         MODEL_TEST,
     ),
     Mutant(
@@ -366,28 +378,28 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a new text keeps the old vector",
-        "workers/aios_workers/modules/memory/note_rows.py",
+        "workers/aios_workers/modules/memory/changing.py",
         "words = to_tsvector('english', %s), model_id = NULL, vector = NULL\n    WHERE n.id",
         "words = to_tsvector('english', %s)\n    WHERE n.id",
         SEARCH_TEST,
     ),
     Mutant(
         "what has gone from the host is still found",
-        "workers/aios_workers/modules/storage/watching.py",
+        "workers/aios_workers/modules/storage/mounts.py",
         "if is_whole and path not in wanted]",
         "if False]",
         "tests/integration/test_mount_search.py",
     ),
     Mutant(
         "a file of the host is read once for ever",
-        "workers/aios_workers/modules/storage/watching.py",
+        "workers/aios_workers/modules/storage/mounts.py",
         "return known is None or (known.size_bytes, known.changed_at) != seen",
         "return known is None",
         "tests/integration/test_mount_search.py",
     ),
     Mutant(
         "the map keeps who has left",
-        "workers/aios_workers/modules/access/groups_map.py",
+        "workers/aios_workers/modules/access/groups.py",
         "gone = [agent for agent in shown if agent not in truth]",
         "gone = []",
         GRANTS_TEST,
@@ -402,11 +414,10 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a grant goes before what stands in for it",
-        "workers/aios_workers/modules/access/grant_rows.py",
-        "    whose = owner or agent\n    await cursor.execute(\n        _PUT",
-        "    whose = owner or agent\n"
-        "    await drop_grants(cursor, whose, kind, object_id, to)\n"
-        "    await cursor.execute(\n        _PUT",
+        "workers/aios_workers/modules/access/grants.py",
+        "    [row] = await work.rows(_PUT,",
+        '    await work.cursor.execute(_DROP, to | {"all": False, "but": 0})\n'
+        "    [row] = await work.rows(_PUT,",
         GRANTS_TEST,
     ),
     Mutant(

@@ -8,55 +8,32 @@ import pytest
 
 from aios_broker.contract.access import AccessBody
 from aios_broker.contract.memory import MemoryBody, MemoryClear, MemoryList
+from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import StorageBody, StorageRead
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.postgres.session import AgentRow
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Connection
-from aios_workers.approvals.gate import Irreversible
-from aios_workers.config import WorkerConfig
-from aios_workers.modules.access.operations import access_operations
-from aios_workers.modules.memory.operations import memory_operations
-from aios_workers.modules.operation import Asked, Operations, Work, changes, reads, table
-from aios_workers.modules.services import Services
-from aios_workers.modules.storage.change import Namespaces, StorageLimits
+from aios_workers.approvals.service import Irreversible
+from aios_workers.modules.operation import Asked, Work, changes, reads, table
+from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.modules.storage.files import read, write
-from aios_workers.modules.storage.host import AllowedDirectories
-from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.modules.storage.work import file_changes, file_reads
 
 ANN = AgentRow(1, 1, "ann", "default", administrator=False)
-
-
-def unused_ground() -> Services:
-    """Return what no operation is called with."""
-    nothing = cast("Any", None)
-    functions = Functions(Connection("redis://unused"))
-    return Services(nothing, nothing, nothing, functions, Keys(), nothing)
-
-
-def operations() -> dict[str, Operations]:
-    config = WorkerConfig(redis_url="redis://unused")
-    return {
-        "memory": memory_operations(cast("Any", None)),
-        "storage": storage_operations(config),
-        "access": access_operations(unused_ground()),
-    }
 
 
 @pytest.mark.parametrize(
     ("module", "bodies"),
     [("memory", MemoryBody), ("storage", StorageBody), ("access", AccessBody)],
 )
-def test_each_body_of_a_module_has_one_operation(module: str, bodies: object) -> None:
-    assert set(operations()[module]) == set(get_args(bodies))
+def test_each_body_of_a_module_has_one_operation(module: Module, bodies: object) -> None:
+    assert set(OPERATIONS[module]) == set(get_args(bodies))
 
 
 def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
     declared = {
         str(cast("Any", each.body).__struct_config__.tag): each.irreversible
-        for module in operations().values()
+        for module in OPERATIONS.values()
         for each in module.values()
         if each.irreversible
     }
@@ -88,7 +65,7 @@ async def list_notes(work: Work[MemoryList]) -> Result:
 async def test_what_is_not_declared_is_not_asked_for() -> None:
     """An operation that forgot to declare it fails in its first test, before it takes anything."""
     syscall = Syscall(new_id(), "ann", MemoryClear())
-    asked = Asked(unused_ground(), ANN, syscall, MemoryClear(), ("rollback",))
+    asked = Asked(cast("Any", None), ANN, syscall, MemoryClear(), ("rollback",))
     work = Work(asked, cast("Any", None))
     with pytest.raises(TypeError, match="is not declared as 'clear'"):
         await work.confirm(Irreversible("clear", "delete all notes"))
@@ -101,8 +78,7 @@ def test_a_body_has_one_operation() -> None:
 
 def test_a_step_under_the_wrong_body_is_a_type_error() -> None:
     """What mypy says of these lines is the test: an ignore that is not needed is an error, too."""
-    on = Namespaces(StorageLimits(1, 1, AllowedDirectories("")))
     reads(MemoryClear, list_notes)  # type: ignore[arg-type]
     changes(StorageRead, list_notes)  # type: ignore[arg-type]
-    on.changes(StorageRead, write)  # type: ignore[arg-type]
-    on.reads(MemoryList, read)  # type: ignore[type-var, arg-type]
+    file_changes(StorageRead, write)  # type: ignore[arg-type]
+    file_reads(MemoryList, read)  # type: ignore[type-var, arg-type]

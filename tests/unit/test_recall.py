@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios_broker.contract.memory import Note
-from aios_workers.modules.memory.recall import Recalled, estimated, recalled
+from aios_broker.contract.memory import Note, Recall
+from aios_workers.modules.memory.reading import estimated, recalled
 
 
 def note(number: int, content: str, *, owner: str = "ann", context: str = "") -> Note:
@@ -31,13 +31,13 @@ class Words:
 async def test_whole_notes_best_first_while_they_fit() -> None:
     notes = [note(1, "one two"), note(2, "a long one that does not fit here"), note(3, "three")]
     made = await recalled(notes, 6, "ann", Words())
-    assert made == Recalled("- one two\n- three", 5, (notes[0].id, notes[2].id))
+    assert made == Recall("- one two\n- three", 5, (notes[0].id, notes[2].id), exact=True)
 
 
 async def test_what_has_more_tokens_joined_loses_its_last_note() -> None:
     notes = [note(1, "one two"), note(2, "three"), note(3, "four")]
     made = await recalled(notes, 8, "ann", Words(more=2))
-    assert made == Recalled("- one two\n- three", 7, (notes[0].id, notes[1].id))
+    assert made == Recall("- one two\n- three", 7, (notes[0].id, notes[1].id), exact=True)
 
 
 async def test_where_none_fits_the_best_is_cut() -> None:
@@ -49,7 +49,7 @@ async def test_where_none_fits_the_best_is_cut() -> None:
 
 
 async def test_no_notes_and_no_room_make_no_text() -> None:
-    assert await recalled([], 100, "ann", estimated) == Recalled("", 0, ())
+    assert await recalled([], 100, "ann", estimated) == Recall("", 0, (), exact=False)
     made = await recalled([note(1, "word " * 50)], 1, "ann", Words(more=0))
     assert made.tokens <= 1
 

@@ -1,6 +1,8 @@
-"""Columns and indexes that many tables of the state modules have."""
+"""Columns and indexes that many tables have, and the columns of a table as queries name them."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
@@ -19,6 +21,24 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TSVECTOR
 
 from aios_broker.ledger.tables import metadata
+
+
+def selected(table: Table, alias: str, *, but: Collection[str] = ()) -> str:
+    """Return a table's columns as a query selects them; moments as Unix time, s."""
+    return ", ".join(
+        f"extract(epoch FROM {alias}.{column.name})::float8 AS {column.name}"
+        if isinstance(column.type, DateTime)
+        else f"{alias}.{column.name}"
+        for column in table.c
+        if column.name not in but
+    )
+
+
+def inserted(table: Table, *, but: Collection[str] = ()) -> str:
+    """Return the statement that inserts a row, each value by its column's name."""
+    names = [column.name for column in table.c if column.name not in but]
+    values = ", ".join(f"%({name})s" for name in names)
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({values})"
 
 
 def moment_column(name: str, *, nullable: bool = False, now: bool = False) -> Column[object]:

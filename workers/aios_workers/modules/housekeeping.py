@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from aios_broker.postgres.session import Store
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
-from aios_broker.queues.tokens import Identity, Tokens
-from aios_workers.modules.access.token_rows import lacking_tokens, worthless_tokens
-from aios_workers.modules.memory.note_rows import delete_expired
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from aios_broker.periodic import periodic_task
+from aios_broker.queues.tokens import Tokens
+from aios_workers.modules.access import groups
+from aios_workers.modules.access.tokens import tidy_tokens
+from aios_workers.modules.services import Services
+
+PAUSE_S = 30.0
 EXPIRED_AT_ONCE = 1_000  # notes of one transaction
+_EXPIRED = """
+    WITH gone AS (
+        DELETE FROM note WHERE id IN (
+            SELECT id FROM note WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    )
+    DELETE FROM access_grant WHERE object_kind = 'note' AND object_id IN (SELECT id FROM gone)
+"""
 # A syscall lives for a day at most (its deadline): after two nobody runs it again.
 _OLD_EFFECTS = "DELETE FROM effect WHERE at < now() - interval '2 days'"
 _OLD_LINKS = "DELETE FROM share_link WHERE expires_at < now()"
@@ -21,27 +32,24 @@ _OLD_APPROVALS = """
 _OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
 
 
-class Housekeeping:
-    """Tidies the tables of all agents, and gives a Redis that was emptied its tokens back."""
+async def tidy(services: Services) -> None:
+    """Do it once, over all agents; a bounded part of the notes that have expired."""
+    await groups.refresh(services)
+    async with services.store.as_steward() as cursor:
+        await cursor.execute(_EXPIRED, (EXPIRED_AT_ONCE,))
+        for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
+            await cursor.execute(statement)
+    tokens = Tokens(services.functions.connection, services.keys)
+    await tidy_tokens(services.store, tokens)
 
-    def __init__(self, store: Store, functions: Functions, keys: Keys) -> None:
-        self._store = store
-        self._tokens = Tokens(functions.connection, keys)
 
-    async def tidy(self) -> None:
-        """Do it once; a bounded part of the notes that have expired."""
-        async with self._store.as_steward() as cursor:
-            await delete_expired(cursor, EXPIRED_AT_ONCE)
-            for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
-                await cursor.execute(statement)
-        await self._tidy_tokens()
+@asynccontextmanager
+async def housekeeping(services: Services) -> AsyncIterator[None]:
+    """Tidy again and again for as long as the context is open."""
 
-    async def _tidy_tokens(self) -> None:
-        """Give Redis what it lacks, and take from it what a crash left after a revocation."""
-        known = await self._tokens.digests()
-        async with self._store.as_steward() as cursor:
-            for token in await lacking_tokens(cursor, known):
-                identity = Identity(token.agent, token.tenant, token.expires_at)
-                await self._tokens.restore(token.digest, identity)
-            worthless = await worthless_tokens(cursor, known)
-        await self._tokens.drop(worthless)
+    async def step() -> float:
+        await tidy(services)
+        return PAUSE_S
+
+    async with periodic_task("housekeeping", step, "nothing is tidied up"):
+        yield

@@ -10,21 +10,27 @@ again at any time, since its worker may die: what it changed and has entered is 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, LiteralString, TypeVar
+
+import msgspec
 
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.postgres.session import AgentRow, Cursor
-from aios_workers.approvals.gate import Irreversible
-from aios_workers.modules.access.audit import AuditLine, append_line
-from aios_workers.modules.effects import earlier_effect, enter_effect
+from aios_workers.approvals.service import Irreversible
+from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.services import Services
 
+_EARLIER = "SELECT result FROM effect WHERE syscall_id = %s"
+_ENTER = "INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, %s, %s)"
+_decoder: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
+
+Values = Mapping[str, Any] | Sequence[Any]  # of a query's parameters
 B = TypeVar("B", bound=Body)
 B_co = TypeVar("B_co", bound=Body, covariant=True)
 
@@ -80,6 +86,20 @@ class Work(Generic[B_co]):
             return self.agent
         return await self.services.store.agent(name, self.agent.tenant, self.cursor)
 
+    async def rows(self, query: LiteralString, values: Values) -> list[Any]:
+        """Return the rows of one query, which sees what the asker may see."""
+        await self.cursor.execute(query, values)
+        return await self.cursor.fetchall()
+
+    async def kernel_rows(self, query: LiteralString, values: Values) -> list[Any]:
+        """Return the rows of one query of the kernel's own, which sees all; one round trip."""
+        connection = self.cursor.connection
+        async with connection.pipeline():
+            await connection.execute("SET LOCAL ROLE aios_steward")
+            await self.cursor.execute(query, values)
+            await connection.execute("SET LOCAL ROLE aios_agent")
+        return await self.cursor.fetchall()
+
     async def confirm(self, why: Irreversible) -> None:
         """Return when a person allowed it, or need not be asked.
 
@@ -90,23 +110,13 @@ class Work(Generic[B_co]):
         asked = self.asked
         if why.operation not in asked.irreversible:
             raise TypeError(f"{asked.syscall.kind} is not declared as {why.operation!r}")
-        await self.services.gate.check(self.cursor, asked.agent, asked.syscall, asked.body, why)
+        await self.services.approvals.check(
+            self.cursor, asked.agent, asked.syscall, asked.body, why
+        )
 
     async def enter(self, what: str, detail: Mapping[str, Any]) -> None:
         """Add a line on what was done to the audit log."""
-        asked = self.asked
-        await append_line(
-            self.cursor,
-            AuditLine(
-                asked.agent.tenant,
-                asked.agent.name,
-                asked.syscall.kind,
-                what,
-                "done",
-                asked.syscall.id,
-                dict(detail),
-            ),
-        )
+        await append_line(self.cursor, line_of(self.asked.syscall, what, "done", dict(detail)))
 
     def then(self, follow: Callable[[], Awaitable[object]]) -> None:
         """Have this done once the transaction is committed; a crash in between skips it."""
@@ -127,14 +137,9 @@ Locks = Callable[[Asked[B]], tuple[str, ...]]
 class Operation(Generic[B]):
     """What a module does for one kind of body."""
 
-    _body: type[B]
-    _do: Run[B]
-    irreversible: tuple[OperationClass, ...] = ()  # what it may take away for good
-
-    @property
-    def body(self) -> type[object]:
-        """The body that asks for it."""
-        return self._body
+    body: type[B]
+    do: Run[B]
+    irreversible: tuple[OperationClass, ...] = ()  # what it may take away: it may wait for a person
 
     async def run(self, services: Services, syscall: Syscall, *, decided: bool) -> Result:
         """Run a syscall of this kind; `decided`: a person has decided about it, or edited it.
@@ -145,34 +150,16 @@ class Operation(Generic[B]):
         agent = await services.store.vouched(syscall.agent, syscall.tenant)
         body = syscall.body
         if decided and self.irreversible:
-            body = await services.gate.body_of(agent, syscall)
-        if not isinstance(body, self._body):
+            body = await services.approvals.body_of(agent, syscall)
+        if not isinstance(body, self.body):
             raise no_operation(syscall)
-        return await self._do(Asked(services, agent, syscall, body, self.irreversible))
+        return await self.do(Asked(services, agent, syscall, body, self.irreversible))
 
 
-class AnyOperation(Protocol):
-    """An operation of whatever body."""
-
-    @property
-    def body(self) -> type[object]:
-        """The body that asks for it."""
-        ...
-
-    @property
-    def irreversible(self) -> tuple[OperationClass, ...]:
-        """What it may take away for good: then it may wait for a person."""
-        ...
-
-    async def run(self, services: Services, syscall: Syscall, *, decided: bool) -> Result:
-        """Run a syscall of its kind."""
-        ...
+Operations = Mapping[type[object], Operation[Any]]
 
 
-Operations = Mapping[type[object], AnyOperation]
-
-
-def table(*operations: AnyOperation) -> Operations:
+def table(*operations: Operation[Any]) -> Operations:
     """Return operations by the body that asks for each.
 
     Raises:
@@ -200,7 +187,7 @@ def changes(
     *,
     irreversible: OperationClass | tuple[OperationClass, ...] = (),
     locks: Locks[B] | None = None,
-    after: Callable[[], Awaitable[object]] | None = None,
+    after: Callable[[Services], Awaitable[object]] | None = None,
 ) -> Operation[B]:
     """Return the operation of a step that changes something, once however often it is run.
 
@@ -212,7 +199,7 @@ def changes(
     async def do(asked: Asked[B]) -> Result:
         result = await run_once(asked, step, *(locks(asked) if locks is not None else ()))
         if after is not None:
-            await after()
+            await after(asked.services)
         return result
 
     return calls(body, do, irreversible=irreversible)
@@ -229,15 +216,18 @@ def calls(
 async def run_once(asked: Asked[B], step: Step[B], *locks: str) -> Result:
     """Run a step in one transaction with its entry in the effect ledger; return its result.
 
-    A syscall that has an entry is not run: its result is the one that was entered. What the step
-    left for `then` follows the commit.
+    A syscall that has an entry is not run: its result is the one that was entered. Its worker may
+    have died after the commit and before the answer. The transaction holds the lock of the
+    syscall's id: who runs it at the same time waits. What the step left for `then` follows the
+    commit.
     """
     async with asked.transaction(asked.syscall.id, *locks) as work:
-        earlier = await earlier_effect(work.cursor, asked.syscall)
-        if earlier is not None:
-            return earlier
+        earlier = await work.rows(_EARLIER, (asked.syscall.id,))
+        if earlier:
+            return _decoder.decode(earlier[0].result)
         result = await step(work)
-        await enter_effect(work.cursor, asked.agent, asked.syscall, result)
+        entry = (asked.syscall.id, asked.agent.id, asked.syscall.kind, msgspec.json.encode(result))
+        await work.cursor.execute(_ENTER, entry)
     await work.follow()
     return result
 

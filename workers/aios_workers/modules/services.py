@@ -16,7 +16,10 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_workers.approvals.gate import Gate
+from aios_workers.approvals.service import ApprovalService
+from aios_workers.config import WorkerConfig
+from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.storage.host import AllowedDirectories
 
 
 class Embedder(Protocol):
@@ -57,14 +60,31 @@ class KernelCalls(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class StorageLimits:
+    """What the operator allows in storage."""
+
+    max_bytes: int  # of one agent, versions included; an agent's own limit goes before it
+    keep_versions: int  # of one file; older ones are dropped
+    allowed: AllowedDirectories  # of the host, to be mounted
+
+
+def storage_limits(config: WorkerConfig) -> StorageLimits:
+    """Return the limits that a worker is configured with."""
+    allowed = AllowedDirectories(config.storage_mounts)
+    return StorageLimits(config.storage_max_bytes, config.storage_keep_versions, allowed)
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
-    """The database, the embedding model, Redis, and the person's gate."""
+    """The database, the embedding model, Redis, approvals; and what the modules keep themselves."""
 
     store: Store
     embedder: Embedder
     calls: KernelCalls
     functions: Functions
     keys: Keys
-    gate: Gate
-    # Set where something was written that has no vector yet: the indexing duty looks at once.
+    approvals: ApprovalService
+    blocks: Blocks  # of memory
+    limits: StorageLimits
+    # Set where something was written that has no vector yet: it is indexed at once.
     unembedded: asyncio.Event = field(default_factory=asyncio.Event)

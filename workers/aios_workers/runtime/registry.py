@@ -121,14 +121,14 @@ async def load_modules(
 async def _state_modules(
     modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
 ) -> dict[Module, LoadedModule]:
-    from aios_workers.modules.catalogue import (  # noqa: PLC0415  loads the database and a model
-        open_ground,
-        state_handler,
+    from aios_workers.modules.state_handler import (  # noqa: PLC0415  loads the database and a model
+        StateHandler,
+        open_services,
     )
 
-    services = await open_ground(config, name, stack)
+    services = await open_services(config, name, stack)
 
     def loaded(module: Module) -> LoadedModule:
-        return LoadedModule(lambda _: state_handler(module, services, config))
+        return LoadedModule(lambda _: StateHandler(services, module))
 
     return {module: loaded(module) for module in modules}

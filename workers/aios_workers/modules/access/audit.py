@@ -9,15 +9,19 @@ missed only by who noted an earlier newest hash.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct, structs
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.access import AuditEntry
+from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import Cursor, only_row
+from aios_workers.modules.access.access_tables import audit
+from aios_workers.modules.columns import inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line
 BATCH = 1_000  # lines that are walked at a time
@@ -27,21 +31,17 @@ _BEGIN = """
            pg_advisory_xact_lock(hashtextextended('aios.audit', 0))
 """
 _LAST = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1"
-_INSERT = """
-    INSERT INTO audit (seq, at, tenant, actor, action, object, outcome, syscall_id, detail,
-                       previous_hash, hash)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-"""
+_INSERT = inserted(audit)
 _WALK = f"SELECT * FROM audit WHERE seq > %s ORDER BY seq LIMIT {BATCH}"
-_NEWEST = """
-    SELECT * FROM audit WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+_NEWEST = f"""
+    SELECT {selected(audit, "a")} FROM audit a
+     WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
        AND (%(actor)s::text IS NULL OR actor = %(actor)s)
      ORDER BY seq DESC LIMIT %(limit)s
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AuditLine:
+class AuditLine(Struct, frozen=True):
     """What is to be written down."""
 
     tenant: str
@@ -50,7 +50,7 @@ class AuditLine:
     object: str
     outcome: str
     syscall_id: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class AuditVerdict:
     last_hash: str = FIRST_HASH
 
 
+def line_of(syscall: Syscall, what: str, outcome: str, detail: dict[str, Any]) -> AuditLine:
+    """Return the line on what a syscall came to, or was refused."""
+    return AuditLine(syscall.tenant, syscall.agent, syscall.kind, what, outcome, syscall.id, detail)
+
+
 async def append_line(cursor: Cursor, line: AuditLine) -> None:
     """Add a line; the transaction's role is the same afterwards."""
     await cursor.execute(_BEGIN)
@@ -71,39 +76,16 @@ async def append_line(cursor: Cursor, line: AuditLine) -> None:
     last = await cursor.fetchone()
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
     at = datetime.now(UTC)
-    await cursor.execute(
-        _INSERT,
-        (
-            seq,
-            at,
-            line.tenant,
-            line.actor,
-            line.action,
-            line.object,
-            line.outcome,
-            line.syscall_id,
-            Jsonb(line.detail),
-            previous,
-            line_hash(previous, seq, at, line),
-        ),
-    )
+    row = structs.asdict(line) | {"seq": seq, "at": at, "detail": Jsonb(line.detail)}
+    row |= {"previous_hash": previous, "hash": line_hash(previous, seq, at, line)}
+    await cursor.execute(_INSERT, row)
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
 def line_hash(previous: str, seq: int, at: datetime, line: AuditLine) -> str:
     """Return the SHA-256, in hex, of a line as canonical JSON with the hash before it."""
-    material = [
-        previous,
-        seq,
-        at.astimezone(UTC).isoformat(timespec="microseconds"),
-        line.tenant,
-        line.actor,
-        line.action,
-        line.object,
-        line.outcome,
-        line.syscall_id,
-        line.detail,
-    ]
+    moment = at.astimezone(UTC).isoformat(timespec="microseconds")
+    material = [previous, seq, moment, *structs.astuple(line)]
     return hashlib.sha256(msgspec.json.encode(material, order="deterministic")).hexdigest()
 
 
@@ -128,9 +110,7 @@ def _broken(row: Any, previous: str, seq: int) -> str:  # noqa: ANN401  a row of
         return f"line {seq + 1} is missing"
     if row.previous_hash != previous:
         return "it does not follow the line before it"
-    line = AuditLine(
-        row.tenant, row.actor, row.action, row.object, row.outcome, row.syscall_id, row.detail
-    )
+    line = msgspec.convert(row._asdict(), AuditLine)
     if line_hash(previous, row.seq, row.at, line) != row.hash:
         return "it was changed after it was written"
     return ""
@@ -141,18 +121,4 @@ async def newest_lines(
 ) -> tuple[AuditEntry, ...]:
     """Return the newest lines that the cursor may see, newest first."""
     await cursor.execute(_NEWEST, {"tenant": tenant, "actor": actor, "limit": limit})
-    return tuple(
-        AuditEntry(
-            row.seq,
-            row.at.timestamp(),
-            row.tenant,
-            row.actor,
-            row.action,
-            row.object,
-            row.outcome,
-            row.syscall_id,
-            row.hash,
-            row.detail,
-        )
-        for row in await cursor.fetchall()
-    )
+    return tuple(msgspec.convert(row._asdict(), AuditEntry) for row in await cursor.fetchall())

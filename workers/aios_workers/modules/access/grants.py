@@ -1,8 +1,14 @@
-"""Grants: grant, revoke, list, and tell what they allow."""
+"""Grants on objects: who may do what with what is another's.
+
+A grant on a directory reaches all that is below it, one on a block all notes of it; `administer`
+includes the other verbs. One that has expired is none.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from aios_broker.contract.access import (
     AccessCheck,
@@ -10,82 +16,147 @@ from aios_broker.contract.access import (
     AccessGrants,
     AccessRevoke,
     Acknowledged,
+    Grant,
     Grants,
+    ObjectKind,
     ObjectRef,
     Verdict,
 )
-from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
+from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, UnknownAgent
+from aios_broker.contract.memory import MemoryShare, MemoryUnshare
+from aios_broker.contract.names import Verb
+from aios_broker.contract.paths import normal_path
+from aios_broker.contract.storage import StorageShare, StorageUnshare
+from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import AgentRow
-from aios_workers.approvals.gate import Irreversible
-from aios_workers.modules.access.grant_rows import (
-    ALL_VERBS,
-    Grantee,
-    drop_grants,
-    group_number,
-    list_grants,
-    put_grant,
-    verbs_on,
-)
-from aios_workers.modules.access.objects import Target, find_target, no_object
+from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Work
 
+ObjectId = tuple[ObjectKind, str]  # a note's id; the number of a file, a directory or an owner
+Sharing = Work[AccessGrant | MemoryShare | StorageShare]
+Naming = Work[AccessGrant | AccessRevoke | AccessCheck]
+Unsharing = Work[AccessRevoke | MemoryUnshare | StorageUnshare]
 
-def shown(named: ObjectRef, owner: AgentRow) -> str:
-    """Return an object as people read it."""
-    return f"{named.kind} {owner.name}:{named.name}" if named.name else f"{named.kind} {owner.name}"
+ALL_VERBS = frozenset(("read", "write", "search", "share", "administer"))
+
+# Of grants `g` that hold now for an agent, itself or by a group.
+_HOLDS = """
+    g.tenant_id = %(tenant)s AND (g.expires_at IS NULL OR g.expires_at > now())
+    AND (g.agent_id = %(agent)s OR g.group_id IN
+         (SELECT group_id FROM membership WHERE agent_id = %(agent)s))
+"""
+_VERBS = f"""
+    SELECT DISTINCT unnest(g.verbs) AS verb FROM access_grant g
+     WHERE (g.object_kind, g.object_id) IN
+           (SELECT * FROM unnest(%(kinds)s::text[], %(ids)s::text[])) AND {_HOLDS}
+"""
+_REACH = f"""
+    SELECT g.owner_id, g.object_kind, g.object_id FROM access_grant g
+     WHERE {_HOLDS} AND g.object_kind IN ('block', 'note')
+       AND g.verbs && ARRAY[%(verb)s, 'administer']
+"""
+_PUT = """
+    INSERT INTO access_grant (tenant_id, owner_id, object_kind, object_id, agent_id, group_id,
+                              verbs, granted_by, expires_at)
+    VALUES (%(tenant)s, %(owner)s, %(kind)s, %(id)s, %(agent)s, %(group)s, %(verbs)s, %(by)s,
+            now() + %(ttl)s * interval '1 second')
+    RETURNING id
+"""
+_DROP = """
+    DELETE FROM access_grant
+     WHERE owner_id = %(owner)s AND object_kind = %(kind)s AND object_id = %(id)s
+       AND (%(all)s OR agent_id = %(agent)s OR group_id = %(group)s) AND id <> %(but)s
+"""
+_LIST = f"""
+    SELECT g.object_kind, g.object_id, o.name AS owner, a.name AS to_agent, p.name AS to_group,
+           g.verbs, b.name AS by_name, extract(epoch FROM g.expires_at)::float8 AS expires_at
+      FROM access_grant g JOIN agent o ON o.id = g.owner_id JOIN agent b ON b.id = g.granted_by
+      LEFT JOIN agent a ON a.id = g.agent_id LEFT JOIN privilege_group p ON p.id = g.group_id
+     WHERE CASE WHEN %(held)s THEN {_HOLDS} ELSE g.owner_id = %(agent)s END
+     ORDER BY g.id DESC
+"""
+_GROUP = "SELECT id FROM privilege_group WHERE tenant_id = %s AND name = %s"
+_FIND = {
+    "note": "SELECT id, '{}'::bigint[] AS ancestors FROM note WHERE owner_id = %s AND id = %s",
+    "file": """
+        SELECT f.id, d.ancestors FROM file f JOIN directory d ON d.id = f.directory_id
+         WHERE f.owner_id = %s AND f.path = %s
+    """,
+    "directory": "SELECT id, ancestors FROM directory WHERE owner_id = %s AND path = %s",
+}
+_NAMES = """
+    SELECT 'note' AS kind, id AS key, id AS name FROM note WHERE id = ANY(%(note)s)
+    UNION ALL SELECT 'file', id::text, path FROM file WHERE id::text = ANY(%(file)s)
+    UNION ALL SELECT 'directory', id::text, path FROM directory WHERE id::text = ANY(%(directory)s)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What of others' memories an agent reaches with a verb: whole blocks, and single notes."""
+
+    blocks: set[int] = field(default_factory=set)
+    notes: dict[int, set[str]] = field(default_factory=dict)
+
+
+async def verbs_on(work: Work[Body], objects: Sequence[tuple[str, str]]) -> frozenset[str]:
+    """Return what grants let the agent do with another's object.
+
+    `objects`: it and what it lies in, as kinds and ids.
+    """
+    kinds, ids = zip(*objects, strict=True) if objects else ((), ())
+    rows = await work.rows(_VERBS, _asker(work) | {"kinds": list(kinds), "ids": list(ids)})
+    verbs = frozenset(row.verb for row in rows)
+    return ALL_VERBS if "administer" in verbs else verbs
+
+
+async def reach_of(work: Work[Body], verb: Verb) -> Reach:
+    """Return what of their memories others granted the agent."""
+    reach = Reach()
+    for row in await work.rows(_REACH, _asker(work) | {"verb": verb}):
+        if row.object_kind == "block":
+            reach.blocks.add(row.owner_id)
+        else:
+            reach.notes.setdefault(row.owner_id, set()).add(row.object_id)
+    return reach
+
+
+def _asker(work: Work[Body]) -> dict[str, object]:
+    return {"tenant": work.agent.tenant_id, "agent": work.agent.id}
 
 
 async def grants(work: Work[AccessGrants]) -> Grants:
-    """List grants."""
-    return Grants(await list_grants(work.cursor, work.agent, held=work.body.held))
+    """List the grants on one's objects, or those that one holds, newest first."""
+    rows = await work.rows(_LIST, _asker(work) | {"held": work.body.held})
+    ids = {kind: [row.object_id for row in rows if row.object_kind == kind] for kind in _FIND}
+    names = {(row.kind, row.key): row.name for row in await work.rows(_NAMES, ids)}
+    return Grants(tuple(_as_grant(row, names) for row in rows))
+
+
+def _as_grant(row: Any, names: dict[tuple[str, str], str]) -> Grant:  # noqa: ANN401  a row
+    name = names.get((row.object_kind, row.object_id), "")
+    to = f"agent:{row.to_agent}" if row.to_agent is not None else f"group:{row.to_group}"
+    named = ObjectRef(row.object_kind, name, row.owner)
+    return Grant(named, to, tuple(row.verbs), row.by_name, row.expires_at)
 
 
 async def grant(work: Work[AccessGrant]) -> Acknowledged:
     """Let an agent or a group do something with an object."""
     body = work.body
-    if (body.agent is None) == (body.group is None):
-        raise InvalidSyscall(
-            "exactly one of agent and group is given",
-            field="agent",
-            remedy="grant to one at a time",
-        )
-    expires_at = None if body.ttl_s is None else datetime.now(UTC) + timedelta(seconds=body.ttl_s)
     owner = await work.agent_named(body.object.owner)
     target, verbs = await _target(work, owner)
-    _require(verbs, "share", tuple(body.verbs), owner)
-    to = await _grantee(work)
-    await put_grant(
-        work.cursor,
-        work.agent,
-        target.kind,
-        target.id,
-        to,
-        verbs=body.verbs,
-        expires_at=expires_at,
-        owner=owner,
-    )
-    await work.enter(
-        shown(body.object, owner),
-        {"verbs": list(body.verbs), "agent": body.agent, "group": body.group},
-    )
+    _require(verbs, {"share", *body.verbs}, owner)
+    await share_object(work, target, shown=_shown(body.object, owner), owner=owner)
     return Acknowledged()
 
 
 async def revoke(work: Work[AccessRevoke]) -> Acknowledged:
     """Take grants on an object back."""
-    body = work.body
-    if body.agent is not None and body.group is not None:
-        raise InvalidSyscall(
-            "at most one of agent and group is given", field="agent", remedy="revoke one at a time"
-        )
-    owner = await work.agent_named(body.object.owner)
+    named = work.body.object
+    owner = await work.agent_named(named.owner)
     target, verbs = await _target(work, owner)
-    _require(verbs, "administer", (), owner)
-    to = await _grantee(work)
-    whom = body.agent or body.group or "everybody"
-    what = f"take back what {whom} may do with {shown(body.object, owner)}"
-    await work.confirm(Irreversible("unshare", what))
-    count = await drop_grants(work.cursor, owner, target.kind, target.id, to)
+    _require(verbs, {"administer"}, owner)
+    count = await unshare_object(work, target, _shown(named, owner), owner=owner)
     return Acknowledged(changed=count > 0)
 
 
@@ -104,35 +175,139 @@ async def check(work: Work[AccessCheck]) -> Verdict:
     return Verdict(allowed=False, why=f"granted are only {', '.join(sorted(verbs))}")
 
 
-async def _grantee(work: Work[AccessGrant] | Work[AccessRevoke]) -> Grantee:
+async def share_object(
+    work: Sharing, target: ObjectId, *, shown: str = "", owner: AgentRow | None = None
+) -> None:
+    """Grant what a body says on an object, in place of what was granted there to the same.
+
+    `owner`: whose it is, if it is not the agent's own; row-level security asks whether it may.
+    """
+    body, agent = work.body, work.agent
+    to_agent, to_group = await _grantee(work)
+    whose = (owner or agent).id
+    to = {"owner": whose, "kind": target[0], "id": target[1], "agent": to_agent, "group": to_group}
+    put = {"tenant": agent.tenant_id, "by": agent.id, "ttl": body.ttl_s, "verbs": list(body.verbs)}
+    [row] = await work.rows(_PUT, to | put)  # first: what it stands in for may be what allows it
+    await work.cursor.execute(_DROP, to | {"all": False, "but": row.id})
+    await work.enter(
+        shown or " ".join(target),
+        {"verbs": list(body.verbs), "agent": body.agent, "group": body.group},
+    )
+
+
+async def unshare_object(
+    work: Unsharing,
+    target: ObjectId,
+    shown: str,
+    *,
+    owner: AgentRow | None = None,
+    scratch: bool = False,
+) -> int:
+    """Take back what was granted on an object, once a person allowed it; return how many it was."""
     body = work.body
-    if body.group is not None:
-        return Grantee(group_id=await group_number(work.cursor, work.agent.tenant_id, body.group))
-    return Grantee() if body.agent is None else Grantee((await work.agent_named(body.agent)).id)
+    to_agent, to_group = await _grantee(work)
+    whom = body.agent or body.group or "everybody"
+    what = f"no longer share {shown} with {whom}"
+    await work.confirm(Irreversible("unshare", what, scratch=scratch))
+    to = {"kind": target[0], "id": target[1], "agent": to_agent, "group": to_group, "but": 0}
+    everybody = to_agent is None and to_group is None
+    whose = (owner or work.agent).id
+    await work.cursor.execute(_DROP, to | {"owner": whose, "all": everybody})
+    return work.cursor.rowcount
 
 
-async def _target(
-    work: Work[AccessGrant] | Work[AccessRevoke] | Work[AccessCheck], owner: AgentRow
-) -> tuple[Target, frozenset[str]]:
+async def _grantee(work: Sharing | Unsharing) -> tuple[int | None, int | None]:
+    """Return the number of the agent or of the group that is named; neither: everybody.
+
+    Raises:
+        InvalidSyscall: Both are named, or neither where one has to be.
+        UnknownAgent: The tenant has none of that name.
+    """
+    body = work.body
+    is_taken_back = isinstance(body, AccessRevoke | MemoryUnshare | StorageUnshare)
+    if (body.agent is None) + (body.group is None) not in ((1, 2) if is_taken_back else (1,)):
+        count = "at most" if is_taken_back else "exactly"
+        raise InvalidSyscall(
+            f"{count} one of agent and group is given",
+            field="body.group",
+            remedy="name one at a time",
+        )
+    if body.agent is not None:
+        return (await work.agent_named(body.agent)).id, None
+    if body.group is None:
+        return None, None
+    rows = await work.rows(_GROUP, (work.agent.tenant_id, body.group))
+    if not rows:
+        raise UnknownAgent(
+            f"there is no privilege group {body.group!r}",
+            field="group",
+            remedy="correct the name, or make it (access.group_create)",
+        )
+    return None, int(rows[0].id)
+
+
+async def _target(work: Naming, owner: AgentRow) -> tuple[ObjectId, frozenset[str]]:
     """Return the object that is named and what the agent may do with it.
 
     Raises:
         NotFound: There is none, or the agent may do nothing with it.
     """
-    cursor, named = work.cursor, work.body.object
+    target, wider = await _find(work, owner)
     if owner.id == work.agent.id:
-        return await find_target(cursor, owner, named), ALL_VERBS
-    await cursor.execute("SET LOCAL ROLE aios_steward")  # only to find it: the grants decide
-    target = await find_target(cursor, owner, named)
-    await cursor.execute("SET LOCAL ROLE aios_agent")
-    verbs = await verbs_on(cursor, work.agent, [(target.kind, target.id), *target.wider])
+        return target, ALL_VERBS
+    verbs = await verbs_on(work, [target, *wider])
     if not verbs:
-        raise no_object(owner, named)
+        raise _no_object(owner, work.body.object)
     return target, verbs
 
 
-def _require(verbs: frozenset[str], verb: str, given: tuple[str, ...], owner: AgentRow) -> None:
-    lacking = sorted({verb, *given} - verbs)
+async def _find(work: Naming, owner: AgentRow) -> tuple[ObjectId, list[ObjectId]]:
+    """Return the object that is named, and those whose grants reach it.
+
+    Another's is looked for with the kernel's eyes: the grants decide then.
+
+    Raises:
+        NotFound: there is none.
+        InvalidSyscall: a block has no name of its own.
+        InvalidPath: the name cannot be a path.
+    """
+    named = work.body.object
+    block: ObjectId = ("block", str(owner.id))
+    if named.kind == "block":
+        if named.name:
+            raise InvalidSyscall(
+                "a block has no name: it is all notes of its owner",
+                field="object.name",
+                remedy="leave it out, and name the owner",
+            )
+        return block, []
+    is_note = named.kind == "note"
+    name = named.name if is_note else normal_path(named.name, "object.name")
+    look = work.rows if owner.id == work.agent.id else work.kernel_rows
+    rows = await look(_FIND[named.kind], (owner.id, name))
+    if not rows:
+        raise _no_object(owner, named)
+    [row] = rows
+    above: list[ObjectId] = [("directory", str(each)) for each in row.ancestors]
+    return (named.kind, str(row.id)), [block] if is_note else above
+
+
+def _no_object(owner: AgentRow, named: ObjectRef) -> NotFound:
+    """Return the error that says the same of what is not there and of what may not be known."""
+    return NotFound(
+        f"{owner.name} has no {named.kind} {named.name!r} that you may read",
+        field="object",
+        remedy="look at what there is: memory.list, storage.list",
+    )
+
+
+def _shown(named: ObjectRef, owner: AgentRow) -> str:
+    """Return an object as people read it."""
+    return f"{named.kind} {owner.name}:{named.name}" if named.name else f"{named.kind} {owner.name}"
+
+
+def _require(verbs: Collection[str], needed: set[str], owner: AgentRow) -> None:
+    lacking = sorted(needed.difference(verbs))
     if lacking:
         raise AccessDenied(
             f"no grant of agent {owner.name!r} allows {', '.join(lacking)} on it",

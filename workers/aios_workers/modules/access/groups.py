@@ -1,8 +1,13 @@
-"""Privilege groups: the truth in Postgres, and a hash map of it in Redis for who looks there."""
+"""Privilege groups: the truth in Postgres, and a hash map of it in Redis for who looks there.
+
+The map has the names of the groups of each `<tenant>/<agent>`. It is written after each change and
+compared with Postgres from time to time; a crash between the two leaves it behind for that long.
+Nothing is permitted because of it alone.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -18,12 +23,12 @@ from aios_broker.contract.access import (
     Groups,
 )
 from aios_broker.contract.errors import AlreadyExists, NotFound
-from aios_workers.approvals.gate import Irreversible
+from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.identity import denied, is_administrator
 from aios_workers.modules.operation import Work
+from aios_workers.modules.services import Services
 
-OneGroup = AccessGroupCreate | AccessGroupDelete | AccessGroupAdd | AccessGroupRemove
-G = TypeVar("G", bound=OneGroup)
+OneGroup = Work[AccessGroupDelete | AccessGroupAdd | AccessGroupRemove]
 
 _LIST = """
     SELECT p.name, a.name AS member, m.role FROM privilege_group p
@@ -45,13 +50,18 @@ _JOIN = """
 """
 _LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s"
 _DELETE = "DELETE FROM privilege_group WHERE id = %s"
+_ALL = """
+    SELECT t.name || '/' || a.name AS agent, array_agg(p.name ORDER BY p.name) AS groups
+      FROM membership m JOIN agent a ON a.id = m.agent_id JOIN tenant t ON t.id = a.tenant_id
+      JOIN privilege_group p ON p.id = m.group_id GROUP BY 1
+"""
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.groups', 0))"
 
 
 async def groups(work: Work[AccessGroups]) -> Groups:
     """List the groups of the tenant with their members."""
     members: dict[str, dict[str, GroupRole]] = {}
-    await work.cursor.execute(_LIST, (work.agent.tenant_id,))
-    for row in await work.cursor.fetchall():
+    for row in await work.rows(_LIST, (work.agent.tenant_id,)):
         group = members.setdefault(row.name, {})
         if row.member is not None:
             group[row.member] = row.role
@@ -61,15 +71,14 @@ async def groups(work: Work[AccessGroups]) -> Groups:
 async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
     """Make a group; who makes it is its first administrator."""
     name = work.body.group
-    await work.cursor.execute(_CREATE, (work.agent.tenant_id, name))
-    row = await work.cursor.fetchone()
-    if row is None:
+    made = await work.rows(_CREATE, (work.agent.tenant_id, name))
+    if not made:
         raise AlreadyExists(
             f"there is a group {name!r} already",
             field="group",
             remedy="choose another name, or have its administrator add you",
         )
-    await work.cursor.execute(_JOIN, (row.id, work.agent.id, "admin"))
+    await work.cursor.execute(_JOIN, (made[0].id, work.agent.id, "admin"))
     await work.enter(f"group {name}", msgspec.to_builtins(work.body))
     return Acknowledged()
 
@@ -77,7 +86,9 @@ async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
 async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
     """Delete a group, and all grants to it with it."""
     group = await _administered(work)
-    await _confirm(work, f"delete group {work.body.group} and all grants to it")
+    await work.confirm(
+        Irreversible("privilege", f"delete group {work.body.group} and all grants to it")
+    )
     await work.cursor.execute(_DELETE, (group.id,))
     return Acknowledged()
 
@@ -87,7 +98,9 @@ async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
     body = work.body
     member = await work.agent_named(body.agent)
     group = await _administered(work)
-    await _confirm(work, f"make agent {body.agent} {body.role} of group {body.group}")
+    await work.confirm(
+        Irreversible("privilege", f"make agent {body.agent} {body.role} of group {body.group}")
+    )
     await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
     return Acknowledged()
 
@@ -101,30 +114,47 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
         await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
     else:
         group = await _administered(work)
-        await _confirm(work, f"take agent {body.agent} out of group {body.group}")
+        await work.confirm(
+            Irreversible("privilege", f"take agent {body.agent} out of group {body.group}")
+        )
     await work.cursor.execute(_LEAVE, (group.id, member.id))
     return Acknowledged(changed=work.cursor.rowcount > 0)
 
 
-async def _found(work: Work[G]) -> Any:  # noqa: ANN401  a row
+async def _found(work: OneGroup) -> Any:  # noqa: ANN401  a row
     name = work.body.group
-    await work.cursor.execute(_FIND, (work.agent.id, work.agent.tenant_id, name))
-    row = await work.cursor.fetchone()
-    if row is None:
+    rows = await work.rows(_FIND, (work.agent.id, work.agent.tenant_id, name))
+    if not rows:
         raise NotFound(
             f"there is no group {name!r}",
             field="group",
             remedy="see which there are: access.groups",
         )
-    return row
+    return rows[0]
 
 
-async def _administered(work: Work[G]) -> Any:  # noqa: ANN401  a row
+async def _administered(work: OneGroup) -> Any:  # noqa: ANN401  a row
     row = await _found(work)
-    if row.role != "admin" and not await is_administrator(work.cursor, work.agent):
+    if row.role != "admin" and not await is_administrator(work):
         raise denied(f"changing group {work.body.group!r}, whose administrator you are not,")
     return row
 
 
-async def _confirm(work: Work[G], what: str) -> None:
-    await work.confirm(Irreversible("privilege", what))
+async def refresh(services: Services) -> int:
+    """Make the map what Postgres says; return how many of its fields were not."""
+    connection, key = services.functions.connection, services.keys.own("groups")
+    async with services.store.as_steward() as cursor:
+        await cursor.execute(_LOCK)  # an older view never overwrites a newer one
+        await cursor.execute(_ALL)
+        truth = {
+            row.agent.encode(): msgspec.json.encode(row.groups) for row in await cursor.fetchall()
+        }
+        flat = await connection.execute("HGETALL", key)
+        shown = dict(zip(flat[::2], flat[1::2], strict=True)) if isinstance(flat, list) else flat
+        wrong = [pair for pair in truth.items() if shown.get(pair[0]) != pair[1]]
+        gone = [agent for agent in shown if agent not in truth]
+        if wrong:
+            await connection.execute("HSET", key, *(part for pair in wrong for part in pair))
+        if gone:
+            await connection.execute("HDEL", key, *gone)
+    return len(wrong) + len(gone)

@@ -13,12 +13,11 @@ from aios_broker.contract.access import (
     Whoami,
 )
 from aios_broker.contract.errors import AccessDenied
-from aios_broker.postgres.session import AgentRow, Cursor, only_row
+from aios_broker.contract.syscall import Body
 from aios_broker.queues.tokens import Identity, Tokens, digest
-from aios_workers.approvals.gate import Irreversible
-from aios_workers.modules.access.token_rows import put_token, revoke_tokens
+from aios_workers.approvals.service import Irreversible
+from aios_workers.modules.access.tokens import put_token, revoke_tokens
 from aios_workers.modules.operation import Asked, Work
-from aios_workers.modules.services import Services
 
 _GROUPS = """
     SELECT p.name FROM membership m JOIN privilege_group p ON p.id = m.group_id
@@ -43,75 +42,71 @@ def denied(what: str) -> AccessDenied:
     )
 
 
-class Identities:
-    """Agents and their tokens."""
+async def whoami(work: Work[AccessWhoami]) -> Whoami:
+    """Return who the kernel takes the agent for."""
+    agent = work.agent
+    groups = tuple(row.name for row in await work.rows(_GROUPS, (agent.id,)))
+    return Whoami(agent.name, agent.tenant, await is_administrator(work), groups)
 
-    def __init__(self, services: Services) -> None:
-        self._tokens = Tokens(services.functions.connection, services.keys)
 
-    async def whoami(self, work: Work[AccessWhoami]) -> Whoami:
-        """Return who the kernel takes the agent for."""
-        agent, cursor = work.agent, work.cursor
-        await cursor.execute(_GROUPS, (agent.id,))
-        groups = tuple(row.name for row in await cursor.fetchall())
-        return Whoami(agent.name, agent.tenant, await is_administrator(cursor, agent), groups)
+async def register(asked: Asked[AccessRegister]) -> TokenIssued:
+    """Make an agent known and give it a new token.
 
-    async def register(self, asked: Asked[AccessRegister]) -> TokenIssued:
-        """Make an agent known and give it a new token.
+    The token is nowhere but in the answer: run again after a crash, there is another one, and
+    nobody has ever heard the first.
+    """
+    agent, body, token = asked.agent, asked.body, Tokens.new()
+    async with asked.transaction() as work:
+        cursor = work.cursor
+        is_first = await _check_may_register(work)
+        await cursor.execute("SET LOCAL ROLE aios_steward")
+        administrator = is_first or body.administrator
+        [row] = await work.rows(_REGISTER, (agent.tenant_id, body.agent, administrator))
+        await put_token(cursor, row.id, digest(token), body.ttl_s)
+        await work.enter(
+            f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
+        )
+    asked.services.store.forget(body.agent, agent.tenant)
+    expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
+    await _tokens(asked).put(token, Identity(body.agent, agent.tenant, expires_at))
+    return TokenIssued(body.agent, token, expires_at)
 
-        The token is nowhere but in the answer: run again after a crash, there is another one, and
-        nobody has ever heard the first.
-        """
-        agent, body, token = asked.agent, asked.body, Tokens.new()
-        async with asked.transaction() as work:
-            cursor = work.cursor
-            is_first = await _check_may_register(work)
-            await cursor.execute("SET LOCAL ROLE aios_steward")
-            administrator = is_first or body.administrator
-            await cursor.execute(_REGISTER, (agent.tenant_id, body.agent, administrator))
-            row = await only_row(cursor)
-            await put_token(cursor, row.id, digest(token), body.ttl_s)
-            await work.enter(
-                f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
-            )
-        asked.services.store.forget(body.agent, agent.tenant)
-        expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
-        await self._tokens.put(token, Identity(body.agent, agent.tenant, expires_at))
-        return TokenIssued(body.agent, token, expires_at)
 
-    async def revoke_token(self, asked: Asked[AccessRevokeToken]) -> Acknowledged:
-        """Make all tokens of an agent worthless; how many that were only Redis knows."""
-        agent, body = asked.agent, asked.body
-        async with asked.transaction() as work:
-            cursor, named = work.cursor, await work.agent_named(body.agent)
-            if named.id != agent.id and not await is_administrator(cursor, agent):
-                raise denied("revoking another agent's tokens")
-            await cursor.execute("SET LOCAL ROLE aios_steward")
-            await revoke_tokens(cursor, named.id)
-            await work.enter(f"agent {body.agent}", {})
-        count = await self._tokens.revoke_all(body.agent, agent.tenant)
-        return Acknowledged(changed=count > 0)
+async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
+    """Make all tokens of an agent worthless; how many that were only Redis knows."""
+    agent, body = asked.agent, asked.body
+    async with asked.transaction() as work:
+        cursor, named = work.cursor, await work.agent_named(body.agent)
+        if named.id != agent.id and not await is_administrator(work):
+            raise denied("revoking another agent's tokens")
+        await cursor.execute("SET LOCAL ROLE aios_steward")
+        await revoke_tokens(cursor, named.id)
+        await work.enter(f"agent {body.agent}", {})
+    count = await _tokens(asked).revoke_all(body.agent, agent.tenant)
+    return Acknowledged(changed=count > 0)
+
+
+def _tokens(asked: Asked[AccessRegister] | Asked[AccessRevokeToken]) -> Tokens:
+    return Tokens(asked.services.functions.connection, asked.services.keys)
 
 
 async def _check_may_register(work: Work[AccessRegister]) -> bool:
     """Return whether it is the tenant's first administrator who is registered."""
     agent, cursor = work.agent, work.cursor
-    if await is_administrator(cursor, agent):
+    if await is_administrator(work):
         if work.body.administrator:
             what = f"make agent {work.body.agent} an administrator"
             await work.confirm(Irreversible("privilege", what))
         return False
     await cursor.execute("SET LOCAL ROLE aios_steward")
     await cursor.execute(_TENANT_LOCK, (agent.tenant_id,))  # two at once: one is the first
-    await cursor.execute(_HAS_ADMINISTRATOR, (agent.tenant_id,))
-    row = await only_row(cursor)
+    [row] = await work.rows(_HAS_ADMINISTRATOR, (agent.tenant_id,))
     if row.has:
         raise denied("registering agents")
     return True
 
 
-async def is_administrator(cursor: Cursor, agent: AgentRow) -> bool:
-    """Return whether an agent administers its tenant, by its row as it is now."""
-    await cursor.execute("SELECT administrator FROM agent WHERE id = %s", (agent.id,))
-    row = await cursor.fetchone()
-    return bool(row and row.administrator)
+async def is_administrator(work: Work[Body]) -> bool:
+    """Return whether the agent administers its tenant, by its row as it is now."""
+    rows = await work.rows("SELECT administrator FROM agent WHERE id = %s", (work.agent.id,))
+    return any(row.administrator for row in rows)

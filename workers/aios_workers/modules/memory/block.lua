@@ -20,13 +20,14 @@
 -- A block belongs to one life of one server process (`run`). One that was restarted or promoted may
 -- lack the last changes: its blocks begin empty. Every change of a note advances `count`; a put
 -- carries the count that its reader or writer had seen (a token), and is refused where the note has
--- changed since. Each step but `open` answers {'unknown'} where there is no such block.
+-- changed since. Each step answers {'unknown'} where there is no such block, but for `open` and those
+-- that take notes out.
 
-local LIB = 'aiosmem1_'
+local LIB = 'aiosmem2_'
 local RETAIN_US = 3600 * 1000000 -- history of a note that left counts for so long
 local MAX_RETAINED = 4096        -- histories of notes that left, per block
 local CHANGES = 1024             -- changes that are remembered one by one, per block
-local SETTLED = 1000             -- notes that one step takes out of `recent`
+local SORTED = 1000              -- notes that one step takes out of `recent`
 local VICTIMS = 256              -- notes that one step names to leave
 local PAGE = 32
 
@@ -163,9 +164,9 @@ local function refer(b, id, resident)
 end
 
 -- Those whose correlated period is over may leave: into the order in which they will.
-local function settle(b)
+local function sort_recent(b)
     local over = redis.call('ZRANGEBYSCORE', b.recent, '-inf', '(' .. str(b.now - b.correlated),
-        'LIMIT', 0, SETTLED)
+        'LIMIT', 0, SORTED)
     for _, id in ipairs(over) do
         local last, hist = history(b, id)
         redis.call('ZREM', b.recent, id)
@@ -240,8 +241,8 @@ register('read', function(b)
     return {'hit', redis.call('HGET', b.notes, id)}
 end, FREES)
 
--- look. Returns {'ok', token}.
-register('look', function(b) return {'ok', token(b)} end, FREES)
+-- token. Returns {'ok', token}.
+register('token', function(b) return {'ok', token(b)} end, FREES)
 
 local function is_stale(b, id, held)
     local of_run, count = string.match(held, '^(%x+):(%d+)$')
@@ -267,8 +268,10 @@ register('put', function(b)
 end, {})
 
 -- invalidate: forget (0 | 1: their history, too), id... The caller holds the rows' locks. Returns
--- {'ok', token}: with it the caller may put what it commits.
+-- {'ok', token}: with it the caller may put what it commits. Of a block that is not open: {'ok', ''},
+-- since it holds nothing, and what was handed out before it is opened is worthless then.
 register('invalidate', function(b)
+    if not b.known then return {'ok', ''} end
     local retain = take(b) == '0'
     keep_count(b, b.count + 1)
     for _, id in ipairs(rest(b)) do
@@ -284,17 +287,17 @@ register('invalidate', function(b)
         redis.call('HSET', b.key, 'floor', str(b.floor))
     end
     return {'ok', token(b)}
-end, FREES)
+end, FREES, true)
 
 -- drop. Everything leaves, with its history; no earlier token is worth anything. Returns {'ok', n}.
-register('drop', function(b) return {'ok', empty(b)} end, FREES)
+register('drop', function(b) return {'ok', b.known and empty(b) or 0} end, FREES, true)
 
 -- victims: goes_on (0: only above the high watermark; 1: down to the low one). Returns {'none'},
 -- {'more'} (call again), or {'some', id, version, ...}, first to leave first; they stay as yet.
 register('victims', function(b)
     local line = take(b) == '1' and b.low or b.high
     if b.used <= line * b.limit then return {'none'} end
-    if settle(b) == SETTLED then return {'more'} end
+    if sort_recent(b) == SORTED then return {'more'} end
     local answer, surplus = {'some'}, b.used - b.low * b.limit
     for _, order in ipairs({b.young, b.old, b.recent}) do
         local first = 0

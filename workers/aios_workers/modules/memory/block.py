@@ -1,25 +1,29 @@
 """The typed wrapper of block.lua: each method is one step, atomic in Redis.
 
-Times are microseconds of Unix time. Every method raises `UnknownBlock` where Redis has no such
-block (a fresh one, or after FLUSHALL), `RedisUnavailable` where it does not answer.
+Times are microseconds of Unix time. A block that Redis has not (a fresh one, or after FLUSHALL) is
+opened first, by the function that it was given; without one it is an `UnknownBlock`. What takes
+notes out needs no open block: in one that is closed there are none.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Literal
+
+from msgspec import Struct
 
 from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, BlockStat
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
-MEMORY_LIBRARY = "aiosmem1"  # the number changes with the arguments, as the queues' does
+MEMORY_LIBRARY = "aiosmem2"  # the number changes with the arguments, as the queues' does
 US_PER_S = 1_000_000
+OPEN_TRIES = 2  # a block that vanishes more often: somebody empties Redis in a loop
 
 PutAnswer = Literal["ok", "over", "stale", "full"]
 
@@ -77,13 +81,21 @@ def block_key(tenant: str, agent: str, agent_id: int) -> str:
 
 
 class Block:
-    """One agent's block. `now_us` is for tests: 0 is the server's own clock."""
+    """One agent's block; `reopen` opens it where Redis has none."""
 
-    def __init__(self, functions: Functions, keys: Keys, key: str, *, now_us: int = 0) -> None:
+    now_us = 0  # for tests: 0 is the server's own clock
+
+    def __init__(
+        self,
+        functions: Functions,
+        keys: Keys,
+        key: str,
+        reopen: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
         self._functions = functions
         self._keys = keys
         self._key = key
-        self.now_us = now_us
+        self._reopen = reopen
 
     async def open(self, shape: BlockShape, whose: str) -> bool:
         """Make the block or change its shape; tell whether it is above its high watermark."""
@@ -103,9 +115,9 @@ class Block:
         answer = await self._call("read", note_id)
         return bytes(answer[1]) if answer[0] == b"hit" else None
 
-    async def look(self) -> str:
+    async def token(self) -> str:
         """Return a token: what is put with it is refused if the note has changed meanwhile."""
-        answer = await self._call("look")
+        answer = await self._call("token")
         return str(answer[1].decode())
 
     async def put(self, note: Resident, token: str, *, fault: bool) -> PutAnswer:
@@ -126,7 +138,7 @@ class Block:
     async def invalidate(self, note_ids: Iterable[str], *, forget: bool = False) -> str:
         """Take notes out that are about to change; the caller holds their rows' locks.
 
-        Returns the token to put them with once that is committed.
+        Returns the token to put them with once that is committed; none where it is not open.
         """
         answer = await self._call("invalidate", int(forget), *note_ids)
         return str(answer[1].decode())
@@ -179,7 +191,32 @@ class Block:
         )
 
     async def _call(self, step: str, *arguments: Argument) -> Answer:
-        answer = await self._functions.call(step, self._keys, (self._key, self.now_us, *arguments))
+        values = (self._key, self.now_us, *arguments)
+        answer = await self._functions.call(step, self._keys, values)
+        for _ in range(OPEN_TRIES):
+            if answer[0] != b"unknown" or self._reopen is None:
+                break
+            await self._reopen()
+            answer = await self._functions.call(step, self._keys, values)
         if answer[0] == b"unknown":
             raise UnknownBlock(self._key)
         return answer
+
+
+class MemoryTotals(Struct, frozen=True):
+    """What is in Redis of agents' memories now, and what happened since it was started."""
+
+    blocks: int = 0
+    notes: int = 0  # resident
+    used_bytes: int = 0
+    hits: int = 0
+    faults: int = 0
+    swaps: int = 0
+
+
+async def memory_totals(connection: Connection, keys: Keys) -> MemoryTotals:
+    """Return the totals of all blocks, for tools that watch; two short reads."""
+    blocks = await connection.execute("HLEN", keys.own("memory:blocks"))
+    names = ("notes", "used", "hits", "faults", "swaps")
+    values = await connection.execute("HMGET", keys.own("memory:totals"), *names)
+    return MemoryTotals(int(blocks), *(int(value or 0) for value in values))

@@ -1,14 +1,14 @@
-"""Operations that write one note, or the block itself."""
+"""Operations that write notes, or the block itself; and who may do what with a note."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from aios_broker.contract.access import Acknowledged
-from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
+from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (
     BlockStat,
     MemoryAdd,
@@ -18,32 +18,324 @@ from aios_broker.contract.memory import (
     MemoryLog,
     MemoryRemove,
     MemoryRollback,
+    MemoryShare,
     MemoryStat,
     MemoryTtl,
+    MemoryUnshare,
     MemoryUpdate,
     Note,
 )
+from aios_broker.contract.names import Verb
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import AgentRow
-from aios_workers.approvals.gate import Irreversible
-from aios_workers.modules.memory.block import BlockShape
-from aios_workers.modules.memory.desk import AnyWork, Desk, ensure_storable
-from aios_workers.modules.memory.note_rows import (
+from aios_workers.approvals.service import Irreversible
+from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object, verbs_on
+from aios_workers.modules.memory.note import (
+    LIVING,
+    NOTE_COLUMNS,
+    Lock,
     NoteBody,
     Operation,
     body_of,
-    count_notes,
-    delete_all_notes,
-    delete_note,
     enter_version,
-    insert_note,
+    fetch_note,
+    note_fields,
     note_in_version,
-    rewrite_note,
-    set_expiry,
-    set_shape,
+    note_of,
+    shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
+
+AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
+MAX_SHOWN_CHARACTERS = 2_000  # of a note, for the person who decides
+
+_INSERT = f"""
+    INSERT INTO note AS n (id, tenant_id, owner_id, program, content, keywords, tags, category,
+                           context, links, metadata, expires_at, words)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now() + %s * interval '1 second',
+            to_tsvector('english', %s))
+    RETURNING {NOTE_COLUMNS}
+"""
+_REWRITE = f"""
+    UPDATE note AS n SET content = %s, keywords = %s, tags = %s, category = %s, context = %s,
+        links = %s, metadata = %s, version = n.version + 1, updated_at = clock_timestamp(),
+        words = to_tsvector('english', %s), model_id = NULL, vector = NULL
+    WHERE n.id = %s RETURNING {NOTE_COLUMNS}
+"""
+_SET_SHAPE = """
+    INSERT INTO memory_block (owner_id, limit_bytes, k, correlated_s, high, low)
+    VALUES (%s, %s, %s, %s, %s, %s)
+    ON CONFLICT (owner_id) DO UPDATE
+       SET limit_bytes = excluded.limit_bytes, k = excluded.k, low = excluded.low,
+           correlated_s = excluded.correlated_s, high = excluded.high
+"""
+_EXPIRE = f"""
+    UPDATE note AS n SET expires_at = clock_timestamp() + %s * interval '1 second'
+     WHERE n.id = %s RETURNING {NOTE_COLUMNS}
+"""
+_DELETE = """
+    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND object_id = %(note)s)
+    DELETE FROM note WHERE id = %(note)s
+"""
+_DELETE_ALL = """
+    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s)
+    DELETE FROM note WHERE owner_id = %(owner)s
+"""
+_COUNT = f"SELECT count(*) AS notes FROM note n WHERE n.owner_id = %s AND {LIVING}"
+
+
+async def alloc(asked: Asked[MemoryAlloc]) -> BlockStat:
+    """Set the block's shape; what is too much for it is swapped out before the answer."""
+    body = asked.body
+    if body.low >= body.high:
+        raise InvalidSyscall(
+            f"the low watermark {body.low:g} is not below the high one {body.high:g}",
+            field="low",
+            remedy="choose a lower one",
+        )
+
+    async def put_shape(work: Work[MemoryAlloc]) -> Acknowledged:
+        values = (body.bytes, body.k, body.correlated_s, body.high, body.low)
+        await work.cursor.execute(_SET_SHAPE, (work.agent.id, *values))
+        return Acknowledged()
+
+    await run_once(asked, put_shape)
+    await asked.services.blocks.configure(asked.agent)
+    return await stat(asked)
+
+
+async def stat(asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
+    """Return the block in numbers."""
+    async with asked.transaction() as work:
+        notes = await _count(work)
+    return await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
+
+
+async def add(asked: Asked[MemoryAdd]) -> Result:
+    """Add a note."""
+    return await _add(asked, note_to_add(asked.body), asked.body.ttl_s)
+
+
+async def log(asked: Asked[MemoryLog]) -> Result:
+    """Append a turn to the program's log."""
+    body = asked.body
+    said = {"role": body.role, "program": asked.syscall.program}
+    if body.tool:
+        said["tool"] = body.tool
+    turn = NoteBody(
+        content=body.content,
+        category="tool" if body.role == "tool" else "conversation",
+        metadata={**body.metadata, **said},
+    )
+    return await _add(asked, turn, body.ttl_s)
+
+
+async def _add(asked: Asked[MemoryBody], new: NoteBody, ttl_s: float | None) -> Result:
+    ensure_storable(new)
+    # Before: to open a block takes a transaction of its own, and so another connection.
+    token = await asked.services.blocks.of(asked.agent).token()
+
+    async def write(work: AnyWork) -> Note:
+        note = await insert_note(work, new, ttl_s)
+        keep(work, work.agent, note, token)
+        return note
+
+    return await run_once(asked, write)
+
+
+async def update(work: Work[MemoryUpdate]) -> Note:
+    """Change what is given of a note."""
+    body = work.body
+    given: dict[str, Any] = {
+        name: value
+        for name in NoteBody.__struct_fields__
+        if (value := getattr(body, name)) is not None
+    }
+    owner, note = await _locked(work, body.owner, body.note)
+    if body.if_version not in (None, note.version):
+        raise VersionConflict(
+            f"the note is of version {note.version}, not {body.if_version}",
+            field="if_version",
+            remedy="read it again, and decide anew",
+        )
+    after = msgspec.structs.replace(body_of(note), **given)
+    return await _rewrite(work, owner, note, after, "update")
+
+
+async def rollback(work: Work[MemoryRollback]) -> Note:
+    """Make an older version the newest."""
+    body = work.body
+    owner, note = await _locked(work, body.owner, body.note)
+    old = await note_in_version(work.cursor, note, body.version)
+    newer = note.version - body.version
+    what = f"roll note {note.id} back over {newer} newer versions"
+    await work.confirm(Irreversible("rollback", what, lossy=newer > 0))
+    return await _rewrite(work, owner, note, body_of(old), "rollback")
+
+
+async def remove(work: Work[MemoryRemove]) -> Acknowledged:
+    """Delete a note and its versions."""
+    owner, note = await _locked(work, work.body.owner, work.body.note)
+    what = f"delete note {note.id} of {owner.name} ({note.version} versions)"
+    await work.confirm(Irreversible("delete", what, diff=note.content[:MAX_SHOWN_CHARACTERS]))
+    await work.services.blocks.of(owner).invalidate([note.id], forget=True)
+    await work.cursor.execute(_DELETE, {"note": note.id})
+    return Acknowledged()
+
+
+async def ttl(work: Work[MemoryTtl]) -> Note:
+    """Let a note expire, or not."""
+    owner, locked = await _locked(work, None, work.body.note)
+    token = await work.services.blocks.of(owner).invalidate([locked.id])
+    [row] = await work.rows(_EXPIRE, (work.body.ttl_s, locked.id))
+    note = note_of(row, owner.name)
+    keep(work, owner, note, token)
+    return note
+
+
+async def clear(work: Work[MemoryClear]) -> Acknowledged:
+    """Delete all of the agent's notes."""
+    count = await _count(work)
+    what = f"delete all {count} notes of {work.agent.name}"
+    await work.confirm(Irreversible("clear", what, lossy=count > 0))
+    await work.cursor.execute(_DELETE_ALL, {"owner": work.agent.id})
+    gone = work.cursor.rowcount  # expired ones, too
+    await work.services.blocks.of(work.agent).drop()
+    return Acknowledged(changed=gone > 0)
+
+
+async def share(work: Work[MemoryShare]) -> Acknowledged:
+    """Grant verbs on a note or on all notes."""
+    await share_object(work, await _object(work))
+    return Acknowledged()
+
+
+async def unshare(work: Work[MemoryUnshare]) -> Acknowledged:
+    """Take grants back; neither agent nor group: all of them."""
+    note_id = work.body.note
+    what = "all notes" if note_id is None else f"note {note_id}"
+    count = await unshare_object(work, await _object(work), what)
+    return Acknowledged(changed=count > 0)
+
+
+async def _object(work: Work[MemoryShare] | Work[MemoryUnshare]) -> ObjectId:
+    note_id = work.body.note
+    if note_id is None:
+        return "block", str(work.agent.id)
+    await permitted(work, work.agent, note_id, "share")
+    return "note", note_id
+
+
+async def _count(work: AnyWork) -> int:
+    [row] = await work.rows(_COUNT, (work.agent.id,))
+    return int(row.notes)
+
+
+async def _locked(work: AnyWork, owner_name: str | None, note_id: str) -> tuple[AgentRow, Note]:
+    """Return a note that the agent may write, and its owner; nobody else writes it now."""
+    owner = await work.agent_named(owner_name)
+    return owner, await permitted(work, owner, note_id, "write", "FOR UPDATE")
+
+
+async def _rewrite(
+    work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
+) -> Note:
+    ensure_storable(after)
+    await _ensure_fits(work, owner, after)
+    token = await work.services.blocks.of(owner).invalidate([note.id])
+    written = await rewrite_note(work, owner, note.id, after, operation)
+    keep(work, owner, written, token)
+    return written
+
+
+def note_to_add(body: MemoryAdd) -> NoteBody:
+    """Return the note that an add asks for."""
+    return NoteBody(*(getattr(body, name) for name in NoteBody.__struct_fields__))
+
+
+def keep(work: AnyWork, owner: AgentRow, note: Note, token: str) -> None:
+    """Have a note that was written put into its owner's block, once that is committed."""
+
+    async def put() -> None:
+        work.services.unembedded.set()
+        await work.services.blocks.keep(owner, note, token)
+
+    work.then(put)
+
+
+async def permitted(
+    work: AnyWork, owner: AgentRow, note_id: str, verb: Verb, lock: Lock = ""
+) -> Note:
+    """Return a note that the agent may do this with, locked if asked for.
+
+    Raises:
+        NotFound: there is none, or the agent may not even read it.
+        AccessDenied: it may read it, and not do this.
+    """
+    if owner.id != work.agent.id:
+        wider = ("block", str(owner.id))
+        verbs = await verbs_on(work, [("note", note_id), wider])
+        if "read" not in verbs:
+            raise no_such_note(note_id)
+        if verb not in verbs:
+            raise AccessDenied(
+                f"no grant of agent {owner.name!r} lets {work.agent.name!r} {verb} this note",
+                field="note",
+                remedy=f"ask {owner.name!r} for the verb {verb!r}",
+            )
+    note = await fetch_note(work.cursor, owner, note_id, lock)
+    if note is None:
+        raise no_such_note(note_id)
+    return note
+
+
+def no_such_note(note_id: str) -> NotFound:
+    """Return the error for a note that is not there, or not for this agent."""
+    return NotFound(
+        f"there is no note {note_id} of this owner that you may read",
+        field="note",
+        remedy="see memory.list; name its owner if it is another agent's",
+    )
+
+
+def ensure_storable(body: NoteBody) -> None:
+    """Refuse what Postgres cannot keep as text.
+
+    Raises:
+        InvalidSyscall: a NUL character; `field` says where.
+    """
+    fields = {
+        "content": [body.content],
+        "keywords": body.keywords,
+        "tags": body.tags,
+        "category": [body.category],
+        "context": [body.context],
+        "metadata": [repr(body.metadata)],
+    }
+    for field, texts in fields.items():
+        if any("\x00" in text or (field == "metadata" and "\\x00" in text) for text in texts):
+            raise InvalidSyscall(
+                "it has a NUL character, which text cannot keep",
+                field=field,
+                remedy="leave it out, or keep bytes in storage",
+            )
+
+
+async def _ensure_fits(work: AnyWork, owner: AgentRow, body: NoteBody) -> None:
+    """Refuse a note that its block could never hold.
+
+    Raises:
+        InvalidSyscall: larger than the whole block.
+    """
+    shape = await shape_of_block(work.cursor, owner)
+    if body.size_bytes > shape.limit_bytes:
+        raise InvalidSyscall(
+            f"the note has {body.size_bytes} bytes, the block of agent {owner.name!r} "
+            f"{shape.limit_bytes}",
+            field="content",
+            remedy="shorten it, or make the block larger (memory.alloc)",
+        )
 
 
 def id_of_new_note(syscall: Syscall) -> str:
@@ -51,196 +343,25 @@ def id_of_new_note(syscall: Syscall) -> str:
     return hashlib.blake2b(f"note\x1f{syscall.id}".encode(), digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class NewNote:
-    """What is to be added, and for how long."""
-
-    body: NoteBody
-    ttl_s: float | None
-
-
-class Changing:
-    """alloc, add, log, update, remove, rollback, ttl, clear."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    async def alloc(self, asked: Asked[MemoryAlloc]) -> BlockStat:
-        """Set the block's shape; what is too much for it is swapped out before the answer."""
-        body = asked.body
-        if body.low >= body.high:
-            raise InvalidSyscall(
-                f"the low watermark {body.low:g} is not below the high one {body.high:g}",
-                field="low",
-                remedy="choose a lower one",
-            )
-        shape = BlockShape(body.bytes, body.k, body.correlated_s, body.high, body.low)
-
-        async def put_shape(work: Work[MemoryAlloc]) -> Acknowledged:
-            await set_shape(work.cursor, work.agent, shape)
-            return Acknowledged()
-
-        await run_once(asked, put_shape)
-        await self._desk.ram.configure(asked.agent)
-        return await self.stat(asked)
-
-    async def stat(self, asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
-        """Return the block in numbers."""
-        async with asked.transaction() as work:
-            notes = await count_notes(work.cursor, work.agent)
-        return await self._desk.ram.stat(asked.agent, notes_in_all=notes)
-
-    async def add(self, asked: Asked[MemoryAdd]) -> Result:
-        """Add a note."""
-        body = asked.body
-        return await self._add(asked, NewNote(note_to_add(body), body.ttl_s))
-
-    async def log(self, asked: Asked[MemoryLog]) -> Result:
-        """Append a turn to the program's log."""
-        body = asked.body
-        said = {"role": body.role, "program": asked.syscall.program}
-        if body.tool:
-            said["tool"] = body.tool
-        return await self._add(
-            asked,
-            NewNote(
-                NoteBody(
-                    content=body.content,
-                    category="tool" if body.role == "tool" else "conversation",
-                    metadata={**body.metadata, **said},
-                ),
-                body.ttl_s,
-            ),
-        )
-
-    async def update(self, work: Work[MemoryUpdate]) -> Note:
-        """Change what is given of a note."""
-        body = work.body
-        given = {
-            name: value
-            for name in NoteBody.__struct_fields__
-            if (value := getattr(body, name)) is not None
-        }
-        owner, note = await self._locked(work, body.owner, body.note)
-        if body.if_version not in (None, note.version):
-            raise VersionConflict(
-                f"the note is of version {note.version}, not {body.if_version}",
-                field="if_version",
-                remedy="read it again, and decide anew",
-            )
-        after = msgspec.structs.replace(body_of(note), **given)
-        return await self._rewrite(work, owner, note, after, "update")
-
-    async def rollback(self, work: Work[MemoryRollback]) -> Note:
-        """Make an older version the newest."""
-        body = work.body
-        owner, note = await self._locked(work, body.owner, body.note)
-        old = await note_in_version(work.cursor, note, body.version)
-        if old is None:
-            raise no_such_version(body.version)
-        newer = note.version - body.version
-        what = f"roll note {note.id} back over {newer} newer versions"
-        await work.confirm(Irreversible("rollback", what, lossy=newer > 0))
-        return await self._rewrite(work, owner, note, body_of(old), "rollback")
-
-    async def remove(self, work: Work[MemoryRemove]) -> Acknowledged:
-        """Delete a note and its versions."""
-        owner, note = await self._locked(work, work.body.owner, work.body.note)
-        what = f"delete note {note.id} of {owner.name} ({note.version} versions)"
-        await work.confirm(Irreversible("delete", what, diff=note.content[:2_000]))
-        await self._desk.ram.invalidate(owner, [note.id], forget=True)
-        await delete_note(work.cursor, note.id)
-        return Acknowledged()
-
-    async def ttl(self, work: Work[MemoryTtl]) -> Note:
-        """Let a note expire, or not."""
-        owner, locked = await self._locked(work, None, work.body.note)
-        token = await self._desk.ram.invalidate(owner, [locked.id])
-        note = await set_expiry(work.cursor, owner, locked.id, work.body.ttl_s)
-        self._desk.keep(work, owner, note, token)
-        return note
-
-    async def clear(self, work: Work[MemoryClear]) -> Acknowledged:
-        """Delete all of the agent's notes."""
-        count = await count_notes(work.cursor, work.agent)
-        what = f"delete all {count} notes of {work.agent.name}"
-        await work.confirm(Irreversible("clear", what, lossy=count > 0))
-        gone = await delete_all_notes(work.cursor, work.agent)
-        await self._desk.ram.drop(work.agent)
-        return Acknowledged(changed=gone > 0)
-
-    async def _locked(
-        self, work: AnyWork, owner_name: str | None, note_id: str
-    ) -> tuple[AgentRow, Note]:
-        """Return a note that the agent may write, and its owner; nobody else writes it now."""
-        owner = await work.agent_named(owner_name)
-        return owner, await self._desk.permitted(work, owner, note_id, "write", "FOR UPDATE")
-
-    async def _add(self, asked: Asked[MemoryBody], new: NewNote) -> Result:
-        ensure_storable(new.body)
-        # Before: to open a block takes a transaction of its own, and so another connection.
-        token = await self._desk.ram.look(asked.agent)
-
-        async def write(work: AnyWork) -> Note:
-            note = await added(self._desk, work, new)
-            self._desk.keep(work, work.agent, note, token)
-            return note
-
-        return await run_once(asked, write)
-
-    async def _rewrite(
-        self, work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
-    ) -> Note:
-        ensure_storable(after)
-        await self._desk.ensure_fits(work.cursor, owner, after)
-        token = await self._desk.ram.invalidate(owner, [note.id])
-        written = await rewritten(work, owner, note, after, operation)
-        self._desk.keep(work, owner, written, token)
-        return written
-
-
-def note_to_add(body: MemoryAdd) -> NoteBody:
-    """Return the note that an add asks for."""
-    return NoteBody(
-        content=body.content,
-        keywords=tuple(body.keywords),
-        tags=tuple(body.tags),
-        category=body.category,
-        context=body.context,
-        links=tuple(body.links),
-        metadata=body.metadata,
-    )
-
-
-async def added(desk: Desk, work: AnyWork, new: NewNote) -> Note:
+async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Note:
     """Insert a note of the agent that asks, with its first version."""
-    agent, cursor, syscall = work.agent, work.cursor, work.asked.syscall
-    await desk.ensure_fits(cursor, agent, new.body)
-    note = await insert_note(
-        cursor, agent, id_of_new_note(syscall), new.body, program=syscall.program, ttl_s=new.ttl_s
-    )
-    await enter_version(cursor, agent, note, by=agent, operation="add", syscall_id=syscall.id)
-    return note
+    agent, syscall = work.agent, work.asked.syscall
+    await _ensure_fits(work, agent, body)
+    known = (id_of_new_note(syscall), agent.tenant_id, agent.id, syscall.program)
+    rows = await work.rows(_INSERT, (*known, *note_fields(body), ttl_s, body.search_text))
+    return await _entered(work, agent, rows[0], "add")
 
 
-async def rewritten(
-    work: AnyWork, owner: AgentRow, note: Note, after: NoteBody, operation: Operation
+async def rewrite_note(
+    work: AnyWork, owner: AgentRow, note_id: str, body: NoteBody, operation: Operation
 ) -> Note:
-    """Write the next version of a note whose row is locked and that has left its block."""
-    written = await rewrite_note(work.cursor, owner, note.id, after)
-    await enter_version(
-        work.cursor,
-        owner,
-        written,
-        by=work.agent,
-        operation=operation,
-        syscall_id=work.asked.syscall.id,
-    )
-    return written
+    """Write the next version of a note whose row is locked; it is to be embedded again."""
+    rows = await work.rows(_REWRITE, (*note_fields(body), body.search_text, note_id))
+    return await _entered(work, owner, rows[0], operation)
 
 
-def no_such_version(version: int) -> NotFound:
-    """Return the error for a version that a note never had."""
-    return NotFound(
-        f"the note has no version {version}", field="version", remedy="see memory.history"
-    )
+async def _entered(work: AnyWork, owner: AgentRow, row: Any, operation: Operation) -> Note:  # noqa: ANN401
+    """Enter the row that was just written as the version that it has."""
+    note = note_of(row, owner.name)
+    await enter_version(work.cursor, owner, note, work.agent.id, operation, work.asked.syscall.id)
+    return note

@@ -19,22 +19,17 @@ from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.memory import Evolved, MemoryAdd, MemoryUndo, Note, Notes
 from aios_broker.contract.reply import ChatResult, Result
 from aios_workers.modules.memory.changing import (
-    NewNote,
-    added,
+    ensure_storable,
     id_of_new_note,
+    insert_note,
+    keep,
     note_to_add,
-    rewritten,
+    rewrite_note,
 )
-from aios_workers.modules.memory.desk import Desk, ensure_storable
-from aios_workers.modules.memory.note_rows import (
-    NoteBody,
-    body_of,
-    evolved_by,
-    fetch_notes,
-    note_in_version,
-)
-from aios_workers.modules.memory.reading import Reading
+from aios_workers.modules.memory.note import NoteBody, body_of, fetch_notes, note_in_version
+from aios_workers.modules.memory.reading import found
 from aios_workers.modules.operation import Asked, Work, run_once
+from aios_workers.search.queries import NoteQuery
 
 NEIGHBOURS = 5
 MAX_WORDS = 16
@@ -90,6 +85,10 @@ _RELATE = (
     "JSON: links (numbers of neighbours that belong to it), update (neighbours whose context or "
     "tags should change because of it, with the new ones)."
 )
+_EVOLVED = """
+    SELECT note_id, version FROM note_version
+     WHERE syscall_id = %s AND owner_id = %s AND operation = 'evolve'
+"""
 
 
 class Labels(Struct, frozen=True):
@@ -118,120 +117,109 @@ class Relations(Struct, frozen=True):
 Answer = TypeVar("Answer", Labels, Relations)
 
 
-class Evolution:
-    """add with `evolve`, and undo."""
+async def add_evolving(asked: Asked[MemoryAdd]) -> Result:
+    """Add a note that a model labels and links; one transaction at the end writes it all."""
+    new = note_to_add(asked.body)
+    ensure_storable(new)
+    await asked.services.blocks.of(asked.agent).token()  # opens it, which no step may
+    labels = await _ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)
+    labelled = _labelled(new, labels)
+    near = await found(asked, NoteQuery(_shown(labelled), NEIGHBOURS))
+    new_id = id_of_new_note(asked.syscall)
+    neighbours = [note for note in near if note.id != new_id]
+    relations = await _relate(asked, labelled, neighbours)
 
-    def __init__(self, desk: Desk, reading: Reading) -> None:
-        self._desk = desk
-        self._reading = reading
+    async def write(work: Work[MemoryAdd]) -> Evolved:
+        return await _write(work, labelled, neighbours, relations)
 
-    async def add(self, asked: Asked[MemoryAdd]) -> Result:
-        """Add a note that a model labels and links; one transaction at the end writes it all."""
-        new = note_to_add(asked.body)
-        ensure_storable(new)
-        labels = await self._ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)
-        labelled = _labelled(new, labels)
-        near = await self._reading.neighbours(asked, _shown(labelled), NEIGHBOURS)
-        new_id = id_of_new_note(asked.syscall)
-        neighbours = [note for note in near if note.id != new_id]
-        relations = await self._relate(asked, labelled, neighbours)
+    return await run_once(asked, write)
 
-        async def write(work: Work[MemoryAdd]) -> Evolved:
-            return await self._write(work, labelled, neighbours, relations)
 
-        return await run_once(asked, write)
+async def undo(work: Work[MemoryUndo]) -> Notes:
+    """Give notes that an evolution changed the versions that they had before it.
 
-    async def undo(self, work: Work[MemoryUndo]) -> Notes:
-        """Give notes that an evolution changed the versions that they had before it.
-
-        Raises:
-            VersionConflict: some were changed since; nothing is undone.
-        """
-        agent, cursor = work.agent, work.cursor
-        before = await evolved_by(cursor, agent, work.body.syscall_id)
-        notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
-        changed = [each for each, note in notes.items() if note.version != before[each]]
-        if changed:
-            raise VersionConflict(
-                f"changed since: {', '.join(changed)}",
-                field="body.syscall_id",
-                remedy="roll them back one by one (memory.rollback)",
-            )
-        token = await self._desk.ram.invalidate(agent, list(notes))
-        undone = []
-        for each, note in notes.items():
-            old = await note_in_version(cursor, note, before[each] - 1)
-            if old is not None:
-                undone.append(await rewritten(work, agent, note, body_of(old), "undo"))
-                self._desk.keep(work, agent, undone[-1], token)
-        return Notes(tuple(undone))
-
-    async def _relate(
-        self, asked: Asked[MemoryAdd], new: NoteBody, neighbours: Sequence[Note]
-    ) -> Relations:
-        if not neighbours:
-            return Relations()
-        listed = "\n\n".join(
-            f"Neighbour {index}:\n{_shown(body_of(note))}" for index, note in enumerate(neighbours)
+    Raises:
+        VersionConflict: some were changed since; nothing is undone.
+    """
+    agent, cursor = work.agent, work.cursor
+    rows = await work.rows(_EVOLVED, (work.body.syscall_id, agent.id))
+    before = {row.note_id: row.version for row in rows}
+    notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
+    changed = [each for each, note in notes.items() if note.version != before[each]]
+    if changed:
+        raise VersionConflict(
+            f"changed since: {', '.join(changed)}",
+            field="body.syscall_id",
+            remedy="roll them back one by one (memory.rollback)",
         )
-        prompt = f"New note:\n{_shown(new)}\n\n{listed}"
-        return await self._ask(asked, "relate", _RELATE, prompt, _RELATIONS, Relations)
+    token = await work.services.blocks.of(agent).invalidate(list(notes))
+    undone = []
+    for each, note in notes.items():
+        old = await note_in_version(cursor, note, before[each] - 1)
+        undone.append(await rewrite_note(work, agent, each, body_of(old), "undo"))
+        keep(work, agent, undone[-1], token)
+    return Notes(tuple(undone))
 
-    async def _ask(
-        self,
-        asked: Asked[MemoryAdd],
-        step: str,
-        system: str,
-        prompt: str,
-        schema: dict[str, Any],
-        answer: type[Answer],
-    ) -> Answer:
-        chat = LlmChat(
-            (Message("system", system), Message("user", prompt)),
-            core=asked.body.core,
-            max_tokens=MAX_TOKENS,
-            format=JsonFormat(schema),
-        )
-        result = await asked.services.calls.call(asked.syscall, chat, step)
-        if not isinstance(result, ChatResult):
-            raise CoreError(f"the model did not answer the step {step!r} with a text")
-        try:
-            return msgspec.json.decode(result.text, type=answer)
-        except msgspec.MsgspecError:  # cut off by max_tokens: as if it had said nothing
-            return answer()
 
-    async def _write(
-        self,
-        work: Work[MemoryAdd],
-        new: NoteBody,
-        neighbours: Sequence[Note],
-        relations: Relations,
-    ) -> Evolved:
-        desk, agent = self._desk, work.agent
-        # What was deleted or changed while the model thought is left as it is.
-        locked = await fetch_notes(
-            work.cursor, agent, [note.id for note in neighbours], "FOR UPDATE"
-        )
-        now = [locked.get(note.id) for note in neighbours]
-        current = [
-            note if note is not None and note.version == neighbour.version else None
-            for note, neighbour in zip(now, neighbours, strict=True)
-        ]
-        linked = [
-            note
-            for index in dict.fromkeys(relations.links)
-            if (note := _at(current, index)) is not None
-        ]
-        links = (*new.links, *(note.id for note in linked if note.id not in new.links))
-        final = msgspec.structs.replace(new, links=links)
-        changes = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
-        token = await desk.ram.invalidate(agent, list(changes))
-        note = await added(desk, work, NewNote(final, work.body.ttl_s))
-        desk.keep(work, agent, note, token)
-        for note_id, after in changes.items():
-            written = await rewritten(work, agent, locked[note_id], after, "evolve")
-            desk.keep(work, agent, written, token)
-        return Evolved(note, tuple(changes))
+async def _relate(asked: Asked[MemoryAdd], new: NoteBody, neighbours: Sequence[Note]) -> Relations:
+    if not neighbours:
+        return Relations()
+    listed = "\n\n".join(
+        f"Neighbour {index}:\n{_shown(body_of(note))}" for index, note in enumerate(neighbours)
+    )
+    prompt = f"New note:\n{_shown(new)}\n\n{listed}"
+    return await _ask(asked, "relate", _RELATE, prompt, _RELATIONS, Relations)
+
+
+async def _ask(
+    asked: Asked[MemoryAdd],
+    step: str,
+    system: str,
+    prompt: str,
+    schema: dict[str, Any],
+    answer: type[Answer],
+) -> Answer:
+    chat = LlmChat(
+        (Message("system", system), Message("user", prompt)),
+        core=asked.body.core,
+        max_tokens=MAX_TOKENS,
+        format=JsonFormat(schema),
+    )
+    result = await asked.services.calls.call(asked.syscall, chat, step)
+    if not isinstance(result, ChatResult):
+        raise CoreError(f"the model did not answer the step {step!r} with a text")
+    try:
+        return msgspec.json.decode(result.text, type=answer)
+    except msgspec.MsgspecError:  # cut off by max_tokens: as if it had said nothing
+        return answer()
+
+
+async def _write(
+    work: Work[MemoryAdd], new: NoteBody, neighbours: Sequence[Note], relations: Relations
+) -> Evolved:
+    agent = work.agent
+    # What was deleted or changed while the model thought is left as it is.
+    locked = await fetch_notes(work.cursor, agent, [note.id for note in neighbours], "FOR UPDATE")
+    now = [locked.get(note.id) for note in neighbours]
+    current = [
+        note if note is not None and note.version == neighbour.version else None
+        for note, neighbour in zip(now, neighbours, strict=True)
+    ]
+    linked = [
+        note
+        for index in dict.fromkeys(relations.links)
+        if (note := _at(current, index)) is not None
+    ]
+    links = (*new.links, *(note.id for note in linked if note.id not in new.links))
+    final = msgspec.structs.replace(new, links=links)
+    changes = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
+    token = await work.services.blocks.of(agent).invalidate(list(changes))
+    note = await insert_note(work, final, work.body.ttl_s)
+    keep(work, agent, note, token)
+    for note_id, after in changes.items():
+        written = await rewrite_note(work, agent, note_id, after, "evolve")
+        keep(work, agent, written, token)
+    return Evolved(note, tuple(changes))
 
 
 def _changes(

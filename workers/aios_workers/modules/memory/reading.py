@@ -1,9 +1,9 @@
-"""Operations that read notes: get, list, search, context, history."""
+"""Operations that read notes: get, list, search, history, context (a text within a budget)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -19,188 +19,256 @@ from aios_broker.contract.memory import (
     Note,
     NoteHistory,
     Notes,
+    NoteVersion,
     Recall,
 )
 from aios_broker.contract.reply import CountResult
-from aios_broker.postgres.session import AgentRow, Cursor
-from aios_workers.modules.access.grant_rows import reach_of
-from aios_workers.modules.memory.changing import no_such_version
-from aios_workers.modules.memory.desk import AnyWork, Desk
-from aios_workers.modules.memory.note_rows import (
-    fetch_seen,
+from aios_broker.postgres.session import AgentRow
+from aios_workers.modules.access.grants import reach_of
+from aios_workers.modules.memory.changing import AnyWork, permitted
+from aios_workers.modules.memory.note import (
+    LIVING,
+    NOTE_COLUMNS,
+    as_version,
     note_in_version,
-    note_versions,
-    page_of_notes,
+    note_of,
 )
-from aios_workers.modules.memory.recall import Count, estimated, recalled
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
 from aios_workers.search.queries import NoteQuery, find_notes
 
 RECALLED = 32  # notes that are looked at for one text
+BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English
+MOST_BYTES_PER_TOKEN = 16  # more than texts have on average: what is longer need not be counted
+BEGINNINGS = 16  # of a note that has to be cut, counted at a time
+ROUNDS = 2  # of looking for the longest: to 1/256 of the note
+
+Count = Callable[[Sequence[str]], Awaitable[Sequence[int]]]  # the tokens of each text
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where a search looks: whole memories, and single notes."""
+_SEEN = f"""
+    SELECT {NOTE_COLUMNS}, a.name AS owner_name FROM note n JOIN agent a ON a.id = n.owner_id
+     WHERE n.id = ANY(%s) AND {LIVING}
+"""
+_PAGE = f"""
+    SELECT {NOTE_COLUMNS} FROM note n
+     WHERE n.owner_id = %(owner)s AND {LIVING} AND n.tags @> %(tags)s
+       AND (%(category)s::text IS NULL OR n.category = %(category)s)
+       AND n.seq > coalesce((SELECT seq FROM note WHERE id = %(after)s), 0)
+       AND (%(ids)s::text[] IS NULL OR n.id = ANY(%(ids)s))
+     ORDER BY n.seq LIMIT %(limit)s
+"""
+_VERSIONS = """
+    SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.operation, v.syscall_id, v.body,
+           coalesce((SELECT name FROM agent WHERE id = v.by_agent_id), '') AS by_name
+      FROM note_version v WHERE v.note_id = %s ORDER BY v.version DESC
+"""
 
-    owners: tuple[int, ...]
-    ids: tuple[str, ...] = ()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to look at."""
-        return not self.owners and not self.ids
-
-
-class Reading:
-    """The reading operations."""
-
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
-
-    async def get(self, asked: Asked[MemoryGet]) -> Note:
-        """Return a note; the owner's own come from its block, without Postgres."""
-        body, me = asked.body, asked.agent
-        if body.owner not in (None, me.name) or body.version is not None:
-            async with asked.transaction() as work:
-                return await self._row(work)
-        note = await self._desk.ram.read(me, body.note)
-        if note is not None:
-            return note
+async def get(asked: Asked[MemoryGet]) -> Note:
+    """Return a note; the owner's own come from its block, without Postgres."""
+    body, me, blocks = asked.body, asked.agent, asked.services.blocks
+    if body.owner not in (None, me.name) or body.version is not None:
         async with asked.transaction() as work:
-            note = await self._desk.permitted(work, me, body.note, "read", "FOR SHARE")
-            answer = await self._desk.ram.fault_in(me, note)
-        await self._desk.ram.settle(me, answer)
-        return note
+            owner = await work.agent_named(body.owner)
+            note = await permitted(work, owner, body.note, "read")
+            if body.version is None:
+                return note
+            return await note_in_version(work.cursor, note, body.version)
+    held = await blocks.read(me, body.note)
+    if held is not None:
+        return held
+    async with asked.transaction() as work:
+        note = await permitted(work, me, body.note, "read", "FOR SHARE")
+        answer = await blocks.fault_in(me, note)
+    await blocks.make_room(me, answer)
+    return note
 
-    async def page(self, work: Work[MemoryList]) -> Notes:
-        """List notes, oldest first."""
-        body, cursor = work.body, work.cursor
-        owner = await work.agent_named(body.owner)
-        ids = await _readable(work, owner)
-        notes = await page_of_notes(
-            cursor,
-            owner,
-            tags=body.tags,
-            category=body.category,
-            after=body.after,
-            ids=ids,
-            limit=body.limit + 1,
+
+async def page(work: Work[MemoryList]) -> Notes:
+    """List notes, oldest first."""
+    body = work.body
+    owner = await work.agent_named(body.owner)
+    values = {
+        "owner": owner.id,
+        "tags": list(body.tags),
+        "category": body.category,
+        "after": body.after,
+        "ids": await _readable(work, owner),
+        "limit": body.limit + 1,
+    }
+    notes = [note_of(row, owner.name) for row in await work.rows(_PAGE, values)]
+    return Notes(tuple(notes[: body.limit]), more=len(notes) > body.limit)
+
+
+async def search(asked: Asked[MemorySearch]) -> Notes:
+    """Find notes, best first; those found count as references."""
+    body = asked.body
+    wanted = NoteQuery(body.query, body.k, body.mode, tags=tuple(body.tags), category=body.category)
+    notes = await found(asked, wanted, owner=body.owner, shared=body.shared)
+    if body.follow_links:
+        notes += await _linked(asked, notes)
+    return Notes(tuple(notes))
+
+
+async def context(asked: Asked[MemoryContext]) -> Recall:
+    """Return what is worth recalling as one text that keeps to its budget."""
+    body = asked.body
+    notes = await found(asked, NoteQuery(body.query, RECALLED), shared=body.shared)
+    count = estimated if body.core is None else _counter(asked, body.core)
+    return await recalled(notes, body.max_tokens, asked.agent.name, count)
+
+
+def _counter(asked: Asked[MemoryContext], core: str) -> Count:
+    """Return what has a core count, by syscalls of its own."""
+
+    async def count(texts: Sequence[str]) -> Sequence[int]:
+        body = LlmCount(tuple(texts), core)
+        result = await asked.services.calls.call(asked.syscall, body, "count")
+        if not isinstance(result, CountResult):
+            raise CoreError("the core did not answer with counts")
+        return result.tokens
+
+    return count
+
+
+async def history(work: Work[MemoryHistory]) -> NoteHistory:
+    """List the versions of a note, newest first."""
+    owner = await work.agent_named(work.body.owner)
+    note = await permitted(work, owner, work.body.note, "read")
+    return NoteHistory(
+        tuple(
+            NoteVersion(
+                row.version,
+                row.at,
+                row.by_name,
+                row.operation,
+                row.syscall_id,
+                as_version(note, row.version, row.body, row.at),
+            )
+            for row in await work.rows(_VERSIONS, (note.id,))
         )
-        return Notes(tuple(notes[: body.limit]), more=len(notes) > body.limit)
-
-    async def search(self, asked: Asked[MemorySearch]) -> Notes:
-        """Find notes, best first; those found count as references."""
-        body = asked.body
-        wanted = NoteQuery(
-            body.query, body.k, body.mode, tags=tuple(body.tags), category=body.category
-        )
-        notes = await self._found(asked, wanted, owner=body.owner, shared=body.shared)
-        if body.follow_links:
-            notes += await self._linked(asked, notes)
-        return Notes(tuple(notes))
-
-    async def context(self, asked: Asked[MemoryContext]) -> Recall:
-        """Return what is worth recalling as one text that keeps to its budget."""
-        body = asked.body
-        notes = await self._found(asked, NoteQuery(body.query, RECALLED), shared=body.shared)
-        count = estimated if body.core is None else self._counter(asked, body.core)
-        made = await recalled(notes, body.max_tokens, asked.agent.name, count)
-        return Recall(made.text, made.tokens, made.notes, exact=body.core is not None)
-
-    def _counter(self, asked: Asked[MemoryContext], core: str) -> Count:
-        """Return what has a core count, by syscalls of its own."""
-
-        async def count(texts: Sequence[str]) -> Sequence[int]:
-            body = LlmCount(tuple(texts), core)
-            result = await asked.services.calls.call(asked.syscall, body, "count")
-            if not isinstance(result, CountResult):
-                raise CoreError("the core did not answer with counts")
-            return result.tokens
-
-        return count
-
-    async def history(self, work: Work[MemoryHistory]) -> NoteHistory:
-        """List the versions of a note."""
-        owner = await work.agent_named(work.body.owner)
-        note = await self._desk.permitted(work, owner, work.body.note, "read")
-        return NoteHistory(await note_versions(work.cursor, note))
-
-    async def neighbours(self, asked: Asked[MemoryBody], text: str, k: int) -> list[Note]:
-        """Return the agent's own notes that are nearest to a text."""
-        return await self._found(asked, NoteQuery(text, k))
-
-    async def _row(self, work: Work[MemoryGet]) -> Note:
-        body = work.body
-        owner = await work.agent_named(body.owner)
-        note = await self._desk.permitted(work, owner, body.note, "read")
-        if body.version is None:
-            return note
-        old = await note_in_version(work.cursor, note, body.version)
-        if old is None:
-            raise no_such_version(body.version)
-        return old
-
-    async def _found(
-        self,
-        asked: Asked[MemoryBody],
-        wanted: NoteQuery,
-        *,
-        owner: str | None = None,
-        shared: bool = False,
-    ) -> list[Note]:
-        embedder, agent = asked.services.embedder, asked.agent
-        vector = await query_vector(embedder, wanted.text, wanted.mode)
-        async with asked.transaction() as work:
-            whose = await work.agent_named(owner)
-            places = await _places(work.cursor, agent, whose, shared=shared)
-            if places.is_empty:
-                return []
-            found = await find_notes(work.cursor, embedder, _placed(wanted, places), vector)
-            seen = await fetch_seen(work.cursor, [one.id for one in found])
-        notes = [
-            msgspec.structs.replace(seen[one.id], score=one.score)
-            for one in found
-            if one.id in seen
-        ]
-        await self._touch(agent, notes)
-        return notes
-
-    async def _linked(self, asked: Asked[MemorySearch], notes: Sequence[Note]) -> list[Note]:
-        known = {note.id for note in notes}
-        links = dict.fromkeys(link for note in notes for link in note.links if link not in known)
-        async with asked.transaction() as work:
-            seen = await fetch_seen(work.cursor, list(links)[: asked.body.k])
-        found = [seen[link] for link in links if link in seen]
-        await self._touch(asked.agent, found)
-        return found
-
-    async def _touch(self, agent: AgentRow, notes: Iterable[Note]) -> None:
-        own = [note.id for note in notes if note.owner == agent.name]
-        await self._desk.ram.touch(agent, own)
+    )
 
 
-async def _readable(work: AnyWork, owner: AgentRow) -> Sequence[str] | None:
+async def found(
+    asked: Asked[MemoryBody], wanted: NoteQuery, *, owner: str | None = None, shared: bool = False
+) -> list[Note]:
+    """Return notes, best first: the agent's own, with `shared` all that it may search."""
+    embedder = asked.services.embedder
+    vector = await query_vector(embedder, wanted.text, wanted.mode)
+    async with asked.transaction() as work:
+        owners, ids = await _searched(work, await work.agent_named(owner), shared=shared)
+        if not owners and not ids:
+            return []
+        placed = replace(wanted, owners=owners, ids=ids)
+        hits = await find_notes(work.cursor, embedder, placed, vector)
+        seen = await _seen(work, [hit.id for hit in hits])
+    notes = [
+        msgspec.structs.replace(seen[hit.id], score=hit.score) for hit in hits if hit.id in seen
+    ]
+    await _touch(asked, notes)
+    return notes
+
+
+async def _linked(asked: Asked[MemorySearch], notes: Sequence[Note]) -> list[Note]:
+    known = {note.id for note in notes}
+    links = dict.fromkeys(link for note in notes for link in note.links if link not in known)
+    async with asked.transaction() as work:
+        seen = await _seen(work, list(links)[: asked.body.k])
+    linked = [seen[link] for link in links if link in seen]
+    await _touch(asked, linked)
+    return linked
+
+
+async def _seen(work: AnyWork, note_ids: list[str]) -> dict[str, Note]:
+    """Return those, of whomever, that the agent may see."""
+    rows = await work.rows(_SEEN, (note_ids,))
+    return {row.id: note_of(row, row.owner_name) for row in rows}
+
+
+async def _touch(asked: Asked[MemoryBody], notes: Iterable[Note]) -> None:
+    own = [note.id for note in notes if note.owner == asked.agent.name]
+    if own:
+        await asked.services.blocks.of(asked.agent).touch(own)
+
+
+async def _readable(work: AnyWork, owner: AgentRow) -> list[str] | None:
     """Return which notes of an owner the agent may read; None: all of them."""
     if owner.id == work.agent.id:
         return None
-    reach = await reach_of(work.cursor, work.agent, "read")
+    reach = await reach_of(work, "read")
     return None if owner.id in reach.blocks else sorted(reach.notes.get(owner.id, ()))
 
 
-async def _places(cursor: Cursor, agent: AgentRow, owner: AgentRow, *, shared: bool) -> Places:
-    if owner.id == agent.id and not shared:
-        return Places((agent.id,))
-    reach = await reach_of(cursor, agent, "search")
-    if owner.id != agent.id:
-        notes = tuple(sorted(reach.notes.get(owner.id, ())))
-        return Places((owner.id,)) if owner.id in reach.blocks else Places((), notes)
-    ids = {note for notes in reach.notes.values() for note in notes}
-    return Places((agent.id, *sorted(reach.blocks)), tuple(sorted(ids)))
+async def _searched(
+    work: AnyWork, owner: AgentRow, *, shared: bool
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return where a search looks: whose whole memories, and which single notes."""
+    if owner.id == work.agent.id and not shared:
+        return (owner.id,), ()
+    reach = await reach_of(work, "search")
+    if owner.id == work.agent.id:
+        ids = {note for notes in reach.notes.values() for note in notes}
+        return (owner.id, *sorted(reach.blocks)), tuple(sorted(ids))
+    if owner.id in reach.blocks:
+        return (owner.id,), ()
+    return (), tuple(sorted(reach.notes.get(owner.id, ())))
 
 
-def _placed(wanted: NoteQuery, places: Places) -> NoteQuery:
-    return NoteQuery(
-        wanted.text, wanted.k, wanted.mode, places.owners, places.ids, wanted.tags, wanted.category
-    )
+async def estimated(texts: Sequence[str]) -> Sequence[int]:
+    """Return an estimate of the tokens of texts."""
+    return [-(-len(text.encode()) // BYTES_PER_TOKEN) for text in texts]
+
+
+async def recalled(notes: Sequence[Note], max_tokens: int, whose: str, count: Count) -> Recall:
+    """Return a text made of notes, best first; it has at most that many tokens.
+
+    A note that does not fit whole is passed over for smaller ones; where none fits, the best one
+    is cut. `whose`: the agent that reads, others' notes are marked. Counts all notes at once, then
+    the text; more often only where the text has more tokens than its parts.
+    """
+    exact = count is not estimated
+    if not notes:
+        return Recall("", 0, (), exact)
+    parts = [_part(note, whose) for note in notes]
+    chosen = _fitting(await count([f"{part}\n" for part in parts]), max_tokens)
+    while chosen:
+        text = "\n".join(parts[at] for at in chosen)
+        [tokens] = await count([text])
+        if tokens <= max_tokens:
+            return Recall(text, tokens, tuple(notes[at].id for at in chosen), exact)
+        chosen.pop()
+    text, tokens = await _cut(parts[0], max_tokens, count)
+    return Recall(text, tokens, (notes[0].id,) if text else (), exact)
+
+
+def _fitting(sizes: Sequence[int], room: int) -> list[int]:
+    chosen = []
+    for at, size in enumerate(sizes):
+        if size <= room:
+            chosen.append(at)
+            room -= size
+    return chosen
+
+
+async def _cut(part: str, max_tokens: int, count: Count) -> tuple[str, int]:
+    """Return the longest of some beginnings that fits, and its tokens."""
+    fits, best = 0, ("", 0)
+    too_long = min(len(part), max_tokens * MOST_BYTES_PER_TOKEN) + 1
+    for _ in range(ROUNDS):
+        step = (too_long - fits) / BEGINNINGS
+        lengths = sorted({round(fits + step * number) for number in range(1, BEGINNINGS)} - {0})
+        texts = [f"{part[:length]}…" for length in lengths]
+        for length, text, tokens in zip(lengths, texts, await count(texts), strict=True):
+            if tokens > max_tokens:
+                too_long = length
+                break
+            fits, best = length, (text, tokens)
+    return best
+
+
+def _part(note: Note, whose: str) -> str:
+    labels = [f"from {note.owner}"] if note.owner != whose else []
+    labels += [note.context] if note.context else []
+    return f"- ({'; '.join(labels)}) {note.content}" if labels else f"- {note.content}"

@@ -1,24 +1,37 @@
-"""Files: made, read, written."""
+"""Files: made, read, written, locked; what they were, and back to it."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 
-from aios_broker.contract.errors import VersionConflict
-from aios_broker.contract.files import Content, Entry
+import msgspec
+
+from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
+from aios_broker.contract.files import Content, Diff, Entry, FileVersion, FileVersions
 from aios_broker.contract.storage import (
     MAX_FILE_BYTES,
     StorageAppend,
     StorageCreate,
+    StorageDiff,
+    StorageLock,
     StorageRead,
+    StorageRollback,
     StorageStat,
+    StorageUnlock,
+    StorageVersions,
     StorageWrite,
 )
-from aios_workers.modules.storage.change import AnyWork, FileWork
 from aios_workers.modules.storage.contents import (
+    VersionOperation,
+    add_version,
     check_size,
     content_bytes,
+    content_of,
     digest_of,
+    insert_file,
+    no_version,
+    part_of,
     shown,
     text_of,
 )
@@ -27,104 +40,125 @@ from aios_workers.modules.storage.mounts import (
     append_mounted,
     read_mounted,
     stat_mounted,
-    unversioned,
     write_mounted,
 )
 from aios_workers.modules.storage.namespace import (
-    FileRow,
+    FILE,
+    Node,
     ResolvedPath,
-    check_free_way,
+    changeable_path,
     check_unlocked,
-    directory_entry,
+    entry_of,
     file_at,
-    file_entry,
-    look_up,
+    node_of,
     not_found,
-    require,
+    permitted_path,
     taken,
+    unversioned,
 )
-from aios_workers.modules.storage.versions import (
-    VersionOperation,
-    add_version,
-    content_of,
-    insert_file,
-)
+from aios_workers.modules.storage.work import AnyWork, FileWork
 
 MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
 MAX_COMPARED_BYTES = 256 * 1024  # of either side: comparing takes time that others wait for
+_VERSIONS = """
+    SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.operation, v.size_bytes, v.sha256,
+           v.syscall_id,
+           coalesce((SELECT a.name FROM agent a WHERE a.id = v.by_agent_id), 'another agent') AS by
+      FROM file_version v WHERE v.file_id = %(file)s ORDER BY v.version DESC LIMIT %(limit)s
+"""
+_VERSION_AT = """
+    SELECT max(version) AS version FROM file_version
+     WHERE file_id = %(file)s AND at <= to_timestamp(%(at)s)
+"""
+_NEWER = """
+    SELECT (SELECT sha256 FROM file_version WHERE file_id = %(file)s AND version = %(version)s)
+               AS sha256,
+           EXISTS (SELECT FROM file_version n
+                    WHERE n.file_id = %(file)s AND n.version > %(version)s
+                      AND n.sha256 <> (SELECT sha256 FROM file_version
+                                        WHERE file_id = %(file)s AND version = %(version)s)
+           ) AS has_other
+"""
+_SET_LOCK = f"""
+    UPDATE file AS f SET locked_by = %(by)s, locked_until = now() + make_interval(secs => %(ttl)s)
+     WHERE id = %(file)s RETURNING {FILE}
+"""
+_FREE = f"""
+    UPDATE file AS f SET locked_by = NULL, locked_until = NULL WHERE id = %(file)s RETURNING {FILE}
+"""
 
 
 async def create(work: FileWork[StorageCreate]) -> Entry:
     """Make a new file."""
     body = work.body
     content = content_bytes(body.content, body.encoding)
-    where = await _changeable(work, body.path)
-    if where.mount is not None:
-        return await write_mounted(work, where, content, is_new=True)
-    if not where.is_free:
-        raise taken(where)
-    return await _make(work, where, content, "create")
+    resolved = await changeable_path(work, body.path)
+    if resolved.mount is not None:
+        return await write_mounted(work, resolved, content, is_new=True)
+    if not resolved.is_free:
+        raise taken(resolved)
+    return await _make(work, resolved, content, "create")
 
 
 async def write(work: FileWork[StorageWrite]) -> Entry:
     """Replace the content of a file, or make the file."""
     body = work.body
     content = content_bytes(body.content, body.encoding)
-    where = await _changeable(work, body.path)
-    if where.mount is not None:
+    resolved = await changeable_path(work, body.path)
+    if resolved.mount is not None:
         if body.if_version is not None:
-            raise unversioned(where)
-        return await write_mounted(work, where, content, is_new=False)
-    if where.directory is not None:
-        raise taken(where)
-    check_version(where.path, where.file.version if where.file else 0, body.if_version)
-    if where.file is None:
-        return await _make(work, where, content, "write")
-    check_unlocked(work, where.file)
-    await check_overwrite(work, where.file, content)
-    return file_entry(await add_version(work, where.file, content, "write"), work.owner)
+            raise unversioned(resolved)
+        return await write_mounted(work, resolved, content, is_new=False)
+    if resolved.directory is not None:
+        raise taken(resolved)
+    check_version(resolved.path, resolved.file.version if resolved.file else 0, body.if_version)
+    if resolved.file is None:
+        return await _make(work, resolved, content, "write")
+    check_unlocked(work, resolved.file)
+    await check_overwrite(work, resolved.file, content)
+    return entry_of(await add_version(work, resolved.file, content, "write"), work.owner)
 
 
 async def append(work: FileWork[StorageAppend]) -> Entry:
     """Add to the end of a file, or make the file."""
     body = work.body
     added = content_bytes(body.content, body.encoding)
-    where = await _changeable(work, body.path)
-    if where.mount is not None:
-        return await append_mounted(work, where, added, MAX_FILE_BYTES)
-    if where.directory is not None:
-        raise taken(where)
-    if where.file is None:
-        return await _make(work, where, added, "append")
-    check_unlocked(work, where.file)
-    check_size(where.file.size_bytes + len(added))
-    before = await content_of(work, where.file)
-    changed = await add_version(work, where.file, before.content + added, "append")
-    return file_entry(changed, work.owner)
+    resolved = await changeable_path(work, body.path)
+    if resolved.mount is not None:
+        return await append_mounted(work, resolved, added, MAX_FILE_BYTES)
+    if resolved.directory is not None:
+        raise taken(resolved)
+    if resolved.file is None:
+        return await _make(work, resolved, added, "append")
+    check_unlocked(work, resolved.file)
+    check_size(resolved.file.size_bytes + len(added))
+    before = await content_of(work, resolved.file)
+    changed = await add_version(work, resolved.file, before + added, "append")
+    return entry_of(changed, work.owner)
 
 
 async def read(work: FileWork[StorageRead]) -> Content:
     """Return a file's content, or a part of it."""
     body = work.body
-    where = await look_up(work, body.path)
-    await require(work, where, "read")
-    if where.mount is not None:
-        return await read_mounted(work, where, body)
-    return await shown_file(work, file_at(where), body)
+    resolved = await permitted_path(work, body.path, "read")
+    if resolved.mount is not None:
+        return await read_mounted(work, resolved, body)
+    return await shown_file(work, file_at(resolved), body)
 
 
-async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content:
+async def shown_file(work: AnyWork, file: Node, body: StorageRead) -> Content:
     """Return the part of a file that a body asks for."""
-    piece = await content_of(work, file, body.version, offset=body.offset, max_bytes=body.max_bytes)
-    content = piece.content
-    is_end = body.offset + len(content) >= piece.size_bytes
+    content, size_bytes = await part_of(
+        work, file, body.version, offset=body.offset, max_bytes=body.max_bytes
+    )
+    is_end = body.offset + len(content) >= size_bytes
     text, encoding, used_bytes = shown(content, is_end=is_end)
     return Content(
         path=file.path,
         version=body.version or file.version,
         content=text,
         encoding=encoding,
-        size_bytes=piece.size_bytes,
+        size_bytes=size_bytes,
         offset=body.offset,
         end=is_end and used_bytes == len(content),
     )
@@ -133,15 +167,13 @@ async def shown_file(work: AnyWork, file: FileRow, body: StorageRead) -> Content
 async def stat(work: FileWork[StorageStat]) -> Entry:
     """Return what is known of a file or a directory."""
     body = work.body
-    where = await look_up(work, body.path)
-    await require(work, where, "read")
-    if where.mount is not None:
-        return await stat_mounted(work, where)
-    if where.directory is not None:
-        return directory_entry(where.directory, work.owner)
-    if where.file is None:
-        raise not_found(where)
-    return file_entry(where.file, work.owner)
+    resolved = await permitted_path(work, body.path, "read")
+    if resolved.mount is not None:
+        return await stat_mounted(work, resolved)
+    node = resolved.directory or resolved.file
+    if node is None:
+        raise not_found(resolved)
+    return entry_of(node, work.owner)
 
 
 def check_version(path: str, version: int, asked: int | None) -> None:
@@ -158,7 +190,7 @@ def check_version(path: str, version: int, asked: int | None) -> None:
         )
 
 
-async def check_overwrite(work: AnyWork, file: FileRow, content: bytes) -> None:
+async def check_overwrite(work: AnyWork, file: Node, content: bytes) -> None:
     """Let a person decide before other content takes the place of what is there."""
     lossy = file.size_bytes > 0 and file.sha256 != digest_of(content)
     what = (
@@ -168,9 +200,9 @@ async def check_overwrite(work: AnyWork, file: FileRow, content: bytes) -> None:
 
     async def diff() -> str:
         before = await content_of(work, file)
-        return shown_diff(before.content, content, file.path) if lossy else ""
+        return shown_diff(before, content, file.path) if lossy else ""
 
-    await work.confirm_on("overwrite", what, [file.path], lossy=lossy, diff=diff)
+    await work.confirm_on("overwrite", what, file.path, lossy=lossy, diff=diff)
 
 
 def shown_diff(a: bytes, b: bytes, path: str) -> str:
@@ -189,18 +221,99 @@ def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
     return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
 
-async def _changeable(work: AnyWork, path: str) -> ResolvedPath:
-    """Return a where at which the asker may write."""
-    where = await look_up(work, path)
-    await require(work, where, "write")  # before anything is said of what is there
-    check_free_way(where)
-    return where
-
-
 async def _make(
-    work: AnyWork, where: ResolvedPath, content: bytes, operation: VersionOperation
+    work: AnyWork, resolved: ResolvedPath, content: bytes, operation: VersionOperation
 ) -> Entry:
     check_size(len(content))
-    directory = await directory_for(work, where)
-    file = await insert_file(work, directory.id, where.path, content, operation)
-    return file_entry(file, work.owner)
+    directory = await directory_for(work, resolved)
+    file = await insert_file(work, directory.id, resolved.path, content, operation)
+    return entry_of(file, work.owner)
+
+
+async def versions(work: FileWork[StorageVersions]) -> FileVersions:
+    """List the versions of a file, newest first."""
+    body = work.body
+    file = file_at(await permitted_path(work, body.path, "read"))
+    rows = await work.rows(_VERSIONS, {"file": file.id, "limit": body.limit})
+    found = [msgspec.convert(row._asdict(), FileVersion) for row in rows]
+    return FileVersions(tuple(found))
+
+
+async def diff(work: FileWork[StorageDiff]) -> Diff:
+    """Return what changed between two versions of a text file."""
+    body = work.body
+    file = file_at(await permitted_path(work, body.path, "read"))
+    b = file.version if body.b is None else body.b
+    old, new = await content_of(work, file, body.a), await content_of(work, file, b)
+    names = (f"{file.path}@{body.a}", f"{file.path}@{b}")
+    text = await asyncio.to_thread(unified, old, new, *names)
+    if text is None:
+        raise InvalidSyscall(
+            f"{file.path} is not UTF-8 text of at most {MAX_COMPARED_BYTES} bytes in both versions",
+            field="body.path",
+            remedy="read both versions and compare them yourself",
+        )
+    return Diff(file.path, body.a, b, text)
+
+
+async def rollback(work: FileWork[StorageRollback]) -> Entry:
+    """Make an older version the newest one."""
+    body = work.body
+    if (body.version is None) == (body.at is None):
+        raise InvalidSyscall(
+            "exactly one of version and at is given",
+            field="body.version",
+            remedy="give the version, or the time",
+        )
+    file = await _unlocked(work, body.path)
+    version = await _version_of(work, file, body)
+    [row] = await work.rows(_NEWER, {"file": file.id, "version": version})
+    if row.sha256 is None:
+        raise no_version(file, version)
+    old = await content_of(work, file, version)
+    if row.has_other:
+        what = (
+            f"roll {file.path} of {work.owner.name} back from version {file.version} to {version}"
+        )
+
+        async def shown_to_person() -> str:
+            now = await content_of(work, file)
+            return shown_diff(now, old, file.path)
+
+        await work.confirm_on("rollback", what, file.path, diff=shown_to_person)
+    return entry_of(await add_version(work, file, old, "rollback"), work.owner)
+
+
+async def _version_of(work: AnyWork, file: Node, body: StorageRollback) -> int:
+    if body.version is not None:
+        return body.version
+    [row] = await work.rows(_VERSION_AT, {"file": file.id, "at": body.at})
+    if row.version is None:
+        raise NotFound(
+            f"{file.path} has no version of that time",
+            field="body.at",
+            remedy="look at what there is: storage.versions",
+        )
+    return int(row.version)
+
+
+async def lock(work: FileWork[StorageLock]) -> Entry:
+    """Keep others from changing a file for some time."""
+    file = await _unlocked(work, work.body.path)
+    values = {"file": file.id, "by": work.agent.id, "ttl": work.body.ttl_s}
+    [row] = await work.rows(_SET_LOCK, values)
+    return entry_of(node_of(row), work.owner)
+
+
+async def unlock(work: FileWork[StorageUnlock]) -> Entry:
+    """Let others change it again; one that is free stays so."""
+    file = await _unlocked(work, work.body.path)
+    [row] = await work.rows(_FREE, {"file": file.id})
+    return entry_of(node_of(row), work.owner)
+
+
+async def _unlocked(work: AnyWork, path: str) -> Node:
+    """Return a file that the asker may write and nobody else has locked."""
+    file = file_at(await permitted_path(work, path, "write"))
+    check_unlocked(work, file)
+    return file

@@ -1,8 +1,19 @@
-"""Mounted directories: they are what the host has at that moment; no versions, locks or shares."""
+"""Mounted directories: they are what the host has at that moment; no versions, locks or shares.
+
+What lies in searchable ones is read again and again. Each scan walks a mounted directory and
+compares sizes and times with those of the last reading. Of a file that changes while it is read the
+older time is kept: the next scan reads it again. A directory that is not there (another host's, a
+share that is away) keeps what was read of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidPath, NotFound
@@ -14,45 +25,84 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageUnmount,
 )
-from aios_workers.modules.storage.change import AnyWork, FileWork
-from aios_workers.modules.storage.contents import shown
-from aios_workers.modules.storage.host import HostDirectory, HostEntry
-from aios_workers.modules.storage.namespace import ResolvedPath, check_free_way, look_up, taken
+from aios_broker.periodic import periodic_task
+from aios_broker.postgres.session import Cursor, Store, only_row
+from aios_workers.modules.storage.contents import Part, parts_of, shown, text_of
+from aios_workers.modules.storage.host import (
+    MAX_ENTRIES,
+    AllowedDirectories,
+    HostDirectory,
+    HostEntry,
+)
+from aios_workers.modules.storage.namespace import (
+    ResolvedPath,
+    check_free_way,
+    look_up,
+    taken,
+    unversioned,
+)
+from aios_workers.modules.storage.work import AnyWork, FileWork
 
+logger = logging.getLogger(__name__)
+
+PAUSE_S = 2.0  # between scans of all mounts, at least
+PAUSE_FACTOR = 20  # a scan that takes long is followed by so much longer a pause
+FILES_AT_ONCE = 50  # of one mount that one scan reads
+MAX_FILE_BYTES = 1024 * 1024  # a larger one is not searched
+MAX_MOUNT_BYTES = 64 * 1024 * 1024  # of one mount, by path; what comes after is not searched
+
+_MOUNTS = "SELECT id, owner_id, source FROM mount WHERE searchable ORDER BY id"
+_KNOWN = "SELECT id, inner_path, size_bytes, changed_at FROM mount_file WHERE mount_id = %s"
+_LOCK = "SELECT id FROM mount WHERE id = %s FOR UPDATE"  # one writer; none once it is unmounted
+_PUT_FILE = """
+    INSERT INTO mount_file AS f (mount_id, owner_id, inner_path, size_bytes, changed_at)
+    VALUES (%s, %s, %s, %s, %s)
+    ON CONFLICT (mount_id, inner_path) DO UPDATE
+       SET size_bytes = excluded.size_bytes, changed_at = excluded.changed_at,
+           version = f.version + 1
+    RETURNING id, version
+"""
+_DROP_PARTS = "DELETE FROM mount_chunk WHERE file_id = %s"
+_PUT_PARTS = """
+    INSERT INTO mount_chunk (file_id, ordinal, owner_id, version, start, text, words)
+    SELECT %(file)s, p.ordinal - 1, %(owner)s, %(version)s, p.start, p.text,
+           to_tsvector('english', p.text)
+      FROM unnest(%(starts)s::int[], %(texts)s::text[]) WITH ORDINALITY AS p(start, text, ordinal)
+"""
+_FORGET = "DELETE FROM mount_file WHERE id = ANY(%s)"
 _INSERT = """
     INSERT INTO mount (owner_id, path, source, writable, searchable)
-    VALUES (%(owner)s, %(path)s, %(source)s, %(writable)s, %(searchable)s)
+    VALUES (%(owner)s, %(path)s, %(source)s, %(writable)s, %(searchable)s) RETURNING id
 """
-_DELETE = "DELETE FROM mount WHERE owner_id = %(owner)s AND path = %(path)s RETURNING id"
+_UNMOUNT = "DELETE FROM mount WHERE owner_id = %(owner)s AND path = %(path)s RETURNING id"
 
 
 async def mount(work: FileWork[StorageMount]) -> Entry:
     """Show a real directory at a free path of the agent's namespace."""
     body = work.body
-    source = await asyncio.to_thread(work.limits.allowed.where, body.source)
-    where = await look_up(work, body.path)
-    check_free_way(where)
-    if not where.is_free:
-        raise taken(where)
+    source = await asyncio.to_thread(work.services.limits.allowed.where, body.source)
+    resolved = await look_up(work, body.path)
+    check_free_way(resolved)
+    if not resolved.is_free:
+        raise taken(resolved)
     await work.rows(
-        _INSERT + " RETURNING id",
+        _INSERT,
         {
             "owner": work.owner.id,
-            "path": where.path,
+            "path": resolved.path,
             "source": source,
             "writable": body.writable,
             "searchable": body.searchable,
         },
     )
-    entry = await asyncio.to_thread(HostDirectory(work.limits.allowed, source).entry, "")
-    return _shown_entry(work, where.path, entry)
+    entry = await asyncio.to_thread(HostDirectory(work.services.limits.allowed, source).entry, "")
+    return _shown_entry(work, resolved.path, entry)
 
 
 async def unmount(work: FileWork[StorageUnmount]) -> Acknowledged:
     """Take a mounted directory out of the namespace."""
-    body = work.body
-    path = normal_path(body.path)
-    rows = await work.rows(_DELETE, {"owner": work.owner.id, "path": path})
+    path = normal_path(work.body.path)
+    rows = await work.rows(_UNMOUNT, {"owner": work.owner.id, "path": path})
     if not rows:
         raise NotFound(
             f"nothing is mounted at {path}",
@@ -62,17 +112,17 @@ async def unmount(work: FileWork[StorageUnmount]) -> Acknowledged:
     return Acknowledged()
 
 
-async def read_mounted(work: AnyWork, where: ResolvedPath, body: StorageRead) -> Content:
+async def read_mounted(work: AnyWork, resolved: ResolvedPath, body: StorageRead) -> Content:
     """Return a file's content, or a part of it."""
     if body.version is not None:
-        raise unversioned(where)
+        raise unversioned(resolved)
     part, size_bytes = await asyncio.to_thread(
-        _host(work, where).read, where.inner, body.offset, body.max_bytes
+        host_directory(work, resolved).read, resolved.inner, body.offset, body.max_bytes
     )
     is_end = body.offset + len(part) >= size_bytes
     text, encoding, used_bytes = shown(part, is_end=is_end)
     return Content(
-        where.path,
+        resolved.path,
         0,
         text,
         encoding,
@@ -82,13 +132,13 @@ async def read_mounted(work: AnyWork, where: ResolvedPath, body: StorageRead) ->
     )
 
 
-async def list_mounted(work: AnyWork, where: ResolvedPath, body: StorageList) -> Entries:
+async def list_mounted(work: AnyWork, resolved: ResolvedPath, body: StorageList) -> Entries:
     """List what a mounted directory, or one below it, holds."""
     found = await asyncio.to_thread(
-        _host(work, where).entries, where.inner, recursive=body.recursive
+        host_directory(work, resolved).entries, resolved.inner, recursive=body.recursive
     )
     entries = sorted(
-        (_shown_entry(work, _path(where, one.inner), one) for one in found),
+        (_shown_entry(work, _path(resolved, one.inner), one) for one in found),
         key=lambda entry: entry.path,
     )
     after = "" if body.after is None else normal_path(body.after, "body.after")
@@ -96,115 +146,107 @@ async def list_mounted(work: AnyWork, where: ResolvedPath, body: StorageList) ->
     return Entries(tuple(rest[: body.limit]), more=len(rest) > body.limit)
 
 
-async def stat_mounted(work: AnyWork, where: ResolvedPath) -> Entry:
+async def stat_mounted(work: AnyWork, resolved: ResolvedPath) -> Entry:
     """Return what is known of a file or a directory."""
-    entry = await asyncio.to_thread(_host(work, where).entry, where.inner)
-    return _shown_entry(work, where.path, entry)
+    entry = await asyncio.to_thread(host_directory(work, resolved).entry, resolved.inner)
+    return _shown_entry(work, resolved.path, entry)
 
 
 async def write_mounted(
-    work: AnyWork, where: ResolvedPath, content: bytes, *, is_new: bool
+    work: AnyWork, resolved: ResolvedPath, content: bytes, *, is_new: bool
 ) -> Entry:
     """Put a file in place; a person decides where one is there, since no version is kept."""
-    check_writable(work, where)
-    host = _host(work, where)
-    before = await entry_or_none(work, where)
+    check_writable(work, resolved)
+    host = host_directory(work, resolved)
+    before = await entry_or_none(work, resolved)
     if before is not None and before.is_directory:
-        raise taken(where)
+        raise taken(resolved)
     if before is not None and not is_new:
         what = (
-            f"overwrite {where.path} on the host ({before.size_bytes} bytes, no version kept) "
+            f"overwrite {resolved.path} on the host ({before.size_bytes} bytes, no version kept) "
             f"with {len(content)} bytes"
         )
-        await work.confirm_on("overwrite", what, [where.path], lossy=before.size_bytes > 0)
-    await asyncio.to_thread(host.write, where.inner, content, is_new=is_new)
-    return await stat_mounted(work, where)
+        await work.confirm_on("overwrite", what, resolved.path, lossy=before.size_bytes > 0)
+    await asyncio.to_thread(host.write, resolved.inner, content, is_new=is_new)
+    return await stat_mounted(work, resolved)
 
 
-async def append_mounted(work: AnyWork, where: ResolvedPath, added: bytes, max_bytes: int) -> Entry:
+async def append_mounted(
+    work: AnyWork, resolved: ResolvedPath, added: bytes, max_bytes: int
+) -> Entry:
     """Add to the end of a file. A worker that dies between this and its answer may add it twice."""
-    check_writable(work, where)
-    host = _host(work, where)
+    check_writable(work, resolved)
+    host = host_directory(work, resolved)
     before = b""
-    if await entry_or_none(work, where) is not None:
-        before, _ = await asyncio.to_thread(host.read, where.inner, 0, max_bytes)
-    await asyncio.to_thread(host.write, where.inner, before + added, is_new=False)
-    return await stat_mounted(work, where)
+    if await entry_or_none(work, resolved) is not None:
+        before, _ = await asyncio.to_thread(host.read, resolved.inner, 0, max_bytes)
+    await asyncio.to_thread(host.write, resolved.inner, before + added, is_new=False)
+    return await stat_mounted(work, resolved)
 
 
-async def make_mounted_directory(work: AnyWork, where: ResolvedPath) -> Entry:
+async def make_mounted_directory(work: AnyWork, resolved: ResolvedPath) -> Entry:
     """Make a directory and those above it."""
-    if where.inner:
-        check_writable(work, where)
-        await asyncio.to_thread(_host(work, where).make_directory, where.inner)
-    return await stat_mounted(work, where)
+    if resolved.inner:
+        check_writable(work, resolved)
+        await asyncio.to_thread(host_directory(work, resolved).make_directory, resolved.inner)
+    return await stat_mounted(work, resolved)
 
 
-async def delete_mounted(work: AnyWork, where: ResolvedPath) -> Entry:
+async def delete_mounted(work: AnyWork, resolved: ResolvedPath) -> Entry:
     """Delete a file, or an empty directory, of the host."""
-    if not where.inner:
+    if not resolved.inner:
         raise InvalidPath(
-            f"{where.path} is a mounted directory",
+            f"{resolved.path} is a mounted directory",
             field="body.path",
             remedy="take it out of the namespace with storage.unmount",
         )
-    check_writable(work, where)
-    entry = await stat_mounted(work, where)
+    check_writable(work, resolved)
+    entry = await stat_mounted(work, resolved)
     await work.confirm_on(
-        "delete", f"delete {where.path} on the host ({entry.size_bytes} bytes)", [where.path]
+        "delete", f"delete {resolved.path} on the host ({entry.size_bytes} bytes)", resolved.path
     )
-    await asyncio.to_thread(_host(work, where).delete, where.inner)
+    await asyncio.to_thread(host_directory(work, resolved).delete, resolved.inner)
     return entry
 
 
-async def entry_or_none(work: AnyWork, where: ResolvedPath) -> HostEntry | None:
+async def entry_or_none(work: AnyWork, resolved: ResolvedPath) -> HostEntry | None:
     """Return what is at a path of the host; None: nothing."""
     try:
-        return await asyncio.to_thread(_host(work, where).entry, where.inner)
+        return await asyncio.to_thread(host_directory(work, resolved).entry, resolved.inner)
     except NotFound:
         return None
 
 
-def check_writable(work: AnyWork, where: ResolvedPath) -> None:
+def check_writable(work: AnyWork, resolved: ResolvedPath) -> None:
     """Refuse to change what was mounted to be read.
 
     Raises:
         InvalidPath: It was; or a plan would change it, which the host cannot take back.
     """
-    assert where.mount is not None
+    assert resolved.mount is not None
     if work.allowed:
         raise InvalidPath(
-            f"{where.path} is on the host: no plan changes what is there",
+            f"{resolved.path} is on the host: no plan changes what is there",
             field="body.path",
             remedy="change it by another syscall",
         )
-    if not where.mount.writable:
+    if not resolved.mount.writable:
         raise InvalidPath(
-            f"{where.mount.path} is mounted read-only",
+            f"{resolved.mount.path} is mounted read-only",
             field="body.path",
             remedy="mount it with writable",
         )
 
 
-def unversioned(where: ResolvedPath) -> InvalidPath:
-    """Return the error of what only files of the namespace itself have."""
-    assert where.mount is not None
-    return InvalidPath(
-        f"{where.path} is on the host, mounted at {where.mount.path}: it has no versions, moves, "
-        "locks or shares here",
-        field="body.path",
-        remedy="copy it into the namespace first",
-    )
+def host_directory(work: AnyWork, resolved: ResolvedPath) -> HostDirectory:
+    """Return the directory of the host that is mounted there."""
+    assert resolved.mount is not None
+    return HostDirectory(work.services.limits.allowed, resolved.mount.source)
 
 
-def _host(work: AnyWork, where: ResolvedPath) -> HostDirectory:
-    assert where.mount is not None
-    return HostDirectory(work.limits.allowed, where.mount.source)
-
-
-def _path(where: ResolvedPath, inner: str) -> str:
-    assert where.mount is not None
-    return below(where.mount.path) + inner if inner else where.mount.path
+def _path(resolved: ResolvedPath, inner: str) -> str:
+    assert resolved.mount is not None
+    return below(resolved.mount.path) + inner if inner else resolved.mount.path
 
 
 def _shown_entry(work: AnyWork, path: str, entry: HostEntry) -> Entry:
@@ -217,3 +259,113 @@ def _shown_entry(work: AnyWork, path: str, entry: HostEntry) -> Entry:
         updated_at=entry.changed_at,
         mounted=True,
     )
+
+
+Reading = tuple[HostEntry, Sequence[Part]]  # as the walk saw it; no parts of what is no text
+
+
+class MountWatch:
+    """Keeps what search knows of mounted directories as the host has it."""
+
+    def __init__(self, store: Store, allowed: AllowedDirectories) -> None:
+        self._store = store
+        self._allowed = allowed
+
+    async def scan(self) -> int:
+        """Scan all searchable mounts once; return how many files were read or forgotten."""
+        async with self._store.as_steward() as cursor:
+            await cursor.execute(_MOUNTS)
+            mounts = await cursor.fetchall()
+        return sum([await self._scan(mount) for mount in mounts])
+
+    async def _scan(self, mount: Any) -> int:  # noqa: ANN401  a row
+        host = HostDirectory(self._allowed, mount.source)
+        try:
+            entries = await asyncio.to_thread(host.entries, "", recursive=True)
+        except (NotFound, InvalidPath):
+            return 0
+        async with self._store.as_steward() as cursor:
+            await cursor.execute(_KNOWN, (mount.id,))
+            known = {row.inner_path: row for row in await cursor.fetchall()}
+        wanted = searched(entries)
+        is_whole = len(entries) < MAX_ENTRIES  # else what was not walked is not gone
+        gone = [row.id for path, row in known.items() if is_whole and path not in wanted]
+        changed = [entry for path, entry in wanted.items() if is_changed(known.get(path), entry)]
+        readings = await asyncio.to_thread(
+            lambda: [read_parts(host, entry) for entry in changed[:FILES_AT_ONCE]]
+        )
+        if readings or gone:
+            await self._write(mount, readings, gone)
+        return len(readings) + len(gone)
+
+    async def _write(self, mount: Any, readings: Sequence[Reading], gone: list[int]) -> None:  # noqa: ANN401
+        async with self._store.as_steward() as cursor:
+            await cursor.execute(_LOCK, (mount.id,))
+            if await cursor.fetchone() is None:
+                return
+            await cursor.execute(_FORGET, (gone,))
+            for reading in readings:
+                await _put(cursor, mount, reading)
+
+
+def searched(entries: Sequence[HostEntry]) -> Mapping[str, HostEntry]:
+    """Return which of the entries are searched, by their paths."""
+    found: dict[str, HostEntry] = {}
+    room = MAX_MOUNT_BYTES
+    for entry in sorted(entries, key=lambda entry: entry.inner):
+        if not entry.is_directory and entry.size_bytes <= min(MAX_FILE_BYTES, room):
+            found[entry.inner] = entry
+            room -= entry.size_bytes
+    return found
+
+
+def is_changed(known: Any, entry: HostEntry) -> bool:  # noqa: ANN401  a row, or None
+    """Whether a file is to be read."""
+    seen = (entry.size_bytes, entry.changed_at)
+    return known is None or (known.size_bytes, known.changed_at) != seen
+
+
+def read_parts(host: HostDirectory, entry: HostEntry) -> Reading:
+    """Read a file; one that cannot be read now has no parts until it changes."""
+    try:
+        content, _ = host.read(entry.inner, 0, MAX_FILE_BYTES)
+    except (NotFound, OSError) as error:
+        logger.warning("a mounted file is not searched: %s: %s", entry.inner, error)
+        return entry, ()
+    text = text_of(content)
+    return entry, parts_of(text) if text else ()
+
+
+async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: ANN401  a row
+    entry, parts = reading
+    await cursor.execute(
+        _PUT_FILE,
+        (mount.id, mount.owner_id, entry.inner, entry.size_bytes, entry.changed_at),
+    )
+    file = await only_row(cursor)
+    await cursor.execute(_DROP_PARTS, (file.id,))
+    await cursor.execute(
+        _PUT_PARTS,
+        {
+            "file": file.id,
+            "owner": mount.owner_id,
+            "version": file.version,
+            "starts": [part.start for part in parts],
+            "texts": [part.text for part in parts],
+        },
+    )
+
+
+@asynccontextmanager
+async def watching(watch: MountWatch, unembedded: asyncio.Event) -> AsyncIterator[None]:
+    """Scan again and again for as long as the context is open."""
+
+    async def step() -> float:
+        began_s = time.monotonic()
+        if await watch.scan():
+            unembedded.set()
+            return 0.0
+        return max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began_s))
+
+    async with periodic_task("mounts", step, "mounted directories wait to be read"):
+        yield

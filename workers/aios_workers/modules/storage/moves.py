@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from dataclasses import replace
 
-from aios_broker.contract.errors import InvalidPath, InvalidSyscall, ObjectLocked
+from aios_broker.contract.errors import InvalidPath, InvalidSyscall
 from aios_broker.contract.files import Entry
-from aios_broker.contract.paths import is_within
-from aios_broker.contract.storage import StorageDelete, StorageMove
-from aios_workers.modules.storage.change import AnyWork, FileWork
-from aios_workers.modules.storage.directories import directory_for
-from aios_workers.modules.storage.mounts import delete_mounted, unversioned
+from aios_broker.contract.paths import ROOT, is_within
+from aios_broker.contract.storage import (
+    MAX_FILE_BYTES,
+    StorageCopy,
+    StorageDelete,
+    StorageMove,
+)
+from aios_workers.modules.storage.contents import (
+    add_version,
+    content_of,
+    insert_file,
+    settle_account,
+)
+from aios_workers.modules.storage.directories import directory_for, made_directory
+from aios_workers.modules.storage.files import check_overwrite
+from aios_workers.modules.storage.mounts import delete_mounted, host_directory
 from aios_workers.modules.storage.namespace import (
-    DirectoryRow,
-    FileRow,
+    DIRECTORY,
+    FILE,
+    Node,
     ResolvedPath,
     below_of,
+    changeable_path,
     check_free_way,
     check_unlocked,
-    directory_entry,
-    file_entry,
-    file_row,
+    entry_of,
     locked_error,
     look_up,
+    node_of,
     not_found,
-    require,
+    permitted_path,
     taken,
+    unversioned,
 )
-from aios_workers.modules.storage.versions import settle
+from aios_workers.modules.storage.work import AnyWork, FileWork
 
 MAX_LISTED = 50  # paths of a directory that a person is shown before it is deleted
+MAX_COPIED = 1_000  # files and directories of one copy
 
-_MOVE_FILE = """
-    UPDATE file SET path = %(to)s, directory_id = %(directory)s WHERE id = %(file)s
-    RETURNING *, (SELECT a.name FROM agent a WHERE a.id = locked_by) AS locker
+_MOVE_FILE = f"""
+    UPDATE file AS f SET path = %(to)s, directory_id = %(directory)s WHERE id = %(file)s
+    RETURNING {FILE}
 """
-_MOVE_DIRECTORY = """
+_MOVE_DIRECTORY = f"""
     WITH files AS (
         UPDATE file SET path = %(to)s || substr(path, length(%(path)s) + 1)
          WHERE owner_id = %(owner)s AND starts_with(path, %(below)s)
@@ -43,10 +58,10 @@ _MOVE_DIRECTORY = """
         UPDATE mount SET path = %(to)s || substr(path, length(%(path)s) + 1)
          WHERE owner_id = %(owner)s AND starts_with(path, %(below)s)
     )
-    UPDATE directory SET path = %(to)s || substr(path, length(%(path)s) + 1),
+    UPDATE directory AS d SET path = %(to)s || substr(path, length(%(path)s) + 1),
            ancestors = %(above)s::bigint[] || ancestors[%(depth)s:]
      WHERE owner_id = %(owner)s AND (path = %(path)s OR starts_with(path, %(below)s))
-    RETURNING id, path, ancestors, created_at
+    RETURNING {DIRECTORY}
 """
 _LOCKED_BELOW = """
     SELECT f.path, f.locked_until, (SELECT a.name FROM agent a WHERE a.id = f.locked_by) AS locker
@@ -90,77 +105,109 @@ _DELETE_BELOW = """
     DELETE FROM directory
      WHERE owner_id = %(owner)s AND (path = %(path)s OR starts_with(path, %(below)s))
 """
+_DIRECTORIES_BELOW = """
+    SELECT path FROM directory WHERE owner_id = %(owner)s AND starts_with(path, %(below)s)
+     ORDER BY length(path) LIMIT %(limit)s
+"""
+_FILES_BELOW = f"""
+    SELECT {FILE} FROM file f
+     WHERE owner_id = %(owner)s AND starts_with(path, %(below)s) ORDER BY path LIMIT %(limit)s
+"""
 
 
 async def move(work: FileWork[StorageMove]) -> Entry:
     """Move or rename a file or a directory."""
     body = work.body
-    where, target = await _source(work, body.path), await look_up(work, body.to, "body.to")
-    await require(work, target, "write")
-    check_free_way(target, "body.to")
-    for each in (where, target):
+    source = await _source(work, body.path)
+    target = await changeable_path(work, body.to, "body.to")
+    for each in (source, target):
         if each.mount is not None:
             raise unversioned(each)
-    if where.path == target.path:
-        return _entry(where)
-    if where.directory is not None:
-        return await _move_directory(work, where, where.directory, target)
-    assert where.file is not None
-    check_unlocked(work, where.file)
-    await _clear_target(work, target, f"move {where.path} over", overwrite=body.overwrite)
+    node = source.directory or source.file
+    assert node is not None
+    if source.path == target.path:
+        return entry_of(node, work.owner)
+    if source.directory is not None:
+        return await _move_directory(work, source.directory, target)
+    check_unlocked(work, node)
+    await _clear_target(work, target, f"move {source.path} over", overwrite=body.overwrite)
     directory = await directory_for(work, target)
-    [row] = await work.rows(
-        _MOVE_FILE, {"file": where.file.id, "to": target.path, "directory": directory.id}
-    )
-    return file_entry(file_row(row), work.owner)
+    values = {"file": node.id, "to": target.path, "directory": directory.id}
+    [row] = await work.rows(_MOVE_FILE, values)
+    return entry_of(node_of(row), work.owner)
+
+
+async def copy(work: FileWork[StorageCopy]) -> Entry:
+    """Copy a file or a directory, as it is now, into the asker's namespace."""
+    body = work.body
+    reading = replace(work, owner=await work.agent_named(body.owner))
+    source = await permitted_path(reading, body.path, "read")
+    target = await look_up(work, body.to, "body.to")
+    check_free_way(target, "body.to")
+    if target.mount is not None:
+        raise unversioned(target)
+    if source.mount is not None:
+        read = host_directory(work, source).read
+        content, _ = await asyncio.to_thread(read, source.inner, 0, MAX_FILE_BYTES)
+    elif source.directory is not None:
+        return await _copy_directory(work, reading, source.directory, target)
+    elif source.file is None:
+        raise not_found(source)
+    elif reading.is_own and source.path == target.path:
+        raise InvalidPath(
+            "a file cannot be copied onto itself", field="body.to", remedy="choose another path"
+        )
+    else:
+        content = await content_of(reading, source.file)
+    check_target(target, overwrite=body.overwrite)
+    return entry_of(await _put(work, target, content), work.owner)
 
 
 async def delete(work: FileWork[StorageDelete]) -> Entry:
     """Delete a file with its versions, or a directory with all that is below it."""
     body = work.body
-    where = await _source(work, body.path)
-    if where.mount is not None:
-        return await delete_mounted(work, where)
-    if where.directory is not None:
-        return await _delete_directory(work, where, where.directory, recursive=body.recursive)
-    assert where.file is not None
-    check_unlocked(work, where.file)
+    resolved = await _source(work, body.path)
+    if resolved.mount is not None:
+        return await delete_mounted(work, resolved)
+    if resolved.directory is not None:
+        return await _delete_directory(work, resolved.directory, recursive=body.recursive)
+    file = resolved.file
+    assert file is not None
+    check_unlocked(work, file)
     what = (
-        f"delete {where.path} of {work.owner.name} "
-        f"({where.file.version} versions, {where.file.size_bytes} bytes)"
+        f"delete {file.path} of {work.owner.name} "
+        f"({file.version} versions, {file.size_bytes} bytes)"
     )
-    await work.confirm_on("delete", what, [where.path])
-    await delete_file(work, where.file)
-    return file_entry(where.file, work.owner)
+    await work.confirm_on("delete", what, file.path)
+    await delete_file(work, file)
+    return entry_of(file, work.owner)
 
 
-async def delete_file(work: AnyWork, file: FileRow) -> None:
+async def delete_file(work: AnyWork, file: Node) -> None:
     """Delete a file, its versions, and what only they had."""
     rows = await work.rows(_SHA_OF_FILE, {"file": file.id})
     await work.cursor.execute(
         _DELETE_FILE, {"file": file.id, "owner": work.owner.id, "object": str(file.id)}
     )
-    await settle(work, gone=[row.sha256 for row in rows])
+    await settle_account(work, gone=[row.sha256 for row in rows])
 
 
-def check_target(where: ResolvedPath, *, overwrite: bool) -> None:
+def check_target(target: ResolvedPath, *, overwrite: bool) -> None:
     """Refuse a target at which something is, unless it is a file and may be overwritten.
 
     Raises:
         AlreadyExists: It is not so.
     """
-    if where.is_free or (overwrite and where.file is not None):
+    if target.is_free or (overwrite and target.file is not None):
         return
-    raise taken(where, "body.to")
+    raise taken(target, "body.to")
 
 
 async def _source(work: AnyWork, path: str) -> ResolvedPath:
-    where = await look_up(work, path)
-    await require(work, where, "write")
-    check_free_way(where)
-    if where.is_free:
-        raise not_found(where)
-    return where
+    source = await changeable_path(work, path)
+    if source.is_free:
+        raise not_found(source)
+    return source
 
 
 async def _clear_target(work: AnyWork, target: ResolvedPath, what: str, *, overwrite: bool) -> None:
@@ -171,27 +218,20 @@ async def _clear_target(work: AnyWork, target: ResolvedPath, what: str, *, overw
     await work.confirm_on(
         "overwrite",
         f"{what} {target.path} ({target.file.version} versions)",
-        [target.path],
+        target.path,
         lossy=target.file.size_bytes > 0,
     )
     await delete_file(work, target.file)
 
 
-async def _move_directory(
-    work: AnyWork, where: ResolvedPath, directory: DirectoryRow, target: ResolvedPath
-) -> Entry:
-    if is_within(target.path, where.path):
-        raise InvalidPath(
-            "a directory cannot be moved into itself",
-            field="body.to",
-            remedy="choose a path outside of it",
-        )
+async def _move_directory(work: AnyWork, directory: Node, target: ResolvedPath) -> Entry:
+    _check_outside(directory, target, "moved")
     check_target(target, overwrite=False)
-    await _check_unlocked_below(work, where)
+    await _check_unlocked_below(work, directory)
     above = await directory_for(work, target)
     rows = await work.rows(
         _MOVE_DIRECTORY,
-        below_of(where.path)
+        below_of(directory.path)
         | {
             "owner": work.owner.id,
             "to": target.path,
@@ -199,54 +239,80 @@ async def _move_directory(
             "depth": len(directory.ancestors),
         },
     )
-    [row] = [row for row in rows if row.id == directory.id]
-    moved = DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
-    return directory_entry(moved, work.owner)
+    [moved] = [node_of(row) for row in rows if row.id == directory.id]
+    return entry_of(moved, work.owner)
 
 
-async def _delete_directory(
-    work: AnyWork, where: ResolvedPath, directory: DirectoryRow, *, recursive: bool
-) -> Entry:
-    values: dict[str, Any] = below_of(where.path) | {"owner": work.owner.id}
+def _check_outside(directory: Node, target: ResolvedPath, what: str) -> None:
+    if is_within(target.path, directory.path):
+        raise InvalidPath(
+            f"a directory cannot be {what} into itself",
+            field="body.to",
+            remedy="choose a path outside of it",
+        )
+
+
+async def _delete_directory(work: AnyWork, directory: Node, *, recursive: bool) -> Entry:
+    values: dict[str, object] = below_of(directory.path) | {"owner": work.owner.id}
     [inside] = await work.rows(_BELOW, values | {"limit": MAX_LISTED})
     if inside.files + inside.directories + inside.mounts and not recursive:
         raise InvalidSyscall(
-            f"{where.path} holds {inside.files} files and {inside.directories} directories",
+            f"{directory.path} holds {inside.files} files and {inside.directories} directories",
             field="body.recursive",
             remedy="set recursive, or delete them first",
         )
-    await _check_unlocked_below(work, where)
+    await _check_unlocked_below(work, directory)
     what = (
-        f"delete {where.path} of {work.owner.name} with {inside.files} files "
+        f"delete {directory.path} of {work.owner.name} with {inside.files} files "
         f"and {inside.directories} directories"
     )
-    await work.confirm_on(
-        "delete", what, [where.path], lossy=inside.files > 0, diff="\n".join(inside.paths)
-    )
+    shown = "\n".join(inside.paths)
+    await work.confirm_on("delete", what, directory.path, lossy=inside.files > 0, diff=shown)
     rows = await work.rows(_SHA_BELOW, values)
     await work.cursor.execute(_DELETE_BELOW, values)
-    await settle(work, gone=[row.sha256 for row in rows])
-    return directory_entry(directory, work.owner)
+    await settle_account(work, gone=[row.sha256 for row in rows])
+    return entry_of(directory, work.owner)
 
 
-async def _check_unlocked_below(work: AnyWork, where: ResolvedPath) -> None:
-    rows = await work.rows(
-        _LOCKED_BELOW, below_of(where.path) | {"owner": work.owner.id, "by": work.agent.id}
-    )
-    error: ObjectLocked | None = None
-    for row in rows:
-        error = locked_error(row.path, row.locker, row.locked_until)
-    if error is not None:
-        raise error
+async def _check_unlocked_below(work: AnyWork, directory: Node) -> None:
+    values = below_of(directory.path) | {"owner": work.owner.id, "by": work.agent.id}
+    for row in await work.rows(_LOCKED_BELOW, values):
+        raise locked_error(row.path, row.locker, row.locked_until)
 
 
-def _entry(where: ResolvedPath) -> Entry:
-    if where.file is not None:
-        return file_entry(where.file, where.owner)
-    assert where.directory is not None
-    return directory_entry(where.directory, where.owner)
+async def _put(work: AnyWork, target: ResolvedPath, content: bytes) -> Node:
+    if target.file is None:
+        directory = await directory_for(work, target)
+        return await insert_file(work, directory.id, target.path, content, "copy")
+    check_unlocked(work, target.file)
+    await check_overwrite(work, target.file, content)
+    return await add_version(work, target.file, content, "copy")
 
 
-def renamed(path: str, source: str, target: str) -> str:
-    """Return where a path at or below `source` lies once `source` is `target`."""
-    return target + path[len(source) :]
+async def _copy_directory(
+    work: AnyWork, reading: AnyWork, source: Node, target: ResolvedPath
+) -> Entry:
+    check_target(target, overwrite=False)
+    if reading.is_own:
+        _check_outside(source, target, "copied")
+    values = below_of(source.path) | {"owner": reading.owner.id, "limit": MAX_COPIED + 1}
+    inner = [row.path for row in await reading.rows(_DIRECTORIES_BELOW, values) if row.path != ROOT]
+    files = [node_of(row) for row in await reading.rows(_FILES_BELOW, values)]
+    if len(inner) + len(files) > MAX_COPIED:
+        raise InvalidSyscall(
+            f"{source.path} holds more than {MAX_COPIED} files and directories",
+            field="body.path",
+            remedy="copy its directories one by one",
+        )
+    base = "" if source.path == ROOT else source.path
+    top = await made_directory(work, target.nearest, target.path)
+    made = {base: top}
+    for path in inner:  # the shortest first: each one's parent is made
+        above = made[path.rpartition("/")[0]]
+        made[path] = await made_directory(work, above, target.path + path[len(base) :])
+    for file in files:
+        directory = made[file.path.rpartition("/")[0]]
+        content = await content_of(reading, file)
+        path = target.path + file.path[len(base) :]
+        await insert_file(work, directory.id, path, content, "copy")
+    return entry_of(top, work.owner)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from aios_broker.contract.errors import (
     AccessDenied,
@@ -17,45 +18,55 @@ from aios_broker.contract.files import Entry
 from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, normal_path, prefixes_of
 from aios_broker.postgres.session import AgentRow
-from aios_workers.modules.access.grant_rows import verbs_on
-from aios_workers.modules.storage.change import AnyWork
+from aios_workers.modules.access.grants import verbs_on
+from aios_workers.modules.storage.work import AnyWork
 
-_LOOK_UP = """
-    SELECT 'directory' AS kind, id, path, ancestors, NULL::bigint AS directory_id, 0 AS version,
-           0::bigint AS size_bytes, '' AS sha256, created_at, created_at AS updated_at,
-           NULL::bigint AS locked_by, NULL::text AS locker, NULL::timestamptz AS locked_until,
-           NULL::text AS source, NULL::boolean AS writable
-      FROM directory WHERE owner_id = %(owner)s AND path = ANY(%(prefixes)s)
-    UNION ALL
-    SELECT 'file', f.id, f.path, NULL, f.directory_id, f.version, f.size_bytes, f.sha256,
-           f.created_at, f.updated_at, f.locked_by,
-           (SELECT a.name FROM agent a WHERE a.id = f.locked_by), f.locked_until, NULL, NULL
-      FROM file f WHERE f.owner_id = %(owner)s AND f.path = ANY(%(prefixes)s)
-    UNION ALL
-    SELECT 'mount', m.id, m.path, NULL, NULL, 0, 0, '', m.created_at, m.created_at, NULL, NULL,
-           NULL, m.source, m.writable
-      FROM mount m WHERE m.owner_id = %(owner)s AND m.path = ANY(%(prefixes)s)
+# What a `Node` is made of, of a file `f`, a directory `d` and a mount `m`.
+FILE = """
+    'file' AS kind, f.id, f.path, f.created_at, f.updated_at, f.version, f.size_bytes, f.sha256,
+    f.locked_by, (SELECT a.name FROM agent a WHERE a.id = f.locked_by) AS locker, f.locked_until,
+    '{}'::bigint[] AS ancestors, NULL::text AS source, NULL::boolean AS writable
 """
-
-
+DIRECTORY = """
+    'directory' AS kind, d.id, d.path, d.created_at, d.created_at AS updated_at, 0 AS version,
+    0::bigint AS size_bytes, '' AS sha256, NULL::bigint AS locked_by, NULL::text AS locker,
+    NULL::timestamptz AS locked_until, d.ancestors, NULL::text AS source, NULL::boolean AS writable
+"""
+MOUNT = """
+    'mount' AS kind, m.id, m.path, m.created_at, m.created_at AS updated_at, 0 AS version,
+    0::bigint AS size_bytes, '' AS sha256, NULL::bigint AS locked_by, NULL::text AS locker,
+    NULL::timestamptz AS locked_until, '{}'::bigint[] AS ancestors, m.source, m.writable
+"""
+NODE_COLUMNS = 14
+_LOOK_UP = f"""
+    SELECT {DIRECTORY} FROM directory d
+     WHERE d.owner_id = %(owner)s AND d.path = ANY(%(prefixes)s)
+    UNION ALL
+    SELECT {FILE} FROM file f WHERE f.owner_id = %(owner)s AND f.path = ANY(%(prefixes)s)
+    UNION ALL
+    SELECT {MOUNT} FROM mount m WHERE m.owner_id = %(owner)s AND m.path = ANY(%(prefixes)s)
+"""
 _NEEDED: dict[Verb, tuple[Verb, ...]] = {"write": ("read",)}  # an answer shows what is there
 
 
 @dataclass(frozen=True, slots=True)
-class FileRow:
-    """A file as it is now."""
+class Node:
+    """A file, a directory, or a real directory that is mounted, as it is now."""
 
+    kind: Literal["file", "directory", "mount"]
     id: int
     path: str
-    directory_id: int
+    created_at: datetime
+    updated_at: datetime
     version: int
     size_bytes: int
     sha256: str
-    created_at: datetime
-    updated_at: datetime
     locked_by: int | None
     locker: str | None
     locked_until: datetime | None
+    ancestors: Sequence[int]  # of a directory: the ids from the root down, its own last
+    source: str  # of a mount: where it is on the host
+    writable: bool
 
     @property
     def is_locked(self) -> bool:
@@ -64,37 +75,16 @@ class FileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class DirectoryRow:
-    """A directory; `ancestors` has the ids from the root down, its own last."""
-
-    id: int
-    path: str
-    ancestors: tuple[int, ...]
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class MountRow:
-    """A real directory, shown at a path."""
-
-    id: int
-    path: str
-    source: str
-    writable: bool
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class ResolvedPath:
     """What is at a path, and what is above it."""
 
     path: str
     owner: AgentRow
-    file: FileRow | None
-    directory: DirectoryRow | None
-    nearest: DirectoryRow | None  # the last directory on the way that there is; None: no root yet
-    blocking: FileRow | None  # a file where the way needs a directory
-    mount: MountRow | None
+    file: Node | None
+    directory: Node | None
+    nearest: Node | None  # the last directory on the way that there is; None: no root yet
+    blocking: Node | None  # a file where the way needs a directory
+    mount: Node | None
 
     @property
     def is_free(self) -> bool:
@@ -108,6 +98,11 @@ class ResolvedPath:
         return self.path[len(self.mount.path) :].removeprefix("/")
 
 
+def node_of(row: Any) -> Node:  # noqa: ANN401  a row of psycopg's
+    """Return a row that begins with the columns of a node."""
+    return Node(*row[:NODE_COLUMNS])
+
+
 async def look_up(work: AnyWork, path: str, field: str = "body.path") -> ResolvedPath:
     """Return what is at a path.
 
@@ -116,59 +111,43 @@ async def look_up(work: AnyWork, path: str, field: str = "body.path") -> Resolve
     Raises:
         InvalidPath: It cannot be a path.
     """
-    at = normal_path(path, field)
-    values = {"owner": work.owner.id, "prefixes": prefixes_of(at)}
+    path = normal_path(path, field)
+    values = {"owner": work.owner.id, "prefixes": prefixes_of(path)}
     rows = await (work.rows if work.is_own else work.kernel_rows)(_LOOK_UP, values)
-    return _spot(at, work.owner, rows)
-
-
-def _spot(path: str, owner: AgentRow, rows: list[Any]) -> ResolvedPath:
-    directories = sorted(
-        (
-            DirectoryRow(row.id, row.path, tuple(row.ancestors), row.created_at)
-            for row in rows
-            if row.kind == "directory"
-        ),
-        key=lambda row: len(row.path),
-    )
-    files = {row.path: file_row(row) for row in rows if row.kind == "file"}
-    mounts = [
-        MountRow(row.id, row.path, row.source, row.writable, row.created_at)
-        for row in rows
-        if row.kind == "mount"
-    ]
+    nodes = [node_of(row) for row in rows]
+    directories = [node for node in nodes if node.kind == "directory"]
+    nearest = max(directories, key=lambda node: len(node.path), default=None)
+    files = {node.path: node for node in nodes if node.kind == "file"}
     file = files.pop(path, None)
-    nearest = directories[-1] if directories else None
     return ResolvedPath(
         path=path,
-        owner=owner,
+        owner=work.owner,
         file=file,
         directory=nearest if nearest is not None and nearest.path == path else None,
         nearest=nearest,
         blocking=next(iter(files.values()), None),
-        mount=mounts[0] if mounts else None,
+        mount=next((node for node in nodes if node.kind == "mount"), None),
     )
 
 
-def file_row(row: Any) -> FileRow:  # noqa: ANN401  a row of psycopg's
-    """Return a row of the table `file` with its locker's name."""
-    return FileRow(
-        row.id,
-        row.path,
-        row.directory_id,
-        row.version,
-        row.size_bytes,
-        row.sha256,
-        row.created_at,
-        row.updated_at,
-        row.locked_by,
-        row.locker,
-        row.locked_until,
-    )
+async def permitted_path(
+    work: AnyWork, path: str, verb: Verb, field: str = "body.path"
+) -> ResolvedPath:
+    """Return what is at a path with which the asker may do this."""
+    resolved = await look_up(work, path, field)
+    await require(work, resolved, verb)  # before anything is said of what is there
+    return resolved
 
 
-async def require(work: AnyWork, where: ResolvedPath, verb: Verb) -> None:
-    """Return when the asker may do this at a where; where nothing is, the directory above decides.
+async def changeable_path(work: AnyWork, path: str, field: str = "body.path") -> ResolvedPath:
+    """Return a path at which the asker may put something."""
+    resolved = await permitted_path(work, path, "write", field)
+    check_free_way(resolved, field)
+    return resolved
+
+
+async def require(work: AnyWork, resolved: ResolvedPath, verb: Verb) -> None:
+    """Return when the asker may do this at a path; where nothing is, the directory above decides.
 
     Raises:
         NotFound: It may not even know what is there.
@@ -176,88 +155,94 @@ async def require(work: AnyWork, where: ResolvedPath, verb: Verb) -> None:
     """
     if work.is_own:
         return
-    verbs = frozenset() if where.mount is not None else await _verbs(work, where)
+    verbs = frozenset() if resolved.mount is not None else await _verbs(work, resolved)
     if {verb, *_NEEDED.get(verb, ())} <= verbs:
         return
     if "read" in verbs:
         raise AccessDenied(
-            f"{where.path} is {where.owner.name}'s, and no grant allows {verb}",
+            f"{resolved.path} is {resolved.owner.name}'s, and no grant allows {verb}",
             field="owner",
-            remedy=f"ask {where.owner.name} to grant {verb} on it (access.grant)",
+            remedy=f"ask {resolved.owner.name} to grant {verb} on it (access.grant)",
         )
-    raise not_found(where)
+    raise not_found(resolved)
 
 
-async def _verbs(work: AnyWork, where: ResolvedPath) -> frozenset[str]:
-    """Return what the asker may do at a where of another's."""
-    ancestors = where.nearest.ancestors if where.nearest is not None else ()
+async def _verbs(work: AnyWork, resolved: ResolvedPath) -> frozenset[str]:
+    """Return what the asker may do at a path of another's."""
+    ancestors = resolved.nearest.ancestors if resolved.nearest is not None else ()
     objects = [("directory", str(each)) for each in ancestors]
-    if where.file is not None:
-        objects.append(("file", str(where.file.id)))
-    return await verbs_on(work.cursor, work.agent, objects)
+    if resolved.file is not None:
+        objects.append(("file", str(resolved.file.id)))
+    return await verbs_on(work, objects)
 
 
-def not_found(where: ResolvedPath) -> NotFound:
+def not_found(resolved: ResolvedPath) -> NotFound:
     """Return the error that says the same of what is not there and of what may not be known."""
     return NotFound(
-        f"{where.owner.name} has nothing at {where.path} that you may read",
+        f"{resolved.owner.name} has nothing at {resolved.path} that you may read",
         field="body.path",
         remedy="look at what is there: storage.list",
     )
 
 
-def taken(where: ResolvedPath, field: str = "body.path") -> AlreadyExists:
+def taken(resolved: ResolvedPath, field: str = "body.path") -> AlreadyExists:
     """Return the error of a path at which something is already."""
-    what = "a file" if where.file is not None else "a directory"
+    what = "a file" if resolved.file is not None else "a directory"
     return AlreadyExists(
-        f"there is {what} at {where.path}",
+        f"there is {what} at {resolved.path}",
         field=field,
         remedy="choose another path, or delete or overwrite it",
     )
 
 
-def file_at(where: ResolvedPath) -> FileRow:
-    """Return the file at a where.
+def unversioned(resolved: ResolvedPath) -> InvalidPath:
+    """Return the error of what only files of the namespace itself have."""
+    assert resolved.mount is not None
+    return InvalidPath(
+        f"{resolved.path} is on the host, mounted at {resolved.mount.path}: it has no versions, "
+        "moves, locks or shares here",
+        field="body.path",
+        remedy="copy it into the namespace first",
+    )
+
+
+def file_at(resolved: ResolvedPath) -> Node:
+    """Return the file at a path.
 
     Raises:
         NotFound: Nothing is there.
         InvalidPath: A directory is, or it lies in a mounted one.
     """
-    if where.mount is not None:
+    if resolved.mount is not None:
+        raise unversioned(resolved)
+    if resolved.directory is not None:
         raise InvalidPath(
-            f"{where.path} is on the host, mounted at {where.mount.path}: it has no versions, "
-            "locks or shares here",
-            field="body.path",
-            remedy="copy it into the namespace first",
+            f"{resolved.path} is a directory", field="body.path", remedy="name a file in it"
         )
-    if where.directory is not None:
-        raise InvalidPath(
-            f"{where.path} is a directory", field="body.path", remedy="name a file in it"
-        )
-    if where.file is None:
-        raise not_found(where)
-    return where.file
+    if resolved.file is None:
+        raise not_found(resolved)
+    return resolved.file
 
 
-def check_free_way(where: ResolvedPath, field: str = "body.path") -> None:
+def check_free_way(resolved: ResolvedPath, field: str = "body.path") -> None:
     """Refuse a path that leads through a file, or the root itself.
 
     Raises:
         InvalidPath: It does.
     """
-    if where.path == ROOT:
+    if resolved.path == ROOT:
         raise InvalidPath(
             "that is the root of the namespace", field=field, remedy="name something in it"
         )
-    if where.blocking is not None:
+    if resolved.blocking is not None:
         raise InvalidPath(
-            f"{where.blocking.path} is a file, nothing can lie below it",
+            f"{resolved.blocking.path} is a file, nothing can lie below it",
             field=field,
             remedy="choose another path, or move the file away",
         )
 
 
-def check_unlocked(work: AnyWork, file: FileRow) -> None:
+def check_unlocked(work: AnyWork, file: Node) -> None:
     """Refuse to change what another agent has locked.
 
     Raises:
@@ -278,37 +263,24 @@ def locked_error(path: str, locker: str | None, until: datetime | None) -> Objec
     )
 
 
-def file_entry(file: FileRow, owner: AgentRow) -> Entry:
-    """Return a file as the asker sees it."""
+def entry_of(node: Node, owner: AgentRow) -> Entry:
+    """Return a file or a directory as the asker sees it."""
+    locked_until = node.locked_until if node.is_locked else None
     return Entry(
-        path=file.path,
-        kind="file",
+        path=node.path,
+        kind="file" if node.kind == "file" else "directory",
         owner=owner.name,
-        version=file.version,
-        size_bytes=file.size_bytes,
-        sha256=file.sha256,
-        created_at=file.created_at.timestamp(),
-        updated_at=file.updated_at.timestamp(),
-        locked_by=(file.locker or "another agent") if file.is_locked else "",
-        locked_until=file.locked_until.timestamp()
-        if file.is_locked and file.locked_until is not None
-        else None,
+        version=node.version,
+        size_bytes=node.size_bytes,
+        sha256=node.sha256,
+        created_at=node.created_at.timestamp(),
+        updated_at=node.updated_at.timestamp(),
+        locked_by=(node.locker or "another agent") if locked_until is not None else "",
+        locked_until=None if locked_until is None else locked_until.timestamp(),
+        mounted=node.kind == "mount",
     )
 
 
-def directory_entry(directory: DirectoryRow | MountRow, owner: AgentRow) -> Entry:
-    """Return a directory as the asker sees it."""
-    at = directory.created_at.timestamp()
-    return Entry(
-        directory.path,
-        "directory",
-        owner.name,
-        created_at=at,
-        updated_at=at,
-        mounted=isinstance(directory, MountRow),
-    )
-
-
-def below_of(path: str) -> dict[str, str]:
+def below_of(path: str) -> dict[str, object]:
     """Return the values of a query for a path and all below it."""
     return {"path": path, "below": below(path)}

@@ -17,26 +17,25 @@ from aios_broker.contract.files import Plan, Step
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import StorageOperate
-from aios_workers.approvals.gate import Irreversible
+from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.modules.storage.change import FileWork, S, StorageLimits, on_namespace, own_lock
-from aios_workers.modules.storage.copies import copy
 from aios_workers.modules.storage.directories import make_directory
 from aios_workers.modules.storage.files import append, create, write
-from aios_workers.modules.storage.moves import delete, move
-from aios_workers.modules.storage.plans import keep_plan, kept_plan
+from aios_workers.modules.storage.moves import copy, delete, move
+from aios_workers.modules.storage.work import FileStep, FileWork, S, on_namespace, own_lock
 
 MAX_STEPS = 8
 MAX_LISTED = 200  # paths that the model is shown
 MAX_TOKENS = 700
-_KINDS: Mapping[str, tuple[type[bodies.StorageBody], tuple[str, ...]]] = {
-    "create": (bodies.StorageCreate, ("path", "content")),
-    "write": (bodies.StorageWrite, ("path", "content")),
-    "append": (bodies.StorageAppend, ("path", "content")),
-    "move": (bodies.StorageMove, ("path", "to")),
-    "copy": (bodies.StorageCopy, ("path", "to")),
-    "delete": (bodies.StorageDelete, ("path",)),
-    "mkdir": (bodies.StorageMkdir, ("path",)),
+# What a plan may hold: the body of each step, what does it, and the fields that a model fills in.
+_KINDS: Mapping[str, tuple[type[bodies.StorageBody], FileStep[Any], tuple[str, ...]]] = {
+    "create": (bodies.StorageCreate, create, ("path", "content")),
+    "write": (bodies.StorageWrite, write, ("path", "content")),
+    "append": (bodies.StorageAppend, append, ("path", "content")),
+    "move": (bodies.StorageMove, move, ("path", "to")),
+    "copy": (bodies.StorageCopy, copy, ("path", "to")),
+    "delete": (bodies.StorageDelete, delete, ("path",)),
+    "mkdir": (bodies.StorageMkdir, make_directory, ("path",)),
 }
 _LOSSY = frozenset(("write", "move", "copy", "delete"))
 _TEXT = {"type": "string", "maxLength": 2_000}
@@ -56,7 +55,7 @@ _SCHEMA: dict[str, Any] = {
                         "required": ["do", *fields],
                         "properties": {"do": {"const": name}, **dict.fromkeys(fields, _TEXT)},
                     }
-                    for name, (_, fields) in _KINDS.items()
+                    for name, (_, _, fields) in _KINDS.items()
                 ]
             },
         }
@@ -72,37 +71,38 @@ _PATHS = """
     UNION ALL SELECT path || '/' FROM directory WHERE owner_id = %(owner)s AND path <> '/'
     ORDER BY 1 LIMIT %(limit)s
 """
+# A plan is kept as soon as it is made: what runs is what was shown.
+_KEEP = """
+    INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, 'plan', %s)
+    ON CONFLICT (syscall_id) DO NOTHING
+"""
+_KEPT = "SELECT result FROM effect WHERE syscall_id = %s"
+
+_decoder = msgspec.json.Decoder(Plan)
 
 
-class Operating:
-    """operate."""
+async def operate(asked: Asked[StorageOperate]) -> Result:
+    """Plan, and run the plan in one transaction: all of it or nothing."""
+    plan = await _plan(asked)
+    if asked.body.dry_run or not plan.steps:
+        return plan
 
-    def __init__(self, limits: StorageLimits) -> None:
-        self._limits = limits
+    async def run(work: Work[StorageOperate]) -> Result:
+        in_files = await on_namespace(work, own=True)
+        await _ask_for_all(in_files, plan)
+        return await _run(in_files, plan)
 
-    async def operate(self, asked: Asked[StorageOperate]) -> Result:
-        """Plan, and run the plan in one transaction: all of it or nothing."""
-        plan = await _plan(asked)
-        if asked.body.dry_run or not plan.steps:
-            return plan
-
-        async def run(work: Work[StorageOperate]) -> Result:
-            in_files = on_namespace(work, self._limits, work.agent)
-            await _ask_for_all(in_files, plan)
-            return await _run(in_files, plan)
-
-        return await run_once(asked, run, *own_lock(asked))
+    return await run_once(asked, run, *own_lock(asked))
 
 
 async def _plan(asked: Asked[StorageOperate]) -> Plan:
     """Return the plan of this syscall: the one that was kept, or a new one."""
     body = asked.body
     async with asked.transaction() as work:
-        kept = await kept_plan(work.cursor, asked.syscall)
+        kept = await _kept(work)
         if kept is not None:
             return kept
-        await work.cursor.execute(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
-        rows = await work.cursor.fetchall()
+        rows = await work.rows(_PATHS, {"owner": asked.agent.id, "limit": MAX_LISTED})
     listed = "\n".join(row.path for row in rows) or "(no files yet)"
     prompt = f"Files and directories:\n{listed}\n\nInstruction: {body.instruction}"
     chat = LlmChat(
@@ -116,7 +116,19 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
         raise CoreError("the model did not answer with a plan")
     plan = Plan(body.instruction, _steps(result.text), done=False, model=result.model)
     async with asked.transaction() as work:
-        return await keep_plan(work.cursor, asked.agent, asked.syscall, plan)
+        values = (_key(work), asked.agent.id, msgspec.json.encode(plan))
+        await work.cursor.execute(_KEEP, values)
+        return await _kept(work) or plan  # another run of this syscall may have kept one meanwhile
+
+
+async def _kept(work: Work[StorageOperate]) -> Plan | None:
+    """Return the plan that this syscall made when it ran before."""
+    rows = await work.rows(_KEPT, (_key(work),))
+    return _decoder.decode(rows[0].result) if rows else None
+
+
+def _key(work: Work[StorageOperate]) -> str:
+    return f"{work.asked.syscall.id}.plan"
 
 
 def _steps(text: str) -> tuple[Step, ...]:
@@ -140,7 +152,7 @@ def _step(planned: dict[str, Any]) -> Step:
     arguments = dict(planned)
     kind = f"storage.{arguments.pop('do')}"
     body = msgspec.convert({**arguments, "type": kind}, bodies.StorageBody)
-    if type(body) not in {allowed for allowed, _ in _KINDS.values()}:
+    if type(body) not in {allowed for allowed, _, _ in _KINDS.values()}:
         raise KeyError(kind)
     return Step(kind, arguments)
 
@@ -164,8 +176,9 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
     done: list[Step] = []
     for number, step in enumerate(plan.steps, start=1):
         body = msgspec.convert({**step.arguments, "type": step.kind}, bodies.StorageBody)
+        _, do, _ = _KINDS[step.kind.removeprefix("storage.")]
         try:
-            await _run_step(work, body)
+            await do(_within(work, body))
         except KernelError as error:
             raise InvalidSyscall(
                 f"step {number} of the plan, {step.kind}, was refused, so none was done: {error}",
@@ -176,30 +189,8 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
     return msgspec.structs.replace(plan, steps=tuple(done), done=True)
 
 
-async def _run_step(work: FileWork[StorageOperate], body: bodies.StorageBody) -> None:
-    match body:
-        case bodies.StorageCreate():
-            await create(_within(work, body))
-        case bodies.StorageWrite():
-            await write(_within(work, body))
-        case bodies.StorageAppend():
-            await append(_within(work, body))
-        case bodies.StorageMove():
-            await move(_within(work, body))
-        case bodies.StorageCopy():
-            await copy(_within(work, body))
-        case bodies.StorageDelete():
-            await delete(_within(work, body))
-        case bodies.StorageMkdir():
-            await make_directory(_within(work, body))
-        case _:
-            raise KeyError(type(body))  # `_step` lets no other through
-
-
 def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
     """Return the work of a step of the plan."""
     asked = work.asked
     inner = Asked(asked.services, asked.agent, asked.syscall, body)
-    return FileWork(
-        inner, work.cursor, work.limits, work.owner, allowed=True, afterwards=work.afterwards
-    )
+    return FileWork(inner, work.cursor, work.owner, allowed=True, afterwards=work.afterwards)

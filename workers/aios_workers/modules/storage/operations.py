@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 from aios_broker.contract import storage as bodies
-from aios_workers.config import WorkerConfig
-from aios_workers.modules.operation import Operations, calls, table
-from aios_workers.modules.storage.change import Namespaces, StorageLimits
-from aios_workers.modules.storage.copies import copy
+from aios_workers.modules.operation import calls, table
+from aios_workers.modules.storage import files, moves, sharing
 from aios_workers.modules.storage.directories import list_directory, make_directory
-from aios_workers.modules.storage.files import append, create, read, stat, write
-from aios_workers.modules.storage.history import diff, rollback, versions
-from aios_workers.modules.storage.host import AllowedDirectories
-from aios_workers.modules.storage.locks import lock, unlock
 from aios_workers.modules.storage.mounts import mount, unmount
-from aios_workers.modules.storage.moves import delete, move
-from aios_workers.modules.storage.operating import Operating
-from aios_workers.modules.storage.searching import Searching
-from aios_workers.modules.storage.sharing import open_link, share, unshare
+from aios_workers.modules.storage.operating import operate
+from aios_workers.modules.storage.searching import search
+from aios_workers.modules.storage.work import file_changes, file_reads
 
-
-def storage_operations(config: WorkerConfig) -> Operations:
-    """Return what the module can do."""
-    limits = StorageLimits(
-        config.storage_max_bytes,
-        config.storage_keep_versions,
-        AllowedDirectories(config.storage_mounts),
-    )
-    on = Namespaces(limits)
-    return table(
-        on.reads(bodies.StorageRead, read),
-        on.reads(bodies.StorageList, list_directory),
-        on.reads(bodies.StorageStat, stat),
-        calls(bodies.StorageSearch, Searching(on).search),
-        on.reads(bodies.StorageVersions, versions),
-        on.reads(bodies.StorageDiff, diff),
-        on.reads(bodies.StorageOpen, open_link),
-        on.changes(bodies.StorageCreate, create),
-        on.changes(bodies.StorageWrite, write, irreversible="overwrite"),
-        on.changes(bodies.StorageAppend, append),
-        on.changes(bodies.StorageMove, move, irreversible="overwrite"),
-        on.changes(bodies.StorageCopy, copy, irreversible="overwrite", own=True),
-        on.changes(bodies.StorageDelete, delete, irreversible="delete"),
-        on.changes(bodies.StorageMkdir, make_directory),
-        on.changes(bodies.StorageRollback, rollback, irreversible="rollback"),
-        on.changes(bodies.StorageShare, share),
-        on.changes(bodies.StorageUnshare, unshare, irreversible="unshare"),
-        on.changes(bodies.StorageLock, lock),
-        on.changes(bodies.StorageUnlock, unlock),
-        on.changes(bodies.StorageMount, mount),
-        on.changes(bodies.StorageUnmount, unmount),
-        calls(
-            bodies.StorageOperate, Operating(limits).operate, irreversible=("delete", "overwrite")
-        ),
-    )
+STORAGE_OPERATIONS = table(
+    file_reads(bodies.StorageRead, files.read),
+    file_reads(bodies.StorageList, list_directory),
+    file_reads(bodies.StorageStat, files.stat),
+    calls(bodies.StorageSearch, search),
+    file_reads(bodies.StorageVersions, files.versions),
+    file_reads(bodies.StorageDiff, files.diff),
+    file_reads(bodies.StorageOpen, sharing.open_link),
+    file_changes(bodies.StorageCreate, files.create),
+    file_changes(bodies.StorageWrite, files.write, irreversible="overwrite"),
+    file_changes(bodies.StorageAppend, files.append),
+    file_changes(bodies.StorageMove, moves.move, irreversible="overwrite"),
+    file_changes(bodies.StorageCopy, moves.copy, irreversible="overwrite", own=True),
+    file_changes(bodies.StorageDelete, moves.delete, irreversible="delete"),
+    file_changes(bodies.StorageMkdir, make_directory),
+    file_changes(bodies.StorageRollback, files.rollback, irreversible="rollback"),
+    file_changes(bodies.StorageShare, sharing.share),
+    file_changes(bodies.StorageUnshare, sharing.unshare, irreversible="unshare"),
+    file_changes(bodies.StorageLock, files.lock),
+    file_changes(bodies.StorageUnlock, files.unlock),
+    file_changes(bodies.StorageMount, mount),
+    file_changes(bodies.StorageUnmount, unmount),
+    calls(bodies.StorageOperate, operate, irreversible=("delete", "overwrite")),
+)

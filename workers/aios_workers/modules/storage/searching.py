@@ -13,8 +13,8 @@ from aios_broker.contract.files import Found, FoundFiles
 from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import StorageSearch
 from aios_workers.modules.operation import Asked
-from aios_workers.modules.storage.change import AnyWork, FileWork, Namespaces
-from aios_workers.modules.storage.namespace import MountRow, look_up, not_found, require
+from aios_workers.modules.storage.namespace import Node, not_found, permitted_path
+from aios_workers.modules.storage.work import AnyWork, FileWork, on_namespace
 from aios_workers.search.embedder import query_vector
 from aios_workers.search.queries import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
 
@@ -37,40 +37,33 @@ _PARTS = """
 """
 
 
-class Searching:
-    """search."""
-
-    def __init__(self, namespaces: Namespaces) -> None:
-        self._namespaces = namespaces
-
-    async def search(self, asked: Asked[StorageSearch]) -> FoundFiles:
-        """Find files, or directories, best first; no connection waits for the model."""
-        vector = await query_vector(asked.services.embedder, asked.body.query, asked.body.mode)
-        async with asked.transaction() as work:
-            return await _search(await self._namespaces.named(work), vector)
+async def search(asked: Asked[StorageSearch]) -> FoundFiles:
+    """Find files, or directories, best first; no connection waits for the model."""
+    vector = await query_vector(asked.services.embedder, asked.body.query, asked.body.mode)
+    async with asked.transaction() as work:
+        return await _search(await on_namespace(work), vector)
 
 
 async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | None) -> FoundFiles:
     body = work.body
-    where = await look_up(work, body.path)
-    await require(work, where, "search")
-    if where.mount is not None:
-        await _check_searchable(work, where.mount)
-    elif where.directory is None and where.file is None and where.path != ROOT:
-        raise not_found(where)
+    resolved = await permitted_path(work, body.path, "search")
+    if resolved.mount is not None:
+        await _check_searchable(work, resolved.mount)
+    elif resolved.directory is None and resolved.file is None and resolved.path != ROOT:
+        raise not_found(resolved)
     query = ChunkQuery(
         body.query,
         min(MOST_PARTS, body.k * PARTS_PER_HIT),
         body.mode,
         None if body.shared else work.owner.id,
-        where.path,
+        resolved.path,
         mounts_of=work.owner.id if work.is_own else None,
     )
     found = await find_chunks(work.cursor, work.services.embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
 
-async def _check_searchable(work: AnyWork, mount: MountRow) -> None:
+async def _check_searchable(work: AnyWork, mount: Node) -> None:
     [row] = await work.rows("SELECT searchable FROM mount WHERE id = %(id)s", {"id": mount.id})
     if not row.searchable:
         raise InvalidPath(

@@ -11,18 +11,10 @@ from aios_workers.runtime.run import Done, Run
 class ToolHandler:
     """Runs the operations of the tool module."""
 
+    cores: tuple[str, ...] = ()  # tools run on no model
+
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-
-    @property
-    def capacity(self) -> int:
-        """How many syscalls it runs at the same time."""
-        return self._capacity
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """None: tools run on no model."""
-        return ()
+        self.capacity = capacity  # how many syscalls it runs at the same time
 
     async def run(self, run: Run, syscall: Syscall) -> Done:
         """Return the text."""

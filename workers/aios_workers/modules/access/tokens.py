@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
-
-from aios_broker.postgres.session import Cursor
+from aios_broker.postgres.session import Cursor, Store
+from aios_broker.queues.tokens import Identity, Tokens
 
 _PUT = """
     INSERT INTO agent_token (digest, agent_id, expires_at)
@@ -29,16 +26,6 @@ _FORGET = f"""
 """
 
 
-@dataclass(frozen=True, slots=True)
-class GoodToken:
-    """A token that holds: its digest, whose it is, until when (Unix time, s; None: for ever)."""
-
-    digest: str
-    agent: str
-    tenant: str
-    expires_at: float | None
-
-
 async def put_token(cursor: Cursor, agent_id: int, digest: str, ttl_s: float | None) -> None:
     """Enter a token of an agent."""
     await cursor.execute(_PUT, (digest, agent_id, ttl_s))
@@ -49,19 +36,16 @@ async def revoke_tokens(cursor: Cursor, agent_id: int) -> None:
     await cursor.execute(_REVOKE, (agent_id,))
 
 
-async def lacking_tokens(cursor: Cursor, known: Collection[str]) -> tuple[GoodToken, ...]:
-    """Return good tokens that are not among the known ones; none is revoked in this transaction."""
-    await cursor.execute(_LACKING, (list(known),))
-    lacking = [row.digest for row in await cursor.fetchall()]
-    if not lacking:
-        return ()
-    await cursor.execute(_LOCKED, (lacking,))
-    rows: list[Any] = await cursor.fetchall()
-    return tuple(GoodToken(row.digest, row.agent, row.tenant, row.expires_at) for row in rows)
-
-
-async def worthless_tokens(cursor: Cursor, known: Collection[str]) -> tuple[str, ...]:
-    """Return which of the known ones are revoked or over; forget those that nobody knows."""
-    await cursor.execute(_FORGET, (list(known),))
-    await cursor.execute(_WORTHLESS, (list(known),))
-    return tuple(row.digest for row in await cursor.fetchall())
+async def tidy_tokens(store: Store, tokens: Tokens) -> None:
+    """Give Redis what it lacks, and take from it what a crash left after a revocation."""
+    known = list(await tokens.digests())
+    async with store.as_steward() as cursor:
+        await cursor.execute(_LACKING, (known,))
+        lacking = [row.digest for row in await cursor.fetchall()]
+        await cursor.execute(_LOCKED, (lacking,))  # none of them is revoked meanwhile
+        for row in await cursor.fetchall():
+            await tokens.restore(row.digest, Identity(row.agent, row.tenant, row.expires_at))
+        await cursor.execute(_FORGET, (known,))
+        await cursor.execute(_WORTHLESS, (known,))
+        worthless = tuple(row.digest for row in await cursor.fetchall())
+    await tokens.drop(worthless)

@@ -1,8 +1,8 @@
 """Where what cannot be taken back waits for a person: a service for the handlers of all modules.
 
-    body = await gate.body_of(agent, syscall)                  # only where the lease says `decided`
-    await gate.check(cursor, agent, syscall, body, Irreversible("delete", "delete /a.txt"))
-    except NeedsApproval as needs: return await gate.ask(needs)   # the outcome parks the job
+    body = await approvals.body_of(agent, syscall)             # only where the lease says `decided`
+    await approvals.check(cursor, agent, syscall, body, Irreversible("delete", "delete /a.txt"))
+    except NeedsApproval as needs: return await approvals.ask(needs)   # the outcome parks the job
 
 An approval is used up in the transaction of the check: with what it allows, where that is in
 Postgres; before it, at most once, where it is elsewhere.
@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import structs
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import ApprovalDenied, ApprovalExpired
 from aios_broker.contract.syscall import Body, Syscall, module_of, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
-from aios_workers.approvals.rows import arguments_of, arguments_sha256, body_from, rules_of
-from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.approvals.requests import arguments_of, arguments_sha256, body_from, rules_of
+from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.runtime.run import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
@@ -32,7 +33,7 @@ _USE = """
        AND state = 'approved' AND expires_at > now()
     RETURNING id, decided_by
 """
-_LOOK = """
+_FIND = """
     SELECT state, reason, decided_by, arguments, arguments_sha256, expires_at <= now() AS is_over,
            used_at = now() AS is_ours
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
@@ -41,8 +42,9 @@ _LOOK = """
 _ASK = """
     INSERT INTO approval (id, tenant_id, agent_id, job_id, module, kind, operation, arguments,
                           arguments_sha256, asked_sha256, what, diff, state, expires_at)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, 'waiting',
-            now() + %s * interval '1 second')
+    VALUES (%(id)s, %(tenant)s, %(agent)s, %(job)s, %(module)s, %(kind)s, %(operation)s,
+            %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(diff)s, 'waiting',
+            now() + %(ttl)s * interval '1 second')
     ON CONFLICT (job_id, asked_sha256) DO UPDATE SET resumed_at = NULL
      WHERE approval.agent_id = excluded.agent_id
        AND approval.state IN ('approved', 'denied', 'expired')
@@ -77,7 +79,7 @@ class NeedsApproval(Exception):
         self.diff = diff
 
 
-class Gate:
+class ApprovalService:
     """Asks for approvals, and lets through what one matching approval allows, once."""
 
     def __init__(self, store: Store, *, ttl_s: float = DEFAULT_TTL_S) -> None:
@@ -90,7 +92,7 @@ class Gate:
         For a syscall about which a person has decided: all others run as they are.
         """
         async with self._store.as_agent(agent) as cursor:
-            row = await self._look(cursor, agent, syscall)
+            row = await self._find(cursor, agent, syscall)
         if row is None or row.state not in ("approved", "used"):
             return syscall.body
         if row.arguments_sha256 == arguments_sha256(syscall.body):
@@ -108,14 +110,14 @@ class Gate:
         """
         if not await self._asks(cursor, agent, why):
             if not why.scratch and why.lossy:
-                await self._enter(cursor, agent, syscall, why, "by rule")
+                await self._enter(cursor, syscall, why, "by rule")
             return
         await cursor.execute(_USE, {**_key(agent, syscall), "sha": arguments_sha256(body)})
         used = await cursor.fetchone()
         if used is not None:
-            await self._enter(cursor, agent, syscall, why, f"approved by {used.decided_by}")
+            await self._enter(cursor, syscall, why, f"approved by {used.decided_by}")
             return
-        row = await self._look(cursor, agent, syscall)
+        row = await self._find(cursor, agent, syscall)
         if row is not None and row.is_ours and row.arguments_sha256 == arguments_sha256(body):
             return  # a second check of the same transaction
         if row is not None and row.state == "denied":
@@ -136,41 +138,25 @@ class Gate:
     async def ask(self, needs: NeedsApproval) -> Outcome:
         """Enter the request and return the outcome that parks the job."""
         agent, syscall, body, why = needs.agent, needs.syscall, needs.body, needs.why
-        ttl_s = min(self._ttl_s, syscall.deadline_s)
+        values = {
+            **_key(agent, syscall),
+            "id": new_id(),
+            "tenant": agent.tenant_id,
+            "module": module_of(syscall.kind),
+            "operation": why.operation,
+            "arguments": Jsonb(arguments_of(body)),
+            "sha": arguments_sha256(body),
+            "what": why.what,
+            "diff": needs.diff,
+            "ttl": min(self._ttl_s, syscall.deadline_s),
+        }
         async with self._store.as_steward() as cursor:
-            approval_id = new_id()
-            await cursor.execute(
-                _ASK,
-                (
-                    approval_id,
-                    agent.tenant_id,
-                    agent.id,
-                    syscall.id,
-                    module_of(syscall.kind),
-                    syscall.kind,
-                    why.operation,
-                    Jsonb(arguments_of(body)),
-                    arguments_sha256(body),
-                    arguments_sha256(syscall.body),
-                    why.what,
-                    needs.diff,
-                    ttl_s,
-                ),
-            )
+            await cursor.execute(_ASK, values)
             row = await cursor.fetchone()  # one that was decided before: the sweep brings it back
             if row is not None and row.is_new:
-                await append_line(
-                    cursor,
-                    AuditLine(
-                        agent.tenant,
-                        agent.name,
-                        "approval.asked",
-                        why.what,
-                        "waiting",
-                        syscall.id,
-                        {"approval": approval_id, "operation": why.operation},
-                    ),
-                )
+                detail = {"approval": values["id"], "operation": why.operation}
+                line = line_of(syscall, why.what, "waiting", detail)
+                await append_line(cursor, structs.replace(line, action="approval.asked"))
         return Parked()
 
     async def _asks(self, cursor: Cursor, agent: AgentRow, why: Irreversible) -> bool:
@@ -179,25 +165,15 @@ class Gate:
             return False
         return rule.rule == "ask" or (rule.rule == "ask-when-lossy" and why.lossy)
 
-    async def _look(self, cursor: Cursor, agent: AgentRow, syscall: Syscall) -> Any:  # noqa: ANN401
-        await cursor.execute(_LOOK, _key(agent, syscall))
-        return await cursor.fetchone()
-
     async def _enter(
-        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, why: Irreversible, outcome: str
+        self, cursor: Cursor, syscall: Syscall, why: Irreversible, outcome: str
     ) -> None:
-        await append_line(
-            cursor,
-            AuditLine(
-                agent.tenant,
-                agent.name,
-                syscall.kind,
-                why.what,
-                outcome,
-                syscall.id,
-                {"operation": why.operation},
-            ),
-        )
+        detail = {"operation": why.operation}
+        await append_line(cursor, line_of(syscall, why.what, outcome, detail))
+
+    async def _find(self, cursor: Cursor, agent: AgentRow, syscall: Syscall) -> Any:  # noqa: ANN401
+        await cursor.execute(_FIND, _key(agent, syscall))
+        return await cursor.fetchone()
 
 
 def _key(agent: AgentRow, syscall: Syscall) -> dict[str, object]:

@@ -25,7 +25,9 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.approvals.approval_tables import approval
 from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.modules.columns import selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",
@@ -36,12 +38,11 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "unshare": "ask",
 }
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
-_COLUMNS = """
-    p.id, p.state, p.job_id, a.name AS agent, t.name AS tenant, p.tenant_id, p.agent_id, p.kind,
-    p.module, p.operation, p.arguments_sha256, p.asked_sha256, p.what, p.diff,
-    extract(epoch FROM p.asked_at)::float8 AS asked_at,
-    extract(epoch FROM p.expires_at)::float8 AS expires_at, p.expires_at <= now() AS is_over,
-    p.decided_by, extract(epoch FROM p.decided_at)::float8 AS decided_at, p.reason
+_COLUMNS = f"""
+    {selected(approval, "p", but=("arguments", "state"))}, p.state AS stored,
+    CASE WHEN p.state IN ('waiting', 'approved') AND p.expires_at <= now() THEN 'expired'
+         ELSE p.state END AS state,
+    p.job_id AS syscall_id, a.name AS agent, t.name AS tenant
 """
 _FROM = "FROM approval p JOIN agent a ON a.id = p.agent_id JOIN tenant t ON t.id = p.tenant_id"
 _IS_LONG = f"length(e.value::text) > {MAX_LISTED_CHARACTERS}"
@@ -171,13 +172,13 @@ async def list_approvals(
 ) -> tuple[Approval, ...]:
     """Return approvals that the cursor may see, oldest first, without their long arguments."""
     await cursor.execute(_LIST, {"state": state, "limit": limit})
-    return tuple(as_approval(row) for row in await cursor.fetchall())
+    return tuple(_as_approval(row) for row in await cursor.fetchall())
 
 
 async def find_approvals(cursor: Cursor, digits: str, limit: int) -> tuple[Approval, ...]:
     """Return those whose id, or whose syscall's, begins so: newest first, with all arguments."""
     await cursor.execute(_FIND, {"digits": digits, "limit": limit})
-    return tuple(as_approval(row) for row in await cursor.fetchall())
+    return tuple(_as_approval(row) for row in await cursor.fetchall())
 
 
 async def one_approval(cursor: Cursor, approval_id: str) -> Approval:
@@ -190,32 +191,12 @@ async def one_approval(cursor: Cursor, approval_id: str) -> Approval:
     row = await cursor.fetchone()
     if row is None:
         raise _unknown(approval_id)
-    return as_approval(row)
+    return _as_approval(row)
 
 
-def as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
+def _as_approval(row: Any) -> Approval:  # noqa: ANN401  a row of psycopg's
     """Return a row as what people and agents get; one that is over is shown as expired."""
-    is_late = row.is_over and row.state in ("waiting", "approved")
-    state: ApprovalState = "expired" if is_late else row.state
-    return Approval(
-        id=row.id,
-        state=state,
-        syscall_id=row.job_id,
-        agent=row.agent,
-        tenant=row.tenant,
-        kind=row.kind,
-        operation=row.operation,
-        arguments=row.arguments,
-        arguments_sha256=row.arguments_sha256,
-        what=row.what,
-        asked_at=row.asked_at,
-        expires_at=row.expires_at,
-        diff=row.diff,
-        decided_by=row.decided_by,
-        decided_at=row.decided_at,
-        reason=row.reason,
-        left_out=tuple(row.left_out),
-    )
+    return msgspec.convert(row._asdict(), Approval)
 
 
 async def decide(
@@ -261,7 +242,7 @@ async def decide(
             f"approval.{decision.state}",
             row.what,
             "done",
-            row.job_id,
+            row.syscall_id,
             {
                 "approval": approval_id,
                 "arguments_sha256": sha,
@@ -282,13 +263,13 @@ def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # n
             field="approval",
             remedy="have another administrator decide",
         )
-    if row.state in ("approved", "denied", "used"):
+    if row.stored in ("approved", "denied", "used"):
         raise VersionConflict(
-            f"it is {row.state} already, by {row.decided_by}",
+            f"it is {row.stored} already, by {row.decided_by}",
             field="approval",
             remedy="nothing is to be decided any more",
         )
-    if row.state == "expired" or row.is_over:
+    if row.state == "expired":
         raise ApprovalExpired(
             "nobody decided in time", field="approval", remedy="have the syscall sent again"
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import itertools
 import logging
 import urllib.error
 import urllib.request
@@ -30,14 +29,11 @@ from aios_broker.postgres.session import Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_workers.approvals.rows import list_approvals
-from aios_workers.modules.access.groups_map import GroupsMap
-from aios_workers.modules.housekeeping import Housekeeping
+from aios_workers.approvals.requests import list_approvals
 
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
-TIDY_EVERY = 30  # sweeps between two looks at the groups' map and at what is over
 BATCH = 200  # approvals of one sweep
 POST_LIMIT_S = 5.0
 SIGNATURE = "X-AIOS-Signature"  # sha256=<HMAC-SHA256 of the body, hex>
@@ -91,7 +87,7 @@ class Webhook:
             return False
 
 
-class ApprovalDuty:
+class ApprovalSweep:
     """Brings jobs back whose approval is decided, and expires what nobody decided."""
 
     def __init__(
@@ -100,8 +96,6 @@ class ApprovalDuty:
         self._store = store
         self._control = Control(functions, keys)
         self._webhook = webhook if webhook is not None and webhook.url is not None else None
-        self._map = GroupsMap(store, functions, keys)
-        self._housekeeping = Housekeeping(store, functions, keys)
 
     async def resume(self, approval: Approval) -> None:
         """Put the job of a decided approval back; the sweep does what fails here."""
@@ -122,18 +116,13 @@ class ApprovalDuty:
             await cursor.execute(_ENDED, (await self._ended(waiting),))
         async with self._store.as_steward() as cursor:
             await cursor.execute(_DECIDED)
-            decided = [(row.id, row.job_id, row.module) for row in await cursor.fetchall()]
+            decided = await cursor.fetchall()
         await self._announce()
         return await self._unpark(decided)
 
-    async def tidy(self) -> None:
-        """Bring the groups' map up to date, and delete what is over."""
-        await self._map.refresh()
-        await self._housekeeping.tidy()
-
-    async def _ended(self, rows: Iterable[Any]) -> list[str]:
+    async def _ended(self, waiting: Iterable[Any]) -> list[str]:
         ended = []
-        for module, part in _by_module((row.id, row.job_id, row.module) for row in rows).items():
+        for module, part in _by_module(tuple(row) for row in waiting).items():
             alive = await self._control.live([job for _, job in part], module=module)
             ended += [each for (each, _), lives in zip(part, alive, strict=True) if not lives]
         return ended
@@ -172,14 +161,11 @@ def _by_module(rows: Iterable[tuple[str, str, str]]) -> dict[Module, list[tuple[
 
 
 @asynccontextmanager
-async def sweeping(duty: ApprovalDuty, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
+async def sweeping(sweep: ApprovalSweep, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
     """Sweep for as long as the context is open."""
-    sweeps = itertools.count()
 
     async def step() -> float:
-        if next(sweeps) % TIDY_EVERY == 0:
-            await duty.tidy()
-        await duty.sweep()
+        await sweep.sweep()
         return pause_s
 
     async with periodic_task("approvals", step, "approvals wait"):

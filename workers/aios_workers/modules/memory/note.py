@@ -1,0 +1,194 @@
+"""Notes in Postgres: rows, their versions, and the shapes of blocks. The truth about them.
+
+A note that has expired is not there, whether it is deleted yet or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from psycopg.types.json import Jsonb
+
+from aios_broker.contract.errors import NotFound
+from aios_broker.contract.memory import Note
+from aios_broker.postgres.session import AgentRow, Cursor
+from aios_workers.modules.columns import inserted, selected
+from aios_workers.modules.memory import note_tables
+from aios_workers.modules.memory.block import BlockShape
+
+Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
+Operation = Literal["add", "update", "rollback", "evolve", "undo"]
+KEPT_VERSIONS = 100  # of a note; older ones go with the next change
+
+NOTE_COLUMNS = selected(
+    note_tables.note, "n", but=("tenant_id", "program", "words", "model_id", "vector")
+)
+LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
+_FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "
+_FETCH_MANY = (
+    f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = ANY(%s) AND {LIVING} "
+    "ORDER BY n.id "
+)
+_ENTER = inserted(note_tables.note_version, but=("at",))
+
+
+class NoteBody(Struct, frozen=True):
+    """What of a note its versions keep."""
+
+    content: str
+    keywords: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    category: str = ""
+    context: str = ""
+    links: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Return what the note takes of a block: the UTF-8 of its content and its fields."""
+        words = (self.content, self.category, self.context, *self.keywords, *self.tags, *self.links)
+        metadata_bytes = len(msgspec.json.encode(self.metadata)) if self.metadata else 0
+        return sum(len(word.encode()) for word in words) + metadata_bytes
+
+    @property
+    def search_text(self) -> str:
+        """Return what keyword search looks at."""
+        return "\n".join((self.content, self.context, *self.keywords, *self.tags))
+
+
+def body_of(note: Note) -> NoteBody:
+    """Return what versions keep of a note."""
+    return NoteBody(*(getattr(note, name) for name in NoteBody.__struct_fields__))
+
+
+def note_of(row: Any, owner: str) -> Note:  # noqa: ANN401  a row of psycopg's
+    """Return a row as what agents get."""
+    return msgspec.convert({**row._asdict(), "owner": owner}, Note)
+
+
+def note_fields(body: NoteBody) -> tuple[object, ...]:
+    """Return a body as columns of the table `note`."""
+    return (
+        body.content,
+        list(body.keywords),
+        list(body.tags),
+        body.category,
+        body.context,
+        list(body.links),
+        Jsonb(body.metadata),
+    )
+
+
+async def fetch_note(cursor: Cursor, owner: AgentRow, note_id: str, lock: Lock = "") -> Note | None:
+    """Return a living note of this owner, locked until the transaction ends if asked for."""
+    await cursor.execute(_FETCH + lock, (owner.id, note_id))
+    row = await cursor.fetchone()
+    return None if row is None else note_of(row, owner.name)
+
+
+async def fetch_notes(
+    cursor: Cursor, owner: AgentRow, note_ids: Sequence[str], lock: Lock = ""
+) -> dict[str, Note]:
+    """Return those that are there, locked in the order of their ids."""
+    await cursor.execute(_FETCH_MANY + lock, (owner.id, list(note_ids)))
+    return {row.id: note_of(row, owner.name) for row in await cursor.fetchall()}
+
+
+async def enter_version(
+    cursor: Cursor, owner: AgentRow, note: Note, by: int, operation: Operation, syscall_id: str
+) -> None:
+    """Keep what a note is now as the version that it has; the oldest beyond a hundred goes."""
+    values = {
+        "note_id": note.id,
+        "version": note.version,
+        "owner_id": owner.id,
+        "by_agent_id": by,
+        "operation": operation,
+        "syscall_id": syscall_id,
+        "body": Jsonb(msgspec.to_builtins(body_of(note))),
+    }
+    await cursor.execute(_ENTER, values)
+    if note.version > KEPT_VERSIONS:
+        await cursor.execute(
+            "DELETE FROM note_version WHERE note_id = %s AND version <= %s",
+            (note.id, note.version - KEPT_VERSIONS),
+        )
+
+
+async def note_in_version(cursor: Cursor, note: Note, version: int) -> Note:
+    """Return a note as it was in a version.
+
+    Raises:
+        NotFound: It never had such a version, or has it no more.
+    """
+    await cursor.execute(
+        "SELECT body, extract(epoch FROM at)::float8 AS at FROM note_version "
+        "WHERE note_id = %s AND version = %s",
+        (note.id, version),
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        raise NotFound(
+            f"the note has no version {version}", field="version", remedy="see memory.history"
+        )
+    return as_version(note, version, row.body, row.at)
+
+
+def as_version(note: Note, version: int, body: dict[str, Any], at: float) -> Note:
+    """Return a note with the body that a version of it had."""
+    old = msgspec.structs.asdict(msgspec.convert(body, NoteBody))
+    return msgspec.structs.replace(note, version=version, updated_at=at, **old)
+
+
+async def shape_of_block(cursor: Cursor, owner: AgentRow, lock: Lock = "") -> BlockShape:
+    """Return what an agent's block is to be like."""
+    await cursor.execute(
+        "SELECT limit_bytes, k, correlated_s, high, low FROM memory_block WHERE owner_id = %s "
+        + lock,
+        (owner.id,),
+    )
+    row = await cursor.fetchone()
+    if row is None:
+        return BlockShape()
+    return BlockShape(row.limit_bytes, row.k, row.correlated_s, row.high, row.low)
+
+
+async def versions_there(cursor: Cursor, note_ids: Sequence[str]) -> dict[str, int]:
+    """Return which version each of these notes has."""
+    await cursor.execute("SELECT id, version FROM note WHERE id = ANY(%s)", (list(note_ids),))
+    return {row.id: row.version for row in await cursor.fetchall()}
+
+
+async def write_back(cursor: Cursor, owner: AgentRow, note: Note) -> None:
+    """Write a note that the block has and Postgres has not, or only in an older version.
+
+    Nothing of the kernel's brings that about: a database that was restored does.
+    """
+    body = body_of(note)
+    await cursor.execute(
+        "INSERT INTO note AS n (id, tenant_id, owner_id, content, keywords, tags, category, "
+        "context, links, metadata, version, created_at, updated_at, expires_at, words) VALUES "
+        "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), "
+        "to_timestamp(%s), to_tsvector('english', %s)) ON CONFLICT (id) DO UPDATE SET "
+        "content = excluded.content, keywords = excluded.keywords, tags = excluded.tags, "
+        "category = excluded.category, context = excluded.context, links = excluded.links, "
+        "metadata = excluded.metadata, version = excluded.version, words = excluded.words, "
+        "updated_at = excluded.updated_at, expires_at = excluded.expires_at, model_id = NULL, "
+        "vector = NULL WHERE n.version < excluded.version",
+        (
+            note.id,
+            owner.tenant_id,
+            owner.id,
+            *note_fields(body),
+            note.version,
+            note.created_at,
+            note.updated_at,
+            note.expires_at,
+            body.search_text,
+        ),
+    )
+    if cursor.rowcount:
+        await enter_version(cursor, owner, note, owner.id, "update", "")

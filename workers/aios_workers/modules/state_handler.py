@@ -1,0 +1,122 @@
+"""Memory, storage and access: the handler that they share, and what it stands on, opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from prometheus_client.core import Metric
+
+from aios_broker.contract.errors import AccessDenied, InvalidConfig
+from aios_broker.contract.names import Module
+from aios_broker.contract.syscall import Syscall
+from aios_broker.postgres.session import Store
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
+from aios_workers.approvals.service import ApprovalService, NeedsApproval
+from aios_workers.approvals.sweep import ApprovalSweep, Webhook, sweeping
+from aios_workers.config import WorkerConfig
+from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.access.operations import ACCESS_OPERATIONS
+from aios_workers.modules.housekeeping import housekeeping
+from aios_workers.modules.memory.block import memory_functions
+from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
+from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.operation import Operation, Operations, no_operation
+from aios_workers.modules.services import Services, storage_limits
+from aios_workers.modules.storage.mounts import MountWatch, watching
+from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
+from aios_workers.runtime.kernel_calls import SubmittedCalls
+from aios_workers.runtime.run import Done, Outcome, Run
+from aios_workers.search.embedder import open_embedder
+from aios_workers.search.indexing import indexing
+
+OPERATIONS: dict[Module, Operations] = {
+    "memory": MEMORY_OPERATIONS,
+    "storage": STORAGE_OPERATIONS,
+    "access": ACCESS_OPERATIONS,
+}
+CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+
+
+class StateHandler:
+    """Runs the operations of one state module.
+
+    While a server is away a syscall is tried again, until its deadline.
+    """
+
+    capacity = CAPACITY
+    cores: tuple[str, ...] = ()  # what needs a model is a syscall of its own
+
+    def __init__(self, services: Services, module: Module) -> None:
+        self._services = services
+        self._module = module
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield the module's own numbers, where it has some."""
+        return self._services.blocks.metrics() if self._module == "memory" else ()
+
+    async def run(self, run: Run, syscall: Syscall) -> Outcome:
+        """Run one syscall, or park it where a person has to decide first."""
+        operation = OPERATIONS[self._module].get(type(syscall.body))
+        if operation is None:
+            raise no_operation(syscall)
+        decided = run.lease.decided
+        return await patiently(lambda: self._try(operation, syscall, decided=decided))
+
+    async def _try(self, operation: Operation[Any], syscall: Syscall, *, decided: bool) -> Outcome:
+        try:
+            return Done(await operation.run(self._services, syscall, decided=decided))
+        except NeedsApproval as needs:
+            return await self._services.approvals.ask(needs)
+        except AccessDenied as refused:
+            await self._note_refusal(syscall, refused)
+            raise
+
+    async def _note_refusal(self, syscall: Syscall, refused: AccessDenied) -> None:
+        line = line_of(syscall, str(refused.field), "denied", {"message": refused.message})
+        async with self._services.store.as_steward() as cursor:
+            await append_line(cursor, line)
+
+    async def close(self) -> None:
+        """Nothing of its own to free: the services are shared."""
+
+
+async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) -> Services:
+    """Open what the state modules share; it is closed with the stack.
+
+    Raises:
+        InvalidConfig: There is no database, or the embedding model is not installed.
+    """
+    if config.database_url is None:
+        raise InvalidConfig(
+            "memory, storage and access keep what they have in Postgres",
+            field="AIOS_DATABASE_URL",
+            remedy="set it to the address of a Postgres with pgvector",
+        )
+    store = Store(config.database_url, name=name)
+    stack.push_async_callback(store.aclose)
+    connection = Connection(config.redis_url, name=f"{name}.services")
+    stack.push_async_callback(connection.aclose)
+    functions, keys = Functions(connection), Keys(config.key_prefix)
+    calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
+    embedder = await stack.enter_async_context(open_embedder(config, calls))
+    unembedded = asyncio.Event()
+    await stack.enter_async_context(indexing(store, embedder, unembedded))
+    limits = storage_limits(config)
+    if config.storage_mounts:
+        watch = MountWatch(store, limits.allowed)
+        await stack.enter_async_context(watching(watch, unembedded))
+    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
+    await stack.enter_async_context(sweeping(ApprovalSweep(store, functions, keys, webhook)))
+    approvals = ApprovalService(store, ttl_s=config.approval_ttl_s)
+    blocks = Blocks(store, memory_functions(connection), keys)
+    services = Services(
+        store, embedder, calls, functions, keys, approvals, blocks, limits, unembedded
+    )
+    await stack.enter_async_context(housekeeping(services))
+    return services
