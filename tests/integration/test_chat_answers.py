@@ -1,11 +1,9 @@
 """Several answers at once on the simulated core: cut anywhere, they stay what they were."""
 
 import asyncio
-import json
 import random
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,18 +11,22 @@ import pytest
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import MAGIC, decode_snapshot
+from aios_broker.contract.snapshot import (
+    AnswersSnapshot,
+    AnswerState,
+    decode_snapshot,
+    encode_snapshot,
+)
 from aios_broker.contract.syscall import Syscall
+from aios_workers.llm.answers import answer_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.llm.plan import answer_id
-from aios_workers.runtime.run import Run, Suspended
+from aios_workers.runtime.executor import Run, Suspended
 from tests.caller import chat
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
 from tests.waiting import wait_until_async
 
 CONFIG = SimulatedCoreConfig(slots=2, end_probability=0.02)
-RELEASE_1 = Path(__file__).parents[1] / "data" / "release1" / "snapshots.json"
 
 
 async def whole(body: LlmChat, core: SimulatedCore | None = None) -> ChatResult:
@@ -95,7 +97,6 @@ async def test_answers_are_the_same_however_they_were_cut(seed: int) -> None:
     assert cuts.tokens == expected.usage.output_tokens
     for data in cuts.checkpoints:
         decode_snapshot(data, model=SimulatedCore(CONFIG).info.snapshot_model)
-        assert data[len(MAGIC)] == (1 if body.n == 1 else 2), "it is in the wrong form"
 
 
 async def test_the_check_above_cuts_often() -> None:
@@ -105,40 +106,22 @@ async def test_the_check_above_cuts_often() -> None:
     assert cuts.made >= 5
 
 
-async def test_a_snapshot_of_the_first_release_is_gone_on_with() -> None:
-    for case in json.loads(RELEASE_1.read_text())["snapshots"]:
-        core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
-        if core.info.snapshot_model != case["model"]:
-            pytest.fail("the simulated core of the first release is not the one of this")
-        body = chat(
-            case["text"],
-            temperature=case["temperature"],
-            seed=case["seed"],
-            max_tokens=case["max_tokens"],
-            stream=True,
-        )
-        cuts = Cuts(random.Random(0))
-        cuts.stream = "x" * case["emitted_characters"]
+@pytest.mark.parametrize(
+    "asked",
+    [
+        chat("Tell me", n=2, max_tokens=20, return_ids=True),
+        chat("Tell me", logprobs=1, max_tokens=20, return_ids=True),
+        chat("Tell me", beam_width=2, max_tokens=20, return_ids=True),
+    ],
+)
+async def test_a_snapshot_of_another_kind_of_generation_is_not_used(asked: LlmChat) -> None:
+    core = SimulatedCore(CONFIG)
+    one = (AnswerState((1, 2, 3)),)
+    kept = encode_snapshot(AnswersSnapshot(core.info.snapshot_model, (1, 2), one, 0))
 
-        result = await run_cut([core], body, cuts, bytes.fromhex(case["snapshot"]))
+    result = await run_cut([core], asked, Cuts(random.Random(0)), kept)
 
-        assert isinstance(result, ChatResult)
-        assert result.output_ids == tuple(case["answer_ids"])
-        assert cuts.tokens == len(case["answer_ids"]) - len(case["output_ids"])
-        assert (
-            cuts.stream[case["emitted_characters"] :] == result.text[case["emitted_characters"] :]
-        )
-
-
-async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
-    case = json.loads(RELEASE_1.read_text())["snapshots"][0]
-    body = chat("Tell me", n=2, max_tokens=20)
-    core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
-
-    result = await run_cut([core], body, Cuts(random.Random(0)), bytes.fromhex(case["snapshot"]))
-
-    assert isinstance(result, ChatResult)
-    assert len(result.choices) == 2
+    assert result == await run_whole(SimulatedCore(CONFIG), asked)
 
 
 # A core that fails, and one that is full.

@@ -21,8 +21,8 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.handler import StateHandler
 from aios_workers.modules.services import Services
 from aios_workers.modules.storage.operations import storage_operations
+from aios_workers.runtime.executor import Done, Outcome, Run
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.run import Done, Outcome, Run
 from tests.caller import Caller, running_worker
 from tests.integration.test_scheduler import scheduler
 from tests.state_scene import StateScene, state_scene

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import ContextTooLong
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_broker.queues.records import Lease
-from aios_workers.llm.compaction import (
+from aios_workers.llm.conversation import (
+    Reader,
     Summariser,
     bounded_counter,
     counter,
@@ -17,8 +18,7 @@ from aios_workers.llm.compaction import (
     split,
 )
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.llm.reader import Reader
-from aios_workers.runtime.run import Run
+from aios_workers.runtime.executor import Run
 
 Ids = tuple[int, ...]
 turns = st.builds(

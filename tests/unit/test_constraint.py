@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
-from aios_workers.llm.constraint import Compiler, Matcher
-from aios_workers.llm.constraint_check import ConstraintChecker, check
+from aios_workers.llm.constraint import Compiler, ConstraintChecker, Matcher, check
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
 

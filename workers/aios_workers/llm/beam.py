@@ -11,12 +11,12 @@ A beam's score is sum / length ** length_penalty. An end token counts in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aios_broker.contract.snapshot import BeamEnd, BeamNode, EndReason, TokenScore
-from aios_workers.llm.scores import MILLION
+from aios_broker.contract.snapshot import BeamEnd, BeamNode, BeamSnapshot, EndReason, TokenScore
+from aios_workers.llm.answers import MILLION
 
 _NO_SCORE = TokenScore(0)
 
@@ -164,48 +164,43 @@ class BeamSearch:
 # To and from the snapshot: the tree as a table, parents first.
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The beams of a search as a snapshot holds them."""
-
-    nodes: tuple[BeamNode, ...]
-    live: tuple[int, ...]
-    finished: tuple[BeamEnd, ...]
-
-
-def tree_of(search: BeamSearch) -> Tree:
+def snapshot_of(
+    search: BeamSearch, model: str, prompt_ids: Sequence[int], generated_tokens: int
+) -> BeamSnapshot:
     """Return all that a search needs to go on; beams that were dropped are not in it."""
     places: dict[Beam, int] = {}
-    for beam in _steps(search):
-        places.setdefault(beam, len(places))
+    for last in (*search.live, *(each.beam for each in search.finished)):
+        for beam in last.path():
+            places.setdefault(beam, len(places))
 
     def place(beam: Beam | None) -> int:
         return places.get(beam, -1) if beam is not None else -1
 
-    return Tree(
-        tuple(BeamNode(place(beam.parent), beam.token, beam.score) for beam in places),
-        tuple(place(beam) for beam in search.live),
-        tuple(BeamEnd(place(e.beam), e.finish_reason, e.end_logprob) for e in search.finished),
+    return BeamSnapshot(
+        model=model,
+        prompt_ids=tuple(prompt_ids),
+        nodes=tuple(BeamNode(place(beam.parent), beam.token, beam.score) for beam in places),
+        live=tuple(place(beam) for beam in search.live),
+        finished=tuple(
+            BeamEnd(place(each.beam), each.finish_reason, each.end_logprob)
+            for each in search.finished
+        ),
+        generated_tokens=generated_tokens,
     )
 
 
-def _steps(search: BeamSearch) -> Iterator[Beam]:
-    for beam in (*search.live, *(each.beam for each in search.finished)):
-        yield from beam.path()
-
-
-def search_of(tree: Tree, rules: Rules) -> BeamSearch:
-    """Return the search that a tree was made of."""
+def search_of(saved: BeamSnapshot, rules: Rules) -> BeamSearch:
+    """Return the search that a snapshot was made of."""
     root = Beam()
     beams: list[Beam] = []
 
     def beam(place: int) -> Beam:
         return beams[place] if place >= 0 else root
 
-    for node in tree.nodes:  # each after its parent
+    for node in saved.nodes:  # each after its parent
         beams += [beam(node.parent).child(node.id, node.score)]
     return BeamSearch(
         rules,
-        [beam(place) for place in tree.live],
-        [Finished(beam(end.node), end.finish_reason, end.end_logprob) for end in tree.finished],
+        [beam(place) for place in saved.live],
+        [Finished(beam(end.node), end.finish_reason, end.end_logprob) for end in saved.finished],
     )

@@ -27,22 +27,23 @@ from aios_broker.queues.contexts import (
     Contexts,
     Written,
 )
-from aios_workers.llm.compaction import (
+from aios_workers.llm.conversation import (
     Compacted,
+    Reader,
     Render,
     Summariser,
     as_message,
     bounded_counter,
+    characters_of,
     counter,
     split,
 )
 from aios_workers.llm.core import Core
-from aios_workers.llm.reader import Reader, characters_of
+from aios_workers.runtime.executor import Done, Run
 from aios_workers.runtime.retry import patiently
-from aios_workers.runtime.run import Done, Run
 
 
-class ContextDesk:
+class ContextService:
     """Keeps the contexts of agents; counts their tokens with this worker's core."""
 
     def __init__(self, core: Core, contexts: Contexts, reader: Reader) -> None:

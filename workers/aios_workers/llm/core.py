@@ -9,14 +9,20 @@ result depends on. Text, stop strings, slices and snapshots are the handler's.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Image, Message, SamplingOptions, Tool, given_fields
 from aios_broker.contract.reply import TokenLogprob
 
+logger = logging.getLogger(__name__)
+
 FinishReason = Literal["stop", "length"]
+MAX_CORE_FAILURES = 2  # survived within one attempt; the next one ends the syscall
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class Capabilities:
     # Fields of `LlmChat` that it keeps, of those that have no line of their own here: the sampling
     # options, and `seed` where the same seed draws the same answer.
     keeps: frozenset[str] = frozenset()
-    lost_by_cuts: frozenset[str] = frozenset()  # of these: a generation with one is never cut
+    lost_by_suspension: frozenset[str] = frozenset()  # of these: a generation with one is never cut
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
     constraints_preemptible: bool = True  # it holds across a cut; else such a one is never cut
@@ -40,13 +46,13 @@ class Capabilities:
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
 
-    def can_cut(self, request: GenerationRequest) -> bool:
+    def can_suspend(self, request: GenerationRequest) -> bool:
         """Whether this generation may be suspended and resumed."""
         if not self.preemptible:
             return False
         if request.constraint is not None and not self.constraints_preemptible:
             return False
-        return self.lost_by_cuts.isdisjoint(given_fields(request.sampling))
+        return self.lost_by_suspension.isdisjoint(given_fields(request.sampling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,31 @@ class Embeddings:
 
     vectors: tuple[tuple[float, ...], ...]
     tokens: int
+
+
+def unit_vector(values: Sequence[float]) -> tuple[float, ...]:
+    """Return a vector of the same direction and of length 1."""
+    length = math.sqrt(math.fsum(value * value for value in values))
+    return tuple(value / length for value in values)
+
+
+class CoreRetries:
+    """Lets one generation go on when its core failed, a few times within one attempt."""
+
+    def __init__(self, core: Core, subject: str) -> None:
+        self._core = core
+        self._subject = subject  # of the log's lines
+        self._failures = 0
+
+    async def recover(self, error: CoreError, tokens: int = 0) -> None:
+        """Return when the core is well again; raise the error where it failed too often."""
+        self._failures += 1
+        if self._failures > MAX_CORE_FAILURES:
+            raise error
+        logger.warning(
+            "%s: the core failed after %d tokens, once more: %s", self._subject, tokens, error
+        )
+        await self._core.health()
 
 
 class Core(Protocol):

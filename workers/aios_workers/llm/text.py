@@ -76,7 +76,7 @@ class AnswerText:
         return 0
 
 
-class Veil:
+class CallFilter:
     """Keeps back, while an answer is streamed, what may turn out to be a tool call.
 
     Passes text up to the first appearance of a marker; from there on nothing. An empty marker

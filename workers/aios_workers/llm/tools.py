@@ -4,6 +4,9 @@ A call is written `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. Wi
 `required`, or of one tool, the whole answer is that JSON object without the marks. A core whose
 template knows tools shows them itself; for the others this module writes a section into the
 system message and turns calls and their results in the conversation into text.
+
+What walks a JSON value (templates, encoders, the compiler of forms) calls itself for each level:
+beyond a limit that all of them bear it is refused, not walked.
 """
 
 from __future__ import annotations
@@ -21,7 +24,25 @@ from msgspec import Struct
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
 from aios_broker.contract.nesting import is_nested_deeper
 from aios_workers.llm.core import Constraint, Core
-from aios_workers.llm.nesting import MAX_DEPTH
+
+MAX_DEPTH = 100  # llguidance reads 128; a tool's schema stands in one of its own
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether a value has more than MAX_DEPTH levels of lists and objects."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> list[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
 
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # of one answer that may be a message, too

@@ -12,8 +12,8 @@ from aios_workers.approvals.gate import NeedsApproval
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.operation import AnyOperation, Operations, no_operation
 from aios_workers.modules.services import Services
+from aios_workers.runtime.executor import Done, Measured, Outcome, Run
 from aios_workers.runtime.retry import patiently
-from aios_workers.runtime.run import Done, Measured, Outcome, Run
 
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
 
@@ -35,11 +35,6 @@ class StateHandler:
     def capacity(self) -> int:
         """How many syscalls it runs at the same time."""
         return CAPACITY
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """None: what needs a model is a syscall of its own."""
-        return ()
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the module's own numbers, where it has some."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.runtime.run import Done, Run
+from aios_workers.runtime.executor import Done, Run
 
 
 class ToolHandler:
@@ -18,11 +18,6 @@ class ToolHandler:
     def capacity(self) -> int:
         """How many syscalls it runs at the same time."""
         return self._capacity
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """None: tools run on no model."""
-        return ()
 
     async def run(self, run: Run, syscall: Syscall) -> Done:
         """Return the text."""

@@ -28,7 +28,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import Message, Tool
 from aios_broker.contract.reply import Alternative, TokenLogprob
-from aios_workers.llm.constraint_check import ConstraintChecker
+from aios_workers.llm.constraint import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library
 from aios_workers.llm.cores.llama.process import CoreProcess
@@ -46,8 +46,7 @@ from aios_workers.llm.cores.llama.state_folder import check_folder
 from aios_workers.llm.cores.llama.state_metrics import state_metrics
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 from aios_workers.llm.cores.llama.weights import Weights, find_weights
-from aios_workers.llm.embedding import check_texts
-from aios_workers.llm.request_check import check_request
+from aios_workers.llm.options import check_request, check_texts
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.llm.core import CoreInfo, Embeddings
+from aios_workers.llm.core import CoreInfo, Embeddings, unit_vector
 from aios_workers.llm.cores.sglang.client import EngineClient
 from aios_workers.llm.cores.sglang.failure import EngineFailure
 from aios_workers.llm.cores.sglang.model_folder import ModelFolder
 from aios_workers.llm.cores.sglang.settings import BYTES
 from aios_workers.llm.cores.sglang.tokenizer import ByteVocabulary, model_folder
 from aios_workers.llm.cores.sglang.wire import Embedding
-from aios_workers.llm.embedding import check_texts, unit_vector
+from aios_workers.llm.options import check_texts
 
 BATCH_TEXTS = 32  # of one request: a failure repeats no more than these
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, Message, Tool
-from aios_workers.llm.constraint import FIELDS, Compiler
-from aios_workers.llm.constraint_check import ConstraintChecker
+from aios_workers.llm.constraint import FIELDS, Compiler, ConstraintChecker
 from aios_workers.llm.core import (
     Capabilities,
     Constraint,
@@ -337,7 +336,7 @@ class SGLangCore:
         return Capabilities(
             exact_resume=found.enable_deterministic_inference,
             keeps=kept_options(found),
-            lost_by_cuts=PENALTIES,
+            lost_by_suspension=PENALTIES,
             max_logprobs=MAX_LOGPROBS,
             constraints=found.forms_by in BACKENDS,
             constraints_preemptible=False,

@@ -26,11 +26,11 @@ from aios_workers.llm.core import (
     FinishReason,
     GenerationRequest,
     Step,
+    unit_vector,
 )
 from aios_workers.llm.cores.simulated import simulated_vocabulary as vocabulary
 from aios_workers.llm.cores.simulated.simulated_sampler import KEPT, Sampler
-from aios_workers.llm.embedding import check_texts, unit_vector
-from aios_workers.llm.request_check import check_request
+from aios_workers.llm.options import check_request, check_texts
 
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
@@ -186,8 +186,7 @@ class SimulatedCore:
         """Return what holds the output to its form. llguidance is loaded where it is needed."""
         if request.constraint is None:
             return None
-        from aios_workers.llm.constraint import Compiler  # noqa: PLC0415
-        from aios_workers.llm.constraint_check import ConstraintChecker  # noqa: PLC0415
+        from aios_workers.llm.constraint import Compiler, ConstraintChecker  # noqa: PLC0415
 
         if self._forms is None:
             pieces = vocabulary.constraint_pieces()
