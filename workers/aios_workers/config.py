@@ -55,11 +55,13 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     storage_mounts: str = ""  # absolute paths, `:` between them; agents may mount what is below
     worker_lease_s: Annotated[float, Meta(ge=0.5, le=600.0)] = DEFAULT_LEASE_S
     worker_drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = DEFAULT_DRAIN_S
-    model_core_seed: Annotated[int, Meta(ge=0)] = _SIMULATED.seed
-    model_core_prefill_tokens_per_s: _Speed = _SIMULATED.prefill_tokens_per_s
-    model_core_decode_tokens_per_s: _Speed = _SIMULATED.decode_tokens_per_s
-    model_core_kv_tokens: Annotated[int, Meta(ge=0)] = _SIMULATED.kv_tokens
-    model_core_end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = _SIMULATED.end_probability
+    simulated_core_seed: Annotated[int, Meta(ge=0)] = _SIMULATED.seed
+    simulated_core_prefill_tokens_per_s: _Speed = _SIMULATED.prefill_tokens_per_s
+    simulated_core_decode_tokens_per_s: _Speed = _SIMULATED.decode_tokens_per_s
+    simulated_core_kv_tokens: Annotated[int, Meta(ge=0)] = _SIMULATED.kv_tokens
+    simulated_core_end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = (
+        _SIMULATED.end_probability
+    )
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     sglang_url: str | None = None  # of a running server; None: the worker starts one
     sglang_model: str | None = None  # what to load, or what has to be loaded there
@@ -100,13 +102,13 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def simulated_core(self) -> SimulatedCoreConfig:
         """What the simulated core is like."""
         return SimulatedCoreConfig(
-            seed=self.model_core_seed,
+            seed=self.simulated_core_seed,
             slots=self.llm_slots,
             context_tokens=self.llm_context_tokens,
-            prefill_tokens_per_s=self.model_core_prefill_tokens_per_s,
-            decode_tokens_per_s=self.model_core_decode_tokens_per_s,
-            kv_tokens=self.model_core_kv_tokens,
-            end_probability=self.model_core_end_probability,
+            prefill_tokens_per_s=self.simulated_core_prefill_tokens_per_s,
+            decode_tokens_per_s=self.simulated_core_decode_tokens_per_s,
+            kv_tokens=self.simulated_core_kv_tokens,
+            end_probability=self.simulated_core_end_probability,
         )
 
     @property
