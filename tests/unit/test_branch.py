@@ -7,10 +7,10 @@ import pytest
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import PENALTIES
+from aios_workers.llm.answers import AnswerText
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.generation import Branch
-from aios_workers.llm.text import AnswerText
 from aios_workers.runtime.executor import BackgroundTasks
 
 

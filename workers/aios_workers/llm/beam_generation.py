@@ -9,7 +9,15 @@ from dataclasses import replace
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import BeamSnapshot, encode_snapshot
-from aios_workers.llm.answers import Answer, Plan, answer_id, chat_result, choice_of, millionths
+from aios_workers.llm.answers import (
+    Answer,
+    AnswerText,
+    Plan,
+    answer_id,
+    chat_result,
+    choice_of,
+    millionths,
+)
 from aios_workers.llm.beam import (
     Beam,
     BeamSearch,
@@ -21,8 +29,7 @@ from aios_workers.llm.beam import (
     snapshot_of,
 )
 from aios_workers.llm.core import Core, CoreRetries, GenerationRequest
-from aios_workers.llm.slicing import Slicing
-from aios_workers.llm.text import AnswerText
+from aios_workers.llm.generation import Slicing
 from aios_workers.runtime.executor import (
     BackgroundTasks,
     Done,

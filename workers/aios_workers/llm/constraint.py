@@ -18,7 +18,6 @@ import contextlib
 import resource
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -191,7 +190,7 @@ class ConstraintChecker:
     """Checks constraints; the latest verdicts are remembered."""
 
     def __init__(self) -> None:
-        self._verdicts: OrderedDict[Constraint, str] = OrderedDict()
+        self._verdicts: dict[Constraint, str] = {}  # the longest unused first
         self.children = 0  # that were started
 
     async def check(self, constraint: Constraint) -> None:
@@ -201,21 +200,15 @@ class ConstraintChecker:
             InvalidSyscall: it is wrong, unsupported, too large, or satisfied by no text.
             CoreError: it could not be found out.
         """
-        verdict = self._verdicts.get(constraint)
+        verdict = self._verdicts.pop(constraint, None)
         if verdict is None:
             self.children += 1
-            verdict = self._verdicts[constraint] = await _verdict(constraint)
-            if len(self._verdicts) > REMEMBERED:
-                self._verdicts.popitem(last=False)
-        else:
-            self._verdicts.move_to_end(constraint)
+            verdict = await _verdict(constraint)
+        self._verdicts[constraint] = verdict  # the last to be forgotten
+        if len(self._verdicts) > REMEMBERED:
+            del self._verdicts[next(iter(self._verdicts))]
         if verdict:
             raise refusal(constraint, verdict)
-
-
-async def check(constraint: Constraint) -> None:
-    """Return if a core can keep a constraint; see `ConstraintChecker.check`."""
-    await ConstraintChecker().check(constraint)
 
 
 async def _verdict(constraint: Constraint) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import assert_never
 
-from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownModule
+from aios_broker.contract.errors import ContextTooLong, InvalidSyscall
 from aios_broker.contract.llm import (
     ContextBody,
     ContextClear,
@@ -28,12 +28,10 @@ from aios_broker.queues.contexts import (
     Written,
 )
 from aios_workers.llm.conversation import (
-    Compacted,
     Reader,
     Render,
     Summariser,
     as_message,
-    bounded_counter,
     characters_of,
     counter,
     split,
@@ -53,7 +51,7 @@ class ContextService:
         self._summariser = Summariser(core, reader)
         self._count = counter(core)
 
-    async def run(self, run: Run, syscall: Syscall) -> Done:
+    async def run(self, run: Run, syscall: Syscall, body: ContextBody) -> Done:
         """Answer a `context.*` syscall.
 
         Raises:
@@ -62,8 +60,8 @@ class ContextService:
             ContextTooLong: It cannot be summarised on this core.
             CoreError: The core failed while it wrote a summary.
         """
-        owner = _owner(syscall, _body(syscall).context)
-        match _body(syscall):
+        owner = _owner(syscall, body.context)
+        match body:
             case ContextGet():
                 return await self._read(owner, run.lease.job_id)
             case ContextSet(messages=messages):
@@ -72,14 +70,14 @@ class ContextService:
                 return await self._change(run, owner, "append", messages)
             case ContextClear():
                 return await self._change(run, owner, "clear", ())
-            case ContextSummarise() as body:
+            case ContextSummarise():
                 return await self._summarise(run, owner, body)
-            case body:
+            case _:
                 assert_never(body)
 
     async def conversation(
         self, run: Run, syscall: Syscall, body: LlmChat, render: Render
-    ) -> Compacted:
+    ) -> tuple[Message, ...]:
         """Return the whole conversation of a chat: its context first, compacted where it may be.
 
         `render` is what will make the prompt of it. The context is read as it was when this chat
@@ -92,8 +90,8 @@ class ContextService:
         """
         messages = await self._recall(run, syscall, body)
         if body.overflow == "refuse":
-            return Compacted(messages, 0)
-        count = bounded_counter(self._core, render)
+            return messages
+        count = counter(self._core, render, bounded=True)
         return await self._summariser.compact(run, messages, body.max_tokens, count)
 
     async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
@@ -119,7 +117,7 @@ class ContextService:
         if body.overflow == "refuse":
             return 0
         messages = await self._recall(run, syscall, body)
-        count = bounded_counter(self._core, render)
+        count = counter(self._core, render, bounded=True)
         return len((await self._summariser.split_for(messages, body.max_tokens, count)).old)
 
     async def keep(self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
@@ -211,15 +209,3 @@ class ContextService:
 
 def _owner(syscall: Syscall, name: str) -> ContextOwner:
     return ContextOwner(syscall.tenant, syscall.agent, name)
-
-
-def _body(syscall: Syscall) -> ContextBody:
-    if isinstance(
-        syscall.body, ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
-    ):
-        return syscall.body
-    raise UnknownModule(
-        f"{syscall.kind!r} is not about a context",
-        field="body.type",
-        remedy="send it to the queue of its own module",
-    )

@@ -28,6 +28,16 @@ from aios_workers.runtime.executor import Run
 T = TypeVar("T")
 
 SHORT_CHARACTERS = 16_384  # read in the loop: under 2 ms; a thread costs 0.1 ms more
+SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
+MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused
+FRAME = "Summary of the earlier conversation:\n"
+TASK = (
+    "Summarise the conversation below for somebody who has to go on with it. Keep names, numbers, "
+    "decisions and open questions. Write plain sentences and nothing else."
+)
+
+Render = Callable[[Sequence[Message]], Sequence[int]]  # a conversation as prompt ids
+Count = Callable[[Sequence[Message]], int]  # its tokens
 
 
 class Reader:
@@ -62,18 +72,6 @@ def characters_of(messages: Sequence[Message]) -> int:
     )
 
 
-SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
-MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused
-FRAME = "Summary of the earlier conversation:\n"
-TASK = (
-    "Summarise the conversation below for somebody who has to go on with it. Keep names, numbers, "
-    "decisions and open questions. Write plain sentences and nothing else."
-)
-
-Render = Callable[[Sequence[Message]], Sequence[int]]  # a conversation as prompt ids
-Count = Callable[[Sequence[Message]], int]  # its tokens
-
-
 @dataclass(frozen=True, slots=True)
 class Split:
     """A conversation in three parts: what stays, what is summarised, what stays."""
@@ -83,11 +81,12 @@ class Split:
     tail: tuple[Message, ...]
 
 
-def counter(core: Core, render: Render | None = None) -> Count:
+def counter(core: Core, render: Render | None = None, *, bounded: bool = False) -> Count:
     """Return how many tokens a conversation has on a core; `render`: else the core's own.
 
     Exact where it fits the core's context. Beyond, each message is counted alone, with its frame,
-    and a message that does not fit even so in pieces: an estimate from above.
+    and a message that does not fit even so in pieces: an estimate from above. `bounded`: for
+    comparisons, what is too long counts one more than the context holds, and is not read.
     """
 
     def whole(messages: Sequence[Message]) -> int:
@@ -107,22 +106,8 @@ def counter(core: Core, render: Render | None = None) -> Count:
         try:
             return whole(messages)
         except ContextTooLong:
-            return max(core.info.context_tokens + 1, sum(map(alone, messages)))
-
-    return count
-
-
-def bounded_counter(core: Core, render: Render | None = None) -> Count:
-    """Return how many tokens a conversation has on a core, or one more than the core can hold.
-
-    For comparisons: what is far too long is not read at all.
-    """
-
-    def count(messages: Sequence[Message]) -> int:
-        try:
-            return len((render or core.render)(messages)) if messages else 0
-        except ContextTooLong:
-            return core.info.context_tokens + 1
+            too_many = core.info.context_tokens + 1
+            return too_many if bounded else max(too_many, sum(map(alone, messages)))
 
     return count
 
@@ -144,16 +129,13 @@ def fitting_split(messages: Sequence[Message], count: Count, room_tokens: int) -
 
     None: not even the last message does.
     """
-    best: Split | None = None
-    low, high = 1, len(messages)
-    while low <= high:
-        middle = (low + high) // 2
-        parts = split(messages, middle)
-        if count((*parts.head, *parts.tail)) <= room_tokens:
-            best, low = parts, middle + 1
-        else:
-            high = middle - 1
-    return best
+
+    def fits(keep_last: int) -> bool:
+        parts = split(messages, keep_last)
+        return count((*parts.head, *parts.tail)) <= room_tokens
+
+    keep_last = _longest(len(messages), fits)
+    return split(messages, keep_last) if keep_last else None
 
 
 def as_message(summary: str) -> Message:
@@ -162,16 +144,16 @@ def as_message(summary: str) -> Message:
 
 
 class Summariser:
-    """Writes summaries on a core. Charged to the run, not cut by slices: they are short."""
+    """Writes summaries on a core. Charged to the run, never suspended: they are short."""
 
     def __init__(self, core: Core, reader: Reader) -> None:
         self._core = core
         self._reader = reader
-        self._count = bounded_counter(core)
+        self._count = counter(core, bounded=True)
 
     async def compact(
         self, run: Run, messages: Sequence[Message], max_tokens: int, count: Count
-    ) -> Compacted:
+    ) -> tuple[Message, ...]:
         """Return a conversation that leaves room for `max_tokens` of answer.
 
         One that does so already is returned as it is. `count` counts what will be rendered.
@@ -182,9 +164,9 @@ class Summariser:
         """
         parts = await self.split_for(messages, max_tokens, count)
         if not parts.old:
-            return Compacted(tuple(messages), 0)
+            return tuple(messages)
         summary = await self.summarise(run, parts.old, self._summary_tokens)
-        return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
+        return (*parts.head, as_message(summary), *parts.tail)
 
     async def split_for(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
         """Return what of a conversation has to be summarised; nothing where all of it fits.
@@ -292,14 +274,6 @@ class Summariser:
         room = self._count((as_message(""),)) + max_tokens
         size = _longest(len(summary), lambda n: self._count((as_message(summary[:n]),)) <= room)
         return summary[:size]
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """A conversation that fits, and how many messages were summarised away."""
-
-    messages: tuple[Message, ...]
-    dropped: int
 
 
 def _longest(most: int, fits: Callable[[int], bool]) -> int:

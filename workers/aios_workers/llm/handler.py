@@ -10,10 +10,21 @@ import msgspec
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
-from aios_broker.contract.llm import LlmChat, LlmCount, LlmEmbed, Message, SamplingOptions
+from aios_broker.contract.llm import (
+    ContextClear,
+    ContextExpand,
+    ContextGet,
+    ContextSet,
+    ContextSummarise,
+    LlmChat,
+    LlmCount,
+    LlmEmbed,
+    Message,
+    SamplingOptions,
+)
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
-from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
 from aios_workers.llm.answers import Plan, constraint_of_chat, fits
 from aios_workers.llm.beam_generation import BeamGeneration
@@ -55,20 +66,22 @@ class LlmHandler:
             CoreError: The core failed more often than is tried within one attempt.
         """
         match syscall.body:
-            case ToolEcho():
-                raise UnknownModule(
-                    f"module 'llm' has no operation {syscall.kind!r}",
-                    field="body.type",
-                    remedy="send it to the queue of its own module",
-                )
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
             case LlmEmbed() as body:
                 return await self._embed(run, body)
             case LlmCount() as body:
                 return await self._count(body)
+            case (
+                ContextGet() | ContextSet() | ContextClear() | ContextExpand() | ContextSummarise()
+            ) as body:
+                return await self._contexts.run(run, syscall, body)
             case _:
-                return await self._contexts.run(run, syscall)
+                raise UnknownModule(
+                    f"module 'llm' has no operation {syscall.kind!r}",
+                    field="body.type",
+                    remedy="send it to the queue of its own module",
+                )
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
@@ -160,9 +173,9 @@ class LlmHandler:
         images = self._core.info.capabilities.images
         if snapshot is not None and not (images and body.overflow == "refuse"):
             return ()
-        talk = await self._contexts.conversation(run, syscall, body, render)
-        check_images(talk.messages, self._core.info)
-        return talk.messages
+        messages = await self._contexts.conversation(run, syscall, body, render)
+        check_images(messages, self._core.info)
+        return messages
 
     async def _resumable(self, lease: Lease, body: LlmChat) -> Snapshot | None:
         """Return the snapshot to go on from; None: it has to start from the prompt.

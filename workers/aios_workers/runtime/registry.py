@@ -48,10 +48,6 @@ def _llama_core(config: WorkerConfig) -> Core:
     )
 
 
-def _simulated_core(config: WorkerConfig) -> Core:
-    return SimulatedCore(config.simulated_core)
-
-
 def _sglang_core(config: WorkerConfig) -> Core:
     try:
         from aios_workers.llm.cores.sglang.sglang_core import SGLangCore  # noqa: PLC0415  an extra
@@ -68,7 +64,7 @@ def _sglang_core(config: WorkerConfig) -> Core:
 
 CORES: dict[str, Callable[[WorkerConfig], Core]] = {
     "llama": _llama_core,
-    "simulated": _simulated_core,
+    "simulated": lambda config: SimulatedCore(config.simulated_core),
     "sglang": _sglang_core,
 }
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -27,22 +28,16 @@ _Send = Callable[[list[E], ClaimRequest], Awaitable[Settled]]
 class RunCounts:
     """Counted since the process began, when a run ends: before its result is settled."""
 
-    finished: int = 0
-    failed: int = 0
-    suspended: int = 0
-    parked: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
     ran_s: float = 0.0
     tokens: int = 0  # output
 
     def count(self, entry: Ending | Pause) -> None:
         """Count what came of a run."""
-        if isinstance(entry, Pause):
-            self.suspended += entry.reason != "park"
-            self.parked += entry.reason == "park"
-        elif entry.status == "finished":
-            self.finished += 1
+        if isinstance(entry, Ending):
+            self.outcomes[entry.status] += 1
         else:
-            self.failed += 1
+            self.outcomes["parked" if entry.reason == "park" else "suspended"] += 1
         self.ran_s += entry.ran_s
         self.tokens += entry.tokens
 
@@ -55,7 +50,7 @@ def worker_metrics(
         "aios_worker_runs", "Runs that ended, by what came of them.", labels=["module", "outcome"]
     )
     for outcome in ("finished", "failed", "suspended", "parked"):
-        runs.add_metric([module, outcome], getattr(counts, outcome))
+        runs.add_metric([module, outcome], counts.outcomes[outcome])
     yield runs
     counter, gauge = CounterMetricFamily, GaugeMetricFamily
     for kind, name, text, value in (
