@@ -29,9 +29,9 @@ from aios_broker.queues.records import JobMetadata, PolicyRow, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
-from aios_workers.runtime.loop import Limits, Worker
+from aios_workers.runtime.loop import Limits, Worker, WorkerSpec
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.service import WorkerSpec, open_worker
+from aios_workers.runtime.service import open_worker
 from tests.conftest import RunningRedis
 
 TIMEOUT_S = 20.0

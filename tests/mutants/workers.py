@@ -124,7 +124,7 @@ WORKER_MUTANTS = (
     Mutant(
         "beams: one that ends late is finished",
         "workers/aios_workers/llm/beam.py",
-        "among_best = place < self._rules.width",
+        "among_best = index < self._rules.width",
         "among_best = True",
         BEAM_TEST,
     ),
@@ -152,15 +152,15 @@ WORKER_MUTANTS = (
     Mutant(
         "beams: saved in another order",
         "workers/aios_workers/llm/beam.py",
-        "tuple(place(beam) for beam in search.live)",
-        "tuple(place(beam) for beam in search.live[::-1])",
+        "tuple(index(beam) for beam in search.live)",
+        "tuple(index(beam) for beam in search.live[::-1])",
         BEAM_TEST,
     ),
     Mutant(
         "beams: a tree holds its roots as children",
         "workers/aios_workers/llm/beam.py",
-        "beams[place] if place >= 0",
-        "beams[place] if place > 0",
+        "beams[index] if index >= 0",
+        "beams[index] if index > 0",
         BEAM_TEST,
     ),
     Mutant(
@@ -208,7 +208,7 @@ WORKER_MUTANTS = (
     Mutant(
         "tools: references lead out of the schema",
         "workers/aios_workers/llm/tools.py",
-        "key: place + value[1:]",
+        "key: root + value[1:]",
         "key: value",
         TOOLS_TEST,
     ),

@@ -29,9 +29,10 @@ from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.runtime.executor import Executor, Run
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
+from aios_workers.runtime.loop import WorkerSpec
 from aios_workers.runtime.registry import load_modules
 from aios_workers.runtime.retry import patiently
-from aios_workers.runtime.service import WorkerSpec, card_of, kernel_for, worker_name
+from aios_workers.runtime.service import card_of, kernel_for, worker_name
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,11 @@ async def _answer(job: StockJob) -> bytes:
         queue = ModuleQueue(Functions(connection), spec.module, spec.keys)
         lease = await _admitted(queue, job.job_id, spec)
         if lease is None:
-            return await _answered_elsewhere(queue, job.job_id)
+            state, reply = await queue.attach(job.job_id, "")
+            if reply is None:
+                why = f"another worker answers it: it is {state}"
+                raise KernelError(why, remedy="wait for its reply")
+            return reply
         ending = await _run(queue, connection, spec, config, lease)
         await patiently(lambda: queue.finish_external(spec.name, ending))
         await queue.unregister(spec.name)
@@ -93,13 +98,6 @@ async def _admitted(queue: ModuleQueue, job_id: str, spec: WorkerSpec) -> Lease 
         if lease != "barred":
             return lease
         await asyncio.sleep(ADMITTED_EVERY_S)
-
-
-async def _answered_elsewhere(queue: ModuleQueue, job_id: str) -> bytes:
-    state, reply = await queue.attach(job_id, "")
-    if reply is None:
-        raise KernelError(f"another worker answers it: it is {state}", remedy="wait for its reply")
-    return reply
 
 
 async def _run(

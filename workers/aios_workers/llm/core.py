@@ -30,15 +30,15 @@ class Capabilities:
     """What a core can do; what it cannot is refused before anything runs."""
 
     generates: bool = True  # else it makes embeddings alone
-    preemptible: bool = True  # a generation can be cut at any token and resumed
+    preemptible: bool = True  # a generation can be suspended at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
     # Fields of `LlmChat` that it keeps, of those that have no line of their own here: the sampling
     # options, and `seed` where the same seed draws the same answer.
     keeps: frozenset[str] = frozenset()
-    lost_by_suspension: frozenset[str] = frozenset()  # of these: a generation with one is never cut
+    lost_by_suspension: frozenset[str] = frozenset()  # of these: with one it is never suspended
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
-    constraints_preemptible: bool = True  # it holds across a cut; else such a one is never cut
+    constraints_preemptible: bool = True  # it holds across a suspension; else there is none
     # `render` shows tools and calls as the model was trained to see them, and the model calls by
     # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
     tools_template: bool = False
@@ -76,8 +76,8 @@ class Sampling(SamplingOptions, frozen=True, kw_only=True, omit_defaults=True):
     """A chat's options, with its seed. Temperature 0 is greedy and ignores the seed.
 
     The random choice at an absolute position (prompt included) is a function of `seed` and
-    that position alone, so that it does not matter how often a generation was cut. Penalties count
-    output tokens, those before a cut included.
+    that position alone, so that it does not matter how often a generation was
+    suspended. Penalties count output tokens, those of earlier slices included.
     """
 
     seed: int = 0

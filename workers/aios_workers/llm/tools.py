@@ -145,7 +145,7 @@ def _dumped(value: object) -> str:
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     """Return the JSON schema of a call of one of these tools."""
     definitions: dict[str, Any] = {}
-    calls = [_one_call(each, f"tool{place}", definitions) for place, each in enumerate(tools)]
+    calls = [_one_call(each, f"tool{number}", definitions) for number, each in enumerate(tools)]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {**schema, "$defs": definitions} if definitions else schema
 
@@ -171,18 +171,18 @@ def parameters_of(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **tool.parameters}
 
 
-def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - any JSON
-    """Return a schema whose references to its own root lead to `place`."""
+def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401 - any JSON
+    """Return a schema whose references to its own root lead to `root`."""
     if isinstance(schema, list):
-        return [_moved(each, place) for each in schema]
+        return [_moved(each, root) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: place + value[1:]
+        key: root + value[1:]
         if key == "$ref" and isinstance(value, str) and value.startswith("#")
         else value
         if key in _DATA
-        else _moved(value, place)
+        else _moved(value, root)
         for key, value in schema.items()
     }
 
@@ -274,8 +274,8 @@ def read_calls(
     known = {each.name for each in toolbox.tools}
     found = [call for call in map(_read, bodies) if call is not None and call.name in known]
     calls = tuple(
-        ToolCall(_call_id(syscall_id, choice, place), each.name, bytes(each.arguments).decode())
-        for place, each in enumerate(found)
+        ToolCall(_call_id(syscall_id, choice, number), each.name, bytes(each.arguments).decode())
+        for number, each in enumerate(found)
     )
     return (message, calls) if calls else (text, ())
 
@@ -318,7 +318,7 @@ def _read(body: str) -> _Call | None:
     return call if bytes(call.arguments).startswith(b"{") else None
 
 
-def _call_id(syscall_id: str, choice: int, place: int) -> str:
+def _call_id(syscall_id: str, choice: int, number: int) -> str:
     """Return the id of a call: the same whenever the syscall runs again."""
-    material = f"{syscall_id}.call.{choice}.{place}".encode()
+    material = f"{syscall_id}.call.{choice}.{number}".encode()
     return f"call_{hashlib.blake2b(material, digest_size=12).hexdigest()}"

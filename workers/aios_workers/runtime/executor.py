@@ -32,7 +32,6 @@ from aios_workers.runtime.retry import patiently
 logger = logging.getLogger(__name__)
 
 MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
-_CRASHED = "a handler failed: syscall %s"
 
 T = TypeVar("T")
 
@@ -231,7 +230,7 @@ class Executor:
     """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
 
     def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
-        self._handler = handler
+        self.handler = handler
         self._module = module
         self._tokens = tokens
         self._worker = worker
@@ -251,11 +250,8 @@ class Executor:
             syscall = self._of_our_module(decode_job(lease.data, lease.job_id))
             done = self._prompt.answer_at_once(run, syscall)
             return None if done is None else self._finished(run, done, syscall.id)
-        except KernelError as error:
+        except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
             return self._failed(run, error)
-        except Exception as error:  # a module raised, its caller hears it
-            logger.exception(_CRASHED, lease.job_id)
-            return self._crashed(run, error)
 
     async def answer(self, run: Run) -> Ending | Pause:
         """Run a job to its end or its suspension; raises nothing but CancelledError."""
@@ -264,14 +260,10 @@ class Executor:
         try:
             async with limit:
                 syscall = await self._open(lease)
-                return self._entry(run, await self._handler.run(run, syscall))
-        except KernelError as error:
-            return self._failed(run, error)
-        except Exception as error:  # a module raised, its caller hears it
-            if isinstance(error, TimeoutError) and limit.expired():
-                return self._failed(run, _late())
-            logger.exception(_CRASHED, lease.job_id)
-            return self._crashed(run, error)
+                return self._entry(run, await self.handler.run(run, syscall))
+        except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
+            late = isinstance(error, TimeoutError) and limit.expired()
+            return self._failed(run, _late() if late else error)
 
     def stopped(self, run: Run) -> Ending | Pause | None:
         """Return what becomes of a run whose task was cancelled; None: nothing is written."""
@@ -326,13 +318,10 @@ class Executor:
             )
         return _ending(run, "finished", data)
 
-    def _crashed(self, run: Run, error: Exception) -> Ending:
-        """A handler raised what is no error of the kernel's."""
-        return self._failed(
-            run, ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
-        )
-
-    def _failed(self, run: Run, error: KernelError) -> Ending:
+    def _failed(self, run: Run, error: Exception) -> Ending:
+        if not isinstance(error, KernelError):
+            logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
+            error = ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
         syscall_id = syscall_id_of(run.lease.job_id)
         error.syscall_id = syscall_id
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import hiredis
@@ -22,11 +22,13 @@ from msgspec import Struct
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import KernelError, RedisUnavailable
+from aios_broker.contract.names import Module
+from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
 from aios_broker.redis.channel import Channel
 from aios_broker.redis.connection import Connection
-from aios_workers.runtime.executor import Executor, Handler, Measured, Run
+from aios_workers.runtime.executor import Executor, Measured, Run
 from aios_workers.runtime.leases import Leases
 from aios_workers.runtime.results import Outbox, worker_metrics
 from aios_workers.runtime.retry import Backoff
@@ -60,28 +62,35 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """A worker's ways to Redis."""
+class WorkerSpec:
+    """A worker before it is wired: its name, its module, its Redis, and how long it holds on."""
 
-    queue: ModuleQueue
-    blocking: Connection  # nothing else uses it
-    commands_url: str  # where RQ's tools, and our cancel function, publish
+    name: str
+    module: Module
+    redis_url: str
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
 
 
 class Worker:
     """Serves one module until it is told to stop."""
 
     def __init__(
-        self, links: Links, handler: Handler, executor: Executor, card: WorkerCard, limits: Limits
+        self,
+        spec: WorkerSpec,
+        queue: ModuleQueue,
+        blocking: Connection,  # nothing else uses it
+        executor: Executor,
+        card: WorkerCard,
     ) -> None:
-        self._queue = links.queue
-        self._links = links
-        self._handler = handler
+        self._spec = spec
+        self._queue = queue
+        self._blocking = blocking
         self._executor = executor
-        self._card = card
-        self._limits = limits
-        self._leases = Leases(links.queue, card, limits.lease_s)
-        self._outbox = Outbox(links.queue, card.name)
+        self._handler = executor.handler
+        self._cores = card.cores
+        self._leases = Leases(queue, card, spec.limits.lease_s)
+        self._outbox = Outbox(queue, spec.name)
         self._wake = asyncio.Event()  # the pump has something to do
         self._hungry = asyncio.Event()  # room, and the last claim found less than there is room for
         self._quiet = asyncio.Event()  # nothing runs, is being claimed, or waits to be settled
@@ -183,7 +192,12 @@ class Worker:
         want = min(room, portion or room)
         if want:
             self._work_seen = False  # set again by whoever sees work while we ask
-        leases = await self._ask(ClaimRequest(want, self._limits.lease_s, self._card.cores))
+        request = ClaimRequest(want, self._spec.limits.lease_s, self._cores)
+        if len(self._outbox):
+            leases = await self._outbox.settle(request)
+        else:
+            leases = await self._queue.claim(self._spec.name, request)
+            self._misses = 0 if leases else self._misses + 1
         if len(leases) < want:
             self._hungry.set()
         elif want:
@@ -203,13 +217,6 @@ class Worker:
         for lease in leases:
             self._begin(lease)
 
-    async def _ask(self, claim_request: ClaimRequest) -> list[Lease]:
-        if len(self._outbox):
-            return await self._outbox.settle(claim_request)
-        leases = await self._queue.claim(self._card.name, claim_request)
-        self._misses = 0 if leases else self._misses + 1
-        return leases
-
     def _room(self) -> int:
         if self.is_stopping or self._leases.has_lone_run:
             return 0
@@ -223,7 +230,7 @@ class Worker:
             if self._misses > 1:  # there is work, and none of it for us: do not spin
                 await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
             try:
-                seen = await self._queue.wait_for_work(self._links.blocking)
+                seen = await self._queue.wait_for_work(self._blocking)
             except (KernelError, hiredis.ReplyError):  # the pump and the leases say so
                 await backoff.wait()
                 continue
@@ -275,10 +282,10 @@ class Worker:
         decides: a job that was cancelled is noticed at its next renewal in any case.
         """
         backoff = Backoff()
-        name = self._queue.keys.commands(self._card.name)
+        name = self._queue.keys.commands(self._spec.name)
         while True:
             try:
-                async with Channel(self._links.commands_url, name) as channel:
+                async with Channel(self._spec.redis_url, name) as channel:
                     backoff.reset()
                     while True:
                         self._read_command(await channel.next())
@@ -315,10 +322,10 @@ class Worker:
     # Leaving.
 
     async def _drain(self) -> None:
-        logger.info("draining %s: %d jobs are running", self._card.name, len(self._leases))
+        logger.info("draining %s: %d jobs are running", self._spec.name, len(self._leases))
         for run in self._leases:
             run.suspend("drain")
-        if await self._quiet_within(self._limits.drain_s):
+        if await self._quiet_within(self._spec.limits.drain_s):
             return
         for run in self._leases:
             logger.warning(
@@ -348,6 +355,6 @@ class Worker:
             logger.error("leaving with results that could not be delivered: %s", lost)
         try:
             async with asyncio.timeout(LAST_WORDS_S):
-                await self._queue.unregister(self._card.name)
+                await self._queue.unregister(self._spec.name)
         except (KernelError, TimeoutError) as error:
             logger.warning("could not sign off, the record expires by itself: %s", error)

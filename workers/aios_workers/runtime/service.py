@@ -8,20 +8,17 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
-from aios_broker.contract.names import Module
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.executor import Executor, Handler
-from aios_workers.runtime.loop import Limits, Links, Worker
+from aios_workers.runtime.loop import Worker, WorkerSpec
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.slices import (
     Kernel,
@@ -36,17 +33,6 @@ HOSTNAME_CHARACTERS = 40  # of a worker's name
 DISTRIBUTION = "aios-broker"
 HUNG_LEASES = 3  # so many leases without one turn of the loop; after one, all are lost
 CHECKS = 4  # of the loop, within that time
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """A worker before it is wired: its name, its module, its Redis, and how long it holds on."""
-
-    name: str
-    module: Module
-    redis_url: str
-    keys: Keys = field(default_factory=Keys)
-    limits: Limits = field(default_factory=Limits)
 
 
 def worker_name(role: str) -> str:
@@ -107,8 +93,7 @@ async def open_worker(
         stack.push_async_callback(handler.close)
         executor = Executor(handler, spec.module, Tokens(connection, spec.keys), spec.name)
         card = card_of(spec, handler, loaded.cores)
-        links = Links(queue, blocking, spec.redis_url)
-        yield Worker(links, handler, executor, card, spec.limits)
+        yield Worker(spec, queue, blocking, executor, card)
 
 
 @asynccontextmanager
