@@ -179,8 +179,8 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "answers: what was streamed is streamed again",
-        "workers/aios_workers/llm/generation.py",
-        "self._sent_before - self._written",
+        "workers/aios_workers/runtime/streams.py",
+        "self._sent_before - self.written",
         "0",
         ANSWERS_TEST,
     ),

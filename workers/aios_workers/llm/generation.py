@@ -37,7 +37,6 @@ from aios_workers.runtime.executor import (
     gathered,
 )
 from aios_workers.runtime.slices import Kernel
-from aios_workers.runtime.streams import TextStream
 
 
 class Slicing:
@@ -248,8 +247,8 @@ class Generation:
             Branch(core, plan.answer_request(number), AnswerText(plan.body.stop), self._tasks)
             for number in range(plan.body.n)
         ]
-        stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
-        self._stream = _AnswerStream(stream, self._branches[0].text, plan)
+        self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
+        self._filter = CallFilter(plan.toolbox.marker) if plan.toolbox is not None else None
 
     async def run(self) -> Outcome:
         """Generate until the end, or until the kernel wants the slot.
@@ -259,7 +258,7 @@ class Generation:
         """
         for branch, state in zip(self._branches, self._plan.answer_states(), strict=True):
             branch.replay(state)
-        self._stream.write()
+        self._write()
         try:
             self._slicing.begin(self._suspend)
             await self._run_branches()
@@ -287,9 +286,15 @@ class Generation:
         """A step of one answer has come."""
         self._slicing.count(tokens)
         if branch is self._branches[0]:
-            self._stream.write()
+            self._write()
         if branch.finish is None:
             self._slicing.check()
+
+    def _write(self) -> None:
+        """Stream what is certain of the first answer."""
+        if self._plan.stream:
+            ready = self._branches[0].text.take_ready()
+            self._stream.write(ready if self._filter is None else self._filter.passed(ready))
 
     def _suspend(self) -> None:
         for branch in self._branches:
@@ -318,7 +323,8 @@ class Generation:
                 branch.text.text, branch.finish, tuple(branch.ids), tuple(branch.scores)
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
-        self._stream.finish(choices[0].text)
+        if self._plan.stream:
+            self._stream.write(choices[0].text[self._stream.written :])
         return chat_result(
             self._core,
             self._plan,
@@ -326,37 +332,3 @@ class Generation:
             output_tokens=sum(len(branch.ids) for branch in self._branches),
             cached_tokens=self._branches[0].cached_tokens,
         )
-
-
-class _AnswerStream:
-    """What of the first answer has gone to the client, and what may go."""
-
-    def __init__(self, stream: TextStream, text: AnswerText, plan: Plan) -> None:
-        self.flush = stream.flush
-        self._stream = stream
-        self._text = text
-        self._wanted = plan.stream
-        self._sent_before = plan.emitted_characters
-        self._filter = CallFilter(plan.toolbox.marker) if plan.toolbox is not None else None
-        self._written = 0  # characters of the answer handed to the stream, or sent before
-
-    @property
-    def delivered(self) -> int:
-        """How many characters have reached the client's list."""
-        return self._stream.delivered
-
-    def write(self) -> None:
-        """Stream what is certain, but not what was streamed before."""
-        if self._wanted:
-            ready = self._text.take_ready()
-            self._pass(ready if self._filter is None else self._filter.passed(ready))
-
-    def finish(self, text: str) -> None:
-        """The answer is `text`: stream what is left of it."""
-        if self._wanted:
-            self._pass(text[self._written :])
-
-    def _pass(self, ready: str) -> None:
-        skip = min(len(ready), max(0, self._sent_before - self._written))
-        self._written += len(ready)
-        self._stream.write(ready[skip:])

@@ -24,13 +24,17 @@ class TextStream:
         self.lease = lease
         self.delivered = offset  # characters of the answer that reached the client's list
         self.waiting = ""  # what comes behind them
+        self.written = 0  # characters that came here; those sent by earlier slices come again
+        self._sent_before = offset
         self._sender = sender
         self._syscall_id = syscall_id
 
     def write(self, text: str) -> None:
-        """Append text; it leaves with the next batch."""
-        if text:
-            self.waiting += text
+        """Append text; what was not sent before leaves with the next batch."""
+        new = text[max(0, self._sent_before - self.written) :]
+        self.written += len(text)
+        if new:
+            self.waiting += new
             self._sender.note(self)
 
     async def flush(self) -> None:
