@@ -24,15 +24,14 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Ending, Lease, PolicyRow, WorkerCard
 from aios_broker.queues.rq import StockJob, current_job
-from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.executor import Executor, Run
+from aios_workers.runtime.executor import Run
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
 from aios_workers.runtime.loop import WorkerSpec
 from aios_workers.runtime.registry import load_modules
 from aios_workers.runtime.retry import patiently
-from aios_workers.runtime.service import card_of, kernel_for, worker_name
+from aios_workers.runtime.service import wired, worker_name
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ async def _answer(job: StockJob) -> bytes:
                 why = f"another worker answers it: it is {state}"
                 raise KernelError(why, remedy="wait for its reply")
             return reply
-        ending = await _run(queue, connection, spec, config, lease)
+        ending = await _run(queue, spec, config, lease)
         await patiently(lambda: queue.finish_external(spec.name, ending))
         await queue.unregister(spec.name)
         return ending.reply
@@ -100,18 +99,14 @@ async def _admitted(queue: ModuleQueue, job_id: str, spec: WorkerSpec) -> Lease 
         await asyncio.sleep(ADMITTED_EVERY_S)
 
 
-async def _run(
-    queue: ModuleQueue, connection: Connection, spec: WorkerSpec, config: WorkerConfig, lease: Lease
-) -> Ending:
+async def _run(queue: ModuleQueue, spec: WorkerSpec, config: WorkerConfig, lease: Lease) -> Ending:
     async with AsyncExitStack() as stack:
         modules = await load_modules([spec.module], config, spec.name, stack)
-        loaded = modules[spec.module]
-        handler = loaded.make_handler(kernel_for(queue, spec, loaded.cores, lambda: UNSLICED))
-        stack.push_async_callback(handler.close)
-        executor = Executor(handler, spec.module, Tokens(connection, spec.keys), spec.name)
+        executor, card = await stack.enter_async_context(
+            wired(queue, spec, modules[spec.module], lambda: UNSLICED)
+        )
         run = Run(lease)
         run.task = asyncio.create_task(executor.answer(run))
-        card = card_of(spec, handler, loaded.cores)
         await stack.enter_async_context(_renewed(queue, run, card, spec.limits.lease_s))
         with contextlib.suppress(asyncio.CancelledError):
             outcome = await run.task

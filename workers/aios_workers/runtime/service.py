@@ -17,7 +17,7 @@ from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
-from aios_workers.runtime.executor import Executor, Handler
+from aios_workers.runtime.executor import Executor
 from aios_workers.runtime.loop import Worker, WorkerSpec
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.slices import (
@@ -41,39 +41,47 @@ def worker_name(role: str) -> str:
     return f"{host}.{os.getpid()}.{role}"
 
 
-def card_of(spec: WorkerSpec, handler: Handler, cores: tuple[str, ...]) -> WorkerCard:
-    """Return how a worker shows itself."""
+def _release() -> str:
     try:
-        release = version(DISTRIBUTION)
+        return version(DISTRIBUTION)
     except PackageNotFoundError:  # a checkout that is not installed
-        release = ""
-    return WorkerCard(
-        spec.name,
-        spec.module,
-        os.getpid(),
-        socket.gethostname(),
-        handler.capacity,
-        cores,
-        release,
-    )
+        return ""
 
 
-def kernel_for(
+@asynccontextmanager
+async def wired(
     queue: ModuleQueue,
     spec: WorkerSpec,
-    cores: tuple[str, ...],
+    loaded: LoadedModule,
     policy: Callable[[], PolicyRow],
     load_spilled: LoadSpilled = nothing_spilled,
-) -> Kernel:
-    """Return the kernel as the handler of this worker sees it."""
-    return Kernel(
+) -> AsyncIterator[tuple[Executor, WorkerCard]]:
+    """Give what runs a worker's jobs and how it shows itself; its handler is closed behind it."""
+    kernel = Kernel(
         queue=queue,
         policy=policy,
-        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, cores)),
+        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.cores)),
         streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
         load_spilled=load_spilled,
     )
+    handler = loaded.make_handler(kernel)
+    try:
+        tokens = Tokens(queue.functions.connection, spec.keys)
+        yield (
+            Executor(handler, spec.module, tokens, spec.name),
+            WorkerCard(
+                spec.name,
+                spec.module,
+                os.getpid(),
+                socket.gethostname(),
+                handler.capacity,
+                loaded.cores,
+                _release(),
+            ),
+        )
+    finally:
+        await handler.close()
 
 
 @asynccontextmanager
@@ -89,10 +97,9 @@ async def open_worker(
         functions = Functions(connection)
         queue = ModuleQueue(functions, spec.module, spec.keys)
         policy = PolicyWatch(Control(functions, spec.keys), spec.module).current
-        handler = loaded.make_handler(kernel_for(queue, spec, loaded.cores, policy, load_spilled))
-        stack.push_async_callback(handler.close)
-        executor = Executor(handler, spec.module, Tokens(connection, spec.keys), spec.name)
-        card = card_of(spec, handler, loaded.cores)
+        executor, card = await stack.enter_async_context(
+            wired(queue, spec, loaded, policy, load_spilled)
+        )
         yield Worker(spec, queue, blocking, executor, card)
 
 
