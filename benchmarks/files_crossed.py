@@ -20,8 +20,9 @@ from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_sdk import AsyncAgent
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
+from aios_workers.runtime.loop import WorkerSpec
 from aios_workers.runtime.registry import llm_module
-from aios_workers.runtime.service import Place, open_worker, worker_name
+from aios_workers.runtime.service import open_worker, worker_name
 
 PACKAGES = ("aios_sdk", "aios_broker", "aios_workers")
 
@@ -35,7 +36,7 @@ async def crossed(url: str) -> set[str]:
             files.add(frame.f_code.co_filename)
 
     loaded = await llm_module(SimulatedCore(SimulatedCoreConfig()))
-    async with open_worker(Place(worker_name("llm"), "llm", url), loaded) as worker:
+    async with open_worker(WorkerSpec(worker_name("llm"), "llm", url), loaded) as worker:
         serving = asyncio.create_task(worker.run())
         async with AsyncAgent("profiled", url=url) as me:
             await me.llm.chat("warm up", max_tokens=4)

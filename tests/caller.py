@@ -29,9 +29,9 @@ from aios_broker.queues.records import JobMetadata, PolicyRow, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
-from aios_workers.runtime.loop import Limits, Worker
+from aios_workers.runtime.loop import Limits, Worker, WorkerSpec
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.service import Place, open_worker
+from aios_workers.runtime.service import open_worker
 from tests.conftest import RunningRedis
 
 TIMEOUT_S = 20.0
@@ -138,7 +138,7 @@ async def running_worker(
     url: str, module: Module, loaded: LoadedModule, limits: Limits = LIMITS
 ) -> AsyncIterator[Worker]:
     """Run a worker in this loop for the length of a block; drain it at the end."""
-    place = Place(f"here.{next(_numbers)}.{module}", module, url, Keys(), limits)
+    place = WorkerSpec(f"here.{next(_numbers)}.{module}", module, url, Keys(), limits)
     async with open_worker(place, loaded) as worker:
         serving = asyncio.create_task(worker.run())
         try:

@@ -20,10 +20,9 @@ from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
-from aios_workers.runtime.kernel_port import KernelPort, Snapshots
-from aios_workers.runtime.run import Done, Run, Suspended
-from aios_workers.runtime.slices import SliceDesk
-from aios_workers.runtime.streams import ChunkDesk
+from aios_workers.runtime.executor import Done, Run, Suspended
+from aios_workers.runtime.slices import Kernel, SliceEnds
+from aios_workers.runtime.streams import StreamSender
 
 SYSCALL_ID = "5eed" * 8
 SLICE_LIMIT_S = 30.0
@@ -74,11 +73,6 @@ class _Queue(ModuleQueue):
         return self._snapshot
 
 
-@dataclass(frozen=True)
-class _Policy:
-    row: PolicyRow
-
-
 def lease(*, has_snapshot: bool = False) -> Lease:
     """Return the lease of a job that somebody waits for."""
     return Lease(
@@ -101,14 +95,14 @@ def handler_of(core: Core, cuts: Cuts, snapshot: bytes | None = None) -> LlmHand
     """Return a handler under a kernel that cuts."""
     queue = _Queue(cuts, snapshot)
     policy = PolicyRow(quantum_s=600.0, quantum_tokens=cuts.rng.randint(*cuts.quantum_tokens))
-    port = KernelPort(
-        slices=SliceDesk(queue, "here", ClaimRequest(0, 1.0)),
-        chunks=ChunkDesk(queue),
-        policy=_Policy(policy),
-        snapshots=Snapshots(queue),
+    kernel = Kernel(
+        queue=queue,
+        policy=lambda: policy,
+        slices=SliceEnds(queue, "here", ClaimRequest(0, 1.0)),
+        streams=StreamSender(queue),
         contexts=cast(Contexts, None),  # no body here names a context
     )
-    return LlmHandler(core, port)
+    return LlmHandler(core, kernel)
 
 
 async def trusting(constraint: Constraint) -> None:

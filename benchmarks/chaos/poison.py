@@ -10,8 +10,8 @@ from typing import Any
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_workers.runtime.executor import Done, Handler, Outcome, Run
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.run import Done, Handler, Outcome, Run
 
 MARK = "poison:"
 SLOW = "slow:"  # an echo that takes longer than a lease
@@ -33,11 +33,6 @@ class PoisonHandler:
     def capacity(self) -> int:
         """Of the handler."""
         return self._handler.capacity
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """Of the handler."""
-        return self._handler.cores
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
         """Run a syscall, or be harmed by it."""

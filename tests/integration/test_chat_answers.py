@@ -11,12 +11,17 @@ import pytest
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import TokenSnapshot, decode_snapshot, encode_snapshot
+from aios_broker.contract.snapshot import (
+    AnswersSnapshot,
+    AnswerState,
+    decode_snapshot,
+    encode_snapshot,
+)
 from aios_broker.contract.syscall import Syscall
+from aios_workers.llm.answers import answer_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.llm.plan import answer_id
-from aios_workers.runtime.run import Run, Suspended
+from aios_workers.runtime.executor import Run, Suspended
 from tests.caller import chat
 from tests.cut_handler import SYSCALL_ID, Cuts, handler_of, lease, run_cut, run_whole
 from tests.waiting import wait_until_async
@@ -101,15 +106,22 @@ async def test_the_check_above_cuts_often() -> None:
     assert cuts.made >= 5
 
 
-async def test_a_snapshot_of_another_kind_of_generation_is_not_used() -> None:
-    body = chat("Tell me", n=2, max_tokens=20)
-    core = SimulatedCore(SimulatedCoreConfig(slots=2, end_probability=0.0))
-    of_one_answer = encode_snapshot(TokenSnapshot(core.info.snapshot_model, (1, 2), (3,), 7))
+@pytest.mark.parametrize(
+    "asked",
+    [
+        chat("Tell me", n=2, max_tokens=20, return_ids=True),
+        chat("Tell me", logprobs=1, max_tokens=20, return_ids=True),
+        chat("Tell me", beam_width=2, max_tokens=20, return_ids=True),
+    ],
+)
+async def test_a_snapshot_of_another_kind_of_generation_is_not_used(asked: LlmChat) -> None:
+    core = SimulatedCore(CONFIG)
+    one = (AnswerState((1, 2, 3)),)
+    kept = encode_snapshot(AnswersSnapshot(core.info.snapshot_model, (1, 2), one, 0))
 
-    result = await run_cut([core], body, Cuts(random.Random(0)), of_one_answer)
+    result = await run_cut([core], asked, Cuts(random.Random(0)), kept)
 
-    assert isinstance(result, ChatResult)
-    assert len(result.choices) == 2
+    assert result == await run_whole(SimulatedCore(CONFIG), asked)
 
 
 # A core that fails, and one that is full.

@@ -11,7 +11,7 @@ import pytest
 
 from aios_broker.contract.llm import GrammarFormat, JsonFormat, LlmChat, RegexFormat, Tool
 from aios_broker.contract.reply import ChatResult
-from aios_broker.contract.snapshot import TokenSnapshot, encode_snapshot
+from aios_broker.contract.snapshot import AnswersSnapshot, AnswerState, encode_snapshot
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.tools import CALL_BEGIN, prompt_ids, toolbox_of
 from tests.caller import chat
@@ -160,7 +160,9 @@ def a_call_begun(body: LlmChat) -> bytes:
     core = a_core()
     prompt = prompt_ids(core, body.messages, toolbox_of(body))
     return encode_snapshot(
-        TokenSnapshot(core.info.snapshot_model, prompt, tuple(CALL_BEGIN.encode()), 11)
+        AnswersSnapshot(
+            core.info.snapshot_model, prompt, (AnswerState(tuple(CALL_BEGIN.encode())),), 11
+        )
     )
 
 

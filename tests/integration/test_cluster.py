@@ -22,9 +22,9 @@ from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_local.supervisor.kernel import EmbeddedKernel
-from aios_workers.runtime.loop import Limits
+from aios_workers.runtime.loop import Limits, WorkerSpec
 from aios_workers.runtime.registry import tool_module
-from aios_workers.runtime.service import Place, open_worker
+from aios_workers.runtime.service import open_worker
 from tests.busy_kernel import run_tool
 from tests.caller import ROOT
 from tests.integration.test_sdk_faults import echo
@@ -68,7 +68,7 @@ async def shard(url: str, tag: str) -> AsyncIterator[Session]:
     """Run a scheduler and a tool worker on one shard; give a client of it."""
     variables = {"AIOS_REDIS_URL": url, "RQ_KEY_PREFIX": prefix(tag)}
     scheduling = asyncio.create_task(Scheduler(SchedulerConfig.from_environment(variables)).run())
-    place = Place(f"worker.{tag}", "tool", url, Keys(prefix(tag)), Limits(2.0, 3.0))
+    place = WorkerSpec(f"worker.{tag}", "tool", url, Keys(prefix(tag)), Limits(2.0, 3.0))
     session = Session(RedisTransport(url, "ada", Keys(prefix(tag))))
     async with open_worker(place, await tool_module(8)) as worker:
         working = asyncio.create_task(worker.run())

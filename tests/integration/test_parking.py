@@ -19,8 +19,8 @@ from aios_workers.approvals.service import Irreversible, NeedsApproval
 from aios_workers.approvals.sweep import ApprovalSweep, sweeping
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler
+from aios_workers.runtime.executor import Done, Outcome, Run
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.run import Done, Outcome, Run
 from tests.caller import Caller, running_worker
 from tests.integration.test_scheduler import scheduler
 from tests.state_scene import StateScene, state_scene

@@ -58,8 +58,8 @@ async def test_says_what_the_server_is(core: SGLangCore, model: Path) -> None:
     assert info.vocabulary_size == CONFIG["vocab_size"]
     can = info.capabilities
     assert (can.preemptible, can.exact_resume, can.constraints, can.images) == (1, 0, 0, 0)
-    assert not can.can_cut(ask(sampling=Sampling(presence_penalty=1.0)))
-    assert can.can_cut(ask())
+    assert not can.can_suspend(ask(sampling=Sampling(presence_penalty=1.0)))
+    assert can.can_suspend(ask())
 
 
 async def test_is_no_more_than_the_server_allows(fake: FakeSGLang) -> None:

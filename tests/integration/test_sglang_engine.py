@@ -160,7 +160,7 @@ async def test_penalties_hold_within_one_request(core: SGLangCore) -> None:
     penalised = ask(max_tokens=40, seed=6, sampling=replace(ENDLESS, presence_penalty=2.0))
     answer = await generate(core, penalised)
     assert len(set(answer.ids)) > len(set(plain.ids))
-    assert not core.info.capabilities.can_cut(penalised)
+    assert not core.info.capabilities.can_suspend(penalised)
 
 
 async def test_a_full_context_can_be_used_and_resumed_to_its_last_token(core: SGLangCore) -> None:

@@ -200,5 +200,6 @@ async def test_a_stock_job_that_names_other_code_is_quarantined_and_never_run(
         result = Job.fetch(job.id, busy.redis, JSONSerializer).latest_result()
         assert result is not None
         assert "foreign-job" in str(result.exc_string)
+        assert "aios_workers.entry.syscall" in str(result.exc_string)
         assert busy.redis.zscore("rq:aios:quarantine:llm", job.id)
     assert not trap.exists()

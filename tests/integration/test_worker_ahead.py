@@ -9,8 +9,8 @@ import redis
 
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_workers.runtime.executor import Done, Run
 from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.run import Done, Run
 from tests.caller import Caller, running_worker
 
 SLOTS = 64
@@ -28,10 +28,6 @@ class Counting:
     @property
     def capacity(self) -> int:
         return SLOTS
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        return ()
 
     def answer_at_once(self, run: Run, syscall: Syscall) -> Done | None:
         self.held.append(int(self._client.zcard("rq:aios:leases:tool")))

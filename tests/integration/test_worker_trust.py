@@ -79,6 +79,19 @@ async def test_a_foreign_job_is_quarantined_and_nothing_is_imported(
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.parametrize("name", ["aios_workers.registry.syscall", "aios_workers.entry.run"])
+async def test_a_job_that_names_another_entry_point_of_ours_hears_which_one_to_name(
+    caller: Caller, name: str
+) -> None:
+    token = await caller.token("ada")
+
+    _, reply = await answer(caller, call(name, {"agent": "ada", "token": token, "body": ECHO}))
+
+    assert reply.error is not None
+    assert reply.error.code == "foreign-job"
+    assert f"it names {name!r}, and the one entry point is {ENTRY!r}" in reply.error.message
+
+
 async def test_a_stock_job_with_its_agents_token_is_answered(caller: Caller) -> None:
     token = await caller.token("ada")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios_workers.llm.text import AnswerText
+from aios_workers.llm.answers import AnswerText
 
 # Few characters, so that stop strings overlap with themselves and with each other.
 ALPHABET = "ab世🚢"

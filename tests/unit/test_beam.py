@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.snapshot import BeamSnapshot, decode_snapshot, encode_snapshot
-from aios_workers.llm.beam import BeamSearch, Expansion, Finished, Rules, Tree, search_of, tree_of
-from aios_workers.llm.scores import MILLION
+from aios_workers.llm.answers import MILLION
+from aios_workers.llm.beam import BeamSearch, Expansion, Finished, Rules, search_of, snapshot_of
 
 END = 0
 Ids = tuple[int, ...]
@@ -181,11 +181,10 @@ def test_a_search_that_was_put_down_and_taken_up_is_the_same(
 
 
 def taken_up(search: BeamSearch, wanted: Rules) -> BeamSearch:
-    tree = tree_of(search)
-    saved = BeamSnapshot("m", (1,), tree.nodes, tree.live, tree.finished, 5)
-    read = decode_snapshot(encode_snapshot(saved), model="m")
+    saved = encode_snapshot(snapshot_of(search, "m", (1,), 5))
+    read = decode_snapshot(saved, model="m")
     assert isinstance(read, BeamSnapshot)
-    return search_of(Tree(read.nodes, read.live, read.finished), wanted)
+    return search_of(read, wanted)
 
 
 def test_a_snapshot_holds_shared_beginnings_once_and_no_dropped_beam() -> None:
@@ -201,7 +200,7 @@ def test_a_snapshot_holds_shared_beginnings_once_and_no_dropped_beam() -> None:
         )
     beginnings = {beam.ids[:length] for beam in search.live for length in range(1, steps + 1)}
 
-    nodes = tree_of(search).nodes
+    nodes = snapshot_of(search, "m", (1,), 5).nodes
 
     assert len(nodes) == len(beginnings) < width * steps
 

@@ -7,11 +7,11 @@ import pytest
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import PENALTIES
-from aios_workers.llm.branch import Branch
+from aios_workers.llm.answers import AnswerText
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
-from aios_workers.llm.slicing import Chores
-from aios_workers.llm.text import AnswerText
+from aios_workers.llm.generation import Branch
+from aios_workers.runtime.executor import BackgroundTasks
 
 
 class Failing(SimulatedCore):
@@ -22,7 +22,7 @@ class Failing(SimulatedCore):
     @property
     def info(self) -> CoreInfo:
         info = super().info
-        return replace(info, capabilities=replace(info.capabilities, lost_by_cuts=PENALTIES))
+        return replace(info, capabilities=replace(info.capabilities, lost_by_suspension=PENALTIES))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         self.streams += 1
@@ -34,7 +34,7 @@ class Failing(SimulatedCore):
 
 def branch(core: SimulatedCore, sampling: Sampling) -> Branch:
     request = GenerationRequest("ab" * 16, (1, 2, 3), 8, sampling)
-    return Branch(core, request, AnswerText(), Chores())
+    return Branch(core, request, AnswerText(), BackgroundTasks())
 
 
 async def test_an_answer_that_can_be_resumed_goes_on_after_a_failure() -> None:

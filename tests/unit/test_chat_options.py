@@ -174,8 +174,8 @@ def test_which_generations_may_be_cut() -> None:
     plain = GenerationRequest("0" * 32, (1,), 9, Sampling(temperature=0.5))
     penalised = replace(plain, sampling=Sampling(repetition_penalty=1.1))
     held = replace(plain, constraint=Form("regex", "a"))
-    weak = Capabilities(lost_by_cuts=PENALTIES, constraints_preemptible=False)
+    weak = Capabilities(lost_by_suspension=PENALTIES, constraints_preemptible=False)
 
-    assert [weak.can_cut(each) for each in (plain, penalised, held)] == [True, False, False]
-    assert all(Capabilities().can_cut(each) for each in (plain, penalised, held))
-    assert not Capabilities(preemptible=False).can_cut(plain)
+    assert [weak.can_suspend(each) for each in (plain, penalised, held)] == [True, False, False]
+    assert all(Capabilities().can_suspend(each) for each in (plain, penalised, held))
+    assert not Capabilities(preemptible=False).can_suspend(plain)

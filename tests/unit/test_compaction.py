@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import ContextTooLong
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_broker.queues.records import Lease
-from aios_workers.llm.compaction import (
+from aios_workers.llm.conversation import (
+    Reader,
     Summariser,
-    bounded_counter,
     counter,
     fitting_split,
     split,
 )
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from aios_workers.llm.reader import Reader
-from aios_workers.runtime.run import Run
+from aios_workers.runtime.executor import Run
 
 Ids = tuple[int, ...]
 turns = st.builds(
@@ -83,7 +82,7 @@ async def test_a_conversation_that_fits_is_left_alone() -> None:
     model = await core(256)
     compacted = await Summariser(model, Reader()).compact(run(), messages, 32, counter(model))
 
-    assert (compacted.messages, compacted.dropped) == (messages, 0)
+    assert compacted == messages
 
 
 async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
@@ -95,13 +94,13 @@ async def test_the_oldest_turns_become_one_summary_and_the_rest_stays() -> None:
         charged, (system, *talk), 64, counter(model)
     )
 
-    head, summary, *tail = compacted.messages
+    head, summary, *tail = compacted
     assert head == system
     assert summary.role == "system"
     assert summary.content.startswith("Summary of the earlier conversation:\n")
-    assert tuple(tail) == talk[compacted.dropped :]
-    assert 0 < compacted.dropped < 12
-    assert counter(model)(compacted.messages) + 64 <= 512
+    assert 0 < len(tail) < 12
+    assert tuple(tail) == talk[-len(tail) :]
+    assert counter(model)(compacted) + 64 <= 512
     assert charged.use().tokens > 0, "what the summary cost is charged"
 
 
@@ -126,7 +125,7 @@ async def test_what_is_far_too_long_is_not_read_to_compare_it() -> None:
 
     model = Reading(SimulatedCoreConfig(context_tokens=512))
     long = tuple(Message("user", "x" * 100) for _ in range(2_000))
-    count = bounded_counter(model)
+    count = counter(model, bounded=True)
 
     assert count(long) == 513
     assert len((await Summariser(model, Reader()).split_for(long, 32, count)).tail) == 3

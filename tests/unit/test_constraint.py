@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
-from aios_workers.llm.constraint import Compiler, Matcher
-from aios_workers.llm.constraint_check import ConstraintChecker, check
+from aios_workers.llm.constraint import Compiler, ConstraintChecker, Matcher
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.simulated import simulated_model as vocabulary
 
@@ -139,7 +138,7 @@ async def test_what_cannot_be_kept_is_refused_with_the_reason(
     constraint: Constraint, field: str, reason: str
 ) -> None:
     with pytest.raises(InvalidSyscall, match=reason) as refused:
-        await check(constraint)
+        await ConstraintChecker().check(constraint)
     assert refused.value.field == f"body.format.{field}"
 
 

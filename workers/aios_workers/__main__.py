@@ -26,11 +26,10 @@ from aios_broker.log import configure
 from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.kernel_port import LoadSpilled, nothing_spilled
-from aios_workers.runtime.loop import Worker
+from aios_workers.runtime.loop import Worker, WorkerSpec
 from aios_workers.runtime.registry import load_modules
-from aios_workers.runtime.service import Place, open_worker, worker_name
-from aios_workers.runtime.watchdog import watched
+from aios_workers.runtime.service import open_worker, watched, worker_name
+from aios_workers.runtime.slices import LoadSpilled, nothing_spilled
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ async def serve(modules: Sequence[Module], config: WorkerConfig) -> None:
     async with AsyncExitStack() as stack:
         loaded = await load_modules(modules, config, worker_name(modules[0]), stack)
         workers = [
-            await stack.enter_async_context(open_worker(_place(module, config), one, spilled))
+            await stack.enter_async_context(open_worker(_spec(module, config), one, spilled))
             for module, one in loaded.items()
         ]
         await stack.enter_async_context(watched(config.worker_lease_s))
@@ -77,9 +76,9 @@ async def serve(modules: Sequence[Module], config: WorkerConfig) -> None:
     logger.info("worker %s left in good order", worker_name(modules[0]))
 
 
-def _place(module: Module, config: WorkerConfig) -> Place:
+def _spec(module: Module, config: WorkerConfig) -> WorkerSpec:
     keys = Keys(config.key_prefix)
-    return Place(worker_name(module), module, config.redis_url, keys, config.limits)
+    return WorkerSpec(worker_name(module), module, config.redis_url, keys, config.limits)
 
 
 def _metrics(workers: Sequence[Worker]) -> Iterable[Metric]:

@@ -24,16 +24,14 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Ending, Lease, PolicyRow, WorkerCard
 from aios_broker.queues.rq import StockJob, current_job
-from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.executor import Executor
+from aios_workers.runtime.executor import Run
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
-from aios_workers.runtime.policy_watch import FixedPolicy
+from aios_workers.runtime.loop import WorkerSpec
 from aios_workers.runtime.registry import load_modules
-from aios_workers.runtime.run import Run
-from aios_workers.runtime.service import Place, card_of, port_of, worker_name
+from aios_workers.runtime.service import wired, worker_name
 
 logger = logging.getLogger(__name__)
 
@@ -72,49 +70,44 @@ async def _answer(job: StockJob) -> bytes:
         )
     settings = {**environment(), "AIOS_REDIS_URL": job.redis_url}
     config = WorkerConfig.from_environment(settings)
-    place = Place(worker_name("rq"), job.queue, job.redis_url, Keys(job.key_prefix), config.limits)
-    connection = Connection(job.redis_url, name=place.name)
+    keys = Keys(job.key_prefix)
+    spec = WorkerSpec(worker_name("rq"), job.queue, job.redis_url, keys, config.limits)
+    connection = Connection(job.redis_url, name=spec.name)
     try:
-        queue = ModuleQueue(Functions(connection), place.module, place.keys)
-        lease = await _admitted(queue, job.job_id, place)
+        queue = ModuleQueue(Functions(connection), spec.module, spec.keys)
+        lease = await _admitted(queue, job.job_id, spec)
         if lease is None:
-            return await _answered_elsewhere(queue, job.job_id)
-        ending = await _run(queue, connection, place, config, lease)
-        await patiently(lambda: queue.finish_external(place.name, ending))
-        await queue.unregister(place.name)
+            state, reply = await queue.attach(job.job_id, "")
+            if reply is None:
+                why = f"another worker answers it: it is {state}"
+                raise KernelError(why, remedy="wait for its reply")
+            return reply
+        ending = await _run(queue, spec, config, lease)
+        await patiently(lambda: queue.finish_external(spec.name, ending))
+        await queue.unregister(spec.name)
         return ending.reply
     finally:
         await connection.aclose()
 
 
-async def _admitted(queue: ModuleQueue, job_id: str, place: Place) -> Lease | None:
+async def _admitted(queue: ModuleQueue, job_id: str, spec: WorkerSpec) -> Lease | None:
     """Wait until the job is admitted, or ends; RQ has popped it: nobody else would run it."""
     while True:
-        lease = await queue.adopt(job_id, place.name, place.limits.lease_s)
+        lease = await queue.adopt(job_id, spec.name, spec.limits.lease_s)
         if lease != "barred":
             return lease
         await asyncio.sleep(ADMITTED_EVERY_S)
 
 
-async def _answered_elsewhere(queue: ModuleQueue, job_id: str) -> bytes:
-    state, reply = await queue.attach(job_id, "")
-    if reply is None:
-        raise KernelError(f"another worker answers it: it is {state}", remedy="wait for its reply")
-    return reply
-
-
-async def _run(
-    queue: ModuleQueue, connection: Connection, place: Place, config: WorkerConfig, lease: Lease
-) -> Ending:
+async def _run(queue: ModuleQueue, spec: WorkerSpec, config: WorkerConfig, lease: Lease) -> Ending:
     async with AsyncExitStack() as stack:
-        modules = await load_modules([place.module], config, place.name, stack)
-        loaded = modules[place.module]
-        handler = loaded.make_handler(port_of(queue, place, loaded.cores, FixedPolicy(UNSLICED)))
-        stack.push_async_callback(handler.close)
-        border = Executor(handler, place.module, Tokens(connection, place.keys), place.name)
+        modules = await load_modules([spec.module], config, spec.name, stack)
+        executor, card = await stack.enter_async_context(
+            wired(queue, spec, modules[spec.module], lambda: UNSLICED)
+        )
         run = Run(lease)
-        run.task = asyncio.create_task(border.answer(run))
-        await stack.enter_async_context(_renewed(queue, run, card_of(place, handler), place))
+        run.task = asyncio.create_task(executor.answer(run))
+        await stack.enter_async_context(_renewed(queue, run, card, spec.limits.lease_s))
         with contextlib.suppress(asyncio.CancelledError):
             outcome = await run.task
             if isinstance(outcome, Ending):
@@ -124,17 +117,15 @@ async def _run(
 
 @asynccontextmanager
 async def _renewed(
-    queue: ModuleQueue, run: Run, card: WorkerCard, place: Place
+    queue: ModuleQueue, run: Run, card: WorkerCard, lease_s: float
 ) -> AsyncIterator[None]:
     """Keep the lease alive for the length of a block; when it is gone, stop the run."""
 
     async def renew() -> None:
         while True:
-            await asyncio.sleep(place.limits.lease_s / RENEWALS_PER_LEASE)
+            await asyncio.sleep(lease_s / RENEWALS_PER_LEASE)
             try:
-                [verdict] = await patiently(
-                    lambda: queue.renew(card, [run.lease], place.limits.lease_s)
-                )
+                [verdict] = await patiently(lambda: queue.renew(card, [run.lease], lease_s))
             except KernelError as error:  # refused this time: the next may be taken
                 logger.warning("the lease of %s could not be renewed: %s", run.lease.job_id, error)
                 continue

@@ -109,7 +109,7 @@ def _request(data: bytes) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _foreign("its data is not a call in JSON") from error
     if function != ENTRY:
-        raise _foreign(f"it names {function[:_NAME_SHOWN]!r}")
+        raise _foreign(f"it names {function[:_NAME_SHOWN]!r}, and the one entry point is {ENTRY!r}")
     if len(arguments) != 1 or named:
         raise InvalidSyscall(
             f"{ENTRY} takes one positional argument, the syscall; the job has "

@@ -23,7 +23,7 @@ from aios_broker.contract.syscall import Body, Syscall, module_of, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_workers.approvals.requests import arguments_of, arguments_sha256, body_from, rules_of
 from aios_workers.modules.access.audit import append_line, line_of
-from aios_workers.runtime.run import Outcome, Parked
+from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
 _USE = """

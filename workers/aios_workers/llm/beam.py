@@ -11,12 +11,12 @@ A beam's score is sum / length ** length_penalty. An end token counts in both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aios_broker.contract.snapshot import BeamEnd, BeamNode, EndReason, TokenScore
-from aios_workers.llm.scores import MILLION
+from aios_broker.contract.snapshot import BeamEnd, BeamNode, BeamSnapshot, EndReason, TokenScore
+from aios_workers.llm.answers import MILLION
 
 _NO_SCORE = TokenScore(0)
 
@@ -91,7 +91,7 @@ def alternatives_of(width: int) -> int:
 
 class _Candidate(NamedTuple):
     total: int
-    parent: int  # place among the live beams
+    parent: int  # index among the live beams
     rank: int  # of the token at its parent
 
 
@@ -117,11 +117,11 @@ class BeamSearch:
     def advance(self, expansions: Sequence[Expansion]) -> None:
         """Take one step: an expansion for each live beam, in their order."""
         parents, self.live = self.live, []
-        for place, candidate in enumerate(self._ranked(parents, expansions)):
+        for index, candidate in enumerate(self._ranked(parents, expansions)):
             if len(self.live) == self._rules.width:
                 break
             expansion = expansions[candidate.parent]
-            self._place(place, parents[candidate.parent], expansion, candidate.rank)
+            self._take(index, parents[candidate.parent], expansion, candidate.rank)
 
     def _ranked(self, parents: Sequence[Beam], expansions: Sequence[Expansion]) -> list[_Candidate]:
         each_of = alternatives_of(self._rules.width)
@@ -134,8 +134,8 @@ class BeamSearch:
             key=lambda each: (-each.total, each.parent, each.rank),
         )
 
-    def _place(self, place: int, parent: Beam, expansion: Expansion, rank: int) -> None:
-        among_best = place < self._rules.width
+    def _take(self, index: int, parent: Beam, expansion: Expansion, rank: int) -> None:
+        among_best = index < self._rules.width
         if self._rules.is_end(expansion.tokens[rank]):
             if among_best:
                 self.finished.append(Finished(parent, "stop", expansion.logprobs[rank]))
@@ -164,48 +164,43 @@ class BeamSearch:
 # To and from the snapshot: the tree as a table, parents first.
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The beams of a search as a snapshot holds them."""
-
-    nodes: tuple[BeamNode, ...]
-    live: tuple[int, ...]
-    finished: tuple[BeamEnd, ...]
-
-
-def tree_of(search: BeamSearch) -> Tree:
+def snapshot_of(
+    search: BeamSearch, model: str, prompt_ids: Sequence[int], generated_tokens: int
+) -> BeamSnapshot:
     """Return all that a search needs to go on; beams that were dropped are not in it."""
-    places: dict[Beam, int] = {}
-    for beam in _steps(search):
-        places.setdefault(beam, len(places))
+    indices: dict[Beam, int] = {}
+    for last in (*search.live, *(each.beam for each in search.finished)):
+        for beam in last.path():
+            indices.setdefault(beam, len(indices))
 
-    def place(beam: Beam | None) -> int:
-        return places.get(beam, -1) if beam is not None else -1
+    def index(beam: Beam | None) -> int:
+        return indices.get(beam, -1) if beam is not None else -1
 
-    return Tree(
-        tuple(BeamNode(place(beam.parent), beam.token, beam.score) for beam in places),
-        tuple(place(beam) for beam in search.live),
-        tuple(BeamEnd(place(e.beam), e.finish_reason, e.end_logprob) for e in search.finished),
+    return BeamSnapshot(
+        model=model,
+        prompt_ids=tuple(prompt_ids),
+        nodes=tuple(BeamNode(index(beam.parent), beam.token, beam.score) for beam in indices),
+        live=tuple(index(beam) for beam in search.live),
+        finished=tuple(
+            BeamEnd(index(each.beam), each.finish_reason, each.end_logprob)
+            for each in search.finished
+        ),
+        generated_tokens=generated_tokens,
     )
 
 
-def _steps(search: BeamSearch) -> Iterator[Beam]:
-    for beam in (*search.live, *(each.beam for each in search.finished)):
-        yield from beam.path()
-
-
-def search_of(tree: Tree, rules: Rules) -> BeamSearch:
-    """Return the search that a tree was made of."""
+def search_of(saved: BeamSnapshot, rules: Rules) -> BeamSearch:
+    """Return the search that a snapshot was made of."""
     root = Beam()
     beams: list[Beam] = []
 
-    def beam(place: int) -> Beam:
-        return beams[place] if place >= 0 else root
+    def beam(index: int) -> Beam:
+        return beams[index] if index >= 0 else root
 
-    for node in tree.nodes:  # each after its parent
+    for node in saved.nodes:  # each after its parent
         beams += [beam(node.parent).child(node.id, node.score)]
     return BeamSearch(
         rules,
-        [beam(place) for place in tree.live],
-        [Finished(beam(end.node), end.finish_reason, end.end_logprob) for end in tree.finished],
+        [beam(index) for index in saved.live],
+        [Finished(beam(end.node), end.finish_reason, end.end_logprob) for end in saved.finished],
     )

@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from aios_broker.contract.errors import CoreError
-from aios_broker.contract.reply import Usage
+from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import BeamSnapshot, encode_snapshot
+from aios_workers.llm.answers import (
+    Answer,
+    AnswerText,
+    Plan,
+    answer_id,
+    chat_result,
+    choice_of,
+    millionths,
+)
 from aios_workers.llm.beam import (
     Beam,
     BeamSearch,
     Expansion,
     Finished,
     Rules,
-    Tree,
     alternatives_of,
     search_of,
-    tree_of,
+    snapshot_of,
 )
-from aios_workers.llm.core import Core, GenerationRequest
-from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, answer_id
-from aios_workers.llm.results import Answer, chat_result, choice_of
-from aios_workers.llm.scores import millionths
-from aios_workers.llm.slicing import Chores, Slicing
-from aios_workers.llm.text import AnswerText
-from aios_workers.runtime.kernel_port import KernelPort
-from aios_workers.runtime.run import Done, Outcome, Run, Suspended
-
-logger = logging.getLogger(__name__)
+from aios_workers.llm.core import Core, CoreRetries, GenerationRequest
+from aios_workers.llm.generation import Slicing
+from aios_workers.runtime.executor import (
+    BackgroundTasks,
+    Done,
+    Outcome,
+    Run,
+    Suspended,
+    gathered,
+)
+from aios_workers.runtime.slices import Kernel
 
 
 class BeamGeneration:
     """Runs a plan with beams.
 
-    Each step asks the core for one token more of each beam: the core is never cut, so that this
-    works on every core with log-probabilities. The context of a beam is prefilled at each step,
-    as far as the core does not have it in memory.
+    Each step asks the core for one token more of each beam: no stream of the core is suspended, so
+    that this works on every core with log-probabilities. The context of a beam is prefilled at
+    each step, as far as the core does not have it in memory.
     """
 
-    def __init__(self, core: Core, port: KernelPort, run: Run, plan: Plan) -> None:
-        assert plan.beam_width is not None
+    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan) -> None:
+        body = plan.body
+        assert body.beam_width is not None
         self._core = core
         self._plan = plan
-        self._width = plan.beam_width
-        self._chores = Chores()
-        self._slicing = Slicing(port, run, self._chores, preemptible=True)
-        self._rules = Rules(
-            plan.beam_width,
-            plan.request.max_tokens,
-            plan.length_penalty,
-            core.is_end,
-            self._is_stopped,
+        self._tasks = BackgroundTasks()
+        self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=True)
+        self._retries = CoreRetries(core, f"beam search {plan.syscall_id}")
+        rules = Rules(
+            body.beam_width, body.max_tokens, body.length_penalty, core.is_end, self._is_stopped
         )
-        self._search = BeamSearch(self._rules)
+        self._shown = body.logprobs or 0  # alternatives that the result shows
+        self._asked = max(alternatives_of(body.beam_width), self._shown)
+        self._search = BeamSearch(rules)
         self._generated_tokens = 0
         self._cached_tokens: int | None = None
-        self._failures = 0
+        if isinstance(plan.snapshot, BeamSnapshot):
+            self._search = search_of(plan.snapshot, rules)
+            self._generated_tokens = plan.snapshot.generated_tokens
 
     async def run(self) -> Outcome:
         """Search until the end, or until the kernel wants the slot.
@@ -67,75 +75,46 @@ class BeamGeneration:
         Raises:
             CoreError: The core failed more often than is tried within one attempt.
         """
-        self._resume()
         try:
-            self._slicing.begin(self._snapshot, lambda: None)
-            while not self._search.is_over and self._slicing.cut is None:
+            self._slicing.begin()
+            while not self._search.is_over and self._slicing.suspended is None:
                 await self._step()
-            await self._chores.finish()
+            await self._tasks.finish()
         except BaseException:
-            self._chores.drop()
+            self._tasks.drop()
             raise
         if self._search.is_over:
-            return self._done()
-        assert self._slicing.cut is not None
-        return Suspended(self._snapshot(), self._slicing.cut)
-
-    def _resume(self) -> None:
-        saved = self._plan.snapshot
-        if isinstance(saved, BeamSnapshot):
-            tree = Tree(saved.nodes, saved.live, saved.finished)
-            self._search = search_of(tree, self._rules)
-            self._generated_tokens = saved.generated_tokens
+            return Done(self._result())
+        assert self._slicing.suspended is not None
+        return Suspended(self._snapshot(), self._slicing.suspended)
 
     async def _step(self) -> None:
         beams = list(self._search.live)
         try:
-            expansions = await self._expand_all(beams)
-        except CoreError as error:
-            self._failures += 1
-            if self._failures > MAX_CORE_FAILURES:
-                raise
-            logger.warning(
-                "beam search %s: the core failed at token %d, once more: %s",
-                self._plan.syscall_id,
-                beams[0].length,
-                error,
+            expansions = await gathered(
+                self._expand(number, beam) for number, beam in enumerate(beams)
             )
-            await self._core.health()
+        except CoreError as error:
+            await self._retries.recover(error, beams[0].length)
             return
         self._search.advance(expansions)
         self._generated_tokens += len(beams)
         self._slicing.count(len(beams))
         if not self._search.is_over:
-            self._slicing.look()
-
-    async def _expand_all(self, beams: Sequence[Beam]) -> list[Expansion]:
-        tasks = [
-            asyncio.get_running_loop().create_task(self._expand(number, beam))
-            for number, beam in enumerate(beams)
-        ]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            raise
+            self._slicing.check()
 
     async def _expand(self, number: int, beam: Beam) -> Expansion:
-        request = self._request(number, beam)
         found: Expansion | None = None
-        async with aclosing(self._core.generate(request)) as steps:
+        async with aclosing(self._core.generate(self._request(number, beam))) as steps:
             async for step in steps:
                 if self._cached_tokens is None:
                     self._cached_tokens = step.cached_tokens
-                for entry in step.logprobs[:1] if found is None else ():
-                    top = entry.top
+                if found is None and step.logprobs:
+                    top = step.logprobs[0].top
                     found = Expansion(
                         [each.id for each in top],
                         [millionths(each.logprob) for each in top],
-                        self._plan.request.logprobs or 0,
+                        self._shown,
                     )
         if found is None:
             raise CoreError("the core gave no log-probabilities")
@@ -147,46 +126,41 @@ class BeamGeneration:
             request_id=answer_id(self._plan.syscall_id, number),
             resume_ids=beam.ids,
             max_tokens=beam.length + 1,
-            logprobs=max(alternatives_of(self._width), self._plan.request.logprobs or 0),
+            logprobs=self._asked,
         )
 
     def _is_stopped(self, ids: Sequence[int]) -> bool:
-        return bool(self._plan.stop) and self._text(ids).stopped
+        return bool(self._plan.body.stop) and self._text(ids).stopped
 
     def _text(self, ids: Sequence[int]) -> AnswerText:
-        text = AnswerText(self._plan.stop)
+        text = AnswerText(self._plan.body.stop)
         for token in ids:
             if text.feed(self._core.decode((token,))):
                 break
         return text
 
-    # Outcomes.
-
     def _snapshot(self) -> bytes:
-        tree = tree_of(self._search)
         return encode_snapshot(
-            BeamSnapshot(
-                model=self._core.info.snapshot_model,
-                prompt_ids=tuple(self._plan.request.prompt_ids),
-                nodes=tree.nodes,
-                live=tree.live,
-                finished=tree.finished,
-                generated_tokens=self._generated_tokens,
+            snapshot_of(
+                self._search,
+                self._core.info.snapshot_model,
+                self._plan.request.prompt_ids,
+                self._generated_tokens,
             )
         )
 
-    def _done(self) -> Done:
-        prompt_tokens = len(self._plan.request.prompt_ids)
+    def _result(self) -> ChatResult:
         choices = [
             choice_of(self._core, self._plan, self._answer(each), number)
-            for number, each in enumerate(self._search.best(self._plan.n))
+            for number, each in enumerate(self._search.best(self._plan.body.n))
         ]
-        usage = Usage(
-            prompt_tokens=prompt_tokens,
+        return chat_result(
+            self._core,
+            self._plan,
+            choices,
             output_tokens=self._generated_tokens,
-            cached_tokens=min(prompt_tokens, self._cached_tokens or 0),
+            cached_tokens=self._cached_tokens,
         )
-        return Done(chat_result(self._core, self._plan, choices, usage))
 
     def _answer(self, finished: Finished) -> Answer:
         path = finished.beam.path()

@@ -5,15 +5,23 @@ byte, so that the same constraint allows the same texts on every core of this pr
 matcher is a function of the constraint and the output so far: it is built anew wherever a
 generation goes on.
 
-Compiling is done here without protection. What comes from outside has to pass
-`constraint_check.check` first: a hostile grammar overflows the compiler's stack or keeps it busy.
+Some grammars overflow the compiler's stack, others keep it busy for minutes; neither may happen
+to a worker or to a core. So what comes from outside is compiled once in a child with little of
+everything (`python -m aios_workers.llm.constraint`), which may die of it, and only what it survives
+is compiled where it is used. What was found is remembered.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import resource
+import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
@@ -167,3 +175,99 @@ class _Tokenizer:
 
     def __call__(self, data: bytes) -> list[int]:
         return list(self._tokenize(data))
+
+
+CPU_LIMIT_S = 2  # imports and start of the child, about 0.2 s, included
+WALL_LIMIT_S = 20.0  # on a machine that has no time for it
+MEMORY_LIMIT_BYTES = 1 << 30
+STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
+REMEMBERED = 256
+FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here
+_BYTES = 256
+
+
+class ConstraintChecker:
+    """Checks constraints; the latest verdicts are remembered."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[Constraint, str] = {}  # the longest unused first
+        self.children = 0  # that were started
+
+    async def check(self, constraint: Constraint) -> None:
+        """Return if a core can keep it.
+
+        Raises:
+            InvalidSyscall: it is wrong, unsupported, too large, or satisfied by no text.
+            CoreError: it could not be found out.
+        """
+        verdict = self._verdicts.pop(constraint, None)
+        if verdict is None:
+            self.children += 1
+            verdict = await _verdict(constraint)
+        self._verdicts[constraint] = verdict  # the last to be forgotten
+        if len(self._verdicts) > REMEMBERED:
+            del self._verdicts[next(iter(self._verdicts))]
+        if verdict:
+            raise refusal(constraint, verdict)
+
+
+async def _verdict(constraint: Constraint) -> str:
+    """Return the message of why a constraint cannot be kept; empty: it can."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "aios_workers.llm.constraint"),
+        stdin=pipe,
+        stdout=pipe,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(WALL_LIMIT_S):
+            said, _ = await process.communicate(msgspec.json.encode(constraint))
+    except TimeoutError as error:
+        raise CoreError(f"a constraint could not be checked within {WALL_LIMIT_S:g} s") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    if process.returncode == 0:
+        return said.decode("utf-8", "replace")
+    if said == b"" and process.returncode is not None and process.returncode < 0:
+        return not_kept(constraint, "it is too large, too deep or too ambiguous to be compiled")
+    raise CoreError(f"the check of a constraint ended with exit code {process.returncode}")
+
+
+def main() -> int:
+    """Compile the constraint on standard input and print what is wrong with it."""
+    constraint = msgspec.json.decode(sys.stdin.buffer.read(), type=Constraint)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(STACK_BYTES)
+    verdicts: list[str] = []
+    thread = threading.Thread(target=lambda: verdicts.append(_compile(constraint)))
+    thread.start()
+    thread.join()
+    if not verdicts:
+        return 1
+    sys.stdout.write(verdicts[0])
+    return 0
+
+
+def _compile(constraint: Constraint) -> str:
+    """Compile for a vocabulary of single bytes; read what every text of it begins with."""
+    compiler = Compiler([*(bytes([byte]) for byte in range(_BYTES)), b""], (_BYTES,), list)
+    try:
+        matcher = compiler.start(constraint)
+        for _ in range(FORCED_BYTES):
+            allowed = matcher.allowed().nonzero()[0]
+            if len(allowed) != 1 or allowed[0] == _BYTES:
+                break
+            matcher.add(int(allowed[0]))
+    except InvalidSyscall as error:
+        return error.message
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import assert_never
 
-from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownModule
+from aios_broker.contract.errors import ContextTooLong, InvalidSyscall
 from aios_broker.contract.llm import (
     ContextBody,
     ContextClear,
@@ -28,21 +28,20 @@ from aios_broker.queues.contexts import (
     Written,
 )
 from aios_broker.retry import patiently
-from aios_workers.llm.compaction import (
-    Compacted,
+from aios_workers.llm.conversation import (
+    Reader,
     Render,
     Summariser,
     as_message,
-    bounded_counter,
+    characters_of,
     counter,
     split,
 )
 from aios_workers.llm.core import Core
-from aios_workers.llm.reader import Reader, characters_of
-from aios_workers.runtime.run import Done, Run
+from aios_workers.runtime.executor import Done, Run
 
 
-class ContextDesk:
+class ContextService:
     """Keeps the contexts of agents; counts their tokens with this worker's core."""
 
     def __init__(self, core: Core, contexts: Contexts, reader: Reader) -> None:
@@ -52,7 +51,7 @@ class ContextDesk:
         self._summariser = Summariser(core, reader)
         self._count = counter(core)
 
-    async def run(self, run: Run, syscall: Syscall) -> Done:
+    async def run(self, run: Run, syscall: Syscall, body: ContextBody) -> Done:
         """Answer a `context.*` syscall.
 
         Raises:
@@ -61,8 +60,8 @@ class ContextDesk:
             ContextTooLong: It cannot be summarised on this core.
             CoreError: The core failed while it wrote a summary.
         """
-        owner = _owner(syscall, _body(syscall).context)
-        match _body(syscall):
+        owner = _owner(syscall, body.context)
+        match body:
             case ContextGet():
                 return await self._read(owner, run.lease.job_id)
             case ContextSet(messages=messages):
@@ -71,14 +70,14 @@ class ContextDesk:
                 return await self._change(run, owner, "append", messages)
             case ContextClear():
                 return await self._change(run, owner, "clear", ())
-            case ContextSummarise() as body:
+            case ContextSummarise():
                 return await self._summarise(run, owner, body)
-            case body:
+            case _:
                 assert_never(body)
 
     async def conversation(
         self, run: Run, syscall: Syscall, body: LlmChat, render: Render
-    ) -> Compacted:
+    ) -> tuple[Message, ...]:
         """Return the whole conversation of a chat: its context first, compacted where it may be.
 
         `render` is what will make the prompt of it. The context is read as it was when this chat
@@ -91,8 +90,8 @@ class ContextDesk:
         """
         messages = await self._recall(run, syscall, body)
         if body.overflow == "refuse":
-            return Compacted(messages, 0)
-        count = bounded_counter(self._core, render)
+            return messages
+        count = counter(self._core, render, bounded=True)
         return await self._summariser.compact(run, messages, body.max_tokens, count)
 
     async def _recall(self, run: Run, syscall: Syscall, body: LlmChat) -> tuple[Message, ...]:
@@ -118,7 +117,7 @@ class ContextDesk:
         if body.overflow == "refuse":
             return 0
         messages = await self._recall(run, syscall, body)
-        count = bounded_counter(self._core, render)
+        count = counter(self._core, render, bounded=True)
         return len((await self._summariser.split_for(messages, body.max_tokens, count)).old)
 
     async def keep(self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult) -> None:
@@ -210,15 +209,3 @@ class ContextDesk:
 
 def _owner(syscall: Syscall, name: str) -> ContextOwner:
     return ContextOwner(syscall.tenant, syscall.agent, name)
-
-
-def _body(syscall: Syscall) -> ContextBody:
-    if isinstance(
-        syscall.body, ContextGet | ContextSet | ContextClear | ContextExpand | ContextSummarise
-    ):
-        return syscall.body
-    raise UnknownModule(
-        f"{syscall.kind!r} is not about a context",
-        field="body.type",
-        remedy="send it to the queue of its own module",
-    )

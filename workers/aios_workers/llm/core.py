@@ -9,15 +9,21 @@ result depends on. Text, stop strings, slices and snapshots are the handler's.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Image, Message, SamplingOptions, Tool, given_fields
 
+logger = logging.getLogger(__name__)
+
 FinishReason = Literal["stop", "length"]
+MAX_CORE_FAILURES = 2  # survived within one attempt; the next one ends the syscall
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +31,15 @@ class Capabilities:
     """What a core can do; what it cannot is refused before anything runs."""
 
     generates: bool = True  # else it makes embeddings alone
-    preemptible: bool = True  # a generation can be cut at any token and resumed
+    preemptible: bool = True  # a generation can be suspended at any token and resumed
     exact_resume: bool = True  # a resumed generation equals the uninterrupted one, id for id
     # Fields of `LlmChat` that it keeps, of those that have no line of their own here: the sampling
     # options, and `seed` where the same seed draws the same answer.
     keeps: frozenset[str] = frozenset()
-    lost_by_cuts: frozenset[str] = frozenset()  # of these: a generation with one is never cut
+    lost_by_suspension: frozenset[str] = frozenset()  # of these: with one it is never suspended
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
-    constraints_preemptible: bool = True  # it holds across a cut; else such a one is never cut
+    constraints_preemptible: bool = True  # it holds across a suspension; else there is none
     # `render` shows tools and calls as the model was trained to see them, and the model calls by
     # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
     tools_template: bool = False
@@ -41,13 +47,13 @@ class Capabilities:
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
 
-    def can_cut(self, request: GenerationRequest) -> bool:
+    def can_suspend(self, request: GenerationRequest) -> bool:
         """Whether this generation may be suspended and resumed."""
         if not self.preemptible:
             return False
         if request.constraint is not None and not self.constraints_preemptible:
             return False
-        return self.lost_by_cuts.isdisjoint(given_fields(request.sampling))
+        return self.lost_by_suspension.isdisjoint(given_fields(request.sampling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,8 @@ class Sampling(SamplingOptions, frozen=True, kw_only=True, omit_defaults=True):
     """A chat's options, with its seed. Temperature 0 is greedy and ignores the seed.
 
     The random choice at an absolute position (prompt included) is a function of `seed` and
-    that position alone, so that it does not matter how often a generation was cut. Penalties count
-    output tokens, those before a cut included.
+    that position alone, so that it does not matter how often a generation was
+    suspended. Penalties count output tokens, those of earlier slices included.
     """
 
     seed: int = 0
@@ -139,6 +145,31 @@ class Embeddings:
 
     vectors: tuple[tuple[float, ...], ...]
     tokens: int
+
+
+def unit_vector(values: Sequence[float]) -> tuple[float, ...]:
+    """Return a vector of the same direction and of length 1."""
+    length = math.sqrt(math.fsum(value * value for value in values))
+    return tuple(value / length for value in values)
+
+
+class CoreRetries:
+    """Lets one generation go on when its core failed, a few times within one attempt."""
+
+    def __init__(self, core: Core, subject: str) -> None:
+        self._core = core
+        self._subject = subject  # of the log's lines
+        self._failures = 0
+
+    async def recover(self, error: CoreError, tokens: int = 0) -> None:
+        """Return when the core is well again; raise the error where it failed too often."""
+        self._failures += 1
+        if self._failures > MAX_CORE_FAILURES:
+            raise error
+        logger.warning(
+            "%s: the core failed after %d tokens, once more: %s", self._subject, tokens, error
+        )
+        await self._core.health()
 
 
 class Core(Protocol):

@@ -1,45 +1,254 @@
-"""The answers to one prompt: from the prompt or a snapshot to their ends or their suspension."""
+"""The answers to one prompt: each as it grows on the core, all side by side, in time slices."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
-from aios_broker.contract.reply import Choice, Usage
+from aios_broker.contract.errors import CoreError
+from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import (
     AnswersSnapshot,
-    Snapshot,
-    TokenSnapshot,
+    AnswerState,
+    TokenScore,
     encode_snapshot,
 )
-from aios_workers.llm.branch import Branch
-from aios_workers.llm.core import Core
-from aios_workers.llm.plan import Plan
-from aios_workers.llm.results import Answer, chat_result, choice_of
-from aios_workers.llm.slicing import Chores, Slicing
-from aios_workers.llm.text import AnswerText, Veil
-from aios_workers.runtime.kernel_port import KernelPort
-from aios_workers.runtime.run import Done, Outcome, Run, Suspended
-from aios_workers.runtime.streams import Strand
+from aios_workers.llm.answers import (
+    Answer,
+    AnswerText,
+    CallFilter,
+    Plan,
+    chat_result,
+    choice_of,
+    score_of,
+)
+from aios_workers.llm.core import Core, CoreRetries, FinishReason, GenerationRequest, Step
+from aios_workers.runtime.executor import (
+    BackgroundTasks,
+    Done,
+    Outcome,
+    Run,
+    Suspended,
+    SuspendReason,
+    gathered,
+)
+from aios_workers.runtime.slices import Kernel
+
+
+class Slicing:
+    """Counts what a run makes, asks at each slice's end, and says when it is suspended."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        run: Run,
+        tasks: BackgroundTasks,
+        checkpoint: Callable[[], bytes],
+        *,
+        preemptible: bool,
+    ) -> None:
+        self.suspended: SuspendReason | None = None
+        self._kernel = kernel
+        self._run = run
+        self._tasks = tasks
+        self._checkpoint = checkpoint
+        self._preemptible = preemptible
+        self._clock = asyncio.get_running_loop().time
+        self._began_s = self._clock()
+        self._tokens = 0  # of this slice
+        self._asking = False
+        self._on_suspend: Callable[[], None] = lambda: None
+
+    def begin(self, on_suspend: Callable[[], None] = lambda: None) -> None:
+        """Listen to the kernel; `on_suspend` is called once, at once if it should be suspended."""
+        self._on_suspend = on_suspend
+        self._run.on_suspend(self._suspend)
+
+    def count(self, tokens: int) -> None:
+        """Note tokens that the core has made."""
+        self._run.count_tokens(tokens)
+        self._tokens += tokens
+
+    def check(self) -> None:
+        """Ask, at the end of a slice, whether to go on. The generation does not wait for it."""
+        if self._asking or self.suspended is not None:
+            return
+        policy = self._kernel.policy()
+        slice_s = self._clock() - self._began_s
+        if self._tokens >= policy.quantum_tokens or slice_s >= policy.quantum_s:
+            self._asking = True
+            self._tasks.start(self._ask())
+
+    async def _ask(self) -> None:
+        checkpoint = self._checkpoint() if self._preemptible else None
+        verdict = await self._kernel.slices.end(self._run, checkpoint)
+        self._began_s, self._tokens = self._clock(), 0
+        self._asking = False
+        if verdict == "lost":
+            self._run.stop("lost")
+        elif verdict != "go":
+            self._suspend(verdict)
+
+    def _suspend(self, reason: SuspendReason) -> None:
+        """Stop at the next token; one that has found its end meanwhile is finished instead."""
+        if self.suspended is None and self._preemptible:
+            self.suspended = reason
+            self._on_suspend()
+
+
+logger = logging.getLogger(__name__)
+
+
+class Branch:
+    """Generates one answer, from its beginning or from where it was suspended."""
+
+    def __init__(
+        self, core: Core, request: GenerationRequest, text: AnswerText, tasks: BackgroundTasks
+    ) -> None:
+        self.ids: list[int] = []
+        self.scores: list[TokenScore] = []
+        self.text = text
+        self.finish: FinishReason | None = None
+        self.cached_tokens: int | None = None
+        self._core = core
+        self._request = request
+        self._tasks = tasks
+        self._retries = CoreRetries(core, f"generation {request.request_id}")
+        self._watch: Callable[[int], None] = lambda _: None
+        self._is_suspended = False
+        self._stepped = False  # this stream has yielded something
+        self._streaming: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> AnswerState:
+        """What a snapshot keeps of it."""
+        return AnswerState(tuple(self.ids), tuple(self.scores), self.finish)
+
+    def replay(self, state: AnswerState) -> None:
+        """Take in what earlier slices made."""
+        self.scores.extend(state.scores)
+        for token in state.output_ids:
+            self._take_id(token)
+        self.finish = self.finish or state.finish_reason
+        self._note_length()
+
+    async def run(self, watch: Callable[[int], None]) -> None:
+        """Generate until the end or the suspension; `watch` hears how many tokens a step has.
+
+        Raises:
+            CoreError: The core failed more often than is tried within one attempt.
+        """
+        self._watch = watch
+        while not self._is_over:
+            await self._stream_once()
+
+    def suspend(self) -> None:
+        """Stop at the next token, or at once where the core has not come to it yet."""
+        self._is_suspended = True
+        if self._streaming is not None and not self._stepped:
+            self._streaming.cancel()
+        else:
+            self._tasks.start(self.abort(keep=True))
+
+    async def abort(self, *, keep: bool) -> None:
+        """End what runs of it on the core; `keep`: it will be resumed soon."""
+        request_id = self._request.request_id
+        try:
+            await self._core.abort(request_id, keep=keep)
+        except CoreError as error:  # its stream fails too, and that is where it is dealt with
+            logger.warning("generation %s: could not be aborted: %s", request_id, error)
+
+    @property
+    def _is_over(self) -> bool:
+        return self.finish is not None or self._is_suspended
+
+    async def _stream_once(self) -> None:
+        """Let the core run from the ids so far; on its failure see that it is well again."""
+        try:
+            await self._stream_in_task()
+            if not self._is_over:
+                raise CoreError("the core ended a generation that nobody aborted")
+        except CoreError as error:
+            if self._is_over:
+                return
+            if self.ids and not self._core.info.capabilities.can_suspend(self._request):
+                raise  # the core would refuse to go on from here: another attempt begins anew
+            await self._retries.recover(error, len(self.ids))
+
+    async def _stream_in_task(self) -> None:
+        """Run the stream in a task of its own: `suspend` can end it while it waits for the core."""
+        self._stepped = False
+        self._streaming = asyncio.get_running_loop().create_task(self._stream())
+        try:
+            await self._streaming
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._is_suspended or (task is not None and task.cancelling()):
+                raise
+        finally:
+            self._streaming = None
+
+    async def _stream(self) -> None:
+        request = replace(self._request, resume_ids=tuple(self.ids))
+        async with aclosing(self._core.generate(request)) as steps:
+            async for step in steps:
+                if self.finish is not None:
+                    continue  # a stop string was found: the core runs out
+                self._stepped = True
+                before = len(self.ids)
+                self._take(step)
+                if self.finish is not None and step.finish_reason is None:
+                    self._tasks.start(self.abort(keep=False))
+                self._watch(len(self.ids) - before)
+
+    def _take(self, step: Step) -> None:
+        if self.cached_tokens is None:
+            self.cached_tokens = step.cached_tokens
+        alternatives = self._request.logprobs
+        if alternatives is not None:
+            if len(step.logprobs) < len(step.ids):
+                raise CoreError("the core gave no log-probabilities")
+            entries = step.logprobs[: len(step.ids)]
+            self.scores.extend(score_of(each, alternatives=alternatives) for each in entries)
+        for token in step.ids:
+            self._take_id(token)
+            if self.finish is not None:
+                break
+        else:
+            self.finish = step.finish_reason
+        if alternatives is not None:
+            del self.scores[len(self.ids) :]  # of tokens behind a stop string
+        self._note_length()
+
+    def _take_id(self, token: int) -> None:
+        self.ids.append(token)
+        if self.text.feed(self._core.decode((token,))):
+            self.finish = "stop"
+
+    def _note_length(self) -> None:
+        if self.finish is None and len(self.ids) >= self._request.max_tokens:
+            self.finish = "length"
 
 
 class Generation:
     """Runs a plan without beams. Its answers are made side by side and suspended together."""
 
-    def __init__(self, core: Core, port: KernelPort, run: Run, plan: Plan) -> None:
+    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan) -> None:
         self._core = core
         self._plan = plan
-        self._chores = Chores()
-        self._slicing = Slicing(
-            port, run, self._chores, preemptible=core.info.capabilities.can_cut(plan.request)
-        )
+        self._tasks = BackgroundTasks()
+        can_suspend = core.info.capabilities.can_suspend(plan.request)
+        self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=can_suspend)
         self._branches = [
-            Branch(core, plan.answer_request(number), AnswerText(plan.stop), self._chores)
-            for number in range(plan.n)
+            Branch(core, plan.answer_request(number), AnswerText(plan.body.stop), self._tasks)
+            for number in range(plan.body.n)
         ]
-        strand = port.chunks.open(run.lease, plan.syscall_id, plan.emitted_characters)
-        self._stream = _AnswerStream(strand, self._branches[0].text, plan)
+        self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
+        self._filter = CallFilter(plan.toolbox.marker) if plan.toolbox is not None else None
 
     async def run(self) -> Outcome:
         """Generate until the end, or until the kernel wants the slot.
@@ -49,79 +258,63 @@ class Generation:
         """
         for branch, state in zip(self._branches, self._plan.answer_states(), strict=True):
             branch.replay(state)
-        self._stream.write()
+        self._write()
         try:
-            self._slicing.begin(self._snapshot, self._cut)
+            self._slicing.begin(self._suspend)
             await self._run_branches()
-            await self._chores.finish()
-            choices = self._conclude() if self._is_done else []
+            await self._tasks.finish()
+            result = self._result() if all(each.finish for each in self._branches) else None
             await self._stream.flush()
         except BaseException:
-            await self._abandon()
+            self._tasks.drop()
+            for branch in self._branches:  # the core frees the slots
+                await branch.abort(keep=False)
             raise
-        return self._done(choices) if choices else self._suspended()
-
-    @property
-    def _is_done(self) -> bool:
-        return all(branch.finish is not None for branch in self._branches)
+        if result is not None:
+            return Done(result)
+        assert self._slicing.suspended is not None
+        return Suspended(self._snapshot(), self._slicing.suspended)
 
     async def _run_branches(self) -> None:
-        if len(self._branches) == 1:
-            await self._branches[0].run(partial(self._look, self._branches[0]))
-            return
-        tasks = [
-            asyncio.get_running_loop().create_task(branch.run(partial(self._look, branch)))
-            for branch in self._branches
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            raise
+        runs = [branch.run(partial(self._step, branch)) for branch in self._branches]
+        if len(runs) == 1:
+            await runs[0]
+        else:
+            await gathered(runs)
 
-    def _look(self, branch: Branch, tokens: int) -> None:
+    def _step(self, branch: Branch, tokens: int) -> None:
         """A step of one answer has come."""
         self._slicing.count(tokens)
         if branch is self._branches[0]:
-            self._stream.write()
+            self._write()
         if branch.finish is None:
-            self._slicing.look()
+            self._slicing.check()
 
-    def _cut(self) -> None:
+    def _write(self) -> None:
+        """Stream what is certain of the first answer."""
+        if self._plan.stream:
+            ready = self._branches[0].text.take_ready()
+            self._stream.write(ready if self._filter is None else self._filter.passed(ready))
+
+    def _suspend(self) -> None:
         for branch in self._branches:
             if branch.finish is None:
-                branch.cut()
-
-    async def _abandon(self) -> None:
-        """Leave nothing running: the core frees the slots, what was asked is dropped."""
-        self._chores.drop()
-        for branch in self._branches:
-            await branch.abandon()
-
-    # Outcomes.
+                branch.suspend()
 
     def _snapshot(self) -> bytes:
-        return encode_snapshot(self._state())
+        request = self._plan.request
+        return encode_snapshot(
+            AnswersSnapshot(
+                self._core.info.snapshot_model,
+                tuple(request.prompt_ids),
+                tuple(branch.state for branch in self._branches),
+                request.sampling.seed,
+                self._stream.delivered,
+            )
+        )
 
-    def _state(self) -> Snapshot:
-        """Return what is there now; in the first version's form wherever that can hold it."""
-        request, delivered = self._plan.request, self._stream.delivered
-        model, prompt_ids = self._core.info.snapshot_model, tuple(request.prompt_ids)
-        seed = request.sampling.seed
-        if len(self._branches) == 1 and request.logprobs is None:
-            ids = tuple(self._branches[0].ids)
-            return TokenSnapshot(model, prompt_ids, ids, seed, delivered)
-        answers = tuple(branch.state for branch in self._branches)
-        return AnswersSnapshot(model, prompt_ids, answers, seed, delivered)
-
-    def _suspended(self) -> Suspended:
-        assert self._slicing.cut is not None
-        return Suspended(self._snapshot(), self._slicing.cut)
-
-    def _conclude(self) -> list[Choice]:
-        """Return the choices; what was kept back of the first one is streamed."""
+    def _result(self) -> ChatResult:
+        """Return the result; what was kept back of its first answer is streamed."""
         choices = []
         for number, branch in enumerate(self._branches):
             assert branch.finish is not None
@@ -130,51 +323,12 @@ class Generation:
                 branch.text.text, branch.finish, tuple(branch.ids), tuple(branch.scores)
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
-        self._stream.finish(choices[0].text)
-        return choices
-
-    def _done(self, choices: Sequence[Choice]) -> Done:
-        prompt_tokens = len(self._plan.request.prompt_ids)
-        usage = Usage(
-            prompt_tokens=prompt_tokens,
+        if self._plan.stream:
+            self._stream.write(choices[0].text[self._stream.written :])
+        return chat_result(
+            self._core,
+            self._plan,
+            choices,
             output_tokens=sum(len(branch.ids) for branch in self._branches),
-            cached_tokens=min(prompt_tokens, self._branches[0].cached_tokens or 0),
+            cached_tokens=self._branches[0].cached_tokens,
         )
-        return Done(chat_result(self._core, self._plan, choices, usage))
-
-
-class _AnswerStream:
-    """What of the first answer has gone to the client, and what may go."""
-
-    def __init__(self, strand: Strand, text: AnswerText, plan: Plan) -> None:
-        self._strand = strand
-        self._text = text
-        self._wanted = plan.stream
-        self._sent_before = plan.emitted_characters
-        self._veil = Veil(plan.toolbox.marker) if plan.toolbox is not None else None
-        self._written = 0  # characters of the answer handed to the strand, or sent before
-
-    @property
-    def delivered(self) -> int:
-        """How many characters have reached the client's list."""
-        return self._strand.delivered
-
-    def write(self) -> None:
-        """Stream what is certain, but not what was streamed before."""
-        if self._wanted:
-            ready = self._text.take_ready()
-            self._pass(ready if self._veil is None else self._veil.passed(ready))
-
-    def finish(self, text: str) -> None:
-        """The answer is `text`: stream what is left of it."""
-        if self._wanted:
-            self._pass(text[self._written :])
-
-    async def flush(self) -> None:
-        """Return when all text has left, or failed once."""
-        await self._strand.flush()
-
-    def _pass(self, ready: str) -> None:
-        skip = min(len(ready), max(0, self._sent_before - self._written))
-        self._written += len(ready)
-        self._strand.write(ready[skip:])

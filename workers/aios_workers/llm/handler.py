@@ -10,23 +10,32 @@ import msgspec
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
-from aios_broker.contract.llm import LlmChat, LlmCount, LlmEmbed, Message, SamplingOptions
+from aios_broker.contract.llm import (
+    ContextClear,
+    ContextExpand,
+    ContextGet,
+    ContextSet,
+    ContextSummarise,
+    LlmChat,
+    LlmCount,
+    LlmEmbed,
+    Message,
+    SamplingOptions,
+)
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
-from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, TokenSnapshot, decode_snapshot
-from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
+from aios_workers.llm.answers import Plan, constraint_of_chat, fits
 from aios_workers.llm.beam_generation import BeamGeneration
-from aios_workers.llm.compaction import Render, counter
-from aios_workers.llm.context import ContextDesk
-from aios_workers.llm.core import Core, GenerationRequest, Sampling
-from aios_workers.llm.forms import constraint_of_chat
+from aios_workers.llm.context import ContextService
+from aios_workers.llm.conversation import Reader, Render, characters_of, counter
+from aios_workers.llm.core import Core, CoreRetries, GenerationRequest, Sampling
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
-from aios_workers.llm.plan import MAX_CORE_FAILURES, Plan, fits
-from aios_workers.llm.reader import Reader, characters_of
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
-from aios_workers.runtime.kernel_port import KernelPort
-from aios_workers.runtime.run import Done, Measured, Outcome, Run
+from aios_workers.runtime.executor import Done, Measured, Outcome, Run
+from aios_workers.runtime.slices import Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +43,16 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(self, core: Core, port: KernelPort) -> None:
+    def __init__(self, core: Core, kernel: Kernel) -> None:
         self._core = core
-        self._port = port
+        self._kernel = kernel
         self._reader = Reader()
-        self._contexts = ContextDesk(core, port.contexts, self._reader)
+        self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
     def capacity(self) -> int:
         """How many generations run at the same time: the core's slots."""
         return self._core.info.slots
-
-    @property
-    def cores(self) -> tuple[str, ...]:
-        """The one model name that this worker serves."""
-        return (self._core.info.model,)
 
     async def run(self, run: Run, syscall: Syscall) -> Outcome:
         """Run a syscall, or the next part of one that was suspended.
@@ -62,29 +66,31 @@ class LlmHandler:
             CoreError: The core failed more often than is tried within one attempt.
         """
         match syscall.body:
-            case ToolEcho():
-                raise UnknownModule(
-                    f"module 'llm' has no operation {syscall.kind!r}",
-                    field="body.type",
-                    remedy="send it to the queue of its own module",
-                )
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
             case LlmEmbed() as body:
                 return await self._embed(run, body)
             case LlmCount() as body:
                 return await self._count(body)
+            case (
+                ContextGet() | ContextSet() | ContextClear() | ContextExpand() | ContextSummarise()
+            ) as body:
+                return await self._contexts.run(run, syscall, body)
             case _:
-                return await self._contexts.run(run, syscall)
+                raise UnknownModule(
+                    f"module 'llm' has no operation {syscall.kind!r}",
+                    field="body.type",
+                    remedy="send it to the queue of its own module",
+                )
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
         toolbox = toolbox_of(body)
         render = partial(prompt_ids, self._core, toolbox=toolbox)
-        plan = await self._plan(run, syscall, toolbox, render)
-        kind = Generation if plan.beam_width is None else BeamGeneration
+        plan = await self._plan(run, syscall, body, toolbox, render)
+        kind = Generation if body.beam_width is None else BeamGeneration
         try:
-            outcome = await kind(self._core, self._port, run, plan).run()
+            outcome = await kind(self._core, self._kernel, run, plan).run()
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"
@@ -95,23 +101,16 @@ class LlmHandler:
 
     async def _embed(self, run: Run, body: LlmEmbed) -> Done:
         check_options(body, self._core.info)
-        for failures in range(MAX_CORE_FAILURES + 1):
+        retries = CoreRetries(self._core, f"embeddings of syscall {run.lease.job_id}")
+        while True:
             try:
                 made = await self._core.embed(body.texts)
             except CoreError as error:
-                if failures == MAX_CORE_FAILURES:
-                    raise
-                logger.warning(
-                    "embeddings of syscall %s: the core failed, once more: %s",
-                    run.lease.job_id,
-                    error,
-                )
-                await self._core.health()
+                await retries.recover(error)
             else:
                 run.count_prompt(made.tokens)
                 usage = Usage(prompt_tokens=made.tokens)
                 return Done(EmbedResult(made.vectors, self._core.info.model, usage))
-        raise AssertionError("the last failure is raised")
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
@@ -142,11 +141,11 @@ class LlmHandler:
         await self._core.close()
 
     async def _plan(
-        self, run: Run, syscall: Syscall, toolbox: Toolbox | None, render: Render
+        self, run: Run, syscall: Syscall, body: LlmChat, toolbox: Toolbox | None, render: Render
     ) -> Plan:
-        body, lease = _chat_of(syscall), run.lease
+        lease = run.lease
         snapshot = await self._resumable(lease, body) if lease.has_snapshot else None
-        messages = await self._messages(run, syscall, snapshot, render)
+        messages = await self._messages(run, syscall, body, snapshot, render)
         ids = (
             snapshot.prompt_ids
             if snapshot is not None
@@ -154,76 +153,58 @@ class LlmHandler:
         )
         check_length(len(ids), body.max_tokens, self._core.info)
         run.count_prompt(len(ids))
-        return Plan(
-            syscall_id=syscall.id,
-            request=GenerationRequest(
-                request_id=syscall.id,
-                prompt_ids=ids,
-                max_tokens=body.max_tokens,
-                sampling=sampling_of(body, seed_of(syscall, snapshot)),
-                constraint=constraint_of_chat(body, toolbox, self._core.info),
-                logprobs=body.logprobs,
-                lora=body.lora,
-                images=tuple(image for message in messages for image in message.images),
-            ),
-            n=body.n,
-            beam_width=body.beam_width,
-            length_penalty=body.length_penalty,
-            stop=tuple(body.stop),
-            stream=body.stream and lease.wants_chunks,
-            return_ids=body.return_ids,
-            toolbox=toolbox,
-            snapshot=snapshot,
+        request = GenerationRequest(
+            request_id=syscall.id,
+            prompt_ids=ids,
+            max_tokens=body.max_tokens,
+            sampling=_sampling_of(body, _seed_of(syscall, body, snapshot)),
+            constraint=constraint_of_chat(body, toolbox, self._core.info),
+            logprobs=body.logprobs,
+            lora=body.lora,
+            images=tuple(image for message in messages for image in message.images),
         )
+        streams = body.stream and lease.wants_chunks
+        return Plan(syscall.id, body, request, streams, toolbox, snapshot)
 
     async def _messages(
-        self, run: Run, syscall: Syscall, snapshot: Snapshot | None, render: Render
+        self, run: Run, syscall: Syscall, body: LlmChat, snapshot: Snapshot | None, render: Render
     ) -> Sequence[Message]:
         """Return the conversation; nothing where a snapshot has all of it that the core needs."""
-        body, images = _chat_of(syscall), self._core.info.capabilities.images
+        images = self._core.info.capabilities.images
         if snapshot is not None and not (images and body.overflow == "refuse"):
             return ()
-        talk = await self._contexts.conversation(run, syscall, body, render)
-        check_images(talk.messages, self._core.info)
-        return talk.messages
+        messages = await self._contexts.conversation(run, syscall, body, render)
+        check_images(messages, self._core.info)
+        return messages
 
     async def _resumable(self, lease: Lease, body: LlmChat) -> Snapshot | None:
         """Return the snapshot to go on from; None: it has to start from the prompt.
 
         What was streamed before then comes again with the same offsets; readers drop it.
         """
-        data = await self._port.snapshots.load(lease.job_id)
-        if data is None:
-            logger.warning("syscall %s: its snapshot is gone, it starts again", lease.job_id)
-            return None
-        try:
-            snapshot = decode_snapshot(data, model=self._core.info.snapshot_model)
-        except SnapshotError as error:
-            logger.warning("syscall %s starts again: %s", lease.job_id, error)
-            return None
-        if not fits(snapshot, body):
-            logger.warning(
-                "syscall %s starts again: its snapshot is of another kind of generation",
-                lease.job_id,
-            )
-            return None
-        return snapshot
+        data = await self._kernel.snapshot(lease.job_id)
+        why = "its snapshot is gone"
+        if data is not None:
+            try:
+                snapshot = decode_snapshot(data, model=self._core.info.snapshot_model)
+            except SnapshotError as error:
+                why = str(error)
+            else:
+                if fits(snapshot, body):
+                    return snapshot
+                why = "its snapshot is of another kind of generation"
+        logger.warning("syscall %s starts again: %s", lease.job_id, why)
+        return None
 
 
-def sampling_of(body: LlmChat, seed: int) -> Sampling:
+def _sampling_of(body: LlmChat, seed: int) -> Sampling:
     """Return how a chat wants its tokens chosen."""
     options = {name: getattr(body, name) for name in SamplingOptions.__struct_fields__}
     return Sampling(seed=seed, **options)
 
 
-def seed_of(syscall: Syscall, snapshot: Snapshot | None) -> int:
+def _seed_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> int:
     """Return the seed of a chat: that of its snapshot, its own, or 63 bits of its id."""
-    if isinstance(snapshot, TokenSnapshot | AnswersSnapshot):
+    if isinstance(snapshot, AnswersSnapshot):
         return snapshot.seed
-    seed = _chat_of(syscall).seed
-    return seed if seed is not None else int(syscall.id, 16) & (2**63 - 1)
-
-
-def _chat_of(syscall: Syscall) -> LlmChat:
-    assert isinstance(syscall.body, LlmChat)
-    return syscall.body
+    return body.seed if body.seed is not None else int(syscall.id, 16) & (2**63 - 1)

@@ -1,16 +1,19 @@
 """What a core refuses, and what makes no sense together. Pure; checked before anything runs.
 
-Each check returns what is wrong, or nothing; the first one found is raised. A value that the
-contract itself forbids does not come here: it was refused where the syscall came in.
+The first thing found is raised. A value that the contract itself forbids does not come here: it was
+refused where the syscall came in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
-from aios_broker.contract.errors import UnsupportedOption as Unsupported
+from aios_broker.contract.errors import (
+    ContextTooLong,
+    InvalidSyscall,
+    UnknownCore,
+    UnsupportedOption,
+)
 from aios_broker.contract.llm import (
     JsonFormat,
     LlmBody,
@@ -22,11 +25,12 @@ from aios_broker.contract.llm import (
     given_fields,
 )
 from aios_workers.llm.beam import alternatives_of
-from aios_workers.llm.core import CoreInfo
-from aios_workers.llm.nesting import MAX_DEPTH, is_too_deep
+from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest
+from aios_workers.llm.tools import MAX_DEPTH, is_too_deep
 
 Found = Iterator[InvalidSyscall]
-Check = Callable[[LlmChat, CoreInfo], Found]
+Shortfall = tuple[str, str]  # what the core does instead, and what to do about it
+Rule = Callable[[LlmChat, CoreInfo], Shortfall | None]
 
 # What the kernel keeps itself, whatever the core. Every other field needs a rule in `_RULES`, or a
 # core that names it in `keeps`: what nobody keeps is refused.
@@ -45,6 +49,7 @@ KEPT_BY_THE_KERNEL = frozenset(
 )
 # What changes the choice of tokens: beams are ranked by the model's own probabilities alone.
 _NOT_WITH_BEAMS = frozenset({*SamplingOptions.__struct_fields__, "seed", "format", "stream"})
+_TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 
 def check_options(body: LlmBody, info: CoreInfo) -> None:
@@ -61,10 +66,9 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
             field="body.core",
             remedy=f"leave it out, or use {info.model!r}",
         )
-    if isinstance(body, LlmCount):
+    if isinstance(body, LlmChat | LlmCount):
         check_generates(info)
     if isinstance(body, LlmChat):
-        check_generates(info)
         for error in _wrong_in_chat(body, info):
             raise error
     elif isinstance(body, LlmEmbed) and not info.capabilities.embeddings:
@@ -94,40 +98,64 @@ def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
         raise _unsupported(info, "messages", "sees no images", "leave them out")
 
 
+def check_request(request: GenerationRequest, info: CoreInfo) -> None:
+    """Refuse what a core would not do of a request, whoever made it.
+
+    Raises:
+        UnsupportedOption: an adapter or images that it does not have, too many alternatives.
+        InvalidSyscall: a bias on what is not a token.
+    """
+    core, out = info.capabilities, "leave it out"
+    if request.lora is not None and request.lora not in core.adapters:
+        raise _unsupported(info, "lora", f"has no adapter {request.lora!r}", out)
+    if request.images and not core.images:
+        raise _unsupported(info, "messages", "sees no images", out)
+    if request.logprobs is not None and not 0 <= request.logprobs <= core.max_logprobs:
+        raise _unsupported(info, "logprobs", f"gives at most {core.max_logprobs} alternatives", out)
+    for error in _wrong_bias(request.sampling.logit_bias, info):
+        raise error
+
+
+def check_texts(
+    texts: Sequence[str], tokens: Sequence[int], info: CoreInfo, *, first: int = 0
+) -> None:
+    """Refuse texts that cannot be embedded. `first`: the number of the first of them.
+
+    Raises:
+        InvalidSyscall: a text is empty.
+        ContextTooLong: a text has more tokens than the context.
+    """
+    for number, (text, count) in enumerate(zip(texts, tokens, strict=True), first):
+        if not text:
+            raise _nonsense(f"texts[{number}]", "an empty text has no embedding", "leave it out")
+        if count > info.context_tokens:
+            raise ContextTooLong(
+                f"the text has at least {count} tokens, the context of core {info.model!r} holds "
+                f"{info.context_tokens}",
+                field=f"body.texts[{number}]",
+                remedy="split the text",
+            )
+
+
 def _wrong_in_chat(body: LlmChat, info: CoreInfo) -> Found:
-    yield from _wrong_beams(body)
+    for option, is_wrong, why, remedy in _CONTRADICTIONS:
+        if is_wrong(body):
+            yield _nonsense(option, why, remedy)
+    if body.beam_width is not None:
+        yield from _wrong_beams(body, body.beam_width)
     yield from _wrong_tools(body)
-    yield from _wrong_format(body)
-    yield from _wrong_stop(body)
-    yield from _wrong_bias(body, info)
-    yield from _wrong_overflow(body)
+    yield from _wrong_bias(body.logit_bias, info)
     for option in given_fields(body):
-        if option not in KEPT_BY_THE_KERNEL:
-            rule = _RULES.get(option, partial(_missing, option))
-            yield from rule(body, info)
+        if option in _RULES:
+            shortfall = _RULES[option](body, info)
+            if shortfall is not None:
+                yield _unsupported(info, option, *shortfall)
+        elif option not in KEPT_BY_THE_KERNEL and not _keeps(body, option, info.capabilities):
+            remedy = "leave it out, or name a core that keeps it"
+            yield _unsupported(info, option, f"does not keep {option}", remedy)
 
 
 # What makes no sense, on any core.
-
-
-def _wrong_beams(body: LlmChat) -> Found:
-    if body.beam_width is None:
-        if body.length_penalty != 1.0:
-            yield _nonsense(
-                "length_penalty", "is of beam search alone", "set beam_width, or leave it out"
-            )
-        return
-    for option in given_fields(body):
-        if option in _NOT_WITH_BEAMS:
-            yield _nonsense(option, "cannot be had with beam search", "leave it out")
-    if calls_tools(body):
-        yield _nonsense("tools", "cannot be called in a beam search", "leave beam_width out")
-    if body.n > body.beam_width:
-        yield _nonsense(
-            "n",
-            f"{body.n} answers cannot come of {body.beam_width} beams",
-            "ask for at most beam_width answers",
-        )
 
 
 def calls_tools(body: LlmChat) -> bool:
@@ -135,53 +163,84 @@ def calls_tools(body: LlmChat) -> bool:
     return bool(body.tools) and body.tool_choice != "none"
 
 
+_CONTRADICTIONS: tuple[tuple[str, Callable[[LlmChat], bool], str, str], ...] = (
+    (
+        "length_penalty",
+        lambda body: body.beam_width is None and body.length_penalty != 1.0,
+        "is of beam search alone",
+        "set beam_width, or leave it out",
+    ),
+    (
+        "tools",
+        lambda body: body.beam_width is not None and calls_tools(body),
+        "cannot be called in a beam search",
+        "leave beam_width out",
+    ),
+    (
+        "tool_choice",
+        lambda body: not body.tools and body.tool_choice not in ("auto", "none"),
+        "there are no tools to choose from",
+        "leave it out",
+    ),
+    (
+        "format",
+        lambda body: calls_tools(body) and body.format is not None,
+        "an answer that may call tools has its own",
+        "leave one of the two out",
+    ),
+    (
+        "format.json_schema",
+        lambda body: isinstance(body.format, JsonFormat) and is_too_deep(body.format.json_schema),
+        _TOO_DEEP,
+        "make it flatter",
+    ),
+    (
+        "stop",
+        lambda body: bool(body.stop) and (body.format is not None or calls_tools(body)),
+        "would cut an answer whose form is promised",
+        "leave it out, or leave out format and tools",
+    ),
+    (
+        "overflow",
+        lambda body: body.overflow == "compact" and any(each.images for each in body.messages),
+        "a conversation with images is not compacted",
+        "use refuse",
+    ),
+)
+
+
+def _wrong_beams(body: LlmChat, width: int) -> Found:
+    for option in given_fields(body):
+        if option in _NOT_WITH_BEAMS:
+            yield _nonsense(option, "cannot be had with beam search", "leave it out")
+    if body.n > width:
+        why = f"{body.n} answers cannot come of {width} beams"
+        yield _nonsense("n", why, "ask for at most beam_width answers")
+
+
 def _wrong_tools(body: LlmChat) -> Found:
     names = [each.name for each in body.tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         yield _nonsense("tools", f"two tools have the name {twice!r}", "name each tool once")
-    if not names and body.tool_choice not in ("auto", "none"):
-        yield _nonsense("tool_choice", "there are no tools to choose from", "leave it out")
     if names and body.tool_choice not in ("auto", "none", "required", *names):
         yield _nonsense(
             "tool_choice",
             f"there is no tool {body.tool_choice!r}",
             f"use auto, none, required or one of {', '.join(names[:8])}",
         )
-    for place, tool in enumerate(body.tools):
+    for number, tool in enumerate(body.tools):
+        option = f"tools[{number}].parameters"
         if tool.parameters.get("type", "object") != "object":
-            yield _nonsense(
-                f"tools[{place}].parameters",
-                "the arguments of a tool are an object",
-                'use a schema of {"type": "object"}',
-            )
+            why = "the arguments of a tool are an object"
+            yield _nonsense(option, why, 'use a schema of {"type": "object"}')
         if is_too_deep(tool.parameters):
-            yield _too_deep(f"tools[{place}].parameters")
-    if calls_tools(body) and body.format is not None:
-        yield _nonsense(
-            "format", "an answer that may call tools has its own", "leave one of the two out"
-        )
+            yield _nonsense(option, _TOO_DEEP, "make it flatter")
 
 
-def _wrong_format(body: LlmChat) -> Found:
-    if isinstance(body.format, JsonFormat) and is_too_deep(body.format.json_schema):
-        yield _too_deep("format.json_schema")
-
-
-def _wrong_stop(body: LlmChat) -> Found:
-    if not body.stop:
-        return
-    if body.format is not None or calls_tools(body):
-        yield _nonsense(
-            "stop",
-            "would cut an answer whose form is promised",
-            "leave it out, or leave out format and tools",
-        )
-
-
-def _wrong_bias(body: LlmChat, info: CoreInfo) -> Found:
+def _wrong_bias(bias: Mapping[int, float], info: CoreInfo) -> Found:
     size = info.vocabulary_size
-    for token in body.logit_bias:
+    for token in bias:
         if token < 0 or (size is not None and token >= size):
             yield _nonsense(
                 "logit_bias",
@@ -190,77 +249,64 @@ def _wrong_bias(body: LlmChat, info: CoreInfo) -> Found:
             )
 
 
-def _wrong_overflow(body: LlmChat) -> Found:
-    if body.overflow == "compact" and any(message.images for message in body.messages):
-        yield _nonsense("overflow", "a conversation with images is not compacted", "use refuse")
+# What this core does not do. Each rule is asked for a field that is not at its default.
 
 
-# What this core does not do. Each check is of a field that is not at its default.
+def _keeps(body: LlmChat, option: str, core: Capabilities) -> bool:
+    return option in core.keeps or (option == "seed" and body.temperature == 0)
 
 
-def _missing(option: str, body: LlmChat, info: CoreInfo) -> Found:
-    if option in info.capabilities.keeps or (option == "seed" and body.temperature == 0):
-        return
-    yield _unsupported(
-        info, option, f"does not keep {option}", "leave it out, or name a core that keeps it"
+def _logprobs(body: LlmChat, info: CoreInfo) -> Shortfall | None:
+    most = info.capabilities.max_logprobs
+    if body.logprobs is None or (most > 0 and body.logprobs <= most):
+        return None
+    if most == 0:
+        return "gives no log-probabilities", "leave it out"
+    return f"gives at most {most} alternatives", "ask for fewer"
+
+
+def _beams(body: LlmChat, info: CoreInfo) -> Shortfall | None:
+    most = info.capabilities.max_logprobs
+    if body.beam_width is None or alternatives_of(body.beam_width) <= most:
+        return None
+    return (
+        f"gives {most} alternatives per token, beam search needs two per beam",
+        f"ask for at most {most // 2}" if most > 1 else "leave it out",
     )
 
 
-def _missing_logprobs(body: LlmChat, info: CoreInfo) -> Found:
-    most = info.capabilities.max_logprobs
-    if body.logprobs is not None and (most == 0 or body.logprobs > most):
-        does = f"gives at most {most} alternatives" if most else "gives no log-probabilities"
-        yield _unsupported(info, "logprobs", does, "ask for fewer" if most else "leave it out")
-
-
-def _missing_beams(body: LlmChat, info: CoreInfo) -> Found:
-    most = info.capabilities.max_logprobs
-    if body.beam_width is not None and alternatives_of(body.beam_width) > most:
-        yield _unsupported(
-            info,
-            "beam_width",
-            f"gives {most} alternatives per token, beam search needs two per beam",
-            f"ask for at most {most // 2}" if most > 1 else "leave it out",
-        )
-
-
-def _missing_format(body: LlmChat, info: CoreInfo) -> Found:
-    if not info.capabilities.constraints:
-        yield _unsupported(info, "format", "cannot be held to a form", "leave it out")
-
-
-def _missing_tools(body: LlmChat, info: CoreInfo) -> Found:
-    core = info.capabilities
-    if calls_tools(body) and not (core.constraints or core.tools_template):
-        yield _unsupported(info, "tools", "cannot be held to a call", "name another core")
-
-
-def _missing_choice(body: LlmChat, info: CoreInfo) -> Found:
-    if calls_tools(body) and not info.capabilities.constraints:
-        yield _unsupported(info, "tool_choice", "cannot be made to call", "use auto")
-
-
-def _missing_adapter(body: LlmChat, info: CoreInfo) -> Found:
+def _adapter(body: LlmChat, info: CoreInfo) -> Shortfall | None:
     adapters = info.capabilities.adapters
-    if body.lora not in adapters:
-        loaded = ", ".join(adapters) or "none"
-        yield _unsupported(info, "lora", f"has not loaded it (it has: {loaded})", "use one of them")
+    if body.lora in adapters:
+        return None
+    return f"has not loaded it (it has: {', '.join(adapters) or 'none'})", "use one of them"
 
 
-def _missing_images(body: LlmChat, info: CoreInfo) -> Found:
-    check_images(body.messages, info)
-    yield from ()
+def _unless(able: Callable[[LlmChat, Capabilities], bool], does: str, remedy: str) -> Rule:
+    return lambda body, info: None if able(body, info.capabilities) else (does, remedy)
 
 
 # Fields that a core keeps in part, or by more than one ability.
-_RULES: dict[str, Check] = {
-    "messages": _missing_images,
-    "logprobs": _missing_logprobs,
-    "beam_width": _missing_beams,
-    "format": _missing_format,
-    "tools": _missing_tools,
-    "tool_choice": _missing_choice,
-    "lora": _missing_adapter,
+_RULES: dict[str, Rule] = {
+    "messages": _unless(
+        lambda body, core: core.images or not any(each.images for each in body.messages),
+        "sees no images",
+        "leave them out",
+    ),
+    "logprobs": _logprobs,
+    "beam_width": _beams,
+    "format": _unless(lambda _, core: core.constraints, "cannot be held to a form", "leave it out"),
+    "tools": _unless(
+        lambda body, core: core.constraints or core.tools_template or not calls_tools(body),
+        "cannot be held to a call",
+        "name another core",
+    ),
+    "tool_choice": _unless(
+        lambda body, core: core.constraints or not calls_tools(body),
+        "cannot be made to call",
+        "use auto",
+    ),
+    "lora": _adapter,
 }
 
 
@@ -268,9 +314,5 @@ def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:
     return InvalidSyscall(why, field=f"body.{option}", remedy=remedy)
 
 
-def _too_deep(option: str) -> InvalidSyscall:
-    return _nonsense(option, f"is nested more than {MAX_DEPTH} deep", "make it flatter")
-
-
-def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> Unsupported:
-    return Unsupported(f"core {info.model!r} {does}", field=f"body.{option}", remedy=remedy)
+def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> UnsupportedOption:
+    return UnsupportedOption(f"core {info.model!r} {does}", field=f"body.{option}", remedy=remedy)

@@ -4,6 +4,9 @@ A call is written `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. Wi
 `required`, or of one tool, the whole answer is that JSON object without the marks. A core whose
 template knows tools shows them itself; for the others this module writes a section into the
 system message and turns calls and their results in the conversation into text.
+
+What walks a JSON value (templates, encoders, the compiler of forms) calls itself for each level:
+beyond a limit that all of them bear it is refused, not walked.
 """
 
 from __future__ import annotations
@@ -21,7 +24,25 @@ from msgspec import Struct
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
 from aios_broker.contract.syscall import is_nested_deeper
 from aios_workers.llm.core import Constraint, Core
-from aios_workers.llm.nesting import MAX_DEPTH
+
+MAX_DEPTH = 100  # llguidance reads 128; a tool's schema stands in one of its own
+
+
+def is_too_deep(value: object) -> bool:
+    """Whether a value has more than MAX_DEPTH levels of lists and objects."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> list[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
+
 
 CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # of one answer that may be a message, too
@@ -124,7 +145,7 @@ def _dumped(value: object) -> str:
 def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     """Return the JSON schema of a call of one of these tools."""
     definitions: dict[str, Any] = {}
-    calls = [_one_call(each, f"tool{place}", definitions) for place, each in enumerate(tools)]
+    calls = [_one_call(each, f"tool{number}", definitions) for number, each in enumerate(tools)]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {**schema, "$defs": definitions} if definitions else schema
 
@@ -150,18 +171,18 @@ def parameters_of(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **tool.parameters}
 
 
-def _moved(schema: Any, place: str) -> Any:  # noqa: ANN401 - any JSON
-    """Return a schema whose references to its own root lead to `place`."""
+def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401 - any JSON
+    """Return a schema whose references to its own root lead to `root`."""
     if isinstance(schema, list):
-        return [_moved(each, place) for each in schema]
+        return [_moved(each, root) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        key: place + value[1:]
+        key: root + value[1:]
         if key == "$ref" and isinstance(value, str) and value.startswith("#")
         else value
         if key in _DATA
-        else _moved(value, place)
+        else _moved(value, root)
         for key, value in schema.items()
     }
 
@@ -253,8 +274,8 @@ def read_calls(
     known = {each.name for each in toolbox.tools}
     found = [call for call in map(_read, bodies) if call is not None and call.name in known]
     calls = tuple(
-        ToolCall(_call_id(syscall_id, choice, place), each.name, bytes(each.arguments).decode())
-        for place, each in enumerate(found)
+        ToolCall(_call_id(syscall_id, choice, number), each.name, bytes(each.arguments).decode())
+        for number, each in enumerate(found)
     )
     return (message, calls) if calls else (text, ())
 
@@ -297,7 +318,7 @@ def _read(body: str) -> _Call | None:
     return call if bytes(call.arguments).startswith(b"{") else None
 
 
-def _call_id(syscall_id: str, choice: int, place: int) -> str:
+def _call_id(syscall_id: str, choice: int, number: int) -> str:
     """Return the id of a call: the same whenever the syscall runs again."""
-    material = f"{syscall_id}.call.{choice}.{place}".encode()
+    material = f"{syscall_id}.call.{choice}.{number}".encode()
     return f"call_{hashlib.blake2b(material, digest_size=12).hexdigest()}"

@@ -30,8 +30,8 @@ from aios_workers.modules.operation import Operation, Operations, no_operation
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch, watching
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
+from aios_workers.runtime.executor import Done, Outcome, Run
 from aios_workers.runtime.kernel_calls import SubmittedCalls
-from aios_workers.runtime.run import Done, Outcome, Run
 from aios_workers.search.embedder import open_embedder
 from aios_workers.search.indexing import indexing
 

@@ -1,10 +1,17 @@
-"""The border around handlers: whatever comes of a job, its caller hears exactly one thing."""
+"""What runs a leased job: the run, its handler, and the executor between it and the queue.
+
+Whatever comes of a job, its caller hears exactly one thing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Literal
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import (
     Cancelled,
@@ -16,34 +23,214 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.job import decode_job, syscall_id_of
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import Reply, encode
+from aios_broker.contract.reply import Reply, Result, Timings, encode
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Ending, Lease, Pause
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
-from aios_workers.runtime.run import (
-    Done,
-    Handler,
-    Outcome,
-    Parked,
-    PromptHandler,
-    Run,
-    Suspended,
-    SuspendReason,
-)
 
 logger = logging.getLogger(__name__)
 
-_CRASHED = "a handler failed: syscall %s"
-
 MAX_REPLY_BYTES = 32 * 1024 * 1024  # embeddings of the most and longest texts fit
+
+T = TypeVar("T")
+
+StopReason = Literal["lost", "stopped", "drain"]
+# lost: the lease is gone, write nothing. stopped: a tool wants it to end, its caller hears so.
+# drain: this worker leaves and can wait no longer, another one starts it again.
+SuspendReason = Literal["yield", "hold", "drain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The handler has the result."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The handler stopped half-way; `snapshot` is all that is needed to go on."""
+
+    snapshot: bytes | None
+    reason: SuspendReason
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A person has to decide first: it leaves the worker, and begins anew when it comes back."""
+
+
+Outcome = Done | Suspended | Parked
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a run has used since its claim."""
+
+    ran_s: float
+    tokens: int  # output
+    prompt_tokens: int
+
+
+class Run:
+    """The time between a claim and its ending: the lease, what it used, how it is told to stop."""
+
+    __slots__ = (
+        "_clock",
+        "_interrupt",
+        "_prompt_tokens",
+        "_started_s",
+        "_tokens",
+        "lease",
+        "stopping",
+        "suspending",
+        "task",
+    )
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.stopping: StopReason | None = None
+        self.suspending: SuspendReason | None = None
+        self.task: asyncio.Task[object] | None = None
+        self._clock = asyncio.get_running_loop().time
+        self._started_s = self._clock()
+        self._tokens = 0
+        self._prompt_tokens = 0
+        self._interrupt: Callable[[SuspendReason], None] | None = None
+
+    def count_tokens(self, count: int) -> None:
+        """Note output tokens that were generated."""
+        self._tokens += count
+
+    def count_prompt(self, count: int) -> None:
+        """Note how long the prompt is; it is charged once per syscall."""
+        self._prompt_tokens = count
+
+    def use(self) -> Use:
+        """Return what was used since the claim: totals, which may be told more than once."""
+        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens)
+
+    def timings(self) -> Timings:
+        """Return where the time went so far, earlier slices included."""
+        lease = self.lease
+        return Timings(
+            queued_s=lease.queued_s,
+            ran_s=round(lease.ran_s + self._clock() - self._started_s, 6),
+            slices=lease.slices + 1,
+            suspensions=lease.suspensions,
+            attempts=lease.attempt,
+        )
+
+    def on_suspend(self, interrupt: Callable[[SuspendReason], None]) -> None:
+        """Tell how this run is suspended; called at once if it already should be."""
+        self._interrupt = interrupt
+        if self.suspending is not None:
+            interrupt(self.suspending)
+
+    def suspend(self, reason: SuspendReason) -> None:
+        """Ask the handler to stop half-way. One that cannot goes on to its end."""
+        if self.suspending is None:
+            self.suspending = reason
+            if self._interrupt is not None:
+                self._interrupt(reason)
+
+    def stop(self, reason: StopReason) -> None:
+        """Cancel the handler; the first reason counts."""
+        if self.stopping is None:
+            self.stopping = reason
+            if self.task is not None:
+                self.task.cancel()
+
+
+class BackgroundTasks:
+    """What is done beside a run: questions to the kernel, aborts. Nothing is left behind."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Begin a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def finish(self) -> None:
+        """Wait for all, those included that they start."""
+        while self._tasks:
+            tasks = frozenset(self._tasks)
+            await asyncio.gather(*tasks)
+            # By hand: from Python 3.12 on, gather over ended tasks does not let the loop run, and
+            # their callbacks would never come to it.
+            self._tasks -= tasks
+
+    def drop(self) -> None:
+        """Cancel all."""
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+
+
+async def gathered(works: Iterable[Coroutine[object, object, T]]) -> list[T]:
+    """Return what all return; where one fails the others are cancelled before it is raised."""
+    tasks = [asyncio.get_running_loop().create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+
+
+class Handler(Protocol):
+    """A module's code: what runs a syscall. Built in main, one per worker process."""
+
+    @property
+    def capacity(self) -> int:
+        """How many syscalls it runs at the same time."""
+        ...
+
+    async def run(self, run: Run, syscall: Syscall) -> Outcome:
+        """Run one syscall.
+
+        Raises KernelError for what the caller is to know; anything else becomes ModuleError.
+        Cancelled when the run has to stop at once.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Free what it holds. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A part of a worker that has numbers of its own for the worker's page of metrics."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield them; called from another thread."""
+        ...
+
+
+@runtime_checkable
+class PromptHandler(Protocol):
+    """A handler that has some answers ready: they need no task, no timer, no turn of the loop."""
+
+    def answer_at_once(self, run: Run, syscall: Syscall) -> Done | None:
+        """Return the result where nothing has to be waited for; None: `run` answers it.
+
+        Takes some microseconds at the most: the worker's loop stands still meanwhile. Raises as
+        `run` does.
+        """
+        ...
 
 
 class Executor:
     """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
 
     def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
-        self._handler = handler
+        self.handler = handler
         self._module = module
         self._tokens = tokens
         self._worker = worker
@@ -63,11 +250,8 @@ class Executor:
             syscall = self._of_our_module(decode_job(lease.data, lease.job_id))
             done = self._prompt.answer_at_once(run, syscall)
             return None if done is None else self._finished(run, done, syscall.id)
-        except KernelError as error:
+        except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
             return self._failed(run, error)
-        except Exception as error:  # the border: a module raised, its caller hears it
-            logger.exception(_CRASHED, lease.job_id)
-            return self._crashed(run, error)
 
     async def answer(self, run: Run) -> Ending | Pause:
         """Run a job to its end or its suspension; raises nothing but CancelledError."""
@@ -76,14 +260,10 @@ class Executor:
         try:
             async with limit:
                 syscall = await self._open(lease)
-                return self._settled(run, await self._handler.run(run, syscall))
-        except KernelError as error:
-            return self._failed(run, error)
-        except Exception as error:  # the border: a module raised, its caller hears it
-            if isinstance(error, TimeoutError) and limit.expired():
-                return self._failed(run, _late())
-            logger.exception(_CRASHED, lease.job_id)
-            return self._crashed(run, error)
+                return self._entry(run, await self.handler.run(run, syscall))
+        except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
+            late = isinstance(error, TimeoutError) and limit.expired()
+            return self._failed(run, _late() if late else error)
 
     def stopped(self, run: Run) -> Ending | Pause | None:
         """Return what becomes of a run whose task was cancelled; None: nothing is written."""
@@ -115,7 +295,7 @@ class Executor:
             )
         return syscall
 
-    def _settled(self, run: Run, outcome: Outcome) -> Ending | Pause:
+    def _entry(self, run: Run, outcome: Outcome) -> Ending | Pause:
         match outcome:
             case Done():
                 return self._finished(run, outcome, syscall_id_of(run.lease.job_id))
@@ -138,13 +318,10 @@ class Executor:
             )
         return _ending(run, "finished", data)
 
-    def _crashed(self, run: Run, error: Exception) -> Ending:
-        """A handler raised what is no error of the kernel's."""
-        return self._failed(
-            run, ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
-        )
-
-    def _failed(self, run: Run, error: KernelError) -> Ending:
+    def _failed(self, run: Run, error: Exception) -> Ending:
+        if not isinstance(error, KernelError):
+            logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
+            error = ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
         syscall_id = syscall_id_of(run.lease.job_id)
         error.syscall_id = syscall_id
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)

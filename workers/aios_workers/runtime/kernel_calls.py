@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -107,7 +108,7 @@ class SubmittedCalls:
         if task is None:  # else the same syscall runs twice in this process: they hear one answer
             task = asyncio.create_task(self._answer(call))
             self._under_way[call.id] = task
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, call.id))
         return await asyncio.shield(task)
 
     async def _answer(self, call: Syscall) -> Result:
@@ -152,9 +153,8 @@ class SubmittedCalls:
                 self._client = await self._closing.enter_async_context(Session(transport))
             return self._client
 
-    def _ended(self, task: asyncio.Task[Result]) -> None:
-        for syscall_id in [each for each, one in self._under_way.items() if one is task]:
-            del self._under_way[syscall_id]
+    def _ended(self, syscall_id: str, task: asyncio.Task[Result]) -> None:
+        del self._under_way[syscall_id]
         if not task.cancelled():
             task.exception()  # who asked may be gone: nobody else has to hear it
 

@@ -1,4 +1,4 @@
-"""All leases of a worker: what runs, and what waits to be settled. Renewed in one call."""
+"""All leases of a worker: of what runs, and of results on their way. Renewed in one call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Lease, SliceVerdict, WorkerCard
-from aios_workers.runtime.run import Run
+from aios_workers.runtime.executor import Run
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ RENEWALS_PER_LEASE = 3  # two may fail and the third still comes in time
 RETRY_S = 0.25
 
 
-class LeaseBook:
+class Leases:
     """Knows every run of the worker, renews all leases; the renewal is also the heartbeat."""
 
     def __init__(self, queue: ModuleQueue, card: WorkerCard, lease_s: float) -> None:

@@ -2,7 +2,7 @@
 
     claim ──▶ Run, a task each ──▶ Outbox ──▶ finish or pause, which claims the next ones
       ▲                              ▲
-      └─ a blocking look, while there is room        LeaseBook renews all leases in one call
+      └─ a blocking wait, while there is room        Leases renews all leases in one call
 
 Every job that is taken ends in exactly one ending or pause. Only the death of the process, or
 a lease that is lost, leaves one unanswered, and then the queue lends it to another worker.
@@ -13,25 +13,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import hiredis
+import msgspec
+from msgspec import Struct
 from prometheus_client.core import Metric
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import KernelError, RedisUnavailable
+from aios_broker.contract.names import Module
+from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
+from aios_broker.redis.channel import Channel
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Backoff
-from aios_workers.runtime.commands import Command, CommandChannel
-from aios_workers.runtime.executor import Executor
-from aios_workers.runtime.leases import LeaseBook
-from aios_workers.runtime.results import Outbox
-from aios_workers.runtime.run import Handler, Measured, Run
-from aios_workers.runtime.tally import Load, worker_metrics
+from aios_workers.runtime.executor import Executor, Measured, Run
+from aios_workers.runtime.leases import Leases
+from aios_workers.runtime.results import Outbox, worker_metrics
 
 logger = logging.getLogger(__name__)
+
 
 DEFAULT_LEASE_S = 4.0  # with one scheduler tick: a killed worker's jobs run again within 5 s
 DEFAULT_DRAIN_S = 8.0
@@ -43,6 +46,13 @@ LARGE_CAPACITY = 32  # slots: from here on they are filled in two portions
 AHEAD_AFTER = 2  # portions in a row that came in full: jobs wait, claim the next ones ahead
 
 
+class Command(Struct, frozen=True, rename={"name": "command"}):
+    """One command: shutdown, stop-job, stop-execution or kill-horse."""
+
+    name: str
+    job_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long a worker holds on."""
@@ -52,28 +62,35 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """A worker's ways to Redis."""
+class WorkerSpec:
+    """A worker before it is wired: its name, its module, its Redis, and how long it holds on."""
 
-    queue: ModuleQueue
-    blocking: Connection  # nothing else uses it
-    commands: CommandChannel
+    name: str
+    module: Module
+    redis_url: str
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
 
 
 class Worker:
     """Serves one module until it is told to stop."""
 
     def __init__(
-        self, links: Links, handler: Handler, border: Executor, card: WorkerCard, limits: Limits
+        self,
+        spec: WorkerSpec,
+        queue: ModuleQueue,
+        blocking: Connection,  # nothing else uses it
+        executor: Executor,
+        card: WorkerCard,
     ) -> None:
-        self._queue = links.queue
-        self._links = links
-        self._handler = handler
-        self._border = border
-        self._card = card
-        self._limits = limits
-        self._book = LeaseBook(links.queue, card, limits.lease_s)
-        self._outbox = Outbox(links.queue, card.name)
+        self._spec = spec
+        self._queue = queue
+        self._blocking = blocking
+        self._executor = executor
+        self._handler = executor.handler
+        self._cores = card.cores
+        self._leases = Leases(queue, card, spec.limits.lease_s)
+        self._outbox = Outbox(queue, spec.name)
         self._wake = asyncio.Event()  # the pump has something to do
         self._hungry = asyncio.Event()  # room, and the last claim found less than there is room for
         self._quiet = asyncio.Event()  # nothing runs, is being claimed, or waits to be settled
@@ -95,41 +112,43 @@ class Worker:
     @property
     def running(self) -> int:
         """How many jobs run now; results that wait to be settled do not count."""
-        return len(self._book)
+        return len(self._leases)
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what this worker has done and has to do; safe from another thread."""
         yield from worker_metrics(
             self._queue.module,
-            self._outbox.tally,
-            lambda: Load(len(self._book), self._handler.capacity, len(self._outbox)),
+            self._outbox.counts,
+            running=len(self._leases),
+            slots=self._handler.capacity,
+            unsettled=len(self._outbox),
         )
         if isinstance(self._handler, Measured):
             yield from self._handler.metrics()
 
     async def run(self) -> None:
         """Serve until `stop`; then suspend or finish what runs, and leave in good order."""
-        duties = [
-            asyncio.create_task(duty)
-            for duty in (
+        serving = [
+            asyncio.create_task(work)
+            for work in (
                 self._pump(),
-                self._look(),
-                self._book.keep(self._outbox.leases),
-                self._links.commands.listen(self._obey),
+                self._await_work(),
+                self._leases.keep(self._outbox.leases),
+                self._listen(),
             )
         ]
         stopped = asyncio.create_task(self._told_to_stop.wait())
-        self._see_work()  # claim first, look when that finds nothing
+        self._see_work()  # claim first, wait when that finds nothing
         try:
-            await asyncio.wait([*duties, stopped], return_when=asyncio.FIRST_COMPLETED)
-            for duty in duties:
-                if duty.done():
-                    duty.result()  # a duty never ends: this raises what broke it
+            await asyncio.wait([*serving, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for part in serving:
+                if part.done():
+                    part.result()  # none of them ends: this raises what broke it
             await self._drain()
         finally:
-            for task in (*duties, stopped):
+            for task in (*serving, stopped):
                 task.cancel()
-            await asyncio.gather(*duties, stopped, return_exceptions=True)
+            await asyncio.gather(*serving, stopped, return_exceptions=True)
         await self._leave()
 
     # Claim and settle: one task does both, so that no two of them fill the same slot.
@@ -173,7 +192,12 @@ class Worker:
         want = min(room, portion or room)
         if want:
             self._work_seen = False  # set again by whoever sees work while we ask
-        leases = await self._ask(ClaimRequest(want, self._limits.lease_s, self._card.cores))
+        request = ClaimRequest(want, self._spec.limits.lease_s, self._cores)
+        if len(self._outbox):
+            leases = await self._outbox.settle(request)
+        else:
+            leases = await self._queue.claim(self._spec.name, request)
+            self._misses = 0 if leases else self._misses + 1
         if len(leases) < want:
             self._hungry.set()
         elif want:
@@ -187,25 +211,18 @@ class Worker:
         So that one half can be claimed while the other is answered.
         """
         capacity = self._handler.capacity
-        return capacity // 2 if self._border.is_prompt and capacity >= LARGE_CAPACITY else 0
+        return capacity // 2 if self._executor.is_prompt and capacity >= LARGE_CAPACITY else 0
 
     def _begin_all(self, leases: Iterable[Lease]) -> None:
         for lease in leases:
             self._begin(lease)
 
-    async def _ask(self, claim_request: ClaimRequest) -> list[Lease]:
-        if len(self._outbox):
-            return await self._outbox.settle(claim_request)
-        leases = await self._queue.claim(self._card.name, claim_request)
-        self._misses = 0 if leases else self._misses + 1
-        return leases
-
     def _room(self) -> int:
-        if self.is_stopping or self._book.has_lone_run:
+        if self.is_stopping or self._leases.has_lone_run:
             return 0
-        return max(0, self._handler.capacity - len(self._book))
+        return max(0, self._handler.capacity - len(self._leases))
 
-    async def _look(self) -> None:
+    async def _await_work(self) -> None:
         """Wait for work, without taking it, whenever there is room that a claim did not fill."""
         backoff = Backoff()
         while True:
@@ -213,8 +230,8 @@ class Worker:
             if self._misses > 1:  # there is work, and none of it for us: do not spin
                 await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
             try:
-                seen = await self._queue.wait_for_work(self._links.blocking)
-            except (KernelError, hiredis.ReplyError):  # the pump and the lease book say so
+                seen = await self._queue.wait_for_work(self._blocking)
+            except (KernelError, hiredis.ReplyError):  # the pump and the leases say so
                 await backoff.wait()
                 continue
             backoff.reset()
@@ -230,13 +247,13 @@ class Worker:
 
     def _begin(self, lease: Lease) -> None:
         run = Run(lease)
-        earlier = self._book.find(lease.job_id)
+        earlier = self._leases.find(lease.job_id)
         if earlier is None and not lease.alone:
-            ending = self._border.answer_at_once(run)
+            ending = self._executor.answer_at_once(run)
             if ending is not None:
                 self._outbox.add(ending)
                 return
-        self._book.add(run)
+        self._leases.add(run)
         task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
         run.task = task
         task.add_done_callback(partial(self._ended, run))
@@ -248,25 +265,51 @@ class Worker:
         if earlier is not None and earlier.task is not None:
             earlier.stop("lost")
             await asyncio.wait([earlier.task], timeout=STOP_S)
-        return await self._border.answer(run)
+        return await self._executor.answer(run)
 
     def _ended(self, run: Run, task: asyncio.Task[Ending | Pause]) -> None:
-        self._book.remove(run)
-        entry = self._border.stopped(run) if task.cancelled() else task.result()
+        self._leases.remove(run)
+        entry = self._executor.stopped(run) if task.cancelled() else task.result()
         if entry is not None:
             self._outbox.add(entry)
         self._see_work()
         self._note_quiet()
 
+    async def _listen(self) -> None:
+        """Obey what RQ's tools, or our own cancel function, publish to this worker.
+
+        Commands of a time without connection are lost. They are an optimisation, the lease is what
+        decides: a job that was cancelled is noticed at its next renewal in any case.
+        """
+        backoff = Backoff()
+        name = self._queue.keys.commands(self._spec.name)
+        while True:
+            try:
+                async with Channel(self._spec.redis_url, name) as channel:
+                    backoff.reset()
+                    while True:
+                        self._read_command(await channel.next())
+            except RedisUnavailable as error:
+                if backoff.calm:
+                    logger.warning("no commands reach this worker: %s", error)
+            await backoff.wait()
+
+    def _read_command(self, data: bytes) -> None:
+        try:
+            command = msgspec.json.decode(data, type=Command)
+        except (msgspec.DecodeError, UnicodeDecodeError):  # anybody may publish
+            logger.warning("not a command: %.100r", data)
+        else:
+            self._obey(command)
+
     def _obey(self, command: Command) -> None:
-        """Do what RQ's tools, or our own cancel function, published."""
         match command.name:
             case "shutdown":
                 self.stop()
             case "kill-horse":
-                self._stop_runs(list(self._book))
+                self._stop_runs(list(self._leases))
             case "stop-job" | "stop-execution":
-                found = self._book.find(command.job_id)
+                found = self._leases.find(command.job_id)
                 self._stop_runs([found] if found else [])
             case unknown:
                 logger.warning("a command that workers do not know: %.50r", unknown)
@@ -279,12 +322,12 @@ class Worker:
     # Leaving.
 
     async def _drain(self) -> None:
-        logger.info("draining %s: %d jobs are running", self._card.name, len(self._book))
-        for run in self._book:
+        logger.info("draining %s: %d jobs are running", self._spec.name, len(self._leases))
+        for run in self._leases:
             run.suspend("drain")
-        if await self._quiet_within(self._limits.drain_s):
+        if await self._quiet_within(self._spec.limits.drain_s):
             return
-        for run in self._book:
+        for run in self._leases:
             logger.warning(
                 "%s did not end in time, another worker starts it again", run.lease.job_id
             )
@@ -303,7 +346,7 @@ class Worker:
         return True
 
     def _note_quiet(self) -> None:
-        if not (len(self._book) or len(self._outbox) or self._asking):
+        if not (len(self._leases) or len(self._outbox) or self._asking):
             self._quiet.set()
 
     async def _leave(self) -> None:
@@ -312,6 +355,6 @@ class Worker:
             logger.error("leaving with results that could not be delivered: %s", lost)
         try:
             async with asyncio.timeout(LAST_WORDS_S):
-                await self._queue.unregister(self._card.name)
+                await self._queue.unregister(self._spec.name)
         except (KernelError, TimeoutError) as error:
             logger.warning("could not sign off, the record expires by itself: %s", error)

@@ -19,16 +19,16 @@ from aios_workers.llm.core import Core
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
-from aios_workers.runtime.kernel_port import KernelPort
-from aios_workers.runtime.run import Handler
+from aios_workers.runtime.executor import Handler
+from aios_workers.runtime.slices import Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
-    make_handler: Callable[[KernelPort], Handler]  # the handler closes the core
-    cores: tuple[str, ...] = ()  # model names it serves
+    make_handler: Callable[[Kernel], Handler]  # the handler closes the core
+    cores: tuple[str, ...] = ()  # the names of the models it serves
 
 
 def _llama_core(config: WorkerConfig) -> Core:
@@ -48,10 +48,6 @@ def _llama_core(config: WorkerConfig) -> Core:
     )
 
 
-def _simulated_core(config: WorkerConfig) -> Core:
-    return SimulatedCore(config.simulated_core)
-
-
 def _sglang_core(config: WorkerConfig) -> Core:
     try:
         from aios_workers.llm.cores.sglang.sglang_core import SGLangCore  # noqa: PLC0415  an extra
@@ -68,7 +64,7 @@ def _sglang_core(config: WorkerConfig) -> Core:
 
 CORES: dict[str, Callable[[WorkerConfig], Core]] = {
     "llama": _llama_core,
-    "simulated": _simulated_core,
+    "simulated": lambda config: SimulatedCore(config.simulated_core),
     "sglang": _sglang_core,
 }
 
@@ -80,7 +76,7 @@ async def llm_module(core: Core) -> LoadedModule:
     except BaseException:
         await core.close()
         raise
-    return LoadedModule(lambda port: LlmHandler(core, port), (core.info.model,))
+    return LoadedModule(lambda kernel: LlmHandler(core, kernel), (core.info.model,))
 
 
 async def tool_module(slots: int) -> LoadedModule:

@@ -1,16 +1,20 @@
-"""Results on their way to the queue. Nothing leaves it before the queue has answered."""
+"""Results on their way to the queue, and counted. Nothing leaves before the queue has answered."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue, Settled
 from aios_broker.queues.records import Ending, Lease, Pause
-from aios_workers.runtime.tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +24,47 @@ E = TypeVar("E", Ending, Pause)
 _Send = Callable[[list[E], ClaimRequest], Awaitable[Settled]]
 
 
+@dataclass(slots=True)
+class RunCounts:
+    """Counted since the process began, when a run ends: before its result is settled."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    ran_s: float = 0.0
+    tokens: int = 0  # output
+
+    def count(self, entry: Ending | Pause) -> None:
+        """Count what came of a run."""
+        if isinstance(entry, Ending):
+            self.outcomes[entry.status] += 1
+        else:
+            self.outcomes["parked" if entry.reason == "park" else "suspended"] += 1
+        self.ran_s += entry.ran_s
+        self.tokens += entry.tokens
+
+
+def worker_metrics(
+    module: str, counts: RunCounts, *, running: int, slots: int, unsettled: int
+) -> Iterable[Metric]:
+    """Yield the metrics of a worker process."""
+    runs = CounterMetricFamily(
+        "aios_worker_runs", "Runs that ended, by what came of them.", labels=["module", "outcome"]
+    )
+    for outcome in ("finished", "failed", "suspended", "parked"):
+        runs.add_metric([module, outcome], counts.outcomes[outcome])
+    yield runs
+    counter, gauge = CounterMetricFamily, GaugeMetricFamily
+    for kind, name, text, value in (
+        (counter, "run_seconds", "Time that runs took, all together.", counts.ran_s),
+        (counter, "tokens", "Output tokens.", counts.tokens),
+        (gauge, "running", "Runs under way.", running),
+        (gauge, "slots", "Runs that may be under way at once.", slots),
+        (gauge, "unsettled", "Results on their way to the queue.", unsettled),
+    ):
+        family = kind(f"aios_worker_{name}", text, labels=["module"])
+        family.add_metric([module], value)
+        yield family
+
+
 class Outbox:
     """Settles endings and pauses in batches, and claims the next jobs in the same step.
 
@@ -27,12 +72,12 @@ class Outbox:
     """
 
     def __init__(self, queue: ModuleQueue, worker: str) -> None:
-        self._queue = queue
-        self._worker = worker
+        self._finish = partial(queue.finish, worker)
+        self._pause = partial(queue.pause, worker)
         self._endings: list[Ending] = []
         self._pauses: list[Pause] = []
         self._refused_since_s: float | None = None
-        self.tally = Tally()
+        self.counts = RunCounts()
 
     def __len__(self) -> int:
         """Return how many results wait."""
@@ -40,7 +85,7 @@ class Outbox:
 
     def add(self, entry: Ending | Pause) -> None:
         """Take in what came of a run."""
-        self.tally.count(entry)
+        self.counts.count(entry)
         if isinstance(entry, Ending):
             self._endings.append(entry)
         else:
@@ -76,12 +121,6 @@ class Outbox:
             raise
         self._refused_since_s = None
         return leases
-
-    async def _pause(self, pauses: list[Pause], claim_request: ClaimRequest) -> Settled:
-        return await self._queue.pause(self._worker, pauses, claim_request)
-
-    async def _finish(self, endings: list[Ending], claim_request: ClaimRequest) -> Settled:
-        return await self._queue.finish(self._worker, endings, claim_request)
 
     def _is_hopeless(self) -> bool:
         """Note that results were refused; after REFUSED_S give them up and return True."""

@@ -1,52 +1,38 @@
-"""A worker, wired: its connections, its handler and its loop."""
+"""A worker, wired: its connections, its handler, its loop, and what ends it when it hangs."""
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
-from aios_broker.contract.names import Module
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
-from aios_broker.queues.records import WorkerCard
+from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
-from aios_workers.runtime.commands import CommandChannel
 from aios_workers.runtime.executor import Executor
-from aios_workers.runtime.kernel_port import (
-    KernelPort,
+from aios_workers.runtime.loop import Worker, WorkerSpec
+from aios_workers.runtime.registry import LoadedModule
+from aios_workers.runtime.slices import (
+    Kernel,
     LoadSpilled,
-    Policy,
-    Snapshots,
+    PolicyWatch,
+    SliceEnds,
     nothing_spilled,
 )
-from aios_workers.runtime.loop import Limits, Links, Worker
-from aios_workers.runtime.policy_watch import PolicyWatch
-from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.run import Handler
-from aios_workers.runtime.slices import SliceDesk
-from aios_workers.runtime.streams import ChunkDesk
+from aios_workers.runtime.streams import StreamSender
 
 HOSTNAME_CHARACTERS = 40  # of a worker's name
 DISTRIBUTION = "aios-broker"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker stands: its name, its module, its Redis, and how long it holds on."""
-
-    name: str
-    module: Module
-    redis_url: str
-    keys: Keys = field(default_factory=Keys)
-    limits: Limits = field(default_factory=Limits)
+HUNG_LEASES = 3  # so many leases without one turn of the loop; after one, all are lost
+CHECKS = 4  # of the loop, within that time
 
 
 def worker_name(role: str) -> str:
@@ -55,57 +41,84 @@ def worker_name(role: str) -> str:
     return f"{host}.{os.getpid()}.{role}"
 
 
-def card_of(place: Place, handler: Handler) -> WorkerCard:
-    """Return how a worker shows itself."""
+def _release() -> str:
     try:
-        release = version(DISTRIBUTION)
+        return version(DISTRIBUTION)
     except PackageNotFoundError:  # a checkout that is not installed
-        release = ""
-    return WorkerCard(
-        place.name,
-        place.module,
-        os.getpid(),
-        socket.gethostname(),
-        handler.capacity,
-        handler.cores,
-        release,
-    )
+        return ""
 
 
-def port_of(
+@asynccontextmanager
+async def wired(
     queue: ModuleQueue,
-    place: Place,
-    cores: tuple[str, ...],
-    policy: Policy,
+    spec: WorkerSpec,
+    loaded: LoadedModule,
+    policy: Callable[[], PolicyRow],
     load_spilled: LoadSpilled = nothing_spilled,
-) -> KernelPort:
-    """Return the kernel as the handler of this worker sees it."""
-    return KernelPort(
-        slices=SliceDesk(queue, place.name, ClaimRequest(0, place.limits.lease_s, cores)),
-        chunks=ChunkDesk(queue),
+) -> AsyncIterator[tuple[Executor, WorkerCard]]:
+    """Give what runs a worker's jobs and how it shows itself; its handler is closed behind it."""
+    kernel = Kernel(
+        queue=queue,
         policy=policy,
-        snapshots=Snapshots(queue, load_spilled),
+        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.cores)),
+        streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
+        load_spilled=load_spilled,
     )
+    handler = loaded.make_handler(kernel)
+    try:
+        tokens = Tokens(queue.functions.connection, spec.keys)
+        yield (
+            Executor(handler, spec.module, tokens, spec.name),
+            WorkerCard(
+                spec.name,
+                spec.module,
+                os.getpid(),
+                socket.gethostname(),
+                handler.capacity,
+                loaded.cores,
+                _release(),
+            ),
+        )
+    finally:
+        await handler.close()
 
 
 @asynccontextmanager
 async def open_worker(
-    place: Place, loaded: LoadedModule, load_spilled: LoadSpilled = nothing_spilled
+    spec: WorkerSpec, loaded: LoadedModule, load_spilled: LoadSpilled = nothing_spilled
 ) -> AsyncIterator[Worker]:
     """Wire a worker; free all that it holds, its core too, when the context is left."""
     async with AsyncExitStack() as stack:
-        connection = Connection(place.redis_url, name=place.name)
+        connection = Connection(spec.redis_url, name=spec.name)
         stack.push_async_callback(connection.aclose)
-        blocking = Connection(place.redis_url, name=f"{place.name}.look")
+        blocking = Connection(spec.redis_url, name=f"{spec.name}.wait")
         stack.push_async_callback(blocking.aclose)
         functions = Functions(connection)
-        queue = ModuleQueue(functions, place.module, place.keys)
-        policy = PolicyWatch(Control(functions, place.keys), place.module)
-        handler = loaded.make_handler(port_of(queue, place, loaded.cores, policy, load_spilled))
-        stack.push_async_callback(handler.close)
-        links = Links(
-            queue, blocking, CommandChannel(place.redis_url, place.keys.commands(place.name))
+        queue = ModuleQueue(functions, spec.module, spec.keys)
+        policy = PolicyWatch(Control(functions, spec.keys), spec.module).current
+        executor, card = await stack.enter_async_context(
+            wired(queue, spec, loaded, policy, load_spilled)
         )
-        border = Executor(handler, place.module, Tokens(connection, place.keys), place.name)
-        yield Worker(links, handler, border, card_of(place, handler), place.limits)
+        yield Worker(spec, queue, blocking, executor, card)
+
+
+@asynccontextmanager
+async def watched(lease_s: float) -> AsyncIterator[None]:
+    """For the length of a block, see that the loop turns. One that hangs ends the process.
+
+    The thread that watches needs nothing of Python: code that never lets go of the interpreter
+    is noticed, too. It writes where each thread stands to standard error, and exits with 1.
+    """
+    watching = asyncio.create_task(_watch(HUNG_LEASES * lease_s))
+    try:
+        yield
+    finally:
+        watching.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+async def _watch(limit_s: float) -> None:
+    while True:
+        faulthandler.dump_traceback_later(limit_s, exit=True)  # begins anew with each call
+        await asyncio.sleep(limit_s / CHECKS)

@@ -14,8 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, GenerationRequest
-from aios_workers.llm.embedding import check_texts
-from aios_workers.llm.request_check import check_request
+from aios_workers.llm.options import check_request, check_texts
 
 MAX_RESTARTS = 3  # within the window; then what died stays down until it has passed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
-from aios_workers.runtime.run import Done, Run
+from aios_workers.runtime.executor import Done, Run
 
 
 class ToolHandler:

@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from aios_broker.contract.errors import (
     CoreError,
 )
-from aios_workers.llm.constraint_check import ConstraintChecker
+from aios_workers.llm.constraint import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.cores.base_core import (
     BaseCore,

@@ -16,8 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import CoreError, InvalidConfig
-from aios_workers.llm.core import Embeddings
-from aios_workers.llm.embedding import unit_vector
+from aios_workers.llm.core import Embeddings, unit_vector
 
 DATA = b"data:"
 DONE = b"[DONE]"

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
-from aios_workers.llm.nesting import is_too_deep
+from aios_workers.llm.tools import is_too_deep
 
 CALL_MARK = "<tool_call>"  # how a model of the family that we read writes its calls
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 
 from aios_broker.contract.errors import CoreError, InvalidConfig, UnsupportedOption
 from aios_broker.contract.llm import PENALTIES
-from aios_workers.llm.constraint import FIELDS, Compiler
-from aios_workers.llm.constraint_check import ConstraintChecker
+from aios_workers.llm.constraint import FIELDS, Compiler, ConstraintChecker
 from aios_workers.llm.core import (
     Capabilities,
     Constraint,
@@ -315,7 +314,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         return Capabilities(
             exact_resume=found.enable_deterministic_inference,
             keeps=kept_options(found),
-            lost_by_cuts=PENALTIES,
+            lost_by_suspension=PENALTIES,
             max_logprobs=MAX_LOGPROBS,
             constraints=found.constraints_by in BACKENDS,
             constraints_preemptible=False,

@@ -27,11 +27,12 @@ from aios_workers.llm.core import (
     FinishReason,
     GenerationRequest,
     Step,
+    unit_vector,
 )
 from aios_workers.llm.cores.base_core import check_generation
 from aios_workers.llm.cores.simulated import simulated_model
 from aios_workers.llm.cores.simulated.simulated_model import KEPT, Sampler
-from aios_workers.llm.embedding import check_texts, unit_vector
+from aios_workers.llm.options import check_texts
 
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
@@ -180,8 +181,7 @@ class SimulatedCore:
         """Return what holds the output to its form. llguidance is loaded where it is needed."""
         if request.constraint is None:
             return None
-        from aios_workers.llm.constraint import Compiler  # noqa: PLC0415
-        from aios_workers.llm.constraint_check import ConstraintChecker  # noqa: PLC0415
+        from aios_workers.llm.constraint import Compiler, ConstraintChecker  # noqa: PLC0415
 
         if self._forms is None:
             pieces = simulated_model.constraint_pieces()

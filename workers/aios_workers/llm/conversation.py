@@ -1,23 +1,33 @@
-"""Make a conversation fit: the oldest turns are replaced by a summary that the core writes.
+"""Conversations on a core: read, counted, and compacted where they do not fit.
 
-What stays as it is: the system messages at the beginning, and as many of the last turns as fit.
-What is between them is read by the core in pieces, each with the summary of those before it.
+A core turns text into tokens at some 10 MB/s, and a context may hold 4 MiB: in the loop that would
+hold up every other syscall of the worker, and the renewal of its leases. Tokenizers work without
+Python's lock, so long ones are read in a thread.
+
+Compacting replaces the oldest turns by a summary that the core writes. What stays as it is: the
+system messages at the beginning, and as many of the last turns as fit. What is between them is
+read by the core in pieces, each with the summary of those before it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message
 from aios_workers.llm.core import Core, GenerationRequest, Sampling
-from aios_workers.llm.reader import Reader, characters_of
-from aios_workers.runtime.run import Run
+from aios_workers.runtime.executor import Run
 
+T = TypeVar("T")
+
+SHORT_CHARACTERS = 16_384  # read in the loop: under 2 ms; a thread costs 0.1 ms more
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
 MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused
 FRAME = "Summary of the earlier conversation:\n"
@@ -30,6 +40,38 @@ Render = Callable[[Sequence[Message]], Sequence[int]]  # a conversation as promp
 Count = Callable[[Sequence[Message]], int]  # its tokens
 
 
+class Reader:
+    """Reads for one core, one conversation at a time: a tokenizer is no friend of two threads."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aios-reader")
+        self._last: Future[Any] | None = None
+
+    async def read(self, characters: int, work: Callable[[], T]) -> T:
+        """Return what `work` does with so many characters of text.
+
+        If the caller is cancelled the thread ends what it has begun, for nobody.
+        """
+        idle = self._last is None or self._last.done()
+        if characters <= SHORT_CHARACTERS and idle:
+            return work()
+        future = self._thread.submit(work)
+        self._last = future
+        return await asyncio.wrap_future(future)
+
+    async def close(self) -> None:
+        """Return when nothing is read any more: the core may free its tokenizer."""
+        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
+
+
+def characters_of(messages: Sequence[Message]) -> int:
+    """Return how much there is to read in a conversation."""
+    return sum(
+        len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
+        for message in messages
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """A conversation in three parts: what stays, what is summarised, what stays."""
@@ -39,11 +81,12 @@ class Split:
     tail: tuple[Message, ...]
 
 
-def counter(core: Core, render: Render | None = None) -> Count:
+def counter(core: Core, render: Render | None = None, *, bounded: bool = False) -> Count:
     """Return how many tokens a conversation has on a core; `render`: else the core's own.
 
     Exact where it fits the core's context. Beyond, each message is counted alone, with its frame,
-    and a message that does not fit even so in pieces: an estimate from above.
+    and a message that does not fit even so in pieces: an estimate from above. `bounded`: for
+    comparisons, what is too long counts one more than the context holds, and is not read.
     """
 
     def whole(messages: Sequence[Message]) -> int:
@@ -63,22 +106,8 @@ def counter(core: Core, render: Render | None = None) -> Count:
         try:
             return whole(messages)
         except ContextTooLong:
-            return max(core.info.context_tokens + 1, sum(map(alone, messages)))
-
-    return count
-
-
-def bounded_counter(core: Core, render: Render | None = None) -> Count:
-    """Return how many tokens a conversation has on a core, or one more than the core can hold.
-
-    For comparisons: what is far too long is not read at all.
-    """
-
-    def count(messages: Sequence[Message]) -> int:
-        try:
-            return len((render or core.render)(messages)) if messages else 0
-        except ContextTooLong:
-            return core.info.context_tokens + 1
+            too_many = core.info.context_tokens + 1
+            return too_many if bounded else max(too_many, sum(map(alone, messages)))
 
     return count
 
@@ -100,16 +129,13 @@ def fitting_split(messages: Sequence[Message], count: Count, room_tokens: int) -
 
     None: not even the last message does.
     """
-    best: Split | None = None
-    low, high = 1, len(messages)
-    while low <= high:
-        middle = (low + high) // 2
-        parts = split(messages, middle)
-        if count((*parts.head, *parts.tail)) <= room_tokens:
-            best, low = parts, middle + 1
-        else:
-            high = middle - 1
-    return best
+
+    def fits(keep_last: int) -> bool:
+        parts = split(messages, keep_last)
+        return count((*parts.head, *parts.tail)) <= room_tokens
+
+    keep_last = _longest(len(messages), fits)
+    return split(messages, keep_last) if keep_last else None
 
 
 def as_message(summary: str) -> Message:
@@ -118,16 +144,16 @@ def as_message(summary: str) -> Message:
 
 
 class Summariser:
-    """Writes summaries on a core. Charged to the run, not cut by slices: they are short."""
+    """Writes summaries on a core. Charged to the run, never suspended: they are short."""
 
     def __init__(self, core: Core, reader: Reader) -> None:
         self._core = core
         self._reader = reader
-        self._count = bounded_counter(core)
+        self._count = counter(core, bounded=True)
 
     async def compact(
         self, run: Run, messages: Sequence[Message], max_tokens: int, count: Count
-    ) -> Compacted:
+    ) -> tuple[Message, ...]:
         """Return a conversation that leaves room for `max_tokens` of answer.
 
         One that does so already is returned as it is. `count` counts what will be rendered.
@@ -138,9 +164,9 @@ class Summariser:
         """
         parts = await self.split_for(messages, max_tokens, count)
         if not parts.old:
-            return Compacted(tuple(messages), 0)
+            return tuple(messages)
         summary = await self.summarise(run, parts.old, self._summary_tokens)
-        return Compacted((*parts.head, as_message(summary), *parts.tail), len(parts.old))
+        return (*parts.head, as_message(summary), *parts.tail)
 
     async def split_for(self, messages: Sequence[Message], max_tokens: int, count: Count) -> Split:
         """Return what of a conversation has to be summarised; nothing where all of it fits.
@@ -248,14 +274,6 @@ class Summariser:
         room = self._count((as_message(""),)) + max_tokens
         size = _longest(len(summary), lambda n: self._count((as_message(summary[:n]),)) <= room)
         return summary[:size]
-
-
-@dataclass(frozen=True, slots=True)
-class Compacted:
-    """A conversation that fits, and how many messages were summarised away."""
-
-    messages: tuple[Message, ...]
-    dropped: int
 
 
 def _longest(most: int, fits: Callable[[int], bool]) -> int:

@@ -1,0 +1,313 @@
+"""One chat's answers: what is to be generated, and how its caller sees what was. Pure.
+
+Log-probabilities are kept as whole millionths of a nat, from the moment they come: sums are exact,
+and an answer that was suspended has the same ones as one that was not. Text is fed one token at a
+time, in order: what a stop string matches never depends on how tokens arrived in steps or slices.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from aios_broker.contract.llm import (
+    Format,
+    GrammarFormat,
+    JsonFormat,
+    LlmChat,
+    RegexFormat,
+    ToolCall,
+)
+from aios_broker.contract.reply import (
+    Alternative,
+    ChatResult,
+    Choice,
+    FinishReason,
+    TokenLogprob,
+    Usage,
+)
+from aios_broker.contract.snapshot import (
+    AnswersSnapshot,
+    AnswerState,
+    BeamSnapshot,
+    EndReason,
+    Snapshot,
+    TokenScore,
+)
+from aios_workers.llm.core import Constraint, Core, CoreInfo, GenerationRequest, ScoredToken
+from aios_workers.llm.tools import CALL_END, Toolbox, constraint_of, read_calls
+
+MILLION = 1_000_000
+_LEAST = -(2**31)  # less is kept as this, minus infinity too: about e ** -2147
+_MOST = 2**31 - 1
+_SEEDS = 2**63
+
+Decode = Callable[[Sequence[int]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one chat is to generate, checked and complete."""
+
+    syscall_id: str
+    body: LlmChat
+    request: GenerationRequest  # of the first answer, from its beginning
+    stream: bool  # somebody reads along
+    toolbox: Toolbox | None
+    snapshot: Snapshot | None  # to go on from; it fits (see `fits`)
+
+    def answer_request(self, number: int) -> GenerationRequest:
+        """Return the request of one of the answers, from its beginning."""
+        sampling = self.request.sampling
+        return replace(
+            self.request,
+            request_id=answer_id(self.syscall_id, number),
+            sampling=msgspec.structs.replace(sampling, seed=(sampling.seed + number) % _SEEDS),
+        )
+
+    def answer_states(self) -> tuple[AnswerState, ...]:
+        """Return where each answer goes on."""
+        if isinstance(self.snapshot, AnswersSnapshot):
+            return self.snapshot.answers
+        return (AnswerState(()),) * self.body.n
+
+    @property
+    def emitted_characters(self) -> int:
+        """How much of the first answer was streamed in earlier slices."""
+        saved = self.snapshot
+        return saved.emitted_characters if isinstance(saved, AnswersSnapshot) else 0
+
+
+def answer_id(syscall_id: str, number: int) -> str:
+    """Return the request id of an answer or a beam: 32 hex digits, the first is the syscall's."""
+    if number == 0:
+        return syscall_id
+    return hashlib.blake2b(f"{syscall_id}.{number}".encode(), digest_size=16).hexdigest()
+
+
+def fits(snapshot: Snapshot, body: LlmChat) -> bool:
+    """Whether a snapshot is of a generation as this chat asks for it."""
+    match snapshot:
+        case BeamSnapshot():
+            return body.beam_width is not None
+        case AnswersSnapshot(answers=answers) if body.beam_width is None:
+            scored = all(len(each.scores) == len(each.output_ids) for each in answers)
+            return len(answers) == body.n and (body.logprobs is None or scored)
+        case _:
+            return False
+
+
+def constraint_of_chat(body: LlmChat, toolbox: Toolbox | None, info: CoreInfo) -> Constraint | None:
+    """Return what the whole answer must be, as a core takes it; None: anything.
+
+    A core that holds no constraints, but whose template knows tools, is left to itself.
+    """
+    if not info.capabilities.constraints:
+        return None
+    if toolbox is not None:
+        return constraint_of(toolbox)
+    return _constraint_of_format(body.format) if body.format is not None else None
+
+
+def _constraint_of_format(wanted: Format) -> Constraint:
+    match wanted:
+        case JsonFormat(json_schema=schema):
+            any_object = {"type": "object"}
+            source = json.dumps(any_object if schema is None else schema, ensure_ascii=False)
+            return Constraint("json", source)
+        case RegexFormat(pattern=pattern):
+            return Constraint("regex", pattern)
+        case GrammarFormat(grammar=grammar):
+            return Constraint("grammar", grammar)
+
+
+# Log-probabilities between a core, the snapshot and the result.
+
+
+def millionths(logprob: float) -> int:
+    """Return a log-probability as a whole number of millionths."""
+    if logprob * MILLION <= _LEAST or logprob != logprob:
+        return _LEAST
+    return min(_MOST, round(logprob * MILLION))
+
+
+def score_of(entry: ScoredToken, *, alternatives: int) -> TokenScore:
+    """Return a core's entry as it is kept, with the best alternatives alone."""
+    top = entry.top[:alternatives]
+    return TokenScore(
+        millionths(entry.logprob),
+        tuple(each.id for each in top),
+        tuple(millionths(each.logprob) for each in top),
+    )
+
+
+def _shown(
+    ids: Sequence[int], scores: Sequence[TokenScore], decode: Decode
+) -> tuple[TokenLogprob, ...]:
+    """Return the scores of an answer's ids as its caller sees them."""
+
+    def text(token: int) -> str:
+        return decode((token,)).decode("utf-8", "replace")
+
+    return tuple(
+        TokenLogprob(
+            token,
+            score.logprob / MILLION,
+            text(token),
+            tuple(
+                Alternative(other, logprob / MILLION, text(other))
+                for other, logprob in zip(score.top_ids, score.top_logprobs, strict=True)
+            ),
+        )
+        for token, score in zip(ids, scores, strict=True)
+    )
+
+
+# The result.
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, at its end."""
+
+    text: str
+    finish_reason: EndReason
+    ids: tuple[int, ...]
+    scores: tuple[TokenScore, ...] = ()
+    rank: float | None = None  # of a beam
+
+
+def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
+    """Return an answer as its caller sees it: its calls read, its ids only where asked for."""
+    text, calls = answer.text, tuple[ToolCall, ...]()
+    reason: FinishReason = answer.finish_reason
+    if plan.toolbox is not None:
+        text, calls = read_calls(text, plan.toolbox, syscall_id=plan.syscall_id, choice=number)
+        if calls and (plan.toolbox.forced or reason == "stop" or answer.text.endswith(CALL_END)):
+            reason = "tool_calls"
+    wants_logprobs = plan.body.logprobs is not None
+    return Choice(
+        text=text,
+        finish_reason=reason,
+        output_ids=answer.ids if plan.body.return_ids else (),
+        logprobs=_shown(answer.ids, answer.scores, core.decode) if wants_logprobs else (),
+        tool_calls=calls,
+        score=answer.rank,
+    )
+
+
+def chat_result(
+    core: Core,
+    plan: Plan,
+    choices: Sequence[Choice],
+    *,
+    output_tokens: int,
+    cached_tokens: int | None,
+) -> ChatResult:
+    """Return the result; the first choice is its answer."""
+    first, body, prompt_ids = choices[0], plan.body, plan.request.prompt_ids
+    several = body.n > 1 or body.beam_width is not None
+    return ChatResult(
+        text=first.text,
+        finish_reason=first.finish_reason,
+        model=core.info.model,
+        usage=Usage(
+            prompt_tokens=len(prompt_ids),
+            output_tokens=output_tokens,
+            cached_tokens=min(len(prompt_ids), cached_tokens or 0),
+        ),
+        prompt_ids=tuple(prompt_ids) if body.return_ids else (),
+        output_ids=first.output_ids,
+        logprobs=first.logprobs,
+        tool_calls=first.tool_calls,
+        choices=tuple(choices) if several else (),
+    )
+
+
+class AnswerText:
+    """The text of one answer as it grows.
+
+    Ends just before the first stop string. Characters that may be the beginning of one are
+    kept back from `take_ready` until it is clear whether they are.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self._stop = tuple(stop)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._window = max((len(each) for each in stop), default=1) - 1
+        self._ready: list[str] = []  # may be streamed, not yet taken
+        self._taken: list[str] = []
+        self._tail = ""  # kept back: the beginning of a stop string, perhaps
+        self.stopped = False  # a stop string was found, the answer is complete
+
+    @property
+    def text(self) -> str:
+        """The whole answer so far."""
+        return "".join((*self._taken, *self._ready, self._tail))
+
+    def feed(self, piece: bytes) -> bool:
+        """Append the bytes of one token; return True when the answer ends here."""
+        return self._append(self._decoder.decode(piece))
+
+    def finish(self) -> None:
+        """The generation is over: what was kept back belongs to the answer.
+
+        A character that was left incomplete becomes U+FFFD.
+        """
+        self._append(self._decoder.decode(b"", final=True))
+        self._ready.append(self._tail)
+        self._tail = ""
+
+    def take_ready(self) -> str:
+        """Return the characters, not returned before, that are certain to be in the answer."""
+        ready = "".join(self._ready)
+        self._taken.append(ready)
+        self._ready.clear()
+        return ready
+
+    def _append(self, text: str) -> bool:
+        if self.stopped or not text:
+            return self.stopped
+        tail = self._tail + text
+        found = [at for at in (tail.find(each) for each in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            self._ready.append(tail[: min(found)])
+            self._tail = ""
+            return True
+        keep = self._possible_beginning(tail)
+        cut = len(tail) - keep
+        self._ready.append(tail[:cut])
+        self._tail = tail[cut:]
+        return False
+
+    def _possible_beginning(self, tail: str) -> int:
+        """Return how many characters at the end may begin a stop string."""
+        for size in range(min(self._window, len(tail)), 0, -1):
+            end = tail[-size:]
+            if any(each.startswith(end) for each in self._stop):
+                return size
+        return 0
+
+
+class CallFilter:
+    """Keeps back, while an answer is streamed, what may turn out to be a tool call.
+
+    Passes text up to the first appearance of a marker; from there on nothing. An empty marker
+    keeps everything back.
+    """
+
+    def __init__(self, marker: str) -> None:
+        self._text = AnswerText((marker,)) if marker else None
+
+    def passed(self, text: str) -> str:
+        """Return what may be streamed now that `text` has come."""
+        if self._text is None:
+            return ""
+        self._text.feed(text.encode())
+        return self._text.take_ready()
