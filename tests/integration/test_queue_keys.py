@@ -42,6 +42,7 @@ from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from tests.busy_kernel import run_tool
 from tests.caller import WorkerProcess
+from tests.queue_user import submitted
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
@@ -161,7 +162,8 @@ class Scenario:
         needs = self.random.choice(
             [(), (Need("core", "core-a"),), (Need("tool", "x"), Need("lock", "y"))]
         )
-        await self.queue.submit(
+        await submitted(
+            self.queue,
             [
                 Submission(
                     call.id,
@@ -172,7 +174,7 @@ class Scenario:
                     self.random.choice([0.05, 600.0]),
                 )
                 for call in calls
-            ]
+            ],
         )
 
     async def claim(self) -> None:
@@ -405,7 +407,7 @@ async def test_processes_and_rqs_tools_follow_rq_key_prefix(redis_url: str, tmp_
         await wait_until_async(lambda: client.exists(f"{prefix}:workers"))
         call = Syscall(new_id(), "ada", ToolEcho("x"))
         metadata = JobMetadata("ada", call.kind)
-        await scenario.queue.submit([Submission(call.id, encode_job(call), metadata, "client")])
+        await submitted(scenario.queue, [Submission(call.id, encode_job(call), metadata, "client")])
         await wait_until_async(lambda: client.zcard(f"{prefix}:finished:{MODULE}"))
         text = await run_tool("rq", "info", "-u", redis_url, RQ_KEY_PREFIX=prefix)
         assert f"{MODULE} " in text

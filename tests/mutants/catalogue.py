@@ -363,8 +363,8 @@ MUTANTS = (
     Mutant(
         "room for a part is room for none",
         "broker/aios_broker/queues/lua/submit.lua",
-        "if refusal and not each then return refusal end",
-        "for _, job in ipairs(jobs) do job.refusal = refusal end",
+        "if not job.refusal then taken[#taken + 1] = job end",
+        "if job.refusal then return {} end taken[#taken + 1] = job",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
@@ -384,8 +384,8 @@ MUTANTS = (
     Mutant(
         "a key with another body answers",
         "broker/aios_broker/queues/lua/submit.lua",
-        "return compare and other_data(c, job) or rejoin(c, job)",
-        "return rejoin(c, job)",
+        "if job.known then return other_data(c, job) or rejoin(c, job) end",
+        "if job.known then return rejoin(c, job) end",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
@@ -522,7 +522,7 @@ MUTANTS = (
     Mutant(
         "a full Redis takes new work",
         "broker/aios_broker/queues/lua/lib.lua",
-        "{submit = true, submit_each = true, emit",
+        "{submit = true, emit",
         "{emit",
         REDIS_TEST + "a_full_redis_refuses_new_work_and_lets_what_runs_end",
     ),
@@ -714,8 +714,8 @@ MUTANTS = (
     Mutant(
         "one more waits than may",
         "broker/aios_broker/queues/lua/quota.lua",
-        "had + more >= most",
-        "had + more > most",
+        "waiting >= most",
+        "waiting > most",
         QUOTA_TEST,
     ),
     Mutant(

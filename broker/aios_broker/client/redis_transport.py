@@ -63,7 +63,7 @@ class RedisTransport:
             else:
                 places.append(place)
         if jobs:
-            outcomes = await self._queues[syscalls[0].module].submit_each(jobs)
+            outcomes = await self._queues[syscalls[0].module].submit(jobs)
             for place, outcome in zip(places, outcomes, strict=True):
                 found[place] = await self._outcome(syscalls[place], outcome)
         return found
