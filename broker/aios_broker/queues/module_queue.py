@@ -26,7 +26,6 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import checked_needs
-from aios_broker.queues.clock import iso_now
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
@@ -39,6 +38,7 @@ from aios_broker.queues.records import (
     SliceVerdict,
     Submission,
     WorkerCard,
+    iso_now,
 )
 from aios_broker.redis.connection import Answer, Argument, Connection
 
