@@ -92,7 +92,7 @@ def lua(step: str) -> str:
 
 def named_in_lua() -> dict[str, str]:
     """Return the keys that lib.lua's `open` names: field -> key below the prefix."""
-    table = lua("lib").partition("local function open(args)")[2].partition("\nend\n")[0]
+    table = lua("shared/lib").partition("local function open(args)")[2].partition("\nend\n")[0]
     entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. q)?", table)
     return {
         field: {"p": "", "own": "aios:"}[base] + name.lstrip(":") + ("{q}" if of_queue else "")
@@ -345,14 +345,16 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
         "worker": keys.worker("ID"),
         "snapshot": keys.snapshot("ID"),
     }.items():
-        function = re.search(rf"{field}_key\(c, \w+\) return c\.(p|own) \.\. '([^']+)'", lua("lib"))
+        function = re.search(
+            rf"{field}_key\(c, \w+\) return c\.(p|own) \.\. '([^']+)'", lua("shared/lib")
+        )
         assert function is not None
         base = "p" if function[1] == "p" else "p:aios:"
         assert key == f"{base}{function[2]}ID"
     assert ":reply:" in keys.reply("x")
-    assert "c.own .. 'reply:' .. client" in lua("lib")
+    assert "c.own .. 'reply:' .. client" in lua("shared/lib")
     assert keys.journal.endswith(":aios:journal")
-    assert "c.own .. 'journal'" in lua("lib")
+    assert "c.own .. 'journal'" in lua("shared/lib")
 
 
 def test_no_lua_file_writes_a_prefix_of_its_own() -> None:
