@@ -39,6 +39,7 @@ from aios_local.embedded.redis import RedisServer  # noqa: E402
 from aios_local.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_local.embedded.state import StateDir  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
+from tests.queue_user import submitted  # noqa: E402
 
 BATCH = 500
 AGENTS = 2_000
@@ -120,7 +121,7 @@ class Bench:
         await self.control.set_policy("llm", PolicyRow(max_waiting=10_000_000))
         for _ in range(0, waiting, BATCH):
             jobs = [self._job() for _ in range(BATCH)]
-            await self.queue.submit(jobs)
+            await submitted(self.queue, jobs)
             self.ids += [job.job_id for job in jobs]
         for _ in range(0, RUNNING, 50):
             leases = await self.queue.claim("bench", ClaimRequest(50, 3600.0))

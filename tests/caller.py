@@ -33,6 +33,7 @@ from aios_workers.runtime.loop import Limits, Worker, WorkerSpec
 from aios_workers.runtime.registry import LoadedModule
 from aios_workers.runtime.service import open_worker
 from tests.conftest import RunningRedis
+from tests.queue_user import submitted
 
 TIMEOUT_S = 20.0
 LIMITS = Limits(lease_s=2.0, drain_s=3.0)
@@ -73,7 +74,8 @@ class Caller:
     async def submit(self, *bodies: Body, deadline_s: float = 60.0) -> list[str]:
         """Submit syscalls of one module; return their ids."""
         syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
-        await self.queue(syscalls[0].module).submit(
+        await submitted(
+            self.queue(syscalls[0].module),
             [
                 Submission(
                     each.id,
@@ -84,7 +86,7 @@ class Caller:
                     deadline_s,
                 )
                 for each in syscalls
-            ]
+            ],
         )
         return [each.id for each in syscalls]
 

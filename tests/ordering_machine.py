@@ -35,7 +35,7 @@ from aios_broker.queues.records import (
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import AGEING_MS_PER_NICE, policy_named
 from tests.policies import OUTPUT_WEIGHT, named
-from tests.queue_user import DATA, LEASE_S, QueueUser
+from tests.queue_user import DATA, LEASE_S, QueueUser, submitted
 
 T = TypeVar("T")
 KEYS = Keys()
@@ -115,7 +115,7 @@ class OrderingMachine(RuleBasedStateMachine):
             metadata.agent, metadata.kind, metadata.program, metadata.tenant, nice
         )
         jobs = [Submission(f"{next(self.numbers):032x}", DATA, metadata, "") for _ in range(count)]
-        self.do(self.user.queue.submit(jobs))
+        self.do(submitted(self.user.queue, jobs))
         self.jobs |= {job.job_id: Job(metadata, nice) for job in jobs}
 
     # Workers.

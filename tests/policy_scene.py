@@ -13,7 +13,7 @@ from aios_broker.redis.connection import Answer, Argument, Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import Policy, policy_named
 from tests.policies import named
-from tests.queue_user import DATA, LEASE_S, QueueUser
+from tests.queue_user import DATA, LEASE_S, QueueUser, submitted
 
 NOW_MS = 1_700_000_000_000
 NOTHING_MORE = ClaimRequest(0, LEASE_S)
@@ -64,7 +64,7 @@ class Scene:
 
     async def submit(self, metadata: JobMetadata, count: int = 1) -> list[str]:
         jobs = [Submission(new_id(), DATA, metadata, "") for _ in range(count)]
-        await self.user.queue.submit(jobs)
+        await submitted(self.user.queue, jobs)
         return [job.job_id for job in jobs]
 
     async def finish(self, lease: Lease, *, ran_s: float = 1.0, tokens: int = 10) -> None:

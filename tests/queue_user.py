@@ -7,16 +7,17 @@ repeat and wait.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
+from aios_broker.queues.module_queue import ClaimRequest, Differs, ModuleQueue, SubmitStatus
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, JobMetadata, Lease, Pause, PolicyRow, Submission
 from aios_broker.redis.connection import Connection
@@ -25,6 +26,17 @@ from aios_broker.scheduler.policy import policy_named
 LEASE_S = 30.0
 DATA = b'["aios_workers.entry.run",null,["{}"],{}]'
 _numbers = itertools.count(1)
+
+
+async def submitted(queue: ModuleQueue, jobs: Sequence[Submission]) -> list[SubmitStatus]:
+    """Submit jobs all of which must be acknowledged: a refusal is raised."""
+    statuses: list[SubmitStatus] = []
+    for outcome in await queue.submit(jobs):
+        if isinstance(outcome, KernelError):
+            raise outcome
+        assert not isinstance(outcome, Differs)
+        statuses.append(outcome)
+    return statuses
 
 
 @dataclass
@@ -54,7 +66,7 @@ class QueueUser:
             )
             for nice in nices
         ]
-        await self.queue.submit(jobs)
+        await submitted(self.queue, jobs)
         return [job.job_id for job in jobs]
 
     async def claim(self, want: int = 1, *, lease_s: float = LEASE_S) -> list[Lease]:

@@ -26,7 +26,7 @@ PLACES = (
 RQ_PLACES = ("queue", "wip", "deferred")
 SNAPSHOTS = ("snapshots", "snapshot_bytes")
 # Keys of one syscall or one client: each must expire by itself once it is over, or stand in a list
-# of those that are deleted later (queues/lua/ended.lua).
+# of those that are deleted later (queues/lua/shared/ended.lua).
 PASSING = ("rq:job:", "rq:results:", "rq:execution:", "rq:aios:reply:", "rq:aios:context")
 OVERDUE_S = 60.0  # behind a burst the sweep may be late; clocks were jumped, too
 CLIENT_CONNECTIONS = ("aios-client", "aios-replies", "chaos-")

@@ -25,6 +25,7 @@ from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
 from benchmarks.scale.report import Decisions, quantiles
+from tests.queue_user import submitted
 
 ARRIVALS = 10  # syscalls that are submitted, and claimed, between two ticks: 500/s at 20 ms
 LEASE_S = 3600.0
@@ -123,7 +124,7 @@ class Driver:
         """Let some come and some go, then decide. What was claimed ends, outside the timing."""
         jobs = [self._job() for _ in range(ARRIVALS)]
         kinds["submit"].begin()
-        await self._queue.submit(jobs)
+        await submitted(self._queue, jobs)
         kinds["submit"].end()
         kinds["decision"].begin()
         await queue.decide(self._epoch, self._now_ms())

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(120)
 NAME = "client-1"
 LEFT_S = 40.0
 ENOUGH = 30  # answers for the second life
-STEPS = ("submit_each", "BLMPOP")  # what a client sends, all the time
+STEPS = ("submit", "BLMPOP")  # what a client sends, all the time
 
 
 @contextmanager
@@ -100,7 +100,7 @@ async def dies(url: str, database_url: str, folder: Path, point: Point) -> None:
 
 
 async def test_a_client_dies(redis_url: str, database_url: str, tmp_path: Path) -> None:
-    await dies(redis_url, database_url, tmp_path, Point("submit_each", "sent", nth=10))
+    await dies(redis_url, database_url, tmp_path, Point("submit", "sent", nth=10))
 
 
 @pytest.mark.slow

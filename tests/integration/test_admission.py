@@ -23,7 +23,7 @@ from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import JobMetadata, Lease, SliceUse, Submission
 from tests.examples import SAME_EACH_TIME
-from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
+from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user, submitted
 from tests.waiting import wait_until_async
 
 LOOKAHEAD = 64  # of lib.lua
@@ -42,7 +42,7 @@ async def submit(
     """Submit one job that needs this; return its id."""
     metadata = JobMetadata(agent, "llm.chat", program, tenant)
     job = Submission(new_id(), DATA, metadata, "me", known_needs(" ".join(needs)))
-    await user.queue.submit([job])
+    await submitted(user.queue, [job])
     return job.job_id
 
 
@@ -129,7 +129,7 @@ async def test_a_need_that_this_release_does_not_know_is_not_served(user: QueueU
 async def test_the_queue_takes_no_more_needs_than_it_may(user: QueueUser) -> None:
     many = tuple(Need("tool", str(n)) for n in range(MAX_NEEDS + 1))
     with pytest.raises(InvalidSyscall, match="limit is"):
-        await user.queue.submit([Submission(new_id(), DATA, JobMetadata("ada", "x"), "", many)])
+        await submitted(user.queue, [Submission(new_id(), DATA, JobMetadata("ada", "x"), "", many)])
     assert await user.waiting() == []
 
 
@@ -383,7 +383,7 @@ async def compare(redis_url: str, line: list[list[str]], want: int, limit: int) 
             for n in line
         ]
         if jobs:
-            await user.queue.submit(jobs)
+            await submitted(user.queue, jobs)
         expected = first_ones(line, want, {"tool:t": limit, "lock:a": 1, "lock:b": 1})
         assert await claim(user, want, "small") == [jobs[place].job_id for place in expected]
 

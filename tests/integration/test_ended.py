@@ -14,7 +14,7 @@ from rq.serializers import JSONSerializer
 
 from aios_broker.queues.module_queue import RESULT_TTL_S
 from aios_broker.queues.records import JobMetadata, Submission
-from tests.queue_user import DATA, QueueUser
+from tests.queue_user import DATA, QueueUser, submitted
 
 LATER_S = RESULT_TTL_S + 1
 
@@ -139,7 +139,7 @@ async def test_an_id_that_was_deleted_and_came_again_keeps_its_new_record(
     epoch = await user.lead()
     fetch(raw, job_id).delete()
     pass_time(user, raw)
-    await user.queue.submit([Submission(job_id, DATA, JobMetadata("ada", "llm.chat"), "me")])
+    await submitted(user.queue, [Submission(job_id, DATA, JobMetadata("ada", "llm.chat"), "me")])
     [lease] = await user.claim()
     if counted:
         await user.order.expire(epoch)  # it runs meanwhile

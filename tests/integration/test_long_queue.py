@@ -18,7 +18,7 @@ from aios_broker.queues.order import Order
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending, JobMetadata, Lease, Submission
 from aios_broker.redis.connection import Answer, Argument, Connection
-from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user
+from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user, submitted
 
 WAITING = 2400  # more than is looked at in one step
 LEAVING = 7 * AT_ONCE
@@ -68,7 +68,7 @@ async def submit(user: QueueUser, count: int, agent: str = "ada") -> list[str]:
     metadata = JobMetadata(agent, "llm.chat")
     jobs = [Submission(new_id(), DATA, metadata, "me") for _ in range(count)]
     for first in range(0, count, 800):
-        await user.queue.submit(jobs[first : first + 800])
+        await submitted(user.queue, jobs[first : first + 800])
     return [job.job_id for job in jobs]
 
 

@@ -42,6 +42,7 @@ from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from tests.busy_kernel import run_tool
 from tests.caller import WorkerProcess
+from tests.queue_user import submitted
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
@@ -91,7 +92,7 @@ def lua(step: str) -> str:
 
 def named_in_lua() -> dict[str, str]:
     """Return the keys that lib.lua's `open` names: field -> key below the prefix."""
-    table = lua("lib").partition("local function open(args)")[2].partition("\nend\n")[0]
+    table = lua("shared/lib").partition("local function open(args)")[2].partition("\nend\n")[0]
     entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. q)?", table)
     return {
         field: {"p": "", "own": "aios:"}[base] + name.lstrip(":") + ("{q}" if of_queue else "")
@@ -161,7 +162,8 @@ class Scenario:
         needs = self.random.choice(
             [(), (Need("core", "core-a"),), (Need("tool", "x"), Need("lock", "y"))]
         )
-        await self.queue.submit(
+        await submitted(
+            self.queue,
             [
                 Submission(
                     call.id,
@@ -172,7 +174,7 @@ class Scenario:
                     self.random.choice([0.05, 600.0]),
                 )
                 for call in calls
-            ]
+            ],
         )
 
     async def claim(self) -> None:
@@ -343,14 +345,16 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
         "worker": keys.worker("ID"),
         "snapshot": keys.snapshot("ID"),
     }.items():
-        function = re.search(rf"{field}_key\(c, \w+\) return c\.(p|own) \.\. '([^']+)'", lua("lib"))
+        function = re.search(
+            rf"{field}_key\(c, \w+\) return c\.(p|own) \.\. '([^']+)'", lua("shared/lib")
+        )
         assert function is not None
         base = "p" if function[1] == "p" else "p:aios:"
         assert key == f"{base}{function[2]}ID"
     assert ":reply:" in keys.reply("x")
-    assert "c.own .. 'reply:' .. client" in lua("lib")
+    assert "c.own .. 'reply:' .. client" in lua("shared/lib")
     assert keys.journal.endswith(":aios:journal")
-    assert "c.own .. 'journal'" in lua("lib")
+    assert "c.own .. 'journal'" in lua("shared/lib")
 
 
 def test_no_lua_file_writes_a_prefix_of_its_own() -> None:
@@ -405,7 +409,7 @@ async def test_processes_and_rqs_tools_follow_rq_key_prefix(redis_url: str, tmp_
         await wait_until_async(lambda: client.exists(f"{prefix}:workers"))
         call = Syscall(new_id(), "ada", ToolEcho("x"))
         metadata = JobMetadata("ada", call.kind)
-        await scenario.queue.submit([Submission(call.id, encode_job(call), metadata, "client")])
+        await submitted(scenario.queue, [Submission(call.id, encode_job(call), metadata, "client")])
         await wait_until_async(lambda: client.zcard(f"{prefix}:finished:{MODULE}"))
         text = await run_tool("rq", "info", "-u", redis_url, RQ_KEY_PREFIX=prefix)
         assert f"{MODULE} " in text

@@ -14,7 +14,7 @@ from aios_broker.queues.control import AT_ONCE
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import JobMetadata, Submission
-from tests.queue_user import DATA, LEASE_S, QueueUser
+from tests.queue_user import DATA, LEASE_S, QueueUser, submitted
 
 WAITING = 1200  # more than is read of the queue at a time
 MANY = 7 * AT_ONCE  # more than one step takes
@@ -33,7 +33,7 @@ async def submit(user: QueueUser, agents: list[str]) -> list[str]:
         Submission(new_id(), DATA, JobMetadata(agent=name, kind="tool.echo"), "c")
         for name in agents
     ]
-    await user.queue.submit(jobs)
+    await submitted(user.queue, jobs)
     return [job.job_id for job in jobs]
 
 

@@ -13,6 +13,7 @@ from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import JobMetadata, PolicyRow, SliceUse, Submission, WorkerCard
 from tests.examples import AT_MUTANTS, PHASES, SAME_EACH_TIME
 from tests.queue_machine import NOTHING_MORE, QueueMachine
+from tests.queue_user import submitted
 
 
 @pytest.mark.timeout(240)  # 15 s of work, on a machine that has more to do
@@ -63,7 +64,7 @@ def test_as_many_yield_as_wait_and_deserve_it(
         Submission(f"{number:032x}", b"[]", JobMetadata("agent", "llm.chat"), "")
         for number in range(running + waiting)
     ]
-    machine.do(machine.queue.submit(jobs))
+    machine.do(submitted(machine.queue, jobs))
     leases = machine.do(machine.queue.claim("worker", ClaimRequest(running, 60.0)))
     head_score = 100.0
     scores = {job.job_id: head_score for job in jobs}
@@ -103,7 +104,7 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
     mine = Submission(
         "f" * 32, b"[]", JobMetadata("agent", "llm.chat"), "", needs=(Need("core", "small"),)
     )
-    machine.do(machine.queue.submit([*jobs, mine]))
+    machine.do(submitted(machine.queue, [*jobs, mine]))
     leases = machine.do(machine.queue.claim("small", ClaimRequest(2, 60.0, ("small",))))
     assert [lease.job_id for lease in leases] == [mine.job_id]
     assert machine.do(machine.order.head(1))[0] == 500

@@ -22,7 +22,7 @@ from aios_broker.queues.records import (
     SliceUse,
     Submission,
 )
-from tests.queue_user import QueueUser, queue_user
+from tests.queue_user import QueueUser, queue_user, submitted
 
 ADA, BOB = Subject.of_agent("ada"), Subject.of_agent("bob", "acme")
 NOTHING_MORE = ClaimRequest(0, 30.0)
@@ -36,7 +36,7 @@ def quotas(user: QueueUser) -> Quotas:
 async def submit(user: QueueUser, subject: Subject, count: int = 1) -> list[str]:
     metadata = JobMetadata(subject.agent, "llm.chat", tenant=subject.tenant)
     jobs = [Submission(new_id(), b"[]", metadata, "me") for _ in range(count)]
-    await user.queue.submit(jobs)
+    await submitted(user.queue, jobs)
     return [job.job_id for job in jobs]
 
 
@@ -47,17 +47,21 @@ async def slice_end(user: QueueUser, lease: Lease, tokens: int, ran_s: float = 0
     return verdict
 
 
-async def test_a_refusal_says_whose_limit_and_changes_nothing(
+async def test_a_refusal_says_whose_limit_and_leaves_nothing_behind(
     user: QueueUser, quotas: Quotas
 ) -> None:
     await quotas.set("llm", QuotaRow(BOB, max_queued=2))
     await submit(user, BOB)
-    with pytest.raises(QuotaExceeded) as caught:
-        await submit(user, BOB, 2)
-    error = caught.value
+    jobs = [
+        Submission(new_id(), b"[]", JobMetadata("bob", "llm.chat", tenant="acme"), "me")
+        for _ in "ab"
+    ]
+    status, error = await user.queue.submit(jobs)
+    assert status == "queued"
+    assert isinstance(error, QuotaExceeded)
     assert (error.field, error.retryable, error.retry_after_s) == ("quota.max_queued", True, 1.0)
-    assert "agent 'bob' has 1 syscalls waiting, its quota is 2" in str(error)
-    assert len(await user.waiting()) == 1
+    assert "agent 'bob' has 2 syscalls waiting, its quota is 2" in str(error)
+    assert len(await user.waiting()) == 2
     await submit(user, ADA, 5)  # of another agent
 
 

@@ -26,6 +26,7 @@ from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, JobMetadata, Submission
 from tests.busy_kernel import Listener, at_rest, busy_kernel
 from tests.caller import ROOT, WorkerProcess, chat, chat_result
+from tests.queue_user import submitted
 from tests.scheduler_process import SchedulerProcess
 from tests.waiting import wait_until_async
 
@@ -136,7 +137,7 @@ async def test_a_stock_worker_waits_for_what_its_job_needs(
         return Submission(call.id, encode_job(call), JobMetadata("ada", call.kind), "", lock)
 
     first, second = submission("first"), submission("second")
-    await queue.submit([first, second])
+    await submitted(queue, [first, second])
     [lease] = await queue.claim("ours", ClaimRequest(1, 60.0))
     barred = Keys().job(second.job_id)
 

@@ -23,6 +23,7 @@ from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, tool_module
 from tests.caller import Caller, redis_away, running_worker
 from tests.conftest import RunningRedis
+from tests.queue_user import submitted
 from tests.waiting import wait_until_async
 
 
@@ -237,12 +238,12 @@ async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Cal
         "0" * 32, b"[]", JobMetadata("ada", "llm.chat"), "", needs=(Need("core", "far-core"),)
     )
     await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
-    assert await caller.queue("llm").submit([call]) == ["queued"]
+    assert await submitted(caller.queue("llm"), [call]) == ["queued"]
     await caller.connection.execute("DEL", "rq:aios:cores")
 
-    assert await caller.queue("llm").submit([call]) == ["known"]
+    assert await submitted(caller.queue("llm"), [call]) == ["known"]
     with pytest.raises(UnknownCore):
-        await caller.queue("llm").submit([replace(call, job_id="1" * 32)])
+        await submitted(caller.queue("llm"), [replace(call, job_id="1" * 32)])
 
 
 async def test_a_job_for_another_core_does_not_make_an_idle_worker_spin(caller: Caller) -> None:

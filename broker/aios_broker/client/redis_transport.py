@@ -79,7 +79,7 @@ class RedisTransport:
     ) -> None:
         """Publish jobs, and write down what came of each at its place."""
         queue = self._queues[syscalls[0].module]
-        outcomes = await queue.submit_each(list(jobs.values()))
+        outcomes = await queue.submit(list(jobs.values()))
         for place, outcome in zip(jobs, outcomes, strict=True):
             found[place] = await self._outcome(syscalls[place], outcome)
 

@@ -1,6 +1,6 @@
 """What may run now: limits of resources, who holds them, programs that are not admitted.
 
-`lua/admission.lua` decides; here it is told what it decides by, and asked why.
+`lua/shared/admission.lua` decides; here it is told what it decides by, and asked why.
 """
 
 from __future__ import annotations

@@ -11,10 +11,9 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import known_needs
 from aios_broker.contract.syscall import MODULES, State
-from aios_broker.queues.clock import iso_now
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.records import JobView, PolicyRow, QueueView, read_metadata
+from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
 from aios_broker.redis.connection import Answer, Argument
 
 Outcome = Literal["done", "unknown", "ended"]

@@ -23,9 +23,12 @@ OVERLAP = 64  # by how many jobs near the tail may leave between two pieces
 AT_ONCE = 100  # jobs that are settled in one step: 4 ms where all of them are ended
 STALE_AT_ONCE = 4  # each is looked for in the whole queue
 MOST_SEARCHED = 1000  # jobs that are looked for, one by one, in the whole queue: a second of Redis
+GHOSTS_PIECE = 2000  # ids that are read in one step: under 1 ms of Redis' time
+MOST_GHOSTS = 10_000  # ghosts of one pass
+REACH = 128  # by how many jobs the tail may move between reading and taking off
 NOTES = (1, 2, 3, 4)  # scores, suspects, yielding, control
 
-Settle = Callable[[list[Argument]], Awaitable[Answer]]
+Step = Callable[[list[Argument]], Awaitable[Answer]]
 
 
 class EpochOver(Exception):
@@ -36,7 +39,7 @@ class FullLook:
     """One look. `stale`: what the last one found in the queue with nothing to run."""
 
     def __init__(
-        self, redis: Connection, keys: Keys, module: str, settle: Settle, stale: frozenset[bytes]
+        self, redis: Connection, keys: Keys, module: str, settle: Step, stale: frozenset[bytes]
     ) -> None:
         self.uncounted = False  # the load of quotas is to be counted anew
         self.stale: frozenset[bytes] = frozenset()  # found by this one
@@ -139,3 +142,22 @@ def _parts(ids: Iterable[bytes], size: int) -> Iterator[tuple[bytes, ...]]:
     rest = iter(ids)
     while part := tuple(islice(rest, size)):
         yield part
+
+
+async def unlist_ghosts(redis: Connection, keys: Keys, module: str, unlist: Step) -> None:
+    """Go through a long queue once, from its tail to its head; take off what has left it."""
+    key, queue = keys.own(f"ghosts:{module}"), keys.queue(module)
+    ghosts = set(await redis.execute("SRANDMEMBER", key, MOST_GHOSTS))
+    last = -1
+    while ghosts and (ids := await redis.execute("LRANGE", queue, last - GHOSTS_PIECE + 1, last)):
+        removed = 0
+        if seen := ghosts.intersection(ids):
+            first, behind = last - GHOSTS_PIECE + 1 - REACH, min(-1, last + REACH)
+            removed = int(await unlist([first, behind, *seen]))
+            ghosts -= seen
+        if len(ids) < GHOSTS_PIECE:
+            break
+        last = min(-1, last + removed + OVERLAP - GHOSTS_PIECE)  # what is in front has moved up
+    rest = list(ghosts)  # a claim has dropped them
+    for begin in range(0, len(rest), GHOSTS_PIECE):
+        await unlist([0, 0, *rest[begin : begin + GHOSTS_PIECE]])

@@ -13,46 +13,48 @@ from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
 LIBRARY = "aios4"  # the number changes with the arguments: old and new workers call their own
-SHARED = ("lib", "ended")  # what the steps lean on
+# By who calls them, in the order in which they lean on each other.
 STEPS = (
-    "quota",
-    "admission",
-    "submit",
-    "claim",
-    "finish",
-    "yield",
-    "slice",
-    "renew",
-    "emit",
-    "attach",
-    "cancel",
-    "hold",
-    "release",
-    "unpark",
-    "nice",
-    "lead",
-    "reorder",
-    "exchange",
-    "reclaim",
-    "expire",
-    "reconcile",
-    "settle",
-    "unlist",
-    "look",
-    "watch",
-    "register",
-    "unregister",
-    "spill",
-    "context",
+    "shared/lib",
+    "shared/ended",
+    "shared/quota",
+    "shared/admission",
+    "client/submit",
+    "worker/claim",
+    "worker/finish",
+    "worker/yield",
+    "worker/slice",
+    "worker/renew",
+    "worker/emit",
+    "client/attach",
+    "operator/cancel",
+    "operator/hold",
+    "operator/release",
+    "operator/unpark",
+    "operator/nice",
+    "scheduler/lead",
+    "scheduler/reorder",
+    "scheduler/exchange",
+    "scheduler/reclaim",
+    "scheduler/expire",
+    "scheduler/reconcile",
+    "scheduler/settle",
+    "scheduler/unlist",
+    "operator/look",
+    "scheduler/watch",
+    "worker/register",
+    "worker/unregister",
+    "scheduler/spill",
+    "worker/context",
 )
 
 
 @cache
 def library_source() -> str:
-    """Return the Lua source of the library: the shared part first, then one file per step."""
+    """Return the Lua source of the library: the shared part first, then the steps."""
     folder = files("aios_broker.queues") / "lua"
     parts = [f"#!lua name={LIBRARY}\n"]
-    parts += [(folder / f"{name}.lua").read_text() for name in (*SHARED, *STEPS)]
+    parts += [(folder / f"{name}.lua").read_text() for name in STEPS]
     return "\n".join(parts)
 
 

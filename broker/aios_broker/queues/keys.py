@@ -1,4 +1,4 @@
-"""Every Redis key. Nothing else builds one, but `lua/lib.lua`, which a test compares with this.
+"""Every Redis key. Nothing else builds one, but `lua/shared/lib.lua`: a test compares the two.
 
 Keys of RQ's data model stand under the prefix itself (RQ_KEY_PREFIX, `rq` unless set), ours
 under `<prefix>:aios:`. With a hash tag in the prefix (`{shard1}:rq`) all keys of a shard live

@@ -17,10 +17,15 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import QueueFull, QuotaExceeded, RedisFull, UnknownCore
+from aios_broker.contract.errors import (
+    KernelError,
+    QueueFull,
+    QuotaExceeded,
+    RedisFull,
+    UnknownCore,
+)
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import checked_needs
-from aios_broker.queues.clock import iso_now
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
@@ -33,6 +38,7 @@ from aios_broker.queues.records import (
     SliceVerdict,
     Submission,
     WorkerCard,
+    iso_now,
 )
 from aios_broker.redis.connection import Answer, Argument, Connection
 
@@ -86,46 +92,26 @@ class ModuleQueue:
         self.functions = functions
         self._key = self.keys.queue(module)
 
-    async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus]:
-        """Publish jobs; return, for each, whether it is new, under way, or already answered.
+    async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
+        """Publish of these jobs what may be published, in one step; return what came of each.
 
-        Acknowledged means: it will reach exactly one terminal state. All or nothing: a batch
-        that does not fit the queue, or names a core nobody serves, is refused whole. For one
-        that has ended the stored reply is pushed to `client` again.
+        Acknowledged (a status) means: it will reach exactly one terminal state; for one that has
+        ended the stored reply is pushed to `client` again. One that is refused (QueueFull,
+        QuotaExceeded, UnknownCore) leaves nothing behind, and the others do not hear of it. Of one
+        agent's jobs those without room are the last ones. Sent again after a lost answer, what was
+        published is `known` and what was refused may be published now: whoever has not read a
+        refusal has not been refused.
 
         Raises:
-            QueueFull: over `max_waiting`; `retry_after_s` says when to try again.
-            QuotaExceeded: an agent or its tenant has as many waiting as it may.
-            UnknownCore: a job needs a core that no worker of the fleet serves.
             InvalidSyscall: a job has more needs than it may, or they contradict each other.
         """
         answer = await self._call("submit", _published(jobs))
-        refusal = self._refusal(answer)
-        if refusal is not None:
-            raise refusal
-        return [_SUBMIT_STATUS[status] for status in answer]
+        return [
+            _SUBMIT_STATUS[each] if isinstance(each, int) else self._refusal(each)
+            for each in answer
+        ]
 
-    async def submit_each(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
-        """Publish of these jobs what may be published, in one step; return what came of each.
-
-        One that is refused (QueueFull, QuotaExceeded, UnknownCore) leaves nothing behind, and
-        the others do not hear of it. Of one agent's jobs those without room are the last ones.
-        Sent again after a lost answer, what was published is `known` and what was refused may
-        be published now: whoever has not read a refusal has not been refused.
-        """
-        answer = await self._call("submit_each", _published(jobs))
-        return [self._outcome(each) for each in answer]
-
-    def _outcome(self, answer: Answer) -> SubmitStatus | Refusal:
-        if isinstance(answer, int):
-            return _SUBMIT_STATUS[answer]
-        if answer[0] == b"differs":
-            return Differs(answer[1])
-        refusal = self._refusal(answer)
-        assert refusal is not None  # the step answers nothing else
-        return refusal
-
-    def _refusal(self, answer: Answer) -> QueueFull | QuotaExceeded | UnknownCore | None:
+    def _refusal(self, answer: Answer) -> Refusal:
         match answer:
             case [b"full", waiting, limit]:
                 return QueueFull(
@@ -143,8 +129,10 @@ class ModuleQueue:
                     field="body.core",
                     remedy=f"leave it out, or use one of: {known}",
                 )
+            case [b"differs", data]:
+                return Differs(data)
             case _:
-                return None
+                raise KernelError(f"submit answered {answer!r}")
 
     async def claim(self, worker: str, claim_request: ClaimRequest) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""

@@ -11,9 +11,8 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import core_of, known_needs
-from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook
+from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook, unlist_ghosts
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.ghosts import unlist_ghosts
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobMetadata, read_metadata

@@ -7,6 +7,7 @@ with thousands under way that was a good part of a client's time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -14,6 +15,12 @@ from msgspec import Struct
 
 from aios_broker.contract.needs import Need, core_of
 from aios_broker.contract.syscall import State
+
+
+def iso_now() -> str:
+    """Return the time for RQ's records: display only, decisions use Redis' own clock."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
 
 SliceVerdict = Literal["go", "yield", "hold", "lost"]
 # go: nobody waits who deserves the slot more. yield: suspend it, somebody does.

@@ -1,8 +1,8 @@
 """What the policy in force may go by beside the jobs themselves: what others have used, who serves.
 
-Programs, agents and tenants are subjects, as quotas know them. What `lua/watch.lua` keeps of them
-is kept only while a policy watches one of these scopes; everything is in Redis, so that a scheduler
-that takes over knows what the one before knew.
+Programs, agents and tenants are subjects, as quotas know them. What `lua/scheduler/watch.lua` keeps
+of them is kept only while a policy watches one of these scopes; everything is in Redis, so that a
+scheduler that takes over knows what the one before knew.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Notes:
         return bool(self.ranked or self.gone or self.marks or self.seen)
 
     def arguments(self) -> list[Argument]:
-        """Return it as `lua/reorder.lua` reads it."""
+        """Return it as `lua/scheduler/reorder.lua` reads it."""
         flat: list[Argument] = []
         for job_id, subject in self.ranked:
             flat += ("ranked", job_id, subject)

@@ -103,7 +103,5 @@ register('settle', function(c)
     if kind == 'unlisted' then look.search = take(c) == '1' end
     while c.at <= #c.args do mended = mended + KINDS[kind](c, take(c), look) end
     c.off = nil -- what was ended here was not in the queue
-    send_replies(c)
-    write_journal(c)
     return {mended, unpack(look.again)}
 end)

@@ -28,15 +28,5 @@ local function unpark(c, id)
 end
 
 register('unpark', function(c)
-    local answer = {}
-    while c.at <= #c.args do
-        local id = take(c)
-        if redis.call('HEXISTS', c.live, id) == 1 then
-            answer[#answer + 1] = unpark(c, id)
-        else
-            answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
-        end
-    end
-    write_journal(c)
-    return answer
+    return for_each(c, function(id) return unpark(c, id) end)
 end)

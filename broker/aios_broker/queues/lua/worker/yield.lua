@@ -63,6 +63,5 @@ register('yield', function(c)
         end
     end
     local rows = lend(c, worker, iso, want, lease_ms, cores)
-    write_journal(c)
     return {accepted, rows}
 end)

@@ -186,9 +186,7 @@ end
 
 register('claim', function(c)
     local worker, iso = take(c), take(c)
-    local rows = lend(c, worker, iso, tonumber(take(c)), tonumber(take(c)), take(c))
-    write_journal(c)
-    return rows
+    return lend(c, worker, iso, tonumber(take(c)), tonumber(take(c)), take(c))
 end)
 
 -- ARGV  prefix, module, worker, now (ISO), lease_ms, id
@@ -214,6 +212,5 @@ register('adopt', function(c)
     call('LREM', c.queue, 0, id)
     for _, place in ipairs({c.suspects, c.held, c.parked, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
-    write_journal(c)
     return {row_of(c, job, attempt, clients[1], queued_ms)}
 end)

@@ -231,17 +231,14 @@ function quota.is_over(c, metadata)
 end
 
 -- Does a new job fit what its owners may have waiting? `taken` counts, by subject, those of the
--- same batch that are taken; one that fits is counted in it. Returns the refusal, or nil; `stay`:
--- those that are taken wait already when the refusal is read.
-function quota.refuses(c, job, taken, stay)
+-- same batch that are taken; one that fits is counted in it. Returns the refusal, or nil.
+function quota.refuses(c, job, taken)
     if not has_quotas(c) then return nil end
     local limited = quota.owner(c, job.metadata).limited
     for _, subject in ipairs(limited) do
         local most = limits_of(c, subject).max_queued
-        local had, more = load_of(c, 'q ' .. subject), taken[subject] or 0
-        if most and had + more >= most then
-            return {'quota', 'max_queued', subject, stay and had + more or had, most}
-        end
+        local waiting = load_of(c, 'q ' .. subject) + (taken[subject] or 0)
+        if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most} end
     end
     for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
 end
@@ -416,7 +413,6 @@ register('quota', function(c)
             quota_key(c, 'recounted'))
     end
     if had == 1 or limits ~= '' then c.settings = table.concat({'quota', subject, limits, who}, '\t') end
-    write_journal(c)
     return {had, uncounted}
 end)
 

@@ -247,7 +247,7 @@ end
 
 -- End a job that no worker ends: cancelled, past its deadline, poison, deleted by a stock tool.
 -- `status` is RQ's. Whoever waits hears `body`, an encoded ErrorBody. The worker that runs it
--- loses its lease and is told to stop. The caller calls `clear_queue` for all it ends. `lent`: the attempt of its lease, where the caller knows
+-- loses its lease and is told to stop. `lent`: the attempt of its lease, where the caller knows
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
@@ -332,11 +332,34 @@ end
 
 -- What a full Redis refuses: new work, and what can be done without. All else ends jobs, which is
 -- what frees memory, or costs a few bytes.
-local NEEDS_ROOM = {submit = true, submit_each = true, emit = true, context = true}
+local NEEDS_ROOM = {submit = true, emit = true, context = true}
 
--- Wake-ups need no command of ours: clients block on the lists that these steps push to.
+-- For each id that follows: what is done to a job that has not ended (`act`; `done` unless it says
+-- otherwise); one that has is `ended`, or `unknown` where its record is gone.
+local function for_each(c, act)
+    local answer = {}
+    while c.at <= #c.args do
+        local id = take(c)
+        if call('HEXISTS', c.live, id) == 1 then
+            answer[#answer + 1] = act(id) or 'done'
+        else
+            answer[#answer + 1] = call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
+        end
+    end
+    return answer
+end
+
+-- A step ends with what it has gathered: what leaves the queue, the replies, the journal. Wake-ups need
+-- no command of ours: clients block on the lists that these steps push to.
 local function register(step, body, flags)
-    local function callback(_, args) return body(open(args)) end
+    local function callback(_, args)
+        local c = open(args)
+        local answer = body(c)
+        clear_queue(c)
+        send_replies(c)
+        write_journal(c)
+        return answer
+    end
     redis.register_function{function_name = LIB .. step, callback = callback,
         flags = flags or NEEDS_ROOM[step] and {} or {'allow-oom'}}
 end

@@ -15,9 +15,6 @@ register('expire', function(c)
             redis.call('ZREM', c.deadlines, id)
         end
     end
-    clear_queue(c)
     sweep_ended(c, SWEPT_BY_EXPIRE)
-    send_replies(c)
-    write_journal(c)
     return #ids
 end)

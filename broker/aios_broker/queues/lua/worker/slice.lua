@@ -75,6 +75,5 @@ register('slice', function(c)
             end
         end
     end
-    write_journal(c)
     return verdicts
 end)

@@ -124,10 +124,8 @@ register('finish', function(c)
         if ttl_s then note_ended(c, iso, registry.finished, now_s + ttl_s.finished) end
         forget(c, done)
         count_work(c, worker, done)
-        send_replies(c)
         sweep_ended(c, SWEPT_BY_FINISH)
     end
     local rows = lend(c, worker, iso, want, lease_ms, cores)
-    write_journal(c)
     return {accepted, rows}
 end)

@@ -48,8 +48,5 @@ register('reclaim', function(c)
             put_back(c, id, attempt, member, losses)
         end
     end
-    clear_queue(c)
-    send_replies(c)
-    write_journal(c)
     return #members
 end)

@@ -21,17 +21,5 @@ local function hold(c, id)
 end
 
 register('hold', function(c)
-    local answer = {}
-    while c.at <= #c.args do
-        local id = take(c)
-        if redis.call('HEXISTS', c.live, id) == 1 then
-            hold(c, id)
-            answer[#answer + 1] = 'done'
-        else
-            answer[#answer + 1] = redis.call('EXISTS', job_key(c, id)) == 1 and 'ended' or 'unknown'
-        end
-    end
-    clear_queue(c)
-    write_journal(c)
-    return answer
+    return for_each(c, function(id) hold(c, id) end)
 end)

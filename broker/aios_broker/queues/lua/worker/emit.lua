@@ -17,6 +17,5 @@ register('emit', function(c)
             pushed = pushed + 1
         end
     end
-    send_replies(c)
     return pushed
 end)

@@ -209,8 +209,6 @@ register('reconcile', function(c)
     drop_expired(c)
     admission.sweep(c)
     local uncounted = quota.sweep(c, all_at_once)
-    send_replies(c)
-    write_journal(c)
     local ghosts = redis.call('SCARD', ghosts_key(c))
     if not in_parts and not uncounted and ghosts == 0 then return mended end
     return {mended, in_parts and c.now or 0, uncounted and 1 or 0, ghosts}

@@ -3,12 +3,11 @@
 -- ARGV  prefix, module, now (ISO), n, then per job:
 --       id, data, description, metadata (JSON), needs, client, deadline_ms (from now)
 --
--- `submit` takes all or none. It returns per job 1 new, 2 known and not ended, 3 ended: its stored
--- reply was pushed again. Or one refusal: {'full', waiting, limit}, {'core', name, served...},
--- {'quota', limit, subject, waiting, most}: then nothing was changed.
--- `submit_each` takes what it may take, and returns for each of the others its own refusal, or
--- {'differs', data}: the id is known with other data, and nobody was told to wait for it. Of one
--- agent's jobs those that are refused for want of room are the last ones: their order stands.
+-- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again; or, where
+-- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, served...},
+-- {'quota', limit, subject, waiting, most}, {'differs', data}: the id is known with other data, and
+-- nobody was told to wait for it. Of one agent's jobs those that are refused for want of room are the
+-- last ones: their order stands.
 
 local function served_cores(c)
     local pairs_, names = call('HGETALL', c.cores), {}
@@ -132,21 +131,20 @@ local function sort_jobs(c, jobs)
     return fresh
 end
 
--- Take of the new ones what may be taken, in their order; the others get a `refusal`. Returns those
--- that are taken, and the first refusal.
-local function admit(c, fresh, each)
+local function refusal_of(c, job, waiting, limit, load)
+    return unserved_core(c, job) or waiting >= limit and {'full', waiting, limit}
+        or quota.refuses(c, job, load)
+end
+
+-- Take of the new ones what may be taken, in their order; the others get a `refusal`.
+local function admit(c, fresh)
     local limit = tonumber(call('HGET', c.policy, 'max_waiting') or '100000')
-    local waiting, taken, load, first = call('LLEN', c.queue), {}, {}, nil
+    local waiting, taken, load = call('LLEN', c.queue), {}, {}
     for _, job in ipairs(fresh) do
-        job.refusal = unserved_core(c, job)
-        if not job.refusal and waiting + #taken >= limit then
-            job.refusal = {'full', each and waiting + #taken or waiting, limit}
-        end
-        job.refusal = job.refusal or quota.refuses(c, job, load, each)
+        job.refusal = refusal_of(c, job, waiting + #taken, limit, load)
         if not job.refusal then taken[#taken + 1] = job end
-        first = first or job.refusal
     end
-    return taken, first
+    return taken
 end
 
 local function enter(c, taken, iso)
@@ -164,24 +162,16 @@ local function other_data(c, job)
     if data and data ~= job.data then return {'differs', data} end
 end
 
-local function outcome(c, job, compare)
-    local refusal = job.refusal or (job.first and job.first.refusal)
-    if refusal then return refusal end
-    if not job.known and not job.first then return 1 end
-    return compare and other_data(c, job) or rejoin(c, job)
+local function outcome(c, job)
+    if job.known then return other_data(c, job) or rejoin(c, job) end
+    if not job.first then return job.refusal or 1 end
+    return job.first.refusal or other_data(c, job) or rejoin(c, job)
 end
 
-local function submit(c, each)
+register('submit', function(c)
     local iso, jobs = read_jobs(c)
-    local taken, refusal = admit(c, sort_jobs(c, jobs), each)
-    if refusal and not each then return refusal end
-    enter(c, taken, iso)
+    enter(c, admit(c, sort_jobs(c, jobs)), iso)
     local answer = {}
-    for i, job in ipairs(jobs) do answer[i] = outcome(c, job, each) end
-    send_replies(c)
-    write_journal(c)
+    for i, job in ipairs(jobs) do answer[i] = outcome(c, job) end
     return answer
-end
-
-register('submit', function(c) return submit(c, false) end)
-register('submit_each', function(c) return submit(c, true) end)
+end)
