@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.client.pending import Pending
+from aios_broker.client.pending import ON_ITS_WAY, Pending
 from aios_broker.client.transport import Attached, Transport
 from aios_broker.contract.errors import Cancelled, KernelError
 from aios_broker.contract.syscall import Syscall
@@ -68,7 +68,7 @@ class Outbox:
                     self._end(pending, error, "lose")
 
     async def _send(self, batch: Sequence[Pending]) -> None:
-        left = [pending for pending in batch if pending.is_on_its_way]
+        left = [pending for pending in batch if pending.state in ON_ITS_WAY]
         if not left:
             return
         at_s = now_s()
@@ -77,19 +77,18 @@ class Outbox:
         outcomes = await self._transport.submit([_as_of(pending, at_s) for pending in left])
         at_s = now_s()
         for pending, outcome in zip(left, outcomes, strict=True):
-            if not isinstance(outcome, KernelError):
-                pending.submissions += 1
-                self._take(pending, at_s)
-                if outcome is not None and outcome.reply is not None:  # it has ended
-                    self._learn(pending, outcome)
-            elif pending.is_on_its_way:
-                self._end(pending, outcome, "refuse")
-
-    def _take(self, pending: Pending, at_s: float) -> None:
-        if pending.is_on_its_way or pending.is_known:
-            pending.accept(at_s)
-        elif pending.state == "lost":  # given up meanwhile: whoever waited heard that it ended
-            self._spawn(self._take_back(pending))
+            is_on_its_way = pending.state in ON_ITS_WAY
+            if isinstance(outcome, KernelError):
+                if is_on_its_way:
+                    self._end(pending, outcome, "refuse")
+                continue
+            pending.submissions += 1
+            if is_on_its_way or pending.state == "accepted":
+                pending.accept(at_s)
+            elif pending.state == "lost":  # given up meanwhile: whoever waited heard that it ended
+                self._spawn(self._take_back(pending))
+            if outcome is not None and outcome.reply is not None:  # it has ended
+                self._learn(pending, outcome)
 
     async def _take_back(self, pending: Pending) -> None:
         assert pending.module is not None  # it was submitted
