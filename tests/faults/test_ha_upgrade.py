@@ -23,7 +23,13 @@ import redis
 from aios_broker.contract.errors import UnsupportedVersion
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.reply import EchoResult
-from aios_broker.contract.snapshot import MAGIC, VERSION, TokenSnapshot, encode_snapshot
+from aios_broker.contract.snapshot import (
+    MAGIC,
+    VERSION,
+    AnswersSnapshot,
+    AnswerState,
+    encode_snapshot,
+)
 from aios_broker.contract.syscall import CONTRACT_VERSION
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres import migrate
@@ -201,8 +207,9 @@ async def test_a_generation_that_another_release_suspended_comes_to_the_same_end
     body = chat("Tell me a story", max_tokens=60, temperature=0.7, seed=7)
     async with running_worker(redis_url, "llm", await llm_module(core)):
         expected = await caller.chat(body)
-    model, ids = core.info.snapshot_model, expected.output_ids[:CUT]
-    snapshot = bytearray(encode_snapshot(TokenSnapshot(model, expected.prompt_ids, ids, 7)))
+    answers = (AnswerState(expected.output_ids[:CUT]),)
+    kept = AnswersSnapshot(core.info.snapshot_model, expected.prompt_ids, answers, 7)
+    snapshot = bytearray(encode_snapshot(kept))
     if newer:
         snapshot[len(MAGIC)] = VERSION + 1
 

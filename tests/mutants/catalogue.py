@@ -379,7 +379,7 @@ MUTANTS = (
     ),
     Mutant(
         "a refusal ends the whole batch",
-        "broker/aios_broker/client/outbox.py",
+        "broker/aios_broker/client/pending.py",
         "if isinstance(outcome, KernelError):",
         "if any(isinstance(each, KernelError) for each in outcomes):",
         CLIENT_FAULTS_TEST,

@@ -369,10 +369,10 @@ def test_a_syscall_may_be_nested_so_deep_on_every_python_and_no_deeper() -> None
 
 @pytest.mark.timeout(10)
 def test_the_depth_is_found_in_one_pass_whatever_the_quotes() -> None:
-    for text in (b'"' * 2_000_001, b'"' + b'\\"' * 1_000_000, b'"' + b"\\" * 2_000_001):
-        assert is_nested_deeper(b"[" * 200 + text, 128)
-        assert not is_nested_deeper(b"[" * 100 + text, 128)
-    assert not is_nested_deeper(b'"' + b"[" * 1_000, 128), "a string that is cut off"
+    for text in ('"' * 2_000_001, '"' + '\\"' * 1_000_000, '"' + "\\" * 2_000_001):
+        assert is_nested_deeper("[" * 200 + text, 128)
+        assert not is_nested_deeper("[" * 100 + text, 128)
+    assert not is_nested_deeper('"' + "[" * 1_000, 128), "a string that is cut off"
 
 
 @pytest.mark.parametrize("levels", [200, 1_200, 5_000, 100_000])  # 990: 3.11's limit; 9,990: 3.13's

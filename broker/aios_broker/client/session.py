@@ -18,8 +18,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client.outbox import Outbox
-from aios_broker.client.pending import Pending, forks, require_same_process, to_ask_for
+from aios_broker.client.pending import Outbox, Pending, forks, require_same_process, to_ask_for
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,

@@ -135,8 +135,10 @@ def id_from_key(tenant: str, agent: str, key: str) -> str:
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 
-def is_nested_deeper(data: bytes, levels: int) -> bool:
+def is_nested_deeper(data: bytes | str, levels: int) -> bool:
     """Return whether JSON has more than so many levels of lists and objects; it is not checked."""
+    if isinstance(data, str):
+        data = data.encode(errors="surrogatepass")
     if data.count(b"[") + data.count(b"{") <= levels:
         return False  # most syscalls
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
@@ -189,11 +191,8 @@ def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
         InvalidSyscall: anything else (nested more than MAX_LEVELS deep, too); `field` is the path
             of what is wrong.
     """
-    if not is_flat:
-        if isinstance(data, str):
-            data = data.encode(errors="surrogatepass")
-        if is_nested_deeper(data, MAX_LEVELS):
-            raise _too_deep()
+    if not is_flat and is_nested_deeper(data, MAX_LEVELS):
+        raise _too_deep()
     try:
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
