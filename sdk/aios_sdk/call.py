@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.session import Session
@@ -14,7 +14,6 @@ from aios_broker.client.transport import CallStatus
 from aios_broker.contract.errors import KernelError, WaitTimeout
 from aios_broker.contract.reply import Chunk, Reply, Result, Timings
 from aios_broker.contract.syscall import Syscall
-from aios_broker.retry import now_s
 from aios_sdk.loop_thread import LoopThread
 
 Answer = TypeVar("Answer", bound=Result)
@@ -54,7 +53,7 @@ class Handle(Generic[Answer]):
         """Return the result of a call that is done, or raise its error."""
         if self._pending.reply is None:
             raise KernelError("it has not ended yet", remedy="await it", syscall_id=self.id)
-        return cast("Answer", self._pending.reply.unwrap())
+        return self._pending.reply.unwrap()  # type: ignore[return-value]  # as its kind says
 
 
 class Call(Handle[Answer]):
@@ -69,7 +68,7 @@ class Call(Handle[Answer]):
     def __init__(self, session: Session, pending: Pending, wait_s: float) -> None:
         super().__init__(pending)
         self._session = session
-        self._until_s = now_s() + wait_s
+        self._until_s = session.now_s() + wait_s
 
     def __await__(self) -> Generator[Any, None, Answer]:
         return self.result().__await__()
@@ -117,14 +116,9 @@ class Call(Handle[Answer]):
             await self._wait(news)
 
     def _limit_s(self, timeout_s: float | None) -> float:
-        return self._until_s if timeout_s is None else now_s() + timeout_s
+        return self._until_s if timeout_s is None else self._session.now_s() + timeout_s
 
-    def _join(self, listener: Callable[[], None]) -> None:
-        """Count as one who waits for it; `listener` is called as soon as it has ended."""
-        self._pending.waiters += 1
-        self._pending.when_ended(listener)
-
-    def _leave(self, *, abandon: bool = False) -> None:
+    def _leave(self, *, abandon: bool) -> None:
         """Wait no more; `abandon`: it is cancelled, unless another waits for it."""
         self._session.leave(self._pending, abandon=abandon)
 
@@ -145,7 +139,8 @@ class Call(Handle[Answer]):
                 waiter.set_result(None)
 
         timer = loop.call_at(self._limit_s(timeout_s), wake)
-        self._join(wake)
+        self._pending.waiters += 1
+        self._pending.when_ended(wake)
         cancelled = True
         try:
             await waiter
@@ -364,15 +359,17 @@ class Batch(Generic[Answer]):
             call = self._start(self._syscalls[at])
             self._calls.append(call)
             self._under_way.add(at)
-            call._join(partial(self._on_end, at))
+            call._pending.waiters += 1
+            call._pending.when_ended(partial(self._on_end, at))
         return True
 
     def _on_end(self, at: int) -> None:
         if at not in self._under_way:  # it was late, or all is over
             return
         self._under_way.remove(at)
-        self._calls[at]._leave()
-        reply = self._calls[at]._pending.reply
+        pending = self._calls[at]._pending
+        pending.waiters -= 1
+        reply = pending.reply
         if reply is not None and reply.error is not None and not self._return_errors:
             self._finish(at)
         else:
@@ -380,7 +377,8 @@ class Batch(Generic[Answer]):
 
     def _go_on(self) -> None:
         try:
-            self._begin(1)  # one has ended
+            if len(self._calls) < len(self._syscalls):
+                self._begin(1)  # one has ended
         except KernelError as error:  # the agent was closed meanwhile
             if not self._over.done():
                 self._over.set_exception(error)
@@ -411,7 +409,7 @@ class Batch(Generic[Answer]):
 
     def _give_up(self, at: int) -> None:
         self._under_way.remove(at)
-        self._calls[at]._leave()
+        self._calls[at]._leave(abandon=False)
         self._late[at] = self._calls[at]._out_of_time()
         if self._return_errors:
             self._go_on()

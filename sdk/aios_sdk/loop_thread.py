@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from aios_broker.client.pending import fork_count, require_same_process
+from aios_broker.client.pending import forks, require_same_process
 from aios_broker.contract.errors import Cancelled, KernelError
 
 Answer = TypeVar("Answer")
@@ -24,7 +24,7 @@ class LoopThread:
     """
 
     def __init__(self) -> None:
-        self._fork = fork_count()
+        self._fork = forks.count
         self._scheduling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -33,7 +33,7 @@ class LoopThread:
         """Start the thread."""
         if self._thread is not None:
             raise KernelError("the agent is open already", remedy="open it once")
-        self._fork = fork_count()
+        self._fork = forks.count
         started = threading.Event()
         thread = threading.Thread(target=self._serve, args=(started,), name=name, daemon=True)
         thread.start()
@@ -44,11 +44,11 @@ class LoopThread:
     @property
     def is_running(self) -> bool:
         """Whether it runs, and in this process: not in one that this one was forked from."""
-        return self._thread is not None and self._fork == fork_count()
+        return self._thread is not None and self._fork == forks.count
 
     def run(self, work: Coroutine[Any, Any, Answer]) -> Answer:
         """Run a coroutine there and return its result; an interrupt here cancels it there."""
-        if self._fork != fork_count():  # no thread of the parent lives here; its lock may be held
+        if self._fork != forks.count:  # no thread of the parent lives here; its lock may be held
             work.close()
         require_same_process(self._fork)
         with self._scheduling:  # what is scheduled before the stop is at least cancelled by it
@@ -93,9 +93,9 @@ class LoopThread:
     def stop(self) -> None:
         """End the loop and the thread. Safe to call twice. A child leaves the parent's alone."""
         thread, self._thread = self._thread, None
-        if self._fork != fork_count():
+        if self._fork != forks.count:
             self._loop, self._scheduling = None, threading.Lock()
-            self._fork = fork_count()
+            self._fork = forks.count
             return
         with self._scheduling:
             loop, self._loop = self._loop, None

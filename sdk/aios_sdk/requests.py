@@ -213,7 +213,9 @@ def call_body(
 
 def item_body(build: Callable[..., RawBody | Body], item: Item) -> RawBody | Body:
     """Return the body of one call of a map."""
-    return call_body(build, **item) if isinstance(item, Mapping) else call_body(build, item)
+    if not isinstance(item, str) and isinstance(item, Mapping):
+        return call_body(build, **item)
+    return call_body(build, item)
 
 
 def build_syscall(
@@ -302,9 +304,14 @@ def _deadline_s(options: Options) -> float:
 
 
 def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> object:
-    raw = dict(body) if isinstance(body, Mapping) else msgspec.to_builtins(body)
-    if not isinstance(raw, dict) or not str(raw.get("type")).startswith(TAKES_CORE):
+    raw: object = body
+    if type(body) is not dict:
+        raw = dict(body) if isinstance(body, Mapping) else msgspec.to_builtins(body)
+    if (options.core is None and stream is None) or not isinstance(raw, dict):
         return raw
+    if not str(raw.get("type")).startswith(TAKES_CORE):
+        return raw
+    raw = raw.copy()
     if options.core is not None and raw.get("core") is None:
         raw["core"] = options.core
     if stream is not None and raw.get("type") == "llm.chat":

@@ -207,10 +207,9 @@ async def test_a_generation_that_another_release_suspended_comes_to_the_same_end
     body = chat("Tell me a story", max_tokens=60, temperature=0.7, seed=7)
     async with running_worker(redis_url, "llm", await llm_module(core)):
         expected = await caller.chat(body)
-    model, ids = core.info.snapshot_model, expected.output_ids[:CUT]
-    snapshot = bytearray(
-        encode_snapshot(AnswersSnapshot(model, expected.prompt_ids, (AnswerState(ids),), 7))
-    )
+    answers = (AnswerState(expected.output_ids[:CUT]),)
+    kept = AnswersSnapshot(core.info.snapshot_model, expected.prompt_ids, answers, 7)
+    snapshot = bytearray(encode_snapshot(kept))
     if newer:
         snapshot[len(MAGIC)] = VERSION + 1
 

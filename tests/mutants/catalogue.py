@@ -379,9 +379,9 @@ MUTANTS = (
     ),
     Mutant(
         "a refusal ends the whole batch",
-        "broker/aios_broker/client/outbox.py",
-        "if not isinstance(outcome, KernelError):",
-        "if not any(isinstance(each, KernelError) for each in outcomes):",
+        "broker/aios_broker/client/pending.py",
+        "if isinstance(outcome, KernelError):",
+        "if any(isinstance(each, KernelError) for each in outcomes):",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
@@ -422,15 +422,15 @@ MUTANTS = (
     Mutant(
         "a child takes its parent's agent for its own",
         "broker/aios_broker/client/pending.py",
-        "if opened != _forks:",
+        "if opened != forks.count:",
         "if False:",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(
         "a submission ends twice",
         "broker/aios_broker/client/pending.py",
-        "if following is None:",
-        "if False:",
+        'raise AssertionError(f"a submission that is {at[0]} cannot {at[1]}")',
+        "return at[0]",
         "tests/unit/test_client_states.py",
     ),
     Mutant(

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from aios_broker.client.pending import ARROWS, FINAL, Cause, Pending, State, after
+from aios_broker.client.pending import ARROWS, FINAL, Cause, Pending, State
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.reply import EchoResult, Reply, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
@@ -72,5 +72,5 @@ async def test_there_are_no_other_arrows(state: State) -> None:
 def test_whoever_waits_comes_to_an_end() -> None:
     assert not [state for state, _ in ARROWS if state in FINAL]
     for state in set(STATES) - FINAL:
-        assert after(state, "lose") in FINAL
-        assert after(state, "reply") == "ended"
+        assert ARROWS[state, "lose"] in FINAL
+        assert ARROWS[state, "reply"] == "ended"

@@ -1,4 +1,4 @@
-"""One syscall that this client waits for: its states, and all that was heard of it.
+"""The syscalls that this client waits for: their states, what was heard of each, the way out.
 
 The states of a submission as its client knows it, and what leads from one to the next:
 
@@ -15,15 +15,22 @@ stayed away; it may run). `refuse` is the kernel's word that nothing runs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Literal
 
-from aios_broker.contract.errors import ForkedAgent, WaitTimeout
+import msgspec
+
+from aios_broker.client.transport import Attached, Transport
+from aios_broker.contract.errors import Cancelled, ForkedAgent, KernelError, WaitTimeout
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import ChatResult, Chunk, EchoResult, Reply
+from aios_broker.contract.reply import ChatResult, Chunk, Reply
 from aios_broker.contract.syscall import Syscall
+from aios_broker.retry import now_s, patiently
+
+logger = logging.getLogger(__name__)
 
 REPLY_GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
 MOST_DOUBLINGS = 16  # of the time between two questions for a silent one
@@ -31,76 +38,72 @@ MOST_DOUBLINGS = 16  # of the time between two questions for a silent one
 State = Literal["built", "sent", "asked", "accepted", "forgotten", "refused", "lost", "ended"]
 Cause = Literal["send", "acknowledge", "forget", "refuse", "lose", "reply"]
 
-ARROWS: dict[tuple[State, Cause], State] = {
-    ("built", "send"): "sent",
-    ("built", "refuse"): "refused",
-    ("built", "lose"): "refused",  # never sent: it cannot run
-    ("built", "reply"): "ended",  # another client's, of the same id
-    ("sent", "send"): "sent",  # no answer came: once more
-    ("sent", "acknowledge"): "accepted",
-    ("sent", "refuse"): "refused",
-    ("sent", "lose"): "lost",
-    ("sent", "reply"): "ended",
-    ("asked", "acknowledge"): "accepted",
-    ("asked", "refuse"): "refused",  # the kernel knows no such syscall
-    ("asked", "lose"): "lost",
-    ("asked", "reply"): "ended",
-    ("accepted", "acknowledge"): "accepted",  # asked for again: it is still there
-    ("accepted", "forget"): "forgotten",
-    ("accepted", "lose"): "lost",
-    ("accepted", "reply"): "ended",
-    ("forgotten", "send"): "sent",
-    ("forgotten", "lose"): "lost",
-    ("forgotten", "reply"): "ended",
-}
+
+class _Arrows(dict[tuple[State, Cause], State]):
+    """What leads where; what is missing is a fault of the client's own."""
+
+    def __missing__(self, at: tuple[State, Cause]) -> State:
+        raise AssertionError(f"a submission that is {at[0]} cannot {at[1]}")
+
+
+ARROWS = _Arrows(
+    {
+        ("built", "send"): "sent",
+        ("built", "refuse"): "refused",
+        ("built", "lose"): "refused",  # never sent: it cannot run
+        ("built", "reply"): "ended",  # another client's, of the same id
+        ("sent", "send"): "sent",  # no answer came: once more
+        ("sent", "acknowledge"): "accepted",
+        ("sent", "refuse"): "refused",
+        ("sent", "lose"): "lost",
+        ("sent", "reply"): "ended",
+        ("asked", "acknowledge"): "accepted",
+        ("asked", "refuse"): "refused",  # the kernel knows no such syscall
+        ("asked", "lose"): "lost",
+        ("asked", "reply"): "ended",
+        ("accepted", "acknowledge"): "accepted",  # asked for again: it is still there
+        ("accepted", "forget"): "forgotten",
+        ("accepted", "lose"): "lost",
+        ("accepted", "reply"): "ended",
+        ("forgotten", "send"): "sent",
+        ("forgotten", "lose"): "lost",
+        ("forgotten", "reply"): "ended",
+    }
+)
 FINAL: frozenset[State] = frozenset(("refused", "lost", "ended"))
 
 
-def after(state: State, cause: Cause) -> State:
-    """Return the state that `cause` leads to.
-
-    Raises:
-        AssertionError: no arrow leads from there: a fault of the client's own.
-    """
-    following = ARROWS.get((state, cause))
-    if following is None:
-        raise AssertionError(f"a submission that is {state} cannot {cause}")
-    return following
-
-
-_forks = 0  # between this process and the one that first imported this
-
-
-def _forked() -> None:
-    global _forks  # noqa: PLW0603  of the process, as what it counts
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
-def fork_count() -> int:
-    """Return what tells this process from those that it was forked from.
+class _Forks:
+    """What tells this process from those that it was forked from.
 
     What was opened before a `fork()` belongs to the parent: its sockets, its loop, its replies.
     """
-    return _forks
+
+    count = 0  # between this process and the one that first imported this
+
+    def add(self) -> None:
+        """Count one more: this is the child."""
+        self.count += 1
+
+
+forks = _Forks()
+os.register_at_fork(after_in_child=forks.add)
 
 
 def require_same_process(opened: int) -> None:
-    """Do nothing in the process where `fork_count` was `opened`.
+    """Do nothing in the process where `forks.count` was `opened`.
 
     Raises:
         ForkedAgent: this is a child of it.
     """
-    if opened != _forks:
+    if opened != forks.count:
         raise ForkedAgent(
             "it was opened in the process that this one was forked from",
             remedy="open an agent in the child; the parent's goes on undisturbed",
         )
 
 
-_ON_ITS_WAY: frozenset[State] = frozenset(("built", "sent", "asked", "forgotten"))
+ON_ITS_WAY: frozenset[State] = frozenset(("built", "sent", "asked", "forgotten"))
 
 
 class Pending:
@@ -141,7 +144,7 @@ class Pending:
         self.chunks: tuple[Chunk, ...] | list[Chunk] = ()  # a list from the first one on
         self.reply: Reply | None = None
         self.state: State = "built" if syscall else "asked"
-        self._fork = fork_count()
+        self._fork = forks.count
         # Most syscalls have one who waits for their end, and nobody who waits for anything else:
         # futures are made when somebody asks for them.
         self._accepted: asyncio.Future[None] | None = None
@@ -170,7 +173,7 @@ class Pending:
     @property
     def is_on_its_way(self) -> bool:
         """Whether the kernel has not acknowledged it yet, and it has not ended."""
-        return self.state in _ON_ITS_WAY
+        return self.state in ON_ITS_WAY
 
     @property
     def is_known(self) -> bool:
@@ -179,25 +182,27 @@ class Pending:
 
     def send(self) -> None:
         """It leaves for the kernel, or leaves again."""
-        self.state = after(self.state, "send")
+        self.state = ARROWS[self.state, "send"]
 
     def accept(self, now_s: float) -> None:
         """The kernel has it."""
-        self.state = after(self.state, "acknowledge")
+        self.state = ARROWS[self.state, "acknowledge"]
         self.heard_at_s = now_s
         self.was_accepted = True
-        self._be_accepted()
+        if self._accepted is not None:
+            _wake(self._accepted)
 
     def withdraw(self) -> None:
         """The kernel has forgotten it: it is on its way there once more."""
-        self.state = after(self.state, "forget")
+        self.state = ARROWS[self.state, "forget"]
         self._accepted = None
         self.asks = 0
 
     def when_ended(self, listener: Callable[[], None]) -> None:
         """Call `listener` as soon as the reply is here, within the step that brings it."""
         if self.reply is None:
-            self._require_home()
+            if self._fork != forks.count:
+                require_same_process(self._fork)
             self._listeners += (listener,)
         else:
             listener()
@@ -232,20 +237,24 @@ class Pending:
 
         `cause`: the kernel's own reply, its refusal, or the client's giving up.
         """
-        self.state = after(self.state, cause)
+        self.state = ARROWS[self.state, cause]
         self.was_accepted = self.was_accepted or cause == "reply"
-        if self._streams and isinstance(reply.result, ChatResult | EchoResult):
+        result = reply.result
+        if isinstance(result, ChatResult) and self._streams:
             have = self._characters or 0
-            if have < len(reply.result.text):
-                self._keep(have, reply.result.text[have:])
+            if have < len(result.text):
+                self._keep(have, result.text[have:])
         self.reply = reply
-        self._be_accepted()
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+        if self._accepted is not None:
+            _wake(self._accepted)
+        if self._ended is not None:
+            _wake(self._ended)
         listeners, self._listeners = self._listeners, ()
         for listener in listeners:
             listener()
-        self._announce()
+        if self._news is not None:
+            _wake(self._news)
+            self._news = None
         for follower in self._followers:
             follower.end(reply, "reply" if cause == "reply" else "lose")
 
@@ -300,21 +309,19 @@ class Pending:
         body = None if self.syscall is None else self.syscall.body
         return isinstance(body, LlmChat) and body.stream
 
-    def _be_accepted(self) -> None:
-        if self._accepted is not None and not self._accepted.done():
-            self._accepted.set_result(None)
-
     def _keep(self, offset: int, text: str) -> None:
         if isinstance(self.chunks, tuple):
             self.chunks = []
         self.chunks.append(Chunk(self.id, offset, text))
         self._characters = offset + len(text)
-        self._announce()
+        if self._news is not None:
+            _wake(self._news)
+            self._news = None
 
-    def _announce(self) -> None:
-        news, self._news = self._news, None
-        if news is not None and not news.done():
-            news.set_result(None)
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _future(*, done: bool) -> asyncio.Future[None]:
@@ -344,3 +351,95 @@ def to_ask_for(
     for pending in due:
         pending.asks += 1
     return due
+
+
+# Of one submit: 4 ms of Redis' own thread. More at once cost more each: what a step has written
+# no longer fits the processor's cache.
+BATCH = 200
+
+
+class Outbox:
+    """What was submitted in this loop tick, and those on their way to the kernel."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        patience_s: float,
+        spawn: Callable[[Coroutine[object, object, object]], None],
+        end: Callable[[Pending, KernelError, Literal["refuse", "lose"]], None],
+        learn: Callable[[Pending, Attached], None],
+    ) -> None:
+        self._transport = transport
+        self._patience_s = patience_s
+        self._spawn = spawn
+        self._end = end
+        self._learn = learn
+        self._waiting: list[Pending] = []
+
+    def add(self, pending: Pending) -> None:
+        """Send a syscall with all others of this tick."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append(pending)
+
+    def clear(self) -> list[Pending]:
+        """Return those of this tick, and do not send them."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _flush(self) -> None:
+        waiting = [pending for pending in self.clear() if pending.reply is None]
+        for module in {pending.module: None for pending in waiting}:
+            of_module = [each for each in waiting if each.module == module]
+            for first in range(0, len(of_module), BATCH):
+                self._spawn(self._publish(of_module[first : first + BATCH]))
+
+    async def _publish(self, batch: Sequence[Pending]) -> None:
+        """Submit a batch: each of its calls stands or falls for itself."""
+        try:
+            await patiently(lambda: self._send(batch), self._patience_s)
+        except KernelError as error:
+            for pending in batch:
+                if pending.is_on_its_way:
+                    self._end(pending, error, "lose")
+
+    async def _send(self, batch: Sequence[Pending]) -> None:
+        left = [pending for pending in batch if pending.state in ON_ITS_WAY]
+        if not left:
+            return
+        at_s = now_s()
+        for pending in left:
+            pending.send()
+        outcomes = await self._transport.submit([_as_of(pending, at_s) for pending in left])
+        at_s = now_s()
+        for pending, outcome in zip(left, outcomes, strict=True):
+            is_on_its_way = pending.state in ON_ITS_WAY
+            if isinstance(outcome, KernelError):
+                if is_on_its_way:
+                    self._end(pending, outcome, "refuse")
+                continue
+            pending.submissions += 1
+            if is_on_its_way or pending.state == "accepted":
+                pending.accept(at_s)
+            elif pending.state == "lost":  # given up meanwhile: whoever waited heard that it ended
+                self._spawn(self._take_back(pending))
+            if outcome is not None and outcome.reply is not None:  # it has ended
+                self._learn(pending, outcome)
+
+    async def _take_back(self, pending: Pending) -> None:
+        assert pending.module is not None  # it was submitted
+        try:
+            reason = Cancelled("cancelled before the kernel acknowledged it")
+            await self._transport.cancel([pending.id], pending.module, reason)
+        except KernelError as error:
+            logger.warning("syscall %s may go on: %s", pending.id, error)
+
+
+def _as_of(pending: Pending, now_s: float) -> Syscall:
+    """Return the syscall with what is left of its time: a deadline counts from submission."""
+    syscall = pending.syscall
+    assert syscall is not None  # what is attached to by id is never submitted
+    waited_s = now_s - pending.submitted_at_s
+    if waited_s < 1.0:
+        return syscall
+    return msgspec.structs.replace(syscall, deadline_s=max(syscall.deadline_s - waited_s, 0.001))

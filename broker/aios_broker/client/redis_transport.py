@@ -16,13 +16,7 @@ from aios_broker.contract.syscall import MODULES, State, Syscall
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import (
-    RESULT_TTL_S,
-    Differs,
-    ModuleQueue,
-    Refusal,
-    SubmitStatus,
-)
+from aios_broker.queues.module_queue import RESULT_TTL_S, Differs, ModuleQueue
 from aios_broker.queues.records import JobMetadata, Submission
 from aios_broker.queues.replies import ReplyBox
 from aios_broker.redis.connection import Connection
@@ -81,18 +75,15 @@ class RedisTransport:
         queue = self._queues[syscalls[0].module]
         outcomes = await queue.submit(list(jobs.values()))
         for place, outcome in zip(jobs, outcomes, strict=True):
-            found[place] = await self._outcome(syscalls[place], outcome)
+            if isinstance(outcome, KernelError):
+                found[place] = outcome
+            elif isinstance(outcome, Differs):
+                found[place] = await self._compared(syscalls[place], outcome)
 
-    async def _outcome(self, syscall: Syscall, outcome: SubmitStatus | Refusal) -> Outcome:
-        if isinstance(outcome, KernelError):
-            return outcome
-        if not isinstance(outcome, Differs):
-            return None
-        conflict = conflict_with(syscall, outcome.data)
-        if conflict is not None:
-            return conflict
-        # Sent again, with what is left of its time or another token.
-        return await self.attach(syscall.id, syscall.module)
+    async def _compared(self, syscall: Syscall, stored: Differs) -> Outcome:
+        """Tell a key used twice from a syscall sent again, with less time or another token."""
+        conflict = conflict_with(syscall, stored.data)
+        return conflict or await self.attach(syscall.id, syscall.module)
 
     async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
         """End syscalls of one module in one step."""
@@ -126,9 +117,8 @@ class RedisTransport:
 
 
 def _submission(syscall: Syscall, client: str) -> Submission:
-    metadata = JobMetadata(
-        syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice
-    )
+    kind = syscall.kind
+    metadata = JobMetadata(syscall.agent, kind, syscall.program, syscall.tenant, syscall.nice)
     return Submission(
         syscall.id,
         encode_job(syscall),
@@ -136,5 +126,5 @@ def _submission(syscall: Syscall, client: str) -> Submission:
         client,
         syscall.needs,
         syscall.deadline_s,
-        f"{syscall.kind} of {syscall.agent}/{syscall.program}",
+        f"{kind} of {syscall.agent}/{syscall.program}",
     )

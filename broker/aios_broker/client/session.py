@@ -18,8 +18,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client.outbox import Outbox
-from aios_broker.client.pending import Pending, fork_count, require_same_process, to_ask_for
+from aios_broker.client.pending import Outbox, Pending, forks, require_same_process, to_ask_for
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
@@ -70,8 +69,9 @@ class Session:
         self._tasks: set[asyncio.Task[object]] = set()
         self._is_open = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.now_s = now_s  # its loop's time
         self._is_serving = False
-        self._fork = fork_count()
+        self._fork = forks.count
         self._is_alarmed = False  # the kernel has forgotten a syscall: perhaps all of them
 
     async def open(self) -> None:
@@ -83,6 +83,7 @@ class Session:
             raise
         self._is_open = True
         self._loop = asyncio.get_running_loop()
+        self.now_s = self._loop.time
         self._serve()
 
     async def __aenter__(self) -> Self:
@@ -99,11 +100,12 @@ class Session:
 
     def submit(self, syscall: Syscall) -> Pending:
         """Publish a syscall, with all others of this loop tick; join one that is under way."""
-        self._serve()
+        if not self._is_serving or self._fork != forks.count:
+            self._serve()
         first = self._pending.get(syscall.id)
         if first is not None and first.syscall is not None:
             return first if first.syscall is syscall else _joined(first, first.syscall, syscall)
-        pending = Pending(syscall.id, syscall, now_s())
+        pending = Pending(syscall.id, syscall, self.now_s())
         if first is None:
             self._pending[syscall.id] = pending
         else:
@@ -168,7 +170,7 @@ class Session:
         Nothing happens where the loop is closed, for leaving cancels what is left, or where this is
         a forked child.
         """
-        if pending.reply is None and self._fork == fork_count() and self._loop is not None:
+        if pending.reply is None and self._fork == forks.count and self._loop is not None:
             leave = partial(self.leave, pending, abandon=abandon)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(leave)
@@ -197,11 +199,11 @@ class Session:
         In a child of the process that opened it this lets go of it, and leaves the parent's
         sockets, replies and syscalls alone.
         """
-        if self._fork != fork_count():
+        if self._fork != forks.count:
             self._is_open = False
         if not self._is_open:
             return
-        self._is_open = False
+        self._is_open = self._is_serving = False
         reason = Cancelled("its agent left before it ended")
         self._end_all(self._outbox.clear(), reason)
         try:

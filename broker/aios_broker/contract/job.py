@@ -68,7 +68,7 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
     request = _request(plain)
     if not trusted:
         request = _with_id(request, syscall_id_of(job_id))
-    syscall = decode_syscall(request)
+    syscall = decode_syscall(request, is_flat=True)
     if syscall.id != job_id and syscall.id != syscall_id_of(job_id):
         raise InvalidSyscall(
             f"job {job_id} carries syscall {syscall.id}",

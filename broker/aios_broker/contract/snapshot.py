@@ -37,20 +37,6 @@ class TokenScore(Struct, frozen=True, array_like=True):
     top_logprobs: tuple[int, ...] = ()
 
 
-class TokenSnapshot(Struct, frozen=True, array_like=True, tag="token"):
-    """A generation as token ids: resumed by running the core over prompt + output.
-
-    The sampler needs no state beside the seed: the noise of a token depends on the seed and on
-    the token's absolute position alone.
-    """
-
-    model: str  # the core's model name and weights fingerprint
-    prompt_ids: tuple[int, ...]
-    output_ids: tuple[int, ...]
-    seed: int
-    emitted_characters: int = 0  # of the answer, already streamed to the client
-
-
 class AnswerState(Struct, frozen=True, array_like=True):
     """One answer so far. `scores` has one entry per id where log-probabilities were asked for."""
 
@@ -60,13 +46,17 @@ class AnswerState(Struct, frozen=True, array_like=True):
 
 
 class AnswersSnapshot(Struct, frozen=True, array_like=True, tag="answers"):
-    """Several answers to one prompt, or one with its log-probabilities. Answer i: seed + i."""
+    """A prompt and its answers as token ids: resumed by running the core over both.
 
-    model: str
+    The sampler of answer i needs no state beside seed + i: the noise of a token depends on the
+    seed and on the token's absolute position alone.
+    """
+
+    model: str  # the core's model name and weights fingerprint
     prompt_ids: tuple[int, ...]
     answers: tuple[AnswerState, ...]
     seed: int
-    emitted_characters: int = 0  # of the first answer
+    emitted_characters: int = 0  # of the first answer, already streamed to the client
 
 
 class BeamNode(Struct, frozen=True, array_like=True):
@@ -98,7 +88,7 @@ class BeamSnapshot(Struct, frozen=True, array_like=True, tag="beam"):
     ]  # by the core, for all beams, also those that were dropped
 
 
-Snapshot = TokenSnapshot | AnswersSnapshot | BeamSnapshot
+Snapshot = AnswersSnapshot | BeamSnapshot
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -162,8 +152,6 @@ def _corrupt(why: str) -> SnapshotCorrupt:
 def _check(snapshot: Snapshot) -> None:
     """Raise ValueError for what does not fit together."""
     match snapshot:
-        case TokenSnapshot():
-            return
         case AnswersSnapshot(answers=answers):
             for answer in answers:
                 if answer.scores and len(answer.scores) != len(answer.output_ids):

@@ -116,7 +116,7 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     @property
     def needs(self) -> tuple[Need, ...]:
         """What its job needs to run, beside a slot."""
-        core = self.core
+        core = self.core if self.module == "llm" else ""
         return (Need("core", core),) if core else ()
 
 
@@ -137,12 +137,10 @@ def id_from_key(tenant: str, agent: str, key: str) -> str:
 
 def is_nested_deeper(data: bytes | str, levels: int) -> bool:
     """Return whether JSON has more than so many levels of lists and objects; it is not checked."""
-    if len(data) <= 2 * levels:
-        return False  # no room for them: most syscalls
     if isinstance(data, str):
         data = data.encode(errors="surrogatepass")
     if data.count(b"[") + data.count(b"{") <= levels:
-        return False
+        return False  # most syscalls
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > levels
 
@@ -170,22 +168,22 @@ def encode_syscall(syscall: Syscall) -> bytes:
             remedy="shorten it, or keep large content in storage and name it",
             syscall_id=syscall.id,
         )
-    _check_nesting(data, syscall.id)
+    if is_nested_deeper(data, MAX_LEVELS):
+        raise _too_deep(syscall.id)
     return data
 
 
-def _check_nesting(data: bytes | str, syscall_id: str | None = None) -> None:
-    if is_nested_deeper(data, MAX_LEVELS):
-        raise InvalidSyscall(
-            f"the syscall is nested more than {MAX_LEVELS} levels deep",
-            field="body",
-            remedy="make its lists and objects flatter, or pass them as text",
-            syscall_id=syscall_id,
-        )
+def _too_deep(syscall_id: str | None = None) -> InvalidSyscall:
+    return InvalidSyscall(
+        f"the syscall is nested more than {MAX_LEVELS} levels deep",
+        field="body",
+        remedy="make its lists and objects flatter, or pass them as text",
+        syscall_id=syscall_id,
+    )
 
 
-def decode_syscall(data: bytes | str) -> Syscall:
-    """Read and validate a syscall.
+def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
+    """Read and validate a syscall. `is_flat`: that it is not nested too deeply is known.
 
     Raises:
         UnsupportedVersion: `version` is not ours.
@@ -193,7 +191,8 @@ def decode_syscall(data: bytes | str) -> Syscall:
         InvalidSyscall: anything else (nested more than MAX_LEVELS deep, too); `field` is the path
             of what is wrong.
     """
-    _check_nesting(data)
+    if not is_flat and is_nested_deeper(data, MAX_LEVELS):
+        raise _too_deep()
     try:
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

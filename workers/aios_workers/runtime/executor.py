@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
+from msgspec import Struct
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import (
@@ -41,31 +41,27 @@ StopReason = Literal["lost", "stopped", "drain"]
 SuspendReason = Literal["yield", "hold", "drain"]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The handler has the result."""
 
     result: Result
 
 
-@dataclass(frozen=True, slots=True)
-class Suspended:
+class Suspended(Struct, frozen=True):
     """The handler stopped half-way; `snapshot` is all that is needed to go on."""
 
     snapshot: bytes | None
     reason: SuspendReason
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(Struct, frozen=True):
     """A person has to decide first: it leaves the worker, and begins anew when it comes back."""
 
 
 Outcome = Done | Suspended | Parked
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct, frozen=True, gc=False):
     """What a run has used since its claim."""
 
     ran_s: float

@@ -32,15 +32,6 @@ class RunCounts:
     ran_s: float = 0.0
     tokens: int = 0  # output
 
-    def count(self, entry: Ending | Pause) -> None:
-        """Count what came of a run."""
-        if isinstance(entry, Ending):
-            self.outcomes[entry.status] += 1
-        else:
-            self.outcomes["parked" if entry.reason == "park" else "suspended"] += 1
-        self.ran_s += entry.ran_s
-        self.tokens += entry.tokens
-
 
 def worker_metrics(
     module: str, counts: RunCounts, *, running: int, slots: int, unsettled: int
@@ -84,12 +75,16 @@ class Outbox:
         return len(self._endings) + len(self._pauses)
 
     def add(self, entry: Ending | Pause) -> None:
-        """Take in what came of a run."""
-        self.counts.count(entry)
+        """Take in what came of a run, and count it."""
+        counts = self.counts
         if isinstance(entry, Ending):
             self._endings.append(entry)
+            counts.outcomes[entry.status] += 1
         else:
             self._pauses.append(entry)
+            counts.outcomes["parked" if entry.reason == "park" else "suspended"] += 1
+        counts.ran_s += entry.ran_s
+        counts.tokens += entry.tokens
 
     def leases(self) -> list[Lease]:
         """Return the leases that must live until their results are settled."""
