@@ -1,10 +1,13 @@
-"""Memory, storage and access: the handler that they share, and what it stands on, opened."""
+"""Memory, storage and access: the handler that they share, and what it stands on, opened.
+
+Rows whose time is over, and what Redis lost, are tidied up meanwhile.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from prometheus_client.core import Metric
@@ -12,17 +15,20 @@ from prometheus_client.core import Metric
 from aios_broker.contract.errors import AccessDenied, InvalidConfig
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
+from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.approvals.sweep import ApprovalSweep, Webhook, sweeping
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
-from aios_workers.modules.housekeeping import housekeeping
 from aios_workers.modules.memory.block import memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.memory.paging import Blocks
@@ -41,6 +47,25 @@ OPERATIONS: dict[Module, Operations] = {
     "access": ACCESS_OPERATIONS,
 }
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+TIDY_EVERY_S = 30.0
+EXPIRED_AT_ONCE = 1_000  # notes of one transaction
+_EXPIRED = """
+    WITH gone AS (
+        DELETE FROM note WHERE id IN (
+            SELECT id FROM note WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    )
+    DELETE FROM access_grant WHERE object_kind = 'note' AND object_id IN (SELECT id FROM gone)
+"""
+# A syscall lives for a day at most (its deadline): after two nobody runs it again.
+_OLD_EFFECTS = "DELETE FROM effect WHERE at < now() - interval '2 days'"
+_OLD_LINKS = "DELETE FROM share_link WHERE expires_at < now()"
+# The audit log keeps what was asked and decided; the arguments of a write may be 4 MiB.
+_OLD_APPROVALS = """
+    DELETE FROM approval WHERE state IN ('used', 'denied', 'expired')
+       AND expires_at < now() - interval '30 days'
+"""
+_OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
 
 
 class StateHandler:
@@ -120,3 +145,26 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     )
     await stack.enter_async_context(housekeeping(services))
     return services
+
+
+async def tidy(services: Services) -> None:
+    """Do it once, over all agents; a bounded part of the notes that have expired."""
+    await groups.refresh(services)
+    async with services.store.as_steward() as cursor:
+        await cursor.execute(_EXPIRED, (EXPIRED_AT_ONCE,))
+        for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
+            await cursor.execute(statement)
+    tokens = Tokens(services.functions.connection, services.keys)
+    await tidy_tokens(services.store, tokens)
+
+
+@asynccontextmanager
+async def housekeeping(services: Services) -> AsyncIterator[None]:
+    """Tidy again and again for as long as the context is open."""
+
+    async def step() -> float:
+        await tidy(services)
+        return TIDY_EVERY_S
+
+    async with periodic_task("housekeeping", step, "nothing is tidied up"):
+        yield

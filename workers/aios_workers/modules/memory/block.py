@@ -168,11 +168,6 @@ class Block:
         """Count a reference to each that is resident; return how many are."""
         return int((await self._call("touch", *note_ids))[1])
 
-    async def notes(self, note_ids: Sequence[str]) -> list[bytes | None]:
-        """Return notes as they stand here, without a reference to them."""
-        answer = await self._call("notes", *note_ids)
-        return [None if data is None else bytes(data) for data in answer[1:]]
-
     async def stat(self, *, notes_in_all: int = 0) -> BlockStat:
         """Return the block's numbers; of `notes_in_all` those that are not here are swapped."""
         f = (await self._call("stat"))[1:]

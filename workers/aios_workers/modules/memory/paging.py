@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -28,10 +28,9 @@ from aios_workers.modules.memory.block import (
     PutAnswer,
     Resident,
     UnknownBlock,
-    Victim,
     block_key,
 )
-from aios_workers.modules.memory.note import body_of, shape_of_block, versions_there, write_back
+from aios_workers.modules.memory.note import body_of, shape_of_block
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +100,11 @@ class Blocks:
     async def swap(self, owner: AgentRow, *, goes_on: bool = False) -> int:
         """Move notes out, down to the low watermark; return how many.
 
-        Each is freed after its row was seen in that version. It may stop at any point: what is
-        left stays in the block, and the next put above the watermark goes on.
+        Only what was committed is ever put, so Postgres has them all. It may stop at any point:
+        what is left stays in the block, and the next put above the watermark goes on.
         """
         freed, block = 0, self.of(owner)
         while victims := await block.victims(goes_on=goes_on):
-            await self._ensure_written(owner, victims)
             count = await block.free(victims)
             self._counts["swaps"] += count
             freed += count
@@ -127,22 +125,6 @@ class Blocks:
             family = CounterMetricFamily(f"aios_memory_{name}", text)
             family.add_metric([], self._counts[name])
             yield family
-
-    async def _ensure_written(self, owner: AgentRow, victims: Sequence[Victim]) -> None:
-        """See that Postgres has what is to leave; write what it lacks."""
-        async with self._store.as_steward() as cursor:
-            there = await versions_there(cursor, [victim.id for victim in victims])
-        lacking = [victim.id for victim in victims if there.get(victim.id, 0) < victim.version]
-        if not lacking:
-            return
-        # A note that was deleted left its block before its row went: what is still here was lost.
-        held = await self.of(owner).notes(lacking)
-        async with self._store.as_steward() as cursor:
-            for data in held:
-                if data is not None:
-                    note = _decoder.decode(data)
-                    logger.warning("note %s was gone from Postgres and is written back", note.id)
-                    await write_back(cursor, owner, note)
 
     async def _put(self, block: Block, note: Note, token: str, *, fault: bool) -> PutAnswer:
         expires_us = 0 if note.expires_at is None else max(1, round(note.expires_at * US_PER_S))

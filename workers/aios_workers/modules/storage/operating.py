@@ -19,9 +19,8 @@ from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import StorageOperate
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.modules.storage.directories import make_directory
 from aios_workers.modules.storage.files import append, create, write
-from aios_workers.modules.storage.moves import copy, delete, move
+from aios_workers.modules.storage.moves import copy, delete, make_directory, move
 from aios_workers.modules.storage.work import FileStep, FileWork, S, on_namespace, own_lock
 
 MAX_STEPS = 8
