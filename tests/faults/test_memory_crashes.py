@@ -31,8 +31,7 @@ from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Answer
-from aios_workers.modules.memory.block import memory_functions
-from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Services
 from tests.state_scene import NeverAsks, StateScene, state_scene
 

@@ -14,13 +14,13 @@ from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_workers.modules.memory.block import (
     Block,
-    BlockShape,
     Resident,
     UnknownBlock,
     Victim,
     block_key,
     memory_functions,
 )
+from aios_workers.modules.memory.note import BlockShape
 from tests.lru_k_model import LruK
 
 SHAPES = [

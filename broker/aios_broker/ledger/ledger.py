@@ -31,7 +31,6 @@ BATCH_ENTRIES = 400  # of the journal, per transaction; an entry holds the trans
 # Forgotten in one transaction: some 30 ms of Postgres each.
 FORGOTTEN_ENTRIES = 500
 FORGOTTEN_SYSCALLS = 2_000
-DAY_MS = 24 * 3600 * 1000
 
 _POSITION = b"""
     SELECT stream_ms, stream_seq, entries FROM journal_position WHERE source = %s FOR UPDATE
@@ -67,8 +66,17 @@ class Drained:
     behind: int = 0  # entries that still wait to be drained
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What one batch forgot, and whether there is more of it."""
+
+    entries: int = 0
+    syscalls: int = 0
+    more: bool = False
+
+
 class Ledger:
-    """Writes and reads the ledger; for one event loop."""
+    """Writes and reads the ledger of one deployment; for one event loop."""
 
     def __init__(self, database: Database, keys: Keys | None = None) -> None:
         self._database = database
@@ -113,6 +121,25 @@ class Ledger:
                 " WHERE snapshot.job_id = syscall.job_id AND state = ANY(%s)",
                 [list(TERMINAL)],
             )
+
+    async def forget(self, cutoff_ms: int) -> Forgotten:
+        """Forget one batch of what was before a time by Redis' clock.
+
+        Journal entries go by their age; syscalls by when they ended. One that has not ended stays,
+        whatever its age; what it did before then is forgotten. Usage and changes of quotas are
+        kept.
+
+        Raises:
+            DatabaseUnavailable: nothing was forgotten.
+        """
+        cutoff = datetime.fromtimestamp(cutoff_ms / 1000, tz=UTC)
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_OLD_ENTRIES, [self._keys.prefix, cutoff_ms, FORGOTTEN_ENTRIES])
+            entries = cursor.rowcount
+            await cursor.execute(_OLD_SYSCALLS, {"cutoff": cutoff, "limit": FORGOTTEN_SYSCALLS})
+            syscalls = cursor.rowcount
+        more = entries == FORGOTTEN_ENTRIES or syscalls == FORGOTTEN_SYSCALLS
+        return Forgotten(entries, syscalls, more)
 
     async def history(self, job_id: str) -> list[Transition]:
         """Return all that happened to a syscall, oldest first."""
@@ -171,45 +198,6 @@ class Ledger:
     async def _trim(self, redis: Connection, position: Position) -> None:
         behind = Position(position.ms, position.seq + 1)  # MINID keeps what it names
         await redis.execute("XTRIM", self._keys.journal, "MINID", str(behind))
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What one batch forgot, and whether there is more of it."""
-
-    entries: int = 0
-    syscalls: int = 0
-    more: bool = False
-
-
-class Retention:
-    """Keeps one deployment's history for so many days.
-
-    Journal entries go by their age; syscalls when they ended so long ago. One that has not ended
-    stays, whatever its age; what it did before then is forgotten. Usage and changes of quotas are
-    kept.
-    """
-
-    def __init__(self, database: Database, source: str, keep_days: int) -> None:
-        self._database = database
-        self._source = source
-        self._keep_days = keep_days
-
-    async def forget(self, now_ms: int) -> Forgotten:
-        """Forget one batch of what is too old at a time by Redis' clock.
-
-        Raises:
-            DatabaseUnavailable: nothing was forgotten.
-        """
-        cutoff_ms = now_ms - self._keep_days * DAY_MS
-        cutoff = datetime.fromtimestamp(cutoff_ms / 1000, tz=UTC)
-        async with self._database.transaction() as cursor:
-            await cursor.execute(_OLD_ENTRIES, [self._source, cutoff_ms, FORGOTTEN_ENTRIES])
-            entries = cursor.rowcount
-            await cursor.execute(_OLD_SYSCALLS, {"cutoff": cutoff, "limit": FORGOTTEN_SYSCALLS})
-            syscalls = cursor.rowcount
-        more = entries == FORGOTTEN_ENTRIES or syscalls == FORGOTTEN_SYSCALLS
-        return Forgotten(entries, syscalls, more)
 
 
 def _pairs(flat: Sequence[Answer]) -> dict[Answer, Answer]:

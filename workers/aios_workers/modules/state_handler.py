@@ -29,9 +29,8 @@ from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
-from aios_workers.modules.memory.block import memory_functions
+from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
-from aios_workers.modules.memory.paging import Blocks
 from aios_workers.modules.operation import Operation, Operations, no_operation
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch, watching

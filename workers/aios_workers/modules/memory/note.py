@@ -6,6 +6,7 @@ A note that has expired is not there, whether it is deleted yet or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -13,11 +14,10 @@ from msgspec import Struct
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.errors import NotFound
-from aios_broker.contract.memory import Note
+from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, Note
 from aios_broker.postgres.session import AgentRow, Cursor
 from aios_workers.modules.columns import inserted, selected
 from aios_workers.modules.memory import note_tables
-from aios_workers.modules.memory.block import BlockShape
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
@@ -141,6 +141,17 @@ def as_version(note: Note, version: int, body: dict[str, Any], at: float) -> Not
     """Return a note with the body that a version of it had."""
     old = msgspec.structs.asdict(msgspec.convert(body, NoteBody))
     return msgspec.structs.replace(note, version=version, updated_at=at, **old)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """How large a block is, and how its notes are chosen to leave it."""
+
+    limit_bytes: int = DEFAULT_BLOCK_BYTES
+    k: int = 2
+    correlated_s: float = 1.0
+    high: float = 0.8
+    low: float = 0.6
 
 
 async def shape_of_block(cursor: Cursor, owner: AgentRow, lock: Lock = "") -> BlockShape:
