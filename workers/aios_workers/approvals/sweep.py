@@ -14,8 +14,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -24,7 +23,6 @@ from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import module_of
-from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -104,6 +102,11 @@ class ApprovalSweep:
         except KernelError as error:
             logger.warning("a decided syscall goes on with the next sweep: %s", error)
 
+    async def step(self) -> float:
+        """Sweep once; return how long to wait before the next time, in s."""
+        await self.sweep()
+        return PAUSE_S
+
     async def sweep(self) -> int:
         """Do all that is due; return how many jobs went on: 0 where another process does it."""
         async with self._store.as_steward() as cursor:
@@ -158,15 +161,3 @@ def _by_module(rows: Iterable[tuple[str, str, str]]) -> dict[Module, list[tuple[
     for each, job, module in rows:
         found[msgspec.convert(module, Module)].append((each, job))
     return found
-
-
-@asynccontextmanager
-async def sweeping(sweep: ApprovalSweep, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
-    """Sweep for as long as the context is open."""
-
-    async def step() -> float:
-        await sweep.sweep()
-        return pause_s
-
-    async with periodic_task("approvals", step, "approvals wait"):
-        yield

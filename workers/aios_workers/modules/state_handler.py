@@ -5,9 +5,9 @@ Rows whose time is over, and what Redis lost, are tidied up meanwhile.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import Any
 
 from prometheus_client.core import Metric
@@ -23,7 +23,7 @@ from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep, Webhook, sweeping
+from aios_workers.approvals.sweep import ApprovalSweep, Webhook
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
@@ -33,12 +33,12 @@ from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.operation import Operation, Operations, no_operation
 from aios_workers.modules.services import Services, storage_limits
-from aios_workers.modules.storage.mounts import MountWatch, watching
+from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 from aios_workers.search.embedder import open_embedder
-from aios_workers.search.indexing import indexing
+from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
     "memory": MEMORY_OPERATIONS,
@@ -129,25 +129,37 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     functions, keys = Functions(connection), Keys(config.key_prefix)
     calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
     embedder = await stack.enter_async_context(open_embedder(config, calls))
-    unembedded = asyncio.Event()
-    await stack.enter_async_context(indexing(store, embedder, unembedded))
-    limits = storage_limits(config)
-    if config.storage_mounts:
-        watch = MountWatch(store, limits.allowed)
-        await stack.enter_async_context(watching(watch, unembedded))
-    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
-    await stack.enter_async_context(sweeping(ApprovalSweep(store, functions, keys, webhook)))
-    approvals = ApprovalService(store, ttl_s=config.approval_ttl_s)
+    limits, approvals = storage_limits(config), ApprovalService(store, ttl_s=config.approval_ttl_s)
     blocks = Blocks(store, memory_functions(connection), keys)
-    services = Services(
-        store, embedder, calls, functions, keys, approvals, blocks, limits, unembedded
-    )
-    await stack.enter_async_context(housekeeping(services))
+    services = Services(store, embedder, calls, functions, keys, approvals, blocks, limits)
+    for task in _periodic_tasks(config, services):
+        await stack.enter_async_context(task)
     return services
 
 
-async def tidy(services: Services) -> None:
-    """Do it once, over all agents; a bounded part of the notes that have expired."""
+def _periodic_tasks(
+    config: WorkerConfig, services: Services
+) -> Iterable[AbstractAsyncContextManager[None]]:
+    """Yield what is done beside the syscalls, over and over."""
+    store, embedder, unembedded = services.store, services.embedder, services.unembedded
+    if embedder.dimension:  # else there is no model: rows wait for the day that there is one
+        step = partial(index_step, store, embedder)
+        trouble = "notes and files wait for their vectors"
+        yield periodic_task("indexing", step, trouble, wake=unembedded)
+    if config.storage_mounts:
+        step = partial(MountWatch(store, services.limits.allowed).step, unembedded)
+        yield periodic_task("mounts", step, "mounted directories wait to be read")
+    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
+    sweep = ApprovalSweep(store, services.functions, services.keys, webhook)
+    yield periodic_task("approvals", sweep.step, "approvals wait")
+    yield periodic_task("housekeeping", partial(tidy, services), "nothing is tidied up")
+
+
+async def tidy(services: Services) -> float:
+    """Tidy up over all agents, a bounded part of the notes that have expired.
+
+    Return how long to wait before the next time, in s.
+    """
     await groups.refresh(services)
     async with services.store.as_steward() as cursor:
         await cursor.execute(_EXPIRED, (EXPIRED_AT_ONCE,))
@@ -155,15 +167,4 @@ async def tidy(services: Services) -> None:
             await cursor.execute(statement)
     tokens = Tokens(services.functions.connection, services.keys)
     await tidy_tokens(services.store, tokens)
-
-
-@asynccontextmanager
-async def housekeeping(services: Services) -> AsyncIterator[None]:
-    """Tidy again and again for as long as the context is open."""
-
-    async def step() -> float:
-        await tidy(services)
-        return TIDY_EVERY_S
-
-    async with periodic_task("housekeeping", step, "nothing is tidied up"):
-        yield
+    return TIDY_EVERY_S

@@ -12,14 +12,11 @@ ended: restart them with the new settings.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.periodic import periodic_task
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
@@ -77,24 +74,9 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
     return done
 
 
-@asynccontextmanager
-async def indexing(
-    store: Store, embedder: Embedder, unembedded: asyncio.Event
-) -> AsyncIterator[None]:
-    """Embed what waits for its vector, for as long as the context is open.
-
-    `unembedded` is set by who has written something; what others write is found by looking.
-    """
-    if embedder.dimension == 0:  # there is no model: rows wait for the day that there is one
-        yield
-        return
-
-    async def step() -> float:
-        return 0.0 if await embed_missing(store, embedder) else PAUSE_S
-
-    trouble = "notes and files wait for their vectors"
-    async with periodic_task("indexing", step, trouble, wake=unembedded):
-        yield
+async def index_step(store: Store, embedder: Embedder) -> float:
+    """Embed what waits for its vector; return how long to wait before the next look, in s."""
+    return 0.0 if await embed_missing(store, embedder) else PAUSE_S
 
 
 Say = Callable[[str], None]
