@@ -997,15 +997,15 @@ MUTANTS = (
     Mutant(
         "round robin does not preempt",
         "broker/aios_broker/scheduler/policy.py",
-        'preempt: Preempt = "waiting"',
-        'preempt: Preempt = "none"',
+        'ByJob("rr", "waiting"',
+        'ByJob("rr", "none"',
         POLICY_TEST,
     ),
     Mutant(
         "fifo preempts",
         "broker/aios_broker/scheduler/policy.py",
-        'preempt: Preempt = "none"',
-        'preempt: Preempt = "waiting"',
+        'ByJob("fifo", "none"',
+        'ByJob("fifo", "waiting"',
         POLICY_TEST,
     ),
     Mutant(

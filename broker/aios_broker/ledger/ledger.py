@@ -8,7 +8,6 @@ behind it. While Postgres is away the journal waits (bounded by its MAXLEN) and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,7 +22,7 @@ from aios_broker.ledger.usage import enter_usage
 from aios_broker.ledger.writer import Writer, forget_snapshots
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Answer, Connection
+from aios_broker.redis.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +171,8 @@ class Ledger:
 
     async def _checked(self, mark: Mark, redis: Connection) -> Mark:
         """Return the mark, in step with the journal; say so when entries were lost."""
-        stream = _pairs(await redis.execute("XINFO", "STREAM", self._keys.journal))
+        flat = await redis.execute("XINFO", "STREAM", self._keys.journal)
+        stream = dict(zip(flat[::2], flat[1::2], strict=True))
         gone = stream[b"entries-added"] - stream[b"length"]
         if stream[b"entries-added"] < mark.entries:  # Redis was emptied, or lost its last second
             return Mark(mark.position, gone)
@@ -198,7 +198,3 @@ class Ledger:
     async def _trim(self, redis: Connection, position: Position) -> None:
         behind = Position(position.ms, position.seq + 1)  # MINID keeps what it names
         await redis.execute("XTRIM", self._keys.journal, "MINID", str(behind))
-
-
-def _pairs(flat: Sequence[Answer]) -> dict[Answer, Answer]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

@@ -60,7 +60,7 @@ _TOLD = "UPDATE approval SET announced_at = now() WHERE id = ANY(%s)"
 class Webhook:
     """Where people are told of what waits for them; told at least once."""
 
-    def __init__(self, url: str | None, secret: str = "") -> None:
+    def __init__(self, url: str, secret: str = "") -> None:
         self.url = url
         self._secret = secret.encode()
 
@@ -69,7 +69,6 @@ class Webhook:
         return await asyncio.to_thread(self._post, msgspec.json.encode(approval))
 
     def _post(self, content: bytes) -> bool:
-        assert self.url is not None
         signature = hmac.new(self._secret, content, hashlib.sha256).hexdigest()
         request = urllib.request.Request(
             self.url,
@@ -93,7 +92,7 @@ class ApprovalSweep:
     ) -> None:
         self._store = store
         self._control = Control(functions, keys)
-        self._webhook = webhook if webhook is not None and webhook.url is not None else None
+        self._webhook = webhook
 
     async def resume(self, approval: Approval) -> None:
         """Put the job of a decided approval back; the sweep does what fails here."""

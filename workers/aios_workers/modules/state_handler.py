@@ -12,15 +12,12 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
-from aios_broker.contract.errors import AccessDenied, InvalidConfig
+from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
 from aios_broker.periodic import periodic_task
-from aios_broker.postgres.session import Store
-from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
-from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.approvals.sweep import ApprovalSweep, Webhook
@@ -36,8 +33,7 @@ from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
-from aios_workers.runtime.kernel_calls import SubmittedCalls
-from aios_workers.search.embedder import open_embedder
+from aios_workers.search.embedder import open_stores
 from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
@@ -116,21 +112,10 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     Raises:
         InvalidConfig: There is no database, or the embedding model is not installed.
     """
-    if config.database_url is None:
-        raise InvalidConfig(
-            "memory, storage and access keep what they have in Postgres",
-            field="AIOS_DATABASE_URL",
-            remedy="set it to the address of a Postgres with pgvector",
-        )
-    store = Store(config.database_url, name=name)
-    stack.push_async_callback(store.aclose)
-    connection = Connection(config.redis_url, name=f"{name}.services")
-    stack.push_async_callback(connection.aclose)
-    functions, keys = Functions(connection), Keys(config.key_prefix)
-    calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
-    embedder = await stack.enter_async_context(open_embedder(config, calls))
+    store, functions, calls, embedder = await open_stores(config, name, stack)
+    keys = Keys(config.key_prefix)
     limits, approvals = storage_limits(config), ApprovalService(store, ttl_s=config.approval_ttl_s)
-    blocks = Blocks(store, memory_functions(connection), keys)
+    blocks = Blocks(store, memory_functions(functions.connection), keys)
     services = Services(store, embedder, calls, functions, keys, approvals, blocks, limits)
     for task in _periodic_tasks(config, services):
         await stack.enter_async_context(task)
@@ -149,7 +134,8 @@ def _periodic_tasks(
     if config.storage_mounts:
         step = partial(MountWatch(store, services.limits.allowed).step, unembedded)
         yield periodic_task("mounts", step, "mounted directories wait to be read")
-    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
+    url, secret = config.approval_webhook, config.approval_webhook_secret
+    webhook = None if url is None else Webhook(url, secret)
     sweep = ApprovalSweep(store, services.functions, services.keys, webhook)
     yield periodic_task("approvals", sweep.step, "approvals wait")
     yield periodic_task("housekeeping", partial(tidy, services), "nothing is tidied up")

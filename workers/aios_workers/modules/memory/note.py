@@ -14,7 +14,7 @@ from msgspec import Struct
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.errors import NotFound
-from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, Note
+from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.session import AgentRow, Cursor
 from aios_workers.modules.columns import inserted, selected
 from aios_workers.modules.memory import note_tables
@@ -59,8 +59,8 @@ class NoteBody(Struct, frozen=True):
         return "\n".join((self.content, self.context, *self.keywords, *self.tags))
 
 
-def body_of(note: Note) -> NoteBody:
-    """Return what versions keep of a note."""
+def body_of(note: Note | MemoryAdd) -> NoteBody:
+    """Return what versions keep of a note, or of one that is to be added."""
     return NoteBody(*(getattr(note, name) for name in NoteBody.__struct_fields__))
 
 
