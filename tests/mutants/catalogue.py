@@ -997,15 +997,15 @@ MUTANTS = (
     Mutant(
         "round robin does not preempt",
         "broker/aios_broker/scheduler/policy.py",
-        'ByJob("rr", "waiting"',
-        'ByJob("rr", "none"',
+        'JobPolicy("rr", "waiting"',
+        'JobPolicy("rr", "none"',
         POLICY_TEST,
     ),
     Mutant(
         "fifo preempts",
         "broker/aios_broker/scheduler/policy.py",
-        'ByJob("fifo", "none"',
-        'ByJob("fifo", "waiting"',
+        'JobPolicy("fifo", "none"',
+        'JobPolicy("fifo", "waiting"',
         POLICY_TEST,
     ),
     Mutant(

@@ -119,7 +119,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ByJob:
+class JobPolicy:
     """Ranks each job by what is known of it alone."""
 
     name: str
@@ -159,12 +159,12 @@ def _aged_ms(waiting: Waiting, now_ms: int) -> int:
 
 _KNOWN: tuple[Policy, ...] = (
     # First come, first served, to the end: never interrupted.
-    ByJob("fifo", "none", reorders=False, score=_submitted_ms),
+    JobPolicy("fifo", "none", reorders=False, score=_submitted_ms),
     # Everybody in turn: a slice each, then back to the tail, if somebody waits. Nobody runs twice
     # before everybody who waited has run once.
-    ByJob("rr", "waiting", reorders=False, score=_ready_ms),
+    JobPolicy("rr", "waiting", reorders=False, score=_ready_ms),
     # The lowest nice value first, and a second of waiting weighs as much as a nice level.
-    ByJob("priority", "score", reorders=True, score=_aged_ms),
+    JobPolicy("priority", "score", reorders=True, score=_aged_ms),
 )
 _POLICIES = {each.name: each for each in _KNOWN}
 POLICY_NAMES = tuple(_POLICIES)
