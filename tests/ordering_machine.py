@@ -241,26 +241,30 @@ class OrderingMachine(RuleBasedStateMachine):
         self.only_what_is_needed_is_kept(waiting)
         if self.policy == "fifo":
             return  # it keeps no scores: its order was brought in once
-        expected = {job_id: self.score(job_id) for job_id in waiting}
         scores = [self.raw.zscore(KEYS.own("scores:llm"), job_id) for job_id in waiting]
-        assert dict(zip(waiting, scores, strict=True)) == expected
+        for job_id, score in zip(waiting, scores, strict=True):
+            assert score is not None
+            self.score_is_right(job_id, score)
         assert scores == sorted(scores)
 
-    def score(self, job_id: str) -> float:
-        """Return what a job's score is to be, from what the model has counted."""
+    def score_is_right(self, job_id: str, score: float) -> None:
+        """Compare a job's score with what the model has counted."""
         job = self.jobs[job_id]
         submitted_ms = int(self.raw.hget(KEYS.job(job_id), "aios_submitted_ms"))
         if self.policy == "priority":
-            return submitted_ms + job.nice * AGEING_MS_PER_NICE
+            assert score == submitted_ms + job.nice * AGEING_MS_PER_NICE
+            return
         who = subject(job.metadata, WATCHED[self.policy])
         if self.policy == "plas":
-            return self.ran_ms[who]
+            assert score == self.ran_ms[who]
+            return
         mark = float(self.raw.hget(KEYS.own("marks:llm"), who))
         if self.policy == "program_fcfs":
-            assert mark <= submitted_ms
-            return mark
+            # The mark has fallen since this one was ranked, if an earlier one was ranked later.
+            assert mark <= score <= submitted_ms
+            return
         assert mark >= 0.0
-        return mark + self.prompts[who] + OUTPUT_WEIGHT * self.output[who]
+        assert score == mark + self.prompts[who] + OUTPUT_WEIGHT * self.output[who]
 
     def only_what_is_needed_is_kept(self, waiting: list[str]) -> None:
         assert self.raw.exists(KEYS.own("touched:llm")) == 0

@@ -67,7 +67,11 @@ class Vtc:
 
 @dataclass(frozen=True, slots=True)
 class ProgramFcfs:
-    """The program first whose first syscall came first; when that was is remembered."""
+    """The program first whose first syscall came first; when that was is remembered.
+
+    A syscall that came before those that were ranked first (they stood in an earlier part of the
+    queue, or it was held) takes it back; those keep their scores until the program moves.
+    """
 
     name: str = "program_fcfs"
     preempt: Preempt = "none"
@@ -78,8 +82,9 @@ class ProgramFcfs:
         began: dict[Subject, float] = {}
         for job in view.jobs:
             who, mark = subject_of(job, "program"), view.account(job, "program").mark
-            came = float(job.submitted_ms) if mark is None else mark
-            began[who] = min(came, began.get(who, came))
+            came = float(job.submitted_ms)
+            known = came if mark is None else mark
+            began[who] = min(came, known, began.get(who, came))
         return Ranks({job.job_id: began[subject_of(job, "program")] for job in view.jobs}, began)
 
 

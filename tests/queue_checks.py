@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 
 from aios_broker.contract import transitions
 from aios_broker.contract.syscall import State
-from aios_broker.ledger.fold import Fold
+from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.ledger.usage import read_usage
 from aios_broker.queues.admission import Admission
@@ -175,12 +175,12 @@ class QueueChecks(RuleBasedStateMachine):
             assert names.get(state, state) == known.state
 
     def journal_says_what_each_used(self) -> None:
-        fold = Fold()
+        rows: dict[str, SyscallRow] = {}
         for stream_id, entry in self.raw.xrange(Keys().journal):
             parsed = parse_entry([stream_id, [p for pair in entry.items() for p in pair]])
             if parsed is not None:
-                fold.apply(parsed)
+                fold(rows, parsed)
         for job_id, known in self.known.items():
-            row, total = fold.rows[job_id], known.used.total
+            row, total = rows[job_id], known.used.total
             if known.state != "running":  # its slices are told when it stops
                 assert (row.tokens, row.ran_ms) == (total["tokens"], total["ran_ms"])

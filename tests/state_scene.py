@@ -23,8 +23,7 @@ from aios_broker.retry import patiently
 from aios_workers.approvals.requests import Decider, Decision, decide, find_approvals
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.memory.block import memory_functions
-from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.search.indexing import embed_missing

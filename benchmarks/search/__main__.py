@@ -5,7 +5,7 @@
 
 Recall: notes and questions made for this (`questions.py`), embedded by the kernel's own model; how
 often the note that answers a question is among the first ten, by words alone and by both. Latency:
-synthetic notes of one agent, through `find_notes` with row-level security, one search at a time.
+synthetic notes of one agent, through `find` with row-level security, one search at a time.
 Hidden: notes made for this, embedded by the kernel's own model, 99 % of them not for the agent that
 asks. How many of the ten nearest that it may see are found by the vector index, which row-level
 security filters, against a comparison of all of them; the same where nothing is hidden; and as
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 from aios_broker.contract.names import SearchMode  # noqa: E402
 from aios_broker.postgres.session import AgentRow, Store  # noqa: E402
 from aios_workers.search.minilm import NAME, MiniLm  # noqa: E402
-from aios_workers.search.queries import NoteQuery, find_notes  # noqa: E402
+from aios_workers.search.queries import NoteQuery, find  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 from benchmarks.search.notes import DIMENSION, Synthetic, Vectors, database, insert  # noqa: E402
 from benchmarks.search.questions import REPEATED, REWORDED, others  # noqa: E402
@@ -65,8 +65,8 @@ async def search(
 ) -> list[str]:
     """Return the ids of what one search as this agent finds."""
     async with store.as_agent(agent) as cursor:
-        found = await find_notes(cursor, Model(), query, vector)
-    return [one.id for one in found]
+        found = await find(cursor, Model(), query, vector)
+    return [note_id for (_, note_id), _ in found]
 
 
 async def recall(url: str) -> dict[str, float]:

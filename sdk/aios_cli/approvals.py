@@ -30,7 +30,7 @@ from aios_workers.approvals.requests import (
     set_rule,
 )
 from aios_workers.modules.access.audit import AuditLine, append_line, newest_lines, verify
-from aios_workers.modules.access.tokens import put_token
+from aios_workers.modules.access.identity import put_token
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated

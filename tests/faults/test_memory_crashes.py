@@ -31,17 +31,16 @@ from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Answer
-from aios_workers.modules.memory.block import memory_functions
-from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Services
 from tests.state_scene import NeverAsks, StateScene, state_scene
 
 BLOCK_BYTES = 4096
 NOTES = 9  # of 500 bytes: what the last swap left, filled up again; one more goes above
 MOST_STEPS = 40
-# What each act takes at least: a token, a transaction, a put; of a swap also who leaves, whether
-# they are written, freeing them, and looking whether it is enough.
-LEAST_STEPS = {"adding": 7, "reading": 8, "updating": 3, "removing": 2, "clearing": 2}
+# What each act takes at least: a token, a transaction, a put; of a swap also who leaves,
+# freeing them, and looking whether it is enough.
+LEAST_STEPS = {"adding": 6, "reading": 7, "updating": 3, "removing": 2, "clearing": 2}
 
 
 class Died(BaseException):

@@ -39,7 +39,7 @@ from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import verify
-from aios_workers.modules.housekeeping import tidy
+from aios_workers.modules.state_handler import tidy
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene
 

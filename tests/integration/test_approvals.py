@@ -29,7 +29,7 @@ from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrit
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
-from aios_workers.modules.housekeeping import tidy
+from aios_workers.modules.state_handler import tidy
 from tests.state_scene import StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"

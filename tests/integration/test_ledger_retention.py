@@ -10,15 +10,18 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.ledger import ledger as ledger_file
 from aios_broker.ledger.history import Archive
 from aios_broker.ledger.journal import Position
-from aios_broker.ledger.ledger import DAY_MS, Forgotten, Ledger, Retention
+from aios_broker.ledger.ledger import Forgotten, Ledger
 from aios_broker.postgres.database import Database
+from aios_broker.queues.keys import Keys
 from aios_broker.scheduler.config import SchedulerConfig
 from tests.integration.test_scheduler import scheduler
 from tests.queue_user import QueueUser
 from tests.waiting import wait_until_async
 
 METADATA = '{"agent":"ada","kind":"llm.chat"}'
+DAY_MS = 24 * 3600 * 1000
 NOW_MS = int(time.time() * 1000)
+CUTOFF_MS = NOW_MS - 30 * DAY_MS
 
 
 async def write(user: QueueUser, days_ago: float, *lines: str) -> None:
@@ -47,8 +50,7 @@ async def test_old_history_goes_and_what_lives_stays(user: QueueUser, database: 
     await write(user, 5, *life("young"), "claim\tslow\t1\tw\t")
     await ledger.drain(user.redis)
 
-    forgotten = await Retention(database, "rq", 30).forget(NOW_MS)
-    assert forgotten == Forgotten(entries=1, syscalls=1)
+    assert await ledger.forget(CUTOFF_MS) == Forgotten(entries=1, syscalls=1)
     assert {row.job_id for row in await ledger.recent()} == {"young", "slow"}
     young = [("young", event) for event in ("submit", "claim", "finish")]
     assert await left(database) == [*young, ("slow", "claim")]
@@ -64,19 +66,19 @@ async def test_it_goes_in_small_batches(
     monkeypatch.setattr(ledger_file, "FORGOTTEN_SYSCALLS", 2)
     for number in range(5):
         await write(user, 40 - number, *life(f"j{number}"))
-    await Ledger(database).drain(user.redis)
-    keeper = Retention(database, "rq", 30)
-    assert await keeper.forget(NOW_MS) == Forgotten(2, 2, more=True)
+    ledger = Ledger(database)
+    await ledger.drain(user.redis)
+    assert await ledger.forget(CUTOFF_MS) == Forgotten(2, 2, more=True)
     assert {job_id for job_id, _ in await left(database)} == {"j2", "j3", "j4"}  # the oldest go
-    assert await keeper.forget(NOW_MS) == Forgotten(2, 2, more=True)
-    assert await keeper.forget(NOW_MS) == Forgotten(1, 1)
-    assert await keeper.forget(NOW_MS) == Forgotten()
+    assert await ledger.forget(CUTOFF_MS) == Forgotten(2, 2, more=True)
+    assert await ledger.forget(CUTOFF_MS) == Forgotten(1, 1)
+    assert await ledger.forget(CUTOFF_MS) == Forgotten()
 
 
 async def test_another_deployments_entries_stay(user: QueueUser, database: Database) -> None:
     await write(user, 40, *life("j1"))
     await Ledger(database).drain(user.redis)
-    assert (await Retention(database, "{b}:rq", 30).forget(NOW_MS)).entries == 0
+    assert (await Ledger(database, Keys("{b}:rq")).forget(CUTOFF_MS)).entries == 0
     assert len(await left(database)) == 3
 
 

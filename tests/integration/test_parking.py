@@ -14,9 +14,10 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
+from aios_broker.periodic import periodic_task
 from aios_workers.approvals.requests import Decider, Decision, decide, list_approvals
 from aios_workers.approvals.service import Irreversible, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep, sweeping
+from aios_workers.approvals.sweep import ApprovalSweep
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler
 from aios_workers.runtime.executor import Done, Outcome, Run
@@ -76,7 +77,12 @@ async def kernel(redis_url: str, database_url: str) -> AsyncIterator[tuple[State
             running_worker(redis_url, STORAGE, LoadedModule(lambda _port: handler))
         )
         sweep = ApprovalSweep(services.store, services.functions, services.keys)
-        await stack.enter_async_context(sweeping(sweep, 0.05))
+
+        async def often() -> float:
+            await sweep.sweep()
+            return 0.05
+
+        await stack.enter_async_context(periodic_task("approvals", often, "approvals wait"))
         caller = Caller(redis_url)
         stack.push_async_callback(caller.aclose)
         yield scene, caller

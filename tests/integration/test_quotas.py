@@ -8,7 +8,7 @@ import pytest
 
 from aios_broker.contract.errors import Cancelled, KernelError, QuotaExceeded
 from aios_broker.contract.syscall import new_id
-from aios_broker.ledger.fold import Fold
+from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.queues.admission import Admission
 from aios_broker.queues.module_queue import ClaimRequest
@@ -151,15 +151,15 @@ async def test_the_journal_says_what_was_used_when_no_worker_can(user: QueueUser
     await user.control.cancel([cancelled], Cancelled("no"), module="llm")
     await user.redis.execute("ZADD", user.keys.own("leases:llm"), "XX", 1, f"{dies}:1")
     assert await user.order.reclaim(await user.lead()) == 1
-    fold = Fold()
+    rows: dict[str, SyscallRow] = {}
     for entry in await user.redis.execute("XRANGE", user.keys.journal, "-", "+"):
         parsed = parse_entry(entry)
         if parsed is not None:
-            fold.apply(parsed)
+            fold(rows, parsed)
     for job_id, state in ((cancelled, "cancelled"), (dies, "queued")):
-        row = fold.rows[job_id]
+        row = rows[job_id]
         assert (row.state, row.tokens, row.ran_ms) == (state, 5, 1000)
-    assert fold.rows[cancelled].error_code == "cancelled"
+    assert rows[cancelled].error_code == "cancelled"
 
 
 async def test_what_earlier_attempts_used_is_the_base_of_the_next(user: QueueUser) -> None:

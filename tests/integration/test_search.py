@@ -9,7 +9,7 @@ from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, Me
 from aios_broker.contract.storage import StorageSearch, StorageWrite
 from aios_broker.postgres.session import Store
 from aios_workers.search.embedder import NoEmbedder
-from aios_workers.search.queries import NOTES, NoteQuery, find_notes
+from aios_workers.search.queries import NOTES, NoteQuery, find
 from aios_workers.search.ranking import EXACT_ROWS, Wanted, fuse, nearest_query
 from benchmarks.search.notes import Synthetic, insert
 from tests.state_scene import HashedWords, StateScene, state_scene
@@ -91,7 +91,7 @@ async def test_vectors_of_another_model_are_not_compared(scene: StateScene) -> N
     async with scene.store.as_steward() as cursor:
         [vector] = await Other().embed(["apples"])
         with pytest.raises(InvalidConfig, match="aios reindex"):
-            await find_notes(cursor, Other(), NoteQuery("apples"), vector)
+            await find(cursor, Other(), NoteQuery("apples"), vector)
 
 
 async def test_large_searches_go_by_the_indexes(database_url: str) -> None:

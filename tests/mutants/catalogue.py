@@ -997,15 +997,15 @@ MUTANTS = (
     Mutant(
         "round robin does not preempt",
         "broker/aios_broker/scheduler/policy.py",
-        'preempt: Preempt = "waiting"',
-        'preempt: Preempt = "none"',
+        'JobPolicy("rr", "waiting"',
+        'JobPolicy("rr", "none"',
         POLICY_TEST,
     ),
     Mutant(
         "fifo preempts",
         "broker/aios_broker/scheduler/policy.py",
-        'preempt: Preempt = "none"',
-        'preempt: Preempt = "waiting"',
+        'JobPolicy("fifo", "none"',
+        'JobPolicy("fifo", "waiting"',
         POLICY_TEST,
     ),
     Mutant(

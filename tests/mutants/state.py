@@ -147,7 +147,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "a read opens a block while it holds a row",
-        "workers/aios_workers/modules/memory/paging.py",
+        "workers/aios_workers/modules/memory/block.py",
         "block = self._block(owner, opens=False)\n        self._counts",
         "block = self._block(owner, opens=True)\n        self._counts",
         COST_TEST,

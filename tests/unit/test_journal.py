@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.fold import Fold
+from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import (
     Entry,
     Position,
@@ -31,27 +31,27 @@ def line(
     return "\t".join((event, job_id, attempt, who, detail))
 
 
-def entered(*lines: str) -> tuple[Fold, list[Transition]]:
-    fold = Fold()
-    return fold, list(kept(fold, entry(*lines)).transitions())
+def entered(*lines: str) -> tuple[dict[str, SyscallRow], list[Transition]]:
+    rows: dict[str, SyscallRow] = {}
+    return rows, list(kept(rows, entry(*lines)).transitions())
 
 
-def kept(fold: Fold, told: list[object]) -> Entry:
+def kept(rows: dict[str, SyscallRow], told: list[object]) -> Entry:
     """Enter what the journal tells; return it as it is read back from the ledger."""
     parsed = parse_entry(told)
     assert parsed is not None
-    return kept_entry(parsed.position, parsed.module, parsed.text, fold.apply(parsed).anomalies)
+    return kept_entry(parsed.position, parsed.module, parsed.text, fold(rows, parsed).anomalies)
 
 
 def test_a_life_with_a_suspension() -> None:
-    fold, transitions = entered(
+    rows, transitions = entered(
         line("submit", attempt="", who="client", detail=METADATA),
         line("claim", attempt="1", who="w1"),
         line("yield", attempt="1", who="w1", detail="64,500"),
         line("claim", attempt="2", who="w2"),
         line("finish", attempt="2", who="w2", detail="80,620"),
     )
-    row = fold.rows["j1"]
+    row = rows["j1"]
     assert (row.module, row.agent, row.program, row.tenant, row.kind) == (
         "llm",
         "ada",
@@ -67,7 +67,7 @@ def test_a_life_with_a_suspension() -> None:
 
 
 def test_the_error_of_a_worker_and_of_the_kernel() -> None:
-    fold, _ = entered(
+    rows, _ = entered(
         line("submit", detail=METADATA),
         line("claim"),
         line("fail", detail="5,40,core-error"),
@@ -76,45 +76,45 @@ def test_the_error_of_a_worker_and_of_the_kernel() -> None:
         line("submit", "j3", detail=METADATA),
         line("cancel", "j3", detail="cancelled"),
     )
-    assert (fold.rows["j1"].error_code, fold.rows["j1"].tokens) == ("core-error", 5)
-    assert (fold.rows["j2"].error_code, fold.rows["j2"].slices) == ("deadline-exceeded", 0)
-    assert (fold.rows["j3"].error_code, fold.rows["j3"].state) == ("cancelled", "cancelled")
+    assert (rows["j1"].error_code, rows["j1"].tokens) == ("core-error", 5)
+    assert (rows["j2"].error_code, rows["j2"].slices) == ("deadline-exceeded", 0)
+    assert (rows["j3"].error_code, rows["j3"].state) == ("cancelled", "cancelled")
 
 
 def test_what_ended_stays_ended() -> None:
-    fold, transitions = entered(
+    rows, transitions = entered(
         line("submit", detail=METADATA),
         line("claim"),
         line("finish", detail="1,1"),
         line("fail", detail="worker-lost"),
     )
     assert [transition.anomaly for transition in transitions] == [False, False, False, True]
-    assert (fold.rows["j1"].state, fold.rows["j1"].error_code) == ("finished", None)
+    assert (rows["j1"].state, rows["j1"].error_code) == ("finished", None)
 
 
 def test_a_journal_that_lost_its_beginning_is_followed() -> None:
-    fold, transitions = entered(line("finish", detail="7,70"))
+    rows, transitions = entered(line("finish", detail="7,70"))
     assert transitions[0].anomaly
-    assert (fold.rows["j1"].state, fold.rows["j1"].tokens) == ("finished", 7)
-    assert fold.rows["j1"].agent == "?"
+    assert (rows["j1"].state, rows["j1"].tokens) == ("finished", 7)
+    assert rows["j1"].agent == "?"
 
 
 def test_an_id_that_comes_again_begins_a_new_life() -> None:
-    fold, transitions = entered(
+    rows, transitions = entered(
         line("submit", detail=METADATA),
         line("claim"),
         line("fail", detail="9,90,module-error"),
         line("submit", detail=METADATA),
     )
-    row = fold.rows["j1"]
+    row = rows["j1"]
     assert not any(transition.anomaly for transition in transitions)
     assert (row.state, row.ended_at, row.error_code, row.tokens) == ("queued", None, None, 0)
 
 
 def test_an_event_of_a_newer_release_is_kept_and_marked() -> None:
-    fold, transitions = entered(line("submit", detail=METADATA), line("teleport"))
+    rows, transitions = entered(line("submit", detail=METADATA), line("teleport"))
     assert [transition.anomaly for transition in transitions] == [False, True]
-    assert fold.rows["j1"].state == "queued"
+    assert rows["j1"].state == "queued"
 
 
 def test_tabs_in_the_detail_belong_to_it() -> None:
@@ -143,12 +143,12 @@ def test_an_attempt_that_is_no_small_number_cannot_be_read() -> None:
 def test_an_entry_names_all_whose_syscalls_it_speaks_of() -> None:
     parsed = parse_entry(entry(line("submit", detail=METADATA), line("claim", "j2")))
     assert parsed is not None
-    fold = Fold()
-    assert set(fold.apply(parsed).names.split()) == {"ada", "p1", "acme", "?", "main", "default"}
+    rows: dict[str, SyscallRow] = {}
+    assert set(fold(rows, parsed).names.split()) == {"ada", "p1", "acme", "?", "main", "default"}
     later = parse_entry(entry(line("claim"), line("finish"), at_ms=5))
     assert later is not None
-    assert set(fold.apply(later).names.split()) == {"ada", "p1", "acme"}
-    assert fold.rows["j1"].entries == "1700000000000-0 5-0"  # once each
+    assert set(fold(rows, later).names.split()) == {"ada", "p1", "acme"}
+    assert rows["j1"].entries == "1700000000000-0 5-0"  # once each
 
 
 def test_positions_are_ordered_as_numbers() -> None:
@@ -169,9 +169,9 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
     lines: list[bytes],
 ) -> None:
     data = b"\n".join(lines)
-    fold = Fold()
+    rows: dict[str, SyscallRow] = {}
     told: list[object] = [b"1-0", [b"q", b"llm\x00", b"t", data]]
-    transitions = list(kept(fold, told).transitions())
+    transitions = list(kept(rows, told).transitions())
     assert [msgspec.structs.replace(each, anomaly=False) for each in transitions] == [
         msgspec.structs.replace(each, anomaly=False) for each in read_entry(told)
     ]
@@ -180,7 +180,7 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
         for text in (transition.event, transition.job_id, transition.who, transition.detail):
             assert "\x00" not in text
             text.encode()
-    for row in fold.rows.values():
+    for row in rows.values():
         assert (row.ended_at is not None) == (row.state in TERMINAL)
 
 
@@ -204,10 +204,10 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
     )
 )
 def test_books_agree_with_themselves_whatever_the_order_of_events(events: list[str]) -> None:
-    fold, _ = entered(
+    rows, _ = entered(
         *(line(event, detail=METADATA if event == "submit" else "") for event in events)
     )
-    for row in fold.rows.values():
+    for row in rows.values():
         assert (row.ended_at is not None) == (row.state in TERMINAL)
         assert row.suspensions <= row.slices + events.count("yield")
         assert (row.error_code is not None) == (row.state in ("failed", "cancelled"))

@@ -54,47 +54,39 @@ class Entered(Struct, frozen=True):
     names: str  # of all agents, programs and tenants whose syscalls it speaks of, one per line
 
 
-class Fold:
-    """Syscalls under fold: those that a batch of entries touches."""
-
-    def __init__(self, rows: dict[str, SyscallRow] | None = None) -> None:
-        self.rows = rows if rows is not None else {}
-
-    def apply(self, entry: Entry) -> Entered:
-        """Apply an entry's transitions, about 1 us each."""
-        rows, at, place = self.rows, entry.position.at, str(entry.position)
-        known, arrows, unreadable = rows.get, _ARROWS.get, entry.anomalies
-        anomalies: list[int] = []
-        touched: list[SyscallRow] = []
-        names: set[str] = set()
-        for ordinal, (event, job_id, attempt, who, detail) in enumerate(entry.lines()):
-            row = known(job_id)
-            state = None if row is None else row.state
-            sources, target, step = arrows(event, _NO_ARROW)
-            lawful = state in sources
-            if step is not None:
-                if row is None:
-                    row = rows[job_id] = _stranger(job_id, entry.module, at)
-                if lawful or state not in TERMINAL:
-                    if state == "running" and event != "claim":
-                        row.slices += 1
-                    row.state = target
-                    step(row, at, attempt, who, detail)
-            elif row is None:
-                names.add(NOBODY)
-            if row is not None and row.last_entry is not place:
-                row.last_entry = place
-                row.entries = f"{row.entries} {place}" if row.entries else place
-                touched.append(row)
-            if not lawful or ordinal in unreadable:
-                anomalies.append(ordinal)
-        about = {(row.agent, row.program, row.tenant) for row in touched}
-        names.update(name for one in about for name in one)
-        return Entered(anomalies, "\n".join(["", *names, ""]))
-
-
-def _stranger(job_id: str, module: str, at: datetime) -> SyscallRow:
-    return SyscallRow(job_id, module, NOBODY, "main", "default", NOBODY, "queued", at)
+def fold(rows: dict[str, SyscallRow], entry: Entry) -> Entered:
+    """Apply an entry's transitions to the syscalls under fold, about 1 us each."""
+    at, place = entry.position.at, str(entry.position)
+    known, arrows, unreadable = rows.get, _ARROWS.get, entry.anomalies
+    anomalies: list[int] = []
+    touched: list[SyscallRow] = []
+    names: set[str] = set()
+    for ordinal, (event, job_id, attempt, who, detail) in enumerate(entry.lines()):
+        row = known(job_id)
+        state = None if row is None else row.state
+        sources, target, step = arrows(event, _NO_ARROW)
+        lawful = state in sources
+        if step is not None:
+            if row is None:
+                row = rows[job_id] = SyscallRow(
+                    job_id, entry.module, NOBODY, "main", "default", NOBODY, "queued", at
+                )
+            if lawful or state not in TERMINAL:
+                if state == "running" and event != "claim":
+                    row.slices += 1
+                row.state = target
+                step(row, at, attempt, who, detail)
+        elif row is None:
+            names.add(NOBODY)
+        if row is not None and row.last_entry is not place:
+            row.last_entry = place
+            row.entries = f"{row.entries} {place}" if row.entries else place
+            touched.append(row)
+        if not lawful or ordinal in unreadable:
+            anomalies.append(ordinal)
+    about = {(row.agent, row.program, row.tenant) for row in touched}
+    names.update(name for one in about for name in one)
+    return Entered(anomalies, "\n".join(["", *names, ""]))
 
 
 # What a change of state means for the row, beside the state itself.

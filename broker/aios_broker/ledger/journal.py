@@ -216,9 +216,9 @@ def read_use(detail: str) -> tuple[int, int, str]:
 
 def _is_attempt(text: str) -> bool:
     """Whether it is none, or one that fits an `integer` column."""
-    return not text or (is_count(text) and len(text) <= MAX_ATTEMPT_DIGITS)
+    return not text or is_count(text, MAX_ATTEMPT_DIGITS)
 
 
-def is_count(text: str) -> bool:
-    """Whether it is a number that fits a `bigint` column."""
-    return text.isascii() and text.isdigit() and len(text) <= 18
+def is_count(text: str, digits: int = 18) -> bool:
+    """Whether it is a number of at most so many digits: 18 fit a `bigint` column."""
+    return text.isascii() and text.isdigit() and len(text) <= digits

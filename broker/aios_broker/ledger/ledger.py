@@ -8,7 +8,6 @@ behind it. While Postgres is away the journal waits (bounded by its MAXLEN) and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,7 +22,7 @@ from aios_broker.ledger.usage import enter_usage
 from aios_broker.ledger.writer import Writer, forget_snapshots
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Answer, Connection
+from aios_broker.redis.connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ BATCH_ENTRIES = 400  # of the journal, per transaction; an entry holds the trans
 # Forgotten in one transaction: some 30 ms of Postgres each.
 FORGOTTEN_ENTRIES = 500
 FORGOTTEN_SYSCALLS = 2_000
-DAY_MS = 24 * 3600 * 1000
 
 _POSITION = b"""
     SELECT stream_ms, stream_seq, entries FROM journal_position WHERE source = %s FOR UPDATE
@@ -67,8 +65,17 @@ class Drained:
     behind: int = 0  # entries that still wait to be drained
 
 
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What one batch forgot, and whether there is more of it."""
+
+    entries: int = 0
+    syscalls: int = 0
+    more: bool = False
+
+
 class Ledger:
-    """Writes and reads the ledger; for one event loop."""
+    """Writes and reads the ledger of one deployment; for one event loop."""
 
     def __init__(self, database: Database, keys: Keys | None = None) -> None:
         self._database = database
@@ -114,6 +121,25 @@ class Ledger:
                 [list(TERMINAL)],
             )
 
+    async def forget(self, cutoff_ms: int) -> Forgotten:
+        """Forget one batch of what was before a time by Redis' clock.
+
+        Journal entries go by their age; syscalls by when they ended. One that has not ended stays,
+        whatever its age; what it did before then is forgotten. Usage and changes of quotas are
+        kept.
+
+        Raises:
+            DatabaseUnavailable: nothing was forgotten.
+        """
+        cutoff = datetime.fromtimestamp(cutoff_ms / 1000, tz=UTC)
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_OLD_ENTRIES, [self._keys.prefix, cutoff_ms, FORGOTTEN_ENTRIES])
+            entries = cursor.rowcount
+            await cursor.execute(_OLD_SYSCALLS, {"cutoff": cutoff, "limit": FORGOTTEN_SYSCALLS})
+            syscalls = cursor.rowcount
+        more = entries == FORGOTTEN_ENTRIES or syscalls == FORGOTTEN_SYSCALLS
+        return Forgotten(entries, syscalls, more)
+
     async def history(self, job_id: str) -> list[Transition]:
         """Return all that happened to a syscall, oldest first."""
         return await self._archive.history(job_id)
@@ -145,7 +171,8 @@ class Ledger:
 
     async def _checked(self, mark: Mark, redis: Connection) -> Mark:
         """Return the mark, in step with the journal; say so when entries were lost."""
-        stream = _pairs(await redis.execute("XINFO", "STREAM", self._keys.journal))
+        flat = await redis.execute("XINFO", "STREAM", self._keys.journal)
+        stream = dict(zip(flat[::2], flat[1::2], strict=True))
         gone = stream[b"entries-added"] - stream[b"length"]
         if stream[b"entries-added"] < mark.entries:  # Redis was emptied, or lost its last second
             return Mark(mark.position, gone)
@@ -171,46 +198,3 @@ class Ledger:
     async def _trim(self, redis: Connection, position: Position) -> None:
         behind = Position(position.ms, position.seq + 1)  # MINID keeps what it names
         await redis.execute("XTRIM", self._keys.journal, "MINID", str(behind))
-
-
-@dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What one batch forgot, and whether there is more of it."""
-
-    entries: int = 0
-    syscalls: int = 0
-    more: bool = False
-
-
-class Retention:
-    """Keeps one deployment's history for so many days.
-
-    Journal entries go by their age; syscalls when they ended so long ago. One that has not ended
-    stays, whatever its age; what it did before then is forgotten. Usage and changes of quotas are
-    kept.
-    """
-
-    def __init__(self, database: Database, source: str, keep_days: int) -> None:
-        self._database = database
-        self._source = source
-        self._keep_days = keep_days
-
-    async def forget(self, now_ms: int) -> Forgotten:
-        """Forget one batch of what is too old at a time by Redis' clock.
-
-        Raises:
-            DatabaseUnavailable: nothing was forgotten.
-        """
-        cutoff_ms = now_ms - self._keep_days * DAY_MS
-        cutoff = datetime.fromtimestamp(cutoff_ms / 1000, tz=UTC)
-        async with self._database.transaction() as cursor:
-            await cursor.execute(_OLD_ENTRIES, [self._source, cutoff_ms, FORGOTTEN_ENTRIES])
-            entries = cursor.rowcount
-            await cursor.execute(_OLD_SYSCALLS, {"cutoff": cutoff, "limit": FORGOTTEN_SYSCALLS})
-            syscalls = cursor.rowcount
-        more = entries == FORGOTTEN_ENTRIES or syscalls == FORGOTTEN_SYSCALLS
-        return Forgotten(entries, syscalls, more)
-
-
-def _pairs(flat: Sequence[Answer]) -> dict[Answer, Answer]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))

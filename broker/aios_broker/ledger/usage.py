@@ -90,7 +90,7 @@ def read_usage(entry: Answer) -> Iterator[UsageRow]:
     for line in text_of(pairs.get(b"u", b"")).split("\n"):
         parts = line.split("\t")
         names, counts = parts[:_NAMES], parts[_NAMES:]
-        if len(counts) == len(COUNTS) and all(map(_is_count, counts)):
+        if len(counts) == len(COUNTS) and all(is_count(count, _MAX_DIGITS) for count in counts):
             tenant, agent, program = (name[:MAX_ID_CHARACTERS] for name in names)
             yield UsageRow(hour, module, tenant, agent, program, *map(int, counts))
 
@@ -159,7 +159,3 @@ class UsageHistory:
 def _as_json(source: str, rows: Sequence[Struct]) -> str:
     records = [{"source": source, **msgspec.structs.asdict(row)} for row in rows]
     return msgspec.json.encode(records).decode()
-
-
-def _is_count(text: str) -> bool:
-    return is_count(text) and len(text) <= _MAX_DIGITS

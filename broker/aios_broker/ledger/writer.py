@@ -18,7 +18,7 @@ from psycopg import AsyncCursor
 from psycopg.errors import UniqueViolation
 
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.fold import COLUMNS, Entered, Fold, SyscallRow
+from aios_broker.ledger.fold import COLUMNS, Entered, SyscallRow, fold
 from aios_broker.ledger.journal import Entry, Position, parse_entry
 from aios_broker.ledger.tables import column_types, journal_entry, syscall
 from aios_broker.redis.connection import Answer
@@ -113,10 +113,10 @@ class Writer:
     async def _write(
         self, cursor: AsyncCursor, entries: Sequence[Entry], known: dict[str, SyscallRow]
     ) -> Written:
-        fold = Fold(dict(known))
-        entered = await _fold(fold, entries)
+        under_fold = dict(known)
+        entered = await _fold(under_fold, entries)
         await _copy_entries(cursor, self._source, entries, entered)
-        rows = fold.rows.values()
+        rows = under_fold.values()
         await _copy_syscalls(cursor, [row for row in rows if row.job_id not in known])
         await _update_syscalls(cursor, list(known.values()))
         self._remember(rows)
@@ -149,11 +149,11 @@ def _listed(job_ids: Iterable[str]) -> str:
     return "".join(f"{job_id}\n" for job_id in job_ids)
 
 
-async def _fold(fold: Fold, entries: Sequence[Entry]) -> list[Entered]:
+async def _fold(rows: dict[str, SyscallRow], entries: Sequence[Entry]) -> list[Entered]:
     entered: list[Entered] = []
     lines = 0
     for entry in entries:
-        entered.append(fold.apply(entry))
+        entered.append(fold(rows, entry))
         lines += len(entry)
         if lines >= TURN_LINES:
             lines = 0

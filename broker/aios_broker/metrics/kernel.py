@@ -39,7 +39,8 @@ async def read_kernel(connection: Connection, control: Control, keys: Keys) -> K
     """Read it: about ten commands, and one per worker."""
     fleet = Fleet(connection, keys)
     queues = await asyncio.gather(*(control.queue(module) for module in MODULES))
-    info = await connection.execute("INFO", "memory")
+    info = (await connection.execute("INFO", "memory")).decode().splitlines()
+    memory = dict(line.split(":", 1) for line in info if ":" in line)
     return KernelState(
         queues=queues,
         workers=await fleet.live_workers(),
@@ -47,7 +48,7 @@ async def read_kernel(connection: Connection, control: Control, keys: Keys) -> K
         is_led=await fleet.leading_scheduler() is not None,
         journal_entries=await connection.execute("XLEN", keys.journal),
         snapshot_bytes=int(await connection.execute("GET", keys.own("snapshot_total")) or 0),
-        redis_bytes=_used_memory(info),
+        redis_bytes=int(memory["used_memory"]),
     )
 
 
@@ -122,11 +123,3 @@ def _fleet(state: KernelState) -> Iterable[Metric]:
         slots.add_metric([module], sum(worker.slots for worker in of_module))
     yield workers
     yield slots
-
-
-def _used_memory(info: bytes) -> int:
-    for line in info.decode().splitlines():
-        name, _, value = line.partition(":")
-        if name == "used_memory":
-            return int(value)
-    return 0

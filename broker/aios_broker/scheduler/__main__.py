@@ -41,11 +41,7 @@ def main() -> int:
     """Read the configuration and serve."""
     try:
         config = SchedulerConfig.from_environment(environment())
-    except InvalidConfig as error:
-        sys.stderr.write(f"aios scheduler: {error}\n")
-        return EXIT_CONFIG
-    log.configure(config.log_level)
-    try:
+        log.configure(config.log_level)
         uvloop.run(serve(config))
     except InvalidConfig as error:
         sys.stderr.write(f"aios scheduler: {error}\n")

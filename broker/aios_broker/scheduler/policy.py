@@ -119,41 +119,32 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Fifo:
-    """First come, first served, to the end: by time of submission, never interrupted."""
+class JobPolicy:
+    """Ranks each job by what is known of it alone."""
 
-    name: str = "fifo"
-    preempt: Preempt = "none"
-    reorders: bool = False
+    name: str
+    preempt: Preempt
+    reorders: bool
+    score: Callable[[Waiting, int], int]
     needs: Needs = Needs()
 
     def rank(self, view: View, now_ms: int) -> Ranks:
-        """Go by when each was submitted, in ms."""
-        return _each(view, now_ms, _submitted_ms)
+        """Go by the score of each, in ms."""
+        return Ranks({each.job_id: float(self.score(each, now_ms)) for each in view.jobs})
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRobin:
-    """Everybody in turn: a slice each, then back to the tail, if somebody waits.
-
-    Nobody runs twice before everybody who waited has run once.
-    """
-
-    name: str = "rr"
-    preempt: Preempt = "waiting"
-    reorders: bool = False
-    needs: Needs = Needs()
-
-    def rank(self, view: View, now_ms: int) -> Ranks:
-        """Go by when each came to the tail, in ms."""
-        return _each(view, now_ms, _ready_ms)
+def _ready_ms(waiting: Waiting, now_ms: int) -> int:
+    """Return when it came to the tail."""
+    return waiting.ready_ms or now_ms
 
 
-@dataclass(frozen=True, slots=True)
-class Priority:
-    """The lowest nice value first, and a second of waiting weighs as much as a nice level.
+def _submitted_ms(waiting: Waiting, now_ms: int) -> int:
+    """Return the submission time; a job that a stock tool enqueued has none until it is adopted."""
+    return waiting.submitted_ms or waiting.ready_ms or now_ms
 
-    score = time of submission in ms + nice * AGEING_MS_PER_NICE
+
+def _aged_ms(waiting: Waiting, now_ms: int) -> int:
+    """Return the submission time, moved by the nice value.
 
     The age of all that waits grows alike, so the score needs no clock and never changes: linear
     ageing costs no rescoring.
@@ -162,18 +153,20 @@ class Priority:
     (nice - NICE_MIN) * AGEING_MS_PER_NICE after it: at most 39 s for the nicest, 0 for a job of
     nice -20. Whatever is submitted later stands behind it, however important it is.
     """
-
-    name: str = "priority"
-    preempt: Preempt = "score"
-    reorders: bool = True
-    needs: Needs = Needs()
-
-    def rank(self, view: View, now_ms: int) -> Ranks:
-        """Go by the submission time in ms, moved by the nice value."""
-        return _each(view, now_ms, _aged_ms)
+    nice = min(max(waiting.metadata.nice, NICE_MIN), NICE_MAX)
+    return _submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE
 
 
-_POLICIES: dict[str, Policy] = {each.name: each for each in (Fifo(), RoundRobin(), Priority())}
+_KNOWN: tuple[Policy, ...] = (
+    # First come, first served, to the end: never interrupted.
+    JobPolicy("fifo", "none", reorders=False, score=_submitted_ms),
+    # Everybody in turn: a slice each, then back to the tail, if somebody waits. Nobody runs twice
+    # before everybody who waited has run once.
+    JobPolicy("rr", "waiting", reorders=False, score=_ready_ms),
+    # The lowest nice value first, and a second of waiting weighs as much as a nice level.
+    JobPolicy("priority", "score", reorders=True, score=_aged_ms),
+)
+_POLICIES = {each.name: each for each in _KNOWN}
 POLICY_NAMES = tuple(_POLICIES)
 
 
@@ -190,22 +183,3 @@ def policy_named(name: str, *, field: str = "AIOS_POLICY") -> Policy:
             remedy=f"use one of: {', '.join(POLICY_NAMES)}",
         )
     return policy
-
-
-def _each(view: View, now_ms: int, score: Callable[[Waiting, int], int]) -> Ranks:
-    """Rank each job by what is known of it alone."""
-    return Ranks({waiting.job_id: float(score(waiting, now_ms)) for waiting in view.jobs})
-
-
-def _ready_ms(waiting: Waiting, now_ms: int) -> int:
-    return waiting.ready_ms or now_ms
-
-
-def _aged_ms(waiting: Waiting, now_ms: int) -> int:
-    nice = min(max(waiting.metadata.nice, NICE_MIN), NICE_MAX)
-    return _submitted_ms(waiting, now_ms) + nice * AGEING_MS_PER_NICE
-
-
-def _submitted_ms(waiting: Waiting, now_ms: int) -> int:
-    """Return the submission time; a job that a stock tool enqueued has none until it is adopted."""
-    return waiting.submitted_ms or waiting.ready_ms or now_ms

@@ -24,7 +24,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig, RedisFull, RedisUnavailable, Unavailable
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.ledger import Ledger, Retention
+from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import SchedulerStats, read_kernel
 from aios_broker.periodic import Outages, Step, repeat
@@ -52,6 +52,7 @@ DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times wh
 SPILL_EVERY_S = 1.0
 FORGET_EVERY_S = 600.0
 FORGET_PAUSE_S = 0.1  # between two batches
+DAY_MS = 24 * 3600 * 1000
 LAG_ENTRIES = 20_000  # journal entries that wait for the ledger before it is said
 LAG_SAID_EVERY_S = 60.0
 METRICS_EVERY_S = 2.0
@@ -154,8 +155,8 @@ class Scheduler:
         tasks["ledger"] = self._led(lambda term: self._drain(ledger, term))
         tasks["spill"] = self._led(lambda term: self._spill(spill, term))
         if keep_days := self._config.ledger_keep_days:
-            retention = Retention(aside, self._keys.prefix, keep_days)
-            tasks["retention"] = self._led(lambda term: self._forget(retention, term))
+            old = Ledger(aside, self._keys)
+            tasks["retention"] = self._led(lambda term: self._forget(old, keep_days, term))
         return tasks
 
     def _database(self, url: str) -> Database:
@@ -316,8 +317,8 @@ class Scheduler:
             )
         return DRAIN_PAUSE_S if spilled.snapshots and spilled.over_bytes > 0 else SPILL_EVERY_S
 
-    async def _forget(self, retention: Retention, term: _Term) -> float:
-        forgotten = await retention.forget(term.now_ms())
+    async def _forget(self, ledger: Ledger, keep_days: int, term: _Term) -> float:
+        forgotten = await ledger.forget(term.now_ms() - keep_days * DAY_MS)
         if forgotten.entries or forgotten.syscalls:
             logger.info(
                 "the ledger forgot %d journal entries and %d syscalls that are older than "

@@ -14,8 +14,7 @@ import logging
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -24,7 +23,6 @@ from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import module_of
-from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
@@ -62,7 +60,7 @@ _TOLD = "UPDATE approval SET announced_at = now() WHERE id = ANY(%s)"
 class Webhook:
     """Where people are told of what waits for them; told at least once."""
 
-    def __init__(self, url: str | None, secret: str = "") -> None:
+    def __init__(self, url: str, secret: str = "") -> None:
         self.url = url
         self._secret = secret.encode()
 
@@ -71,7 +69,6 @@ class Webhook:
         return await asyncio.to_thread(self._post, msgspec.json.encode(approval))
 
     def _post(self, content: bytes) -> bool:
-        assert self.url is not None
         signature = hmac.new(self._secret, content, hashlib.sha256).hexdigest()
         request = urllib.request.Request(
             self.url,
@@ -95,7 +92,7 @@ class ApprovalSweep:
     ) -> None:
         self._store = store
         self._control = Control(functions, keys)
-        self._webhook = webhook if webhook is not None and webhook.url is not None else None
+        self._webhook = webhook
 
     async def resume(self, approval: Approval) -> None:
         """Put the job of a decided approval back; the sweep does what fails here."""
@@ -103,6 +100,11 @@ class ApprovalSweep:
             await self._unpark([(approval.id, approval.syscall_id, module_of(approval.kind))])
         except KernelError as error:
             logger.warning("a decided syscall goes on with the next sweep: %s", error)
+
+    async def step(self) -> float:
+        """Sweep once; return how long to wait before the next time, in s."""
+        await self.sweep()
+        return PAUSE_S
 
     async def sweep(self) -> int:
         """Do all that is due; return how many jobs went on: 0 where another process does it."""
@@ -158,15 +160,3 @@ def _by_module(rows: Iterable[tuple[str, str, str]]) -> dict[Module, list[tuple[
     for each, job, module in rows:
         found[msgspec.convert(module, Module)].append((each, job))
     return found
-
-
-@asynccontextmanager
-async def sweeping(sweep: ApprovalSweep, pause_s: float = PAUSE_S) -> AsyncIterator[None]:
-    """Sweep for as long as the context is open."""
-
-    async def step() -> float:
-        await sweep.sweep()
-        return pause_s
-
-    async with periodic_task("approvals", step, "approvals wait"):
-        yield

@@ -18,7 +18,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.service import ApprovalService
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.memory.paging import Blocks
+from aios_workers.modules.memory.block import Blocks
 from aios_workers.modules.storage.host import AllowedDirectories
 
 

@@ -1,39 +1,40 @@
-"""Memory, storage and access: the handler that they share, and what it stands on, opened."""
+"""Memory, storage and access: the handler that they share, and what it stands on, opened.
+
+Rows whose time is over, and what Redis lost, are tidied up meanwhile.
+"""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from typing import Any
 
 from prometheus_client.core import Metric
 
-from aios_broker.contract.errors import AccessDenied, InvalidConfig
+from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.session import Store
-from aios_broker.queues.functions import Functions
+from aios_broker.periodic import periodic_task
 from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Connection
+from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep, Webhook, sweeping
+from aios_workers.approvals.sweep import ApprovalSweep, Webhook
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
-from aios_workers.modules.housekeeping import housekeeping
-from aios_workers.modules.memory.block import memory_functions
+from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
-from aios_workers.modules.memory.paging import Blocks
 from aios_workers.modules.operation import Operation, Operations, no_operation
 from aios_workers.modules.services import Services, storage_limits
-from aios_workers.modules.storage.mounts import MountWatch, watching
+from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
-from aios_workers.runtime.kernel_calls import SubmittedCalls
-from aios_workers.search.embedder import open_embedder
-from aios_workers.search.indexing import indexing
+from aios_workers.search.embedder import open_stores
+from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
     "memory": MEMORY_OPERATIONS,
@@ -41,6 +42,25 @@ OPERATIONS: dict[Module, Operations] = {
     "access": ACCESS_OPERATIONS,
 }
 CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+TIDY_EVERY_S = 30.0
+EXPIRED_AT_ONCE = 1_000  # notes of one transaction
+_EXPIRED = """
+    WITH gone AS (
+        DELETE FROM note WHERE id IN (
+            SELECT id FROM note WHERE expires_at <= now() LIMIT %s FOR UPDATE SKIP LOCKED)
+        RETURNING id
+    )
+    DELETE FROM access_grant WHERE object_kind = 'note' AND object_id IN (SELECT id FROM gone)
+"""
+# A syscall lives for a day at most (its deadline): after two nobody runs it again.
+_OLD_EFFECTS = "DELETE FROM effect WHERE at < now() - interval '2 days'"
+_OLD_LINKS = "DELETE FROM share_link WHERE expires_at < now()"
+# The audit log keeps what was asked and decided; the arguments of a write may be 4 MiB.
+_OLD_APPROVALS = """
+    DELETE FROM approval WHERE state IN ('used', 'denied', 'expired')
+       AND expires_at < now() - interval '30 days'
+"""
+_OLD_GRANTS = "DELETE FROM access_grant WHERE expires_at < now()"
 
 
 class StateHandler:
@@ -92,31 +112,45 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     Raises:
         InvalidConfig: There is no database, or the embedding model is not installed.
     """
-    if config.database_url is None:
-        raise InvalidConfig(
-            "memory, storage and access keep what they have in Postgres",
-            field="AIOS_DATABASE_URL",
-            remedy="set it to the address of a Postgres with pgvector",
-        )
-    store = Store(config.database_url, name=name)
-    stack.push_async_callback(store.aclose)
-    connection = Connection(config.redis_url, name=f"{name}.services")
-    stack.push_async_callback(connection.aclose)
-    functions, keys = Functions(connection), Keys(config.key_prefix)
-    calls = await stack.enter_async_context(SubmittedCalls(functions, keys, config.redis_url, name))
-    embedder = await stack.enter_async_context(open_embedder(config, calls))
-    unembedded = asyncio.Event()
-    await stack.enter_async_context(indexing(store, embedder, unembedded))
-    limits = storage_limits(config)
-    if config.storage_mounts:
-        watch = MountWatch(store, limits.allowed)
-        await stack.enter_async_context(watching(watch, unembedded))
-    webhook = Webhook(config.approval_webhook, config.approval_webhook_secret)
-    await stack.enter_async_context(sweeping(ApprovalSweep(store, functions, keys, webhook)))
-    approvals = ApprovalService(store, ttl_s=config.approval_ttl_s)
-    blocks = Blocks(store, memory_functions(connection), keys)
-    services = Services(
-        store, embedder, calls, functions, keys, approvals, blocks, limits, unembedded
-    )
-    await stack.enter_async_context(housekeeping(services))
+    store, functions, calls, embedder = await open_stores(config, name, stack)
+    keys = Keys(config.key_prefix)
+    limits, approvals = storage_limits(config), ApprovalService(store, ttl_s=config.approval_ttl_s)
+    blocks = Blocks(store, memory_functions(functions.connection), keys)
+    services = Services(store, embedder, calls, functions, keys, approvals, blocks, limits)
+    for task in _periodic_tasks(config, services):
+        await stack.enter_async_context(task)
     return services
+
+
+def _periodic_tasks(
+    config: WorkerConfig, services: Services
+) -> Iterable[AbstractAsyncContextManager[None]]:
+    """Yield what is done beside the syscalls, over and over."""
+    store, embedder, unembedded = services.store, services.embedder, services.unembedded
+    if embedder.dimension:  # else there is no model: rows wait for the day that there is one
+        step = partial(index_step, store, embedder)
+        trouble = "notes and files wait for their vectors"
+        yield periodic_task("indexing", step, trouble, wake=unembedded)
+    if config.storage_mounts:
+        step = partial(MountWatch(store, services.limits.allowed).step, unembedded)
+        yield periodic_task("mounts", step, "mounted directories wait to be read")
+    url, secret = config.approval_webhook, config.approval_webhook_secret
+    webhook = None if url is None else Webhook(url, secret)
+    sweep = ApprovalSweep(store, services.functions, services.keys, webhook)
+    yield periodic_task("approvals", sweep.step, "approvals wait")
+    yield periodic_task("housekeeping", partial(tidy, services), "nothing is tidied up")
+
+
+async def tidy(services: Services) -> float:
+    """Tidy up over all agents, a bounded part of the notes that have expired.
+
+    Return how long to wait before the next time, in s.
+    """
+    await groups.refresh(services)
+    async with services.store.as_steward() as cursor:
+        await cursor.execute(_EXPIRED, (EXPIRED_AT_ONCE,))
+        for statement in (_OLD_EFFECTS, _OLD_LINKS, _OLD_GRANTS, _OLD_APPROVALS):
+            await cursor.execute(statement)
+    tokens = Tokens(services.functions.connection, services.keys)
+    await tidy_tokens(services.store, tokens)
+    return TIDY_EVERY_S

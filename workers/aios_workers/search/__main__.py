@@ -7,14 +7,9 @@ import sys
 from contextlib import AsyncExitStack
 
 from aios_broker.config import environment
-from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_broker.postgres.session import Store
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Connection
+from aios_broker.contract.errors import KernelError
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.kernel_calls import SubmittedCalls
-from aios_workers.search.embedder import open_embedder
+from aios_workers.search.embedder import open_stores
 from aios_workers.search.indexing import reindex
 
 NAME = "aios-reindex"
@@ -22,17 +17,8 @@ LIMIT_S = 300.0  # of one batch: a core may have a queue before it
 
 
 async def _run(config: WorkerConfig) -> int:
-    if config.database_url is None:
-        raise InvalidConfig("is not set", field="AIOS_DATABASE_URL", remedy="set it")
     async with AsyncExitStack() as stack:
-        store = Store(config.database_url, name=NAME, limit_s=LIMIT_S)
-        stack.push_async_callback(store.aclose)
-        connection = Connection(config.redis_url, name=NAME)
-        stack.push_async_callback(connection.aclose)
-        keys = Keys(config.key_prefix)
-        calls = SubmittedCalls(Functions(connection), keys, config.redis_url, NAME)
-        await stack.enter_async_context(calls)
-        embedder = await stack.enter_async_context(open_embedder(config, calls))
+        store, _, _, embedder = await open_stores(config, NAME, stack, limit_s=LIMIT_S)
         done = await reindex(store, embedder, _say)
         _say(f"{done} rows embedded by {embedder.model} ({embedder.dimension} numbers)")
     return 0

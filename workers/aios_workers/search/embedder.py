@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -19,9 +19,15 @@ from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.names import SearchMode
 from aios_broker.contract.reply import EmbedResult
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.postgres.database import SERVICE_TIMEOUT_S
+from aios_broker.postgres.session import Store
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.model_files import MINILM, MINILM_TOKENIZER
 from aios_workers.modules.services import Embedder, KernelCalls
+from aios_workers.runtime.kernel_calls import SubmittedCalls
 
 logger = logging.getLogger(__name__)
 
@@ -228,6 +234,33 @@ class CoreEmbedder:
                 remedy=f"set it to {dimension}, then run `aios reindex`",
             )
         return list(result.vectors)
+
+
+async def open_stores(
+    config: WorkerConfig, name: str, stack: AsyncExitStack, *, limit_s: float = SERVICE_TIMEOUT_S
+) -> tuple[Store, Functions, KernelCalls, Embedder]:
+    """Open the database, Redis, and the embedder, which may call the kernel; closed with the stack.
+
+    `limit_s`: of a transaction.
+
+    Raises:
+        InvalidConfig: There is no database, or the embedding model is not installed.
+    """
+    if config.database_url is None:
+        raise InvalidConfig(
+            "memory, storage and access keep what they have in Postgres",
+            field="AIOS_DATABASE_URL",
+            remedy="set it to the address of a Postgres with pgvector",
+        )
+    store = Store(config.database_url, name=name, limit_s=limit_s)
+    stack.push_async_callback(store.aclose)
+    connection = Connection(config.redis_url, name=f"{name}.services")
+    stack.push_async_callback(connection.aclose)
+    functions = Functions(connection)
+    calls = SubmittedCalls(functions, Keys(config.key_prefix), config.redis_url, name)
+    await stack.enter_async_context(calls)
+    embedder = await stack.enter_async_context(open_embedder(config, calls))
+    return store, functions, calls, embedder
 
 
 @asynccontextmanager

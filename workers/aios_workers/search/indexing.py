@@ -12,67 +12,41 @@ ended: restart them with the new settings.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.periodic import periodic_task
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.search.queries import model_number
-from aios_workers.search.ranking import vector_text
+from aios_workers.search.queries import CORPORA, model_number
+from aios_workers.search.ranking import Corpus, vector_text
 
 BATCH = 32  # rows of one transaction
 PAUSE_S = 0.5  # between looks for rows that wait
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.indexing', 0)) AS ours"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A table whose rows have vectors."""
-
-    table: str
-    keys: tuple[str, ...]
-    order: str
-    text: str  # SQL: what its vector is made of
-
-
-# Of the text alone, so that a query in a person's own words lies near it: labels first, since the
-# end of a long content does not reach the vector.
-_NOTE_TEXT = (
-    "concat_ws(E'\\n', nullif(btrim(array_to_string("
-    "array_append(keywords || tags, context), ' ')), ''), content)"
-)
-NOTES = Source("note", ("id",), "seq", _NOTE_TEXT)
-CHUNKS = Source("file_chunk", ("file_id", "ordinal"), "file_id, ordinal", "text")
-MOUNT_CHUNKS = replace(CHUNKS, table="mount_chunk")
-SOURCES = (NOTES, CHUNKS, MOUNT_CHUNKS)
-
-
 async def embed_rows(
-    cursor: Cursor, embedder: Embedder, source: Source, model: int, waiting: str
+    cursor: Cursor, embedder: Embedder, corpus: Corpus, model: int, waiting: str
 ) -> int:
     """Embed a batch of the rows for which `waiting` holds; return how many there were."""
     await cursor.execute(
-        f"SELECT {', '.join(source.keys)}, version, {source.text} AS text "
-        f"FROM {source.table} WHERE {waiting} "
-        f"ORDER BY {source.order} LIMIT {BATCH}"
+        f"SELECT {', '.join(corpus.keys)}, version, {corpus.text} AS text "
+        f"FROM {corpus.table} WHERE {waiting} "
+        f"ORDER BY {corpus.order} LIMIT {BATCH}"
     )
     rows = await cursor.fetchall()
     if not rows:
         return 0
     vectors = await embedder.embed([row.text for row in rows])
-    matches = " AND ".join(f"{key} = %s" for key in source.keys)
+    matches = " AND ".join(f"{key} = %s" for key in corpus.keys)
     await cursor.executemany(
-        f"UPDATE {source.table} SET model_id = %s, vector = %s::halfvec "
+        f"UPDATE {corpus.table} SET model_id = %s, vector = %s::halfvec "
         f"WHERE {matches} AND version = %s AND {waiting}",
         [
-            (model, vector_text(vector), *row[: len(source.keys)], row.version)
+            (model, vector_text(vector), *row[: len(corpus.keys)], row.version)
             for row, vector in zip(rows, vectors, strict=True)
         ],
     )
@@ -89,35 +63,20 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
         CoreError: The model failed; the rows keep waiting.
     """
     done = 0
-    for source in SOURCES:
+    for corpus in CORPORA:
         async with store.as_steward() as cursor:
             await cursor.execute(_LOCK)
             held = await only_row(cursor)
             if not held.ours:
                 return done
             model = await model_number(cursor, embedder)
-            done += await embed_rows(cursor, embedder, source, model, "model_id IS NULL")
+            done += await embed_rows(cursor, embedder, corpus, model, "model_id IS NULL")
     return done
 
 
-@asynccontextmanager
-async def indexing(
-    store: Store, embedder: Embedder, unembedded: asyncio.Event
-) -> AsyncIterator[None]:
-    """Embed what waits for its vector, for as long as the context is open.
-
-    `unembedded` is set by who has written something; what others write is found by looking.
-    """
-    if embedder.dimension == 0:  # there is no model: rows wait for the day that there is one
-        yield
-        return
-
-    async def step() -> float:
-        return 0.0 if await embed_missing(store, embedder) else PAUSE_S
-
-    trouble = "notes and files wait for their vectors"
-    async with periodic_task("indexing", step, trouble, wake=unembedded):
-        yield
+async def index_step(store: Store, embedder: Embedder) -> float:
+    """Embed what waits for its vector; return how long to wait before the next look, in s."""
+    return 0.0 if await embed_missing(store, embedder) else PAUSE_S
 
 
 Say = Callable[[str], None]
@@ -169,24 +128,24 @@ async def _register(store: Store, embedder: Embedder) -> int:
 
 async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> int:
     done = 0
-    for source in SOURCES:
+    for corpus in CORPORA:
         waiting = f"model_id IS DISTINCT FROM {model:d}"
-        total = await _count(store, source, waiting)
+        total = await _count(store, corpus, waiting)
         embedded = 0
         while True:
             async with store.as_steward() as cursor:
-                rows = await embed_rows(cursor, embedder, source, model, waiting)
+                rows = await embed_rows(cursor, embedder, corpus, model, waiting)
             if not rows:
                 break
             embedded += rows
-            say(f"{source.table}: {embedded} of {max(total, embedded)} rows")
+            say(f"{corpus.table}: {embedded} of {max(total, embedded)} rows")
         done += embedded
     return done
 
 
-async def _count(store: Store, source: Source, waiting: str) -> int:
+async def _count(store: Store, corpus: Corpus, waiting: str) -> int:
     async with store.as_steward() as cursor:
-        await cursor.execute(f"SELECT count(*) AS rows FROM {source.table} WHERE {waiting}")
+        await cursor.execute(f"SELECT count(*) AS rows FROM {corpus.table} WHERE {waiting}")
         row = await only_row(cursor)
     return int(row.rows)
 
@@ -196,15 +155,15 @@ async def _rebuild_indexes(url: str, model: int, dimension: int) -> None:
     with database_errors(url):
         connection = await psycopg.AsyncConnection.connect(check_database_url(url), autocommit=True)
         async with connection:
-            for source in SOURCES:
-                name = f"ix_{source.table}_vector_{model:d}"
+            for corpus in CORPORA:
+                name = f"ix_{corpus.table}_vector_{model:d}"
                 await _drop_invalid(connection, name)
                 await connection.execute(
-                    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {source.table} USING hnsw "
+                    f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON {corpus.table} USING hnsw "
                     f"((vector::halfvec({dimension:d})) halfvec_cosine_ops) "
                     f"WHERE model_id = {model:d}"
                 )
-                for other in await _indexes(connection, source.table):
+                for other in await _indexes(connection, corpus.table):
                     if other != name:
                         await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {other}")
 

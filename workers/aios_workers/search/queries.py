@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import SearchMode
@@ -12,9 +12,16 @@ from aios_workers.search.ranking import Corpus, Ranked, Scope, Vector, Wanted, r
 
 _ACTIVE = "SELECT id, name, dimension FROM embedding_model WHERE active"
 
-NOTES = Corpus("note", ("id",))
-CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"))
-MOUNTED = Corpus("mount_chunk", ("file_id", "ordinal"))
+# Of the text alone, so that a query in a person's own words lies near it: labels first, since the
+# end of a long content does not reach the vector.
+_NOTE_TEXT = (
+    "concat_ws(E'\\n', nullif(btrim(array_to_string("
+    "array_append(keywords || tags, context), ' ')), ''), content)"
+)
+NOTES = Corpus("note", ("id",), "seq", _NOTE_TEXT)
+CHUNKS = Corpus("file_chunk", ("file_id", "ordinal"), "file_id, ordinal", "text")
+MOUNTED = replace(CHUNKS, table="mount_chunk")
+CORPORA = (NOTES, CHUNKS, MOUNTED)
 _BELOW = (
     "EXISTS (SELECT FROM file f WHERE f.id = t.file_id "
     "AND (f.path = %(path)s OR starts_with(f.path, %(below)s)))"
@@ -86,29 +93,6 @@ class NoteQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundNote:
-    """A note that was found."""
-
-    id: str
-    score: float
-
-
-async def find_notes(
-    cursor: Cursor, embedder: Embedder, query: NoteQuery, vector: Vector | None
-) -> list[FoundNote]:
-    """Return the k best notes, best first, that the cursor's agent may see.
-
-    `vector` is that of the query's text (`query_vector`, before the transaction); None: hybrid
-    search is by keywords then.
-
-    Raises:
-        InvalidConfig: The stored vectors are of another model than the query's.
-    """
-    ranked = await _ranked(cursor, embedder, query, vector)
-    return [FoundNote(note_id, score) for (_, note_id), score in ranked]
-
-
-@dataclass(frozen=True, slots=True)
 class ChunkQuery:
     """A search among the parts of files; without an owner, of all that the agent may see."""
 
@@ -136,36 +120,17 @@ class ChunkQuery:
         return Scope(" AND ".join(conditions) or "true", parameters, owner is not None, owners)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundChunk:
-    """A part of a file that was found."""
+async def find(
+    cursor: Cursor, embedder: Embedder, query: NoteQuery | ChunkQuery, vector: Vector | None
+) -> Ranked:
+    """Return keys and scores of the k best, best first, that the cursor's agent may see.
 
-    table: str  # CHUNKS' or MOUNTED's
-    file_id: int
-    ordinal: int
-    score: float
-
-
-async def find_chunks(
-    cursor: Cursor, embedder: Embedder, query: ChunkQuery, vector: Vector | None
-) -> list[FoundChunk]:
-    """Return the k best parts, best first, that the cursor's agent may see.
-
-    `vector` is that of the query's text (`query_vector`, before the transaction); None: hybrid
-    search is by keywords then.
+    A key begins with its table's name. `vector` is that of the query's text (`query_vector`, before
+    the transaction); None: hybrid search is by keywords then.
 
     Raises:
         InvalidConfig: The stored vectors are of another model than the query's.
     """
-    ranked = await _ranked(cursor, embedder, query, vector)
-    return [
-        FoundChunk(table, file_id, ordinal, score) for (table, file_id, ordinal), score in ranked
-    ]
-
-
-async def _ranked(
-    cursor: Cursor, embedder: Embedder, query: NoteQuery | ChunkQuery, vector: Vector | None
-) -> Ranked:
     model = 0 if vector is None else await model_number(cursor, embedder)
     wanted = Wanted(query.text, vector, model, query.mode, query.k)
     return await rank(cursor, query.places, wanted)

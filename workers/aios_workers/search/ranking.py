@@ -48,10 +48,12 @@ _QUERY = """
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A table that is searched."""
+    """A table that is searched: its rows have words, and vectors of what `text` says."""
 
     table: str
     keys: tuple[str, ...]
+    order: str  # in which its rows get their vectors
+    text: str  # SQL
 
     @property
     def columns(self) -> str:

@@ -1,4 +1,7 @@
-"""Who there is: whoami, register, revoke_token."""
+"""Who there is: whoami, register, revoke_token.
+
+Tokens' digests are in Postgres, from where a Redis that was emptied gets them back.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from aios_broker.contract.access import (
 )
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.syscall import Body
+from aios_broker.postgres.session import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_workers.approvals.service import Irreversible
-from aios_workers.modules.access.tokens import put_token, revoke_tokens
 from aios_workers.modules.operation import Asked, Work
 
 _GROUPS = """
@@ -32,6 +35,31 @@ _REGISTER = """
     ON CONFLICT (tenant_id, name) DO UPDATE
        SET administrator = agent.administrator OR excluded.administrator
     RETURNING id, administrator
+"""
+_PUT_TOKEN = """
+    INSERT INTO agent_token (digest, agent_id, expires_at)
+    VALUES (%s, %s, now() + %s * interval '1 second')
+"""
+_REVOKE_TOKENS = (
+    "UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL"
+)
+_GOOD = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
+_LACKING_TOKENS = (
+    f"SELECT k.digest FROM agent_token k WHERE {_GOOD} AND k.digest <> ALL (%s::text[])"
+)
+_LOCKED_TOKENS = f"""
+    SELECT k.digest, a.name AS agent, t.name AS tenant,
+           extract(epoch FROM k.expires_at)::float8 AS expires_at
+      FROM agent_token k JOIN agent a ON a.id = k.agent_id JOIN tenant t ON t.id = a.tenant_id
+     WHERE {_GOOD} AND k.digest = ANY (%s::text[]) FOR SHARE OF k
+"""
+_WORTHLESS_TOKENS = (
+    f"SELECT k.digest FROM agent_token k WHERE NOT ({_GOOD}) AND k.digest = ANY (%s)"
+)
+# A day: nobody who entered one before it was revoked has yet to tell Redis.
+_FORGET_TOKENS = f"""
+    DELETE FROM agent_token k WHERE NOT ({_GOOD}) AND k.digest <> ALL (%s::text[])
+       AND least(k.revoked_at, k.expires_at) < now() - interval '1 day'
 """
 
 
@@ -110,3 +138,28 @@ async def is_administrator(work: Work[Body]) -> bool:
     """Return whether the agent administers its tenant, by its row as it is now."""
     rows = await work.rows("SELECT administrator FROM agent WHERE id = %s", (work.agent.id,))
     return any(row.administrator for row in rows)
+
+
+async def put_token(cursor: Cursor, agent_id: int, digest: str, ttl_s: float | None) -> None:
+    """Enter a token of an agent."""
+    await cursor.execute(_PUT_TOKEN, (digest, agent_id, ttl_s))
+
+
+async def revoke_tokens(cursor: Cursor, agent_id: int) -> None:
+    """Make all tokens of an agent worthless; Redis is to be told when that is committed."""
+    await cursor.execute(_REVOKE_TOKENS, (agent_id,))
+
+
+async def tidy_tokens(store: Store, tokens: Tokens) -> None:
+    """Give Redis what it lacks, and take from it what a crash left after a revocation."""
+    known = list(await tokens.digests())
+    async with store.as_steward() as cursor:
+        await cursor.execute(_LACKING_TOKENS, (known,))
+        lacking = [row.digest for row in await cursor.fetchall()]
+        await cursor.execute(_LOCKED_TOKENS, (lacking,))  # none of them is revoked meanwhile
+        for row in await cursor.fetchall():
+            await tokens.restore(row.digest, Identity(row.agent, row.tenant, row.expires_at))
+        await cursor.execute(_FORGET_TOKENS, (known,))
+        await cursor.execute(_WORTHLESS_TOKENS, (known,))
+        worthless = tuple(row.digest for row in await cursor.fetchall())
+    await tokens.drop(worthless)

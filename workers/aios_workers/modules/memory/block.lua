@@ -344,15 +344,6 @@ register('touch', function(b)
     return {'ok', n}
 end, FREES)
 
--- notes: id... Returns {'ok', note or nil, ...}, without a reference.
-register('notes', function(b)
-    local answer = {'ok'}
-    for _, id in ipairs(rest(b)) do
-        answer[#answer + 1] = redis.call('HGET', b.notes, id)
-    end
-    return answer
-end, FREES)
-
 -- stat. Returns {'ok', limit, used, notes, hits, faults, swaps, k, correlated_us, high, low}.
 register('stat', function(b)
     local f = redis.call('HMGET', b.key, 'limit', 'used', 'hits', 'faults', 'swaps', 'k',

@@ -114,7 +114,7 @@ async def stat(asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
 
 async def add(asked: Asked[MemoryAdd]) -> Result:
     """Add a note."""
-    return await _add(asked, note_to_add(asked.body), asked.body.ttl_s)
+    return await _add(asked, body_of(asked.body), asked.body.ttl_s)
 
 
 async def log(asked: Asked[MemoryLog]) -> Result:
@@ -247,11 +247,6 @@ async def _rewrite(
     written = await rewrite_note(work, owner, note.id, after, operation)
     keep(work, owner, written, token)
     return written
-
-
-def note_to_add(body: MemoryAdd) -> NoteBody:
-    """Return the note that an add asks for."""
-    return NoteBody(*(getattr(body, name) for name in NoteBody.__struct_fields__))
 
 
 def keep(work: AnyWork, owner: AgentRow, note: Note, token: str) -> None:

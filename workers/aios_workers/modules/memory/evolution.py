@@ -23,7 +23,6 @@ from aios_workers.modules.memory.changing import (
     id_of_new_note,
     insert_note,
     keep,
-    note_to_add,
     rewrite_note,
 )
 from aios_workers.modules.memory.note import NoteBody, body_of, fetch_notes, note_in_version
@@ -119,7 +118,7 @@ Answer = TypeVar("Answer", Labels, Relations)
 
 async def add_evolving(asked: Asked[MemoryAdd]) -> Result:
     """Add a note that a model labels and links; one transaction at the end writes it all."""
-    new = note_to_add(asked.body)
+    new = body_of(asked.body)
     ensure_storable(new)
     await asked.services.blocks.of(asked.agent).token()  # opens it, which no step may
     labels = await _ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)

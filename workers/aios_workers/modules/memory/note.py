@@ -6,6 +6,7 @@ A note that has expired is not there, whether it is deleted yet or not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -13,11 +14,10 @@ from msgspec import Struct
 from psycopg.types.json import Jsonb
 
 from aios_broker.contract.errors import NotFound
-from aios_broker.contract.memory import Note
+from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.session import AgentRow, Cursor
 from aios_workers.modules.columns import inserted, selected
 from aios_workers.modules.memory import note_tables
-from aios_workers.modules.memory.block import BlockShape
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
@@ -59,8 +59,8 @@ class NoteBody(Struct, frozen=True):
         return "\n".join((self.content, self.context, *self.keywords, *self.tags))
 
 
-def body_of(note: Note) -> NoteBody:
-    """Return what versions keep of a note."""
+def body_of(note: Note | MemoryAdd) -> NoteBody:
+    """Return what versions keep of a note, or of one that is to be added."""
     return NoteBody(*(getattr(note, name) for name in NoteBody.__struct_fields__))
 
 
@@ -143,6 +143,17 @@ def as_version(note: Note, version: int, body: dict[str, Any], at: float) -> Not
     return msgspec.structs.replace(note, version=version, updated_at=at, **old)
 
 
+@dataclass(frozen=True, slots=True)
+class BlockShape:
+    """How large a block is, and how its notes are chosen to leave it."""
+
+    limit_bytes: int = DEFAULT_BLOCK_BYTES
+    k: int = 2
+    correlated_s: float = 1.0
+    high: float = 0.8
+    low: float = 0.6
+
+
 async def shape_of_block(cursor: Cursor, owner: AgentRow, lock: Lock = "") -> BlockShape:
     """Return what an agent's block is to be like."""
     await cursor.execute(
@@ -154,41 +165,3 @@ async def shape_of_block(cursor: Cursor, owner: AgentRow, lock: Lock = "") -> Bl
     if row is None:
         return BlockShape()
     return BlockShape(row.limit_bytes, row.k, row.correlated_s, row.high, row.low)
-
-
-async def versions_there(cursor: Cursor, note_ids: Sequence[str]) -> dict[str, int]:
-    """Return which version each of these notes has."""
-    await cursor.execute("SELECT id, version FROM note WHERE id = ANY(%s)", (list(note_ids),))
-    return {row.id: row.version for row in await cursor.fetchall()}
-
-
-async def write_back(cursor: Cursor, owner: AgentRow, note: Note) -> None:
-    """Write a note that the block has and Postgres has not, or only in an older version.
-
-    Nothing of the kernel's brings that about: a database that was restored does.
-    """
-    body = body_of(note)
-    await cursor.execute(
-        "INSERT INTO note AS n (id, tenant_id, owner_id, content, keywords, tags, category, "
-        "context, links, metadata, version, created_at, updated_at, expires_at, words) VALUES "
-        "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), "
-        "to_timestamp(%s), to_tsvector('english', %s)) ON CONFLICT (id) DO UPDATE SET "
-        "content = excluded.content, keywords = excluded.keywords, tags = excluded.tags, "
-        "category = excluded.category, context = excluded.context, links = excluded.links, "
-        "metadata = excluded.metadata, version = excluded.version, words = excluded.words, "
-        "updated_at = excluded.updated_at, expires_at = excluded.expires_at, model_id = NULL, "
-        "vector = NULL WHERE n.version < excluded.version",
-        (
-            note.id,
-            owner.tenant_id,
-            owner.id,
-            *note_fields(body),
-            note.version,
-            note.created_at,
-            note.updated_at,
-            note.expires_at,
-            body.search_text,
-        ),
-    )
-    if cursor.rowcount:
-        await enter_version(cursor, owner, note, owner.id, "update", "")

@@ -35,7 +35,7 @@ from aios_workers.modules.memory.note import (
 )
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.queries import NoteQuery, find_notes
+from aios_workers.search.queries import NoteQuery, find
 
 RECALLED = 32  # notes that are looked at for one text
 BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English
@@ -162,10 +162,12 @@ async def found(
         if not owners and not ids:
             return []
         placed = replace(wanted, owners=owners, ids=ids)
-        hits = await find_notes(work.cursor, embedder, placed, vector)
-        seen = await _seen(work, [hit.id for hit in hits])
+        hits = await find(work.cursor, embedder, placed, vector)
+        seen = await _seen(work, [note_id for (_, note_id), _ in hits])
     notes = [
-        msgspec.structs.replace(seen[hit.id], score=hit.score) for hit in hits if hit.id in seen
+        msgspec.structs.replace(seen[note_id], score=score)
+        for (_, note_id), score in hits
+        if note_id in seen
     ]
     await _touch(asked, notes)
     return notes

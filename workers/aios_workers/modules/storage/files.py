@@ -35,7 +35,6 @@ from aios_workers.modules.storage.contents import (
     shown,
     text_of,
 )
-from aios_workers.modules.storage.directories import directory_for
 from aios_workers.modules.storage.mounts import (
     append_mounted,
     read_mounted,
@@ -48,6 +47,7 @@ from aios_workers.modules.storage.namespace import (
     ResolvedPath,
     changeable_path,
     check_unlocked,
+    directory_for,
     entry_of,
     file_at,
     node_of,

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aios_broker.contract.access import Acknowledged
@@ -25,7 +24,6 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageUnmount,
 )
-from aios_broker.periodic import periodic_task
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.storage.contents import Part, parts_of, shown, text_of
 from aios_workers.modules.storage.host import (
@@ -271,6 +269,14 @@ class MountWatch:
         self._store = store
         self._allowed = allowed
 
+    async def step(self, unembedded: asyncio.Event) -> float:
+        """Scan once, have what is new indexed; return how long to wait before the next time."""
+        began_s = time.monotonic()
+        if await self.scan():
+            unembedded.set()
+            return 0.0
+        return max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began_s))
+
     async def scan(self) -> int:
         """Scan all searchable mounts once; return how many files were read or forgotten."""
         async with self._store.as_steward() as cursor:
@@ -354,18 +360,3 @@ async def _put(cursor: Cursor, mount: Any, reading: Reading) -> None:  # noqa: A
             "texts": [part.text for part in parts],
         },
     )
-
-
-@asynccontextmanager
-async def watching(watch: MountWatch, unembedded: asyncio.Event) -> AsyncIterator[None]:
-    """Scan again and again for as long as the context is open."""
-
-    async def step() -> float:
-        began_s = time.monotonic()
-        if await watch.scan():
-            unembedded.set()
-            return 0.0
-        return max(PAUSE_S, PAUSE_FACTOR * (time.monotonic() - began_s))
-
-    async with periodic_task("mounts", step, "mounted directories wait to be read"):
-        yield

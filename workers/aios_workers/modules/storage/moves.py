@@ -1,4 +1,4 @@
-"""Files and whole directories: moved, copied, deleted."""
+"""Directories, made and listed; they and files moved, copied, deleted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 from dataclasses import replace
 
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
-from aios_broker.contract.files import Entry
-from aios_broker.contract.paths import ROOT, is_within
+from aios_broker.contract.files import Entries, Entry
+from aios_broker.contract.paths import ROOT, below, is_within, normal_path
 from aios_broker.contract.storage import (
     MAX_FILE_BYTES,
     StorageCopy,
     StorageDelete,
+    StorageList,
+    StorageMkdir,
     StorageMove,
 )
 from aios_workers.modules.storage.contents import (
@@ -20,21 +22,28 @@ from aios_workers.modules.storage.contents import (
     insert_file,
     settle_account,
 )
-from aios_workers.modules.storage.directories import directory_for, made_directory
 from aios_workers.modules.storage.files import check_overwrite
-from aios_workers.modules.storage.mounts import delete_mounted, host_directory
+from aios_workers.modules.storage.mounts import (
+    delete_mounted,
+    host_directory,
+    list_mounted,
+    make_mounted_directory,
+)
 from aios_workers.modules.storage.namespace import (
     DIRECTORY,
     FILE,
+    MOUNT,
     Node,
     ResolvedPath,
     below_of,
     changeable_path,
     check_free_way,
     check_unlocked,
+    directory_for,
     entry_of,
     locked_error,
     look_up,
+    made_directory,
     node_of,
     not_found,
     permitted_path,
@@ -46,6 +55,23 @@ from aios_workers.modules.storage.work import AnyWork, FileWork
 MAX_LISTED = 50  # paths of a directory that a person is shown before it is deleted
 MAX_COPIED = 1_000  # files and directories of one copy
 
+_LIST = f"""
+    SELECT * FROM (
+        SELECT {DIRECTORY} FROM directory d
+         WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s) AND d.path <> '/'
+           AND (%(recursive)s OR cardinality(d.ancestors) = %(depth)s + 1)
+        UNION ALL
+        SELECT {FILE} FROM file f
+         WHERE f.owner_id = %(owner)s AND (NOT %(recursive)s AND f.directory_id = %(directory)s
+                                           OR %(recursive)s AND starts_with(f.path, %(below)s))
+        UNION ALL
+        SELECT {MOUNT} FROM mount m
+         WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)
+           AND (%(recursive)s OR strpos(substr(m.path, length(%(below)s) + 1), '/') = 0)
+    ) AS entry
+     WHERE %(after)s::text IS NULL OR path COLLATE "C" > %(after)s
+     ORDER BY path COLLATE "C" LIMIT %(limit)s
+"""
 _MOVE_FILE = f"""
     UPDATE file AS f SET path = %(to)s, directory_id = %(directory)s WHERE id = %(file)s
     RETURNING {FILE}
@@ -113,6 +139,52 @@ _FILES_BELOW = f"""
     SELECT {FILE} FROM file f
      WHERE owner_id = %(owner)s AND starts_with(path, %(below)s) ORDER BY path LIMIT %(limit)s
 """
+
+
+async def make_directory(work: FileWork[StorageMkdir]) -> Entry:
+    """Make a directory and those above it."""
+    body = work.body
+    resolved = await permitted_path(work, body.path, "write")
+    if resolved.path != ROOT:
+        check_free_way(resolved)
+    if resolved.file is not None:
+        raise taken(resolved)
+    if resolved.mount is not None:
+        return await make_mounted_directory(work, resolved)
+    directory = resolved.directory or await made_directory(work, resolved.nearest, resolved.path)
+    return entry_of(directory, work.owner)
+
+
+async def list_directory(work: FileWork[StorageList]) -> Entries:
+    """List what is in a directory, by path."""
+    body = work.body
+    resolved = await permitted_path(work, body.path, "read")
+    if resolved.mount is not None:
+        return await list_mounted(work, resolved, body)
+    if resolved.file is not None:
+        raise InvalidPath(
+            f"{resolved.path} is a file",
+            field="body.path",
+            remedy="name a directory, or ask for storage.stat",
+        )
+    if resolved.directory is None:
+        if resolved.path == ROOT and work.is_own:
+            return Entries(())  # nothing was ever put there
+        raise not_found(resolved)
+    rows = await work.rows(
+        _LIST,
+        {
+            "owner": work.owner.id,
+            "below": below(resolved.path),
+            "directory": resolved.directory.id,
+            "depth": len(resolved.directory.ancestors),
+            "recursive": body.recursive,
+            "after": None if body.after is None else normal_path(body.after, "body.after"),
+            "limit": body.limit + 1,
+        },
+    )
+    entries = tuple(entry_of(node_of(row), work.owner) for row in rows[: body.limit])
+    return Entries(entries, more=len(rows) > body.limit)
 
 
 async def move(work: FileWork[StorageMove]) -> Entry:

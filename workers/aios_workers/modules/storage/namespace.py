@@ -1,4 +1,7 @@
-"""Look up a path in a namespace, and decide whether the asker may do there what it asks for."""
+"""Look up a path in a namespace, and decide whether the asker may do there what it asks for.
+
+The directories on the way to what is new are made here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.files import Entry
 from aios_broker.contract.names import Verb
-from aios_broker.contract.paths import ROOT, below, normal_path, prefixes_of
+from aios_broker.contract.paths import ROOT, below, normal_path, parent_of, prefixes_of
 from aios_broker.postgres.session import AgentRow
 from aios_workers.modules.access.grants import verbs_on
 from aios_workers.modules.storage.work import AnyWork
@@ -45,6 +48,14 @@ _LOOK_UP = f"""
     SELECT {FILE} FROM file f WHERE f.owner_id = %(owner)s AND f.path = ANY(%(prefixes)s)
     UNION ALL
     SELECT {MOUNT} FROM mount m WHERE m.owner_id = %(owner)s AND m.path = ANY(%(prefixes)s)
+"""
+# Two statements: row-level security looks at the way down, which a new row ends with its own id.
+_INSERT_DIRECTORY = """
+    INSERT INTO directory (tenant_id, owner_id, path, ancestors)
+    VALUES (%(tenant)s, %(owner)s, %(path)s, %(ancestors)s) RETURNING id
+"""
+_COMPLETE_DIRECTORY = f"""
+    UPDATE directory AS d SET ancestors = ancestors || id WHERE id = %(id)s RETURNING {DIRECTORY}
 """
 _NEEDED: dict[Verb, tuple[Verb, ...]] = {"write": ("read",)}  # an answer shows what is there
 
@@ -284,3 +295,29 @@ def entry_of(node: Node, owner: AgentRow) -> Entry:
 def below_of(path: str) -> dict[str, object]:
     """Return the values of a query for a path and all below it."""
     return {"path": path, "below": below(path)}
+
+
+async def made_directory(work: AnyWork, nearest: Node | None, path: str) -> Node:
+    """Return the directory at `path`; it and those between it and the nearest one are made."""
+    directory = nearest
+    for each in prefixes_of(path):
+        if directory is not None and len(each) <= len(directory.path):
+            continue
+        rows = await work.rows(
+            _INSERT_DIRECTORY,
+            {
+                "tenant": work.owner.tenant_id,
+                "owner": work.owner.id,
+                "path": each,
+                "ancestors": list(directory.ancestors) if directory is not None else [],
+            },
+        )
+        [row] = await work.rows(_COMPLETE_DIRECTORY, {"id": rows[0].id})
+        directory = node_of(row)
+    assert directory is not None
+    return directory
+
+
+async def directory_for(work: AnyWork, resolved: ResolvedPath) -> Node:
+    """Return the directory in which something at a free path will lie; it is made if needed."""
+    return await made_directory(work, resolved.nearest, parent_of(resolved.path))

@@ -19,10 +19,9 @@ from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import StorageOperate
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.modules.storage.directories import make_directory
 from aios_workers.modules.storage.files import append, create, write
-from aios_workers.modules.storage.moves import copy, delete, move
-from aios_workers.modules.storage.work import FileStep, FileWork, S, on_namespace, own_lock
+from aios_workers.modules.storage.moves import copy, delete, make_directory, move
+from aios_workers.modules.storage.work import FileStep, FileWork, S, namespace_lock, on_namespace
 
 MAX_STEPS = 8
 MAX_LISTED = 200  # paths that the model is shown
@@ -92,7 +91,7 @@ async def operate(asked: Asked[StorageOperate]) -> Result:
         await _ask_for_all(in_files, plan)
         return await _run(in_files, plan)
 
-    return await run_once(asked, run, *own_lock(asked))
+    return await run_once(asked, run, *namespace_lock(asked, own=True))
 
 
 async def _plan(asked: Asked[StorageOperate]) -> Plan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from aios_broker.contract import storage as bodies
 from aios_workers.modules.operation import calls, table
 from aios_workers.modules.storage import files, moves, sharing
-from aios_workers.modules.storage.directories import list_directory, make_directory
 from aios_workers.modules.storage.mounts import mount, unmount
 from aios_workers.modules.storage.operating import operate
 from aios_workers.modules.storage.searching import search
@@ -13,7 +12,7 @@ from aios_workers.modules.storage.work import file_changes, file_reads
 
 STORAGE_OPERATIONS = table(
     file_reads(bodies.StorageRead, files.read),
-    file_reads(bodies.StorageList, list_directory),
+    file_reads(bodies.StorageList, moves.list_directory),
     file_reads(bodies.StorageStat, files.stat),
     calls(bodies.StorageSearch, search),
     file_reads(bodies.StorageVersions, files.versions),
@@ -25,7 +24,7 @@ STORAGE_OPERATIONS = table(
     file_changes(bodies.StorageMove, moves.move, irreversible="overwrite"),
     file_changes(bodies.StorageCopy, moves.copy, irreversible="overwrite", own=True),
     file_changes(bodies.StorageDelete, moves.delete, irreversible="delete"),
-    file_changes(bodies.StorageMkdir, make_directory),
+    file_changes(bodies.StorageMkdir, moves.make_directory),
     file_changes(bodies.StorageRollback, files.rollback, irreversible="rollback"),
     file_changes(bodies.StorageShare, sharing.share),
     file_changes(bodies.StorageUnshare, sharing.unshare, irreversible="unshare"),

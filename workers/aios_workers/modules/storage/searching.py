@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ from aios_workers.modules.operation import Asked
 from aios_workers.modules.storage.namespace import Node, not_found, permitted_path
 from aios_workers.modules.storage.work import AnyWork, FileWork, on_namespace
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.queries import CHUNKS, MOUNTED, ChunkQuery, FoundChunk, find_chunks
+from aios_workers.search.queries import CHUNKS, MOUNTED, ChunkQuery, find
+from aios_workers.search.ranking import Ranked
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400
@@ -59,7 +59,7 @@ async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | N
         resolved.path,
         mounts_of=work.owner.id if work.is_own else None,
     )
-    found = await find_chunks(work.cursor, work.services.embedder, query, vector)
+    found = await find(work.cursor, work.services.embedder, query, vector)
     return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
 
 
@@ -74,26 +74,26 @@ async def _check_searchable(work: AnyWork, mount: Node) -> None:
 
 
 async def _hits(
-    work: FileWork[StorageSearch], found: Sequence[FoundChunk], *, by_directory: bool
+    work: FileWork[StorageSearch], found: Ranked, *, by_directory: bool
 ) -> tuple[Found, ...]:
     """Return the best part of each file, or of each directory, at most k."""
-    own = [one for one in found if one.table == CHUNKS.table]
-    mounted = [one for one in found if one.table == MOUNTED.table]
+    own = [key for key, _ in found if key[0] == CHUNKS.table]
+    mounted = [key for key, _ in found if key[0] == MOUNTED.table]
     rows = await work.rows(
         _PARTS,
         {
-            "files": [one.file_id for one in own],
-            "ordinals": [one.ordinal for one in own],
-            "mounted_files": [one.file_id for one in mounted],
-            "mounted_ordinals": [one.ordinal for one in mounted],
+            "files": [file_id for _, file_id, _ in own],
+            "ordinals": [ordinal for _, _, ordinal in own],
+            "mounted_files": [file_id for _, file_id, _ in mounted],
+            "mounted_ordinals": [ordinal for _, _, ordinal in mounted],
         },
     )
     by_key = {(row.found_in, row.file_id, row.ordinal): row for row in rows}
     hits: dict[tuple[str, str], Found] = {}
-    for one in found:
-        row = by_key.get((one.table, one.file_id, one.ordinal))
+    for key, score in found:
+        row = by_key.get(key)
         if row is not None:
-            hit = _hit(row, one.score, by_directory=by_directory)
+            hit = _hit(row, score, by_directory=by_directory)
             hits.setdefault((hit.owner, hit.path), hit)
     return tuple(hits.values())[: work.body.k]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from aios_broker.contract.access import OperationClass
@@ -13,6 +14,7 @@ from aios_broker.contract.storage import StorageBody
 from aios_broker.postgres.session import AgentRow
 from aios_workers.approvals.service import Diff, Irreversible
 from aios_workers.modules.operation import Asked, Operation, Work, changes, reads
+from aios_workers.modules.services import Services
 
 SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
 
@@ -66,18 +68,13 @@ def owner_name(body: StorageBody) -> str | None:
     return owner
 
 
-def namespace_lock(asked: Asked[S]) -> tuple[str]:
-    """Return the name under which changes of the namespace that a body means take turns."""
-    return (_lock_of(asked.agent.tenant, owner_name(asked.body) or asked.agent.name),)
+def namespace_lock(asked: Asked[S], *, own: bool = False) -> tuple[str]:
+    """Return the name under which changes of a namespace take turns.
 
-
-def own_lock(asked: Asked[S]) -> tuple[str]:
-    """Return the same for the asker's namespace."""
-    return (_lock_of(asked.agent.tenant, asked.agent.name),)
-
-
-def _lock_of(tenant: str, owner: str) -> str:
-    return f"aios.storage {tenant}/{owner}"
+    It is the one that the body means, or the asker's own.
+    """
+    owner = (None if own else owner_name(asked.body)) or asked.agent.name
+    return (f"aios.storage {asked.agent.tenant}/{owner}",)
 
 
 async def on_namespace(work: Work[S], *, own: bool = False) -> FileWork[S]:
@@ -108,14 +105,12 @@ def file_changes(
     """
 
     async def on_locked(work: Work[S]) -> Result:
-        result = await step(await on_namespace(work, own=own))
-        work.then(lambda: _announce(work))
-        return result
+        return await step(await on_namespace(work, own=own))
 
-    locks = own_lock if own else namespace_lock
-    return changes(body, on_locked, irreversible=irreversible, locks=locks)
+    locks = partial(namespace_lock, own=own)
+    return changes(body, on_locked, irreversible=irreversible, locks=locks, after=_announce)
 
 
-async def _announce(work: Work[S]) -> None:
+async def _announce(services: Services) -> None:
     """Have what was written indexed at once."""
-    work.services.unembedded.set()
+    services.unembedded.set()
