@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+import click
 import msgspec
 
 from aios_broker.contract.errors import InvalidSyscall, UnknownModule, UnknownSyscall
@@ -43,6 +44,18 @@ def parse_module(name: str) -> Module:
         )
     module: Module = msgspec.convert(name, Module)
     return module
+
+
+class ModuleName(click.ParamType[Module]):
+    """A parameter that names a module."""
+
+    name = "text"
+
+    def convert(
+        self, value: str, _param: click.Parameter | None, _ctx: click.Context | None
+    ) -> Module:
+        """Return the module."""
+        return parse_module(value)
 
 
 def check_name(field: str, value: str) -> str:
