@@ -1,16 +1,19 @@
 """`aios policy`: show or change who goes first, while the kernel runs."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import click
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
 from aios_broker.queues.records import PolicyRow
-from aios_broker.scheduler.policy import Policy, policy_named
-from aios_cli.lookup import parse_module
-from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import Column, Listing, show_json
+from aios_broker.scheduler.policy import policy_named
+from aios_cli.call import given
+from aios_cli.lookup import ModuleName
+from aios_cli.session import Operator, command
+from aios_cli.tables import Column, Listing
 
 YIELDS_TO = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
@@ -29,22 +32,20 @@ POLICIES = Listing[tuple[Module, PolicyRow]](
 )
 
 
-@click.command(epilog=EXIT_CODES)
+def _show(rows: Mapping[Module, PolicyRow]) -> None:
+    POLICIES.show(list(rows.items()))
+
+
+@command(_show)
 @click.argument("name", required=False)
-@click.option("--module", default=None, help="Of this module alone; without it, of all.")
+@click.option("--module", type=ModuleName(), help="Of this module alone; without it, of all.")
 @click.option(
     "--quantum-s", type=click.FloatRange(min=0.001), help="A slice ends after so many seconds ..."
 )
 @click.option("--quantum-tokens", type=click.IntRange(min=1), help="... or so many output tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def policy(
-    name: str | None,
-    module: str | None,
-    quantum_s: float | None,
-    quantum_tokens: int | None,
-    *,
-    as_json: bool,
-) -> None:
+async def policy(
+    operator: Operator, name: str | None, module: Module | None, **quanta: float | None
+) -> dict[Module, PolicyRow]:
     """Show the scheduling policy, or change it: to NAME, or its quanta.
 
     \b
@@ -56,32 +57,14 @@ def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    modules = MODULES if module is None else (parse_module(module),)
-    chosen = policy_named(name, field="NAME") if name is not None else None
-
-    async def work(operator: Operator) -> dict[Module, PolicyRow]:
-        rows = {}
-        for one in modules:
-            before = await operator.control.policy(one)
-            after = changed(before, chosen, quantum_s, quantum_tokens)
-            if after != before:
-                await operator.control.set_policy(one, after)
-            rows[one] = after
-        return rows
-
-    rows = with_kernel(work)
-    if as_json:
-        show_json(rows)
-    else:
-        POLICIES.show(list(rows.items()))
-
-
-def changed(
-    row: PolicyRow, policy: Policy | None, quantum_s: float | None, quantum_tokens: int | None
-) -> PolicyRow:
-    """Return the row with what was asked for; all else stays."""
-    if policy is not None:
-        row = replace(row, name=policy.name, preempt=policy.preempt)
-    if quantum_s is not None:
-        row = replace(row, quantum_s=quantum_s)
-    return row if quantum_tokens is None else replace(row, quantum_tokens=quantum_tokens)
+    changes: dict[str, Any] = given(quanta)
+    if name is not None:
+        chosen = policy_named(name, field="NAME")
+        changes |= {"name": chosen.name, "preempt": chosen.preempt}
+    rows = {}
+    for one in (module,) if module else MODULES:
+        before = await operator.control.policy(one)
+        rows[one] = replace(before, **changes)
+        if rows[one] != before:
+            await operator.control.set_policy(one, rows[one])
+    return rows

@@ -2,25 +2,33 @@
 
 import contextlib
 import getpass
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
-from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.usage import UsageHistory, UsageRow
 from aios_broker.postgres.database import Database
-from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, Use
-from aios_cli.lookup import check_name, parse_module
-from aios_cli.session import EXIT_CODES, Operator, current_config, find_kernel, with_kernel
-from aios_cli.tables import Column, Listing, seconds, show_json
+from aios_cli.lookup import ModuleName, check_name
+from aios_cli.session import EXIT_CODES, Operator, command, database_url
+from aios_cli.tables import Column, Listing, seconds
 
 Limits = tuple[Module, QuotaRow]
-Line = tuple[str, Subject, Use]  # the module comes first
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """What somebody has used of a module."""
+
+    module: str
+    subject: Subject
+    use: Use
 
 
 def _limit(name: str) -> Callable[[Limits], str]:
@@ -47,25 +55,26 @@ QUOTAS = Listing[Limits](
     (Column("Tokens/min", "right"), _limit("tokens_per_minute")),
     (Column("Slot-s/min", "right"), _limit("slot_seconds_per_minute")),
 )
-USED = Listing[Line](
-    (Column("Module"), lambda line: line[0]),
-    (Column("Tenant", shrinks=True), lambda line: line[1].tenant),
-    (Column("Agent", shrinks=True), lambda line: line[1].agent),
-    (Column("Program", shrinks=True), lambda line: line[1].program),
-    (Column("Tokens", "right"), lambda line: line[2].tokens),
-    (Column("Prompt tokens", "right"), lambda line: line[2].prompt_tokens),
-    (Column("Slot time", "right"), lambda line: seconds(line[2].ran_s)),
-    (Column("Finished", "right"), lambda line: line[2].finished),
-    (Column("Failed", "right"), lambda line: line[2].failed),
+USED = Listing[UsageLine](
+    (Column("Module"), lambda line: line.module),
+    (Column("Tenant", shrinks=True), lambda line: line.subject.tenant),
+    (Column("Agent", shrinks=True), lambda line: line.subject.agent),
+    (Column("Program", shrinks=True), lambda line: line.subject.program),
+    (Column("Tokens", "right"), lambda line: line.use.tokens),
+    (Column("Prompt tokens", "right"), lambda line: line.use.prompt_tokens),
+    (Column("Slot time", "right"), lambda line: seconds(line.use.ran_s)),
+    (Column("Finished", "right"), lambda line: line.use.finished),
+    (Column("Failed", "right"), lambda line: line.use.failed),
 )
 
-_module = click.option("--module", default="llm", show_default=True, help="Of which module.")
+_module = click.option(
+    "--module", type=ModuleName(), default="llm", show_default=True, help="Of which module."
+)
 _tenant = click.option(
     "--tenant",
     default=None,
     help="The agent's tenant; without AGENT, the tenant itself ('*': each tenant).",
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(epilog=EXIT_CODES)
@@ -81,23 +90,21 @@ def quota() -> None:
     """  # noqa: D301 - \b keeps click from wrapping
 
 
-@quota.command()
-@_json
-def show(*, as_json: bool) -> None:
-    """Show all quotas, of all modules."""
-
-    async def read(operator: Operator) -> dict[Module, list[QuotaRow]]:
-        quotas = Quotas(Functions(operator.connection), operator.keys)
-        return {module: await quotas.rows(module) for module in MODULES}
-
-    by_module = with_kernel(read)
-    if as_json:
-        show_json(by_module)
-        return
+def _show_quotas(by_module: Mapping[Module, Sequence[QuotaRow]]) -> None:
     QUOTAS.show([(module, row) for module, rows in by_module.items() for row in rows])
 
 
-@quota.command(name="set")
+@command(_show_quotas)
+async def show(operator: Operator) -> dict[Module, list[QuotaRow]]:
+    """Show all quotas, of all modules."""
+    return {module: await operator.quotas.rows(module) for module in MODULES}
+
+
+def _show_set(done: Mapping[str, Any]) -> None:
+    QUOTAS.show([(done["module"], done["quota"])])
+
+
+@command(_show_set, name="set")
 @click.argument("agent", required=False)
 @_tenant
 @_module
@@ -105,56 +112,44 @@ def show(*, as_json: bool) -> None:
 @click.option("--max-running", type=click.IntRange(0), help="Syscalls that run.")
 @click.option("--tokens-per-minute", type=click.IntRange(0), help="Output and prompt tokens.")
 @click.option("--slot-seconds-per-minute", type=click.FloatRange(0), help="Time of slots.")
-@_json
-def set_(  # noqa: PLR0913 - one argument per option
+async def set_(
+    operator: Operator,
     agent: str | None,
     tenant: str | None,
-    module: str,
-    max_queued: int | None,
-    max_running: int | None,
-    tokens_per_minute: int | None,
-    slot_seconds_per_minute: float | None,
-    *,
-    as_json: bool,
-) -> None:
+    module: Module,
+    **limits: float | None,
+) -> dict[str, Any]:
     """Give AGENT, or a tenant, these limits and no others ('*': each that has none of its own).
 
     A limit that is left out is that of '*', if it has one. It holds from the next step on.
     """
-    chosen = parse_module(module)
-    row = QuotaRow(
-        _subject(agent, tenant), max_queued, max_running, tokens_per_minute, slot_seconds_per_minute
+    chosen: dict[str, Any] = limits
+    row = QuotaRow(_subject(agent, tenant), **chosen)
+    await operator.quotas.set(module, row, who=_operator())
+    return {"module": module, "quota": row}
+
+
+def _show_unset(done: Mapping[str, Any]) -> None:
+    click.echo(
+        f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}"
     )
 
-    async def work(operator: Operator) -> None:
-        quotas = Quotas(Functions(operator.connection), operator.keys)
-        await quotas.set(chosen, row, who=_operator())
 
-    with_kernel(work)
-    if as_json:
-        show_json({"module": chosen, "quota": row})
-    else:
-        QUOTAS.show([(chosen, row)])
-
-
-@quota.command()
+@command(_show_unset)
 @click.argument("agent", required=False)
 @_tenant
 @_module
-@_json
-def unset(agent: str | None, tenant: str | None, module: str, *, as_json: bool) -> None:
+async def unset(
+    operator: Operator, agent: str | None, tenant: str | None, module: Module
+) -> dict[str, Any]:
     """Take away the limits of AGENT, or of a tenant; those of '*' hold for it then."""
-    subject, chosen = _subject(agent, tenant), parse_module(module)
+    subject = _subject(agent, tenant)
+    had = await operator.quotas.unset(module, subject, who=_operator())
+    return {"module": module, "subject": subject, "unset": had}
 
-    async def work(operator: Operator) -> bool:
-        quotas = Quotas(Functions(operator.connection), operator.keys)
-        return await quotas.unset(chosen, subject, who=_operator())
 
-    had = with_kernel(work)
-    if as_json:
-        show_json({"module": chosen, "subject": subject, "unset": had})
-    else:
-        click.echo(f"{subject.words} {'has no quota any more' if had else 'had no quota'}")
+for _each in (show, set_, unset):
+    quota.add_command(_each)
 
 
 def _subject(agent: str | None, tenant: str | None) -> Subject:
@@ -181,7 +176,7 @@ def _operator() -> str:
         return "?"
 
 
-@click.command(epilog=EXIT_CODES)
+@command(USED.show)
 @click.option(
     "--by",
     "scope",
@@ -191,8 +186,7 @@ def _operator() -> str:
     help="One line for each of these.",
 )
 @click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours, from the ledger.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
+async def usage(operator: Operator, scope: Scope, hours: float | None) -> list[UsageLine]:
     """Show what was used: tokens, time of slots, syscalls that finished and failed.
 
     Without --hours these are the counters in Redis, exact up to the last slice; those of a program
@@ -204,58 +198,43 @@ def usage(scope: Scope, hours: float | None, *, as_json: bool) -> None:
       aios usage --by tenant
       aios usage --by program --hours 24 --json
     """  # noqa: D301 - \b keeps click from wrapping
-
-    async def read(operator: Operator) -> list[Line]:
-        if hours is None:
-            return await counters(Quotas(Functions(operator.connection), operator.keys), scope)
-        return await history(operator.keys, scope, hours)
-
-    lines = sorted(with_kernel(read), key=_most_used)
-    if as_json:
-        show_json(
-            [{"module": module, "subject": subject, "use": use} for module, subject, use in lines]
-        )
+    if hours is None:
+        lines = await counters(operator.quotas, scope)
     else:
-        USED.show(lines)
+        lines = await history(operator.keys, scope, hours)
+    return sorted(lines, key=lambda line: (line.module, -line.use.ran_s, str(line.subject)))
 
 
-async def counters(quotas: Quotas, scope: Scope) -> list[Line]:
+async def counters(quotas: Quotas, scope: Scope) -> list[UsageLine]:
     """Return the counters of one scope, of all modules."""
     return [
-        (module, subject, use)
+        UsageLine(module, subject, use)
         for module in MODULES
         for subject, use in (await quotas.usage(module)).by_subject.items()
         if subject.scope == scope
     ]
 
 
-async def history(keys: Keys, scope: Scope, hours: float) -> list[Line]:
+async def history(keys: Keys, scope: Scope, hours: float) -> list[UsageLine]:
     """Return what the ledger says was used in the last hours.
 
     Raises:
         InvalidConfig: the kernel keeps no ledger.
         DatabaseUnavailable: Postgres does not answer.
     """
-    database_url = current_config().database_url or find_kernel().database_url
-    if database_url is None:
-        raise InvalidConfig(
-            "the kernel keeps no ledger",
-            field="AIOS_DATABASE_URL",
-            remedy="set it; without --hours the counters are shown",
-        )
-    async with contextlib.aclosing(Database(database_url, name="aios-usage")) as database:
+    async with contextlib.aclosing(Database(database_url(), name="aios-usage")) as database:
         rows = await UsageHistory(database, keys).since(datetime.now(UTC) - timedelta(hours=hours))
     return grouped(rows, scope)
 
 
-def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[Line]:
+def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[UsageLine]:
     """Return one line per module and tenant, agent or program."""
     sums: dict[tuple[str, Subject], UsageRow] = {}
     for row in rows:
         key = (row.module, _subject_of(row, scope))
         sums[key] = sums[key].plus(row) if key in sums else row
     return [
-        (
+        UsageLine(
             module,
             subject,
             Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed),
@@ -272,8 +251,3 @@ def _subject_of(row: UsageRow, scope: Scope) -> Subject:
             return Subject.of_agent(row.agent, row.tenant)
         case "program":
             return Subject.of_program(row.program, row.agent, row.tenant)
-
-
-def _most_used(line: Line) -> tuple[str, float, str]:
-    module, subject, use = line
-    return module, -use.ran_s, str(subject)

@@ -19,8 +19,17 @@ from aios_broker.contract import access, memory, storage
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import new_id
-from aios_cli.call import ask, checked, conclude, text_or_stdin
-from aios_cli.fields import Fields, argument_of, fields_of, given, option_of
+from aios_cli.call import (
+    Fields,
+    argument_of,
+    ask,
+    checked,
+    conclude,
+    fields_of,
+    given,
+    option_of,
+    text_or_stdin,
+)
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.tables import short_id
