@@ -20,6 +20,7 @@ import click
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning
 from aios_broker.postgres.database import without_password
+from aios_broker.process.packages import KERNEL_EXTRA
 from aios_broker.queues.functions import LIBRARY
 from aios_broker.queues.keys import Keys
 from aios_cli.session import Operator, current_config, find_kernel
@@ -51,7 +52,6 @@ RQ_MAJOR = "3."
 LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
 GIGABYTE = 1_000_000_000
 MOST_CLOCK_SKEW_S = 2.0  # deadlines are Redis's time: an agent's clock beyond this misjudges them
-KERNEL_EXTRA = "install 'aios-broker[kernel]'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`aios ps | queues | top`: the syscalls that have not ended, and the queues that they are in."""
+"""`aios ps | queues | top | metrics`: what has not ended, the queues it is in, the figures."""
 
 import asyncio
 import contextlib
@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 import click
 import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.metrics.kernel import kernel_metrics, read_kernel
+from aios_broker.metrics.server import Page
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, QueueView
 from aios_cli.lookup import ModuleName
@@ -303,3 +306,16 @@ def _keys(ended: asyncio.Event) -> Iterator[None]:
     finally:
         loop.remove_reader(descriptor)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@click.command(epilog=EXIT_CODES)
+def metrics() -> None:
+    """Print the kernel's metrics once, as the leading scheduler serves them.
+
+    Queues, fleet, journal, snapshots, Redis' memory. Each process serves these and its own on
+    AIOS_METRICS_PORT, or the next free port, under /metrics.
+    """
+    state = with_kernel(lambda kernel: read_kernel(kernel.connection, kernel.control, kernel.keys))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Page(lambda: kernel_metrics(state)))
+    click.echo(generate_latest(registry).decode(), nl=False)

@@ -33,6 +33,7 @@ from aios_local.supervisor.record import (
     KernelState,
     ProcessRecord,
     lock_kernel,
+    process_metrics,
     write_record,
 )
 from aios_local.supervisor.supervisor import Supervisor
@@ -142,9 +143,11 @@ class EmbeddedKernel:
         if self.config.metrics_port is None:
             return
         # Not needed otherwise: the supervisor stays small.
-        from aios_local.supervisor.metrics import metrics_page  # noqa: PLC0415
+        from aios_broker.metrics.server import MetricsServer  # noqa: PLC0415
 
-        page = metrics_page(self.config.metrics_port, lambda: self._supervisor.records)
+        page = MetricsServer(
+            self.config.metrics_port, lambda: process_metrics(self._supervisor.records)
+        )
         port = at_end.enter_context(page).port
         self._log.line("kernel", f"metrics: http://127.0.0.1:{port}/metrics and the next ports")
 
