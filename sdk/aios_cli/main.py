@@ -43,8 +43,8 @@ COMMANDS = {
     "resume": Entry("aios_cli.control:resume", "Put held syscalls back."),
     "nice": Entry("aios_cli.control:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
-    "quota": Entry("aios_cli.quota:quota", "Show or change what agents may use."),
-    "usage": Entry("aios_cli.quota:usage", "Show what agents have used."),
+    "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
+    "usage": Entry("aios_cli.policy:usage", "Show what agents have used."),
     "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."

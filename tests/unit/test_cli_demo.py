@@ -10,7 +10,6 @@ from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
 from aios_broker.ledger.journal import Position, Transition
-from aios_cli.demo.history import slices_of
 from aios_cli.demo.load import Ask, DemoAgent, demo_agents, syscall_of
 from aios_cli.demo.plot import draw
 from aios_cli.demo.report import (
@@ -21,7 +20,7 @@ from aios_cli.demo.report import (
     promises_kept,
     table_of,
 )
-from aios_cli.demo.run import Answer, PolicyRun
+from aios_cli.demo.run import Answer, PolicyRun, slices_of
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
 QUESTION = Ask("question", "Why?", 10, 0.0, 2)
@@ -65,7 +64,7 @@ def test_eight_agents_ask_for_a_load_that_fits_the_time_and_is_partly_sampled() 
 
 
 def test_the_same_ask_is_the_same_generation_under_a_fresh_id() -> None:
-    first, second = (syscall_of(AGENT, STORY, core=None, program=p) for p in ("a", "b"))
+    first, second = (syscall_of(AGENT, STORY, program=p) for p in ("a", "b"))
     assert first.id != second.id
     assert first.body == second.body
     assert isinstance(first.body, LlmChat)

@@ -95,7 +95,7 @@ def demo_agents(count: int) -> list[DemoAgent]:
     return agents
 
 
-def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) -> Syscall:
+def syscall_of(agent: DemoAgent, ask: Ask, *, program: str) -> Syscall:
     """Return the syscall of one ask, with a fresh id; its result carries the token ids."""
     return check_syscall(
         Syscall(
@@ -104,7 +104,6 @@ def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) ->
             program=program,
             body=LlmChat(
                 messages=(Message("user", ask.prompt),),
-                core=core,
                 max_tokens=ask.max_tokens,
                 temperature=ask.temperature,
                 seed=ask.seed,
