@@ -3,7 +3,7 @@
 No check changes anything: servers are started on data of their own, in a temporary directory.
 """
 
-import asyncio
+import functools
 import importlib.metadata
 import importlib.util
 import platform
@@ -22,8 +22,7 @@ from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRun
 from aios_broker.postgres.database import without_password
 from aios_broker.process.packages import KERNEL_EXTRA
 from aios_broker.queues.functions import LIBRARY
-from aios_broker.queues.keys import Keys
-from aios_cli.session import Operator, current_config, find_kernel
+from aios_cli.session import Operator, current_config, find_kernel, with_kernel
 from aios_cli.tables import show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
@@ -82,20 +81,34 @@ def check_packages(_config: KernelConfig) -> Finding:
 
 def check_redis(config: KernelConfig) -> Finding:
     """An embedded Redis starts and answers, or one elsewhere is named."""
-    if config.redis_url is not None:
-        return Finding("redis server", True, "not needed: AIOS_REDIS_URL is set")
-    return _check_start("redis server", RedisServer.of, "AIOS_REDIS_URL")
+    return _check_server("redis server", RedisServer.of, "AIOS_REDIS_URL", config.redis_url)
 
 
 def check_postgres(config: KernelConfig) -> Finding:
     """An embedded Postgres is initialised, starts and answers, or one elsewhere is named."""
-    if config.database_url is not None:
-        return Finding("postgres server", True, "not needed: AIOS_DATABASE_URL is set")
-    return _check_start(
-        "postgres server",
-        lambda state: PostgresServer.of(state, durable=False),
-        "AIOS_DATABASE_URL",
-    )
+    place = functools.partial(PostgresServer.of, durable=False)
+    return _check_server("postgres server", place, "AIOS_DATABASE_URL", config.database_url)
+
+
+def _check_server(
+    check: str,
+    place: Callable[[StateDir], RedisServer | PostgresServer],
+    variable: str,
+    elsewhere: str | None,
+) -> Finding:
+    if elsewhere is not None:
+        return Finding(check, True, f"not needed: {variable} is set")
+    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
+        state = StateDir.open(Path(folder))
+        try:
+            server = place(state)
+            with StandaloneServer(server.service(), state.log_dir / "server.log"):
+                return Finding(check, True, "starts and answers")
+        except KernelError as error:
+            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
+            return Finding(check, False, error.message, remedy)
+        finally:
+            state.remove_sockets()
 
 
 def check_model(config: KernelConfig) -> Finding:
@@ -133,31 +146,31 @@ def check_disk(config: KernelConfig) -> Finding:
     )
 
 
-def check_kernel(config: KernelConfig) -> list[Finding]:
+def check_kernel() -> Iterator[Finding]:
     """The kernel, if one runs: its Redis, functions, scheduler, workers, clock, processes."""
     try:
         record = find_kernel()
     except KernelNotRunning as error:
         # A kernel that nobody started is not ill.
-        return [Finding("kernel", True, f"{error.message}; `aios up` starts one")]
+        yield Finding("kernel", True, f"{error.message}; `aios up` starts one")
+        return
     failed = [process.name for process in record.processes if process.state == "failed"]
     detail = f"in a crash loop: {', '.join(failed)}" if failed else record.state
-    findings = [Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")]
+    yield Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")
     try:
-        return findings + asyncio.run(_ask_kernel(record.redis_url, config))
+        yield from with_kernel(_check_parts)
     except KernelError as error:
-        return [*findings, Finding("redis", False, error.message, error.remedy or "`aios up`")]
+        yield Finding("redis", False, error.message, error.remedy or "`aios up`")
 
 
-async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
-    async with Operator(redis_url, keys=Keys(config.key_prefix)) as operator:
-        skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
-        loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
-        leader = await operator.fleet.leading_scheduler()
-        workers = await operator.fleet.live_workers()
+async def _check_parts(operator: Operator) -> list[Finding]:
+    skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
+    loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
+    leader = await operator.fleet.leading_scheduler()
+    workers = await operator.fleet.live_workers()
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
-        Finding("redis", True, without_password(redis_url)),
+        Finding("redis", True, without_password(operator.connection.url)),
         Finding(
             "clock",
             abs(skew_s) <= MOST_CLOCK_SKEW_S,
@@ -180,22 +193,6 @@ async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
     ]
 
 
-def _check_start(
-    check: str, place: Callable[[StateDir], RedisServer | PostgresServer], variable: str
-) -> Finding:
-    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
-        state = StateDir.open(Path(folder))
-        try:
-            server = place(state)
-            with StandaloneServer(server.service(), state.log_dir / "server.log"):
-                return Finding(check, True, "starts and answers")
-        except KernelError as error:
-            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
-            return Finding(check, False, error.message, remedy)
-        finally:
-            state.remove_sockets()
-
-
 CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
     check_python,
     check_packages,
@@ -214,20 +211,19 @@ def doctor(*, as_json: bool) -> None:
 
     Takes a few seconds: both servers are started on data of their own.
     """
-    found: list[Finding] = []
+    found = []
     for finding in findings():
         found.append(finding)
         if not as_json:  # shown as soon as it is known
             click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
             if not finding.ok:
                 click.echo(f"{'':<23}do: {finding.remedy}")
-    ill = [finding for finding in found if not finding.ok]
+    ill = sum(not finding.ok for finding in found)
     if as_json:
         show_json({"ok": not ill, "findings": found})
-    elif ill:
-        click.echo(f"\n{len(ill)} of {len(found)} checks failed")
     else:
-        click.echo(f"\nall {len(found)} checks passed")
+        failed = f"{ill} of {len(found)} checks failed"
+        click.echo(f"\n{failed if ill else f'all {len(found)} checks passed'}")
     sys.exit(1 if ill else 0)
 
 
@@ -241,4 +237,4 @@ def findings() -> Iterator[Finding]:
     yield Finding("settings", True, f"state directory {config.state_dir}")
     for check in CHECKS:
         yield check(config)
-    yield from check_kernel(config)
+    yield from check_kernel()
