@@ -24,7 +24,7 @@ from aios_cli.demo.run import Answer, PolicyRun, slices_of
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
 QUESTION = Ask("question", "Why?", 10, 0.0, 2)
-AGENT = DemoAgent("story-1", "story", 0.0, (STORY, QUESTION))
+AGENT = DemoAgent("story", 1, 0.0, (STORY, QUESTION))
 
 
 def answer(ask: Ask, queued_s: float, *, suspensions: int = 0, tokens: int = 10) -> Answer:
@@ -171,7 +171,7 @@ def test_the_chart_is_a_png_with_few_agents_and_with_many(tmp_path: Path, agents
     drawn = PolicyRun("rr", [Answer(a, a.asks[0], answer(STORY, 1.0).reply) for a in crowd], 1.0)
     events = []
     for number, agent in enumerate(crowd):
-        drawn.owners[agent.name] = agent.name
+        drawn.owners[agent.name] = agent
         events += [event(number, "claim", agent.name), event(number + 1, "finish", agent.name)]
     drawn.slices = slices_of(events)
 

@@ -180,16 +180,11 @@ async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[Policy
             view.stop()
     runs = [round_robin, fifo]
     if options.plot_path is not None:
-        await _trace(kernel.database_url, keys, runs)
+        url = kernel.database_url
+        async with contextlib.aclosing(Database(url, name="aios-demo")) as database:
+            for run in runs:
+                run.slices = await read_slices(Ledger(database, keys), list(run.owners))
     return runs
-
-
-async def _trace(database_url: str, keys: Keys, runs: list[PolicyRun]) -> None:
-    """Add to each run the slices that it was run in."""
-    async with contextlib.aclosing(Database(database_url, name="aios-demo")) as database:
-        ledger = Ledger(database, keys)
-        for run in runs:
-            run.slices = await read_slices(ledger, list(run.owners))
 
 
 def _conclude(options: DemoOptions, runs: list[PolicyRun]) -> bool:

@@ -15,12 +15,10 @@ WIDTH_INCHES = 13.0
 LANE_INCHES = 0.7
 PANEL_INCHES = 0.8
 DPI = 130
-LEGEND_COLUMNS = 8
-LEGEND_MAX = 32  # agents; with more of them the legend shows roles alone
 LABEL_MIN_SHARE = 0.02  # a slice shorter than this share of the time axis carries no label
 COLOUR_MAPS: dict[Role, str] = {"story": "Blues", "list": "Greens", "question": "Oranges"}
-COLOUR_RANGE = (0.35, 0.8)  # of a colour map: its ends are too pale or too dark to tell apart
-
+# Of a colour map, for agents of one role in turn; its ends are too pale or too dark to tell apart.
+SHADES = (0.8, 0.5, 0.65, 0.35)
 DARK_BELOW = 0.45  # of luminance, 0 to 1: labels on darker bars are white
 
 Lane = tuple[str, int]  # worker and slot
@@ -47,7 +45,11 @@ def draw(runs: Sequence[PolicyRun], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    colours = _colours(runs, colormaps)
+    colours = {
+        agent.name: colormaps[COLOUR_MAPS[agent.role]](SHADES[agent.number % len(SHADES)])
+        for run in runs
+        for agent in run.owners.values()
+    }
     heights = [PANEL_INCHES + LANE_INCHES * max(len(_lanes(run)), 1) for run in runs]
     figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 0.9), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -56,9 +58,13 @@ def draw(runs: Sequence[PolicyRun], path: Path) -> None:
     for axis, run in zip(axes, runs, strict=True):
         _panel(axis, run, colours, longest_s)
     axes[-1].set_xlabel("seconds since the first slice")
-    shown = colours if len(colours) <= LEGEND_MAX else _one_per_role(colours)
-    handles = [Patch(facecolor=colour, label=name) for name, colour in shown.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False)
+    handles = [
+        Patch(facecolor=colormaps[name](SHADES[0]), label=role)
+        for role, name in COLOUR_MAPS.items()
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(COLOUR_MAPS), frameon=False
+    )
     figure.savefig(path, format="png")
 
 
@@ -74,7 +80,7 @@ def _panel(axis: Any, run: PolicyRun, colours: dict[str, Any], longest_s: float)
             length_s,
             left=left_s,
             height=0.8,
-            color=colours[agent],
+            color=colours[agent.name],
             edgecolor="white",
             linewidth=0.8,
         )
@@ -84,11 +90,11 @@ def _panel(axis: Any, run: PolicyRun, colours: dict[str, Any], longest_s: float)
             axis.text(
                 left_s + length_s / 2,
                 row,
-                _label(agent),
+                f"{agent.role[0]}{agent.number}",
                 ha="center",
                 va="center",
                 fontsize=8,
-                color=_readable_on(colours[agent]),
+                color=_readable_on(colours[agent.name]),
                 clip_on=True,
             )
     numbers = figures(run)
@@ -117,27 +123,3 @@ def _readable_on(colour: Any) -> str:  # noqa: ANN401 - matplotlib has no types
 
 def _lanes(run: PolicyRun) -> list[Lane]:
     return sorted({(one.worker, one.lane) for one in run.slices})
-
-
-def _colours(runs: Sequence[PolicyRun], colormaps: Any) -> dict[str, Any]:  # noqa: ANN401 - matplotlib has no types
-    """Return a colour per agent: a family per role, a shade per agent of it."""
-    by_role: dict[Role, list[str]] = {role: [] for role in COLOUR_MAPS}
-    for run in runs:
-        for answer in sorted(run.answers, key=lambda answer: answer.agent.arrival_s):
-            if answer.agent.name not in by_role[answer.agent.role]:
-                by_role[answer.agent.role].append(answer.agent.name)
-    low, high = COLOUR_RANGE
-    return {
-        name: colormaps[COLOUR_MAPS[role]](low + (high - low) * number / max(len(names) - 1, 1))
-        for role, names in by_role.items()
-        for number, name in enumerate(names)
-    }
-
-
-def _one_per_role(colours: dict[str, Any]) -> dict[str, Any]:
-    return {name.partition("-")[0]: colour for name, colour in colours.items()}
-
-
-def _label(agent: str) -> str:
-    role, _, number = agent.partition("-")
-    return f"{role[0]}{number}"

@@ -75,57 +75,63 @@ class PolicyRun:
     answers: list[Answer] = field(default_factory=list)
     makespan_s: float = 0.0  # first submission to last reply
     slices: list[Slice] = field(default_factory=list)  # only where a chart is wanted
-    owners: dict[str, str] = field(default_factory=dict)  # syscall id -> agent
+    owners: dict[str, DemoAgent] = field(default_factory=dict)  # by syscall id
     identical: int = 0
     compared: int = 0
 
 
 @dataclass(slots=True)
-class _Request:
+class Request:
+    """One ask, from its submission on."""
+
     agent: DemoAgent
-    ask: Ask
     pending: Pending
-    state: State = "queued"
-    tokens: int = 0
-    waited_s: float = 0.0
+    job: JobView | None = None  # as the queue was last seen with it
+
+    @property
+    def state(self) -> State:
+        """Its state now."""
+        if self.pending.reply is not None:
+            return "failed" if self.pending.reply.error else "finished"
+        return self.job.state if self.job else "queued"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were generated so far."""
+        result = self.pending.reply and self.pending.reply.result
+        if isinstance(result, ChatResult):
+            return result.usage.output_tokens
+        return self.job.tokens if self.job else 0
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited so far."""
+        if self.pending.reply is not None:
+            return self.pending.reply.timings.queued_s
+        return self.job.queued_s if self.job else 0.0
 
 
 class Progress:
     """Who watches the load run: what is known of it at this moment. Views show it."""
 
     def __init__(self) -> None:
-        self.policy = ""
-        self.total = 0
-        self.began_s = 0.0
-        self.requests: dict[str, _Request] = {}
-        self.agents: Sequence[DemoAgent] = ()
+        Progress.began(self, "", ())  # and not what a view makes of it
 
     def began(self, policy: str, agents: Sequence[DemoAgent]) -> None:
         """A policy begins: forget the last one's requests."""
         self.policy, self.agents = policy, agents
         self.total = sum(len(agent.asks) for agent in agents)
         self.began_s = time.monotonic()
-        self.requests = {}
-
-    def sent(self, agent: DemoAgent, ask: Ask, pending: Pending) -> None:
-        """An agent submitted."""
-        self.requests[pending.id] = _Request(agent, ask, pending)
+        self.requests: dict[str, Request] = {}
 
     def looked(self, jobs: Sequence[JobView]) -> None:
         """The queue was looked at."""
         for job in jobs:
-            request = self.requests.get(job.job_id)
-            if request is not None and request.pending.reply is None:
-                request.state, request.tokens = job.state, job.tokens
-                request.waited_s = job.queued_s
+            if job.job_id in self.requests:
+                self.requests[job.job_id].job = job
 
     def answered(self, answer: Answer) -> None:
         """A reply came."""
-        request = self.requests[answer.reply.id]
-        request.state = "failed" if answer.reply.error else "finished"
-        request.waited_s = answer.reply.timings.queued_s
-        if isinstance(answer.reply.result, ChatResult):
-            request.tokens = answer.reply.result.usage.output_tokens
 
     @property
     def elapsed_s(self) -> float:
@@ -168,7 +174,7 @@ class Demo:
         """Let the core answer once, under the quantum to come; return its model name."""
         await self._control.set_policy("llm", ROUND_ROBIN)
         ask = Ask("question", "Hello", WARM_UP_TOKENS, 0.0, 0)
-        agent = DemoAgent("warm-up", "question", 0.0, (ask,))
+        agent = DemoAgent("question", 0, 0.0, (ask,))
         result = (await self._ask_alone(agent, ask)).reply.unwrap()
         assert isinstance(result, ChatResult)
         return result.model
@@ -214,10 +220,9 @@ class Demo:
         """Be one agent: come, ask everything at once, wait for all answers."""
         await asyncio.sleep(agent.arrival_s)
         syscalls = [syscall_of(agent, ask, program=f"demo-{run.policy}") for ask in agent.asks]
-        run.owners.update((syscall.id, agent.name) for syscall in syscalls)
+        run.owners.update((syscall.id, agent) for syscall in syscalls)
         pending = [self._client.submit(syscall) for syscall in syscalls]
-        for ask, one in zip(agent.asks, pending, strict=True):
-            self._view.sent(agent, ask, one)
+        self._view.requests.update((one.id, Request(agent, one)) for one in pending)
         limit_s = syscalls[0].deadline_s + REPLY_GRACE_S
         return list(
             await asyncio.gather(
