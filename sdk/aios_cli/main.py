@@ -57,10 +57,10 @@ COMMANDS = {
     "deny": Entry("aios_cli.approvals:deny", "Refuse it."),
     "rules": Entry("aios_cli.approvals:rules", "Show or set what needs a person."),
     "audit": Entry("aios_cli.approvals:audit", "Show or verify the audit log."),
-    "migrate": Entry("aios_cli.setup:migrate", "Bring the database to this version."),
-    "reindex": Entry("aios_cli.setup:reindex", "Embed all notes and files anew."),
+    "migrate": Entry("aios_cli.doctor:migrate", "Bring the database to this version."),
+    "reindex": Entry("aios_cli.doctor:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
-    "setup": Entry("aios_cli.setup:setup", "Install the embedded models."),
+    "setup": Entry("aios_cli.doctor:setup", "Install the embedded models."),
 }
 OF_A_CHECKOUT = ("bench", "python", "test")  # the script `./aios` has them, the product has not
 

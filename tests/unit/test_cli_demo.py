@@ -11,10 +11,10 @@ from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
 from aios_broker.ledger.journal import Position, Transition
 from aios_cli.demo.load import Ask, DemoAgent, demo_agents, syscall_of
-from aios_cli.demo.plot import draw
 from aios_cli.demo.report import (
     Report,
     broken_promises,
+    draw,
     figures,
     percentile,
     promises_kept,

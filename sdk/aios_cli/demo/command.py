@@ -24,9 +24,17 @@ from aios_broker.log import KernelLog
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_cli.demo.load import MAX_AGENTS, demo_agents
-from aios_cli.demo.machine import machine, versions
-from aios_cli.demo.plot import draw, require_matplotlib
-from aios_cli.demo.report import Report, broken_promises, figures, promises_kept, table_of
+from aios_cli.demo.report import (
+    Report,
+    broken_promises,
+    draw,
+    figures,
+    machine,
+    promises_kept,
+    require_matplotlib,
+    table_of,
+    versions,
+)
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, read_slices
 from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
