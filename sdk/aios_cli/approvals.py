@@ -16,8 +16,8 @@ from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.syscall import module_of
 from aios_broker.postgres.session import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
-from aios_cli.lookup import check_name, parse_module
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
+from aios_cli.syscalls import check_name, parse_module
 from aios_cli.tables import Column, Listing, Row, moment, short_id, show_json, show_table
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,

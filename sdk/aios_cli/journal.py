@@ -21,7 +21,6 @@ from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
-from aios_cli.lookup import Ended, find
 from aios_cli.session import (
     EXIT_CODES,
     Interrupted,
@@ -30,6 +29,7 @@ from aios_cli.session import (
     find_kernel,
     with_kernel,
 )
+from aios_cli.syscalls import Ended, find
 from aios_cli.tables import narrow_seconds, plural, short_id
 from aios_local.supervisor.record import read_record
 

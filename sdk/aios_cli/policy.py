@@ -18,8 +18,8 @@ from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, 
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
-from aios_cli.lookup import ModuleName, check_name
 from aios_cli.session import EXIT_CODES, Operator, command, database_url
+from aios_cli.syscalls import ModuleName, check_name
 from aios_cli.tables import Column, Listing, seconds
 
 YIELDS_TO = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}

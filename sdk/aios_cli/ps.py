@@ -24,8 +24,8 @@ from aios_broker.metrics.kernel import kernel_metrics, read_kernel
 from aios_broker.metrics.server import Page
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, QueueView
-from aios_cli.lookup import ModuleName
 from aios_cli.session import EXIT_CODES, Interrupted, Operator, command, with_kernel
+from aios_cli.syscalls import ModuleName
 from aios_cli.tables import (
     Column,
     Listing,

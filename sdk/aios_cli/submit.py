@@ -30,8 +30,8 @@ from aios_cli.call import (
     option_of,
     text_or_stdin,
 )
-from aios_cli.lookup import find
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.syscalls import find
 from aios_cli.tables import plural, seconds, show_json
 
 DEFAULT_AGENT = "cli"

@@ -20,8 +20,8 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 from aios_cli.approvals import kernel_store
-from aios_cli.lookup import Ended, find, parse_module
 from aios_cli.session import Operator, command
+from aios_cli.syscalls import Ended, find, parse_module
 from aios_cli.tables import moment, plural, seconds, short_id
 from aios_workers.approvals.requests import find_approvals
 
