@@ -158,9 +158,8 @@ def _check_file(check: str, file: ModelFile) -> Finding:
 
 def check_disk(config: KernelConfig) -> Finding:
     """There is room where the state directory is, or will be."""
-    place = config.state_dir.absolute()
-    while not place.exists():
-        place = place.parent
+    wanted = config.state_dir.absolute()
+    place = next(each for each in (wanted, *wanted.parents) if each.exists())
     free_bytes = shutil.disk_usage(place).free
     return Finding(
         "disk space",

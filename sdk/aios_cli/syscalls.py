@@ -111,14 +111,15 @@ async def find(operator: Operator, typed: str) -> JobView | Ended:
         return view
     if len(typed) >= ID_DIGITS:
         return await _ended(operator, typed)
-    live = [
-        view
+    live = {
+        view.job_id: view
         for module in MODULES
         for view in await operator.control.jobs(module, limit=SEARCH_LIMIT)
         if view.job_id.startswith(typed)
-    ]
-    ended = await _ended_ids(operator, typed) - {view.job_id for view in live}
-    matches = sorted([*(view.job_id for view in live), *ended])
+    }
+    matches = sorted(live.keys() | await _ended_ids(operator, typed))
+    if not matches:
+        raise _unknown(typed)
     if len(matches) > 1:
         shown = ", ".join(matches[:MATCHES_SHOWN]) + (", …" if matches[MATCHES_SHOWN:] else "")
         raise InvalidSyscall(
@@ -126,11 +127,7 @@ async def find(operator: Operator, typed: str) -> JobView | Ended:
             field="id",
             remedy="type more digits",
         )
-    if live:
-        return live[0]
-    if ended:
-        return await _ended(operator, ended.pop())
-    raise _unknown(typed)
+    return live.get(matches[0]) or await _ended(operator, matches[0])
 
 
 def _check(typed: str) -> None:
@@ -144,14 +141,15 @@ def _check(typed: str) -> None:
 
 
 async def _ended_ids(operator: Operator, typed: str) -> set[str]:
-    found: set[str] = set()
-    for module in MODULES:
-        for name in ENDED_REGISTRIES:
-            members = await operator.connection.execute(
-                "ZRANGE", operator.keys.registry(name, module), 0, -1
-            )
-            found |= {member.decode() for member in members if member.startswith(typed.encode())}
-    return found
+    return {
+        member.decode()
+        for module in MODULES
+        for name in ENDED_REGISTRIES
+        for member in await operator.connection.execute(
+            "ZRANGE", operator.keys.registry(name, module), 0, -1
+        )
+        if member.startswith(typed.encode())
+    }
 
 
 async def _ended(operator: Operator, job_id: str) -> Ended:

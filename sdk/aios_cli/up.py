@@ -70,7 +70,9 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
         else:
             click.echo(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
         return
-    kernel = EmbeddedKernel(config, log=_log(config, quiet=quiet))
+    log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
+    log = KernelLog(log_path, None if quiet else sys.stdout)
+    kernel = EmbeddedKernel(config, log=log)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup aios up` means it
             signal.signal(number, lambda *_: kernel.stop())
@@ -96,11 +98,6 @@ def down() -> dict[str, bool]:
         return {"stopped": False}
     _stop(state_dir, record)
     return {"stopped": True}
-
-
-def _log(config: KernelConfig, *, quiet: bool) -> KernelLog:
-    state = StateDir.open(config.state_dir)
-    return KernelLog(state.log_dir / "kernel.log", None if quiet else sys.stdout)
 
 
 def _start_detached(config: KernelConfig) -> KernelRecord:

@@ -81,11 +81,8 @@ class RedisServer:
             return False
 
     def _options(self) -> list[str]:
-        address = ["--port", "0"]
-        if self.port is not None:
-            address = ["--port", str(self.port), "--bind", "127.0.0.1"]
         return [
-            *address,
+            *("--port", str(self.port or 0), "--bind", "127.0.0.1"),  # port 0: none
             *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
             *("--dir", str(self.data_dir)),
             # Nothing acknowledged more than a second before a crash is lost; no snapshots beside.

@@ -72,12 +72,12 @@ def figures(run: PolicyRun) -> Figures:
         suspensions=sum(timing.suspensions for timing in timings),
         identical=run.identical,
         compared=run.compared,
-        makespan_s=_rounded(run.makespan_s),
-        wait_mean_s=_rounded(sum(waits) / len(waits)) if waits else 0.0,
-        wait_p90_s=_rounded(percentile(waits, 90)),
-        short_wait_p90_s=_rounded(percentile(short, 90)),
-        syscalls_per_s=_rounded(len(run.answers) / run.makespan_s),
-        tokens_per_s=_rounded(tokens / run.makespan_s),
+        makespan_s=round(run.makespan_s, 4),
+        wait_mean_s=round(sum(waits) / max(len(waits), 1), 4),
+        wait_p90_s=round(percentile(waits, 90), 4),
+        short_wait_p90_s=round(percentile(short, 90), 4),
+        syscalls_per_s=round(len(run.answers) / run.makespan_s, 4),
+        tokens_per_s=round(tokens / run.makespan_s, 4),
     )
 
 
@@ -85,13 +85,12 @@ def broken_promises(rr: PolicyRun, fifo: PolicyRun) -> list[str]:
     """Return, in words, every condition of success that does not hold."""
     broken = []
     for run in (rr, fifo):
-        failed = [answer for answer in run.answers if answer.reply.error is not None]
+        failed = [(one.agent.name, one.reply.error) for one in run.answers if one.reply.error]
         if failed:
-            error = failed[0].reply.error
-            assert error is not None
+            agent, error = failed[0]
             broken.append(
                 f"{plural(len(failed), 'syscall')} failed under {run.policy}; the first one, of "
-                f"{failed[0].agent.name}: {error.code}: {error.message}"
+                f"{agent}: {error.code}: {error.message}"
             )
     rr_figures, fifo_figures = figures(rr), figures(fifo)
     if rr.compared == 0 or rr_figures.suspensions == 0:
@@ -144,10 +143,6 @@ def percentile(values: Sequence[float], per_cent: float) -> float:
     if not values:
         return 0.0
     return sorted(values)[max(0, math.ceil(len(values) * per_cent / 100) - 1)]
-
-
-def _rounded(value: float) -> float:
-    return round(value, 4)
 
 
 def machine() -> dict[str, str | int]:
