@@ -132,16 +132,6 @@ class LazyGroup(click.Group):
             context.exit(USAGE_EXIT_CODE)
 
 
-def _state_dir_option() -> click.Option:
-    return click.Option(
-        ["--state-dir"],
-        type=click.Path(file_okay=False, path_type=Path),
-        expose_value=False,
-        callback=_use_state_dir,
-        help="Where the kernel keeps its data; without it AIOS_STATE_DIR, else the user's default.",
-    )
-
-
 def _use_state_dir(
     context: click.Context, _option: click.Parameter, state_dir: Path | None
 ) -> None:
@@ -174,7 +164,16 @@ cli = LazyGroup(
       aios submit "Say hello"  one syscall, and its reply
       aios why 3f2a91bc        what a syscall waits for
     """,
-    params=[_state_dir_option()],
+    params=[
+        click.Option(
+            ["--state-dir"],
+            type=click.Path(file_okay=False, path_type=Path),
+            expose_value=False,
+            callback=_use_state_dir,
+            help="Where the kernel keeps its data; without it AIOS_STATE_DIR, else the user's "
+            "default.",
+        )
+    ],
 )
 
 

@@ -289,7 +289,12 @@ def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[UsageLine]:
     """Return one line per module and tenant, agent or program."""
     sums: dict[tuple[str, Subject], UsageRow] = {}
     for row in rows:
-        key = (row.module, _subject_of(row, scope))
+        names = {
+            "tenant": (row.tenant,),
+            "agent": (row.tenant, row.agent),
+            "program": (row.tenant, row.agent, row.program),
+        }
+        key = (row.module, Subject(scope, *names[scope]))
         sums[key] = sums[key].plus(row) if key in sums else row
     return [
         UsageLine(
@@ -299,13 +304,3 @@ def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[UsageLine]:
         )
         for (module, subject), row in sums.items()
     ]
-
-
-def _subject_of(row: UsageRow, scope: Scope) -> Subject:
-    match scope:
-        case "tenant":
-            return Subject.of_tenant(row.tenant)
-        case "agent":
-            return Subject.of_agent(row.agent, row.tenant)
-        case "program":
-            return Subject.of_program(row.program, row.agent, row.tenant)

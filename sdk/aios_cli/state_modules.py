@@ -86,10 +86,6 @@ FLAGS = {
 }
 
 
-def _as_is(values: Fields) -> Fields:
-    return values
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One command: the struct that it sends, its words, and which fields need no flag."""
@@ -101,7 +97,7 @@ class Operation:
     # Parameters that are no fields, which fields they stand for, and how these are made of them.
     others: tuple[click.Parameter, ...] = ()
     stands_for: tuple[str, ...] = ()
-    make: Callable[[Fields], Fields] = _as_is
+    make: Callable[[Fields], Fields] = dict
 
     def params(self) -> list[click.Parameter]:
         """Return the parameters of the body: arguments in order, then the options."""

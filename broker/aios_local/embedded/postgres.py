@@ -123,14 +123,11 @@ class PostgresServer:
         # Its own word first: each connection before that leaves a line in its log.
         try:
             status = (self.data_dir / "postmaster.pid").read_text().splitlines()[STATUS_LINE]
-        except (OSError, IndexError):
-            return False
-        if status.strip() != "ready":
-            return False
-        try:
+            if status.strip() != "ready":
+                return False
             with psycopg.connect(self.libpq_url(), connect_timeout=ANSWER_TIMEOUT_S):
                 return True
-        except psycopg.OperationalError:
+        except (OSError, IndexError, psycopg.OperationalError):
             return False
 
     def prepare(self) -> None:
