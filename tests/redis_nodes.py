@@ -14,8 +14,7 @@ from typing import cast
 
 import redis
 
-from aios_local.embedded.install import find_valkey
-from aios_local.embedded.redis import free_port
+from aios_local.embedded.redis import find_valkey, free_port
 from tests.waiting import wait_until
 
 SLOTS = 16_384

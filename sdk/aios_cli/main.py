@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "up": Entry("aios_cli.up:up", "Start a kernel on this machine."),
     "down": Entry("aios_cli.up:down", "Stop the kernel."),
-    "status": Entry("aios_cli.status:status", "Show the kernel's addresses and processes."),
+    "status": Entry("aios_cli.up:status", "Show the kernel's addresses and processes."),
     "submit": Entry("aios_cli.submit:submit", "Submit a syscall and print its reply."),
     "ps": Entry("aios_cli.ps:ps", "List the syscalls that wait or run."),
     "top": Entry("aios_cli.ps:top", "Watch the syscalls that wait or run."),
@@ -37,14 +37,14 @@ COMMANDS = {
     "why": Entry("aios_cli.why:why", "Say why a syscall waits."),
     "strace": Entry("aios_cli.journal:strace", "Follow syscalls: arguments and answers."),
     "journal": Entry("aios_cli.journal:journal", "Print every change of state."),
-    "metrics": Entry("aios_cli.status:metrics", "Print the kernel's metrics."),
-    "kill": Entry("aios_cli.control:kill", "Cancel syscalls."),
-    "suspend": Entry("aios_cli.control:suspend", "Hold syscalls: out of the run queue."),
-    "resume": Entry("aios_cli.control:resume", "Put held syscalls back."),
-    "nice": Entry("aios_cli.control:nice", "Set the nice value of syscalls."),
+    "metrics": Entry("aios_cli.ps:metrics", "Print the kernel's metrics."),
+    "kill": Entry("aios_cli.syscalls:kill", "Cancel syscalls."),
+    "suspend": Entry("aios_cli.syscalls:suspend", "Hold syscalls: out of the run queue."),
+    "resume": Entry("aios_cli.syscalls:resume", "Put held syscalls back."),
+    "nice": Entry("aios_cli.syscalls:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
-    "quota": Entry("aios_cli.quota:quota", "Show or change what agents may use."),
-    "usage": Entry("aios_cli.quota:usage", "Show what agents have used."),
+    "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
+    "usage": Entry("aios_cli.policy:usage", "Show what agents have used."),
     "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."
@@ -57,10 +57,10 @@ COMMANDS = {
     "deny": Entry("aios_cli.approvals:deny", "Refuse it."),
     "rules": Entry("aios_cli.approvals:rules", "Show or set what needs a person."),
     "audit": Entry("aios_cli.approvals:audit", "Show or verify the audit log."),
-    "migrate": Entry("aios_cli.database:migrate", "Bring the database to this version."),
-    "reindex": Entry("aios_cli.database:reindex", "Embed all notes and files anew."),
+    "migrate": Entry("aios_cli.doctor:migrate", "Bring the database to this version."),
+    "reindex": Entry("aios_cli.doctor:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
-    "setup": Entry("aios_cli.setup:setup", "Install the embedded models."),
+    "setup": Entry("aios_cli.doctor:setup", "Install the embedded models."),
 }
 OF_A_CHECKOUT = ("bench", "python", "test")  # the script `./aios` has them, the product has not
 
@@ -132,16 +132,6 @@ class LazyGroup(click.Group):
             context.exit(USAGE_EXIT_CODE)
 
 
-def _state_dir_option() -> click.Option:
-    return click.Option(
-        ["--state-dir"],
-        type=click.Path(file_okay=False, path_type=Path),
-        expose_value=False,
-        callback=_use_state_dir,
-        help="Where the kernel keeps its data; without it AIOS_STATE_DIR, else the user's default.",
-    )
-
-
 def _use_state_dir(
     context: click.Context, _option: click.Parameter, state_dir: Path | None
 ) -> None:
@@ -174,7 +164,16 @@ cli = LazyGroup(
       aios submit "Say hello"  one syscall, and its reply
       aios why 3f2a91bc        what a syscall waits for
     """,
-    params=[_state_dir_option()],
+    params=[
+        click.Option(
+            ["--state-dir"],
+            type=click.Path(file_okay=False, path_type=Path),
+            expose_value=False,
+            callback=_use_state_dir,
+            help="Where the kernel keeps its data; without it AIOS_STATE_DIR, else the user's "
+            "default.",
+        )
+    ],
 )
 
 

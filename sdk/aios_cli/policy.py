@@ -1,16 +1,26 @@
-"""`aios policy`: show or change who goes first, while the kernel runs."""
+"""`aios policy | quota | usage`: who goes first, who may use how much, and who has used it."""
 
-from dataclasses import replace
+import contextlib
+import getpass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.ledger.usage import UsageHistory, UsageRow
+from aios_broker.postgres.database import Database
+from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, Use
 from aios_broker.queues.records import PolicyRow
-from aios_broker.scheduler.policy import Policy, policy_named
-from aios_cli.lookup import parse_module
-from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import Column, Listing, show_json
+from aios_broker.scheduler.policy import policy_named
+from aios_cli.call import given
+from aios_cli.session import EXIT_CODES, Operator, command, database_url
+from aios_cli.syscalls import ModuleName, check_name
+from aios_cli.tables import Column, Listing, seconds
 
 YIELDS_TO = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
@@ -29,22 +39,20 @@ POLICIES = Listing[tuple[Module, PolicyRow]](
 )
 
 
-@click.command(epilog=EXIT_CODES)
+def _show_policies(rows: Mapping[Module, PolicyRow]) -> None:
+    POLICIES.show(list(rows.items()))
+
+
+@command(_show_policies)
 @click.argument("name", required=False)
-@click.option("--module", default=None, help="Of this module alone; without it, of all.")
+@click.option("--module", type=ModuleName(), help="Of this module alone; without it, of all.")
 @click.option(
     "--quantum-s", type=click.FloatRange(min=0.001), help="A slice ends after so many seconds ..."
 )
 @click.option("--quantum-tokens", type=click.IntRange(min=1), help="... or so many output tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def policy(
-    name: str | None,
-    module: str | None,
-    quantum_s: float | None,
-    quantum_tokens: int | None,
-    *,
-    as_json: bool,
-) -> None:
+async def policy(
+    operator: Operator, name: str | None, module: Module | None, **quanta: float | None
+) -> dict[Module, PolicyRow]:
     """Show the scheduling policy, or change it: to NAME, or its quanta.
 
     \b
@@ -56,32 +64,243 @@ def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    modules = MODULES if module is None else (parse_module(module),)
-    chosen = policy_named(name, field="NAME") if name is not None else None
+    changes: dict[str, Any] = given(quanta)
+    if name is not None:
+        chosen = policy_named(name, field="NAME")
+        changes |= {"name": chosen.name, "preempt": chosen.preempt}
+    rows = {}
+    for one in (module,) if module else MODULES:
+        before = await operator.control.policy(one)
+        rows[one] = replace(before, **changes)
+        if rows[one] != before:
+            await operator.control.set_policy(one, rows[one])
+    return rows
 
-    async def work(operator: Operator) -> dict[Module, PolicyRow]:
-        rows = {}
-        for one in modules:
-            before = await operator.control.policy(one)
-            after = changed(before, chosen, quantum_s, quantum_tokens)
-            if after != before:
-                await operator.control.set_policy(one, after)
-            rows[one] = after
-        return rows
 
-    rows = with_kernel(work)
-    if as_json:
-        show_json(rows)
+Limits = tuple[Module, QuotaRow]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """What somebody has used of a module."""
+
+    module: str
+    subject: Subject
+    use: Use
+
+
+def _limit(name: str) -> Callable[[Limits], str]:
+    """Return what shows one limit of a quota; `-`: none."""
+
+    def shown(limits: Limits) -> str:
+        value = getattr(limits[1], name)
+        return "-" if value is None else f"{value:g}"
+
+    return shown
+
+
+def _of_anybody(limits: Limits) -> bool:
+    return limits[1].subject == Subject.of_agent(ANYBODY)
+
+
+QUOTAS = Listing[Limits](
+    (Column("Module"), lambda one: one[0]),
+    (Column("Scope"), lambda one: one[1].subject.scope),
+    (Column("Tenant"), lambda one: "" if _of_anybody(one) else one[1].subject.tenant),
+    (Column("Agent"), lambda one: ANYBODY if _of_anybody(one) else one[1].subject.agent),
+    (Column("Max queued", "right"), _limit("max_queued")),
+    (Column("Max running", "right"), _limit("max_running")),
+    (Column("Tokens/min", "right"), _limit("tokens_per_minute")),
+    (Column("Slot-s/min", "right"), _limit("slot_seconds_per_minute")),
+)
+USED = Listing[UsageLine](
+    (Column("Module"), lambda line: line.module),
+    (Column("Tenant", shrinks=True), lambda line: line.subject.tenant),
+    (Column("Agent", shrinks=True), lambda line: line.subject.agent),
+    (Column("Program", shrinks=True), lambda line: line.subject.program),
+    (Column("Tokens", "right"), lambda line: line.use.tokens),
+    (Column("Prompt tokens", "right"), lambda line: line.use.prompt_tokens),
+    (Column("Slot time", "right"), lambda line: seconds(line.use.ran_s)),
+    (Column("Finished", "right"), lambda line: line.use.finished),
+    (Column("Failed", "right"), lambda line: line.use.failed),
+)
+
+_module = click.option(
+    "--module", type=ModuleName(), default="llm", show_default=True, help="Of which module."
+)
+_tenant = click.option(
+    "--tenant",
+    default=None,
+    help="The agent's tenant; without AGENT, the tenant itself ('*': each tenant).",
+)
+
+
+@click.group(epilog=EXIT_CODES)
+def quota() -> None:
+    """Show, set or unset what agents and tenants may use.
+
+    \b
+    Examples:
+      aios quota set ada --max-queued 100 --max-running 4
+      aios quota set '*' --tokens-per-minute 60000        every agent that has none of its own
+      aios quota set --tenant acme --slot-seconds-per-minute 120
+      aios quota unset ada
+    """  # noqa: D301 - \b keeps click from wrapping
+
+
+def _show_quotas(by_module: Mapping[Module, Sequence[QuotaRow]]) -> None:
+    QUOTAS.show([(module, row) for module, rows in by_module.items() for row in rows])
+
+
+@command(_show_quotas)
+async def show(operator: Operator) -> dict[Module, list[QuotaRow]]:
+    """Show all quotas, of all modules."""
+    return {module: await operator.quotas.rows(module) for module in MODULES}
+
+
+def _show_set(done: Mapping[str, Any]) -> None:
+    QUOTAS.show([(done["module"], done["quota"])])
+
+
+@command(_show_set, name="set")
+@click.argument("agent", required=False)
+@_tenant
+@_module
+@click.option("--max-queued", type=click.IntRange(0), help="Syscalls that wait.")
+@click.option("--max-running", type=click.IntRange(0), help="Syscalls that run.")
+@click.option("--tokens-per-minute", type=click.IntRange(0), help="Output and prompt tokens.")
+@click.option("--slot-seconds-per-minute", type=click.FloatRange(0), help="Time of slots.")
+async def set_(
+    operator: Operator,
+    agent: str | None,
+    tenant: str | None,
+    module: Module,
+    **limits: float | None,
+) -> dict[str, Any]:
+    """Give AGENT, or a tenant, these limits and no others ('*': each that has none of its own).
+
+    A limit that is left out is that of '*', if it has one. It holds from the next step on.
+    """
+    chosen: dict[str, Any] = limits
+    row = QuotaRow(_subject(agent, tenant), **chosen)
+    await operator.quotas.set(module, row, who=_operator())
+    return {"module": module, "quota": row}
+
+
+def _show_unset(done: Mapping[str, Any]) -> None:
+    click.echo(
+        f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}"
+    )
+
+
+@command(_show_unset)
+@click.argument("agent", required=False)
+@_tenant
+@_module
+async def unset(
+    operator: Operator, agent: str | None, tenant: str | None, module: Module
+) -> dict[str, Any]:
+    """Take away the limits of AGENT, or of a tenant; those of '*' hold for it then."""
+    subject = _subject(agent, tenant)
+    had = await operator.quotas.unset(module, subject, who=_operator())
+    return {"module": module, "subject": subject, "unset": had}
+
+
+for _each in (show, set_, unset):
+    quota.add_command(_each)
+
+
+def _subject(agent: str | None, tenant: str | None) -> Subject:
+    """Return whom the arguments name.
+
+    Raises:
+        InvalidSyscall: with something that is no name.
+    """
+    if agent is None and tenant is None:
+        raise click.UsageError("name an agent, or a tenant with --tenant")
+    for field, value in (("agent", agent), ("tenant", tenant)):
+        if value is not None and value != ANYBODY:
+            check_name(field, value)
+    if agent is None:
+        return Subject.of_tenant(tenant or "default")
+    return Subject.of_agent(agent, tenant or "default")
+
+
+def _operator() -> str:
+    """Return who is at the keyboard, for the journal."""
+    try:
+        return getpass.getuser()
+    except OSError:  # a uid without a name, as in containers
+        return "?"
+
+
+@command(USED.show)
+@click.option(
+    "--by",
+    "scope",
+    type=click.Choice(["tenant", "agent", "program"]),
+    default="agent",
+    show_default=True,
+    help="One line for each of these.",
+)
+@click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours, from the ledger.")
+async def usage(operator: Operator, scope: Scope, hours: float | None) -> list[UsageLine]:
+    """Show what was used: tokens, time of slots, syscalls that finished and failed.
+
+    Without --hours these are the counters in Redis, exact up to the last slice; those of a program
+    are dropped an hour after it last used anything, those of agents and tenants after a week. With
+    --hours they come from the ledger, by whole hours, a second or so behind.
+
+    \b
+    Examples:
+      aios usage --by tenant
+      aios usage --by program --hours 24 --json
+    """  # noqa: D301 - \b keeps click from wrapping
+    if hours is None:
+        lines = await counters(operator.quotas, scope)
     else:
-        POLICIES.show(list(rows.items()))
+        lines = await history(operator.keys, scope, hours)
+    return sorted(lines, key=lambda line: (line.module, -line.use.ran_s, str(line.subject)))
 
 
-def changed(
-    row: PolicyRow, policy: Policy | None, quantum_s: float | None, quantum_tokens: int | None
-) -> PolicyRow:
-    """Return the row with what was asked for; all else stays."""
-    if policy is not None:
-        row = replace(row, name=policy.name, preempt=policy.preempt)
-    if quantum_s is not None:
-        row = replace(row, quantum_s=quantum_s)
-    return row if quantum_tokens is None else replace(row, quantum_tokens=quantum_tokens)
+async def counters(quotas: Quotas, scope: Scope) -> list[UsageLine]:
+    """Return the counters of one scope, of all modules."""
+    return [
+        UsageLine(module, subject, use)
+        for module in MODULES
+        for subject, use in (await quotas.usage(module)).by_subject.items()
+        if subject.scope == scope
+    ]
+
+
+async def history(keys: Keys, scope: Scope, hours: float) -> list[UsageLine]:
+    """Return what the ledger says was used in the last hours.
+
+    Raises:
+        InvalidConfig: the kernel keeps no ledger.
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    async with contextlib.aclosing(Database(database_url(), name="aios-usage")) as database:
+        rows = await UsageHistory(database, keys).since(datetime.now(UTC) - timedelta(hours=hours))
+    return grouped(rows, scope)
+
+
+def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[UsageLine]:
+    """Return one line per module and tenant, agent or program."""
+    sums: dict[tuple[str, Subject], UsageRow] = {}
+    for row in rows:
+        names = {
+            "tenant": (row.tenant,),
+            "agent": (row.tenant, row.agent),
+            "program": (row.tenant, row.agent, row.program),
+        }
+        key = (row.module, Subject(scope, *names[scope]))
+        sums[key] = sums[key].plus(row) if key in sums else row
+    return [
+        UsageLine(
+            module,
+            subject,
+            Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed),
+        )
+        for (module, subject), row in sums.items()
+    ]

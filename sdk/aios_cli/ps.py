@@ -1,6 +1,7 @@
-"""`aios ps | queues | top`: the syscalls that have not ended, and the queues that they are in."""
+"""`aios ps | queues | top | metrics`: what has not ended, the queues it is in, the figures."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import termios
@@ -8,21 +9,23 @@ import time
 import tty
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import click
 import msgspec
-from rich.console import Console, Group, RenderableType
+from prometheus_client import CollectorRegistry, generate_latest
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.metrics.kernel import kernel_metrics, read_kernel
+from aios_broker.metrics.server import Page
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import JobView, QueueView
-from aios_cli.lookup import parse_module
-from aios_cli.session import EXIT_CODES, Interrupted, Operator, with_kernel
+from aios_cli.session import EXIT_CODES, Interrupted, Operator, command, with_kernel
+from aios_cli.syscalls import ModuleName
 from aios_cli.tables import (
     Column,
     Listing,
@@ -31,7 +34,6 @@ from aios_cli.tables import (
     plural,
     rich_table,
     short_id,
-    show_json,
 )
 from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
@@ -76,8 +78,14 @@ QUEUES = Listing[QueueView](
 )
 
 
-@click.command(epilog=EXIT_CODES)
-@click.option("--module", "-m", "module_name", help="Only this module's syscalls.")
+def _show_jobs(jobs: Sequence[JobView]) -> None:
+    if jobs:
+        JOBS.show(jobs)
+    click.echo(summary(jobs))
+
+
+@command(_show_jobs)
+@click.option("--module", "-m", type=ModuleName(), help="Only this module's syscalls.")
 @click.option("--agent", help="Only this agent's syscalls.")
 @click.option("--program", help="Only this program's syscalls.")
 @click.option(
@@ -87,10 +95,9 @@ QUEUES = Listing[QueueView](
     show_default=True,
     help="At most this many per module.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: all fields, no abbreviation.")
-def ps(
-    module_name: str | None, agent: str | None, program: str | None, limit: int, *, as_json: bool
-) -> None:
+async def ps(
+    operator: Operator, module: Module | None, agent: str | None, program: str | None, limit: int
+) -> list[JobView]:
     """List the syscalls that run, wait, are held, or are parked.
 
     First those that run, then those that wait, in the order in which they will be taken, then
@@ -104,23 +111,11 @@ def ps(
       aios ps --module llm --agent writer
       aios ps --json | jq '.[] | select(.state == "running") | .job_id'
     """  # noqa: D301 - \b keeps click from wrapping
-    modules = MODULES if module_name is None else (parse_module(module_name),)
-
-    async def read(operator: Operator) -> list[JobView]:
-        return await read_jobs(operator, modules, limit=limit)
-
-    jobs = [
+    return [
         job
-        for job in with_kernel(read)
+        for job in await read_jobs(operator, (module,) if module else MODULES, limit=limit)
         if agent in (None, job.metadata.agent) and program in (None, job.metadata.program)
     ]
-    if as_json:
-        show_json(jobs)
-    elif jobs:
-        JOBS.show(jobs)
-        click.echo(summary(jobs))
-    else:
-        click.echo("no syscalls")
 
 
 async def read_jobs(
@@ -132,31 +127,26 @@ async def read_jobs(
 
 def summary(jobs: Sequence[JobView]) -> str:
     """Return how many of each state, such as `2 running, 5 waiting (3 suspended), 1 held`."""
+    if not jobs:
+        return "no syscalls"
     states = Counter(job.state for job in jobs)
-    waiting = states["queued"] + states["suspended"]
-    text = f"{states['running']} running, {waiting} waiting"
+    waiting = f"{states['queued'] + states['suspended']} waiting"
     if states["suspended"]:
-        text += f" ({states['suspended']} suspended)"
-    for kept_out in ("held", "parked"):
-        if states[kept_out]:
-            text += f", {states[kept_out]} {kept_out}"
-    return f"{plural(len(jobs), 'syscall')}: {text}"
+        waiting += f" ({states['suspended']} suspended)"
+    kept_out = [f"{states[state]} {state}" for state in ("held", "parked") if states[state]]
+    parts = [f"{states['running']} running", waiting, *kept_out]
+    return f"{plural(len(jobs), 'syscall')}: {', '.join(parts)}"
 
 
-@click.command(epilog=EXIT_CODES)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def queues(*, as_json: bool) -> None:
+@command(QUEUES.show)
+async def queues(operator: Operator) -> list[QueueView]:
     """Show each module's queue: what waits, runs, is held, has ended.
 
     FINISHED and FAILED count those whose result has not expired (a minute, an hour);
     QUARANTINED those that killed their workers or named foreign code; OLDEST is the longest wait
     of those that wait now.
     """
-    views = with_kernel(read_queues)
-    if as_json:
-        show_json(views)
-    else:
-        QUEUES.show(views)
+    return await read_queues(operator)
 
 
 async def read_queues(operator: Operator) -> list[QueueView]:
@@ -184,17 +174,14 @@ def top(count: int | None, *, as_json: bool) -> None:
     `q` or Ctrl-C ends it. Without a terminal it prints one frame (or --count frames) and ends.
     """
     live = sys.stdout.isatty() and not as_json
-
-    async def work(operator: Operator) -> None:
-        if live:
-            await _watch(operator, count)
-        else:
-            await _print_frames(operator, count or 1, as_json=as_json)
-
-    try:
-        with_kernel(work)
-    except Interrupted:
-        return  # the usual way to leave it
+    with contextlib.suppress(Interrupted):  # the usual way to leave it
+        with_kernel(
+            lambda operator: (
+                _watch(operator, count)
+                if live
+                else _print_frames(operator, count or 1, as_json=as_json)
+            )
+        )
 
 
 async def read_frame(operator: Operator) -> Frame:
@@ -260,21 +247,14 @@ def draw(frame: Frame, console: Console) -> Group:
     """Return the frame as it fits the terminal."""
     modules = module_lines(frame)
     room = max(console.height - len(modules) - FIXED_LINES, 1)
-    parts: list[RenderableType] = [
-        Text(heading(frame), style="bold", no_wrap=True, overflow="ellipsis")
-    ]
-    parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in modules]
-    if frame.jobs:
-        parts.append(rich_table(JOBS.columns, JOBS.rows(frame.jobs[:room]), width=console.width))
-    parts.append(Text(_footer(frame.jobs, room), style="dim", no_wrap=True))
-    return Group(*parts)
-
-
-def _footer(jobs: Sequence[JobView], room: int) -> str:
-    if not jobs:
-        return "no syscalls"
-    hidden = f", {len(jobs) - room} not shown" if len(jobs) > room else ""
-    return f"{summary(jobs)}{hidden}"
+    hidden = f", {len(frame.jobs) - room} not shown" if len(frame.jobs) > room else ""
+    jobs = rich_table(JOBS.columns, JOBS.rows(frame.jobs[:room]), width=console.width)
+    return Group(
+        Text(heading(frame), style="bold", no_wrap=True, overflow="ellipsis"),
+        *(Text(line, no_wrap=True, overflow="ellipsis") for line in modules),
+        *([jobs] if frame.jobs else []),
+        Text(f"{summary(frame.jobs)}{hidden}", style="dim", no_wrap=True),
+    )
 
 
 async def _print_frames(operator: Operator, count: int, *, as_json: bool) -> None:
@@ -285,12 +265,8 @@ async def _print_frames(operator: Operator, count: int, *, as_json: bool) -> Non
         if as_json:
             click.echo(msgspec.json.encode(frame).decode())
             continue
-        click.echo(heading(frame))
-        for line in module_lines(frame):
-            click.echo(line)
-        for line in plain_lines(JOBS.columns, JOBS.rows(frame.jobs)) if frame.jobs else ():
-            click.echo(line)
-        click.echo(summary(frame.jobs) if frame.jobs else "no syscalls")
+        jobs = plain_lines(JOBS.columns, JOBS.rows(frame.jobs)) if frame.jobs else []
+        click.echo("\n".join([heading(frame), *module_lines(frame), *jobs, summary(frame.jobs)]))
 
 
 async def _watch(operator: Operator, count: int | None) -> None:
@@ -310,7 +286,7 @@ async def _watch(operator: Operator, count: int | None) -> None:
                 drawn += 1
 
 
-@contextmanager
+@contextlib.contextmanager
 def _keys(ended: asyncio.Event) -> Iterator[None]:
     """Set `ended` when `q` is pressed; the terminal is given back as it was."""
     if not sys.stdin.isatty():
@@ -330,3 +306,16 @@ def _keys(ended: asyncio.Event) -> Iterator[None]:
     finally:
         loop.remove_reader(descriptor)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@click.command(epilog=EXIT_CODES)
+def metrics() -> None:
+    """Print the kernel's metrics once, as the leading scheduler serves them.
+
+    Queues, fleet, journal, snapshots, Redis' memory. Each process serves these and its own on
+    AIOS_METRICS_PORT, or the next free port, under /metrics.
+    """
+    state = with_kernel(lambda kernel: read_kernel(kernel.connection, kernel.control, kernel.keys))
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Page(lambda: kernel_metrics(state)))
+    click.echo(generate_latest(registry).decode(), nl=False)

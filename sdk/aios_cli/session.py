@@ -1,9 +1,17 @@
-"""One command's talk with the kernel: find it, connect, run, close; exit codes by kind of error."""
+"""One command's talk with the kernel: find it, connect, ask, close; show the answer.
+
+    @command(QUEUES.show)
+    async def queues(operator: Operator) -> list[QueueView]:
+        ...
+
+Exit codes go by kind of error.
+"""
 
 import asyncio
+import functools
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import Self, TypeVar
 
 import click
@@ -24,6 +32,7 @@ from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
+from aios_broker.queues.quota import Quotas
 from aios_broker.redis.connection import Connection
 from aios_cli.tables import show_json
 from aios_local.supervisor.record import KernelRecord
@@ -128,16 +137,12 @@ class Operator:
         self._functions = Functions(self.connection)
         self.control = Control(self._functions, self.keys)
         self.fleet = Fleet(self.connection, self.keys)
+        self.quotas = Quotas(self._functions, self.keys)
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.connection.aclose()
 
     @asynccontextmanager
@@ -179,3 +184,38 @@ def with_kernel(work: Callable[[Operator], Awaitable[Result]]) -> Result:
         ) from error
     except KeyboardInterrupt:
         raise Interrupted from None
+
+
+def command(
+    show: Callable[[Result], object],
+    *,
+    name: str | None = None,
+    failed: Callable[[Result], bool] = lambda _: False,
+) -> Callable[[Callable[..., Result | Awaitable[Result]]], click.Command]:
+    """Make a command of a function that returns a value; it is printed as JSON where --json asks.
+
+    A coroutine function is given the running kernel, as an `Operator`, before its parameters.
+
+    Args:
+        show: Prints the value for a person.
+        name: The command's name; None: that of the function.
+        failed: Tells of a value whether the command ends with exit code 1.
+    """
+
+    def command_of(run: Callable[..., Result | Awaitable[Result]]) -> click.Command:
+        @functools.wraps(run)  # the parameters that were declared on it, too
+        def invoke(*, as_json: bool, **given: object) -> None:
+            value: Result
+            if inspect.iscoroutinefunction(run):
+                value = with_kernel(lambda operator: run(operator, **given))
+            else:
+                value = run(**given)  # type: ignore[assignment]
+            (show_json if as_json else show)(value)
+            if failed(value):
+                raise SystemExit(EXIT_FAILED)
+
+        made = click.command(name, epilog=EXIT_CODES)(invoke)
+        made.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+        return made
+
+    return command_of

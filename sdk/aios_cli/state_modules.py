@@ -19,8 +19,17 @@ from aios_broker.contract import access, memory, storage
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import new_id
-from aios_cli.call import ask, checked, conclude, text_or_stdin
-from aios_cli.fields import Fields, argument_of, fields_of, given, option_of
+from aios_cli.call import (
+    Fields,
+    argument_of,
+    ask,
+    checked,
+    conclude,
+    fields_of,
+    given,
+    option_of,
+    text_or_stdin,
+)
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.tables import short_id
@@ -77,10 +86,6 @@ FLAGS = {
 }
 
 
-def _as_is(values: Fields) -> Fields:
-    return values
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One command: the struct that it sends, its words, and which fields need no flag."""
@@ -92,7 +97,7 @@ class Operation:
     # Parameters that are no fields, which fields they stand for, and how these are made of them.
     others: tuple[click.Parameter, ...] = ()
     stands_for: tuple[str, ...] = ()
-    make: Callable[[Fields], Fields] = _as_is
+    make: Callable[[Fields], Fields] = dict
 
     def params(self) -> list[click.Parameter]:
         """Return the parameters of the body: arguments in order, then the options."""

@@ -19,10 +19,19 @@ from aios_broker.contract.reply import (
     Reply,
 )
 from aios_broker.contract.syscall import Syscall, id_from_key, new_id
-from aios_cli.call import ask, checked, conclude, text_or_stdin
-from aios_cli.fields import Fields, fields_of, given, json_option, option_of
-from aios_cli.lookup import find
+from aios_cli.call import (
+    Fields,
+    ask,
+    checked,
+    conclude,
+    fields_of,
+    given,
+    json_option,
+    option_of,
+    text_or_stdin,
+)
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
+from aios_cli.syscalls import find
 from aios_cli.tables import plural, seconds, show_json
 
 DEFAULT_AGENT = "cli"

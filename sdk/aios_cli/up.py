@@ -1,10 +1,11 @@
-"""`aios up | down`: start a kernel on this machine, in the foreground or not, and stop it."""
+"""`aios up | down | status`: the kernel on this machine, started, stopped and shown."""
 
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -19,12 +20,13 @@ from aios_broker.contract.errors import (
     from_wire,
 )
 from aios_broker.log import KernelLog
+from aios_broker.postgres.database import without_password
 from aios_broker.process.child import wait_for
-from aios_cli.session import current_config
-from aios_cli.tables import show_json
+from aios_cli.session import Operator, command, current_config, find_kernel, with_kernel
+from aios_cli.tables import Column, Listing, show_json
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
-from aios_local.supervisor.record import KernelRecord, is_running, read_record
+from aios_local.supervisor.record import KernelRecord, ProcessRecord, is_running, read_record
 
 STOP_TIMEOUT_S = 60.0  # workers drain for 10 s, the servers write what they hold
 POLL_S = 0.05
@@ -68,16 +70,22 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
         else:
             click.echo(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
         return
-    kernel = EmbeddedKernel(config, log=_log(config, quiet=quiet))
+    log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
+    log = KernelLog(log_path, None if quiet else sys.stdout)
+    kernel = EmbeddedKernel(config, log=log)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup aios up` means it
             signal.signal(number, lambda *_: kernel.stop())
     kernel.run()
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def down(*, as_json: bool) -> None:
+def _show_stopped(done: Mapping[str, bool]) -> None:
+    none = f"no kernel runs on {current_config().state_dir}"
+    click.echo("stopped" if done["stopped"] else none)
+
+
+@command(_show_stopped)
+def down() -> dict[str, bool]:
     """Stop the kernel that runs on the state directory; it is no error if none does."""
     state_dir = current_config().state_dir
     try:
@@ -85,20 +93,11 @@ def down(*, as_json: bool) -> None:
     except KernelNotRunning:
         if is_running(state_dir):
             raise
-        record = None
-    if record is not None:
-        _stop(state_dir, record)
-    else:  # one that was killed could not clean up
+        # One that was killed could not clean up.
         StateDir(state_dir.expanduser().absolute()).remove_kv()
-    if as_json:
-        show_json({"stopped": record is not None})
-    else:
-        click.echo("stopped" if record is not None else f"no kernel runs on {state_dir}")
-
-
-def _log(config: KernelConfig, *, quiet: bool) -> KernelLog:
-    state = StateDir.open(config.state_dir)
-    return KernelLog(state.log_dir / "kernel.log", None if quiet else sys.stdout)
+        return {"stopped": False}
+    _stop(state_dir, record)
+    return {"stopped": True}
 
 
 def _start_detached(config: KernelConfig) -> KernelRecord:
@@ -154,3 +153,57 @@ def _stop(state_dir: Path, record: KernelRecord) -> None:
         f"the kernel (process {record.pid}) did not stop within {STOP_TIMEOUT_S:.0f} s",
         remedy=f"`kill -9 {record.pid}` ends it and all of its processes",
     )
+
+
+PROCESSES = Listing[ProcessRecord](
+    (Column("process"), lambda one: one.name),
+    (Column("state"), lambda one: "crash loop" if one.state == "failed" else one.state),
+    (Column("pid", "right"), lambda one: "" if one.pid is None else one.pid),
+    (Column("restarts", "right"), lambda one: one.restarts),
+    (Column("last exit", "right"), lambda one: "" if one.last_exit is None else one.last_exit),
+)
+
+
+class Status(KernelRecord, frozen=True, kw_only=True):
+    """A kernel's record, and who is at work in it."""
+
+    scheduler: str | None = None
+    workers: tuple[str, ...] = ()
+
+
+def _show_status(found: Status) -> None:
+    lines = {
+        "state": found.state,
+        "AIOS_REDIS_URL": without_password(found.redis_url),
+        "Redis by TCP": found.redis_tcp_url,
+        "AIOS_DATABASE_URL": without_password(found.database_url or "not set"),
+        "scheduler": found.scheduler or "none leads",
+        "workers": ", ".join(found.workers) or "none",
+    }
+    for name, value in lines.items():
+        if value is not None:
+            click.echo(f"{name:<18} {value}")
+    if found.processes:
+        click.echo()
+        PROCESSES.show(found.processes)
+
+
+@command(_show_status, failed=lambda found: any(one.state == "failed" for one in found.processes))
+def status() -> Status:
+    """Show the kernel's addresses and processes, and who is at work.
+
+    Exit code 0 if it is well; 1 if a process was given up; 3 if there is no kernel, or its Redis
+    does not answer. With AIOS_REDIS_URL set, the kernel there is shown; its processes are not
+    known here.
+    """
+    found = Status(**msgspec.structs.asdict(find_kernel()))
+    if found.state != "running":  # its Redis may not be there yet
+        return found
+    return with_kernel(lambda kernel: _at_work(kernel, found))
+
+
+async def _at_work(kernel: Operator, found: Status) -> Status:
+    await kernel.connection.execute("PING")
+    workers = tuple(worker.name for worker in await kernel.fleet.live_workers())
+    scheduler = await kernel.fleet.leading_scheduler()
+    return msgspec.structs.replace(found, scheduler=scheduler, workers=workers)

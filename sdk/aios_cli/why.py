@@ -5,9 +5,9 @@ which they would have to be lifted for the syscall to run.
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -20,9 +20,9 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 from aios_cli.approvals import kernel_store
-from aios_cli.lookup import Ended, find, parse_module
-from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import moment, plural, seconds, short_id, show_json
+from aios_cli.session import Operator, command
+from aios_cli.syscalls import Ended, find, parse_module
+from aios_cli.tables import moment, plural, seconds, short_id
 from aios_workers.approvals.requests import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
@@ -70,10 +70,19 @@ class Explanation:
     remedy: str | None = None
 
 
-@click.command(epilog=EXIT_CODES)
+def _show(found: Mapping[str, Any]) -> None:
+    click.echo(f"{found['job_id']}: {found['rule']}\n{found['text']}")
+    if found["remedy"]:
+        click.echo(f"Remedy: {found['remedy']}")
+    numbers = {name: value for name, value in found["numbers"].items() if value is not None}
+    width = max(map(len, numbers), default=0)
+    for name, value in numbers.items():
+        click.echo(f"  {name.ljust(width)}  {value}")
+
+
+@command(_show)
 @click.argument("syscall_id", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def why(syscall_id: str, *, as_json: bool) -> None:
+async def why(operator: Operator, syscall_id: str) -> dict[str, Any]:
     """Say why a syscall waits: which rule keeps it, and the rule's numbers.
 
     ID may be abbreviated to its first digits, 8 or more. Of one that has ended it says how, for
@@ -84,25 +93,12 @@ def why(syscall_id: str, *, as_json: bool) -> None:
       aios why 3f2a91bc
       aios why 3f2a91bc --json
     """  # noqa: D301 - \b keeps click from wrapping
-
-    async def read(operator: Operator) -> tuple[str, Explanation]:
-        found = await find(operator, syscall_id)
-        if isinstance(found, Ended):
-            return found.job_id, explain_ended(found)
-        return found.job_id, explain(found, await surroundings(operator, found))
-
-    job_id, explanation = with_kernel(read)
-    if as_json:
-        show_json({"job_id": job_id, **msgspec.to_builtins(explanation)})
-        return
-    click.echo(f"{job_id}: {explanation.rule}")
-    click.echo(explanation.text)
-    if explanation.remedy:
-        click.echo(f"Remedy: {explanation.remedy}")
-    width = max((len(name) for name in explanation.numbers), default=0)
-    for name, value in explanation.numbers.items():
-        if value is not None:
-            click.echo(f"  {name.ljust(width)}  {value}")
+    found = await find(operator, syscall_id)
+    if isinstance(found, Ended):
+        explanation = explain_ended(found)
+    else:
+        explanation = explain(found, await surroundings(operator, found))
+    return {"job_id": found.job_id, **msgspec.to_builtins(explanation)}
 
 
 async def surroundings(operator: Operator, job: JobView) -> Surroundings:
@@ -146,26 +142,23 @@ def explain(job: JobView, around: Surroundings) -> Explanation:
         "losses": job.losses,
         "deadline in": None if job.deadline_in_s is None else seconds(job.deadline_in_s),
     }
-    found = _runs(job, around) or _kept_out(job, around) or _nobody_serves(job, around)
-    found = found or _barred(around.barrier) or _ordered(job, around)
+    rules = (_runs, _kept_out, _nobody_serves, _barred, _ordered)
+    found = next(found for rule in rules if (found := rule(job, around)) is not None)
     return Explanation(found.rule, found.text, {**common, **found.numbers}, found.remedy)
 
 
 def explain_ended(ended: Ended) -> Explanation:
     """Say how a syscall ended."""
-    rule: Rule = (
-        "cancelled"
-        if ended.state == "cancelled"
-        else ("finished" if ended.state == "finished" else "failed")
-    )
+    rule: Rule = "failed"
+    if ended.state in ("finished", "cancelled"):
+        rule = ended.state
     reply = ended.reply
     if reply is None:
         return Explanation(rule, f"It has ended ({ended.state}); its reply has expired.", {})
+    numbers: dict[str, Number] = {}
     # A syscall that no worker answered (cancelled, late, removed) has no timings in its reply.
-    numbers: dict[str, Number] = (
-        {}
-        if not reply.timings.attempts
-        else {
+    if reply.timings.attempts:
+        numbers = {
             "waited": seconds(reply.timings.queued_s),
             "ran": seconds(reply.timings.ran_s),
             "slices": reply.timings.slices,
@@ -173,27 +166,25 @@ def explain_ended(ended: Ended) -> Explanation:
             "attempts": reply.timings.attempts,
             "worker": reply.worker or None,
         }
-    )
-    if reply.error is None:
+    error = reply.error
+    if error is None:
         return Explanation(rule, "It has finished; its reply is still there.", numbers)
-    numbers["error"] = reply.error.code
-    return Explanation(
-        rule,
-        f"It has ended with {reply.error.code}: {reply.error.message}",
-        numbers,
-        reply.error.remedy,
-    )
+    text = f"It has ended with {error.code}: {error.message}"
+    return Explanation(rule, text, {**numbers, "error": error.code}, error.remedy)
+
+
+def _quantum(policy: PolicyRow) -> str:
+    return f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
 
 
 def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state != "running":
         return None
     policy = around.policy
-    quantum = f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
     yields = (
         "it is not preempted"
         if policy.preempt == "none"
-        else f"it yields after {quantum} if somebody deserving waits"
+        else f"it yields after {_quantum(policy)} if somebody deserving waits"
     )
     return Explanation(
         "running",
@@ -203,19 +194,12 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
 
 
 def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
+    typed, asked = short_id(job.job_id), around.approval
     if job.state == "held":
-        return Explanation(
-            "held",
-            "An operator took it out of the run queue.",
-            {},
-            f"`aios resume {short_id(job.job_id)}` puts it back",
-        )
-    if job.state == "parked":
-        return _waits_for_approval(job, around.approval)
-    return None
-
-
-def _waits_for_approval(job: JobView, asked: Approval | None) -> Explanation:
+        text = "An operator took it out of the run queue."
+        return Explanation("held", text, {}, f"`aios resume {typed}` puts it back")
+    if job.state != "parked":
+        return None
     if asked is None:
         return Explanation(
             "parked",
@@ -229,7 +213,6 @@ def _waits_for_approval(job: JobView, asked: Approval | None) -> Explanation:
             f"Its approval is {asked.state}: it goes on within a second.",
             {"approval": asked.id, "decided by": asked.decided_by or None},
         )
-    typed = short_id(job.job_id)
     return Explanation(
         "parked",
         f"It waits for a person's approval: {asked.what}.",
@@ -264,20 +247,19 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
     return None
 
 
-def _barred(barrier: Barrier | Shortage | NotAdmitted | None) -> Explanation | None:
-    match barrier:
-        case Shortage():
-            return _short_of(barrier)
-        case NotAdmitted():
-            left = seconds(barrier.ends_in_s)
+def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
+    match around.barrier:
+        case Shortage() as shortage:
+            return _short_of(shortage)
+        case Barrier() as barrier:
+            return _over_quota(barrier)
+        case NotAdmitted(program=program, ends_in_s=ends_in_s):
             return Explanation(
                 "program",
-                f"The policy does not admit {barrier.program.words} now.",
-                {"program": barrier.program.program, "for another": left},
+                f"The policy does not admit {program.words} now.",
+                {"program": program.program, "for another": seconds(ends_in_s)},
                 "`aios policy` shows the policy; it is admitted when others have ended",
             )
-        case Barrier():
-            return _over_quota(barrier)
         case None:
             return None
 
@@ -302,17 +284,14 @@ def _short_of(shortage: Shortage) -> Explanation:
 
 def _over_quota(barrier: Barrier) -> Explanation:
     who, most = barrier.subject.words, f"{barrier.most:g}"
+    opens_in = None if barrier.opens_in_s is None else seconds(barrier.opens_in_s)
+    when = f"in {opens_in}" if opens_in else "never, under this quota"
     if barrier.limit == "max_running":
         text = f"{who} runs {barrier.used:g} syscalls, and its quota is {most}"
-        when = "when one of them ends or yields" if barrier.most else "never, under this quota"
+        when = "when one of them ends or yields" if barrier.most else when
     else:
         unit = "tokens" if barrier.limit == "tokens_per_minute" else "slot-seconds"
         text = f"{who} has used up its {most} {unit} per minute"
-        when = (
-            "never, under this quota"
-            if barrier.opens_in_s is None
-            else (f"in {seconds(barrier.opens_in_s)}")
-        )
     return Explanation(
         "quota",
         f"{text[0].upper()}{text[1:]}. It may go on {when}.",
@@ -320,51 +299,45 @@ def _over_quota(barrier: Barrier) -> Explanation:
             "quota": barrier.limit,
             "limit": barrier.most,
             "used": round(barrier.used, 3),
-            "opens in": None if barrier.opens_in_s is None else seconds(barrier.opens_in_s),
+            "opens in": opens_in,
         },
         "`aios quota show` shows the quotas, `aios quota set` changes them",
     )
 
 
 def _ordered(job: JobView, around: Surroundings) -> Explanation:
+    policy = around.policy
     waiting = [other for other in around.jobs if other.position is not None]
     running = [other for other in around.jobs if other.state == "running"]
-    serving = [w for w in around.workers if not job.core or job.core in w.cores]
+    serving = [each for each in around.workers if not job.core or job.core in each.cores]
     slots = sum(worker.slots for worker in serving)
     names = {worker.name for worker in serving}
-    busy = sum(1 for other in running if other.worker in names)
+    busy = sum(other.worker in names for other in running)
     position = job.position if job.position is not None else len(waiting)
     numbers: dict[str, Number] = {
         "position": f"{position + 1} of {max(len(waiting), 1)}",
         "slots": slots,
         "free slots": max(slots - busy, 0),
-        "policy": around.policy.name,
+        "policy": policy.name,
         "score": job.score,
         "head's score": waiting[0].score if waiting else None,
-        "quantum": f"{around.policy.quantum_tokens} tokens or {seconds(around.policy.quantum_s)}",
+        "quantum": _quantum(policy),
         "scheduler": around.scheduler or "none lives: the last order, then arrival",
     }
     if slots - busy > position:
         return Explanation(
             "next", f"{plural(slots - busy, 'slot')} free: a worker is about to take it.", numbers
         )
-    return Explanation("order", _order_text(position, busy, slots, running, around), numbers)
-
-
-def _order_text(
-    position: int, busy: int, slots: int, running: Sequence[JobView], around: Surroundings
-) -> str:
     who = ", ".join(f"{other.metadata.agent} ({short_id(other.job_id)})" for other in running)
-    before = "it is next" if position == 0 else f"{plural(position, 'syscall')} go before it"
-    before = before.replace("1 syscall go", "1 syscall goes")
-    policy = around.policy
+    before = {0: "it is next", 1: "1 syscall goes before it"}
     ends = (
         "a slot is freed when one of them ends"
         if policy.preempt == "none"
-        else f"each may be interrupted after {policy.quantum_tokens} tokens or "
-        f"{seconds(policy.quantum_s)}"
+        else f"each may be interrupted after {_quantum(policy)}"
     )
-    return (
-        f"{busy} of {plural(slots, 'slot')} busy, and under {policy.name} {before}. "
+    text = (
+        f"{busy} of {plural(slots, 'slot')} busy, and under {policy.name} "
+        f"{before.get(position, f'{position} syscalls go before it')}. "
         f"Running: {who or 'nobody we see'}; {ends}."
     )
+    return Explanation("order", text, numbers)

@@ -21,9 +21,8 @@ from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
-from aios_cli.demo.history import Slice, read_slices
 from aios_cli.demo.load import demo_agents
-from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, Progress
+from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, Progress, Slice, read_slices
 from aios_cli.session import Operator
 from aios_local.supervisor import EmbeddedKernel
 from tests.waiting import wait_until

@@ -15,13 +15,13 @@ import redis
 
 from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.process import child as child_module
-from aios_local.embedded.install import (
+from aios_local.embedded.postgres import (
     PostgresInstall,
+    PostgresServer,
     find_postgres,
     install_for_nobody,
     nobody_can_enter,
 )
-from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir

@@ -358,7 +358,9 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
 
 
 def test_no_lua_file_writes_a_prefix_of_its_own() -> None:
-    for file in (files("aios_broker.queues") / "lua").iterdir():
+    found = list(Path(str(files("aios_broker.queues"))).rglob("*.lua"))
+    assert found
+    for file in found:
         assert not re.search(r"'rq:|\"rq:", file.read_text()), file.name
 
 

@@ -30,7 +30,6 @@ QUICK_TESTS = (
     "tests/unit",
     "tests/integration/test_access.py",
     "tests/integration/test_admission.py",
-    "tests/integration/test_bootstrap.py",
     "tests/integration/test_chat_answers.py",
     "tests/integration/test_chat_beams.py",
     "tests/integration/test_chat_tools.py",
@@ -39,20 +38,16 @@ QUICK_TESTS = (
     "tests/integration/test_client_faults.py",
     "tests/integration/test_contexts.py",
     "tests/integration/test_decided_leases.py",
-    "tests/integration/test_ended.py",
     "tests/integration/test_exchange.py",
     "tests/integration/test_history.py",
     "tests/integration/test_hot_path.py",
     "tests/integration/test_last_try.py",
     "tests/integration/test_ledger_retention.py",
-    "tests/integration/test_ledger_usage.py",
     "tests/integration/test_metrics.py",
-    "tests/integration/test_parking.py",
     "tests/integration/test_policies_see_state.py",
     "tests/integration/test_queue_keys.py",
     "tests/integration/test_queue_many.py",
     "tests/integration/test_quotas.py",
-    "tests/integration/test_reader.py",
     "tests/integration/test_scheduler_ordering.py",
     "tests/integration/test_sdk_map.py",
     "tests/integration/test_sdk_streams.py",
@@ -61,6 +56,13 @@ QUICK_TESTS = (
     "tests/integration/test_worker.py",
     "tests/integration/test_worker_ahead.py",
     "tests/integration/test_worker_trust.py",
+)
+# Of these what takes long by itself: property tests with many examples, and mutants that are run.
+QUICK_LEAVES_OUT = (
+    "tests/unit/test_mutants.py",
+    "tests/unit/test_simulated_core.py::test_cuts_under_constraints_change_nothing",
+    "tests/unit/test_syscall.py::test_any_bytes_are_a_syscall_or_a_typed_error",
+    "tests/unit/test_syscall.py::test_what_was_sent_is_read_back",
 )
 
 
@@ -125,7 +127,7 @@ def test_command(  # noqa: PLR0913  one argument per option
     except InvalidConfig as error:
         raise click.ClickException(f"{error}; {error.remedy}") from error
     steps = planned_steps(
-        (*(QUICK_TESTS if quick else ()), *pytest_args),
+        (*(quick_arguments() if quick else ()), *pytest_args),
         lane=chosen_lane(slow=slow, sglang=sglang),
         every_mutant=slow or mutants,
         pythons=pythons,
@@ -142,6 +144,11 @@ def chosen_steps(*, quick: bool, sglang: bool, mutants: bool) -> tuple[str, ...]
     if sglang or mutants:
         return ("pytest",) if sglang else ("mutants",)
     return QUICK_STEPS if quick else STEP_NAMES
+
+
+def quick_arguments() -> tuple[str, ...]:
+    """Return what pytest is told to run in the quick lane."""
+    return (*QUICK_TESTS, *(f"--deselect={each}" for each in QUICK_LEAVES_OUT))
 
 
 def check_sglang(checkout: Path) -> None:

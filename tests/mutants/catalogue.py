@@ -52,7 +52,7 @@ RETENTION_TEST = "tests/integration/test_ledger_retention.py"
 MUTANTS = (
     Mutant(
         "the command line takes 0 for nothing",
-        "sdk/aios_cli/fields.py",
+        "sdk/aios_cli/call.py",
         "value is not None and value is not False",
         "bool(value)",
         "tests/unit/test_cli_submit.py",

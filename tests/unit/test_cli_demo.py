@@ -10,22 +10,21 @@ from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Reply, Timings, Usage, failure
 from aios_broker.ledger.journal import Position, Transition
-from aios_cli.demo.history import slices_of
 from aios_cli.demo.load import Ask, DemoAgent, demo_agents, syscall_of
-from aios_cli.demo.plot import draw
 from aios_cli.demo.report import (
     Report,
     broken_promises,
+    draw,
     figures,
     percentile,
     promises_kept,
     table_of,
 )
-from aios_cli.demo.run import Answer, PolicyRun
+from aios_cli.demo.run import Answer, PolicyRun, slices_of
 
 STORY = Ask("story", "Tell a story.", 100, 0.0, 1)
 QUESTION = Ask("question", "Why?", 10, 0.0, 2)
-AGENT = DemoAgent("story-1", "story", 0.0, (STORY, QUESTION))
+AGENT = DemoAgent("story", 1, 0.0, (STORY, QUESTION))
 
 
 def answer(ask: Ask, queued_s: float, *, suspensions: int = 0, tokens: int = 10) -> Answer:
@@ -65,7 +64,7 @@ def test_eight_agents_ask_for_a_load_that_fits_the_time_and_is_partly_sampled() 
 
 
 def test_the_same_ask_is_the_same_generation_under_a_fresh_id() -> None:
-    first, second = (syscall_of(AGENT, STORY, core=None, program=p) for p in ("a", "b"))
+    first, second = (syscall_of(AGENT, STORY, program=p) for p in ("a", "b"))
     assert first.id != second.id
     assert first.body == second.body
     assert isinstance(first.body, LlmChat)
@@ -172,7 +171,7 @@ def test_the_chart_is_a_png_with_few_agents_and_with_many(tmp_path: Path, agents
     drawn = PolicyRun("rr", [Answer(a, a.asks[0], answer(STORY, 1.0).reply) for a in crowd], 1.0)
     events = []
     for number, agent in enumerate(crowd):
-        drawn.owners[agent.name] = agent.name
+        drawn.owners[agent.name] = agent
         events += [event(number, "claim", agent.name), event(number + 1, "finish", agent.name)]
     drawn.slices = slices_of(events)
 

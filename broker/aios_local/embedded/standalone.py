@@ -2,7 +2,6 @@
 
 import subprocess
 from pathlib import Path
-from types import TracebackType
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.process.child import Child, Service, wait_for
@@ -57,12 +56,7 @@ class StandaloneServer:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._child is not None:
             self.stop()
 

@@ -14,10 +14,10 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from concurrent.futures import ThreadPoolExecutor
 
 from aios_broker.config import KernelConfig, environment
-from aios_broker.contract.errors import KernelError, Unavailable, WaitTimeout
+from aios_broker.contract.errors import Unavailable, WaitTimeout
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url, sqlalchemy_url
 from aios_broker.process.child import Service, wait_for
@@ -33,13 +33,13 @@ from aios_local.supervisor.record import (
     KernelState,
     ProcessRecord,
     lock_kernel,
+    process_metrics,
     write_record,
 )
 from aios_local.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
 KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
-UNBUFFERED = {"PYTHONUNBUFFERED": "1"}  # a process's last words before a crash are in the log
 
 
 class EmbeddedKernel:
@@ -73,8 +73,7 @@ class EmbeddedKernel:
         self._state = StateDir.open(config.state_dir)
         self._temporary = temporary
         self._log = log or KernelLog(self._state.log_dir / "kernel.log")
-        self._redis: RedisServer | None = None
-        self._postgres: PostgresServer | None = None
+        self._redis = self._postgres = None
         if config.redis_url is None:
             self._redis = RedisServer.of(self._state, port=config.redis_port)
         else:
@@ -89,9 +88,7 @@ class EmbeddedKernel:
         self._kernel_state: KernelState = "starting"
         self._started_at = 0.0  # Unix time, s
         self._ready = threading.Event()
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
+        self._runner = ThreadPoolExecutor(1, "kernel-supervisor")  # used by `with` alone
 
     @property
     def redis_url(self) -> str:
@@ -128,7 +125,6 @@ class EmbeddedKernel:
             Unavailable: A process does not start, or a server is in a crash loop.
         """
         with contextlib.ExitStack() as at_end:
-            at_end.callback(self._ended.set)
             at_end.callback(self._log.close)
             lock = lock_kernel(self._state)
             at_end.callback(os.close, lock)
@@ -142,9 +138,11 @@ class EmbeddedKernel:
         if self.config.metrics_port is None:
             return
         # Not needed otherwise: the supervisor stays small.
-        from aios_local.supervisor.metrics import metrics_page  # noqa: PLC0415
+        from aios_broker.metrics.server import MetricsServer  # noqa: PLC0415
 
-        page = metrics_page(self.config.metrics_port, lambda: self._supervisor.records)
+        page = MetricsServer(
+            self.config.metrics_port, lambda: process_metrics(self._supervisor.records)
+        )
         port = at_end.enter_context(page).port
         self._log.line("kernel", f"metrics: http://127.0.0.1:{port}/metrics and the next ports")
 
@@ -190,55 +188,40 @@ class EmbeddedKernel:
 
     def __enter__(self) -> "EmbeddedKernel":
         """Start it in a thread of its own and wait until it is ready."""
-        self._thread = threading.Thread(target=self._run_in_thread, name="kernel-supervisor")
         try:
-            self._thread.start()  # waits for the thread, so an interrupt may hit it too
+            self._running = self._runner.submit(self.run)
             self._wait_ready()
         except BaseException:  # Ctrl-C too: whoever entered has nothing to leave yet
             self._leave()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         self._leave()
-        if error is None and self._error is not None:
-            raise self._error
+        if error is None:
+            self._running.result()
 
     def _wait_ready(self) -> None:
-        if not wait_for(lambda: self._ready.is_set() or self._ended.is_set(), START_TIMEOUT_S):
+        ended = self._running.done
+        if not wait_for(lambda: self._ready.is_set() or ended(), START_TIMEOUT_S):
             raise Unavailable(f"the kernel was not ready within {START_TIMEOUT_S:.0f} s")
-        if self._error is not None or not self._ready.is_set():
-            raise self._error or Unavailable("the kernel was stopped while it started")
+        if ended():
+            self._running.result()
+            raise Unavailable("the kernel was stopped while it started")
 
     def _leave(self) -> None:
         self.stop()
-        if self._thread is not None and self._thread.ident is not None:
-            self._ended.wait()  # `join` refuses a thread that has only just been started
-            self._thread.join()
-
-    def _run_in_thread(self) -> None:
-        try:
-            self.run()
-        except Exception as error:  # the border of the thread: whoever entered hears of it
-            self._error = error
-            self._ended.set()
-            if not isinstance(error, KernelError):
-                raise
+        self._runner.shutdown()
 
     def _stages(self, programs: Sequence[Program]) -> list[list[Service]]:
         servers = [server.service() for server in (self._redis, self._postgres) if server]
-        addresses = {"AIOS_REDIS_URL": self.redis_url, "AIOS_DATABASE_URL": self.database_url}
         variables = {
             KV_DIR: str(self._state.kv_dir),  # one that was set goes before, an empty one too
             **self._inherited,
             **self.config.variables(),
-            **addresses,
-            **UNBUFFERED,
+            "AIOS_REDIS_URL": self.redis_url,
+            "AIOS_DATABASE_URL": self.database_url,
+            "PYTHONUNBUFFERED": "1",  # a process's last words before a crash are in the log
         }
         stages = services_of(programs, variables, Keys(self.config.key_prefix))
         return [servers, *stages] if servers else stages

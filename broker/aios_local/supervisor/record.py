@@ -1,8 +1,9 @@
 """What a running kernel says of itself in `kernel.json`, and how others find it there."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
@@ -11,6 +12,9 @@ from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelNotRunning
 from aios_broker.process.child import try_lock, wait_for
 from aios_local.embedded.state import StateDir
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
 
 START_REMEDY = "start one with `aios up --detach`"
 # `find_kernel` holds the lock for a moment when it asks whether anybody has it.
@@ -117,3 +121,19 @@ def lock_kernel(state: StateDir) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     return lock
+
+
+def process_metrics(processes: Sequence[ProcessRecord]) -> Iterator["Metric"]:
+    """Yield the metrics of processes: which run, and how often they were restarted."""
+    # Not needed otherwise: the supervisor stays small.
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+    up = GaugeMetricFamily("aios_process_up", "1 while it runs.", labels=["process"])
+    restarts = CounterMetricFamily(
+        "aios_process_restarts", "Starts after a death.", labels=["process"]
+    )
+    for process in processes:
+        up.add_metric([process.name], float(process.pid is not None))
+        restarts.add_metric([process.name], process.restarts)
+    yield up
+    yield restarts

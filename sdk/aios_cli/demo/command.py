@@ -23,12 +23,19 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
-from aios_cli.demo.history import read_slices
 from aios_cli.demo.load import MAX_AGENTS, demo_agents
-from aios_cli.demo.machine import machine, versions
-from aios_cli.demo.plot import draw, require_matplotlib
-from aios_cli.demo.report import Report, broken_promises, figures, promises_kept, table_of
-from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun
+from aios_cli.demo.report import (
+    Report,
+    broken_promises,
+    draw,
+    figures,
+    machine,
+    promises_kept,
+    require_matplotlib,
+    table_of,
+    versions,
+)
+from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, read_slices
 from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
 from aios_cli.tables import plural, seconds, show_table
@@ -49,7 +56,7 @@ _FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class DemoOptions:
     """What the command line asks for."""
 
     agents: int
@@ -105,25 +112,25 @@ def demo(**given: object) -> None:
       aios demo
       aios demo --agents 16 --json figures.json --plot schedule.png
     """  # noqa: D301 - \b keeps click from wrapping
-    wishes = msgspec.convert(given, Wishes)
-    _check_files(wishes)
-    with _folder(wishes) as folder:
-        runs = _measured(wishes, folder)
-        if not _conclude(wishes, runs):
+    options = msgspec.convert(given, DemoOptions)
+    _check_files(options)
+    with _folder(options) as folder:
+        runs = _measured(options, folder)
+        if not _conclude(options, runs):
             raise SystemExit(1)
 
 
 @contextlib.contextmanager
-def _folder(wishes: Wishes) -> Iterator[Path]:
+def _folder(options: DemoOptions) -> Iterator[Path]:
     """Lend a temporary folder; leave nothing of it but what was asked for, or a failure's log."""
     folder = Path(tempfile.mkdtemp(prefix="aios-demo-"))
     before = signal.signal(signal.SIGTERM, _interrupt)
     wanted = True
     try:
         yield folder
-        wanted = wishes.keep
+        wanted = options.keep
     except KeyboardInterrupt:
-        wanted = wishes.keep
+        wanted = options.keep
         click.echo("interrupted; the kernel has stopped", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BaseExceptionGroup as group:  # of tasks: the first error says what happened
@@ -136,12 +143,12 @@ def _folder(wishes: Wishes) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
+def _measured(options: DemoOptions, folder: Path) -> list[PolicyRun]:
     """Start the kernel, run the load under both policies, compare, stop the kernel."""
     config = KernelConfig(
         state_dir=folder / "state",
-        llm_core=wishes.core,
-        llm_slots=wishes.slots,
+        llm_core=options.core,
+        llm_slots=options.slots,
         llm_workers=1,
         tool_workers=0,
         state_workers=0,
@@ -150,17 +157,17 @@ def _measured(wishes: Wishes, folder: Path) -> list[PolicyRun]:
     click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()
     log = KernelLog(_log_path(folder))
-    inherited = {**(SIMULATED if wishes.core == "simulated" else {}), **environment()}
-    kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not wishes.keep)
+    inherited = {**(SIMULATED if options.core == "simulated" else {}), **environment()}
+    kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not options.keep)
     with kernel:
         click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
-        return asyncio.run(_run_both(kernel, wishes))
+        return asyncio.run(_run_both(kernel, options))
 
 
-async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
+async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[PolicyRun]:
     console = Console()
     view = LiveView(console) if console.is_terminal else PlainView(click.echo)
-    agents = demo_agents(wishes.agents)
+    agents = demo_agents(options.agents)
     keys = Keys(kernel.config.key_prefix)
     async with (
         Operator(kernel.redis_url, keys=keys, name="aios-demo") as operator,
@@ -170,7 +177,7 @@ async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
         try:
             model = await load.warm_up()
             click.echo(
-                f"{plural(len(agents), 'agent')} share {plural(wishes.slots, 'slot')} of {model}; "
+                f"{plural(len(agents), 'agent')} share {plural(options.slots, 'slot')} of {model}; "
                 f"a slice is {ROUND_ROBIN.quantum_tokens} tokens"
             )
             round_robin = await load.run(ROUND_ROBIN)
@@ -180,32 +187,27 @@ async def _run_both(kernel: EmbeddedKernel, wishes: Wishes) -> list[PolicyRun]:
         finally:
             view.stop()
     runs = [round_robin, fifo]
-    if wishes.plot_path is not None:
-        await _trace(kernel.database_url, keys, runs)
+    if options.plot_path is not None:
+        url = kernel.database_url
+        async with contextlib.aclosing(Database(url, name="aios-demo")) as database:
+            for run in runs:
+                run.slices = await read_slices(Ledger(database, keys), list(run.owners))
     return runs
 
 
-async def _trace(database_url: str, keys: Keys, runs: list[PolicyRun]) -> None:
-    """Add to each run the slices that it was run in."""
-    async with contextlib.aclosing(Database(database_url, name="aios-demo")) as database:
-        ledger = Ledger(database, keys)
-        for run in runs:
-            run.slices = await read_slices(ledger, list(run.owners))
-
-
-def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:
+def _conclude(options: DemoOptions, runs: list[PolicyRun]) -> bool:
     """Print the table, write the files, say whether the promises were kept."""
     by_policy = {run.policy: figures(run) for run in runs}
     click.echo()
     show_table(*table_of(by_policy))
     click.echo()
-    if wishes.json_path is not None:
+    if options.json_path is not None:
         report = Report(policies=by_policy, machine=machine(), versions=versions())
-        wishes.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        click.echo(f"figures: {wishes.json_path}")
-    if wishes.plot_path is not None:
-        draw(runs, wishes.plot_path)
-        click.echo(f"chart: {wishes.plot_path}")
+        options.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+        click.echo(f"figures: {options.json_path}")
+    if options.plot_path is not None:
+        draw(runs, options.plot_path)
+        click.echo(f"chart: {options.plot_path}")
     round_robin, fifo = runs
     broken = broken_promises(round_robin, fifo)
     for line in broken:
@@ -215,12 +217,12 @@ def _conclude(wishes: Wishes, runs: list[PolicyRun]) -> bool:
     return not broken
 
 
-def _check_files(wishes: Wishes) -> None:
+def _check_files(options: DemoOptions) -> None:
     """Find out now, not after the demo, whether its files can be written."""
-    for path in (wishes.json_path, wishes.plot_path):
+    for path in (options.json_path, options.plot_path):
         if path is not None and not os.access(path.absolute().parent, os.W_OK):
             raise click.BadParameter(f"cannot write in {path.absolute().parent}")
-    if wishes.plot_path is not None:
+    if options.plot_path is not None:
         require_matplotlib()
 
 

@@ -4,6 +4,7 @@ Fixed prompts, fixed seeds, a part greedy and a part sampled: every run asks for
 Eight agents ask for about 1,050 output tokens in all.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,10 +38,15 @@ class Ask:
 class DemoAgent:
     """One agent: when it comes, and what it asks, all at once."""
 
-    name: str
     role: Role
+    number: int  # among those of its role, from 1
     arrival_s: float
     asks: tuple[Ask, ...]
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return f"{self.role}-{self.number}"
 
 
 STORIES = (
@@ -67,8 +73,7 @@ QUESTIONS = (
 )
 
 _Prompts = tuple[tuple[str, int, float], ...]
-# Of eight agents three tell stories, two make lists and three ask questions; each of them asks
-# this many at once.
+# What the agents of a role ask in turn, and how much of it each asks at once.
 _ROLES: tuple[tuple[Role, _Prompts, int], ...] = (
     ("story", STORIES, 1),
     ("list", LISTS, 2),
@@ -77,25 +82,24 @@ _ROLES: tuple[tuple[Role, _Prompts, int], ...] = (
 
 
 def demo_agents(count: int) -> list[DemoAgent]:
-    """Return `count` agents, the long ones first."""
-    numbers = dict(zip(("story", "list", "question"), _shares(count), strict=True))
+    """Return `count` agents, the long ones first: of eight three, two and three of each role.
+
+    With few of them stories and questions come first.
+    """
+    stories = max(1, round(count * 3 / 8))
+    lists = round(count * 2 / 8) if count > 2 else 0
+    numbers = (stories, lists, count - stories - lists)
     agents: list[DemoAgent] = []
-    seed = FIRST_SEED
-    for role, prompts, asks_each in _ROLES:
-        for number in range(numbers[role]):
-            first = number * asks_each
-            chosen = [prompts[(first + i) % len(prompts)] for i in range(asks_each)]
-            asks = tuple(
-                Ask(role, prompt, max_tokens, temperature, seed + i)
-                for i, (prompt, max_tokens, temperature) in enumerate(chosen)
-            )
-            seed += asks_each
-            arrival_s = len(agents) * ARRIVAL_GAP_S
-            agents.append(DemoAgent(f"{role}-{number + 1}", role, arrival_s, asks))
+    seeds = itertools.count(FIRST_SEED)
+    for (role, prompts, asks_each), agents_of_role in zip(_ROLES, numbers, strict=True):
+        asked = (Ask(role, *prompt, next(seeds)) for prompt in itertools.cycle(prompts))
+        for number in range(1, agents_of_role + 1):
+            asks = tuple(itertools.islice(asked, asks_each))
+            agents.append(DemoAgent(role, number, len(agents) * ARRIVAL_GAP_S, asks))
     return agents
 
 
-def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) -> Syscall:
+def syscall_of(agent: DemoAgent, ask: Ask, *, program: str) -> Syscall:
     """Return the syscall of one ask, with a fresh id; its result carries the token ids."""
     return check_syscall(
         Syscall(
@@ -104,7 +108,6 @@ def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) ->
             program=program,
             body=LlmChat(
                 messages=(Message("user", ask.prompt),),
-                core=core,
                 max_tokens=ask.max_tokens,
                 temperature=ask.temperature,
                 seed=ask.seed,
@@ -113,10 +116,3 @@ def syscall_of(agent: DemoAgent, ask: Ask, *, core: str | None, program: str) ->
             ),
         )
     )
-
-
-def _shares(count: int) -> tuple[int, int, int]:
-    """Split agents 3 : 2 : 3; with few of them long ones and short ones come first."""
-    stories = max(1, round(count * 3 / 8))
-    lists = max(0, round(count * 2 / 8)) if count > 2 else 0
-    return stories, lists, max(0, count - stories - lists)
