@@ -108,17 +108,17 @@ WORKER_MUTANTS = (
         "tests/integration/test_sglang_embeddings.py",
     ),
     Mutant(
-        "SGLang: an open breaker lets requests through",
-        "workers/aios_workers/llm/cores/sglang/connection.py",
+        "cores: an open breaker lets requests through",
+        "workers/aios_workers/llm/cores/base_core.py",
         "if wait_s > 0:",
         "if wait_s > 1e9:",
         SGLANG_TESTS + "breaker.py",
     ),
     Mutant(
-        "SGLang: health outweighs failures",
-        "workers/aios_workers/llm/cores/sglang/connection.py",
-        'if self.circuit == "half-open":\n            self.succeeded()',
-        "self.succeeded()",
+        "cores: a breaker forgets no failure",
+        "workers/aios_workers/llm/cores/base_core.py",
+        "self._failed_at_s.clear()",
+        "pass",
         SGLANG_TESTS + "breaker.py",
     ),
     Mutant(
@@ -179,7 +179,7 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "answers: what was streamed is streamed again",
-        "workers/aios_workers/runtime/streams.py",
+        "workers/aios_workers/runtime/kernel.py",
         "self._sent_before - self.written",
         "0",
         ANSWERS_TEST,

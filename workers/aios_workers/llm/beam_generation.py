@@ -38,7 +38,7 @@ from aios_workers.runtime.executor import (
     Suspended,
     gathered,
 )
-from aios_workers.runtime.slices import Kernel
+from aios_workers.runtime.kernel import Kernel
 
 
 class BeamGeneration:

@@ -35,7 +35,7 @@ from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
-from aios_workers.runtime.slices import Kernel
+from aios_workers.runtime.kernel import Kernel
 
 logger = logging.getLogger(__name__)
 

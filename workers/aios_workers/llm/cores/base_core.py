@@ -1,14 +1,17 @@
 """What the cores on real models share.
 
-Their tokenizer in the worker's process, what they refuse before they compute, and how often a
-process that dies is started again.
+Their tokenizer in the worker's process, what they refuse before they compute, and when one that
+keeps failing is left alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
@@ -16,7 +19,9 @@ from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, GenerationRequest
 from aios_workers.llm.options import check_request, check_texts
 
-MAX_RESTARTS = 3  # within the window; then what died stays down until it has passed
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of a process that dies, within its window; then it stays down as long
 
 
 class Vocabulary(Protocol):
@@ -139,25 +144,64 @@ def _too_long(prompt_tokens: str, max_tokens: int, info: CoreInfo) -> ContextToo
     )
 
 
-class RestartBudget:
-    """How often a process that dies may be started again."""
+@dataclass(frozen=True, slots=True)
+class FailureLimit:
+    """How many failures within a window are too many, and how long there is a rest then."""
 
-    def __init__(self, process: str, window_s: float) -> None:
-        self._process = process
-        self._window_s = window_s
-        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+    failures: int
+    window_s: float
+    rest_s: float
 
-    def spend(self) -> None:
-        """Count a restart.
+
+class CircuitBreaker:
+    """What keeps failing is left alone for a while, then tried again.
+
+    Only what goes well makes up for failures. Reads a clock and touches nothing else.
+    """
+
+    def __init__(
+        self, subject: str, limit: FailureLimit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._subject = subject
+        self._limit = limit
+        self._clock = clock
+        self._failed_at_s: deque[float] = deque(maxlen=limit.failures)
+        self._open_until_s = 0.0
+
+    def check(self) -> None:
+        """Return if it may be tried.
 
         Raises:
-            CoreError: there were too many; `retry_after_s` says when there may be another.
+            CoreError: It failed too often, too recently; `retry_after_s` is set.
         """
-        now = asyncio.get_running_loop().time()
-        if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < self._window_s:
+        wait_s = self._open_until_s - self._clock()
+        if wait_s > 0:
             raise CoreError(
-                f"{self._process} died {MAX_RESTARTS} times within {self._window_s:g} s",
-                remedy="see its log for its last words",
-                retry_after_s=self._window_s - (now - self._restarts[0]),
+                f"{self._subject} failed {self._limit.failures} times within "
+                f"{self._limit.window_s:g} s and is left alone",
+                remedy="see its log",
+                retry_after_s=wait_s,
             )
-        self._restarts.append(now)
+
+    def failed(self) -> None:
+        """Count a failure."""
+        now_s = self._clock()
+        self._failed_at_s.append(now_s)
+        full = len(self._failed_at_s) == self._limit.failures
+        if full and now_s - self._failed_at_s[0] <= self._limit.window_s:
+            self._open_until_s = now_s + self._limit.rest_s
+            logger.warning("%s is left alone for %g s", self._subject, self._limit.rest_s)
+
+    def succeeded(self) -> None:
+        """Forget the failures: it did what it was asked."""
+        if self._open_until_s:
+            logger.info("%s does its work again", self._subject)
+        self._failed_at_s.clear()
+        self._open_until_s = 0.0
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """Say how a process ended."""
+    if exit_code is not None and exit_code < 0:
+        return f"by signal {-exit_code}"
+    return f"with exit code {exit_code}"

@@ -26,8 +26,10 @@ from aios_broker.contract.errors import (
 from aios_workers.llm.constraint import ConstraintChecker
 from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
 from aios_workers.llm.cores.base_core import (
+    MAX_RESTARTS,
     BaseCore,
-    RestartBudget,
+    CircuitBreaker,
+    FailureLimit,
     check_generation,
     text_ids,
 )
@@ -56,7 +58,7 @@ from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 MAX_LOGPROBS = 64
-RESTART_WINDOW_S = 60.0
+RESTARTS = FailureLimit(MAX_RESTARTS, window_s=60.0, rest_s=60.0)
 
 
 def state_metrics(counts: StateCounts) -> Iterable[Metric]:
@@ -101,7 +103,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         self._weights: Path | None = None
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
-        self._restarts = RestartBudget("the core process", RESTART_WINDOW_S)
+        self._restarts = CircuitBreaker("the core process", RESTARTS)
         self._numbers = itertools.count(1)
         self._streams: dict[int, str] = {}  # request ids of the streams under way
         self._earlier_counts = StateCounts()  # of processes that are gone
@@ -216,7 +218,8 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             if self._vocabulary is None:
                 raise CoreError("the core is not started", remedy="call start() first")
             if self._process is None or self._process.failed:
-                self._restarts.spend()
+                self._restarts.check()
+                self._restarts.failed()
                 logger.warning("the core process is gone; starting another")
                 await self._start()
             assert self._process is not None
