@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
+from aios_broker.contract.errors import CoreError, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, GenerationRequest
-from aios_workers.llm.options import check_request, check_texts
+from aios_workers.llm.options import check_length, check_request, check_texts
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +76,7 @@ class BaseCore(Generic[Tokens]):
         """
         byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
         least_tokens = byte_count // self.vocabulary.longest_piece_bytes
-        if least_tokens > self.info.context_tokens:
-            raise _too_long(f"at least {least_tokens}", 1, self.info)
+        check_length(least_tokens, 0, self.info, said="at least ")
         return self.vocabulary.render(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -98,8 +97,7 @@ def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
         UnsupportedOption: an adapter or images that it does not have, too many alternatives.
     """
     check_request(request, info)
-    if len(request.prompt_ids) + request.max_tokens > info.context_tokens:
-        raise _too_long(str(len(request.prompt_ids)), request.max_tokens, info)
+    check_length(len(request.prompt_ids), request.max_tokens, info)
     size = info.vocabulary_size
     assert size is not None
     ids = (*request.prompt_ids, *request.resume_ids)
@@ -133,15 +131,6 @@ async def text_ids(
         check_texts([text], [len(ids[-1])], info, first=place)
         await asyncio.sleep(0)  # each may take 40 ms: others have their turn
     return ids
-
-
-def _too_long(prompt_tokens: str, max_tokens: int, info: CoreInfo) -> ContextTooLong:
-    return ContextTooLong(
-        f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}, "
-        f"together more than the {info.context_tokens} of this core's context",
-        field="body.messages",
-        remedy="shorten the messages or ask for fewer max_tokens",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,16 @@ from pathlib import Path
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from aios_broker.contract.errors import (
-    CoreError,
-)
+from aios_broker.contract.errors import CoreError
 from aios_workers.llm.constraint import ConstraintChecker
-from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
+from aios_workers.llm.core import (
+    SAMPLER_KEEPS,
+    Capabilities,
+    CoreInfo,
+    Embeddings,
+    GenerationRequest,
+    Step,
+)
 from aios_workers.llm.cores.base_core import (
     MAX_RESTARTS,
     BaseCore,
@@ -51,7 +56,6 @@ from aios_workers.llm.cores.llama.protocol import (
     StateCounts,
     Tokens,
 )
-from aios_workers.llm.cores.llama.sampler import KEPT
 from aios_workers.llm.cores.llama.state_folder import check_folder
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 
@@ -278,7 +282,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             context_tokens=self.config.context_tokens,
             capabilities=Capabilities(
                 exact_resume=ready.exact_resume,
-                keeps=KEPT,
+                keeps=SAMPLER_KEEPS,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
                 embeddings=True,
