@@ -21,8 +21,7 @@ from aios_local.embedded.state import StateDir
 from aios_sdk import AsyncAgent
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.loop import WorkerSpec
-from aios_workers.runtime.registry import llm_module
-from aios_workers.runtime.service import open_worker, worker_name
+from aios_workers.runtime.registry import llm_module, open_worker, worker_name
 
 PACKAGES = ("aios_sdk", "aios_broker", "aios_workers")
 

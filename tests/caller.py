@@ -30,8 +30,7 @@ from aios_broker.queues.replies import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.loop import Limits, Worker, WorkerSpec
-from aios_workers.runtime.registry import LoadedModule
-from aios_workers.runtime.service import open_worker
+from aios_workers.runtime.registry import LoadedModule, open_worker
 from tests.conftest import RunningRedis
 from tests.queue_user import submitted
 

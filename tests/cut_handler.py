@@ -21,8 +21,7 @@ from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.runtime.executor import Done, Run, Suspended
-from aios_workers.runtime.slices import Kernel, SliceEnds
-from aios_workers.runtime.streams import StreamSender
+from aios_workers.runtime.kernel import Kernel, SliceEnds, StreamSender
 
 SYSCALL_ID = "5eed" * 8
 SLICE_LIMIT_S = 30.0

@@ -8,19 +8,19 @@ from typing import Any
 
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling, Step
-from aios_workers.llm.cores.sglang.connection import BreakerPolicy
+from aios_workers.llm.cores.base_core import FailureLimit
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.fake_sglang import FakeSGLang, meta, next_token
 
 PROMPT = tuple(range(100, 130))
-BREAKER = BreakerPolicy(failures=3, window_s=60.0, open_s=0.5)
+BREAKER = FailureLimit(failures=3, window_s=60.0, rest_s=0.5)
 
 
 async def started(fake: FakeSGLang, **settings: Any) -> SGLangCore:  # noqa: ANN401
     values = {"slots": 3, "context_tokens": 1_000, "first_token_limit_s": 0.4, **settings}
     config = SGLangConfig(url=fake.url, stall_limit_s=0.2, health_limit_s=1.0, **values)
-    core = SGLangCore(config, breaker=BREAKER)
+    core = SGLangCore(config, failures=BREAKER)
     try:
         await core.start()
     except BaseException:

@@ -23,8 +23,7 @@ from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.scheduler import Scheduler
 from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_workers.runtime.loop import Limits, WorkerSpec
-from aios_workers.runtime.registry import tool_module
-from aios_workers.runtime.service import open_worker
+from aios_workers.runtime.registry import open_worker, tool_module
 from tests.busy_kernel import run_tool
 from tests.caller import ROOT
 from tests.integration.test_sdk_faults import echo

@@ -19,8 +19,8 @@ from aios_broker.contract.errors import UnknownCore, UnsupportedOption
 from aios_broker.contract.llm import ContextSet, LlmChat, Message, RegexFormat, Tool
 from aios_broker.contract.reply import ChatResult, Reply
 from aios_workers.llm.core import CoreInfo
+from aios_workers.llm.cores.base_core import FailureLimit
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
-from aios_workers.llm.cores.sglang.connection import BreakerPolicy
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
@@ -36,7 +36,7 @@ SHORT = Message("user", "Tell me about rivers and trees.")
 LONG = (Message("user", "rivers " * 250), Message("assistant", "I see."), SHORT)
 ADD = Tool("add", "Adds.", {"type": "object", "properties": {}, "additionalProperties": False})
 STORED = ContextSet((Message("user", "My name is Ada."),), context="notes")
-NO_BREAKER = BreakerPolicy(failures=10_000)
+NO_BREAKER = FailureLimit(failures=10_000, window_s=30.0, rest_s=5.0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ async def sglang(
             "grammar_backend": "llguidance",
             "lora_paths": [{"lora_name": "poet", "lora_path": "/x"}],
         }
-        core = SGLangCore(SGLangConfig(url=fake.url, context_tokens=512), breaker=NO_BREAKER)
+        core = SGLangCore(SGLangConfig(url=fake.url, context_tokens=512), failures=NO_BREAKER)
         await core.start()
         yield core, fake.requests
 

@@ -12,7 +12,8 @@ import pytest
 
 from aios_broker.contract.llm import ContextBody, ContextExpand, LlmChat, Message
 from aios_broker.contract.reply import ContextResult
-from aios_workers.llm.conversation import SHORT_CHARACTERS, Reader, counter
+from aios_workers.llm.conversation import counter
+from aios_workers.llm.core import SHORT_CHARACTERS, Reader
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, running_worker

@@ -319,5 +319,5 @@ async def test_logprobs_after_temperature_are_no_logprobs(fake: FakeSGLang) -> N
 
 
 async def test_a_prompt_that_cannot_fit_is_not_even_read(core: SGLangCore) -> None:
-    with pytest.raises(ContextTooLong, match=r"at least 4000000 tokens .* more than the 1000"):
+    with pytest.raises(ContextTooLong, match=r"at least 4000000 tokens .* holds 1000 together"):
         core.render([Message("user", " " * 4_000_000)])

@@ -10,12 +10,12 @@ from aios_broker.contract.errors import ContextTooLong
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_broker.queues.records import Lease
 from aios_workers.llm.conversation import (
-    Reader,
     Summariser,
     counter,
     fitting_split,
     split,
 )
+from aios_workers.llm.core import Reader
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.executor import Run
 

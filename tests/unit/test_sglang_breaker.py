@@ -1,11 +1,11 @@
-"""The circuit breaker: opens after failures in a window, half-opens after a while."""
+"""The circuit breaker: opens after failures in a window, and lets requests through after a rest."""
 
 import pytest
 
 from aios_broker.contract.errors import CoreError
-from aios_workers.llm.cores.sglang.connection import BreakerPolicy, CircuitBreaker
+from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit
 
-POLICY = BreakerPolicy(failures=3, window_s=10.0, open_s=5.0)
+LIMIT = FailureLimit(failures=3, window_s=10.0, rest_s=5.0)
 
 
 class Clock:
@@ -23,9 +23,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def opened(clock: Clock) -> CircuitBreaker:
-    breaker = CircuitBreaker(POLICY, clock)
+    breaker = CircuitBreaker("the server", LIMIT, clock)
     for _ in range(3):
-        assert breaker.admit() == "go"
+        breaker.check()
         breaker.failed()
     return breaker
 
@@ -33,50 +33,54 @@ def opened(clock: Clock) -> CircuitBreaker:
 def test_it_opens_after_failures_within_the_window(opened: CircuitBreaker, clock: Clock) -> None:
     clock.now_s += 2.0
     with pytest.raises(CoreError, match="failed 3 times within 10 s") as caught:
-        opened.admit()
+        opened.check()
     assert caught.value.retry_after_s == pytest.approx(3.0)
 
 
 def test_failures_far_apart_do_not_open_it(clock: Clock) -> None:
-    breaker = CircuitBreaker(POLICY, clock)
+    breaker = CircuitBreaker("the server", LIMIT, clock)
     for _ in range(20):
         breaker.failed()
         clock.now_s += 5.1
-    assert breaker.admit() == "go"
+    breaker.check()
 
 
 def test_a_success_forgets_the_failures_before_it(clock: Clock) -> None:
-    breaker = CircuitBreaker(POLICY, clock)
+    breaker = CircuitBreaker("the server", LIMIT, clock)
     for _ in range(9):
         breaker.failed()
         breaker.failed()
         breaker.succeeded()
-    assert breaker.admit() == "go"
+    breaker.check()
 
 
-def test_after_its_time_a_probe_decides(opened: CircuitBreaker, clock: Clock) -> None:
+def test_after_its_rest_one_failure_opens_it_again(opened: CircuitBreaker, clock: Clock) -> None:
     clock.now_s += 5.0
-    assert opened.admit() == "probe"
-    assert opened.circuit == "half-open"
-    opened.failed()  # one is enough
+    opened.check()
+    opened.failed()
     with pytest.raises(CoreError):
-        opened.admit()
+        opened.check()
     clock.now_s += 5.0
-    assert opened.admit() == "probe"
-    opened.probed_well()
-    assert (opened.circuit, opened.admit()) == ("closed", "go")
+    opened.check()
+    opened.succeeded()
+    opened.failed()
+    opened.check()
 
 
-def test_health_does_not_outweigh_generations_that_fail(clock: Clock) -> None:
-    breaker = CircuitBreaker(POLICY, clock)
-    for _ in range(3):
-        breaker.failed()
-        breaker.probed_well()
-    with pytest.raises(CoreError):
-        breaker.admit()
+def test_failures_before_the_window_do_not_open_it_again(
+    opened: CircuitBreaker, clock: Clock
+) -> None:
+    clock.now_s += 10.1
+    opened.failed()
+    opened.check()
 
 
-def test_its_changes_are_logged(opened: CircuitBreaker, caplog: pytest.LogCaptureFixture) -> None:
+def test_its_changes_are_logged(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    breaker = CircuitBreaker("the server", LIMIT, clock)
     with caplog.at_level("INFO"):
-        opened.succeeded()
-    assert "open -> closed" in caplog.text
+        breaker.succeeded()
+        assert not caplog.messages
+        for _ in range(3):
+            breaker.failed()
+        breaker.succeeded()
+    assert caplog.messages == ["the server is left alone for 5 s", "the server does its work again"]

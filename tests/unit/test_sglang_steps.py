@@ -150,4 +150,5 @@ def test_logprobs_of_other_tokens_are_a_failure() -> None:
 def test_lines_are_read() -> None:
     said = b'data: {"text":"x","output_ids":[3],"meta_info":{"finish_reason":null,"new":1}}'
     assert decode_line(said) == Event([3], Meta())
-    assert [decode_line(line) for line in (b"", b": comment", b"data: [DONE]")] == [None] * 3
+    assert [decode_line(line) for line in (b"", b": comment")] == [None] * 2
+    assert decode_line(b"data: [DONE]") == "done"

@@ -30,8 +30,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.runtime.executor import Run
 from aios_workers.runtime.leases import RENEWALS_PER_LEASE
 from aios_workers.runtime.loop import WorkerSpec
-from aios_workers.runtime.registry import load_modules
-from aios_workers.runtime.service import wired, worker_name
+from aios_workers.runtime.registry import load_modules, wired, worker_name
 
 logger = logging.getLogger(__name__)
 

@@ -70,9 +70,6 @@ MODEL_FILES = (SMOLLM2, MINILM, MINILM_TOKENIZER)
 
 def missing_files() -> list[ModelFile]:
     """Return those that are not installed or not whole; reads all 122 MB."""
-    return [each for each in MODEL_FILES if not _is_there(each)]
-
-
-def _is_there(file: ModelFile) -> bool:
-    path = file.find()
-    return path is not None and file.is_whole(path)
+    return [
+        each for each in MODEL_FILES if (path := each.find()) is None or not each.is_whole(path)
+    ]

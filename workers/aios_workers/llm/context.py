@@ -29,15 +29,13 @@ from aios_broker.queues.contexts import (
 )
 from aios_broker.retry import patiently
 from aios_workers.llm.conversation import (
-    Reader,
     Render,
     Summariser,
     as_message,
-    characters_of,
     counter,
     split,
 )
-from aios_workers.llm.core import Core
+from aios_workers.llm.core import Core, Reader, characters_of
 from aios_workers.runtime.executor import Done, Run
 
 

@@ -1,8 +1,4 @@
-"""Conversations on a core: read, counted, and compacted where they do not fit.
-
-A core turns text into tokens at some 10 MB/s, and a context may hold 4 MiB: in the loop that would
-hold up every other syscall of the worker, and the renewal of its leases. Tokenizers work without
-Python's lock, so long ones are read in a thread.
+"""Conversations on a core: counted, and compacted where they do not fit.
 
 Compacting replaces the oldest turns by a summary that the core writes. What stays as it is: the
 system messages at the beginning, and as many of the last turns as fit. What is between them is
@@ -11,23 +7,17 @@ read by the core in pieces, each with the summary of those before it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
 from aios_broker.contract.llm import Message
-from aios_workers.llm.core import Core, GenerationRequest, Sampling
+from aios_workers.llm.core import Core, GenerationRequest, Reader, Sampling, characters_of
 from aios_workers.runtime.executor import Run
 
-T = TypeVar("T")
-
-SHORT_CHARACTERS = 16_384  # read in the loop: under 2 ms; a thread costs 0.1 ms more
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
 MAX_SUMMARIES = 64  # generations of one compaction; beyond, the conversation is refused
 FRAME = "Summary of the earlier conversation:\n"
@@ -38,38 +28,6 @@ TASK = (
 
 Render = Callable[[Sequence[Message]], Sequence[int]]  # a conversation as prompt ids
 Count = Callable[[Sequence[Message]], int]  # its tokens
-
-
-class Reader:
-    """Reads for one core, one conversation at a time: a tokenizer is no friend of two threads."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="aios-reader")
-        self._last: Future[Any] | None = None
-
-    async def read(self, characters: int, work: Callable[[], T]) -> T:
-        """Return what `work` does with so many characters of text.
-
-        If the caller is cancelled the thread ends what it has begun, for nobody.
-        """
-        idle = self._last is None or self._last.done()
-        if characters <= SHORT_CHARACTERS and idle:
-            return work()
-        future = self._thread.submit(work)
-        self._last = future
-        return await asyncio.wrap_future(future)
-
-    async def close(self) -> None:
-        """Return when nothing is read any more: the core may free its tokenizer."""
-        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
-
-
-def characters_of(messages: Sequence[Message]) -> int:
-    """Return how much there is to read in a conversation."""
-    return sum(
-        len(message.content) + sum(len(call.arguments) for call in message.tool_calls)
-        for message in messages
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from aios_workers.runtime.executor import (
     SuspendReason,
     gathered,
 )
-from aios_workers.runtime.slices import Kernel
+from aios_workers.runtime.kernel import Kernel
 
 
 class Slicing:

@@ -27,15 +27,22 @@ from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snap
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
 from aios_workers.llm.answers import Plan, constraint_of_chat, fits
-from aios_workers.llm.beam_generation import BeamGeneration
+from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
-from aios_workers.llm.conversation import Reader, Render, characters_of, counter
-from aios_workers.llm.core import Core, CoreRetries, GenerationRequest, Sampling
+from aios_workers.llm.conversation import Render, counter
+from aios_workers.llm.core import (
+    Core,
+    CoreRetries,
+    GenerationRequest,
+    Reader,
+    Sampling,
+    characters_of,
+)
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
-from aios_workers.runtime.slices import Kernel
+from aios_workers.runtime.kernel import Kernel
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +164,7 @@ class LlmHandler:
             request_id=syscall.id,
             prompt_ids=ids,
             max_tokens=body.max_tokens,
-            sampling=_sampling_of(body, _seed_of(syscall, body, snapshot)),
+            sampling=_sampling_of(syscall, body, snapshot),
             constraint=constraint_of_chat(body, toolbox, self._core.info),
             logprobs=body.logprobs,
             lora=body.lora,
@@ -197,14 +204,13 @@ class LlmHandler:
         return None
 
 
-def _sampling_of(body: LlmChat, seed: int) -> Sampling:
-    """Return how a chat wants its tokens chosen."""
+def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:
+    """Return how a chat wants its tokens chosen.
+
+    Its seed is that of its snapshot, its own, or 63 bits of its id.
+    """
+    seed = body.seed if body.seed is not None else int(syscall.id, 16) & (2**63 - 1)
+    if isinstance(snapshot, AnswersSnapshot):
+        seed = snapshot.seed
     options = {name: getattr(body, name) for name in SamplingOptions.__struct_fields__}
     return Sampling(seed=seed, **options)
-
-
-def _seed_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> int:
-    """Return the seed of a chat: that of its snapshot, its own, or 63 bits of its id."""
-    if isinstance(snapshot, AnswersSnapshot):
-        return snapshot.seed
-    return body.seed if body.seed is not None else int(syscall.id, 16) & (2**63 - 1)

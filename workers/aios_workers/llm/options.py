@@ -81,12 +81,12 @@ def check_generates(info: CoreInfo) -> None:
         raise _unsupported(info, "core", "makes embeddings alone", "name a core that generates")
 
 
-def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo) -> None:
-    """Raise ContextTooLong unless prompt and answer fit."""
+def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo, *, said: str = "") -> None:
+    """Raise ContextTooLong unless prompt and answer fit. `said`: how exact the first number is."""
     if prompt_tokens + max_tokens > info.context_tokens:
         raise ContextTooLong(
-            f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}; the "
-            f"context of core {info.model!r} holds {info.context_tokens} together",
+            f"the prompt has {said}{prompt_tokens} tokens and the answer may have {max_tokens}; "
+            f"the context of core {info.model!r} holds {info.context_tokens} together",
             field="body.messages",
             remedy="shorten the conversation, or ask for fewer max_tokens",
         )

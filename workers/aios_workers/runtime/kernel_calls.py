@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 from contextlib import AsyncExitStack
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -71,12 +70,7 @@ class SubmittedCalls:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Close. What is under way goes on: who runs the asking syscall next finds it."""
         under_way = list(self._under_way.values())
         for task in under_way:

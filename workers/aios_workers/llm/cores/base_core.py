@@ -1,22 +1,27 @@
 """What the cores on real models share.
 
-Their tokenizer in the worker's process, what they refuse before they compute, and how often a
-process that dies is started again.
+Their tokenizer in the worker's process, what they refuse before they compute, and when one that
+keeps failing is left alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from aios_broker.contract.errors import ContextTooLong, CoreError, InvalidSyscall
+from aios_broker.contract.errors import CoreError, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import CoreInfo, GenerationRequest
-from aios_workers.llm.options import check_request, check_texts
+from aios_workers.llm.options import check_length, check_request, check_texts
 
-MAX_RESTARTS = 3  # within the window; then what died stays down until it has passed
+logger = logging.getLogger(__name__)
+
+MAX_RESTARTS = 3  # of a process that dies, within its window; then it stays down as long
 
 
 class Vocabulary(Protocol):
@@ -71,8 +76,7 @@ class BaseCore(Generic[Tokens]):
         """
         byte_count = sum(len(message.content.encode("utf-8", "replace")) for message in messages)
         least_tokens = byte_count // self.vocabulary.longest_piece_bytes
-        if least_tokens > self.info.context_tokens:
-            raise _too_long(f"at least {least_tokens}", 1, self.info)
+        check_length(least_tokens, 0, self.info, said="at least ")
         return self.vocabulary.render(messages, tools)
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -93,8 +97,7 @@ def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
         UnsupportedOption: an adapter or images that it does not have, too many alternatives.
     """
     check_request(request, info)
-    if len(request.prompt_ids) + request.max_tokens > info.context_tokens:
-        raise _too_long(str(len(request.prompt_ids)), request.max_tokens, info)
+    check_length(len(request.prompt_ids), request.max_tokens, info)
     size = info.vocabulary_size
     assert size is not None
     ids = (*request.prompt_ids, *request.resume_ids)
@@ -130,34 +133,64 @@ async def text_ids(
     return ids
 
 
-def _too_long(prompt_tokens: str, max_tokens: int, info: CoreInfo) -> ContextTooLong:
-    return ContextTooLong(
-        f"the prompt has {prompt_tokens} tokens and the answer may have {max_tokens}, "
-        f"together more than the {info.context_tokens} of this core's context",
-        field="body.messages",
-        remedy="shorten the messages or ask for fewer max_tokens",
-    )
+@dataclass(frozen=True, slots=True)
+class FailureLimit:
+    """How many failures within a window are too many, and how long there is a rest then."""
+
+    failures: int
+    window_s: float
+    rest_s: float
 
 
-class RestartBudget:
-    """How often a process that dies may be started again."""
+class CircuitBreaker:
+    """What keeps failing is left alone for a while, then tried again.
 
-    def __init__(self, process: str, window_s: float) -> None:
-        self._process = process
-        self._window_s = window_s
-        self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
+    Only what goes well makes up for failures. Reads a clock and touches nothing else.
+    """
 
-    def spend(self) -> None:
-        """Count a restart.
+    def __init__(
+        self, subject: str, limit: FailureLimit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._subject = subject
+        self._limit = limit
+        self._clock = clock
+        self._failed_at_s: deque[float] = deque(maxlen=limit.failures)
+        self._open_until_s = 0.0
+
+    def check(self) -> None:
+        """Return if it may be tried.
 
         Raises:
-            CoreError: there were too many; `retry_after_s` says when there may be another.
+            CoreError: It failed too often, too recently; `retry_after_s` is set.
         """
-        now = asyncio.get_running_loop().time()
-        if len(self._restarts) == MAX_RESTARTS and now - self._restarts[0] < self._window_s:
+        wait_s = self._open_until_s - self._clock()
+        if wait_s > 0:
             raise CoreError(
-                f"{self._process} died {MAX_RESTARTS} times within {self._window_s:g} s",
-                remedy="see its log for its last words",
-                retry_after_s=self._window_s - (now - self._restarts[0]),
+                f"{self._subject} failed {self._limit.failures} times within "
+                f"{self._limit.window_s:g} s and is left alone",
+                remedy="see its log",
+                retry_after_s=wait_s,
             )
-        self._restarts.append(now)
+
+    def failed(self) -> None:
+        """Count a failure."""
+        now_s = self._clock()
+        self._failed_at_s.append(now_s)
+        full = len(self._failed_at_s) == self._limit.failures
+        if full and now_s - self._failed_at_s[0] <= self._limit.window_s:
+            self._open_until_s = now_s + self._limit.rest_s
+            logger.warning("%s is left alone for %g s", self._subject, self._limit.rest_s)
+
+    def succeeded(self) -> None:
+        """Forget the failures: it did what it was asked."""
+        if self._open_until_s:
+            logger.info("%s does its work again", self._subject)
+        self._failed_at_s.clear()
+        self._open_until_s = 0.0
+
+
+def how_it_ended(exit_code: int | None) -> str:
+    """Say how a process ended."""
+    if exit_code is not None and exit_code < 0:
+        return f"by signal {-exit_code}"
+    return f"with exit code {exit_code}"

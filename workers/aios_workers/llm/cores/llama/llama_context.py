@@ -45,7 +45,48 @@ class Row:
     wants_logits: bool  # at most one row of a slot
 
 
-class Context:
+class _LibraryContext:
+    """A context of the library, opened with what differs from its defaults, and its batch."""
+
+    def __init__(
+        self, library: Library, model: int, batch_tokens: int, shape: ContextShape, **settings: int
+    ) -> None:
+        self._c = library.c
+        params = self._c.llama_context_default_params()
+        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_threads = params.n_threads_batch = shape.threads
+        for name, value in settings.items():
+            setattr(params, name, value)
+        self.handle = int(self._c.llama_init_from_model(model, params) or 0)  # 0: it has no room
+        self._batch = RowBatch(batch_tokens)
+
+    def decode(self, rows: Sequence[Row]) -> None:
+        """Compute rows; what comes of them holds until the next call."""
+        code = self._c.llama_decode(self.handle, self._batch.fill(rows))
+        if code != 0:
+            raise CoreError(f"llama.cpp could not compute {len(rows)} rows: code {code}")
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget the slot's KV state from position `length` on."""
+        memory = self._c.llama_get_memory(self.handle)
+        if not self._c.llama_memory_seq_rm(memory, slot, length, _TO_THE_END):
+            raise CoreError(f"llama.cpp could not cut slot {slot} to {length} tokens")
+
+    def close(self) -> None:
+        """Free it; nothing may be called afterwards."""
+        if self.handle:
+            self._c.llama_free(self.handle)
+            self.handle = 0
+
+
+def _floats(pointer: ctypes._Pointer[ctypes.c_float], size: int) -> NDArray[np.float32]:
+    """Return the library's numbers of a row, which are its memory."""
+    if not bool(pointer):
+        raise CoreError("llama.cpp has no numbers for a row that wanted them")
+    return np.ctypeslib.as_array(pointer, shape=(size,))
+
+
+class Context(_LibraryContext):
     """Computes rows, and moves KV state in and out. For one thread.
 
     The slots' KV cells are apart (`kv_unified` is off), so that what a slot computes does not
@@ -53,49 +94,44 @@ class Context:
     """
 
     def __init__(self, library: Library, model: int, shape: ContextShape) -> None:
-        self.shape = shape
-        self._c = library.c
-        self.model = model
-        self._vocab = self._c.llama_model_get_vocab(model)
-        self.vocab_size = int(self._c.llama_vocab_n_tokens(self._vocab))
-        self._context = self._open(shape)
-        self._memory = self._c.llama_get_memory(self._context)
-        self._batch = RowBatch(shape.micro_batch_tokens)
-
-    @classmethod
-    def load(cls, library: Library, weights: Path, shape: ContextShape) -> Context:
-        """Load the weights (about 0.3 s, 250 MB resident with 2 slots of 2,048 tokens)."""
-        return cls(library, library.load_model(weights, vocab_only=False), shape)
-
-    def _open(self, shape: ContextShape) -> int:
-        trained_tokens = int(self._c.llama_model_n_ctx_train(self.model))
+        trained_tokens = int(library.c.llama_model_n_ctx_train(model))
         if shape.context_tokens > trained_tokens:
             raise InvalidConfig(
                 f"the model was trained for {trained_tokens} tokens of context",
                 field="AIOS_LLM_CONTEXT_TOKENS",
                 remedy=f"ask for at most {trained_tokens}, not {shape.context_tokens}",
             )
-        params = self._c.llama_context_default_params()
-        params.n_ctx = shape.context_tokens * shape.slots
-        params.n_batch = params.n_ubatch = shape.micro_batch_tokens
-        params.n_seq_max = params.n_outputs_max = shape.slots
-        params.n_threads = params.n_threads_batch = shape.threads
-        params.flash_attn_type = _FLASH_ATTENTION_ENABLED
-        params.kv_unified = False
-        context = self._c.llama_init_from_model(self.model, params)
-        if not context or self._c.llama_n_ctx_seq(context) < shape.context_tokens:
+        super().__init__(
+            library,
+            model,
+            shape.micro_batch_tokens,
+            shape,
+            n_ctx=shape.context_tokens * shape.slots,
+            n_seq_max=shape.slots,
+            n_outputs_max=shape.slots,
+            flash_attn_type=_FLASH_ATTENTION_ENABLED,
+            kv_unified=False,
+        )
+        if not self.handle or self._c.llama_n_ctx_seq(self.handle) < shape.context_tokens:
             raise CoreError(
                 f"llama.cpp could not make {shape.slots} slots of {shape.context_tokens} tokens",
                 remedy="ask for fewer slots or a shorter context",
             )
-        return int(context)
+        self.shape = shape
+        self.model = model
+        self._vocab = self._c.llama_model_get_vocab(model)
+        self.vocab_size = int(self._c.llama_vocab_n_tokens(self._vocab))
+
+    @classmethod
+    def load(cls, library: Library, weights: Path, shape: ContextShape) -> Context:
+        """Load the weights (about 0.3 s, 250 MB resident with 2 slots of 2,048 tokens)."""
+        return cls(library, library.load_model(weights, vocab_only=False), shape)
 
     def close(self) -> None:
         """Free model and context; nothing may be called afterwards."""
-        if self._context:
-            self._c.llama_free(self._context)
+        if self.handle:
+            super().close()
             self._c.llama_model_free(self.model)
-            self._context = 0
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends a generation."""
@@ -110,28 +146,18 @@ class Context:
         Raises:
             CoreError: llama.cpp refused; the slots' KV state is then undefined.
         """
-        code = self._c.llama_decode(self._context, self._batch.fill(rows))
-        if code != 0:
-            raise CoreError(f"llama.cpp could not compute {len(rows)} rows: code {code}")
+        self.decode(rows)
         return {row.slot: self._logits(i) for i, row in enumerate(rows) if row.wants_logits}
 
-    def _logits(self, row_index: int) -> NDArray[np.float32]:
-        pointer = self._c.llama_get_logits_ith(self._context, row_index)
-        if not pointer:
-            raise CoreError("llama.cpp has no logits for a row that wanted them")
-        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
-
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget the slot's KV state from position `length` on."""
-        if not self._c.llama_memory_seq_rm(self._memory, slot, length, _TO_THE_END):
-            raise CoreError(f"llama.cpp could not cut slot {slot} to {length} tokens")
+    def _logits(self, row: int) -> NDArray[np.float32]:
+        return _floats(self._c.llama_get_logits_ith(self.handle, row), self.vocab_size)
 
     def export_state(self, slot: int) -> bytes:
         """Return the slot's KV state: about 23 kB a token, 2 ms for 512 tokens."""
-        size = int(self._c.llama_state_seq_get_size(self._context, slot))
+        size = int(self._c.llama_state_seq_get_size(self.handle, slot))
         data = bytearray(size)
         view = (ctypes.c_uint8 * size).from_buffer(data)
-        written = int(self._c.llama_state_seq_get_data(self._context, view, size, slot))
+        written = int(self._c.llama_state_seq_get_data(self.handle, view, size, slot))
         del view
         return bytes(memoryview(data)[:written])
 
@@ -139,7 +165,7 @@ class Context:
         """Replace the slot's KV state by an exported one; False leaves the slot empty."""
         self.truncate(slot, 0)
         view = ctypes.cast(ctypes.c_char_p(state), ctypes.POINTER(ctypes.c_uint8))
-        if int(self._c.llama_state_seq_set_data(self._context, view, len(state), slot)):
+        if int(self._c.llama_state_seq_set_data(self.handle, view, len(state), slot)):
             return True
         self.truncate(slot, 0)
         return False
@@ -202,12 +228,12 @@ class Embedder:
     """
 
     def __init__(self, library: Library, context: Context) -> None:
+        self._library = library
         self._c = library.c
         self._model = context.model
         self._shape = context.shape
         self._size = int(self._c.llama_model_n_embd(self._model))
-        self._batch = RowBatch(PIECE_TOKENS)
-        self._context = 0
+        self._context: _LibraryContext | None = None
         self._waiting: deque[_Reading] = deque()
 
     @property
@@ -242,44 +268,37 @@ class Embedder:
 
     def close(self) -> None:
         """Free the context; nothing may be called afterwards."""
-        if self._context:
-            self._c.llama_free(self._context)
-            self._context = 0
+        if self._context is not None:
+            self._context.close()
 
     def _compute(self, reading: _Reading) -> None:
-        if not self._context:
-            self._context = self._open()
-        memory = self._c.llama_get_memory(self._context)
+        context = self._context = self._context or self._open()
         start = reading.done
-        # Another text may have been given up in the middle.
-        self._c.llama_memory_seq_rm(memory, 0, start, _TO_THE_END)
+        context.truncate(0, start)  # another text may have been given up in the middle
         piece = reading.request.ids[start : start + PIECE_TOKENS]
-        rows = [Row(0, start + i, token, wants_logits=True) for i, token in enumerate(piece)]
-        code = self._c.llama_decode(self._context, self._batch.fill(rows))
-        if code != 0:
-            raise CoreError(f"llama.cpp could not embed {len(rows)} tokens: code {code}")
-        for index in range(len(rows)):
-            reading.total += self._row(index)
-        reading.done += len(rows)
+        context.decode(
+            [Row(0, start + i, token, wants_logits=True) for i, token in enumerate(piece)]
+        )
+        for row in range(len(piece)):
+            hidden = self._c.llama_get_embeddings_ith(context.handle, row)
+            reading.total += _floats(hidden, self._size)
+        reading.done += len(piece)
 
-    def _row(self, index: int) -> NDArray[np.float32]:
-        pointer = self._c.llama_get_embeddings_ith(self._context, index)
-        if not pointer:
-            raise CoreError("llama.cpp has no hidden state for a token")
-        return np.ctypeslib.as_array(pointer, shape=(self._size,))
-
-    def _open(self) -> int:
-        params = self._c.llama_context_default_params()
-        params.n_ctx = self._shape.context_tokens
-        params.n_batch = params.n_ubatch = PIECE_TOKENS
-        params.n_outputs_max = params.n_outputs_max_per_seq = PIECE_TOKENS
-        params.n_threads = params.n_threads_batch = self._shape.threads
-        params.embeddings = True
-        params.pooling_type = _POOLING_NONE
-        context = self._c.llama_init_from_model(self._model, params)
-        if not context:
+    def _open(self) -> _LibraryContext:
+        context = _LibraryContext(
+            self._library,
+            self._model,
+            PIECE_TOKENS,
+            self._shape,
+            n_ctx=self._shape.context_tokens,
+            n_outputs_max=PIECE_TOKENS,
+            n_outputs_max_per_seq=PIECE_TOKENS,
+            embeddings=True,
+            pooling_type=_POOLING_NONE,
+        )
+        if not context.handle:
             raise CoreError("llama.cpp could not make a context for embeddings")
-        return int(context)
+        return context
 
 
 @dataclass(frozen=True, slots=True)

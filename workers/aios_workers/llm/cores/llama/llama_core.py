@@ -20,14 +20,21 @@ from pathlib import Path
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from aios_broker.contract.errors import (
-    CoreError,
-)
+from aios_broker.contract.errors import CoreError
 from aios_workers.llm.constraint import ConstraintChecker
-from aios_workers.llm.core import Capabilities, CoreInfo, Embeddings, GenerationRequest, Step
+from aios_workers.llm.core import (
+    SAMPLER_KEEPS,
+    Capabilities,
+    CoreInfo,
+    Embeddings,
+    GenerationRequest,
+    Step,
+)
 from aios_workers.llm.cores.base_core import (
+    MAX_RESTARTS,
     BaseCore,
-    RestartBudget,
+    CircuitBreaker,
+    FailureLimit,
     check_generation,
     text_ids,
 )
@@ -49,14 +56,13 @@ from aios_workers.llm.cores.llama.protocol import (
     StateCounts,
     Tokens,
 )
-from aios_workers.llm.cores.llama.sampler import KEPT
 from aios_workers.llm.cores.llama.state_folder import check_folder
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
 MAX_LOGPROBS = 64
-RESTART_WINDOW_S = 60.0
+RESTARTS = FailureLimit(MAX_RESTARTS, window_s=60.0, rest_s=60.0)
 
 
 def state_metrics(counts: StateCounts) -> Iterable[Metric]:
@@ -101,7 +107,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         self._weights: Path | None = None
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
-        self._restarts = RestartBudget("the core process", RESTART_WINDOW_S)
+        self._restarts = CircuitBreaker("the core process", RESTARTS)
         self._numbers = itertools.count(1)
         self._streams: dict[int, str] = {}  # request ids of the streams under way
         self._earlier_counts = StateCounts()  # of processes that are gone
@@ -216,7 +222,8 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             if self._vocabulary is None:
                 raise CoreError("the core is not started", remedy="call start() first")
             if self._process is None or self._process.failed:
-                self._restarts.spend()
+                self._restarts.check()
+                self._restarts.failed()
                 logger.warning("the core process is gone; starting another")
                 await self._start()
             assert self._process is not None
@@ -275,7 +282,7 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             context_tokens=self.config.context_tokens,
             capabilities=Capabilities(
                 exact_resume=ready.exact_resume,
-                keeps=KEPT,
+                keeps=SAMPLER_KEEPS,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
                 embeddings=True,

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from aios_broker.contract.errors import CoreError, from_wire
+from aios_workers.llm.cores.base_core import how_it_ended
 from aios_workers.llm.cores.llama.protocol import (
     LENGTH,
     MAX_FRAME_BYTES,
@@ -242,9 +243,8 @@ class CoreProcess:
     async def _death(self) -> CoreError:
         code = await self._process.wait()
         await asyncio.wait(self._tasks[:1], timeout=1.0)  # its last words
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
         words = f"; its last words: {' | '.join(self._last_words)}" if self._last_words else ""
-        return CoreError(f"the core process died {how}{words}")
+        return CoreError(f"the core process died {how_it_ended(code)}{words}")
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

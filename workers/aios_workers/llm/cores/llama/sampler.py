@@ -21,8 +21,6 @@ from aios_workers.llm.core import Sampling, ScoredToken
 
 Floats = NDArray[np.float32]
 
-# The options that it keeps, by their names in the contract.
-KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
 
 _STREAM = 0x61696F73  # tells our numbers from others' with the same seed
 _FIRST_TOP_P = 256  # tokens; nearly always enough, and 20 times cheaper than sorting all

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -96,8 +96,8 @@ _decoder = msgspec.json.Decoder(Event)
 _embeddings_decoder = msgspec.json.Decoder(list[Embedding])
 
 
-def decode_line(line: bytes) -> Event | None:
-    """Read a line of a stream; None for the end mark, empty lines and comments.
+def decode_line(line: bytes) -> Event | Literal["done"] | None:
+    """Read a line of a stream; None for empty lines and comments.
 
     Raises:
         msgspec.DecodeError: It is not what SGLang says.
@@ -107,12 +107,7 @@ def decode_line(line: bytes) -> Event | None:
             raise msgspec.DecodeError(f"{line[:80]!r} is no event")
         return None
     data = line[len(DATA) :].strip()
-    return None if data == DONE else _decoder.decode(data)
-
-
-def is_done(line: bytes) -> bool:
-    """Whether a line says that the stream is complete."""
-    return line.startswith(DATA) and line[len(DATA) :].strip() == DONE
+    return "done" if data == DONE else _decoder.decode(data)
 
 
 class EngineClient:
@@ -201,9 +196,10 @@ class EngineClient:
                 ) as lines:
                     async for line in lines:
                         event = decode_line(line)
-                        if event is not None:
+                        if event == "done":
+                            complete = True  # read on: then the connection is used again
+                        elif event is not None:
                             yield event
-                        complete = complete or is_done(line)  # read on: then it is used again
         if not complete:
             raise EngineFailure("the SGLang server's stream was cut off")
 

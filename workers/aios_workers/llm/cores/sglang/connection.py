@@ -3,98 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections import deque
-from collections.abc import Callable, Mapping
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
-from aios_broker.contract.errors import CoreError
-from aios_workers.llm.cores.base_core import RestartBudget
+from aios_broker.contract.errors import CoreError, InvalidConfig
+from aios_broker.process.child import SHIM
+from aios_workers.llm.cores.base_core import (
+    MAX_RESTARTS,
+    CircuitBreaker,
+    FailureLimit,
+    how_it_ended,
+)
 from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure
 from aios_workers.llm.cores.sglang.description import Description, describe, gives_original_logprobs
-from aios_workers.llm.cores.sglang.server import RESTART_WINDOW_S, EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 
 logger = logging.getLogger(__name__)
 
-Circuit = Literal["closed", "open", "half-open"]
-
+# Of requests to a server, its probes among them.
+REQUESTS = FailureLimit(failures=5, window_s=30.0, rest_s=5.0)
+HOST = "127.0.0.1"
+RESTARTS = FailureLimit(MAX_RESTARTS, window_s=600.0, rest_s=600.0)  # of our own server
+STOP_LIMIT_S = 10.0
+POLL_S = 0.25
+LAST_WORDS_BYTES = 2_000
+# Log-probabilities are to be the model's own, before temperature.
+_ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "PYTHONUNBUFFERED": "1"}
 DEATH_NOTICE_S = 1.0  # a connection breaks a moment before its process is seen to be dead
-
-
-@dataclass(frozen=True, slots=True)
-class BreakerPolicy:
-    """When it opens and for how long."""
-
-    failures: int = 5  # within the window
-    window_s: float = 30.0
-    open_s: float = 5.0
-
-
-class CircuitBreaker:
-    """A server that keeps failing is left alone for a while, then asked once.
-
-    closed      requests go; too many failures open it
-    open        nothing goes, until `open_s` is over
-    half-open   one probe goes first: it closes the breaker, or opens it again
-
-    Counts failures by a clock of the caller's; touches nothing itself.
-    """
-
-    def __init__(self, policy: BreakerPolicy, clock: Callable[[], float]) -> None:
-        self.circuit: Circuit = "closed"
-        self._policy = policy
-        self._clock = clock
-        self._failed_at: deque[float] = deque(maxlen=policy.failures)
-        self._opened_at = 0.0
-
-    def admit(self) -> Literal["go", "probe"]:
-        """Say whether a request may go, or only after a probe of the server has gone well.
-
-        Raises:
-            CoreError: The server failed too often, too recently; `retry_after_s` is set.
-        """
-        if self.circuit == "open":
-            wait_s = self._opened_at + self._policy.open_s - self._clock()
-            if wait_s > 0:
-                raise CoreError(
-                    f"the SGLang server failed {self._policy.failures} times within "
-                    f"{self._policy.window_s:g} s and is left alone",
-                    remedy="see its log",
-                    retry_after_s=wait_s,
-                )
-            self._become("half-open")
-        return "go" if self.circuit == "closed" else "probe"
-
-    def succeeded(self) -> None:
-        """Note that the server did what it was asked."""
-        self._failed_at.clear()
-        self._become("closed")
-
-    def probed_well(self) -> None:
-        """Note that the server answers. Alone that does not outweigh generations that fail."""
-        if self.circuit == "half-open":
-            self.succeeded()
-
-    def failed(self) -> None:
-        """Note that it did not."""
-        now = self._clock()
-        self._failed_at.append(now)
-        full = len(self._failed_at) == self._policy.failures
-        if self.circuit == "half-open" or (
-            full and now - self._failed_at[0] <= self._policy.window_s
-        ):
-            self._opened_at = now
-            self._become("open")
-
-    def _become(self, circuit: Circuit) -> None:
-        if circuit != self.circuit:
-            level = logging.INFO if circuit == "closed" else logging.WARNING
-            logger.log(
-                level, "circuit breaker of the SGLang server: %s -> %s", self.circuit, circuit
-            )
-            self.circuit = circuit
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +53,12 @@ class Connection:
     """Keeps one server at hand. After a failure it makes sure that it is still the same one."""
 
     def __init__(
-        self, config: SGLangConfig, environ: Mapping[str, str], breaker: BreakerPolicy
+        self, config: SGLangConfig, environ: Mapping[str, str], failures: FailureLimit
     ) -> None:
         self._config = config
         self._environ = environ
-        self._breaker = CircuitBreaker(breaker, asyncio.get_running_loop().time)
-        self._restarts = RestartBudget("the SGLang server", RESTART_WINDOW_S)
+        self._breaker = CircuitBreaker("the SGLang server", failures)
+        self._restarts = CircuitBreaker("the SGLang server", RESTARTS)
         self._mending = asyncio.Lock()
         self.engine: Engine | None = None  # the server as it was last found
         self._fingerprint: str | None = None  # of the first server; others are refused
@@ -148,7 +91,8 @@ class Connection:
         Raises:
             CoreError: It failed too often, cannot be started, or is another one now.
         """
-        if self._breaker.admit() == "probe" or self._is_broken():
+        self._breaker.check()
+        if self._is_broken():  # as it is after each failure: its health is asked for first
             await self.health()
         assert self.engine is not None
         return self.engine
@@ -168,7 +112,6 @@ class Connection:
                 if self.server is not None:  # it hangs; the next call starts another
                     self.server.kill()
                 raise failure.to_core_error() from failure
-            self._breaker.probed_well()
 
     def succeeded(self) -> None:
         """Note that the server did what it was asked."""
@@ -201,7 +144,8 @@ class Connection:
             raise CoreError("the core is not started", remedy="call start() first")
         own = self._config.url is None
         if self._own_server_is_dead() or (own and self.server is None):
-            self._restarts.spend()
+            self._restarts.check()
+            self._restarts.failed()
             logger.warning("the SGLang server is gone; starting another")
             await self._disconnect()
         elif self._unsure and self.engine is not None:
@@ -256,3 +200,144 @@ class Connection:
                 f"{self._fingerprint})",
                 remedy="restart the worker",
             )
+
+
+class EngineServer:
+    """One running server process with its children, in a session of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, url: str, log_path: Path) -> None:
+        self._process = process
+        self.url = url
+        self.log_path = log_path
+
+    @classmethod
+    async def start(cls, config: SGLangConfig, environ: Mapping[str, str]) -> EngineServer:
+        """Start a server and return when it can generate.
+
+        The server's main process is killed by the operating system when this one ends, however
+        it ends; its own children end with it.
+
+        Raises:
+            InvalidConfig: There is no such Python.
+            CoreError: It died, or was not healthy within the limit; with its last words.
+        """
+        port = _free_port()
+        log_path = config.log_path or _new_log()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *_command(config, port),
+                env={**environ, **_ENVIRONMENT},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        server = cls(process, f"http://{HOST}:{port}", log_path)
+        logger.info(
+            "SGLang server %d starts on %s, its log is %s", server.pid, server.url, log_path
+        )
+        try:
+            await server._wait_until_healthy(config)
+        except BaseException:
+            await server.close()
+            raise
+        return server
+
+    @property
+    def pid(self) -> int:
+        """The operating system's number of the main process, and of its session."""
+        return self._process.pid
+
+    @property
+    def dead(self) -> bool:
+        """Whether the main process has ended."""
+        return self._process.returncode is not None
+
+    def died(self) -> str:
+        """Say how it ended, with its last words."""
+        how = how_it_ended(self._process.returncode)
+        return f"the SGLang server died {how}; the end of {self.log_path}: {self._last_words()}"
+
+    async def died_within(self, seconds: float) -> bool:
+        """Wait for its end, so long at most; say whether it has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._process.wait()
+        return self.dead
+
+    async def close(self) -> None:
+        """End it and all its children. Safe to call twice."""
+        if not self.dead:
+            self._signal(signal.SIGTERM)
+            await self.died_within(STOP_LIMIT_S)
+        self._signal(signal.SIGKILL)  # what has outlived the main process, too
+        await self._process.wait()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        self._signal(signal.SIGKILL)
+
+    async def _wait_until_healthy(self, config: SGLangConfig) -> None:
+        client = EngineClient(self.url, config.api_key)
+        try:
+            async with asyncio.timeout(config.start_limit_s):
+                while not await self.died_within(POLL_S):
+                    with contextlib.suppress(EngineFailure):  # not yet
+                        return await client.health(limit_s=5.0)
+            raise CoreError(self.died(), remedy="see AIOS_SGLANG_FLAGS and its log")
+        except TimeoutError as error:
+            raise CoreError(
+                f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "
+                f"{self.log_path}: {self._last_words()}",
+                remedy="see its log",
+            ) from error
+        finally:
+            await client.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    def _last_words(self) -> str:
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
+                lines = log.read().decode("utf-8", "replace").split("\n")
+        except OSError as error:
+            return f"(cannot be read: {error})"
+        return " | ".join(line.strip() for line in lines[-12:] if line.strip())
+
+
+def _command(config: SGLangConfig, port: int) -> list[str]:
+    assert config.model is not None
+    python = Path(config.python)
+    if not os.access(python, os.X_OK) or python.is_dir():
+        raise InvalidConfig(
+            f"there is no Python at {config.python!r}",
+            field="AIOS_SGLANG_PYTHON",
+            remedy="name the Python of an environment that has sglang",
+        )
+    key = ["--api-key", config.api_key] if config.api_key else []
+    return [
+        *(sys.executable, "-I", "-S", str(SHIM)),
+        *(str(os.getpid()), str(int(signal.SIGKILL)), "same"),
+        *(str(python), "-m", "sglang.launch_server", "--model-path", config.model),
+        *("--log-level-http", "warning"),
+        *config.flags,
+        *("--host", HOST, "--port", str(port), *key),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _new_log() -> Path:
+    """Make a file that nobody could have put there before us."""
+    descriptor, name = tempfile.mkstemp(prefix="aios-sglang-", suffix=".log")
+    os.close(descriptor)
+    return Path(name)

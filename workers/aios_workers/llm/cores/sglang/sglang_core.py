@@ -28,9 +28,14 @@ from aios_workers.llm.core import (
     GenerationRequest,
     Step,
 )
-from aios_workers.llm.cores.base_core import BaseCore, check_generation, text_ids
+from aios_workers.llm.cores.base_core import (
+    BaseCore,
+    FailureLimit,
+    check_generation,
+    text_ids,
+)
 from aios_workers.llm.cores.sglang.client import EngineFailure
-from aios_workers.llm.cores.sglang.connection import BreakerPolicy, Connection
+from aios_workers.llm.cores.sglang.connection import REQUESTS, Connection, EngineServer
 from aios_workers.llm.cores.sglang.description import Description
 from aios_workers.llm.cores.sglang.request import (
     BACKENDS,
@@ -39,7 +44,6 @@ from aios_workers.llm.cores.sglang.request import (
     kept_options,
     read_constraint,
 )
-from aios_workers.llm.cores.sglang.server import EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.steps import ConstrainedAnswer, StepMaker
 from aios_workers.llm.cores.sglang.tokenizer import (
@@ -73,19 +77,19 @@ class SGLangCore(BaseCore[Vocabulary]):
         config: SGLangConfig,
         *,
         environ: Mapping[str, str] | None = None,
-        breaker: BreakerPolicy | None = None,
+        failures: FailureLimit = REQUESTS,
     ) -> None:
         """Keep what it is told.
 
         Args:
             config: Which server.
             environ: The environment of our own server.
-            breaker: When a server that fails is left alone.
+            failures: When a server that fails is left alone.
         """
         super().__init__()
         self.config = config
         self._constraints = ConstraintChecker()
-        self._connection = Connection(config, environ or {}, breaker or BreakerPolicy())
+        self._connection = Connection(config, environ or {}, failures)
         self._reader: TextReader | None = None  # of a server that makes embeddings
         self._compiling = asyncio.Lock()
         self._compiler: Compiler | None = None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.core import (
+    SAMPLER_KEEPS,
     Capabilities,
     Constraint,
     CoreInfo,
@@ -31,7 +32,7 @@ from aios_workers.llm.core import (
 )
 from aios_workers.llm.cores.base_core import check_generation
 from aios_workers.llm.cores.simulated import simulated_model
-from aios_workers.llm.cores.simulated.simulated_model import KEPT, Sampler
+from aios_workers.llm.cores.simulated.simulated_model import Sampler
 from aios_workers.llm.options import check_texts
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class SimulatedCore:
             slots=config.slots,
             context_tokens=config.context_tokens,
             capabilities=Capabilities(
-                keeps=KEPT,
+                keeps=SAMPLER_KEEPS,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
                 embeddings=True,

@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from aios_broker.contract.llm import PENALTIES, Message
+from aios_broker.contract.llm import Message
 from aios_workers.llm.core import GenerationRequest, Sampling, ScoredToken
 
 BYTES = 256  # ids 0 to 255 are the bytes themselves
@@ -93,8 +93,6 @@ _PIECES: tuple[bytes, ...] = (
 SIZE = len(_PIECES)
 _MARK_IDS = range(_FIRST_MARK, SIZE)  # a text that spells a mark is still bytes
 
-# The options that it keeps, by their names in the contract.
-KEPT = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
 CANDIDATES = 8  # tokens that have a chance at each position
 MAX_LOGIT = 6.0
 MIN_LOGIT = -12.0  # of all other tokens: between this and half of it
