@@ -57,7 +57,7 @@ class QueueMachine(WhoMayRun):
             if known.losses >= MAX_LOSSES:
                 self.end(job_id, "failed")
                 return
-            known.state, known.told_to_yield = "waiting", False
+            known.state, known.told_to_suspend = "waiting", False
             self.line.insert(0, job_id)
             if times > 1:
                 self.claim(1)
@@ -71,7 +71,7 @@ class QueueMachine(WhoMayRun):
         self.do(self.queue.renew(CARD, [], 60.0))
         self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
         assert self.do(self.order.reclaim(self.epoch)) == 1
-        known.state, known.told_to_yield = "waiting", False
+        known.state, known.told_to_suspend = "waiting", False
         self.line.insert(0, job_id)
 
     @precondition(lambda self: any(known.alive for known in self.known.values()))

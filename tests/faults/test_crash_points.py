@@ -21,7 +21,7 @@ WORKER_STEPS = {
     "llm": (
         "claim",
         "finish",
-        "yield",
+        "suspend",
         "slice",
         "renew",
         "emit",
@@ -66,7 +66,7 @@ WORKER_TRIPLES: list[Triple] = [
 FAST: tuple[Triple, ...] = (
     ("tool", "claim", "sent"),
     ("tool", "finish", "sent"),
-    ("llm", "yield", "sent"),
+    ("llm", "suspend", "sent"),
     ("llm", "slice", "after"),
     ("llm", "context_write", "sent"),
 )

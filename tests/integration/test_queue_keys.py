@@ -32,10 +32,10 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
-    Pause,
     PolicyRow,
     SliceUse,
     Submission,
+    Suspension,
     WorkerCard,
 )
 from aios_broker.queues.tokens import Identity, Tokens
@@ -67,7 +67,7 @@ OF_RQ = {
     "execution:{id}",
     "suspended",
 }
-# Of ours, beside those that lib.lua's `open` names.
+# Of ours, beside those that lib.lua names.
 OF_OURS = {
     "snapshot:{id}",
     "reply:{client}",
@@ -91,8 +91,8 @@ def lua(step: str) -> str:
 
 
 def named_in_lua() -> dict[str, str]:
-    """Return the keys that lib.lua's `open` names: field -> key below the prefix."""
-    table = lua("shared/lib").partition("local function open(args)")[2].partition("\nend\n")[0]
+    """Return the keys that lib.lua names: field -> key below the prefix."""
+    table = lua("shared/lib").partition("local function names_of(p, q)")[2].partition("\nend\n")[0]
     entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. q)?", table)
     return {
         field: {"p": "", "own": "aios:"}[base] + name.lstrip(":") + ("{q}" if of_queue else "")
@@ -143,7 +143,7 @@ class Scenario:
             self.submit,
             self.claim,
             self.finish,
-            self.pause,
+            self.suspend,
             self.slices,
             self.operate,
             self.meddle,
@@ -197,12 +197,12 @@ class Scenario:
         await self.queue.emit([(end.lease, b"{}") for end in ends])
         await self.queue.finish(CARD.name, ends, ClaimRequest(0, 1.0))
 
-    async def pause(self) -> None:
-        pauses = [
-            Pause(lease, b"snapshot", 0.1, 1, self.random.choice(["yield", "hold", "drain"]))
+    async def suspend(self) -> None:
+        suspensions = [
+            Suspension(lease, b"snapshot", 0.1, 1, self.random.choice(["suspend", "hold", "drain"]))
             for lease in self.leases[-2:]
         ]
-        await self.queue.pause(CARD.name, pauses, ClaimRequest(0, 1.0))
+        await self.queue.suspend(CARD.name, suspensions, ClaimRequest(0, 1.0))
 
     async def slices(self) -> None:
         uses = [SliceUse(lease, 0.1, 1, b"checkpoint") for lease in self.leases[-2:]]

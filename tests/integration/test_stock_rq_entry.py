@@ -141,7 +141,7 @@ async def test_a_job_that_a_worker_of_ours_runs_is_not_adopted(caller: Caller) -
     [syscall_id] = await caller.submit(ToolEcho())
     await queue.claim("ours", ClaimRequest(1, 10.0))
 
-    assert await queue.adopt(syscall_id, "stock", 10.0) is None
+    assert await queue.claim_one(syscall_id, "stock", 10.0) is None
 
 
 def test_outside_of_an_rq_job_the_entry_says_so() -> None:

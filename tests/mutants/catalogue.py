@@ -60,13 +60,13 @@ MUTANTS = (
     Mutant(
         "a known id is published again",
         "broker/aios_broker/queues/lua/client/submit.lua",
-        "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then",
+        "elseif check and call('EXISTS', job.key) == 1 then",
         "elseif false then",
     ),
     Mutant(
         "the same id twice in a batch",
         "broker/aios_broker/queues/lua/client/submit.lua",
-        "if seen[job.id] then",
+        "if seen[id] then",
         "if false then",
     ),
     Mutant(
@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant(
         "claim gives no new attempt",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "attempt, queued_ms = job.id, job.attempt + 1, job.queued_ms + now - job.ready_ms",
-        "attempt, queued_ms = job.id, math.max(job.attempt, 1), 0",
+        "job.queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms",
+        "job.queued_ms = math.max(job.attempt, 1), 0",
     ),
     Mutant(
         "one with a past is taken for a newcomer",
@@ -96,8 +96,8 @@ MUTANTS = (
     Mutant(
         "the worker is not told of a past",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if not job.slices then return row end",
-        "do return row end",
+        "job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])",
+        "job.losses = count(past[5])",
         HOT_PATH_TEST,
     ),
     Mutant(
@@ -173,19 +173,19 @@ MUTANTS = (
     ),
     Mutant(
         "a suspended job goes nowhere",
-        "broker/aios_broker/queues/lua/worker/yield.lua",
+        "broker/aios_broker/queues/lua/worker/suspend.lua",
         "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)",
         "",
     ),
     Mutant(
         "yield goes to the head",
-        "broker/aios_broker/queues/lua/worker/yield.lua",
+        "broker/aios_broker/queues/lua/worker/suspend.lua",
         "'LPUSH' or 'RPUSH'",
         "'LPUSH' or 'LPUSH'",
     ),
     Mutant(
         "a late yield is taken",
-        "broker/aios_broker/queues/lua/worker/yield.lua",
+        "broker/aios_broker/queues/lua/worker/suspend.lua",
         "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
         "accepted[i] = 1",
     ),
@@ -240,36 +240,36 @@ MUTANTS = (
     Mutant(
         "a suspect is lent with others",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "return job.losses >= max_losses - 1",
-        "return false",
+        "return losses > 0 and losses >= tonumber",
+        "return false and losses >= tonumber",
         LAST_TRY_TEST,
     ),
     Mutant(
         "others are lent with a suspect",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if #chosen == want or is_suspect(c, chosen[1]) then break end",
-        "if #chosen == want then break end",
+        "chosen.full = #chosen == chosen.want or job.alone == 1",
+        "chosen.full = #chosen == chosen.want",
         LAST_TRY_TEST,
     ),
     Mutant(
         "a suspect is lent behind others",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "elseif #chosen > 0 and is_suspect(c, job) then",
+        "elseif #chosen > 0 and job.alone == 1 then",
         "elseif false then",
         LAST_TRY_TEST,
     ),
     Mutant(
         "a suspect's worker takes others meanwhile",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if is_suspect(c, job) then rows[i][13] = 1 end",
-        "",
+        "return pack.lease(job)",
+        "if job.alone then job.alone = 0 end\n    return pack.lease(job)",
         LAST_TRY_TEST,
     ),
     Mutant(
         "the first loss makes a suspect",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "return job.losses >= max_losses - 1",
-        "return true",
+        "return losses > 0 and losses >= tonumber(call('HGET', c.policy, 'max_losses') or '3') - 1",
+        "return losses > 0",
         LAST_TRY_TEST,
     ),
     Mutant(
@@ -659,11 +659,10 @@ MUTANTS = (
         "        local _ = 0",
     ),
     Mutant(
-        "the journal misses yields",
-        "broker/aios_broker/queues/lua/worker/yield.lua",
-        "note(c, KEPT_OUT[job.reason] and job.reason or 'yield', job.id, job.attempt, worker,\n"
-        "                suspend(c, job))",
-        "suspend(c, job)",
+        "the journal misses suspensions",
+        "broker/aios_broker/queues/lua/worker/suspend.lua",
+        "note(c, KEPT_OUT[job.reason] and job.reason or 'suspend', job.id, job.attempt, claim",
+        "local function none(...) end none(c, job.reason, job.id, job.attempt, claim",
     ),
     Mutant(
         "what is told twice is charged twice",
@@ -703,15 +702,15 @@ MUTANTS = (
     Mutant(
         "the last slice is not charged",
         "broker/aios_broker/queues/lua/worker/finish.lua",
-        "job.ran_ms, tonumber(job.tokens),\n        tonumber(job.prompt))",
-        "0, 0, 0)",
+        "quota.charge(c, job)",
+        "quota.charge(c, {id = job.id, attempt = job.attempt, ran_ms = 0, tokens = 0, prompt = 0})",
         QUOTA_TEST,
     ),
     Mutant(
         "a suspension charges nothing",
-        "broker/aios_broker/queues/lua/worker/yield.lua",
-        "job.ran_ms, job.tokens, job.prompt)",
-        "0, 0, 0)",
+        "broker/aios_broker/queues/lua/worker/suspend.lua",
+        "quota.charge(c, job)",
+        "quota.charge(c, {id = job.id, attempt = job.attempt, ran_ms = 0, tokens = 0, prompt = 0})",
         QUOTA_TEST,
     ),
     Mutant(
@@ -764,8 +763,8 @@ MUTANTS = (
     Mutant(
         "a batch may run as one",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "admission.enter(c, job)\n            chosen[#chosen + 1] = job\n            removed",
-        "chosen[#chosen + 1] = job\n            removed",
+        "if job.needs or c.has_rules then admission.enter(c, job) end",
+        "",
         QUOTA_TEST,
     ),
     Mutant(
@@ -846,7 +845,7 @@ MUTANTS = (
     Mutant(
         "one told to yield hears otherwise",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "(redis.call('ZSCORE', c.yielding, id) and 1 or 0)",
+        "(redis.call('ZSCORE', c.suspending, id) and 1 or 0)",
         "0",
         QUOTA_TEST,
     ),

@@ -14,6 +14,7 @@ from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
+from aios_broker.queues.rows import JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
 
 Outcome = Literal["done", "unknown", "ended"]
@@ -83,19 +84,18 @@ class Control:
 
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
-        row = await self._call(module, "look", ["queue"])
-        waiting, running, held, finished, failed, quarantined, policy, oldest_ms, parked = row
+        row = QueueRow(*await self._call(module, "look", ["queue"]))
         return QueueView(
-            module,
-            waiting,
-            running,
-            held,
-            finished,
-            failed,
-            quarantined,
-            policy.decode(),
-            oldest_ms / 1000,
-            parked,
+            module=module,
+            waiting=row.waiting,
+            running=row.running,
+            held=row.held,
+            finished=row.finished,
+            failed=row.failed,
+            quarantined=row.quarantined,
+            policy=row.policy.decode(),
+            oldest_wait_s=row.oldest_ms / 1000,
+            parked=row.parked,
         )
 
     async def policy(self, module: Module) -> PolicyRow:
@@ -135,49 +135,29 @@ class Control:
         return await self._functions.call(step, self.keys, [module, *arguments])
 
 
-def _job_view(module: str, row: Answer) -> JobView:
-    """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
-    (
-        job_id,
-        state,
-        metadata,
-        needs,
-        worker,
-        attempt,
-        slices,
-        suspensions,
-        losses,
-        tokens,
-        queued_ms,
-        ran_ms,
-        age_ms,
-        deadline_ms,
-        has_deadline,
-        position,
-        score,
-        nice,
-    ) = row
-    known = read_metadata(metadata)
-    if nice:
-        known = msgspec.structs.replace(known, nice=int(nice))
+def _job_view(module: str, answer: Answer) -> JobView:
+    row = JobRow(*answer)
+    known = read_metadata(row.metadata)
+    if row.nice is not None:
+        known = msgspec.structs.replace(known, nice=int(row.nice))
     return JobView(
-        job_id=job_id.decode(),
+        job_id=row.id.decode(),
         module=module,
-        state=_state(state),
+        state=_state(row.state),
         metadata=known,
-        needs=known_needs(needs.decode()),
-        worker=worker.decode(),
-        attempt=attempt,
-        slices=slices,
-        suspensions=suspensions,
-        losses=losses,
-        tokens=tokens,
-        queued_s=queued_ms / 1000,
-        ran_s=ran_ms / 1000,
-        age_s=age_ms / 1000,
-        deadline_in_s=deadline_ms / 1000 if has_deadline else None,
-        position=position if position >= 0 else None,
-        score=float(score) if score else None,
+        needs=known_needs(row.needs.decode()),
+        worker=row.worker.decode(),
+        attempt=row.attempt,
+        slices=row.slices,
+        suspensions=row.suspensions,
+        losses=row.losses,
+        tokens=row.tokens,
+        queued_s=row.queued_ms / 1000,
+        ran_s=row.ran_ms / 1000,
+        age_s=row.age_ms / 1000,
+        deadline_in_s=None if row.deadline_ms is None else row.deadline_ms / 1000,
+        position=row.position,
+        score=None if row.score is None else float(row.score),
     )
 
 

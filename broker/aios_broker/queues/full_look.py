@@ -26,7 +26,7 @@ MOST_SEARCHED = 1000  # jobs that are looked for, one by one, in the whole queue
 GHOSTS_PIECE = 2000  # ids that are read in one step: under 1 ms of Redis' time
 MOST_GHOSTS = 10_000  # ghosts of one pass
 REACH = 128  # by how many jobs the tail may move between reading and taking off
-NOTES = (1, 2, 3, 4)  # scores, suspects, yielding, control
+NOTES = (1, 2, 3, 4)  # scores, suspects, suspending, control
 
 Step = Callable[[list[Argument]], Awaitable[Answer]]
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 import hiredis
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
@@ -22,7 +23,7 @@ STEPS = (
     "client/submit",
     "worker/claim",
     "worker/finish",
-    "worker/yield",
+    "worker/suspend",
     "worker/slice",
     "worker/renew",
     "worker/emit",
@@ -51,9 +52,9 @@ STEPS = (
 
 @cache
 def library_source() -> str:
-    """Return the Lua source of the library: the shared part first, then the steps."""
+    """Return the Lua source of the library: rows and the shared part first, then the steps."""
     folder = files("aios_broker.queues") / "lua"
-    parts = [f"#!lua name={LIBRARY}\n"]
+    parts = [f"#!lua name={LIBRARY}\n", rows.lua_source()]
     parts += [(folder / f"{name}.lua").read_text() for name in STEPS]
     return "\n".join(parts)
 

@@ -11,7 +11,7 @@ from aios_broker.ledger.ledger import Ledger
 LEDGER_TIMEOUT_S = 20.0  # for the scheduler to drain the journal; it does so all the time
 POLL_S = 0.2
 _ENDINGS = frozenset({"finish", "fail", "cancel"})
-_ENDS_SLICE = _ENDINGS | {"yield", "hold", "park", "reclaim"}
+_ENDS_SLICE = _ENDINGS | {"suspend", "hold", "park", "reclaim"}
 
 
 @dataclass(frozen=True, slots=True)

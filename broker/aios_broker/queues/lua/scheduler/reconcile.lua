@@ -163,7 +163,7 @@ local function drop_gone(c, command, key, cursor, step)
 end
 
 local function drop_leftovers(c)
-    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.yielding},
+    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.suspending},
         {'HSCAN', c.control}}) do
         local cursor = '0'
         repeat cursor = drop_gone(c, place[1], place[2], cursor, CHUNK) until cursor == '0'

@@ -9,7 +9,7 @@
 --       'stale', id...             listed at two looks, and neither live nor waiting
 --       'found', id...             suspects that were seen in the run queue
 --       'leftovers', place, cursor  a part of what is noted of jobs that may be gone: 1 scores,
---                                  2 suspects, 3 yielding, 4 control
+--                                  2 suspects, 3 suspending, 4 control
 --       'end', live jobs that are counted in one step   the look is over
 -- Returns {how many were put right, then: the unlisted ids to ask for again; the listed ids for which
 -- there is nothing to run; where to go on with the leftovers; at the end, 1: count the load, in parts}, or 0 when the epoch is over.
@@ -86,7 +86,7 @@ local KINDS = {unlisted = settle_unlisted, listed = settle_listed, stale = drop_
 
 local function drop_some_leftovers(c)
     local place, cursor = tonumber(take(c)), take(c)
-    local key = ({c.scores, c.suspects, c.yielding, c.control})[place]
+    local key = ({c.scores, c.suspects, c.suspending, c.control})[place]
     return {0, drop_gone(c, place == 4 and 'HSCAN' or 'ZSCAN', key, cursor, LEFTOVERS)}
 end
 
