@@ -21,10 +21,10 @@ from aios_broker.queues.module_queue import (
     Differs,
     ModuleQueue,
     Refusal,
+    ReplyBox,
     SubmitStatus,
 )
 from aios_broker.queues.records import JobMetadata, Submission
-from aios_broker.queues.replies import ReplyBox
 from aios_broker.redis.connection import Connection
 
 SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger

@@ -11,8 +11,7 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import known_needs
 from aios_broker.contract.syscall import MODULES, State
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
+from aios_broker.queues.functions import Steps
 from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
 from aios_broker.queues.rows import JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
@@ -24,12 +23,8 @@ Unparked = Literal["done", "elsewhere", "unknown", "ended"]
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
 
 
-class Control:
+class Control(Steps):
     """The operator's view of all module queues."""
-
-    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
-        self.keys = keys or Keys()
-        self._functions = functions
 
     async def cancel(
         self, job_ids: Sequence[str], error: KernelError, *, module: Module
@@ -62,7 +57,7 @@ class Control:
         if not job_ids:
             return []
         key = self.keys.own(f"live:{module}")
-        found = await self._functions.connection.execute("HMGET", key, *job_ids)
+        found = await self._execute("HMGET", key, *job_ids)
         return [clients is not None for clients in found]
 
     async def nice(self, job_ids: Sequence[str], nice: int, *, module: Module) -> list[Outcome]:
@@ -71,20 +66,20 @@ class Control:
 
     async def jobs(self, module: Module, *, limit: int = 1000) -> list[JobView]:
         """Return running jobs, then waiting ones in queue order, then held and parked ones."""
-        rows = await self._call(module, "look", ["jobs", limit])
+        rows = await self._call("look", module, ["jobs", limit])
         return [_job_view(module, row) for row in rows]
 
     async def job(self, job_id: str) -> JobView | None:
         """Return one job that has not ended, in whichever module it is."""
         for module in MODULES:
-            rows = await self._call(module, "look", ["job", job_id])
+            rows = await self._call("look", module, ["job", job_id])
             if rows:
                 return _job_view(module, rows[0])
         return None
 
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
-        row = QueueRow(*await self._call(module, "look", ["queue"]))
+        row = QueueRow(*await self._call("look", module, ["queue"]))
         return QueueView(
             module=module,
             waiting=row.waiting,
@@ -100,9 +95,7 @@ class Control:
 
     async def policy(self, module: Module) -> PolicyRow:
         """Return the policy that is in force."""
-        fields = await self._functions.connection.execute(
-            "HGETALL", self.keys.own(f"policy:{module}")
-        )
+        fields = await self._execute("HGETALL", self.keys.own(f"policy:{module}"))
         pairs = {fields[i].decode(): fields[i + 1].decode() for i in range(0, len(fields), 2)}
         return msgspec.convert(pairs, PolicyRow, strict=False)
 
@@ -110,7 +103,7 @@ class Control:
         """Publish a policy: the scheduler and the workers follow it from their next step on."""
         row = msgspec.to_builtins(policy)
         flat = [part for item in row.items() for part in item]
-        await self._functions.connection.execute("HSET", self.keys.own(f"policy:{module}"), *flat)
+        await self._execute("HSET", self.keys.own(f"policy:{module}"), *flat)
 
     async def _outcomes(
         self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
@@ -127,12 +120,9 @@ class Control:
         words: list[str] = []
         for first in range(0, len(job_ids), AT_ONCE):
             part = job_ids[first : first + AT_ONCE]
-            answer = await self._call(module, step, [*arguments, *part])
+            answer = await self._call(step, module, [*arguments, *part])
             words += (word.decode() for word in answer)
         return words
-
-    async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self.keys, [module, *arguments])
 
 
 def _job_view(module: str, answer: Answer) -> JobView:

@@ -27,7 +27,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import checked_needs
-from aios_broker.queues.functions import Functions
+from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
 from aios_broker.queues.records import (
@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
+REPLIES = 1000  # taken by one blocking call
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
 
 SubmitStatus = Literal["queued", "known", "ended"]
@@ -93,13 +94,11 @@ class ClaimRequest:
     cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
 
 
-class ModuleQueue:
+class ModuleQueue(ModuleSteps):
     """One module's queue, seen by clients and workers."""
 
     def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        self.module = module
-        self.keys = keys or Keys()
-        self.functions = functions
+        super().__init__(functions, module, keys)
         self._key = self.keys.queue(module)
 
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
@@ -255,9 +254,7 @@ class ModuleQueue:
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot, or None where there is none in Redis."""
-        data: bytes | None = await self.functions.connection.execute(
-            "GET", self.keys.snapshot(job_id)
-        )
+        data: bytes | None = await self._execute("GET", self.keys.snapshot(job_id))
         return data
 
     async def attach(self, job_id: str, client: str) -> tuple[str, bytes | None]:
@@ -283,9 +280,7 @@ class ModuleQueue:
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `birth` wrote."""
-        return bool(
-            await self.functions.connection.execute("HEXISTS", self.keys.worker(worker), "birth")
-        )
+        return bool(await self._execute("HEXISTS", self.keys.worker(worker), "birth"))
 
     async def unregister(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
@@ -306,8 +301,29 @@ class ModuleQueue:
             return bool(await blocking.execute("LLEN", self._key))
         return moved is not None
 
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self.functions.call(step, self.keys, [self.module, *arguments])
+
+class ReplyBox:
+    """Reads the list to which workers push this client's replies and chunks."""
+
+    def __init__(self, blocking: Connection, client: str, keys: Keys | None = None) -> None:
+        self.client = client
+        self._key = (keys or Keys()).reply(client)
+        self._connection = blocking
+
+    async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
+        """Return all messages that are there; wait up to `timeout_s` for the first one.
+
+        The connection must be this box's alone. A message taken here is gone from Redis: one
+        that is lost with the client is found again by id (ModuleQueue.attach).
+        """
+        answer = await self._connection.execute(
+            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
+        )
+        return answer[1] if answer else []
+
+    async def aclose(self) -> None:
+        """Close the connection; the list expires by itself."""
+        await self._connection.aclose()
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:

@@ -7,10 +7,8 @@ of a table in the row's order.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple, get_type_hints
-
-Text = bytes | str | int  # what Lua needs as text only; an `int` it reads as a number
+from collections.abc import Sequence
+from typing import NamedTuple
 
 
 class ClaimRow(NamedTuple):
@@ -39,21 +37,21 @@ class EndingRow(NamedTuple):
     """How a job ended. What it used (ran_ms, tokens, prompt) is told as totals since its claim."""
 
     id: str
-    attempt: Text
+    attempt: int
     status: str  # finished, failed
     reply: bytes
     result: bytes  # as RQ stores it
-    ran_ms: Text
-    tokens: Text
-    prompt: Text
-    quarantine: Text  # 0, 1
+    ran_ms: int
+    tokens: int
+    prompt: int
+    quarantine: int  # 0, 1
 
 
 class SuspensionRow(NamedTuple):
     """A job that leaves its worker, to go on later."""
 
     id: str
-    attempt: Text
+    attempt: int
     reason: str
     snapshot: bytes  # empty: the last one stands
     ran_ms: int
@@ -65,7 +63,7 @@ class SliceRow(NamedTuple):
     """What a job has used at the end of a slice."""
 
     id: str
-    attempt: Text
+    attempt: int
     ran_ms: int
     tokens: int
     prompt: int
@@ -76,14 +74,14 @@ class RenewalRow(NamedTuple):
     """A lease that goes on."""
 
     id: str
-    attempt: Text
+    attempt: int
 
 
 class ChunkRow(NamedTuple):
     """A piece of a stream."""
 
     id: str
-    attempt: Text
+    attempt: int
     chunk: bytes
 
 
@@ -92,10 +90,10 @@ class WorkerRow(NamedTuple):
 
     worker: str
     iso: str
-    pid: Text
+    pid: int
     hostname: str
     version: str
-    slots: Text
+    slots: int
     cores: str
 
 
@@ -154,53 +152,47 @@ class QueueRow(NamedTuple):
     parked: int
 
 
-_TAKEN = {
-    "claim": ClaimRow,
-    "submission": SubmissionRow,
-    "ending": EndingRow,
-    "suspension": SuspensionRow,
-    "slice": SliceRow,
-    "renewal": RenewalRow,
-    "chunk": ChunkRow,
-    "worker": WorkerRow,
-}
-_GIVEN: dict[str, type[LeaseRow | JobRow | QueueRow]] = {
-    "lease": LeaseRow,
-    "job": JobRow,
-    "queue": QueueRow,
-}
+_TAKEN = (
+    ClaimRow,
+    SubmissionRow,
+    EndingRow,
+    SuspensionRow,
+    SliceRow,
+    RenewalRow,
+    ChunkRow,
+    WorkerRow,
+)
+_GIVEN = (LeaseRow, JobRow, QueueRow)
 
 
 def lua_source() -> str:
-    """Return the functions by which the steps read and pack rows."""
-    lines = ["local read, pack = {}, {}"]
-    lines += [_reader(name, get_type_hints(row)) for name, row in _TAKEN.items()]
-    lines += [_packer(name, row._fields, row._field_defaults) for name, row in _GIVEN.items()]
-    return "\n".join(lines)
+    """Return the functions by which the steps read and pack rows, such as `read.claim`."""
+    readers = [_reader(row.__name__, row._fields) for row in _TAKEN]
+    packers = [_packer(row.__name__, row._fields, len(row._field_defaults)) for row in _GIVEN]
+    return "\n".join(["local read, pack = {}, {}", *readers, *packers])
 
 
-def _reader(name: str, hints: dict[str, object]) -> str:
-    values = []
-    for place, (field, kind) in enumerate(hints.items()):
-        value = f"args[at + {place}]"
-        values.append(f"{field} = {f'tonumber({value})' if kind is int else value}")
+def _reader(name: str, fields: Sequence[str]) -> str:
+    values = [f"{field} = args[at + {place}]" for place, field in enumerate(fields)]
     return f"""\
-function read.{name}(c)
+function read.{_in_lua(name)}(c)
     local args, at = c.args, c.at
-    c.at = at + {len(hints)}
+    c.at = at + {len(fields)}
     return {{{", ".join(values)}}}
 end"""
 
 
-def _packer(name: str, fields: Sequence[str], defaults: Collection[str]) -> str:
-    """Return a function that leaves out what has defaults where none of it is there."""
+def _packer(name: str, fields: Sequence[str], optional: int) -> str:
+    """Return a function that leaves out the last ones where the first of them is not there."""
     values = [f"row.{field}" for field in fields]
-    head = values[: len(fields) - len(defaults)]
-    short = (
-        f"if {values[len(head)]} == nil then return {{{', '.join(head)}}} end" if defaults else ""
-    )
+    head = values[: len(values) - optional]
+    short = f"if not {values[len(head)]} then return {{{', '.join(head)}}} end" if optional else ""
     return f"""\
-function pack.{name}(row)
+function pack.{_in_lua(name)}(row)
     {short}
     return {{{", ".join(values)}}}
 end"""
+
+
+def _in_lua(name: str) -> str:
+    return name.removesuffix("Row").lower()

@@ -26,15 +26,17 @@ local function unserved_core(c, job)
     return answer
 end
 
--- One more client waits for a job that exists already.
-local function rejoin(c, job)
-    local clients = call('HGET', c.live, job.id)
-    if clients then
-        if job.client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. job.client .. ' ', 1, true) then
-            call('HSET', c.live, job.id, clients == '' and job.client or clients .. ' ' .. job.client)
-        end
-        return 2
+-- One more client waits for a live job. Returns whether it is live.
+local function join(c, id, client)
+    local clients = call('HGET', c.live, id)
+    if clients and client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. client .. ' ', 1, true) then
+        call('HSET', c.live, id, clients == '' and client or clients .. ' ' .. client)
     end
+    return clients
+end
+
+local function rejoin(c, job)
+    if join(c, job.id, job.client) then return 2 end
     local reply = call('HGET', job_key(c, job.id), 'aios_reply')
     if reply then
         reply_to(c, job.client, reply)
@@ -49,11 +51,7 @@ local REMOVED = '{"code":"cancelled","message":"it was removed from the queue by
 -- Ids of live jobs whose records a stock tool has just deleted come again: whoever waits for those
 -- is told first, and what their workers may still say does not count for the new ones.
 local function bury_deleted(c, jobs, iso)
-    local lent = {}
-    for _, member in ipairs(call('ZRANGE', c.leases, 0, -1)) do
-        local id, attempt = string.match(member, '^(.*):(%d+)$')
-        lent[id] = attempt
-    end
+    local lent = attempts_lent(c)
     for _, job in ipairs(jobs) do
         if call('HEXISTS', c.live, job.id) == 1 then
             terminate(c, job.id, 'cancel', 'canceled', REMOVED, iso, lent[job.id])
@@ -147,9 +145,11 @@ local function enter(c, taken, iso)
     if #taken > 0 then call('SADD', c.p .. ':queues', c.queue) end
 end
 
--- What another job of this id was published with, where it is not the same to the byte.
+-- What another job of this id was published with, where it is not the same to the byte. One that comes
+-- twice in a batch hears the same twice.
 local function other_data(c, job)
-    local data = job.first and job.first.data or call('HGET', job_key(c, job.id), 'data')
+    local first = job.first
+    local data = first and not first.known and first.data or call('HGET', job.key, 'data')
     if data and data ~= job.data then return {'differs', data} end
 end
 

@@ -137,7 +137,7 @@ end
 
 -- One XADD carries all transitions of the call (t), what it charged (u), and a quota's change (s).
 local function write_journal(c)
-    local uses = (c.uses or c.load_changed) and quota.settle(c)
+    local uses = (c.uses or c.load_changed) and quota.write(c)
     if #c.journal == 0 and not uses and not c.settings then return end
     local entry = {'q', c.q}
     local function add(name, text)
@@ -254,6 +254,18 @@ local function held_leases(c, members)
     return read_many('ZMSCORE', c.leases, members)
 end
 
+-- The attempts of all leases, by id: asked for when a job's record, that has its attempt, is gone.
+local function attempts_lent(c)
+    if not c.attempts then
+        c.attempts = {}
+        for _, member in ipairs(call('ZRANGE', c.leases, 0, -1)) do
+            local id, attempt = string.match(member, '^(.*):(%d+)$')
+            c.attempts[id] = attempt
+        end
+    end
+    return c.attempts
+end
+
 -- The n rows that follow, see queues/rows.py.
 local function read_rows(c, read_one)
     local rows = {}
@@ -297,13 +309,9 @@ local function terminate(c, id, event, status, body, iso, lent)
     elseif was == 'queued' or not was then
         leave_queue(c, id)
     end
-    call('ZREM', c.held, id)
-    call('ZREM', c.parked, id)
-    call('ZREM', c.deferred, id)
-    call('ZREM', c.deadlines, id)
-    call('ZREM', c.scores, id)
-    call('ZREM', c.suspending, id)
-    call('ZREM', c.suspects, id)
+    for _, key in ipairs({c.held, c.parked, c.deferred, c.deadlines, c.scores, c.suspending, c.suspects}) do
+        call('ZREM', key, id)
+    end
     call('HDEL', c.control, id)
     drop_snapshots(c, {id})
     local reply = error_reply(id, body)

@@ -11,7 +11,7 @@
 --   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
 -- Use is counted in metered modules: llm, and all that have quotas or a policy that watches it. The load and the buckets are
--- there while there are quotas. All changes of one call are written at its end, by `settle`.
+-- there while there are quotas. All changes of one call are written at its end, by `write`.
 
 local METERED = 'llm'
 local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute'}
@@ -293,7 +293,7 @@ local function write_load(c)
     variadic('HDEL', quota_key(c, 'load'), gone)
 end
 
-function quota.settle(c)
+function quota.write(c)
     if c.load_changed then write_load(c) end
     if c.drained then
         local rows = {}

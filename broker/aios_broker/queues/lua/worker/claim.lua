@@ -118,7 +118,7 @@ local function choose(c, want, cores)
     local ids = call('LRANGE', c.queue, 0, ahead - 1)
     local removed, prefix = sift(c, ids, cores, chosen)
     if #chosen == 0 and #ids == ahead then
-        place, ahead = admission.far_look(c, want + FAR_LOOKAHEAD)
+        place, ahead = admission.far_scan(c, want + FAR_LOOKAHEAD)
         if place then
             ids = call('LRANGE', c.queue, place, place + ahead - 1)
             removed, prefix = sift(c, ids, cores, chosen)
@@ -156,8 +156,9 @@ local function row_of(c, job, clients)
 end
 
 local function lend(c, claim)
-    if claim.want <= 0 or call('EXISTS', c.p .. ':suspended') == 1 then return {} end
-    local jobs = choose(c, claim.want, ',' .. claim.cores .. ',')
+    local want = tonumber(claim.want)
+    if want <= 0 or call('EXISTS', c.p .. ':suspended') == 1 then return {} end
+    local jobs = choose(c, want, ',' .. claim.cores .. ',')
     if #jobs == 0 then return c.unreadable or {} end
     local ids, leases, wip, rows = {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end

@@ -48,7 +48,7 @@ end
 
 -- Charge what the job used; returns its total over all attempts. Where nobody counts use, the
 -- first attempt's own is the total, and costs no command.
-local function settle_use(c, job)
+local function charge_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
     local total, metadata, known = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', nil, job.id) end
@@ -65,7 +65,7 @@ end
 
 -- End one job. `registry`: entries of RQ's registries, by status.
 local function end_one(c, job, worker, iso, ttl_s, registry)
-    local used, ok = settle_use(c, job), job.status == 'finished'
+    local used, ok = charge_use(c, job), job.status == 'finished'
     if not ttl_s then
         call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
     else
