@@ -2,7 +2,7 @@
 
     submit                  claim                    finish
       ──▶ queued ──────────────────▶ running ──────────────────▶ finished | failed
-            ▲  ▲   reclaim, release     │ yield
+            ▲  ▲   reclaim, release     │ suspend
             │  └────────────────────────┤ ──▶ suspended ──claim──▶ running
             │ release                   │ hold
             ├────────────── held ◀──────┤
