@@ -138,7 +138,7 @@ async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
 async def _is_stable(caller: Caller, long: list[str]) -> bool:
     """Return whether as many run as there are slots, and none is on its way out."""
     states = [await caller.state(each) for each in long]
-    told = await caller.connection.execute("ZCARD", "rq:aios:yielding:llm")
+    told = await caller.connection.execute("ZCARD", "rq:aios:suspending:llm")
     return states.count("running") == SLOTS and not told
 
 
@@ -151,7 +151,7 @@ def left_over(client: redis.Redis, queues: tuple[str, ...] = QUEUES) -> dict[str
             "leases",
             "deadlines",
             "scores",
-            "yielding",
+            "suspending",
             "held",
             "parked",
             "control",

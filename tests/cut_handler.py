@@ -57,7 +57,7 @@ class _Queue(ModuleQueue):
             if use.checkpoint is not None:
                 self._cuts.checkpoints.append(use.checkpoint)
         cut = self._cuts.rng.random() < self._cuts.probability
-        return ["yield" if cut else "go"] * len(uses)
+        return ["suspend" if cut else "go"] * len(uses)
 
     async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
         """Put the streamed text together, and find gaps and repetitions."""

@@ -27,10 +27,10 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
-    Pause,
     PolicyRow,
     SliceUse,
     Submission,
+    Suspension,
 )
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import AGEING_MS_PER_NICE, policy_named
@@ -159,8 +159,10 @@ class OrderingMachine(RuleBasedStateMachine):
     def suspend(self, data: st.DataObject, use: tuple[int, int, int]) -> None:
         _, job, lease = self.one_that_runs(data)
         self.use(job, use)
-        pause = Pause(lease, None, job.ran_ms / 1000, job.tokens, prompt_tokens=job.prompt)
-        self.do(self.user.queue.pause("worker", [pause], NOTHING_MORE))
+        suspension = Suspension(
+            lease, None, job.ran_ms / 1000, job.tokens, prompt_tokens=job.prompt
+        )
+        self.do(self.user.queue.suspend("worker", [suspension], NOTHING_MORE))
         job.lease = None
 
     @precondition(lambda self: self.running())

@@ -45,7 +45,7 @@ class WhoMayRun(ClientsAndWorkers):
         assert job_id == self.line[0]
         job = Keys().job(job_id)
         self.raw.hset(job, "status", "started")
-        lease = self.do(self.queue.adopt(job_id, "stock", 60.0))
+        lease = self.do(self.queue.claim_one(job_id, "stock", 60.0))
         if not self.may_run(job_id):
             assert lease == "barred"  # it would wait; here its worker gives up
             self.raw.hset(job, "status", "queued")

@@ -13,9 +13,9 @@ from hypothesis.stateful import precondition, rule
 from rq.serializers import JSONSerializer
 
 from aios_broker.contract.errors import Cancelled
-from aios_broker.queues.full_look import ALL_AT_ONCE
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import QuotaRow, Subject
+from aios_broker.queues.reconciliation import ALL_AT_ONCE
 from tests.queue_admission import WhoMayRun
 from tests.queue_checks import CLIENTS, MAX_LOSSES
 from tests.queue_model import ANY_AGENT, STRANGER, Known, owners
@@ -57,7 +57,7 @@ class QueueMachine(WhoMayRun):
             if known.losses >= MAX_LOSSES:
                 self.end(job_id, "failed")
                 return
-            known.state, known.told_to_yield = "waiting", False
+            known.state, known.told_to_suspend = "waiting", False
             self.line.insert(0, job_id)
             if times > 1:
                 self.claim(1)
@@ -71,7 +71,7 @@ class QueueMachine(WhoMayRun):
         self.do(self.queue.renew(CARD, [], 60.0))
         self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
         assert self.do(self.order.reclaim(self.epoch)) == 1
-        known.state, known.told_to_yield = "waiting", False
+        known.state, known.told_to_suspend = "waiting", False
         self.line.insert(0, job_id)
 
     @precondition(lambda self: any(known.alive for known in self.known.values()))
@@ -192,7 +192,7 @@ class QueueMachine(WhoMayRun):
 
     @rule(all_at_once=st.sampled_from([0, ALL_AT_ONCE]))
     def the_queue_is_long_or_short(self, all_at_once: int) -> None:
-        """A full look at a long queue is taken in parts; it finds the same."""
+        """A full pass through a long queue is made in parts; it finds the same."""
         self.all_at_once = all_at_once
 
     def reconcile(self) -> int:
@@ -256,7 +256,7 @@ class QueueMachine(WhoMayRun):
     def stock_tool_leaves_a_score_behind(self) -> None:
         """A job that a stock tool enqueued, was given a score, and was deleted again."""
         self.raw.zadd(Keys().own("scores:llm"), {"f" * 32: 1.0})
-        self.raw.hset(Keys().own("reconciled"), "llm", 0)  # the next full look is due
+        self.raw.hset(Keys().own("reconciled"), "llm", 0)  # the next full pass is due
         assert self.reconcile() == 0
 
     @precondition(lambda self: any(known.state == "failed" for known in self.known.values()))

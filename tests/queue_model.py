@@ -47,7 +47,7 @@ class Known:
     losses: int = 0
     clients: set[str] = field(default_factory=set)
     told_to_hold: bool = False
-    told_to_yield: bool = False
+    told_to_suspend: bool = False
     decided: bool = False  # it was unparked in this life
     used: Used = field(default_factory=Used)
 

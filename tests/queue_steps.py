@@ -15,9 +15,9 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
-    Pause,
     SliceUse,
     Submission,
+    Suspension,
     WorkerCard,
 )
 from tests.queue_checks import CLIENTS
@@ -164,14 +164,14 @@ class ClientsAndWorkers(Debts):
     @precondition(lambda self: self.leases)
     @rule(
         data=st.data(),
-        reason=st.sampled_from(["yield", "drain", "hold", "park"]),
+        reason=st.sampled_from(["suspend", "drain", "hold", "park"]),
         more=MORE,
         answer_is_lost=st.booleans(),
     )
-    def pause(
+    def suspend(
         self,
         data: st.DataObject,
-        reason: Literal["yield", "drain", "hold", "park"],
+        reason: Literal["suspend", "drain", "hold", "park"],
         more: tuple[int, int, int],
         *,
         answer_is_lost: bool,
@@ -179,11 +179,11 @@ class ClientsAndWorkers(Debts):
         lease = data.draw(st.sampled_from(self.leases))
         held = self.holds(lease)
         ran_s, tokens, prompt = self.use(lease, more)
-        pause = Pause(lease, b"snapshot", ran_s, tokens, reason, prompt)
-        settled = self.do(self.queue.pause("worker", [pause], NOTHING_MORE))
+        suspension = Suspension(lease, b"snapshot", ran_s, tokens, reason, prompt)
+        settled = self.do(self.queue.suspend("worker", [suspension], NOTHING_MORE))
         assert settled.accepted == [held]
         if answer_is_lost:
-            settled = self.do(self.queue.pause("worker", [pause], NOTHING_MORE))
+            settled = self.do(self.queue.suspend("worker", [suspension], NOTHING_MORE))
             assert settled.accepted == [False]
         if not held:
             return
@@ -191,7 +191,7 @@ class ClientsAndWorkers(Debts):
         known.state = "held" if known.told_to_hold else "waiting"  # whatever its worker heard
         if reason == "park":
             known.state = "parked"
-        known.told_to_yield = False
+        known.told_to_suspend = False
         known.told_to_hold = known.told_to_hold and reason == "park"  # it is when it is unparked
         if known.state == "waiting":
             self.line.insert(0 if reason == "drain" else len(self.line), lease.job_id)
@@ -208,7 +208,7 @@ class ClientsAndWorkers(Debts):
         if answer_is_lost:
             assert self.do(self.queue.slice_end("worker", [use], NOTHING_MORE)) == [verdict]
         others = [known for i, known in self.known.items() if i != lease.job_id]
-        yielding = sum(known.told_to_yield for known in others)
+        suspending = sum(known.told_to_suspend for known in others)
         if not self.holds(lease):
             assert verdict == "lost"
             return
@@ -217,8 +217,8 @@ class ClientsAndWorkers(Debts):
             assert verdict == "hold"
         else:
             able = [i for i in self.line if self.may_run(i, instead_of=lease.job_id)]
-            assert verdict == ("yield" if yielding < len(able) else "go")
-            known.told_to_yield = known.told_to_yield or verdict == "yield"
+            assert verdict == ("suspend" if suspending < len(able) else "go")
+            known.told_to_suspend = known.told_to_suspend or verdict == "suspend"
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())

@@ -19,7 +19,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, Differs, ModuleQueue, SubmitStatus
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, JobMetadata, Lease, Pause, PolicyRow, Submission
+from aios_broker.queues.records import Ending, JobMetadata, Lease, PolicyRow, Submission, Suspension
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.policy import policy_named
 
@@ -80,8 +80,8 @@ class QueueUser:
 
     async def suspend(self, lease: Lease, snapshot: bytes | None = None, tokens: int = 0) -> None:
         """Send a running job back to the tail."""
-        pause = Pause(lease, snapshot, 0.5, tokens)
-        await self.queue.pause("worker", [pause], ClaimRequest(0, LEASE_S))
+        suspension = Suspension(lease, snapshot, 0.5, tokens)
+        await self.queue.suspend("worker", [suspension], ClaimRequest(0, LEASE_S))
 
     async def waiting(self) -> list[str]:
         """Return the ids that wait, next one first."""

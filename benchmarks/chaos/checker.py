@@ -209,7 +209,7 @@ def fenced(story: Story, evidence: Evidence) -> Iterator[Broken]:
     for move in story.moves:
         if move.event == "claim":
             holder = (move.attempt, move.who)
-        elif move.event in ("finish", "yield") and holder != (move.attempt, move.who):
+        elif move.event in ("finish", "suspend") and holder != (move.attempt, move.who):
             yield Broken(
                 "3 fencing",
                 story.planned.id,

@@ -30,7 +30,7 @@ Execute = Callable[..., Awaitable[Answer]]
 
 # Steps that settle a lease or have an effect: sent again later, they must change nothing. The index
 # of `want` in their command, if it has one: what is sent again must not claim jobs for nobody.
-SETTLING: dict[str, int | None] = {"finish": 8, "yield": 8, "context_write": None}
+SETTLING: dict[str, int | None] = {"finish": 8, "suspend": 8, "context_write": None}
 
 
 def step_of(command: Sequence[Argument]) -> str:

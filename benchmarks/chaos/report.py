@@ -35,7 +35,7 @@ def figures(outcome: Outcome, *, date: str, commit: str) -> dict[str, object]:
         "replies_dropped": sum(h.dropped for one in outcome.stories.values() for h in one.heard),
         "attempts_lost": losses,
         "suspensions": sum(
-            move.event == "yield" for story in outcome.stories.values() for move in story.moves
+            move.event == "suspend" for story in outcome.stories.values() for move in story.moves
         ),
         "longest_wait_s": round(max(_waits(outcome), default=0.0), 2),
         "excused": outcome.excused,

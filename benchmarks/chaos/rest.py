@@ -17,7 +17,7 @@ PLACES = (
     "leases",
     "deadlines",
     "scores",
-    "yielding",
+    "suspending",
     "held",
     "parked",
     "control",

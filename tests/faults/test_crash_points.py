@@ -21,7 +21,7 @@ WORKER_STEPS = {
     "llm": (
         "claim",
         "finish",
-        "yield",
+        "suspend",
         "slice",
         "renew",
         "emit",
@@ -51,7 +51,7 @@ SCHEDULER_STEPS = (
 ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy that reorders besides
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
-RARE_STEPS = {"exchange", "spill", "settle", "unlist"}
+RARE_STEPS = {"exchange", "spill", "mend", "unlist"}
 CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
 
 NO_STEPS = {"admission", "lib", "ended"}
@@ -66,7 +66,7 @@ WORKER_TRIPLES: list[Triple] = [
 FAST: tuple[Triple, ...] = (
     ("tool", "claim", "sent"),
     ("tool", "finish", "sent"),
-    ("llm", "yield", "sent"),
+    ("llm", "suspend", "sent"),
     ("llm", "slice", "after"),
     ("llm", "context_write", "sent"),
 )

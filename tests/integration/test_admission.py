@@ -341,7 +341,7 @@ async def test_a_slot_is_freed_for_who_needs_what_its_job_holds(user: QueueUser)
     first, second = await take(user, 2)
     mine = await submit(user, "lock:a")
     assert await slice_end(user, second) == "go"
-    assert await slice_end(user, first) == "yield"
+    assert await slice_end(user, first) == "suspend"
     await user.suspend(first)
     assert await claim(user, 2) == [mine]
 

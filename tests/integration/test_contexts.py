@@ -23,7 +23,7 @@ from aios_broker.contract.reply import ContextResult, Reply
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.contexts import MAX_MESSAGES, OP_TTL_S, ContextOwner, Contexts
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
-from aios_broker.queues.records import Pause
+from aios_broker.queues.records import Suspension
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module
 from tests.caller import Caller, chat_result, running_worker
@@ -205,7 +205,7 @@ async def test_an_attempt_that_lost_its_lease_changes_no_context(caller: Caller)
     [syscall_id] = await caller.submit(ContextSet(HELLO))
     [lease] = await queue.claim("slow", ClaimRequest(1, 30.0))
     seen = await contexts.open(OWNER, syscall_id)
-    await queue.pause("slow", [Pause(lease, None, 0.0)], ClaimRequest(0, 30.0))
+    await queue.suspend("slow", [Suspension(lease, None, 0.0)], ClaimRequest(0, 30.0))
     [second] = await queue.claim("other", ClaimRequest(1, 30.0))
     with pytest.raises(Cancelled):
         await contexts.change(OWNER, syscall_id, "set", HELLO, attempt=lease.attempt)

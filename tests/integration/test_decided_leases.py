@@ -10,7 +10,7 @@ import rq
 from rq.serializers import JSONSerializer
 
 from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.records import Ending, Lease, Pause
+from aios_broker.queues.records import Ending, Lease, Suspension
 from tests.queue_user import LEASE_S, QueueUser, queue_user
 
 NOTHING_MORE = ClaimRequest(0, LEASE_S)
@@ -27,7 +27,7 @@ async def parked(user: QueueUser) -> str:
     [job_id] = await user.submit(0)
     [lease] = await user.claim()
     assert not lease.decided
-    await user.queue.pause("worker", [Pause(lease, None, 0.5, reason="park")], NOTHING_MORE)
+    await user.queue.suspend("worker", [Suspension(lease, None, 0.5, reason="park")], NOTHING_MORE)
     return job_id
 
 
@@ -73,7 +73,7 @@ async def test_one_that_was_held_meanwhile_is_decided_when_it_is_released(user: 
 async def test_a_stock_worker_is_told_so_too(user: QueueUser) -> None:
     job_id = await parked(user)
     await decided(user, job_id)
-    lease = await user.queue.adopt(job_id, "stock", LEASE_S)
+    lease = await user.queue.claim_one(job_id, "stock", LEASE_S)
     assert isinstance(lease, Lease)
     assert lease.decided
 

@@ -32,7 +32,7 @@ def events(happenings: list[HistoryEvent]) -> list[str]:
     return [each.transition.event for each in happenings]
 
 
-LIFE = ["submit", "claim", "yield", "claim", "finish"]
+LIFE = ["submit", "claim", "suspend", "claim", "finish"]
 
 
 @pytest.mark.parametrize("drained", [0, 2, 100])
@@ -95,7 +95,7 @@ async def test_what_is_wanted_is_found_in_both_places(
 
     for job_id in (first, second):
         assert events(await history.last(Filter(job_id[:12]), 100)) == LIFE
-    assert events(await history.last(Filter(event="yield"), 100)) == ["yield", "yield"]
+    assert events(await history.last(Filter(event="suspend"), 100)) == ["suspend", "suspend"]
     assert len(await history.last(Filter(agent="ada", program="main", module="llm"), 100)) == 10
     for nobody in (Filter(agent="bob"), Filter(tenant="other"), Filter(module="tool")):
         assert await history.last(nobody, 100) == []

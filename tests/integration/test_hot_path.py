@@ -14,7 +14,7 @@ from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.records import Pause
+from aios_broker.queues.records import Suspension
 from aios_sdk import AsyncAgent
 from aios_workers.runtime.executor import Done, Run
 from aios_workers.runtime.loop import Limits
@@ -196,7 +196,7 @@ async def test_a_lease_tells_of_earlier_attempts_and_of_a_wait_while_held(redis_
     [ran, held] = await caller.submit(ToolEcho("ran"), ToolEcho("held"))
     await caller.control.hold([held], module="tool")
     [first] = await queue.claim("worker", claim_request)
-    await queue.pause("worker", [Pause(first, b"half", 1.5, 3)], ClaimRequest(0, 60.0))
+    await queue.suspend("worker", [Suspension(first, b"half", 1.5, 3)], ClaimRequest(0, 60.0))
     await caller.control.release([held], module="tool")
 
     leases = {lease.job_id: lease for lease in await queue.claim("worker", claim_request)}

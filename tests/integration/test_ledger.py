@@ -50,7 +50,7 @@ async def test_a_syscall_is_found_with_its_history(user: QueueUser, ledger: Ledg
     assert row.submitted_at <= row.started_at <= row.ended_at
     history = await ledger.history(job_id)
     events = [transition.event for transition in history]
-    assert events == ["submit", "claim", "yield", "claim", "finish"]
+    assert events == ["submit", "claim", "suspend", "claim", "finish"]
 
 
 async def test_how_jobs_fail_is_told(user: QueueUser, ledger: Ledger) -> None:

@@ -20,7 +20,7 @@ from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobMetadata
 from tests.queue_user import QueueUser
 
-EVENTS = ("claim", "yield", "claim", "finish", "fail", "reclaim", "hold", "release", "teleport")
+EVENTS = ("claim", "suspend", "claim", "finish", "fail", "reclaim", "hold", "release", "teleport")
 UPGRADE_PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to-upgrade.md"
 ENTRIES, MOST_LINES, SYSCALLS = 60, 8, 40
 
@@ -114,7 +114,7 @@ async def test_it_is_read_as_it_was_written_whoever_entered_it(
         Filter(agent="nobody"),
         Filter(agent="agent-1", program="p1"),
         Filter(event="submit", program="p4", tenant="t1"),
-        Filter("0", event="yield"),
+        Filter("0", event="suspend"),
     ]:
         among = known if wanted.job_id else everything
         matching = places([each for each in among if wanted.matches(each)])

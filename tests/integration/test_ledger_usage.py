@@ -13,7 +13,7 @@ from aios_broker.ledger.usage import UsageHistory, UsageRow, read_changes, read_
 from aios_broker.postgres.database import Database
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
-from aios_broker.queues.records import Ending, Pause, SliceUse
+from aios_broker.queues.records import Ending, SliceUse, Suspension
 from tests.queue_user import QueueUser
 
 ADA = Subject.of_agent("ada")
@@ -37,7 +37,9 @@ async def test_counters_ledger_and_syscalls_say_the_same(
     uses = [SliceUse(lease, 1.0, 10, b"x", 100) for lease in (yields, dies, unwanted)]
     await user.queue.slice_end("worker", uses, nothing)
     await user.queue.slice_end("worker", uses, nothing)  # the first answer was lost
-    await user.queue.pause("worker", [Pause(yields, b"x", 1.5, 15, prompt_tokens=100)], nothing)
+    await user.queue.suspend(
+        "worker", [Suspension(yields, b"x", 1.5, 15, prompt_tokens=100)], nothing
+    )
     await user.control.cancel([unwanted.job_id], Cancelled("no"), module="llm")
     await user.redis.execute(
         "ZADD", user.keys.own("leases:llm"), "XX", 1, f"{dies.job_id}:{dies.attempt}"

@@ -81,7 +81,7 @@ async def test_what_is_remembered_is_forgotten_when_another_has_drained(
 
     row = (await rows_of(ledger))[job_id]
     assert (row.state, row.attempts, row.slices, row.suspensions) == ("finished", 2, 2, 1)
-    assert await events_of(ledger, job_id) == ["submit", "claim", "yield", "claim", "finish"]
+    assert await events_of(ledger, job_id) == ["submit", "claim", "suspend", "claim", "finish"]
 
 
 async def test_what_is_remembered_is_forgotten_when_a_batch_fails(

@@ -120,7 +120,7 @@ async def test_what_is_noted_of_nobody_is_dropped_from_a_short_queue_too(
     user: QueueUser, client: redis.Redis
 ) -> None:
     [known] = await submit(user, 1)
-    for name in ("scores", "suspects", "yielding"):
+    for name in ("scores", "suspects", "suspending"):
         client.zadd(KEYS.own(f"{name}:llm"), {known: 1, "f" * 32: 1})
     client.hset(KEYS.own("control:llm"), mapping={known: "hold", "f" * 32: "hold"})
     look_is_due(client)
@@ -128,7 +128,7 @@ async def test_what_is_noted_of_nobody_is_dropped_from_a_short_queue_too(
     assert await user.order.reconcile(await user.lead()) == 0
 
     assert client.zrange(KEYS.own("scores:llm"), 0, -1) == [known.encode()]
-    assert client.zrange(KEYS.own("yielding:llm"), 0, -1) == [known.encode()]
+    assert client.zrange(KEYS.own("suspending:llm"), 0, -1) == [known.encode()]
     assert client.zcard(KEYS.own("suspects:llm")) == 0
     assert client.hkeys(KEYS.own("control:llm")) == [known.encode()]
 

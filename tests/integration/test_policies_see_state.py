@@ -78,7 +78,7 @@ async def test_a_syscall_yields_to_a_program_that_has_attained_less(plas: Scene)
     await plas.submit(BOB)
     await plas.settle()
     assert await verdict(0.1) == "go"  # until now it had attained nothing, either
-    assert await verdict(0.2) == "yield"
+    assert await verdict(0.2) == "suspend"
 
 
 async def test_tenants_take_turns_and_a_newcomer_is_no_better_off(vtc: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +12,7 @@ import redis
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.control import AT_ONCE
-from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.module_queue import ClaimRequest, Differs
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import JobMetadata, Submission
 from tests.queue_user import DATA, LEASE_S, QueueUser, submitted
@@ -35,6 +36,17 @@ async def submit(user: QueueUser, agents: list[str]) -> list[str]:
     ]
     await submitted(user.queue, jobs)
     return [job.job_id for job in jobs]
+
+
+async def test_one_that_comes_twice_after_a_stock_tool_packed_it_anew_differs_twice(
+    user: QueueUser,
+) -> None:
+    job = Submission(new_id(), DATA, JobMetadata(agent="ada", kind="tool.echo"), "c")
+    await submitted(user.queue, [job])
+    packed = zlib.compress(DATA)
+    await user.redis.execute("HSET", user.queue.keys.job(job.job_id), "data", packed)
+
+    assert await user.queue.submit([job, job]) == [Differs(packed), Differs(packed)]
 
 
 def searches(client: redis.Redis) -> int:

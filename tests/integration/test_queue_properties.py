@@ -79,8 +79,8 @@ def test_as_many_yield_as_wait_and_deserve_it(
         for verdict in machine.do(machine.queue.slice_end("worker", call, NOTHING_MORE))
     ]
     deserving = {"none": 0, "waiting": running, "score": min(outranked, running)}[preempt]
-    assert verdicts.count("yield") == min(deserving, waiting)
-    assert verdicts.count("go") == running - verdicts.count("yield")
+    assert verdicts.count("suspend") == min(deserving, waiting)
+    assert verdicts.count("go") == running - verdicts.count("suspend")
     machine.known = {}
     machine.teardown()
 

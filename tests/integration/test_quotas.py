@@ -17,10 +17,10 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
-    Pause,
     PolicyRow,
     SliceUse,
     Submission,
+    Suspension,
 )
 from tests.queue_user import QueueUser, queue_user, submitted
 
@@ -122,7 +122,7 @@ async def test_who_is_over_yields_to_others_whatever_the_policy(
     [lease] = await user.claim()
     assert await slice_end(user, lease, 20) == "go"  # the one that waits is ada's, too
     [other] = await submit(user, BOB)
-    assert await slice_end(user, lease, 20) == "yield"
+    assert await slice_end(user, lease, 20) == "suspend"
     await user.suspend(lease, tokens=20)
     assert [taken.job_id for taken in await user.claim(3)] == [other]
 
@@ -135,12 +135,12 @@ async def test_no_slot_is_freed_for_who_may_not_run(user: QueueUser, quotas: Quo
     assert await slice_end(user, lease, 1) == "go"
 
 
-async def test_one_told_to_yield_hears_the_same_again(user: QueueUser) -> None:
+async def test_one_told_to_suspend_hears_the_same_again(user: QueueUser) -> None:
     """The answer was lost: nobody else is told in its place."""
     await submit(user, ADA, 3)
     first, second = await user.claim(2)
-    assert await slice_end(user, first, 1) == "yield"
-    assert await slice_end(user, first, 1) == "yield"
+    assert await slice_end(user, first, 1) == "suspend"
+    assert await slice_end(user, first, 1) == "suspend"
     assert await slice_end(user, second, 1) == "go"
 
 
@@ -183,8 +183,8 @@ async def test_a_prompt_is_charged_once_however_often_it_is_read(
         use = SliceUse(lease, 0.1, tokens, None, 40)
         for _ in range(2):
             await user.queue.slice_end("w", [use], NOTHING_MORE)
-        pause = Pause(lease, b"half", 0.1, tokens, "yield", 40)
-        await user.queue.pause("w", [pause], NOTHING_MORE)
+        suspension = Suspension(lease, b"half", 0.1, tokens, "suspend", 40)
+        await user.queue.suspend("w", [suspension], NOTHING_MORE)
     [lease] = await user.claim()
     await user.queue.finish(
         "w", [Ending(lease, "finished", b"{}", 0.1, 3, False, 41)], NOTHING_MORE
@@ -218,7 +218,7 @@ async def test_an_agent_at_its_limit_takes_turns_with_itself(
     await quotas.set("llm", QuotaRow(ADA, max_running=1))
     await submit(user, ADA, 2)
     [lease] = await user.claim(2)
-    assert await slice_end(user, lease, 1) == "yield"
+    assert await slice_end(user, lease, 1) == "suspend"
 
 
 async def test_those_behind_a_long_line_of_barred_ones_get_their_turn(

@@ -86,7 +86,7 @@ async def test_a_running_job_yields_to_a_lower_score_and_to_no_other(user: Queue
     await user.submit(5)
     assert await verdict() == "go"
     await user.submit(-5)
-    assert await verdict() == "yield"
+    assert await verdict() == "suspend"
 
 
 @pytest.mark.parametrize("policy", ["fifo", "rr"])

@@ -12,13 +12,14 @@ import redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.version import VERSION
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.job import ENTRY, encode_job
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.rq import current_job, rq_version, url_of
+from aios_broker.queues.rq import current_job, url_of
 from aios_workers.entry import syscall
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module, tool_module
@@ -141,7 +142,7 @@ async def test_a_job_that_a_worker_of_ours_runs_is_not_adopted(caller: Caller) -
     [syscall_id] = await caller.submit(ToolEcho())
     await queue.claim("ours", ClaimRequest(1, 10.0))
 
-    assert await queue.adopt(syscall_id, "stock", 10.0) is None
+    assert await queue.claim_one(syscall_id, "stock", 10.0) is None
 
 
 def test_outside_of_an_rq_job_the_entry_says_so() -> None:
@@ -172,7 +173,7 @@ def test_a_clients_address_is_read_back(url: str) -> None:
 
 
 def test_the_pinned_major_version_of_rq_is_installed() -> None:
-    assert rq_version().startswith("3.")
+    assert VERSION.startswith("3.")
 
 
 def test_the_entry_of_job_data_exists() -> None:

@@ -163,7 +163,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "needs are not written down",
         "broker/aios_broker/queues/lua/client/submit.lua",
-        "if job.needs ~= '' then call('HSET', key, 'aios_needs', job.needs) end",
+        "if job.needs ~= '' then call('HSET', job.key, 'aios_needs', job.needs) end",
         "",
     ),
     Mutant(

@@ -62,7 +62,7 @@ STATE_MUTANTS = (
     Mutant(
         "a worker is not told of a decision",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.decided then row[14] = 1 end",
+        "job.decided = past[6] or nil",
         "",
         LEASE_TEST,
     ),

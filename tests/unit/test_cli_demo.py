@@ -147,7 +147,7 @@ def test_transitions_make_slices_and_a_freed_slot_is_used_again() -> None:
             # As the ledger gives them: by syscall.
             event(0.0, "submit", "a"),
             event(0.0, "claim", "a", 1),
-            event(1.0, "yield", "a"),
+            event(1.0, "suspend", "a"),
             event(2.0, "claim", "a", 1),
             event(3.0, "finish", "a"),
             event(0.1, "claim", "b"),
@@ -158,7 +158,7 @@ def test_transitions_make_slices_and_a_freed_slot_is_used_again() -> None:
         ]
     )
     assert [(one.job_id, one.lane, one.start_s, one.end_s, one.ended_by) for one in slices] == [
-        ("a", 0, 0.0, 1.0, "yield"),
+        ("a", 0, 0.0, 1.0, "suspend"),
         ("b", 1, 0.1, 2.0, "finish"),
         ("a", 1, 2.0, 3.0, "finish"),
         ("c", 0, 1.0, 4.0, "reclaim"),

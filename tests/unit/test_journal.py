@@ -47,7 +47,7 @@ def test_a_life_with_a_suspension() -> None:
     rows, transitions = entered(
         line("submit", attempt="", who="client", detail=METADATA),
         line("claim", attempt="1", who="w1"),
-        line("yield", attempt="1", who="w1", detail="64,500"),
+        line("suspend", attempt="1", who="w1", detail="64,500"),
         line("claim", attempt="2", who="w2"),
         line("finish", attempt="2", who="w2", detail="80,620"),
     )
@@ -191,7 +191,7 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
                 "submit",
                 "adopt",
                 "claim",
-                "yield",
+                "suspend",
                 "finish",
                 "fail",
                 "cancel",
@@ -209,5 +209,5 @@ def test_books_agree_with_themselves_whatever_the_order_of_events(events: list[s
     )
     for row in rows.values():
         assert (row.ended_at is not None) == (row.state in TERMINAL)
-        assert row.suspensions <= row.slices + events.count("yield")
+        assert row.suspensions <= row.slices + events.count("suspend")
         assert (row.error_code is not None) == (row.state in ("failed", "cancelled"))

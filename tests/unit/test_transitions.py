@@ -52,7 +52,7 @@ def test_from_every_state_an_end_can_be_reached() -> None:
 
 
 def test_only_what_runs_can_yield_finish_or_lose_its_worker() -> None:
-    for event in ("yield", "finish", "reclaim"):
+    for event in ("suspend", "finish", "reclaim"):
         assert TABLE[event][0] == ("running",)
 
 

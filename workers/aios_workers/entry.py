@@ -92,7 +92,7 @@ async def _answer(job: StockJob) -> bytes:
 async def _admitted(queue: ModuleQueue, job_id: str, spec: WorkerSpec) -> Lease | None:
     """Wait until the job is admitted, or ends; RQ has popped it: nobody else would run it."""
     while True:
-        lease = await queue.adopt(job_id, spec.name, spec.limits.lease_s)
+        lease = await queue.claim_one(job_id, spec.name, spec.limits.lease_s)
         if lease != "barred":
             return lease
         await asyncio.sleep(ADMITTED_EVERY_S)

@@ -16,9 +16,13 @@ from aios_broker.contract.syscall import MODULES, State, Syscall
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import RESULT_TTL_S, Differs, ModuleQueue
+from aios_broker.queues.module_queue import (
+    RESULT_TTL_S,
+    Differs,
+    ModuleQueue,
+    ReplyBox,
+)
 from aios_broker.queues.records import JobMetadata, Submission
-from aios_broker.queues.replies import ReplyBox
 from aios_broker.redis.connection import Connection
 
 SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger

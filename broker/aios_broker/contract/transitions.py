@@ -2,7 +2,7 @@
 
     submit                  claim                    finish
       ──▶ queued ──────────────────▶ running ──────────────────▶ finished | failed
-            ▲  ▲   reclaim, release     │ yield
+            ▲  ▲   reclaim, release     │ suspend
             │  └────────────────────────┤ ──▶ suspended ──claim──▶ running
             │ release                   │ hold
             ├────────────── held ◀──────┤
@@ -23,7 +23,7 @@ Event = Literal[
     "submit",
     "adopt",
     "claim",
-    "yield",
+    "suspend",
     "finish",
     "fail",
     "cancel",
@@ -49,7 +49,7 @@ TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
     "adopt": (_OUTSIDE, "queued"),
     # held, parked: a stock tool put it back into the queue
     "claim": ((*_WAITING, "held", "parked"), "running"),
-    "yield": (("running",), "suspended"),
+    "suspend": (("running",), "suspended"),
     "finish": (("running",), "finished"),
     "fail": (_ALIVE, "failed"),
     "cancel": (_ALIVE, "cancelled"),

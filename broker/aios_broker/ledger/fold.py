@@ -149,7 +149,7 @@ _STEPS: dict[Event, _Step] = {
     "submit": _submitted,
     "adopt": _adopted,
     "claim": _claimed,
-    "yield": _suspended,
+    "suspend": _suspended,
     "hold": _used,
     "reclaim": _used,
     "release": _used,

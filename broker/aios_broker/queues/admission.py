@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import Need
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
+from aios_broker.queues.functions import Steps
 from aios_broker.queues.quota import Barrier, Subject, read_barrier
-from aios_broker.redis.connection import Answer, Argument
+from aios_broker.redis.connection import Answer
 
 ResourceKind = Literal["tool", "program", "lock"]
 MAX_LIMIT = 1_000_000
@@ -125,12 +124,8 @@ class NotAdmitted:
     ends_in_s: float  # unless the bar is renewed, or taken away before
 
 
-class Admission:
+class Admission(Steps):
     """Reads and changes what decides over the waiting syscalls of a deployment."""
-
-    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
-        self.keys = keys or Keys()
-        self._functions = functions
 
     async def set_limit(self, module: Module, resource: Resource, most: int) -> None:
         """Let at most so many syscalls hold a tool or program at once, 0 to MAX_LIMIT.
@@ -215,12 +210,6 @@ class Admission:
 
     def _limits(self, module: Module) -> str:
         return self.keys.own(f"resources:{module}")
-
-    async def _execute(self, *command: Argument) -> Answer:
-        return await self._functions.connection.execute(*command)
-
-    async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self.keys, [module, *arguments])
 
 
 def _row(row: Answer) -> ResourceRow:

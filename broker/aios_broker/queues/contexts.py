@@ -15,8 +15,7 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscall
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
+from aios_broker.queues.functions import Steps
 from aios_broker.redis.connection import Answer, Argument
 
 CONTEXT_TTL_S = 7 * 86_400
@@ -62,16 +61,12 @@ class Written:
     message_count: int
 
 
-class Contexts:
+class Contexts(Steps):
     """Reads and changes contexts. May be called again after RedisUnavailable."""
-
-    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
-        self._functions = functions
-        self._keys = keys or Keys()
 
     async def open(self, owner: ContextOwner, syscall_id: str) -> OpenContext:
         """Return the messages that were there when this syscall first looked."""
-        answer = await self._call("context_open", owner, syscall_id, [])
+        answer = await self._step("context_open", owner, syscall_id, [])
         version, rewrites, applied, *messages = answer
         return OpenContext(
             tuple(_decoder.decode(message) for message in messages),
@@ -82,9 +77,8 @@ class Contexts:
 
     async def peek(self, owner: ContextOwner) -> tuple[Message, ...]:
         """Return the messages as they are now."""
-        messages = await self._functions.connection.execute(
-            "LRANGE", self._keys.own(f"context:{owner.key}:messages"), 0, -1
-        )
+        key = self.keys.own(f"context:{owner.key}:messages")
+        messages = await self._execute("LRANGE", key, 0, -1)
         return tuple(_decoder.decode(message) for message in messages)
 
     async def change(
@@ -140,7 +134,7 @@ class Contexts:
             len(messages),
         ]
         arguments += [_encoder.encode(message) for message in messages]
-        match await self._call("context_write", owner, syscall_id, arguments):
+        match await self._step("context_write", owner, syscall_id, arguments):
             case [b"ok", int(version), int(count)]:
                 return Written(version, count)
             case [b"full", count, size]:
@@ -159,21 +153,11 @@ class Contexts:
                     remedy="read it and try again",
                 )
 
-    async def _call(
+    async def _step(
         self, step: str, owner: ContextOwner, syscall_id: str, arguments: Sequence[Argument]
     ) -> Answer:
-        return await self._functions.call(
-            step,
-            self._keys,
-            [
-                "llm",
-                owner.key,
-                syscall_id,
-                OP_TTL_S,
-                CONTEXT_TTL_S,
-                *arguments,
-            ],
-        )
+        times = (OP_TTL_S, CONTEXT_TTL_S)
+        return await self._call(step, "llm", [owner.key, syscall_id, *times, *arguments])
 
 
 def _number(attempt: int | None) -> str:

@@ -11,9 +11,9 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import known_needs
 from aios_broker.contract.syscall import MODULES, State
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
+from aios_broker.queues.functions import Steps
 from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
+from aios_broker.queues.rows import JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
 
 Outcome = Literal["done", "unknown", "ended"]
@@ -23,12 +23,8 @@ Unparked = Literal["done", "elsewhere", "unknown", "ended"]
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
 
 
-class Control:
+class Control(Steps):
     """The operator's view of all module queues."""
-
-    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
-        self.keys = keys or Keys()
-        self._functions = functions
 
     async def cancel(
         self, job_ids: Sequence[str], error: KernelError, *, module: Module
@@ -61,7 +57,7 @@ class Control:
         if not job_ids:
             return []
         key = self.keys.own(f"live:{module}")
-        found = await self._functions.connection.execute("HMGET", key, *job_ids)
+        found = await self._execute("HMGET", key, *job_ids)
         return [clients is not None for clients in found]
 
     async def nice(self, job_ids: Sequence[str], nice: int, *, module: Module) -> list[Outcome]:
@@ -70,39 +66,36 @@ class Control:
 
     async def jobs(self, module: Module, *, limit: int = 1000) -> list[JobView]:
         """Return running jobs, then waiting ones in queue order, then held and parked ones."""
-        rows = await self._call(module, "look", ["jobs", limit])
+        rows = await self._call("look", module, ["jobs", limit])
         return [_job_view(module, row) for row in rows]
 
     async def job(self, job_id: str) -> JobView | None:
         """Return one job that has not ended, in whichever module it is."""
         for module in MODULES:
-            rows = await self._call(module, "look", ["job", job_id])
+            rows = await self._call("look", module, ["job", job_id])
             if rows:
                 return _job_view(module, rows[0])
         return None
 
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
-        row = await self._call(module, "look", ["queue"])
-        waiting, running, held, finished, failed, quarantined, policy, oldest_ms, parked = row
+        row = QueueRow(*await self._call("look", module, ["queue"]))
         return QueueView(
-            module,
-            waiting,
-            running,
-            held,
-            finished,
-            failed,
-            quarantined,
-            policy.decode(),
-            oldest_ms / 1000,
-            parked,
+            module=module,
+            waiting=row.waiting,
+            running=row.running,
+            held=row.held,
+            finished=row.finished,
+            failed=row.failed,
+            quarantined=row.quarantined,
+            policy=row.policy.decode(),
+            oldest_wait_s=row.oldest_ms / 1000,
+            parked=row.parked,
         )
 
     async def policy(self, module: Module) -> PolicyRow:
         """Return the policy that is in force."""
-        fields = await self._functions.connection.execute(
-            "HGETALL", self.keys.own(f"policy:{module}")
-        )
+        fields = await self._execute("HGETALL", self.keys.own(f"policy:{module}"))
         pairs = {fields[i].decode(): fields[i + 1].decode() for i in range(0, len(fields), 2)}
         return msgspec.convert(pairs, PolicyRow, strict=False)
 
@@ -110,7 +103,7 @@ class Control:
         """Publish a policy: the scheduler and the workers follow it from their next step on."""
         row = msgspec.to_builtins(policy)
         flat = [part for item in row.items() for part in item]
-        await self._functions.connection.execute("HSET", self.keys.own(f"policy:{module}"), *flat)
+        await self._execute("HSET", self.keys.own(f"policy:{module}"), *flat)
 
     async def _outcomes(
         self, module: Module, step: str, job_ids: Sequence[str], *arguments: Argument
@@ -127,57 +120,34 @@ class Control:
         words: list[str] = []
         for first in range(0, len(job_ids), AT_ONCE):
             part = job_ids[first : first + AT_ONCE]
-            answer = await self._call(module, step, [*arguments, *part])
+            answer = await self._call(step, module, [*arguments, *part])
             words += (word.decode() for word in answer)
         return words
 
-    async def _call(self, module: Module, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self.keys, [module, *arguments])
 
-
-def _job_view(module: str, row: Answer) -> JobView:
-    """Read one row of look.lua; numbers are integers, times in ms, -1 stands for none."""
-    (
-        job_id,
-        state,
-        metadata,
-        needs,
-        worker,
-        attempt,
-        slices,
-        suspensions,
-        losses,
-        tokens,
-        queued_ms,
-        ran_ms,
-        age_ms,
-        deadline_ms,
-        has_deadline,
-        position,
-        score,
-        nice,
-    ) = row
-    known = read_metadata(metadata)
-    if nice:
-        known = msgspec.structs.replace(known, nice=int(nice))
+def _job_view(module: str, answer: Answer) -> JobView:
+    row = JobRow(*answer)
+    known = read_metadata(row.metadata)
+    if row.nice is not None:
+        known = msgspec.structs.replace(known, nice=int(row.nice))
     return JobView(
-        job_id=job_id.decode(),
+        job_id=row.id.decode(),
         module=module,
-        state=_state(state),
+        state=_state(row.state),
         metadata=known,
-        needs=known_needs(needs.decode()),
-        worker=worker.decode(),
-        attempt=attempt,
-        slices=slices,
-        suspensions=suspensions,
-        losses=losses,
-        tokens=tokens,
-        queued_s=queued_ms / 1000,
-        ran_s=ran_ms / 1000,
-        age_s=age_ms / 1000,
-        deadline_in_s=deadline_ms / 1000 if has_deadline else None,
-        position=position if position >= 0 else None,
-        score=float(score) if score else None,
+        needs=known_needs(row.needs.decode()),
+        worker=row.worker.decode(),
+        attempt=row.attempt,
+        slices=row.slices,
+        suspensions=row.suspensions,
+        losses=row.losses,
+        tokens=row.tokens,
+        queued_s=row.queued_ms / 1000,
+        ran_s=row.ran_ms / 1000,
+        age_s=row.age_ms / 1000,
+        deadline_in_s=None if row.deadline_ms is None else row.deadline_ms / 1000,
+        position=row.position,
+        score=None if row.score is None else float(row.score),
     )
 
 

@@ -9,6 +9,8 @@ from importlib.resources import files
 import hiredis
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.contract.names import Module
+from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
@@ -22,7 +24,7 @@ STEPS = (
     "client/submit",
     "worker/claim",
     "worker/finish",
-    "worker/yield",
+    "worker/suspend",
     "worker/slice",
     "worker/renew",
     "worker/emit",
@@ -38,7 +40,7 @@ STEPS = (
     "scheduler/reclaim",
     "scheduler/expire",
     "scheduler/reconcile",
-    "scheduler/settle",
+    "scheduler/mend",
     "scheduler/unlist",
     "operator/look",
     "scheduler/watch",
@@ -51,9 +53,9 @@ STEPS = (
 
 @cache
 def library_source() -> str:
-    """Return the Lua source of the library: the shared part first, then the steps."""
+    """Return the Lua source of the library: rows and the shared part first, then the steps."""
     folder = files("aios_broker.queues") / "lua"
-    parts = [f"#!lua name={LIBRARY}\n"]
+    parts = [f"#!lua name={LIBRARY}\n", rows.lua_source()]
     parts += [(folder / f"{name}.lua").read_text() for name in STEPS]
     return "\n".join(parts)
 
@@ -81,7 +83,7 @@ class Functions:
         """
         if keys.prefix not in self._placed:
             await self._place(keys)
-        command = ("FCALL", f"{self._library}_{step}", 1, keys.gate, keys.prefix, *arguments)
+        command = ("FCALL", f"{self._library}_{step}", 1, keys.slot_key, keys.prefix, *arguments)
         try:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
@@ -116,3 +118,32 @@ class Functions:
                 f"Redis refused the kernel's functions: {error}",
                 remedy="use Valkey, or Redis 7 or newer, and a user that may run FUNCTION LOAD",
             ) from error
+
+
+class Steps:
+    """What takes steps on the keys of one deployment."""
+
+    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
+        self.functions = functions
+
+    async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
+        return await self.functions.call(step, self.keys, [module, *arguments])
+
+    async def _execute(self, *command: Argument) -> Answer:
+        return await self.functions.connection.execute(*command)
+
+
+class ModuleSteps:
+    """What takes steps on the queue of one module."""
+
+    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
+        self.module = module
+        self.keys = keys or Keys()
+        self.functions = functions
+
+    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
+        return await self.functions.call(step, self.keys, [self.module, *arguments])
+
+    async def _execute(self, *command: Argument) -> Answer:
+        return await self.functions.connection.execute(*command)

@@ -24,13 +24,13 @@ class Keys:
         return tag if closed else ""
 
     @property
-    def gate(self) -> str:
+    def slot_key(self) -> str:
         """The key that every step names; nothing is ever stored there.
 
         While a cluster moves our slot to another node key by key, a node answers for what it has
-        and points elsewhere for what it lacks: the gate, always. So no step runs on half a shard.
+        and points elsewhere for what it lacks: this one, always. So no step runs on half a shard.
         """
-        return self.own("gate")
+        return self.own("slot")
 
     # RQ's own, as RQ 3 names them.
 

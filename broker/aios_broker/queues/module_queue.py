@@ -13,6 +13,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import msgspec
@@ -26,19 +27,30 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import checked_needs
-from aios_broker.queues.functions import Functions
+from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
 from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
-    Pause,
     SliceUse,
     SliceVerdict,
     Submission,
+    Suspension,
     WorkerCard,
     iso_now,
+)
+from aios_broker.queues.rows import (
+    ChunkRow,
+    ClaimRow,
+    EndingRow,
+    LeaseRow,
+    RenewalRow,
+    SliceRow,
+    SubmissionRow,
+    SuspensionRow,
+    WorkerRow,
 )
 from aios_broker.redis.connection import Answer, Argument, Connection
 
@@ -47,9 +59,8 @@ logger = logging.getLogger(__name__)
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
+REPLIES = 1000  # taken by one blocking call
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
-
-_NEWCOMER = (0, 0, 0, 0, 0, 0)  # what a lease says of the past of a job that has none
 
 SubmitStatus = Literal["queued", "known", "ended"]
 _encode = msgspec.json.Encoder().encode
@@ -68,7 +79,7 @@ Refusal = QueueFull | QuotaExceeded | UnknownCore | Differs
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What came of a batch of endings or pauses, and the jobs claimed in the same step."""
+    """What came of a batch of endings or suspensions, and the jobs claimed in the same step."""
 
     accepted: list[bool]  # False: the lease was gone; the result was dropped, another answers
     leases: list[Lease]
@@ -83,13 +94,11 @@ class ClaimRequest:
     cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
 
 
-class ModuleQueue:
+class ModuleQueue(ModuleSteps):
     """One module's queue, seen by clients and workers."""
 
     def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        self.module = module
-        self.keys = keys or Keys()
-        self.functions = functions
+        super().__init__(functions, module, keys)
         self._key = self.keys.queue(module)
 
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
@@ -136,10 +145,10 @@ class ModuleQueue:
 
     async def claim(self, worker: str, claim_request: ClaimRequest) -> list[Lease]:
         """Take up to `want` jobs that this worker can run, from the head of the queue."""
-        answer = await self._call("claim", [worker, iso_now(), *_claim_arguments(claim_request)])
+        answer = await self._call("claim", _claim(worker, claim_request))
         return _leases(answer)
 
-    async def adopt(
+    async def claim_one(
         self, job_id: str, worker: str, lease_s: float
     ) -> Lease | Literal["barred"] | None:
         """Take the lease of a job that a stock RQ worker has popped and is about to run.
@@ -147,7 +156,7 @@ class ModuleQueue:
         None: it ended meanwhile, or a worker of ours runs it; the stock worker must leave it.
         `barred`: something that it needs is not free; nothing was changed, ask again.
         """
-        answer = await self._call("adopt", [worker, iso_now(), round(lease_s * 1000), job_id])
+        answer = await self._call("claim_one", [worker, iso_now(), round(lease_s * 1000), job_id])
         if answer == 0:
             return "barred"
         return _lease(answer[0]) if answer else None
@@ -169,50 +178,43 @@ class ModuleQueue:
     async def _finish(
         self, worker: str, endings: Sequence[Ending], claim_request: ClaimRequest, *, external: bool
     ) -> Settled:
-        arguments: list[Argument] = [
-            worker,
-            iso_now(),
-            *_claim_arguments(claim_request),
-            RESULT_TTL_S,
-            FAILURE_TTL_S,
-            int(external),
-            len(endings),
-        ]
-        for end in endings:
-            arguments += (
-                end.lease.job_id,
-                end.lease.attempt,
-                end.status,
-                end.reply,
-                _for_rq(end),
-                round(end.ran_s * 1000),
-                end.tokens,
-                end.prompt_tokens,
-                int(end.quarantine),
+        ended = [
+            EndingRow(
+                id=end.lease.job_id,
+                attempt=end.lease.attempt,
+                status=end.status,
+                reply=end.reply,
+                result=_for_rq(end),
+                ran_ms=round(end.ran_s * 1000),
+                tokens=end.tokens,
+                prompt=end.prompt_tokens,
+                quarantine=int(end.quarantine),
             )
-        return _settled(await self._call("finish", arguments))
+            for end in endings
+        ]
+        kept = (RESULT_TTL_S, FAILURE_TTL_S, int(external))
+        return _settled(
+            await self._call("finish", [*_claim(worker, claim_request), *kept, *_counted(ended)])
+        )
 
-    async def pause(
-        self, worker: str, pauses: Sequence[Pause], claim_request: ClaimRequest
+    async def suspend(
+        self, worker: str, suspensions: Sequence[Suspension], claim_request: ClaimRequest
     ) -> Settled:
-        """Yield: snapshots to Redis, jobs back to the run queue, and claim the next ones."""
-        arguments: list[Argument] = [
-            worker,
-            iso_now(),
-            *_claim_arguments(claim_request),
-            len(pauses),
-        ]
-        for pause in pauses:
-            arguments += (
-                pause.lease.job_id,
-                pause.lease.attempt,
-                pause.reason,
-                pause.snapshot if pause.snapshot is not None else b"",
-                round(pause.ran_s * 1000),
-                pause.tokens,
-                pause.prompt_tokens,
+        """Take snapshots to Redis, jobs back to the run queue, and claim the next ones."""
+        rows = [
+            SuspensionRow(
+                id=each.lease.job_id,
+                attempt=each.lease.attempt,
+                reason=each.reason,
+                snapshot=each.snapshot or b"",
+                ran_ms=round(each.ran_s * 1000),
+                tokens=each.tokens,
+                prompt=each.prompt_tokens,
             )
-        return _settled(await self._call("yield", arguments))
+            for each in suspensions
+        ]
+        claim = _claim(worker, claim_request)
+        return _settled(await self._call("suspend", [*claim, *_counted(rows)]))
 
     async def slice_end(
         self, worker: str, uses: Sequence[SliceUse], claim_request: ClaimRequest
@@ -222,45 +224,37 @@ class ModuleQueue:
         Charges what was used, keeps the checkpoint and renews the lease in the same step.
         Of `claim_request` only the lease time and the cores count.
         """
-        arguments: list[Argument] = [worker, *_claim_arguments(claim_request), len(uses)]
-        for use in uses:
-            arguments += (
-                use.lease.job_id,
-                use.lease.attempt,
-                round(use.ran_s * 1000),
-                use.tokens,
-                use.prompt_tokens,
-                use.checkpoint if use.checkpoint is not None else b"",
+        rows = [
+            SliceRow(
+                id=use.lease.job_id,
+                attempt=use.lease.attempt,
+                ran_ms=round(use.ran_s * 1000),
+                tokens=use.tokens,
+                prompt=use.prompt_tokens,
+                checkpoint=use.checkpoint or b"",
             )
+            for use in uses
+        ]
+        arguments = [*_claim(worker, claim_request), *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("slice", arguments)]
 
     async def renew(
         self, worker: WorkerCard, leases: Sequence[Lease], lease_s: float
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
-        arguments: list[Argument] = [
-            worker.name,
-            iso_now(),
-            round(lease_s * 1000),
-            ",".join(worker.cores),
-            len(leases),
-        ]
-        for lease in leases:
-            arguments += (lease.job_id, lease.attempt)
+        rows = [RenewalRow(lease.job_id, lease.attempt) for lease in leases]
+        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.cores))
+        arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
     async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
         """Push streamed chunks to whoever waits; those of a lost lease are dropped."""
-        arguments: list[Argument] = [len(chunks)]
-        for lease, chunk in chunks:
-            arguments += (lease.job_id, lease.attempt, chunk)
-        await self._call("emit", arguments)
+        rows = [ChunkRow(lease.job_id, lease.attempt, chunk) for lease, chunk in chunks]
+        await self._call("emit", _counted(rows))
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot, or None where there is none in Redis."""
-        data: bytes | None = await self.functions.connection.execute(
-            "GET", self.keys.snapshot(job_id)
-        )
+        data: bytes | None = await self._execute("GET", self.keys.snapshot(job_id))
         return data
 
     async def attach(self, job_id: str, client: str) -> tuple[str, bytes | None]:
@@ -273,24 +267,20 @@ class ModuleQueue:
 
     async def register(self, card: WorkerCard) -> None:
         """Show the worker to RQ's tools and ours."""
-        await self._call(
-            "register",
-            [
-                card.name,
-                iso_now(),
-                card.pid,
-                card.hostname,
-                card.version,
-                card.slots,
-                ",".join(card.cores),
-            ],
+        row = WorkerRow(
+            worker=card.name,
+            iso=iso_now(),
+            pid=card.pid,
+            hostname=card.hostname,
+            version=card.version,
+            slots=card.slots,
+            cores=",".join(card.cores),
         )
+        await self._call("register", row)
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `birth` wrote."""
-        return bool(
-            await self.functions.connection.execute("HEXISTS", self.keys.worker(worker), "birth")
-        )
+        return bool(await self._execute("HEXISTS", self.keys.worker(worker), "birth"))
 
     async def unregister(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
@@ -311,27 +301,54 @@ class ModuleQueue:
             return bool(await blocking.execute("LLEN", self._key))
         return moved is not None
 
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self.functions.call(step, self.keys, [self.module, *arguments])
+
+class ReplyBox:
+    """Reads the list to which workers push this client's replies and chunks."""
+
+    def __init__(self, blocking: Connection, client: str, keys: Keys | None = None) -> None:
+        self.client = client
+        self._key = (keys or Keys()).reply(client)
+        self._connection = blocking
+
+    async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
+        """Return all messages that are there; wait up to `timeout_s` for the first one.
+
+        The connection must be this box's alone. A message taken here is gone from Redis: one
+        that is lost with the client is found again by id (ModuleQueue.attach).
+        """
+        answer = await self._connection.execute(
+            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
+        )
+        return answer[1] if answer else []
+
+    async def aclose(self) -> None:
+        """Close the connection; the list expires by itself."""
+        await self._connection.aclose()
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:
-    arguments: list[Argument] = [iso_now(), len(jobs)]
-    for job in jobs:
-        arguments += (
-            job.job_id,
-            job.data,
-            job.description or _description(job.metadata),
-            _encode(job.metadata),
-            _needs(job),
-            job.client,
-            round(job.deadline_s * 1000),
+    rows = [
+        SubmissionRow(
+            id=job.job_id,
+            data=job.data,
+            description=job.description or _description(job.metadata),
+            metadata=_encode(job.metadata),
+            needs=_needs(job),
+            client=job.client,
+            deadline_ms=round(job.deadline_s * 1000),
         )
-    return arguments
+        for job in jobs
+    ]
+    return [iso_now(), *_counted(rows)]
 
 
-def _claim_arguments(claim_request: ClaimRequest) -> tuple[Argument, ...]:
-    return (claim_request.want, round(claim_request.lease_s * 1000), ",".join(claim_request.cores))
+def _counted(rows: Sequence[tuple[Argument, ...]]) -> list[Argument]:
+    return [len(rows), *chain.from_iterable(rows)]
+
+
+def _claim(worker: str, request: ClaimRequest) -> ClaimRow:
+    lease_ms = round(request.lease_s * 1000)
+    return ClaimRow(worker, iso_now(), request.want, lease_ms, ",".join(request.cores))
 
 
 def _needs(job: Submission) -> str:
@@ -358,24 +375,23 @@ def _leases(rows: Answer) -> list[Lease]:
     return leases
 
 
-def _lease(row: Answer) -> Lease:
-    job_id, attempt, data, trusted, client, queued_ms, deadline_ms, *past = row
-    ran_ms, slices, suspensions, losses, has_snapshot, alone, *decided = past or _NEWCOMER
+def _lease(answer: Answer) -> Lease:
+    row = LeaseRow(*answer)
     return Lease(
-        job_id.decode(),
-        attempt,
-        data,
-        trusted == 1,
-        client == 1,
-        queued_ms / 1000,
-        ran_ms / 1000,
-        slices,
-        suspensions,
-        losses,
-        deadline_ms / 1000,
-        has_snapshot == 1,
-        alone == 1,
-        bool(decided),
+        job_id=row.id.decode(),
+        attempt=row.attempt,
+        data=row.data,
+        trusted=row.trusted == 1,
+        wants_chunks=row.wanted == 1,
+        queued_s=row.queued_ms / 1000,
+        ran_s=row.ran_ms / 1000,
+        slices=row.slices,
+        suspensions=row.suspensions,
+        losses=row.losses,
+        deadline_in_s=row.deadline_ms / 1000,
+        has_snapshot=row.has_snapshot == 1,
+        alone=row.alone == 1,
+        decided=row.decided is not None,
     )
 
 

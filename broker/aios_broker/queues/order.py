@@ -11,10 +11,15 @@ import msgspec
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
 from aios_broker.contract.needs import core_of, known_needs
-from aios_broker.queues.full_look import ALL_AT_ONCE, EpochOver, FullLook, unlist_ghosts
-from aios_broker.queues.functions import Functions
+from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas
+from aios_broker.queues.reconciliation import (
+    ALL_AT_ONCE,
+    EpochOver,
+    Reconciliation,
+    unlist_ghosts,
+)
 from aios_broker.queues.records import JobMetadata, read_metadata
 from aios_broker.queues.watch import NOTHING, Notes, Watch
 from aios_broker.redis.connection import Answer, Argument
@@ -72,15 +77,13 @@ class Exchange:
     other_id: str
 
 
-class Order:
+class Order(ModuleSteps):
     """One module's queue, seen by the scheduler."""
 
     def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        self.module = module
-        self.keys = keys or Keys()
+        super().__init__(functions, module, keys)
         self.watch = Watch(functions, module, self.keys)
-        self._functions = functions
-        self._stale: frozenset[bytes] = frozenset()  # what the last full look found of no use
+        self._stale: frozenset[bytes] = frozenset()  # what the last full pass found of no use
 
     async def lead(self, holder: str, lease_s: float, *, seen_epoch: int = 0) -> Leadership:
         """Take or renew the lease of the scheduler; a new holder gets the next epoch.
@@ -95,11 +98,10 @@ class Order:
     async def head(self, count: int, *, tail: int = 0) -> tuple[int, list[str]]:
         """Return how many wait, and the ids of the first `count` (and the last `tail`)."""
         key = self.keys.queue(self.module)
-        connection = self._functions.connection
-        length = await connection.execute("LLEN", key)
-        ids = await connection.execute("LRANGE", key, 0, count - 1)
+        length = await self._execute("LLEN", key)
+        ids = await self._execute("LRANGE", key, 0, count - 1)
         if tail and length > count:
-            ids += await connection.execute("LRANGE", key, max(count, length - tail), -1)
+            ids += await self._execute("LRANGE", key, max(count, length - tail), -1)
         return length, [job_id.decode() for job_id in ids]
 
     async def ends(self, whole: int, head: int, *, running: bool, middle: bool = False) -> Ends:
@@ -131,9 +133,7 @@ class Order:
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
-        ids = await self._functions.connection.execute(
-            "LRANGE", self.keys.queue(self.module), start, start + count - 1
-        )
+        ids = await self._execute("LRANGE", self.keys.queue(self.module), start, start + count - 1)
         return [job_id.decode() for job_id in ids]
 
     async def exchange(
@@ -187,14 +187,12 @@ class Order:
         """
         if not job_ids:
             return []
-        answer = await self._functions.connection.execute(
-            "ZMSCORE", self.keys.own(f"scores:{self.module}"), *job_ids
-        )
+        answer = await self._execute("ZMSCORE", self.keys.own(f"scores:{self.module}"), *job_ids)
         return [None if score is None else float(score) for score in answer]
 
     async def running(self, limit: int = 1000) -> list[str]:
         """Return the ids of up to `limit` jobs that run."""
-        members = await self._functions.connection.execute(
+        members = await self._execute(
             "ZRANGE", self.keys.own(f"leases:{self.module}"), 0, limit - 1
         )
         return [member.decode().rpartition(":")[0] for member in members]
@@ -260,7 +258,7 @@ class Order:
         """Answer for what stock RQ tools changed: deleted, emptied, cancelled, requeued jobs.
 
         Returns how many jobs were put right. Cheap while the counts agree; where more than
-        `all_at_once` jobs are live, a full look is taken part by part.
+        `all_at_once` jobs are live, a full pass is made part by part.
         """
         gone = Cancelled("it was removed from the queue by a stock RQ tool")
         body = msgspec.json.encode(gone.to_wire())
@@ -270,35 +268,35 @@ class Order:
         mended, began_ms, uncounted, ghosts = answer
         if ghosts:
             await unlist_ghosts(
-                self._functions.connection,
+                self.functions.connection,
                 self.keys,
                 self.module,
                 lambda arguments: self._call("unlist", [epoch, *arguments]),
             )
         if began_ms:
-            found, uncounted = await self._look_in_parts(epoch, body, began_ms, all_at_once)
+            found, uncounted = await self._reconcile_in_parts(epoch, body, began_ms, all_at_once)
             mended += found
         if uncounted:
-            await Quotas(self._functions, self.keys).recount(self.module)
+            await Quotas(self.functions, self.keys).recount(self.module)
         return int(mended)
 
-    async def _look_in_parts(
+    async def _reconcile_in_parts(
         self, epoch: int, body: bytes, began_ms: int, all_at_once: int
     ) -> tuple[int, bool]:
         """Return how many jobs were put right, and whether the load is to be counted anew."""
-        look = FullLook(
-            self._functions.connection,
+        full = Reconciliation(
+            self.functions.connection,
             self.keys,
             self.module,
-            lambda arguments: self._call("settle", [epoch, body, began_ms, *arguments]),
+            lambda arguments: self._call("mend", [epoch, body, began_ms, *arguments]),
             self._stale,
         )
         try:
-            found = await look.run(all_at_once)
+            found = await full.run(all_at_once)
         except EpochOver:
             return 0, False
-        self._stale = look.stale
-        return found, look.uncounted
+        self._stale = full.stale
+        return found, full.uncounted
 
     async def _sweep(self, step: str, epoch: int, error: KernelError, limit: int) -> int:
         body = msgspec.json.encode(error.to_wire())
@@ -309,9 +307,6 @@ class Order:
             done += count
             if count < SWEEP_STEP or done >= limit:
                 return done
-
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self.keys, [self.module, *arguments])
 
 
 def _texts(ids: Sequence[bytes]) -> tuple[str, ...]:

@@ -9,9 +9,8 @@ from typing import Literal
 
 from aios_broker.contract.errors import KernelError, QuotaExceeded
 from aios_broker.contract.names import Module
-from aios_broker.queues.functions import Functions
-from aios_broker.queues.keys import Keys
-from aios_broker.redis.connection import Answer, Argument
+from aios_broker.queues.functions import Steps
+from aios_broker.redis.connection import Answer
 
 Scope = Literal["agent", "tenant", "program"]
 LimitName = Literal["max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute"]
@@ -135,16 +134,12 @@ class Barrier:
     opens_in_s: float | None  # None: when another one of theirs ends, or never
 
 
-class Quotas:
+class Quotas(Steps):
     """Reads and changes the quotas of a deployment, and reads its counters."""
-
-    def __init__(self, functions: Functions, keys: Keys | None = None) -> None:
-        self.keys = keys or Keys()
-        self._functions = functions
 
     async def rows(self, module: Module) -> list[QuotaRow]:
         """Return all quotas of a module, in the order of their names."""
-        flat = await self._read("HGETALL", self.keys.own(f"quota:{module}"))
+        flat = await self._execute("HGETALL", self.keys.own(f"quota:{module}"))
         return [_row(*pair) for pair in sorted(zip(flat[::2], flat[1::2], strict=True))]
 
     async def set(self, module: Module, row: QuotaRow, *, who: str = "") -> None:
@@ -171,23 +166,17 @@ class Quotas:
         """Return the counters of these subjects, or of all (costs their number)."""
         key = self.keys.own(f"use:{module}")
         if subjects is None:
-            flat = await self._read("HGETALL", key)
+            flat = await self._execute("HGETALL", key)
             pairs = [
                 (Subject.parse(name.decode()), packed)
                 for name, packed in zip(flat[::2], flat[1::2], strict=True)
             ]
         else:
-            rows = await self._read("HMGET", key, *map(str, subjects)) if subjects else []
+            rows = await self._execute("HMGET", key, *map(str, subjects)) if subjects else []
             pairs = [
                 (subject, packed) for subject, packed in zip(subjects, rows, strict=True) if packed
             ]
         return UsageView(module, {subject: read_use(packed) for subject, packed in pairs})
-
-    async def _read(self, *command: Argument) -> Answer:
-        return await self._functions.connection.execute(*command)
-
-    async def _call(self, step: str, module: Module, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self.keys, [module, *arguments])
 
 
 def refused(answer: Sequence[Answer]) -> QuotaExceeded:

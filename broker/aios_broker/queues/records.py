@@ -22,8 +22,8 @@ def iso_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-SliceVerdict = Literal["go", "yield", "hold", "lost"]
-# go: nobody waits who deserves the slot more. yield: suspend it, somebody does.
+SliceVerdict = Literal["go", "suspend", "hold", "lost"]
+# go: nobody waits who deserves the slot more. suspend: somebody does.
 # hold: an operator suspends it. lost: the lease is gone (dead-lined, cancelled, reclaimed):
 # stop, write nothing, the caller has its answer.
 
@@ -72,7 +72,7 @@ class Lease(Struct, frozen=True, gc=False):
     wants_chunks: bool  # somebody waits for it
     queued_s: float  # waited so far, all waits together
     ran_s: float  # ran so far, in earlier slices
-    slices: int  # earlier slices that ended in a yield or a loss
+    slices: int  # earlier slices that ended in a suspension or a loss
     suspensions: int
     losses: int  # how often a worker died with it
     deadline_in_s: float
@@ -93,14 +93,14 @@ class Ending(Struct, frozen=True, gc=False):
     prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
 
 
-class Pause(Struct, frozen=True, gc=False):
+class Suspension(Struct, frozen=True, gc=False):
     """A suspended job on its way back to the run queue (or, held or parked, out of it)."""
 
     lease: Lease
     snapshot: bytes | None  # None: the last checkpoint stands, or it starts from the beginning
     ran_s: float  # since the claim, as the tokens
     tokens: int = 0
-    reason: Literal["yield", "hold", "drain", "park"] = "yield"
+    reason: Literal["suspend", "hold", "drain", "park"] = "suspend"
     prompt_tokens: int = 0
 
 

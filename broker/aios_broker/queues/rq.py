@@ -8,9 +8,6 @@ from urllib.parse import quote
 import rq
 from redis import Redis, SSLConnection
 from rq.defaults import RQ_KEY_PREFIX
-from rq.version import VERSION
-
-SUPPORTED = "3"  # the major version whose data model we write
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +26,6 @@ def current_job() -> StockJob | None:
     if job is None:
         return None
     return StockJob(job.id, job.origin, url_of(job.connection), RQ_KEY_PREFIX)
-
-
-def rq_version() -> str:
-    """Return the version of RQ that is installed."""
-    return str(VERSION)
 
 
 def url_of(client: Redis) -> str:

@@ -13,10 +13,10 @@ from typing import Self
 
 from aios_broker.contract.names import Module
 from aios_broker.queues.fleet import Fleet, WorkerView
-from aios_broker.queues.functions import Functions
+from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Scope, Subject, Use, read_use
-from aios_broker.redis.connection import Answer, Argument
+from aios_broker.redis.connection import Argument
 
 TOUCHED = 64  # subjects that are read in one step: some 100 where there are no more
 
@@ -69,15 +69,13 @@ class Notes:
 NOTHING = Notes()
 
 
-class Watch:
+class Watch(ModuleSteps):
     """One module's view of who uses and who serves."""
 
-    def __init__(self, functions: Functions, module: Module, keys: Keys) -> None:
-        self._functions = functions
-        self._module = module
-        self._fleet = Fleet(functions.connection, keys)
-        self._touched = keys.own(f"touched:{module}")
-        self._keys = keys
+    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
+        super().__init__(functions, module, keys)
+        self._fleet = Fleet(functions.connection, self.keys)
+        self._touched = self.keys.own(f"touched:{module}")
 
     async def follow(self, epoch: int, policy: str, scope: Scope | None) -> bool:
         """Drop all scores: another policy is followed from now on, or nothing is known of them.
@@ -97,9 +95,7 @@ class Watch:
 
         `cursor`: what the last call returned; 0 begins anew, and is returned at the end.
         """
-        answer = await self._functions.connection.execute(
-            "HSCAN", self._touched, cursor, "COUNT", TOUCHED
-        )
+        answer = await self._execute("HSCAN", self._touched, cursor, "COUNT", TOUCHED)
         flat = answer[1]
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return int(answer[0]), {name.decode(): int(times) for name, times in pairs}
@@ -108,7 +104,7 @@ class Watch:
         """Return those of these whose counters have moved since their jobs were ranked."""
         if not subjects:
             return set()
-        times = await self._functions.connection.execute("HMGET", self._touched, *subjects)
+        times = await self._execute("HMGET", self._touched, *subjects)
         return {name for name, moved in zip(subjects, times, strict=True) if moved is not None}
 
     async def accounts(
@@ -124,7 +120,4 @@ class Watch:
 
     async def workers(self) -> list[WorkerView]:
         """Return the live workers of the module."""
-        return [each for each in await self._fleet.live_workers() if each.module == self._module]
-
-    async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self._functions.call(step, self._keys, [self._module, *arguments])
+        return [each for each in await self._fleet.live_workers() if each.module == self.module]

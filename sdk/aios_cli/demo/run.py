@@ -26,7 +26,7 @@ WARM_UP_TOKENS = 4
 LEDGER_TIMEOUT_S = 20.0  # for the scheduler to drain the journal; it does so all the time
 POLL_S = 0.2
 _ENDINGS = frozenset({"finish", "fail", "cancel"})
-_ENDS_SLICE = _ENDINGS | {"yield", "hold", "park", "reclaim"}
+_ENDS_SLICE = _ENDINGS | {"suspend", "hold", "park", "reclaim"}
 
 ROUND_ROBIN = PolicyRow("rr", "waiting", QUANTUM_S, QUANTUM_TOKENS)
 FIFO = PolicyRow("fifo", "none", QUANTUM_S, QUANTUM_TOKENS)

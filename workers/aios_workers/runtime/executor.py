@@ -25,7 +25,7 @@ from aios_broker.contract.job import decode_job, syscall_id_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, Result, Timings, encode
 from aios_broker.contract.syscall import Syscall
-from aios_broker.queues.records import Ending, Lease, Pause
+from aios_broker.queues.records import Ending, Lease, Suspension
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
 
@@ -38,7 +38,7 @@ T = TypeVar("T")
 StopReason = Literal["lost", "stopped", "drain"]
 # lost: the lease is gone, write nothing. stopped: a tool wants it to end, its caller hears so.
 # drain: this worker leaves and can wait no longer, another one starts it again.
-SuspendReason = Literal["yield", "hold", "drain"]
+SuspendReason = Literal["suspend", "hold", "drain"]
 
 
 class Done(Struct, frozen=True):
@@ -223,7 +223,7 @@ class PromptHandler(Protocol):
 
 
 class Executor:
-    """Opens jobs, runs the handler, and turns every way it can end into an ending or a pause."""
+    """Opens jobs, runs the handler, makes every way it can end an ending or a suspension."""
 
     def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
         self.handler = handler
@@ -249,7 +249,7 @@ class Executor:
         except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
             return self._failed(run, error)
 
-    async def answer(self, run: Run) -> Ending | Pause:
+    async def answer(self, run: Run) -> Ending | Suspension:
         """Run a job to its end or its suspension; raises nothing but CancelledError."""
         lease = run.lease
         limit = asyncio.timeout(lease.deadline_in_s)
@@ -261,7 +261,7 @@ class Executor:
             late = isinstance(error, TimeoutError) and limit.expired()
             return self._failed(run, _late() if late else error)
 
-    def stopped(self, run: Run) -> Ending | Pause | None:
+    def stopped(self, run: Run) -> Ending | Suspension | None:
         """Return what becomes of a run whose task was cancelled; None: nothing is written."""
         match run.stopping:
             case "lost":
@@ -269,7 +269,7 @@ class Executor:
             case "stopped":
                 return self._failed(run, Cancelled("its worker was told to stop it"))
             case "drain" | None:
-                return _pause(run, None, "drain")
+                return _suspension(run, None, "drain")
 
     async def _open(self, lease: Lease) -> Syscall:
         """Read the syscall; check who it is from, unless the submit function vouches for that."""
@@ -291,14 +291,14 @@ class Executor:
             )
         return syscall
 
-    def _entry(self, run: Run, outcome: Outcome) -> Ending | Pause:
+    def _entry(self, run: Run, outcome: Outcome) -> Ending | Suspension:
         match outcome:
             case Done():
                 return self._finished(run, outcome, syscall_id_of(run.lease.job_id))
             case Suspended(snapshot, reason):
-                return _pause(run, snapshot, reason)
+                return _suspension(run, snapshot, reason)
             case Parked():
-                return _pause(run, None, "park")
+                return _suspension(run, None, "park")
 
     def _finished(self, run: Run, done: Done, syscall_id: str) -> Ending:
         reply = Reply(syscall_id, done.result, timings=run.timings(), worker=self._worker)
@@ -334,9 +334,11 @@ def _ending(
     return Ending(run.lease, status, reply, use.ran_s, use.tokens, quarantine, use.prompt_tokens)
 
 
-def _pause(run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"]) -> Pause:
+def _suspension(
+    run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"]
+) -> Suspension:
     use = run.use()
-    return Pause(run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens)
+    return Suspension(run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens)
 
 
 def _late() -> DeadlineExceeded:

@@ -1,10 +1,10 @@
 """The worker: one asyncio loop that takes jobs from one module's queue and answers each.
 
-    claim ──▶ Run, a task each ──▶ Outbox ──▶ finish or pause, which claims the next ones
+    claim ──▶ Run, a task each ──▶ Outbox ──▶ finish or suspend, which claims the next ones
       ▲                              ▲
       └─ a blocking wait, while there is room        Leases renews all leases in one call
 
-Every job that is taken ends in exactly one ending or pause. Only the death of the process, or
+Every job that is taken ends in exactly one ending or suspension. Only the death of the process, or
 a lease that is lost, leaves one unanswered, and then the queue lends it to another worker.
 """
 
@@ -25,7 +25,7 @@ from aios_broker.contract.errors import KernelError, RedisUnavailable
 from aios_broker.contract.names import Module
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
-from aios_broker.queues.records import Ending, Lease, Pause, WorkerCard
+from aios_broker.queues.records import Ending, Lease, Suspension, WorkerCard
 from aios_broker.redis.channel import Channel
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Backoff
@@ -260,14 +260,14 @@ class Worker:
         if self.is_stopping:
             run.suspend("drain")
 
-    async def _answer(self, run: Run, earlier: Run | None) -> Ending | Pause:
+    async def _answer(self, run: Run, earlier: Run | None) -> Ending | Suspension:
         """Answer a job; first end an attempt of it that lost its lease and does not know it yet."""
         if earlier is not None and earlier.task is not None:
             earlier.stop("lost")
             await asyncio.wait([earlier.task], timeout=STOP_S)
         return await self._executor.answer(run)
 
-    def _ended(self, run: Run, task: asyncio.Task[Ending | Pause]) -> None:
+    def _ended(self, run: Run, task: asyncio.Task[Ending | Suspension]) -> None:
         self._leases.remove(run)
         entry = self._executor.stopped(run) if task.cancelled() else task.result()
         if entry is not None:

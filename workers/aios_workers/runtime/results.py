@@ -14,13 +14,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue, Settled
-from aios_broker.queues.records import Ending, Lease, Pause
+from aios_broker.queues.records import Ending, Lease, Suspension
 
 logger = logging.getLogger(__name__)
 
 REFUSED_S = 30.0  # results that Redis refuses this long are given up; their leases run out
 
-E = TypeVar("E", Ending, Pause)
+E = TypeVar("E", Ending, Suspension)
 _Send = Callable[[list[E], ClaimRequest], Awaitable[Settled]]
 
 
@@ -57,38 +57,38 @@ def worker_metrics(
 
 
 class Outbox:
-    """Settles endings and pauses in batches, and claims the next jobs in the same step.
+    """Settles endings and suspensions in batches, and claims the next jobs in the same step.
 
     One caller at a time settles; anybody may add meanwhile.
     """
 
     def __init__(self, queue: ModuleQueue, worker: str) -> None:
         self._finish = partial(queue.finish, worker)
-        self._pause = partial(queue.pause, worker)
+        self._suspend = partial(queue.suspend, worker)
         self._endings: list[Ending] = []
-        self._pauses: list[Pause] = []
+        self._suspensions: list[Suspension] = []
         self._refused_since_s: float | None = None
         self.counts = RunCounts()
 
     def __len__(self) -> int:
         """Return how many results wait."""
-        return len(self._endings) + len(self._pauses)
+        return len(self._endings) + len(self._suspensions)
 
-    def add(self, entry: Ending | Pause) -> None:
+    def add(self, entry: Ending | Suspension) -> None:
         """Take in what came of a run, and count it."""
         counts = self.counts
         if isinstance(entry, Ending):
             self._endings.append(entry)
             counts.outcomes[entry.status] += 1
         else:
-            self._pauses.append(entry)
+            self._suspensions.append(entry)
             counts.outcomes["parked" if entry.reason == "park" else "suspended"] += 1
         counts.ran_s += entry.ran_s
         counts.tokens += entry.tokens
 
     def leases(self) -> list[Lease]:
         """Return the leases that must live until their results are settled."""
-        return [end.lease for end in self._endings] + [pause.lease for pause in self._pauses]
+        return [end.lease for end in self._endings] + [each.lease for each in self._suspensions]
 
     async def settle(self, claim_request: ClaimRequest) -> list[Lease]:
         """Hand over all that waits; return the jobs claimed in the same step.
@@ -99,9 +99,9 @@ class Outbox:
         nothing = ClaimRequest(0, claim_request.lease_s, claim_request.cores)
         try:
             leases: list[Lease] = []
-            if self._pauses:
+            if self._suspensions:
                 leases += await _send_all(
-                    self._pauses, self._pause, nothing if self._endings else claim_request
+                    self._suspensions, self._suspend, nothing if self._endings else claim_request
                 )
             if self._endings and not leases:
                 leases += await _send_all(self._endings, self._finish, claim_request)
@@ -109,7 +109,7 @@ class Outbox:
             raise
         except KernelError:
             # One bad result must not hold up all others.
-            await _send_singly(self._pauses, self._pause, nothing)
+            await _send_singly(self._suspensions, self._suspend, nothing)
             await _send_singly(self._endings, self._finish, nothing)
             if self._is_hopeless():
                 return []
@@ -128,7 +128,7 @@ class Outbox:
             lost = [lease.job_id for lease in self.leases()]
             logger.error("Redis refuses these results, they are given up: %s", lost)
         self._endings.clear()
-        self._pauses.clear()
+        self._suspensions.clear()
         self._refused_since_s = None
         return True
 

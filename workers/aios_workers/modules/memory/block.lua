@@ -1,6 +1,6 @@
 -- block.lua: one agent's block of notes in Redis, and which of them leave it (LRU-K).
 --
--- KEYS  the gate of the deployment (queues/keys.py)
+-- KEYS  the slot key of the deployment (queues/keys.py)
 -- ARGV  prefix, owner, now_us (0: this server's clock), and what the step names below
 --
 -- Keys  aios:memory:<owner>           hash: run, limit, used, k, correlated, high, low, count, floor,

@@ -19,11 +19,7 @@ register('attach', function(c)
     local id, client = take(c), take(c)
     local status, reply, suspensions = unpack(redis.call('HMGET', job_key(c, id), 'status',
         'aios_reply', 'aios_suspensions'))
-    local clients = redis.call('HGET', c.live, id)
-    if not clients and not reply then return {'unknown', false} end
-    if not clients then return {state_of(c, id, status, suspensions), reply} end
-    if client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. client .. ' ', 1, true) then
-        redis.call('HSET', c.live, id, clients == '' and client or clients .. ' ' .. client)
-    end
-    return {state_of(c, id, status, suspensions), false}
+    local is_live = join(c, id, client)
+    if not is_live and not reply then return {'unknown', false} end
+    return {state_of(c, id, status, suspensions), not is_live and reply}
 end)

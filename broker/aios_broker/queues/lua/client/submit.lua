@@ -1,7 +1,6 @@
 -- submit.lua: publish jobs; idempotent by id.
 --
--- ARGV  prefix, module, now (ISO), n, then per job:
---       id, data, description, metadata (JSON), needs, client, deadline_ms (from now)
+-- ARGV  prefix, module, now (ISO), n, n SubmissionRows
 --
 -- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again; or, where
 -- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, served...},
@@ -27,28 +26,17 @@ local function unserved_core(c, job)
     return answer
 end
 
-local function read_jobs(c)
-    local iso, n, jobs = take(c), tonumber(take(c)), {}
-    local args, at = c.args, c.at
-    for i = 1, n do
-        jobs[i] = {id = args[at], data = args[at + 1], description = args[at + 2],
-            metadata = args[at + 3], needs = args[at + 4], client = args[at + 5],
-            deadline_ms = tonumber(args[at + 6])}
-        at = at + 7
+-- One more client waits for a live job. Returns whether it is live.
+local function join(c, id, client)
+    local clients = call('HGET', c.live, id)
+    if clients and client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. client .. ' ', 1, true) then
+        call('HSET', c.live, id, clients == '' and client or clients .. ' ' .. client)
     end
-    c.at = at
-    return iso, jobs
+    return clients
 end
 
--- One more client waits for a job that exists already.
 local function rejoin(c, job)
-    local clients = call('HGET', c.live, job.id)
-    if clients then
-        if job.client ~= '' and not string.find(' ' .. clients .. ' ', ' ' .. job.client .. ' ', 1, true) then
-            call('HSET', c.live, job.id, clients == '' and job.client or clients .. ' ' .. job.client)
-        end
-        return 2
-    end
+    if join(c, job.id, job.client) then return 2 end
     local reply = call('HGET', job_key(c, job.id), 'aios_reply')
     if reply then
         reply_to(c, job.client, reply)
@@ -63,11 +51,7 @@ local REMOVED = '{"code":"cancelled","message":"it was removed from the queue by
 -- Ids of live jobs whose records a stock tool has just deleted come again: whoever waits for those
 -- is told first, and what their workers may still say does not count for the new ones.
 local function bury_deleted(c, jobs, iso)
-    local lent = {}
-    for _, member in ipairs(call('ZRANGE', c.leases, 0, -1)) do
-        local id, attempt = string.match(member, '^(.*):(%d+)$')
-        lent[id] = attempt
-    end
+    local lent = attempts_lent(c)
     for _, job in ipairs(jobs) do
         if call('HEXISTS', c.live, job.id) == 1 then
             terminate(c, job.id, 'cancel', 'canceled', REMOVED, iso, lent[job.id])
@@ -91,23 +75,23 @@ local function enter_deadlines(c, jobs, iso)
 end
 
 local function publish(c, job, iso, batch)
-    local key, now = job_key(c, job.id), text(c, c.now)
-    call('HSET', key, 'status', 'queued', 'data', job.data, 'aios_metadata', job.metadata,
+    local now = batch.now
+    call('HSET', job.key, 'status', 'queued', 'data', job.data, 'aios_metadata', job.metadata,
         'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
         'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
         'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
-    if job.needs ~= '' then call('HSET', key, 'aios_needs', job.needs) end
-    if job.attempt then call('HSET', key, 'aios_attempt', job.attempt) end
+    if job.needs ~= '' then call('HSET', job.key, 'aios_needs', job.needs) end
+    if job.attempt then call('HSET', job.key, 'aios_attempt', job.attempt) end
     batch.queue[#batch.queue + 1] = job.id
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
-    quota.moved(c, job.metadata, nil, 'q', job.id)
+    if batch.quotas then quota.moved(c, job.metadata, nil, 'q', job.id) end
     note(c, 'submit', job.id, '', job.client, job.metadata)
 end
 
-local function any_known(c, jobs)
+local function any_known(jobs)
     local keys = {}
-    for i, job in ipairs(jobs) do keys[i] = job_key(c, job.id) end
+    for i, job in ipairs(jobs) do keys[i] = job.key end
     for first = 1, #keys, CHUNK do
         if call('EXISTS', unpack(keys, first, math.min(first + CHUNK - 1, #keys))) > 0 then
             return true
@@ -118,14 +102,16 @@ end
 
 -- Sort a batch into what is new and what is known. `seen`: the first of each id.
 local function sort_jobs(c, jobs)
-    local check, fresh, seen = any_known(c, jobs), {}, {}
+    for _, job in ipairs(jobs) do job.key = job_key(c, job.id) end
+    local check, fresh, seen = any_known(jobs), {}, {}
     for _, job in ipairs(jobs) do
-        if seen[job.id] then
-            job.first = seen[job.id]
-        elseif check and call('EXISTS', job_key(c, job.id)) == 1 then
-            job.known, seen[job.id] = true, job
+        local id = job.id
+        if seen[id] then
+            job.first = seen[id]
+        elseif check and call('EXISTS', job.key) == 1 then
+            job.known, seen[id] = true, job
         else
-            fresh[#fresh + 1], seen[job.id] = job, job
+            fresh[#fresh + 1], seen[id] = job, job
         end
     end
     return fresh
@@ -140,8 +126,11 @@ end
 local function admit(c, fresh)
     local limit = tonumber(call('HGET', c.policy, 'max_waiting') or '100000')
     local waiting, taken, load = call('LLEN', c.queue), {}, {}
+    local anything = not quota.has_quotas(c) and waiting + #fresh <= limit -- but for cores
     for _, job in ipairs(fresh) do
-        job.refusal = refusal_of(c, job, waiting + #taken, limit, load)
+        if not anything or job.needs ~= '' then
+            job.refusal = refusal_of(c, job, waiting + #taken, limit, load)
+        end
         if not job.refusal then taken[#taken + 1] = job end
     end
     return taken
@@ -149,16 +138,18 @@ end
 
 local function enter(c, taken, iso)
     enter_deadlines(c, taken, iso)
-    local batch = {queue = {}, live = {}}
+    local batch = {queue = {}, live = {}, now = text(c, c.now), quotas = quota.has_quotas(c)}
     for _, job in ipairs(taken) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)
     variadic('RPUSH', c.queue, batch.queue)
     if #taken > 0 then call('SADD', c.p .. ':queues', c.queue) end
 end
 
--- What another job of this id was published with, where it is not the same to the byte.
+-- What another job of this id was published with, where it is not the same to the byte. One that comes
+-- twice in a batch hears the same twice.
 local function other_data(c, job)
-    local data = job.first and job.first.data or call('HGET', job_key(c, job.id), 'data')
+    local first = job.first
+    local data = first and not first.known and first.data or call('HGET', job.key, 'data')
     if data and data ~= job.data then return {'differs', data} end
 end
 
@@ -169,9 +160,10 @@ local function outcome(c, job)
 end
 
 register('submit', function(c)
-    local iso, jobs = read_jobs(c)
-    enter(c, admit(c, sort_jobs(c, jobs)), iso)
-    local answer = {}
-    for i, job in ipairs(jobs) do answer[i] = outcome(c, job) end
+    local iso, jobs, answer = take(c), read_rows(c, read.submission), {}
+    local taken = admit(c, sort_jobs(c, jobs))
+    enter(c, taken, iso)
+    local all = #taken == #jobs
+    for i, job in ipairs(jobs) do answer[i] = all and 1 or outcome(c, job) end
     return answer
 end)

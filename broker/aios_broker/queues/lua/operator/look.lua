@@ -11,10 +11,8 @@
 --                          ('': no score); and the first UNKNOWN of all that have none, with
 --                          their metadata; where `middle` is 1, of those between the ends the ids
 --                          whose scores belong among the head's, the lowest ones, and their scores
---       'queue'            one row of numbers
--- Row of a job: id, state, metadata, needs, worker, attempt, slices, suspensions, losses, tokens,
--- queued_ms, ran_ms, age_ms, deadline_ms (from now), has deadline, position (-1: none), score
--- ('': none), nice ('': as submitted).
+--       'queue'            a QueueRow
+-- A job's row is a JobRow.
 
 local VIEW = {'status', 'aios_metadata', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
@@ -26,10 +24,11 @@ local function view(c, id, position)
     local queued_ms = count(f[10])
     if f[1] == 'queued' and f[13] then queued_ms = queued_ms + c.now - f[13] end
     local submitted = tonumber(f[12]) or c.now
-    return {id, state_of(c, id, f[1], f[7]), f[2] or '', f[3] or '', f[4] or '', count(f[5]),
-        count(f[6]), count(f[7]), count(f[8]), count(f[9]), queued_ms, count(f[11]),
-        c.now - submitted, f[14] and f[14] - c.now or 0, f[14] and 1 or 0, position,
-        redis.call('ZSCORE', c.scores, id) or '', f[15] or ''}
+    return pack.job{id = id, state = state_of(c, id, f[1], f[7]), metadata = f[2] or '',
+        needs = f[3] or '', worker = f[4] or '', attempt = count(f[5]), slices = count(f[6]),
+        suspensions = count(f[7]), losses = count(f[8]), tokens = count(f[9]), queued_ms = queued_ms,
+        ran_ms = count(f[11]), age_ms = c.now - submitted, deadline_ms = f[14] and f[14] - c.now,
+        position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15]}
 end
 
 local function jobs(c, limit)
@@ -38,11 +37,11 @@ local function jobs(c, limit)
         if #rows < limit then rows[#rows + 1] = view(c, id, position) end
     end
     for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, limit - 1)) do
-        add(string.match(member, '^(.*):%d+$'), -1)
+        add(string.match(member, '^(.*):%d+$'), false)
     end
     for i, id in ipairs(redis.call('LRANGE', c.queue, 0, limit - 1)) do add(id, i - 1) end
     for _, place in ipairs({c.held, c.parked}) do
-        for _, id in ipairs(redis.call('ZRANGE', place, 0, limit - 1)) do add(id, -1) end
+        for _, id in ipairs(redis.call('ZRANGE', place, 0, limit - 1)) do add(id, false) end
     end
     return rows
 end
@@ -61,10 +60,11 @@ local function queue(c)
         local ready = redis.call('HGET', job_key(c, id), 'aios_ready_ms')
         if ready then oldest = math.max(oldest, c.now - ready) end
     end
-    return {redis.call('LLEN', c.queue), redis.call('ZCARD', c.leases), redis.call('ZCARD', c.held),
-        redis.call('ZCARD', c.p .. ':finished:' .. c.q), redis.call('ZCARD', c.p .. ':failed:' .. c.q),
-        redis.call('ZCARD', c.quarantine), redis.call('HGET', c.policy, 'name') or 'rr', oldest,
-        redis.call('ZCARD', c.parked)}
+    local function size(key) return redis.call('ZCARD', key) end
+    return pack.queue{waiting = redis.call('LLEN', c.queue), running = size(c.leases),
+        held = size(c.held), parked = size(c.parked), finished = size(c.p .. ':finished:' .. c.q),
+        failed = size(c.p .. ':failed:' .. c.q), quarantined = size(c.quarantine),
+        policy = redis.call('HGET', c.policy, 'name') or 'rr', oldest_ms = oldest}
 end
 
 local UNKNOWN = 200 -- jobs whose metadata come with the ends: about 1 ms
@@ -176,7 +176,7 @@ register('look', function(c)
     if what == 'job' then
         local id = take(c)
         if redis.call('HEXISTS', c.live, id) == 0 then return {} end
-        return {view(c, id, redis.call('LPOS', c.queue, id) or -1)}
+        return {view(c, id, redis.call('LPOS', c.queue, id))}
     end
     while c.at <= #c.args do answer[#answer + 1] = metadata(c, take(c)) end
     return answer

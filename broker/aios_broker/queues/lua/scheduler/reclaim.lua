@@ -12,7 +12,7 @@ local function put_back(c, id, attempt, member, losses)
     local job = job_key(c, id)
     redis.call('ZREM', c.leases, member)
     redis.call('ZREM', c.wip, member)
-    redis.call('ZREM', c.yielding, id)
+    redis.call('ZREM', c.suspending, id)
     redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'aios_losses', losses,
         'aios_ready_ms', c.now)
     redis.call('HINCRBY', job, 'aios_slices', 1)

@@ -1,36 +1,36 @@
 -- reconcile.lua: answer for what stock RQ tools changed behind our back.
 --
--- ARGV  prefix, module, epoch, error body (JSON) for what was removed, live jobs that are looked at
+-- ARGV  prefix, module, epoch, error body (JSON) for what was removed, live jobs that are compared
 --       in one step
 --
 -- Every live job is in exactly one place: the run queue, a lease, held, parked. Stock tools do not
 -- know of the last three: what runs or is held keeps its place when it is deleted or cancelled,
 -- so the records of those are looked at each time. What waits is not, while the counts agree (but
--- for a full look every FULL_LOOK_MS). A live job that is nowhere was deleted or cancelled
+-- for a full pass every FULL_PASS_MS). A live job that is nowhere was deleted or cancelled
 -- (whoever waits hears it), or a stock worker has just popped it: then it is a suspect, and put
 -- back when it is still nowhere after GRACE_MS. A listed job that is not live was enqueued or
 -- requeued by a stock tool: it is taken in. A held or parked one that a stock tool enqueued is so
 -- no more: whether it may do what it was parked for is asked anew.
--- Where more is live than may be looked at in one step, the full look is the caller's, part by part:
--- see settle.lua.
+-- Where more is live than may be looked at in one step, the full pass is the caller's, part by part:
+-- see mend.lua.
 -- Returns how many jobs were put right; 0 also when the epoch is over. Or, where something is to be
--- done in parts, {how many; now where it is a full look, else 0; 1 where it is a count of the load;
+-- done in parts, {how many; now where it is a full pass, else 0; 1 where it is a count of the load;
 -- how many have left a long run queue and are still listed (unlist.lua)}.
 
 local GRACE_MS = 3000
-local FULL_LOOK_MS = 10000
-local FULL_LOOK_SHARE = 4    -- in a long queue 1 ms of waiting for so many live jobs
+local FULL_PASS_MS = 10000
+local FULL_PASS_SHARE = 4    -- in a long queue 1 ms of waiting for so many live jobs
 local RELOOK_SHARE = 20      -- where the counts disagree
 local PLACED = 1000          -- of those that run, are held, or parked: looked at each time, about 3 ms
 local QUARANTINE_MS = 7 * 86400000 -- how long a quarantined id can be seen
 local DROPPED = 10000         -- entries of a registry that are dropped each time: about 3 ms
 local REGISTRIES = {':finished:', ':failed:', ':canceled:'}
 
--- Is a look at all that is live due?
+-- Is a full pass due?
 local function is_due(c)
     local live = redis.call('HLEN', c.live)
     local age_ms = c.now - count(redis.call('HGET', c.own .. 'reconciled', c.q))
-    if age_ms >= math.max(FULL_LOOK_MS, math.floor(live / FULL_LOOK_SHARE)) then return true end
+    if age_ms >= math.max(FULL_PASS_MS, math.floor(live / FULL_PASS_SHARE)) then return true end
     local places = redis.call('LLEN', c.queue) + redis.call('ZCARD', c.leases)
         + redis.call('ZCARD', c.held) + redis.call('ZCARD', c.parked)
         - redis.call('SCARD', ghosts_key(c))
@@ -128,7 +128,7 @@ local function put_back_lost(c, id)
 end
 
 -- A job that is live and nowhere. Returns true when it was put right.
-local function settle(c, id, body, iso)
+local function mend(c, id, body, iso)
     local status = status_of(c, id)
     if not status or status == 'canceled' then
         terminate(c, id, 'cancel', 'canceled', body, iso)
@@ -163,7 +163,7 @@ local function drop_gone(c, command, key, cursor, step)
 end
 
 local function drop_leftovers(c)
-    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.yielding},
+    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.suspending},
         {'HSCAN', c.control}}) do
         local cursor = '0'
         repeat cursor = drop_gone(c, place[1], place[2], cursor, CHUNK) until cursor == '0'
@@ -171,7 +171,7 @@ local function drop_leftovers(c)
 end
 
 -- Compare all that is live with all that has a place. Returns how many jobs were put right.
-local function look_at_all(c, body, iso)
+local function full_pass(c, body, iso)
     redis.call('HSET', c.own .. 'reconciled', c.q, c.now)
     local places, mended, live = all_places(c), 0, {}
     for _, id in ipairs(redis.call('HKEYS', c.live)) do live[id] = true end
@@ -187,7 +187,7 @@ local function look_at_all(c, body, iso)
         if places[id] then redis.call('ZREM', c.suspects, id) end
     end
     for id in pairs(live) do
-        if not places[id] and settle(c, id, body, iso) then
+        if not places[id] and mend(c, id, body, iso) then
             mended = mended + 1
         end
     end
@@ -203,7 +203,7 @@ register('reconcile', function(c)
     local due = is_due(c)
     local in_parts = due and redis.call('HLEN', c.live) > all_at_once
     if due and not in_parts then
-        mended = mended + look_at_all(c, body, iso)
+        mended = mended + full_pass(c, body, iso)
         clear_queue(c)
     end
     drop_expired(c)

@@ -190,7 +190,7 @@ do
     local function creditors(c)
         if c.creditors then return c.creditors end
         local flat, jobs = call('HGETALL', c.owed), {}
-        c.creditors, c.settled = {}, {}
+        c.creditors, c.paid = {}, {}
         for i = 1, #flat, 2 do
             local resource, debt = flat[i], flat[i + 1]
             if jobs[debt] == nil then
@@ -202,15 +202,15 @@ do
             if jobs[debt] and holds(c, jobs[debt], resource) then
                 c.creditors[resource] = jobs[debt]
             else
-                c.settled[#c.settled + 1] = resource
+                c.paid[#c.paid + 1] = resource
             end
         end
         return c.creditors
     end
 
-    local function drop_settled(c)
+    local function drop_paid(c)
         creditors(c)
-        variadic('HDEL', c.owed, c.settled)
+        variadic('HDEL', c.owed, c.paid)
     end
 
     -- The first resource that a job cannot have: {'resource', name, holders, limit, id that it is owed to}.
@@ -288,7 +288,7 @@ do
     -- The ids of the jobs that are owed something, those that have waited longest first.
     function admission.owed(c)
         if not has_rules(c) then return NOTHING end
-        drop_settled(c)
+        drop_paid(c)
         local ids, seen = {}, {}
         for _, job in pairs(creditors(c)) do
             if not seen[job.id] then ids[#ids + 1] = job.id end
@@ -304,7 +304,7 @@ do
     -- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
     -- where the last look ended, so that by and by all of it is seen. Returns where to look and how
     -- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
-    function admission.far_look(c, far)
+    function admission.far_scan(c, far)
         if not c.is_barred then return 0, far end
         local missed, place = string.match(call('GET', c.far) or '', '^(%d+) (%d+)$')
         if c.now - count(missed) < MISS_MS then return nil, 0 end
@@ -319,7 +319,7 @@ do
     -- What the scheduler sees to: notes of leases, bars and debts that are over.
     function admission.sweep(c)
         call('ZREMRANGEBYSCORE', c.barred, '-inf', c.now)
-        if has_rules(c) then drop_settled(c) end
+        if has_rules(c) then drop_paid(c) end
         local n, first, members, gone = call('ZCARD', c.holders), 0, {}, {}
         if n > SWEPT_HOLDERS then first = math.floor(c.now / 1000) * SWEPT_HOLDERS % n end
         local entries = call('ZRANGE', c.holders, first, first + SWEPT_HOLDERS - 1)

@@ -10,7 +10,7 @@ local FAR_LOOKAHEAD = 4096   -- ... and where all of them are for other cores
 local CORE_TTL_MS = 60000    -- a core whose workers were silent this long is not served any more
 local WORKER_TTL_S = 480     -- RQ's own worker record time to live
 local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
-local YIELDING_MS = 10000    -- a job told to yield has done so by then, or its worker is dead
+local SUSPENDING_MS = 10000    -- a job told to suspend has done so by then, or its worker is dead
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
 local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
@@ -25,12 +25,11 @@ local function now_ms()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function open(args)
-    call = redis.call
-    local p, q = args[1], args[2]
+-- The names of a queue's keys: built at its first call, and kept.
+local function names_of(p, q)
     local own = p .. ':aios:'
     return {
-        p = p, q = q, own = own, now = now_ms(), at = 3, args = args, journal = {},
+        own = own,
         queue = p .. ':queue:' .. q,           -- list: all that waits
         wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
         deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held or parked
@@ -38,7 +37,7 @@ local function open(args)
         leases = own .. 'leases:' .. q,        -- zset: id:attempt -> expiry ms
         deadlines = own .. 'deadlines:' .. q,  -- zset: id -> ms
         scores = own .. 'scores:' .. q,        -- zset: id -> the policy's score
-        yielding = own .. 'yielding:' .. q,    -- zset: id -> ms when it was told to yield
+        suspending = own .. 'suspending:' .. q,    -- zset: id -> ms when it was told to suspend
         held = own .. 'held:' .. q,            -- zset: id -> ms since when
         parked = own .. 'parked:' .. q,        -- zset: id -> ms since when
         control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it
@@ -61,6 +60,20 @@ local function open(args)
         snapshot_bytes = own .. 'snapshot_bytes', -- hash: id -> size
         snapshot_total = own .. 'snapshot_total', -- string: sum of the sizes
     }
+end
+
+local queues = {} -- by prefix and module, a line between: what each context of a queue falls back on
+
+local function open(args)
+    call = redis.call
+    local p, q = args[1], args[2]
+    local queue = p .. '\n' .. q
+    local known = queues[queue]
+    if not known then
+        known = {__index = names_of(p, q)}
+        queues[queue] = known
+    end
+    return setmetatable({p = p, q = q, now = now_ms(), at = 3, args = args, journal = {}}, known)
 end
 
 local function job_key(c, id) return c.p .. ':job:' .. id end
@@ -100,7 +113,7 @@ local function read_many(command, key, members)
 end
 
 -- One transition. `detail`: metadata for submit and adopt, 'tokens,ran_ms' over all slices for
--- yield, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
+-- suspend, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
 -- batch mostly differ in their ids alone: what they have in common is kept once.
 local function note(c, event, id, attempt, who, detail)
     local run = c.journal[#c.journal]
@@ -124,7 +137,7 @@ end
 
 -- One XADD carries all transitions of the call (t), what it charged (u), and a quota's change (s).
 local function write_journal(c)
-    local uses = (c.uses or c.load_changed) and quota.settle(c)
+    local uses = (c.uses or c.load_changed) and quota.write(c)
     if #c.journal == 0 and not uses and not c.settings then return end
     local entry = {'q', c.q}
     local function add(name, text)
@@ -241,6 +254,35 @@ local function held_leases(c, members)
     return read_many('ZMSCORE', c.leases, members)
 end
 
+-- The attempts of all leases, by id: asked for when a job's record, that has its attempt, is gone.
+local function attempts_lent(c)
+    if not c.attempts then
+        c.attempts = {}
+        for _, member in ipairs(call('ZRANGE', c.leases, 0, -1)) do
+            local id, attempt = string.match(member, '^(.*):(%d+)$')
+            c.attempts[id] = attempt
+        end
+    end
+    return c.attempts
+end
+
+-- The n rows that follow, see queues/rows.py.
+local function read_rows(c, read_one)
+    local rows = {}
+    for i = 1, take(c) do rows[i] = read_one(c) end
+    return rows
+end
+
+-- And, of rows that name a lease each: the members, the ids, and which of them last.
+local function read_leased(c, read_one)
+    local rows, members, ids = read_rows(c, read_one), {}, {}
+    for i, row in ipairs(rows) do
+        row.member = row.id .. ':' .. row.attempt
+        members[i], ids[i] = row.member, row.id
+    end
+    return rows, ids, held_leases(c, members)
+end
+
 local function error_reply(id, body)
     return '{"kind":"reply","id":' .. cjson.encode(id) .. ',"error":' .. body .. '}'
 end
@@ -267,13 +309,9 @@ local function terminate(c, id, event, status, body, iso, lent)
     elseif was == 'queued' or not was then
         leave_queue(c, id)
     end
-    call('ZREM', c.held, id)
-    call('ZREM', c.parked, id)
-    call('ZREM', c.deferred, id)
-    call('ZREM', c.deadlines, id)
-    call('ZREM', c.scores, id)
-    call('ZREM', c.yielding, id)
-    call('ZREM', c.suspects, id)
+    for _, key in ipairs({c.held, c.parked, c.deferred, c.deadlines, c.scores, c.suspending, c.suspects}) do
+        call('ZREM', key, id)
+    end
     call('HDEL', c.control, id)
     drop_snapshots(c, {id})
     local reply = error_reply(id, body)

@@ -11,7 +11,7 @@
 --   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
 -- Use is counted in metered modules: llm, and all that have quotas or a policy that watches it. The load and the buckets are
--- there while there are quotas. All changes of one call are written at its end, by `settle`.
+-- there while there are quotas. All changes of one call are written at its end, by `write`.
 
 local METERED = 'llm'
 local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute'}
@@ -27,6 +27,8 @@ local function has_quotas(c)
     if c.quotas == nil then admission.read_rules(c) end
     return c.quotas
 end
+
+quota.has_quotas = has_quotas
 
 function quota.metered(c) return c.q == METERED or has_quotas(c) or c.scope end
 
@@ -162,12 +164,13 @@ end
 local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
     'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
 
--- Charge a job with what this attempt has used since its claim, all in all: sent again, it changes
+-- Charge a job with what this attempt has used since its claim (`use`: a row that says so), all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
 -- Returns what the job used in all ('tokens,ran_ms'), its metadata, whether it has a record, and its needs.
-function quota.charge(c, id, attempt, ran_ms, tokens, prompt)
-    local key = job_key(c, id)
+function quota.charge(c, use)
+    local key, attempt = job_key(c, use.id), use.attempt
+    local ran_ms, tokens, prompt = tonumber(use.ran_ms), tonumber(use.tokens), tonumber(use.prompt)
     local f = redis.call('HMGET', key, unpack(CHARGED))
     if not f[8] then return tokens .. ',' .. ran_ms, nil, false end -- a stock tool deleted it
     local had_tokens, had_ms, had_prompt = count(f[2]), count(f[3]), count(f[4])
@@ -290,7 +293,7 @@ local function write_load(c)
     variadic('HDEL', quota_key(c, 'load'), gone)
 end
 
-function quota.settle(c)
+function quota.write(c)
     if c.load_changed then write_load(c) end
     if c.drained then
         local rows = {}

@@ -1,27 +1,33 @@
--- claim.lua: lend the first jobs that this worker can run. Shared with finish and yield, which
--- claim in the same step; `adopt_one` lends one job to a stock RQ worker.
+-- claim.lua: lend the first jobs that this worker can run. Shared with finish and suspend, which
+-- claim in the same step; `claim_one` lends one job to a stock RQ worker.
 --
--- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores (comma between)
+-- ARGV  prefix, module, a ClaimRow
 --
--- Returns one row per lease: id, attempt, data, trusted, waited for, queued_ms, deadline_ms (from
--- now); and, of one that is no newcomer, ran_ms, slices, suspensions, losses, has snapshot, alone
--- (a last try: the worker runs nothing else beside it); and 1 where it was parked and is decided.
+-- Returns a LeaseRow per lease. `alone`: a last try, the worker runs nothing else beside it.
 -- And one row {name, 0} per id that was quarantined because no worker could read it.
+
+-- One whose workers died again and again may be what killed them. Its last try is alone, and its
+-- worker takes nothing else meanwhile: among others it would take them along each time, until all
+-- of them are quarantined.
+local function is_suspect(c, losses)
+    return losses > 0 and losses >= tonumber(call('HGET', c.policy, 'max_losses') or '3') - 1
+end
 
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
     local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_metadata', 'aios_ready_ms',
         'aios_deadline_ms', 'aios_needs', 'aios_attempt') -- an error: a foreign key of another type
     if f.err or not f[2] then return nil end
-    local job = {id = id, status = f[1], data = f[2], metadata = f[3],
-        ready_ms = tonumber(f[4]) or c.now, deadline_ms = tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS,
-        needs = f[6], attempt = 0, queued_ms = 0, losses = 0}
+    local job = {id = id, status = f[1], data = f[2], metadata = f[3], trusted = f[3] and 1 or 0,
+        ready_ms = tonumber(f[4]) or c.now, deadline_ms = (tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS) - c.now,
+        needs = f[6], attempt = 0, queued_ms = 0, wanted = 0}
     if not f[7] then return job end -- it has never run, nor been held
     local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
         'aios_suspensions', 'aios_losses', 'aios_decided')
     job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
     job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
-    job.decided = past[6]
+    job.decided = past[6] or nil
+    job.alone = is_suspect(c, job.losses) and 1 or 0
     return job
 end
 
@@ -29,15 +35,6 @@ end
 local function lendable(c, job)
     if not job or job.status ~= 'queued' then return false end
     return job.attempt == 0 or not call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
-end
-
--- One whose workers died again and again may be what killed them. Its last try is alone, and its
--- worker takes nothing else meanwhile: among others it would take them along each time, until all
--- of them are quarantined.
-local function is_suspect(c, job)
-    if not job or job.losses == 0 then return false end
-    local max_losses = tonumber(call('HGET', c.policy, 'max_losses') or '3')
-    return job.losses >= max_losses - 1
 end
 
 -- Is it UTF-8? Ids of ours are; a stock tool may push any bytes.
@@ -65,13 +62,22 @@ local function quarantine_unreadable(c, id)
     c.unreadable[#c.unreadable + 1] = {name, 0}
 end
 
+-- Lend this one, too? Nothing goes beside one whose last try it is.
+local function choose_one(c, job, cores, chosen)
+    if not admission.admits(c, job, cores) then return false end
+    if job.needs or c.has_rules then admission.enter(c, job) end
+    chosen[#chosen + 1] = job
+    chosen.full = #chosen == chosen.want or job.alone == 1
+    return true
+end
+
 -- Go through ids of the queue: choose what to lend. Returns what to take off the list (counted from
 -- the first of them), and how many of these at the very beginning.
-local function sift(c, ids, want, cores, chosen)
+local function sift(c, ids, cores, chosen)
     local removed, passed = {}, 0
     local seen, prefix = {}, 0
     for i, id in ipairs(ids) do
-        if #chosen == want or is_suspect(c, chosen[1]) then break end
+        if chosen.full then break end
         local job = not seen[id] and read_job(c, id) or nil
         seen[id] = true
         if not lendable(c, job) then
@@ -79,11 +85,9 @@ local function sift(c, ids, want, cores, chosen)
         elseif not job.metadata and not readable(id) then
             quarantine_unreadable(c, id)
             removed[#removed + 1] = i
-        elseif #chosen > 0 and is_suspect(c, job) then
+        elseif #chosen > 0 and job.alone == 1 then
             break
-        elseif admission.admits(c, job, cores) then
-            admission.enter(c, job)
-            chosen[#chosen + 1] = job
+        elseif choose_one(c, job, cores, chosen) then
             removed[#removed + 1] = i
         else
             admission.passed(c, job)
@@ -95,32 +99,29 @@ local function sift(c, ids, want, cores, chosen)
 end
 
 -- Those that are owed what they need go first, wherever they stand, as soon as it is free.
-local function choose_owed(c, want, cores)
-    local chosen = {}
+local function choose_owed(c, cores, chosen)
     for _, id in ipairs(admission.owed(c)) do
-        if #chosen == want or is_suspect(c, chosen[1]) then break end
+        if chosen.full then break end
         local job = read_job(c, id)
-        if lendable(c, job) and not (#chosen > 0 and is_suspect(c, job))
-            and admission.admits(c, job, cores) then
-            admission.enter(c, job)
-            chosen[#chosen + 1] = job
+        if lendable(c, job) and not (#chosen > 0 and job.alone == 1)
+            and choose_one(c, job, cores, chosen) then
             call('LREM', c.queue, 1, id)
         end
     end
-    return chosen
 end
 
 -- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is not
 -- admitted here: LOOKAHEAD jobs, or, where it is all of them, many more.
 local function choose(c, want, cores)
-    local chosen, place, ahead = choose_owed(c, want, cores), 0, want + LOOKAHEAD
+    local chosen, place, ahead = {want = want}, 0, want + LOOKAHEAD
+    choose_owed(c, cores, chosen)
     local ids = call('LRANGE', c.queue, 0, ahead - 1)
-    local removed, prefix = sift(c, ids, want, cores, chosen)
+    local removed, prefix = sift(c, ids, cores, chosen)
     if #chosen == 0 and #ids == ahead then
-        place, ahead = admission.far_look(c, want + FAR_LOOKAHEAD)
+        place, ahead = admission.far_scan(c, want + FAR_LOOKAHEAD)
         if place then
             ids = call('LRANGE', c.queue, place, place + ahead - 1)
-            removed, prefix = sift(c, ids, want, cores, chosen)
+            removed, prefix = sift(c, ids, cores, chosen)
             if #chosen == 0 then admission.missed(c, #ids == ahead and place + ahead or 0) end
         end
     end
@@ -140,43 +141,41 @@ local function take_in(c, jobs, iso, clients)
         if not clients[i] then
             adopt(c, job.id, iso)
             clients[i] = ''
-            job.ready_ms, job.deadline_ms, job.losses = c.now, c.now + DEFAULT_DEADLINE_MS, 0
+            job.ready_ms, job.deadline_ms = c.now, DEFAULT_DEADLINE_MS
+            if job.losses then job.losses, job.alone = 0, 0 end
         end
     end
 end
 
--- What its worker is told of a job, from attempt `attempt` on.
-local function row_of(c, job, attempt, clients, queued_ms)
-    local row = {job.id, attempt, job.data, job.metadata and 1 or 0, clients ~= '' and 1 or 0,
-        queued_ms, job.deadline_ms - c.now}
-    if not job.slices then return row end
-    row[8], row[9], row[10], row[11] = job.ran_ms, job.slices, job.suspensions, job.losses
-    row[12], row[13] = call('HEXISTS', c.snapshot_bytes, job.id), 0
-    if job.decided then row[14] = 1 end
-    return row
+-- What its worker is told of a job, from its next attempt on.
+local function row_of(c, job, clients)
+    job.attempt, job.queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
+    if clients ~= '' then job.wanted = 1 end
+    if job.slices then job.has_snapshot = call('HEXISTS', c.snapshot_bytes, job.id) end
+    return pack.lease(job)
 end
 
-local function lend(c, worker, iso, want, lease_ms, cores)
+local function lend(c, claim)
+    local want = tonumber(claim.want)
     if want <= 0 or call('EXISTS', c.p .. ':suspended') == 1 then return {} end
-    local jobs = choose(c, want, ',' .. cores .. ',')
+    local jobs = choose(c, want, ',' .. claim.cores .. ',')
     if #jobs == 0 then return c.unreadable or {} end
-    local now, ids, leases, wip, rows = c.now, {}, {}, {}, {}
+    local ids, leases, wip, rows = {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end
     local clients = read_many('HMGET', c.live, ids)
-    take_in(c, jobs, iso, clients)
-    local until_ms = text(c, now + lease_ms)
+    take_in(c, jobs, claim.iso, clients)
+    local until_ms = text(c, c.now + claim.lease_ms)
     for i, job in ipairs(jobs) do
-        local id, attempt, queued_ms = job.id, job.attempt + 1, job.queued_ms + now - job.ready_ms
-        local number = text(c, attempt)
+        local id = job.id
+        rows[i] = row_of(c, job, clients[i])
+        local number = text(c, job.attempt)
         local member = id .. ':' .. number
-        call('HSET', job_key(c, id), 'status', 'started', 'worker_name', worker,
-            'started_at', iso, 'aios_attempt', number, 'aios_queued_ms', text(c, queued_ms))
+        call('HSET', job_key(c, id), 'status', 'started', 'worker_name', claim.worker,
+            'started_at', claim.iso, 'aios_attempt', number, 'aios_queued_ms', text(c, job.queued_ms))
         leases[2 * i - 1], leases[2 * i] = until_ms, member
         wip[2 * i - 1], wip[2 * i] = WIP_SCORE, member
-        rows[i] = row_of(c, job, attempt, clients[i], queued_ms)
-        if is_suspect(c, job) then rows[i][13] = 1 end
         if job.needs then admission.keep(c, job, member) end
-        note(c, 'claim', id, number, worker, '')
+        note(c, 'claim', id, number, claim.worker, '')
     end
     variadic('ZADD', c.leases, leases)
     variadic('ZADD', c.wip, wip)
@@ -184,16 +183,13 @@ local function lend(c, worker, iso, want, lease_ms, cores)
     return rows
 end
 
-register('claim', function(c)
-    local worker, iso = take(c), take(c)
-    return lend(c, worker, iso, tonumber(take(c)), tonumber(take(c)), take(c))
-end)
+register('claim', function(c) return lend(c, read.claim(c)) end)
 
 -- ARGV  prefix, module, worker, now (ISO), lease_ms, id
 -- A stock RQ worker popped the job and runs our entry point: give it the lease, leave RQ's own
 -- fields to it. Returns one row; an empty list: it ended, or another worker runs it; 0: it is not
 -- admitted now, ask again.
-register('adopt', function(c)
+register('claim_one', function(c)
     local worker, iso, lease_ms, id = take(c), take(c), tonumber(take(c)), take(c)
     local job = read_job(c, id)
     local client = call('HGET', c.live, id)
@@ -204,13 +200,14 @@ register('adopt', function(c)
     if not admission.admits(c, job) then return 0 end
     local clients = {client}
     take_in(c, {job}, iso, clients)
-    local attempt, queued_ms = job.attempt + 1, job.queued_ms + c.now - job.ready_ms
-    call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', queued_ms)
+    local row = row_of(c, job, clients[1])
+    local attempt = job.attempt
+    call('HSET', job_key(c, id), 'aios_attempt', attempt, 'aios_queued_ms', job.queued_ms)
     call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
     admission.enter(c, job)
     admission.keep(c, job, id .. ':' .. attempt)
     call('LREM', c.queue, 0, id)
     for _, place in ipairs({c.suspects, c.held, c.parked, c.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
-    return {row_of(c, job, attempt, clients[1], queued_ms)}
+    return {row}
 end)

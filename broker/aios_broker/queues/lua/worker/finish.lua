@@ -1,9 +1,7 @@
 -- finish.lua: end jobs: result, RQ's records, statistics and the reply, and claim the next ones.
 --
--- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, result_ttl_s, failure_ttl_s,
---       external (1: a stock RQ worker keeps RQ's records itself), n, then per job:
---       id, attempt, status (finished | failed), reply, result (as RQ stores it), ran_ms,
---       tokens, prompt tokens (all three since the claim), quarantine (0 | 1)
+-- ARGV  prefix, module, a ClaimRow, result_ttl_s, failure_ttl_s, external (1: a stock RQ worker
+--       keeps RQ's records itself), n, n EndingRows
 --
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}. A job whose lease is gone is left
 -- alone: another worker answers it.
@@ -28,7 +26,7 @@ local function forget(c, done)
     variadic('ZREM', c.wip, members)
     variadic('ZREM', c.deadlines, ids)
     variadic('HDEL', c.live, ids)
-    for _, key in ipairs({c.scores, c.yielding}) do
+    for _, key in ipairs({c.scores, c.suspending}) do
         if call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
     end
     if call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
@@ -48,29 +46,11 @@ local function count_work(c, worker, done)
     call('HINCRBYFLOAT', key, 'total_working_time', ms / 1000)
 end
 
-local function read_endings(c)
-    local n, jobs, members, ids = tonumber(take(c)), {}, {}, {}
-    local args, at = c.args, c.at
-    for i = 1, n do
-        local id, attempt, status, reply, result, ran_ms, tokens, prompt, quarantine =
-            unpack(args, at, at + 8)
-        local member = id .. ':' .. attempt
-        jobs[i] = {id = id, attempt = attempt, member = member, status = status, reply = reply,
-            result = result, ran_ms = tonumber(ran_ms), tokens = tokens, prompt = prompt,
-            use = tokens .. ',' .. ran_ms, quarantine = quarantine}
-        members[i], ids[i] = member, id
-        at = at + 9
-    end
-    c.at = at
-    return jobs, held_leases(c, members), read_many('HMGET', c.live, ids)
-end
-
 -- Charge what the job used; returns its total over all attempts. Where nobody counts use, the
 -- first attempt's own is the total, and costs no command.
-local function settle_use(c, job)
-    if job.attempt == '1' and not quota.metered(c) then return job.use end
-    local total, metadata, known = quota.charge(c, job.id, job.attempt, job.ran_ms, tonumber(job.tokens),
-        tonumber(job.prompt))
+local function charge_use(c, job)
+    if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
+    local total, metadata, known = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', nil, job.id) end
     quota.ended(c, metadata, job.status == 'finished')
     return total
@@ -85,7 +65,7 @@ end
 
 -- End one job. `registry`: entries of RQ's registries, by status.
 local function end_one(c, job, worker, iso, ttl_s, registry)
-    local used, ok = settle_use(c, job), job.status == 'finished'
+    local used, ok = charge_use(c, job), job.status == 'finished'
     if not ttl_s then
         call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
     else
@@ -103,11 +83,13 @@ local function end_one(c, job, worker, iso, ttl_s, registry)
 end
 
 register('finish', function(c)
-    local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
+    local claim = read.claim(c)
+    local worker, iso = claim.worker, claim.iso
     local ttl_s, now_s = {finished = tonumber(take(c)), failed = tonumber(take(c))}, math.floor(c.now / 1000)
     ttl_s.over = {finished = text(c, now_s + ttl_s.finished), failed = text(c, now_s + ttl_s.failed)}
     if take(c) == '1' then ttl_s = nil end
-    local jobs, leases, clients = read_endings(c)
+    local jobs, ids, leases = read_leased(c, read.ending)
+    local clients = read_many('HMGET', c.live, ids)
     local accepted, done, registry, seen = {}, {}, {finished = {}, failed = {}}, {}
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
@@ -126,6 +108,5 @@ register('finish', function(c)
         count_work(c, worker, done)
         sweep_ended(c, SWEPT_BY_FINISH)
     end
-    local rows = lend(c, worker, iso, want, lease_ms, cores)
-    return {accepted, rows}
+    return {accepted, lend(c, claim)}
 end)

@@ -1,13 +1,11 @@
 -- slice.lua: a slice has ended: charge it, keep the checkpoint, renew the lease, and say whether
 -- somebody more deserving waits for the slot.
 --
--- ARGV  prefix, module, worker, want (unused), lease_ms, cores, n, then per job:
---       id, attempt, ran_ms, tokens, prompt tokens (all three since the claim: sent again, nothing
---       is charged twice), checkpoint ('' keeps the last)
+-- ARGV  prefix, module, a ClaimRow (only its lease_ms and cores count), n, n SliceRows
 --
--- One whose owner has used up its minute yields to whoever waits and may run, whatever the policy;
+-- One whose owner has used up its minute makes way for whoever waits and may run, whatever the policy;
 -- where nobody does, it goes on.
--- Returns per job go | yield | hold | lost.
+-- Returns per job go | suspend | hold | lost.
 
 local HEAD = 16 -- waiting jobs that are looked at for one that this worker can run
 
@@ -32,44 +30,38 @@ local function outranked(c, id, first)
     return head and mine and tonumber(head) < tonumber(mine)
 end
 
--- Each waiting job can take one slot only: the others that were told to yield a moment ago count.
-local function must_yield(c, running, preempt, cores)
+-- Each waiting job can take one slot only: the others that were told to suspend a moment ago count.
+local function must_suspend(c, running, preempt, cores)
     local id, over = running.id, quota.is_over(c, running.metadata)
     if preempt == 'none' and not over then return false end
     local waiting, first = runnable(c, cores, running)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
-    redis.call('ZREMRANGEBYSCORE', c.yielding, '-inf', c.now - YIELDING_MS)
+    redis.call('ZREMRANGEBYSCORE', c.suspending, '-inf', c.now - SUSPENDING_MS)
     local room = redis.call('LLEN', c.queue)
     if waiting < HEAD then room = waiting end
-    local told = redis.call('ZCARD', c.yielding) - (redis.call('ZSCORE', c.yielding, id) and 1 or 0)
+    local told = redis.call('ZCARD', c.suspending) - (redis.call('ZSCORE', c.suspending, id) and 1 or 0)
     if told >= room then return false end
     return over or preempt == 'waiting' or outranked(c, id, first)
 end
 
 register('slice', function(c)
-    take(c); take(c)
-    local lease_ms, cores = tonumber(take(c)), ',' .. take(c) .. ','
-    local n, jobs, members, ids, verdicts = tonumber(take(c)), {}, {}, {}, {}
-    for i = 1, n do
-        local job = {id = take(c), attempt = take(c), ran_ms = tonumber(take(c)),
-            tokens = tonumber(take(c)), prompt = tonumber(take(c)), checkpoint = take(c)}
-        jobs[i], members[i], ids[i] = job, job.id .. ':' .. job.attempt, job.id
-    end
-    local leases, wishes = held_leases(c, members), read_many('HMGET', c.control, ids)
+    local claim, verdicts = read.claim(c), {}
+    local jobs, ids, leases = read_leased(c, read.slice)
+    local cores, wishes = ',' .. claim.cores .. ',', read_many('HMGET', c.control, ids)
     local preempt = redis.call('HGET', c.policy, 'preempt') or 'waiting'
     for i, job in ipairs(jobs) do
         if not leases[i] then
             verdicts[i] = 'lost'
         else
-            local _, metadata, _, needs = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+            local _, metadata, _, needs = quota.charge(c, job)
             local running = {id = job.id, metadata = metadata, needs = needs}
             keep_snapshot(c, job.id, job.checkpoint)
-            redis.call('ZADD', c.leases, 'XX', c.now + lease_ms, members[i])
+            redis.call('ZADD', c.leases, 'XX', c.now + claim.lease_ms, job.member)
             if wishes[i] then
                 verdicts[i] = 'hold'
-            elseif must_yield(c, running, preempt, cores) then
-                redis.call('ZADD', c.yielding, c.now, job.id)
-                verdicts[i] = 'yield'
+            elseif must_suspend(c, running, preempt, cores) then
+                redis.call('ZADD', c.suspending, c.now, job.id)
+                verdicts[i] = 'suspend'
             else
                 verdicts[i] = 'go'
             end

@@ -1,12 +1,12 @@
-"""A full look at a long queue for what stock RQ tools changed, a part at a time.
+"""Compare a long queue with what is live, a part at a time: stock RQ tools may have changed it.
 
 All that is live is compared with all that has a place. Both are read bit by bit, while jobs come,
-go and move, so what does not match is only a question: `settle.lua` answers it, about one job, in
+go and move, so what does not match is only a question: `mend.lua` answers it, about one job, in
 one step. No step keeps Redis busy for more than a few milliseconds, however long the queue is.
 
 The run queue is read from its tail to its head: what is claimed or comes in meanwhile shifts no
 piece past another. A job that moved from one that was still to be read to one that had been read is
-taken for missing. That is harmless: it becomes a suspect, and the next look finds it.
+taken for missing. That is harmless: it becomes a suspect, and the next pass finds it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from aios_broker.redis.connection import Answer, Argument, Connection
 ALL_AT_ONCE = 2000  # live jobs that one step compares: about 4 ms of Redis' time
 PIECE = 500  # ids that are read in one step
 OVERLAP = 64  # by how many jobs near the tail may leave between two pieces
-AT_ONCE = 100  # jobs that are settled in one step: 4 ms where all of them are ended
+AT_ONCE = 100  # jobs that are mended in one step: 4 ms where all of them are ended
 STALE_AT_ONCE = 4  # each is looked for in the whole queue
 MOST_SEARCHED = 1000  # jobs that are looked for, one by one, in the whole queue: a second of Redis
 GHOSTS_PIECE = 2000  # ids that are read in one step: under 1 ms of Redis' time
 MOST_GHOSTS = 10_000  # ghosts of one pass
 REACH = 128  # by how many jobs the tail may move between reading and taking off
-NOTES = (1, 2, 3, 4)  # scores, suspects, yielding, control
+NOTES = (1, 2, 3, 4)  # scores, suspects, suspending, control
 
 Step = Callable[[list[Argument]], Awaitable[Answer]]
 
@@ -35,30 +35,30 @@ class EpochOver(Exception):
     """Another scheduler leads; nothing was changed."""
 
 
-class FullLook:
-    """One look. `stale`: what the last one found in the queue with nothing to run."""
+class Reconciliation:
+    """One pass. `stale`: what the last one found in the queue with nothing to run."""
 
     def __init__(
-        self, redis: Connection, keys: Keys, module: str, settle: Step, stale: frozenset[bytes]
+        self, redis: Connection, keys: Keys, module: str, mend: Step, stale: frozenset[bytes]
     ) -> None:
         self.uncounted = False  # the load of quotas is to be counted anew
         self.stale: frozenset[bytes] = frozenset()  # found by this one
         self._redis = redis
         self._queue, self._live = keys.queue(module), keys.own(f"live:{module}")
         self._suspects = keys.own(f"suspects:{module}")
-        self._settle = settle
+        self._mend = mend
         self._stale_before = stale
 
     async def run(self, all_at_once: int) -> int:
-        """Take the look; return how many jobs were put right.
+        """Make the pass; return how many jobs were put right.
 
         Raises:
             EpochOver: another scheduler leads.
         """
         suspects = await self._read_suspects()
         strangers = await self._read_queue()
-        mended = await self._settle_live(strangers, suspects)
-        mended += await self._settle_strangers(strangers)
+        mended = await self._mend_live(strangers, suspects)
+        mended += await self._mend_strangers(strangers)
         for place in NOTES:
             cursor = b"0"
             while (cursor := (await self._ask("leftovers", place, cursor))[1]) != b"0":
@@ -67,7 +67,7 @@ class FullLook:
         return mended
 
     async def _ask(self, kind: str, *arguments: Argument) -> list[Answer]:
-        answer = await self._settle([kind, *arguments])
+        answer = await self._mend([kind, *arguments])
         if answer == 0:
             raise EpochOver
         rows: list[Answer] = answer
@@ -94,8 +94,8 @@ class FullLook:
             if cursor == b"0":
                 return suspects
 
-    async def _settle_live(self, listed: set[bytes], suspects: set[bytes]) -> int:
-        """Settle what is live and not listed; leave in `listed` what is listed and not live."""
+    async def _mend_live(self, listed: set[bytes], suspects: set[bytes]) -> int:
+        """Mend what is live and not listed; leave in `listed` what is listed and not live."""
         mended, searched = 0, 0
         cursor = b"0"
         while True:
@@ -110,11 +110,11 @@ class FullLook:
             for part in _parts(found, AT_ONCE):
                 await self._ask("found", *part)
             searched += sum(job_id in suspects for job_id in unlisted)
-            mended += await self._settle_unlisted(unlisted, search=searched <= MOST_SEARCHED)
+            mended += await self._mend_unlisted(unlisted, search=searched <= MOST_SEARCHED)
             if cursor == b"0":
                 return mended
 
-    async def _settle_unlisted(self, ids: list[bytes], *, search: bool) -> int:
+    async def _mend_unlisted(self, ids: list[bytes], *, search: bool) -> int:
         mended = 0
         while ids:
             again: list[bytes] = []
@@ -125,7 +125,7 @@ class FullLook:
             ids = again
         return mended
 
-    async def _settle_strangers(self, strangers: Iterable[bytes]) -> int:
+    async def _mend_strangers(self, strangers: Iterable[bytes]) -> int:
         mended, stale = 0, set[bytes]()
         for part in _parts(strangers, AT_ONCE):
             count, *nothing = await self._ask("listed", *part)

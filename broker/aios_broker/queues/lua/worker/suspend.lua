@@ -1,34 +1,32 @@
--- yield.lua: suspend running jobs: snapshot to Redis, back to the run queue, slot freed; and
+-- suspend.lua: suspend running jobs: snapshot to Redis, back to the run queue, slot freed; and
 -- claim the next ones.
 --
--- ARGV  prefix, module, worker, now (ISO), want, lease_ms, cores, n, then per job:
---       id, attempt, reason (yield | hold | drain | park), snapshot ('' keeps the last), ran_ms, tokens,
---       prompt tokens (all three since the claim)
+-- ARGV  prefix, module, a ClaimRow, n, n SuspensionRows (reason: suspend | hold | drain | park)
 --
--- yield: to the tail. drain: to the head, its worker stops and it did not use up its turn.
+-- suspend: to the tail. drain: to the head, its worker stops and it did not use up its turn.
 -- park: out of the run queue, until a person has decided and it is unparked. It has used its slice up,
 -- and it was not suspended: it begins anew. What an operator wants of it is kept till then.
 -- hold: out of the run queue, until released. What the operator wants by now decides: one that was
--- told to yield and is to be held since is held, and one that was released meanwhile is not.
+-- told to suspend and is to be held since is held, and one that was released meanwhile is not.
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}.
 
 local function as_wished(c, job)
     if job.reason == 'park' then return 'park' end
     if redis.call('HGET', c.control, job.id) == 'hold' then return 'hold' end
-    return job.reason == 'hold' and 'yield' or job.reason
+    return job.reason == 'hold' and 'suspend' or job.reason
 end
 
 local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves the run queue
 
 local function suspend(c, job)
     local key = job_key(c, job.id)
-    local used, metadata, known = quota.charge(c, job.id, job.attempt, job.ran_ms, job.tokens, job.prompt)
+    local used, metadata, known = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
-    local member, place = job.id .. ':' .. job.attempt, KEPT_OUT[job.reason]
-    redis.call('ZREM', c.leases, member)
-    redis.call('ZREM', c.wip, member)
-    redis.call('ZREM', c.yielding, job.id)
+    local place = KEPT_OUT[job.reason]
+    redis.call('ZREM', c.leases, job.member)
+    redis.call('ZREM', c.wip, job.member)
+    redis.call('ZREM', c.suspending, job.id)
     redis.call('ZREM', c.scores, job.id)
     if job.reason ~= 'park' then redis.call('HDEL', c.control, job.id) end
     keep_snapshot(c, job.id, job.snapshot)
@@ -44,24 +42,17 @@ local function suspend(c, job)
     return used
 end
 
-register('yield', function(c)
-    local worker, iso, want, lease_ms, cores = take(c), take(c), tonumber(take(c)), tonumber(take(c)), take(c)
-    local n, jobs, members, accepted, seen = tonumber(take(c)), {}, {}, {}, {}
-    for i = 1, n do
-        local job = {id = take(c), attempt = take(c), reason = take(c), snapshot = take(c),
-            ran_ms = tonumber(take(c)), tokens = tonumber(take(c)), prompt = tonumber(take(c))}
-        jobs[i], members[i] = job, job.id .. ':' .. job.attempt
-    end
-    local leases = held_leases(c, members)
+register('suspend', function(c)
+    local claim, accepted, seen = read.claim(c), {}, {}
+    local jobs, _, leases = read_leased(c, read.suspension)
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
         if accepted[i] == 1 then
             seen[job.id] = true
             job.reason = as_wished(c, job)
-            note(c, KEPT_OUT[job.reason] and job.reason or 'yield', job.id, job.attempt, worker,
+            note(c, KEPT_OUT[job.reason] and job.reason or 'suspend', job.id, job.attempt, claim.worker,
                 suspend(c, job))
         end
     end
-    local rows = lend(c, worker, iso, want, lease_ms, cores)
-    return {accepted, rows}
+    return {accepted, lend(c, claim)}
 end)

@@ -1,61 +1,49 @@
--- settle.lua: a part of a full look at a long queue, see reconcile.lua and queues/full_look.py. Who
--- looks has read the run queue and what is live bit by bit, while both changed: what it says of a
+-- mend.lua: a part of a reconciliation of a long queue, see reconcile.lua and queues/reconciliation.py.
+-- The caller has read the run queue and what is live bit by bit, while both changed: what it says of a
 -- job is checked here, in one step, before anything is done about it.
 --
 -- ARGV  prefix, module, epoch, error body (JSON) for what was removed, began (ms), kind, then
 --       'unlisted', search, id...  live, and not seen in the run queue. search 1: before one is put
 --                                  back, look for it in the whole queue
 --       'listed', id...            seen in the run queue, and not live
---       'stale', id...             listed at two looks, and neither live nor waiting
+--       'stale', id...             listed at two passes, and neither live nor waiting
 --       'found', id...             suspects that were seen in the run queue
 --       'leftovers', place, cursor  a part of what is noted of jobs that may be gone: 1 scores,
---                                  2 suspects, 3 yielding, 4 control
---       'end', live jobs that are counted in one step   the look is over
+--                                  2 suspects, 3 suspending, 4 control
+--       'end', live jobs that are counted in one step   the pass is over
 -- Returns {how many were put right, then: the unlisted ids to ask for again; the listed ids for which
 -- there is nothing to run; where to go on with the leftovers; at the end, 1: count the load, in parts}, or 0 when the epoch is over.
 
 local SEARCHES = 4           -- through the whole queue, in one step: 0.5 to 1 ms each in one of 100,000
 local LEFTOVERS = 500
 
--- The attempts of all leases, by id: asked for when a job's record, that has its attempt, is gone.
-local function attempts_lent(c)
-    if not c.attempts then
-        c.attempts = {}
-        for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, -1)) do
-            local id, attempt = string.match(member, '^(.*):(%d+)$')
-            c.attempts[id] = attempt
-        end
-    end
-    return c.attempts
-end
-
--- Does it have a place, or did it come into the run queue since the look began?
+-- Does it have a place, or did it come into the run queue since the pass began?
 local function is_placed(c, id, began_ms)
     local attempt, ready_ms = unpack(redis.call('HMGET', job_key(c, id), 'aios_attempt', 'aios_ready_ms'))
     return count(ready_ms) >= began_ms
         or redis.call('ZSCORE', c.leases, id .. ':' .. (attempt or '0'))
 end
 
-local function settle_unlisted(c, id, look)
+local function mend_unlisted(c, id, pass)
     if redis.call('HEXISTS', c.live, id) == 0 then return 0 end
     local status = status_of(c, id)
     if not status or status == 'canceled' then
-        terminate(c, id, 'cancel', 'canceled', look.body, look.iso, not status and attempts_lent(c)[id] or nil)
+        terminate(c, id, 'cancel', 'canceled', pass.body, pass.iso, not status and attempts_lent(c)[id] or nil)
         return 1
     end
     if redis.call('ZSCORE', c.held, id) then return let_go(c, c.held, 'release', id) end
     if redis.call('ZSCORE', c.parked, id) then return let_go(c, c.parked, 'unpark', id) end
-    if is_placed(c, id, look.began_ms) then
+    if is_placed(c, id, pass.began_ms) then
         redis.call('ZREM', c.suspects, id)
         return 0
     end
     if not is_lost(c, id, status) then return 0 end
-    if look.search and redis.call('EXISTS', c.queue) == 1 then
-        if look.searches == SEARCHES then
-            look.again[#look.again + 1] = id
+    if pass.search and redis.call('EXISTS', c.queue) == 1 then
+        if pass.searches == SEARCHES then
+            pass.again[#pass.again + 1] = id
             return 0
         end
-        look.searches = look.searches + 1
+        pass.searches = pass.searches + 1
         if redis.call('LPOS', c.queue, id) then
             redis.call('ZREM', c.suspects, id)
             return 0
@@ -65,13 +53,13 @@ local function settle_unlisted(c, id, look)
     return 1
 end
 
-local function settle_listed(c, id, look)
+local function mend_listed(c, id, pass)
     if redis.call('HEXISTS', c.live, id) == 1 then return 0 end
     if status_of(c, id) == 'queued' then
-        adopt(c, id, look.iso)
+        adopt(c, id, pass.iso)
         return 1
     end
-    look.again[#look.again + 1] = id
+    pass.again[#pass.again + 1] = id
     return 0
 end
 
@@ -82,26 +70,26 @@ end
 
 local function drop_suspicion(c, id) return 0 * redis.call('ZREM', c.suspects, id) end
 
-local KINDS = {unlisted = settle_unlisted, listed = settle_listed, stale = drop_stale, found = drop_suspicion}
+local KINDS = {unlisted = mend_unlisted, listed = mend_listed, stale = drop_stale, found = drop_suspicion}
 
 local function drop_some_leftovers(c)
     local place, cursor = tonumber(take(c)), take(c)
-    local key = ({c.scores, c.suspects, c.yielding, c.control})[place]
+    local key = ({c.scores, c.suspects, c.suspending, c.control})[place]
     return {0, drop_gone(c, place == 4 and 'HSCAN' or 'ZSCAN', key, cursor, LEFTOVERS)}
 end
 
-register('settle', function(c)
-    local epoch, look = take(c), {iso = iso_of(c.now), again = {}, searches = 0, body = take(c)}
+register('mend', function(c)
+    local epoch, pass = take(c), {iso = iso_of(c.now), again = {}, searches = 0, body = take(c)}
     if not leads(c, epoch) then return 0 end
-    look.began_ms = tonumber(take(c))
+    pass.began_ms = tonumber(take(c))
     local kind, mended = take(c), 0
     if kind == 'leftovers' then return drop_some_leftovers(c) end
     if kind == 'end' then
         redis.call('HSET', c.own .. 'reconciled', c.q, c.now)
         return {0, quota.sweep(c, tonumber(take(c))) and 1 or 0}
     end
-    if kind == 'unlisted' then look.search = take(c) == '1' end
-    while c.at <= #c.args do mended = mended + KINDS[kind](c, take(c), look) end
+    if kind == 'unlisted' then pass.search = take(c) == '1' end
+    while c.at <= #c.args do mended = mended + KINDS[kind](c, take(c), pass) end
     c.off = nil -- what was ended here was not in the queue
-    return {mended, unpack(look.again)}
+    return {mended, unpack(pass.again)}
 end)

@@ -1,0 +1,198 @@
+"""The rows that the Lua steps take and give: declared here, and nowhere else.
+
+Python packs and reads them by name. For Lua, `lua_source` writes a function for each:
+`read.submission(c)` takes the next row of the call's arguments, `pack.lease(job)` gives the fields
+of a table in the row's order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class ClaimRow(NamedTuple):
+    """Who takes how many more jobs, and which; also before what a worker ends or suspends."""
+
+    worker: str
+    iso: str
+    want: int
+    lease_ms: int
+    cores: str  # a comma between
+
+
+class SubmissionRow(NamedTuple):
+    """A job to publish."""
+
+    id: str
+    data: bytes
+    description: str
+    metadata: bytes  # JSON
+    needs: str
+    client: str
+    deadline_ms: int  # from now
+
+
+class EndingRow(NamedTuple):
+    """How a job ended. What it used (ran_ms, tokens, prompt) is told as totals since its claim."""
+
+    id: str
+    attempt: int
+    status: str  # finished, failed
+    reply: bytes
+    result: bytes  # as RQ stores it
+    ran_ms: int
+    tokens: int
+    prompt: int
+    quarantine: int  # 0, 1
+
+
+class SuspensionRow(NamedTuple):
+    """A job that leaves its worker, to go on later."""
+
+    id: str
+    attempt: int
+    reason: str
+    snapshot: bytes  # empty: the last one stands
+    ran_ms: int
+    tokens: int
+    prompt: int
+
+
+class SliceRow(NamedTuple):
+    """What a job has used at the end of a slice."""
+
+    id: str
+    attempt: int
+    ran_ms: int
+    tokens: int
+    prompt: int
+    checkpoint: bytes  # empty: the last one stands
+
+
+class RenewalRow(NamedTuple):
+    """A lease that goes on."""
+
+    id: str
+    attempt: int
+
+
+class ChunkRow(NamedTuple):
+    """A piece of a stream."""
+
+    id: str
+    attempt: int
+    chunk: bytes
+
+
+class WorkerRow(NamedTuple):
+    """A worker that begins."""
+
+    worker: str
+    iso: str
+    pid: int
+    hostname: str
+    version: str
+    slots: int
+    cores: str
+
+
+class LeaseRow(NamedTuple):
+    """A job that is lent; of a newcomer the row ends before its past."""
+
+    id: bytes
+    attempt: int
+    data: bytes
+    trusted: int
+    wanted: int  # somebody waits for it
+    queued_ms: int
+    deadline_ms: int  # from now
+    ran_ms: int = 0
+    slices: int = 0
+    suspensions: int = 0
+    losses: int = 0
+    has_snapshot: int = 0
+    alone: int = 0
+    decided: bytes | None = None
+
+
+class JobRow(NamedTuple):
+    """A job that has not ended."""
+
+    id: bytes
+    state: bytes
+    metadata: bytes
+    needs: bytes
+    worker: bytes
+    attempt: int
+    slices: int
+    suspensions: int
+    losses: int
+    tokens: int
+    queued_ms: int
+    ran_ms: int
+    age_ms: int
+    deadline_ms: int | None  # from now
+    position: int | None  # where it waits
+    score: bytes | None
+    nice: bytes | None  # None: as submitted
+
+
+class QueueRow(NamedTuple):
+    """A queue at a glance."""
+
+    waiting: int
+    running: int
+    held: int
+    finished: int
+    failed: int
+    quarantined: int
+    policy: bytes
+    oldest_ms: int
+    parked: int
+
+
+_TAKEN = (
+    ClaimRow,
+    SubmissionRow,
+    EndingRow,
+    SuspensionRow,
+    SliceRow,
+    RenewalRow,
+    ChunkRow,
+    WorkerRow,
+)
+_GIVEN = (LeaseRow, JobRow, QueueRow)
+
+
+def lua_source() -> str:
+    """Return the functions by which the steps read and pack rows, such as `read.claim`."""
+    readers = [_reader(row.__name__, row._fields) for row in _TAKEN]
+    packers = [_packer(row.__name__, row._fields, len(row._field_defaults)) for row in _GIVEN]
+    return "\n".join(["local read, pack = {}, {}", *readers, *packers])
+
+
+def _reader(name: str, fields: Sequence[str]) -> str:
+    values = [f"{field} = args[at + {place}]" for place, field in enumerate(fields)]
+    return f"""\
+function read.{_in_lua(name)}(c)
+    local args, at = c.args, c.at
+    c.at = at + {len(fields)}
+    return {{{", ".join(values)}}}
+end"""
+
+
+def _packer(name: str, fields: Sequence[str], optional: int) -> str:
+    """Return a function that leaves out the last ones where the first of them is not there."""
+    values = [f"row.{field}" for field in fields]
+    head = values[: len(values) - optional]
+    short = f"if not {values[len(head)]} then return {{{', '.join(head)}}} end" if optional else ""
+    return f"""\
+function pack.{_in_lua(name)}(row)
+    {short}
+    return {{{", ".join(values)}}}
+end"""
+
+
+def _in_lua(name: str) -> str:
+    return name.removesuffix("Row").lower()
