@@ -48,8 +48,8 @@ BUGS = (
         ("stop", "messages"),
     ),
     Bug(
-        "yield ignores the fencing",
-        LUA + "worker/yield.lua",
+        "suspend ignores the fencing",
+        LUA + "worker/suspend.lua",
         "accepted[i] = leases[i] and not seen[job.id] and 1 or 0",
         "accepted[i] = 1",
         ("stop", "messages"),
@@ -69,7 +69,7 @@ BUGS = (
     Bug(
         "submit is not idempotent",
         LUA + "client/submit.lua",
-        "elseif check and call('EXISTS', job_key(c, job.id)) == 1 then",
+        "elseif check and call('EXISTS', job.key) == 1 then",
         "elseif false then",
         ("messages",),
     ),
@@ -105,7 +105,7 @@ BUGS = (
     Bug(
         "the journal misses claims",
         LUA + "worker/claim.lua",
-        "note(c, 'claim', id, number, worker, '')",
+        "note(c, 'claim', id, number, claim.worker, '')",
         "local _ = 0",
         (),
     ),
@@ -126,8 +126,8 @@ BUGS = (
     Bug(
         "cancelled jobs keep their deadline",
         LUA + "shared/lib.lua",
-        "call('ZREM', c.deadlines, id)",
-        "local _ = 0",
+        "c.deadlines, c.scores, c.suspending",
+        "c.scores, c.suspending",
         (),
     ),
     Bug(

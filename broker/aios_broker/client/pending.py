@@ -39,14 +39,14 @@ State = Literal["built", "sent", "asked", "accepted", "forgotten", "refused", "l
 Cause = Literal["send", "acknowledge", "forget", "refuse", "lose", "reply"]
 
 
-class _Arrows(dict[tuple[State, Cause], State]):
+class _Transitions(dict[tuple[State, Cause], State]):
     """What leads where; what is missing is a fault of the client's own."""
 
     def __missing__(self, at: tuple[State, Cause]) -> State:
         raise AssertionError(f"a submission that is {at[0]} cannot {at[1]}")
 
 
-ARROWS = _Arrows(
+ARROWS = _Transitions(
     {
         ("built", "send"): "sent",
         ("built", "refuse"): "refused",
