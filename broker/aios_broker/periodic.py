@@ -4,8 +4,6 @@ An outage is said when it begins, once a minute while it lasts, and when it is o
 task at every try.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

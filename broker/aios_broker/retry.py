@@ -1,7 +1,5 @@
 """Go on when a server is away: try again, ever less often, until it is back or a limit is over."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import random

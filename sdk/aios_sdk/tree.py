@@ -4,8 +4,6 @@ A line gives `AsyncVerbs` on the tree of an asynchronous agent, and `Verbs` on t
 one; which of the two a tree is stands in its type, so that type checkers know it as well.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from collections.abc import Callable, Iterable

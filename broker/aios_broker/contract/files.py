@@ -1,7 +1,5 @@
 """What comes back from the storage module: entries, content, hits, versions, plans."""
 
-from __future__ import annotations
-
 import base64
 from typing import Literal
 

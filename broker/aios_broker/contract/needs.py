@@ -1,7 +1,5 @@
 """What a syscall needs beside a slot: a core, and what only so many may hold at once."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable
 from typing import Literal

@@ -1,7 +1,5 @@
 """What an agent hears back: any number of chunks, and then exactly one reply."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

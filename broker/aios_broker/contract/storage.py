@@ -5,8 +5,6 @@ A path starts at the root of the agent's namespace: `notes/today.md`, `/notes/to
 Content is text, or bytes in base64; what is not UTF-8 comes back as base64, unchanged.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from msgspec import Meta

@@ -5,8 +5,6 @@ facts about it elsewhere (its place in the queue, attempts, timings). Exactly on
 answers it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

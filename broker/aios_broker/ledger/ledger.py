@@ -5,8 +5,6 @@ that each transition is entered exactly once, whoever dies when. The journal in 
 behind it. While Postgres is away the journal waits (bounded by its MAXLEN) and nothing else does.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime

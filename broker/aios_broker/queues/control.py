@@ -1,7 +1,5 @@
 """What operators and handles do with syscalls: look, cancel, hold, release, unpark, renice."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

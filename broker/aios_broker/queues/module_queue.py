@@ -5,8 +5,6 @@ All of them may be sent again after RedisUnavailable: submit is idempotent by id
 attempt, and use is told as totals since the claim, which may be told twice.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import logging

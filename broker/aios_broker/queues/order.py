@@ -1,7 +1,5 @@
 """What the scheduler does with a module's queue. Every change is fenced by the epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache

@@ -4,8 +4,6 @@ None of them can be part of a cycle, so the garbage collector need not follow th
 with thousands under way that was a good part of a client's time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal

@@ -1,7 +1,5 @@
 """One pub/sub channel, heard on a connection of its own whose silence is looked into."""
 
-from __future__ import annotations
-
 import asyncio
 from types import TracebackType
 from typing import Self

@@ -11,8 +11,6 @@ cluster, to the node that serves the keys it is asked for. All keys of one deplo
 slot, so one node at a time is enough.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from aios_broker.contract.errors import RedisUnavailable

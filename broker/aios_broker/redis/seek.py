@@ -1,7 +1,5 @@
 """Find the server to talk to among those that a URL names: the master, or a cluster's node."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 

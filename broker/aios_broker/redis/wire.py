@@ -1,7 +1,5 @@
 """One socket to one Redis: packs commands, parses replies, keeps them in order."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -6,8 +6,6 @@ on. One scheduler leads at a time, by a lease; each change carries the epoch of 
 that one that was replaced and does not know it yet changes nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The tables of approvals: what people decide, and by what rules they are asked."""
 
-from __future__ import annotations
-
 from sqlalchemy import BigInteger, Column, Identity, Index, Table, Text, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 

@@ -5,8 +5,6 @@ run. It goes from `waiting` to `approved`, `denied` or `expired`, and from `appr
 the very transaction of the change that it allows.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ An approval is used up in the transaction of the check: with what it allows, whe
 Postgres; before it, at most once, where it is elsewhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ a crash left undone, and what nobody decided in time, a sweep finds within a sec
 the fleet sweeps at a time (an advisory lock).
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import hmac

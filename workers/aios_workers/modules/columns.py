@@ -1,7 +1,5 @@
 """Columns and indexes that many tables have, and the columns of a table as queries name them."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from pgvector.sqlalchemy import HALFVEC

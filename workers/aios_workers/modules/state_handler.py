@@ -3,8 +3,6 @@
 Rows whose time is over, and what Redis lost, are tidied up meanwhile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial

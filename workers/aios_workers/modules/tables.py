@@ -4,8 +4,6 @@ Who may see which row is said twice: by the queries of the modules, and by row-l
 the role `aios_agent`, under which they run. Times are Postgres' own clock.
 """
 
-from __future__ import annotations
-
 from sqlalchemy import (
     Boolean,
     Column,

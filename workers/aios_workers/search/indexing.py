@@ -10,8 +10,6 @@ of it; search by keywords goes on as ever. Workers of the old model write no vec
 ended: restart them with the new settings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import psycopg

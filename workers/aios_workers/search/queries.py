@@ -1,7 +1,5 @@
 """Find notes, and parts of files: of the agents' own, and of mounted directories of the host."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from aios_broker.contract.errors import InvalidConfig

@@ -4,8 +4,6 @@ Row-level security decides what is seen: all of it runs as the agent whose curso
 table's name in conditions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """The tables of the access module: who there is, what is granted, and what happened."""
 
-from __future__ import annotations
-
 from sqlalchemy import (
     BigInteger,
     Boolean,

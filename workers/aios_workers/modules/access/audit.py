@@ -6,8 +6,6 @@ removes a line inside the chain, superusers included, breaks it; lines cut off a
 missed only by who noted an earlier newest hash.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The operations of the access module, by the body that asks for each; approvals and rules here."""
 
-from __future__ import annotations
-
 from aios_broker.contract import access as bodies
 from aios_broker.contract.access import Acknowledged, Approvals, Audit, Rules
 from aios_workers.approvals import requests

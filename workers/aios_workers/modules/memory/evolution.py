@@ -6,8 +6,6 @@ The model calls are llm syscalls of their own, under a JSON schema. What a model
 sense (a neighbour that is not there, too many words) is dropped: a note is never lost by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar
 

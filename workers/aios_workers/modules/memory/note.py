@@ -3,8 +3,6 @@
 A note that has expired is not there, whether it is deleted yet or not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The tables of the memory module."""
 
-from __future__ import annotations
-
 from pgvector.sqlalchemy import HALFVEC
 from sqlalchemy import (
     BigInteger,

@@ -1,7 +1,5 @@
 """Operations that read notes: get, list, search, history, context (a text within a budget)."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ It is text where it is text, else base64, and never changed. There is a version 
 each content is kept once, and the owner's quota with it.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib

@@ -1,7 +1,5 @@
 """The tables of the storage module."""
 
-from __future__ import annotations
-
 from sqlalchemy import (
     BigInteger,
     Boolean,

@@ -1,7 +1,5 @@
 """Files: made, read, written, locked; what they were, and back to it."""
 
-from __future__ import annotations
-
 import asyncio
 import difflib
 

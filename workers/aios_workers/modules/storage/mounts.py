@@ -6,8 +6,6 @@ older time is kept: the next scan reads it again. A directory that is not there 
 share that is away) keeps what was read of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

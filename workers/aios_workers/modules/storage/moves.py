@@ -1,7 +1,5 @@
 """Directories, made and listed; they and files moved, copied, deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 

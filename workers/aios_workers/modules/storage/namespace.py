@@ -3,8 +3,6 @@
 The directories on the way to what is new are made here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

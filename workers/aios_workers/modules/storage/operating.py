@@ -4,8 +4,6 @@ The plan is made by one llm syscall of its own, found again by its id when this 
 anew. It is kept when it is first made, so that what a person approved is what runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The operations of the storage module, by the body that asks for each."""
 
-from __future__ import annotations
-
 from aios_broker.contract import storage as bodies
 from aios_workers.modules.operation import calls, table
 from aios_workers.modules.storage import files, moves, sharing

@@ -1,7 +1,5 @@
 """Find files by the parts of their text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

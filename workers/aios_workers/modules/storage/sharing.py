@@ -1,7 +1,5 @@
 """Share a file or a directory: a grant to an agent or a group, or a link that reads one file."""
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What every operation of the module works with: a namespace, in one transaction."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial

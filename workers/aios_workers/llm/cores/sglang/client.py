@@ -3,8 +3,6 @@
 Fields that we do not use are skipped while decoding; SGLang adds some with every release.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import math

@@ -1,7 +1,5 @@
 """What an SGLang server says it is: its model, its limits, and what its results depend on."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import Any

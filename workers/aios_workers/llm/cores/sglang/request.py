@@ -6,8 +6,6 @@ has a notation of its own for grammars, passes over keywords of schemas that it 
 puts blanks into JSON: it is asked for what it has. outlines has no grammars at all and is not used.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

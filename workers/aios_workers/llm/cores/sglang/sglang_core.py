@@ -8,8 +8,6 @@ Unsliced by design: penalties and forms, which the server counts from the beginn
 Refused: images. A server that was started for embeddings makes those, and nothing else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
