@@ -23,9 +23,8 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import AgentRow, Cursor
-from aios_workers.approvals.approval_tables import approval
 from aios_workers.modules.access.audit import AuditLine, append_line
-from aios_workers.modules.columns import selected
+from aios_workers.modules.tables import approval, selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",
