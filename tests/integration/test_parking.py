@@ -9,10 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
-from aios_broker.contract.files import Content, Entry
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
-from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
+from aios_broker.contract.storage import Content, Entry, StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.periodic import periodic_task
 from aios_workers.approvals.requests import Decider, Decision, decide, list_approvals

@@ -24,7 +24,7 @@ from aios_broker.contract.errors import (
     UnknownCore,
 )
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import checked_needs
+from aios_broker.contract.syscall import checked_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused

@@ -8,7 +8,7 @@ import msgspec
 
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import core_of, known_needs
+from aios_broker.contract.syscall import core_of, known_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas

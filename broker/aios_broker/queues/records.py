@@ -11,8 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from aios_broker.contract.needs import Need, core_of
-from aios_broker.contract.syscall import State
+from aios_broker.contract.syscall import Need, State, core_of
 
 
 def iso_now() -> str:

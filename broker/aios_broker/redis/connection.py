@@ -15,8 +15,7 @@ import asyncio
 
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.redis.address import Address, parse_url, without_password
-from aios_broker.redis.seek import FAILURES, seek
-from aios_broker.redis.wire import Answer, Argument, Moved, NotHere, Wire, dial
+from aios_broker.redis.wire import FAILURES, Answer, Argument, Moved, NotHere, Wire, dial, seek
 
 __all__ = ["CONNECT_TIMEOUT_S", "Address", "Answer", "Argument", "Connection", "parse_url"]
 

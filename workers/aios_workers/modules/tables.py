@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 
-from aios_broker.ledger.tables import metadata
+from aios_broker.ledger.tables import metadata as metadata  # of all tables, for the migrations
 
 
 def selected(table: Table, alias: str, *, but: Collection[str] = ()) -> str:

@@ -26,7 +26,7 @@ from aios_workers.modules.memory.changing import (
 from aios_workers.modules.memory.note import NoteBody, body_of, fetch_notes, note_in_version
 from aios_workers.modules.memory.reading import found
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.search.queries import NoteQuery
+from aios_workers.search.ranking import NoteQuery
 
 NEIGHBOURS = 5
 MAX_WORDS = 16

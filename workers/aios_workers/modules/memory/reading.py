@@ -33,7 +33,7 @@ from aios_workers.modules.memory.note import (
 )
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.queries import NoteQuery, find
+from aios_workers.search.ranking import NoteQuery, find
 
 RECALLED = 32  # notes that are looked at for one text
 BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English

@@ -6,9 +6,13 @@ import difflib
 import msgspec
 
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
-from aios_broker.contract.files import Content, Diff, Entry, FileVersion, FileVersions
 from aios_broker.contract.storage import (
     MAX_FILE_BYTES,
+    Content,
+    Diff,
+    Entry,
+    FileVersion,
+    FileVersions,
     StorageAppend,
     StorageCreate,
     StorageDiff,

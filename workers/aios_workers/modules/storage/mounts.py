@@ -14,9 +14,11 @@ from typing import Any
 
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidPath, NotFound
-from aios_broker.contract.files import Content, Entries, Entry
 from aios_broker.contract.paths import ROOT, below, normal_path
 from aios_broker.contract.storage import (
+    Content,
+    Entries,
+    Entry,
     StorageList,
     StorageMount,
     StorageRead,

@@ -4,10 +4,11 @@ import asyncio
 from dataclasses import replace
 
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
-from aios_broker.contract.files import Entries, Entry
 from aios_broker.contract.paths import ROOT, below, is_within, normal_path
 from aios_broker.contract.storage import (
     MAX_FILE_BYTES,
+    Entries,
+    Entry,
     StorageCopy,
     StorageDelete,
     StorageList,

@@ -15,9 +15,9 @@ from aios_broker.contract.errors import (
     NotFound,
     ObjectLocked,
 )
-from aios_broker.contract.files import Entry
 from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, normal_path, parent_of, prefixes_of
+from aios_broker.contract.storage import Entry
 from aios_broker.postgres.session import AgentRow
 from aios_workers.modules.access.grants import verbs_on
 from aios_workers.modules.storage.work import AnyWork

@@ -11,10 +11,9 @@ import msgspec
 
 from aios_broker.contract import storage as bodies
 from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
-from aios_broker.contract.files import Plan, Step
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
-from aios_broker.contract.storage import StorageOperate
+from aios_broker.contract.storage import Plan, Step, StorageOperate
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write

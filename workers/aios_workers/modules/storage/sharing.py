@@ -6,9 +6,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aios_broker.contract.errors import InvalidSyscall, NotFound
-from aios_broker.contract.files import Content, Entry, ShareLink
 from aios_broker.contract.paths import ROOT
-from aios_broker.contract.storage import StorageOpen, StorageRead, StorageShare, StorageUnshare
+from aios_broker.contract.storage import (
+    Content,
+    Entry,
+    ShareLink,
+    StorageOpen,
+    StorageRead,
+    StorageShare,
+    StorageUnshare,
+)
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object
 from aios_workers.modules.storage.files import shown_file
 from aios_workers.modules.storage.namespace import (
