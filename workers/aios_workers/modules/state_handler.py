@@ -17,8 +17,7 @@ from aios_broker.periodic import periodic_task
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
-from aios_workers.approvals.service import ApprovalService, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep, Webhook
+from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval, Webhook
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of

@@ -13,8 +13,7 @@ from typing import Literal
 
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, QuotaExceeded
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
-from aios_workers.modules.storage.namespace import FILE, Node, node_of
-from aios_workers.modules.storage.work import AnyWork
+from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 

@@ -33,13 +33,14 @@ from aios_workers.modules.storage.host import (
     HostEntry,
 )
 from aios_workers.modules.storage.namespace import (
+    AnyWork,
+    FileWork,
     ResolvedPath,
     check_free_way,
     look_up,
     taken,
     unversioned,
 )
-from aios_workers.modules.storage.work import AnyWork, FileWork
 
 logger = logging.getLogger(__name__)
 

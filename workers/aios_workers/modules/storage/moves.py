@@ -32,6 +32,8 @@ from aios_workers.modules.storage.namespace import (
     DIRECTORY,
     FILE,
     MOUNT,
+    AnyWork,
+    FileWork,
     Node,
     ResolvedPath,
     below_of,
@@ -49,7 +51,6 @@ from aios_workers.modules.storage.namespace import (
     taken,
     unversioned,
 )
-from aios_workers.modules.storage.work import AnyWork, FileWork
 
 MAX_LISTED = 50  # paths of a directory that a person is shown before it is deleted
 MAX_COPIED = 1_000  # files and directories of one copy

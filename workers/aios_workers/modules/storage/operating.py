@@ -18,7 +18,13 @@ from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write
 from aios_workers.modules.storage.moves import copy, delete, make_directory, move
-from aios_workers.modules.storage.work import FileStep, FileWork, S, namespace_lock, on_namespace
+from aios_workers.modules.storage.namespace import (
+    FileStep,
+    FileWork,
+    S,
+    namespace_lock,
+    on_namespace,
+)
 
 MAX_STEPS = 8
 MAX_LISTED = 200  # paths that the model is shown

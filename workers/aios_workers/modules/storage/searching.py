@@ -9,8 +9,14 @@ from aios_broker.contract.errors import InvalidPath
 from aios_broker.contract.paths import ROOT, parent_of
 from aios_broker.contract.storage import Found, FoundFiles, StorageSearch
 from aios_workers.modules.operation import Asked
-from aios_workers.modules.storage.namespace import Node, not_found, permitted_path
-from aios_workers.modules.storage.work import AnyWork, FileWork, on_namespace
+from aios_workers.modules.storage.namespace import (
+    AnyWork,
+    FileWork,
+    Node,
+    not_found,
+    on_namespace,
+    permitted_path,
+)
 from aios_workers.search.embedder import query_vector
 from aios_workers.search.ranking import CHUNKS, MOUNTED, ChunkQuery, Ranked, find
 
