@@ -13,10 +13,9 @@ from prometheus_client.core import Metric
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
-from aios_broker.periodic import periodic_task
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
-from aios_broker.retry import patiently
+from aios_broker.retry import patiently, periodic_task
 from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval, Webhook
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups

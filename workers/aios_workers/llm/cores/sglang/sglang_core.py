@@ -32,9 +32,8 @@ from aios_workers.llm.cores.base_core import (
     check_generation,
     text_ids,
 )
-from aios_workers.llm.cores.sglang.client import EngineFailure
+from aios_workers.llm.cores.sglang.client import Description, EngineFailure
 from aios_workers.llm.cores.sglang.connection import REQUESTS, Connection, EngineServer
-from aios_workers.llm.cores.sglang.description import Description
 from aios_workers.llm.cores.sglang.request import (
     BACKENDS,
     check_kept,
