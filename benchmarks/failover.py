@@ -36,9 +36,9 @@ from aios_broker.client.session import Session  # noqa: E402
 from aios_broker.contract.errors import Cancelled  # noqa: E402
 from aios_broker.contract.llm import LlmChat, Message  # noqa: E402
 from aios_broker.contract.syscall import Syscall, new_id  # noqa: E402
+from aios_broker.process.child import StandaloneServer  # noqa: E402
 from aios_cli.session import Operator  # noqa: E402  the checkout's, installed or not
 from aios_local.embedded.redis import RedisServer  # noqa: E402
-from aios_local.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_local.embedded.state import StateDir  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_sdk import AsyncAgent
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig

@@ -37,10 +37,10 @@ import redis  # noqa: E402
 from aios_broker.ledger.ledger import Ledger  # noqa: E402
 from aios_broker.postgres.database import Database  # noqa: E402
 from aios_broker.postgres.migrate import upgrade  # noqa: E402
+from aios_broker.process.child import StandaloneServer  # noqa: E402
 from aios_broker.redis.connection import Connection  # noqa: E402
 from aios_local.embedded.postgres import PostgresServer  # noqa: E402  the tree's, installed or not
 from aios_local.embedded.redis import RedisServer  # noqa: E402
-from aios_local.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_local.embedded.state import StateDir  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 

@@ -24,8 +24,8 @@ import redis
 from numpy.typing import NDArray
 
 from aios_broker.contract.llm import Message
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_workers.llm.core import Sampling
 from aios_workers.llm.cores.llama.library import PACKAGE_VERSION, Library, find_weights

@@ -25,6 +25,7 @@ sys.path += [str(ROOT), *(str(ROOT / folder) for folder in ("broker", "workers",
 
 from aios_broker.contract.errors import Cancelled  # noqa: E402  the checkout's, installed or not
 from aios_broker.contract.syscall import new_id  # noqa: E402
+from aios_broker.process.child import StandaloneServer  # noqa: E402
 from aios_broker.queues.control import Control  # noqa: E402
 from aios_broker.queues.functions import LIBRARY, Functions  # noqa: E402
 from aios_broker.queues.keys import Keys  # noqa: E402
@@ -36,7 +37,6 @@ from aios_broker.redis.connection import Answer, Argument, Connection  # noqa: E
 from aios_broker.scheduler.ordering import ModuleOrder  # noqa: E402
 from aios_broker.scheduler.policy import policy_named  # noqa: E402
 from aios_local.embedded.redis import RedisServer  # noqa: E402
-from aios_local.embedded.standalone import StandaloneServer  # noqa: E402
 from aios_local.embedded.state import StateDir  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402
 from tests.queue_user import submitted  # noqa: E402

@@ -17,9 +17,9 @@ import pytest_asyncio
 import redis
 
 from aios_broker.postgres.database import Database
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
 

@@ -13,7 +13,7 @@ from aios_broker.contract import transitions
 from aios_broker.contract.syscall import State
 from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import parse_entry
-from aios_broker.ledger.usage import read_usage
+from aios_broker.ledger.ledger import read_usage
 from aios_broker.queues.admission import Admission
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions

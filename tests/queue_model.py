@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from aios_broker.contract.needs import Need
+from aios_broker.contract.syscall import Need
 from aios_broker.queues.admission import Resource
 from aios_broker.queues.quota import QuotaRow, Subject
 

@@ -9,8 +9,7 @@ from typing import Any, cast
 
 from msgspec import Struct
 
-from aios_broker.contract.files import Entry
-from aios_broker.contract.storage import StorageBody
+from aios_broker.contract.storage import Entry, StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.session import AgentRow, Cursor, Store
 from aios_broker.retry import patiently

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.postgres.migrate import upgrade
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from benchmarks.queues.catalogue import Contestant, Load
 from benchmarks.queues.contest import Contest, Ground, Sample

@@ -12,8 +12,8 @@ import psycopg
 from numpy.typing import NDArray
 
 from aios_broker.postgres import migrate
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.postgres import PostgresServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 
 DIMENSION = 384

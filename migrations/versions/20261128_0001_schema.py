@@ -19,8 +19,7 @@ from alembic import context, op
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_workers.modules.columns import FIRST_MODEL
-from aios_workers.modules.tables import metadata
+from aios_workers.modules.tables import FIRST_MODEL, metadata
 
 revision = "0001"
 down_revision = None

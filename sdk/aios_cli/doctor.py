@@ -27,7 +27,7 @@ from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
 from aios_broker.postgres.database import without_password
 from aios_broker.postgres.migrate import current, upgrade
-from aios_broker.process.packages import KERNEL_EXTRA
+from aios_broker.process.child import KERNEL_EXTRA, StandaloneServer
 from aios_broker.queues.functions import LIBRARY
 from aios_cli.session import (
     EXIT_CODES,
@@ -41,7 +41,6 @@ from aios_cli.session import (
 from aios_cli.tables import show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from aios_workers.model_files import (
     MINILM,

@@ -11,7 +11,7 @@ import click
 
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.usage import UsageHistory, UsageRow
+from aios_broker.ledger.ledger import UsageHistory, UsageRow
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, Use

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from aios_broker.contract import access, files, memory
+from aios_broker.contract import access, memory, storage
 from aios_broker.contract.reply import Result
 from aios_cli.tables import Column, Listing, first_words, moment, show_json
 
@@ -39,7 +39,7 @@ NOTE_VERSIONS = Listing[memory.NoteVersion](
     (Column("Operation"), lambda one: one.operation),
     (Column("Content", shrinks=True), lambda one: _beginning(one.note.content)),
 )
-ENTRIES = Listing[files.Entry](
+ENTRIES = Listing[storage.Entry](
     (Column("Kind"), lambda entry: entry.kind),
     (Column("Version", "right"), lambda entry: entry.version or ""),
     (Column("Bytes", "right"), lambda entry: entry.size_bytes if entry.kind == "file" else ""),
@@ -50,13 +50,13 @@ ENTRIES = Listing[files.Entry](
     ),
     (Column("Locked by"), lambda entry: entry.locked_by),
 )
-HITS = Listing[files.Found](
+HITS = Listing[storage.Found](
     (Column("Score", "right"), lambda hit: f"{hit.score:.3f}"),
     (Column("Owner"), lambda hit: hit.owner),
     (Column("Path"), lambda hit: hit.path),
     (Column("Text", shrinks=True), lambda hit: _beginning(hit.text)),
 )
-FILE_VERSIONS = Listing[files.FileVersion](
+FILE_VERSIONS = Listing[storage.FileVersion](
     (Column("Version", "right"), lambda one: one.version),
     (Column("At"), lambda one: moment(one.at)),
     (Column("By"), lambda one: one.by),
@@ -98,7 +98,7 @@ def _notes(found: memory.Notes) -> None:
         click.echo(f"there are more: --after {found.notes[-1].id}", err=True)
 
 
-def _entries(found: files.Entries) -> None:
+def _entries(found: storage.Entries) -> None:
     ENTRIES.show(found.entries)
     if found.more:
         click.echo(f"there are more: --after {found.entries[-1].path}", err=True)
@@ -115,14 +115,14 @@ def _fields(result: Any) -> None:  # noqa: ANN401  any struct of the contract
             click.echo(f"{name:<16} {value}")
 
 
-def _content(content: files.Content) -> None:
+def _content(content: storage.Content) -> None:
     if content.encoding == "utf-8":
         click.echo(content.content, nl=False)
     else:
         sys.stdout.buffer.write(content.data)
 
 
-def _plan(plan: files.Plan) -> None:
+def _plan(plan: storage.Plan) -> None:
     for number, step in enumerate(plan.steps, start=1):
         arguments = msgspec.json.encode(step.arguments).decode()
         click.echo(
@@ -138,14 +138,14 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.NoteHistory: lambda history: NOTE_VERSIONS.show(history.versions),
     memory.BlockStat: _fields,
     memory.Recall: lambda recall: click.echo(recall.text),
-    files.Content: _content,
-    files.Entry: lambda entry: ENTRIES.show([entry]),
-    files.Entries: _entries,
-    files.FoundFiles: lambda found: HITS.show(found.hits),
-    files.FileVersions: lambda found: FILE_VERSIONS.show(found.versions),
-    files.Diff: lambda diff: click.echo(diff.diff, nl=False),
-    files.Plan: _plan,
-    files.ShareLink: _fields,
+    storage.Content: _content,
+    storage.Entry: lambda entry: ENTRIES.show([entry]),
+    storage.Entries: _entries,
+    storage.FoundFiles: lambda found: HITS.show(found.hits),
+    storage.FileVersions: lambda found: FILE_VERSIONS.show(found.versions),
+    storage.Diff: lambda diff: click.echo(diff.diff, nl=False),
+    storage.Plan: _plan,
+    storage.ShareLink: _fields,
     access.Groups: _groups,
     access.Grants: lambda found: GRANTS.show(found.grants),
     access.Whoami: _fields,

@@ -63,19 +63,6 @@ from aios_broker.contract.errors import (
     WaitTimeout,
     WorkerLost,
 )
-from aios_broker.contract.files import (
-    Content,
-    Diff,
-    Entries,
-    Entry,
-    FileVersion,
-    FileVersions,
-    Found,
-    FoundFiles,
-    Plan,
-    ShareLink,
-    Step,
-)
 from aios_broker.contract.llm import (
     ContextClear,
     ContextExpand,
@@ -116,6 +103,19 @@ from aios_broker.contract.reply import (
     Timings,
     TokenLogprob,
     Usage,
+)
+from aios_broker.contract.storage import (
+    Content,
+    Diff,
+    Entries,
+    Entry,
+    FileVersion,
+    FileVersions,
+    Found,
+    FoundFiles,
+    Plan,
+    ShareLink,
+    Step,
 )
 from aios_broker.contract.syscall import ToolEcho
 from aios_sdk.agent import Agent, AsyncAgent

@@ -1,7 +1,5 @@
 """Syscalls under way: the handle of one, its text as a stream, and many of them at a time."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from functools import partial

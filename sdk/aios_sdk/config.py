@@ -1,7 +1,5 @@
 """Where the kernel is: the URL given, the environment, or the kernel that runs on this machine."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

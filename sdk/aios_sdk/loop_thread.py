@@ -1,7 +1,5 @@
 """One background thread with an event loop of its own: where a synchronous agent lives."""
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import threading

@@ -1,7 +1,5 @@
 """From what an agent asks to a valid syscall. Pure: shared by all shells and transports."""
 
-from __future__ import annotations
-
 import base64
 import math
 import re

@@ -4,14 +4,12 @@ A line gives `AsyncVerbs` on the tree of an asynchronous agent, and `Verbs` on t
 one; which of the two a tree is stands in its type, so that type checkers know it as well.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
-from aios_broker.contract import access, files, memory, storage
+from aios_broker.contract import access, memory, storage
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
@@ -245,29 +243,29 @@ class Memory(Tree[Side]):
 class Storage(Tree[Side]):
     """Files with versions, in a namespace of the agent's own."""
 
-    create = Kind(create_body, files.Entry)
-    read = Kind(storage.StorageRead, files.Content)
-    write = Kind(write_body, files.Entry)
-    append = Kind(append_body, files.Entry)
-    list = Kind(storage.StorageList, files.Entries)
-    stat = Kind(storage.StorageStat, files.Entry)
-    move = Kind(storage.StorageMove, files.Entry)
-    copy = Kind(storage.StorageCopy, files.Entry)
-    delete = Kind(storage.StorageDelete, files.Entry)
-    mkdir = Kind(storage.StorageMkdir, files.Entry)
-    mount = Kind(storage.StorageMount, files.Entry)
+    create = Kind(create_body, storage.Entry)
+    read = Kind(storage.StorageRead, storage.Content)
+    write = Kind(write_body, storage.Entry)
+    append = Kind(append_body, storage.Entry)
+    list = Kind(storage.StorageList, storage.Entries)
+    stat = Kind(storage.StorageStat, storage.Entry)
+    move = Kind(storage.StorageMove, storage.Entry)
+    copy = Kind(storage.StorageCopy, storage.Entry)
+    delete = Kind(storage.StorageDelete, storage.Entry)
+    mkdir = Kind(storage.StorageMkdir, storage.Entry)
+    mount = Kind(storage.StorageMount, storage.Entry)
     unmount = Kind(storage.StorageUnmount, Acknowledged)
-    search = Kind(storage.StorageSearch, files.FoundFiles)
-    versions = Kind(storage.StorageVersions, files.FileVersions)
-    diff = Kind(storage.StorageDiff, files.Diff)
-    rollback = Kind(storage.StorageRollback, files.Entry)
-    share = Kind(share_body, files.Entry)
-    link = Kind(link_body, files.ShareLink)
-    unshare = Kind(storage.StorageUnshare, files.Entry)
-    open = Kind(storage.StorageOpen, files.Content)
-    lock = Kind(storage.StorageLock, files.Entry)
-    unlock = Kind(storage.StorageUnlock, files.Entry)
-    operate = Kind(storage.StorageOperate, files.Plan)
+    search = Kind(storage.StorageSearch, storage.FoundFiles)
+    versions = Kind(storage.StorageVersions, storage.FileVersions)
+    diff = Kind(storage.StorageDiff, storage.Diff)
+    rollback = Kind(storage.StorageRollback, storage.Entry)
+    share = Kind(share_body, storage.Entry)
+    link = Kind(link_body, storage.ShareLink)
+    unshare = Kind(storage.StorageUnshare, storage.Entry)
+    open = Kind(storage.StorageOpen, storage.Content)
+    lock = Kind(storage.StorageLock, storage.Entry)
+    unlock = Kind(storage.StorageUnlock, storage.Entry)
+    operate = Kind(storage.StorageOperate, storage.Plan)
 
 
 class Access(Tree[Side]):

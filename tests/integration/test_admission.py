@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
-from aios_broker.contract.needs import MAX_NEEDS, Need, known_needs
-from aios_broker.contract.syscall import new_id
+from aios_broker.contract.syscall import MAX_NEEDS, Need, known_needs, new_id
 from aios_broker.queues.admission import (
     MAX_BAR_S,
     Admission,

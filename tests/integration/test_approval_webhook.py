@@ -13,8 +13,7 @@ import pytest
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.storage import StorageDelete, StorageWrite
-from aios_workers.approvals.service import NeedsApproval
-from aios_workers.approvals.sweep import SIGNATURE, ApprovalSweep, Webhook
+from aios_workers.approvals.service import SIGNATURE, ApprovalSweep, NeedsApproval, Webhook
 from tests.state_scene import StateScene
 
 SECRET = "shared with the receiver"

@@ -15,6 +15,7 @@ import redis
 
 from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.process import child as child_module
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.postgres import (
     PostgresInstall,
     PostgresServer,
@@ -23,7 +24,6 @@ from aios_local.embedded.postgres import (
     nobody_can_enter,
 )
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
 from aios_local.embedded.state import StateDir
 from tests.waiting import wait_until
 
@@ -275,7 +275,7 @@ import signal, sys
 from pathlib import Path
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.state import StateDir
 
 state = StateDir.open(Path(sys.argv[1]))
@@ -293,7 +293,7 @@ import sys
 from pathlib import Path
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
-from aios_local.embedded.standalone import StandaloneServer
+from aios_broker.process.child import StandaloneServer
 from aios_local.embedded.state import StateDir
 
 state = StateDir.open(Path(sys.argv[1]))

@@ -8,8 +8,14 @@ import pytest
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.ledger.journal import read_entry
-from aios_broker.ledger.ledger import Ledger
-from aios_broker.ledger.usage import UsageHistory, UsageRow, read_changes, read_usage, summed
+from aios_broker.ledger.ledger import (
+    Ledger,
+    UsageHistory,
+    UsageRow,
+    read_changes,
+    read_usage,
+    summed,
+)
 from aios_broker.postgres.database import Database
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject

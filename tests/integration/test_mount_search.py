@@ -10,8 +10,8 @@ import pytest
 
 from aios_broker.contract.access import AccessGrant, ObjectRef
 from aios_broker.contract.errors import InvalidPath, NotFound
-from aios_broker.contract.files import FoundFiles
 from aios_broker.contract.storage import (
+    FoundFiles,
     StorageMount,
     StorageSearch,
     StorageUnmount,

@@ -9,15 +9,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
-from aios_broker.contract.files import Content, Entry
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
-from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
+from aios_broker.contract.storage import Content, Entry, StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
-from aios_broker.periodic import periodic_task
+from aios_broker.retry import periodic_task
 from aios_workers.approvals.requests import Decider, Decision, decide, list_approvals
-from aios_workers.approvals.service import Irreversible, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep
+from aios_workers.approvals.service import ApprovalSweep, Irreversible, NeedsApproval
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler
 from aios_workers.runtime.executor import Done, Outcome, Run

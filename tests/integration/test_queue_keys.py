@@ -20,9 +20,8 @@ from rq.suspension import WORKERS_SUSPENDED
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult, Reply, encode
-from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.contract.syscall import Need, Syscall, ToolEcho, new_id
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions, library_source
 from aios_broker.queues.keys import Keys

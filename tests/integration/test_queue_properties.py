@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
-from aios_broker.contract.needs import Need
+from aios_broker.contract.syscall import Need
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import JobMetadata, PolicyRow, SliceUse, Submission, WorkerCard

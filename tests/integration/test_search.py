@@ -9,8 +9,15 @@ from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, Me
 from aios_broker.contract.storage import StorageSearch, StorageWrite
 from aios_broker.postgres.session import Store
 from aios_workers.search.embedder import NoEmbedder
-from aios_workers.search.queries import NOTES, NoteQuery, find
-from aios_workers.search.ranking import EXACT_ROWS, Wanted, fuse, nearest_query
+from aios_workers.search.ranking import (
+    EXACT_ROWS,
+    NOTES,
+    NoteQuery,
+    Wanted,
+    find,
+    fuse,
+    nearest_query,
+)
 from benchmarks.search.notes import Synthetic, insert
 from tests.state_scene import HashedWords, StateScene, state_scene
 

@@ -18,9 +18,8 @@ from rq.job import Job
 from rq.serializers import DefaultSerializer, JSONSerializer, Serializer
 
 from aios_broker.contract.job import encode_job
-from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult, Reply, encode
-from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.contract.syscall import Need, Syscall, ToolEcho, new_id
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, JobMetadata, Submission

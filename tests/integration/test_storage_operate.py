@@ -8,8 +8,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aios_broker.contract.errors import InvalidSyscall, NotFound
-from aios_broker.contract.files import Plan
-from aios_broker.contract.storage import StorageList, StorageOperate, StorageRead, StorageWrite
+from aios_broker.contract.storage import (
+    Plan,
+    StorageList,
+    StorageOperate,
+    StorageRead,
+    StorageWrite,
+)
 from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from tests.state_scene import StateScene, state_scene

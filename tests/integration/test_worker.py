@@ -12,9 +12,8 @@ import redis
 from msgspec.structs import replace
 
 from aios_broker.contract.errors import Cancelled, UnknownCore
-from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import EchoResult
-from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_broker.contract.syscall import Need, Syscall, ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
 from aios_broker.queues.records import Ending, JobMetadata, Submission

@@ -566,14 +566,14 @@ MUTANTS = (
     ),
     Mutant(
         "a replica is taken for a master",
-        "broker/aios_broker/redis/seek.py",
+        "broker/aios_broker/redis/wire.py",
         'elif wire.role == "replica":',
         'elif wire.role == "nobody":',
         FAILOVER_TEST + "the_master_is_found_wherever_it_stands_in_the_url",
     ),
     Mutant(
         "one of two masters is guessed",
-        "broker/aios_broker/redis/seek.py",
+        "broker/aios_broker/redis/wire.py",
         "if len(masters) == 1:",
         "if masters:",
         FAILOVER_TEST + "two_that_both_call_themselves_master_are_refused",

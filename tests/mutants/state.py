@@ -189,14 +189,14 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "decided jobs stay parked",
-        "workers/aios_workers/approvals/sweep.py",
+        "workers/aios_workers/approvals/service.py",
         "words = await self._control.unpark([job for _, job in part], module=module)",
         'words = ["done" for _ in part]',
         PARKING_TEST,
     ),
     Mutant(
         "the request of an ended job stays open",
-        "workers/aios_workers/approvals/sweep.py",
+        "workers/aios_workers/approvals/service.py",
         "if not lives]",
         "if False]",
         PARKING_TEST,

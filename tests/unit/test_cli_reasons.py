@@ -7,9 +7,8 @@ import pytest
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import Cancelled
-from aios_broker.contract.needs import Need
 from aios_broker.contract.reply import Reply, Timings, failure
-from aios_broker.contract.syscall import State
+from aios_broker.contract.syscall import Need, State
 from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject

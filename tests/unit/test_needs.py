@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import LlmChat, Message
-from aios_broker.contract.needs import (
+from aios_broker.contract.syscall import (
     MAX_NEEDS,
     Need,
     NeedKind,
+    Syscall,
+    ToolEcho,
     checked_needs,
     core_of,
     known_needs,
 )
-from aios_broker.contract.syscall import Syscall, ToolEcho
 
 NAMES = st.from_regex(r"[A-Za-z0-9._:@/-]{1,20}", fullmatch=True)
 NEEDS = st.builds(Need, st.sampled_from(get_args(NeedKind)), NAMES)

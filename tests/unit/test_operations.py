@@ -17,7 +17,7 @@ from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, changes, reads, table
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.modules.storage.files import read, write
-from aios_workers.modules.storage.work import file_changes, file_reads
+from aios_workers.modules.storage.namespace import file_changes, file_reads
 
 ANN = AgentRow(1, 1, "ann", "default", administrator=False)
 

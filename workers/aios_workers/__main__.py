@@ -3,8 +3,6 @@
 Exit codes: 0 it was told to stop and drained, 1 it broke, 2 bad usage or settings.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import logging

@@ -4,8 +4,6 @@ Our workers know it by name and never import it. A stock RQ worker does, and cal
 syscall runs right here, on the slow path, without slices: a core is built for this one job.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

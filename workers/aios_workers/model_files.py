@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from aios_broker.process.packages import package_dir
+from aios_broker.process.child import package_dir
 
 
 @dataclass(frozen=True, slots=True)

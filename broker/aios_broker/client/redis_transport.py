@@ -1,7 +1,5 @@
 """The direct transport: publish straight into the kernel's Redis. Needs `aios-broker[redis]`."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Sequence
 from dataclasses import fields

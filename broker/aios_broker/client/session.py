@@ -4,8 +4,6 @@ Every syscall that enters ends in exactly one reply here: the kernel's, or an er
 when the kernel refuses it, forgets it, or stays away longer than `Limits.patience_s`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """The way to the kernel: what every transport does, and which one a URL means."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol

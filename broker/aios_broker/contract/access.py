@@ -4,8 +4,6 @@ An agent's objects are its own and nobody else's until it grants a verb on one o
 agent or to a privilege group of its tenant. What cannot be taken back waits for a person.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct

@@ -47,8 +47,6 @@
 `retry_after_s` is set where the kernel knows how long to wait.
 """
 
-from __future__ import annotations
-
 import re
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ it is refused here, before anybody could import it. Two syscalls of one id are c
 here, too: the same one, sent again, or a key that was used twice.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 

@@ -4,8 +4,6 @@ Every option holds on every core, or the core refuses it with UnsupportedOption 
 runs. Names and meanings follow the OpenAI API where it has them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal

@@ -4,8 +4,6 @@ A note has an id that the kernel makes. `owner` names another agent whose note i
 agent's own is meant. Notes of others are there for whom their owner granted the verb.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field

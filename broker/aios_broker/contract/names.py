@@ -1,7 +1,5 @@
 """The small types that all of the contract is made of."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta, Struct

@@ -6,8 +6,6 @@ what is refused here is refused for what *other* readers could make of it: a fil
 mount, a shell, a person who reads an approval.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """What an agent hears back: any number of chunks, and then exactly one reply."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,9 +8,9 @@ from msgspec import Struct
 
 from aios_broker.contract.access import AccessResult
 from aios_broker.contract.errors import ErrorBody, KernelError, from_wire
-from aios_broker.contract.files import StorageResult
 from aios_broker.contract.llm import Message, ToolCall
 from aios_broker.contract.memory import MemoryResult
+from aios_broker.contract.storage import StorageResult
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):

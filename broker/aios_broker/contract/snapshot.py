@@ -5,8 +5,6 @@ zlib-compressed msgpack: 1,000 token ids are about 2 kB. Any byte that changes i
 read from Redis is trusted.
 """
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Iterable

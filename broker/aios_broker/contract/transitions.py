@@ -13,8 +13,6 @@
 poison, deleted by a stock tool). Each Redis function appends its events to the journal.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from aios_broker.contract.syscall import State

@@ -5,8 +5,6 @@ table is missing (the entries before were lost): the ledger follows the queues, 
 round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import datetime
 

@@ -4,8 +4,6 @@ A snapshot is stored in Postgres first and then dropped from Redis, if it has no
 dies in between leaves one copy too many, never one too few.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

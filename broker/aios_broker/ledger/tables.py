@@ -1,7 +1,5 @@
 """The ledger's tables. A test compares them with what the migrations build."""
 
-from __future__ import annotations
-
 from sqlalchemy import (
     BigInteger,
     Column,

@@ -6,8 +6,6 @@ known after all, the database says so and the batch is folded again on what it k
 process wrote and what has not ended is remembered, so that its next change needs no reading.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The kernel in Prometheus' terms: queues, fleet, journal and snapshots; what a scheduler does."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,6 @@ Nothing is counted twice: processes keep their counters as plain numbers, and a 
 the moment it is asked for.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Reach Postgres: one way to read its URL, and its failures as errors of ours."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager

@@ -3,8 +3,6 @@
 Safe to run by many at once: they take turns, and those that come later find nothing to do.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@
 Cursors return rows as named tuples. A block is committed at its end, or nothing of it is.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Literal
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import Need
+from aios_broker.contract.syscall import Need
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.quota import Barrier, Subject, read_barrier
 from aios_broker.redis.connection import Answer

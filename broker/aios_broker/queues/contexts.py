@@ -4,8 +4,6 @@ They live in Redis beside the queues, with the same durability, until nobody tou
 CONTEXT_TTL_S. Each change is one atomic step that counts once, however often its syscall runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

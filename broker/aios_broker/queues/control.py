@@ -1,7 +1,5 @@
 """What operators and handles do with syscalls: look, cancel, hold, release, unpark, renice."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,8 +7,7 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import known_needs
-from aios_broker.contract.syscall import MODULES, State
+from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
 from aios_broker.queues.rows import JobRow, QueueRow

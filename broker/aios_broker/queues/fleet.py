@@ -1,7 +1,5 @@
 """Who serves a module: its live workers, whether the fleet is suspended, who leads the order."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The function library: the Lua files of `lua/`, loaded into Redis as one library."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files

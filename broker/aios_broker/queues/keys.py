@@ -5,8 +5,6 @@ under `<prefix>:aios:`. With a hash tag in the prefix (`{shard1}:rq`) all keys o
 in one slot of a Redis Cluster.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -5,8 +5,6 @@ All of them may be sent again after RedisUnavailable: submit is idempotent by id
 attempt, and use is told as totals since the claim, which may be told twice.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import logging
@@ -26,7 +24,7 @@ from aios_broker.contract.errors import (
     UnknownCore,
 )
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import checked_needs
+from aios_broker.contract.syscall import checked_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused

@@ -1,7 +1,5 @@
 """What the scheduler does with a module's queue. Every change is fenced by the epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -10,7 +8,7 @@ import msgspec
 
 from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
 from aios_broker.contract.names import Module
-from aios_broker.contract.needs import core_of, known_needs
+from aios_broker.contract.syscall import core_of, known_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import Quotas

@@ -9,8 +9,6 @@ piece past another. A job that moved from one that was still to be read to one t
 taken for missing. That is harmless: it becomes a suspect, and the next pass finds it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import islice
 

@@ -4,8 +4,6 @@ None of them can be part of a cycle, so the garbage collector need not follow th
 with thousands under way that was a good part of a client's time.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -13,8 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from aios_broker.contract.needs import Need, core_of
-from aios_broker.contract.syscall import State
+from aios_broker.contract.syscall import Need, State, core_of
 
 
 def iso_now() -> str:

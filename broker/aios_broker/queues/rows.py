@@ -5,8 +5,6 @@ Python packs and reads them by name. For Lua, `lua_source` writes a function for
 of a table in the row's order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

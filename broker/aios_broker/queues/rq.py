@@ -1,7 +1,5 @@
 """What we ask of RQ itself. The only file that imports it; everything else knows its keys."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from urllib.parse import quote
 

@@ -3,8 +3,6 @@
 Redis holds the digest of each token, never the token: reading Redis gives nobody an identity.
 """
 
-from __future__ import annotations
-
 import hashlib
 import secrets
 import time

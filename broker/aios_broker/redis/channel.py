@@ -1,15 +1,12 @@
 """One pub/sub channel, heard on a connection of its own whose silence is looked into."""
 
-from __future__ import annotations
-
 import asyncio
 from types import TracebackType
 from typing import Self
 
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.redis.address import parse_url, without_password
-from aios_broker.redis.seek import FAILURES, seek
-from aios_broker.redis.wire import Answer, Wire, broken
+from aios_broker.redis.wire import FAILURES, Answer, Wire, broken, seek
 
 OPEN_S = 5.0  # to connect and subscribe
 SILENCE_S = 5.0  # after which a ping is sent ...

@@ -11,14 +11,11 @@ cluster, to the node that serves the keys it is asked for. All keys of one deplo
 slot, so one node at a time is enough.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.redis.address import Address, parse_url, without_password
-from aios_broker.redis.seek import FAILURES, seek
-from aios_broker.redis.wire import Answer, Argument, Moved, NotHere, Wire, dial
+from aios_broker.redis.wire import FAILURES, Answer, Argument, Moved, NotHere, Wire, dial, seek
 
 __all__ = ["CONNECT_TIMEOUT_S", "Address", "Answer", "Argument", "Connection", "parse_url"]
 

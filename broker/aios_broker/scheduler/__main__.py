@@ -3,8 +3,6 @@
 Exit codes: 0 stopped by SIGTERM or SIGINT; 2 a setting is missing or wrong.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import signal

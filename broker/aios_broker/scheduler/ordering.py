@@ -10,8 +10,6 @@ A decision looks at the head, and at the tail for what belongs there: its cost d
 the queue. The whole of a long queue is brought into order by sweeps, a piece at a time.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -7,8 +7,6 @@ the policies that go by arrival its natural order is the right one), and what it
 the jobs themselves (`needs`): what it does not name is not read, and costs nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol

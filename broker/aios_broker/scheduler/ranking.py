@@ -9,8 +9,6 @@ are about to be claimed do not wait for that.
 How far each one is gone through is known here alone: a scheduler that takes over begins anew.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

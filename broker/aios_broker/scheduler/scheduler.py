@@ -6,8 +6,6 @@ on. One scheduler leads at a time, by a lease; each change carries the epoch of 
 that one that was replaced and does not know it yet changes nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -27,13 +25,13 @@ from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.ledger import Ledger
 from aios_broker.ledger.spill import Spill
 from aios_broker.metrics.kernel import SchedulerStats, read_kernel
-from aios_broker.periodic import Outages, Step, repeat
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import Order
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import Outages, Step, repeat
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named

@@ -6,8 +6,6 @@ however long the queue is, and at each moment between two of them every job stan
 once. What moves while the pass is under way is left alone; the next pass finds it.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 

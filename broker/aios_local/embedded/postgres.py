@@ -22,8 +22,7 @@ from pathlib import Path
 import psycopg
 
 from aios_broker.contract.errors import Unavailable
-from aios_broker.process.child import SHIM, Identity, Service
-from aios_broker.process.packages import KERNEL_EXTRA, package_dir
+from aios_broker.process.child import KERNEL_EXTRA, SHIM, Identity, Service, package_dir
 from aios_broker.process.shim import NOBODY_ID
 from aios_local.embedded.state import OWNER_ONLY, StateDir
 

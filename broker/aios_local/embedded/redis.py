@@ -10,8 +10,7 @@ from pathlib import Path
 import redis
 
 from aios_broker.contract.errors import Unavailable
-from aios_broker.process.child import Service
-from aios_broker.process.packages import KERNEL_EXTRA, package_dir
+from aios_broker.process.child import KERNEL_EXTRA, Service, package_dir
 from aios_local.embedded.state import OWNER_ONLY, StateDir
 
 ANSWER_TIMEOUT_S = 1.0

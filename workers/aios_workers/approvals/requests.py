@@ -5,8 +5,6 @@ run. It goes from `waiting` to `approved`, `denied` or `expired`, and from `appr
 the very transaction of the change that it allows.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 from dataclasses import dataclass
@@ -25,9 +23,8 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.session import AgentRow, Cursor
-from aios_workers.approvals.approval_tables import approval
 from aios_workers.modules.access.audit import AuditLine, append_line
-from aios_workers.modules.columns import selected
+from aios_workers.modules.tables import approval, selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",

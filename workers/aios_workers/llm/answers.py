@@ -5,8 +5,6 @@ and an answer that was suspended has the same ones as one that was not. Text is 
 time, in order: what a stop string matches never depends on how tokens arrived in steps or slices.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The stored contexts of programs: `context.*` syscalls, and chats that stand in a context."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import assert_never

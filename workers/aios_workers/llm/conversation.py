@@ -5,8 +5,6 @@ system messages at the beginning, and as many of the last turns as fit. What is 
 read by the core in pieces, each with the summary of those before it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The answers to one prompt: each as it grows on the core, all side by side, in time slices."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable

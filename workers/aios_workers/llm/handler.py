@@ -1,7 +1,5 @@
 """The llm module: chats, embeddings and contexts on this worker's core."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ The first thing found is raised. A value that the contract itself forbids does n
 refused where the syscall came in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aios_broker.contract.errors import (

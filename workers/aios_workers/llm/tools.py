@@ -9,8 +9,6 @@ What walks a JSON value (templates, encoders, the compiler of forms) calls itsel
 beyond a limit that all of them bear it is refused, not walked.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """What the handlers of memory, storage and access stand on; one per worker process."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field

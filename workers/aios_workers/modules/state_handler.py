@@ -3,8 +3,6 @@
 Rows whose time is over, and what Redis lost, are tidied up meanwhile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
@@ -15,12 +13,10 @@ from prometheus_client.core import Metric
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
-from aios_broker.periodic import periodic_task
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
-from aios_broker.retry import patiently
-from aios_workers.approvals.service import ApprovalService, NeedsApproval
-from aios_workers.approvals.sweep import ApprovalSweep, Webhook
+from aios_broker.retry import patiently, periodic_task
+from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval, Webhook
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of

@@ -3,8 +3,6 @@
 Whatever comes of a job, its caller hears exactly one thing.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable

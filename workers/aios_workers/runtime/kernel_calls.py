@@ -7,8 +7,6 @@ crash finds the call under way, or its result (kept for a minute), and makes no 
 has something else to ask by then, it is another call.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 from contextlib import AsyncExitStack

@@ -1,7 +1,5 @@
 """All leases of a worker: of what runs, and of results on their way. Renewed in one call."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator

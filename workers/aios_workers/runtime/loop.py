@@ -8,8 +8,6 @@ Every job that is taken ends in exactly one ending or suspension. Only the death
 a lease that is lost, leaves one unanswered, and then the queue lends it to another worker.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence

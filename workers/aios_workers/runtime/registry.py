@@ -4,8 +4,6 @@ It is decided here and by nothing that comes from Redis. The parts of a module a
 is loaded: a tool worker never loads a model's library.
 """
 
-from __future__ import annotations
-
 import asyncio
 import faulthandler
 import os

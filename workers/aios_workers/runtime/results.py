@@ -1,7 +1,5 @@
 """Results on their way to the queue, and counted. Nothing leaves before the queue has answered."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections import Counter

@@ -1,7 +1,5 @@
 """`python -m aios_workers.search`: embed everything anew; what `aios reindex` starts."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from contextlib import AsyncExitStack

@@ -1,7 +1,5 @@
 """The embedding model of the state modules, as the settings name it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

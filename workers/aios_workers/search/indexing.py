@@ -10,8 +10,6 @@ of it; search by keywords goes on as ever. Workers of the old model write no vec
 ended: restart them with the new settings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import psycopg
@@ -20,8 +18,7 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.session import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.search.queries import CORPORA, model_number
-from aios_workers.search.ranking import Corpus, vector_text
+from aios_workers.search.ranking import CORPORA, Corpus, model_number, vector_text
 
 BATCH = 32  # rows of one transaction
 PAUSE_S = 0.5  # between looks for rows that wait

@@ -4,8 +4,6 @@ Their tokenizer in the worker's process, what they refuse before they compute, a
 keeps failing is left alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -6,8 +6,6 @@ removes a line inside the chain, superusers included, breaks it; lines cut off a
 missed only by who noted an earlier newest hash.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,8 +18,7 @@ from psycopg.types.json import Jsonb
 from aios_broker.contract.access import AuditEntry
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.session import Cursor, only_row
-from aios_workers.modules.access.access_tables import audit
-from aios_workers.modules.columns import inserted, selected
+from aios_workers.modules.tables import audit, inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line
 BATCH = 1_000  # lines that are walked at a time

@@ -4,8 +4,6 @@ A grant on a directory reaches all that is below it, one on a block all notes of
 includes the other verbs. One that has expired is none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any

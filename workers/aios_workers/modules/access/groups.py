@@ -5,8 +5,6 @@ compared with Postgres from time to time; a crash between the two leaves it behi
 Nothing is permitted because of it alone.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -3,8 +3,6 @@
 Tokens' digests are in Postgres, from where a Redis that was emptied gets them back.
 """
 
-from __future__ import annotations
-
 import time
 
 from aios_broker.contract.access import (

@@ -1,13 +1,10 @@
 """The operations of the access module, by the body that asks for each; approvals and rules here."""
 
-from __future__ import annotations
-
 from aios_broker.contract import access as bodies
 from aios_broker.contract.access import Acknowledged, Approvals, Audit, Rules
 from aios_workers.approvals import requests
 from aios_workers.approvals.requests import Decider, Decision
-from aios_workers.approvals.service import Irreversible
-from aios_workers.approvals.sweep import ApprovalSweep
+from aios_workers.approvals.service import ApprovalSweep, Irreversible
 from aios_workers.modules.access import grants, groups, identity
 from aios_workers.modules.access.audit import newest_lines
 from aios_workers.modules.operation import Work, calls, changes, reads, table

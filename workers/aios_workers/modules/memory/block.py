@@ -7,8 +7,6 @@ opened first, by the function that it was given; without one it is an `UnknownBl
 notes out needs no open block: in one that is closed there are none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import Counter

@@ -1,7 +1,5 @@
 """Operations that write notes, or the block itself; and who may do what with a note."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

@@ -6,8 +6,6 @@ The model calls are llm syscalls of their own, under a JSON schema. What a model
 sense (a neighbour that is not there, too many words) is dropped: a note is never lost by it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -28,7 +26,7 @@ from aios_workers.modules.memory.changing import (
 from aios_workers.modules.memory.note import NoteBody, body_of, fetch_notes, note_in_version
 from aios_workers.modules.memory.reading import found
 from aios_workers.modules.operation import Asked, Work, run_once
-from aios_workers.search.queries import NoteQuery
+from aios_workers.search.ranking import NoteQuery
 
 NEIGHBOURS = 5
 MAX_WORDS = 16

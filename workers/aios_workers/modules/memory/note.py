@@ -3,8 +3,6 @@
 A note that has expired is not there, whether it is deleted yet or not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,15 +14,15 @@ from psycopg.types.json import Jsonb
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.session import AgentRow, Cursor
-from aios_workers.modules.columns import inserted, selected
-from aios_workers.modules.memory import note_tables
+from aios_workers.modules import tables
+from aios_workers.modules.tables import inserted, selected
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]
 KEPT_VERSIONS = 100  # of a note; older ones go with the next change
 
 NOTE_COLUMNS = selected(
-    note_tables.note, "n", but=("tenant_id", "program", "words", "model_id", "vector")
+    tables.note, "n", but=("tenant_id", "program", "words", "model_id", "vector")
 )
 LIVING = "(n.expires_at IS NULL OR n.expires_at > now())"
 _FETCH = f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = %s AND {LIVING} "
@@ -32,7 +30,7 @@ _FETCH_MANY = (
     f"SELECT {NOTE_COLUMNS} FROM note n WHERE n.owner_id = %s AND n.id = ANY(%s) AND {LIVING} "
     "ORDER BY n.id "
 )
-_ENTER = inserted(note_tables.note_version, but=("at",))
+_ENTER = inserted(tables.note_version, but=("at",))
 
 
 class NoteBody(Struct, frozen=True):

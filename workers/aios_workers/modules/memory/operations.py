@@ -1,7 +1,5 @@
 """The operations of the memory module, by the body that asks for each."""
 
-from __future__ import annotations
-
 from aios_broker.contract import memory as bodies
 from aios_broker.contract.reply import Result
 from aios_workers.modules.memory import changing, reading

@@ -1,7 +1,5 @@
 """Operations that read notes: get, list, search, history, context (a text within a budget)."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -35,7 +33,7 @@ from aios_workers.modules.memory.note import (
 )
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.queries import NoteQuery, find
+from aios_workers.search.ranking import NoteQuery, find
 
 RECALLED = 32  # notes that are looked at for one text
 BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English

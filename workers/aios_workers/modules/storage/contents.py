@@ -4,8 +4,6 @@ It is text where it is text, else base64, and never changed. There is a version 
 each content is kept once, and the owner's quota with it.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hashlib
@@ -15,8 +13,7 @@ from typing import Literal
 
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, QuotaExceeded
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
-from aios_workers.modules.storage.namespace import FILE, Node, node_of
-from aios_workers.modules.storage.work import AnyWork
+from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 

@@ -5,8 +5,6 @@ link, starting at a directory that the operator allowed. So neither a link that 
 that somebody puts there meanwhile leads outside. All functions block: they are called in a thread.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -6,8 +6,6 @@ older time is kept: the next scan reads it again. A directory that is not there 
 share that is away) keeps what was read of it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
@@ -16,9 +14,11 @@ from typing import Any
 
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidPath, NotFound
-from aios_broker.contract.files import Content, Entries, Entry
 from aios_broker.contract.paths import ROOT, below, normal_path
 from aios_broker.contract.storage import (
+    Content,
+    Entries,
+    Entry,
     StorageList,
     StorageMount,
     StorageRead,
@@ -33,13 +33,14 @@ from aios_workers.modules.storage.host import (
     HostEntry,
 )
 from aios_workers.modules.storage.namespace import (
+    AnyWork,
+    FileWork,
     ResolvedPath,
     check_free_way,
     look_up,
     taken,
     unversioned,
 )
-from aios_workers.modules.storage.work import AnyWork, FileWork
 
 logger = logging.getLogger(__name__)
 

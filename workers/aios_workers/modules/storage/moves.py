@@ -1,15 +1,14 @@
 """Directories, made and listed; they and files moved, copied, deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import replace
 
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
-from aios_broker.contract.files import Entries, Entry
 from aios_broker.contract.paths import ROOT, below, is_within, normal_path
 from aios_broker.contract.storage import (
     MAX_FILE_BYTES,
+    Entries,
+    Entry,
     StorageCopy,
     StorageDelete,
     StorageList,
@@ -33,6 +32,8 @@ from aios_workers.modules.storage.namespace import (
     DIRECTORY,
     FILE,
     MOUNT,
+    AnyWork,
+    FileWork,
     Node,
     ResolvedPath,
     below_of,
@@ -50,7 +51,6 @@ from aios_workers.modules.storage.namespace import (
     taken,
     unversioned,
 )
-from aios_workers.modules.storage.work import AnyWork, FileWork
 
 MAX_LISTED = 50  # paths of a directory that a person is shown before it is deleted
 MAX_COPIED = 1_000  # files and directories of one copy

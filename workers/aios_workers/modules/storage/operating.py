@@ -4,8 +4,6 @@ The plan is made by one llm syscall of its own, found again by its id when this 
 anew. It is kept when it is first made, so that what a person approved is what runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +11,20 @@ import msgspec
 
 from aios_broker.contract import storage as bodies
 from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
-from aios_broker.contract.files import Plan, Step
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
-from aios_broker.contract.storage import StorageOperate
+from aios_broker.contract.storage import Plan, Step, StorageOperate
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write
 from aios_workers.modules.storage.moves import copy, delete, make_directory, move
-from aios_workers.modules.storage.work import FileStep, FileWork, S, namespace_lock, on_namespace
+from aios_workers.modules.storage.namespace import (
+    FileStep,
+    FileWork,
+    S,
+    namespace_lock,
+    on_namespace,
+)
 
 MAX_STEPS = 8
 MAX_LISTED = 200  # paths that the model is shown

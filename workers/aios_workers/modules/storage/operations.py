@@ -1,14 +1,12 @@
 """The operations of the storage module, by the body that asks for each."""
 
-from __future__ import annotations
-
 from aios_broker.contract import storage as bodies
 from aios_workers.modules.operation import calls, table
-from aios_workers.modules.storage import files, moves, sharing
+from aios_workers.modules.storage import files, moves
 from aios_workers.modules.storage.mounts import mount, unmount
+from aios_workers.modules.storage.namespace import file_changes, file_reads
 from aios_workers.modules.storage.operating import operate
 from aios_workers.modules.storage.searching import search
-from aios_workers.modules.storage.work import file_changes, file_reads
 
 STORAGE_OPERATIONS = table(
     file_reads(bodies.StorageRead, files.read),
@@ -17,7 +15,7 @@ STORAGE_OPERATIONS = table(
     calls(bodies.StorageSearch, search),
     file_reads(bodies.StorageVersions, files.versions),
     file_reads(bodies.StorageDiff, files.diff),
-    file_reads(bodies.StorageOpen, sharing.open_link),
+    file_reads(bodies.StorageOpen, files.open_link),
     file_changes(bodies.StorageCreate, files.create),
     file_changes(bodies.StorageWrite, files.write, irreversible="overwrite"),
     file_changes(bodies.StorageAppend, files.append),
@@ -26,8 +24,8 @@ STORAGE_OPERATIONS = table(
     file_changes(bodies.StorageDelete, moves.delete, irreversible="delete"),
     file_changes(bodies.StorageMkdir, moves.make_directory),
     file_changes(bodies.StorageRollback, files.rollback, irreversible="rollback"),
-    file_changes(bodies.StorageShare, sharing.share),
-    file_changes(bodies.StorageUnshare, sharing.unshare, irreversible="unshare"),
+    file_changes(bodies.StorageShare, files.share),
+    file_changes(bodies.StorageUnshare, files.unshare, irreversible="unshare"),
     file_changes(bodies.StorageLock, files.lock),
     file_changes(bodies.StorageUnlock, files.unlock),
     file_changes(bodies.StorageMount, mount),

@@ -1,22 +1,24 @@
 """Find files by the parts of their text."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aios_broker.contract.errors import InvalidPath
-from aios_broker.contract.files import Found, FoundFiles
 from aios_broker.contract.paths import ROOT, parent_of
-from aios_broker.contract.storage import StorageSearch
+from aios_broker.contract.storage import Found, FoundFiles, StorageSearch
 from aios_workers.modules.operation import Asked
-from aios_workers.modules.storage.namespace import Node, not_found, permitted_path
-from aios_workers.modules.storage.work import AnyWork, FileWork, on_namespace
+from aios_workers.modules.storage.namespace import (
+    AnyWork,
+    FileWork,
+    Node,
+    not_found,
+    on_namespace,
+    permitted_path,
+)
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.queries import CHUNKS, MOUNTED, ChunkQuery, find
-from aios_workers.search.ranking import Ranked
+from aios_workers.search.ranking import CHUNKS, MOUNTED, ChunkQuery, Ranked, find
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400

@@ -1,7 +1,5 @@
 """The echo: a whole round through the kernel and no work. For health checks and benchmarks."""
 
-from __future__ import annotations
-
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Syscall, ToolEcho

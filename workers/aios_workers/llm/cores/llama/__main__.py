@@ -3,8 +3,6 @@
 One loop: read what the worker says, step the engine, tell what came.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import select

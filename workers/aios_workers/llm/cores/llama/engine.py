@@ -5,8 +5,6 @@ prompts that are still being read, so that a long prompt slows its neighbours an
 them. What a step computes for a generation is the same, bit for bit, whatever runs beside it.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

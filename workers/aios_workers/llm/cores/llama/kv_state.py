@@ -7,8 +7,6 @@ themselves and not as a hash: a reader compares them one by one. A file is writt
 changed.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

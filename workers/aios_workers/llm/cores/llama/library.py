@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.process.packages import package_dir
+from aios_broker.process.child import package_dir
 from aios_workers.model_files import SMOLLM2
 
 PACKAGE = "xllamacpp"

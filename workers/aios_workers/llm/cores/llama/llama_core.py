@@ -5,8 +5,6 @@ child (`aios_workers.llm.cores.llama`) that ends with the worker. A child that d
 `CoreError` for the generations it ran; the next one starts it again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib

@@ -7,8 +7,6 @@ position alone, so that a generation can be cut anywhere. Wherever two tokens ar
 comes first.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 

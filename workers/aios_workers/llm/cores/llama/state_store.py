@@ -5,8 +5,6 @@ A state is written when its generation is suspended while another core of the sa
 this host, and when this process ends: then all that it holds, since its worker will be replaced.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import queue

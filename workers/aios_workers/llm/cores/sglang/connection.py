@@ -22,8 +22,13 @@ from aios_workers.llm.cores.base_core import (
     FailureLimit,
     how_it_ended,
 )
-from aios_workers.llm.cores.sglang.client import EngineClient, EngineFailure
-from aios_workers.llm.cores.sglang.description import Description, describe, gives_original_logprobs
+from aios_workers.llm.cores.sglang.client import (
+    Description,
+    EngineClient,
+    EngineFailure,
+    describe,
+    gives_original_logprobs,
+)
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 
 logger = logging.getLogger(__name__)

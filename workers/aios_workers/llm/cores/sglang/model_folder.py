@@ -3,8 +3,6 @@
 Its chat template runs in a sandbox: messages and tools become the text of a prompt.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 from collections.abc import Callable, Sequence

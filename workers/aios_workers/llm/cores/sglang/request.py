@@ -6,8 +6,6 @@ has a notation of its own for grammars, passes over keywords of schemas that it 
 puts blanks into JSON: it is asked for what it has. outlines has no grammars at all and is not used.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -17,7 +15,7 @@ from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.constraint import FIELDS, JSON_STYLE
 from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
-from aios_workers.llm.cores.sglang.description import Description
+from aios_workers.llm.cores.sglang.client import Description
 from aios_workers.llm.tools import CALL_BEGIN, CALL_END, calls_grammar
 
 LLGUIDANCE, XGRAMMAR = "llguidance", "xgrammar"

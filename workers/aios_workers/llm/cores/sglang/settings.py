@@ -1,7 +1,5 @@
 """What an SGLang core is told: whose server it uses, its name there, how long it is waited for."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

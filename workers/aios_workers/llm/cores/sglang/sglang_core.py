@@ -8,8 +8,6 @@ Unsliced by design: penalties and forms, which the server counts from the beginn
 Refused: images. A server that was started for embeddings makes those, and nothing else.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -34,9 +32,8 @@ from aios_workers.llm.cores.base_core import (
     check_generation,
     text_ids,
 )
-from aios_workers.llm.cores.sglang.client import EngineFailure
+from aios_workers.llm.cores.sglang.client import Description, EngineFailure
 from aios_workers.llm.cores.sglang.connection import REQUESTS, Connection, EngineServer
-from aios_workers.llm.cores.sglang.description import Description
 from aios_workers.llm.cores.sglang.request import (
     BACKENDS,
     check_kept,

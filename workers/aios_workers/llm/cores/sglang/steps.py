@@ -1,7 +1,5 @@
 """From a server's events to a core's steps: only new ids, no end token, one kind of ending."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 

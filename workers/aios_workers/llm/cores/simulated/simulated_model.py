@@ -10,8 +10,6 @@ one of a few candidates with hashed logits is taken. Seen as logits, a token tha
 stands far above all others.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
