@@ -110,6 +110,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.conflicts: list[Pending] = []
         self.ends: Counter[int] = Counter()  # of each call, by its place
         self.ran: Counter[str] = Counter()
+        self.forgotten: set[str] = set()  # had ended when Redis lost all: nobody knows their ids
 
     def do(self, work: Coroutine[object, object, Answer]) -> Answer:
         return self.runner.run(work)
@@ -162,7 +163,7 @@ class ClientMachine(RuleBasedStateMachine):
 
         async def again() -> None:
             taken = {call.id for call in self.calls if call.state in ("accepted", "ended")}
-            if first.id not in taken and not same:
+            if first.id in self.forgotten or (first.id not in taken and not same):
                 return
             pending = self.session.submit(msgspec.structs.replace(first, body=body, deadline_s=9.0))
             if same:
@@ -210,6 +211,7 @@ class ClientMachine(RuleBasedStateMachine):
             with redis.Redis.from_url(self.server.url) as client:
                 kept = [call for call in self.calls if call.state == "accepted"]
                 before = {call.id: call.submissions for call in kept}
+                self.forgotten.update(call.id for call in self.calls if call.state in FINAL)
                 client.flushall()
                 client.hset("rq:aios:policy:tool", "max_waiting", ROOM)
                 await wait_until_async(
