@@ -1,5 +1,6 @@
 """Imports point one way, and importing the SDK stays cheap enough for anybody's environment."""
 
+import graphlib
 import json
 import subprocess
 import sys
@@ -162,3 +163,16 @@ def test_importing_it_loads_nothing_heavy(module: str, tmp_path: Path) -> None:
     loaded = {name.partition(".")[0] for name in json.loads(result.stdout)}
     assert module.partition(".")[0] in loaded
     assert sorted(loaded.intersection(HEAVY)) == []
+
+
+def test_the_sdks_imports_have_no_circle_and_are_five_deep_at_most() -> None:
+    """Imports for type checkers count, too."""
+    graph = grimp.build_graph("aios_sdk", cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    depth: dict[str, int] = {}
+    for name in graphlib.TopologicalSorter(imports).static_order():  # raises on a circle
+        depth[name] = max((depth[imported] + 1 for imported in imports[name]), default=0)
+
+    assert len(imports) <= 8
+    assert depth["aios_sdk"] == max(depth.values())
+    assert 0 < depth["aios_sdk"] <= 5

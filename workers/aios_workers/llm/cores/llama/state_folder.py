@@ -239,6 +239,9 @@ class StateFolder:
             try:
                 status = path.stat()
             except FileNotFoundError:
+                whole = f"{match['owner']}-{match['tokens']}.kv"
+                if whole not in names:  # its writer has just ended it, and given it this name
+                    names.append(whole)
                 continue
             being_written = match["end"] != "kv"
             yield Entry(
