@@ -285,6 +285,18 @@ async def test_of_those_who_are_owed_the_first_goes_first(user: QueueUser) -> No
     assert await claim(user) == [late]
 
 
+async def test_a_place_is_owed_to_one_at_a_time(user: QueueUser) -> None:
+    await submit(user, "lock:w")
+    [lease] = await take(user)
+    first, second = await submit(user, "lock:w"), await submit(user, "lock:w")
+    await grow_old(user, first, second)
+    assert await claim(user) == []
+    shortage = Shortage(Resource.lock("w"), holders=1, limit=1, owed_to=first)
+    assert await Admission(user.functions).barrier("llm", second) == shortage
+    await user.finish(lease)
+    assert await claim(user) == [first]
+
+
 async def test_what_is_owed_waits_for_the_core_that_its_job_needs(user: QueueUser) -> None:
     """Other workers pass; where nobody serves the core any more, nothing is owed."""
     await serve(user, *CORES)

@@ -110,6 +110,7 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "if creditors(c)[resource] then return end",
         "",
+        ADMISSION_TEST,
     ),
     Mutant(
         "what is owed is given away in between",
