@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 1.0  # a server that is back is noticed within this time
+# Of a periodic task after a failure; doubles up to how late the return of a server is noticed.
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 2.0
+REMINDER_S = 60.0
 
 Answer = TypeVar("Answer")
 
@@ -71,12 +75,6 @@ async def patiently(
                 logger.warning("waiting for a server: %s", error)
         await backoff.wait()
 
-
-logger = logging.getLogger(__name__)
-
-FIRST_RETRY_S = 0.1  # after a failure; doubles ...
-LONGEST_RETRY_S = 2.0  # ... up to this: how late the return of a server is noticed
-REMINDER_S = 60.0
 
 Step = Callable[[], Awaitable[float]]  # returns how many seconds to wait before the next time
 

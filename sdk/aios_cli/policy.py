@@ -22,7 +22,7 @@ from aios_cli.session import EXIT_CODES, Operator, command, database_url
 from aios_cli.syscalls import ModuleName, check_name
 from aios_cli.tables import Column, Listing, seconds
 
-YIELDS_TO = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
+SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
 
 def _quantum(row: PolicyRow) -> str:
@@ -32,7 +32,7 @@ def _quantum(row: PolicyRow) -> str:
 POLICIES = Listing[tuple[Module, PolicyRow]](
     (Column("Module"), lambda one: one[0]),
     (Column("Policy"), lambda one: one[1].name),
-    (Column("Yields to"), lambda one: YIELDS_TO[one[1].preempt]),
+    (Column("Suspended for"), lambda one: SUSPENDED_FOR[one[1].preempt]),
     (Column("Quantum"), lambda one: _quantum(one[1])),
     (Column("Max waiting", "right"), lambda one: one[1].max_waiting),
     (Column("Max losses", "right"), lambda one: one[1].max_losses),

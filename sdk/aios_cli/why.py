@@ -181,14 +181,14 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state != "running":
         return None
     policy = around.policy
-    yields = (
+    preempted = (
         "it is not preempted"
         if policy.preempt == "none"
-        else f"it yields after {_quantum(policy)} if somebody deserving waits"
+        else f"it is suspended after {_quantum(policy)} if somebody deserving waits"
     )
     return Explanation(
         "running",
-        f"It runs on {job.worker}; under {policy.name} {yields}.",
+        f"It runs on {job.worker}; under {policy.name} {preempted}.",
         {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
     )
 
@@ -278,7 +278,7 @@ def _short_of(shortage: Shortage) -> Explanation:
             "held": shortage.holders,
             "owed to": owed_to,
         },
-        "it goes on when one of them ends or yields" if shortage.limit else "raise its limit",
+        "it goes on when one of them ends or is suspended" if shortage.limit else "raise its limit",
     )
 
 
@@ -288,7 +288,7 @@ def _over_quota(barrier: Barrier) -> Explanation:
     when = f"in {opens_in}" if opens_in else "never, under this quota"
     if barrier.limit == "max_running":
         text = f"{who} runs {barrier.used:g} syscalls, and its quota is {most}"
-        when = "when one of them ends or yields" if barrier.most else when
+        when = "when one of them ends or is suspended" if barrier.most else when
     else:
         unit = "tokens" if barrier.limit == "tokens_per_minute" else "slot-seconds"
         text = f"{who} has used up its {most} {unit} per minute"

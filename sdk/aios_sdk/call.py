@@ -335,7 +335,9 @@ class Batch(Generic[Answer]):
         """Run them all; return the results in order."""
         try:
             for _ in range(0, len(self._syscalls), PORTION):
-                if self._begin(PORTION) and not self._over.done():
+                if self._over.done():
+                    break  # by an error: what has not begun is not begun any more
+                if self._begin(PORTION):
                     await asyncio.sleep(0)  # these leave while the next ones are made
             self._watch_time()
             if self._calls:

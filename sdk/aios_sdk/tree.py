@@ -105,8 +105,10 @@ class AsyncVerbs(Generic[Arguments, Answer]):
             raise InvalidSyscall(
                 f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
             )
-        fan = Batch(self._agent._start, syscalls, at_once=concurrency, return_errors=return_errors)
-        return asyncio.ensure_future(fan.results())
+        batch = Batch(
+            self._agent._start, syscalls, at_once=concurrency, return_errors=return_errors
+        )
+        return asyncio.ensure_future(batch.results())
 
 
 class Verbs(Generic[Arguments, Answer]):
@@ -137,7 +139,7 @@ class Verbs(Generic[Arguments, Answer]):
     def map(
         self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
     ) -> list[Answer]:
-        """Submit one call per item, in one batch; return the results, in the items' order.
+        """Submit one call per item, in batches; return the results, in the items' order.
 
         The first error ends the map and cancels its other calls; with `return_errors` errors
         stand among the results instead. At most `concurrency` are under way; None: all at once.

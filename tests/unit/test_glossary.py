@@ -1,8 +1,8 @@
-"""Names are made of the field's words and of those that the glossary explains; of no others.
+"""Classes, files and folders are named by the field's words and the glossary's; by no others.
 
 `tests/data/field_words.txt` has the field's: what a reader who knows queues, databases and language
-models, and not this project, takes as it is meant. A name with a word that stands in neither list
-fails here: use the field's word for the thing, or explain the new one in `docs/glossary.md`.
+models, and not this project, takes as it is meant. A class, file or folder with a word of neither
+list fails here: use the field's word for the thing, or explain the new one in `docs/glossary.md`.
 """
 
 import ast
@@ -68,7 +68,13 @@ def test_every_word_of_a_name_is_the_fields_or_explained() -> None:
 
 
 def test_no_word_is_in_both_lists() -> None:
-    assert sorted(field_words() & {word for term in glossary() for word in term.split()}) == []
+    explained = {singular(word) for term in glossary() for word in term.split()}
+    assert sorted({singular(word) for word in field_words()} & explained) == []
+
+
+def test_every_word_of_the_field_is_used() -> None:
+    said = used()
+    assert sorted(word for word in field_words() if singular(word) not in said) == []
 
 
 def test_every_word_of_the_glossary_is_used() -> None:

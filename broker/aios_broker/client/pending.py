@@ -212,7 +212,10 @@ class Pending:
         self._listeners = tuple(each for each in self._listeners if each is not listener)
 
     def lead(self, follower: Pending) -> None:
-        """Let another of the same id hear what this one hears; it counts as one who waits."""
+        """Let another of the same id hear what this one hears.
+
+        It counts as one who waits, for good: whoever attached to a syscall may ask for it later.
+        """
         for chunk in follower.chunks:
             self.hear(chunk, follower.heard_at_s)
         self._followers += (follower,)
@@ -256,7 +259,8 @@ class Pending:
             _wake(self._news)
             self._news = None
         for follower in self._followers:
-            follower.end(reply, "reply" if cause == "reply" else "lose")
+            if follower.reply is None:
+                follower.end(reply, "reply" if cause == "reply" else "lose")
 
     def news(self) -> asyncio.Future[None]:
         """Return what is done when the next chunk or the reply has come."""

@@ -175,7 +175,7 @@ class Session:
 
     def let_go(self, pending: Pending) -> None:
         """Wait for a syscall no more: it goes on, leaving does not cancel it."""
-        self._pending.pop(pending.id, None)
+        self._forget(pending)
 
     async def status(self, pending: Pending) -> CallStatus:
         """Return where a syscall stands; raise the error of one that never came to stand."""
@@ -315,7 +315,7 @@ class Session:
             self._is_alarmed = True
             pending.withdraw()
             self._outbox.add(pending)
-        else:
+        elif self._pending.get(pending.id, pending) is pending:  # else a submission stands for it
             unknown = UnknownSyscall(
                 "the kernel knows no such syscall, or its reply has expired",
                 field="id",
@@ -335,8 +335,10 @@ class Session:
                 ),
             )
             return
-        self._pending.pop(pending.id, None)
-        pending.end(reply)
+        first = self._pending.pop(pending.id, None)  # another, where one of them was attached to
+        for each in (first, pending):
+            if each is not None and each.reply is None:
+                each.end(reply)
 
     def _may_submit_again(self, pending: Pending) -> bool:
         """Whether it cannot have ended: known so lately that its reply would still be there."""
@@ -371,8 +373,7 @@ class Session:
         self, pending: Pending, error: KernelError, cause: Literal["refuse", "lose"] = "lose"
     ) -> None:
         self._joining.discard(pending)
-        if self._pending.get(pending.id) is pending:
-            del self._pending[pending.id]
+        self._forget(pending)
         if pending.reply is None:
             pending.end(failure(pending.id, error), cause)
 
@@ -381,6 +382,10 @@ class Session:
             self._end(pending, error)
 
     # The rest.
+
+    def _forget(self, pending: Pending) -> None:
+        if self._pending.get(pending.id) is pending:
+            del self._pending[pending.id]
 
     def _all(self) -> list[Pending]:
         return [*self._pending.values(), *self._joining]

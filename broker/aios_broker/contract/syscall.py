@@ -118,7 +118,7 @@ MODULES: tuple[Module, ...] = get_args(Module)
 # Those that one worker process serves together: they share the database and the embedding model.
 STATE_MODULES: tuple[Module, ...] = ("memory", "storage", "access")
 
-# queued: waits in the run queue. suspended: it ran, yielded, and waits there with its snapshot.
+# queued: waits in the run queue. suspended: it ran, and waits there with its snapshot.
 # held: an operator took it out of the run queue. parked: it waits for a person's approval.
 State = Literal[
     "queued", "running", "suspended", "held", "parked", "finished", "failed", "cancelled"

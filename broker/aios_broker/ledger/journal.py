@@ -4,7 +4,7 @@ One entry is written per function call. Its field `q` is the module, `t` the tra
 line, tab-separated: event, job id, attempt, who, detail. The detail is, by event:
 
     submit, adopt                   the metadata, JSON
-    yield, hold, park, reclaim, finish    tokens,ran_ms: what the job has used so far, all in all
+    suspend, hold, park, reclaim, finish  tokens,ran_ms: what the job has used so far, all in all
     fail, cancel                    the same and the error's code; or the code alone
 
 Field `u` is what the call charged, one line per program: tenant, agent, program, tokens, prompt

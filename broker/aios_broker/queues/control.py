@@ -35,7 +35,7 @@ class Control(Steps):
         return await self._outcomes(module, "cancel", job_ids, iso_now(), event, body)
 
     async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
-        """Take jobs out of the run queue until they are released; running ones yield first."""
+        """Take jobs out of the run queue until they are released; what runs is suspended."""
         return await self._outcomes(module, "hold", job_ids)
 
     async def release(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:

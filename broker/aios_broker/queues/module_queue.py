@@ -277,7 +277,7 @@ class ModuleQueue(ModuleSteps):
         await self._call("register", row)
 
     async def knows(self, worker: str) -> bool:
-        """Tell whether the worker's record is there: what `birth` wrote."""
+        """Tell whether the worker's record is there: what `register` wrote."""
         return bool(await self._execute("HEXISTS", self.keys.worker(worker), "birth"))
 
     async def unregister(self, worker: str) -> None:

@@ -1,7 +1,7 @@
 """Which waiting syscall is next: pure functions from what is seen of the kernel to an order.
 
 A policy ranks jobs: it gives each a score, lower goes first; jobs of equal score keep the order
-that they stand in. Beside it a policy says when a running generation yields (`preempt`), whether
+that they stand in. Beside it a policy says when what runs is suspended (`preempt`), whether
 the run queue has to be reordered at all (the queue is a list that grows at its tail, so that for
 the policies that go by arrival its natural order is the right one), and what it has to see beside
 the jobs themselves (`needs`): what it does not name is not read, and costs nothing.
@@ -16,7 +16,7 @@ from aios_broker.queues.order import Waiting
 from aios_broker.queues.quota import Scope, Subject
 from aios_broker.queues.watch import Account
 
-# When a slice ends, a running generation yields ...
+# When a slice ends, a running generation is suspended ...
 # none: to nobody. waiting: to whoever waits. score: to one whose score is lower than its own.
 Preempt = Literal["none", "waiting", "score"]
 
@@ -102,7 +102,7 @@ class Policy(Protocol):
 
     @property
     def preempt(self) -> Preempt:
-        """Return to whom a running generation yields at the end of a slice."""
+        """Return for whom a running generation is suspended at the end of a slice."""
 
     @property
     def reorders(self) -> bool:

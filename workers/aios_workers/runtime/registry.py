@@ -113,7 +113,7 @@ async def load_modules(
     """Load what modules need; for llm this loads the model. What they share ends with the stack.
 
     Args:
-        modules: One, or several of memory, storage and access, which share a services.
+        modules: One, or several of memory, storage and access, which share one set of services.
         config: The settings.
         name: How this process shows itself to the servers.
         stack: Closes what the modules share.
