@@ -78,7 +78,7 @@ def _sglang_core(config: WorkerConfig) -> Core:
         raise InvalidConfig(
             f"the SGLang core needs the package {error.name}",
             field="AIOS_LLM_CORE",
-            remedy="pip install 'aios-broker[sglang]'",
+            remedy="install 'aios-broker[kernel]'",
         ) from error
     # What is the kernel's own (addresses with passwords among it) is not for another program.
     kept = {name: value for name, value in environment().items() if not name.startswith(PREFIX)}

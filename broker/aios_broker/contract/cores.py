@@ -1,0 +1,187 @@
+"""The cores of a kernel, as `cores.toml` describes them. Pure: values and their rules.
+
+    [cores.qwen]
+    kind = "llama"
+    gguf = "/models/qwen2.5-coder-0.5b.gguf"
+    slots = 4
+    aliases = ["gpt-4o-mini"]
+    fallback = ["hosted"]
+
+Reading and writing the file, and the environment's one core, is `aios_broker.catalogue`'s.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.names import Name, Row
+
+CoreName = Annotated[
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+Kind = Literal["llama", "sglang", "openai", "simulated"]
+# exact: a generation that was suspended goes on id for id. same-context: it sees exactly the ids
+# so far, and may choose another next one.
+Grade = Literal["exact", "same-context"]
+# How an endpoint goes on with an unfinished assistant message; none: it cannot. auto: found out.
+Prefill = Literal["auto", "none", "assistant", "continue_final_message", "prefix"]
+_Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]  # s
+_Money = Annotated[float, Meta(ge=0.0)]
+_Count = Annotated[int, Meta(ge=0)]
+_Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
+_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A table of the file."""
+
+
+class Price(_Settings, frozen=True):
+    """Money per million tokens, as its owner entered it: the kernel ships none as truth."""
+
+    input: _Money = 0.0
+    output: _Money = 0.0
+    cached_input: _Money | None = None  # None: as `input`
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+
+
+class RateLimits(_Settings, frozen=True):
+    """Of the account behind a core, kept over all workers of the fleet. 0: none."""
+
+    requests_per_minute: _Count = 0
+    tokens_per_minute: _Count = 0
+
+
+class CoreSettings(_Settings, frozen=True, kw_only=True, tag_field="kind"):
+    """What every core has."""
+
+    slots: Annotated[int, Meta(ge=1, le=1024)] = 2  # generations at once, per worker
+    workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes that `aios up` starts for it
+    context_tokens: Annotated[int, Meta(ge=256)] | None = None  # None: what the model has
+    aliases: Annotated[Row[Name], Meta(max_length=64)] = ()  # other names that lead here
+    default: bool = False  # takes what names no core
+    fallback: Annotated[Row[CoreName], Meta(max_length=16)] = ()  # who goes on where it fails
+    price: Price | None = None
+    limits: RateLimits = field(default_factory=RateLimits)
+
+
+class LlamaSettings(CoreSettings, frozen=True, kw_only=True, tag="llama"):
+    """llama.cpp in a process of the worker's."""
+
+    gguf: str | None = None  # a file; None: the small model of the package
+    threads: Annotated[int, Meta(ge=1, le=256)] | None = (
+        None  # None: as measured, see decision 0021
+    )
+    gpu_layers: _Count = 0
+    grade: Grade = "exact"
+
+
+class SGLangSettings(CoreSettings, frozen=True, kw_only=True, tag="sglang"):
+    """SGLang's native interface: a server at `url`, or one that the worker starts with `model`."""
+
+    url: str | None = None
+    model: str | None = None
+    tokenizer: str | None = None  # a folder, or `bytes`; None: the server's
+    python: str | None = None  # that has sglang; None: the worker's own
+    flags: Annotated[Row[str], Meta(max_length=256)] = ()
+    log: str | None = None
+    api_key_env: _VariableName | None = None
+    api_key_file: str | None = None
+    start_limit_s: _Limit = 600.0
+    first_token_limit_s: _Limit = 120.0
+    stall_limit_s: _Limit = 30.0
+
+
+class OpenAISettings(CoreSettings, frozen=True, kw_only=True, tag="openai"):
+    """An OpenAI-compatible endpoint: a hosted API, vLLM, Ollama, llama.cpp's server, LiteLLM."""
+
+    url: str  # up to and with /v1
+    model: str  # its name there
+    api_key_env: _VariableName | None = None
+    api_key_file: str | None = None
+    prefill: Prefill = "auto"
+    connect_limit_s: _Limit = 10.0
+    first_token_limit_s: _Limit = 120.0
+    stall_limit_s: _Limit = 60.0
+
+
+class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"):
+    """The deterministic core of tests and simulations."""
+
+    model: str = "simulated"
+    seed: _Count = 0
+    prefill_tokens_per_s: _Speed = 0.0
+    decode_tokens_per_s: _Speed = 0.0
+    kv_tokens: _Count = 65_536
+    end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
+
+
+Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
+
+
+class CatalogueFile(_Settings, frozen=True):
+    """What `cores.toml` holds."""
+
+    cores: dict[CoreName, Core] = field(default_factory=dict)
+
+
+def check_cores(cores: Mapping[str, Core]) -> None:
+    """Refuse cores that contradict each other.
+
+    Raises:
+        InvalidConfig: an alias that is two cores' or a core's own name, a fallback that is unknown
+            or comes back to where it began, two defaults; `field` names the core.
+    """
+    _check_aliases(cores)
+    for name, core in cores.items():
+        for other in core.fallback:
+            if other not in cores:
+                raise _refused(
+                    name,
+                    "fallback",
+                    f"names {other!r}, and there is no such core",
+                    f"use of {', '.join(sorted(cores))}",
+                )
+        if circle := _circle(cores, name):
+            raise _refused(
+                name,
+                "fallback",
+                f"comes back to itself: {' -> '.join(circle)}",
+                "let the chain end somewhere",
+            )
+    defaults = [name for name, core in cores.items() if core.default]
+    if len(defaults) > 1:
+        raise _refused(
+            defaults[1], "default", f"{defaults[0]!r} is the default already", "let one of them be"
+        )
+
+
+def _check_aliases(cores: Mapping[str, Core]) -> None:
+    for name, core in cores.items():
+        for alias in core.aliases:
+            if alias in cores:
+                raise _refused(name, "aliases", f"{alias!r} is a core's own name", "use another")
+
+
+def _circle(cores: Mapping[str, Core], start: str) -> Sequence[str]:
+    """Return the way by which a chain of fallbacks leads back to its start; nothing: none does."""
+
+    def search(name: str, way: tuple[str, ...]) -> Sequence[str]:
+        for other in _known(cores, cores[name].fallback):
+            if other == start:
+                return (*way, other)
+            if other not in way and (found := search(other, (*way, other))):
+                return found
+        return ()
+
+    return search(start, (start,))
+
+
+def _known(cores: Mapping[str, Core], names: Iterable[str]) -> Iterable[str]:
+    return (name for name in names if name in cores)
+
+
+def _refused(name: str, setting: str, why: str, remedy: str) -> InvalidConfig:
+    return InvalidConfig(why, field=f"cores.{name}.{setting}", remedy=remedy)
