@@ -220,7 +220,8 @@ class Printed:
 
     def _print(self, chunk: Chunk) -> None:
         # One who attached in the middle hears no beginning: the reply will bring it all.
-        if chunk.offset == self.characters:
+        # The reasoning is not printed: it is in the reply.
+        if chunk.part == "answer" and chunk.offset == self.characters:
             click.echo(chunk.text, nl=False)
             self.characters += len(chunk.text)
 

@@ -28,6 +28,8 @@ from aios_broker.contract.llm import (
     Tool,
     given_fields,
 )
+from aios_workers.llm.chat.calls import CallFormat
+from aios_workers.llm.chat.reasoning import ReasoningTags
 
 T = TypeVar("T")
 
@@ -54,9 +56,12 @@ class Capabilities:
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
     constraints_preemptible: bool = True  # it holds across a suspension; else there is none
-    # `render` shows tools and calls as the model was trained to see them, and the model calls by
-    # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
-    tools_template: bool = False
+    # A grammar holds, too; else JSON and patterns, and a message with Hermes calls.
+    grammars: bool = True
+    # `render` shows tools and calls as the model was trained to see them, and so it writes calls;
+    # None: the handler shows them in words.
+    call_format: CallFormat | None = None
+    reasoning: ReasoningTags | None = None  # how it marks what it thinks before it answers
     embeddings: bool = False
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
@@ -205,7 +210,7 @@ class Core(Protocol):
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the prompt ids of a conversation, by the model's own template.
 
-        `tools` are shown only where `tools_template` says so; elsewhere the handler shows them.
+        `tools` are shown only where there is a `call_format`; elsewhere the handler shows them.
         """
         ...
 

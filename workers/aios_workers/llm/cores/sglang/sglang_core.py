@@ -36,6 +36,7 @@ from aios_workers.llm.cores.sglang.client import Description, EngineFailure
 from aios_workers.llm.cores.sglang.connection import REQUESTS, Connection, EngineServer
 from aios_workers.llm.cores.sglang.request import (
     BACKENDS,
+    XGRAMMAR,
     check_kept,
     generate_body,
     kept_options,
@@ -319,7 +320,9 @@ class SGLangCore(BaseCore[Vocabulary]):
             max_logprobs=MAX_LOGPROBS,
             constraints=found.constraints_by in BACKENDS,
             constraints_preemptible=False,
-            tools_template=self.vocabulary.shows_tools,
+            grammars=found.constraints_by != XGRAMMAR,
+            call_format=self.vocabulary.speech.call_format,
+            reasoning=self.vocabulary.reasoning,
             adapters=found.adapters,
         )
 
