@@ -81,6 +81,7 @@ OF_OURS = {
     "bucket:{q}",
     "recount:{q}",
     "recounted:{q}",
+    "rate:{account}",
     "ghosts:{q}",
 }
 
