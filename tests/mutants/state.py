@@ -418,7 +418,7 @@ STATE_MUTANTS = (
         "    [row] = await work.rows(_PUT,",
         '    await work.cursor.execute(_DROP, to | {"all": False, "but": 0})\n'
         "    [row] = await work.rows(_PUT,",
-        GRANTS_TEST,
+        "tests/integration/test_access.py",
     ),
     Mutant(
         "an expired grant lets in",
