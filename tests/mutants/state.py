@@ -154,7 +154,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "nobody waits for a turn",
-        "broker/aios_broker/postgres/session.py",
+        "broker/aios_broker/postgres/store.py",
         "FROM unnest(%s::text[]) AS name)",
         "FROM unnest(%s::text[]) AS name WHERE false)",
         STORAGE_TEST,
