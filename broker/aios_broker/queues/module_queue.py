@@ -58,7 +58,7 @@ RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
 REPLIES = 1000  # taken by one blocking call
-BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
+BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
 _encode = msgspec.json.Encoder().encode
