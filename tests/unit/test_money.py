@@ -75,7 +75,7 @@ def test_an_amount_is_read_exactly(text: str, units: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "five", "-1", "0.0000000001", "nan", "inf"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="amount of money|below nought"):
+    with pytest.raises(ValueError, match=r"amount of money|below nought"):
         nano_of(text)
 
 
