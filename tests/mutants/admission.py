@@ -119,7 +119,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "what is owed is given away in between",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "            and not quota.barrier(c, job.metadata) and not rates.barrier(c, limited_core(c, job))\n    end",
+        "            and not quota.barrier(c, job.metadata)\n    end",
         "    end",
         ADMISSION_TEST,
     ),
