@@ -4,9 +4,9 @@ Counted in Redis, by Redis' clock; `lua/shared/rates.lua` says how. A claim take
 whose account has no room; this is for whoever sends: ask before each request, and say afterwards
 what it took.
 
-    grant = await rates.wait(tokens=len(prompt) + max_tokens)
+    permit = await rates.wait(tokens=len(prompt) + max_tokens)
     ...
-    await rates.settle(grant, usage.total_tokens)
+    await rates.settle(permit, usage.total_tokens)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_PRICE = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Permit:
     """What an account said: go, or wait and ask again."""
 
     wait_s: float  # 0: it was counted, send it
@@ -58,7 +58,7 @@ class CoreRates(Steps):
         """Take back what was published: the core has neither limits nor a price any more."""
         await self._call("terms", MODULE, [self.core, ""])
 
-    async def acquire(self, tokens: int, *, requests: int = 1) -> Grant:
+    async def acquire(self, tokens: int, *, requests: int = 1) -> Permit:
         """Count requests that are about to be sent, if the account has room for them now.
 
         Args:
@@ -74,24 +74,24 @@ class CoreRates(Steps):
             MODULE,
             [*self._terms, requests, tokens],
         )
-        return Grant(wait_ms / 1000, second, counted)
+        return Permit(wait_ms / 1000, second, counted)
 
-    async def wait(self, tokens: int) -> Grant:
+    async def wait(self, tokens: int) -> Permit:
         """Return when one request may be sent; it is counted then."""
         while True:
-            grant = await self.acquire(tokens)
-            if grant.wait_s == 0:
-                return grant
-            await asyncio.sleep(min(grant.wait_s, LONGEST_WAIT_S))
+            permit = await self.acquire(tokens)
+            if permit.wait_s == 0:
+                return permit
+            await asyncio.sleep(min(permit.wait_s, LONGEST_WAIT_S))
 
-    async def settle(self, grant: Grant, tokens: int) -> None:
+    async def settle(self, permit: Permit, tokens: int) -> None:
         """Set right what was counted beforehand: the tokens that were really used.
 
         For a request that failed: what its endpoint is likely to have counted, else 0.
         """
-        if grant.second and grant.tokens != tokens:
+        if permit.second and permit.tokens != tokens:
             await self._call(
-                "set_right", MODULE, [self._account, grant.second, grant.tokens, tokens]
+                "set_right", MODULE, [self._account, permit.second, permit.tokens, tokens]
             )
 
     async def penalise(self, for_s: float) -> None:
