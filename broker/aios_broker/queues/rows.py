@@ -55,6 +55,7 @@ class SuspensionRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    core: str  # that goes on with it; empty: the same
 
 
 class SliceRow(NamedTuple):
@@ -93,6 +94,13 @@ class WorkerRow(NamedTuple):
     version: str
     slots: int
     cores: str
+
+
+class CardRow(NamedTuple):
+    """A core of a worker's."""
+
+    name: str
+    json: bytes
 
 
 class ContextRow(NamedTuple):
@@ -135,6 +143,7 @@ class LeaseRow(NamedTuple):
     has_snapshot: int = 0
     alone: int = 0
     decided: bytes | None = None
+    tried: bytes | None = None  # cores, a space between
 
 
 class JobRow(NamedTuple):
@@ -157,6 +166,7 @@ class JobRow(NamedTuple):
     position: int | None  # where it waits
     score: bytes | None
     nice: bytes | None  # None: as submitted
+    queue: bytes  # where it waits, or waited last
 
 
 class WaitingRow(NamedTuple):
@@ -171,6 +181,7 @@ class WaitingRow(NamedTuple):
     slices: int
     deadline_ms: int
     nice: bytes  # empty: as submitted
+    core: bytes  # in whose run queue it is; empty: the module's own
 
 
 class QueueRow(NamedTuple):
@@ -187,6 +198,16 @@ class QueueRow(NamedTuple):
     parked: int
 
 
+class CoreRow(NamedTuple):
+    """A core that is known, and its queue."""
+
+    card: bytes
+    slots: int  # of its living workers; -1: none lives
+    silent_ms: int  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
 _TAKEN = (
     ClaimRow,
     SubmissionRow,
@@ -196,10 +217,11 @@ _TAKEN = (
     RenewalRow,
     ChunkRow,
     WorkerRow,
+    CardRow,
     ContextRow,
     ContextChangeRow,
 )
-_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow)
+_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow, CoreRow)
 
 
 def lua_source() -> str:

@@ -162,17 +162,18 @@ local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
 end
 
 local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
-    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
+    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs', 'origin'}
 
 -- Charge a job with what this attempt has used since its claim (`use`: a row that says so), all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
--- Returns what the job used in all ('tokens,ran_ms'), its metadata, whether it has a record, and its needs.
+-- Returns what the job used in all ('tokens,ran_ms'), its metadata, whether it has a record, its needs, and
+-- its queue (in a list; without a record all that it may be in).
 function quota.charge(c, use)
     local key, attempt = job_key(c, use.id), use.attempt
     local ran_ms, tokens, prompt = tonumber(use.ran_ms), tonumber(use.tokens), tonumber(use.prompt)
     local f = redis.call('HMGET', key, unpack(CHARGED))
-    if not f[8] then return tokens .. ',' .. ran_ms, nil, false end -- a stock tool deleted it
+    if not f[8] then return tokens .. ',' .. ran_ms, nil, false, nil, all_queues(c) end -- a stock tool deleted it
     local had_tokens, had_ms, had_prompt = count(f[2]), count(f[3]), count(f[4])
     local base_tokens, base_ms = had_tokens, had_ms
     if f[5] == attempt then base_tokens, base_ms = count(f[6]), count(f[7]) end
@@ -186,7 +187,7 @@ function quota.charge(c, use)
         meter(c, quota.owner(c, f[1] or nil), now_tokens - had_tokens, now_prompt - had_prompt,
             now_ms - had_ms, 0, 0)
     end
-    return now_tokens .. ',' .. now_ms, f[1] or nil, true, f[9]
+    return now_tokens .. ',' .. now_ms, f[1] or nil, true, f[9], {home(c, f[10])}
 end
 
 -- A job has ended, well or not.

@@ -13,15 +13,24 @@ local HEAD = 16 -- waiting jobs that are looked at for one that this worker can 
 -- many (up to HEAD), and the first one's id.
 local function runnable(c, cores, running)
     local n, first = 0, nil
-    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, LOOKAHEAD - 1)) do
-        local job = admission.read_waiting(c, id)
-        if job and admission.admits(c, job, cores, running) then
-            n = n + 1
-            first = first or id
-            if n == HEAD then break end
+    for _, at in ipairs(routes.serving(c, cores)) do
+        for _, id in ipairs(redis.call('LRANGE', at.queue, 0, LOOKAHEAD - 1)) do
+            local job = admission.read_waiting(c, id)
+            if job and admission.admits(c, job, ',' .. cores .. ',', running) then
+                n = n + 1
+                first = first or id
+                if n == HEAD then return n, first end
+            end
         end
     end
     return n, first
+end
+
+-- How many wait in the queues that this worker takes from.
+local function waiting_for(c, cores)
+    local sum = 0
+    for _, at in ipairs(routes.serving(c, cores)) do sum = sum + redis.call('LLEN', at.queue) end
+    return sum
 end
 
 local function outranked(c, id, first)
@@ -36,10 +45,10 @@ local function must_suspend(c, running, preempt, cores)
     if preempt == 'none' and not over then return false end
     local waiting, first = runnable(c, cores, running)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
-    redis.call('ZREMRANGEBYSCORE', c.suspending, '-inf', c.now - SUSPENDING_MS)
-    local room = redis.call('LLEN', c.queue)
-    if waiting < HEAD then room = waiting end
-    local told = redis.call('ZCARD', c.suspending) - (redis.call('ZSCORE', c.suspending, id) and 1 or 0)
+    local suspending = routes.own(c, cores).suspending
+    redis.call('ZREMRANGEBYSCORE', suspending, '-inf', c.now - SUSPENDING_MS)
+    local room = waiting < HEAD and waiting or waiting_for(c, cores)
+    local told = redis.call('ZCARD', suspending) - (redis.call('ZSCORE', suspending, id) and 1 or 0)
     if told >= room then return false end
     return over or preempt == 'waiting' or outranked(c, id, first)
 end
@@ -47,7 +56,7 @@ end
 register('slice', function(c)
     local claim, verdicts = read.claim(c), {}
     local jobs, ids, leases = read_leased(c, read.slice)
-    local cores, wishes = ',' .. claim.cores .. ',', read_many('HMGET', c.control, ids)
+    local cores, wishes = claim.cores, read_many('HMGET', c.control, ids)
     local preempt = redis.call('HGET', c.policy, 'preempt') or 'waiting'
     for i, job in ipairs(jobs) do
         if not leases[i] then
@@ -60,7 +69,7 @@ register('slice', function(c)
             if wishes[i] then
                 verdicts[i] = 'hold'
             elseif must_suspend(c, running, preempt, cores) then
-                redis.call('ZADD', c.suspending, c.now, job.id)
+                redis.call('ZADD', routes.own(c, cores).suspending, c.now, job.id)
                 verdicts[i] = 'suspend'
             else
                 verdicts[i] = 'go'
