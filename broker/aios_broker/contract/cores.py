@@ -17,7 +17,7 @@ from msgspec import Meta, Struct, field
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.money import pico_per_token
-from aios_broker.contract.names import Name, Row
+from aios_broker.contract.names import Module, Name, Row
 
 CoreName = Annotated[
     str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -121,6 +121,30 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
 
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
+
+
+class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the fleet knows of a core: its workers register it, and it stays when they are gone.
+
+    By these cards a syscall finds its run queue. Fields of a newer release are read past.
+    """
+
+    name: Name
+    model: Name  # what its weights are: cores of one model stand for each other
+    kind: str = ""
+    snapshot_model: str = ""  # where it is the same a suspended generation goes on
+    aliases: Row[Name] = ()
+    default: bool = False
+    fallback: Row[Name] = ()
+    slots: int = 1  # of one worker
+    context_tokens: int = 0  # 0: not known
+    preemptible: bool = True
+    keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+
+
+def queue_of(module: Module, core: str = "") -> str:
+    """Return the name of a run queue: the module's own, or that of one of its cores."""
+    return f"{module}.{core}" if core else module
 
 
 class CatalogueFile(_Settings, frozen=True):
