@@ -71,6 +71,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     state_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes: memory, storage, access
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
 
     @classmethod

@@ -64,6 +64,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _SIMULATED.end_probability
     )
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     sglang_url: str | None = None  # of a running server; None: the worker starts one
     sglang_model: str | None = None  # what to load, or what has to be loaded there
     sglang_name: str | None = None  # the name that syscalls use; None: the server's
