@@ -17,7 +17,6 @@ from aios_broker.metrics.server import PORTS_TRIED, MetricsServer
 from aios_broker.queues.records import WorkerCard
 from tests.queue_user import QueueUser
 
-
 HERE = "127.0.0.1"
 
 
@@ -106,9 +105,9 @@ def test_a_port_that_may_not_be_used_is_a_wrong_setting() -> None:
 
 
 def test_it_is_served_where_it_was_asked_for_and_nowhere_else() -> None:
-    with MetricsServer(free_port(), list, host="127.0.0.2") as server:
-        with pytest.raises(urllib.error.URLError):
-            page(server.port)
+    elsewhere = MetricsServer(free_port(), list, host="127.0.0.2")
+    with elsewhere as server, pytest.raises(urllib.error.URLError):
+        page(server.port)
     with pytest.raises(InvalidConfig, match="AIOS_METRICS_HOST"):
         MetricsServer(free_port(), list, host="192.0.2.1").__enter__()
 

@@ -42,7 +42,8 @@ class MetricsServer(ExitStack):
     def __init__(self, port: int | None, collect: Collect, *, host: str) -> None:
         """Take the first free port of `host` from `port` on; None: serve nothing.
 
-        Whoever reaches the page can read it: `host` says who that is. `collect` is called on another thread: it may read numbers, and change nothing.
+        Whoever reaches the page can read it: `host` says who that is. `collect` is called on
+        another thread: it may read numbers, and change nothing.
         """
         super().__init__()
         self.port: int | None = None
