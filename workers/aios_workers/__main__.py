@@ -71,7 +71,9 @@ async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | Non
         ]
         await stack.enter_async_context(watched(config.worker_lease_s))
         _obey_signals(workers)
-        with MetricsServer(config.metrics_port, partial(_metrics, workers)):
+        with MetricsServer(
+            config.metrics_port, partial(_metrics, workers), host=config.metrics_host
+        ):
             logger.info("worker %s serves %s", worker_name(modules[0]), ", ".join(modules))
             await asyncio.gather(*(worker.run() for worker in workers))
     logger.info("worker %s left in good order", worker_name(modules[0]))

@@ -50,7 +50,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Until when a person may decide, unless the syscall's own deadline comes first.
     approval_ttl_s: Annotated[float, Meta(gt=0.0, le=30 * 86_400.0)] = 3_600.0
     approval_webhook: str | None = None  # an address that is told what waits for a person
-    approval_webhook_secret: str = ""  # what its requests are signed with
+    approval_webhook_secret: str = ""  # what its requests are signed with: 16 characters or more
+    approval_webhook_private: bool = False  # it may lie in a private network
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024
@@ -66,6 +67,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _SIMULATED.end_probability
     )
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     sglang_url: str | None = None  # of a running server; None: the worker starts one
     sglang_model: str | None = None  # what to load, or what has to be loaded there
     sglang_name: str | None = None  # the name that syscalls use; None: the server's
