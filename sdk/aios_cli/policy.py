@@ -20,7 +20,7 @@ from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
 from aios_cli.session import EXIT_CODES, Operator, command, database_url
 from aios_cli.syscalls import ModuleName, check_name
-from aios_cli.tables import Column, Listing, seconds
+from aios_cli.tables import Column, Listing, say, seconds
 
 SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
@@ -188,9 +188,7 @@ async def set_(
 
 
 def _show_unset(done: Mapping[str, Any]) -> None:
-    click.echo(
-        f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}"
-    )
+    say(f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}")
 
 
 @command(_show_unset)
