@@ -33,6 +33,37 @@ class Permit:
     tokens: int = 0  # that were counted: no more than the limit
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a core's workers have told of it: its account's limits, and what it is paid in."""
+
+    core: str
+    account: str
+    requests_per_minute: int  # 0: any number
+    tokens_per_minute: int
+    currency: str  # empty: it has no price
+
+
+class Rates(Steps):
+    """Reads what is known of all cores' accounts."""
+
+    async def terms(self) -> list[Terms]:
+        """Return the terms of all cores that have any, in the order of their names."""
+        flat = await self._execute("HGETALL", self.keys.own("terms"))
+        return [_terms(*pair) for pair in sorted(zip(flat[::2], flat[1::2], strict=True))]
+
+
+def _terms(core: bytes, packed: bytes) -> Terms:
+    account, requests, tokens, currency = packed.decode().split()
+    return Terms(
+        core.decode(),
+        account,
+        int(requests),
+        int(tokens),
+        "" if currency == NO_PRICE else currency,
+    )
+
+
 class CoreRates(Steps):
     """The account of one core."""
 
