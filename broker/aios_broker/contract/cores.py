@@ -17,10 +17,10 @@ from msgspec import Meta, Struct, field
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.money import pico_per_token
-from aios_broker.contract.names import Name, Row
+from aios_broker.contract.names import Module, Name, Row
 
 CoreName = Annotated[
-    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 Kind = Literal["llama", "sglang", "openai", "simulated"]
 # exact: a generation that was suspended goes on id for id. same-context: it sees exactly the ids
@@ -32,7 +32,7 @@ _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]  # s
 _Money = Annotated[float, Meta(ge=0.0, le=10_000.0)]  # six digits behind the point at most
 _Count = Annotated[int, Meta(ge=0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
-_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 
 
 class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -45,7 +45,7 @@ class Price(_Settings, frozen=True):
     input: _Money = 0.0
     output: _Money = 0.0
     cached_input: _Money | None = None  # None: as `input`
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] = "USD"
 
 
 class RateLimits(_Settings, frozen=True):
@@ -121,6 +121,30 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
 
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
+
+
+class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the fleet knows of a core: its workers register it, and it stays when they are gone.
+
+    By these cards a syscall finds its run queue. Fields of a newer release are read past.
+    """
+
+    name: Name
+    model: Name  # what its weights are: cores of one model stand for each other
+    kind: str = ""
+    snapshot_model: str = ""  # where it is the same a suspended generation goes on
+    aliases: Row[Name] = ()
+    default: bool = False
+    fallback: Row[Name] = ()
+    slots: int = 1  # of one worker
+    context_tokens: int = 0  # 0: not known
+    preemptible: bool = True
+    keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+
+
+def queue_of(module: Module, core: str = "") -> str:
+    """Return the name of a run queue: the module's own, or that of one of its cores."""
+    return f"{module}.{core}" if core else module
 
 
 class CatalogueFile(_Settings, frozen=True):

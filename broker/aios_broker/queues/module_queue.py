@@ -90,7 +90,7 @@ class ClaimRequest:
 
     want: int
     lease_s: float
-    cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
+    cores: tuple[str, ...] = ()  # names of those that it serves; jobs of others are left alone
 
 
 class ModuleQueue(ModuleSteps):
@@ -245,7 +245,7 @@ class ModuleQueue(ModuleSteps):
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
         rows = [RenewalRow(lease.job_id, lease.attempt) for lease in leases]
-        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.cores))
+        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.core_names))
         arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
@@ -276,7 +276,7 @@ class ModuleQueue(ModuleSteps):
             hostname=card.hostname,
             version=card.version,
             slots=card.slots,
-            cores=",".join(card.cores),
+            cores=",".join(card.core_names),
         )
         await self._call("register", row)
 

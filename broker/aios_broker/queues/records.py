@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.syscall import Need, State, core_of
 
 
@@ -93,6 +94,7 @@ class Lease(Struct, frozen=True, gc=False):
     currency: str = ""
     cached_tokens: int = 0  # of the prompt tokens that they were charged
     read_by: tuple[str, ...] = ()  # cores on which the prompt was charged
+    tried: tuple[str, ...] = ()  # cores that have given it to another one, see Suspension.core
 
 
 class Ending(Struct, frozen=True, gc=False):
@@ -118,6 +120,7 @@ class Suspension(Struct, frozen=True, gc=False):
     reason: Literal["suspend", "hold", "drain", "park"] = "suspend"
     prompt_tokens: int = 0
     charge: Charge | None = None
+    core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was
 
 
 class SliceUse(Struct, frozen=True, gc=False):
@@ -140,8 +143,13 @@ class WorkerCard:
     pid: int
     hostname: str
     slots: int
-    cores: tuple[str, ...] = ()  # model names it serves; only the llm module has them
+    cores: tuple[CoreCard, ...] = ()  # that it serves; only the llm module has them
     version: str = ""
+
+    @property
+    def core_names(self) -> tuple[str, ...]:
+        """The names of its cores, which are those of their run queues."""
+        return tuple(core.name for core in self.cores)
 
 
 @dataclass(frozen=True, slots=True)

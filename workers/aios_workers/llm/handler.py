@@ -137,7 +137,8 @@ class LlmHandler:
                 run.count_prompt(made.tokens)
                 run.note_step(0, Billed(prompt_tokens=made.tokens))
                 usage = Usage(prompt_tokens=made.tokens)
-                return Done(EmbedResult(made.vectors, self._core.info.model, usage))
+                info = self._core.info
+                return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
@@ -148,7 +149,8 @@ class LlmHandler:
             return tuple(count((Message("user", text),)) - frame for text in body.texts)
 
         tokens = await self._reader.read(sum(map(len, body.texts)), counts)
-        return Done(CountResult(tokens, self._core.info.model))
+        info = self._core.info
+        return Done(CountResult(tokens, info.model, core=info.name))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
