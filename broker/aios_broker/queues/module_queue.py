@@ -28,6 +28,7 @@ from aios_broker.contract.syscall import checked_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
+from aios_broker.queues.rate_limits import terms_row
 from aios_broker.queues.records import (
     Charge,
     Ending,
@@ -279,6 +280,8 @@ class ModuleQueue(ModuleSteps):
             cores=",".join(card.core_names),
         )
         await self._call("register", row)
+        for core in card.cores:
+            await self._call("terms", terms_row(core))
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `register` wrote."""

@@ -51,13 +51,9 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(
-        self, core: Core, kernel: Kernel, name: str | None = None, price: Price | None = None
-    ) -> None:
-        """Serve on a core: `name` is the catalogue's, None: the model's."""
+    def __init__(self, core: Core, kernel: Kernel, price: Price | None = None) -> None:
         self._core = core
-        self._name = name or core.info.model
-        self._price = price
+        self._price = price  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
         self._contexts = ContextService(core, kernel.contexts, self._reader)
@@ -79,7 +75,7 @@ class LlmHandler:
             CoreError: The core failed more often than is tried within one attempt.
         """
         run.tally = Tally(
-            self._name,
+            self._core.info.name,
             self._price,
             run.lease,
             bills_requests=self._core.info.capabilities.bills_requests,
