@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from aios_broker.contract.syscall import State
 from aios_broker.contract.transitions import TABLE, TERMINAL, Event
-from aios_broker.ledger.journal import Entry, Used, read_metadata, read_use
+from aios_broker.ledger.journal import Entry, JobUse, read_metadata, read_use
 from aios_broker.ledger.tables import syscall
 
 NOBODY = "?"  # the agent and the kind of a syscall whose beginning is not known
@@ -142,7 +142,7 @@ def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str)
     row.error_code = None if row.state == "finished" else used.code or row.state
 
 
-def _take_in(row: SyscallRow, used: Used) -> None:
+def _take_in(row: SyscallRow, used: JobUse) -> None:
     if used.tokens > row.tokens:
         row.tokens = used.tokens
     if used.ran_ms > row.ran_ms:

@@ -209,7 +209,7 @@ def read_metadata(detail: str) -> JobMetadata | None:
     return msgspec.structs.replace(metadata, **texts)
 
 
-class Used(NamedTuple):
+class JobUse(NamedTuple):
     """What the detail of a transition says that its syscall has used so far, all in all."""
 
     tokens: int = 0
@@ -224,16 +224,16 @@ _WITH_CORE = 5  # parts of a detail that names a core; with a code there is one 
 
 
 @lru_cache(maxsize=4096)
-def read_use(detail: str) -> Used:
+def read_use(detail: str) -> JobUse:
     """Return what a detail says; what it does not is 0 or empty."""
     parts = detail.split(",")
     if len(parts) < 2 or not (is_count(parts[0]) and is_count(parts[1])):
-        return Used(code=detail)
+        return JobUse(code=detail)
     tokens, ran_ms = int(parts[0]), int(parts[1])
     if len(parts) >= _WITH_CORE and is_count(parts[3]):
         core, cost_nano, currency, *code = parts[2:]
-        return Used(tokens, ran_ms, ",".join(code), core, int(cost_nano), currency)
-    return Used(tokens, ran_ms, ",".join(parts[2:]))
+        return JobUse(tokens, ran_ms, ",".join(code), core, int(cost_nano), currency)
+    return JobUse(tokens, ran_ms, ",".join(parts[2:]))
 
 
 def _is_attempt(text: str) -> bool:

@@ -191,7 +191,7 @@ do
     -- The budget of its owner's that is used up. What has begun goes on to its end: it is paid for.
     local function over_budget(c, job, cores)
         local currency = not job.begun and admission.currency_of(c, job, cores)
-        return currency and quota.over_budget(c, job.metadata, currency) or nil
+        return currency and money.over_budget(c, job.metadata, currency) or nil
     end
 
     -- Is each of its resources one that it can get at all?

@@ -17,6 +17,7 @@ local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: se
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {}     -- what quota.lua gives to the other steps
+local money = {}     -- what money.lua does,
 local rates = {}     -- what rates.lua does,
 local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded

@@ -11,8 +11,6 @@
 --   aios:recount  hash: the load as far as it has been counted anew, and the cursor; and
 --   aios:recounted  set: the ids that are in it: both only while a count in parts is under way
 --   aios:bucket  hash: `tokens <subject>`, `ms <subject>` -> level and when it was reached, ms
---   aios:spent   hash: `day` or `month`, currency, agent or tenant -> the window's name and what it cost
---                in it, nano-units; `swept` -> the day when what is over was dropped last
 -- Use is counted in metered modules: llm, and all that have quotas or a policy that watches it. The load and the buckets are
 -- there while there are quotas. All changes of one call are written at its end, by `write`.
 
@@ -21,11 +19,7 @@ do -- its names are its own: Lua has room for 200 in all
 local METERED = 'llm'
 local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute',
     'budget_per_day', 'budget_per_month'}
-local WINDOWS = {'day', 'month'} -- of the calendar, in UTC
-local DAY_MS = 86400000
-local PICO_PER_NANO = 1000
 local COUNTED = 6 -- tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
-local NO_BILL = {core = '', currency = '', cost = 0, cached = 0}
 local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 86400000}
 local SWEPT = 2000           -- counters that are dropped in one sweep, each second: about 1 ms
 local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
@@ -78,7 +72,7 @@ local function read_limit(name, value)
 end
 
 -- The limits of an agent or tenant: its own, and where it has none those of `*`.
-local function limits_of(c, subject)
+function quota.limits_of(c, subject)
     c.limits = c.limits or {}
     local found = c.limits[subject]
     if found then return found end
@@ -163,42 +157,6 @@ local function drain(c, kind, subject, limit, used)
     c.drained[kind .. ' ' .. subject] = true
 end
 
--- The day and the month of this call: their names, and when they end, ms.
-local function windows_of(c)
-    if c.windows then return c.windows end
-    local iso = iso_of(c.now)
-    local year, month = string.match(iso, '^(%d+)-(%d+)')
-    year, month = tonumber(year), tonumber(month) + 1
-    if month > 12 then year, month = year + 1, 1 end
-    c.windows = {
-        day = {name = string.sub(iso, 1, 10), ends_ms = (math.floor(c.now / DAY_MS) + 1) * DAY_MS},
-        month = {name = string.sub(iso, 1, 7), ends_ms = ms_of_month(year, month)},
-    }
-    return c.windows
-end
-
--- What a subject has spent in a window that lasts, as this call leaves it; and the field it is kept in.
-local function spent_of(c, window, currency, subject)
-    local field = window .. ' ' .. currency .. ' ' .. subject
-    c.spent = c.spent or {}
-    if not c.spent[field] then
-        local name, nano = string.match(redis.call('HGET', quota_key(c, 'spent'), field) or '', '(%S+) (%d+)')
-        c.spent[field] = name == windows_of(c)[window].name and tonumber(nano) or 0
-    end
-    return c.spent[field], field
-end
-
-local function spend(c, who, currency, nano)
-    c.spent_in = c.spent_in or {}
-    for _, subject in ipairs(who.limited) do
-        for _, window in ipairs(WINDOWS) do
-            local had, field = spent_of(c, window, currency, subject)
-            c.spent[field] = had + nano
-            c.spent_in[field] = window
-        end
-    end
-end
-
 -- Count what was used, for all subjects of a job: the COUNTED, and what it cost on a core.
 local function meter(c, who, bill, counts, nano)
     local all = nano
@@ -211,10 +169,10 @@ local function meter(c, who, bill, counts, nano)
     sum.nano = sum.nano + nano
     c.uses[line] = sum
     touch(c, who)
-    if nano > 0 then spend(c, who, bill.currency, nano) end
+    if nano > 0 then money.spend(c, who, bill.currency, nano) end
     if not has_quotas(c) then return end
     for _, subject in ipairs(who.limited) do
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         drain(c, 'tokens', subject, limits.tokens_per_minute, (counts[1] or 0) + (counts[2] or 0))
         local slot_s = limits.slot_seconds_per_minute
         drain(c, 'ms', subject, slot_s and slot_s * 1000, counts[3] or 0)
@@ -223,49 +181,12 @@ end
 
 local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
     'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
-local BILLED = {'aios_cost', 'aios_cached', 'aios_base_cost', 'aios_base_cached', 'aios_currency',
-    'aios_read_by'}
-
--- What this attempt cost so far, as its worker says: core, currency (`-`: no price), cost in
--- pico-units, and how many cached prompt tokens are among those that it was charged.
-local function read_bill(packed)
-    if packed == '' then return NO_BILL end
-    local core, currency, cost, cached = string.match(packed, '^(%S+) (%S+) (%d+) (%d+)$')
-    return {core = core, currency = currency ~= '-' and currency or '', cost = tonumber(cost),
-        cached = tonumber(cached)}
-end
-
--- In nano-units, rounded up: once for a syscall, since sums are kept in pico-units.
-local function nano_of(pico) return math.ceil(pico / PICO_PER_NANO) end
 
 -- What a job used in all, for the journal; of one that no core worked on, the first two alone.
 function quota.used(tokens, ran_ms, core, pico, currency)
     local used = text_of(count(tokens)) .. ',' .. text_of(count(ran_ms))
     if not core or core == '' then return used end
-    return table.concat({used, core, text_of(nano_of(count(pico))), currency or ''}, ',')
-end
-
--- Note in a job's record what it cost, in the same way as what it used (`same`: this attempt was charged
--- before). What it cost in another currency is charged already, and left out of the job's own sum.
--- Returns its cost in pico-units, their currency, and what is new: nano-units, and cached tokens.
-local function charge_bill(c, key, bill, same, prompt)
-    local f = redis.call('HMGET', key, unpack(BILLED))
-    local had, had_cached = count(f[1]), count(f[2])
-    local currency = bill.currency ~= '' and bill.currency or f[5] or '' -- a core without a price costs nothing
-    local same_money = not f[5] or f[5] == '' or f[5] == currency
-    if not same_money then had = 0 end
-    local base, base_cached = had, had_cached
-    if same then base, base_cached = same_money and count(f[3]) or 0, count(f[4]) end
-    local now = math.max(had, base + bill.cost)
-    local now_cached = math.max(had_cached, base_cached + bill.cached)
-    local read_by = f[6] or ''
-    if prompt > 0 and not string.find(' ' .. read_by .. ' ', ' ' .. bill.core .. ' ', 1, true) then
-        read_by = read_by == '' and bill.core or read_by .. ' ' .. bill.core
-    end
-    redis.call('HSET', key, 'aios_core', bill.core, 'aios_currency', currency, 'aios_cost', text_of(now),
-        'aios_base_cost', text_of(base), 'aios_cached', now_cached, 'aios_base_cached', base_cached,
-        'aios_read_by', read_by)
-    return now, currency, nano_of(now) - nano_of(had), now_cached - had_cached
+    return table.concat({used, core, text_of(money.nano_of(count(pico))), currency or ''}, ',')
 end
 
 -- Charge a job with what this attempt has used since its claim (`use`: a row that says so), all in all: sent again, it changes
@@ -274,7 +195,7 @@ end
 -- Returns what the job used in all (`quota.used`), its metadata, whether it has a record, its needs, and
 -- the bill of its attempt.
 function quota.charge(c, use)
-    local key, attempt, bill = job_key(c, use.id), use.attempt, read_bill(use.bill)
+    local key, attempt, bill = job_key(c, use.id), use.attempt, money.read_bill(use.bill)
     local ran_ms, tokens, prompt = tonumber(use.ran_ms), tonumber(use.tokens), tonumber(use.prompt)
     local f = redis.call('HMGET', key, unpack(CHARGED))
     if not f[8] then -- a stock tool deleted it
@@ -290,7 +211,7 @@ function quota.charge(c, use)
         'aios_prompt_tokens', now_prompt, 'aios_charged_attempt', attempt,
         'aios_base_tokens', base_tokens, 'aios_base_ran_ms', base_ms)
     local pico, currency, nano, cached = 0, '', 0, 0
-    if bill.core ~= '' then pico, currency, nano, cached = charge_bill(c, key, bill, same, prompt) end
+    if bill.core ~= '' then pico, currency, nano, cached = money.charge(c, key, bill, same, prompt) end
     if quota.metered(c) then
         meter(c, quota.owner(c, f[1] or nil), bill, {now_tokens - had_tokens, now_prompt - had_prompt,
             now_ms - had_ms, 0, 0, cached}, nano)
@@ -301,26 +222,7 @@ end
 -- A job has ended, well or not; `bill`: on which core, if any.
 function quota.ended(c, metadata, well, bill)
     if not quota.metered(c) then return end
-    meter(c, quota.owner(c, metadata), bill or NO_BILL, {0, 0, 0, well and 1 or 0, well and 0 or 1}, 0)
-end
-
--- The budget in a currency that an owner of a job has used up: {'quota', limit, subject, spent, most,
--- ms until its window ends, currency}; nil: none.
-function quota.over_budget(c, metadata, currency)
-    if not has_quotas(c) then return nil end
-    for _, subject in ipairs(quota.owner(c, metadata).limited) do
-        for _, window in ipairs(WINDOWS) do
-            local name = 'budget_per_' .. window
-            local budget = limits_of(c, subject)[name]
-            if budget and budget.currency == currency then
-                local spent = spent_of(c, window, currency, subject)
-                if spent >= budget.nano then
-                    return {'quota', name, subject, spent, budget.nano,
-                        windows_of(c)[window].ends_ms - c.now, currency}
-                end
-            end
-        end
-    end
+    meter(c, quota.owner(c, metadata), bill or money.NO_BILL, {0, 0, 0, well and 1 or 0, well and 0 or 1}, 0)
 end
 
 -- Why a job of these metadata may not run now: {'quota', limit, subject, used, limit's value, ms until it
@@ -329,7 +231,7 @@ function quota.barrier(c, metadata, freed)
     if not has_quotas(c) then return nil end
     freed = freed and quota.owner(c, freed)
     for i, subject in ipairs(quota.owner(c, metadata).limited) do
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local most = limits.max_running
         if most then
             local runs = load_of(c, 'r ' .. subject)
@@ -354,7 +256,7 @@ end
 function quota.is_over(c, metadata)
     if not has_quotas(c) then return false end
     for _, subject in ipairs(quota.owner(c, metadata).limited) do
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local tokens, slot_s = limits.tokens_per_minute, limits.slot_seconds_per_minute
         if tokens and level(c, 'tokens', subject, tokens) <= 0 then return true end
         if slot_s and level(c, 'ms', subject, slot_s * 1000) <= 0 then return true end
@@ -368,12 +270,12 @@ function quota.refuses(c, job, taken)
     if not has_quotas(c) then return nil end
     local limited = quota.owner(c, job.metadata).limited
     for _, subject in ipairs(limited) do
-        local most = limits_of(c, subject).max_queued
+        local most = quota.limits_of(c, subject).max_queued
         local waiting = load_of(c, 'q ' .. subject) + (taken[subject] or 0)
         if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most, 0, ''} end
     end
     local currency = admission.currency_of(c, job)
-    local over = currency and quota.over_budget(c, job.metadata, currency)
+    local over = currency and money.over_budget(c, job.metadata, currency)
     if over then return over end
     for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
 end
@@ -450,16 +352,9 @@ function quota.write(c)
         end
         variadic('HSET', quota_key(c, 'bucket'), rows)
     end
-    if c.spent_in then
-        local rows = {}
-        for field, window in pairs(c.spent_in) do
-            rows[#rows + 1] = field
-            rows[#rows + 1] = windows_of(c)[window].name .. ' ' .. text_of(c.spent[field])
-        end
-        variadic('HSET', quota_key(c, 'spent'), rows)
-    end
+    money.write(c)
     local lines = c.uses and write_uses(c)
-    c.uses, c.load_changed, c.drained, c.spent_in = nil, nil, nil, nil
+    c.uses, c.load_changed, c.drained = nil, nil, nil
     return lines
 end
 
@@ -512,26 +407,12 @@ local function drop_full_buckets(c)
     local flat, gone = redis.call('HGETALL', quota_key(c, 'bucket')), {}
     for i = 1, #flat, 2 do
         local kind, subject = string.match(flat[i], '^(%a+) (.*)$')
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local limit = kind == 'tokens' and limits.tokens_per_minute
             or kind == 'ms' and limits.slot_seconds_per_minute and limits.slot_seconds_per_minute * 1000
         if not limit or level(c, kind, subject, limit) >= limit then gone[#gone + 1] = flat[i] end
     end
     variadic('HDEL', quota_key(c, 'bucket'), gone)
-end
-
--- Once a day: what was spent in windows that are over.
-local function drop_spent(c)
-    local key, today = quota_key(c, 'spent'), windows_of(c).day.name
-    local swept = redis.call('HGET', key, 'swept')
-    if swept == today then return end
-    local flat, gone = redis.call('HGETALL', key), {}
-    for i = 1, #flat, 2 do
-        local window, name = string.match(flat[i], '^%a+'), string.match(flat[i + 1], '^%S+')
-        if windows_of(c)[window] and name ~= windows_of(c)[window].name then gone[#gone + 1] = flat[i] end
-    end
-    variadic('HDEL', key, gone)
-    if #flat > 0 then redis.call('HSET', key, 'swept', today) end
 end
 
 local function recount_is_due(c, live)
@@ -550,7 +431,7 @@ function quota.sweep(c, all_at_once)
     variadic('HDEL', quota_key(c, 'use'), over)
     variadic('ZREM', quota_key(c, 'used'), over)
     variadic('HDEL', c.marks, over)
-    drop_spent(c)
+    money.sweep(c)
     if not has_quotas(c) then return false end
     if c.load_changed then write_load(c) end
     c.load, c.load_changed = nil, nil
