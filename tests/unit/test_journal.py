@@ -10,9 +10,9 @@ from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import (
     Entry,
+    JobUse,
     Position,
     Transition,
-    JobUse,
     kept_entry,
     parse_entry,
     read_entry,
