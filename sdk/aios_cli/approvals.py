@@ -14,7 +14,7 @@ import msgspec
 from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, OperationClass
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.syscall import module_of
-from aios_broker.postgres.session import Cursor, Store
+from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
 from aios_cli.syscalls import check_name, parse_module

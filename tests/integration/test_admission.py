@@ -334,6 +334,60 @@ async def test_an_owner_over_its_quota_is_owed_nothing(user: QueueUser) -> None:
     assert await claim(user, 2) == [mine]
 
 
+async def test_who_can_never_run_is_owed_nothing(user: QueueUser, admission: Admission) -> None:
+    await admission.set_limit("llm", Resource.tool("gone"), 0)
+    await submit(user, "lock:w")
+    [lease] = await take(user)
+    never = await submit(user, "lock:w", "tool:gone")
+    other = await submit(user, "lock:w")
+    await grow_old(user, never)
+    assert await claim(user) == []
+    await user.finish(lease)
+    assert await claim(user, 2) == [other]
+
+
+async def test_an_owner_that_has_used_up_its_quota_since_is_owed_nothing_more(
+    user: QueueUser,
+) -> None:
+    await submit(user, "lock:w")
+    [lease] = await take(user)
+    owed = await submit(user, "lock:w", agent="bob")
+    await grow_old(user, owed)
+    assert await claim(user) == []
+    assert owed.encode() in (await user.redis.execute("HVALS", user.keys.own("owed:llm")))[0]
+    mine = await submit(user, "lock:w")
+    await Quotas(user.functions).set("llm", QuotaRow(Subject.of_agent("bob"), max_running=0))
+    await user.finish(lease)
+    assert await claim(user, 2) == [mine]
+
+
+async def test_who_has_left_and_waits_again_is_owed_nothing_any_more(user: QueueUser) -> None:
+    await submit(user, "lock:w")
+    [lease] = await take(user)
+    owed = await submit(user, "lock:w")
+    await grow_old(user, owed)
+    assert await claim(user) == []
+    await user.control.hold([owed], module="llm")
+    other = await submit(user, "lock:w")
+    await user.control.release([owed], module="llm")
+    await user.finish(lease)
+    assert await claim(user) == [other]
+
+
+async def test_a_debt_that_is_paid_keeps_nobody_back_in_the_same_claim(
+    user: QueueUser, admission: Admission
+) -> None:
+    await admission.set_limit("llm", Resource.tool("t"), 2)
+    for _ in range(2):
+        await submit(user, "tool:t")
+    leases = await take(user, 2)
+    owed, other = await submit(user, "tool:t"), await submit(user, "tool:t")
+    await grow_old(user, owed)
+    assert await claim(user) == []
+    await user.finish(*leases)
+    assert await claim(user, 2) == [owed, other]
+
+
 async def test_so_many_are_owed_and_no_more(user: QueueUser) -> None:
     count = MOST_OWED + 6
     for number in range(count):

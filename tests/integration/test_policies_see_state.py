@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Subject
@@ -28,7 +29,8 @@ from tests.queue_user import QueueUser, queue_user
 ADA, BOB = JobMetadata("ada", "llm.chat"), JobMetadata("bob", "llm.chat")
 ACME = JobMetadata("eve", "llm.chat", tenant="acme")
 LONG_ENOUGH_S = 0.3  # for a decision that does not wait
-CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=("small", "large"))
+SMALL, LARGE = (CoreCard(name=name, model=name) for name in ("small", "large"))
+CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=(SMALL, LARGE))
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +221,9 @@ async def test_a_long_queue_lets_those_between_its_ends_go_first(
     middle = await plas.submit(BOB, 3)
     behind = await plas.submit(ADA, 40)
     await plas.settle()
+    for by_ms, job_id in enumerate(middle):  # those of one score keep the queue's order
+        ready = (plas.user.keys.job(job_id), "aios_ready_ms", -by_ms)
+        await plas.user.redis.execute("HINCRBY", *ready)
     assert await plas.user.waiting() == [first, *before, *middle, *behind]
     assert await plas.serve() == first
     await plas.settle()
@@ -247,7 +252,7 @@ async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
         scene, witness = Scene(user, "witness"), Witness()
         await scene.begin(witness)
         await user.queue.register(CARD)
-        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=("small",)))
+        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=(SMALL,)))
         await scene.submit(ADA, 2)
         await scene.serve()
         [running] = await user.claim()

@@ -17,6 +17,7 @@ from rq.job import Job
 from rq.results import Result
 from rq.suspension import WORKERS_SUSPENDED
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
@@ -47,7 +48,14 @@ from tests.waiting import wait_until_async
 
 PREFIXES = ["rq", "{shard1}:rq"]
 MODULE: Module = "tool"
-CARD = WorkerCard("host.1.tool", MODULE, pid=1, hostname="host", slots=4, cores=("core-a",))
+CARD = WorkerCard(
+    "host.1.tool",
+    MODULE,
+    pid=1,
+    hostname="host",
+    slots=4,
+    cores=(CoreCard(name="core-a", model="m"),),
+)
 STEPS = 400
 # Of RQ's data model, the keys that we write or read: docs of queues/keys.py.
 OF_RQ = {
@@ -81,6 +89,7 @@ OF_OURS = {
     "bucket:{q}",
     "recount:{q}",
     "recounted:{q}",
+    "rate:{account}",
     "ghosts:{q}",
 }
 
@@ -178,7 +187,7 @@ class Scenario:
 
     async def claim(self) -> None:
         lease_s = self.random.choice([0.02, 600.0])
-        self.leases += await self.queue.claim(CARD.name, ClaimRequest(2, lease_s, CARD.cores))
+        self.leases += await self.queue.claim(CARD.name, ClaimRequest(2, lease_s, CARD.core_names))
         await self.queue.renew(CARD, self.leases[-3:], 600.0)
 
     async def finish(self) -> None:
@@ -205,7 +214,7 @@ class Scenario:
 
     async def slices(self) -> None:
         uses = [SliceUse(lease, 0.1, 1, b"checkpoint") for lease in self.leases[-2:]]
-        await self.queue.slice_end(CARD.name, uses, ClaimRequest(0, 600.0, CARD.cores))
+        await self.queue.slice_end(CARD.name, uses, ClaimRequest(0, 600.0, CARD.core_names))
 
     async def operate(self) -> None:
         ids = self.some(self.ids)

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.syscall import Need
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest
@@ -89,7 +90,9 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
     QueueMachine.url = redis_url
     machine = QueueMachine()
     for core in ("large", "small"):
-        card = WorkerCard(core, "llm", pid=1, hostname="here", slots=2, cores=(core,))
+        card = WorkerCard(
+            core, "llm", pid=1, hostname="here", slots=2, cores=(CoreCard(name=core, model=core),)
+        )
         machine.do(machine.queue.register(card))
     jobs = [
         Submission(

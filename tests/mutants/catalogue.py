@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKER = ROOT / "broker" / "aios_broker"
 MIGRATIONS = ROOT / "migrations"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
+SUSPENDING_TEST = "tests/integration/test_suspending.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
 LAST_TRY_TEST = "tests/integration/test_last_try.py"
 LONG_TEST = "tests/integration/test_long_queue.py"
@@ -189,6 +190,7 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/worker/suspend.lua",
         "'LPUSH' or 'RPUSH'",
         "'LPUSH' or 'LPUSH'",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "a late suspension is taken",
@@ -201,12 +203,14 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/worker/slice.lua",
         "if told >= room then return false end",
         "",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "one more is suspended than waits",
         "broker/aios_broker/queues/lua/worker/slice.lua",
         ">= room",
         "> room",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "the score is not asked",
@@ -791,7 +795,7 @@ MUTANTS = (
     Mutant(
         "a batch may run as one",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.needs or c.has_rules then admission.enter(c, job) end",
+        "if job.needs or c.has_rules then admission.enter(c, job, cores) end",
         "",
         QUOTA_TEST,
     ),

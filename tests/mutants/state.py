@@ -154,7 +154,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "nobody waits for a turn",
-        "broker/aios_broker/postgres/session.py",
+        "broker/aios_broker/postgres/store.py",
         "FROM unnest(%s::text[]) AS name)",
         "FROM unnest(%s::text[]) AS name WHERE false)",
         STORAGE_TEST,
@@ -418,7 +418,7 @@ STATE_MUTANTS = (
         "    [row] = await work.rows(_PUT,",
         '    await work.cursor.execute(_DROP, to | {"all": False, "but": 0})\n'
         "    [row] = await work.rows(_PUT,",
-        GRANTS_TEST,
+        "tests/integration/test_access.py",
     ),
     Mutant(
         "an expired grant lets in",

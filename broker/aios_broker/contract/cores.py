@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.contract.names import Name, Row
+from aios_broker.contract.money import pico_per_token
+from aios_broker.contract.names import Module, Name, Row
 
 CoreName = Annotated[
     str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -28,7 +29,7 @@ Grade = Literal["exact", "same-context"]
 # How an endpoint goes on with an unfinished assistant message; none: it cannot. auto: found out.
 Prefill = Literal["auto", "none", "assistant", "continue_final_message", "prefix"]
 _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]  # s
-_Money = Annotated[float, Meta(ge=0.0)]
+_Money = Annotated[float, Meta(ge=0.0, le=10_000.0)]  # six digits behind the point at most
 _Count = Annotated[int, Meta(ge=0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
 _VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -52,6 +53,7 @@ class RateLimits(_Settings, frozen=True):
 
     requests_per_minute: _Count = 0
     tokens_per_minute: _Count = 0
+    account: Name | None = None  # cores that name the same one share its limits; None: the core's
 
 
 class CoreSettings(_Settings, frozen=True, kw_only=True, tag_field="kind"):
@@ -121,6 +123,30 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 
 
+class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the fleet knows of a core: its workers register it, and it stays when they are gone.
+
+    By these cards a syscall finds its run queue. Fields of a newer release are read past.
+    """
+
+    name: Name
+    model: Name  # what its weights are: cores of one model stand for each other
+    kind: str = ""
+    snapshot_model: str = ""  # where it is the same a suspended generation goes on
+    aliases: Row[Name] = ()
+    default: bool = False
+    fallback: Row[Name] = ()
+    slots: int = 1  # of one worker
+    context_tokens: int = 0  # 0: not known
+    preemptible: bool = True
+    keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+
+
+def queue_of(module: Module, core: str = "") -> str:
+    """Return the name of a run queue: the module's own, or that of one of its cores."""
+    return f"{module}.{core}" if core else module
+
+
 class CatalogueFile(_Settings, frozen=True):
     """What `cores.toml` holds."""
 
@@ -132,9 +158,11 @@ def check_cores(cores: Mapping[str, Core]) -> None:
 
     Raises:
         InvalidConfig: an alias that is two cores' or a core's own name, a fallback that is unknown
-            or comes back to where it began, two defaults; `field` names the core.
+            or comes back to where it began, two defaults, a price that cannot be counted exactly,
+            prices in two currencies; `field` names the core.
     """
     _check_aliases(cores)
+    _check_prices(cores)
     for name, core in cores.items():
         for other in core.fallback:
             if other not in cores:
@@ -163,6 +191,30 @@ def _check_aliases(cores: Mapping[str, Core]) -> None:
         for alias in core.aliases:
             if alias in cores:
                 raise _refused(name, "aliases", f"{alias!r} is a core's own name", "use another")
+
+
+def _check_prices(cores: Mapping[str, Core]) -> None:
+    """A syscall may cost something on several cores: sums are of one currency."""
+    first: tuple[str, str] | None = None
+    for name, core in cores.items():
+        if core.price is None:
+            continue
+        for setting in ("input", "output", "cached_input"):
+            value = getattr(core.price, setting)
+            try:
+                pico_per_token(value or 0.0)
+            except InvalidConfig as error:
+                error.field = f"cores.{name}.price.{setting}"
+                raise
+        currency = core.price.currency
+        if first is not None and currency != first[1]:
+            raise _refused(
+                name,
+                "price.currency",
+                f"is {currency}, and {first[0]!r} is paid in {first[1]}",
+                "give all prices in one currency",
+            )
+        first = first or (name, currency)
 
 
 def _circle(cores: Mapping[str, Core], start: str) -> Sequence[str]:

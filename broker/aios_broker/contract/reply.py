@@ -1,6 +1,7 @@
 """What an agent hears back: any number of chunks, and then exactly one reply."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Literal
 
 import msgspec
@@ -14,11 +15,22 @@ from aios_broker.contract.storage import StorageResult
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill."""
+    """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill.
+
+    What it cost is what was charged for the syscall, on all cores that worked on it; it is left
+    out where none of them has a price.
+    """
 
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cost_nano: int | None = None  # billionths of the currency
+    currency: str = ""  # of ISO 4217
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What it cost, in units of the currency; exact. None: its core has no price."""
+        return None if self.cost_nano is None else Decimal(self.cost_nano).scaleb(-9)
 
 
 class Timings(Struct, frozen=True, omit_defaults=True, gc=False):

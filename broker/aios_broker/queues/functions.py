@@ -18,6 +18,7 @@ STEPS = (
     "shared/lib",
     "shared/ended",
     "shared/quota",
+    "shared/rates",
     "shared/admission",
     "client/submit",
     "worker/claim",

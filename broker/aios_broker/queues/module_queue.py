@@ -58,7 +58,7 @@ RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
 REPLIES = 1000  # taken by one blocking call
-BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
+BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
 _encode = msgspec.json.Encoder().encode
@@ -89,7 +89,7 @@ class ClaimRequest:
 
     want: int
     lease_s: float
-    cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
+    cores: tuple[str, ...] = ()  # names of those that it serves; jobs of others are left alone
 
 
 class ModuleQueue(ModuleSteps):
@@ -241,7 +241,7 @@ class ModuleQueue(ModuleSteps):
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
         rows = [RenewalRow(lease.job_id, lease.attempt) for lease in leases]
-        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.cores))
+        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.core_names))
         arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
@@ -272,7 +272,7 @@ class ModuleQueue(ModuleSteps):
             hostname=card.hostname,
             version=card.version,
             slots=card.slots,
-            cores=",".join(card.cores),
+            cores=",".join(card.core_names),
         )
         await self._call("register", row)
 

@@ -19,6 +19,7 @@ from aios_broker.queues.reconciliation import (
     unlist_ghosts,
 )
 from aios_broker.queues.records import JobMetadata, read_metadata
+from aios_broker.queues.rows import WaitingRow
 from aios_broker.queues.watch import NOTHING, Notes, Watch
 from aios_broker.redis.connection import Answer, Argument
 
@@ -318,12 +319,11 @@ def _by_id(ids: Sequence[bytes], rows: Sequence[Answer]) -> dict[str, Waiting | 
 def _waiting(job_id: str, row: Answer) -> Waiting | None:
     if not isinstance(row, list):
         return None
-    metadata, needs, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms, nice = row
-    known = read_metadata(metadata)
-    if nice:
-        known = msgspec.structs.replace(known, nice=int(nice))
-    core = _core(needs)
-    return Waiting(job_id, known, core, submitted_ms, ready_ms, ran_ms, tokens, slices, deadline_ms)
+    known = WaitingRow(*row)
+    metadata = read_metadata(known.metadata)
+    if known.nice:
+        metadata = msgspec.structs.replace(metadata, nice=int(known.nice))
+    return Waiting(job_id, metadata, _core(known.needs), *known[2:-1])
 
 
 @lru_cache(maxsize=1024)  # many need the same

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.syscall import Need, State, core_of
 
 
@@ -76,6 +77,7 @@ class Lease(Struct, frozen=True, gc=False):
     has_snapshot: bool
     alone: bool = False  # its last try: it may be what killed its workers
     decided: bool = False  # it was parked, and a person has decided: it looks what
+    tried: tuple[str, ...] = ()  # cores that have given it to another one, see Suspension.core
 
 
 class Ending(Struct, frozen=True, gc=False):
@@ -99,6 +101,7 @@ class Suspension(Struct, frozen=True, gc=False):
     tokens: int = 0
     reason: Literal["suspend", "hold", "drain", "park"] = "suspend"
     prompt_tokens: int = 0
+    core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was
 
 
 class SliceUse(Struct, frozen=True, gc=False):
@@ -120,8 +123,13 @@ class WorkerCard:
     pid: int
     hostname: str
     slots: int
-    cores: tuple[str, ...] = ()  # model names it serves; only the llm module has them
+    cores: tuple[CoreCard, ...] = ()  # that it serves; only the llm module has them
     version: str = ""
+
+    @property
+    def core_names(self) -> tuple[str, ...]:
+        """The names of its cores, which are those of their run queues."""
+        return tuple(core.name for core in self.cores)
 
 
 @dataclass(frozen=True, slots=True)

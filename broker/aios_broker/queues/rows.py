@@ -95,6 +95,29 @@ class WorkerRow(NamedTuple):
     cores: str
 
 
+class ContextRow(NamedTuple):
+    """Which context a syscall is at, and for how long both are kept."""
+
+    owner: str  # its part of the key
+    syscall: str
+    op_ttl_s: int
+    ttl_s: int
+
+
+class ContextChangeRow(NamedTuple):
+    """What is done to a context; the messages follow."""
+
+    how: str  # set, append, clear, replace
+    drop: int  # of replace: so many first messages
+    rewrites: int  # of replace: those that were seen
+    attempt: str  # whose lease must stand; empty: nobody's
+    max_messages: int
+    max_bytes: int
+    tenant: str
+    agent: str
+    name: str
+
+
 class LeaseRow(NamedTuple):
     """A job that is lent; of a newcomer the row ends before its past."""
 
@@ -136,6 +159,20 @@ class JobRow(NamedTuple):
     nice: bytes | None  # None: as submitted
 
 
+class WaitingRow(NamedTuple):
+    """What a policy needs to know of a job."""
+
+    metadata: bytes
+    needs: bytes
+    submitted_ms: int
+    ready_ms: int
+    ran_ms: int
+    tokens: int
+    slices: int
+    deadline_ms: int
+    nice: bytes  # empty: as submitted
+
+
 class QueueRow(NamedTuple):
     """A queue at a glance."""
 
@@ -159,8 +196,10 @@ _TAKEN = (
     RenewalRow,
     ChunkRow,
     WorkerRow,
+    ContextRow,
+    ContextChangeRow,
 )
-_GIVEN = (LeaseRow, JobRow, QueueRow)
+_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow)
 
 
 def lua_source() -> str:

@@ -32,7 +32,7 @@ from aios_broker.contract.access import Approval, OperationClass
 from aios_broker.contract.errors import ApprovalDenied, ApprovalExpired, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Body, Syscall, module_of, new_id
-from aios_broker.postgres.session import AgentRow, Cursor, Store, only_row
+from aios_broker.postgres.store import AgentRow, Cursor, Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys

@@ -28,6 +28,7 @@ from aios_broker.contract.llm import (
     Tool,
     given_fields,
 )
+from aios_broker.contract.money import Billed
 
 T = TypeVar("T")
 
@@ -60,6 +61,9 @@ class Capabilities:
     embeddings: bool = False
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
+    # Somebody else counts what is paid for: its steps carry `billed`. Else the kernel counts: the
+    # prompt once per syscall, and what was generated.
+    bills_requests: bool = False
 
     def can_suspend(self, request: GenerationRequest) -> bool:
         """Whether this generation may be suspended and resumed."""
@@ -151,6 +155,9 @@ class Step:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
+    # With `bills_requests`: what the endpoint charges for this request, as far as it is known. Each
+    # is added up: give it once per request, in a step without ids where the request failed.
+    billed: Billed | None = None
 
 
 @dataclass(frozen=True, slots=True)

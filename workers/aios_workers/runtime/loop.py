@@ -86,7 +86,7 @@ class Worker:
         self._blocking = blocking
         self._executor = executor
         self._handler = executor.handler
-        self._cores = card.cores
+        self._cores = card.core_names
         self._leases = Leases(queue, card, spec.limits.lease_s)
         self._outbox = Outbox(queue, spec.name)
         self._wake = asyncio.Event()  # the pump has something to do

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from aios_broker.config import PREFIX, environment
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import STATE_MODULES
@@ -25,7 +26,7 @@ from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core
+from aios_workers.llm.core import Core, CoreInfo
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
@@ -51,7 +52,12 @@ class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
     make_handler: Callable[[Kernel], Handler]  # the handler closes the core
-    cores: tuple[str, ...] = ()  # the names of the models it serves
+    cores: tuple[CoreCard, ...] = ()  # as the fleet sees them
+
+    @property
+    def core_names(self) -> tuple[str, ...]:
+        """The names of its cores."""
+        return tuple(core.name for core in self.cores)
 
 
 def _llama_core(config: WorkerConfig) -> Core:
@@ -99,7 +105,20 @@ async def llm_module(core: Core) -> LoadedModule:
     except BaseException:
         await core.close()
         raise
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel), (core.info.model,))
+    return LoadedModule(lambda kernel: LlmHandler(core, kernel), (card_of(core.info),))
+
+
+def card_of(info: CoreInfo, name: str = "") -> CoreCard:
+    """Return what the fleet is told of a started core; without a name it has its model's."""
+    return CoreCard(
+        name=name or info.model,
+        model=info.model,
+        snapshot_model=info.snapshot_model,
+        slots=info.slots,
+        context_tokens=info.context_tokens,
+        preemptible=info.capabilities.preemptible,
+        keeps_kv=info.capabilities.preemptible,
+    )
 
 
 async def tool_module(slots: int) -> LoadedModule:
@@ -178,7 +197,7 @@ async def wired(
     kernel = Kernel(
         queue=queue,
         policy=policy,
-        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.cores)),
+        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.core_names)),
         streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
         load_spilled=load_spilled,

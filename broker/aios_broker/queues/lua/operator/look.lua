@@ -50,8 +50,9 @@ local function metadata(c, id)
     local f = redis.pcall('HMGET', job_key(c, id), 'aios_metadata', 'aios_needs', 'aios_submitted_ms',
         'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
     if f.err or not f[10] then return 0 end
-    return {f[1] or '', f[2] or '', tonumber(f[3]) or c.now, tonumber(f[4]) or c.now, count(f[5]),
-        count(f[6]), count(f[7]), count(f[8]), f[9] or ''}
+    return pack.waiting{metadata = f[1] or '', needs = f[2] or '', submitted_ms = tonumber(f[3]) or c.now,
+        ready_ms = tonumber(f[4]) or c.now, ran_ms = count(f[5]), tokens = count(f[6]),
+        slices = count(f[7]), deadline_ms = count(f[8]), nice = f[9] or ''}
 end
 
 local function queue(c)

@@ -7,7 +7,8 @@
 --   program:z  the program z of its agent is admitted, and has a place where it has a limit
 --   lock:w     the lock w of its tenant: one place
 -- Whatever it names, its own program must be admitted, and its agent and tenant be within their
--- quotas. A need of another kind is a newer release's: nobody here serves it.
+-- quotas, and the account behind its core must have room (rates.lua). A need of another kind is a newer
+-- release's: nobody here serves it.
 -- The last three are resources: `tool:y`, `program:tenant agent z`, `lock:tenant w`. Keys, per module:
 --   aios:resources  hash: resource -> how many may hold it at once
 --   aios:holders    zset: resource, tab, id:attempt; all of score 0, so that it is in the order of text
@@ -40,7 +41,8 @@ do
     -- neither, one command tells.
     function admission.read_rules(c)
         local quotas = c.own .. 'quota:' .. c.q
-        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch) > 0
+        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch, c.terms) > 0
+        c.has_terms = c.has_rules and call('EXISTS', c.terms) == 1
         c.quotas = c.has_rules and call('EXISTS', quotas) == 1
         c.programs = c.has_rules and call('EXISTS', c.barred) == 1 and {}
         c.scope = c.has_rules and call('HGET', c.watch, 'scope')
@@ -166,6 +168,19 @@ do
         return true
     end
 
+    -- The core whose limits a job must fit: the one it names, else the first one of the worker's that
+    -- has any; nil: none has.
+    local function limited_core(c, job, cores)
+        if not has_rules(c) or not c.has_terms then return nil end
+        if job.needs then
+            local core = parsed(c, job.needs).cores[1]
+            if core then return core end
+        end
+        for core in string.gmatch(cores or '', '[^,]+') do
+            if rates.terms(c, core) then return core end
+        end
+    end
+
     -- Is each of its resources one that it can get at all?
     local function can_be_owed(c, job)
         for _, resource in ipairs(resources_of(c, job)) do
@@ -183,6 +198,7 @@ do
 
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
+            and not rates.barrier(c, limited_core(c, job))
             and not quota.barrier(c, job.metadata)
     end
 
@@ -235,7 +251,7 @@ do
     local function barrier(c, job, cores, freed)
         if cores and not is_served(c, job, cores) then return {'core'} end
         return barred_program(c, job) or quota.barrier(c, job.metadata, freed and freed.metadata)
-            or shortage(c, job, freed)
+            or rates.barrier(c, limited_core(c, job, cores)) or shortage(c, job, freed)
     end
 
     -- May it run here? `freed`: a running job that would stop for it; what it has counts as free.
@@ -260,9 +276,10 @@ do
         end
     end
 
-    -- A job is chosen to run.
-    function admission.enter(c, job)
+    -- A job is chosen to run, by a worker of these cores.
+    function admission.enter(c, job, cores)
         quota.moved(c, job.metadata or nil, 'q', 'r', job.id)
+        rates.enter(c, limited_core(c, job, cores))
         if not job.needs then return end
         for _, resource in ipairs(resources_of(c, job)) do
             holders(c, resource, math.huge)
@@ -332,8 +349,9 @@ do
 
     -- ARGV  prefix, module, id
     -- Returns what keeps a waiting job from running, cores aside: {'quota', limit, subject, used, limit's
-    -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'resource', name, holders, limit,
-    -- id that the next place is owed to}; nothing: nothing does.
+    -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'rate', core, what, used, limit, ms
+    -- until it may}, {'resource', name, holders, limit, id that the next place is owed to}; nothing:
+    -- nothing does.
     register('barrier', function(c)
         c.only_reads = true
         local job = admission.read_waiting(c, take(c))

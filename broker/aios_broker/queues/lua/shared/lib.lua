@@ -17,6 +17,7 @@ local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: se
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {}     -- what quota.lua gives to the other steps
+local rates = {}     -- what rates.lua does,
 local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded
 
@@ -55,6 +56,7 @@ local function names_of(p, q)
         ranked = own .. 'ranked:' .. q,
         marks = own .. 'marks:' .. q,
         cores = own .. 'cores',                -- hash: model name -> ms when last served
+        terms = own .. 'terms',                -- hash: core -> limits and currency, see rates.lua
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written
         snapshot_bytes = own .. 'snapshot_bytes', -- hash: id -> size

@@ -65,7 +65,7 @@ end
 -- Lend this one, too? Nothing goes beside one whose last try it is.
 local function choose_one(c, job, cores, chosen)
     if not admission.admits(c, job, cores) then return false end
-    if job.needs or c.has_rules then admission.enter(c, job) end
+    if job.needs or c.has_rules then admission.enter(c, job, cores) end
     chosen[#chosen + 1] = job
     chosen.full = #chosen == chosen.want or job.alone == 1
     return true
