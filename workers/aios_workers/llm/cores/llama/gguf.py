@@ -85,6 +85,7 @@ class GgufInfo:
     kv_heads: tuple[int, ...]  # of each layer
     key_length: int  # of a head, in numbers
     value_length: int
+    latent_attention: bool  # keys and values are read from one row of numbers
     vocabulary_size: int
     file_bytes: int  # of all parts
     tensor_bytes: int
@@ -346,6 +347,7 @@ def _describe(part: _Part, parts: Sequence[_Part]) -> GgufInfo:
         kv_heads=_per_layer(kv_heads, min(layers, MAX_NUMBERS)),
         key_length=part.number(f"{architecture}.attention.key_length") or head_length,
         value_length=part.number(f"{architecture}.attention.value_length") or head_length,
+        latent_attention=f"{architecture}.attention.kv_lora_rank" in part.metadata,
         vocabulary_size=part.number("tokenizer.ggml.tokens"),
         file_bytes=sum(each.size_bytes for each in parts),
         tensor_bytes=sum(tensor.bytes or 0 for each in parts for tensor in each.tensors),
