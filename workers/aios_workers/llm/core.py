@@ -78,12 +78,18 @@ class Capabilities:
 class CoreInfo:
     """What a started core says of itself."""
 
-    model: str  # the name that syscalls use
+    model: str  # what its weights are: cores of one model stand for each other
     fingerprint: str  # of weights and build: snapshots resume only where it is equal
     slots: int  # generations it runs at the same time
     context_tokens: int  # prompt and answer together
     capabilities: Capabilities = field(default_factory=Capabilities)
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
+    name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
+
+    def __post_init__(self) -> None:
+        """A core without a name of its own has its model's."""
+        if not self.name:
+            object.__setattr__(self, "name", self.model)
 
     @property
     def snapshot_model(self) -> str:

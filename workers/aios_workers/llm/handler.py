@@ -115,7 +115,8 @@ class LlmHandler:
             else:
                 run.count_prompt(made.tokens)
                 usage = Usage(prompt_tokens=made.tokens)
-                return Done(EmbedResult(made.vectors, self._core.info.model, usage))
+                info = self._core.info
+                return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
@@ -126,7 +127,8 @@ class LlmHandler:
             return tuple(count((Message("user", text),)) - frame for text in body.texts)
 
         tokens = await self._reader.read(sum(map(len, body.texts)), counts)
-        return Done(CountResult(tokens, self._core.info.model))
+        info = self._core.info
+        return Done(CountResult(tokens, info.model, core=info.name))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render

@@ -96,7 +96,8 @@ def state_metrics(counts: StateCounts) -> Iterable[Metric]:
 class LlamaCppConfig:
     """What an embedded core is to be."""
 
-    model: str = "smollm2-135m"  # the name that syscalls use
+    model: str = "smollm2-135m"
+    name: str = ""  # of the core; none: the model's
     weights: Path | None = None  # None: those of the package of the embedded model
     slots: int = 2
     context_tokens: int | None = 2_048  # of each slot; None: the model's, as far as memory goes
@@ -356,4 +357,5 @@ class LlamaCppCore(BaseCore[Vocabulary]):
                 embeddings=True,
             ),
             vocabulary_size=self.vocabulary.size,
+            name=self.config.name,
         )
