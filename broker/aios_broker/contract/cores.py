@@ -20,7 +20,7 @@ from aios_broker.contract.money import pico_per_token
 from aios_broker.contract.names import Module, Name, Row
 
 CoreName = Annotated[
-    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 Kind = Literal["llama", "sglang", "openai", "simulated"]
 # exact: a generation that was suspended goes on id for id. same-context: it sees exactly the ids
@@ -32,7 +32,7 @@ _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]  # s
 _Money = Annotated[float, Meta(ge=0.0, le=10_000.0)]  # six digits behind the point at most
 _Count = Annotated[int, Meta(ge=0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
-_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 
 
 class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -45,7 +45,7 @@ class Price(_Settings, frozen=True):
     input: _Money = 0.0
     output: _Money = 0.0
     cached_input: _Money | None = None  # None: as `input`
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] = "USD"
 
 
 class RateLimits(_Settings, frozen=True):
@@ -139,7 +139,10 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    generates: bool = True  # False: it makes embeddings alone
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+    limits: RateLimits = field(default_factory=RateLimits)
+    currency: str = ""  # of its price; empty: it has none
 
 
 def queue_of(module: Module, core: str = "") -> str:

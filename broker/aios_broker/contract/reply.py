@@ -91,6 +91,7 @@ class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
     tool_calls: tuple[ToolCall, ...] = ()
     choices: tuple[Choice, ...] = ()  # only with n > 1 or beam search: all answers, best first
     compacted_messages: int = 0  # of the prompt, summarised away because `overflow` allows it
+    core: str = ""  # who answered; with a fallback it may be another than was asked
 
 
 class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
@@ -99,6 +100,7 @@ class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
     vectors: tuple[tuple[float, ...], ...]
     model: str
     usage: Usage = Usage()
+    core: str = ""
 
 
 class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
@@ -106,6 +108,7 @@ class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
 
     tokens: tuple[int, ...]
     model: str
+    core: str = ""
 
 
 class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
@@ -118,6 +121,7 @@ class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
     limit_tokens: int  # what its context holds, prompt and answer together
     model: str
     version: int  # counts changes; 0: there is no such context
+    core: str = ""
 
 
 class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo", gc=False):

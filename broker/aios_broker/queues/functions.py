@@ -18,6 +18,7 @@ LIBRARY = "aios5"  # the number changes with the arguments: old and new workers 
 STEPS = (
     "shared/lib",
     "shared/ended",
+    "shared/money",
     "shared/quota",
     "shared/rates",
     "shared/routes",

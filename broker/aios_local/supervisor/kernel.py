@@ -140,11 +140,12 @@ class EmbeddedKernel:
         # Not needed otherwise: the supervisor stays small.
         from aios_broker.metrics.server import MetricsServer  # noqa: PLC0415
 
+        host = self.config.metrics_host
         page = MetricsServer(
-            self.config.metrics_port, lambda: process_metrics(self._supervisor.records)
+            self.config.metrics_port, lambda: process_metrics(self._supervisor.records), host=host
         )
         port = at_end.enter_context(page).port
-        self._log.line("kernel", f"metrics: http://127.0.0.1:{port}/metrics and the next ports")
+        self._log.line("kernel", f"metrics: http://{host}:{port}/metrics and the next ports")
 
     def stop(self) -> None:
         """Ask for the end, from any thread or signal handler; a second time: without draining."""

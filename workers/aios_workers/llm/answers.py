@@ -214,6 +214,7 @@ def chat_result(
         text=first.text,
         finish_reason=first.finish_reason,
         model=core.info.model,
+        core=core.info.name,
         usage=Usage(
             prompt_tokens=len(prompt_ids),
             output_tokens=output_tokens,

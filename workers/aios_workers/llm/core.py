@@ -78,12 +78,18 @@ class Capabilities:
 class CoreInfo:
     """What a started core says of itself."""
 
-    model: str  # the name that syscalls use
+    model: str  # what its weights are: cores of one model stand for each other
     fingerprint: str  # of weights and build: snapshots resume only where it is equal
     slots: int  # generations it runs at the same time
     context_tokens: int  # prompt and answer together
     capabilities: Capabilities = field(default_factory=Capabilities)
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
+    name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
+
+    def __post_init__(self) -> None:
+        """A core without a name of its own has its model's."""
+        if not self.name:
+            object.__setattr__(self, "name", self.model)
 
     @property
     def snapshot_model(self) -> str:
@@ -155,8 +161,9 @@ class Step:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
-    # With `bills_requests`: what the endpoint charges for this request, as far as it is known. Each
-    # is added up: give it once per request, in a step without ids where the request failed.
+    # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or
+    # the next part of that. All are added up, none is negative; where a request failed, a step
+    # without ids says what it cost before the error is raised.
     billed: Billed | None = None
 
 

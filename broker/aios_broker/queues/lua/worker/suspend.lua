@@ -30,7 +30,7 @@ end
 
 local function suspend(c, job, own)
     local key = job_key(c, job.id)
-    local used, metadata, known, _, at = quota.charge(c, job)
+    local used, metadata, known, _, _, at = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
     local place = KEPT_OUT[job.reason]

@@ -137,7 +137,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         """
         if self._reader is None:
             raise UnsupportedOption(
-                f"core {self.info.model!r} makes no embeddings",
+                f"core {self.info.name!r} makes no embeddings",
                 field="body.core",
                 remedy="name a core whose SGLang server runs with --is-embedding",
             )
@@ -301,12 +301,15 @@ class SGLangCore(BaseCore[Vocabulary]):
     def _describe(self, found: Description) -> CoreInfo:
         config = self.config
         return CoreInfo(
-            model=config.name or found.name,
+            model=found.name,
             fingerprint=found.fingerprint,
             slots=min(config.slots, found.max_running_requests or config.slots),
-            context_tokens=min(config.context_tokens, found.max_req_input_len),
+            context_tokens=min(
+                config.context_tokens or found.max_req_input_len, found.max_req_input_len
+            ),
             capabilities=self._capabilities(found),
             vocabulary_size=(self._reader or self.vocabulary).size,
+            name=config.name,
         )
 
     def _capabilities(self, found: Description) -> Capabilities:

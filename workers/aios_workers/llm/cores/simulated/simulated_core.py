@@ -49,6 +49,7 @@ class SimulatedCoreConfig:
     """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
 
     model: str = "simulated"
+    name: str = ""  # of the core; none: the model's
     seed: int = 0  # another seed, other weights
     slots: int = 4
     context_tokens: int = 4096
@@ -100,6 +101,7 @@ class SimulatedCore:
                 adapters=config.adapters,
             ),
             vocabulary_size=simulated_model.SIZE,
+            name=config.name,
         )
 
     async def start(self) -> None:
