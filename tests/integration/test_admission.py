@@ -324,6 +324,15 @@ async def test_a_core_that_it_does_not_serve_makes_nobody_owe_it(user: QueueUser
     assert await claim(user, 2, "small") == [other]
 
 
+async def test_one_that_can_never_run_is_owed_nothing(user: QueueUser) -> None:
+    """It would keep the lock from everybody, for a tool that nobody may use."""
+    await Admission(user.functions).set_limit("llm", Resource.tool("t"), 0)
+    never = await submit(user, "tool:t", "lock:w")
+    other = await submit(user, "lock:w")
+    await grow_old(user, never)
+    assert await claim(user) == [other]
+
+
 async def test_an_owner_over_its_quota_is_owed_nothing(user: QueueUser) -> None:
     await Quotas(user.functions).set("llm", QuotaRow(Subject.of_agent("bob"), max_running=0))
     await submit(user, "lock:w")
