@@ -186,7 +186,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a newer release's need is nobody's",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if needs.strange then return false end",
+        "if needs and needs.strange then return false end",
         "",
         ADMISSION_TEST,
     ),
