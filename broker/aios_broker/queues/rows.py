@@ -66,6 +66,12 @@ class SliceRow(NamedTuple):
     tokens: int
     prompt: int
     checkpoint: bytes  # empty: the last one stands
+    slice_ms: int  # the rest is `SliceTerms`
+    resume_ms: int
+    least_ms: int
+    crowded_ms: int
+    fits: int
+    memory: str
 
 
 class RenewalRow(NamedTuple):
@@ -157,6 +163,7 @@ class JobRow(NamedTuple):
     position: int | None  # where it waits
     score: bytes | None
     nice: bytes | None  # None: as submitted
+    uncut: bytes | None  # see slice.lua
 
 
 class WaitingRow(NamedTuple):

@@ -38,6 +38,7 @@ from aios_workers.llm.core import (
 )
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
 from aios_workers.runtime.kernel import Kernel
@@ -52,6 +53,7 @@ class LlmHandler:
         self._core = core
         self._kernel = kernel
         self._reader = Reader()
+        self._cutting = Cutting(core)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -95,7 +97,7 @@ class LlmHandler:
         plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
         try:
-            outcome = await kind(self._core, self._kernel, run, plan).run()
+            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"

@@ -18,7 +18,13 @@ from aios_workers.llm.constraint import Compiler, Matcher
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.llama.engine import Engine
 from aios_workers.llm.cores.llama.library import Library
-from aios_workers.llm.cores.llama.llama_context import Context, Embedder, ProbeResult, probe
+from aios_workers.llm.cores.llama.llama_context import (
+    Context,
+    Embedder,
+    ProbeResult,
+    probe,
+    state_token_bytes,
+)
 from aios_workers.llm.cores.llama.protocol import (
     Abort,
     Embed,
@@ -60,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED
     load_ms = (time.monotonic() - began) * 1_000
     found = probe(context)
-    ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
+    ready = Ready(
+        library.system_info, found.exact_resume, found.cost_ms, load_ms, state_token_bytes(context)
+    )
     write_all(output_fd, encode_frame(ready))
     _Server(library, context, found, settings.state_budget_bytes).serve(input_fd, output_fd)
     context.close()
