@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import (
     AnswersSnapshot,
@@ -39,6 +40,8 @@ from aios_workers.runtime.kernel import Kernel
 
 logger = logging.getLogger(__name__)
 
+NoteStep = Callable[[int, Billed | None], None]  # what a step says of what is paid for
+
 
 class Branch:
     """Generates one answer, from its beginning or from where it was suspended."""
@@ -50,6 +53,7 @@ class Branch:
         text: AnswerText,
         tasks: BackgroundTasks,
         cost: ResumeCost,
+        note: NoteStep = lambda _cached, _billed: None,
     ) -> None:
         self.ids: list[int] = []
         self.scores: list[TokenScore] = []
@@ -63,6 +67,7 @@ class Branch:
         self._clock = asyncio.get_running_loop().time
         self._retries = CoreRetries(core, f"generation {request.request_id}")
         self._watch: Callable[[int], None] = lambda _: None
+        self._note = note
         self._is_suspended = False
         self._stepped = False  # this stream has yielded something
         self._streaming: asyncio.Task[None] | None = None
@@ -141,6 +146,7 @@ class Branch:
         asked_s, steps_before = self._clock(), 0
         async with aclosing(self._core.generate(request)) as steps:
             async for step in steps:
+                self._note(step.cached_tokens, step.billed)
                 if steps_before < 2:
                     asked_s, since_s = self._clock(), asked_s
                     self._measure(request, step, 1000 * (asked_s - since_s), steps_before)
@@ -207,10 +213,16 @@ class Generation:
         self._slicing = Slicing(
             kernel, run, self._tasks, self._snapshot, cutting, preemptible=can_suspend
         )
-        requests = [plan.answer_request(number) for number in range(plan.body.n)]
         self._branches = [
-            Branch(core, request, AnswerText(plan.body.stop), self._tasks, cutting.cost)
-            for request in requests
+            Branch(
+                core,
+                plan.answer_request(number),
+                AnswerText(plan.body.stop),
+                self._tasks,
+                cutting.cost,
+                run.note_step,
+            )
+            for number in range(plan.body.n)
         ]
         self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
         self._filter = CallFilter(plan.toolbox.marker) if plan.toolbox is not None else None

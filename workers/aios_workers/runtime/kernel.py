@@ -132,7 +132,15 @@ class SliceEnds:
 
 def _used(run: Run, checkpoint: bytes | None, terms: SliceTerms) -> SliceUse:
     use = run.use()
-    return SliceUse(run.lease, use.ran_s, use.tokens, checkpoint, use.prompt_tokens, terms)
+    return SliceUse(
+        run.lease,
+        use.ran_s,
+        use.tokens,
+        checkpoint,
+        use.prompt_tokens,
+        charge=use.charge,
+        terms=terms,
+    )
 
 
 class TextStream:
