@@ -33,7 +33,7 @@ CROWDED = SliceTerms(slice_ms=500.0, resume_ms=20.0, least_ms=200.0, crowded_ms=
 async def slice_end(
     user: QueueUser, lease: Lease, terms: SliceTerms, worker: str = "worker", tokens: int = 24
 ) -> SliceVerdict:
-    use = SliceUse(lease, 0.5, tokens, b"checkpoint", 40, terms)
+    use = SliceUse(lease, 0.5, tokens, b"checkpoint", 40, terms=terms)
     [verdict] = await user.queue.slice_end(worker, [use], ClaimRequest(0, LEASE_S))
     return verdict
 
