@@ -23,7 +23,7 @@ from aios_broker.queues.records import JobView, PolicyRow, Uncut
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.syscalls import Ended, find, parse_module
-from aios_cli.tables import moment, plural, seconds, short_id
+from aios_cli.tables import moment, plural, say, seconds, short_id
 from aios_workers.approvals.requests import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
@@ -75,13 +75,13 @@ class Explanation:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    click.echo(f"{found['job_id']}: {found['rule']}\n{found['text']}")
+    say(f"{found['job_id']}: {found['rule']}\n{found['text']}")
     if found["remedy"]:
-        click.echo(f"Remedy: {found['remedy']}")
+        say(f"Remedy: {found['remedy']}")
     numbers = {name: value for name, value in found["numbers"].items() if value is not None}
     width = max(map(len, numbers), default=0)
     for name, value in numbers.items():
-        click.echo(f"  {name.ljust(width)}  {value}")
+        say(f"  {name.ljust(width)}  {value}")
 
 
 @command(_show)
