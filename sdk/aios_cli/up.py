@@ -188,9 +188,9 @@ def _show_status(found: Status) -> None:
         PROCESSES.show(found.processes)
     for one in found.processes:
         if one.last_words:
-            click.echo(f"\n{one.name}: {one.last_words}")
+            say(f"\n{one.name}: {one.last_words}")
     for problem in found.problems:
-        click.echo(f"\ncores: {problem}")
+        say(f"\ncores: {problem}")
 
 
 @command(_show_status, failed=lambda found: any(one.state == "failed" for one in found.processes))
