@@ -44,6 +44,7 @@ local function names_of(p, name)
         failed = p .. ':failed:' .. name,
         canceled = p .. ':canceled:' .. name,
         suspending = own .. 'suspending:' .. name, -- zset: id -> ms when it was told to suspend
+        memories = own .. 'memories:' .. name, -- hash: memory of cores -> contexts that fit, ms when told
         ended = own .. 'ended:' .. name,       -- list: batches of finished jobs, oldest first
         far = own .. 'far:' .. name,           -- see admission.lua
         queues = own .. 'queues:' .. q,        -- set: names of the queues of cores
