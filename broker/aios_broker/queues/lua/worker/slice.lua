@@ -48,12 +48,13 @@ end
 -- How many contexts are begun, those included that are about to take the places of others: `told`, of
 -- which `first` is the next. Counts no further than to more than fit.
 local function contexts_begun(c, own, first, told, fits)
-    local n = redis.call('ZCARD', own.wip) + told + 1
+    local n = redis.call('ZCARD', own.wip) + told + 1 -- and those of the module's own queue, wherever they run
+    if own.core ~= '' then n = n + redis.call('ZCARD', home(c).wip) end
     if redis.call('HEXISTS', c.snapshot_bytes, first) == 1 then n = n - 1 end
     for _, id in ipairs(redis.call('ZREVRANGE', c.snapshots, 0, SNAPSHOTS - 1)) do
         if n > fits then break end
         local status, origin = unpack(redis.call('HMGET', job_key(c, id), 'status', 'origin'))
-        if status == 'queued' and origin == own.name then n = n + 1 end
+        if status == 'queued' and (origin == own.name or origin == c.q) then n = n + 1 end
     end
     return n
 end
