@@ -15,7 +15,7 @@ from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Appro
 from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount
 from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.postgres.session import Store
+from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection

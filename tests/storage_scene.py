@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from aios_broker.contract.storage import Entry, StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.postgres.session import AgentRow, Cursor, Store
+from aios_broker.postgres.store import AgentRow, Cursor, Store
 from aios_broker.retry import patiently
 from aios_workers.approvals.service import ApprovalService, Irreversible, NeedsApproval
 from aios_workers.config import WorkerConfig

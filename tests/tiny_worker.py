@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import KernelError, Unavailable
 from aios_broker.contract.job import decode_job
 from aios_broker.contract.llm import LlmChat
@@ -50,9 +51,9 @@ class TinyWorker:
         self._connection = Connection(url)
         self._queue = ModuleQueue(Functions(self._connection), module)
         self._name = f"tiny-{module}-{id(self)}"
-        cores = (MODEL,) if module == "llm" else ()
+        cores = (CoreCard(name=MODEL, model=MODEL),) if module == "llm" else ()
         self._card = WorkerCard(self._name, module, os.getpid(), "here", slots=1000, cores=cores)
-        self._appetite = ClaimRequest(1000, LEASE_S, cores)
+        self._appetite = ClaimRequest(1000, LEASE_S, self._card.core_names)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "TinyWorker":

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[2]
 
 from aios_broker.contract.names import SearchMode  # noqa: E402
-from aios_broker.postgres.session import AgentRow, Store  # noqa: E402
+from aios_broker.postgres.store import AgentRow, Store  # noqa: E402
 from aios_workers.search.minilm import NAME, MiniLm  # noqa: E402
 from aios_workers.search.ranking import NoteQuery, find  # noqa: E402
 from benchmarks.provenance import commit_of, today  # noqa: E402

@@ -50,6 +50,9 @@ PROCESS_PREFIXES = (
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
+# The names of the cores that AIOS_LLM_CORE stands for: their models'.
+ENVIRONMENT_CORES = {"llama": "smollm2-135m", "simulated": "simulated"}
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -57,12 +60,13 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Settings of a whole kernel on one machine. Each field is AIOS_<NAME>."""
 
     state_dir: Path
+    cores: Path | None = None  # the file that describes them; None: cores.toml in the state dir
     redis_url: str | None = None  # None: an embedded server is started
     database_url: str | None = None  # None: an embedded server is started
     # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
-    policy: Annotated[str, Meta(pattern="^[a-z][a-z0-9_]*$")] = "rr"
+    policy: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*\Z")] = "rr"
     llm_core: Literal["llama", "simulated", "sglang"] = "llama"
     llm_slots: Annotated[int, Meta(ge=1, le=64)] = 2  # generations at once, per worker
     llm_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes, each with the whole model
@@ -71,6 +75,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     state_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes: memory, storage, access
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
 
     @classmethod
@@ -86,6 +91,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _check_scheme("AIOS_REDIS_URL", config.redis_url, REDIS_SCHEMES)
         _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
         return config
+
+    @property
+    def environment_core(self) -> str | None:
+        """The name of the core that it describes; None: there is none, or its server will say."""
+        return ENVIRONMENT_CORES.get(self.llm_core) if self.llm_workers else None
 
     def variables(self) -> dict[str, str]:
         """Return the variables that hand these settings on to another process."""

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+from aios_broker.contract.printable import printable
+
 LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_FILE_BYTES = 10_000_000
 KEPT_FILES = 3
@@ -25,7 +27,20 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
 
     A supervisor takes the time off each line: its own log has one.
     """
-    logging.basicConfig(level=level.upper(), stream=stream or sys.stderr, format=LINE_FORMAT)
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines in which what others said is shown, and does nothing to a terminal that prints them."""
+
+    def __init__(self) -> None:
+        super().__init__(LINE_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as text; a trace below it keeps its lines."""
+        return printable(super().format(record))
 
 
 class KernelLog:
@@ -49,7 +64,8 @@ class KernelLog:
         if self._writer is None:
             self._start()
         try:
-            self._lines.put_nowait((datetime.now().astimezone(), name, text))
+            shown = printable(text, one_line=True)  # of whatever program wrote it
+            self._lines.put_nowait((datetime.now().astimezone(), name, shown))
         except queue.Full:
             self._dropped_lines += 1
 

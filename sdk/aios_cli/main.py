@@ -10,6 +10,7 @@ import click
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_cli.tables import say
 
 USAGE_EXIT_CODE = 2
 JSON_ASKED = f"{__name__}.json"  # where a context keeps whether errors are wanted as JSON
@@ -44,7 +45,7 @@ COMMANDS = {
     "nice": Entry("aios_cli.syscalls:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
     "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
-    "usage": Entry("aios_cli.policy:usage", "Show what agents have used."),
+    "usage": Entry("aios_cli.usage:usage", "Show what was used, and what it cost."),
     "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."
@@ -128,7 +129,7 @@ class LazyGroup(click.Group):
             if not as_json:
                 raise
             body = {"error": {"code": "usage", "message": error.format_message()}}
-            click.echo(json.dumps(body, indent=2))
+            say(json.dumps(body, indent=2))
             context.exit(USAGE_EXIT_CODE)
 
 

@@ -33,8 +33,9 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.quota import Quotas
+from aios_broker.queues.rate_limits import Rates
 from aios_broker.redis.connection import Connection
-from aios_cli.tables import show_json
+from aios_cli.tables import say, show_json
 from aios_local.supervisor.record import KernelRecord
 from aios_local.supervisor.record import find_kernel as find_kernel_of
 
@@ -75,7 +76,7 @@ class CommandFailed(click.ClickException):
         if self._as_json:
             show_json({"error": self.error.to_wire()})
         else:
-            click.echo(f"{self.error.code}: {self.message}", err=True)
+            say(f"{self.error.code}: {self.message}", err=True)
 
 
 class Interrupted(SystemExit):
@@ -138,6 +139,7 @@ class Operator:
         self.control = Control(self._functions, self.keys)
         self.fleet = Fleet(self.connection, self.keys)
         self.quotas = Quotas(self._functions, self.keys)
+        self.rates = Rates(self._functions, self.keys)
 
     async def __aenter__(self) -> Self:
         return self

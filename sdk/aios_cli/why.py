@@ -14,15 +14,16 @@ import msgspec
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
-from aios_broker.queues.admission import Admission, NotAdmitted, Shortage
+from aios_broker.contract.money import shown
+from aios_broker.queues.admission import Admission, NotAdmitted, RateLimited, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.quota import Barrier
-from aios_broker.queues.records import JobView, PolicyRow
+from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
+from aios_broker.queues.records import JobView, PolicyRow, Uncut
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.syscalls import Ended, find, parse_module
-from aios_cli.tables import moment, plural, seconds, short_id
+from aios_cli.tables import moment, plural, say, seconds, short_id
 from aios_workers.approvals.requests import find_approvals
 
 JOBS_LIMIT = 1000  # of its module; who runs, and the head of those that wait
@@ -36,6 +37,7 @@ Rule = Literal[
     "no-core",
     "program",
     "quota",
+    "rate",
     "resource",
     "next",
     "order",
@@ -56,7 +58,9 @@ class Surroundings:
     workers: Sequence[WorkerView]  # of its module
     fleet_suspended: bool  # `rq suspend`: workers take nothing new
     scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
-    barrier: Barrier | Shortage | NotAdmitted | None = None  # what keeps it from running
+    barrier: Barrier | Shortage | NotAdmitted | RateLimited | None = (
+        None  # what keeps it from running
+    )
     approval: Approval | None = None  # that it waits for, where the database answers
 
 
@@ -71,13 +75,13 @@ class Explanation:
 
 
 def _show(found: Mapping[str, Any]) -> None:
-    click.echo(f"{found['job_id']}: {found['rule']}\n{found['text']}")
+    say(f"{found['job_id']}: {found['rule']}\n{found['text']}")
     if found["remedy"]:
-        click.echo(f"Remedy: {found['remedy']}")
+        say(f"Remedy: {found['remedy']}")
     numbers = {name: value for name, value in found["numbers"].items() if value is not None}
     width = max(map(len, numbers), default=0)
     for name, value in numbers.items():
-        click.echo(f"  {name.ljust(width)}  {value}")
+        say(f"  {name.ljust(width)}  {value}")
 
 
 @command(_show)
@@ -177,6 +181,24 @@ def _quantum(policy: PolicyRow) -> str:
     return f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
 
 
+def _uncut_words(uncut: Uncut) -> str:
+    pays = f"it pays after {seconds(uncut.least_s)}, its slice has lasted {seconds(uncut.slice_s)}"
+    if uncut.is_crowded:
+        return f"{uncut.contexts} contexts are begun and {uncut.fits} fit the memory, so {pays}"
+    return f"resuming it costs {seconds(uncut.resume_s)}, so {pays}"
+
+
+def _uncut_numbers(uncut: Uncut | None) -> dict[str, Number]:
+    if uncut is None:
+        return {}
+    return {
+        "resume cost ms": round(uncut.resume_s * 1000),
+        "slice ms": round(uncut.slice_s * 1000),
+        "a cut pays after ms": round(uncut.least_s * 1000),
+        "contexts": f"{uncut.contexts} of {uncut.fits}" if uncut.fits else None,
+    }
+
+
 def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state != "running":
         return None
@@ -186,11 +208,16 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
         if policy.preempt == "none"
         else f"it is suspended after {_quantum(policy)} if somebody deserving waits"
     )
-    return Explanation(
-        "running",
-        f"It runs on {job.worker}; under {policy.name} {preempted}.",
-        {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
-    )
+    text = f"It runs on {job.worker}; under {policy.name} {preempted}."
+    if job.uncut is not None:
+        text += f" It was not interrupted lately: {_uncut_words(job.uncut)}."
+    numbers: dict[str, Number] = {
+        "worker": job.worker,
+        "policy": policy.name,
+        "attempt": job.attempt,
+        **_uncut_numbers(job.uncut),
+    }
+    return Explanation("running", text, numbers)
 
 
 def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
@@ -252,7 +279,9 @@ def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
         case Shortage() as shortage:
             return _short_of(shortage)
         case Barrier() as barrier:
-            return _over_quota(barrier)
+            return _over_budget(barrier) if barrier.currency else _over_quota(barrier)
+        case RateLimited() as limited:
+            return _held_back(limited)
         case NotAdmitted(program=program, ends_in_s=ends_in_s):
             return Explanation(
                 "program",
@@ -305,6 +334,38 @@ def _over_quota(barrier: Barrier) -> Explanation:
     )
 
 
+def _over_budget(barrier: Barrier) -> Explanation:
+    who, window = barrier.subject.words, BUDGET_WINDOWS[barrier.limit]
+    spent, most = (shown(int(each), barrier.currency) for each in (barrier.used, barrier.most))
+    opens_in = seconds(barrier.opens_in_s or 0.0)
+    text = f"{who} has spent {spent} this {window} (UTC), and its budget is {most}"
+    return Explanation(
+        "quota",
+        f"{text[0].upper()}{text[1:]}. It may begin in {opens_in}.",
+        {"quota": barrier.limit, "budget": most, "spent": spent, "opens in": opens_in},
+        "`aios quota set` raises the budget; a core without a price needs none",
+    )
+
+
+def _held_back(limited: RateLimited) -> Explanation:
+    core, opens_in = limited.core, seconds(limited.opens_in_s)
+    numbers: dict[str, Number] = {"core": core, "opens in": opens_in}
+    if limited.what == "told":
+        text = f"The endpoint of core {core!r} has asked all workers to wait (429)"
+    else:
+        numbers |= {"limit": limited.most, "sent": limited.used}
+        text = (
+            f"The account of core {core!r} has had {limited.used} {limited.what} in the last "
+            f"minute, and its limit is {limited.most}"
+        )
+    return Explanation(
+        "rate",
+        f"{text}. More may be sent in {opens_in}.",
+        numbers,
+        f"the limits are those of core {core!r} in cores.toml",
+    )
+
+
 def _ordered(job: JobView, around: Surroundings) -> Explanation:
     policy = around.policy
     waiting = [other for other in around.jobs if other.position is not None]
@@ -340,4 +401,8 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
         f"{before.get(position, f'{position} syscalls go before it')}. "
         f"Running: {who or 'nobody we see'}; {ends}."
     )
+    uncut = next((other for other in running if other.uncut is not None), None)
+    if policy.preempt != "none" and uncut is not None and uncut.uncut is not None:
+        text += f" {short_id(uncut.job_id)} was not interrupted: {_uncut_words(uncut.uncut)}."
+        numbers |= _uncut_numbers(uncut.uncut)
     return Explanation("order", text, numbers)

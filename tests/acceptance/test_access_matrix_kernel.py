@@ -15,7 +15,7 @@ from aios_broker.config import KernelConfig
 from aios_broker.contract.access import AccessWhoami, ObjectKind, OperationClass
 from aios_broker.contract.names import Verb
 from aios_broker.contract.syscall import Body
-from aios_broker.postgres.session import Store
+from aios_broker.postgres.store import Store
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from aios_workers.approvals.requests import set_rule

@@ -28,7 +28,7 @@ from aios_broker.contract.memory import (
     Note,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_broker.postgres.session import AgentRow, Cursor, Store
+from aios_broker.postgres.store import AgentRow, Cursor, Store
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Answer
 from aios_workers.modules.memory.block import Blocks, memory_functions

@@ -147,6 +147,17 @@ async def test_who_may_share_grants_only_what_it_may_do(scene: StateScene) -> No
     assert (await scene.ask("carl", MemoryGet(note.id, owner="ann"))).content == "shared on"
 
 
+async def test_who_administers_by_a_grant_can_replace_that_very_grant(scene: StateScene) -> None:
+    """It is still there when it is asked whether it allows what stands in for it."""
+    await scene.known("ann", "bob")
+    note = await scene.ask("ann", MemoryAdd("shared on"))
+    of_ann = ObjectRef("note", note.id, "ann")
+    await scene.ask("ann", AccessGrant(of_ann, ("administer",), agent="bob"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="bob"))
+    [held] = (await scene.ask("bob", AccessGrants(held=True))).grants
+    assert held.verbs == ("read",)
+
+
 async def test_who_administers_takes_back_all_and_its_own_with_it(scene: StateScene) -> None:
     await scene.known("bob", "carl")
     await scene.ask("ann", StorageWrite("/d/a.txt", "a file"))

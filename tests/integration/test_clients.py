@@ -16,6 +16,7 @@ from typing import Literal
 import pytest
 import redis
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.memory import MemoryAdd
@@ -153,7 +154,14 @@ async def test_messages_that_cannot_be_read_end_nobodys_waiting(redis_url: str) 
 
 async def test_who_waits_for_an_answer_that_cannot_be_read_is_told_so(redis_url: str) -> None:
     async with queue_user(redis_url) as user:
-        card = WorkerCard("worker", "llm", os.getpid(), "here", slots=3, cores=(MODEL,))
+        card = WorkerCard(
+            "worker",
+            "llm",
+            os.getpid(),
+            "here",
+            slots=3,
+            cores=(CoreCard(name=MODEL, model=MODEL),),
+        )
         await user.queue.register(card)
         asking = [asyncio.create_task(heard(ask, redis_url)) for ask in CLIENTS]
         for _ in CLIENTS:

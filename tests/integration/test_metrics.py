@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Iterable
 
+import pytest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.metrics.kernel import kernel_metrics, read_kernel
 from aios_broker.metrics.server import PORTS_TRIED, MetricsServer
 from aios_broker.queues.records import WorkerCard
 from tests.queue_user import QueueUser
+
+HERE = "127.0.0.1"
 
 
 def free_port() -> int:
@@ -74,7 +79,10 @@ def test_processes_of_one_machine_share_a_setting() -> None:
         return [GaugeMetricFamily("aios_test", "A number.", value=float(count))]
 
     port = free_port()
-    with MetricsServer(port, collect) as first, MetricsServer(port, collect) as second:
+    with (
+        MetricsServer(port, collect, host=HERE) as first,
+        MetricsServer(port, collect, host=HERE) as second,
+    ):
         assert first.port is not None
         assert second.port is not None
         assert port <= first.port < second.port < port + PORTS_TRIED
@@ -83,7 +91,7 @@ def test_processes_of_one_machine_share_a_setting() -> None:
         shown = page(second.port)
         assert shown["aios_test"] == 7
         assert shown["process_resident_memory_bytes"] > 1_000_000
-    with MetricsServer(port, collect) as again:
+    with MetricsServer(port, collect, host=HERE) as again:
         assert again.port == first.port, "a port that was left is free"
 
 
@@ -92,10 +100,18 @@ def test_a_port_that_may_not_be_used_is_a_wrong_setting() -> None:
         blocker.bind(("0.0.0.0", 0))
         blocker.listen()
         taken = blocker.getsockname()[1]
-        with MetricsServer(taken, list) as server:
+        with MetricsServer(taken, list, host=HERE) as server:
             assert server.port != taken
 
 
+def test_it_is_served_where_it_was_asked_for_and_nowhere_else() -> None:
+    elsewhere = MetricsServer(free_port(), list, host="127.0.0.2")
+    with elsewhere as server, pytest.raises(urllib.error.URLError):
+        page(server.port)
+    with pytest.raises(InvalidConfig, match="AIOS_METRICS_HOST"):
+        MetricsServer(free_port(), list, host="192.0.2.1").__enter__()
+
+
 def test_without_a_port_nothing_is_served() -> None:
-    with MetricsServer(None, list) as server:
+    with MetricsServer(None, list, host=HERE) as server:
         assert server.port is None

@@ -27,7 +27,7 @@ from aios_broker.contract.memory import (
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
-from aios_broker.postgres.session import POOL_SIZE
+from aios_broker.postgres.store import POOL_SIZE
 from aios_local.embedded.state import StateDir
 from aios_workers.approvals.requests import Decision, set_rule
 from aios_workers.approvals.service import NeedsApproval

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.order import Order
 from aios_broker.queues.quota import Subject
@@ -18,7 +19,7 @@ from aios_broker.queues.records import (
 )
 from aios_broker.queues.watch import Watch
 from aios_broker.scheduler import ordering, ranking
-from aios_broker.scheduler.ordering import ModuleOrder
+from aios_broker.scheduler.ordering import ModuleOrder, _List
 from aios_broker.scheduler.policy import Core, Needs, Preempt, Ranks, View, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost
 from tests.policies import SKETCHES, named
@@ -28,7 +29,8 @@ from tests.queue_user import QueueUser, queue_user
 ADA, BOB = JobMetadata("ada", "llm.chat"), JobMetadata("bob", "llm.chat")
 ACME = JobMetadata("eve", "llm.chat", tenant="acme")
 LONG_ENOUGH_S = 0.3  # for a decision that does not wait
-CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=("small", "large"))
+SMALL, LARGE = (CoreCard(name=name, model=name) for name in ("small", "large"))
+CARD = WorkerCard("host.1.llm", "llm", 1, "host", slots=3, cores=(SMALL, LARGE))
 
 
 @pytest.fixture(autouse=True)
@@ -214,11 +216,14 @@ async def test_a_long_queue_lets_those_between_its_ends_go_first(
     monkeypatch.setattr(ordering, "END", 5)
     monkeypatch.setattr(ordering, "SLACK", 1)
     monkeypatch.setattr(ordering, "WHOLE_EVERY_S", 1e9)  # after the first no sweep helps
-    monkeypatch.setattr(plas.queue, "_whole_due_s", 0.0)
+    monkeypatch.setattr(plas.queue._lists[0], "whole_due_s", 0.0)
     first, *before = await plas.submit(ADA, 40)
     middle = await plas.submit(BOB, 3)
     behind = await plas.submit(ADA, 40)
     await plas.settle()
+    for by_ms, job_id in enumerate(middle):  # those of one score keep the queue's order
+        ready = (plas.user.keys.job(job_id), "aios_ready_ms", -by_ms)
+        await plas.user.redis.execute("HINCRBY", *ready)
     assert await plas.user.waiting() == [first, *before, *middle, *behind]
     assert await plas.serve() == first
     await plas.settle()
@@ -242,14 +247,17 @@ class Witness:
         return Ranks({job.job_id: 7.0 for job in view.jobs})
 
 
-async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
+async def test_a_view_holds_what_its_policy_needs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordering, "CORES_EVERY_S", 0.0)
     async with queue_user(redis_url) as user:
         scene, witness = Scene(user, "witness"), Witness()
         await scene.begin(witness)
-        await user.queue.register(CARD)
-        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=("small",)))
         await scene.submit(ADA, 2)
         await scene.serve()
+        await user.queue.register(CARD)
+        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=(SMALL,)))
         [running] = await user.claim()
         [waits] = await scene.submit(ACME)
         await scene.settle()
@@ -279,8 +287,8 @@ async def test_a_policy_that_needs_nothing_more_costs_nothing_more(redis_url: st
         await scene.submit(ADA, 1)
         order = Order(Functions(redis), "llm")
         queue = ModuleOrder(order, user.control, policy_named("priority"))
-        queue._swept_policy = "priority"  # as if it had led all the time
-        queue._whole_due_s = float("inf")
+        queue._lists = [_List(order, float("inf"), "priority")]  # as if it had led all the time
+        queue._lists_due_s = float("inf")
         redis.sent.clear()
         assert await queue.tick(scene.epoch, NOW_MS)
         assert redis.sent == ["look", "reorder"]

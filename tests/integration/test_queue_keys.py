@@ -17,6 +17,7 @@ from rq.job import Job
 from rq.results import Result
 from rq.suspension import WORKERS_SUSPENDED
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
@@ -47,7 +48,14 @@ from tests.waiting import wait_until_async
 
 PREFIXES = ["rq", "{shard1}:rq"]
 MODULE: Module = "tool"
-CARD = WorkerCard("host.1.tool", MODULE, pid=1, hostname="host", slots=4, cores=("core-a",))
+CARD = WorkerCard(
+    "host.1.tool",
+    MODULE,
+    pid=1,
+    hostname="host",
+    slots=4,
+    cores=(CoreCard(name="core-a", model="m"),),
+)
 STEPS = 400
 # Of RQ's data model, the keys that we write or read: docs of queues/keys.py.
 OF_RQ = {
@@ -81,7 +89,10 @@ OF_OURS = {
     "bucket:{q}",
     "recount:{q}",
     "recounted:{q}",
+    "rate:{account}",
+    "spent:{q}",
     "ghosts:{q}",
+    "last_core:{program}",
 }
 
 
@@ -91,8 +102,10 @@ def lua(step: str) -> str:
 
 def named_in_lua() -> dict[str, str]:
     """Return the keys that lib.lua names: field -> key below the prefix."""
-    table = lua("shared/lib").partition("local function names_of(p, q)")[2].partition("\nend\n")[0]
-    entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. q)?", table)
+    table = (
+        lua("shared/lib").partition("local function names_of(p, name)")[2].partition("\nend\n")[0]
+    )
+    entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. (?:q|name))?", table)
     return {
         field: {"p": "", "own": "aios:"}[base] + name.lstrip(":") + ("{q}" if of_queue else "")
         for field, base, name, of_queue in entries
@@ -178,7 +191,7 @@ class Scenario:
 
     async def claim(self) -> None:
         lease_s = self.random.choice([0.02, 600.0])
-        self.leases += await self.queue.claim(CARD.name, ClaimRequest(2, lease_s, CARD.cores))
+        self.leases += await self.queue.claim(CARD.name, ClaimRequest(2, lease_s, CARD.core_names))
         await self.queue.renew(CARD, self.leases[-3:], 600.0)
 
     async def finish(self) -> None:
@@ -205,7 +218,7 @@ class Scenario:
 
     async def slices(self) -> None:
         uses = [SliceUse(lease, 0.1, 1, b"checkpoint") for lease in self.leases[-2:]]
-        await self.queue.slice_end(CARD.name, uses, ClaimRequest(0, 600.0, CARD.cores))
+        await self.queue.slice_end(CARD.name, uses, ClaimRequest(0, 600.0, CARD.core_names))
 
     async def operate(self) -> None:
         ids = self.some(self.ids)
@@ -295,7 +308,10 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
         "aios:policy:tool",
         "aios:tokens",
         "aios:journal",
-        "aios:cores",
+        "aios:core_cards",
+        "aios:core_served",
+        "aios:core_workers",
+        "aios:queues:tool",
         "aios:scheduler",
         "aios:reconciled",
         "aios:snapshot_total",
@@ -327,8 +343,10 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
     keys, q = Keys("p"), "{q}"
     ours = {
         "queue": keys.queue(q),
-        "wip": keys.registry("wip", q),
-        "deferred": keys.registry("deferred", q),
+        **{
+            name: keys.registry(name, q)
+            for name in ("wip", "deferred", "finished", "failed", "canceled")
+        },
         **{
             field: keys.own(name.removeprefix("aios:"))
             for field, name in named_in_lua().items()

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import run_state_machine_as_test
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.syscall import Need
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest
@@ -89,7 +90,9 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
     QueueMachine.url = redis_url
     machine = QueueMachine()
     for core in ("large", "small"):
-        card = WorkerCard(core, "llm", pid=1, hostname="here", slots=2, cores=(core,))
+        card = WorkerCard(
+            core, "llm", pid=1, hostname="here", slots=2, cores=(CoreCard(name=core, model=core),)
+        )
         machine.do(machine.queue.register(card))
     jobs = [
         Submission(
@@ -107,7 +110,8 @@ def test_jobs_for_other_cores_do_not_hide_ones_own(redis_url: str) -> None:
     machine.do(submitted(machine.queue, [*jobs, mine]))
     leases = machine.do(machine.queue.claim("small", ClaimRequest(2, 60.0, ("small",))))
     assert [lease.job_id for lease in leases] == [mine.job_id]
-    assert machine.do(machine.order.head(1))[0] == 500
+    large = machine.order.of_queue("llm.large")
+    assert machine.do(large.head(1))[0] == 500
     leases = machine.do(machine.queue.claim("large", ClaimRequest(2, 60.0, ("large",))))
     assert [lease.job_id for lease in leases] == [job.job_id for job in jobs[:2]]
     machine.known = {}

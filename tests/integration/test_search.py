@@ -7,7 +7,7 @@ import pytest
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
 from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, MemoryUpdate
 from aios_broker.contract.storage import StorageSearch, StorageWrite
-from aios_broker.postgres.session import Store
+from aios_broker.postgres.store import Store
 from aios_workers.search.embedder import NoEmbedder
 from aios_workers.search.ranking import (
     EXACT_ROWS,

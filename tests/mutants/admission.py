@@ -40,6 +40,7 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "tonumber(call('HGET', c.resources, resource)) or false",
         "false",
+        ADMISSION_TEST,
     ),
     Mutant(
         "programs that are barred run",
@@ -80,6 +81,7 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "c.now - job.ready_ms < PATIENCE_MS",
         "false",
+        ADMISSION_TEST,
     ),
     Mutant(
         "others overtake who is owed",
@@ -98,12 +100,14 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "job.ready_ms == tonumber(since_ms)",
         "true",
+        ADMISSION_TEST,
     ),
     Mutant(
         "who can never run is owed",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "if limit_of(c, resource) == 0 then return false end",
         "",
+        ADMISSION_TEST,
     ),
     Mutant(
         "two are owed the same place",
@@ -117,12 +121,14 @@ ADMISSION_MUTANTS = (
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "            and not quota.barrier(c, job.metadata)\n    end",
         "    end",
+        ADMISSION_TEST,
     ),
     Mutant(
         "who is owed waits for its turn",
         "broker/aios_broker/queues/lua/worker/claim.lua",
         "ipairs(admission.owed(c))",
         "ipairs({})",
+        ADMISSION_TEST,
     ),
     Mutant(
         "a debt is paid and stands",
@@ -130,18 +136,21 @@ ADMISSION_MUTANTS = (
         "                call('HDEL', c.owed, resource)\n"
         "                c.creditors[resource] = nil\n",
         "",
+        ADMISSION_TEST,
     ),
     Mutant(
         "what would be freed is not free",
         "broker/aios_broker/queues/lua/shared/admission.lua",
         "local back = freed and holds(c, freed, resource) and 1 or 0",
         "local back = 0",
+        ADMISSION_TEST,
     ),
     Mutant(
         "a slice does not know what its job holds",
         "broker/aios_broker/queues/lua/worker/slice.lua",
         "metadata = metadata, needs = needs}",
         "metadata = metadata}",
+        ADMISSION_TEST,
     ),
     Mutant(
         "a stock worker takes what is not free",
@@ -177,7 +186,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a newer release's need is nobody's",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if needs.strange then return false end",
+        "if needs and needs.strange then return false end",
         "",
         ADMISSION_TEST,
     ),
@@ -191,16 +200,15 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a worker takes what another core is to run",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if cores and not string.find(cores, ',' .. core .. ',', 1, true) then return false end",
+        "if cores and not leads_here(c, core, cores) then return false end",
         "",
         ADMISSION_TEST,
     ),
     Mutant(
         "a core that nobody serves is owed",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if not cores and c.now - count(call('HGET', c.cores, core)) >= CORE_TTL_MS "
-        "then return false end",
-        "",
+        "return routes.slots(c, job.core) ~= nil",
+        "return true",
         ADMISSION_TEST,
     ),
     Mutant(

@@ -7,6 +7,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROKER = ROOT / "broker" / "aios_broker"
 MIGRATIONS = ROOT / "migrations"
 QUEUE_TEST = "tests/integration/test_queue_properties.py"
+SUSPENDING_TEST = "tests/integration/test_suspending.py"
 MANY_TEST = "tests/integration/test_queue_many.py"
 LAST_TRY_TEST = "tests/integration/test_last_try.py"
 LONG_TEST = "tests/integration/test_long_queue.py"
@@ -117,7 +118,7 @@ MUTANTS = (
     Mutant(
         "claim leaves the id in the queue",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if prefix > 0 then call('LTRIM', c.queue, prefix, -1) end",
+        "if prefix > 0 then call('LTRIM', at.queue, prefix, -1) end",
         "",
     ),
     Mutant(
@@ -174,14 +175,14 @@ MUTANTS = (
     Mutant(
         "one that is enqueued again goes with its first life",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "    call('ZREM', c.p .. ':finished:' .. c.q, id)",
+        "    call('ZREM', home(c, origin).finished, id)",
         "    local _ = 0",
         ENDED_TEST,
     ),
     Mutant(
         "a suspended job goes nowhere",
         "broker/aios_broker/queues/lua/worker/suspend.lua",
-        "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)",
+        "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', at.queue, job.id)",
         "",
     ),
     Mutant(
@@ -189,6 +190,7 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/worker/suspend.lua",
         "'LPUSH' or 'RPUSH'",
         "'LPUSH' or 'LPUSH'",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "a late suspension is taken",
@@ -201,12 +203,14 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/worker/slice.lua",
         "if told >= room then return false end",
         "",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "one more is suspended than waits",
         "broker/aios_broker/queues/lua/worker/slice.lua",
         ">= room",
         "> room",
+        SUSPENDING_TEST,
     ),
     Mutant(
         "the score is not asked",
@@ -229,7 +233,7 @@ MUTANTS = (
     Mutant(
         "a dead worker's job is not put back",
         "broker/aios_broker/queues/lua/scheduler/reclaim.lua",
-        "redis.call('LPUSH', c.queue, id)",
+        "redis.call('LPUSH', at.queue, id)",
         "",
     ),
     Mutant(
@@ -288,7 +292,7 @@ MUTANTS = (
     Mutant(
         "cancel leaves the job waiting",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "elseif was == 'queued' or not was then\n        leave_queue(c, id)",
+        "elseif was == 'queued' or not was then\n        leave_queues(c, id, at)",
         "elseif was == 'queued' or not was then\n        local _ = 0",
     ),
     Mutant(
@@ -318,7 +322,7 @@ MUTANTS = (
     Mutant(
         "a held job keeps its place",
         "broker/aios_broker/queues/lua/operator/hold.lua",
-        "leave_queue(c, id)",
+        "leave_queues(c, id, {at})",
         "",
     ),
     Mutant(
@@ -534,7 +538,7 @@ MUTANTS = (
     Mutant(
         "release forgets the queue",
         "broker/aios_broker/queues/lua/operator/release.lua",
-        "redis.call('RPUSH', c.queue, id)",
+        "redis.call('RPUSH', at.queue, id)",
         "",
     ),
     Mutant(
@@ -695,8 +699,8 @@ MUTANTS = (
     Mutant(
         "what is told twice is charged twice",
         "broker/aios_broker/queues/lua/shared/quota.lua",
-        "if f[5] == attempt then",
-        "if false then",
+        "if same then base_tokens, base_ms",
+        "if false then base_tokens, base_ms",
         QUOTA_TEST,
     ),
     Mutant(
@@ -756,15 +760,15 @@ MUTANTS = (
     Mutant(
         "the journal misses what dead workers used",
         "broker/aios_broker/queues/lua/scheduler/reclaim.lua",
-        "count(tokens) .. ',' .. count(ran_ms))",
+        "quota.used(tokens, ran_ms, core, pico, currency))",
         "'')",
         QUOTA_TEST,
     ),
     Mutant(
         "the journal misses what was cancelled",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "tokens and tokens .. ','",
-        "false and tokens .. ','",
+        "tokens and quota.used(",
+        "false and quota.used(",
         QUOTA_TEST,
     ),
     Mutant(
@@ -791,7 +795,7 @@ MUTANTS = (
     Mutant(
         "a batch may run as one",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.needs or c.has_rules then admission.enter(c, job) end",
+        "if job.needs or c.has_rules then admission.enter(c, job, cores) end",
         "",
         QUOTA_TEST,
     ),
@@ -805,7 +809,7 @@ MUTANTS = (
     Mutant(
         "slot time is free",
         "broker/aios_broker/queues/lua/shared/quota.lua",
-        "drain(c, 'ms', subject, slot_s and slot_s * 1000, ran_ms)",
+        "drain(c, 'ms', subject, slot_s and slot_s * 1000, counts[3] or 0)",
         "",
         QUOTA_TEST,
     ),
@@ -838,7 +842,7 @@ MUTANTS = (
     Mutant(
         "slots are freed for who may not run",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "if job and admission.admits(c, job, cores, running)",
+        "if job and admission.admits(c, job, ',' .. cores .. ',', running)",
         "if job",
         QUOTA_TEST,
     ),
@@ -852,8 +856,8 @@ MUTANTS = (
     Mutant(
         "under fifo nobody is suspended who is over",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "return over or preempt",
-        "return preempt",
+        "    if over then return true end",
+        "",
         QUOTA_TEST,
     ),
     Mutant(
@@ -873,7 +877,7 @@ MUTANTS = (
     Mutant(
         "one told to suspend hears otherwise",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "(redis.call('ZSCORE', c.suspending, id) and 1 or 0)",
+        "(redis.call('ZSCORE', suspending, id) and 1 or 0)",
         "0",
         QUOTA_TEST,
     ),
@@ -905,7 +909,7 @@ MUTANTS = (
     Mutant(
         "one that was missed is put back unsought",
         "broker/aios_broker/queues/lua/scheduler/mend.lua",
-        "if redis.call('LPOS', c.queue, id) then",
+        "if redis.call('LPOS', at.queue, id) then",
         "if false then",
         LONG_TEST,
     ),
@@ -947,7 +951,7 @@ MUTANTS = (
     Mutant(
         "ghosts stay in a long queue",
         "broker/aios_broker/queues/lua/scheduler/mend.lua",
-        "redis.call('LREM', c.queue, 0, id)",
+        "dropped + redis.call('LREM', at.queue, 0, id)",
         "0",
         LONG_TEST,
     ),
@@ -961,7 +965,7 @@ MUTANTS = (
     Mutant(
         "ghosts are forgotten where they stand",
         "broker/aios_broker/queues/lua/scheduler/unlist.lua",
-        "    drop_places(c, places)",
+        "    drop_places(c.queue, places)",
         "",
         LONG_TEST,
     ),

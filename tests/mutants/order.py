@@ -137,7 +137,7 @@ ORDER_MUTANTS = (
         "broker/aios_broker/queues/lua/scheduler/watch.lua",
         "call('UNLINK', c.watch, c.marks) end",
         "call('UNLINK', c.watch) end",
-        MACHINE_TEST,
+        STATE_TEST,
     ),
     Mutant(
         "order: what a policy remembered goes with its scheduler",

@@ -62,14 +62,14 @@ STATE_MUTANTS = (
     Mutant(
         "a worker is not told of a decision",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "job.decided = past[6] or nil",
-        "",
+        "job.decided = past[6] or ''",
+        "job.decided = ''",
         LEASE_TEST,
     ),
     Mutant(
         "a new life is decided as the last one was",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "'aios_reply', 'aios_decided')",
+        "'aios_reply', 'aios_decided', 'aios_tried')",
         "'aios_reply')",
         LEASE_TEST,
     ),
@@ -154,7 +154,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "nobody waits for a turn",
-        "broker/aios_broker/postgres/session.py",
+        "broker/aios_broker/postgres/store.py",
         "FROM unnest(%s::text[]) AS name)",
         "FROM unnest(%s::text[]) AS name WHERE false)",
         STORAGE_TEST,
@@ -418,7 +418,7 @@ STATE_MUTANTS = (
         "    [row] = await work.rows(_PUT,",
         '    await work.cursor.execute(_DROP, to | {"all": False, "but": 0})\n'
         "    [row] = await work.rows(_PUT,",
-        GRANTS_TEST,
+        "tests/integration/test_access.py",
     ),
     Mutant(
         "an expired grant lets in",

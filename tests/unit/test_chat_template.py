@@ -6,7 +6,7 @@ from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.llm import Message, Tool, ToolCall
 from aios_workers.llm.chat import template as template_module
 from aios_workers.llm.chat.markers import Markers
-from aios_workers.llm.chat.prompt import PLAIN, Prompter
+from aios_workers.llm.chat.prompt import PLAIN, PromptWriter
 from aios_workers.llm.chat.template import ChatTemplate, TemplateRefusal
 
 USER = Message("user", "Hello")
@@ -28,7 +28,7 @@ def made(source: str, **special: str) -> ChatTemplate:
     return ChatTemplate(source, special, field="gguf", subject="m.gguf", clock=lambda: 0.0)
 
 
-def prompter(source: str) -> Prompter:
+def prompter(source: str) -> PromptWriter:
     """Return one whose ids are the characters, beside those of the special tokens."""
     markers = Markers(SPECIAL)
 
@@ -40,7 +40,7 @@ def prompter(source: str) -> Prompter:
             at = marker.end()
         return (*ids, *map(ord, text[at:]))
 
-    return Prompter(made(source), markers, encode, lambda text: tuple(map(ord, text)))
+    return PromptWriter(made(source), markers, encode, lambda text: tuple(map(ord, text)))
 
 
 def shown(ids: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import StorageBody, StorageRead
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_broker.postgres.session import AgentRow
+from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, changes, reads, table
 from aios_workers.modules.state_handler import OPERATIONS

@@ -20,6 +20,7 @@ MODULE = re.compile(r"(?:aios_\w+|benchmarks)(?:\.\w+)+")
 ELSEWHERE = {
     "chat_template.jinja",
     "config.json",
+    "cores.toml",
     "generation_config.json",
     "kernel.json",
     "notes/today.md",

@@ -1,7 +1,10 @@
 """A worker's settings: what is wrong stops the process at start, by name."""
 
+from pathlib import Path
+
 import pytest
 
+from aios_broker.contract.cores import LlamaSettings, SimulatedSettings
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.__main__ import EXIT_USAGE, main
 from aios_workers.config import WorkerConfig
@@ -24,7 +27,9 @@ def test_settings_are_read() -> None:
 
     assert (config.key_prefix, config.llm_core) == ("{a}:rq", "simulated")
     assert config.limits == Limits(lease_s=2.5, drain_s=Limits().drain_s)
-    assert (config.simulated_core.slots, config.simulated_core.decode_tokens_per_s) == (3, 40.0)
+    name, core = config.core(None)
+    assert name == ""  # its model's
+    assert core == SimulatedSettings(slots=3, context_tokens=2048, decode_tokens_per_s=40.0)
 
 
 def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
@@ -73,3 +78,32 @@ def test_a_module_without_workers_is_refused(capsys: pytest.CaptureFixture[str])
 def test_a_state_module_needs_a_database(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([module], REDIS) == EXIT_USAGE
     assert "AIOS_DATABASE_URL" in capsys.readouterr().err
+
+
+def test_a_core_of_the_file_is_read_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "cores.toml"
+    path.write_text('[cores.qwen]\nkind = "llama"\ngguf = "/models/qwen.gguf"\nslots = 4\n')
+
+    config = WorkerConfig.from_environment({**REDIS, "AIOS_CORES": str(path)})
+
+    assert config.core("qwen") == ("qwen", LlamaSettings(gguf="/models/qwen.gguf", slots=4))
+    with pytest.raises(InvalidConfig, match="no core 'other'") as caught:
+        config.core("other")
+    assert caught.value.field == "cores.other"
+    assert "qwen" in str(caught.value.remedy)
+
+
+def test_the_file_lies_in_the_state_directory_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "cores.toml").write_text('[cores.toy]\nkind = "simulated"\n')
+
+    config = WorkerConfig.from_environment({**REDIS, "AIOS_STATE_DIR": str(tmp_path)})
+
+    assert config.core("toy") == ("toy", SimulatedSettings())
+
+
+def test_another_module_has_no_cores(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["tool", "--core", "qwen"], REDIS)
+
+    assert caught.value.code == EXIT_USAGE
+    assert "--core" in capsys.readouterr().err

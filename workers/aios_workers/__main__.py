@@ -39,12 +39,16 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     """Run a worker until it is told to stop; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aios_workers", description=__doc__)
     parser.add_argument("modules", nargs="+", choices=MODULES, metavar="module")
-    modules: list[Module] = list(dict.fromkeys(parser.parse_args(arguments).modules))
+    parser.add_argument("--core", metavar="NAME", help="of llm: a core of cores.toml")
+    asked = parser.parse_args(arguments)
+    modules: list[Module] = list(dict.fromkeys(asked.modules))
+    if asked.core is not None and modules != ["llm"]:
+        parser.error("--core is of the module llm")
     try:
         config = WorkerConfig.from_environment(environ)
         configure(config.log_level)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(modules, config))
+            runner.run(serve(modules, config, asked.core))
     except (InvalidConfig, UnknownModule) as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
@@ -54,20 +58,22 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-async def serve(modules: Sequence[Module], config: WorkerConfig) -> None:
+async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | None = None) -> None:
     """Load the modules, then serve their queues until a signal or a command says stop."""
     spilled: LoadSpilled = nothing_spilled
     if config.database_url is not None:
         spilled = partial(load_spilled, config.database_url)
     async with AsyncExitStack() as stack:
-        loaded = await load_modules(modules, config, worker_name(modules[0]), stack)
+        loaded = await load_modules(modules, config, worker_name(modules[0]), stack, core)
         workers = [
             await stack.enter_async_context(open_worker(_spec(module, config), one, spilled))
             for module, one in loaded.items()
         ]
         await stack.enter_async_context(watched(config.worker_lease_s))
         _obey_signals(workers)
-        with MetricsServer(config.metrics_port, partial(_metrics, workers)):
+        with MetricsServer(
+            config.metrics_port, partial(_metrics, workers), host=config.metrics_host
+        ):
             logger.info("worker %s serves %s", worker_name(modules[0]), ", ".join(modules))
             await asyncio.gather(*(worker.run() for worker in workers))
     logger.info("worker %s left in good order", worker_name(modules[0]))

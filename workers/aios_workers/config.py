@@ -9,22 +9,23 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from aios_broker.catalogue import catalogue_path, read_catalogue
 from aios_broker.config import (
     KernelConfig,
     LogLevel,
+    default_state_dir,
     read_settings,
     refuse_unknown,
     variables_of,
 )
+from aios_broker.contract.cores import Core, LlamaSettings, SGLangSettings, SimulatedSettings
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
-from aios_workers.llm.cores.sglang.settings import SGLangConfig
-from aios_workers.llm.cores.simulated.simulated_core import SimulatedCoreConfig
 from aios_workers.runtime.loop import DEFAULT_DRAIN_S, DEFAULT_LEASE_S, Limits
 
-_SIMULATED = SimulatedCoreConfig()
-_SERVER = SGLangConfig(url="http://127.0.0.1")
+_SIMULATED = SimulatedSettings()
+_SERVER = SGLangSettings()
 _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
 
@@ -33,6 +34,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Settings of a worker of any module. Each field is AIOS_<NAME>."""
 
     redis_url: str
+    state_dir: Path  # where `cores.toml` lies unless AIOS_CORES says where
+    cores: Path | None = None
     database_url: str | None = None  # None: snapshots that were spilled cannot be read back
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
     llm_core: Literal["llama", "simulated", "sglang"] = "llama"
@@ -47,7 +50,8 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Until when a person may decide, unless the syscall's own deadline comes first.
     approval_ttl_s: Annotated[float, Meta(gt=0.0, le=30 * 86_400.0)] = 3_600.0
     approval_webhook: str | None = None  # an address that is told what waits for a person
-    approval_webhook_secret: str = ""  # what its requests are signed with
+    approval_webhook_secret: str = ""  # what its requests are signed with: 16 characters or more
+    approval_webhook_private: bool = False  # it may lie in a private network
     tool_slots: Annotated[int, Meta(ge=1, le=10_000)] = 64  # syscalls at once
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024
@@ -63,12 +67,13 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _SIMULATED.end_probability
     )
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     sglang_url: str | None = None  # of a running server; None: the worker starts one
     sglang_model: str | None = None  # what to load, or what has to be loaded there
     sglang_name: str | None = None  # the name that syscalls use; None: the server's
     sglang_tokenizer: str | None = None  # a folder, or `bytes`; None: the server's
     sglang_api_key: str | None = None
-    sglang_python: str = _SERVER.python  # has sglang
+    sglang_python: str | None = None  # has sglang; None: the worker's own
     sglang_flags: str = ""  # of our own server, quoted as for a shell
     sglang_log: Path | None = None  # of our own server
     sglang_start_limit_s: _Limit = _SERVER.start_limit_s
@@ -85,10 +90,10 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 has a name that nobody reads; `field` names it.
         """
         refuse_unknown(environ, known=[*variables_of(cls), *variables_of(KernelConfig)])
-        config = read_settings(cls, environ)
+        defaults = {"AIOS_STATE_DIR": str(default_state_dir(environ))}
+        config = read_settings(cls, {**defaults, **environ})
         parse_url(config.redis_url)
-        if config.llm_core == "sglang":
-            _ = config.sglang  # refuses what cannot work
+        config.environment_core()  # refuses what cannot work
         if config.database_url is not None:
             check_database_url(config.database_url)
         return config
@@ -98,41 +103,76 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """How long the worker holds on."""
         return Limits(self.worker_lease_s, self.worker_drain_s)
 
-    @property
-    def simulated_core(self) -> SimulatedCoreConfig:
-        """What the simulated core is like."""
-        return SimulatedCoreConfig(
-            seed=self.simulated_core_seed,
+    def core(self, name: str | None) -> tuple[str, Core]:
+        """Return the name and the settings of the core that this worker is to run.
+
+        Args:
+            name: Of a core of the file; None: the one that the environment describes.
+
+        Raises:
+            InvalidConfig: The file is wrong, or has no such core.
+        """
+        if name is None:
+            return self.environment_core()
+        return name, read_catalogue(catalogue_path(self.state_dir, self.cores)).one(name)
+
+    def environment_core(self) -> tuple[str, Core]:
+        """Return the core that the environment describes; without a name it has its model's.
+
+        Raises:
+            InvalidConfig: It cannot work.
+        """
+        match self.llm_core:
+            case "llama":
+                return "", LlamaSettings(
+                    slots=self.llm_slots,
+                    context_tokens=self.llm_context_tokens,
+                    threads=self.llm_threads,
+                )
+            case "simulated":
+                return "", self._simulated_core()
+            case "sglang":
+                return self.sglang_name or "", self._sglang_core()
+
+    def _simulated_core(self) -> SimulatedSettings:
+        return SimulatedSettings(
             slots=self.llm_slots,
             context_tokens=self.llm_context_tokens,
+            seed=self.simulated_core_seed,
             prefill_tokens_per_s=self.simulated_core_prefill_tokens_per_s,
             decode_tokens_per_s=self.simulated_core_decode_tokens_per_s,
             kv_tokens=self.simulated_core_kv_tokens,
             end_probability=self.simulated_core_end_probability,
         )
 
-    @property
-    def sglang(self) -> SGLangConfig:
-        """Which SGLang server the core uses.
-
-        Raises:
-            InvalidConfig: It has neither a server nor a model, or flags that cannot be read.
-        """
+    def _sglang_core(self) -> SGLangSettings:
+        """Raise InvalidConfig: it has neither a server nor a model, or unreadable flags."""
         try:
             flags = tuple(shlex.split(self.sglang_flags))
         except ValueError as error:
             raise InvalidConfig(
                 f"cannot be read: {error}", field="AIOS_SGLANG_FLAGS", remedy="close the quotes"
             ) from error
-        return SGLangConfig(
+        if self.sglang_url is None and self.sglang_model is None:
+            raise InvalidConfig(
+                "an SGLang core needs a server or a model",
+                field="AIOS_SGLANG_URL",
+                remedy="set AIOS_SGLANG_URL to a running server, or AIOS_SGLANG_MODEL to a model",
+            )
+        if self.sglang_url is not None and not self.sglang_url.startswith(("http://", "https://")):
+            raise InvalidConfig(
+                f"{self.sglang_url!r} is not the address of an HTTP server",
+                field="AIOS_SGLANG_URL",
+                remedy="begin it with http:// or https://",
+            )
+        return SGLangSettings(
             url=self.sglang_url,
             model=self.sglang_model,
-            name=self.sglang_name,
             tokenizer=self.sglang_tokenizer,
-            api_key=self.sglang_api_key,
+            api_key_env="AIOS_SGLANG_API_KEY" if self.sglang_api_key else None,
             python=self.sglang_python,
             flags=flags,
-            log_path=self.sglang_log,
+            log=str(self.sglang_log) if self.sglang_log is not None else None,
             slots=self.llm_slots,
             context_tokens=self.llm_context_tokens,
             start_limit_s=self.sglang_start_limit_s,

@@ -10,16 +10,20 @@
 Reading and writing the file, and the environment's one core, is `aios_broker.catalogue`'s.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
+from msgspec.json import encode
+from msgspec.structs import replace
 
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.contract.names import Name, Row
+from aios_broker.contract.money import pico_per_token
+from aios_broker.contract.names import Module, Name, Row
 
 CoreName = Annotated[
-    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 Kind = Literal["llama", "sglang", "openai", "simulated"]
 # exact: a generation that was suspended goes on id for id. same-context: it sees exactly the ids
@@ -28,10 +32,10 @@ Grade = Literal["exact", "same-context"]
 # How an endpoint goes on with an unfinished assistant message; none: it cannot. auto: found out.
 Prefill = Literal["auto", "none", "assistant", "continue_final_message", "prefix"]
 _Limit = Annotated[float, Meta(gt=0.0, le=86_400.0)]  # s
-_Money = Annotated[float, Meta(ge=0.0)]
+_Money = Annotated[float, Meta(ge=0.0, le=10_000.0)]  # six digits behind the point at most
 _Count = Annotated[int, Meta(ge=0)]
 _Speed = Annotated[float, Meta(ge=0.0)]  # tokens/s; 0: as fast as this computer can
-_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_VariableName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
 
 
 class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,7 +48,7 @@ class Price(_Settings, frozen=True):
     input: _Money = 0.0
     output: _Money = 0.0
     cached_input: _Money | None = None  # None: as `input`
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] = "USD"
 
 
 class RateLimits(_Settings, frozen=True):
@@ -52,6 +56,7 @@ class RateLimits(_Settings, frozen=True):
 
     requests_per_minute: _Count = 0
     tokens_per_minute: _Count = 0
+    account: Name | None = None  # cores that name the same one share its limits; None: the core's
 
 
 class CoreSettings(_Settings, frozen=True, kw_only=True, tag_field="kind"):
@@ -118,26 +123,112 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
+
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 
 
-class CatalogueFile(_Settings, frozen=True):
-    """What `cores.toml` holds."""
+def process_version(core: Core) -> str:
+    """Return what a worker has to be started anew for, where it changes.
 
-    cores: dict[CoreName, Core] = field(default_factory=dict)
+    What only its card says, and how many of them there are, is not in it.
+    """
+    usual = CoreSettings()
+    rest = {setting: getattr(usual, setting) for setting in _OF_ITS_CARD}
+    return encode(replace(core, **rest)).decode()
 
 
-def check_cores(cores: Mapping[str, Core]) -> None:
-    """Refuse cores that contradict each other.
+def key_variable(core: Core) -> str | None:
+    """Return the variable that holds the key of a core's endpoint, if one does."""
+    return core.api_key_env if isinstance(core, SGLangSettings | OpenAISettings) else None
+
+
+class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the fleet knows of a core: its workers register it, and it stays when they are gone.
+
+    By these cards a syscall finds its run queue. Fields of a newer release are read past.
+    """
+
+    name: Name
+    model: Name  # what its weights are: cores of one model stand for each other
+    kind: str = ""
+    snapshot_model: str = ""  # where it is the same a suspended generation goes on
+    aliases: Row[Name] = ()
+    default: bool = False
+    fallback: Row[Name] = ()
+    slots: int = 1  # of one worker
+    context_tokens: int = 0  # 0: not known
+    preemptible: bool = True
+    generates: bool = True  # False: it makes embeddings alone
+    keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+    limits: RateLimits = field(default_factory=RateLimits)
+    currency: str = ""  # of its price; empty: it has none
+
+
+def queue_of(module: Module, core: str = "") -> str:
+    """Return the name of a run queue: the module's own, or that of one of its cores."""
+    return f"{module}.{core}" if core else module
+
+
+def check_core(name: str, core: Core) -> None:
+    """Refuse a core that cannot work, whichever others there are.
 
     Raises:
-        InvalidConfig: an alias that is two cores' or a core's own name, a fallback that is unknown
-            or comes back to where it began, two defaults; `field` names the core.
+        InvalidConfig: a price that cannot be counted exactly, an address that is none, two places
+            for one key; `field` names the core and the setting.
     """
-    _check_aliases(cores)
+    for setting in ("input", "output", "cached_input") if core.price is not None else ():
+        try:
+            pico_per_token(getattr(core.price, setting) or 0.0)
+        except InvalidConfig as error:
+            error.field = f"cores.{name}.price.{setting}"
+            raise
+    if not isinstance(core, SGLangSettings | OpenAISettings):
+        return
+    if core.url is None and core.model is None:
+        raise _refused(name, "url", "it has neither a server nor a model", "name one of them")
+    if core.url is not None:
+        _check_url(name, core.url)
+    if core.api_key_env is not None and core.api_key_file is not None:
+        raise _refused(name, "api_key_file", "api_key_env is there too", "take one of them out")
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isprintable() or " " in url:
+        raise _refused(
+            name, "url", f"{url!r} is not the address of an HTTP server", "begin it with https://"
+        )
+    if "@" in parts.netloc:
+        raise _refused(
+            name,
+            "url",
+            "holds a name or a password",
+            "put the key where api_key_env or api_key_file says",
+        )
+
+
+def check_cores(cores: Mapping[str, Core], others: Container[str] = ()) -> None:
+    """Refuse cores that contradict each other.
+
+    Args:
+        cores: All that are well by themselves.
+        others: Names that are taken, too: of cores that are not.
+
+    Raises:
+        InvalidConfig: an alias that is a core's name, a fallback that is unknown or comes back to
+            where it began, two defaults, prices in two currencies; `field` names the core.
+    """
+    _check_aliases(cores, others)
+    _check_currency(cores)
     for name, core in cores.items():
         for other in core.fallback:
-            if other not in cores:
+            if other not in cores and other not in others:
                 raise _refused(
                     name,
                     "fallback",
@@ -158,11 +249,28 @@ def check_cores(cores: Mapping[str, Core]) -> None:
         )
 
 
-def _check_aliases(cores: Mapping[str, Core]) -> None:
+def _check_aliases(cores: Mapping[str, Core], others: Container[str]) -> None:
     for name, core in cores.items():
         for alias in core.aliases:
-            if alias in cores:
+            if alias in cores or alias in others:
                 raise _refused(name, "aliases", f"{alias!r} is a core's own name", "use another")
+
+
+def _check_currency(cores: Mapping[str, Core]) -> None:
+    """A syscall may cost something on several cores: sums are of one currency."""
+    first: tuple[str, str] | None = None
+    for name, core in cores.items():
+        if core.price is None:
+            continue
+        currency = core.price.currency
+        if first is not None and currency != first[1]:
+            raise _refused(
+                name,
+                "price.currency",
+                f"is {currency}, and {first[0]!r} is paid in {first[1]}",
+                "give all prices in one currency",
+            )
+        first = first or (name, currency)
 
 
 def _circle(cores: Mapping[str, Core], start: str) -> Sequence[str]:

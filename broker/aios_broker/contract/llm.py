@@ -16,7 +16,7 @@ from aios_broker.contract.names import Name, Request, Row, Text
 MAX_TOOLS = 128
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
 
-FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
 CoreName = Name
 Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
 Seed = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The same draws again")]

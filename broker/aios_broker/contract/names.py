@@ -20,8 +20,8 @@ else:
 
 
 Module = Literal["llm", "memory", "storage", "tool", "access"]
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+$")]
-SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
+Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:@/-]+\Z")]
+SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
 
 # Of the state modules: memory, storage, access.

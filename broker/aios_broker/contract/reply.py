@@ -1,6 +1,7 @@
 """What an agent hears back: any number of chunks, and then exactly one reply."""
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Literal
 
 import msgspec
@@ -14,11 +15,22 @@ from aios_broker.contract.storage import StorageResult
 
 
 class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill."""
+    """What a generation used, in tokens. `cached_tokens`: prompt tokens that cost no prefill.
+
+    What it cost is what was charged for the syscall, on all cores that worked on it; it is left
+    out where none of them has a price.
+    """
 
     prompt_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cost_nano: int | None = None  # billionths of the currency
+    currency: str = ""  # of ISO 4217
+
+    @property
+    def cost(self) -> Decimal | None:
+        """What it cost, in units of the currency; exact. None: its core has no price."""
+        return None if self.cost_nano is None else Decimal(self.cost_nano).scaleb(-9)
 
 
 class Timings(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -81,6 +93,7 @@ class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
     choices: tuple[Choice, ...] = ()  # only with n > 1 or beam search: all answers, best first
     compacted_messages: int = 0  # of the prompt, summarised away because `overflow` allows it
     reasoning: str = ""  # what the model thought before it answered; no part of `text`
+    core: str = ""  # who answered; with a fallback it may be another than was asked
 
 
 class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
@@ -89,6 +102,7 @@ class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
     vectors: tuple[tuple[float, ...], ...]
     model: str
     usage: Usage = Usage()
+    core: str = ""
 
 
 class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
@@ -96,6 +110,7 @@ class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
 
     tokens: tuple[int, ...]
     model: str
+    core: str = ""
 
 
 class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
@@ -108,6 +123,7 @@ class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):
     limit_tokens: int  # what its context holds, prompt and answer together
     model: str
     version: int  # counts changes; 0: there is no such context
+    core: str = ""
 
 
 class EchoResult(Struct, frozen=True, omit_defaults=True, tag="tool.echo", gc=False):

@@ -19,8 +19,6 @@ from aios_broker.contract.errors import InvalidConfig
 logger = logging.getLogger(__name__)
 
 PORTS_TRIED = 64  # from the configured one on: the processes of one machine share a setting
-ADDRESS = "0.0.0.0"
-
 Collect = Callable[[], Iterable[Metric]]
 
 
@@ -41,14 +39,16 @@ class MetricsServer(ExitStack):
     When the block ends, the port is free again.
     """
 
-    def __init__(self, port: int | None, collect: Collect) -> None:
-        """Take the first free port from `port` on; None: serve nothing.
+    def __init__(self, port: int | None, collect: Collect, *, host: str) -> None:
+        """Take the first free port of `host` from `port` on; None: serve nothing.
 
-        `collect` is called on another thread: it may read numbers, and change nothing.
+        Whoever reaches the page can read it: `host` says who that is. `collect` is called on
+        another thread: it may read numbers, and change nothing.
         """
         super().__init__()
         self.port: int | None = None
         self._wanted = port
+        self._host = host
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(Page(collect))
         ProcessCollector(registry=self._registry)
@@ -63,7 +63,7 @@ class MetricsServer(ExitStack):
             return self
         for port in range(self._wanted, self._wanted + PORTS_TRIED):
             if self._serve(port):
-                logger.info("metrics: http://127.0.0.1:%d/metrics", self.port)
+                logger.info("metrics: http://%s:%d/metrics", self._host, self.port)
                 return self
         raise InvalidConfig(
             f"the ports {self._wanted} to {self._wanted + PORTS_TRIED - 1} are all in use",
@@ -74,14 +74,14 @@ class MetricsServer(ExitStack):
     def _serve(self, port: int) -> bool:
         """Serve on a port; False: it is in use."""
         try:
-            server, thread = start_http_server(port, ADDRESS, registry=self._registry)
+            server, thread = start_http_server(port, self._host, registry=self._registry)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False
             raise InvalidConfig(
-                f"metrics cannot be served on port {port}: {error.strerror}",
+                f"metrics cannot be served on {self._host}, port {port}: {error.strerror or error}",
                 field="AIOS_METRICS_PORT",
-                remedy="name another port",
+                remedy="name another port, or an address of this machine as AIOS_METRICS_HOST",
             ) from error
         self.port = int(server.server_port)
         self.callback(thread.join)

@@ -14,6 +14,7 @@ from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscal
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
 from aios_broker.queues.functions import Steps
+from aios_broker.queues.rows import ContextChangeRow, ContextRow
 from aios_broker.redis.connection import Answer, Argument
 
 CONTEXT_TTL_S = 7 * 86_400
@@ -94,7 +95,8 @@ class Contexts(Steps):
             Cancelled: that attempt does not count any more; nothing changed.
             InvalidSyscall: it would hold more than MAX_MESSAGES or MAX_BYTES; nothing changed.
         """
-        return await self._write(owner, syscall_id, (how, 0, 0, _number(attempt)), messages)
+        change = _change_row(owner, how, attempt)
+        return await self._write(owner, syscall_id, change, messages)
 
     async def replace_first(
         self,
@@ -112,26 +114,18 @@ class Contexts(Steps):
             Cancelled: `attempt` does not count any more; nothing changed.
             ContextChanged: somebody has rewritten it since; nothing changed.
         """
-        change = ("replace", drop, seen.rewrites, _number(attempt))
+        change = _change_row(owner, "replace", attempt, drop=drop, rewrites=seen.rewrites)
         return await self._write(owner, syscall_id, change, messages)
 
     async def _write(
         self,
         owner: ContextOwner,
         syscall_id: str,
-        change: tuple[str, int, int, str],
+        change: ContextChangeRow,
         messages: Sequence[Message],
     ) -> Written:
-        arguments: list[Argument] = [
-            *change,
-            MAX_MESSAGES,
-            MAX_BYTES,
-            owner.tenant,
-            owner.agent,
-            owner.name,
-            len(messages),
-        ]
-        arguments += [_encoder.encode(message) for message in messages]
+        encoded = [_encoder.encode(message) for message in messages]
+        arguments: list[Argument] = [*change, len(encoded), *encoded]
         match await self._step("context_write", owner, syscall_id, arguments):
             case [b"ok", int(version), int(count)]:
                 return Written(version, count)
@@ -154,9 +148,21 @@ class Contexts(Steps):
     async def _step(
         self, step: str, owner: ContextOwner, syscall_id: str, arguments: Sequence[Argument]
     ) -> Answer:
-        times = (OP_TTL_S, CONTEXT_TTL_S)
-        return await self._call(step, "llm", [owner.key, syscall_id, *times, *arguments])
+        row = ContextRow(owner.key, syscall_id, OP_TTL_S, CONTEXT_TTL_S)
+        return await self._call(step, "llm", [*row, *arguments])
 
 
-def _number(attempt: int | None) -> str:
-    return "" if attempt is None else str(attempt)
+def _change_row(
+    owner: ContextOwner, how: str, attempt: int | None, *, drop: int = 0, rewrites: int = 0
+) -> ContextChangeRow:
+    return ContextChangeRow(
+        how=how,
+        drop=drop,
+        rewrites=rewrites,
+        attempt="" if attempt is None else str(attempt),
+        max_messages=MAX_MESSAGES,
+        max_bytes=MAX_BYTES,
+        tenant=owner.tenant,
+        agent=owner.agent,
+        name=owner.name,
+    )

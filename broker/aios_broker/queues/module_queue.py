@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from aios_broker.contract.cores import queue_of
 from aios_broker.contract.errors import (
     KernelError,
     QueueFull,
@@ -23,12 +24,13 @@ from aios_broker.contract.errors import (
     RedisFull,
     UnknownCore,
 )
-from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import checked_needs
-from aios_broker.queues.functions import Functions, ModuleSteps
+from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
+from aios_broker.queues.rate_limits import terms_row
 from aios_broker.queues.records import (
+    Charge,
     Ending,
     JobMetadata,
     Lease,
@@ -40,6 +42,7 @@ from aios_broker.queues.records import (
     iso_now,
 )
 from aios_broker.queues.rows import (
+    CardRow,
     ChunkRow,
     ClaimRow,
     EndingRow,
@@ -58,7 +61,7 @@ RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
 REPLIES = 1000  # taken by one blocking call
-BLOCK_S = 2.0  # how long one blocking look lasts; then the caller sees to its other duties
+BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
 _encode = msgspec.json.Encoder().encode
@@ -89,15 +92,11 @@ class ClaimRequest:
 
     want: int
     lease_s: float
-    cores: tuple[str, ...] = ()  # model names it serves; jobs that need another are skipped
+    cores: tuple[str, ...] = ()  # names of those that it serves; jobs of others are left alone
 
 
 class ModuleQueue(ModuleSteps):
     """One module's queue, seen by clients and workers."""
-
-    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        super().__init__(functions, module, keys)
-        self._key = self.keys.queue(module)
 
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
         """Publish of these jobs what may be published, in one step; return what came of each.
@@ -129,12 +128,20 @@ class ModuleQueue(ModuleSteps):
                 )
             case [b"quota", *refusal]:
                 return refused(refusal)
-            case [b"core", name, *served]:
-                known = ", ".join(sorted(core.decode() for core in served)) or "none"
+            case [b"core", name, *cores]:
+                known = ", ".join(sorted(core.decode() for core in cores)) or "none"
                 return UnknownCore(
-                    f"no worker serves the core {name.decode()!r}",
+                    f"no core, alias or model is named {name.decode()!r}",
                     field="body.core",
                     remedy=f"leave it out, or use one of: {known}",
+                )
+            case [b"unserved", name, core, silent_ms]:
+                return UnknownCore(
+                    f"no worker serves the core {core.decode()!r}, for "
+                    f"{silent_ms / 1000:.0f} s now: by the policy such syscalls are refused",
+                    field="body.core",
+                    remedy="start its worker, name another core, or let syscalls wait "
+                    "(`aios policy --unserved wait`)",
                 )
             case [b"differs", data]:
                 return Differs(data)
@@ -186,6 +193,7 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(end.ran_s * 1000),
                 tokens=end.tokens,
                 prompt=end.prompt_tokens,
+                bill=_bill(end.charge),
                 quarantine=int(end.quarantine),
             )
             for end in endings
@@ -208,6 +216,8 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(each.ran_s * 1000),
                 tokens=each.tokens,
                 prompt=each.prompt_tokens,
+                bill=_bill(each.charge),
+                core=each.core,
             )
             for each in suspensions
         ]
@@ -229,7 +239,14 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(use.ran_s * 1000),
                 tokens=use.tokens,
                 prompt=use.prompt_tokens,
+                bill=_bill(use.charge),
                 checkpoint=use.checkpoint or b"",
+                slice_ms=round(use.terms.slice_ms),
+                resume_ms=round(use.terms.resume_ms),
+                least_ms=round(use.terms.least_ms),
+                crowded_ms=round(use.terms.crowded_ms),
+                fits=use.terms.fits,
+                memory=use.terms.memory or worker,
             )
             for use in uses
         ]
@@ -241,7 +258,7 @@ class ModuleQueue(ModuleSteps):
     ) -> list[SliceVerdict]:
         """Renew all leases and the worker's heartbeat; a lease that is gone answers `lost`."""
         rows = [RenewalRow(lease.job_id, lease.attempt) for lease in leases]
-        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.cores))
+        claim = _claim(worker.name, ClaimRequest(0, lease_s, worker.core_names))
         arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
@@ -272,9 +289,12 @@ class ModuleQueue(ModuleSteps):
             hostname=card.hostname,
             version=card.version,
             slots=card.slots,
-            cores=",".join(card.cores),
+            cores=",".join(card.core_names),
         )
-        await self._call("register", row)
+        cards = [CardRow(core.name, _encode(core)) for core in card.cores]
+        await self._call("register", [*row, *_counted(cards)])
+        for core in card.cores:
+            await self._call("terms", terms_row(core))
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `register` wrote."""
@@ -284,19 +304,22 @@ class ModuleQueue(ModuleSteps):
         """Take a worker that stops in good order off the books."""
         await self._call("unregister", [worker, iso_now()])
 
-    async def wait_for_work(self, blocking: Connection, *, timeout_s: float = BLOCK_S) -> bool:
-        """Return True as soon as the queue holds something, False after `timeout_s`.
+    async def wait_for_work(
+        self, blocking: Connection, *, core: str = "", timeout_s: float = BLOCK_S
+    ) -> bool:
+        """Return True as soon as the queue, or a core's, holds something, False after `timeout_s`.
 
         Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
         that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
         """
+        key = self.keys.queue(queue_of(self.module, core))
         try:
             moved = await blocking.execute(
-                "BLMOVE", self._key, self._key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
+                "BLMOVE", key, key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
             )
         except RedisFull:  # to Redis this is a write; only jobs that end make room again
             await asyncio.sleep(FULL_PAUSE_S)
-            return bool(await blocking.execute("LLEN", self._key))
+            return bool(await blocking.execute("LLEN", key))
         return moved is not None
 
 
@@ -349,6 +372,10 @@ def _claim(worker: str, request: ClaimRequest) -> ClaimRow:
     return ClaimRow(worker, iso_now(), request.want, lease_ms, ",".join(request.cores))
 
 
+def _bill(charge: Charge | None) -> str:
+    return "" if charge is None else charge.packed()
+
+
 def _needs(job: Submission) -> str:
     return " ".join(map(str, checked_needs(job.needs))) if job.needs else ""
 
@@ -389,7 +416,12 @@ def _lease(answer: Answer) -> Lease:
         deadline_in_s=row.deadline_ms / 1000,
         has_snapshot=row.has_snapshot == 1,
         alone=row.alone == 1,
-        decided=row.decided is not None,
+        decided=row.decided == b"1",
+        cost_pico=int(row.cost),
+        currency=row.currency.decode(),
+        cached_tokens=row.cached,
+        read_by=tuple(row.read_by.decode().split()),
+        tried=tuple(row.tried.decode().split()),
     )
 
 

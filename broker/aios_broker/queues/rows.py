@@ -32,7 +32,7 @@ class SubmissionRow(NamedTuple):
 
 
 class EndingRow(NamedTuple):
-    """How a job ended. What it used (ran_ms, tokens, prompt) is told as totals since its claim."""
+    """How a job ended. What it used (ran_ms to bill) is told as totals since its claim."""
 
     id: str
     attempt: int
@@ -42,6 +42,7 @@ class EndingRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str  # of a `Charge`; empty: no core worked on it
     quarantine: int  # 0, 1
 
 
@@ -55,6 +56,8 @@ class SuspensionRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str
+    core: str  # that goes on with it; empty: the same
 
 
 class SliceRow(NamedTuple):
@@ -65,7 +68,14 @@ class SliceRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str
     checkpoint: bytes  # empty: the last one stands
+    slice_ms: int  # the rest is `SliceTerms`
+    resume_ms: int
+    least_ms: int
+    crowded_ms: int
+    fits: int
+    memory: str
 
 
 class RenewalRow(NamedTuple):
@@ -95,6 +105,36 @@ class WorkerRow(NamedTuple):
     cores: str
 
 
+class CardRow(NamedTuple):
+    """A core of a worker's."""
+
+    name: str
+    json: bytes
+
+
+class ContextRow(NamedTuple):
+    """Which context a syscall is at, and for how long both are kept."""
+
+    owner: str  # its part of the key
+    syscall: str
+    op_ttl_s: int
+    ttl_s: int
+
+
+class ContextChangeRow(NamedTuple):
+    """What is done to a context; the messages follow."""
+
+    how: str  # set, append, clear, replace
+    drop: int  # of replace: so many first messages
+    rewrites: int  # of replace: those that were seen
+    attempt: str  # whose lease must stand; empty: nobody's
+    max_messages: int
+    max_bytes: int
+    tenant: str
+    agent: str
+    name: str
+
+
 class LeaseRow(NamedTuple):
     """A job that is lent; of a newcomer the row ends before its past."""
 
@@ -111,7 +151,12 @@ class LeaseRow(NamedTuple):
     losses: int = 0
     has_snapshot: int = 0
     alone: int = 0
-    decided: bytes | None = None
+    decided: bytes = b""
+    cost: bytes = b"0"  # pico-units, of earlier attempts
+    currency: bytes = b""
+    cached: int = 0  # prompt tokens that were charged as such
+    read_by: bytes = b""  # cores that the prompt was charged on, a space between
+    tried: bytes = b""  # cores that gave it to another one, a space between
 
 
 class JobRow(NamedTuple):
@@ -134,6 +179,23 @@ class JobRow(NamedTuple):
     position: int | None  # where it waits
     score: bytes | None
     nice: bytes | None  # None: as submitted
+    uncut: bytes | None  # see slice.lua
+    queue: bytes  # where it waits, or waited last
+
+
+class WaitingRow(NamedTuple):
+    """What a policy needs to know of a job."""
+
+    metadata: bytes
+    needs: bytes
+    submitted_ms: int
+    ready_ms: int
+    ran_ms: int
+    tokens: int
+    slices: int
+    deadline_ms: int
+    nice: bytes  # empty: as submitted
+    core: bytes  # in whose run queue it is; empty: the module's own
 
 
 class QueueRow(NamedTuple):
@@ -150,6 +212,16 @@ class QueueRow(NamedTuple):
     parked: int
 
 
+class CoreRow(NamedTuple):
+    """A core that is known, and its queue."""
+
+    card: bytes
+    slots: int  # of its living workers; -1: none lives
+    silent_ms: int  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
 _TAKEN = (
     ClaimRow,
     SubmissionRow,
@@ -159,8 +231,11 @@ _TAKEN = (
     RenewalRow,
     ChunkRow,
     WorkerRow,
+    CardRow,
+    ContextRow,
+    ContextChangeRow,
 )
-_GIVEN = (LeaseRow, JobRow, QueueRow)
+_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow, CoreRow)
 
 
 def lua_source() -> str:

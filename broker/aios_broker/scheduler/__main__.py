@@ -29,7 +29,7 @@ async def serve(config: SchedulerConfig) -> None:
         loop.add_signal_handler(signal_number, serving.cancel)
     scheduler = Scheduler(config)
     with (
-        MetricsServer(config.metrics_port, scheduler.stats.metrics),
+        MetricsServer(config.metrics_port, scheduler.stats.metrics, host=config.metrics_host),
         contextlib.suppress(asyncio.CancelledError),
     ):
         await scheduler.run()

@@ -46,6 +46,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     # Of leadership: how long after the death of a scheduler a standby takes over.
     scheduler_lease_s: Annotated[float, Meta(ge=0.1, le=60.0)] = 2.0
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
 
     @classmethod

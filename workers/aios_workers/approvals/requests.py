@@ -22,7 +22,7 @@ from aios_broker.contract.errors import (
     VersionConflict,
 )
 from aios_broker.contract.syscall import Body
-from aios_broker.postgres.session import AgentRow, Cursor
+from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.tables import approval, selected
 

@@ -9,16 +9,11 @@ Postgres; before it, at most once, where it is elsewhere.
 
 A decision is committed in Postgres first. The worker that decided puts the job back at once; what
 a crash left undone, and what nobody decided in time, a sweep finds within a second: the parked job
-goes on, requests expire, people are told. One process of the fleet sweeps at a time (an advisory
+goes on, and requests expire. One process of the fleet sweeps at a time (an advisory
 lock).
 """
 
-import asyncio
-import hashlib
-import hmac
 import logging
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -32,7 +27,7 @@ from aios_broker.contract.access import Approval, OperationClass
 from aios_broker.contract.errors import ApprovalDenied, ApprovalExpired, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Body, Syscall, module_of, new_id
-from aios_broker.postgres.session import AgentRow, Cursor, Store, only_row
+from aios_broker.postgres.store import AgentRow, Cursor, Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -40,7 +35,6 @@ from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
     body_from,
-    list_approvals,
     rules_of,
 )
 from aios_workers.modules.access.audit import append_line, line_of
@@ -210,8 +204,6 @@ logger = logging.getLogger(__name__)
 
 PAUSE_S = 1.0
 BATCH = 200  # approvals of one sweep
-POST_LIMIT_S = 5.0
-SIGNATURE = "X-AIOS-Signature"  # sha256=<HMAC-SHA256 of the body, hex>
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.approvals', 0)) AS ours"
 _EXPIRE = """
     UPDATE approval SET state = 'expired'
@@ -230,46 +222,14 @@ _ENDED = """
     UPDATE approval SET state = 'expired', reason = 'its syscall has ended', resumed_at = now()
      WHERE id = ANY(%s) AND state = 'waiting'
 """
-_UNTOLD = "SELECT id FROM approval WHERE state = 'waiting' AND announced_at IS NULL LIMIT 20"
-_TOLD = "UPDATE approval SET announced_at = now() WHERE id = ANY(%s)"
-
-
-class Webhook:
-    """Where people are told of what waits for them; told at least once."""
-
-    def __init__(self, url: str, secret: str = "") -> None:
-        self.url = url
-        self._secret = secret.encode()
-
-    async def post(self, approval: Approval) -> bool:
-        """Tell of one approval, off the event loop; False: to be tried again."""
-        return await asyncio.to_thread(self._post, msgspec.json.encode(approval))
-
-    def _post(self, content: bytes) -> bool:
-        signature = hmac.new(self._secret, content, hashlib.sha256).hexdigest()
-        request = urllib.request.Request(
-            self.url,
-            data=content,
-            method="POST",
-            headers={"Content-Type": "application/json", SIGNATURE: f"sha256={signature}"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=POST_LIMIT_S):
-                return True
-        except (urllib.error.URLError, OSError) as error:
-            logger.warning("the approval webhook did not take it, it is tried again: %s", error)
-            return False
 
 
 class ApprovalSweep:
     """Brings jobs back whose approval is decided, and expires what nobody decided."""
 
-    def __init__(
-        self, store: Store, functions: Functions, keys: Keys, webhook: Webhook | None = None
-    ) -> None:
+    def __init__(self, store: Store, functions: Functions, keys: Keys) -> None:
         self._store = store
         self._control = Control(functions, keys)
-        self._webhook = webhook
 
     async def resume(self, approval: Approval) -> None:
         """Put the job of a decided approval back; the sweep does what fails here."""
@@ -296,7 +256,6 @@ class ApprovalSweep:
         async with self._store.as_steward() as cursor:
             await cursor.execute(_DECIDED)
             decided = await cursor.fetchall()
-        await self._announce()
         return await self._unpark(decided)
 
     async def _ended(self, waiting: Iterable[Any]) -> list[str]:
@@ -318,18 +277,6 @@ class ApprovalSweep:
             async with self._store.as_steward() as cursor:
                 await cursor.execute(_RESUMED, (done,))
         return len(done)
-
-    async def _announce(self) -> None:
-        if self._webhook is None:
-            return
-        async with self._store.as_steward() as cursor:
-            await cursor.execute(_UNTOLD)
-            untold = {row.id for row in await cursor.fetchall()}
-            waiting = await list_approvals(cursor, "waiting", 1_000) if untold else ()
-        told = [one.id for one in waiting if one.id in untold and await self._webhook.post(one)]
-        if told:
-            async with self._store.as_steward() as cursor:
-                await cursor.execute(_TOLD, (told,))
 
 
 def _by_module(rows: Iterable[tuple[str, str, str]]) -> dict[Module, list[tuple[str, str]]]:

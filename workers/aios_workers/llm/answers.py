@@ -38,7 +38,7 @@ from aios_broker.contract.snapshot import (
     TokenScore,
 )
 from aios_workers.llm.chat.calls import CallFormat
-from aios_workers.llm.chat.reasoning import ReasoningSplitter, ReasoningTags, is_open
+from aios_workers.llm.chat.reasoning import ReasoningReader, ReasoningTags, is_open
 from aios_workers.llm.core import Constraint, Core, CoreInfo, GenerationRequest, ScoredToken
 from aios_workers.llm.tools import Toolbox, constraint_of, read_calls
 
@@ -280,6 +280,7 @@ def chat_result(
         text=first.text,
         finish_reason=first.finish_reason,
         model=core.info.model,
+        core=core.info.name,
         usage=Usage(
             prompt_tokens=len(prompt_ids),
             output_tokens=output_tokens,
@@ -311,10 +312,8 @@ class AnswerText:
         self._tail = ""  # kept back: the beginning of a stop string, perhaps
         self._thoughts: list[str] = []
         self._thoughts_taken = 0  # pieces
-        self._splitter = (
-            None
-            if reasoning is None
-            else ReasoningSplitter(reasoning.tags, opened=reasoning.opened)
+        self._reader = (
+            None if reasoning is None else ReasoningReader(reasoning.tags, opened=reasoning.opened)
         )
         self.stopped = False  # a stop string was found, the answer is complete
 
@@ -338,8 +337,8 @@ class AnswerText:
         A character that was left incomplete becomes U+FFFD.
         """
         text = self._answered(self._decoder.decode(b"", final=True))
-        if self._splitter is not None:
-            thought, rest = self._splitter.finish()
+        if self._reader is not None:
+            thought, rest = self._reader.finish()
             self._thoughts.append(thought)
             text += rest
         self._append(text)
@@ -361,9 +360,9 @@ class AnswerText:
 
     def _answered(self, text: str) -> str:
         """Return what of a text belongs to the answer; keep what is reasoning."""
-        if self._splitter is None or not text:
+        if self._reader is None or not text:
             return text
-        thought, answer = self._splitter.feed(text)
+        thought, answer = self._reader.feed(text)
         if thought:
             self._thoughts.append(thought)
         return answer

@@ -183,6 +183,7 @@ class ContextService:
                 tokens=tokens,
                 limit_tokens=info.context_tokens,
                 model=info.model,
+                core=info.name,
                 version=written.version,
             )
         )

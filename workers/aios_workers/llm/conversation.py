@@ -143,7 +143,7 @@ class Summariser:
         if parts is None or not parts.old:
             raise ContextTooLong(
                 f"the conversation has at least {count(messages)} tokens and the answer may have "
-                f"{max_tokens}; the context of core {self._core.info.model!r} holds {limit} "
+                f"{max_tokens}; the context of core {self._core.info.name!r} holds {limit} "
                 f"together, and its system messages and last message leave nothing to compact",
                 field="body.messages",
                 remedy="shorten them, or ask for fewer max_tokens",
@@ -175,7 +175,7 @@ class Summariser:
         if rest:
             raise ContextTooLong(
                 f"what is to be summarised takes more than {MAX_SUMMARIES} readings of core "
-                f"{self._core.info.model!r}, whose context holds "
+                f"{self._core.info.name!r}, whose context holds "
                 f"{self._core.info.context_tokens} tokens",
                 field="body.messages",
                 remedy="shorten the conversation",
@@ -192,7 +192,7 @@ class Summariser:
         size = _longest(len(rest), fits)
         if size == 0:
             raise ContextTooLong(
-                f"the context of core {self._core.info.model!r} holds "
+                f"the context of core {self._core.info.name!r} holds "
                 f"{self._core.info.context_tokens} tokens, too few for a summary of {max_tokens}",
                 field="body.max_tokens",
                 remedy="ask for a shorter summary",
@@ -217,6 +217,7 @@ class Summariser:
             async for step in steps:
                 ids += step.ids
                 run.count_tokens(len(step.ids))
+                run.note_step(step.cached_tokens, step.billed)
                 ended = ended or step.finish_reason is not None
         if not ended:
             raise CoreError("the core ended a summary that nobody aborted")

@@ -28,6 +28,7 @@ from aios_broker.contract.llm import (
     Tool,
     given_fields,
 )
+from aios_broker.contract.money import Billed
 from aios_workers.llm.chat.calls import CallFormat
 from aios_workers.llm.chat.reasoning import ReasoningTags
 
@@ -65,6 +66,9 @@ class Capabilities:
     embeddings: bool = False
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
+    # Somebody else counts what is paid for: its steps carry `billed`. Else the kernel counts: the
+    # prompt once per syscall, and what was generated.
+    bills_requests: bool = False
 
     def can_suspend(self, request: GenerationRequest) -> bool:
         """Whether this generation may be suspended and resumed."""
@@ -76,15 +80,31 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextMemory:
+    """Where a core keeps contexts, and how much of them."""
+
+    name: str = ""  # cores that share it say the same; empty: it is this core's alone
+    tokens: int | None = None  # of all contexts together; None: it does not say
+    beside_slots: bool = False  # what runs does not count among them
+
+
+@dataclass(frozen=True, slots=True)
 class CoreInfo:
     """What a started core says of itself."""
 
-    model: str  # the name that syscalls use
+    model: str  # what its weights are: cores of one model stand for each other
     fingerprint: str  # of weights and build: snapshots resume only where it is equal
     slots: int  # generations it runs at the same time
     context_tokens: int  # prompt and answer together
     capabilities: Capabilities = field(default_factory=Capabilities)
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
+    memory: ContextMemory = ContextMemory()
+    name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
+
+    def __post_init__(self) -> None:
+        """A core without a name of its own has its model's."""
+        if not self.name:
+            object.__setattr__(self, "name", self.model)
 
     @property
     def snapshot_model(self) -> str:
@@ -156,6 +176,10 @@ class Step:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
+    # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or
+    # the next part of that. All are added up, none is negative; where a request failed, a step
+    # without ids says what it cost before the error is raised.
+    billed: Billed | None = None
 
 
 @dataclass(frozen=True, slots=True)

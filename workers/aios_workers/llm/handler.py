@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 from prometheus_client.core import Metric
 
+from aios_broker.contract.cores import Price
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
 from aios_broker.contract.llm import (
     ContextClear,
@@ -14,12 +15,14 @@ from aios_broker.contract.llm import (
     ContextGet,
     ContextSet,
     ContextSummarise,
+    LlmBody,
     LlmChat,
     LlmCount,
     LlmEmbed,
     Message,
     SamplingOptions,
 )
+from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall
@@ -37,8 +40,10 @@ from aios_workers.llm.core import (
     characters_of,
 )
 from aios_workers.llm.generation import Generation
-from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_length, check_options
+from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
+from aios_workers.runtime.billing import Tally
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
 from aios_workers.runtime.kernel import Kernel
 
@@ -48,10 +53,12 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(self, core: Core, kernel: Kernel) -> None:
+    def __init__(self, core: Core, kernel: Kernel, price: Price | None = None) -> None:
         self._core = core
+        self._price = price  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
+        self._cutting = Cutting(core)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -64,12 +71,27 @@ class LlmHandler:
 
         Raises:
             UnknownModule: Not a syscall of this module.
-            UnknownCore: It names another core than this worker's.
+            UnknownCore: A stock producer named another core than this worker's.
             UnsupportedOption: This core cannot keep an option.
             InvalidSyscall: Its options contradict each other.
             ContextTooLong: Prompt and answer do not fit; nothing ran.
             CoreError: The core failed more often than is tried within one attempt.
         """
+        run.tally = Tally(
+            self._core.info.name,
+            self._price,
+            run.lease,
+            bills_requests=self._core.info.capabilities.bills_requests,
+        )
+        outcome = await self._run(run, syscall)
+        if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult | EmbedResult):
+            usage = run.tally.completed(outcome.result.usage)
+            return Done(msgspec.structs.replace(outcome.result, usage=usage))
+        return outcome
+
+    async def _run(self, run: Run, syscall: Syscall) -> Outcome:
+        if not run.lease.trusted and isinstance(syscall.body, LlmBody):
+            check_core(syscall.body, self._core.info)
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
@@ -95,7 +117,7 @@ class LlmHandler:
         plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
         try:
-            outcome = await kind(self._core, self._kernel, run, plan).run()
+            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"
@@ -114,8 +136,10 @@ class LlmHandler:
                 await retries.recover(error)
             else:
                 run.count_prompt(made.tokens)
+                run.note_step(0, Billed(prompt_tokens=made.tokens))
                 usage = Usage(prompt_tokens=made.tokens)
-                return Done(EmbedResult(made.vectors, self._core.info.model, usage))
+                info = self._core.info
+                return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
@@ -126,7 +150,8 @@ class LlmHandler:
             return tuple(count((Message("user", text),)) - frame for text in body.texts)
 
         tokens = await self._reader.read(sum(map(len, body.texts)), counts)
-        return Done(CountResult(tokens, self._core.info.model))
+        info = self._core.info
+        return Done(CountResult(tokens, info.model, core=info.name))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render

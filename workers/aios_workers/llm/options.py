@@ -50,20 +50,27 @@ _NOT_WITH_BEAMS = frozenset({*SamplingOptions.__struct_fields__, "seed", "format
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 
+def check_core(body: LlmBody, info: CoreInfo) -> None:
+    """Refuse what a stock producer sent to another core: nobody has looked where its name leads.
+
+    Raises:
+        UnknownCore: it names another core.
+    """
+    if body.core not in {None, info.name, info.model}:
+        raise UnknownCore(
+            f"no core {body.core!r} here",
+            field="body.core",
+            remedy=f"leave it out, or use {info.name!r}",
+        )
+
+
 def check_options(body: LlmBody, info: CoreInfo) -> None:
     """Refuse what this core would not do as asked.
 
     Raises:
-        UnknownCore: it names another core.
         UnsupportedOption: this core cannot keep an option.
         InvalidSyscall: options that contradict each other.
     """
-    if body.core is not None and body.core != info.model:
-        raise UnknownCore(
-            f"no core {body.core!r} here",
-            field="body.core",
-            remedy=f"leave it out, or use {info.model!r}",
-        )
     if isinstance(body, LlmChat | LlmCount):
         check_generates(info)
     if isinstance(body, LlmChat):
@@ -84,7 +91,7 @@ def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo, *, said: s
     if prompt_tokens + max_tokens > info.context_tokens:
         raise ContextTooLong(
             f"the prompt has {said}{prompt_tokens} tokens and the answer may have {max_tokens}; "
-            f"the context of core {info.model!r} holds {info.context_tokens} together",
+            f"the context of core {info.name!r} holds {info.context_tokens} together",
             field="body.messages",
             remedy="shorten the conversation, or ask for fewer max_tokens",
         )
@@ -128,7 +135,7 @@ def check_texts(
             raise _nonsense(f"texts[{number}]", "an empty text has no embedding", "leave it out")
         if count > info.context_tokens:
             raise ContextTooLong(
-                f"the text has at least {count} tokens, the context of core {info.model!r} holds "
+                f"the text has at least {count} tokens, the context of core {info.name!r} holds "
                 f"{info.context_tokens}",
                 field=f"body.texts[{number}]",
                 remedy="split the text",
@@ -242,7 +249,7 @@ def _wrong_bias(bias: Mapping[int, float], info: CoreInfo) -> Found:
         if token < 0 or (size is not None and token >= size):
             yield _nonsense(
                 "logit_bias",
-                f"{token} is no token id of core {info.model!r}",
+                f"{token} is no token id of core {info.name!r}",
                 f"use ids below {size}" if size is not None else "use ids of its vocabulary",
             )
 
@@ -315,4 +322,4 @@ def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:
 
 
 def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> UnsupportedOption:
-    return UnsupportedOption(f"core {info.model!r} {does}", field=f"body.{option}", remedy=remedy)
+    return UnsupportedOption(f"core {info.name!r} {does}", field=f"body.{option}", remedy=remedy)

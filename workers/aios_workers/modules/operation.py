@@ -21,7 +21,7 @@ from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
-from aios_broker.postgres.session import AgentRow, Cursor
+from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.services import Services

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.session import Store
+from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.service import ApprovalService

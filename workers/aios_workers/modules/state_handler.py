@@ -16,7 +16,8 @@ from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently, periodic_task
-from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval, Webhook
+from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval
+from aios_workers.approvals.webhook import Webhook, WebhookSender
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
@@ -130,10 +131,12 @@ def _periodic_tasks(
     if config.storage_mounts:
         step = partial(MountWatch(store, services.limits.allowed).step, unembedded)
         yield periodic_task("mounts", step, "mounted directories wait to be read")
-    url, secret = config.approval_webhook, config.approval_webhook_secret
-    webhook = None if url is None else Webhook(url, secret)
-    sweep = ApprovalSweep(store, services.functions, services.keys, webhook)
+    sweep = ApprovalSweep(store, services.functions, services.keys)
     yield periodic_task("approvals", sweep.step, "approvals wait")
+    if (url := config.approval_webhook) is not None:
+        secret, private = config.approval_webhook_secret, config.approval_webhook_private
+        sender = WebhookSender(store, Webhook(url, secret, private))
+        yield periodic_task("webhook", sender.step, "nobody is told what waits for a person")
     yield periodic_task("housekeeping", partial(tidy, services), "nothing is tidied up")
 
 

@@ -8,12 +8,22 @@ import asyncio
 import faulthandler
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+from aios_broker.catalogue import read_secret
 from aios_broker.config import PREFIX, environment
+from aios_broker.contract.cores import (
+    CoreCard,
+    CoreSettings,
+    LlamaSettings,
+    SGLangSettings,
+    SimulatedSettings,
+)
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import STATE_MODULES
@@ -25,8 +35,9 @@ from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core
-from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
+from aios_workers.llm.core import Core, CoreInfo
+from aios_workers.llm.cores.sglang.settings import SGLangConfig
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
 from aios_workers.runtime.executor import Executor, Handler
@@ -51,55 +62,147 @@ class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
     make_handler: Callable[[Kernel], Handler]  # the handler closes the core
-    cores: tuple[str, ...] = ()  # the names of the models it serves
+    cores: tuple[CoreCard, ...] = ()  # as the fleet sees them
+
+    @property
+    def core_names(self) -> tuple[str, ...]:
+        """The names of its cores."""
+        return tuple(core.name for core in self.cores)
 
 
-def _llama_core(config: WorkerConfig) -> Core:
+@dataclass(frozen=True, slots=True)
+class CoreHost:
+    """What a core finds where it runs, whichever it is."""
+
+    environ: Mapping[str, str]  # with the key that its settings name, if they name one
+    kv_dir: Path | None = None  # where cores of this host share KV states; None: nowhere
+    kv_max_bytes: int = 0  # of all files there
+
+
+def make_core(name: str, settings: CoreSettings, host: CoreHost) -> Core:
+    """Return a core, not started yet. Without a name it will have its model's.
+
+    Raises:
+        InvalidConfig: its settings, its key or what is installed do not do; `field` names the core.
+    """
+    match settings:
+        case LlamaSettings():
+            return _llama_core(name, settings, host)
+        case SGLangSettings():
+            return _sglang_core(name, settings, host)
+        case SimulatedSettings():
+            return _simulated_core(name, settings)
+        case _:
+            raise InvalidConfig(
+                "this release has no such core",
+                field=f"cores.{name}.kind",
+                remedy="use llama, sglang or simulated",
+            )
+
+
+def _llama_core(name: str, settings: LlamaSettings, host: CoreHost) -> Core:
     from aios_workers.llm.cores.llama.llama_core import (  # noqa: PLC0415  loads llama.cpp
         LlamaCppConfig,
         LlamaCppCore,
     )
 
+    usual = LlamaCppConfig()
+    gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
     return LlamaCppCore(
         LlamaCppConfig(
-            slots=config.llm_slots,
-            context_tokens=config.llm_context_tokens,
-            threads=config.llm_threads,
-            kv_dir=config.llm_kv_dir,
-            kv_max_bytes=config.llm_kv_max_bytes,
+            model=usual.model if gguf is None else gguf.stem,
+            name=name,
+            weights=gguf,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens or usual.context_tokens,
+            threads=settings.threads or usual.threads,
+            kv_dir=host.kv_dir,
+            kv_max_bytes=host.kv_max_bytes,
         )
     )
 
 
-def _sglang_core(config: WorkerConfig) -> Core:
+def _sglang_core(name: str, settings: SGLangSettings, host: CoreHost) -> Core:
     try:
         from aios_workers.llm.cores.sglang.sglang_core import SGLangCore  # noqa: PLC0415  an extra
     except ModuleNotFoundError as error:
         raise InvalidConfig(
             f"the SGLang core needs the package {error.name}",
-            field="AIOS_LLM_CORE",
+            field=f"cores.{name}.kind",
             remedy="install 'aios-broker[kernel]'",
         ) from error
     # What is the kernel's own (addresses with passwords among it) is not for another program.
-    kept = {name: value for name, value in environment().items() if not name.startswith(PREFIX)}
-    return SGLangCore(config.sglang, environ=kept)
+    kept = {name: value for name, value in host.environ.items() if not name.startswith(PREFIX)}
+    config = SGLangConfig(
+        url=settings.url,
+        model=settings.model,
+        name=name,
+        tokenizer=settings.tokenizer,
+        api_key=read_secret(settings, name, host.environ),
+        python=settings.python or sys.executable,
+        flags=tuple(settings.flags),
+        log_path=Path(settings.log) if settings.log is not None else None,
+        slots=settings.slots,
+        context_tokens=settings.context_tokens,
+        start_limit_s=settings.start_limit_s,
+        first_token_limit_s=settings.first_token_limit_s,
+        stall_limit_s=settings.stall_limit_s,
+    )
+    return SGLangCore(config, environ=kept)
 
 
-CORES: dict[str, Callable[[WorkerConfig], Core]] = {
-    "llama": _llama_core,
-    "simulated": lambda config: SimulatedCore(config.simulated_core),
-    "sglang": _sglang_core,
-}
+def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
+    return SimulatedCore(
+        SimulatedCoreConfig(
+            model=settings.model,
+            name=name,
+            seed=settings.seed,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens or SimulatedCoreConfig().context_tokens,
+            prefill_tokens_per_s=settings.prefill_tokens_per_s,
+            decode_tokens_per_s=settings.decode_tokens_per_s,
+            kv_tokens=settings.kv_tokens,
+            end_probability=settings.end_probability,
+        )
+    )
 
 
-async def llm_module(core: Core) -> LoadedModule:
-    """Start a core and return the llm module on it."""
+async def llm_module(core: Core, settings: CoreSettings | None = None) -> LoadedModule:
+    """Start a core and return the llm module on it; without settings it is a core like any other.
+
+    Args:
+        core: Not started yet.
+        settings: Its entry, of which the fleet is told what stands in its card.
+    """
     try:
         await core.start()
     except BaseException:
         await core.close()
         raise
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel), (core.info.model,))
+    settings = settings or CoreSettings()
+    card = card_of(core.info, settings)
+    price = settings.price
+    return LoadedModule(lambda kernel: LlmHandler(core, kernel, price), (card,))
+
+
+def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
+    """Return what the fleet is told of a started core."""
+    return CoreCard(
+        name=info.name,
+        model=info.model,
+        kind=str(settings.__struct_config__.tag or ""),
+        snapshot_model=info.snapshot_model,
+        aliases=settings.aliases,
+        default=settings.default,
+        fallback=settings.fallback,
+        slots=info.slots,
+        context_tokens=info.context_tokens,
+        preemptible=info.capabilities.preemptible,
+        generates=info.capabilities.generates,
+        keeps_kv=info.capabilities.preemptible,
+        limits=settings.limits,
+        currency="" if settings.price is None else settings.price.currency,
+    )
 
 
 async def tool_module(slots: int) -> LoadedModule:
@@ -108,7 +211,11 @@ async def tool_module(slots: int) -> LoadedModule:
 
 
 async def load_modules(
-    modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
+    modules: Sequence[Module],
+    config: WorkerConfig,
+    name: str,
+    stack: AsyncExitStack,
+    core: str | None = None,
 ) -> dict[Module, LoadedModule]:
     """Load what modules need; for llm this loads the model. What they share ends with the stack.
 
@@ -117,6 +224,7 @@ async def load_modules(
         config: The settings.
         name: How this process shows itself to the servers.
         stack: Closes what the modules share.
+        core: Of llm: which core of the file; None: the one that the environment describes.
 
     Raises:
         CoreError: The core does not start.
@@ -124,7 +232,9 @@ async def load_modules(
     """
     match modules:
         case ["llm"]:
-            return {"llm": await llm_module(CORES[config.llm_core](config))}
+            called, settings = config.core(core)
+            host = CoreHost(environment(), config.llm_kv_dir, config.llm_kv_max_bytes)
+            return {"llm": await llm_module(make_core(called, settings, host), settings)}
         case ["tool"]:
             return {"tool": await tool_module(config.tool_slots)}
         case _ if modules and all(module in STATE_MODULES for module in modules):
@@ -178,7 +288,7 @@ async def wired(
     kernel = Kernel(
         queue=queue,
         policy=policy,
-        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.cores)),
+        slices=SliceEnds(queue, spec.name, ClaimRequest(0, spec.limits.lease_s, loaded.core_names)),
         streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
         load_spilled=load_spilled,
@@ -210,15 +320,19 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         connection = Connection(spec.redis_url, name=spec.name)
         stack.push_async_callback(connection.aclose)
-        blocking = Connection(spec.redis_url, name=f"{spec.name}.wait")
-        stack.push_async_callback(blocking.aclose)
+        waiting = [
+            Connection(spec.redis_url, name=".".join((spec.name, "wait", *core)))
+            for core in ((), *((name,) for name in loaded.core_names))
+        ]
+        for each in waiting:
+            stack.push_async_callback(each.aclose)
         functions = Functions(connection)
         queue = ModuleQueue(functions, spec.module, spec.keys)
         policy = PolicyWatch(Control(functions, spec.keys), spec.module).current
         executor, card = await stack.enter_async_context(
             wired(queue, spec, loaded, policy, load_spilled)
         )
-        yield Worker(spec, queue, blocking, executor, card)
+        yield Worker(spec, queue, waiting, executor, card)
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from aios_broker.contract.names import SearchMode
 from aios_broker.contract.reply import EmbedResult
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
-from aios_broker.postgres.session import Store
+from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection

@@ -16,7 +16,7 @@ import psycopg
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
-from aios_broker.postgres.session import Cursor, Store, only_row
+from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
 from aios_workers.search.ranking import CORPORA, Corpus, model_number, vector_text
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import SearchMode
-from aios_broker.postgres.session import Cursor, only_row
+from aios_broker.postgres.store import Cursor, only_row
 from aios_workers.modules.services import Embedder
 
 FUSION_K = 60  # of reciprocal rank fusion: how little the first ranks count above the next ones

@@ -59,7 +59,7 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
-class _Habits:
+class _Known:
     """What a template takes, found out by trying."""
 
     knows_system: bool
@@ -67,7 +67,7 @@ class _Habits:
     wants_text_arguments: bool
 
 
-class Prompter:
+class PromptWriter:
     """Writes prompts with one template, for one vocabulary. Not for two threads at once."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Prompter:
         self._encode = encode
         self._plain = plain
         self._has_short_ids = _SHORT_IDS.search(template.source) is not None
-        self._habits = _habits_of(template)
+        self._known = _known_to(template)
 
     def ids(
         self, messages: Sequence[Message], tools: Sequence[Tool], *, continues: bool = False
@@ -125,7 +125,7 @@ class Prompter:
         for each in values:
             for call in each.get("tool_calls", ()):
                 function = call["function"]
-                if self._habits.wants_text_arguments and not isinstance(function["arguments"], str):
+                if self._known.wants_text_arguments and not isinstance(function["arguments"], str):
                     function["arguments"] = msgspec.json.encode(function["arguments"]).decode()
                 call["id"] = self._call_id(call["id"])
             if "tool_call_id" in each:
@@ -138,7 +138,7 @@ class Prompter:
         return hashlib.blake2b(call_id.encode("utf-8", "replace"), digest_size=5).hexdigest()[:9]
 
     def _text(self, messages: list[Values], tools: list[Values], *, continues: bool) -> str:
-        known = _in_known_roles(messages, self._habits)
+        known = _in_known_roles(messages, self._known)
         try:
             return self._rendered(known, tools, continues=continues)
         except TemplateRefusal:
@@ -206,12 +206,12 @@ def _arguments(text: str) -> Any:  # noqa: ANN401  any JSON value
 
 # What a template knows.
 
-_NOTHING_KNOWN = _Habits(knows_system=False, knows_results=False, wants_text_arguments=False)
+_NOTHING_KNOWN = _Known(knows_system=False, knows_results=False, wants_text_arguments=False)
 _PROBE = "Aq7Zk"
 _USER = {"role": "user", "content": "Hello"}
 
 
-def _habits_of(template: ChatTemplate) -> _Habits:
+def _known_to(template: ChatTemplate) -> _Known:
     def shows(messages: Sequence[Values]) -> bool:
         try:
             return _PROBE in template.render(messages)
@@ -225,7 +225,7 @@ def _habits_of(template: ChatTemplate) -> _Habits:
 
     said = {"role": "assistant", "content": "Yes?"}
     result = {"role": "tool", "content": _PROBE, "tool_call_id": "abcdefghi", "name": "look"}
-    return _Habits(
+    return _Known(
         knows_system=shows([{"role": "system", "content": _PROBE}, _USER]),
         knows_results=shows([*called({}), result])
         or shows([*called("{}"), result])
@@ -234,16 +234,16 @@ def _habits_of(template: ChatTemplate) -> _Habits:
     )
 
 
-def _in_known_roles(messages: Sequence[Values], habits: _Habits) -> list[Values]:
+def _in_known_roles(messages: Sequence[Values], knows: _Known) -> list[Values]:
     """Return the messages with roles that the template knows."""
     turns: list[Values] = []
     system: list[str] = []
     for each in messages:
-        if each["role"] == "system" and not habits.knows_system:
+        if each["role"] == "system" and not knows.knows_system:
             system.append(each["content"])
             continue
         turn = dict(each)
-        if each["role"] == "tool" and not habits.knows_results:
+        if each["role"] == "tool" and not knows.knows_results:
             turn = {"role": "user", "content": each["content"]}
         if system and turn["role"] == "user":
             turn["content"] = "\n\n".join((*system, turn["content"]))

@@ -52,7 +52,7 @@ def is_open(prompt_end: str, tags: ReasoningTags) -> bool:
     return prompt_end.rstrip().endswith(tags.begin)
 
 
-class ReasoningSplitter:
+class ReasoningReader:
     """Parts a text that comes in pieces into reasoning and answer. How it comes does not matter.
 
     The blanks around the tags belong to neither.

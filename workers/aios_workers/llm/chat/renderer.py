@@ -44,7 +44,7 @@ class _Generation(Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox; what it keeps a template from is an error at once, not when it is used."""
 
     def unsafe_undefined(self, obj: object, attribute: str) -> NoReturn:
@@ -55,7 +55,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def environment() -> ImmutableSandboxedEnvironment:
     """Return what templates are compiled in."""
-    made = _Environment(
+    made = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     made.filters["tojson"] = _to_json

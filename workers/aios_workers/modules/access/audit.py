@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from aios_broker.contract.access import AuditEntry
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.session import Cursor, only_row
+from aios_broker.postgres.store import Cursor, only_row
 from aios_workers.modules.tables import audit, inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line

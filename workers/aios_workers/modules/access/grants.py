@@ -26,7 +26,7 @@ from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import normal_path
 from aios_broker.contract.storage import StorageShare, StorageUnshare
 from aios_broker.contract.syscall import Body
-from aios_broker.postgres.session import AgentRow
+from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Work
 

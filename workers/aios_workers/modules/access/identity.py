@@ -15,7 +15,7 @@ from aios_broker.contract.access import (
 )
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.syscall import Body
-from aios_broker.postgres.session import Cursor, Store
+from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work

@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.memory import BlockStat, Note
-from aios_broker.postgres.session import AgentRow, Store
+from aios_broker.postgres.store import AgentRow, Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection

@@ -26,7 +26,7 @@ from aios_broker.contract.memory import (
 from aios_broker.contract.names import Verb
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.session import AgentRow
+from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object, verbs_on
 from aios_workers.modules.memory.note import (

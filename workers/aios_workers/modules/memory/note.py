@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
-from aios_broker.postgres.session import AgentRow, Cursor
+from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.modules import tables
 from aios_workers.modules.tables import inserted, selected
 

@@ -21,7 +21,7 @@ from aios_broker.contract.memory import (
     Recall,
 )
 from aios_broker.contract.reply import CountResult
-from aios_broker.postgres.session import AgentRow
+from aios_broker.postgres.store import AgentRow
 from aios_workers.modules.access.grants import reach_of
 from aios_workers.modules.memory.changing import AnyWork, permitted
 from aios_workers.modules.memory.note import (

@@ -24,7 +24,7 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageUnmount,
 )
-from aios_broker.postgres.session import Cursor, Store, only_row
+from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.storage.contents import Part, parts_of, shown, text_of
 from aios_workers.modules.storage.host import (
     MAX_ENTRIES,

@@ -22,7 +22,7 @@ from aios_broker.contract.names import Verb
 from aios_broker.contract.paths import ROOT, below, is_within, normal_path, parent_of, prefixes_of
 from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import Entry, StorageBody
-from aios_broker.postgres.session import AgentRow
+from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.service import Diff, Irreversible
 from aios_workers.modules.access.grants import verbs_on
 from aios_workers.modules.operation import Asked, Operation, Work, changes, reads

@@ -2,18 +2,19 @@
 -- decides. At the end: what the scheduler and an operator tell it, and what it tells them.
 --
 -- What a job needs is in its record (aios_needs): tokens, a space between them.
---   core:x     a worker that serves the core x
+--   core:x     a worker that serves a core that the name x leads to (routes.lua)
 --   tool:y     a place at the tool y: as many as its limit, any number where it has none
 --   program:z  the program z of its agent is admitted, and has a place where it has a limit
 --   lock:w     the lock w of its tenant: one place
 -- Whatever it names, its own program must be admitted, and its agent and tenant be within their
--- quotas. A need of another kind is a newer release's: nobody here serves it.
+-- quotas, and the account behind its core must have room (rates.lua). A need of another kind is a newer
+-- release's: nobody here serves it.
 -- The last three are resources: `tool:y`, `program:tenant agent z`, `lock:tenant w`. Keys, per module:
 --   aios:resources  hash: resource -> how many may hold it at once
 --   aios:holders    zset: resource, tab, id:attempt; all of score 0, so that it is in the order of text
 --   aios:owed       hash: resource -> the job that gets the next place: its id, and since when it waits
 --   aios:barred     zset: program -> ms until when it is not admitted
---   aios:far        string: ms and place of the last look far into the queue that found nothing
+--   aios:far        of each queue, string: ms and place of the last look far into the queue that found nothing
 --
 -- Who holds a resource follows from the leases: an attempt holds what it took until its lease is gone,
 -- whoever ended that. An entry of a lease that is gone counts for nothing, and is dropped by whoever
@@ -40,7 +41,8 @@ do
     -- neither, one command tells.
     function admission.read_rules(c)
         local quotas = c.own .. 'quota:' .. c.q
-        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch) > 0
+        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch, c.terms) > 0
+        c.has_terms = c.has_rules and call('EXISTS', c.terms) == 1
         c.quotas = c.has_rules and call('EXISTS', quotas) == 1
         c.programs = c.has_rules and call('EXISTS', c.barred) == 1 and {}
         c.scope = c.has_rules and call('HGET', c.watch, 'scope')
@@ -154,16 +156,59 @@ do
         end
     end
 
-    -- Is it served by this worker, or, where none is named, by any?
+    local function has_core(cores, core) return string.find(cores, ',' .. core .. ',', 1, true) ~= nil end
+
+    -- Does the core that a job's name leads to, or one of them, stand among these?
+    local function leads_here(c, asked, cores)
+        if has_core(cores, asked) or not c.routed then return has_core(cores, asked) end
+        for _, core in ipairs(routes.leads(c, asked)) do
+            if has_core(cores, core) then return true end
+        end
+        return false
+    end
+
+    -- Is it served by this worker, or, where none is named, by any? The queue that it stands in says
+    -- whose it is; one in the module's own is whose its need says.
     local function is_served(c, job, cores)
-        if not job.needs then return true end
-        local needs = parsed(c, job.needs)
-        if needs.strange then return false end
+        if not job.needs and not job.core then return true end
+        local needs = job.needs and parsed(c, job.needs)
+        if needs and needs.strange then return false end
+        if job.core then
+            if cores then return has_core(cores, job.core) end
+            return routes.slots(c, job.core) ~= nil
+        end
         for _, core in ipairs(needs.cores) do
-            if cores and not string.find(cores, ',' .. core .. ',', 1, true) then return false end
-            if not cores and c.now - count(call('HGET', c.cores, core)) >= CORE_TTL_MS then return false end
+            if cores and not leads_here(c, core, cores) then return false end
+            if not cores and not routes.is_served(c, core) then return false end
         end
         return true
+    end
+
+    -- The core whose limits a job must fit: the one it names, else the first one of the worker's that
+    -- has any; nil: none has.
+    local function limited_core(c, job, cores)
+        if not has_rules(c) or not c.has_terms then return nil end
+        if job.core then return job.core end
+        if job.needs then
+            local core = parsed(c, job.needs).cores[1]
+            if core then return core end
+        end
+        for core in string.gmatch(cores or '', '[^,]+') do
+            if rates.terms(c, core) then return core end
+        end
+    end
+
+    -- The currency that a job is paid in; nil: its core has no price.
+    function admission.currency_of(c, job, cores)
+        local core = limited_core(c, job, cores)
+        local terms = core and rates.terms(c, core)
+        return terms and terms.currency
+    end
+
+    -- The budget of its owner's that is used up. What has begun goes on to its end: it is paid for.
+    local function over_budget(c, job, cores)
+        local currency = not job.begun and admission.currency_of(c, job, cores)
+        return currency and money.over_budget(c, job.metadata, currency) or nil
     end
 
     -- Is each of its resources one that it can get at all?
@@ -176,13 +221,17 @@ do
 
     -- A job that waits, as far as admission knows it; nil: it does not wait.
     function admission.read_waiting(c, id)
-        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms')
+        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms',
+            'aios_tokens', origin_of(c))
         if f.err or f[1] ~= 'queued' then return nil end
-        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now}
+        local core = home(c, f[6]).core
+        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now, begun = f[5],
+            core = core ~= '' and core or nil}
     end
 
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
+            and not over_budget(c, job) and not rates.barrier(c, limited_core(c, job))
             and not quota.barrier(c, job.metadata)
     end
 
@@ -235,6 +284,7 @@ do
     local function barrier(c, job, cores, freed)
         if cores and not is_served(c, job, cores) then return {'core'} end
         return barred_program(c, job) or quota.barrier(c, job.metadata, freed and freed.metadata)
+            or over_budget(c, job, cores) or rates.barrier(c, limited_core(c, job, cores))
             or shortage(c, job, freed)
     end
 
@@ -260,9 +310,10 @@ do
         end
     end
 
-    -- A job is chosen to run.
-    function admission.enter(c, job)
+    -- A job is chosen to run, by a worker of these cores.
+    function admission.enter(c, job, cores)
         quota.moved(c, job.metadata or nil, 'q', 'r', job.id)
+        rates.enter(c, limited_core(c, job, cores))
         if not job.needs then return end
         for _, resource in ipairs(resources_of(c, job)) do
             holders(c, resource, math.huge)
@@ -304,16 +355,16 @@ do
     -- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
     -- where the last look ended, so that by and by all of it is seen. Returns where to look and how
     -- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
-    function admission.far_scan(c, far)
+    function admission.far_scan(c, at, far)
         if not c.is_barred then return 0, far end
-        local missed, place = string.match(call('GET', c.far) or '', '^(%d+) (%d+)$')
+        local missed, place = string.match(call('GET', at.far) or '', '^(%d+) (%d+)$')
         if c.now - count(missed) < MISS_MS then return nil, 0 end
         return count(place), FAR_LOOK
     end
 
     -- Such a look found nothing, and the next one begins at this place.
-    function admission.missed(c, place)
-        if c.is_barred then call('SET', c.far, text(c, c.now) .. ' ' .. text(c, place), 'PX', FAR_TTL_MS) end
+    function admission.missed(c, at, place)
+        if c.is_barred then call('SET', at.far, text(c, c.now) .. ' ' .. text(c, place), 'PX', FAR_TTL_MS) end
     end
 
     -- What the scheduler sees to: notes of leases, bars and debts that are over.
@@ -332,8 +383,9 @@ do
 
     -- ARGV  prefix, module, id
     -- Returns what keeps a waiting job from running, cores aside: {'quota', limit, subject, used, limit's
-    -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'resource', name, holders, limit,
-    -- id that the next place is owed to}; nothing: nothing does.
+    -- value, ms until it may, -1: unknown}, {'program', program, ms}, {'rate', core, what, used, limit, ms
+    -- until it may}, {'resource', name, holders, limit, id that the next place is owed to}; nothing:
+    -- nothing does.
     register('barrier', function(c)
         c.only_reads = true
         local job = admission.read_waiting(c, take(c))

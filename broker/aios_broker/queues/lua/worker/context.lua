@@ -7,12 +7,10 @@
 --                                      is done: one that runs again after a crash changes nothing
 --                                      twice, and sees what it saw before
 --
--- context_open   ARGV  prefix, module, owner, syscall, op_ttl_s, ttl_s
+-- context_open   ARGV  prefix, module, a ContextRow
 --                Returns {version, rewrites, applied (0 | 1), message...}: the messages that were
 --                there when the syscall first looked.
--- context_write  ARGV  prefix, module, owner, syscall, op_ttl_s, ttl_s, how (set | append | clear |
---                replace), drop (of replace: so many first messages), rewrites (of replace),
---                attempt (whose lease must stand; '': nobody's), max_messages, max_bytes, tenant, agent, name, n, message...
+-- context_write  ARGV  prefix, module, a ContextRow, a ContextChangeRow, n, message...
 --                Returns {'ok', version, messages}, {'full', messages, bytes}, {'changed'} or
 --                {'lost'}; only the first has changed anything.
 --
@@ -21,14 +19,13 @@
 local OP_SPARE_S = 3600
 
 local function context_of(c)
-    local owner, syscall = take(c), take(c)
-    local key = c.own .. 'context:' .. owner
-    local at = {key = key, list = key .. ':messages', op = c.own .. 'context-op:' .. syscall,
-        syscall = syscall, op_ttl_s = tonumber(take(c)), ttl_s = tonumber(take(c))}
-    local deadline = tonumber(redis.call('HGET', job_key(c, syscall), 'aios_deadline_ms') or nil)
+    local at = read.context(c)
+    at.key = c.own .. 'context:' .. at.owner
+    at.list, at.op = at.key .. ':messages', c.own .. 'context-op:' .. at.syscall
+    local deadline = tonumber(redis.call('HGET', job_key(c, at.syscall), 'aios_deadline_ms') or nil)
     if deadline then
         local left_s = math.max(0, math.ceil((deadline - c.now) / 1000))
-        at.op_ttl_s = math.min(at.op_ttl_s, left_s + OP_SPARE_S)
+        at.op_ttl_s = math.min(tonumber(at.op_ttl_s), left_s + OP_SPARE_S)
     end
     return at
 end
@@ -89,26 +86,27 @@ local function put(at, how, gone, messages)
 end
 
 register('context_write', function(c)
-    local at, how, drop, rewrites = context_of(c), take(c), tonumber(take(c)), tonumber(take(c))
-    local attempt, max_messages, max_bytes = take(c), tonumber(take(c)), tonumber(take(c))
-    local owner = {'tenant', take(c), 'agent', take(c), 'name', take(c)}
-    local messages = {}
+    local at, change, messages = context_of(c), read.contextchange(c), {}
+    local how, drop, attempt = change.how, tonumber(change.drop), change.attempt
     for i = 1, tonumber(take(c)) do messages[i] = take(c) end
     if attempt ~= '' and not redis.call('ZSCORE', c.leases, at.syscall .. ':' .. attempt) then
         return {'lost'}
     end
     local facts = read_facts(at)
     if redis.call('HGET', at.op, 'applied') then return {'ok', facts.version, facts.messages} end
-    if how == 'replace' and (rewrites ~= facts.rewrites or drop > facts.messages) then
+    if how == 'replace' and (tonumber(change.rewrites) ~= facts.rewrites or drop > facts.messages) then
         return {'changed'}
     end
     local gone = plan(at, facts, how, drop)
     local n = facts.messages - #gone + #messages
     local bytes = facts.bytes - bytes_of(gone) + bytes_of(messages)
-    if #messages > 0 and (n > max_messages or bytes > max_bytes) then return {'full', n, bytes} end
+    if #messages > 0 and (n > tonumber(change.max_messages) or bytes > tonumber(change.max_bytes)) then
+        return {'full', n, bytes}
+    end
     put(at, how, gone, messages)
     redis.call('HSET', at.key, 'version', facts.version + 1, 'bytes', bytes,
-        'rewrites', facts.rewrites + (how == 'append' and 0 or 1), unpack(owner))
+        'rewrites', facts.rewrites + (how == 'append' and 0 or 1),
+        'tenant', change.tenant, 'agent', change.agent, 'name', change.name)
     redis.call('HSET', at.op, 'applied', facts.version + 1)
     redis.call('HSETNX', at.op, 'base', facts.messages)
     keep_alive(at)

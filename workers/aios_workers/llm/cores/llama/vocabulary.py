@@ -13,7 +13,7 @@ from pathlib import Path
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.chat.markers import Markers
-from aios_workers.llm.chat.prompt import PLAIN, Prompter, Speech
+from aios_workers.llm.chat.prompt import PLAIN, PromptWriter, Speech
 from aios_workers.llm.chat.template import ChatTemplate
 from aios_workers.llm.constraint import Compiler
 from aios_workers.llm.cores.llama.library import Library
@@ -46,7 +46,7 @@ class Vocabulary:
         self.longest_piece_bytes = max(len(self._piece(token)) for token in range(self.size))
         self._adds_bos = bool(self._c.llama_vocab_get_add_bos(self._vocab))
         self._bos = int(self._c.llama_vocab_bos(self._vocab))
-        self._prompter: Prompter | None = None
+        self._prompts: PromptWriter | None = None
         self.reasoning = self.speech.thoughts(self._with_markers)
 
     @classmethod
@@ -75,7 +75,7 @@ class Vocabulary:
         special = {"bos_token": self._text(self._bos), "eos_token": self._text(eos)}
         template = ChatTemplate(self.template or PLAIN, special, field="gguf", subject=subject)
         try:
-            self._prompter = Prompter(
+            self._prompts = PromptWriter(
                 template, Markers(self._special), self._with_markers, self.tokenize
             )
         except BaseException:
@@ -84,8 +84,8 @@ class Vocabulary:
 
     def close(self) -> None:
         """Free it; nothing may be called afterwards."""
-        if self._prompter is not None:
-            self._prompter.close()
+        if self._prompts is not None:
+            self._prompts.close()
         if self._model:
             self._c.llama_model_free(self._model)
             self._model = 0
@@ -106,9 +106,9 @@ class Vocabulary:
         Raises:
             InvalidSyscall: The template refuses these messages.
         """
-        if self._prompter is None:
+        if self._prompts is None:
             raise CoreError("this vocabulary renders nothing", remedy="call prepare() first")
-        ids = self._prompter.ids(messages, tools, continues=continues)
+        ids = self._prompts.ids(messages, tools, continues=continues)
         if self._adds_bos and self._bos != _NO_TOKEN and ids[:1] != (self._bos,):
             return (self._bos, *ids)
         return ids

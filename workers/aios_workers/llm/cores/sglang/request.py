@@ -196,7 +196,7 @@ def _check_constraint(
     missing = missing_constraint(constraint, backend)
     if missing is not None:
         raise UnsupportedOption(
-            f"core {info.model!r} {missing}",
+            f"core {info.name!r} {missing}",
             field=FIELDS[constraint.kind],
             remedy="start the server with --grammar-backend llguidance, or name another core",
         )
@@ -222,7 +222,7 @@ def _check_logprobs(request: GenerationRequest, info: CoreInfo, *, original: boo
 
 def _unsupported(what: str, option: str, info: CoreInfo) -> UnsupportedOption:
     return UnsupportedOption(
-        f"core {info.model!r} {what}",
+        f"core {info.name!r} {what}",
         field=f"body.{option}",
         remedy="leave it out, or name another core",
     )

@@ -15,14 +15,14 @@ class SGLangConfig:
 
     url: str | None = None  # None: the core starts a server with `model`
     model: str | None = None  # what to load; with `url`: what has to be loaded there
-    name: str | None = None  # the name that syscalls use; None: the server's, without folders
+    name: str = ""  # of the core; none: the model's, as the server says it, without folders
     tokenizer: str | None = None  # a folder, or `bytes`; None: where the server has its own
     api_key: str | None = None
     python: str = sys.executable  # the Python that has sglang
     flags: tuple[str, ...] = ()  # of our own server
     log_path: Path | None = None  # of our own server; None: among the temporary files
     slots: int = 2  # at most; never more than the server runs at once
-    context_tokens: int = 2_048  # at most; never more than the server allows
+    context_tokens: int | None = 2_048  # at most; None: what the server allows
     start_limit_s: float = 600.0  # weights of tens of gigabytes are read from a disk
     first_token_limit_s: float = 120.0  # waiting inside the server and prefill together
     stall_limit_s: float = 30.0  # between two steps

@@ -10,6 +10,7 @@ Refused: images. A server that was started for embeddings makes those, and nothi
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from aios_workers.llm.constraint import FIELDS, Compiler, ConstraintChecker
 from aios_workers.llm.core import (
     Capabilities,
     Constraint,
+    ContextMemory,
     CoreInfo,
     Embeddings,
     GenerationRequest,
@@ -138,7 +140,7 @@ class SGLangCore(BaseCore[Vocabulary]):
         """
         if self._reader is None:
             raise UnsupportedOption(
-                f"core {self.info.model!r} makes no embeddings",
+                f"core {self.info.name!r} makes no embeddings",
                 field="body.core",
                 remedy="name a core whose SGLang server runs with --is-embedding",
             )
@@ -302,12 +304,16 @@ class SGLangCore(BaseCore[Vocabulary]):
     def _describe(self, found: Description) -> CoreInfo:
         config = self.config
         return CoreInfo(
-            model=config.name or found.name,
+            model=found.name,
             fingerprint=found.fingerprint,
             slots=min(config.slots, found.max_running_requests or config.slots),
-            context_tokens=min(config.context_tokens, found.max_req_input_len),
+            context_tokens=min(
+                config.context_tokens or found.max_req_input_len, found.max_req_input_len
+            ),
             capabilities=self._capabilities(found),
             vocabulary_size=(self._reader or self.vocabulary).size,
+            memory=ContextMemory(_shared_name(config.url), found.max_total_num_tokens),
+            name=config.name,
         )
 
     def _capabilities(self, found: Description) -> Capabilities:
@@ -344,3 +350,8 @@ class SGLangCore(BaseCore[Vocabulary]):
             original_logprobs=engine is not None and engine.original_logprobs,
             grammar_backend=engine.description.constraints_by if engine is not None else None,
         )
+
+
+def _shared_name(url: str | None) -> str:
+    """Return the same for all workers of one server: its address, which nobody reads back."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16] if url is not None else ""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool
 from aios_workers.llm.chat.markers import Markers
-from aios_workers.llm.chat.prompt import Prompter, Speech
+from aios_workers.llm.chat.prompt import PromptWriter, Speech
 from aios_workers.llm.chat.reasoning import ReasoningTags
 from aios_workers.llm.chat.template import ChatTemplate
 from aios_workers.llm.constraint import Compiler
@@ -59,7 +59,7 @@ class FolderVocabulary:
             field="AIOS_SGLANG_TOKENIZER",
             subject=str(folder.path),
         )
-        self._prompter = Prompter(template, Markers(special), self._encode, self._plain)
+        self._prompts = PromptWriter(template, Markers(special), self._encode, self._plain)
         self.reasoning = self.speech.thoughts(self._encode)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
@@ -68,11 +68,11 @@ class FolderVocabulary:
         Only the template's own markers become special tokens: a message that contains one
         contains harmless characters.
         """
-        return self._prompter.ids(messages, tools)
+        return self._prompts.ids(messages, tools)
 
     def close(self) -> None:
         """End what renders."""
-        self._prompter.close()
+        self._prompts.close()
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """Return the bytes of tokens; those without a text have none.

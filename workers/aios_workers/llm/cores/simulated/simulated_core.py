@@ -23,6 +23,7 @@ from aios_workers.llm.core import (
     SAMPLER_KEEPS,
     Capabilities,
     Constraint,
+    ContextMemory,
     CoreInfo,
     Embeddings,
     FinishReason,
@@ -49,6 +50,7 @@ class SimulatedCoreConfig:
     """What kind of machine is simulated. Speeds in tokens/s; 0: as fast as this computer can."""
 
     model: str = "simulated"
+    name: str = ""  # of the core; none: the model's
     seed: int = 0  # another seed, other weights
     slots: int = 4
     context_tokens: int = 4096
@@ -100,6 +102,8 @@ class SimulatedCore:
                 adapters=config.adapters,
             ),
             vocabulary_size=simulated_model.SIZE,
+            memory=ContextMemory(tokens=config.kv_tokens),
+            name=config.name,
         )
 
     async def start(self) -> None:

@@ -2,7 +2,7 @@
 
     store = Store(url, name="aios-memory")
     async with store.as_agent(agent) as cursor: ...     # sees what that agent may see
-    async with store.as_steward() as cursor: ...        # the kernel's own duties, over all agents
+    async with store.as_steward() as cursor: ...        # the kernel's own work, over all agents
 
 Cursors return rows as named tuples. A block is committed at its end, or nothing of it is.
 """
