@@ -14,6 +14,7 @@ import msgspec
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning
 from aios_broker.contract.job import decode_job
+from aios_broker.contract.money import shown
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.contract.transitions import TABLE, TERMINAL
@@ -374,8 +375,12 @@ def told(event: HistoryEvent) -> str:
         return metadata.kind
     if change.event == "claim":
         return f"by {change.who}, attempt {change.attempt}"
-    tokens, ran_ms, code = read_use(change.detail)
-    parts = [code] if code else []
-    if tokens or ran_ms:
-        parts.append(f"{plural(tokens, 'token')}, ran {narrow_seconds(ran_ms / 1000)}")
+    used = read_use(change.detail)
+    parts = [used.code] if used.code else []
+    if used.tokens or used.ran_ms:
+        parts.append(f"{plural(used.tokens, 'token')}, ran {narrow_seconds(used.ran_ms / 1000)}")
+    if used.core:
+        parts.append(f"on {used.core}")
+    if used.currency:
+        parts.append(shown(used.cost_nano, used.currency))
     return ", ".join(parts)

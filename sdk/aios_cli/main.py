@@ -44,7 +44,7 @@ COMMANDS = {
     "nice": Entry("aios_cli.syscalls:nice", "Set the nice value of syscalls."),
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
     "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
-    "usage": Entry("aios_cli.policy:usage", "Show what agents have used."),
+    "usage": Entry("aios_cli.usage:usage", "Show what was used, and what it cost."),
     "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."

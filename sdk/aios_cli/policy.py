@@ -1,26 +1,24 @@
-"""`aios policy | quota | usage`: who goes first, who may use how much, and who has used it."""
+"""`aios policy | quota`: who goes first, and who may use how much."""
 
-import contextlib
 import getpass
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.money import nano_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.ledger import UsageHistory, UsageRow
-from aios_broker.postgres.database import Database
-from aios_broker.queues.keys import Keys
-from aios_broker.queues.quota import ANYBODY, QuotaRow, Quotas, Scope, Subject, Use
+from aios_broker.queues.quota import ANYBODY, BUDGET_WINDOWS, Budget, QuotaRow, Subject
+from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
-from aios_cli.session import EXIT_CODES, Operator, command, database_url
+from aios_cli.session import EXIT_CODES, Operator, command
 from aios_cli.syscalls import ModuleName, check_name
-from aios_cli.tables import Column, Listing, seconds
+from aios_cli.tables import Column, Listing
 
 SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
@@ -80,21 +78,14 @@ async def policy(
 Limits = tuple[Module, QuotaRow]
 
 
-@dataclass(frozen=True, slots=True)
-class UsageLine:
-    """What somebody has used of a module."""
-
-    module: str
-    subject: Subject
-    use: Use
-
-
 def _limit(name: str) -> Callable[[Limits], str]:
     """Return what shows one limit of a quota; `-`: none."""
 
     def shown(limits: Limits) -> str:
         value = getattr(limits[1], name)
-        return "-" if value is None else f"{value:g}"
+        if value is None:
+            return "-"
+        return str(value) if isinstance(value, Budget) else f"{value:g}"
 
     return shown
 
@@ -112,18 +103,25 @@ QUOTAS = Listing[Limits](
     (Column("Max running", "right"), _limit("max_running")),
     (Column("Tokens/min", "right"), _limit("tokens_per_minute")),
     (Column("Slot-s/min", "right"), _limit("slot_seconds_per_minute")),
+    (Column("Per day", "right"), _limit("budget_per_day")),
+    (Column("Per month", "right"), _limit("budget_per_month")),
 )
-USED = Listing[UsageLine](
-    (Column("Module"), lambda line: line.module),
-    (Column("Tenant", shrinks=True), lambda line: line.subject.tenant),
-    (Column("Agent", shrinks=True), lambda line: line.subject.agent),
-    (Column("Program", shrinks=True), lambda line: line.subject.program),
-    (Column("Tokens", "right"), lambda line: line.use.tokens),
-    (Column("Prompt tokens", "right"), lambda line: line.use.prompt_tokens),
-    (Column("Slot time", "right"), lambda line: seconds(line.use.ran_s)),
-    (Column("Finished", "right"), lambda line: line.use.finished),
-    (Column("Failed", "right"), lambda line: line.use.failed),
-)
+
+
+class Amount(click.ParamType[int]):
+    """An amount of money, in billionths of its currency."""
+
+    name = "amount"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read what a person wrote, such as 2.50."""
+        try:
+            return value if isinstance(value, int) else nano_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
 
 _module = click.option(
     "--module", type=ModuleName(), default="llm", show_default=True, help="Of which module."
@@ -144,8 +142,28 @@ def quota() -> None:
       aios quota set ada --max-queued 100 --max-running 4
       aios quota set '*' --tokens-per-minute 60000        every agent that has none of its own
       aios quota set --tenant acme --slot-seconds-per-minute 120
+      aios quota set --tenant acme --budget-per-month 250 --currency EUR
       aios quota unset ada
     """  # noqa: D301 - \b keeps click from wrapping
+
+
+async def currency_of_prices(rates: Rates, wanted: str | None) -> str:
+    """Return the currency that budgets are in: the one of the prices that workers have told.
+
+    Raises:
+        InvalidConfig: no core has a price, or none in the wanted currency: such a budget would
+            never be used up.
+    """
+    paid_in = sorted({each.currency for each in await rates.terms() if each.currency})
+    if wanted is None and len(paid_in) == 1:
+        return paid_in[0]
+    if wanted in paid_in:
+        return str(wanted)
+    raise InvalidConfig(
+        f"cores are paid in {', '.join(paid_in)}" if paid_in else "no core has a price",
+        field="--currency",
+        remedy="use one of these" if paid_in else "give a core a price in cores.toml, and start it",
+    )
 
 
 def _show_quotas(by_module: Mapping[Module, Sequence[QuotaRow]]) -> None:
@@ -170,11 +188,15 @@ def _show_set(done: Mapping[str, Any]) -> None:
 @click.option("--max-running", type=click.IntRange(0), help="Syscalls that run.")
 @click.option("--tokens-per-minute", type=click.IntRange(0), help="Output and prompt tokens.")
 @click.option("--slot-seconds-per-minute", type=click.FloatRange(0), help="Time of slots.")
+@click.option("--budget-per-day", type=Amount(), help="Money, on cores with a price; UTC days.")
+@click.option("--budget-per-month", type=Amount(), help="The same, by months of the calendar.")
+@click.option("--currency", help="Of the budgets; without it, that of the cores' prices.")
 async def set_(
     operator: Operator,
     agent: str | None,
     tenant: str | None,
     module: Module,
+    currency: str | None,
     **limits: float | None,
 ) -> dict[str, Any]:
     """Give AGENT, or a tenant, these limits and no others ('*': each that has none of its own).
@@ -182,6 +204,10 @@ async def set_(
     A limit that is left out is that of '*', if it has one. It holds from the next step on.
     """
     chosen: dict[str, Any] = limits
+    if any(chosen[name] is not None for name in BUDGET_WINDOWS):
+        paid_in = await currency_of_prices(operator.rates, currency)
+        for name in BUDGET_WINDOWS:
+            chosen[name] = None if chosen[name] is None else Budget(chosen[name], paid_in)
     row = QuotaRow(_subject(agent, tenant), **chosen)
     await operator.quotas.set(module, row, who=_operator())
     return {"module": module, "quota": row}
@@ -232,75 +258,3 @@ def _operator() -> str:
         return getpass.getuser()
     except OSError:  # a uid without a name, as in containers
         return "?"
-
-
-@command(USED.show)
-@click.option(
-    "--by",
-    "scope",
-    type=click.Choice(["tenant", "agent", "program"]),
-    default="agent",
-    show_default=True,
-    help="One line for each of these.",
-)
-@click.option("--hours", type=click.FloatRange(min=0), help="Of the last hours, from the ledger.")
-async def usage(operator: Operator, scope: Scope, hours: float | None) -> list[UsageLine]:
-    """Show what was used: tokens, time of slots, syscalls that finished and failed.
-
-    Without --hours these are the counters in Redis, exact up to the last slice; those of a program
-    are dropped an hour after it last used anything, those of agents and tenants after a week. With
-    --hours they come from the ledger, by whole hours, a second or so behind.
-
-    \b
-    Examples:
-      aios usage --by tenant
-      aios usage --by program --hours 24 --json
-    """  # noqa: D301 - \b keeps click from wrapping
-    if hours is None:
-        lines = await counters(operator.quotas, scope)
-    else:
-        lines = await history(operator.keys, scope, hours)
-    return sorted(lines, key=lambda line: (line.module, -line.use.ran_s, str(line.subject)))
-
-
-async def counters(quotas: Quotas, scope: Scope) -> list[UsageLine]:
-    """Return the counters of one scope, of all modules."""
-    return [
-        UsageLine(module, subject, use)
-        for module in MODULES
-        for subject, use in (await quotas.usage(module)).by_subject.items()
-        if subject.scope == scope
-    ]
-
-
-async def history(keys: Keys, scope: Scope, hours: float) -> list[UsageLine]:
-    """Return what the ledger says was used in the last hours.
-
-    Raises:
-        InvalidConfig: the kernel keeps no ledger.
-        DatabaseUnavailable: Postgres does not answer.
-    """
-    async with contextlib.aclosing(Database(database_url(), name="aios-usage")) as database:
-        rows = await UsageHistory(database, keys).since(datetime.now(UTC) - timedelta(hours=hours))
-    return grouped(rows, scope)
-
-
-def grouped(rows: Iterable[UsageRow], scope: Scope) -> list[UsageLine]:
-    """Return one line per module and tenant, agent or program."""
-    sums: dict[tuple[str, Subject], UsageRow] = {}
-    for row in rows:
-        names = {
-            "tenant": (row.tenant,),
-            "agent": (row.tenant, row.agent),
-            "program": (row.tenant, row.agent, row.program),
-        }
-        key = (row.module, Subject(scope, *names[scope]))
-        sums[key] = sums[key].plus(row) if key in sums else row
-    return [
-        UsageLine(
-            module,
-            subject,
-            Use(row.tokens, row.prompt_tokens, row.ran_ms / 1000, row.finished, row.failed),
-        )
-        for (module, subject), row in sums.items()
-    ]

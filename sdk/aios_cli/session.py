@@ -33,6 +33,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.quota import Quotas
+from aios_broker.queues.rate_limits import Rates
 from aios_broker.redis.connection import Connection
 from aios_cli.tables import show_json
 from aios_local.supervisor.record import KernelRecord
@@ -138,6 +139,7 @@ class Operator:
         self.control = Control(self._functions, self.keys)
         self.fleet = Fleet(self.connection, self.keys)
         self.quotas = Quotas(self._functions, self.keys)
+        self.rates = Rates(self._functions, self.keys)
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,10 +14,11 @@ import msgspec
 
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import KernelError
-from aios_broker.queues.admission import Admission, NotAdmitted, Shortage
+from aios_broker.contract.money import shown
+from aios_broker.queues.admission import Admission, NotAdmitted, RateLimited, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.functions import Functions
-from aios_broker.queues.quota import Barrier
+from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
 from aios_broker.queues.records import JobView, PolicyRow
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
@@ -36,6 +37,7 @@ Rule = Literal[
     "no-core",
     "program",
     "quota",
+    "rate",
     "resource",
     "next",
     "order",
@@ -56,7 +58,9 @@ class Surroundings:
     workers: Sequence[WorkerView]  # of its module
     fleet_suspended: bool  # `rq suspend`: workers take nothing new
     scheduler: str | None  # who leads; None: nobody, the last order holds, then arrival
-    barrier: Barrier | Shortage | NotAdmitted | None = None  # what keeps it from running
+    barrier: Barrier | Shortage | NotAdmitted | RateLimited | None = (
+        None  # what keeps it from running
+    )
     approval: Approval | None = None  # that it waits for, where the database answers
 
 
@@ -252,7 +256,9 @@ def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
         case Shortage() as shortage:
             return _short_of(shortage)
         case Barrier() as barrier:
-            return _over_quota(barrier)
+            return _over_budget(barrier) if barrier.currency else _over_quota(barrier)
+        case RateLimited() as limited:
+            return _held_back(limited)
         case NotAdmitted(program=program, ends_in_s=ends_in_s):
             return Explanation(
                 "program",
@@ -302,6 +308,38 @@ def _over_quota(barrier: Barrier) -> Explanation:
             "opens in": opens_in,
         },
         "`aios quota show` shows the quotas, `aios quota set` changes them",
+    )
+
+
+def _over_budget(barrier: Barrier) -> Explanation:
+    who, window = barrier.subject.words, BUDGET_WINDOWS[barrier.limit]
+    spent, most = (shown(int(each), barrier.currency) for each in (barrier.used, barrier.most))
+    opens_in = seconds(barrier.opens_in_s or 0.0)
+    text = f"{who} has spent {spent} this {window} (UTC), and its budget is {most}"
+    return Explanation(
+        "quota",
+        f"{text[0].upper()}{text[1:]}. It may begin in {opens_in}.",
+        {"quota": barrier.limit, "budget": most, "spent": spent, "opens in": opens_in},
+        "`aios quota set` raises the budget; a core without a price needs none",
+    )
+
+
+def _held_back(limited: RateLimited) -> Explanation:
+    core, opens_in = limited.core, seconds(limited.opens_in_s)
+    numbers: dict[str, Number] = {"core": core, "opens in": opens_in}
+    if limited.what == "told":
+        text = f"The endpoint of core {core!r} has asked all workers to wait (429)"
+    else:
+        numbers |= {"limit": limited.most, "sent": limited.used}
+        text = (
+            f"The account of core {core!r} has had {limited.used} {limited.what} in the last "
+            f"minute, and its limit is {limited.most}"
+        )
+    return Explanation(
+        "rate",
+        f"{text}. More may be sent in {opens_in}.",
+        numbers,
+        f"the limits are those of core {core!r} in cores.toml",
     )
 
 

@@ -31,9 +31,9 @@ def test_quotas_are_set_shown_and_unset(environ: dict[str, str]) -> None:
     run(environ, "quota", "set", "--tenant", "acme", "--module", "tool", "--max-running", "0")
     shown = [line.split() for line in run(environ, "quota", "show").stdout.splitlines()[1:]]
     assert shown == [
-        ["llm", "agent", "*", "-", "2", "-", "-"],
-        ["llm", "agent", "acme", "ada", "3", "-", "-", "0.5"],
-        ["tool", "tenant", "acme", "-", "0", "-", "-"],
+        ["llm", "agent", "*", "-", "2", "-", "-", "-", "-"],
+        ["llm", "agent", "acme", "ada", "3", "-", "-", "0.5", "-", "-"],
+        ["tool", "tenant", "acme", "-", "0", "-", "-", "-", "-"],
     ]
     [anybody, _] = json.loads(run(environ, "quota", "show", "--json").stdout)["llm"]
     assert (anybody["subject"]["tenant"], anybody["max_running"]) == ("*", 2)
@@ -85,9 +85,11 @@ def test_usage_is_the_same_in_redis_and_in_the_ledger(
             "ran_s": 0.25,
             "finished": 1,
             "failed": 0,
+            "cached_tokens": 0,
+            "cost_nano": {},
         }
     text = run(environ, "usage").stdout.splitlines()[1].split()
-    assert text == ["llm", "default", "ada", "7", "0", "250", "ms", "1", "0"]
+    assert text == ["llm", "default", "ada", "7", "0", "0", "250", "ms", "1", "0", "-"]
 
 
 def test_without_a_ledger_its_usage_is_refused(environ: dict[str, str]) -> None:

@@ -23,6 +23,9 @@ from aios_broker.queues.records import Ending, SliceUse, Suspension
 from tests.queue_user import QueueUser
 
 ADA = Subject.of_agent("ada")
+ADA_AND_BOB = (
+    "acme\tada\tmain\tqwen\tUSD\t5\t7\t100\t1\t0\t2\t900\nacme\tbob\tmain\t\t\t1\t1\t1\t0\t1\t0\t0"
+)
 
 
 def total(rows: list[UsageRow]) -> tuple[int, int, int, int, int]:
@@ -69,14 +72,21 @@ async def test_counters_ledger_and_syscalls_say_the_same(
 
 async def test_usage_is_added_up_and_never_twice(user: QueueUser, database: Database) -> None:
     ledger, history = Ledger(database), UsageHistory(database)
-    entry = ("q", "llm", "u", "acme\tada\tmain\t5\t7\t100\t1\t0\nacme\tbob\tmain\t1\t1\t1\t0\t1")
+    entry = ("q", "llm", "u", ADA_AND_BOB)
     for _ in range(3):
         await user.redis.execute("XADD", user.keys.journal, "*", *entry)
         await ledger.drain(user.redis)
     await ledger.drain(user.redis)
     rows = await history.since(datetime.now(UTC) - timedelta(hours=1))
     assert total(rows) == (18, 24, 303, 3, 3)
-    assert {row.agent for row in rows} == {"ada", "bob"}
+    assert {(row.agent, row.core, row.currency) for row in rows} == {
+        ("ada", "qwen", "USD"),
+        ("bob", "", ""),
+    }
+    assert {(row.agent, row.cached_tokens, row.cost_nano) for row in rows} == {
+        ("ada", 6, 2700),
+        ("bob", 0, 0),
+    }
     assert await history.since(datetime.now(UTC) + timedelta(hours=1)) == []
 
 
@@ -91,7 +101,7 @@ async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Databa
     ]
     assert changes == [
         ("llm", "agent:default ada", "", "mallory"),
-        ("llm", "agent:default ada", "3 - - -", "eve"),
+        ("llm", "agent:default ada", "3 - - - - -", "eve"),
     ]
 
 
@@ -100,10 +110,10 @@ async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Databa
     [
         "",
         "a\tb\tc",
-        "a\tb\tc\t1\t2\t3\t4\t-5",
-        "a\tb\tc\t1\t2\t3\t4\tx",
-        "a\tb\t1\t2\t3\t4\t5",
-        "a\tb\tc\t1\t2\t3\t4\t" + "9" * 30,
+        "a\tb\tc\td\te\t1\t2\t3\t4\t5\t6\t-7",
+        "a\tb\tc\td\te\t1\t2\t3\t4\t5\t6\tx",
+        "a\tb\tc\td\t1\t2\t3\t4\t5\t6\t7",
+        "a\tb\tc\td\te\t1\t2\t3\t4\t5\t6\t" + "9" * 30,
     ],
 )
 def test_a_line_that_is_none_is_left_out(text: str) -> None:
@@ -114,7 +124,8 @@ def test_a_line_that_is_none_is_left_out(text: str) -> None:
 
 
 def test_rows_of_one_program_and_hour_become_one() -> None:
-    line = "t\ta\tp\t1\t2\t3\t4\t5"
+    line = "t\ta\tp\tc\tUSD\t1\t2\t3\t4\t5\t6\t7"
     entry = [b"1700000000000-0", [b"q", b"llm", b"u", f"{line}\n{line}".encode()]]
     [row] = summed(read_usage(entry))
     assert total([row]) == (2, 4, 6, 8, 10)
+    assert (row.cached_tokens, row.cost_nano) == (12, 14)

@@ -222,6 +222,6 @@ async def test_unusable_weights_are_a_setting_to_correct(tmp_path: Path) -> None
         core = LlamaCppCore(LlamaCppConfig(weights=path))
         with pytest.raises(InvalidConfig) as caught:
             await core.start()
-        assert caught.value.field == "weights"
+        assert caught.value.field == "gguf"
         assert caught.value.remedy
         await core.close()

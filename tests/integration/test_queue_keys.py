@@ -90,6 +90,7 @@ OF_OURS = {
     "recount:{q}",
     "recounted:{q}",
     "rate:{account}",
+    "spent:{q}",
     "ghosts:{q}",
 }
 

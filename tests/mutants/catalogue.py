@@ -699,8 +699,8 @@ MUTANTS = (
     Mutant(
         "what is told twice is charged twice",
         "broker/aios_broker/queues/lua/shared/quota.lua",
-        "if f[5] == attempt then",
-        "if false then",
+        "if same then base_tokens, base_ms",
+        "if false then base_tokens, base_ms",
         QUOTA_TEST,
     ),
     Mutant(
@@ -760,15 +760,15 @@ MUTANTS = (
     Mutant(
         "the journal misses what dead workers used",
         "broker/aios_broker/queues/lua/scheduler/reclaim.lua",
-        "count(tokens) .. ',' .. count(ran_ms))",
+        "quota.used(tokens, ran_ms, core, pico, currency))",
         "'')",
         QUOTA_TEST,
     ),
     Mutant(
         "the journal misses what was cancelled",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "tokens and tokens .. ','",
-        "false and tokens .. ','",
+        "tokens and quota.used(",
+        "false and quota.used(",
         QUOTA_TEST,
     ),
     Mutant(
@@ -809,7 +809,7 @@ MUTANTS = (
     Mutant(
         "slot time is free",
         "broker/aios_broker/queues/lua/shared/quota.lua",
-        "drain(c, 'ms', subject, slot_s and slot_s * 1000, ran_ms)",
+        "drain(c, 'ms', subject, slot_s and slot_s * 1000, counts[3] or 0)",
         "",
         QUOTA_TEST,
     ),

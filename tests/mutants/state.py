@@ -62,8 +62,8 @@ STATE_MUTANTS = (
     Mutant(
         "a worker is not told of a decision",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "job.decided = past[6] or nil",
-        "",
+        "job.decided = past[6] or ''",
+        "job.decided = ''",
         LEASE_TEST,
     ),
     Mutant(

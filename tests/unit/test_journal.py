@@ -10,6 +10,7 @@ from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import (
     Entry,
+    JobUse,
     Position,
     Transition,
     kept_entry,
@@ -157,11 +158,13 @@ def test_positions_are_ordered_as_numbers() -> None:
 
 
 def test_use_is_read_where_there_is_one() -> None:
-    assert read_use("64,500") == (64, 500, "")
-    assert read_use("64,500,core-error") == (64, 500, "core-error")
-    assert read_use("cancelled") == (0, 0, "cancelled")
-    assert read_use("1.5,2") == (0, 0, "1.5,2")
-    assert read_use("") == (0, 0, "")
+    assert read_use("64,500") == JobUse(64, 500)
+    assert read_use("64,500,core-error") == JobUse(64, 500, "core-error")
+    assert read_use("64,500,qwen,210000,USD") == JobUse(64, 500, "", "qwen", 210_000, "USD")
+    assert read_use("64,500,qwen,0,,core-error") == JobUse(64, 500, "core-error", "qwen", 0, "")
+    assert read_use("cancelled") == JobUse(code="cancelled")
+    assert read_use("1.5,2") == JobUse(code="1.5,2")
+    assert read_use("") == JobUse()
 
 
 @given(st.lists(st.binary(max_size=60), max_size=5))

@@ -140,6 +140,8 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
+    limits: RateLimits = field(default_factory=RateLimits)
+    currency: str = ""  # of its price; empty: it has none
 
 
 def queue_of(module: Module, core: str = "") -> str:

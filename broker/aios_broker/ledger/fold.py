@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from aios_broker.contract.syscall import State
 from aios_broker.contract.transitions import TABLE, TERMINAL, Event
-from aios_broker.ledger.journal import Entry, read_metadata, read_use
+from aios_broker.ledger.journal import Entry, JobUse, read_metadata, read_use
 from aios_broker.ledger.tables import syscall
 
 NOBODY = "?"  # the agent and the kind of a syscall whose beginning is not known
@@ -38,6 +38,9 @@ class SyscallRow(Struct, gc=False):
     ran_ms: int = 0
     error_code: str | None = None
     worker: str = ""
+    core: str = ""
+    cost_nano: int = 0
+    currency: str = ""
     entries: str = ""  # positions of the journal entries that speak of it; under fold: new ones
     last_entry: str = ""  # under fold alone: the last of them
 
@@ -94,6 +97,7 @@ def _submitted(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: 
     """Begin a life: of a new syscall, or of one that has ended and comes again under its id."""
     if row.ended_at is not None:
         row.attempts = row.slices = row.suspensions = row.tokens = row.ran_ms = 0
+        row.core, row.cost_nano, row.currency = "", 0, ""
     _adopted(row, at, _attempt, _who, detail)
 
 
@@ -128,18 +132,24 @@ def _suspended(row: SyscallRow, at: datetime, attempt: str, who: str, detail: st
 
 
 def _used(row: SyscallRow, _at: datetime, _attempt: str, _who: str, detail: str) -> None:
-    tokens, ran_ms, _ = read_use(detail)
-    row.tokens, row.ran_ms = max(row.tokens, tokens), max(row.ran_ms, ran_ms)
+    _take_in(row, read_use(detail))
 
 
 def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
-    tokens, ran_ms, code = read_use(detail)
-    if tokens > row.tokens:
-        row.tokens = tokens
-    if ran_ms > row.ran_ms:
-        row.ran_ms = ran_ms
+    used = read_use(detail)
+    _take_in(row, used)
     row.ended_at = at
-    row.error_code = None if row.state == "finished" else code or row.state
+    row.error_code = None if row.state == "finished" else used.code or row.state
+
+
+def _take_in(row: SyscallRow, used: JobUse) -> None:
+    if used.tokens > row.tokens:
+        row.tokens = used.tokens
+    if used.ran_ms > row.ran_ms:
+        row.ran_ms = used.ran_ms
+    if used.core:
+        row.core, row.currency = used.core, used.currency
+        row.cost_nano = used.cost_nano
 
 
 _Step = Callable[[SyscallRow, datetime, str, str, str], None]

@@ -4,12 +4,15 @@ One entry is written per function call. Its field `q` is the module, `t` the tra
 line, tab-separated: event, job id, attempt, who, detail. The detail is, by event:
 
     submit, adopt                   the metadata, JSON
-    suspend, hold, park, reclaim, finish  tokens,ran_ms: what the job has used so far, all in all
+    suspend, hold, park, reclaim, finish  tokens,ran_ms: what the job has used so far, all in all;
+                                    where a core worked on it also its name, the cost in nano-units,
+                                    and their currency
     fail, cancel                    the same and the error's code; or the code alone
 
-Field `u` is what the call charged, one line per program: tenant, agent, program, tokens, prompt
-tokens, ran_ms, finished, failed. Field `s` is a setting that was changed: `quota`, whose, the
-limits, by whom. Each of `t`, `u` and `s` may be missing.
+Field `u` is what the call charged, one line per program and core: tenant, agent, program, core,
+currency, tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens, nano-units. Field
+`s` is a setting that was changed: `quota`, whose, the limits, by whom. Each of `t`, `u` and `s` may
+be missing.
 
 Pure: nothing here talks to a server. What is in the journal is not trusted to be well-formed: a
 line that cannot be read or that the transition table forbids is kept and marked, never dropped.
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -205,13 +209,31 @@ def read_metadata(detail: str) -> JobMetadata | None:
     return msgspec.structs.replace(metadata, **texts)
 
 
+class JobUse(NamedTuple):
+    """What the detail of a transition says that its syscall has used so far, all in all."""
+
+    tokens: int = 0
+    ran_ms: int = 0
+    code: str = ""  # of the error that it ended with
+    core: str = ""  # the last one
+    cost_nano: int = 0
+    currency: str = ""  # empty: the core has no price
+
+
+_WITH_CORE = 5  # parts of a detail that names a core; with a code there is one more
+
+
 @lru_cache(maxsize=4096)
-def read_use(detail: str) -> tuple[int, int, str]:
-    """Return tokens, ran_ms and an error's code: those that the detail has, else 0 and ''."""
-    parts = detail.split(",", 2)
-    if len(parts) >= 2 and is_count(parts[0]) and is_count(parts[1]):
-        return int(parts[0]), int(parts[1]), parts[2] if len(parts) == 3 else ""
-    return 0, 0, detail
+def read_use(detail: str) -> JobUse:
+    """Return what a detail says; what it does not is 0 or empty."""
+    parts = detail.split(",")
+    if len(parts) < 2 or not (is_count(parts[0]) and is_count(parts[1])):
+        return JobUse(code=detail)
+    tokens, ran_ms = int(parts[0]), int(parts[1])
+    if len(parts) >= _WITH_CORE and is_count(parts[3]):
+        core, cost_nano, currency, *code = parts[2:]
+        return JobUse(tokens, ran_ms, ",".join(code), core, int(cost_nano), currency)
+    return JobUse(tokens, ran_ms, ",".join(parts[2:]))
 
 
 def _is_attempt(text: str) -> bool:

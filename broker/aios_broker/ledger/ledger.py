@@ -28,7 +28,7 @@ from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Connection
 
-_NAMES = 3  # of a line: tenant, agent, program
+_NAMES = 5  # of a line: tenant, agent, program, core, currency
 _SETTING_PARTS = 4  # quota, subject, limits, who
 _MAX_DIGITS = 15  # of a count: sums of many fit their columns
 
@@ -57,18 +57,22 @@ _READ_CHANGES = f"""
 
 
 class UsageRow(Struct, frozen=True):
-    """What one program was charged in one hour, in one module."""
+    """What one program was charged in one hour, in one module, on one core."""
 
     hour: datetime
     module: str
     tenant: str
     agent: str
     program: str
+    core: str  # empty: none worked on it
+    currency: str  # empty: the core has no price
     tokens: int
     prompt_tokens: int
     ran_ms: int
     finished: int
     failed: int
+    cached_tokens: int
+    cost_nano: int
 
     def plus(self, other: "UsageRow") -> "UsageRow":
         """Return the sum of both; the names are this one's."""
@@ -100,8 +104,8 @@ def read_usage(entry: Answer) -> Iterator[UsageRow]:
         parts = line.split("\t")
         names, counts = parts[:_NAMES], parts[_NAMES:]
         if len(counts) == len(COUNTS) and all(is_count(count, _MAX_DIGITS) for count in counts):
-            tenant, agent, program = (name[:MAX_ID_CHARACTERS] for name in names)
-            yield UsageRow(hour, module, tenant, agent, program, *map(int, counts))
+            tenant, agent, program, core, currency = (name[:MAX_ID_CHARACTERS] for name in names)
+            yield UsageRow(hour, module, tenant, agent, program, core, currency, *map(int, counts))
 
 
 def read_changes(entry: Answer) -> Iterator[QuotaChange]:
@@ -126,10 +130,10 @@ def read_changes(entry: Answer) -> Iterator[QuotaChange]:
 
 
 def summed(rows: Iterable[UsageRow]) -> list[UsageRow]:
-    """Return one row per program, module and hour."""
+    """Return one row per program, core, module and hour."""
     sums: dict[tuple[object, ...], UsageRow] = {}
     for row in rows:
-        key = (row.hour, row.module, row.tenant, row.agent, row.program)
+        key = (row.hour, row.module, row.tenant, row.agent, row.program, row.core, row.currency)
         sums[key] = sums[key].plus(row) if key in sums else row
     return list(sums.values())
 

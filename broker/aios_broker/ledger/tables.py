@@ -44,6 +44,9 @@ syscall = Table(
     Column("ran_ms", BigInteger, nullable=False),
     Column("error_code", Text),
     Column("worker", Text, nullable=False),  # the last one; empty: none yet
+    Column("core", Text, nullable=False, server_default=""),  # the last one that worked on it
+    Column("cost_nano", BigInteger, nullable=False, server_default="0"),  # on all cores
+    Column("currency", Text, nullable=False, server_default=""),  # empty: no core had a price
     # Ids of the journal entries that speak of it, as Redis writes them, a space between.
     Column("entries", Text, nullable=False, server_default=""),
     Index(None, "submitted_at"),
@@ -67,7 +70,7 @@ journal_entry = Table(
     Column("names", Text, nullable=False),
 )
 
-# What each program was charged, by the hour: the sums of what the journal says.
+# What each program was charged on each core, by the hour: the sums of what the journal says.
 usage = Table(
     "usage",
     metadata,
@@ -77,11 +80,15 @@ usage = Table(
     Column("tenant", Text, primary_key=True),
     Column("agent", Text, primary_key=True),
     Column("program", Text, primary_key=True),
+    Column("core", Text, primary_key=True),  # empty: none worked on it
+    Column("currency", Text, primary_key=True),  # of the core's price; empty: it has none
     Column("tokens", BigInteger, nullable=False),  # output
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("ran_ms", BigInteger, nullable=False),
     Column("finished", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),  # ended otherwise: failed, cancelled, late
+    Column("cached_tokens", BigInteger, nullable=False),  # of the prompt tokens
+    Column("cost_nano", BigInteger, nullable=False),
 )
 
 # Every change of a quota; only ever added to. The quotas in force are those in Redis.

@@ -19,6 +19,11 @@ from aios_broker.redis.connection import Answer
 ResourceKind = Literal["tool", "program", "lock"]
 MAX_LIMIT = 1_000_000
 MAX_BAR_S = 3600.0  # a bar must be renewed: one whose scheduler died ends by itself
+_WHAT: dict[bytes, Literal["requests", "tokens", "told"]] = {
+    b"requests": "requests",
+    b"tokens": "tokens",
+    b"told": "told",
+}
 _KINDS: dict[str, ResourceKind] = {"tool": "tool", "program": "program", "lock": "lock"}
 
 
@@ -124,6 +129,17 @@ class NotAdmitted:
     ends_in_s: float  # unless the bar is renewed, or taken away before
 
 
+@dataclass(frozen=True, slots=True)
+class RateLimited:
+    """The account behind a core has no room for more now."""
+
+    core: str
+    what: Literal["requests", "tokens", "told"]  # told: its endpoint asked for a pause
+    used: int  # in the last minute, with those that claims have taken places for
+    most: int
+    opens_in_s: float
+
+
 class Admission(Steps):
     """Reads and changes what decides over the waiting syscalls of a deployment."""
 
@@ -193,7 +209,9 @@ class Admission(Steps):
         names = [str(subject) for subject in programs]
         return bool(await self._call("bar", module, [epoch, round(for_s * 1000), *names]))
 
-    async def barrier(self, module: Module, job_id: str) -> Barrier | Shortage | NotAdmitted | None:
+    async def barrier(
+        self, module: Module, job_id: str
+    ) -> Barrier | Shortage | NotAdmitted | RateLimited | None:
         """Return what keeps a waiting syscall from running, cores and its place aside."""
         match await self._call("barrier", module, [job_id]):
             case []:
@@ -203,6 +221,8 @@ class Admission(Steps):
                 return Shortage(resource, holders, limit, owed_to.decode() or None)
             case [b"program", name, ms]:
                 return NotAdmitted(Subject.parse(name.decode()), ms / 1000)
+            case [b"rate", core, what, used, most, ms]:
+                return RateLimited(core.decode(), _WHAT[what], used, most, ms / 1000)
             case [b"quota", *row]:
                 return read_barrier(row)
             case other:

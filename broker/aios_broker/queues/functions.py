@@ -17,6 +17,7 @@ LIBRARY = "aios4"  # the number changes with the arguments: old and new workers 
 STEPS = (
     "shared/lib",
     "shared/ended",
+    "shared/money",
     "shared/quota",
     "shared/rates",
     "shared/admission",

@@ -28,7 +28,9 @@ from aios_broker.contract.syscall import checked_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
+from aios_broker.queues.rate_limits import terms_row
 from aios_broker.queues.records import (
+    Charge,
     Ending,
     JobMetadata,
     Lease,
@@ -186,6 +188,7 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(end.ran_s * 1000),
                 tokens=end.tokens,
                 prompt=end.prompt_tokens,
+                bill=_bill(end.charge),
                 quarantine=int(end.quarantine),
             )
             for end in endings
@@ -208,6 +211,7 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(each.ran_s * 1000),
                 tokens=each.tokens,
                 prompt=each.prompt_tokens,
+                bill=_bill(each.charge),
             )
             for each in suspensions
         ]
@@ -229,6 +233,7 @@ class ModuleQueue(ModuleSteps):
                 ran_ms=round(use.ran_s * 1000),
                 tokens=use.tokens,
                 prompt=use.prompt_tokens,
+                bill=_bill(use.charge),
                 checkpoint=use.checkpoint or b"",
             )
             for use in uses
@@ -275,6 +280,8 @@ class ModuleQueue(ModuleSteps):
             cores=",".join(card.core_names),
         )
         await self._call("register", row)
+        for core in card.cores:
+            await self._call("terms", terms_row(core))
 
     async def knows(self, worker: str) -> bool:
         """Tell whether the worker's record is there: what `register` wrote."""
@@ -349,6 +356,10 @@ def _claim(worker: str, request: ClaimRequest) -> ClaimRow:
     return ClaimRow(worker, iso_now(), request.want, lease_ms, ",".join(request.cores))
 
 
+def _bill(charge: Charge | None) -> str:
+    return "" if charge is None else charge.packed()
+
+
 def _needs(job: Submission) -> str:
     return " ".join(map(str, checked_needs(job.needs))) if job.needs else ""
 
@@ -389,7 +400,11 @@ def _lease(answer: Answer) -> Lease:
         deadline_in_s=row.deadline_ms / 1000,
         has_snapshot=row.has_snapshot == 1,
         alone=row.alone == 1,
-        decided=row.decided is not None,
+        decided=row.decided == b"1",
+        cost_pico=int(row.cost),
+        currency=row.currency.decode(),
+        cached_tokens=row.cached,
+        read_by=tuple(row.read_by.decode().split()),
     )
 
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from aios_broker.contract.errors import KernelError, QuotaExceeded
+from aios_broker.contract.money import shown
 from aios_broker.contract.names import Module
 from aios_broker.queues.functions import Steps
 from aios_broker.redis.connection import Answer
 
 Scope = Literal["agent", "tenant", "program"]
-LimitName = Literal["max_queued", "max_running", "tokens_per_minute", "slot_seconds_per_minute"]
-LIMIT_NAMES: tuple[LimitName, ...] = (
+LimitName = Literal[
     "max_queued",
     "max_running",
     "tokens_per_minute",
     "slot_seconds_per_minute",
-)
+    "budget_per_day",
+    "budget_per_month",
+]
+LIMIT_NAMES: tuple[LimitName, ...] = get_args(LimitName)
 ANYBODY = "*"  # in place of a name: the limits of all that have none of their own
 RETRY_AFTER_S = 1.0
 RECOUNTED = 100  # jobs that are counted anew in one step: about 1 ms of Redis' time ...
 RECOUNT_REST_S = 0.002  # ... and then others have their turn
 _NONE = "-"
+BUDGET_WINDOWS: dict[LimitName, str] = {"budget_per_day": "day", "budget_per_month": "month"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,24 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be spent in one day or month of the calendar, in UTC."""
+
+    nano: int  # billionths of the currency
+    currency: str
+
+    def __str__(self) -> str:
+        """Return it as people read it."""
+        return shown(self.nano, self.currency)
+
+    @classmethod
+    def parse(cls, packed: str) -> Budget:
+        """Read it as Redis keeps it."""
+        digits = packed.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        return cls(int(digits), packed[len(digits) :])
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaRow:
     """The limits of one agent or tenant in one module; None: no limit, or that of `*`."""
 
@@ -93,11 +115,12 @@ class QuotaRow:
     max_running: int | None = None
     tokens_per_minute: int | None = None  # output and prompt
     slot_seconds_per_minute: float | None = None
+    budget_per_day: Budget | None = None
+    budget_per_month: Budget | None = None
 
     def packed(self) -> str:
         """Return the limits as Redis keeps them."""
-        values = [getattr(self, name) for name in LIMIT_NAMES]
-        return " ".join(_NONE if value is None else f"{value:.10g}" for value in values)
+        return " ".join(_packed(getattr(self, name)) for name in LIMIT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +132,8 @@ class Use:
     ran_s: float = 0.0  # slot-seconds
     finished: int = 0
     failed: int = 0  # ended otherwise: failed, cancelled, late
+    cached_tokens: int = 0  # of the prompt tokens
+    cost_nano: dict[str, int] = field(default_factory=dict)  # by currency
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +157,7 @@ class Barrier:
     used: float
     most: float
     opens_in_s: float | None  # None: when another one of theirs ends, or never
+    currency: str = ""  # of a budget, whose numbers are nano-units
 
 
 class Quotas(Steps):
@@ -180,12 +206,22 @@ class Quotas(Steps):
 
 
 def refused(answer: Sequence[Answer]) -> QuotaExceeded:
-    """Return the error for a refusal of submit: [limit, subject, waiting, most]."""
-    limit, subject, waiting, most = answer
-    who = Subject.parse(subject.decode()).words
+    """Return the error for a refusal of submit: [limit, subject, used, most, wait_ms, currency]."""
+    barrier = read_barrier(answer)
+    who, most = barrier.subject.words, barrier.most
+    if barrier.currency:
+        window = BUDGET_WINDOWS[barrier.limit]
+        return QuotaExceeded(
+            f"{who} has spent {shown(int(barrier.used), barrier.currency)} this {window}, its "
+            f"budget is {shown(int(most), barrier.currency)}",
+            field=f"quota.{barrier.limit}",
+            retry_after_s=barrier.opens_in_s,
+            remedy=f"send it again when the {window} is over (UTC), or use a core without a price; "
+            "`aios quota` shows and sets budgets",
+        )
     return QuotaExceeded(
-        f"{who} has {waiting} syscalls waiting, its quota is {most}",
-        field=f"quota.{limit.decode()}",
+        f"{who} has {barrier.used:.0f} syscalls waiting, its quota is {most:.0f}",
+        field=f"quota.{barrier.limit}",
         retry_after_s=RETRY_AFTER_S,
         remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
     )
@@ -193,7 +229,7 @@ def refused(answer: Sequence[Answer]) -> QuotaExceeded:
 
 def read_barrier(row: Sequence[Answer]) -> Barrier:
     """Read what admission says of a quota."""
-    limit, subject, used, most, wait_ms = row
+    limit, subject, used, most, wait_ms, *currency = row
     names: dict[str, LimitName] = {name: name for name in LIMIT_NAMES}
     return Barrier(
         limit=names[limit.decode()],
@@ -201,23 +237,42 @@ def read_barrier(row: Sequence[Answer]) -> Barrier:
         used=float(used),
         most=float(most),
         opens_in_s=wait_ms / 1000 if wait_ms >= 0 else None,
+        currency=currency[0].decode() if currency else "",
     )
+
+
+def _packed(value: float | Budget | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value.nano}{value.currency}" if isinstance(value, Budget) else f"{value:.10g}"
 
 
 def _row(subject: bytes, packed: bytes) -> QuotaRow:
-    texts = packed.decode().split()
-    found = [None if text == _NONE else float(text) for text in texts]
-    queued, running, tokens, slot_s = [*found, *[None] * len(LIMIT_NAMES)][: len(LIMIT_NAMES)]
+    texts = [None if text == _NONE else text for text in packed.decode().split()]
+    queued, running, tokens, slot_s, day, month = [*texts, *[None] * len(LIMIT_NAMES)][
+        : len(LIMIT_NAMES)
+    ]
     return QuotaRow(
-        Subject.parse(subject.decode()), _whole(queued), _whole(running), _whole(tokens), slot_s
+        Subject.parse(subject.decode()),
+        _whole(queued),
+        _whole(running),
+        _whole(tokens),
+        None if slot_s is None else float(slot_s),
+        None if day is None else Budget.parse(day),
+        None if month is None else Budget.parse(month),
     )
 
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
+def _whole(text: str | None) -> int | None:
+    return None if text is None else int(float(text))
 
 
 def read_use(packed: bytes) -> Use:
     """Read counters as Redis keeps them."""
-    tokens, prompt_tokens, ran_ms, finished, failed = map(int, packed.split())
-    return Use(tokens, prompt_tokens, ran_ms / 1000, finished, failed)
+    texts = packed.decode().split()
+    costs = dict(text.split("=") for text in texts if "=" in text)
+    tokens, prompt_tokens, ran_ms, finished, failed, cached = (
+        int(text) for text in texts if "=" not in text
+    )
+    cost_nano = {currency: int(nano) for currency, nano in costs.items()}
+    return Use(tokens, prompt_tokens, ran_ms / 1000, finished, failed, cached, cost_nano)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from aios_broker.contract.cores import Price, RateLimits
+from aios_broker.contract.cores import CoreCard, RateLimits
 from aios_broker.contract.names import Module
 from aios_broker.queues.functions import Functions, Steps
 from aios_broker.queues.keys import Keys
@@ -33,6 +33,53 @@ class Permit:
     tokens: int = 0  # that were counted: no more than the limit
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a core's workers have told of it: its account's limits, and what it is paid in."""
+
+    core: str
+    account: str
+    requests_per_minute: int  # 0: any number
+    tokens_per_minute: int
+    currency: str  # empty: it has no price
+
+
+class Rates(Steps):
+    """Reads what is known of all cores' accounts."""
+
+    async def terms(self) -> list[Terms]:
+        """Return the terms of all cores that have any, in the order of their names."""
+        flat = await self._execute("HGETALL", self.keys.own("terms"))
+        return [_terms(*pair) for pair in sorted(zip(flat[::2], flat[1::2], strict=True))]
+
+
+def terms_row(card: CoreCard) -> list[str | int]:
+    """Return what the step `terms` is told of a core when its worker registers.
+
+    Its account is the core's own unless it names another. A core with neither limits nor a price
+    has no terms; an endpoint's has, since it may ask all workers for a pause.
+    """
+    limits = card.limits
+    if limits == RateLimits() and not card.currency and card.kind != "openai":
+        return [card.name, ""]
+    return [card.name, *_account(card.name, limits), card.currency or NO_PRICE]
+
+
+def _account(core: str, limits: RateLimits) -> tuple[str, int, int]:
+    return limits.account or core, limits.requests_per_minute, limits.tokens_per_minute
+
+
+def _terms(core: bytes, packed: bytes) -> Terms:
+    account, requests, tokens, currency = packed.decode().split()
+    return Terms(
+        core.decode(),
+        account,
+        int(requests),
+        int(tokens),
+        "" if currency == NO_PRICE else currency,
+    )
+
+
 class CoreRates(Steps):
     """The account of one core."""
 
@@ -42,21 +89,8 @@ class CoreRates(Steps):
         super().__init__(functions, keys)
         self.core = core
         self.limits = limits
-        self._account = limits.account or core
-        self._terms: tuple[str | int, ...] = (
-            self._account,
-            limits.requests_per_minute,
-            limits.tokens_per_minute,
-        )
-
-    async def publish(self, price: Price | None = None) -> None:
-        """Tell the fleet what holds for this core: claims and budgets go by it, from now on."""
-        currency = NO_PRICE if price is None else price.currency
-        await self._call("terms", MODULE, [self.core, *self._terms, currency])
-
-    async def withdraw(self) -> None:
-        """Take back what was published: the core has neither limits nor a price any more."""
-        await self._call("terms", MODULE, [self.core, ""])
+        self._terms = _account(core, limits)
+        self._account = self._terms[0]
 
     async def acquire(self, tokens: int, *, requests: int = 1) -> Permit:
         """Count requests that are about to be sent, if the account has room for them now.

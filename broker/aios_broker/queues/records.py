@@ -60,6 +60,19 @@ class Submission(Struct, frozen=True, gc=False):
     description: str = ""
 
 
+class Charge(Struct, frozen=True, gc=False):
+    """What a run has cost since its claim, on the core that it runs on."""
+
+    core: str
+    cost_pico: int = 0
+    currency: str = ""  # empty: the core has no price
+    cached_tokens: int = 0  # of the prompt tokens that it was charged
+
+    def packed(self) -> str:
+        """Return it as the queue takes it."""
+        return f"{self.core} {self.currency or '-'} {self.cost_pico} {self.cached_tokens}"
+
+
 class Lease(Struct, frozen=True, gc=False):
     """A worker's time-limited right to a job. The attempt is the fencing token."""
 
@@ -77,6 +90,10 @@ class Lease(Struct, frozen=True, gc=False):
     has_snapshot: bool
     alone: bool = False  # its last try: it may be what killed its workers
     decided: bool = False  # it was parked, and a person has decided: it looks what
+    cost_pico: int = 0  # what earlier attempts were charged
+    currency: str = ""
+    cached_tokens: int = 0  # of the prompt tokens that they were charged
+    read_by: tuple[str, ...] = ()  # cores on which the prompt was charged
     tried: tuple[str, ...] = ()  # cores that have given it to another one, see Suspension.core
 
 
@@ -90,6 +107,7 @@ class Ending(Struct, frozen=True, gc=False):
     tokens: int = 0  # output tokens
     quarantine: bool = False  # a job that must never run again (foreign code)
     prompt_tokens: int = 0  # charged once per syscall, however often the prompt is read again
+    charge: Charge | None = None  # None: no core worked on it
 
 
 class Suspension(Struct, frozen=True, gc=False):
@@ -101,6 +119,7 @@ class Suspension(Struct, frozen=True, gc=False):
     tokens: int = 0
     reason: Literal["suspend", "hold", "drain", "park"] = "suspend"
     prompt_tokens: int = 0
+    charge: Charge | None = None
     core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was
 
 
@@ -112,6 +131,7 @@ class SliceUse(Struct, frozen=True, gc=False):
     tokens: int
     checkpoint: bytes | None  # snapshot bytes: what a killed worker does not lose
     prompt_tokens: int = 0
+    charge: Charge | None = None
 
 
 @dataclass(frozen=True, slots=True)

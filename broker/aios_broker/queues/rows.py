@@ -32,7 +32,7 @@ class SubmissionRow(NamedTuple):
 
 
 class EndingRow(NamedTuple):
-    """How a job ended. What it used (ran_ms, tokens, prompt) is told as totals since its claim."""
+    """How a job ended. What it used (ran_ms to bill) is told as totals since its claim."""
 
     id: str
     attempt: int
@@ -42,6 +42,7 @@ class EndingRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str  # of a `Charge`; empty: no core worked on it
     quarantine: int  # 0, 1
 
 
@@ -55,6 +56,7 @@ class SuspensionRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str
 
 
 class SliceRow(NamedTuple):
@@ -65,6 +67,7 @@ class SliceRow(NamedTuple):
     ran_ms: int
     tokens: int
     prompt: int
+    bill: str
     checkpoint: bytes  # empty: the last one stands
 
 
@@ -134,7 +137,11 @@ class LeaseRow(NamedTuple):
     losses: int = 0
     has_snapshot: int = 0
     alone: int = 0
-    decided: bytes | None = None
+    decided: bytes = b""
+    cost: bytes = b"0"  # pico-units, of earlier attempts
+    currency: bytes = b""
+    cached: int = 0  # prompt tokens that were charged as such
+    read_by: bytes = b""  # cores that the prompt was charged on, a space between
 
 
 class JobRow(NamedTuple):

@@ -250,6 +250,7 @@ class BeamGeneration:
         body = plan.body
         assert body.beam_width is not None
         self._core = core
+        self._note = run.note_step
         self._plan = plan
         self._tasks = BackgroundTasks()
         self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=True)
@@ -304,6 +305,7 @@ class BeamGeneration:
         found: Expansion | None = None
         async with aclosing(self._core.generate(self._request(number, beam))) as steps:
             async for step in steps:
+                self._note(step.cached_tokens, step.billed)
                 if self._cached_tokens is None:
                     self._cached_tokens = step.cached_tokens
                 if found is None and step.logprobs:

@@ -217,6 +217,7 @@ class Summariser:
             async for step in steps:
                 ids += step.ids
                 run.count_tokens(len(step.ids))
+                run.note_step(step.cached_tokens, step.billed)
                 ended = ended or step.finish_reason is not None
         if not ended:
             raise CoreError("the core ended a summary that nobody aborted")

@@ -161,8 +161,9 @@ class Step:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
-    # With `bills_requests`: what the endpoint charges for this request, as far as it is known. Each
-    # is added up: give it once per request, in a step without ids where the request failed.
+    # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or
+    # the next part of that. All are added up, none is negative; where a request failed, a step
+    # without ids says what it cost before the error is raised.
     billed: Billed | None = None
 
 

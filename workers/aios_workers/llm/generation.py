@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.snapshot import (
     AnswersSnapshot,
@@ -100,12 +101,19 @@ class Slicing:
 
 logger = logging.getLogger(__name__)
 
+NoteStep = Callable[[int, Billed | None], None]  # what a step says of what is paid for
+
 
 class Branch:
     """Generates one answer, from its beginning or from where it was suspended."""
 
     def __init__(
-        self, core: Core, request: GenerationRequest, text: AnswerText, tasks: BackgroundTasks
+        self,
+        core: Core,
+        request: GenerationRequest,
+        text: AnswerText,
+        tasks: BackgroundTasks,
+        note: NoteStep = lambda _cached, _billed: None,
     ) -> None:
         self.ids: list[int] = []
         self.scores: list[TokenScore] = []
@@ -117,6 +125,7 @@ class Branch:
         self._tasks = tasks
         self._retries = CoreRetries(core, f"generation {request.request_id}")
         self._watch: Callable[[int], None] = lambda _: None
+        self._note = note
         self._is_suspended = False
         self._stepped = False  # this stream has yielded something
         self._streaming: asyncio.Task[None] | None = None
@@ -194,6 +203,7 @@ class Branch:
         request = replace(self._request, resume_ids=tuple(self.ids))
         async with aclosing(self._core.generate(request)) as steps:
             async for step in steps:
+                self._note(step.cached_tokens, step.billed)
                 if self.finish is not None:
                     continue  # a stop string was found: the core runs out
                 self._stepped = True
@@ -242,7 +252,13 @@ class Generation:
         can_suspend = core.info.capabilities.can_suspend(plan.request)
         self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=can_suspend)
         self._branches = [
-            Branch(core, plan.answer_request(number), AnswerText(plan.body.stop), self._tasks)
+            Branch(
+                core,
+                plan.answer_request(number),
+                AnswerText(plan.body.stop),
+                self._tasks,
+                run.note_step,
+            )
             for number in range(plan.body.n)
         ]
         self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)

@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 from prometheus_client.core import Metric
 
+from aios_broker.contract.cores import Price
 from aios_broker.contract.errors import CoreError, InvalidSyscall, SnapshotError, UnknownModule
 from aios_broker.contract.llm import (
     ContextClear,
@@ -20,6 +21,7 @@ from aios_broker.contract.llm import (
     Message,
     SamplingOptions,
 )
+from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall
@@ -39,6 +41,7 @@ from aios_workers.llm.core import (
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
+from aios_workers.runtime.billing import Tally
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
 from aios_workers.runtime.kernel import Kernel
 
@@ -48,8 +51,9 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(self, core: Core, kernel: Kernel) -> None:
+    def __init__(self, core: Core, kernel: Kernel, price: Price | None = None) -> None:
         self._core = core
+        self._price = price  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
         self._contexts = ContextService(core, kernel.contexts, self._reader)
@@ -70,6 +74,19 @@ class LlmHandler:
             ContextTooLong: Prompt and answer do not fit; nothing ran.
             CoreError: The core failed more often than is tried within one attempt.
         """
+        run.tally = Tally(
+            self._core.info.name,
+            self._price,
+            run.lease,
+            bills_requests=self._core.info.capabilities.bills_requests,
+        )
+        outcome = await self._run(run, syscall)
+        if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult | EmbedResult):
+            usage = run.tally.completed(outcome.result.usage)
+            return Done(msgspec.structs.replace(outcome.result, usage=usage))
+        return outcome
+
+    async def _run(self, run: Run, syscall: Syscall) -> Outcome:
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
@@ -114,6 +131,7 @@ class LlmHandler:
                 await retries.recover(error)
             else:
                 run.count_prompt(made.tokens)
+                run.note_step(0, Billed(prompt_tokens=made.tokens))
                 usage = Usage(prompt_tokens=made.tokens)
                 info = self._core.info
                 return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))

@@ -20,12 +20,14 @@ from aios_broker.contract.errors import (
     UnknownModule,
 )
 from aios_broker.contract.job import decode_job, syscall_id_of
+from aios_broker.contract.money import Billed
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, Result, Timings, encode
 from aios_broker.contract.syscall import Syscall
-from aios_broker.queues.records import Ending, Lease, Suspension
+from aios_broker.queues.records import Charge, Ending, Lease, Suspension
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
+from aios_workers.runtime.billing import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Use(Struct, frozen=True, gc=False):
     ran_s: float
     tokens: int  # output
     prompt_tokens: int
+    charge: Charge | None  # None: no core worked on it
 
 
 class Run:
@@ -79,6 +82,7 @@ class Run:
         "lease",
         "stopping",
         "suspending",
+        "tally",
         "task",
     )
 
@@ -87,6 +91,7 @@ class Run:
         self.stopping: StopReason | None = None
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
+        self.tally: Tally | None = None  # of the core that works on it
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
         self._tokens = 0
@@ -96,14 +101,24 @@ class Run:
     def count_tokens(self, count: int) -> None:
         """Note output tokens that were generated."""
         self._tokens += count
+        if self.tally is not None:
+            self.tally.output(count)
 
     def count_prompt(self, count: int) -> None:
         """Note how long the prompt is; it is charged once per syscall."""
         self._prompt_tokens = count
+        if self.tally is not None:
+            self.tally.prompt(count)
+
+    def note_step(self, cached_tokens: int, billed: Billed | None) -> None:
+        """Note what a step of the core says of what is paid for."""
+        if self.tally is not None:
+            self.tally.step(cached_tokens, billed)
 
     def use(self) -> Use:
         """Return what was used since the claim: totals, which may be told more than once."""
-        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens)
+        charge = None if self.tally is None else self.tally.charge
+        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens, charge)
 
     def timings(self) -> Timings:
         """Return where the time went so far, earlier slices included."""
@@ -329,14 +344,25 @@ def _ending(
     run: Run, status: Literal["finished", "failed"], reply: bytes, *, quarantine: bool = False
 ) -> Ending:
     use = run.use()
-    return Ending(run.lease, status, reply, use.ran_s, use.tokens, quarantine, use.prompt_tokens)
+    return Ending(
+        run.lease,
+        status,
+        reply,
+        use.ran_s,
+        use.tokens,
+        quarantine,
+        use.prompt_tokens,
+        use.charge,
+    )
 
 
 def _suspension(
     run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"]
 ) -> Suspension:
     use = run.use()
-    return Suspension(run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens)
+    return Suspension(
+        run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens, use.charge
+    )
 
 
 def _late() -> DeadlineExceeded:

@@ -132,7 +132,7 @@ class SliceEnds:
 
 def _used(run: Run, checkpoint: bytes | None) -> SliceUse:
     use = run.use()
-    return SliceUse(run.lease, use.ran_s, use.tokens, checkpoint, use.prompt_tokens)
+    return SliceUse(run.lease, use.ran_s, use.tokens, checkpoint, use.prompt_tokens, use.charge)
 
 
 class TextStream:

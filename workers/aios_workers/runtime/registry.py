@@ -179,8 +179,10 @@ async def llm_module(core: Core, settings: CoreSettings | None = None) -> Loaded
     except BaseException:
         await core.close()
         raise
-    card = card_of(core.info, settings or CoreSettings())
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel), (card,))
+    settings = settings or CoreSettings()
+    card = card_of(core.info, settings)
+    price = settings.price
+    return LoadedModule(lambda kernel: LlmHandler(core, kernel, price), (card,))
 
 
 def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
@@ -197,6 +199,8 @@ def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
         context_tokens=info.context_tokens,
         preemptible=info.capabilities.preemptible,
         keeps_kv=info.capabilities.preemptible,
+        limits=settings.limits,
+        currency="" if settings.price is None else settings.price.currency,
     )
 
 

@@ -7,8 +7,8 @@
 -- Returns how many leases were taken back; 0 also when the epoch is over.
 
 local function put_back(c, id, attempt, member, losses)
-    local metadata, tokens, ran_ms = unpack(redis.call('HMGET', job_key(c, id), 'aios_metadata',
-        'aios_tokens', 'aios_ran_ms'))
+    local metadata, tokens, ran_ms, core, pico, currency = unpack(redis.call('HMGET', job_key(c, id),
+        'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_core', 'aios_cost', 'aios_currency'))
     local job = job_key(c, id)
     redis.call('ZREM', c.leases, member)
     redis.call('ZREM', c.wip, member)
@@ -18,7 +18,7 @@ local function put_back(c, id, attempt, member, losses)
     redis.call('HINCRBY', job, 'aios_slices', 1)
     redis.call('LPUSH', c.queue, id)
     quota.moved(c, metadata or nil, 'r', 'q', id)
-    note(c, 'reclaim', id, attempt, '', count(tokens) .. ',' .. count(ran_ms))
+    note(c, 'reclaim', id, attempt, '', quota.used(tokens, ran_ms, core, pico, currency))
 end
 
 local function is_alive(c, worker)

@@ -181,6 +181,19 @@ do
         end
     end
 
+    -- The currency that a job is paid in; nil: its core has no price.
+    function admission.currency_of(c, job, cores)
+        local core = limited_core(c, job, cores)
+        local terms = core and rates.terms(c, core)
+        return terms and terms.currency
+    end
+
+    -- The budget of its owner's that is used up. What has begun goes on to its end: it is paid for.
+    local function over_budget(c, job, cores)
+        local currency = not job.begun and admission.currency_of(c, job, cores)
+        return currency and money.over_budget(c, job.metadata, currency) or nil
+    end
+
     -- Is each of its resources one that it can get at all?
     local function can_be_owed(c, job)
         for _, resource in ipairs(resources_of(c, job)) do
@@ -191,14 +204,15 @@ do
 
     -- A job that waits, as far as admission knows it; nil: it does not wait.
     function admission.read_waiting(c, id)
-        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms')
+        local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms',
+            'aios_tokens')
         if f.err or f[1] ~= 'queued' then return nil end
-        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now}
+        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now, begun = f[5]}
     end
 
     local function stands_back_only_for_resources(c, job)
         return can_be_owed(c, job) and is_served(c, job) and not barred_program(c, job)
-            and not rates.barrier(c, limited_core(c, job))
+            and not over_budget(c, job) and not rates.barrier(c, limited_core(c, job))
             and not quota.barrier(c, job.metadata)
     end
 
@@ -251,7 +265,8 @@ do
     local function barrier(c, job, cores, freed)
         if cores and not is_served(c, job, cores) then return {'core'} end
         return barred_program(c, job) or quota.barrier(c, job.metadata, freed and freed.metadata)
-            or rates.barrier(c, limited_core(c, job, cores)) or shortage(c, job, freed)
+            or over_budget(c, job, cores) or rates.barrier(c, limited_core(c, job, cores))
+            or shortage(c, job, freed)
     end
 
     -- May it run here? `freed`: a running job that would stop for it; what it has counts as free.

@@ -17,6 +17,7 @@ local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: se
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local quota = {}     -- what quota.lua gives to the other steps
+local money = {}     -- what money.lua does,
 local rates = {}     -- what rates.lua does,
 local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded
@@ -114,8 +115,8 @@ local function read_many(command, key, members)
     return all
 end
 
--- One transition. `detail`: metadata for submit and adopt, 'tokens,ran_ms' over all slices for
--- suspend, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
+-- One transition. `detail`: metadata for submit and adopt, what was used over all slices
+-- (`quota.used`) for suspend, hold, reclaim and finish; for fail and cancel the same and the error's code. Those of a
 -- batch mostly differ in their ids alone: what they have in common is kept once.
 local function note(c, event, id, attempt, who, detail)
     local run = c.journal[#c.journal]
@@ -164,6 +165,8 @@ local function text(c, number)
     end
     return written
 end
+
+local function text_of(number) return string.format('%.0f', number) end
 
 -- Replies of one call, gathered by client.
 local function reply_to(c, clients, message)
@@ -295,13 +298,14 @@ end
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
-    local attempt, worker, was, metadata, tokens, ran_ms = unpack(call('HMGET', job,
-        'aios_attempt', 'worker_name', 'status', 'aios_metadata', 'aios_tokens', 'aios_ran_ms'))
+    local attempt, worker, was, metadata, tokens, ran_ms, core, pico, currency = unpack(call('HMGET', job,
+        'aios_attempt', 'worker_name', 'status', 'aios_metadata', 'aios_tokens', 'aios_ran_ms',
+        'aios_core', 'aios_cost', 'aios_currency'))
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     local ran = call('ZREM', c.leases, member) == 1
     if was then quota.moved(c, metadata or nil, ran and 'r' or 'q', nil, id) end
-    quota.ended(c, metadata or nil, false)
+    quota.ended(c, metadata or nil, false, core and {core = core, currency = currency or ''})
     if ran then
         call('ZREM', c.wip, member)
         if worker then
@@ -328,7 +332,8 @@ local function terminate(c, id, event, status, body, iso, lent)
         call('UNLINK', job) -- what its worker still charged to it
     end
     local code = cjson.decode(body).code or ''
-    note(c, event, id, attempt, '', tokens and tokens .. ',' .. count(ran_ms) .. ',' .. code or code)
+    local used = tokens and quota.used(tokens, ran_ms, core, pico, currency)
+    note(c, event, id, attempt, '', used and used .. ',' .. code or code)
 end
 
 -- Redis has no calendar: RQ's time stamps come from the caller, or, in sweeps, from here.
@@ -347,6 +352,16 @@ local function iso_of(ms)
     return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day,
         math.floor(rest / 3600000), math.floor(rest / 60000) % 60,
         math.floor(rest / 1000) % 60, (rest % 1000) * 1000)
+end
+
+-- When a month begins, UTC.
+local function ms_of_month(year, month)
+    local y = month <= 2 and year - 1 or year
+    local era = math.floor(y / 400)
+    local yoe = y - era * 400
+    local doy = math.floor((153 * (month > 2 and month - 3 or month + 9) + 2) / 5)
+    local doe = yoe * 365 + math.floor(yoe / 4) - math.floor(yoe / 100) + doy
+    return (era * 146097 + doe - 719468) * 86400000
 end
 
 -- Whether the caller's leadership lasts: nobody has taken over, and its lease has not run out. A

@@ -2,7 +2,8 @@
 -- other steps call; the steps of its own are at the end.
 --
 -- A subject is `tenant:T`, `agent:T A` or `program:T A P`. Keys, per module:
---   aios:use     hash: subject -> tokens, prompt tokens, ran_ms, finished, failed (space between)
+--   aios:use     hash: subject -> tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
+--                (space between), and for each currency `USD=` and the cost in nano-units
 --   aios:used    zset: subject -> ms when its counters are dropped, unless it uses more
 --   aios:quota   hash: agent, tenant, `agent:*` or `tenant:*` -> the LIMITS, `-` where there is none
 --   aios:load    hash: how many wait (`q`, `q <subject>`: suspended, held and parked ones, too) and
@@ -13,8 +14,12 @@
 -- Use is counted in metered modules: llm, and all that have quotas or a policy that watches it. The load and the buckets are
 -- there while there are quotas. All changes of one call are written at its end, by `write`.
 
+do -- its names are its own: Lua has room for 200 in all
+
 local METERED = 'llm'
-local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute'}
+local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute',
+    'budget_per_day', 'budget_per_month'}
+local COUNTED = 6 -- tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
 local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 86400000}
 local SWEPT = 2000           -- counters that are dropped in one sweep, each second: about 1 ms
 local RECOUNT_MS = 60000     -- the load is counted anew after this long ...
@@ -59,8 +64,15 @@ function quota.owner(c, metadata)
     return who
 end
 
+-- A limit as it is kept: a number, or, of a budget, its nano-units and their currency.
+local function read_limit(name, value)
+    if not string.find(name, '^budget') then return tonumber(value) end
+    local nano, currency = string.match(value, '^(%d+)(%u+)$')
+    return nano and {nano = tonumber(nano), currency = currency}
+end
+
 -- The limits of an agent or tenant: its own, and where it has none those of `*`.
-local function limits_of(c, subject)
+function quota.limits_of(c, subject)
     c.limits = c.limits or {}
     local found = c.limits[subject]
     if found then return found end
@@ -71,7 +83,8 @@ local function limits_of(c, subject)
         local i = 0
         for value in string.gmatch(row, '%S+') do
             i = i + 1
-            if LIMITS[i] then found[LIMITS[i]] = found[LIMITS[i]] or tonumber(value) end
+            local name = LIMITS[i]
+            if name then found[name] = found[name] or read_limit(name, value) end
         end
     end
     c.limits[subject] = found
@@ -144,54 +157,72 @@ local function drain(c, kind, subject, limit, used)
     c.drained[kind .. ' ' .. subject] = true
 end
 
--- Count what was used, for all subjects of a job.
-local function meter(c, who, tokens, prompt, ran_ms, finished, failed)
-    if tokens + prompt + ran_ms + finished + failed == 0 then return end
+-- Count what was used, for all subjects of a job: the COUNTED, and what it cost on a core.
+local function meter(c, who, bill, counts, nano)
+    local all = nano
+    for i = 1, COUNTED do all = all + (counts[i] or 0) end
+    if all == 0 then return end
     c.uses = c.uses or {}
-    local sum = c.uses[who.line] or {who = who, 0, 0, 0, 0, 0}
-    for i, by in ipairs({tokens, prompt, ran_ms, finished, failed}) do sum[i] = sum[i] + by end
-    c.uses[who.line] = sum
+    local line = who.line .. '\t' .. bill.core .. '\t' .. bill.currency
+    local sum = c.uses[line] or {who = who, currency = bill.currency, nano = 0, 0, 0, 0, 0, 0, 0}
+    for i = 1, COUNTED do sum[i] = sum[i] + (counts[i] or 0) end
+    sum.nano = sum.nano + nano
+    c.uses[line] = sum
     touch(c, who)
+    if nano > 0 then money.spend(c, who, bill.currency, nano) end
     if not has_quotas(c) then return end
     for _, subject in ipairs(who.limited) do
-        local limits = limits_of(c, subject)
-        drain(c, 'tokens', subject, limits.tokens_per_minute, tokens + prompt)
+        local limits = quota.limits_of(c, subject)
+        drain(c, 'tokens', subject, limits.tokens_per_minute, (counts[1] or 0) + (counts[2] or 0))
         local slot_s = limits.slot_seconds_per_minute
-        drain(c, 'ms', subject, slot_s and slot_s * 1000, ran_ms)
+        drain(c, 'ms', subject, slot_s and slot_s * 1000, counts[3] or 0)
     end
 end
 
 local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
     'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
 
+-- What a job used in all, for the journal; of one that no core worked on, the first two alone.
+function quota.used(tokens, ran_ms, core, pico, currency)
+    local used = text_of(count(tokens)) .. ',' .. text_of(count(ran_ms))
+    if not core or core == '' then return used end
+    return table.concat({used, core, text_of(money.nano_of(count(pico))), currency or ''}, ',')
+end
+
 -- Charge a job with what this attempt has used since its claim (`use`: a row that says so), all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
--- Returns what the job used in all ('tokens,ran_ms'), its metadata, whether it has a record, and its needs.
+-- Returns what the job used in all (`quota.used`), its metadata, whether it has a record, its needs, and
+-- the bill of its attempt.
 function quota.charge(c, use)
-    local key, attempt = job_key(c, use.id), use.attempt
+    local key, attempt, bill = job_key(c, use.id), use.attempt, money.read_bill(use.bill)
     local ran_ms, tokens, prompt = tonumber(use.ran_ms), tonumber(use.tokens), tonumber(use.prompt)
     local f = redis.call('HMGET', key, unpack(CHARGED))
-    if not f[8] then return tokens .. ',' .. ran_ms, nil, false end -- a stock tool deleted it
+    if not f[8] then -- a stock tool deleted it
+        return quota.used(tokens, ran_ms, bill.core, bill.cost, bill.currency), nil, false, nil, bill
+    end
     local had_tokens, had_ms, had_prompt = count(f[2]), count(f[3]), count(f[4])
-    local base_tokens, base_ms = had_tokens, had_ms
-    if f[5] == attempt then base_tokens, base_ms = count(f[6]), count(f[7]) end
+    local base_tokens, base_ms, same = had_tokens, had_ms, f[5] == attempt
+    if same then base_tokens, base_ms = count(f[6]), count(f[7]) end
     local now_tokens = math.max(had_tokens, base_tokens + tokens)
     local now_ms = math.max(had_ms, base_ms + ran_ms)
     local now_prompt = math.max(had_prompt, prompt)
     redis.call('HSET', key, 'aios_tokens', now_tokens, 'aios_ran_ms', now_ms,
         'aios_prompt_tokens', now_prompt, 'aios_charged_attempt', attempt,
         'aios_base_tokens', base_tokens, 'aios_base_ran_ms', base_ms)
+    local pico, currency, nano, cached = 0, '', 0, 0
+    if bill.core ~= '' then pico, currency, nano, cached = money.charge(c, key, bill, same, prompt) end
     if quota.metered(c) then
-        meter(c, quota.owner(c, f[1] or nil), now_tokens - had_tokens, now_prompt - had_prompt,
-            now_ms - had_ms, 0, 0)
+        meter(c, quota.owner(c, f[1] or nil), bill, {now_tokens - had_tokens, now_prompt - had_prompt,
+            now_ms - had_ms, 0, 0, cached}, nano)
     end
-    return now_tokens .. ',' .. now_ms, f[1] or nil, true, f[9]
+    return quota.used(now_tokens, now_ms, bill.core, pico, currency), f[1] or nil, true, f[9], bill
 end
 
--- A job has ended, well or not.
-function quota.ended(c, metadata, well)
-    if quota.metered(c) then meter(c, quota.owner(c, metadata), 0, 0, 0, well and 1 or 0, well and 0 or 1) end
+-- A job has ended, well or not; `bill`: on which core, if any.
+function quota.ended(c, metadata, well, bill)
+    if not quota.metered(c) then return end
+    meter(c, quota.owner(c, metadata), bill or money.NO_BILL, {0, 0, 0, well and 1 or 0, well and 0 or 1}, 0)
 end
 
 -- Why a job of these metadata may not run now: {'quota', limit, subject, used, limit's value, ms until it
@@ -200,7 +231,7 @@ function quota.barrier(c, metadata, freed)
     if not has_quotas(c) then return nil end
     freed = freed and quota.owner(c, freed)
     for i, subject in ipairs(quota.owner(c, metadata).limited) do
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local most = limits.max_running
         if most then
             local runs = load_of(c, 'r ' .. subject)
@@ -225,7 +256,7 @@ end
 function quota.is_over(c, metadata)
     if not has_quotas(c) then return false end
     for _, subject in ipairs(quota.owner(c, metadata).limited) do
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local tokens, slot_s = limits.tokens_per_minute, limits.slot_seconds_per_minute
         if tokens and level(c, 'tokens', subject, tokens) <= 0 then return true end
         if slot_s and level(c, 'ms', subject, slot_s * 1000) <= 0 then return true end
@@ -239,25 +270,35 @@ function quota.refuses(c, job, taken)
     if not has_quotas(c) then return nil end
     local limited = quota.owner(c, job.metadata).limited
     for _, subject in ipairs(limited) do
-        local most = limits_of(c, subject).max_queued
+        local most = quota.limits_of(c, subject).max_queued
         local waiting = load_of(c, 'q ' .. subject) + (taken[subject] or 0)
-        if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most} end
+        if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most, 0, ''} end
     end
+    local currency = admission.currency_of(c, job)
+    local over = currency and money.over_budget(c, job.metadata, currency)
+    if over then return over end
     for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
+end
+
+-- The COUNTED, exact however large they are.
+local function joined(counts, between)
+    local texts = {}
+    for i = 1, COUNTED do texts[i] = text_of(counts[i]) end
+    return table.concat(texts, between)
 end
 
 -- Write what this call has counted. Returns the lines of use for the journal.
 local function write_uses(c)
     local sums, subjects, lines = {}, {}, {}
     for line, by in pairs(c.uses) do
-        lines[#lines + 1] = line .. '\t' .. table.concat(by, '\t')
+        lines[#lines + 1] = line .. '\t' .. joined(by, '\t') .. '\t' .. text_of(by.nano)
         for _, scope in ipairs({'tenant', 'agent', 'program'}) do
             local subject = by.who[scope]
-            if not sums[subject] then
-                sums[subject] = {0, 0, 0, 0, 0}
-                subjects[#subjects + 1] = subject
-            end
-            for i = 1, 5 do sums[subject][i] = sums[subject][i] + by[i] end
+            local sum = sums[subject] or {0, 0, 0, 0, 0, 0, cost = {}}
+            if not sums[subject] then subjects[#subjects + 1] = subject end
+            sums[subject] = sum
+            for i = 1, COUNTED do sum[i] = sum[i] + by[i] end
+            if by.nano > 0 then sum.cost[by.currency] = (sum.cost[by.currency] or 0) + by.nano end
         end
     end
     local rows, ends = {}, {}
@@ -266,10 +307,18 @@ local function write_uses(c)
         local sum, j = sums[subject], 0
         for value in string.gmatch(had[i] or '', '%S+') do
             j = j + 1
-            if sum[j] then sum[j] = sum[j] + value end
+            local currency, nano = string.match(value, '^(%u+)=(%d+)$')
+            if currency then
+                sum.cost[currency] = (sum.cost[currency] or 0) + nano
+            elseif j <= COUNTED then
+                sum[j] = sum[j] + value
+            end
         end
         rows[#rows + 1] = subject
-        rows[#rows + 1] = table.concat(sum, ' ')
+        rows[#rows + 1] = joined(sum, ' ')
+        for currency, nano in pairs(sum.cost) do
+            rows[#rows] = rows[#rows] .. ' ' .. currency .. '=' .. text_of(nano)
+        end
         ends[#ends + 1] = c.now + USE_TTL_MS[string.match(subject, '^%a+')]
         ends[#ends + 1] = subject
     end
@@ -303,6 +352,7 @@ function quota.write(c)
         end
         variadic('HSET', quota_key(c, 'bucket'), rows)
     end
+    money.write(c)
     local lines = c.uses and write_uses(c)
     c.uses, c.load_changed, c.drained = nil, nil, nil
     return lines
@@ -357,7 +407,7 @@ local function drop_full_buckets(c)
     local flat, gone = redis.call('HGETALL', quota_key(c, 'bucket')), {}
     for i = 1, #flat, 2 do
         local kind, subject = string.match(flat[i], '^(%a+) (.*)$')
-        local limits = limits_of(c, subject)
+        local limits = quota.limits_of(c, subject)
         local limit = kind == 'tokens' and limits.tokens_per_minute
             or kind == 'ms' and limits.slot_seconds_per_minute and limits.slot_seconds_per_minute * 1000
         if not limit or level(c, kind, subject, limit) >= limit then gone[#gone + 1] = flat[i] end
@@ -381,6 +431,7 @@ function quota.sweep(c, all_at_once)
     variadic('HDEL', quota_key(c, 'use'), over)
     variadic('ZREM', quota_key(c, 'used'), over)
     variadic('HDEL', c.marks, over)
+    money.sweep(c)
     if not has_quotas(c) then return false end
     if c.load_changed then write_load(c) end
     c.load, c.load_changed = nil, nil
@@ -426,3 +477,5 @@ register('recount', function(c)
     drop_full_buckets(c)
     return 0
 end)
+
+end

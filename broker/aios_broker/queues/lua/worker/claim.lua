@@ -23,10 +23,13 @@ local function read_job(c, id)
         needs = f[6], attempt = 0, queued_ms = 0, wanted = 0}
     if not f[7] then return job end -- it has never run, nor been held
     local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
-        'aios_suspensions', 'aios_losses', 'aios_decided')
+        'aios_suspensions', 'aios_losses', 'aios_decided', 'aios_cost', 'aios_currency', 'aios_read_by',
+        'aios_tokens', 'aios_cached')
     job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
     job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
-    job.decided = past[6] or nil
+    job.decided = past[6] or ''
+    job.cost, job.currency, job.read_by = past[7] or '0', past[8] or '', past[9] or ''
+    job.begun, job.cached = past[10], count(past[11])
     job.alone = is_suspect(c, job.losses) and 1 or 0
     return job
 end

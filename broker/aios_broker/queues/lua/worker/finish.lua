@@ -50,9 +50,9 @@ end
 -- first attempt's own is the total, and costs no command.
 local function charge_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
-    local total, metadata, known = quota.charge(c, job)
+    local total, metadata, known, _, bill = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', nil, job.id) end
-    quota.ended(c, metadata, job.status == 'finished')
+    quota.ended(c, metadata, job.status == 'finished', bill)
     return total
 end
 

@@ -18,7 +18,12 @@ from aios_workers.llm.constraint import Compiler, Matcher
 from aios_workers.llm.core import Constraint
 from aios_workers.llm.cores.llama.engine import Engine
 from aios_workers.llm.cores.llama.library import Library
-from aios_workers.llm.cores.llama.llama_context import Context, Embedder, ProbeResult, probe
+from aios_workers.llm.cores.llama.llama_context import (
+    Context,
+    Embedder,
+    ProbeResult,
+    open_context,
+)
 from aios_workers.llm.cores.llama.protocol import (
     Abort,
     Embed,
@@ -50,17 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load the model, say so, and serve until standard input ends."""
     [load] = sys.argv[1:] if arguments is None else arguments
     settings = msgspec.json.decode(load, type=Load)
+    exact = all(shape.grade == "exact" for shape in settings.shapes)
     input_fd, output_fd = _take_standard_streams()
     began = time.monotonic()
     try:
-        library = Library.load()
-        context = Context.load(library, Path(settings.weights), settings.shape)
+        library = Library.load(exact=exact)
+        model = library.load_model(
+            Path(settings.weights),
+            vocab_only=False,
+            gpu_layers=settings.gpu_layers,
+            repack=not exact,
+        )
+        load_ms = (time.monotonic() - began) * 1_000
+        context, found = open_context(library, model, settings.shapes)
     except KernelError as error:
         write_all(output_fd, encode_frame(Refused(error.to_wire())))
         return EXIT_REFUSED
-    load_ms = (time.monotonic() - began) * 1_000
-    found = probe(context)
-    ready = Ready(library.system_info, found.exact_resume, found.cost_ms, load_ms)
+    ready = Ready(library.system_info, context.shape, found.exact_resume, found.cost_ms, load_ms)
     write_all(output_fd, encode_frame(ready))
     _Server(library, context, found, settings.state_budget_bytes).serve(input_fd, output_fd)
     context.close()

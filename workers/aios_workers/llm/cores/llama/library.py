@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import importlib.metadata
 import os
+from collections import deque
 from ctypes import (
     CFUNCTYPE,
     POINTER,
@@ -31,12 +32,16 @@ from typing import ClassVar
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.process.child import package_dir
+from aios_workers.llm.cores.llama.gguf import GgufInfo, weights_fingerprint
 from aios_workers.model_files import SMOLLM2
 
 PACKAGE = "xllamacpp"
 PACKAGE_VERSION = "2026.10.11549"
 BUILD = "b11549"
-WEIGHTS_MAGIC = b"GGUF"
+# Read once by the library. Its tiled products of K-quants, from 8 rows up, round in another way
+# than those of single rows (docs/decisions/0023).
+TILED_PRODUCTS = "GGML_CPU_TILED_MM"
+MAX_WORDS = 3  # of the library's errors, for a message
 
 LOG_LEVEL_ERROR = 4
 LogCallback = CFUNCTYPE(None, c_int, c_char_p, c_void_p)
@@ -166,6 +171,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "llama_backend_init": (None, []),
     "llama_log_set": (None, [LogCallback, c_void_p]),
     "llama_print_system_info": (c_char_p, []),
+    "llama_supports_gpu_offload": (c_bool, []),
     "llama_model_default_params": (ModelParams, []),
     "llama_context_default_params": (ContextParams, []),
     "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParams]),
@@ -208,12 +214,17 @@ class Library:
         self.c = c
 
     @classmethod
-    def load(cls) -> Library:
+    def load(cls, *, exact: bool = True) -> Library:
         """Load it, silence its chatter, and check that it is the build we know.
+
+        `exact`: products of many rows are those of single rows, bit for bit. It holds for the
+        whole process, from the first computation on.
 
         Raises:
             InvalidConfig: the package is missing or another version.
         """
+        if exact:
+            os.putenv(TILED_PRODUCTS, "0")
         c = ctypes.CDLL(str(_shared_object()))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(c, name)
@@ -229,19 +240,31 @@ class Library:
         """The instruction sets that the library was compiled for, as it words them."""
         return str(self.c.llama_print_system_info().decode("ascii", "replace")).strip()
 
-    def load_model(self, path: Path, *, vocab_only: bool) -> int:
+    @property
+    def offloads(self) -> bool:
+        """Whether this build can compute layers on a GPU."""
+        return bool(self.c.llama_supports_gpu_offload())
+
+    def load_model(
+        self, path: Path, *, vocab_only: bool, gpu_layers: int = 0, repack: bool = False
+    ) -> int:
         """Return the handle of a model; free it with `llama_model_free`.
+
+        `repack`: lay weights out for products of many rows, which round in another way.
 
         Raises:
             InvalidConfig: the file is not a model that this build reads.
         """
         params = self.c.llama_model_default_params()
         params.vocab_only = vocab_only
+        params.n_gpu_layers = gpu_layers
+        params.use_extra_bufts = repack
+        _last_errors.clear()
         model = self.c.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise InvalidConfig(
-                f"llama.cpp {BUILD} cannot read the weights at {path}",
-                field="weights",
+                f"llama.cpp {BUILD} cannot load the file {path}: {' '.join(_last_errors)}",
+                field="gguf",
                 remedy="name a GGUF file of a model that this build supports",
             )
         return int(model)
@@ -277,6 +300,10 @@ def _not_the_build(why: str) -> InvalidConfig:
 def _log_errors(level: int, text: bytes | None, _user_data: int | None) -> None:
     if level == LOG_LEVEL_ERROR and text:
         os.write(2, text)  # unbuffered: called from C, perhaps before an abort
+        _last_errors.append(" ".join(text.decode("utf-8", "replace").split()))
+
+
+_last_errors: deque[str] = deque(maxlen=MAX_WORDS)
 
 
 # The shared object, which is never unloaded, keeps a bare pointer to this: it must live as long.
@@ -286,34 +313,30 @@ _LOG_CALLBACK = LogCallback(_log_errors)
 def find_weights(path: Path | None = None) -> Path:
     """Return the weights at `path`, or those of the package of the embedded model.
 
-    Checks the first bytes; `weights_checksum` checks the rest.
-
     Raises:
-        InvalidConfig: there are none, or they cannot be a model.
+        InvalidConfig: the package is not installed.
     """
     found = path or SMOLLM2.find()
     if found is None:
         raise _unusable(f"the embedded model's weights ({SMOLLM2.package}) are not installed")
-    try:
-        with found.open("rb") as file:
-            magic = file.read(len(WEIGHTS_MAGIC))
-    except OSError as error:
-        raise _unusable(f"the weights at {found} cannot be read: {error}") from error
-    if magic != WEIGHTS_MAGIC:
-        raise _unusable(f"the file at {found} is not in the GGUF format")
     return found
 
 
-def weights_checksum(path: Path) -> str:
-    """Read the file and return its SHA-256; 0.1 to 0.4 s for 98 MB.
+def weights_checksum(info: GgufInfo) -> str:
+    """Return what tells these weights from others.
+
+    Of the package's own file its SHA-256 (0.1 to 0.4 s for 98 MB), of any other
+    `weights_fingerprint`: a start does not read gigabytes.
 
     Raises:
-        InvalidConfig: it is that of the package, and not as it was published.
+        InvalidConfig: it is the file of the package, and not as it was published.
     """
-    with path.open("rb") as file:
+    if info.path != SMOLLM2.find():
+        return weights_fingerprint(info)
+    with info.path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != SMOLLM2.sha256 and path == SMOLLM2.find():
-        raise _unusable(f"the weights at {path} have the SHA-256 {actual}")
+    if actual != SMOLLM2.sha256:
+        raise _unusable(f"the weights at {info.path} have the SHA-256 {actual}")
     return actual
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_workers.llm.cores.llama.library import Batch, Library
 from aios_workers.llm.cores.llama.protocol import (
-    MICRO_BATCH_TOKENS,
     ContextShape,
     Embed,
     Embedded,
@@ -27,9 +26,10 @@ from aios_workers.llm.cores.llama.protocol import (
 
 # Tokens of a text embedded between two steps of the engine: about 0.1 s of this model.
 PIECE_TOKENS = 16
-PROBE_SHORT_TOKENS = 40
-PROBE_LONG_TOKENS = 600
-PROBE_WRITTEN_TOKENS = 8  # of these, as if they had been generated one by one
+# How a text is written in the probe: a prompt, then single tokens and a few others' pieces.
+PROBE_PIECES = (21, 1, 1, 1, 3, 1, 2, 4, 5, 1)
+PROBE_TOKENS = sum(PROBE_PIECES)
+_BF16 = 30  # its code among the library's types of numbers
 _FLASH_ATTENTION_ENABLED = 1
 _POOLING_NONE = 0
 _TO_THE_END = -1
@@ -53,7 +53,7 @@ class _LibraryContext:
     ) -> None:
         self._c = library.c
         params = self._c.llama_context_default_params()
-        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_batch, params.n_ubatch = batch_tokens, min(batch_tokens, shape.joint_rows)
         params.n_threads = params.n_threads_batch = shape.threads
         for name, value in settings.items():
             setattr(params, name, value)
@@ -98,9 +98,14 @@ class Context(_LibraryContext):
         if shape.context_tokens > trained_tokens:
             raise InvalidConfig(
                 f"the model was trained for {trained_tokens} tokens of context",
-                field="AIOS_LLM_CONTEXT_TOKENS",
+                field="context_tokens",
                 remedy=f"ask for at most {trained_tokens}, not {shape.context_tokens}",
             )
+        settings = {}
+        if shape.grade == "exact" and shape.threads > 1:
+            # Keys and values of one type are summed in as many parts as there are threads, where
+            # one token looks at 512 and more.
+            settings["type_v"] = _BF16
         super().__init__(
             library,
             model,
@@ -111,6 +116,7 @@ class Context(_LibraryContext):
             n_outputs_max=shape.slots,
             flash_attn_type=_FLASH_ATTENTION_ENABLED,
             kv_unified=False,
+            **settings,
         )
         if not self.handle or self._c.llama_n_ctx_seq(self.handle) < shape.context_tokens:
             raise CoreError(
@@ -130,8 +136,12 @@ class Context(_LibraryContext):
     def close(self) -> None:
         """Free model and context; nothing may be called afterwards."""
         if self.handle:
-            super().close()
+            self.free()
             self._c.llama_model_free(self.model)
+
+    def free(self) -> None:
+        """Free the context alone: the model is for another."""
+        super().close()
 
     def is_end(self, token: int) -> bool:
         """Whether a token ends a generation."""
@@ -313,28 +323,45 @@ class ProbeResult:
 def probe(context: Context) -> ProbeResult:
     """Find out whether reading a text again is bit-equal to having written it.
 
-    It is in micro-batches below 64 tokens and on one thread. With more threads llama.cpp sums the
-    attention over 512 and more tokens in as many parts, only for single tokens; with larger
-    micro-batches another kernel computes prompts. Both are looked at where they would show.
+    Reading computes many rows at once, writing one: some types of weights are multiplied in
+    another way then. Attention differs only over longer texts, by settings that are known
+    (`ContextShape.attends_alike`), so that 40 tokens will do.
 
-    Leaves every slot empty.
-    Costs about 0.5 s, or 8 s with settings that are known to be inexact for long texts.
+    Leaves every slot empty. Costs 80 tokens.
     """
     began = time.monotonic()
     shape = context.shape
-    known_good = shape.threads == 1 and shape.micro_batch_tokens <= MICRO_BATCH_TOKENS
-    length = min(PROBE_SHORT_TOKENS if known_good else PROBE_LONG_TOKENS, shape.context_tokens)
-    ids = [(i * 7919) % context.vocab_size for i in range(1, length + 1)]
-    written = _compute(
-        context, 0, ids, pieces=[length - PROBE_WRITTEN_TOKENS] + [1] * PROBE_WRITTEN_TOKENS
-    )
+    ids = [(i * 7919) % context.vocab_size for i in range(1, PROBE_TOKENS + 1)]
+    written = _compute(context, 0, ids, pieces=PROBE_PIECES)
     read_from = time.monotonic()
-    read = _compute(context, shape.slots - 1, ids, pieces=[length])
+    read = _compute(context, shape.slots - 1, ids, pieces=[PROBE_TOKENS])
     now = time.monotonic()
     for slot in range(shape.slots):
         context.truncate(slot, 0)
-    exact = bool(np.array_equal(written, read))
-    return ProbeResult(exact, (now - began) * 1_000, (now - read_from) * 1_000 / length)
+    exact = shape.attends_alike and bool(np.array_equal(written, read))
+    return ProbeResult(exact, (now - began) * 1_000, (now - read_from) * 1_000 / PROBE_TOKENS)
+
+
+def open_context(
+    library: Library, model: int, shapes: Sequence[ContextShape]
+) -> tuple[Context, ProbeResult]:
+    """Open a model's context in the first shape in which the model keeps the grade.
+
+    Raises:
+        InvalidConfig: there is none.
+    """
+    for shape in shapes:
+        context = Context(library, model, shape)
+        found = probe(context)
+        if found.exact_resume or shape.grade != "exact":
+            return context, found
+        context.free()
+    raise InvalidConfig(
+        "this model is not computed the same way, bit for bit, when a text is read again: it "
+        "cannot be resumed exactly",
+        field="grade",
+        remedy='set grade = "same-context"',
+    )
 
 
 def _compute(

@@ -5,20 +5,24 @@ child (`aios_workers.llm.cores.llama`) that ends with the worker. A child that d
 `CoreError` for the generations it ran; the next one starts it again.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import hashlib
 import itertools
 import logging
+import os
 import sys
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from aios_broker.contract.errors import CoreError
+from aios_broker.contract.cores import Grade, LlamaSettings
+from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_workers.llm.constraint import ConstraintChecker
 from aios_workers.llm.core import (
     SAMPLER_KEEPS,
@@ -36,14 +40,22 @@ from aios_workers.llm.cores.base_core import (
     check_generation,
     text_ids,
 )
+from aios_workers.llm.cores.llama.gguf import GgufInfo, read_gguf
 from aios_workers.llm.cores.llama.library import (
     PACKAGE_VERSION,
     Library,
     find_weights,
     weights_checksum,
 )
+from aios_workers.llm.cores.llama.memory import (
+    check_memory,
+    default_context_tokens,
+    free_bytes,
+    memory_need,
+)
 from aios_workers.llm.cores.llama.process import CoreProcess
 from aios_workers.llm.cores.llama.protocol import (
+    MICRO_BATCH_TOKENS,
     Abort,
     ContextShape,
     Embed,
@@ -60,6 +72,8 @@ from aios_workers.llm.cores.llama.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 MAX_LOGPROBS = 64
+MAX_DEFAULT_THREADS = 8
+LARGE_MICRO_BATCH_TOKENS = 512  # llama.cpp's own; a third faster at reading, not exact
 RESTARTS = FailureLimit(MAX_RESTARTS, window_s=60.0, rest_s=60.0)
 
 
@@ -86,14 +100,42 @@ class LlamaCppConfig:
     name: str = ""  # of the core; none: the model's
     weights: Path | None = None  # None: those of the package of the embedded model
     slots: int = 2
-    context_tokens: int = 2_048  # of each slot
-    threads: int = 1  # 2 are slower than 1 where 2 processors are shared with anything else
+    context_tokens: int | None = 2_048  # of each slot; None: the model's, as far as memory goes
+    threads: int | None = 1  # None: `default_threads`
+    gpu_layers: int = 0
+    grade: Grade = "exact"
     state_budget_bytes: int = 512 * 1024 * 1024  # for KV states of suspended generations
     kv_dir: Path | None = None  # shared with the other cores of this host; None: with none
     kv_max_bytes: int = 512 * 1024 * 1024  # of all files in it
     start_limit_s: float = 120.0
     stall_limit_s: float = 60.0  # without a step while it has work
     health_limit_s: float = 15.0
+
+    @classmethod
+    def of(
+        cls, name: str, settings: LlamaSettings, *, kv_dir: Path | None, kv_max_bytes: int
+    ) -> LlamaCppConfig:
+        """Return what an entry of the catalogue describes."""
+        return cls(
+            model=name,
+            weights=Path(settings.gguf) if settings.gguf is not None else None,
+            slots=settings.slots,
+            context_tokens=settings.context_tokens,
+            threads=settings.threads,
+            gpu_layers=settings.gpu_layers,
+            grade=settings.grade,
+            kv_dir=kv_dir,
+            kv_max_bytes=kv_max_bytes,
+        )
+
+
+def default_threads() -> int:
+    """Return how many threads compute where nobody says: one processor is left to the others.
+
+    Threads wait for one another by spinning: with as many as there are processors, each of the
+    kernel's own steps stops all of them (docs/decisions/0023).
+    """
+    return max(1, min(MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)) - 1))
 
 
 class LlamaCppCore(BaseCore[Vocabulary]):
@@ -103,7 +145,8 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         super().__init__()
         self.config = config or LlamaCppConfig()
         self._constraints = ConstraintChecker()
-        self._weights: Path | None = None
+        self._weights: GgufInfo | None = None
+        self._shapes: tuple[ContextShape, ...] = ()
         self._process: CoreProcess | None = None
         self._starting = asyncio.Lock()
         self._restarts = CircuitBreaker("the core process", RESTARTS)
@@ -236,9 +279,9 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             await self._process.close()
             self._process = None
         if self._weights is None:
-            self._weights = find_weights(self.config.weights)
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary.load(Library.load(), self._weights)
+            weights = await asyncio.to_thread(read_gguf, find_weights(self.config.weights))
+            self._shapes = self._plan(weights)
+            self._weights = weights
         checksum = asyncio.create_task(asyncio.to_thread(weights_checksum, self._weights))
         try:
             self._process, ready = await CoreProcess.start(
@@ -248,6 +291,8 @@ class LlamaCppCore(BaseCore[Vocabulary]):
             )
         finally:
             sha256 = await checksum
+        if self._vocabulary is None:  # only now: a file that kills its reader has killed the child
+            self._vocabulary = Vocabulary.load(Library.load(), self._weights.path)
         self._info = self._describe(ready, sha256)
         if self.config.kv_dir is not None:
             folder = str(self.config.kv_dir.absolute())
@@ -255,30 +300,55 @@ class LlamaCppCore(BaseCore[Vocabulary]):
                 ShareStates(folder, self._info.fingerprint, self.config.kv_max_bytes)
             )
         logger.info(
-            "core process %d: %s, %d slots of %d tokens, loaded in %.0f ms, probed in %.0f ms, "
-            "KV states in %s",
+            "core process %d: %s, %d slots of %d tokens, %d threads, %s, loaded in %.0f ms, "
+            "probed in %.0f ms, KV states in %s",
             self._process.pid,
             self._info.snapshot_model,
             self._info.slots,
             self._info.context_tokens,
+            ready.shape.threads,
+            "exact" if ready.exact_resume else "not exact",
             ready.load_ms,
             ready.probe_ms,
             self.config.kv_dir or "this process alone",
         )
 
-    def _command(self, weights: Path) -> list[str]:
+    def _plan(self, info: GgufInfo) -> tuple[ContextShape, ...]:
+        """Return the shapes to try; refuse what there is no room or no device for."""
         config = self.config
-        shape = ContextShape(config.slots, config.context_tokens, config.threads)
-        load = msgspec.json.encode(Load(str(weights), shape, config.state_budget_bytes)).decode()
-        return [sys.executable, "-P", "-m", "aios_workers.llm.cores.llama", load]
+        if config.gpu_layers and not Library.load().offloads:
+            raise InvalidConfig(
+                f"this build of llama.cpp ({PACKAGE_VERSION}) has no GPU to put layers on",
+                field="gpu_layers",
+                remedy="set it to 0, or serve the model by SGLang or another server",
+            )
+        exact = config.grade == "exact"
+        rows = MICRO_BATCH_TOKENS if exact else LARGE_MICRO_BATCH_TOKENS
+        free = free_bytes()
+        tokens = config.context_tokens
+        if tokens is None:
+            tokens = default_context_tokens(info, slots=config.slots, free_bytes=free)
+        need = memory_need(info, slots=config.slots, context_tokens=tokens, micro_batch_tokens=rows)
+        check_memory(need, free, info, slots=config.slots, tokens=tokens)
+        threads = config.threads or default_threads()
+        if exact and info.latent_attention:  # keys and values are one there: see `attends_alike`
+            threads = 1
+        shape = ContextShape(config.slots, tokens, threads, rows, rows, config.grade)
+        return (shape, replace(shape, joint_rows=1)) if exact else (shape,)
+
+    def _command(self, weights: GgufInfo) -> list[str]:
+        config = self.config
+        load = Load(str(weights.path), self._shapes, config.state_budget_bytes, config.gpu_layers)
+        text = msgspec.json.encode(load).decode()
+        return [sys.executable, "-P", "-m", "aios_workers.llm.cores.llama", text]
 
     def _describe(self, ready: Ready, sha256: str) -> CoreInfo:
         material = "\n".join((PACKAGE_VERSION, ready.system_info, sha256)).encode()
         return CoreInfo(
             model=self.config.model,
             fingerprint=hashlib.sha256(material).hexdigest()[:16],
-            slots=self.config.slots,
-            context_tokens=self.config.context_tokens,
+            slots=ready.shape.slots,
+            context_tokens=ready.shape.context_tokens,
             capabilities=Capabilities(
                 exact_resume=ready.exact_resume,
                 keeps=SAMPLER_KEEPS,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Struct
 
+from aios_broker.contract.cores import Grade
 from aios_broker.contract.errors import ErrorBody
 from aios_workers.llm.core import Constraint, FinishReason, Sampling, ScoredToken
 
@@ -30,15 +31,28 @@ class ContextShape:
     slots: int
     context_tokens: int  # of each slot
     threads: int = 1
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS  # rows of a step
+    joint_rows: int = MICRO_BATCH_TOKENS  # of those, how many are computed as one product
+    # Exact: whatever else is in a step, and in what pieces a text is read, the bits are the same.
+    # A probe looks whether they are; settings that are known to fail are not even tried.
+    grade: Grade = "exact"
+
+    @property
+    def attends_alike(self) -> bool:
+        """Whether attention takes the same kernel for one row and for many, at any length."""
+        if self.grade != "exact":
+            return self.threads == 1 and self.micro_batch_tokens <= MICRO_BATCH_TOKENS
+        return self.threads > 1 or self.micro_batch_tokens <= MICRO_BATCH_TOKENS
 
 
 class Load(Struct, frozen=True):
     """What a process is started with: its argument, in JSON."""
 
     weights: str  # a path
-    shape: ContextShape
+    # In order: the first in which the model keeps the grade is taken. None does: it is refused.
+    shapes: tuple[ContextShape, ...]
     state_budget_bytes: int
+    gpu_layers: int = 0
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=True):
@@ -108,6 +122,7 @@ class Ready(Struct, frozen=True, array_like=True, tag=True):
     """The model is loaded. The first frame of a process."""
 
     system_info: str
+    shape: ContextShape  # that was taken
     exact_resume: bool
     probe_ms: float
     load_ms: float

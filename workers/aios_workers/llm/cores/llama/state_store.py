@@ -88,7 +88,8 @@ def state_key(fingerprint: str, shape: ContextShape, *, exact_resume: bool) -> b
     rounds in another way would make a resumed answer differ from the uninterrupted one. The slots,
     because llama.cpp loads a state only into as many KV streams as it comes from.
     """
-    settings = (fingerprint, shape.threads, shape.micro_batch_tokens, exact_resume, shape.slots)
+    rows = (shape.micro_batch_tokens, shape.joint_rows)
+    settings = (fingerprint, shape.threads, *rows, shape.grade, exact_resume, shape.slots)
     return hashlib.sha256("\n".join(map(str, settings)).encode()).digest()
 
 
