@@ -49,7 +49,9 @@ class WebAddress:
     def __str__(self) -> str:
         """Return it without what may be secret in it: user, password, query."""
         parts = urlsplit(self.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return parts._replace(
+            netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
+        ).geturl()
 
 
 Address = HubAddress | WebAddress
@@ -59,6 +61,7 @@ def parse_address(text: str, *, has_sum: bool = False) -> Address:
     """Read an address as it was typed.
 
     Args:
+        text: It.
         has_sum: The file's checksum is known, so that it matters less who hands it over.
 
     Raises:
@@ -80,9 +83,7 @@ def _hub_address(text: str) -> HubAddress:
     repo, _, path = rest.partition("/")
     for part in (owner, repo):
         if not HUB_NAME.match(part) or ".." in part:
-            raise _refused(
-                f"{part!r} is no name of the hub's", f"write {HUB}ORG/REPO/FILE.gguf"
-            )
+            raise _refused(f"{part!r} is no name of the hub's", f"write {HUB}ORG/REPO/FILE.gguf")
     for part in path.split("/") if path else ():
         _check_name(part)
     if path:
@@ -135,9 +136,7 @@ def parts_of(path: str) -> list[str]:
     part, of = int(split["part"]), int(split["of"])
     if not 1 <= part <= of <= MAX_PARTS:
         raise _refused(f"{path!r} is part {part} of {of}", "copy it again")
-    return [
-        f"{split['stem']}-{number:05}-of-{of:05}{split['end']}" for number in range(1, of + 1)
-    ]
+    return [f"{split['stem']}-{number:05}-of-{of:05}{split['end']}" for number in range(1, of + 1)]
 
 
 def core_name_of(path: str) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,6 @@ from aios_local.models.place import PartOf, Place, sha256_of, size_text
 logger = logging.getLogger(__name__)
 
 MAGIC = b"GGUF"
-CHUNK_BYTES = 1 << 20
 ANSWER_LIMIT_S = 30.0  # without a byte
 TIME_LIMITS = httpx.Timeout(ANSWER_LIMIT_S, connect=10.0)
 MAX_STALLS = 5  # tries that bring nothing, one after the other
@@ -94,7 +93,7 @@ def check_gguf(client: httpx.Client, file: RemoteFile) -> int | None:
     """
     try:
         with _asked(client, file, {"Range": f"bytes=0-{len(MAGIC) - 1}"}) as response:
-            first = next(response.iter_raw(len(MAGIC)), b"")
+            first = next(response.iter_raw(len(MAGIC)), b"")  # of a whole file, too
             _check_magic(file, first)
             return total_bytes(response)
     except httpx.InvalidURL as error:
@@ -110,37 +109,103 @@ def check_gguf(client: httpx.Client, file: RemoteFile) -> int | None:
         ) from error
 
 
-def fetch(
-    client: httpx.Client, file: RemoteFile, place: Place, source: str, on_bytes: OnBytes
-) -> Fetched:
-    """Fetch a file to its place, unless it is there.
+@dataclass(frozen=True, slots=True)
+class Download:
+    """How the files of one offer are fetched."""
 
-    Args:
-        source: Where it is from, as it is written down.
-        on_bytes: Called as bytes come.
+    client: httpx.Client
+    source: str  # where they are from, as it is written down
+    on_bytes: OnBytes  # called as bytes come
+    waits_s: Sequence[float] = WAITS_S
 
-    Raises:
-        AlreadyExists: Another process fetches it, or another file is there.
-        DownloadFailed: It did not come, or was wrong; the message says what is kept.
-        InvalidConfig: It is no GGUF file.
-    """
-    place.make_folder()
-    with place.locked():
-        if place.path.exists():
-            return _here_already(file, place, source)
-        if file.size_bytes is not None:
-            place.check_room(file.size_bytes)
-        _fetch_part(client, file, place, source, on_bytes)
-        found = sha256_of(place.part_path)
-        if file.sha256 is not None and found != file.sha256:
-            place.drop_part()
-            raise DownloadFailed(
-                f"{file.name} has the checksum {found}, and not {file.sha256}; it was removed",
-                field="--sha256",
-                remedy="fetch it again; if it is wrong again, ask who published it",
-            )
-        place.settle(found, source)
-        return Fetched(place.path, found, new=True)
+    def fetch(self, file: RemoteFile, place: Place) -> Fetched:
+        """Fetch a file to its place, unless it is there.
+
+        Raises:
+            AlreadyExists: Another process fetches it, or another file is there.
+            DownloadFailed: It did not come, or was wrong; the message says what is kept.
+            InvalidConfig: It is no GGUF file.
+        """
+        place.make_folder()
+        with place.locked():
+            if place.path.exists():
+                return _here_already(file, place, self.source)
+            if file.size_bytes is not None:
+                place.check_room(file.size_bytes)
+            self._fetch_part(file, place)
+            found = sha256_of(place.part_path)
+            if file.sha256 is not None and found != file.sha256:
+                place.drop_part()
+                raise DownloadFailed(
+                    f"{file.name} has the checksum {found}, and not {file.sha256}; it was removed",
+                    field="--sha256",
+                    remedy="fetch it again; if it is wrong again, ask who published it",
+                )
+            place.settle(found, self.source)
+            return Fetched(place.path, found, new=True)
+
+    def _fetch_part(self, file: RemoteFile, place: Place) -> None:
+        """Append to the part until it is whole."""
+        _drop_foreign_part(file, place, self.source)
+        stalls = 0
+        for _ in range(MAX_TRIES):
+            before = place.part_bytes()
+            if file.size_bytes is not None and before == file.size_bytes:
+                return
+            try:
+                self._append(file, place)
+            except (_Cut, httpx.HTTPError) as error:
+                stalls = 0 if place.part_bytes() > before else stalls + 1
+                why, wait_s = _said(error), getattr(error, "wait_s", 0.0)
+            else:
+                return
+            if stalls >= MAX_STALLS or wait_s > LONGEST_RETRY_AFTER_S:
+                break
+            logger.info("%s: %s; going on at %d bytes", file.name, why, place.part_bytes())
+            time.sleep(max(wait_s, self.waits_s[min(stalls, len(self.waits_s) - 1)]))
+        raise DownloadFailed(
+            f"{file.name}: {why}; {size_text(place.part_bytes())} of {size_text(file.size_bytes)} "
+            "have come and are kept",
+            retry_after_s=wait_s or None,
+            remedy="the same command goes on where it ended",
+        )
+
+    def _append(self, file: RemoteFile, place: Place) -> None:
+        """Ask for what is missing and write it.
+
+        Raises:
+            _Cut, httpx.HTTPError: It ended early; what has come is in the part.
+        """
+        note, start = place.part_of(), place.part_bytes()
+        asked = {"Range": f"bytes={start}-"} if start else {}
+        if start and note is not None and note.validator is not None and file.sha256 is None:
+            asked["If-Range"] = note.validator
+        with _asked(self.client, file, asked) as response:
+            if response.status_code in RESTART:
+                place.drop_part()
+                raise _Cut("its server has no such part of it any more")
+            if not _goes_on(response, file, place, start, note):
+                start = 0
+                place.begin_part(PartOf(self.source, file.sha256, validator_of(response)))
+            self._write(response, file, place, start)
+
+    def _write(self, response: httpx.Response, file: RemoteFile, place: Place, start: int) -> None:
+        size_bytes = _whole_size(file, response)
+        so_far, head = start, MAGIC if start else b""
+        self.on_bytes(file.name, so_far, size_bytes)
+        with place.part_path.open("ab") as part:
+            # As they come: what is gathered into larger ones is lost where the line is cut.
+            for chunk in response.iter_raw():
+                if len(head) < len(MAGIC):
+                    head = (head + chunk)[: len(MAGIC)]
+                    _check_magic(file, head, MAGIC[: len(head)])
+                so_far += len(chunk)
+                if size_bytes is not None and so_far > size_bytes:
+                    raise _Cut("its server sends more than it said")
+                part.write(chunk)
+                self.on_bytes(file.name, so_far, size_bytes)
+        if size_bytes is not None and so_far < size_bytes:
+            raise _Cut("the line was cut")
 
 
 def _here_already(file: RemoteFile, place: Place, source: str) -> Fetched:
@@ -160,33 +225,6 @@ def _here_already(file: RemoteFile, place: Place, source: str) -> Fetched:
     )
 
 
-def _fetch_part(
-    client: httpx.Client, file: RemoteFile, place: Place, source: str, on_bytes: OnBytes
-) -> None:
-    """Append to the part until it is whole."""
-    _drop_foreign_part(file, place, source)
-    stalls = 0
-    for _ in range(MAX_TRIES):
-        before = place.part_bytes()
-        if file.size_bytes is not None and before == file.size_bytes:
-            return
-        try:
-            return _append(client, file, place, source, on_bytes)
-        except (_Cut, httpx.HTTPError) as error:
-            stalls = 0 if place.part_bytes() > before else stalls + 1
-            why, wait_s = _said(error), getattr(error, "wait_s", 0.0)
-        if stalls >= MAX_STALLS or wait_s > LONGEST_RETRY_AFTER_S:
-            break
-        logger.info("%s: %s; going on at %d bytes", file.name, why, place.part_bytes())
-        time.sleep(max(wait_s, WAITS_S[min(stalls, len(WAITS_S) - 1)]))
-    raise DownloadFailed(
-        f"{file.name}: {why}; {size_text(place.part_bytes())} of {size_text(file.size_bytes)} "
-        "have come and are kept",
-        retry_after_s=wait_s or None,
-        remedy="the same command goes on where it ended",
-    )
-
-
 def _drop_foreign_part(file: RemoteFile, place: Place, source: str) -> None:
     """Drop a part that nobody can say to be of this file: with a checksum it will show."""
     note = place.part_of()
@@ -198,30 +236,6 @@ def _drop_foreign_part(file: RemoteFile, place: Place, source: str) -> None:
     too_long = file.size_bytes is not None and place.part_bytes() > file.size_bytes
     if not known or too_long:
         place.drop_part()
-
-
-def _append(
-    client: httpx.Client, file: RemoteFile, place: Place, source: str, on_bytes: OnBytes
-) -> None:
-    """Ask for what is missing and write it.
-
-    Raises:
-        _Cut, httpx.HTTPError: It ended early; what has come is in the part.
-    """
-    note, start = place.part_of(), place.part_bytes()
-    asked = {"Range": f"bytes={start}-"} if start else {}
-    if start and note is not None and note.validator is not None and file.sha256 is None:
-        asked["If-Range"] = note.validator
-    with _asked(client, file, asked) as response:
-        if response.status_code in RESTART:
-            place.drop_part()
-            raise _Cut("its server has no such part of it any more")
-        validator = validator_of(response)
-        if not _goes_on(response, file, place, start, note):
-            start = 0
-            place.begin_part(PartOf(source, file.sha256, validator))
-        size_bytes = _whole_size(file, response)
-        _write(response, file, place, start, size_bytes, on_bytes)
 
 
 def _goes_on(
@@ -255,33 +269,10 @@ def _whole_size(file: RemoteFile, response: httpx.Response) -> int | None:
     return said if said is not None else file.size_bytes
 
 
-def _write(
-    response: httpx.Response,
-    file: RemoteFile,
-    place: Place,
-    start: int,
-    size_bytes: int | None,
-    on_bytes: OnBytes,
-) -> None:
-    so_far = start
-    on_bytes(file.name, so_far, size_bytes)
-    with place.part_path.open("ab") as part:
-        for chunk in response.iter_raw(CHUNK_BYTES):
-            if so_far == 0:
-                _check_magic(file, chunk)
-            so_far += len(chunk)
-            if size_bytes is not None and so_far > size_bytes:
-                raise _Cut("its server sends more than it said")
-            part.write(chunk)
-            on_bytes(file.name, so_far, size_bytes)
-    if size_bytes is not None and so_far < size_bytes:
-        raise _Cut("the line was cut")
-
-
-def _check_magic(file: RemoteFile, first: bytes) -> None:
-    if not first.startswith(MAGIC):
+def _check_magic(file: RemoteFile, first: bytes, magic: bytes = MAGIC) -> None:
+    if first != magic:
         raise InvalidConfig(
-            f"{file.name} is no GGUF file: it begins with {first[: len(MAGIC)]!r}",
+            f"{file.name} is no GGUF file: it begins with {first!r}",
             field=FIELD,
             remedy="see whether the address is that of the file and not of a page about it",
         )

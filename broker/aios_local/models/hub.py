@@ -6,7 +6,6 @@ the hub is asked for.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,12 +35,15 @@ MAX_LICENCE_CHARACTERS = 80
 MOST_BYTES = 50 * 10**9  # of a file that comes over plain HTTP: constants.MAX_HTTP_DOWNLOAD_SIZE
 
 
-def hub_client() -> httpx.Client:
-    """Return the client that the hub's library uses, with its proxies and certificates."""
+@contextmanager
+def hub_client() -> Iterator[httpx.Client]:
+    """Open the client that the hub's library uses, with its proxies and certificates."""
     with _translated(None):
-        from huggingface_hub import get_session  # noqa: PLC0415  see above
-
-        return get_session()
+        from huggingface_hub import close_session, get_session  # noqa: PLC0415  see above
+    try:
+        yield get_session()
+    finally:
+        close_session()
 
 
 def hub_offer(address: HubAddress, revision: str | None) -> Offer:
@@ -54,20 +56,20 @@ def hub_offer(address: HubAddress, revision: str | None) -> Offer:
         DownloadFailed: The hub does not answer, or wants to be left alone for a while.
     """
     with _translated(address):
-        from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url  # noqa: PLC0415
-        from huggingface_hub.utils import build_hf_headers  # noqa: PLC0415
+        from huggingface_hub import HfApi, get_token, hf_hub_url  # noqa: PLC0415
 
-        api = HfApi()
+        api = HfApi(library_name="aios")
         info = api.model_info(
             address.repo_id, revision=revision, files_metadata=True, timeout=_answer_limit_s()
         )
         names = _wanted(address, [one.rfilename for one in info.siblings or ()])
         commit = info.sha or revision or "main"
-        headers = build_hf_headers(library_name="aios")
+        token = get_token()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         files = []
         for name in names:
             url = hf_hub_url(address.repo_id, name, revision=commit)
-            found = get_hf_file_metadata(url, headers=headers)
+            found = api.get_hf_file_metadata(url=url)
             files.append(_remote_file(name, url, found, info, headers))
     *folders, _ = address.path.split("/")
     return Offer(
@@ -145,13 +147,13 @@ def _licence(info: "ModelInfo") -> str | None:
 @contextmanager
 def _translated(address: HubAddress | None) -> Iterator[None]:
     """Let what the hub's client raises be an error that says what to do."""
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        from huggingface_hub import errors  # noqa: PLC0415
+        from huggingface_hub import constants, errors  # noqa: PLC0415
     except ImportError as error:
         raise InvalidConfig(
             "the hub's client is not installed", field="huggingface_hub", remedy=KERNEL_EXTRA
         ) from error
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         yield
     except KernelError:

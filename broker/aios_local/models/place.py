@@ -1,9 +1,9 @@
 """Where a model file lies on this machine, and what lies beside it.
 
-    NAME.gguf          the file, there only when it is whole
-    NAME.gguf.sha256   its checksum as `sha256sum --check` reads it, and where it is from
-    .NAME.gguf.part    what has come of it, and .NAME.gguf.part.json: of what
-    .NAME.gguf.lock    held by the one who fetches it; it stays: another may be about to take it
+NAME.gguf          the file, there only when it is whole
+NAME.gguf.sha256   its checksum as `sha256sum --check` reads it, and where it is from
+.NAME.gguf.part    what has come of it, and .NAME.gguf.part.json: of what
+.NAME.gguf.lock    held by the one who fetches it; it stays: another may be about to take it
 """
 
 import errno
