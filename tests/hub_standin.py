@@ -29,7 +29,7 @@ class Repo:
     revisions: tuple[str, ...] = ("main", COMMIT)
     token: str | None = None  # that opens it, if it is gated
     private: bool = False  # nobody without the token hears of it
-    sums: dict[str, str] = field(default_factory=dict)  # that are said in place of the true ones
+    sums: dict[str, str] = field(default_factory=dict)  # that are said in local of the true ones
 
 
 class HubStandIn:

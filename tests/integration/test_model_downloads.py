@@ -22,10 +22,10 @@ from aios_broker.contract.errors import (
     NotFound,
 )
 from aios_local.models.address import HubAddress, WebAddress, parse_address
-from aios_local.models.download import Download, Fetched, check_gguf, web_client, web_offer
-from aios_local.models.hub import hub_client, hub_offer
-from aios_local.models.offer import Offer
-from aios_local.models.place import Place
+from aios_local.models.download import Download, DownloadResult, check_gguf, web_client, web_model
+from aios_local.models.hub import hub_client, hub_model
+from aios_local.models.local_file import LocalFile
+from aios_local.models.remote_model import RemoteModel
 from tests.hub_standin import HubStandIn, Refuse, Repo, cut_after, hold_until, sha256
 
 DATA = b"GGUF" + bytes(range(256)) * 4_000  # 1 MB
@@ -53,27 +53,27 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandIn]:
         yield hub
 
 
-def from_hub(text: str = FILE, revision: str | None = None) -> tuple[httpx.Client, Offer]:
+def from_hub(text: str = FILE, revision: str | None = None) -> tuple[httpx.Client, RemoteModel]:
     address = parse_address(f"hf:{text}")
     assert isinstance(address, HubAddress)
-    return _opened.enter_context(hub_client()), hub_offer(address, revision)
+    return _opened.enter_context(hub_client()), hub_model(address, revision)
 
 
-def from_web(hub: HubStandIn, sum_: str | None = None) -> tuple[httpx.Client, Offer]:
+def from_web(hub: HubStandIn, sum_: str | None = None) -> tuple[httpx.Client, RemoteModel]:
     address = parse_address(f"{hub.url}/files/model.gguf")
     assert isinstance(address, WebAddress)
     client = _opened.enter_context(web_client())
-    return client, web_offer(client, address, sum_)
+    return client, web_model(client, address, sum_)
 
 
 def fetch(
-    found: tuple[httpx.Client, Offer],
+    found: tuple[httpx.Client, RemoteModel],
     folder: Path,
     on_bytes: Callable[[str, int, int | None], None] = lambda *_: None,
-) -> list[Fetched]:
-    client, offer = found
-    download = Download(client, offer.source, on_bytes, waits_s=(0.0,))
-    return [download.fetch(file, Place(folder / file.name)) for file in offer.files]
+) -> list[DownloadResult]:
+    client, model = found
+    download = Download(client, model.source, on_bytes, waits_s=(0.0,))
+    return [download.fetch(file, LocalFile(folder / file.name)) for file in model.files]
 
 
 def names(folder: Path) -> set[str]:
@@ -81,11 +81,11 @@ def names(folder: Path) -> set[str]:
 
 
 def test_the_hub_says_size_sum_and_licence_before_anything_is_downloaded(hub: HubStandIn) -> None:
-    _, offer = from_hub()
+    _, model = from_hub()
 
-    assert (offer.size_bytes, offer.licence) == (len(DATA), "apache-2.0")
-    assert offer.files[0].sha256 == sha256(DATA)
-    assert offer.folder == ("org", "repo")
+    assert (model.size_bytes, model.licence) == (len(DATA), "apache-2.0")
+    assert model.files[0].sha256 == sha256(DATA)
+    assert model.folder == ("org", "repo")
     assert hub.bytes_asked() == []
 
 
@@ -136,7 +136,7 @@ def test_a_cut_line_goes_on_by_itself_where_it_ended(
 def test_after_a_bounded_number_of_tries_the_next_run_goes_on(
     kind: str, hub: HubStandIn, tmp_path: Path
 ) -> None:
-    def found() -> tuple[httpx.Client, Offer]:
+    def found() -> tuple[httpx.Client, RemoteModel]:
         return from_hub() if kind == "hub" else from_web(hub)
 
     hub.faults = [cut_after(CUT), *[cut_after(0)] * 50]
@@ -226,11 +226,11 @@ def test_what_is_no_gguf_is_refused_by_its_first_bytes(hub: HubStandIn, tmp_path
         from_web(hub)
 
     hub.repos["org/repo"].files["model-q4.gguf"] = b"PK\3\4" + bytes(1_000_000)
-    client, offer = from_hub()
+    client, model = from_hub()
     with pytest.raises(InvalidConfig, match="no GGUF file"):
-        check_gguf(client, offer.files[0])
+        check_gguf(client, model.files[0])
     with pytest.raises(InvalidConfig, match="no GGUF file"):
-        fetch((client, offer), tmp_path)
+        fetch((client, model), tmp_path)
     assert names(tmp_path) <= {".model-q4.gguf.part", ".model-q4.gguf.part.json"}
     assert not (tmp_path / "model-q4.gguf").exists()
 
@@ -317,9 +317,9 @@ def test_all_parts_of_a_model_come_or_none(hub: HubStandIn, tmp_path: Path) -> N
     parts = {f"m-0000{number}-of-00003.gguf": DATA + bytes([number]) for number in (1, 2, 3)}
     hub.repos["org/repo"].files.update(parts)
 
-    client, offer = from_hub("org/repo/m-00002-of-00003.gguf")
-    assert offer.size_bytes == sum(len(data) for data in parts.values())
-    fetched = fetch((client, offer), tmp_path)
+    client, model = from_hub("org/repo/m-00002-of-00003.gguf")
+    assert model.size_bytes == sum(len(data) for data in parts.values())
+    fetched = fetch((client, model), tmp_path)
     assert [one.path.name for one in fetched] == sorted(parts)
 
     del hub.repos["org/repo"].files["m-00003-of-00003.gguf"]
@@ -364,15 +364,15 @@ import resource, sys
 from pathlib import Path
 from aios_broker.contract.errors import DownloadFailed
 from aios_local.models.address import parse_address
-from aios_local.models.download import Download, web_client, web_offer
-from aios_local.models.place import Place
+from aios_local.models.download import Download, web_client, web_model
+from aios_local.models.local_file import LocalFile
 url, folder = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 client = web_client()
-offer = web_offer(client, parse_address(url), None)
+model = web_model(client, parse_address(url), None)
 try:
-    download = Download(client, offer.source, lambda *_: None)
-    download.fetch(offer.files[0], Place(Path(folder, "m.gguf")))
+    download = Download(client, model.source, lambda *_: None)
+    download.fetch(model.files[0], LocalFile(Path(folder, "m.gguf")))
 except DownloadFailed as error:
     print(error)
 """
@@ -391,9 +391,9 @@ def test_a_file_that_may_not_grow_leaves_what_can_be_gone_on_with(
 
     assert "is full" in done.stdout, done.stderr
     assert (tmp_path / ".m.gguf.part").stat().st_size == 300_000
-    client, offer = from_web(hub)
-    download = Download(client, offer.source, lambda *_: None)
-    fetched = download.fetch(offer.files[0], Place(tmp_path / "m.gguf"))
+    client, model = from_web(hub)
+    download = Download(client, model.source, lambda *_: None)
+    fetched = download.fetch(model.files[0], LocalFile(tmp_path / "m.gguf"))
     assert fetched.path.read_bytes() == DATA
     assert hub.bytes_asked()[-1] == "bytes=300000-"
 
@@ -418,11 +418,11 @@ def test_a_full_disk(hub: HubStandIn, small_disk: Path) -> None:
     with pytest.raises(DownloadFailed, match="has room for"):
         fetch(from_hub(), small_disk)
 
-    client, offer = from_hub()
-    unsaid = offer.files[0].__class__(name="m.gguf", url=f"{hub.url}/files/model.gguf")
+    client, model = from_hub()
+    unsaid = model.files[0].__class__(name="m.gguf", url=f"{hub.url}/files/model.gguf")
     (small_disk / "other").write_bytes(bytes(200_000))
     with pytest.raises(DownloadFailed, match="is full"):
-        Download(client, "there", lambda *_: None).fetch(unsaid, Place(small_disk / "m.gguf"))
+        Download(client, "there", lambda *_: None).fetch(unsaid, LocalFile(small_disk / "m.gguf"))
     assert not (small_disk / "m.gguf").exists()
 
 
@@ -442,9 +442,9 @@ def test_a_server_that_is_not_there_is_said_to_be(hub: HubStandIn) -> None:
 
 
 def test_sums_that_are_no_text_count_as_none(tmp_path: Path) -> None:
-    place = Place(tmp_path / "m.gguf")
-    place.path.write_bytes(b"GGUF")
-    place.sum_path.write_bytes(b"\xff")
+    local = LocalFile(tmp_path / "m.gguf")
+    local.path.write_bytes(b"GGUF")
+    local.sum_path.write_bytes(b"\xff")
 
-    assert place.kept_sum() is None
-    assert place.kept_source() is None
+    assert local.kept_sum() is None
+    assert local.kept_source() is None

@@ -18,8 +18,8 @@ from aios_broker.contract.errors import (
 )
 from aios_local.models.address import FIELD, WebAddress, parts_of
 from aios_local.models.answers import range_of, retry_after_s, total_bytes, validator_of
-from aios_local.models.offer import Offer, RemoteFile
-from aios_local.models.place import PartOf, Place, sha256_of, size_text
+from aios_local.models.local_file import LocalFile, PartOf, sha256_of, size_text
+from aios_local.models.remote_model import RemoteFile, RemoteModel
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _Cut(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class DownloadResult:
     """One file that is here."""
 
     path: Path
@@ -58,7 +58,7 @@ def web_client() -> httpx.Client:
     return httpx.Client(follow_redirects=True, timeout=TIME_LIMITS)
 
 
-def web_offer(client: httpx.Client, address: WebAddress, sha256: str | None) -> Offer:
+def web_model(client: httpx.Client, address: WebAddress, sha256: str | None) -> RemoteModel:
     """Ask what is behind an address; of each file its first bytes are read.
 
     Raises:
@@ -80,7 +80,7 @@ def web_offer(client: httpx.Client, address: WebAddress, sha256: str | None) -> 
             url = path[: -len(path.rpartition("/")[2])] + name + (f"?{query}" if query else "")
         file = RemoteFile(name=name, url=url, sha256=sha256)
         files.append(replace(file, size_bytes=check_gguf(client, file)))
-    return Offer(source=str(address), folder=(address.host,), files=tuple(files))
+    return RemoteModel(source=str(address), folder=(address.host,), files=tuple(files))
 
 
 def check_gguf(client: httpx.Client, file: RemoteFile) -> int | None:
@@ -111,14 +111,14 @@ def check_gguf(client: httpx.Client, file: RemoteFile) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """How the files of one offer are fetched."""
+    """How the files of one model are fetched."""
 
     client: httpx.Client
     source: str  # where they are from, as it is written down
     on_bytes: OnBytes  # called as bytes come
     waits_s: Sequence[float] = WAITS_S
 
-    def fetch(self, file: RemoteFile, place: Place) -> Fetched:
+    def fetch(self, file: RemoteFile, local: LocalFile) -> DownloadResult:
         """Fetch a file to its place, unless it is there.
 
         Raises:
@@ -126,74 +126,76 @@ class Download:
             DownloadFailed: It did not come, or was wrong; the message says what is kept.
             InvalidConfig: It is no GGUF file.
         """
-        place.make_folder()
-        with place.locked():
-            if place.path.exists():
-                return _here_already(file, place, self.source)
+        local.make_folder()
+        with local.locked():
+            if local.path.exists():
+                return _here_already(file, local, self.source)
             if file.size_bytes is not None:
-                place.check_room(file.size_bytes)
-            self._fetch_part(file, place)
-            found = sha256_of(place.part_path)
+                local.check_room(file.size_bytes)
+            self._fetch_part(file, local)
+            found = sha256_of(local.part_path)
             if file.sha256 is not None and found != file.sha256:
-                place.drop_part()
+                local.drop_part()
                 raise DownloadFailed(
                     f"{file.name} has the checksum {found}, and not {file.sha256}; it was removed",
                     field="--sha256",
                     remedy="fetch it again; if it is wrong again, ask who published it",
                 )
-            place.settle(found, self.source)
-            return Fetched(place.path, found, new=True)
+            local.settle(found, self.source)
+            return DownloadResult(local.path, found, new=True)
 
-    def _fetch_part(self, file: RemoteFile, place: Place) -> None:
+    def _fetch_part(self, file: RemoteFile, local: LocalFile) -> None:
         """Append to the part until it is whole."""
-        _drop_foreign_part(file, place, self.source)
+        _drop_foreign_part(file, local, self.source)
         stalls = 0
         for _ in range(MAX_TRIES):
-            before = place.part_bytes()
+            before = local.part_bytes()
             if file.size_bytes is not None and before == file.size_bytes:
                 return
             try:
-                self._append(file, place)
+                self._append(file, local)
             except (_Cut, httpx.HTTPError) as error:
-                stalls = 0 if place.part_bytes() > before else stalls + 1
+                stalls = 0 if local.part_bytes() > before else stalls + 1
                 why, wait_s = _said(error), getattr(error, "wait_s", 0.0)
             else:
                 return
             if stalls >= MAX_STALLS or wait_s > LONGEST_RETRY_AFTER_S:
                 break
-            logger.info("%s: %s; going on at %d bytes", file.name, why, place.part_bytes())
+            logger.info("%s: %s; going on at %d bytes", file.name, why, local.part_bytes())
             time.sleep(max(wait_s, self.waits_s[min(stalls, len(self.waits_s) - 1)]))
         raise DownloadFailed(
-            f"{file.name}: {why}; {size_text(place.part_bytes())} of {size_text(file.size_bytes)} "
+            f"{file.name}: {why}; {size_text(local.part_bytes())} of {size_text(file.size_bytes)} "
             "have come and are kept",
             retry_after_s=wait_s or None,
             remedy="the same command goes on where it ended",
         )
 
-    def _append(self, file: RemoteFile, place: Place) -> None:
+    def _append(self, file: RemoteFile, local: LocalFile) -> None:
         """Ask for what is missing and write it.
 
         Raises:
             _Cut, httpx.HTTPError: It ended early; what has come is in the part.
         """
-        note, start = place.part_of(), place.part_bytes()
+        note, start = local.part_of(), local.part_bytes()
         asked = {"Range": f"bytes={start}-"} if start else {}
         if start and note is not None and note.validator is not None and file.sha256 is None:
             asked["If-Range"] = note.validator
         with _asked(self.client, file, asked) as response:
             if response.status_code in RESTART:
-                place.drop_part()
+                local.drop_part()
                 raise _Cut("its server has no such part of it any more")
-            if not _goes_on(response, file, place, start, note):
+            if not _goes_on(response, file, local, start, note):
                 start = 0
-                place.begin_part(PartOf(self.source, file.sha256, validator_of(response)))
-            self._write(response, file, place, start)
+                local.begin_part(PartOf(self.source, file.sha256, validator_of(response)))
+            self._write(response, file, local, start)
 
-    def _write(self, response: httpx.Response, file: RemoteFile, place: Place, start: int) -> None:
+    def _write(
+        self, response: httpx.Response, file: RemoteFile, local: LocalFile, start: int
+    ) -> None:
         size_bytes = _whole_size(file, response)
         so_far, head = start, MAGIC if start else b""
         self.on_bytes(file.name, so_far, size_bytes)
-        with place.part_path.open("ab") as part:
+        with local.part_path.open("ab") as part:
             # As they come: what is gathered into larger ones is lost where the line is cut.
             for chunk in response.iter_raw():
                 if len(head) < len(MAGIC):
@@ -208,38 +210,38 @@ class Download:
             raise _Cut("the line was cut")
 
 
-def _here_already(file: RemoteFile, place: Place, source: str) -> Fetched:
-    kept = place.kept_sum()
+def _here_already(file: RemoteFile, local: LocalFile, source: str) -> DownloadResult:
+    kept = local.kept_sum()
     if kept is None or file.sha256 is not None:
-        kept = sha256_of(place.path)
+        kept = sha256_of(local.path)
     # Without a published checksum: the one of the same address, as long as it is as long.
-    same_source = place.kept_source() == source and file.size_bytes in {
+    same_source = local.kept_source() == source and file.size_bytes in {
         None,
-        place.path.stat().st_size,
+        local.path.stat().st_size,
     }
     if kept == file.sha256 or (file.sha256 is None and same_source):
-        return Fetched(place.path, kept, new=False)
+        return DownloadResult(local.path, kept, new=False)
     raise AlreadyExists(
-        f"{place.path} is there and is another file (its checksum is {kept})",
+        f"{local.path} is there and is another file (its checksum is {kept})",
         remedy="remove it, or move it away; where a core runs on it, that core first",
     )
 
 
-def _drop_foreign_part(file: RemoteFile, place: Place, source: str) -> None:
+def _drop_foreign_part(file: RemoteFile, local: LocalFile, source: str) -> None:
     """Drop a part that nobody can say to be of this file: with a checksum it will show."""
-    note = place.part_of()
+    note = local.part_of()
     known = note is not None and (
         note.sha256 == file.sha256
         if file.sha256 is not None
         else note.source == source and note.validator is not None and note.sha256 is None
     )
-    too_long = file.size_bytes is not None and place.part_bytes() > file.size_bytes
+    too_long = file.size_bytes is not None and local.part_bytes() > file.size_bytes
     if not known or too_long:
-        place.drop_part()
+        local.drop_part()
 
 
 def _goes_on(
-    response: httpx.Response, file: RemoteFile, place: Place, start: int, note: PartOf | None
+    response: httpx.Response, file: RemoteFile, local: LocalFile, start: int, note: PartOf | None
 ) -> bool:
     """Tell whether an answer goes on where the part ends, with the same file.
 
@@ -254,7 +256,7 @@ def _goes_on(
     validator = validator_of(response)
     same = file.sha256 is not None or (note is not None and note.validator == validator)
     if start and not same:  # If-Range was ignored
-        place.drop_part()
+        local.drop_part()
         raise _Cut("another file is there by now")
     return start > 0
 

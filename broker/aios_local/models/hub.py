@@ -23,7 +23,7 @@ from aios_broker.contract.errors import (
 from aios_broker.process.child import KERNEL_EXTRA
 from aios_local.models.address import FIELD, HubAddress, parts_of
 from aios_local.models.answers import retry_after_s
-from aios_local.models.offer import Offer, RemoteFile
+from aios_local.models.remote_model import RemoteFile, RemoteModel
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -46,7 +46,7 @@ def hub_client() -> Iterator[httpx.Client]:
         close_session()
 
 
-def hub_offer(address: HubAddress, revision: str | None) -> Offer:
+def hub_model(address: HubAddress, revision: str | None) -> RemoteModel:
     """Ask what the hub has at an address; nothing is downloaded.
 
     Raises:
@@ -72,7 +72,7 @@ def hub_offer(address: HubAddress, revision: str | None) -> Offer:
             found = api.get_hf_file_metadata(url=url)
             files.append(_remote_file(name, url, found, info, headers))
     *folders, _ = address.path.split("/")
-    return Offer(
+    return RemoteModel(
         source=f"{address} at {commit[:12]}",
         folder=(address.owner, address.repo, *folders),
         files=tuple(files),

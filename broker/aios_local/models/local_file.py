@@ -38,8 +38,8 @@ class PartOf(Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One file's place."""
+class LocalFile:
+    """One file, there or to be."""
 
     path: Path
 

@@ -16,7 +16,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class RemoteModel:
     """All files of a model."""
 
     source: str  # as it is shown and written down: no secret is in it
