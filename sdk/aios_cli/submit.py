@@ -220,8 +220,9 @@ class Printed:
 
     def _print(self, chunk: Chunk) -> None:
         # One who attached in the middle hears no beginning: the reply will bring it all.
-        # The reasoning is not printed: it is in the reply.
-        if chunk.part == "answer" and chunk.offset == self.characters:
+        if chunk.part == "reasoning":
+            return  # it is in the reply
+        if chunk.offset == self.characters:
             say(chunk.text, nl=False)
             self.characters += len(chunk.text)
 
