@@ -159,6 +159,7 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    generates: bool = True  # False: it makes embeddings alone
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)
     currency: str = ""  # of its price; empty: it has none
