@@ -226,7 +226,7 @@ async def _remember_spent(operator: Operator, module: Module) -> None:
             spent = await UsageHistory(database, operator.keys).spent(module, datetime.now(UTC))
     except (InvalidConfig, Unavailable) as error:
         why = f"what was spent before counts as far as Redis knows it: {error}"
-        click.echo(why, err=True)
+        say(why, err=True)
     else:
         await operator.quotas.remember_spent(module, spent)
 
