@@ -101,11 +101,8 @@ class Context(_LibraryContext):
                 field="context_tokens",
                 remedy=f"ask for at most {trained_tokens}, not {shape.context_tokens}",
             )
-        settings = {}
-        if shape.grade == "exact" and shape.threads > 1:
-            # Keys and values of one type are summed in as many parts as there are threads, where
-            # one token looks at 512 and more.
-            settings["type_v"] = _BF16
+        # Beside keys of 16-bit floats: see `attends_alike`. The model's own range, fewer digits.
+        settings = {"type_v": _BF16} if shape.grade == "exact" else {}
         super().__init__(
             library,
             model,

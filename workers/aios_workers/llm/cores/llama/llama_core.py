@@ -331,9 +331,11 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         need = memory_need(info, slots=config.slots, context_tokens=tokens, micro_batch_tokens=rows)
         check_memory(need, free, info, slots=config.slots, tokens=tokens)
         threads = config.threads or default_threads()
-        if exact and info.latent_attention:  # keys and values are one there: see `attends_alike`
+        if exact and info.latent_attention:
             threads = 1
-        shape = ContextShape(config.slots, tokens, threads, rows, rows, config.grade)
+        shape = ContextShape(
+            config.slots, tokens, threads, rows, rows, config.grade, info.latent_attention
+        )
         return (shape, replace(shape, joint_rows=1)) if exact else (shape,)
 
     def _command(self, weights: GgufInfo) -> list[str]:
@@ -343,7 +345,9 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         return [sys.executable, "-P", "-m", "aios_workers.llm.cores.llama", text]
 
     def _describe(self, ready: Ready, sha256: str) -> CoreInfo:
-        material = "\n".join((PACKAGE_VERSION, ready.system_info, sha256)).encode()
+        # What decides over bits, beside the weights: an exact answer goes on where all are equal.
+        built = (PACKAGE_VERSION, ready.system_info, sha256, ready.shape.grade)
+        material = "\n".join(built).encode()
         return CoreInfo(
             model=self.config.model,
             fingerprint=hashlib.sha256(material).hexdigest()[:16],
