@@ -50,6 +50,9 @@ PROCESS_PREFIXES = (
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
+# The names of the cores that AIOS_LLM_CORE stands for: their models'.
+ENVIRONMENT_CORES = {"llama": "smollm2-135m", "simulated": "simulated"}
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -58,6 +61,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     state_dir: Path
     cores: Path | None = None  # the file that describes them; None: cores.toml in the state dir
+    models: Path | None = None  # where files are pulled to; None: a folder of the state dir
     redis_url: str | None = None  # None: an embedded server is started
     database_url: str | None = None  # None: an embedded server is started
     # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
@@ -88,6 +92,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _check_scheme("AIOS_REDIS_URL", config.redis_url, REDIS_SCHEMES)
         _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
         return config
+
+    @property
+    def environment_core(self) -> str | None:
+        """The name of the core that it describes; None: there is none, or its server will say."""
+        return ENVIRONMENT_CORES.get(self.llm_core) if self.llm_workers else None
 
     def variables(self) -> dict[str, str]:
         """Return the variables that hand these settings on to another process."""

@@ -13,12 +13,13 @@ import msgspec
 
 from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, OperationClass
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
+from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
 from aios_cli.syscalls import check_name, parse_module
-from aios_cli.tables import Column, Listing, Row, moment, short_id, show_json, show_table
+from aios_cli.tables import Column, Listing, Row, moment, say, short_id, show_json, show_table
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,
     Decider,
@@ -88,7 +89,7 @@ def approvals(*, whole: bool) -> Sequence[Approval]:
 
 
 def _show_decided(decided: Approval) -> None:
-    click.echo(f"{decided.state}: {decided.what}")
+    say(f"{decided.state}: {decided.what}")
 
 
 @command(_show_decided)
@@ -200,9 +201,9 @@ def audit(
 def _show_verdict(verdict: AuditVerdict) -> None:
     if verdict.broken_seq is None:
         told = f"the newest hash is {verdict.last_hash}"
-        click.echo(f"{verdict.lines} lines are as they were written; {told}")
+        say(f"{verdict.lines} lines are as they were written; {told}")
     else:
-        click.echo(f"line {verdict.broken_seq}: {verdict.why}", err=True)
+        say(f"line {verdict.broken_seq}: {verdict.why}", err=True)
 
 
 @command(_show_verdict, name="verify", failed=lambda verdict: verdict.broken_seq is not None)
@@ -215,7 +216,7 @@ audit.add_command(verify_)
 
 
 def _show_token(issued: Mapping[str, str]) -> None:
-    click.echo(issued["token"])
+    say(issued["token"])
 
 
 @command(_show_token)
@@ -284,12 +285,13 @@ def _arguments(source: str) -> dict[str, Any]:
 
 
 def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
-    click.echo(f"{waiting.tenant}/{waiting.agent} wants to: {waiting.what}")
-    click.echo(f"{waiting.kind} {msgspec.json.encode(waiting.arguments).decode()}")
+    wish = f"{waiting.tenant}/{waiting.agent} wants to: {waiting.what}"
+    say(printable(wish, one_line=True))
+    say(f"{waiting.kind} {msgspec.json.encode(waiting.arguments).decode()}")
     if waiting.diff:
-        click.echo(waiting.diff)
+        say(waiting.diff)
     if arguments is not None:
-        click.echo(arguments_diff(waiting.arguments, arguments))
+        say(arguments_diff(waiting.arguments, arguments))
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

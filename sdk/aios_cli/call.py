@@ -18,7 +18,7 @@ from aios_broker.contract.errors import Cancelled, from_wire
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import Syscall, decode_syscall
 from aios_cli.session import Operator, exit_code_of
-from aios_cli.tables import show_json
+from aios_cli.tables import say, show_json
 
 Fields = dict[str, object]
 Number = inspect.IntType | inspect.FloatType
@@ -159,7 +159,7 @@ async def ask(
         except asyncio.CancelledError:
             error = Cancelled("its caller went away (Ctrl-C)", syscall_id=syscall.id)
             await operator.control.cancel([syscall.id], error, module=syscall.module)
-            click.echo(f"\ncancelled {syscall.id}", err=True)
+            say(f"\ncancelled {syscall.id}", err=True)
             raise
 
 

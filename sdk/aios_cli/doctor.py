@@ -38,7 +38,7 @@ from aios_cli.session import (
     find_kernel,
     with_kernel,
 )
-from aios_cli.tables import show_json
+from aios_cli.tables import say, show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
@@ -237,15 +237,15 @@ def doctor(*, as_json: bool) -> None:
     for finding in findings():
         found.append(finding)
         if not as_json:  # shown as soon as it is known
-            click.echo(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
+            say(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.check:<16} {finding.detail}")
             if not finding.ok:
-                click.echo(f"{'':<23}do: {finding.remedy}")
+                say(f"{'':<23}do: {finding.remedy}")
     ill = sum(not finding.ok for finding in found)
     if as_json:
         show_json({"ok": not ill, "findings": found})
     else:
         failed = f"{ill} of {len(found)} checks failed"
-        click.echo(f"\n{failed if ill else f'all {len(found)} checks passed'}")
+        say(f"\n{failed if ill else f'all {len(found)} checks passed'}")
     sys.exit(1 if ill else 0)
 
 
@@ -263,9 +263,9 @@ def findings() -> Iterator[Finding]:
 
 
 def _show_installed(done: Mapping[str, Any]) -> None:
-    click.echo("installed:" if done["new"] else "the embedded models are installed:")
+    say("installed:" if done["new"] else "the embedded models are installed:")
     for place in done["files"].values():
-        click.echo(f"  {place}")
+        say(f"  {place}")
 
 
 @command(_show_installed)
@@ -282,7 +282,7 @@ def setup() -> dict[str, Any]:
 
 
 def _install_files(files: list[ModelFile]) -> None:
-    click.echo(f"installing {', '.join(each.requirement for each in files)}", err=True)
+    say(f"installing {', '.join(each.requirement for each in files)}", err=True)
     with tempfile.TemporaryDirectory(prefix="aios-setup-") as folder:
         wanted = Path(folder) / "requirements.txt"
         wanted.write_text("\n".join(_requirement(each) for each in files))
@@ -321,8 +321,8 @@ def _install(wanted: Path) -> None:
 
 def _show_migrated(done: Mapping[str, Any]) -> None:
     for step in done["applied"]:
-        click.echo(f"migrated {step}")
-    click.echo(f"{without_password(database_url())} is at revision {done['revision']}")
+        say(f"migrated {step}")
+    say(f"{without_password(database_url())} is at revision {done['revision']}")
 
 
 @command(_show_migrated)

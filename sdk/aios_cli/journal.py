@@ -31,7 +31,7 @@ from aios_cli.session import (
     with_kernel,
 )
 from aios_cli.syscalls import Ended, find
-from aios_cli.tables import narrow_seconds, plural, short_id
+from aios_cli.tables import narrow_seconds, plural, say, short_id, show_json
 from aios_local.supervisor.record import read_record
 
 POLL_S = 0.2
@@ -119,9 +119,9 @@ def _print(events: Sequence[HistoryEvent], *, as_json: bool) -> None:
     for each in events:
         if as_json:
             record = {**msgspec.to_builtins(each.transition), **msgspec.to_builtins(each.metadata)}
-            click.echo(msgspec.json.encode(record).decode())
+            show_json(record, on_one_line=True)
         else:
-            click.echo(line_of(each))
+            say(line_of(each))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +223,15 @@ class _Tracer:
             if ends == most:
                 break
             if self.verbose and not self.as_json:
-                click.echo(line_of(each))
+                say(line_of(each))
             if TABLE[each.transition.event][1] not in TERMINAL:  # type: ignore[index]
                 continue
             ends += 1
             trace = await self._read(each)
-            click.echo(_as_json(trace) if self.as_json else as_line(trace, self.width))
+            if self.as_json:
+                show_json(_record(trace), on_one_line=True)
+            else:
+                say(as_line(trace, self.width))
         return ends
 
     async def _read(self, event: HistoryEvent) -> Trace:
@@ -302,8 +305,8 @@ def _answer(reply: Reply | None, width: int) -> str:
     )
 
 
-def _as_json(trace: Trace) -> str:
-    record = {
+def _record(trace: Trace) -> dict[str, object]:
+    return {
         "at": trace.event.transition.at,
         "job_id": trace.event.transition.job_id,
         "event": trace.event.transition.event,
@@ -313,7 +316,6 @@ def _as_json(trace: Trace) -> str:
         "reply": trace.reply,
         **msgspec.to_builtins(trace.event.metadata),
     }
-    return msgspec.json.encode(record).decode()
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
 from aios_cli.session import EXIT_CODES, Operator, command
 from aios_cli.syscalls import ModuleName, check_name
-from aios_cli.tables import Column, Listing
+from aios_cli.tables import Column, Listing, say
 
 SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
@@ -214,9 +214,7 @@ async def set_(
 
 
 def _show_unset(done: Mapping[str, Any]) -> None:
-    click.echo(
-        f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}"
-    )
+    say(f"{done['subject'].words} {'has no quota any more' if done['unset'] else 'had no quota'}")
 
 
 @command(_show_unset)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import click
-import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console, Group
 from rich.live import Live
@@ -33,7 +32,9 @@ from aios_cli.tables import (
     plain_lines,
     plural,
     rich_table,
+    say,
     short_id,
+    show_json,
 )
 from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
@@ -81,7 +82,7 @@ QUEUES = Listing[QueueView](
 def _show_jobs(jobs: Sequence[JobView]) -> None:
     if jobs:
         JOBS.show(jobs)
-    click.echo(summary(jobs))
+    say(summary(jobs))
 
 
 @command(_show_jobs)
@@ -263,10 +264,10 @@ async def _print_frames(operator: Operator, count: int, *, as_json: bool) -> Non
             await asyncio.sleep(REFRESH_S)
         frame = await read_frame(operator)
         if as_json:
-            click.echo(msgspec.json.encode(frame).decode())
+            show_json(frame, on_one_line=True)
             continue
         jobs = plain_lines(JOBS.columns, JOBS.rows(frame.jobs)) if frame.jobs else []
-        click.echo("\n".join([heading(frame), *module_lines(frame), *jobs, summary(frame.jobs)]))
+        say("\n".join([heading(frame), *module_lines(frame), *jobs, summary(frame.jobs)]))
 
 
 async def _watch(operator: Operator, count: int | None) -> None:
@@ -318,4 +319,4 @@ def metrics() -> None:
     state = with_kernel(lambda kernel: read_kernel(kernel.connection, kernel.control, kernel.keys))
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Page(lambda: kernel_metrics(state)))
-    click.echo(generate_latest(registry).decode(), nl=False)
+    say(generate_latest(registry).decode(), nl=False)

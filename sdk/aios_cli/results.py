@@ -4,12 +4,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import click
 import msgspec
 
 from aios_broker.contract import access, memory, storage
 from aios_broker.contract.reply import Result
-from aios_cli.tables import Column, Listing, first_words, moment, show_json
+from aios_cli.tables import Column, Listing, first_words, moment, say, show_json, write_content
 
 SHOWN_CHARACTERS = 80
 
@@ -79,29 +78,29 @@ GRANTS = Listing[access.Grant](
 
 
 def _note(note: memory.Note) -> None:
-    click.echo(f"{note.id}  version {note.version}  of {note.owner}  {moment(note.updated_at)}")
+    say(f"{note.id}  version {note.version}  of {note.owner}  {moment(note.updated_at)}")
     for name in ("keywords", "tags", "links", "category", "context"):
         if value := getattr(note, name):
-            click.echo(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
-    click.echo(note.content)
+            say(f"{name}: {value if isinstance(value, str) else ', '.join(value)}")
+    say(note.content)
 
 
 def _evolved(evolved: memory.Evolved) -> None:
     _note(evolved.note)
     for note_id in evolved.changed:
-        click.echo(f"changed: {note_id}")
+        say(f"changed: {note_id}")
 
 
 def _notes(found: memory.Notes) -> None:
     NOTES.show(found.notes)
     if found.more:
-        click.echo(f"there are more: --after {found.notes[-1].id}", err=True)
+        say(f"there are more: --after {found.notes[-1].id}", err=True)
 
 
 def _entries(found: storage.Entries) -> None:
     ENTRIES.show(found.entries)
     if found.more:
-        click.echo(f"there are more: --after {found.entries[-1].path}", err=True)
+        say(f"there are more: --after {found.entries[-1].path}", err=True)
 
 
 def _groups(found: access.Groups) -> None:
@@ -112,12 +111,12 @@ def _groups(found: access.Groups) -> None:
 def _fields(result: Any) -> None:  # noqa: ANN401  any struct of the contract
     for name, value in msgspec.to_builtins(result).items():
         if name != "type":
-            click.echo(f"{name:<16} {value}")
+            say(f"{name:<16} {value}")
 
 
 def _content(content: storage.Content) -> None:
     if content.encoding == "utf-8":
-        click.echo(content.content, nl=False)
+        write_content(content.content)
     else:
         sys.stdout.buffer.write(content.data)
 
@@ -125,10 +124,8 @@ def _content(content: storage.Content) -> None:
 def _plan(plan: storage.Plan) -> None:
     for number, step in enumerate(plan.steps, start=1):
         arguments = msgspec.json.encode(step.arguments).decode()
-        click.echo(
-            f"{number}. {step.kind} {arguments}{f': {step.outcome}' if step.outcome else ''}"
-        )
-    click.echo("done" if plan.done else "not run")
+        say(f"{number}. {step.kind} {arguments}{f': {step.outcome}' if step.outcome else ''}")
+    say("done" if plan.done else "not run")
 
 
 _SHOWN: dict[type, Callable[[Any], None]] = {
@@ -137,13 +134,13 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     memory.Notes: _notes,
     memory.NoteHistory: lambda history: NOTE_VERSIONS.show(history.versions),
     memory.BlockStat: _fields,
-    memory.Recall: lambda recall: click.echo(recall.text),
+    memory.Recall: lambda recall: say(recall.text),
     storage.Content: _content,
     storage.Entry: lambda entry: ENTRIES.show([entry]),
     storage.Entries: _entries,
     storage.FoundFiles: lambda found: HITS.show(found.hits),
     storage.FileVersions: lambda found: FILE_VERSIONS.show(found.versions),
-    storage.Diff: lambda diff: click.echo(diff.diff, nl=False),
+    storage.Diff: lambda diff: say(diff.diff, nl=False),
     storage.Plan: _plan,
     storage.ShareLink: _fields,
     access.Groups: _groups,
@@ -151,7 +148,5 @@ _SHOWN: dict[type, Callable[[Any], None]] = {
     access.Whoami: _fields,
     access.Verdict: _fields,
     access.TokenIssued: _fields,
-    access.Acknowledged: lambda done: click.echo(
-        "done" if done.changed else "nothing was to be changed"
-    ),
+    access.Acknowledged: lambda done: say("done" if done.changed else "nothing was to be changed"),
 }

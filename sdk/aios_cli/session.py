@@ -35,7 +35,7 @@ from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.rate_limits import Rates
 from aios_broker.redis.connection import Connection
-from aios_cli.tables import show_json
+from aios_cli.tables import say, show_json
 from aios_local.supervisor.record import KernelRecord
 from aios_local.supervisor.record import find_kernel as find_kernel_of
 
@@ -76,7 +76,7 @@ class CommandFailed(click.ClickException):
         if self._as_json:
             show_json({"error": self.error.to_wire()})
         else:
-            click.echo(f"{self.error.code}: {self.message}", err=True)
+            say(f"{self.error.code}: {self.message}", err=True)
 
 
 class Interrupted(SystemExit):

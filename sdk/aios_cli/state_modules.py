@@ -32,7 +32,7 @@ from aios_cli.call import (
 )
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import short_id
+from aios_cli.tables import say, short_id
 
 LOOK_S = 1.0  # between looks at whether it waits for a person
 SHARED_VERBS = ("read", "search")
@@ -434,7 +434,7 @@ async def _tell_when_parked(operator: Operator, syscall_id: str) -> None:
             view = await operator.control.job(syscall_id)
             if view is not None and view.state == "parked":
                 typed = short_id(syscall_id)
-                click.echo(
+                say(
                     f"{typed} waits for a person: `aios approve {typed}` shows what it would do",
                     err=True,
                 )

@@ -32,7 +32,7 @@ from aios_cli.call import (
 )
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.syscalls import find
-from aios_cli.tables import plural, seconds, show_json
+from aios_cli.tables import plural, say, seconds, show_json
 
 DEFAULT_AGENT = "cli"
 ATTACH_TIMEOUT_S = 86_400.0  # as long as a deadline may be
@@ -173,7 +173,7 @@ async def _detach(operator: Operator, syscall: Syscall, options: Options) -> Non
     if options.as_json:
         show_json({"id": syscall.id})
     else:
-        click.echo(syscall.id)
+        say(syscall.id)
 
 
 async def _attach(operator: Operator, options: Options) -> Reply:
@@ -196,7 +196,7 @@ async def _hear(pending: Pending, timeout_s: float, options: Options) -> Reply:
     finally:
         printing.cancel()
     for line in _lines(reply, printed.characters):
-        click.echo(line)
+        say(line)
     return reply
 
 
@@ -221,7 +221,7 @@ class Printed:
     def _print(self, chunk: Chunk) -> None:
         # One who attached in the middle hears no beginning: the reply will bring it all.
         if chunk.offset == self.characters:
-            click.echo(chunk.text, nl=False)
+            say(chunk.text, nl=False)
             self.characters += len(chunk.text)
 
 
@@ -257,7 +257,7 @@ def _show_timings(reply: Reply) -> None:
     """Say on a terminal what the answer took; the answer itself is printed by now."""
     result, timings = reply.unwrap(), reply.timings
     if isinstance(result, ChatResult) and sys.stderr.isatty():
-        click.echo(
+        say(
             f"{plural(result.usage.output_tokens, 'token')}, waited {seconds(timings.queued_s)}, "
             f"ran {seconds(timings.ran_s)} in {plural(timings.slices, 'slice')}",
             err=True,

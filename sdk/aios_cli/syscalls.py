@@ -17,7 +17,7 @@ from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.control import Control, Outcome
 from aios_broker.queues.records import JobView
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import SHORT_ID_DIGITS, short_id, show_json
+from aios_cli.tables import SHORT_ID_DIGITS, say, short_id, show_json
 
 ID_DIGITS = 32
 MAX_ID_LENGTH = 256
@@ -253,6 +253,6 @@ def _apply(syscall_ids: tuple[str, ...], step: Step, done: str, *, as_json: bool
         show_json([{"job_id": job_id, "outcome": outcome} for job_id, outcome in outcomes])
     else:
         for job_id, outcome in outcomes:
-            click.echo(f"{short_id(job_id)} {done if outcome == 'done' else outcome}")
+            say(f"{short_id(job_id)} {done if outcome == 'done' else outcome}")
     if any(outcome != "done" for _, outcome in outcomes):
         raise SystemExit(1)

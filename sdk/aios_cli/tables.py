@@ -3,6 +3,8 @@
 Tables are drawn with rich on a terminal and are aligned plain lines everywhere else.
 """
 
+import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from aios_broker.contract.printable import printable
 
 SHORT_ID_DIGITS = 8  # what tables show of an id, and the least that commands accept
 MIN_WIDTH = 4  # of a column that shrinks
@@ -78,9 +82,14 @@ def rich_table(columns: Sequence[Column], rows: Sequence[Row], *, width: int) ->
             no_wrap=True,
             overflow="ellipsis",
         )
-    for row in rows:
+    for row in _plain(rows):
         table.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
     return table
+
+
+def _plain(rows: Sequence[Row]) -> list[list[str]]:
+    """Return rows whose cells are text of one line, whoever wrote it."""
+    return [[printable(cell, one_line=True) for cell in row] for row in rows]
 
 
 def fitted_widths(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int]:
@@ -102,9 +111,10 @@ def fitted_widths(columns: Sequence[Column], rows: Sequence[Row], width: int) ->
 def plain_lines(columns: Sequence[Column], rows: Sequence[Row]) -> list[str]:
     """Return the table as lines of text: columns aligned, nothing cut, no drawing."""
     titles = [column.title.upper() for column in columns]
-    widths = [max(len(line[i]) for line in [titles, *rows]) for i in range(len(columns))]
+    shown = _plain(rows)
+    widths = [max(len(line[i]) for line in [titles, *shown]) for i in range(len(columns))]
     lines = []
-    for line in [titles, *rows]:
+    for line in [titles, *shown]:
         cells = [
             cell.rjust(width) if column.align == "right" else cell.ljust(width)
             for column, cell, width in zip(columns, line, widths, strict=True)
@@ -120,12 +130,33 @@ def show_table(columns: Sequence[Column], rows: Sequence[Row]) -> None:
         console.print(rich_table(columns, rows, width=console.width))
     else:
         for line in plain_lines(columns, rows):
-            click.echo(line)
+            say(line)
 
 
-def show_json(value: object) -> None:
-    """Print a value as indented JSON: dataclasses, structs, and what JSON knows."""
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+def show_json(value: object, *, on_one_line: bool = False) -> None:
+    """Print a value as JSON: dataclasses, structs, and what JSON knows."""
+    text = msgspec.json.encode(value).decode()
+    if not on_one_line:
+        text = msgspec.json.format(text, indent=2)
+    click.echo(text if text.isascii() else "".join(map(_json_escape, text)))
+
+
+def _json_escape(character: str) -> str:
+    """Return a character of JSON so that no terminal obeys it: the value stays the same."""
+    if printable(character) == character:
+        return character
+    return json.dumps(character)[1:-1]
+
+
+def say(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print a text for a person: whatever an agent wrote in it is shown, and does nothing."""
+    click.echo(printable(text), nl=nl, err=err)
+
+
+def write_content(text: str) -> None:
+    """Write what somebody keeps: as it is into a file or a pipe, as `say` does on a terminal."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def seconds(value_s: float) -> str:

@@ -23,7 +23,7 @@ from aios_broker.log import KernelLog
 from aios_broker.postgres.database import without_password
 from aios_broker.process.child import wait_for
 from aios_cli.session import Operator, command, current_config, find_kernel, with_kernel
-from aios_cli.tables import Column, Listing, show_json
+from aios_cli.tables import Column, Listing, say, show_json
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
 from aios_local.supervisor.record import KernelRecord, ProcessRecord, is_running, read_record
@@ -68,7 +68,7 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
         if as_json:
             show_json(record)
         else:
-            click.echo(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
+            say(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
         return
     log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
     log = KernelLog(log_path, None if quiet else sys.stdout)
@@ -81,7 +81,7 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
 
 def _show_stopped(done: Mapping[str, bool]) -> None:
     none = f"no kernel runs on {current_config().state_dir}"
-    click.echo("stopped" if done["stopped"] else none)
+    say("stopped" if done["stopped"] else none)
 
 
 @command(_show_stopped)
@@ -182,10 +182,15 @@ def _show_status(found: Status) -> None:
     }
     for name, value in lines.items():
         if value is not None:
-            click.echo(f"{name:<18} {value}")
+            say(f"{name:<18} {value}")
     if found.processes:
-        click.echo()
+        say()
         PROCESSES.show(found.processes)
+    for one in found.processes:
+        if one.last_words:
+            say(f"\n{one.name}: {one.last_words}")
+    for problem in found.problems:
+        say(f"\ncores: {problem}")
 
 
 @command(_show_status, failed=lambda found: any(one.state == "failed" for one in found.processes))

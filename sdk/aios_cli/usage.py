@@ -15,7 +15,7 @@ from aios_broker.ledger.ledger import UsageHistory, UsageRow
 from aios_broker.postgres.database import Database
 from aios_broker.queues.quota import Quotas, Scope, Subject, Use
 from aios_cli.session import Operator, command, database_url
-from aios_cli.tables import Column, Listing, seconds
+from aios_cli.tables import Column, Listing, say, seconds
 
 By = Literal["tenant", "agent", "program", "core", "day"]
 SCOPES: dict[By, Scope] = {"tenant": "tenant", "agent": "agent", "program": "program"}
@@ -135,7 +135,7 @@ async def history(operator: Operator, by: By, since: datetime) -> list[UsageLine
         missing = await undrained(operator)
         rows = await UsageHistory(database, operator.keys).since(since)
     if missing:
-        click.echo(
+        say(
             f"{missing} entries of the journal are not in the ledger yet: no scheduler drains it, "
             "or Postgres was away (`aios status`)",
             err=True,

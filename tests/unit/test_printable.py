@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from aios_broker.contract.printable import printable
 from aios_broker.log import KernelLog, PlainFormatter
 
+EVIL = "\x1b[2K\x1b[1A\x1b]0;owned\x07\x1b[8mhidden\x1b[0m\u202egnp.exe\u2066 \r\x9b31m"
+
 
 @pytest.mark.parametrize(
     ("said", "shown"),

@@ -38,7 +38,7 @@ from aios_cli.demo.report import (
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, read_slices
 from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
-from aios_cli.tables import plural, seconds, show_table
+from aios_cli.tables import plural, say, seconds, show_table
 from aios_local.supervisor import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]
@@ -131,14 +131,14 @@ def _folder(options: DemoOptions) -> Iterator[Path]:
         wanted = options.keep
     except KeyboardInterrupt:
         wanted = options.keep
-        click.echo("interrupted; the kernel has stopped", err=True)
+        say("interrupted; the kernel has stopped", err=True)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BaseExceptionGroup as group:  # of tasks: the first error says what happened
         raise _first(group) from group
     finally:
         signal.signal(signal.SIGTERM, before)
         if wanted:
-            click.echo(f"the kernel's log: {_log_path(folder)}", err=True)
+            say(f"the kernel's log: {_log_path(folder)}", err=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -154,19 +154,19 @@ def _measured(options: DemoOptions, folder: Path) -> list[PolicyRun]:
         state_workers=0,
         policy=ROUND_ROBIN.name,
     )
-    click.echo("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
+    say("starting a kernel: Valkey, Postgres, a scheduler, an llm worker")
     began_s = time.monotonic()
     log = KernelLog(_log_path(folder))
     inherited = {**(SIMULATED if options.core == "simulated" else {}), **environment()}
     kernel = EmbeddedKernel(config, log=log, inherited=inherited, temporary=not options.keep)
     with kernel:
-        click.echo(f"ready after {seconds(time.monotonic() - began_s)}")
+        say(f"ready after {seconds(time.monotonic() - began_s)}")
         return asyncio.run(_run_both(kernel, options))
 
 
 async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[PolicyRun]:
     console = Console()
-    view = LiveView(console) if console.is_terminal else PlainView(click.echo)
+    view = LiveView(console) if console.is_terminal else PlainView(say)
     agents = demo_agents(options.agents)
     keys = Keys(kernel.config.key_prefix)
     async with (
@@ -176,13 +176,13 @@ async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[Policy
         load = Demo(client, operator.control, agents, view)
         try:
             model = await load.warm_up()
-            click.echo(
+            say(
                 f"{plural(len(agents), 'agent')} share {plural(options.slots, 'slot')} of {model}; "
                 f"a slice is {ROUND_ROBIN.quantum_tokens} tokens"
             )
             round_robin = await load.run(ROUND_ROBIN)
             fifo = await load.run(FIFO)
-            click.echo("comparing what was interrupted with its uninterrupted run")
+            say("comparing what was interrupted with its uninterrupted run")
             await load.compare(round_robin, fifo)
         finally:
             view.stop()
@@ -198,22 +198,22 @@ async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[Policy
 def _conclude(options: DemoOptions, runs: list[PolicyRun]) -> bool:
     """Print the table, write the files, say whether the promises were kept."""
     by_policy = {run.policy: figures(run) for run in runs}
-    click.echo()
+    say()
     show_table(*table_of(by_policy))
-    click.echo()
+    say()
     if options.json_path is not None:
         report = Report(policies=by_policy, machine=machine(), versions=versions())
         options.json_path.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        click.echo(f"figures: {options.json_path}")
+        say(f"figures: {options.json_path}")
     if options.plot_path is not None:
         draw(runs, options.plot_path)
-        click.echo(f"chart: {options.plot_path}")
+        say(f"chart: {options.plot_path}")
     round_robin, fifo = runs
     broken = broken_promises(round_robin, fifo)
     for line in broken:
-        click.echo(f"FAILED: {line}", err=True)
+        say(f"FAILED: {line}", err=True)
     if not broken:
-        click.echo(promises_kept(round_robin, fifo))
+        say(promises_kept(round_robin, fifo))
     return not broken
 
 
