@@ -53,8 +53,9 @@ class SimulatedContext:
         self.row_counts.append(len(rows))
         return {slot: next_logits(self.slots[slot]) for slot in wishes}
 
-    def truncate(self, slot: int, length: int) -> None:
+    def truncate(self, slot: int, length: int) -> int:
         del self.slots[slot][length:]
+        return length
 
     def export_state(self, slot: int) -> bytes:
         return bytes(self.slots[slot])

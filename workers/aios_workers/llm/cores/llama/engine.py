@@ -104,8 +104,8 @@ class ContextLike(Protocol):
         """Compute rows; return the wanted logits by slot."""
         ...
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget KV state from a position on."""
+    def truncate(self, slot: int, length: int) -> int:
+        """Forget KV state from a position on; return how many tokens are left, or none."""
         ...
 
     def export_state(self, slot: int) -> bytes:
@@ -227,8 +227,8 @@ class Engine:
         slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
         held_tokens = shared_prefix_tokens(slot.ids, known)
         slot = self._restored(generation, free, held_tokens) or slot
-        generation.cached_tokens = shared_prefix_tokens(slot.ids, known)
-        self._cut(slot, generation.cached_tokens)
+        self._cut(slot, shared_prefix_tokens(slot.ids, known))
+        generation.cached_tokens = len(slot.ids)
         slot.running = generation
         slot.used_at = self._steps
 
@@ -268,7 +268,8 @@ class Engine:
                 yield request_id, state
 
     def _cut(self, slot: _Slot, length: int) -> None:
-        self._context.truncate(slot.number, length)
+        if length < len(slot.ids) or length == 0:
+            length = self._context.truncate(slot.number, length)
         del slot.ids[length:]
 
     def _rows(self) -> list[Row]:

@@ -66,11 +66,16 @@ class _LibraryContext:
         if code != 0:
             raise CoreError(f"llama.cpp could not compute {len(rows)} rows: code {code}")
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget the slot's KV state from position `length` on."""
+    def truncate(self, slot: int, length: int) -> int:
+        """Forget the slot's state from position `length` on; return how many tokens are left.
+
+        Models with a recurrent state cannot go back to a position in the middle: they forget all.
+        """
         memory = self._c.llama_get_memory(self.handle)
-        if not self._c.llama_memory_seq_rm(memory, slot, length, _TO_THE_END):
-            raise CoreError(f"llama.cpp could not cut slot {slot} to {length} tokens")
+        for kept in (length, 0):
+            if self._c.llama_memory_seq_rm(memory, slot, kept, _TO_THE_END):
+                return kept
+        raise CoreError(f"llama.cpp could not empty slot {slot}")
 
     def close(self) -> None:
         """Free it; nothing may be called afterwards."""

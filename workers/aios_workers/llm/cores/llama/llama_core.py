@@ -117,11 +117,17 @@ class LlamaCppConfig:
         cls, name: str, settings: LlamaSettings, *, kv_dir: Path | None, kv_max_bytes: int
     ) -> LlamaCppConfig:
         """Return what an entry of the catalogue describes."""
+        usual = cls()
+        gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
+        tokens = settings.context_tokens
+        if tokens is None and gguf is None:
+            tokens = usual.context_tokens
         return cls(
-            model=name,
-            weights=Path(settings.gguf) if settings.gguf is not None else None,
+            model=usual.model if gguf is None else gguf.stem,
+            name=name,
+            weights=gguf,
             slots=settings.slots,
-            context_tokens=settings.context_tokens,
+            context_tokens=tokens,
             threads=settings.threads,
             gpu_layers=settings.gpu_layers,
             grade=settings.grade,
