@@ -141,13 +141,11 @@ async def pressure(target: Target, results: Results, load: Load, orders: Orders)
     programs = programs_of(target, load)
     last = [len(target.core.render(each.messages(load.turns - 1))) for each in programs]
     largest = max(last) + load.new_tokens
-    memory_tokens = target.memory_tokens(orders.slots, largest)
     about = {
         "programs": load.programs,
         "turns": load.turns,
         "largest_context_tokens": largest,
-        "memory_tokens": memory_tokens,
-        "contexts_that_fit": round(memory_tokens / largest, 1),
+        "contexts_that_fit": round(target.contexts_that_fit(largest, orders.slots), 1),
         "kernel_slots": orders.slots,
         "arrivals_over_s": round(programs[-1].arrives_s, 1),
     }

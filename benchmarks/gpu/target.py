@@ -45,8 +45,8 @@ class Target(Protocol):
         """Return what it counts, if it counts anything."""
         ...
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return how many tokens of contexts are in memory at most."""
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many contexts of a length are in memory at most."""
         ...
 
 
@@ -87,18 +87,17 @@ class SGLangTarget:
         """Return the server's own counters."""
         return await self.direct.counters()
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return the server's KV tokens."""
-        return self._memory_tokens
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many the server's KV tokens hold."""
+        return self._memory_tokens / context_tokens
 
 
 class CoreTarget:
     """A core in this process, with the kernel's worker on another one of the same."""
 
-    def __init__(self, place: OnLlama | Simulated, kept_tokens: int) -> None:
+    def __init__(self, place: OnLlama | Simulated) -> None:
         self.core = place.core()
         self._place = place
-        self._kept_tokens = kept_tokens
 
     async def ask(self, body: LlmChat) -> Answer:
         """Return the answer from the core: what it has no slot for waits there, in order."""
@@ -129,11 +128,10 @@ class CoreTarget:
         """Return nothing."""
         return Counter()
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return what its slots and its kept states hold."""
-        if isinstance(self._place, Simulated):
-            return self._kept_tokens
-        return slots * context_tokens + self._kept_tokens
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many its memory holds, or its slots and the states that are kept."""
+        memory = self.core.info.memory
+        return (memory.tokens or 0) / context_tokens + (slots if memory.beside_slots else 0)
 
 
 def sampling_params(body: LlmChat, *, seeded: bool) -> dict[str, object]:
