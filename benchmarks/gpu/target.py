@@ -42,7 +42,7 @@ class Target(Protocol):
         ...
 
     async def counters(self) -> Counter[str]:
-        """Return what it counts, if it counts anything."""
+        """Return the tokens it read and found so far; of a worker's own core its notes tell."""
         ...
 
     def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
@@ -98,6 +98,7 @@ class CoreTarget:
     def __init__(self, place: OnLlama | Simulated) -> None:
         self.core = place.core()
         self._place = place
+        self._counted: Counter[str] = Counter()
 
     async def ask(self, body: LlmChat) -> Answer:
         """Return the answer from the core: what it has no slot for waits there, in order."""
@@ -112,6 +113,8 @@ class CoreTarget:
                     first_s = asyncio.get_running_loop().time() - began_s
                     cached = step.cached_tokens
                 ids += step.ids
+        self._counted["prefill_compute"] += len(request.prompt_ids) - cached
+        self._counted["prefill_cache"] += cached
         return Answer(tuple(ids), first_s, asyncio.get_running_loop().time() - began_s, cached)
 
     def places(self, slots: int, workers: int) -> list[Place]:
@@ -125,8 +128,8 @@ class CoreTarget:
         await self.core.start()
 
     async def counters(self) -> Counter[str]:
-        """Return nothing."""
-        return Counter()
+        """Return what the core in this process has read."""
+        return self._counted.copy()
 
     def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
         """Return how many its memory holds, or its slots and the states that are kept."""
