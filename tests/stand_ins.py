@@ -40,7 +40,8 @@ if client.incr("lives") == 1:
     time.sleep(0.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-CRASH = "import sys; sys.exit('the reason of the crash')"
+CRASH_WORDS = "the reason of the crash"
+CRASH = f"import sys; sys.exit({CRASH_WORDS!r})"
 
 
 def python_program(name: str, source: str, stage: int = 0, *, one_shot: bool = False) -> Program:

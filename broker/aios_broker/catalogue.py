@@ -4,41 +4,127 @@ The file lies in the state directory, or where AIOS_CORES says. Without one, or 
 environment describes one more core: the default one where no core of the file is.
 """
 
+import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from aios_broker.contract.cores import CatalogueFile, Core, CoreSettings, check_cores
+from aios_broker.contract.cores import Core, CoreName, CoreSettings, check_core, check_cores
 from aios_broker.contract.errors import InvalidConfig
 
 FILE_NAME = "cores.toml"
+TABLE = "cores"
+# Where msgspec says that something is wrong, and what tomllib says of a table that comes twice.
+_AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_TWICE = re.compile(r"Cannot declare \('cores', '([^']+)'\) twice")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """What a file says: the cores that can be run, and what is wrong with the others."""
+
+    cores: Mapping[str, Core] = field(default_factory=dict)
+    # By core; what is wrong with the file as a whole stands under its own name.
+    problems: Mapping[str, InvalidConfig] = field(default_factory=dict)
+
+    def one(self, name: str) -> Core:
+        """Return a core, whatever is wrong with others.
+
+        Raises:
+            InvalidConfig: It is wrong, or is not there.
+        """
+        for wrong in (name, FILE_NAME):
+            if wrong in self.problems:
+                raise self.problems[wrong]
+        if name not in self.cores:
+            known = ", ".join(self.cores)
+            raise InvalidConfig(
+                f"there is no core {name!r} in {FILE_NAME}",
+                field=f"{TABLE}.{name}",
+                remedy=f"use of {known}" if known else "add it with `aios cores add`",
+            )
+        return self.cores[name]
+
+    def checked(self) -> dict[str, Core]:
+        """Return all cores.
+
+        Raises:
+            InvalidConfig: One is wrong; the first of them.
+        """
+        for problem in self.problems.values():
+            raise problem
+        return dict(self.cores)
 
 
 def catalogue_path(state_dir: Path, named: Path | None) -> Path:
     """Return where the file lies, whether it is there or not."""
-    return named if named is not None else state_dir / FILE_NAME
+    return (named if named is not None else state_dir / FILE_NAME).expanduser()
 
 
-def read_catalogue(path: Path) -> dict[str, Core]:
-    """Return the cores of a file by name; none where there is no file.
-
-    Raises:
-        InvalidConfig: it cannot be read, or describes what cannot be; `field` names the core.
-    """
+def read_catalogue(path: Path) -> Catalogue:
+    """Return what a file says; nothing where there is none."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return Catalogue()
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, str(error)) from error
+        return _unreadable(f"{path} cannot be read: {error}")
+    return parse_catalogue(text)
+
+
+def parse_catalogue(text: str) -> Catalogue:
+    """Return what the text of a file says."""
     try:
-        cores = msgspec.convert(tomllib.loads(text), CatalogueFile).cores
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise _unreadable(path, str(error)) from error
-    check_cores(cores)
-    return dict(cores)
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        if twice := _TWICE.search(str(error)):
+            where = str(error)[twice.end() :].strip()
+            return _unreadable("is described twice " + where, f"{TABLE}.{twice[1]}")
+        return _unreadable(f"is no TOML: {error}")
+    tables = data.pop(TABLE, {})
+    if data or not isinstance(tables, dict):
+        strange = next(iter(data), TABLE)
+        return _unreadable(f"{strange!r} is no core", remedy="give each a table [cores.NAME]")
+    cores: dict[str, Core] = {}
+    problems: dict[str, InvalidConfig] = {}
+    for name, table in tables.items():
+        try:
+            cores[name] = _core(name, table)
+        except InvalidConfig as error:
+            problems[name] = error
+    _drop_contradicting(cores, problems)
+    return Catalogue(cores, problems)
+
+
+def _core(name: str, table: object) -> Core:
+    try:
+        msgspec.convert(name, CoreName)
+        core: Core = msgspec.convert(table, Core)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        at = _AT.search(message)
+        setting = f".{at[1]}" if at and at[1] else ""
+        raise InvalidConfig(
+            _AT.sub("", message), field=f"{TABLE}.{name}{setting}", remedy="correct it"
+        ) from error
+    check_core(name, core)
+    return core
+
+
+def _drop_contradicting(cores: dict[str, Core], problems: dict[str, InvalidConfig]) -> None:
+    """Leave cores that can be run together; who is at fault goes to the problems."""
+    while True:
+        try:
+            return check_cores(cores, others=problems)
+        except InvalidConfig as error:
+            # Names may hold points: the longest one that fits.
+            at = [name for name in cores if str(error.field).startswith(f"{TABLE}.{name}.")]
+            name = max(at, key=len)
+            problems[name] = error
+            del cores[name]
 
 
 def read_secret(core: CoreSettings, name: str, environ: Mapping[str, str]) -> str | None:
@@ -51,17 +137,17 @@ def read_secret(core: CoreSettings, name: str, environ: Mapping[str, str]) -> st
     variable = getattr(core, "api_key_env", None)
     file = getattr(core, "api_key_file", None)
     if variable is not None:
-        found, field, where = environ.get(variable, ""), "api_key_env", f"variable {variable}"
+        found, setting, where = environ.get(variable, ""), "api_key_env", f"variable {variable}"
     elif file is not None:
-        found, field, where = _read_key_file(name, Path(file)), "api_key_file", f"file {file}"
+        found, setting, where = _read_key_file(name, Path(file)), "api_key_file", f"file {file}"
     else:
         return None
     key = found.strip()
     if not key or any(not character.isprintable() or character == " " for character in key):
         raise InvalidConfig(
             f"the {where} holds {'a key of several lines or words' if key else 'no key'}",
-            field=f"cores.{name}.{field}",
-            remedy="let it hold the key and nothing else",
+            field=f"{TABLE}.{name}.{setting}",
+            remedy="let it hold the key and nothing else; a variable: where `aios up` is run",
         )
     return key
 
@@ -72,10 +158,10 @@ def _read_key_file(name: str, path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidConfig(
             f"the key cannot be read: {type(error).__name__}",
-            field=f"cores.{name}.api_key_file",
+            field=f"{TABLE}.{name}.api_key_file",
             remedy="name a file that this user may read",
         ) from error
 
 
-def _unreadable(path: Path, why: str) -> InvalidConfig:
-    return InvalidConfig(f"{path}: {why}", field=FILE_NAME, remedy="correct the file")
+def _unreadable(why: str, setting: str = FILE_NAME, remedy: str = "correct the file") -> Catalogue:
+    return Catalogue(problems={FILE_NAME: InvalidConfig(why, field=setting, remedy=remedy)})

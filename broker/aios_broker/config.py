@@ -50,6 +50,9 @@ PROCESS_PREFIXES = (
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
+# The names of the cores that AIOS_LLM_CORE stands for: their models'.
+ENVIRONMENT_CORES = {"llama": "smollm2-135m", "simulated": "simulated"}
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
@@ -88,6 +91,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         _check_scheme("AIOS_REDIS_URL", config.redis_url, REDIS_SCHEMES)
         _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
         return config
+
+    @property
+    def environment_core(self) -> str | None:
+        """The name of the core that it describes; None: there is none, or its server will say."""
+        return ENVIRONMENT_CORES.get(self.llm_core) if self.llm_workers else None
 
     def variables(self) -> dict[str, str]:
         """Return the variables that hand these settings on to another process."""

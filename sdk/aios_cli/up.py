@@ -186,6 +186,11 @@ def _show_status(found: Status) -> None:
     if found.processes:
         say()
         PROCESSES.show(found.processes)
+    for one in found.processes:
+        if one.last_words:
+            say(f"\n{one.name}: {one.last_words}")
+    for problem in found.problems:
+        say(f"\ncores: {problem}")
 
 
 @command(_show_status, failed=lambda found: any(one.state == "failed" for one in found.processes))

@@ -21,6 +21,7 @@ from aios_local.supervisor import programs as programs_module
 from aios_local.supervisor.record import read_record
 from tests.stand_ins import (
     CRASH,
+    CRASH_WORDS,
     DRAIN,
     POISONED,
     POISONED_AT_ONCE,
@@ -159,7 +160,7 @@ def test_a_crash_loop_of_one_program_leaves_the_others_at_work(light: KernelConf
     with EmbeddedKernel(light, programs=programs) as kernel:
         wait_until(lambda: kernel.process("broken").state == "failed")
         assert kernel.process("good").state == "running"
-        broken = ProcessRecord("broken", "failed", None, restarts=4, last_exit=1)
+        broken = ProcessRecord("broken", "failed", None, 4, last_exit=1, last_words=CRASH_WORDS)
         wait_until(lambda: broken in read_record(light.state_dir).processes)
 
 

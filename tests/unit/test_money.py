@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios_broker.contract.cores import LlamaSettings, OpenAISettings, Price, check_cores
+from aios_broker.contract.cores import (
+    LlamaSettings,
+    OpenAISettings,
+    Price,
+    check_core,
+    check_cores,
+)
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.money import (
     Billed,
@@ -55,7 +61,7 @@ def test_a_price_with_more_digits_than_are_counted_is_refused() -> None:
 def test_a_bad_price_names_its_core() -> None:
     core = LlamaSettings(price=Price(output=1.000_000_1))
     with pytest.raises(InvalidConfig) as caught:
-        check_cores({"qwen": core})
+        check_core("qwen", core)
     assert caught.value.field == "cores.qwen.price.output"
 
 

@@ -112,17 +112,9 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             InvalidConfig: The file is wrong, or has no such core.
         """
-        path = catalogue_path(self.state_dir, self.cores)
         if name is None:
             return self.environment_core()
-        cores = read_catalogue(path)
-        if name not in cores:
-            raise InvalidConfig(
-                f"{path} has no core {name!r}",
-                field=f"cores.{name}",
-                remedy=f"use of {', '.join(cores)}" if cores else "add it with `aios cores add`",
-            )
-        return name, cores[name]
+        return name, read_catalogue(catalogue_path(self.state_dir, self.cores)).one(name)
 
     def environment_core(self) -> tuple[str, Core]:
         """Return the core that the environment describes; without a name it has its model's.

@@ -10,10 +10,13 @@
 Reading and writing the file, and the environment's one core, is `aios_broker.catalogue`'s.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field
+from msgspec.json import encode
+from msgspec.structs import replace
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.money import pico_per_token
@@ -121,7 +124,24 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
+
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
+
+
+def process_version(core: Core) -> str:
+    """Return what a worker has to be started anew for, where it changes.
+
+    What only its card says, and how many of them there are, is not in it.
+    """
+    usual = CoreSettings()
+    rest = {setting: getattr(usual, setting) for setting in _OF_ITS_CARD}
+    return encode(replace(core, **rest)).decode()
+
+
+def key_variable(core: Core) -> str | None:
+    """Return the variable that holds the key of a core's endpoint, if one does."""
+    return core.api_key_env if isinstance(core, SGLangSettings | OpenAISettings) else None
 
 
 class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,6 +160,7 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    generates: bool = True  # False: it makes embeddings alone
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)
     currency: str = ""  # of its price; empty: it has none
@@ -150,25 +171,65 @@ def queue_of(module: Module, core: str = "") -> str:
     return f"{module}.{core}" if core else module
 
 
-class CatalogueFile(_Settings, frozen=True):
-    """What `cores.toml` holds."""
-
-    cores: dict[CoreName, Core] = field(default_factory=dict)
-
-
-def check_cores(cores: Mapping[str, Core]) -> None:
-    """Refuse cores that contradict each other.
+def check_core(name: str, core: Core) -> None:
+    """Refuse a core that cannot work, whichever others there are.
 
     Raises:
-        InvalidConfig: an alias that is two cores' or a core's own name, a fallback that is unknown
-            or comes back to where it began, two defaults, a price that cannot be counted exactly,
-            prices in two currencies; `field` names the core.
+        InvalidConfig: a price that cannot be counted exactly, an address that is none, two places
+            for one key; `field` names the core and the setting.
     """
-    _check_aliases(cores)
-    _check_prices(cores)
+    for setting in ("input", "output", "cached_input") if core.price is not None else ():
+        try:
+            pico_per_token(getattr(core.price, setting) or 0.0)
+        except InvalidConfig as error:
+            error.field = f"cores.{name}.price.{setting}"
+            raise
+    if not isinstance(core, SGLangSettings | OpenAISettings):
+        return
+    if core.url is None and core.model is None:
+        raise _refused(name, "url", "it has neither a server nor a model", "name one of them")
+    if core.url is not None:
+        _check_url(name, core.url)
+    if core.api_key_env is not None and core.api_key_file is not None:
+        raise _refused(name, "api_key_file", "api_key_env is there too", "take one of them out")
+
+
+def _check_url(name: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isprintable() or " " in url:
+        raise _refused(
+            name, "url", f"{url!r} is not the address of an HTTP server", "begin it with https://"
+        )
+    if "@" in parts.netloc:
+        raise _refused(
+            name,
+            "url",
+            "holds a name or a password",
+            "put the key where api_key_env or api_key_file says",
+        )
+
+
+def check_cores(cores: Mapping[str, Core], others: Container[str] = ()) -> None:
+    """Refuse cores that contradict each other.
+
+    Args:
+        cores: All that are well by themselves.
+        others: Names that are taken, too: of cores that are not.
+
+    Raises:
+        InvalidConfig: an alias that is a core's name, a fallback that is unknown or comes back to
+            where it began, two defaults, prices in two currencies; `field` names the core.
+    """
+    _check_aliases(cores, others)
+    _check_currency(cores)
     for name, core in cores.items():
         for other in core.fallback:
-            if other not in cores:
+            if other not in cores and other not in others:
                 raise _refused(
                     name,
                     "fallback",
@@ -189,26 +250,19 @@ def check_cores(cores: Mapping[str, Core]) -> None:
         )
 
 
-def _check_aliases(cores: Mapping[str, Core]) -> None:
+def _check_aliases(cores: Mapping[str, Core], others: Container[str]) -> None:
     for name, core in cores.items():
         for alias in core.aliases:
-            if alias in cores:
+            if alias in cores or alias in others:
                 raise _refused(name, "aliases", f"{alias!r} is a core's own name", "use another")
 
 
-def _check_prices(cores: Mapping[str, Core]) -> None:
+def _check_currency(cores: Mapping[str, Core]) -> None:
     """A syscall may cost something on several cores: sums are of one currency."""
     first: tuple[str, str] | None = None
     for name, core in cores.items():
         if core.price is None:
             continue
-        for setting in ("input", "output", "cached_input"):
-            value = getattr(core.price, setting)
-            try:
-                pico_per_token(value or 0.0)
-            except InvalidConfig as error:
-                error.field = f"cores.{name}.price.{setting}"
-                raise
         currency = core.price.currency
         if first is not None and currency != first[1]:
             raise _refused(

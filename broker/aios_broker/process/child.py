@@ -55,6 +55,8 @@ class Service:
     one_shot: bool = False  # runs to its end, once; what comes after waits for exit code 0
     prepare: Callable[[], None] = field(default=nothing_to_prepare)  # before each start, locked
     is_ready: Callable[[int], bool] = field(default=always_ready)  # asked with the process id
+    needed: bool = True  # else what starts it goes on without it, and never gives it up
+    version: str = ""  # of what it does: a service of the same name and version is the same one
 
 
 class Child:

@@ -123,6 +123,17 @@ class Suspension(Struct, frozen=True, gc=False):
     core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was
 
 
+class SliceTerms(Struct, frozen=True, gc=False):
+    """From when on a slice may be cut: by somebody who waits, not by an operator or a quota."""
+
+    slice_ms: float = 0.0  # since its first token
+    resume_ms: float = 0.0  # what going on later costs
+    least_ms: float = 0.0  # a shorter slice is not cut ...
+    crowded_ms: float = 0.0  # ... nor one below this, where contexts do not fit the memory
+    fits: int = 0  # contexts that the core's memory holds; 0: it does not say
+    memory: str = ""  # which: cores on one server share theirs
+
+
 class SliceUse(Struct, frozen=True, gc=False):
     """What a running job used since its claim, at the end of a slice. Sent again, it is no more."""
 
@@ -132,6 +143,22 @@ class SliceUse(Struct, frozen=True, gc=False):
     checkpoint: bytes | None  # snapshot bytes: what a killed worker does not lose
     prompt_tokens: int = 0
     charge: Charge | None = None
+    terms: SliceTerms = SliceTerms()
+
+
+class Uncut(Struct, frozen=True, gc=False):
+    """A cut that was due and was not made."""
+
+    slice_s: float
+    resume_s: float
+    least_s: float  # a longer slice would have been cut
+    contexts: int  # begun, with the one that waited
+    fits: int  # in memory; 0: it is not known, or does not matter
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it was for the memory's sake."""
+        return 0 < self.fits < self.contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +198,19 @@ class JobView:
     ran_s: float  # up to the last charge
     age_s: float  # since submission
     deadline_in_s: float | None
-    position: int | None  # 0 is next; None when it does not wait
+    position: int | None  # 0 is next in its queue; None when it does not wait
     score: float | None
+    uncut: Uncut | None = None  # the last one of the slice that runs
+    queue: str = ""  # where it waits, or waited last: its module's own, or that of a core
 
     @property
     def core(self) -> str:
-        """The core that its worker must serve, or the empty string: any."""
+        """The core in whose run queue it is; else what it asks for; the empty string: any."""
+        return self.queue.partition(".")[2] or core_of(self.needs)
+
+    @property
+    def asked_core(self) -> str:
+        """The name, alias or model that it asks for; the empty string: none."""
         return core_of(self.needs)
 
 
@@ -197,6 +231,17 @@ class QueueView:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreView:
+    """One core that is known, and its run queue."""
+
+    card: CoreCard
+    slots: int | None  # of its living workers; None: none lives
+    silent_s: float  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRow:
     """What the scheduler publishes for a queue; workers obey it while no scheduler lives."""
 
@@ -205,4 +250,6 @@ class PolicyRow:
     quantum_s: float = 0.5  # a slice ends after this time ...
     quantum_tokens: int = 64  # ... or this many output tokens, whichever comes first
     max_waiting: int = 100_000  # beyond it submit refuses with QueueFull
+    # A syscall whose core is known and has no worker: it waits up to its deadline, or is refused.
+    unserved_core: Literal["wait", "refuse"] = "wait"
     max_losses: int = 3  # workers that may die with a job before it is quarantined

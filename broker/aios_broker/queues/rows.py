@@ -57,6 +57,7 @@ class SuspensionRow(NamedTuple):
     tokens: int
     prompt: int
     bill: str
+    core: str  # that goes on with it; empty: the same
 
 
 class SliceRow(NamedTuple):
@@ -69,6 +70,12 @@ class SliceRow(NamedTuple):
     prompt: int
     bill: str
     checkpoint: bytes  # empty: the last one stands
+    slice_ms: int  # the rest is `SliceTerms`
+    resume_ms: int
+    least_ms: int
+    crowded_ms: int
+    fits: int
+    memory: str
 
 
 class RenewalRow(NamedTuple):
@@ -96,6 +103,13 @@ class WorkerRow(NamedTuple):
     version: str
     slots: int
     cores: str
+
+
+class CardRow(NamedTuple):
+    """A core of a worker's."""
+
+    name: str
+    json: bytes
 
 
 class ContextRow(NamedTuple):
@@ -142,6 +156,7 @@ class LeaseRow(NamedTuple):
     currency: bytes = b""
     cached: int = 0  # prompt tokens that were charged as such
     read_by: bytes = b""  # cores that the prompt was charged on, a space between
+    tried: bytes = b""  # cores that gave it to another one, a space between
 
 
 class JobRow(NamedTuple):
@@ -164,6 +179,8 @@ class JobRow(NamedTuple):
     position: int | None  # where it waits
     score: bytes | None
     nice: bytes | None  # None: as submitted
+    uncut: bytes | None  # see slice.lua
+    queue: bytes  # where it waits, or waited last
 
 
 class WaitingRow(NamedTuple):
@@ -178,6 +195,7 @@ class WaitingRow(NamedTuple):
     slices: int
     deadline_ms: int
     nice: bytes  # empty: as submitted
+    core: bytes  # in whose run queue it is; empty: the module's own
 
 
 class QueueRow(NamedTuple):
@@ -194,6 +212,16 @@ class QueueRow(NamedTuple):
     parked: int
 
 
+class CoreRow(NamedTuple):
+    """A core that is known, and its queue."""
+
+    card: bytes
+    slots: int  # of its living workers; -1: none lives
+    silent_ms: int  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
 _TAKEN = (
     ClaimRow,
     SubmissionRow,
@@ -203,10 +231,11 @@ _TAKEN = (
     RenewalRow,
     ChunkRow,
     WorkerRow,
+    CardRow,
     ContextRow,
     ContextChangeRow,
 )
-_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow)
+_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow, CoreRow)
 
 
 def lua_source() -> str:

@@ -27,6 +27,7 @@ from aios_broker.scheduler.policy import policy_named
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
+from aios_local.supervisor.cores import CoresWatch
 from aios_local.supervisor.programs import Program, kernel_programs, services_of
 from aios_local.supervisor.record import (
     KernelRecord,
@@ -40,6 +41,7 @@ from aios_local.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
 KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
+CORES_FILE = "AIOS_CORES"
 
 
 class EmbeddedKernel:
@@ -83,8 +85,13 @@ class EmbeddedKernel:
         else:
             check_database_url(config.database_url)
         self._inherited = environment() if inherited is None else inherited
-        chosen = kernel_programs(config) if programs is None else programs
-        self._supervisor = Supervisor(self._stages(chosen), self._log, self._write)
+        self._cores: CoresWatch | None = None
+        if programs is None:
+            self._cores = CoresWatch(config)
+            programs = [*kernel_programs(config), *self._cores.programs]
+        self._supervisor = Supervisor(
+            self._stages(programs), self._log, self._write, self._wanted_cores
+        )
         self._kernel_state: KernelState = "starting"
         self._started_at = 0.0  # Unix time, s
         self._ready = threading.Event()
@@ -115,6 +122,7 @@ class EmbeddedKernel:
             state_dir=str(self._state.path),
             policy=self.config.policy,
             processes=self._supervisor.records,
+            problems=self._cores.problems if self._cores is not None else (),
         )
 
     def run(self) -> None:
@@ -132,7 +140,12 @@ class EmbeddedKernel:
             self._serve_metrics(at_end)
             self._started_at = time.time()
             self._write()
+            self._say_news()
             self._supervisor.run(self._all_ready)
+
+    def _say_news(self) -> None:
+        for line in self._cores.take_news() if self._cores is not None else ():
+            self._log.line("kernel", line)
 
     def _serve_metrics(self, at_end: contextlib.ExitStack) -> None:
         if self.config.metrics_port is None:
@@ -216,6 +229,10 @@ class EmbeddedKernel:
 
     def _stages(self, programs: Sequence[Program]) -> list[list[Service]]:
         servers = [server.service() for server in (self._redis, self._postgres) if server]
+        stages = self._services(programs)
+        return [servers, *stages] if servers else stages
+
+    def _services(self, programs: Sequence[Program]) -> list[list[Service]]:
         variables = {
             KV_DIR: str(self._state.kv_dir),  # one that was set goes before, an empty one too
             **self._inherited,
@@ -224,8 +241,19 @@ class EmbeddedKernel:
             "AIOS_DATABASE_URL": self.database_url,
             "PYTHONUNBUFFERED": "1",  # a process's last words before a crash are in the log
         }
-        stages = services_of(programs, variables, Keys(self.config.key_prefix))
-        return [servers, *stages] if servers else stages
+        secrets: frozenset[str] = frozenset()
+        if self._cores is not None:
+            variables[CORES_FILE] = str(self._cores.path)
+            secrets = self._cores.secrets
+        return services_of(programs, variables, Keys(self.config.key_prefix), secrets)
+
+    def _wanted_cores(self) -> Sequence[Service] | None:
+        """Return the workers of the file's cores, when the file has changed."""
+        if self._cores is None or not self._cores.look():
+            return None
+        self._say_news()
+        self._write()  # its problems
+        return [service for stage in self._services(self._cores.programs) for service in stage]
 
     def _all_ready(self) -> None:
         self._kernel_state = "running"

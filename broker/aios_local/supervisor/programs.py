@@ -2,13 +2,14 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import hiredis
 
 from aios_broker.config import KernelConfig
+from aios_broker.contract.cores import Core, key_variable, process_version
 from aios_broker.contract.errors import RedisUnavailable
 from aios_broker.contract.syscall import STATE_MODULES
 from aios_broker.process.child import Service, always_ready
@@ -17,6 +18,9 @@ from aios_broker.redis.connection import Connection
 
 DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs end
 READY_TIMEOUT_S = 120.0  # the database is migrated, the model is loaded and tried out
+LOAD_TIMEOUT_S = 86_400.0  # of cores with limits of their own: weights may be tens of gigabytes
+WORKERS_STAGE = 2
+SGLANG_KEY = "AIOS_SGLANG_API_KEY"  # of the core that the environment describes
 ANSWER_TIMEOUT_S = 1.0
 # A program and not a thread of the supervisor: SQLAlchemy and Alembic leave no memory behind.
 MIGRATE = (
@@ -42,6 +46,10 @@ class Program:
     count: int = 1
     ready: Ready = "at once"
     one_shot: bool = False
+    needed: bool = True  # else the kernel is ready without it
+    version: str = ""  # of what it does
+    secret: str | None = None  # the one variable with a key that it gets
+    ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
     def process_names(self) -> list[str]:
@@ -64,20 +72,55 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             count=config.schedulers,
             ready="leading",
         ),
-        Program("llm", (*worker, "llm"), stage=2, count=config.llm_workers, ready="registered"),
-        Program("tool", (*worker, "tool"), stage=2, count=config.tool_workers, ready="registered"),
+        Program(
+            "llm",
+            (*worker, "llm"),
+            stage=WORKERS_STAGE,
+            count=config.llm_workers,
+            ready="registered",
+            secret=SGLANG_KEY,
+            ready_timeout_s=LOAD_TIMEOUT_S if config.llm_core == "sglang" else READY_TIMEOUT_S,
+        ),
+        Program(
+            "tool",
+            (*worker, "tool"),
+            stage=WORKERS_STAGE,
+            count=config.tool_workers,
+            ready="registered",
+        ),
         Program(
             "state",
             (*worker, *STATE_MODULES),
-            stage=2,
+            stage=WORKERS_STAGE,
             count=config.state_workers,
             ready="registered",
         ),
     )
 
 
+def core_programs(cores: Mapping[str, Core]) -> tuple[Program, ...]:
+    """Return the workers of the cores of a file: as many of each as it says."""
+    return tuple(
+        Program(
+            f"llm.{name}",
+            (sys.executable, "-m", "aios_workers", "llm", "--core", name),
+            stage=WORKERS_STAGE,
+            count=core.workers,
+            ready="registered",
+            needed=False,
+            version=process_version(core),
+            secret=key_variable(core),
+            ready_timeout_s=LOAD_TIMEOUT_S,
+        )
+        for name, core in cores.items()
+    )
+
+
 def services_of(
-    programs: Sequence[Program], environment: Mapping[str, str], keys: Keys
+    programs: Sequence[Program],
+    environment: Mapping[str, str],
+    keys: Keys,
+    secrets: Collection[str] = (),
 ) -> list[list[Service]]:
     """Return the stages of services that the programs are run as.
 
@@ -85,6 +128,7 @@ def services_of(
         programs: In any order; sorted by stage here.
         environment: All variables of the processes, the servers' addresses included.
         keys: Where workers register.
+        secrets: Variables that hold keys: a process gets the one that its program names.
     """
     stages: dict[int, list[Service]] = {}
     fleet = _Fleet(environment["AIOS_REDIS_URL"], keys)
@@ -98,11 +142,17 @@ def services_of(
             Service(
                 name=name,
                 command=program.command,
-                environment=environment,
+                environment={
+                    variable: value
+                    for variable, value in environment.items()
+                    if variable not in secrets or variable == program.secret
+                },
                 stop_timeout_s=DRAIN_TIMEOUT_S,
                 one_shot=program.one_shot,
-                ready_timeout_s=READY_TIMEOUT_S,
+                ready_timeout_s=program.ready_timeout_s,
                 is_ready=is_ready[program.ready],
+                needed=program.needed,
+                version=program.version,
             )
             for name in program.process_names
         )

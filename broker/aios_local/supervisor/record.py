@@ -20,18 +20,22 @@ START_REMEDY = "start one with `aios up --detach`"
 # `find_kernel` holds the lock for a moment when it asks whether anybody has it.
 LOCK_TIMEOUT_S = 0.5
 
-ProcessState = Literal["starting", "running", "waiting", "failed", "stopped", "done"]
+ProcessState = Literal["starting", "running", "waiting", "failed", "stopping", "stopped", "done"]
 KernelState = Literal["starting", "running", "stopping"]
 
 
 class ProcessRecord(Struct, frozen=True):
-    """One process below the supervisor. `waiting`: it died and is started again soon."""
+    """One process below the supervisor. `waiting`: it died and is started again soon.
+
+    `stopping`: it is not wanted any more, or as another one.
+    """
 
     name: str
     state: ProcessState
     pid: int | None = None
     restarts: int = 0
     last_exit: int | None = None  # exit code; negative: the signal that ended it
+    last_words: str = ""  # of one that died, until it runs again
 
 
 class KernelRecord(Struct, frozen=True, kw_only=True):
@@ -47,6 +51,7 @@ class KernelRecord(Struct, frozen=True, kw_only=True):
     state_dir: str | None = None
     policy: str | None = None
     processes: tuple[ProcessRecord, ...] = ()
+    problems: tuple[str, ...] = ()  # what is wrong with its file of cores
 
 
 def write_record(path: Path, record: KernelRecord) -> None:

@@ -4,220 +4,30 @@ All children are started from the thread that is in `run`, and die with it (see 
 """
 
 import contextlib
-import os
 import queue
-import random
-import re
 import select
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from aios_broker.contract.errors import InvalidConfig, KernelError, Unavailable
 from aios_broker.log import KernelLog
-from aios_broker.process.child import Child, Service, always_ready
-from aios_local.supervisor.record import ProcessRecord, ProcessState
+from aios_broker.process.child import Service
+from aios_local.supervisor.process import EXIT_SETTINGS, SupervisedProcess
+from aios_local.supervisor.record import ProcessRecord
 
 START_TICK_S = 0.02  # while something starts or ends
 TICK_S = 0.2  # else; an end of output, and so a death, wakes the loop at once
-
-FIRST_PAUSE_S = 0.05  # a server that was killed is back before most callers notice
-LONGEST_PAUSE_S = 10.0
-LONGEST_PAUSE_AT_WORK_S = 2.0  # of one that can start, and is ended by what it is given to do
-PAUSE_GROWTH = 4.0
-# Given up after so many short lives in a row: its fault does not pass by itself. Not so where it
-# was ever seen at work: then poison jobs may have ended it, some before anybody saw it ready again,
-# or Redis was away. Poison is quarantined before long, and Redis comes back.
-MAX_SHORT_LIVES = 5
-STABLE_S = 5.0  # a run as long as this was not a short life
-ASK_READY_EVERY_S = 0.03
-READ_BYTES = 65_536
-MAX_LINE_BYTES = 8_192
-EXIT_SETTINGS = 2  # our processes' exit code for a wrong setting: trying again changes nothing
-# What Python's logging and Valkey put before each line: this log has the time already.
-FOREIGN_STAMP = re.compile(
-    r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\d+:[A-Z] \d+ \w+ \d{4} [\d:.]+ [.\-*#] )"
-)
+LOOK_EVERY_S = 1.0  # whether other services are wanted
+# So long what is not needed may keep a kernel from being ready: most that come, come sooner, and
+# who uses the kernel then finds them there.
+UNNEEDED_START_S = 60.0
 
 
-@dataclass(slots=True)
-class SupervisedProcess:
-    """The present run of a service and the history of its deaths."""
-
-    service: Service
-    log: KernelLog
-    state: ProcessState = "stopped"
-    child: Child | None = None
-    restarts: int = 0
-    last_exit: int | None = None
-    last_line: str = ""
-    start_at: float = 0.0  # monotonic; when `state` is "waiting"
-    mute: bool = False  # its output has ended, or it closed it
-    expected_death: bool = False  # somebody of ours kills it: that says nothing about its health
-    _asked_ready_at: float = 0.0
-    _short_lives: int = 0
-    _has_worked: bool = False  # in this run or an earlier one
-    _rest: bytes = b""  # of the output: a line that has not ended
-
-    @property
-    def record(self) -> ProcessRecord:
-        """What `kernel.json` says of it."""
-        pid = self.child.pid if self.child is not None else None
-        return ProcessRecord(self.service.name, self.state, pid, self.restarts, self.last_exit)
-
-    @property
-    def output(self) -> int | None:
-        """The descriptor of its output, while it runs."""
-        if self.child is None or self.child.process.stdout is None:
-            return None
-        return self.child.process.stdout.fileno()
-
-    def start(self) -> None:
-        """Start it; a start that fails counts as a death."""
-        try:
-            self.child = Child.start(self.service, subprocess.PIPE)
-        except KernelError as error:
-            self.last_line = str(error)
-            self.say(str(error))
-            self._short_lives += 1
-            self._go_on_or_give_up()
-            return
-        assert self.output is not None
-        os.set_blocking(self.output, False)
-        self.state = "starting"
-        self.mute = False
-
-    def check(self) -> None:
-        """Take notice of what happened since the last time: ended, ready, late, due."""
-        if self.state == "waiting":
-            if time.monotonic() >= self.start_at:
-                self.restarts += 1
-                self.start()
-            return
-        if self.child is None:
-            return
-        if self.child.exit_code is not None:
-            self._ended(self.child.exit_code)
-        elif self.state == "starting":
-            self._check_start(self.child)
-
-    def read(self) -> None:
-        """Copy its new output into the log."""
-        if self.output is None:
-            return
-        try:
-            new = os.read(self.output, READ_BYTES)
-        except BlockingIOError:
-            return
-        self.mute = not new
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        if len(self._rest) > MAX_LINE_BYTES or not new:
-            lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            self._log_line(line)
-
-    def ask_to_stop(self) -> None:
-        """Send its stop signal, if it runs."""
-        if self.child is not None:
-            self.child.signal(self.service.stop_signal)
-
-    def end(self) -> None:
-        """Take the end of an asked-for stop: kill what is left, forget the run."""
-        if self.child is not None:
-            if self.child.exit_code is None:
-                self.say("did not stop in time and was killed")
-            self.child.kill_session()
-            self.last_exit = self.child.process.wait()
-            self._forget_run()
-        if self.state != "failed":
-            self.state = "stopped"
-
-    def say(self, text: str) -> None:
-        """Write a line about the process into the log."""
-        self.log.line("kernel", f"{self.service.name}: {text}")
-
-    def _check_start(self, child: Child) -> None:
-        now = time.monotonic()
-        if now - self._asked_ready_at < ASK_READY_EVERY_S:
-            return
-        self._asked_ready_at = now
-        age_s = now - child.started_at
-        # One that runs once is done when it has ended.
-        if not self.service.one_shot and child.is_ready():
-            self.state = "running"
-            self.say(f"ready after {age_s:.1f} s (process {child.pid})")
-        elif age_s > self.service.ready_timeout_s:
-            self.say(f"not ready after {age_s:.0f} s: killed")
-            child.kill_session()
-
-    def _ended(self, code: int) -> None:
-        assert self.child is not None
-        self.last_exit = code
-        lived_s = time.monotonic() - self.child.started_at
-        self._has_worked = self._has_worked or self._was_at_work(self.child.pid)
-        self.child.kill_session()  # what it forked and left behind
-        self._forget_run()
-        if self.service.one_shot and code == 0:
-            self.state = "done"
-            return
-        if lived_s >= STABLE_S or self.expected_death:
-            self._short_lives = 0
-            self.expected_death = False
-        else:
-            self._short_lives += 1
-        self.say(f"ended by {_cause(code)} after {lived_s:.1f} s")
-        if code == EXIT_SETTINGS:
-            self.state = "failed"
-            self.say(f"not started again: a setting is wrong: {self.last_line}")
-            return
-        self._go_on_or_give_up()
-
-    def _was_at_work(self, pid: int) -> bool:
-        """Tell whether one that has ended had been ready; a worker's record outlives it.
-
-        Never of a server with data: what ends that is its own fault.
-        """
-        if self.service.is_ready is always_ready or self.service.lock_path is not None:
-            return False
-        return self.state == "running" or self.service.is_ready(pid)
-
-    def _go_on_or_give_up(self) -> None:
-        if self._short_lives >= MAX_SHORT_LIVES and not self._has_worked:
-            self.state = "failed"
-            self.say(
-                f"crash loop: {self._short_lives} short lives in a row; not started again. "
-                f"Its last words: {self.last_line or 'none'}"
-            )
-            return
-        longest_s = LONGEST_PAUSE_AT_WORK_S if self._has_worked else LONGEST_PAUSE_S
-        pause_s = FIRST_PAUSE_S * PAUSE_GROWTH ** max(self._short_lives - 1, 0)
-        # Processes that died together do not come back together.
-        self.start_at = time.monotonic() + min(pause_s, longest_s) * random.uniform(0.8, 1.2)
-        self.state = "waiting"
-
-    def _forget_run(self) -> None:
-        assert self.child is not None
-        # Not until its end: a descendant may hold the pipe open without ever writing.
-        output = self.output
-        while output is not None and not self.mute and select.select([output], [], [], 0)[0]:
-            self.read()
-        if self._rest:
-            self._log_line(self._rest)
-            self._rest = b""
-        if self.child.process.stdout is not None:
-            self.child.process.stdout.close()
-        self.child = None
-        self.mute = False
-
-    def _log_line(self, line: bytes) -> None:
-        text = FOREIGN_STAMP.sub("", line.decode(errors="replace").rstrip())
-        if text:
-            self.last_line = text
-            self.log.line(self.service.name, text)
+def nothing_new() -> None:
+    """Want the services that there were at the start."""
 
 
 class Supervisor:
@@ -228,9 +38,20 @@ class Supervisor:
         stages: Sequence[Sequence[Service]],
         log: KernelLog,
         on_change: Callable[[], None],
+        wanted: Callable[[], Sequence[Service] | None] = nothing_new,
     ) -> None:
+        """Take the services.
+
+        Args:
+            stages: What to start, in order.
+            log: Where output goes.
+            on_change: Called when a record has changed.
+            wanted: Asked again and again; what of the last stage is not needed, when that has
+                changed. Others of it are started, stopped or replaced; the same ones go on.
+        """
         self._stages = [[SupervisedProcess(service, log) for service in stage] for stage in stages]
-        self._by_name = {one.service.name: one for one in self._all}
+        self._wanted = wanted
+        self._look_at = 0.0  # monotonic
         self._log = log
         self._on_change = on_change
         self._reported: tuple[ProcessRecord, ...] = ()
@@ -263,6 +84,7 @@ class Supervisor:
                 while not self._stop_asked.is_set():
                     self._tick()
                     self._check_servers()
+                    self._look()
             finally:
                 self._bring_down()
 
@@ -300,22 +122,45 @@ class Supervisor:
         return [one for stage in self._stages for one in stage]
 
     def _named(self, name: str) -> SupervisedProcess:
-        if name not in self._by_name:
-            known = ", ".join(self._by_name)
+        by_name = {one.service.name: one for one in self._all}
+        if name not in by_name:
+            known = ", ".join(by_name)
             raise InvalidConfig(f"no process is called {name!r}", remedy=f"one of: {known}")
-        return self._by_name[name]
+        return by_name[name]
 
     def _bring_up(self, stage: Sequence[SupervisedProcess]) -> None:
         for one in stage:
             if not self._stop_asked.is_set():
                 one.start()
+        began_at = time.monotonic()
         while not self._stop_asked.is_set():
             self._tick()
             for one in stage:
-                if one.state == "failed":
+                if one.state == "failed" and one.service.needed:
                     raise _does_not_start(one)
-            if all(one.state in {"running", "done"} for one in stage):
+            is_late = time.monotonic() - began_at > UNNEEDED_START_S
+            if all(_is_settled(one, is_late=is_late) for one in stage):
                 return
+
+    def _look(self) -> None:
+        """Start, stop and replace what is wanted in another way than before."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+        wanted = self._wanted()
+        if wanted is None:
+            return
+        stage = self._stages[-1]
+        there = {one.service.name: one for one in stage if not one.service.needed}
+        for service in wanted:
+            one = there.pop(service.name, None)
+            if one is None:
+                stage.append(SupervisedProcess(service, self._log))
+                stage[-1].start()
+            elif one.service.version != service.version or one.state in {"failed", "stopping"}:
+                one.replace(service)
+        for one in there.values():
+            one.replace(None)
 
     def _check_servers(self) -> None:
         """End the kernel when a server is given up: nothing works without the first stage."""
@@ -353,12 +198,16 @@ class Supervisor:
 
     def _tick(self) -> None:
         """Wait for news, for a moment at most, and take notice of it."""
-        soon = any(one.state in {"starting", "waiting"} or one.mute for one in self._all)
+        soon = any(
+            one.state in {"starting", "waiting", "stopping"} or one.mute for one in self._all
+        )
         self._read_output(START_TICK_S if soon else TICK_S)
         while not self._orders.empty():
             self._orders.get()()
         for one in self._all:
             one.check()
+        for stage in self._stages:
+            stage[:] = [one for one in stage if not one.is_gone]
         self._report()
 
     def _restart(self, one: SupervisedProcess) -> None:
@@ -394,17 +243,15 @@ class Supervisor:
                 alarm.send(b"!")
 
 
+def _is_settled(one: SupervisedProcess, *, is_late: bool) -> bool:
+    """Whether nobody waits for it any more."""
+    if one.service.needed:
+        return one.state in {"running", "done"}
+    return one.state != "starting" or is_late
+
+
 def _does_not_start(one: SupervisedProcess) -> KernelError:
     message = f"{one.service.name} does not start: {one.last_line or 'it said nothing'}"
     if one.last_exit == EXIT_SETTINGS:
         return InvalidConfig(message, remedy="correct the setting that it names")
     return Unavailable(message, remedy="`aios doctor` checks every part")
-
-
-def _cause(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"

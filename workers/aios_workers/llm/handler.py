@@ -16,6 +16,7 @@ from aios_broker.contract.llm import (
     ContextGet,
     ContextSet,
     ContextSummarise,
+    LlmBody,
     LlmChat,
     LlmCount,
     LlmEmbed,
@@ -40,7 +41,8 @@ from aios_workers.llm.core import (
     characters_of,
 )
 from aios_workers.llm.generation import Generation
-from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_length, check_options
+from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
@@ -57,6 +59,7 @@ class LlmHandler:
         self._price = price  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
+        self._cutting = Cutting(core)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -69,7 +72,7 @@ class LlmHandler:
 
         Raises:
             UnknownModule: Not a syscall of this module.
-            UnknownCore: It names another core than this worker's.
+            UnknownCore: A stock producer named another core than this worker's.
             UnsupportedOption: This core cannot keep an option.
             InvalidSyscall: Its options contradict each other.
             ContextTooLong: Prompt and answer do not fit; nothing ran.
@@ -94,6 +97,8 @@ class LlmHandler:
         return msgspec.structs.replace(usage, prompt_tokens=tally.billed.prompt_tokens)
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
+        if not run.lease.trusted and isinstance(syscall.body, LlmBody):
+            check_core(syscall.body, self._core.info)
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
@@ -121,7 +126,7 @@ class LlmHandler:
         plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
         try:
-            outcome = await kind(self._core, self._kernel, run, plan).run()
+            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"

@@ -215,6 +215,7 @@ def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
         slots=info.slots,
         context_tokens=info.context_tokens,
         preemptible=info.capabilities.preemptible,
+        generates=info.capabilities.generates,
         keeps_kv=info.capabilities.preemptible,
         limits=settings.limits,
         currency="" if settings.price is None else settings.price.currency,
@@ -336,15 +337,19 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         connection = Connection(spec.redis_url, name=spec.name)
         stack.push_async_callback(connection.aclose)
-        blocking = Connection(spec.redis_url, name=f"{spec.name}.wait")
-        stack.push_async_callback(blocking.aclose)
+        waiting = [
+            Connection(spec.redis_url, name=".".join((spec.name, "wait", *core)))
+            for core in ((), *((name,) for name in loaded.core_names))
+        ]
+        for each in waiting:
+            stack.push_async_callback(each.aclose)
         functions = Functions(connection)
         queue = ModuleQueue(functions, spec.module, spec.keys)
         policy = PolicyWatch(Control(functions, spec.keys), spec.module).current
         executor, card = await stack.enter_async_context(
             wired(queue, spec, loaded, policy, load_spilled)
         )
-        yield Worker(spec, queue, blocking, executor, card)
+        yield Worker(spec, queue, waiting, executor, card)
 
 
 @asynccontextmanager

@@ -1,0 +1,180 @@
+"""Changes to `cores.toml`: comments and order stay; what would make it wrong is never written."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import tomlkit
+from tomlkit import TOMLDocument
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import Table
+
+from aios_broker.catalogue import FILE_NAME, TABLE, Catalogue, parse_catalogue, read_catalogue
+from aios_broker.contract.cores import Core, CoreSettings
+from aios_broker.contract.errors import InvalidConfig, Unavailable
+from aios_broker.process.child import try_lock, wait_for
+
+MODE = 0o600  # it says where this machine's keys are
+LOCK_LIMIT_S = 5.0  # another command writes a file of a few lines
+
+
+class CoresFile:
+    """The file of one kernel's cores, to be changed."""
+
+    def __init__(self, path: Path) -> None:
+        # What a link leads to is changed, not the link.
+        self.path = path.expanduser().resolve()
+
+    def read(self) -> Catalogue:
+        """Return what it says now."""
+        return read_catalogue(self.path)
+
+    def add(self, name: str, core: Core) -> None:
+        """Write a core at the end of the file.
+
+        Raises:
+            InvalidConfig: The name is taken, or the file would be wrong; nothing was written.
+        """
+
+        def change(tables: Table) -> None:
+            if name in tables:
+                raise InvalidConfig(
+                    "there is a core of this name",
+                    field=f"{TABLE}.{name}",
+                    remedy=f"take another, or remove it: `aios cores remove {name}`",
+                )
+            if core.default:
+                _take_default(tables)
+            tables.append(name, _table_of(core))
+
+        self._change(change)
+
+    def remove(self, name: str) -> None:
+        """Take a core out, and the comments within its table.
+
+        Raises:
+            InvalidConfig: There is none of this name, or another one needs it.
+        """
+
+        def change(tables: Table) -> None:
+            _existing(tables, name)
+            tables.remove(name)
+
+        self._change(change)
+
+    def make_default(self, name: str) -> None:
+        """Let a core take what names none, and no other.
+
+        Raises:
+            InvalidConfig: There is none of this name, or the file is wrong.
+        """
+
+        def change(tables: Table) -> None:
+            table = _existing(tables, name)
+            _take_default(tables)
+            table["default"] = True
+
+        self._change(change)
+
+    def _change(self, change: Callable[[Table], None]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            text = self._text()
+            before = parse_catalogue(text)
+            if FILE_NAME in before.problems:
+                raise before.problems[FILE_NAME]
+            document = tomlkit.parse(text)
+            change(_tables(document))
+            changed = tomlkit.dumps(document)
+            after = parse_catalogue(changed)
+            for name, problem in after.problems.items():
+                if str(problem) != str(before.problems.get(name)):  # it was not there before
+                    raise problem
+            self._write(changed)
+
+    def _text(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+            raise InvalidConfig(
+                f"{self.path} cannot be read: {error}", field=FILE_NAME, remedy="correct the file"
+            ) from error
+
+    def _write(self, text: str) -> None:
+        """Replace the file in one step: who reads it sees the old one or the new one, whole."""
+        building = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            building.unlink(missing_ok=True)
+            file = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+            with os.fdopen(file, "w", encoding="utf-8") as written:
+                written.write(text)
+                written.flush()
+                os.fsync(written.fileno())
+            building.replace(self.path)
+        except OSError as error:
+            building.unlink(missing_ok=True)
+            raise Unavailable(
+                f"{self.path} cannot be written: {error}", remedy="see who may write there"
+            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock_path = self.path.with_name(f"{self.path.name}.lock")
+        try:
+            lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        except OSError as error:
+            raise Unavailable(
+                f"{lock_path} cannot be opened: {error}", remedy="see who may write there"
+            ) from error
+        try:
+            if not wait_for(lambda: try_lock(lock), LOCK_LIMIT_S):
+                raise Unavailable(f"another command changes {self.path}", remedy="try again")
+            yield
+        finally:
+            os.close(lock)
+
+
+def _tables(document: TOMLDocument) -> Table:
+    if TABLE not in document:
+        document.append(TABLE, tomlkit.table(is_super_table=True))
+    tables: Table = document[TABLE]
+    return tables
+
+
+def _existing(tables: Table, name: str) -> Table:
+    if name not in tables:
+        known = ", ".join(tables)
+        raise InvalidConfig(
+            f"there is no core {name!r}",
+            field=f"{TABLE}.{name}",
+            remedy=f"use of {known}" if known else "add one with `aios cores add`",
+        )
+    table: Table = tables[name]
+    return table
+
+
+def _take_default(tables: Table) -> None:
+    for name in tables:
+        tables[name].pop("default", None)
+
+
+def _table_of(core: Core) -> Table:
+    """Return a core as a table: its kind, what only its kind has, what every core has."""
+    table = tomlkit.table()
+    values = msgspec.to_builtins(core)
+    shared = CoreSettings.__struct_fields__
+    for setting in sorted(values, key=lambda each: (each in shared, each != "kind")):
+        value = values[setting]
+        if isinstance(value, dict):
+            inline = tomlkit.inline_table()
+            inline.update(value)
+            value = inline
+        elif isinstance(value, tuple):
+            value = list(value)
+        if value != {}:
+            table.append(setting, value)
+    return table

@@ -1,0 +1,109 @@
+"""The file of cores as a running kernel follows it: what it wants to run, what is wrong with it."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from aios_broker.catalogue import FILE_NAME, TABLE, Catalogue, catalogue_path, read_catalogue
+from aios_broker.config import KernelConfig
+from aios_broker.contract.cores import Core, key_variable, process_version
+from aios_broker.contract.errors import InvalidConfig
+from aios_local.supervisor.programs import SGLANG_KEY, Program, core_programs
+
+_Stamp = tuple[int, int, int]  # inode, time of change in ns, size
+
+
+class CoresWatch:
+    """Looks at the file again and again. A core whose entry has become wrong stays as it was."""
+
+    def __init__(self, config: KernelConfig) -> None:
+        self.path = catalogue_path(config.state_dir, config.cores).absolute()
+        self._taken = config.environment_core
+        self._news: list[str] = []
+        self._cores: dict[str, Core] = {}
+        self._problems: tuple[str, ...] = ()
+        self._stamp: _Stamp | None = None
+        self.look()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong with the file, in sentences."""
+        return self._problems
+
+    def take_news(self) -> list[str]:
+        """Return, once, what has changed."""
+        news, self._news = self._news, []
+        return news
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The workers that its cores are to have."""
+        return core_programs(self._cores)
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """The variables that hold keys."""
+        named = (key_variable(core) for core in self._cores.values())
+        return frozenset((SGLANG_KEY, *(variable for variable in named if variable)))
+
+    def look(self) -> bool:
+        """Read the file if it is another than before; return whether it is."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        self._take(self._without_taken(read_catalogue(self.path)))
+        return True
+
+    def _without_taken(self, found: Catalogue) -> Catalogue:
+        """A core of the file cannot have the name of the one that the environment describes."""
+        name = self._taken
+        if name is None or name not in found.cores:
+            return found
+        others = {other: core for other, core in found.cores.items() if other != name}
+        return Catalogue(others, {**found.problems, name: name_is_taken(name)})
+
+    def _take(self, found: Catalogue) -> None:
+        before = self._cores
+        if FILE_NAME in found.problems:
+            cores = dict(before)
+        else:
+            cores = {name: before[name] for name in found.problems if name in before}
+            cores.update(found.cores)
+        problems = tuple(str(problem) for problem in found.problems.values())
+        self._news = changes_between(before, cores)
+        self._news += [
+            f"{self.path}: {problem} What runs is left as it is."
+            for problem in problems
+            if problem not in self._problems
+        ]
+        self._cores, self._problems = cores, problems
+
+
+def name_is_taken(name: str) -> InvalidConfig:
+    """Return the error of a core that is called as the environment's is."""
+    return InvalidConfig(
+        "the core that the environment describes has this name",
+        field=f"{TABLE}.{name}",
+        remedy="take another name, or set AIOS_LLM_WORKERS=0",
+    )
+
+
+def changes_between(before: Mapping[str, Core], after: Mapping[str, Core]) -> list[str]:
+    """Say what has changed, a line for each core."""
+    lines = [f"core {name} is removed" for name in before if name not in after]
+    for name, core in after.items():
+        if name not in before:
+            lines.append(f"core {name} is added")
+        elif before[name] != core:
+            same = process_version(before[name]) == process_version(core)
+            lines.append(f"core {name} is changed{'' if same else ': it starts anew'}")
+    return lines
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        found = os.stat(path)
+    except OSError:  # it is not there, or cannot be seen: reading it says which
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
