@@ -38,6 +38,7 @@ POLICIES = Listing[tuple[Module, PolicyRow]](
     (Column("Quantum"), lambda one: _quantum(one[1])),
     (Column("Max waiting", "right"), lambda one: one[1].max_waiting),
     (Column("Max losses", "right"), lambda one: one[1].max_losses),
+    (Column("Unserved core"), lambda one: one[1].unserved_core + "s"),
 )
 
 
@@ -52,10 +53,16 @@ def _show_policies(rows: Mapping[Module, PolicyRow]) -> None:
     "--quantum-s", type=click.FloatRange(min=0.001), help="A slice ends after so many seconds ..."
 )
 @click.option("--quantum-tokens", type=click.IntRange(min=1), help="... or so many output tokens.")
+@click.option(
+    "--unserved",
+    "unserved_core",
+    type=click.Choice(["wait", "refuse"]),
+    help="A syscall whose core has no worker waits for one, or is refused.",
+)
 async def policy(
-    operator: Operator, name: str | None, module: Module | None, **quanta: float | None
+    operator: Operator, name: str | None, module: Module | None, **changed: float | str | None
 ) -> dict[Module, PolicyRow]:
-    """Show the scheduling policy, or change it: to NAME, or its quanta.
+    """Show the scheduling policy, or change it: to NAME, its quanta, or what is refused.
 
     \b
     fifo      first come, first served, to the end
@@ -66,7 +73,7 @@ async def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    changes: dict[str, Any] = given(quanta)
+    changes: dict[str, Any] = given(changed)
     if name is not None:
         chosen = policy_named(name, field="NAME")
         changes |= {"name": chosen.name, "preempt": chosen.preempt}
