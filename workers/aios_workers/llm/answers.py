@@ -158,12 +158,16 @@ def constraint_of_chat(
     A core that holds no constraints, or none of this kind, but whose template knows tools, is left
     to itself.
     """
-    if not info.capabilities.constraints:
+    if not info.capabilities.constraints or (toolbox and info.capabilities.native_calls):
         return None
     if toolbox is not None:
         tags = reasoning.tags if reasoning is not None else None
         found = constraint_of(toolbox, tags, opened=reasoning is not None and reasoning.opened)
-        is_held = found.kind != "grammar" or found.calls is not None or info.capabilities.grammars
+        is_held = (
+            found.kind != "grammar"
+            or found.calls is not None
+            or "grammar" in info.capabilities.forms
+        )
         return found if is_held else None
     return _constraint_of_format(body.format) if body.format is not None else None
 

@@ -100,9 +100,10 @@ def constraint_of(
     )
     schemas = CallSchemas(_dumped({**schema, **_JSON_STYLE}), arguments)
     thought = "" if reasoning is None else "THOUGHT " if opened else "THOUGHT? "
-    grammar = calls_grammar(call_format, schemas, thought)
+    begin = "" if reasoning is None or opened else reasoning.begin
+    grammar = calls_grammar(call_format, schemas, thought, begin)
     if reasoning is not None:
-        line = thought_line(reasoning.end, "" if opened else reasoning.begin)
+        line = thought_line(reasoning.end, begin)
         grammar = f"{line}\n{grammar}"
     return Constraint("grammar", grammar, source if call_format is HERMES else None)
 

@@ -21,6 +21,7 @@ from aios_broker.contract.cores import (
     CoreCard,
     CoreSettings,
     LlamaSettings,
+    OpenAISettings,
     SGLangSettings,
     SimulatedSettings,
 )
@@ -31,11 +32,12 @@ from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
+from aios_broker.queues.rate_limits import CoreRates
 from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core, CoreInfo
+from aios_workers.llm.core import Accounted, Core, CoreInfo
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
@@ -92,6 +94,8 @@ def make_core(name: str, settings: CoreSettings, host: CoreHost) -> Core:
             return _sglang_core(name, settings, host)
         case SimulatedSettings():
             return _simulated_core(name, settings)
+        case OpenAISettings():
+            return _openai_core(name, settings, host)
         case _:
             raise InvalidConfig(
                 "this release has no such core",
@@ -106,19 +110,8 @@ def _llama_core(name: str, settings: LlamaSettings, host: CoreHost) -> Core:
         LlamaCppCore,
     )
 
-    usual = LlamaCppConfig()
-    gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
     return LlamaCppCore(
-        LlamaCppConfig(
-            model=usual.model if gguf is None else gguf.stem,
-            name=name,
-            weights=gguf,
-            slots=settings.slots,
-            context_tokens=settings.context_tokens or usual.context_tokens,
-            threads=settings.threads or usual.threads,
-            kv_dir=host.kv_dir,
-            kv_max_bytes=host.kv_max_bytes,
-        )
+        LlamaCppConfig.of(name, settings, kv_dir=host.kv_dir, kv_max_bytes=host.kv_max_bytes)
     )
 
 
@@ -151,6 +144,12 @@ def _sglang_core(name: str, settings: SGLangSettings, host: CoreHost) -> Core:
     return SGLangCore(config, environ=kept)
 
 
+def _openai_core(name: str, settings: OpenAISettings, host: CoreHost) -> Core:
+    from aios_workers.llm.cores.openai.openai_core import OpenAICore  # noqa: PLC0415  loads httpx
+
+    return OpenAICore(name, settings, read_secret(settings, name, host.environ))
+
+
 def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     return SimulatedCore(
         SimulatedCoreConfig(
@@ -181,8 +180,15 @@ async def llm_module(core: Core, settings: CoreSettings | None = None) -> Loaded
         raise
     settings = settings or CoreSettings()
     card = card_of(core.info, settings)
-    price = settings.price
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel, price), (card,))
+    price, limits = settings.price, settings.limits
+
+    def handler(kernel: Kernel) -> Handler:
+        if isinstance(core, Accounted):
+            queue = kernel.queue
+            core.rates = CoreRates(queue.functions, card.name, limits, queue.keys)
+        return LlmHandler(core, kernel, price)
+
+    return LoadedModule(handler, (card,))
 
 
 def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:

@@ -170,14 +170,16 @@ class CallSchemas:
     arguments: tuple[tuple[str, str], ...]  # of each tool's arguments, by its name
 
 
-def calls_grammar(call_format: CallFormat, schemas: CallSchemas, thought: str = "") -> str:
+def calls_grammar(
+    call_format: CallFormat, schemas: CallSchemas, thought: str = "", begin: str = ""
+) -> str:
     """Return the grammar of a message, or of a message and calls.
 
-    `thought`: a term, made of THOUGHT, for what comes first and is no part of them; its lines
-    are `thought_lines`.
+    `thought`: a term, made of THOUGHT, for what comes first and is no part of them; `begin`: what
+    it begins with, where it may be missing. Its line is `thought_line`.
     """
-    begin, end = _literal(call_format.call_begin), _literal(call_format.call_end)
-    one = f"{begin}body {end}"
+    end = _literal(call_format.call_end)
+    one = f"{_literal(call_format.call_begin)}body {end}"
     first = one if call_format.begin or not call_format.marker else f"body {end}"
     more = f"({_literal(call_format.separator)}{one}){{0,{MAX_CALLS - 1}}} "
     prelude = "PRELUDE? " if call_format.prelude else ""
@@ -186,7 +188,7 @@ def calls_grammar(call_format: CallFormat, schemas: CallSchemas, thought: str = 
         more = ""
     lines = [
         f"start: {thought}(MESSAGE | {opening}{more}{_literal(call_format.end)})",
-        *_message_lines(call_format),
+        *_message_lines(call_format, begin[:1]),
         *_body_lines(call_format, schemas),
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -198,12 +200,12 @@ def thought_line(end: str, begin: str = "") -> str:
     return f"THOUGHT: /{pattern}/"
 
 
-def _message_lines(call_format: CallFormat) -> list[str]:
+def _message_lines(call_format: CallFormat, not_first: str) -> list[str]:
     marker = call_format.marker
     if marker:
         plain = unmarked_pattern(marker)
         return [f"MESSAGE: /{plain}/", f"OPENING: /{plain}{_escaped(marker)}/"]
-    lines = [r"MESSAGE: /[ \n\r\t]*([^{ \n\r\t](.|\n)*)?/"]
+    lines = [rf"MESSAGE: /[ \n\r\t]*([^{{{re.escape(not_first)} \n\r\t](.|\n)*)?/"]
     if call_format.prelude:
         lines.append(f"PRELUDE: {_literal(call_format.prelude)}")
     return lines
