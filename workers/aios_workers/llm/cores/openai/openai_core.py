@@ -11,15 +11,15 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from aios_broker.contract.cores import OpenAISettings
 from aios_broker.contract.errors import CoreBusy, CoreError, KernelError, UnsupportedOption
-from aios_broker.contract.llm import Image, Message, Tool, given_fields
+from aios_broker.contract.llm import Message, Tool, given_fields
 from aios_broker.contract.money import Billed
 from aios_broker.retry import Backoff
 from aios_workers.llm.core import (
@@ -27,16 +27,22 @@ from aios_workers.llm.core import (
     Capabilities,
     CoreInfo,
     Embeddings,
-    FinishReason,
     GenerationRequest,
     Step,
     unit_vector,
 )
 from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit
+from aios_workers.llm.cores.openai.answer import Answer, billed_of, content_of
 from aios_workers.llm.cores.openai.client import Client, Event, Limits
+from aios_workers.llm.cores.openai.forms import (
+    choice_form,
+    message_form,
+    response_form,
+    tool_form,
+    with_images,
+)
 from aios_workers.llm.cores.openai.prefill import (
     MODES,
-    Characters,
     Mode,
     Seam,
     ids_of,
@@ -46,7 +52,6 @@ from aios_workers.llm.cores.openai.prefill import (
     text_of,
     told_apart,
 )
-from aios_workers.llm.tools import CALL_BEGIN, CALL_END
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +67,6 @@ PROBE = (
     {"role": "user", "content": "Write one sentence about the sea, and one about a mountain."},
 )
 PROBE_TOKENS = 32
-_FINISH: dict[str, FinishReason] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
-_FINISH |= {"function_call": "stop", "content_filter": "stop", "eos": "stop"}
 _BREAKER_CODES = frozenset({"core-error"})  # what its own fault is; a busy one is not broken
 
 
@@ -73,21 +76,6 @@ class Prefilling:
 
     mode: Mode
     repeats: bool = False
-
-
-@dataclass(slots=True)
-class _Called:
-    """A tool call as its pieces come."""
-
-    name: str = ""
-    arguments: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """How the worker reads a call, whoever made it."""
-        arguments = "".join(self.arguments) or "{}"
-        name = json.dumps(self.name, ensure_ascii=False)
-        return f'{CALL_BEGIN}{{"name": {name}, "arguments": {arguments}}}{CALL_END}'
 
 
 class OpenAICore:
@@ -159,8 +147,8 @@ class OpenAICore:
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return a conversation as the ids of a JSON text."""
         content = {
-            "messages": [_message(message) for message in messages],
-            "tools": [_tool(tool) for tool in tools],
+            "messages": [message_form(message) for message in messages],
+            "tools": [tool_form(tool) for tool in tools],
         }
         return ids_of(json.dumps(content, ensure_ascii=False))
 
@@ -189,7 +177,7 @@ class OpenAICore:
             raise CoreError(
                 f"core {self._name!r}: its endpoint embeds {len(vectors)} texts of {len(texts)}"
             )
-        return Embeddings(vectors, _billed(answer).prompt_tokens)
+        return Embeddings(vectors, billed_of(answer).prompt_tokens)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Ask the endpoint, and yield its answer character by character.
@@ -248,7 +236,7 @@ class OpenAICore:
     ) -> AsyncGenerator[Step, None]:
         seam = Seam(text_of(request.resume_ids), repeats=self._repeats)
         read = self.info.tokens_of(request.prompt_ids) + request.resume_tokens
-        answer = _Answer(seam, about_prompt_tokens=read)
+        answer = Answer(seam, about_prompt_tokens=read)
         events = self._client.stream("chat/completions", content)
         try:
             async with contextlib.aclosing(_until(ended, events)) as told:
@@ -278,7 +266,7 @@ class OpenAICore:
         sampling = request.sampling
         content: dict[str, object] = {
             "model": self._settings.model,
-            "messages": _with_images(conversation["messages"], request.images),
+            "messages": with_images(conversation["messages"], request.images),
             "max_tokens": max(1, request.max_tokens - request.resume_tokens),
             "temperature": sampling.temperature,
             "seed": sampling.seed,
@@ -290,9 +278,9 @@ class OpenAICore:
             content[name] = msgspec.to_builtins(value, str_keys=True)
         if conversation["tools"]:
             content["tools"] = conversation["tools"]
-            content["tool_choice"] = _tool_choice(request.tool_choice)
+            content["tool_choice"] = choice_form(request.tool_choice)
         if request.constraint is not None:
-            content["response_format"] = _response_format(request.constraint.source)
+            content["response_format"] = response_form(request.constraint.source)
         if request.resume_ids:
             assert self._prefilling is not None, "else it is never suspended"
             return prefilled(content, self._prefilling.mode, text_of(request.resume_ids))
@@ -345,7 +333,7 @@ class OpenAICore:
             "max_tokens": PROBE_TOKENS,
             "temperature": 0,
         }
-        answer = _text_of(await self._client.post("chat/completions", content))
+        answer = content_of(await self._client.post("chat/completions", content))
         seam = seam_of(answer)
         if seam is None:
             return None
@@ -361,7 +349,7 @@ class OpenAICore:
     async def _went_on(self, content: dict[str, object], mode: Mode, beginning: str) -> str:
         """Return what the endpoint says behind a beginning; nothing where it refuses the way."""
         try:
-            return _text_of(
+            return content_of(
                 await self._client.post("chat/completions", prefilled(content, mode, beginning))
             )
         except (CoreError, UnsupportedOption) as error:
@@ -378,77 +366,6 @@ class _Paid:
     def note(self, billed: Billed | None) -> None:
         if billed is not None:
             self.tokens += billed.prompt_tokens + billed.output_tokens
-
-
-class _Answer:
-    """One answer of an endpoint as its events come."""
-
-    def __init__(self, seam: Seam, about_prompt_tokens: int) -> None:
-        self._seam = seam
-        self._about_prompt_tokens = about_prompt_tokens
-        self._characters = Characters()
-        self._calls: dict[int, _Called] = {}
-        self._finish: FinishReason | None = None
-        self._usage: Billed | None = None
-        self._pieces = 0  # events with text: about as many tokens
-        self._told = 0  # of these, those that a step has told
-
-    def take(self, event: Event) -> Step | None:
-        """Take in an event; return what it adds to the answer."""
-        if isinstance(event.get("usage"), dict):
-            self._usage = _billed(event)
-        choices = event.get("choices") or [{}]
-        choice = choices[0] if isinstance(choices, list) and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta") or choice.get("message") or {}
-        if reason := choice.get("finish_reason"):
-            self._finish = _FINISH.get(str(reason), "stop")
-        for number, call in enumerate(delta.get("tool_calls") or ()):
-            self._take_call(number, call)
-        text = delta.get("content")
-        if not isinstance(text, str) or not text:
-            return None
-        self._pieces += 1
-        return self._step(self._seam.join(self._characters.feed(text)))
-
-    def last(self, core: str) -> Step:
-        """Return the last step: what was held back, the calls, and what it all cost.
-
-        Raises:
-            CoreError: the endpoint has not said that the answer is over.
-        """
-        if self._finish is None:
-            raise CoreError(f"core {core!r}: its endpoint's answer ends in the middle")
-        text = self._seam.join(self._characters.end()) + self._seam.end()
-        text += "".join(call.text for call in self._calls.values())
-        step = self._step(text)
-        left = max(0, self.billed.output_tokens - self._told)
-        self._told += left
-        return Step(step.ids, self._finish, tokens=(step.tokens or 0) + left, billed=self.billed)
-
-    def unpaid(self) -> Step | None:
-        """Return what an answer that broke off has cost, as far as is known."""
-        return Step((), tokens=0, billed=self.billed) if self._pieces or self._usage else None
-
-    @property
-    def billed(self) -> Billed:
-        """What the endpoint says that it charges; an estimate where it does not say."""
-        if self._usage is not None:
-            return self._usage
-        return Billed(self._about_prompt_tokens, output_tokens=self._pieces)
-
-    def _step(self, text: str) -> Step:
-        new, self._told = self._pieces - self._told, self._pieces
-        return Step(ids_of(text), tokens=new)
-
-    def _take_call(self, number: int, piece: object) -> None:
-        if not isinstance(piece, dict):
-            return
-        index = piece.get("index")
-        called = self._calls.setdefault(index if isinstance(index, int) else number, _Called())
-        function = piece.get("function")
-        if isinstance(function, dict):
-            called.name += str(function.get("name") or "")
-            called.arguments.append(str(function.get("arguments") or ""))
 
 
 async def _until(
@@ -471,93 +388,3 @@ async def _until(
     finally:
         waiting.cancel()
         await events.aclose()
-
-
-def _message(message: Message) -> dict[str, Any]:
-    """Return a message as the API has it; images follow when it is sent."""
-    made: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        made["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id:
-        made["tool_call_id"] = message.tool_call_id
-    if message.images:
-        made["images"] = len(message.images)
-    return made
-
-
-def _with_images(messages: Sequence[dict[str, Any]], images: Sequence[Image]) -> list[object]:
-    """Return the messages with their images in the API's form: each stands before its text."""
-    left = list(images)
-    made: list[object] = []
-    for message in messages:
-        count = message.pop("images", 0)
-        if count:
-            parts: list[object] = [
-                {
-                    "type": "image_url",
-                    "image_url": {"url": f"data:{image.media_type};base64,{image.data}"},
-                }
-                for image in left[:count]
-            ]
-            del left[:count]
-            message["content"] = [*parts, {"type": "text", "text": message["content"]}]
-        made.append(message)
-    return made
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters or {"type": "object", "properties": {}},
-        },
-    }
-
-
-def _tool_choice(choice: str | None) -> object:
-    if choice in (None, "auto", "none", "required"):
-        return choice or "auto"
-    return {"type": "function", "function": {"name": choice}}
-
-
-def _response_format(schema: str) -> dict[str, object]:
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": json.loads(schema), "strict": True},
-    }
-
-
-def _billed(answer: Mapping[str, Any]) -> Billed:
-    """Return what an endpoint says that a request used; what it does not say is 0."""
-    usage = answer.get("usage")
-    if not isinstance(usage, dict):
-        return Billed()
-    details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Billed(
-        _tokens(usage.get("prompt_tokens")),
-        _tokens(cached),
-        _tokens(usage.get("completion_tokens")),
-    )
-
-
-def _tokens(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0
-
-
-def _text_of(answer: Event) -> str:
-    """Return the text of an answer that is no stream; empty where there is none."""
-    choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    message = first.get("message") if isinstance(first, dict) else {}
-    text = message.get("content") if isinstance(message, dict) else ""
-    return text if isinstance(text, str) else ""
