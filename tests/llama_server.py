@@ -2,8 +2,7 @@
 
     python -m tests.llama_server FILE SLOTS CONTEXT_TOKENS PORT
 
-It serves until its standard input ends. Its answers are made as the exact grade of our core makes
-them: an answer does not depend on what else runs beside it.
+It serves until its standard input ends, with its own settings and one thread.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from aios_workers.llm.cores.llama.protocol import MICRO_BATCH_TOKENS
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "served"  # the server answers under any name
@@ -89,8 +86,6 @@ def serve(gguf: str, slots: int, context_tokens: int, port: int) -> None:
     params.port = port
     params.warmup = False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.n_batch = params.n_ubatch = MICRO_BATCH_TOKENS
-    params.no_extra_bufts = True
     server = xllamacpp.Server(params)
     sys.stdout.write(f"{_LISTENING.decode()}{server.listening_address}\n")
     sys.stdout.flush()

@@ -38,7 +38,8 @@ def test_a_syscall_goes_from_core_to_core_at_most_once(
     chains: dict[str, tuple[list[str], str]], progress: Progress
 ) -> None:
     living = cards(*(card(n, *chain, model=model) for n, (chain, model) in chains.items()))
-    at, model, tried = "a", "m", []
+    at, model = "a", "m"
+    tried: list[str] = []
     while (name := next_core(core(at, model), tried, living, progress)) is not None:
         assert name in living
         assert name not in (at, *tried)

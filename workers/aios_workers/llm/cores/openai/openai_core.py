@@ -254,7 +254,16 @@ class OpenAICore:
             if (cost := answer.unpaid()) is not None:
                 yield cost
             return
-        yield answer.last(self._name)
+        last = answer.last(self._name)
+        if request.tool_choice in (None, "auto", "none") or answer.has_calls:
+            yield last
+            return
+        yield Step((), tokens=last.tokens, billed=last.billed)
+        raise UnsupportedOption(
+            f"core {self._name!r}: its endpoint answers without a call although one is required",
+            field="body.tool_choice",
+            remedy="use auto, or name another core",
+        )
 
     @property
     def _repeats(self) -> bool:
