@@ -19,6 +19,7 @@ FILE_NAME = "cores.toml"
 TABLE = "cores"
 # Where msgspec says that something is wrong, and what tomllib says of a table that comes twice.
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 _TWICE = re.compile(r"Cannot declare \('cores', '([^']+)'\) twice")
 
 
@@ -92,14 +93,19 @@ def parse_catalogue(text: str) -> Catalogue:
     problems: dict[str, InvalidConfig] = {}
     for name, table in tables.items():
         try:
-            cores[name] = _core(name, table)
+            cores[name] = core_of_table(name, table)
         except InvalidConfig as error:
             problems[name] = error
     _drop_contradicting(cores, problems)
     return Catalogue(cores, problems)
 
 
-def _core(name: str, table: object) -> Core:
+def core_of_table(name: str, table: object) -> Core:
+    """Return the core that a table of the file describes.
+
+    Raises:
+        InvalidConfig: It will not do; `field` names the core and the setting.
+    """
     try:
         msgspec.convert(name, CoreName)
         core: Core = msgspec.convert(table, Core)
@@ -107,8 +113,12 @@ def _core(name: str, table: object) -> Core:
         message = str(error)
         at = _AT.search(message)
         setting = f".{at[1]}" if at and at[1] else ""
+        remedy = "correct it"
+        if unknown := _UNKNOWN.search(message):
+            setting, remedy = f"{setting}.{unknown[1]}", "take it out"
+            message = f"a core of this kind has no setting {unknown[1]!r}"
         raise InvalidConfig(
-            _AT.sub("", message), field=f"{TABLE}.{name}{setting}", remedy="correct it"
+            _AT.sub("", message), field=f"{TABLE}.{name}{setting}", remedy=remedy
         ) from error
     check_core(name, core)
     return core

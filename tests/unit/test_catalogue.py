@@ -71,7 +71,7 @@ def test_without_a_file_there_are_none(tmp_path: Path) -> None:
     [
         ('[cores.a]\nkind = "gpt"\n', "cores.a.kind", "gpt"),
         ("[cores.a]\nslots = 2\n", "cores.a", "kind"),
-        ('[cores.a]\nkind = "llama"\nslot = 2\n', "cores.a", "slot"),
+        ('[cores.a]\nkind = "llama"\nslot = 2\n', "cores.a.slot", "no setting 'slot'"),
         ('[cores.a]\nkind = "llama"\nslots = 0\n', "cores.a.slots", ">= 1"),
         ('[cores.a]\nkind = "llama"\nslots = "2"\n', "cores.a.slots", "int"),
         ('[cores."a b"]\nkind = "llama"\n', "cores.a b", "regex"),

@@ -138,6 +138,11 @@ def process_version(core: Core) -> str:
     return encode(replace(core, **rest)).decode()
 
 
+def kind_of(core: CoreSettings) -> str:
+    """Return what kind a core is; empty: of none that a file has."""
+    return str(core.__struct_config__.tag or "")
+
+
 def key_variable(core: Core) -> str | None:
     """Return the variable that holds the key of a core's endpoint, if one does."""
     return core.api_key_env if isinstance(core, SGLangSettings | OpenAISettings) else None
@@ -159,6 +164,7 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    report: dict[str, str] = field(default_factory=dict)  # what a person is told of it
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)
     currency: str = ""  # of its price; empty: it has none
