@@ -126,6 +126,8 @@ class QueueChecks(RuleBasedStateMachine):
                 finished=use.finished,
                 ran_ms=round(use.ran_s * 1000),
                 failed=use.failed,
+                cached_tokens=use.cached_tokens,
+                cost_nano=sum(use.cost_nano.values()),
             )
             for who, use in usage.items()
         } == expected
@@ -142,10 +144,11 @@ class QueueChecks(RuleBasedStateMachine):
                     self.entered[who].update(counts)
         assert {who: +use for who, use in self.entered.items() if +use} == expected
         for job_id, known in self.known.items():
-            names = ("aios_tokens", "aios_ran_ms", "aios_prompt_tokens")
+            names = ("aios_tokens", "aios_ran_ms", "aios_prompt_tokens", "aios_cached")
             told = [int(text or 0) for text in self.raw.hmget(Keys().job(job_id), names)]
             total = known.used.total
-            assert told == [total["tokens"], total["ran_ms"], total["prompt_tokens"]]
+            expected_told = ("tokens", "ran_ms", "prompt_tokens", "cached_tokens")
+            assert told == [total[name] for name in expected_told]
 
     @invariant()
     def the_load_is_what_waits_and_runs(self) -> None:
@@ -183,4 +186,8 @@ class QueueChecks(RuleBasedStateMachine):
         for job_id, known in self.known.items():
             row, total = rows[job_id], known.used.total
             if known.state != "running":  # its slices are told when it stops
-                assert (row.tokens, row.ran_ms) == (total["tokens"], total["ran_ms"])
+                assert (row.tokens, row.ran_ms, row.cost_nano) == (
+                    total["tokens"],
+                    total["ran_ms"],
+                    total["cost_nano"],
+                )

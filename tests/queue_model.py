@@ -7,8 +7,19 @@ from dataclasses import dataclass, field
 from aios_broker.contract.syscall import Need
 from aios_broker.queues.admission import Resource
 from aios_broker.queues.quota import QuotaRow, Subject
+from aios_broker.queues.records import Charge
 
-COUNTS = ("tokens", "prompt_tokens", "ran_ms", "finished", "failed")
+COUNTS = (
+    "tokens",
+    "prompt_tokens",
+    "ran_ms",
+    "finished",
+    "failed",
+    "cached_tokens",
+    "cost_nano",
+)
+# Pico-units for a token, by core; each attempt of a syscall runs on another one.
+PRICES = {"dear": 150_001, "free": 0, "cheap": 333}
 STRANGER = (Subject.of_tenant("default"), Subject.of_agent("?"), Subject.of_program("main", "?"))
 ANY_AGENT, ANY_TENANT = Subject.of_agent("*"), Subject.of_tenant("*")
 
@@ -20,10 +31,16 @@ class Used:
     tokens: dict[int, int] = field(default_factory=dict)
     ran_ms: dict[int, int] = field(default_factory=dict)
     prompt_tokens: int = 0
+    pico: dict[int, int] = field(default_factory=dict)
+    cached_tokens: dict[int, int] = field(default_factory=dict)
 
-    def tell(self, attempt: int, tokens: int, ran_ms: int, prompt_tokens: int) -> Counter[str]:
+    def tell(
+        self, attempt: int, tokens: int, ran_ms: int, prompt_tokens: int, charge: Charge
+    ) -> Counter[str]:
         """Take in the totals of an attempt; return what is new."""
         before = self.total
+        self.pico[attempt] = max(self.pico.get(attempt, 0), charge.cost_pico)
+        self.cached_tokens[attempt] = max(self.cached_tokens.get(attempt, 0), charge.cached_tokens)
         self.tokens[attempt] = max(self.tokens.get(attempt, 0), tokens)
         self.ran_ms[attempt] = max(self.ran_ms.get(attempt, 0), ran_ms)
         self.prompt_tokens = max(self.prompt_tokens, prompt_tokens)
@@ -35,7 +52,16 @@ class Used:
             tokens=sum(self.tokens.values()),
             ran_ms=sum(self.ran_ms.values()),
             prompt_tokens=self.prompt_tokens,
+            cached_tokens=sum(self.cached_tokens.values()),
+            cost_nano=-(-sum(self.pico.values()) // 1000),  # rounded once, over all attempts
         )
+
+
+def charge_of(attempt: int, tokens: int, cached_tokens: int) -> Charge:
+    """Return what an attempt has cost on its core."""
+    core = sorted(PRICES)[attempt % len(PRICES)]
+    currency = "USD" if PRICES[core] else ""
+    return Charge(core, PRICES[core] * tokens, currency, cached_tokens)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from aios_broker.contract.errors import QuotaExceeded
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, Differs
 from aios_broker.queues.records import (
+    Charge,
     Ending,
     JobMetadata,
     Lease,
@@ -22,7 +23,7 @@ from aios_broker.queues.records import (
 )
 from tests.queue_checks import CLIENTS
 from tests.queue_debts import Debts
-from tests.queue_model import Known, Used, needs_of, owners, resources_of
+from tests.queue_model import Known, Used, charge_of, needs_of, owners, resources_of
 
 IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 NOTHING_MORE = ClaimRequest(want=0, lease_s=60.0)
@@ -111,24 +112,27 @@ class ClientsAndWorkers(Debts):
             assert lease.wants_chunks == bool(known.clients)
             assert lease.losses == known.losses
             assert lease.decided == known.decided  # whoever claims it, however often
+            assert lease.cost_pico == sum(known.used.pico.values())
+            assert lease.cached_tokens == sum(known.used.cached_tokens.values())
             self.leases.append(lease)
 
     def holds(self, lease: Lease) -> bool:
         known = self.known.get(lease.job_id)
         return known is not None and (known.state, known.attempt) == ("running", lease.attempt)
 
-    def use(self, lease: Lease, more: tuple[int, int, int]) -> tuple[float, int, int]:
-        """Let an attempt use more; return its totals: ran_s, tokens, prompt tokens.
+    def use(self, lease: Lease, more: tuple[int, int, int]) -> tuple[float, int, int, Charge]:
+        """Let an attempt use more; return its totals: ran_s, tokens, prompt tokens, and the cost.
 
         Whoever tells them holds the lease: what others tell is charged to nobody.
         """
         used = self.known[lease.job_id].used if lease.job_id in self.known else Used()
         tokens = used.tokens.get(lease.attempt, 0) + more[0]
         ran_ms = used.ran_ms.get(lease.attempt, 0) + more[1]
+        charge = charge_of(lease.attempt, tokens, more[2] // 2)
         if self.holds(lease):
-            new = used.tell(lease.attempt, tokens, ran_ms, more[2])
+            new = used.tell(lease.attempt, tokens, ran_ms, more[2], charge)
             self.accounts.charge(owners(lease.job_id), new)
-        return ran_ms / 1000, tokens, more[2]
+        return ran_ms / 1000, tokens, more[2], charge
 
     @precondition(lambda self: self.leases)
     @rule(
@@ -150,8 +154,8 @@ class ClientsAndWorkers(Debts):
         lease = data.draw(st.sampled_from(self.leases))  # those of dead workers included
         held = self.holds(lease)
         answer = reply.encode(reply.Reply(id=lease.job_id, result=reply.EchoResult("done")))
-        ran_s, tokens, prompt = self.use(lease, more)
-        ending = Ending(lease, status, answer, ran_s, tokens, prompt_tokens=prompt)
+        ran_s, tokens, prompt, charge = self.use(lease, more)
+        ending = Ending(lease, status, answer, ran_s, tokens, prompt_tokens=prompt, charge=charge)
         if answer_is_lost:
             settled = self.do(self.queue.finish("worker", [ending], NOTHING_MORE))
             assert settled.accepted == [held]
@@ -178,8 +182,8 @@ class ClientsAndWorkers(Debts):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         held = self.holds(lease)
-        ran_s, tokens, prompt = self.use(lease, more)
-        suspension = Suspension(lease, b"snapshot", ran_s, tokens, reason, prompt)
+        ran_s, tokens, prompt, charge = self.use(lease, more)
+        suspension = Suspension(lease, b"snapshot", ran_s, tokens, reason, prompt, charge=charge)
         settled = self.do(self.queue.suspend("worker", [suspension], NOTHING_MORE))
         assert settled.accepted == [held]
         if answer_is_lost:
@@ -202,8 +206,8 @@ class ClientsAndWorkers(Debts):
         self, data: st.DataObject, more: tuple[int, int, int], *, answer_is_lost: bool
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
-        ran_s, tokens, prompt = self.use(lease, more)
-        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt)
+        ran_s, tokens, prompt, charge = self.use(lease, more)
+        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge)
         [verdict] = self.do(self.queue.slice_end("worker", [use], NOTHING_MORE))
         if answer_is_lost:
             assert self.do(self.queue.slice_end("worker", [use], NOTHING_MORE)) == [verdict]

@@ -19,7 +19,7 @@ from aios_broker.queues.admission import Admission, NotAdmitted, RateLimited, Sh
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
-from aios_broker.queues.records import JobView, PolicyRow
+from aios_broker.queues.records import JobView, PolicyRow, Uncut
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.syscalls import Ended, find, parse_module
@@ -181,6 +181,24 @@ def _quantum(policy: PolicyRow) -> str:
     return f"{policy.quantum_tokens} tokens or {seconds(policy.quantum_s)}"
 
 
+def _uncut_words(uncut: Uncut) -> str:
+    pays = f"it pays after {seconds(uncut.least_s)}, its slice has lasted {seconds(uncut.slice_s)}"
+    if uncut.is_crowded:
+        return f"{uncut.contexts} contexts are begun and {uncut.fits} fit the memory, so {pays}"
+    return f"resuming it costs {seconds(uncut.resume_s)}, so {pays}"
+
+
+def _uncut_numbers(uncut: Uncut | None) -> dict[str, Number]:
+    if uncut is None:
+        return {}
+    return {
+        "resume cost ms": round(uncut.resume_s * 1000),
+        "slice ms": round(uncut.slice_s * 1000),
+        "a cut pays after ms": round(uncut.least_s * 1000),
+        "contexts": f"{uncut.contexts} of {uncut.fits}" if uncut.fits else None,
+    }
+
+
 def _runs(job: JobView, around: Surroundings) -> Explanation | None:
     if job.state != "running":
         return None
@@ -190,11 +208,16 @@ def _runs(job: JobView, around: Surroundings) -> Explanation | None:
         if policy.preempt == "none"
         else f"it is suspended after {_quantum(policy)} if somebody deserving waits"
     )
-    return Explanation(
-        "running",
-        f"It runs on {job.worker}; under {policy.name} {preempted}.",
-        {"worker": job.worker, "policy": policy.name, "attempt": job.attempt},
-    )
+    text = f"It runs on {job.worker}; under {policy.name} {preempted}."
+    if job.uncut is not None:
+        text += f" It was not interrupted lately: {_uncut_words(job.uncut)}."
+    numbers: dict[str, Number] = {
+        "worker": job.worker,
+        "policy": policy.name,
+        "attempt": job.attempt,
+        **_uncut_numbers(job.uncut),
+    }
+    return Explanation("running", text, numbers)
 
 
 def _kept_out(job: JobView, around: Surroundings) -> Explanation | None:
@@ -378,4 +401,8 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
         f"{before.get(position, f'{position} syscalls go before it')}. "
         f"Running: {who or 'nobody we see'}; {ends}."
     )
+    uncut = next((other for other in running if other.uncut is not None), None)
+    if policy.preempt != "none" and uncut is not None and uncut.uncut is not None:
+        text += f" {short_id(uncut.job_id)} was not interrupted: {_uncut_words(uncut.uncut)}."
+        numbers |= _uncut_numbers(uncut.uncut)
     return Explanation("order", text, numbers)

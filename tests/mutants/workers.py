@@ -13,9 +13,46 @@ OPTIONS_TEST = "tests/unit/test_chat_options.py"
 KEPT_TEST = "tests/integration/test_options_kept.py"
 SAMPLER_TEST = "tests/unit/test_sampler.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
+CUTTING_TEST = "tests/integration/test_cutting.py"
+RULE_TEST = "tests/unit/test_slicing_rule.py"
 CALLS_TEST = "tests/integration/test_kernel_calls.py"
 
 WORKER_MUTANTS = (
+    Mutant(
+        "a slice is cut however short it is",
+        "broker/aios_broker/queues/lua/worker/slice.lua",
+        "if tonumber(job.slice_ms) >= tonumber(least_ms) then",
+        "if true then",
+        CUTTING_TEST,
+    ),
+    Mutant(
+        "contexts that are suspended take no memory",
+        "broker/aios_broker/queues/lua/worker/slice.lua",
+        "if status == 'queued' and origin == c.q then n = n + 1 end",
+        "",
+        CUTTING_TEST,
+    ),
+    Mutant(
+        "who waits and is begun takes its memory twice",
+        "broker/aios_broker/queues/lua/worker/slice.lua",
+        "if redis.call('HEXISTS', c.snapshot_bytes, first) == 1 then n = n - 1 end",
+        "",
+        CUTTING_TEST,
+    ),
+    Mutant(
+        "a slice may be kept from being cut for ever",
+        "workers/aios_workers/llm/slicing_rule.py",
+        "crowded_ms=min(MOST_MS, max(least_ms, CROWDED_PAYS * cost.read_ms(tokens))),",
+        "crowded_ms=max(least_ms, CROWDED_PAYS * cost.read_ms(tokens)),",
+        RULE_TEST,
+    ),
+    Mutant(
+        "contexts that were read again cost no more than those in memory",
+        "workers/aios_workers/llm/slicing_rule.py",
+        "read_ms = self.missed_share * tokens * self.read_ms_per_token",
+        "read_ms = 0.0",
+        RULE_TEST,
+    ),
     Mutant(
         "a worker claims ahead more than it has slots",
         "workers/aios_workers/runtime/loop.py",

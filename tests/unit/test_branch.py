@@ -11,6 +11,7 @@ from aios_workers.llm.answers import AnswerText
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.generation import Branch
+from aios_workers.llm.slicing_rule import ResumeCost
 from aios_workers.runtime.executor import BackgroundTasks
 
 
@@ -34,7 +35,7 @@ class Failing(SimulatedCore):
 
 def branch(core: SimulatedCore, sampling: Sampling) -> Branch:
     request = GenerationRequest("ab" * 16, (1, 2, 3), 8, sampling)
-    return Branch(core, request, AnswerText(), BackgroundTasks())
+    return Branch(core, request, AnswerText(), BackgroundTasks(), ResumeCost())
 
 
 async def test_an_answer_that_can_be_resumed_goes_on_after_a_failure() -> None:

@@ -9,7 +9,14 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
-from aios_broker.queues.records import JobView, PolicyRow, QueueView, iso_now, read_metadata
+from aios_broker.queues.records import (
+    JobView,
+    PolicyRow,
+    QueueView,
+    Uncut,
+    iso_now,
+    read_metadata,
+)
 from aios_broker.queues.rows import JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
 
@@ -145,7 +152,13 @@ def _job_view(module: str, answer: Answer) -> JobView:
         deadline_in_s=None if row.deadline_ms is None else row.deadline_ms / 1000,
         position=row.position,
         score=None if row.score is None else float(row.score),
+        uncut=None if row.uncut is None else _uncut(row.uncut),
     )
+
+
+def _uncut(text: bytes) -> Uncut:
+    slice_ms, resume_ms, least_ms, contexts, fits = map(int, text.split())
+    return Uncut(slice_ms / 1000, resume_ms / 1000, least_ms / 1000, contexts, fits)
 
 
 def _state(raw: bytes) -> State:

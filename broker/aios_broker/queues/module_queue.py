@@ -235,6 +235,12 @@ class ModuleQueue(ModuleSteps):
                 prompt=use.prompt_tokens,
                 bill=_bill(use.charge),
                 checkpoint=use.checkpoint or b"",
+                slice_ms=round(use.terms.slice_ms),
+                resume_ms=round(use.terms.resume_ms),
+                least_ms=round(use.terms.least_ms),
+                crowded_ms=round(use.terms.crowded_ms),
+                fits=use.terms.fits,
+                memory=use.terms.memory or worker,
             )
             for use in uses
         ]

@@ -123,6 +123,17 @@ class Suspension(Struct, frozen=True, gc=False):
     core: str = ""  # it goes on there, in that core's run queue: a fallback. Empty: where it was
 
 
+class SliceTerms(Struct, frozen=True, gc=False):
+    """From when on a slice may be cut: by somebody who waits, not by an operator or a quota."""
+
+    slice_ms: float = 0.0  # since its first token
+    resume_ms: float = 0.0  # what going on later costs
+    least_ms: float = 0.0  # a shorter slice is not cut ...
+    crowded_ms: float = 0.0  # ... nor one below this, where contexts do not fit the memory
+    fits: int = 0  # contexts that the core's memory holds; 0: it does not say
+    memory: str = ""  # which: cores on one server share theirs
+
+
 class SliceUse(Struct, frozen=True, gc=False):
     """What a running job used since its claim, at the end of a slice. Sent again, it is no more."""
 
@@ -132,6 +143,22 @@ class SliceUse(Struct, frozen=True, gc=False):
     checkpoint: bytes | None  # snapshot bytes: what a killed worker does not lose
     prompt_tokens: int = 0
     charge: Charge | None = None
+    terms: SliceTerms = SliceTerms()
+
+
+class Uncut(Struct, frozen=True, gc=False):
+    """A cut that was due and was not made."""
+
+    slice_s: float
+    resume_s: float
+    least_s: float  # a longer slice would have been cut
+    contexts: int  # begun, with the one that waited
+    fits: int  # in memory; 0: it is not known, or does not matter
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it was for the memory's sake."""
+        return 0 < self.fits < self.contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +200,7 @@ class JobView:
     deadline_in_s: float | None
     position: int | None  # 0 is next; None when it does not wait
     score: float | None
+    uncut: Uncut | None = None  # the last one of the slice that runs
 
     @property
     def core(self) -> str:

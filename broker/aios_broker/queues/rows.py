@@ -69,6 +69,12 @@ class SliceRow(NamedTuple):
     prompt: int
     bill: str
     checkpoint: bytes  # empty: the last one stands
+    slice_ms: int  # the rest is `SliceTerms`
+    resume_ms: int
+    least_ms: int
+    crowded_ms: int
+    fits: int
+    memory: str
 
 
 class RenewalRow(NamedTuple):
@@ -164,6 +170,7 @@ class JobRow(NamedTuple):
     position: int | None  # where it waits
     score: bytes | None
     nice: bytes | None  # None: as submitted
+    uncut: bytes | None  # see slice.lua
 
 
 class WaitingRow(NamedTuple):

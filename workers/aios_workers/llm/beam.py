@@ -39,7 +39,7 @@ from aios_workers.llm.answers import (
     millionths,
 )
 from aios_workers.llm.core import Core, CoreRetries, GenerationRequest
-from aios_workers.llm.generation import Slicing
+from aios_workers.llm.slicing import Cutting, Slicing
 from aios_workers.runtime.executor import (
     BackgroundTasks,
     Done,
@@ -246,14 +246,14 @@ class BeamGeneration:
     each step, as far as the core does not have it in memory.
     """
 
-    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan) -> None:
+    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan, cutting: Cutting) -> None:
         body = plan.body
         assert body.beam_width is not None
         self._core = core
         self._note = run.note_step
         self._plan = plan
         self._tasks = BackgroundTasks()
-        self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=True)
+        self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, cutting, preemptible=True)
         self._retries = CoreRetries(core, f"beam search {plan.syscall_id}")
         rules = Rules(
             body.beam_width, body.max_tokens, body.length_penalty, core.is_end, self._is_stopped

@@ -75,6 +75,15 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextMemory:
+    """Where a core keeps contexts, and how much of them."""
+
+    name: str = ""  # cores that share it say the same; empty: it is this core's alone
+    tokens: int | None = None  # of all contexts together; None: it does not say
+    beside_slots: bool = False  # what runs does not count among them
+
+
+@dataclass(frozen=True, slots=True)
 class CoreInfo:
     """What a started core says of itself."""
 
@@ -84,6 +93,7 @@ class CoreInfo:
     context_tokens: int  # prompt and answer together
     capabilities: Capabilities = field(default_factory=Capabilities)
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
+    memory: ContextMemory = ContextMemory()
     name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
     # What a person is told of it, a word and a sentence each, such as where its chat template is from.
     report: Mapping[str, str] = field(default_factory=dict)

@@ -26,78 +26,17 @@ from aios_workers.llm.answers import (
     score_of,
 )
 from aios_workers.llm.core import Core, CoreRetries, FinishReason, GenerationRequest, Step
+from aios_workers.llm.slicing import Cutting, Slicing
+from aios_workers.llm.slicing_rule import ResumeCost
 from aios_workers.runtime.executor import (
     BackgroundTasks,
     Done,
     Outcome,
     Run,
     Suspended,
-    SuspendReason,
     gathered,
 )
 from aios_workers.runtime.kernel import Kernel
-
-
-class Slicing:
-    """Counts what a run makes, asks at each slice's end, and says when it is suspended."""
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        run: Run,
-        tasks: BackgroundTasks,
-        checkpoint: Callable[[], bytes],
-        *,
-        preemptible: bool,
-    ) -> None:
-        self.suspended: SuspendReason | None = None
-        self._kernel = kernel
-        self._run = run
-        self._tasks = tasks
-        self._checkpoint = checkpoint
-        self._preemptible = preemptible
-        self._clock = asyncio.get_running_loop().time
-        self._began_s = self._clock()
-        self._tokens = 0  # of this slice
-        self._asking = False
-        self._on_suspend: Callable[[], None] = lambda: None
-
-    def begin(self, on_suspend: Callable[[], None] = lambda: None) -> None:
-        """Listen to the kernel; `on_suspend` is called once, at once if it should be suspended."""
-        self._on_suspend = on_suspend
-        self._run.on_suspend(self._suspend)
-
-    def count(self, tokens: int) -> None:
-        """Note tokens that the core has made."""
-        self._run.count_tokens(tokens)
-        self._tokens += tokens
-
-    def check(self) -> None:
-        """Ask, at the end of a slice, whether to go on. The generation does not wait for it."""
-        if self._asking or self.suspended is not None:
-            return
-        policy = self._kernel.policy()
-        slice_s = self._clock() - self._began_s
-        if self._tokens >= policy.quantum_tokens or slice_s >= policy.quantum_s:
-            self._asking = True
-            self._tasks.start(self._ask())
-
-    async def _ask(self) -> None:
-        checkpoint = self._checkpoint() if self._preemptible else None
-        verdict = await self._kernel.slices.end(self._run, checkpoint)
-        self._began_s, self._tokens = self._clock(), 0
-        self._asking = False
-        if verdict == "lost":
-            self._run.stop("lost")
-        elif verdict != "go":
-            self._suspend(verdict)
-
-    def _suspend(self, reason: SuspendReason) -> None:
-        """Stop at the next token; one that has found its end meanwhile is finished instead."""
-        if self.suspended is None and self._preemptible:
-            self.suspended = reason
-            self._on_suspend()
-
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +52,7 @@ class Branch:
         request: GenerationRequest,
         text: AnswerText,
         tasks: BackgroundTasks,
+        cost: ResumeCost,
         note: NoteStep = lambda _cached, _billed: None,
     ) -> None:
         self.ids: list[int] = []
@@ -123,6 +63,8 @@ class Branch:
         self._core = core
         self._request = request
         self._tasks = tasks
+        self._cost = cost
+        self._clock = asyncio.get_running_loop().time
         self._retries = CoreRetries(core, f"generation {request.request_id}")
         self._watch: Callable[[int], None] = lambda _: None
         self._note = note
@@ -201,9 +143,14 @@ class Branch:
 
     async def _stream(self) -> None:
         request = replace(self._request, resume_ids=tuple(self.ids))
+        asked_s, steps_before = self._clock(), 0
         async with aclosing(self._core.generate(request)) as steps:
             async for step in steps:
                 self._note(step.cached_tokens, step.billed)
+                if steps_before < 2:
+                    asked_s, since_s = self._clock(), asked_s
+                    self._measure(request, step, 1000 * (asked_s - since_s), steps_before)
+                    steps_before += 1
                 if self.finish is not None:
                     continue  # a stop string was found: the core runs out
                 self._stepped = True
@@ -212,6 +159,17 @@ class Branch:
                 if self.finish is not None and step.finish_reason is None:
                     self._tasks.start(self.abort(keep=False))
                 self._watch(len(self.ids) - before)
+
+    def _measure(
+        self, request: GenerationRequest, step: Step, took_ms: float, steps_before: int
+    ) -> None:
+        """Note what the first token took, and the second, which needed nothing but itself."""
+        if steps_before == 0:
+            resumed = bool(request.resume_ids)
+            tokens = len(request.prompt_ids) + len(request.resume_ids)
+            self._cost.began(tokens, step.cached_tokens, took_ms, resumed=resumed)
+        else:
+            self._cost.stepped(took_ms / max(1, len(step.ids)))
 
     def _take(self, step: Step) -> None:
         if self.cached_tokens is None:
@@ -245,18 +203,23 @@ class Branch:
 class Generation:
     """Runs a plan without beams. Its answers are made side by side and suspended together."""
 
-    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan) -> None:
+    def __init__(self, core: Core, kernel: Kernel, run: Run, plan: Plan, cutting: Cutting) -> None:
         self._core = core
+        self._run = run
         self._plan = plan
+        self._cutting = cutting
         self._tasks = BackgroundTasks()
         can_suspend = core.info.capabilities.can_suspend(plan.request)
-        self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, preemptible=can_suspend)
+        self._slicing = Slicing(
+            kernel, run, self._tasks, self._snapshot, cutting, preemptible=can_suspend
+        )
         self._branches = [
             Branch(
                 core,
                 plan.answer_request(number),
                 AnswerText(plan.body.stop),
                 self._tasks,
+                cutting.cost,
                 run.note_step,
             )
             for number in range(plan.body.n)
@@ -273,6 +236,7 @@ class Generation:
         for branch, state in zip(self._branches, self._plan.answer_states(), strict=True):
             branch.replay(state)
         self._write()
+        self._cutting.begin(self._run, self._context_tokens)
         try:
             self._slicing.begin(self._suspend)
             await self._run_branches()
@@ -284,10 +248,17 @@ class Generation:
             for branch in self._branches:  # the core frees the slots
                 await branch.abort(keep=False)
             raise
+        finally:
+            self._cutting.end(self._run)
         if result is not None:
             return Done(result)
         assert self._slicing.suspended is not None
         return Suspended(self._snapshot(), self._slicing.suspended)
+
+    def _context_tokens(self) -> int:
+        """Return how many tokens its answers have, the prompt in each of them."""
+        prompt_tokens = len(self._plan.request.prompt_ids)
+        return sum(prompt_tokens + len(branch.ids) for branch in self._branches)
 
     async def _run_branches(self) -> None:
         runs = [branch.run(partial(self._step, branch)) for branch in self._branches]

@@ -40,6 +40,7 @@ from aios_workers.llm.core import (
 )
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
 from aios_workers.runtime.executor import Done, Measured, Outcome, Run
@@ -56,6 +57,7 @@ class LlmHandler:
         self._price = price  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
+        self._cutting = Cutting(core)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -112,7 +114,7 @@ class LlmHandler:
         plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
         try:
-            outcome = await kind(self._core, self._kernel, run, plan).run()
+            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"

@@ -21,7 +21,7 @@ from aios_broker.contract.reply import Chunk, encode
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
-from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
+from aios_broker.queues.records import Lease, PolicyRow, SliceTerms, SliceUse, SliceVerdict
 from aios_broker.retry import patiently
 from aios_workers.runtime.executor import BackgroundTasks, Run
 
@@ -32,7 +32,7 @@ INTERVAL_S = 0.05  # at most 20 chunks a second per syscall: faster than anybody
 RETRY_S = 0.5
 
 LoadSpilled = Callable[[str], Awaitable[bytes | None]]
-_Asked = tuple[Run, bytes | None, asyncio.Future[SliceVerdict]]
+_Asked = tuple[Run, bytes | None, SliceTerms, asyncio.Future[SliceVerdict]]
 
 
 async def nothing_spilled(job_id: str) -> bytes | None:
@@ -103,8 +103,8 @@ class SliceEnds:
         self._asked: list[_Asked] = []
         self._calls = BackgroundTasks()
 
-    async def end(self, run: Run, checkpoint: bytes | None) -> SliceVerdict:
-        """Charge the slice, keep the checkpoint and return the verdict.
+    async def end(self, run: Run, checkpoint: bytes | None, terms: SliceTerms) -> SliceVerdict:
+        """Charge the slice, keep the checkpoint and return the verdict, by the terms of the core.
 
         While Redis is away the verdict is `go`, and the next end charges for both slices.
         """
@@ -112,12 +112,12 @@ class SliceEnds:
         answer: asyncio.Future[SliceVerdict] = loop.create_future()
         if not self._asked:
             loop.call_soon(lambda: self._calls.start(self._ask()))
-        self._asked.append((run, checkpoint, answer))
+        self._asked.append((run, checkpoint, terms, answer))
         return await answer
 
     async def _ask(self) -> None:
         asked, self._asked = self._asked, []
-        uses = [_used(run, checkpoint) for run, checkpoint, _ in asked]
+        uses = [_used(run, checkpoint, terms) for run, checkpoint, terms, _ in asked]
         try:
             verdicts = await self._queue.slice_end(self._worker, uses, self._claim_request)
         except KernelError as error:
@@ -125,14 +125,22 @@ class SliceEnds:
                 "the slices of %d generations could not be charged: %s", len(asked), error
             )
             verdicts = ["go"] * len(asked)
-        for (_, _, answer), verdict in zip(asked, verdicts, strict=True):
+        for (*_, answer), verdict in zip(asked, verdicts, strict=True):
             if not answer.done():
                 answer.set_result(verdict)
 
 
-def _used(run: Run, checkpoint: bytes | None) -> SliceUse:
+def _used(run: Run, checkpoint: bytes | None, terms: SliceTerms) -> SliceUse:
     use = run.use()
-    return SliceUse(run.lease, use.ran_s, use.tokens, checkpoint, use.prompt_tokens, use.charge)
+    return SliceUse(
+        run.lease,
+        use.ran_s,
+        use.tokens,
+        checkpoint,
+        use.prompt_tokens,
+        charge=use.charge,
+        terms=terms,
+    )
 
 
 class TextStream:

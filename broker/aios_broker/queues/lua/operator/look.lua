@@ -16,7 +16,7 @@
 
 local VIEW = {'status', 'aios_metadata', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
-    'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice'}
+    'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice', 'aios_uncut'}
 
 local function view(c, id, position)
     local f = redis.pcall('HMGET', job_key(c, id), unpack(VIEW))
@@ -28,7 +28,8 @@ local function view(c, id, position)
         needs = f[3] or '', worker = f[4] or '', attempt = count(f[5]), slices = count(f[6]),
         suspensions = count(f[7]), losses = count(f[8]), tokens = count(f[9]), queued_ms = queued_ms,
         ran_ms = count(f[11]), age_ms = c.now - submitted, deadline_ms = f[14] and f[14] - c.now,
-        position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15]}
+        position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15],
+        uncut = f[16] and string.match(f[16], '^' .. count(f[5]) .. ': (.*)') or false}
 end
 
 local function jobs(c, limit)

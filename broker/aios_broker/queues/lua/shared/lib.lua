@@ -40,6 +40,7 @@ local function names_of(p, q)
         deadlines = own .. 'deadlines:' .. q,  -- zset: id -> ms
         scores = own .. 'scores:' .. q,        -- zset: id -> the policy's score
         suspending = own .. 'suspending:' .. q,    -- zset: id -> ms when it was told to suspend
+        memories = own .. 'memories:' .. q,    -- hash: memory of cores -> contexts that fit, ms when told
         held = own .. 'held:' .. q,            -- zset: id -> ms since when
         parked = own .. 'parked:' .. q,        -- zset: id -> ms since when
         control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it

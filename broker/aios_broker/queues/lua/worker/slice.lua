@@ -5,9 +5,15 @@
 --
 -- One whose owner has used up its minute makes way for whoever waits and may run, whatever the policy;
 -- where nobody does, it goes on.
+-- Cutting must pay: a slice shorter than its least_ms goes on, and where the contexts that are begun do
+-- not fit the memory of the queue's cores, one shorter than its crowded_ms, unless the score of whoever
+-- waits says otherwise. A job keeps the numbers of the last cut that was due and not made, in aios_uncut:
+-- `attempt: slice_ms resume_ms least_ms contexts fits`. Operators' wishes and quotas do not ask for that.
 -- Returns per job go | suspend | hold | lost.
 
 local HEAD = 16 -- waiting jobs that are looked at for one that this worker can run
+local MEMORY_MS = 30000 -- for so long a worker's word about its core's memory holds
+local SNAPSHOTS = 256   -- that are looked at for contexts that are begun and wait
 
 -- The first waiting jobs that are admitted here in the place of one that runs, with what it has: how
 -- many (up to HEAD), and the first one's id.
@@ -30,8 +36,44 @@ local function outranked(c, id, first)
     return head and mine and tonumber(head) < tonumber(mine)
 end
 
+-- How many contexts are begun, those included that are about to take the places of others: `told`, of
+-- which `first` is the next. Counts no further than to more than fit.
+local function contexts_begun(c, first, told, fits)
+    local n = redis.call('ZCARD', c.wip) + told + 1
+    if redis.call('HEXISTS', c.snapshot_bytes, first) == 1 then n = n - 1 end
+    for _, id in ipairs(redis.call('ZREVRANGE', c.snapshots, 0, SNAPSHOTS - 1)) do
+        if n > fits then break end
+        local status, origin = unpack(redis.call('HMGET', job_key(c, id), 'status', 'origin'))
+        if status == 'queued' and origin == c.q then n = n + 1 end
+    end
+    return n
+end
+
+-- How many fit the memory of all cores that work for this queue; 0: they do not say.
+local function contexts_that_fit(c, job)
+    if job.fits == '0' then return 0 end
+    redis.call('HSET', c.memories, job.memory, job.fits .. ' ' .. c.now)
+    redis.call('PEXPIRE', c.memories, MEMORY_MS)
+    local sum, rows = 0, redis.call('HGETALL', c.memories)
+    for i = 2, #rows, 2 do
+        local fits, told_ms = string.match(rows[i], '^(%d+) (%d+)$')
+        if told_ms + MEMORY_MS > c.now then sum = sum + fits end
+    end
+    return sum
+end
+
+local function pays(c, job, preempt, first, told)
+    local fits = preempt == 'waiting' and contexts_that_fit(c, job) or 0
+    local begun = fits > 0 and contexts_begun(c, first, told, fits) or 0
+    local least_ms = begun > fits and job.crowded_ms or job.least_ms
+    if tonumber(job.slice_ms) >= tonumber(least_ms) then return true end
+    redis.call('HSET', job_key(c, job.id), 'aios_uncut', table.concat({job.attempt .. ':', job.slice_ms,
+        job.resume_ms, least_ms, begun, fits}, ' '))
+    return false
+end
+
 -- Each waiting job can take one slot only: the others that were told to suspend a moment ago count.
-local function must_suspend(c, running, preempt, cores)
+local function must_suspend(c, running, preempt, cores, job)
     local id, over = running.id, quota.is_over(c, running.metadata)
     if preempt == 'none' and not over then return false end
     local waiting, first = runnable(c, cores, running)
@@ -41,7 +83,8 @@ local function must_suspend(c, running, preempt, cores)
     if waiting < HEAD then room = waiting end
     local told = redis.call('ZCARD', c.suspending) - (redis.call('ZSCORE', c.suspending, id) and 1 or 0)
     if told >= room then return false end
-    return over or preempt == 'waiting' or outranked(c, id, first)
+    if over then return true end
+    return (preempt == 'waiting' or outranked(c, id, first)) and pays(c, job, preempt, first, told)
 end
 
 register('slice', function(c)
@@ -59,7 +102,7 @@ register('slice', function(c)
             redis.call('ZADD', c.leases, 'XX', c.now + claim.lease_ms, job.member)
             if wishes[i] then
                 verdicts[i] = 'hold'
-            elseif must_suspend(c, running, preempt, cores) then
+            elseif must_suspend(c, running, preempt, cores, job) then
                 redis.call('ZADD', c.suspending, c.now, job.id)
                 verdicts[i] = 'suspend'
             else

@@ -23,6 +23,7 @@ from aios_workers.llm.cores.llama.llama_context import (
     Embedder,
     ProbeResult,
     open_context,
+    state_token_bytes,
 )
 from aios_workers.llm.cores.llama.protocol import (
     Abort,
@@ -71,7 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KernelError as error:
         write_all(output_fd, encode_frame(Refused(error.to_wire())))
         return EXIT_REFUSED
-    ready = Ready(library.system_info, context.shape, found.exact_resume, found.cost_ms, load_ms)
+    ready = Ready(
+        library.system_info,
+        context.shape,
+        found.exact_resume,
+        found.cost_ms,
+        load_ms,
+        state_token_bytes(context),
+    )
     write_all(output_fd, encode_frame(ready))
     _Server(library, context, found, settings.state_budget_bytes).serve(input_fd, output_fd)
     context.close()

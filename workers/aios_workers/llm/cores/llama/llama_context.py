@@ -379,3 +379,12 @@ def _compute(
             logits = context.compute(rows)
             position = stop
     return logits[slot].copy()
+
+
+def state_token_bytes(context: Context) -> int:
+    """Return what each token takes of a KV state; slot 0 is empty before and after."""
+    tokens = min(8, context.shape.micro_batch_tokens)
+    context.compute([Row(0, position, 0, wants_logits=False) for position in range(tokens)])
+    size = len(context.export_state(0))
+    context.truncate(0, 0)
+    return -(-size // tokens)

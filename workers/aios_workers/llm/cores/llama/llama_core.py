@@ -27,6 +27,7 @@ from aios_workers.llm.constraint import ConstraintChecker
 from aios_workers.llm.core import (
     SAMPLER_KEEPS,
     Capabilities,
+    ContextMemory,
     CoreInfo,
     Embeddings,
     GenerationRequest,
@@ -357,5 +358,9 @@ class LlamaCppCore(BaseCore[Vocabulary]):
                 embeddings=True,
             ),
             vocabulary_size=self.vocabulary.size,
+            memory=ContextMemory(
+                tokens=self.config.state_budget_bytes // max(1, ready.state_token_bytes),
+                beside_slots=True,
+            ),
             name=self.config.name,
         )

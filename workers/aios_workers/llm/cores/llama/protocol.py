@@ -126,6 +126,7 @@ class Ready(Struct, frozen=True, array_like=True, tag=True):
     exact_resume: bool
     probe_ms: float
     load_ms: float
+    state_token_bytes: int = 0  # of a suspended context, each token
 
 
 class Refused(Struct, frozen=True, array_like=True, tag=True):

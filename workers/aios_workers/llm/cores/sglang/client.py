@@ -323,6 +323,7 @@ class Description(Struct, frozen=True, kw_only=True):
     is_generation: bool = True
     weight_version: str | None = None
     max_req_input_len: int
+    max_total_num_tokens: int | None = None  # of all contexts in its memory
     dp_size: int = 1
     internal_states: list[_Load] = []
     incremental_streaming_output: bool = False

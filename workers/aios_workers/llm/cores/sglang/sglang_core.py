@@ -10,6 +10,7 @@ Refused: images. A server that was started for embeddings makes those, and nothi
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from aios_workers.llm.constraint import FIELDS, Compiler, ConstraintChecker
 from aios_workers.llm.core import (
     Capabilities,
     Constraint,
+    ContextMemory,
     CoreInfo,
     Embeddings,
     GenerationRequest,
@@ -309,6 +311,7 @@ class SGLangCore(BaseCore[Vocabulary]):
             ),
             capabilities=self._capabilities(found),
             vocabulary_size=(self._reader or self.vocabulary).size,
+            memory=ContextMemory(_shared_name(config.url), found.max_total_num_tokens),
             name=config.name,
         )
 
@@ -344,3 +347,8 @@ class SGLangCore(BaseCore[Vocabulary]):
             original_logprobs=engine is not None and engine.original_logprobs,
             grammar_backend=engine.description.constraints_by if engine is not None else None,
         )
+
+
+def _shared_name(url: str | None) -> str:
+    """Return the same for all workers of one server: its address, which nobody reads back."""
+    return hashlib.sha256(url.encode()).hexdigest()[:16] if url is not None else ""

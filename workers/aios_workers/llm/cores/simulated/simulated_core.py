@@ -23,6 +23,7 @@ from aios_workers.llm.core import (
     SAMPLER_KEEPS,
     Capabilities,
     Constraint,
+    ContextMemory,
     CoreInfo,
     Embeddings,
     FinishReason,
@@ -101,6 +102,7 @@ class SimulatedCore:
                 adapters=config.adapters,
             ),
             vocabulary_size=simulated_model.SIZE,
+            memory=ContextMemory(tokens=config.kv_tokens),
             name=config.name,
         )
 
