@@ -5,6 +5,7 @@ environment describes one more core: the default one where no core of the file i
 """
 
 import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,11 @@ def catalogue_path(state_dir: Path, named: Path | None) -> Path:
     return (named if named is not None else state_dir / FILE_NAME).expanduser()
 
 
+def cores_source(path: Path) -> str:
+    """Return how the fleet calls this file, and the environment beside it."""
+    return f"{socket.gethostname()}:{path}"
+
+
 def read_catalogue(path: Path) -> Catalogue:
     """Return what a file says; nothing where there is none."""
     try:
@@ -74,6 +80,15 @@ def read_catalogue(path: Path) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         return _unreadable(f"{path} cannot be read: {error}")
     return parse_catalogue(text)
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what is another one when a file is: inode, time of change in ns, size."""
+    try:
+        found = path.stat()
+    except OSError:  # it is not there, or cannot be seen: reading it says which
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def parse_catalogue(text: str) -> Catalogue:

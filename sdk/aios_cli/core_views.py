@@ -5,7 +5,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from aios_broker.catalogue import FILE_NAME, Catalogue, catalogue_path, read_catalogue
+from aios_broker.catalogue import Catalogue, catalogue_path, read_catalogue
 from aios_broker.config import KernelConfig
 from aios_broker.contract.cores import (
     Core,
@@ -17,7 +17,7 @@ from aios_broker.contract.cores import (
 )
 from aios_broker.contract.errors import KernelNotRunning
 from aios_broker.queues.records import CoreView
-from aios_cli.session import Operator, current_config, find_kernel, with_kernel
+from aios_cli.session import Operator, find_kernel, with_kernel
 from aios_local.supervisor.cores import name_is_taken
 from aios_local.supervisor.record import KernelRecord, ProcessRecord
 
@@ -65,13 +65,14 @@ def read_file(config: KernelConfig) -> Catalogue:
 def ask_fleet() -> Fleet | None:
     """Return what the running kernel says; None: none runs."""
     try:
-        record = find_kernel()
-        return with_kernel(lambda operator: _ask(operator, record))
+        return with_kernel(fleet_of)
     except KernelNotRunning:
         return None
 
 
-async def _ask(operator: Operator, record: KernelRecord) -> Fleet:
+async def fleet_of(operator: Operator) -> Fleet:
+    """Return what the kernel says that an operator is connected to."""
+    record = find_kernel()
     cores = {view.card.name: view for view in await operator.control.cores()}
     workers: dict[str, int] = {}
     for worker in await operator.fleet.live_workers():
@@ -80,15 +81,12 @@ async def _ask(operator: Operator, record: KernelRecord) -> Fleet:
     return Fleet(cores=cores, workers=workers, record=record)
 
 
-def core_lines() -> list[CoreLine]:
+def core_lines(config: KernelConfig, fleet: Fleet | None) -> list[CoreLine]:
     """Return all cores: those of the file, the environment's, those of other machines."""
-    config = current_config()
-    catalogue, fleet = read_file(config), ask_fleet()
+    catalogue = read_file(config)
     lines = [_of_file(name, core, fleet) for name, core in catalogue.cores.items()]
     lines += [
-        CoreLine(
-            name=name, kind="", model="", source="file", state="wrong", problem=str(problem)
-        )
+        CoreLine(name=name, kind="", model="", source="file", state="wrong", problem=str(problem))
         for name, problem in catalogue.problems.items()
     ]
     taken = config.environment_core
@@ -113,12 +111,6 @@ def core_lines() -> list[CoreLine]:
     others = fleet.cores.values() if fleet is not None else ()
     lines += [_of_fleet(view, fleet) for view in others if view.card.name not in described]
     return lines
-
-
-def problem_of_file() -> str:
-    """Return what is wrong with the file as a whole; empty: nothing."""
-    problem = read_file(current_config()).problems.get(FILE_NAME)
-    return "" if problem is None else str(problem)
 
 
 def model_of(core: Core, card: CoreCard | None) -> str:

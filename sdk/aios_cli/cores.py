@@ -14,7 +14,7 @@ from aios_broker.config import environment
 from aios_broker.contract.cores import Core, LlamaSettings, Price, RateLimits, key_variable
 from aios_broker.contract.errors import InvalidConfig, UnknownCore
 from aios_cli.call import given
-from aios_cli.core_views import CoreLine, ask_fleet, core_lines, problem_of_file, read_file
+from aios_cli.core_views import CoreLine, ask_fleet, core_lines, read_file
 from aios_cli.cores_check import check
 from aios_cli.session import EXIT_CODES, Operator, command, current_config, with_kernel
 from aios_cli.tables import Column, Listing, plural, say
@@ -98,7 +98,7 @@ def _show_added(done: Added) -> None:
 @click.option("--api-key-env", metavar="VARIABLE", help="That holds the key, where `aios up` runs.")
 @click.option("--api-key-file", metavar="FILE", help="That holds the key and nothing else.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Of llama.cpp.")
-@click.option("--gpu-layers", type=click.IntRange(0), help="Of llama.cpp; where its build has them.")
+@click.option("--gpu-layers", type=click.IntRange(0), help="Of llama.cpp, where it has a GPU.")
 @click.option(
     "--grade",
     type=click.Choice(["exact", "same-context"]),
@@ -275,7 +275,7 @@ def list_() -> list[CoreLine]:
 
     Exit code 1: one fails or is wrong.
     """  # noqa: D301 - \b keeps click from wrapping
-    return core_lines()
+    return core_lines(current_config(), ask_fleet())
 
 
 class Shown(Struct, frozen=True, kw_only=True):
@@ -307,12 +307,12 @@ def _plain(value: object) -> str:
 @click.argument("name")
 def show(name: str) -> Shown:
     """Show one core: its settings, and what its worker says of it. Keys are shown nowhere."""
-    found = [line for line in core_lines() if line.name == name]
-    catalogue = read_file(current_config())
+    config, fleet = current_config(), ask_fleet()
+    found = [line for line in core_lines(config, fleet) if line.name == name]
+    catalogue = read_file(config)
     if not found:
         catalogue.one(name)  # says that there is none
     core = catalogue.cores.get(name)
-    fleet = ask_fleet()
     view = fleet.cores.get(name) if fleet is not None else None
     return Shown(
         core=found[0],

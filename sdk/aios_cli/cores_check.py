@@ -11,8 +11,8 @@ from aios_broker.contract.money import shown
 from aios_broker.contract.reply import ChatResult, EmbedResult, Reply
 from aios_broker.queues.records import CoreView
 from aios_cli.call import Fields, ask, checked
-from aios_cli.core_views import ask_fleet, core_lines
-from aios_cli.session import Operator, command, with_kernel
+from aios_cli.core_views import core_lines, fleet_of
+from aios_cli.session import Operator, command, current_config, with_kernel
 from aios_cli.tables import first_words, plural, say, seconds
 
 PROMPT = "Name three rivers of France."
@@ -47,7 +47,8 @@ def _show(found: CoreCheck) -> None:
         say(f"core {found.name} does not answer: {found.why}", err=True)
     if found.model:
         say(f"{'model':<16} {found.model}")
-        say(f"{'context':<16} {plural(found.context_tokens, 'token')}, {plural(found.slots, 'slot')}")
+        holds = plural(found.context_tokens, "token")
+        say(f"{'context':<16} {holds}, {plural(found.slots, 'slot')}")
     for name, value in found.report.items():
         say(f"{name:<16} {value}")
     if found.ok:
@@ -71,7 +72,6 @@ def check(name: str, timeout_s: float) -> CoreCheck:
 
     Where its worker is still loading it is waited for. Exit code 1: it does not answer.
     """
-    ask_fleet()
     return with_kernel(lambda operator: _check(operator, name, timeout_s))
 
 
@@ -79,9 +79,9 @@ async def _check(operator: Operator, name: str, timeout_s: float) -> CoreCheck:
     loop = asyncio.get_running_loop()
     until_s = loop.time() + timeout_s
     while (view := await _served(operator, name)) is None:
-        why = await asyncio.to_thread(_why_away, name)
+        why = await _why_away(operator, name)
         if why is not None or loop.time() >= until_s:
-            return CoreCheck(name=name, ok=False, why=why or f"no worker served it in {timeout_s:g} s")
+            return CoreCheck(name=name, ok=False, why=why or f"not within {timeout_s:g} s")
         await asyncio.sleep(START_POLL_S)
     left_s = max(1.0, until_s - loop.time())
     syscall = checked({"agent": AGENT, "deadline_s": left_s, "body": _body(name, view)})
@@ -100,9 +100,10 @@ async def _served(operator: Operator, name: str) -> CoreView | None:
     return view if view is not None and view.slots else None
 
 
-def _why_away(name: str) -> str | None:
+async def _why_away(operator: Operator, name: str) -> str | None:
     """Return why no worker serves a core; None: one may come."""
-    line = next((line for line in core_lines() if line.name == name), None)
+    lines = core_lines(current_config(), await fleet_of(operator))
+    line = next((line for line in lines if line.name == name), None)
     if line is None:
         return "there is no such core: `aios cores list` shows those that are known"
     if line.state in {"fails", "wrong"}:

@@ -164,6 +164,7 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    source: str = ""  # who describes it: a file of a host; who does takes it away as well
     report: dict[str, str] = field(default_factory=dict)  # what a person is told of it
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)

@@ -1,16 +1,19 @@
 """The file of cores as a running kernel follows it: what it wants to run, what is wrong with it."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from aios_broker.catalogue import FILE_NAME, TABLE, Catalogue, catalogue_path, read_catalogue
+from aios_broker.catalogue import (
+    FILE_NAME,
+    TABLE,
+    Catalogue,
+    catalogue_path,
+    file_stamp,
+    read_catalogue,
+)
 from aios_broker.config import KernelConfig
 from aios_broker.contract.cores import Core, key_variable, process_version
 from aios_broker.contract.errors import InvalidConfig
 from aios_local.supervisor.programs import SGLANG_KEY, Program, core_programs
-
-_Stamp = tuple[int, int, int]  # inode, time of change in ns, size
 
 
 class CoresWatch:
@@ -22,7 +25,7 @@ class CoresWatch:
         self._news: list[str] = []
         self._cores: dict[str, Core] = {}
         self._problems: tuple[str, ...] = ()
-        self._stamp: _Stamp | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self.look()
 
     @property
@@ -48,7 +51,7 @@ class CoresWatch:
 
     def look(self) -> bool:
         """Read the file if it is another than before; return whether it is."""
-        stamp = _stamp(self.path)
+        stamp = file_stamp(self.path)
         if stamp == self._stamp:
             return False
         self._stamp = stamp
@@ -99,11 +102,3 @@ def changes_between(before: Mapping[str, Core], after: Mapping[str, Core]) -> li
             same = process_version(before[name]) == process_version(core)
             lines.append(f"core {name} is changed{'' if same else ': it starts anew'}")
     return lines
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        found = os.stat(path)
-    except OSError:  # it is not there, or cannot be seen: reading it says which
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -95,7 +95,7 @@ class CoreInfo:
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
     memory: ContextMemory = ContextMemory()
     name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
-    # What a person is told of it, a word and a sentence each, such as where its chat template is from.
+    # What a person is told of it: a word, such as `template`, and where that is from.
     report: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -35,11 +35,12 @@ from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core, CoreInfo
+from aios_workers.llm.core import Core
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
+from aios_workers.runtime.core_entry import CoreEntry
 from aios_workers.runtime.executor import Executor, Handler
 from aios_workers.runtime.kernel import (
     Kernel,
@@ -62,7 +63,12 @@ class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
     make_handler: Callable[[Kernel], Handler]  # the handler closes the core
-    cores: tuple[CoreCard, ...] = ()  # as the fleet sees them
+    entry: CoreEntry | None = None  # of its core
+
+    @property
+    def cores(self) -> tuple[CoreCard, ...]:
+        """Its cores, as the fleet sees them now."""
+        return (self.entry.card,) if self.entry is not None else ()
 
     @property
     def core_names(self) -> tuple[str, ...]:
@@ -167,41 +173,23 @@ def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     )
 
 
-async def llm_module(core: Core, settings: CoreSettings | None = None) -> LoadedModule:
+async def llm_module(
+    core: Core, settings: CoreSettings | None = None, source: str = ""
+) -> LoadedModule:
     """Start a core and return the llm module on it; without settings it is a core like any other.
 
     Args:
         core: Not started yet.
         settings: Its entry, of which the fleet is told what stands in its card.
+        source: Who describes it.
     """
     try:
         await core.start()
     except BaseException:
         await core.close()
         raise
-    settings = settings or CoreSettings()
-    card = card_of(core.info, settings)
-    price = settings.price
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel, price), (card,))
-
-
-def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
-    """Return what the fleet is told of a started core."""
-    return CoreCard(
-        name=info.name,
-        model=info.model,
-        kind=str(settings.__struct_config__.tag or ""),
-        snapshot_model=info.snapshot_model,
-        aliases=settings.aliases,
-        default=settings.default,
-        fallback=settings.fallback,
-        slots=info.slots,
-        context_tokens=info.context_tokens,
-        preemptible=info.capabilities.preemptible,
-        keeps_kv=info.capabilities.preemptible,
-        limits=settings.limits,
-        currency="" if settings.price is None else settings.price.currency,
-    )
+    entry = CoreEntry(core.info, settings or CoreSettings(), source)
+    return LoadedModule(lambda kernel: LlmHandler(core, kernel, entry.price), entry)
 
 
 async def tool_module(slots: int) -> LoadedModule:
@@ -233,7 +221,8 @@ async def load_modules(
         case ["llm"]:
             called, settings = config.core(core)
             host = CoreHost(environment(), config.llm_kv_dir, config.llm_kv_max_bytes)
-            return {"llm": await llm_module(make_core(called, settings, host), settings)}
+            made = make_core(called, settings, host)
+            return {"llm": await llm_module(made, settings, config.source)}
         case ["tool"]:
             return {"tool": await tool_module(config.tool_slots)}
         case _ if modules and all(module in STATE_MODULES for module in modules):
