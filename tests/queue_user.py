@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import new_id
@@ -19,7 +20,15 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, Differs, ModuleQueue, SubmitStatus
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, JobMetadata, Lease, PolicyRow, Submission, Suspension
+from aios_broker.queues.records import (
+    Ending,
+    JobMetadata,
+    Lease,
+    PolicyRow,
+    Submission,
+    Suspension,
+    WorkerCard,
+)
 from aios_broker.redis.connection import Connection
 from aios_broker.scheduler.policy import policy_named
 
@@ -69,9 +78,17 @@ class QueueUser:
         await submitted(self.queue, jobs)
         return [job.job_id for job in jobs]
 
-    async def claim(self, want: int = 1, *, lease_s: float = LEASE_S) -> list[Lease]:
+    async def serve(self, *cores: CoreCard, slots: int = 2) -> None:
+        """Let a worker of its own begin to serve each core; it is named as its core is."""
+        for core in cores:
+            card = WorkerCard(core.name, self.module, 1, "here", slots=slots, cores=(core,))
+            await self.queue.register(card)
+
+    async def claim(
+        self, want: int = 1, *cores: str, worker: str = "worker", lease_s: float = LEASE_S
+    ) -> list[Lease]:
         """Take jobs as a worker does."""
-        return await self.queue.claim("worker", ClaimRequest(want, lease_s))
+        return await self.queue.claim(worker, ClaimRequest(want, lease_s, cores))
 
     async def finish(self, *leases: Lease, tokens: int = 0) -> list[bool]:
         """End jobs well."""

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
 from aios_broker.contract.syscall import MAX_NEEDS, Need, known_needs, new_id
 from aios_broker.queues.admission import (
@@ -66,8 +67,9 @@ async def grow_old(user: QueueUser, *job_ids: str, by_ms: int = 10_000) -> None:
 
 
 async def serve(user: QueueUser, *cores: str) -> None:
+    """Let cores of these names have workers; the first one takes what names none."""
     for core in cores:
-        await user.redis.execute("HSET", user.keys.own("cores"), core, 10**15)
+        await user.serve(CoreCard(name=core, model=core, default=core == cores[0]))
 
 
 # Whose is what.
@@ -301,7 +303,7 @@ async def test_what_is_owed_waits_for_the_core_that_its_job_needs(user: QueueUse
     """Other workers pass; where nobody serves the core any more, nothing is owed."""
     await serve(user, *CORES)
     await submit(user, "lock:w")
-    [lease] = await take(user)
+    [lease] = await take(user, 1, "small")
     owed = await submit(user, "lock:w", "core:large")
     await grow_old(user, owed)
     assert await claim(user, 1, "large") == []
@@ -309,7 +311,7 @@ async def test_what_is_owed_waits_for_the_core_that_its_job_needs(user: QueueUse
     await user.finish(lease)
     assert await claim(user, 2, "small") == []
 
-    await user.redis.execute("HDEL", user.keys.own("cores"), "large")
+    await user.queue.unregister("large")
 
     assert await claim(user, 2, "small") == [other]
 
@@ -320,6 +322,15 @@ async def test_a_core_that_it_does_not_serve_makes_nobody_owe_it(user: QueueUser
     other = await submit(user, "lock:w", "core:small")
     await grow_old(user, old)
     assert await claim(user, 2, "small") == [other]
+
+
+async def test_one_that_can_never_run_is_owed_nothing(user: QueueUser) -> None:
+    """It would keep the lock from everybody, for a tool that nobody may use."""
+    await Admission(user.functions).set_limit("llm", Resource.tool("t"), 0)
+    never = await submit(user, "tool:t", "lock:w")
+    other = await submit(user, "lock:w")
+    await grow_old(user, never)
+    assert await claim(user) == [other]
 
 
 async def test_an_owner_over_its_quota_is_owed_nothing(user: QueueUser) -> None:
@@ -425,7 +436,7 @@ async def test_a_slot_is_freed_for_who_needs_what_its_job_holds(user: QueueUser)
 def test_a_claim_passes_over_what_is_barred_and_over_nothing_else(
     redis_url: str, data: st.DataObject
 ) -> None:
-    """The first that may run among the first LOOKAHEAD are lent, in their order."""
+    """The first that may run among the first LOOKAHEAD of its core are lent, in their order."""
     kinds = st.sampled_from(["", "core:small", "core:large", "lock:a", "lock:b", "tool:t"])
     wants = st.lists(kinds, max_size=3, unique=True).map(
         lambda found: (
@@ -456,11 +467,15 @@ async def compare(redis_url: str, line: list[list[str]], want: int, limit: int) 
 def first_ones(line: list[list[str]], want: int, free: dict[str, int]) -> list[int]:
     """Return the places of those that are lent: far behind only where there is none before."""
     chosen: list[int] = []
+    seen = 0
     for place, needs in enumerate(line):
-        if len(chosen) == want or (chosen and place >= want + LOOKAHEAD):
+        if "core:large" in needs:
+            continue  # it stands in another queue
+        seen += 1
+        if len(chosen) == want or (chosen and seen > want + LOOKAHEAD):
             break
         resources = [need for need in needs if not need.startswith("core")]
-        if "core:large" not in needs and all(free[resource] > 0 for resource in resources):
+        if all(free[resource] > 0 for resource in resources):
             chosen.append(place)
             for resource in resources:
                 free[resource] -= 1

@@ -19,7 +19,7 @@ from aios_broker.queues.records import (
 )
 from aios_broker.queues.watch import Watch
 from aios_broker.scheduler import ordering, ranking
-from aios_broker.scheduler.ordering import ModuleOrder
+from aios_broker.scheduler.ordering import ModuleOrder, _List
 from aios_broker.scheduler.policy import Core, Needs, Preempt, Ranks, View, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost
 from tests.policies import SKETCHES, named
@@ -216,7 +216,7 @@ async def test_a_long_queue_lets_those_between_its_ends_go_first(
     monkeypatch.setattr(ordering, "END", 5)
     monkeypatch.setattr(ordering, "SLACK", 1)
     monkeypatch.setattr(ordering, "WHOLE_EVERY_S", 1e9)  # after the first no sweep helps
-    monkeypatch.setattr(plas.queue, "_whole_due_s", 0.0)
+    monkeypatch.setattr(plas.queue._lists[0], "whole_due_s", 0.0)
     first, *before = await plas.submit(ADA, 40)
     middle = await plas.submit(BOB, 3)
     behind = await plas.submit(ADA, 40)
@@ -247,14 +247,17 @@ class Witness:
         return Ranks({job.job_id: 7.0 for job in view.jobs})
 
 
-async def test_a_view_holds_what_its_policy_needs(redis_url: str) -> None:
+async def test_a_view_holds_what_its_policy_needs(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordering, "CORES_EVERY_S", 0.0)
     async with queue_user(redis_url) as user:
         scene, witness = Scene(user, "witness"), Witness()
         await scene.begin(witness)
-        await user.queue.register(CARD)
-        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=(SMALL,)))
         await scene.submit(ADA, 2)
         await scene.serve()
+        await user.queue.register(CARD)
+        await user.queue.register(replace(CARD, name="host.2.llm", slots=2, cores=(SMALL,)))
         [running] = await user.claim()
         [waits] = await scene.submit(ACME)
         await scene.settle()
@@ -284,8 +287,8 @@ async def test_a_policy_that_needs_nothing_more_costs_nothing_more(redis_url: st
         await scene.submit(ADA, 1)
         order = Order(Functions(redis), "llm")
         queue = ModuleOrder(order, user.control, policy_named("priority"))
-        queue._swept_policy = "priority"  # as if it had led all the time
-        queue._whole_due_s = float("inf")
+        queue._lists = [_List(order, float("inf"), "priority")]  # as if it had led all the time
+        queue._lists_due_s = float("inf")
         redis.sent.clear()
         assert await queue.tick(scene.epoch, NOW_MS)
         assert redis.sent == ["look", "reorder"]

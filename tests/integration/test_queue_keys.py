@@ -92,6 +92,7 @@ OF_OURS = {
     "rate:{account}",
     "spent:{q}",
     "ghosts:{q}",
+    "last_core:{program}",
 }
 
 
@@ -101,8 +102,10 @@ def lua(step: str) -> str:
 
 def named_in_lua() -> dict[str, str]:
     """Return the keys that lib.lua names: field -> key below the prefix."""
-    table = lua("shared/lib").partition("local function names_of(p, q)")[2].partition("\nend\n")[0]
-    entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. q)?", table)
+    table = (
+        lua("shared/lib").partition("local function names_of(p, name)")[2].partition("\nend\n")[0]
+    )
+    entries = re.findall(r"(\w+) = (p|own) \.\. '([^']+)'( \.\. (?:q|name))?", table)
     return {
         field: {"p": "", "own": "aios:"}[base] + name.lstrip(":") + ("{q}" if of_queue else "")
         for field, base, name, of_queue in entries
@@ -305,7 +308,10 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
         "aios:policy:tool",
         "aios:tokens",
         "aios:journal",
-        "aios:cores",
+        "aios:core_cards",
+        "aios:core_served",
+        "aios:core_workers",
+        "aios:queues:tool",
         "aios:scheduler",
         "aios:reconciled",
         "aios:snapshot_total",
@@ -337,8 +343,10 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
     keys, q = Keys("p"), "{q}"
     ours = {
         "queue": keys.queue(q),
-        "wip": keys.registry("wip", q),
-        "deferred": keys.registry("deferred", q),
+        **{
+            name: keys.registry(name, q)
+            for name in ("wip", "deferred", "finished", "failed", "canceled")
+        },
         **{
             field: keys.own(name.removeprefix("aios:"))
             for field, name in named_in_lua().items()

@@ -17,7 +17,7 @@ from urllib.error import URLError
 
 import pytest
 
-from tests.busy_kernel import Busy, busy_kernel
+from tests.busy_kernel import LLM, Busy, busy_kernel
 from tests.waiting import wait_until_async
 
 START_S = 30.0
@@ -44,7 +44,7 @@ class Dashboard:
 
     async def listed(self, registry: str) -> list[str]:
         """Return the ids of the jobs that its table of a registry shows."""
-        answer = await self.data(f"jobs/llm/{registry}/50/asc/1.json")
+        answer = await self.data(f"jobs/{LLM}/{registry}/50/asc/1.json")
         return sorted(job["id"] for job in answer["jobs"])
 
 
@@ -89,12 +89,13 @@ async def dashboard(redis_url: str) -> AsyncIterator[Dashboard]:
 async def test_it_shows_queues_jobs_and_workers(dashboard: Dashboard) -> None:
     busy = dashboard.busy
     jobs = [f"job/{each}" for each in (*busy.alive, busy.finished, busy.failed)]
-    views = ["queues", "workers", "jobs", "jobs/llm/started/8/asc/1", *jobs]
+    views = ["queues", "workers", "jobs", f"jobs/{LLM}/started/8/asc/1", *jobs]
     for path in ["/", *(f"/0/view/{view}" for view in views)]:
         assert "<html" in await dashboard.page(path)
 
-    [llm] = (await dashboard.data("queues.json"))["queues"]
-    assert (llm["name"], llm["count"]) == ("llm", 3)
+    queues = (await dashboard.data("queues.json"))["queues"]
+    [llm] = [each for each in queues if each["name"] == LLM]
+    assert llm["count"] == 3
     assert {
         name: llm[f"{name}_job_registry_count"]
         for name in ("started", "deferred", "finished", "failed", "canceled", "scheduled")
@@ -119,7 +120,7 @@ async def test_it_shows_each_job(dashboard: Dashboard) -> None:
     }
     for job_id, status in statuses.items():
         job = await dashboard.data(f"job/{job_id}.json")
-        assert (job["id"], job["origin"], job["status"]) == (job_id, "llm", status)
+        assert (job["id"], job["origin"], job["status"]) == (job_id, LLM, status)
         assert job["description"] == "llm.chat of ada, program main"
         assert job["enqueued_at"]
 
@@ -137,7 +138,7 @@ async def test_it_shows_workers(dashboard: Dashboard) -> None:
     [worker] = (await dashboard.data("workers.json"))["workers"]
 
     assert worker["name"].endswith(".llm")
-    assert (worker["queues"], worker["state"]) == (["llm"], "busy")
+    assert (worker["queues"], worker["state"]) == ([LLM, "llm"], "busy")
     assert worker["pid"]
     assert (worker["successful_job_count"], worker["failed_job_count"]) == (1, 1)
     await dashboard.busy.settle()
@@ -171,7 +172,7 @@ async def test_its_empty_button_answers_whoever_waits(  # type: ignore[no-untype
     busy = dashboard.busy
     gone = ended(busy)
 
-    assert (await dashboard.press(f"/queue/llm/{registry}/empty"))["status"] == "OK"
+    assert (await dashboard.press(f"/queue/{LLM}/{registry}/empty"))["status"] == "OK"
 
     for reply in await busy.caller.hear_all(gone):
         assert reply.error is not None
@@ -181,7 +182,7 @@ async def test_its_empty_button_answers_whoever_waits(  # type: ignore[no-untype
     await busy.settle()
 
 
-@pytest.mark.parametrize("path", ["/job/{id}/requeue", "/requeue/llm"])
+@pytest.mark.parametrize("path", ["/job/{id}/requeue", f"/requeue/{LLM}"])
 async def test_its_requeue_buttons_run_a_failed_job_again(dashboard: Dashboard, path: str) -> None:
     busy = dashboard.busy
     failed = f"rq:job:{busy.failed}"
@@ -200,9 +201,9 @@ async def test_its_requeue_buttons_run_a_failed_job_again(dashboard: Dashboard, 
 
 async def test_its_compact_button_changes_nothing(dashboard: Dashboard) -> None:
     busy = dashboard.busy
-    before = busy.redis.lrange("rq:queue:llm", 0, -1)
+    before = busy.redis.lrange(f"rq:queue:{LLM}", 0, -1)
 
-    assert (await dashboard.press("/queue/llm/compact"))["status"] == "OK"
+    assert (await dashboard.press(f"/queue/{LLM}/compact"))["status"] == "OK"
 
-    assert busy.redis.lrange("rq:queue:llm", 0, -1) == before
+    assert busy.redis.lrange(f"rq:queue:{LLM}", 0, -1) == before
     await busy.settle()

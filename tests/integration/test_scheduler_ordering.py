@@ -168,7 +168,7 @@ async def test_a_long_queue_is_ranked_at_its_ends_each_tick_and_whole_now_and_th
     assert await user.waiting() == [last, *old[1:], nice, urgent, buried, *filler]
 
     # When the whole queue is due, then everything is in order
-    monkeypatch.setattr(queue, "_whole_due_s", 0.0)
+    monkeypatch.setattr(queue._lists[0], "whole_due_s", 0.0)
     await queue.tick(epoch, await now_ms(user))
     assert await user.waiting() == [last, buried, urgent, *old[1:], *filler, nice]
 

@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from aios_broker.contract.errors import WorkerLost
 from aios_broker.contract.reply import Reply
-from tests.busy_kernel import Busy, busy_kernel
+from tests.busy_kernel import LLM, Busy, busy_kernel
 from tests.caller import chat
 from tests.waiting import wait_until_async
 
@@ -33,7 +33,7 @@ async def busy(redis_url: str) -> AsyncIterator[Busy]:
 
 
 def queue(busy: Busy) -> Queue:
-    return Queue("llm", connection=busy.redis, serializer=JSONSerializer)
+    return Queue(LLM, connection=busy.redis, serializer=JSONSerializer)
 
 
 def fetch(busy: Busy, job_id: str) -> Job:
@@ -98,22 +98,22 @@ async def test_a_deleted_queue_works_on_when_something_comes(busy: Busy) -> None
 
     [later] = await busy.caller.submit(chat("hi", max_tokens=2))
     assert code(await reply_soon(busy, later)) == "none"
-    assert [each.name for each in Queue.all(connection=busy.redis)] == ["llm"]
+    assert sorted(each.name for each in Queue.all(connection=busy.redis)) == ["llm", LLM]
     await busy.settle()
 
 
 async def test_an_id_that_was_only_taken_out_of_the_list_is_put_back(busy: Busy) -> None:
     remove(busy, busy.queued[0])
-    assert busy.redis.llen("rq:queue:llm") == 2
+    assert busy.redis.llen(f"rq:queue:{LLM}") == 2
 
-    await wait_until_async(lambda: busy.redis.llen("rq:queue:llm") == 3)
+    await wait_until_async(lambda: busy.redis.llen(f"rq:queue:{LLM}") == 3)
     assert await busy.caller.state(busy.queued[0]) == "queued"
     await busy.settle()
 
 
 async def test_an_id_that_is_in_the_list_twice_runs_once(busy: Busy) -> None:
     [short] = await busy.caller.submit(chat("short", max_tokens=2))
-    busy.redis.lpush("rq:queue:llm", short, busy.running[0], busy.finished, "never-was")
+    busy.redis.lpush(f"rq:queue:{LLM}", short, busy.running[0], busy.finished, "never-was")
     await busy.cancel(busy.running[1])
 
     reply = await reply_soon(busy, short)

@@ -111,7 +111,7 @@ async def test_a_stock_worker_generates_the_same_answer(caller: Caller) -> None:
         expected = await caller.chat(body)
     [syscall_id] = await caller.submit(body)
 
-    log = await run_stock_worker(caller.url, "llm")
+    log = await run_stock_worker(caller.url, "llm.simulated")
 
     assert chat_result(await caller.hear(syscall_id)) == expected, log
 

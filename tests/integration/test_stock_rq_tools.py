@@ -16,7 +16,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from aios_broker.contract.job import ENTRY
-from tests.busy_kernel import LEASE_S, Busy, busy_kernel, run_tool
+from tests.busy_kernel import LEASE_S, LLM, Busy, busy_kernel, run_tool
 from tests.waiting import wait_until, wait_until_async
 
 
@@ -27,7 +27,7 @@ async def busy(redis_url: str) -> AsyncIterator[Busy]:
 
 
 def queue(busy: Busy) -> Queue:
-    return Queue("llm", connection=busy.redis, serializer=JSONSerializer)
+    return Queue(LLM, connection=busy.redis, serializer=JSONSerializer)
 
 
 def fetch(busy: Busy, job_id: str) -> Job:
@@ -37,16 +37,22 @@ def fetch(busy: Busy, job_id: str) -> Job:
 async def test_rq_info_shows_queues_workers_and_counts(busy: Busy) -> None:
     text = await run_tool("rq", "info", "-u", busy.caller.url)
 
-    assert re.search(r"^llm .* 3, 2 executing, 1 finished, 1 failed$", text, re.MULTILINE)
-    assert "1 queues, 3 jobs total" in text
     assert re.search(
-        r"^\S+\.\d+\.llm \(\S+ \S+ \d+\): \S+ llm\. jobs: 1 finished, 1 failed$", text, re.MULTILINE
+        r"^llm\.simulated .* 3, 2 executing, 1 finished, 1 failed$", text, re.MULTILINE
     )
-    assert "1 workers, 1 queues" in text
+    assert "2 queues, 3 jobs total" in text
+    assert re.search(
+        r"^\S+\.\d+\.llm \(\S+ \S+ \d+\): \S+ llm\.simulated, llm\. jobs: 1 finished, 1 failed$",
+        text,
+        re.MULTILINE,
+    )
+    assert "1 workers, 2 queues" in text
 
     raw = await run_tool("rq", "info", "-u", busy.caller.url, "--raw")
-    assert re.search(r"^queue llm 3, 2 executing, 1 finished, 1 failed$", raw, re.MULTILINE)
-    assert re.search(r"^worker \S+\.llm \(.*\) busy llm\.", raw, re.MULTILINE)
+    assert re.search(
+        r"^queue llm\.simulated 3, 2 executing, 1 finished, 1 failed$", raw, re.MULTILINE
+    )
+    assert re.search(r"^worker \S+\.llm \(.*\) busy llm\.simulated, llm\.", raw, re.MULTILINE)
 
     queues = await run_tool("rq", "info", "-u", busy.caller.url, "-Q")
     workers = await run_tool("rq", "info", "-u", busy.caller.url, "-W")
@@ -71,7 +77,7 @@ async def test_rqs_clean_up_never_takes_our_running_jobs_for_abandoned(busy: Bus
 async def test_the_queue_and_its_registries_in_rqs_api(busy: Busy) -> None:
     llm = queue(busy)
 
-    assert [each.name for each in Queue.all(connection=busy.redis)] == ["llm"]
+    assert sorted(each.name for each in Queue.all(connection=busy.redis)) == ["llm", LLM]
     assert sorted(llm.job_ids) == sorted([busy.suspended, *busy.queued])
     assert (llm.count, len(llm), llm.is_empty()) == (3, 3, False)
     assert [job.id for job in llm.jobs] == llm.job_ids
@@ -118,7 +124,7 @@ async def test_jobs_in_rqs_api(busy: Busy) -> None:
     for job_id, status in statuses.items():
         job = queue(busy).fetch_job(job_id)
         assert job is not None
-        assert (job.id, job.origin, job.get_status()) == (job_id, "llm", status)
+        assert (job.id, job.origin, job.get_status()) == (job_id, LLM, status)
         assert (job.func_name, job.kwargs) == (ENTRY, {})
         assert job.args[0]["agent"] == "ada"
         assert job.enqueued_at is not None
@@ -158,7 +164,7 @@ async def test_workers_in_rqs_api(busy: Busy) -> None:
     assert [each.name for each in Worker.all(queue=queue(busy))] == [worker.name]
     assert Worker.count(connection=busy.redis) == 1
 
-    assert (worker.get_state(), worker.queue_names()) == ("busy", ["llm"])
+    assert (worker.get_state(), worker.queue_names()) == ("busy", [LLM, "llm"])
     assert (worker.successful_job_count, worker.failed_job_count) == (1, 1)
     assert worker.hostname
     assert worker.pid
@@ -212,7 +218,7 @@ async def test_rq_suspend_stops_claiming_and_rq_resume_starts_it(busy: Busy) -> 
     heartbeat = busy.redis.hget(worker_key(busy), "last_heartbeat")
     wait_until(lambda: busy.redis.hget(worker_key(busy), "last_heartbeat") != heartbeat)
     assert [await busy.caller.state(each) for each in rest] == ["running"]
-    assert busy.redis.llen("rq:queue:llm") == 3
+    assert busy.redis.llen(f"rq:queue:{LLM}") == 3
 
     await run_tool("rq", "resume", "-u", busy.caller.url)
     await wait_until_async(lambda: busy.redis.zcard("rq:aios:leases:llm") == 2)

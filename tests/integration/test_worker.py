@@ -11,12 +11,13 @@ import pytest
 import redis
 from msgspec.structs import replace
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled, UnknownCore
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.syscall import Need, Syscall, ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.order import Order
-from aios_broker.queues.records import Ending, JobMetadata, Submission
+from aios_broker.queues.records import Ending, JobMetadata, Submission, WorkerCard
 from aios_workers.runtime.executor import Done, Run
 from aios_workers.runtime.loop import Limits
 from aios_workers.runtime.registry import LoadedModule, tool_module
@@ -236,9 +237,10 @@ async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Cal
     call = Submission(
         "0" * 32, b"[]", JobMetadata("ada", "llm.chat"), "", needs=(Need("core", "far-core"),)
     )
-    await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
+    far = WorkerCard("w", "llm", 1, "h", 1, (CoreCard(name="far-core", model="far"),))
+    await caller.queue("llm").register(far)
     assert await submitted(caller.queue("llm"), [call]) == ["queued"]
-    await caller.connection.execute("DEL", "rq:aios:cores")
+    await caller.connection.execute("DEL", "rq:aios:core_cards")
 
     assert await submitted(caller.queue("llm"), [call]) == ["known"]
     with pytest.raises(UnknownCore):
@@ -246,7 +248,6 @@ async def test_a_call_that_is_sent_again_needs_no_worker_of_its_core(caller: Cal
 
 
 async def test_a_job_for_another_core_does_not_make_an_idle_worker_spin(caller: Caller) -> None:
-    await caller.connection.execute("HSET", "rq:aios:cores", "far-core", 10**15)
     async with running_worker(caller.url, "tool", await tool_module(4)):
         [syscall_id] = await caller.submit(ToolEcho())
         await caller.hear(syscall_id)

@@ -186,7 +186,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a newer release's need is nobody's",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if needs.strange then return false end",
+        "if needs and needs.strange then return false end",
         "",
         ADMISSION_TEST,
     ),
@@ -200,16 +200,15 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a worker takes what another core is to run",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if cores and not string.find(cores, ',' .. core .. ',', 1, true) then return false end",
+        "if cores and not leads_here(c, core, cores) then return false end",
         "",
         ADMISSION_TEST,
     ),
     Mutant(
         "a core that nobody serves is owed",
         "broker/aios_broker/queues/lua/shared/admission.lua",
-        "if not cores and c.now - count(call('HGET', c.cores, core)) >= CORE_TTL_MS "
-        "then return false end",
-        "",
+        "return routes.slots(c, job.core) ~= nil",
+        "return true",
         ADMISSION_TEST,
     ),
     Mutant(

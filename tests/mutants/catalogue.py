@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         "claim leaves the id in the queue",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if prefix > 0 then call('LTRIM', c.queue, prefix, -1) end",
+        "if prefix > 0 then call('LTRIM', at.queue, prefix, -1) end",
         "",
     ),
     Mutant(
@@ -175,14 +175,14 @@ MUTANTS = (
     Mutant(
         "one that is enqueued again goes with its first life",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "    call('ZREM', c.p .. ':finished:' .. c.q, id)",
+        "    call('ZREM', home(c, origin).finished, id)",
         "    local _ = 0",
         ENDED_TEST,
     ),
     Mutant(
         "a suspended job goes nowhere",
         "broker/aios_broker/queues/lua/worker/suspend.lua",
-        "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)",
+        "redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', at.queue, job.id)",
         "",
     ),
     Mutant(
@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant(
         "a dead worker's job is not put back",
         "broker/aios_broker/queues/lua/scheduler/reclaim.lua",
-        "redis.call('LPUSH', c.queue, id)",
+        "redis.call('LPUSH', at.queue, id)",
         "",
     ),
     Mutant(
@@ -292,7 +292,7 @@ MUTANTS = (
     Mutant(
         "cancel leaves the job waiting",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "elseif was == 'queued' or not was then\n        leave_queue(c, id)",
+        "elseif was == 'queued' or not was then\n        leave_queues(c, id, at)",
         "elseif was == 'queued' or not was then\n        local _ = 0",
     ),
     Mutant(
@@ -322,7 +322,7 @@ MUTANTS = (
     Mutant(
         "a held job keeps its place",
         "broker/aios_broker/queues/lua/operator/hold.lua",
-        "leave_queue(c, id)",
+        "leave_queues(c, id, {at})",
         "",
     ),
     Mutant(
@@ -538,7 +538,7 @@ MUTANTS = (
     Mutant(
         "release forgets the queue",
         "broker/aios_broker/queues/lua/operator/release.lua",
-        "redis.call('RPUSH', c.queue, id)",
+        "redis.call('RPUSH', at.queue, id)",
         "",
     ),
     Mutant(
@@ -842,7 +842,7 @@ MUTANTS = (
     Mutant(
         "slots are freed for who may not run",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "if job and admission.admits(c, job, cores, running)",
+        "if job and admission.admits(c, job, ',' .. cores .. ',', running)",
         "if job",
         QUOTA_TEST,
     ),
@@ -877,7 +877,7 @@ MUTANTS = (
     Mutant(
         "one told to suspend hears otherwise",
         "broker/aios_broker/queues/lua/worker/slice.lua",
-        "(redis.call('ZSCORE', c.suspending, id) and 1 or 0)",
+        "(redis.call('ZSCORE', suspending, id) and 1 or 0)",
         "0",
         QUOTA_TEST,
     ),
@@ -909,7 +909,7 @@ MUTANTS = (
     Mutant(
         "one that was missed is put back unsought",
         "broker/aios_broker/queues/lua/scheduler/mend.lua",
-        "if redis.call('LPOS', c.queue, id) then",
+        "if redis.call('LPOS', at.queue, id) then",
         "if false then",
         LONG_TEST,
     ),
@@ -951,7 +951,7 @@ MUTANTS = (
     Mutant(
         "ghosts stay in a long queue",
         "broker/aios_broker/queues/lua/scheduler/mend.lua",
-        "redis.call('LREM', c.queue, 0, id)",
+        "dropped + redis.call('LREM', at.queue, 0, id)",
         "0",
         LONG_TEST,
     ),
@@ -965,7 +965,7 @@ MUTANTS = (
     Mutant(
         "ghosts are forgotten where they stand",
         "broker/aios_broker/queues/lua/scheduler/unlist.lua",
-        "    drop_places(c, places)",
+        "    drop_places(c.queue, places)",
         "",
         LONG_TEST,
     ),

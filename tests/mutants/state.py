@@ -69,7 +69,7 @@ STATE_MUTANTS = (
     Mutant(
         "a new life is decided as the last one was",
         "broker/aios_broker/queues/lua/shared/lib.lua",
-        "'aios_reply', 'aios_decided')",
+        "'aios_reply', 'aios_decided', 'aios_tried')",
         "'aios_reply')",
         LEASE_TEST,
     ),

@@ -10,7 +10,7 @@ from aios_broker.contract.errors import UnsupportedOption as Unsupported
 from aios_broker.contract.llm import PENALTIES, Image, JsonFormat, LlmChat, LlmEmbed, Message, Tool
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.core import Constraint as Form
-from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_length, check_options
 from tests.caller import chat
 
 ALL = frozenset(LlmChat.__struct_fields__)
@@ -134,11 +134,11 @@ def test_everything_else_is_taken(capabilities: Capabilities, options: dict[str,
     assert refusal(chat("Hello", **options), capabilities) is None
 
 
-def test_another_core_is_unknown() -> None:
+def test_another_core_is_unknown_where_nobody_has_routed() -> None:
     for body in (chat("Hello", core="huge"), LlmEmbed(("Hello",), core="huge")):
-        error = refusal(body, ABLE)
-        assert isinstance(error, UnknownCore)
-        assert error.field == "body.core"
+        with pytest.raises(UnknownCore) as refused:
+            check_core(body, info(ABLE))
+        assert refused.value.field == "body.core"
 
 
 def test_embeddings_are_refused_where_there_are_none() -> None:

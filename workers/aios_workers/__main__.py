@@ -25,7 +25,7 @@ from aios_broker.log import configure
 from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
-from aios_workers.runtime.core_entry import followed
+from aios_workers.llm.core_entry import followed
 from aios_workers.runtime.kernel import LoadSpilled, nothing_spilled
 from aios_workers.runtime.loop import Worker, WorkerSpec
 from aios_workers.runtime.registry import load_modules, open_worker, watched, worker_name

@@ -61,14 +61,15 @@ def syscall(request: object) -> object:
 
 async def _answer(job: StockJob) -> bytes:
     """Take the job's lease, run it, and tell whoever waits; return the encoded reply."""
-    if job.queue not in MODULES:
+    module = next((each for each in MODULES if each == job.queue.partition(".")[0]), None)
+    if module is None:
         raise UnknownModule(
             f"no module {job.queue!r}", field="module", remedy=f"use one of {', '.join(MODULES)}"
         )
     settings = {**environment(), "AIOS_REDIS_URL": job.redis_url}
     config = WorkerConfig.from_environment(settings)
     keys = Keys(job.key_prefix)
-    spec = WorkerSpec(worker_name("rq"), job.queue, job.redis_url, keys, config.limits)
+    spec = WorkerSpec(worker_name("rq"), module, job.redis_url, keys, config.limits)
     connection = Connection(job.redis_url, name=spec.name)
     try:
         queue = ModuleQueue(Functions(connection), spec.module, spec.keys)

@@ -166,6 +166,7 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     preemptible: bool = True
     source: str = ""  # who describes it: a file of a host; who does takes it away as well
     report: dict[str, str] = field(default_factory=dict)  # what a person is told of it
+    generates: bool = True  # False: it makes embeddings alone
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)
     currency: str = ""  # of its price; empty: it has none

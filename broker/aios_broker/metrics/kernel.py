@@ -105,6 +105,7 @@ class SchedulerStats:
             ("reclaimed", "Jobs taken back from workers that died or hang."),
             ("expired", "Jobs that outlived their deadlines."),
             ("reconciled", "Jobs put right after stock RQ tools."),
+            ("moved", "Jobs taken to another core than they waited for."),
             ("ledger_transitions", "State changes entered in the ledger."),
         ):
             yield CounterMetricFamily(f"aios_scheduler_{name}", text, value=float(self.done[name]))

@@ -5,11 +5,14 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.cores import CoreCard
+from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownCore
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
+from aios_broker.queues.order import ROUTED
 from aios_broker.queues.records import (
+    CoreView,
     JobView,
     PolicyRow,
     QueueView,
@@ -17,7 +20,7 @@ from aios_broker.queues.records import (
     iso_now,
     read_metadata,
 )
-from aios_broker.queues.rows import JobRow, QueueRow
+from aios_broker.queues.rows import CoreRow, JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
 
 Outcome = Literal["done", "unknown", "ended"]
@@ -97,6 +100,43 @@ class Control(Steps):
             parked=row.parked,
         )
 
+    async def cores(self) -> list[CoreView]:
+        """Return the cores that are known, in the order of their names."""
+        rows = [CoreRow(*row) for row in await self._call("cores", ROUTED, [])]
+        return [
+            CoreView(
+                card=msgspec.json.decode(row.card, type=CoreCard),
+                slots=None if row.slots < 0 else row.slots,
+                silent_s=row.silent_ms / 1000,
+                waiting=row.waiting,
+                running=row.running,
+            )
+            for row in rows
+        ]
+
+    async def remove_core(self, name: str) -> None:
+        """Forget a core whose workers are gone.
+
+        What waits for it goes where its name leads then; what names it alone ends with UnknownCore.
+
+        Raises:
+            UnknownCore: there is none of that name.
+            InvalidConfig: a worker serves it.
+        """
+        answer = await self._call("remove_core", ROUTED, [name])
+        if answer == 0:
+            raise UnknownCore(
+                f"no core is named {name!r}",
+                field="name",
+                remedy="`aios cores list` shows those that are known",
+            )
+        if answer < 0:
+            raise InvalidConfig(
+                f"a worker serves the core {name!r}",
+                field="name",
+                remedy="stop its workers first; it would register the core anew",
+            )
+
     async def policy(self, module: Module) -> PolicyRow:
         """Return the policy that is in force."""
         fields = await self._execute("HGETALL", self.keys.own(f"policy:{module}"))
@@ -153,6 +193,7 @@ def _job_view(module: str, answer: Answer) -> JobView:
         position=row.position,
         score=None if row.score is None else float(row.score),
         uncut=None if row.uncut is None else _uncut(row.uncut),
+        queue=row.queue.decode(),
     )
 
 

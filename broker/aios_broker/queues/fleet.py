@@ -76,7 +76,7 @@ def _worker(name: str, fields: list[str], now: datetime) -> WorkerView | None:
     seen = seen if seen.tzinfo else seen.replace(tzinfo=UTC)
     return WorkerView(
         name=name,
-        module=queues,
+        module=",".join(dict.fromkeys(name.partition(".")[0] for name in queues.split(","))),
         slots=int(slots or 1),
         cores=tuple(core for core in cores.split(",") if core),
         state=state,

@@ -6,13 +6,14 @@ from importlib.resources import files
 
 import hiredis
 
+from aios_broker.contract.cores import queue_of
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
-LIBRARY = "aios4"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios5"  # the number changes with the arguments: old and new workers call their own
 # By who calls them, in the order in which they lean on each other.
 STEPS = (
     "shared/lib",
@@ -20,6 +21,7 @@ STEPS = (
     "shared/money",
     "shared/quota",
     "shared/rates",
+    "shared/routes",
     "shared/admission",
     "client/submit",
     "worker/claim",
@@ -42,12 +44,22 @@ STEPS = (
     "scheduler/reconcile",
     "scheduler/mend",
     "scheduler/unlist",
+    "scheduler/move",
     "operator/look",
     "scheduler/watch",
     "worker/register",
     "worker/unregister",
     "scheduler/spill",
     "worker/context",
+)
+LEANT_ON = frozenset(
+    {
+        "client/submit",
+        "worker/claim",
+        "client/attach",
+        "scheduler/reconcile",
+        "operator/look",
+    }
 )
 
 
@@ -56,8 +68,14 @@ def library_source() -> str:
     """Return the Lua source of the library: rows and the shared part first, then the steps."""
     folder = files("aios_broker.queues") / "lua"
     parts = [f"#!lua name={LIBRARY}\n", rows.lua_source()]
-    parts += [(folder / f"{name}.lua").read_text() for name in STEPS]
+    parts += [_in_its_own_block(name, (folder / f"{name}.lua").read_text()) for name in STEPS]
     return "\n".join(parts)
+
+
+def _in_its_own_block(name: str, source: str) -> str:
+    """Return a step whose local names nobody else uses; Lua has room for 200 in one block."""
+    is_leant_on = name.startswith("shared/") or name in LEANT_ON
+    return source if is_leant_on else f"do\n{source}\nend"
 
 
 class Functions:
@@ -135,15 +153,18 @@ class Steps:
 
 
 class ModuleSteps:
-    """What takes steps on the queue of one module."""
+    """What takes steps on a module. `queue`: the run queue that a step about a list means."""
 
-    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
+    def __init__(
+        self, functions: Functions, module: Module, keys: Keys | None = None, *, core: str = ""
+    ) -> None:
         self.module = module
+        self.queue = queue_of(module, core)
         self.keys = keys or Keys()
         self.functions = functions
 
     async def _call(self, step: str, arguments: Sequence[Argument]) -> Answer:
-        return await self.functions.call(step, self.keys, [self.module, *arguments])
+        return await self.functions.call(step, self.keys, [self.queue, *arguments])
 
     async def _execute(self, *command: Argument) -> Answer:
         return await self.functions.connection.execute(*command)

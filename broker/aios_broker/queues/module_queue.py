@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 
+from aios_broker.contract.cores import queue_of
 from aios_broker.contract.errors import (
     KernelError,
     QueueFull,
@@ -23,9 +24,8 @@ from aios_broker.contract.errors import (
     RedisFull,
     UnknownCore,
 )
-from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import checked_needs
-from aios_broker.queues.functions import Functions, ModuleSteps
+from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
@@ -42,6 +42,7 @@ from aios_broker.queues.records import (
     iso_now,
 )
 from aios_broker.queues.rows import (
+    CardRow,
     ChunkRow,
     ClaimRow,
     EndingRow,
@@ -97,10 +98,6 @@ class ClaimRequest:
 class ModuleQueue(ModuleSteps):
     """One module's queue, seen by clients and workers."""
 
-    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        super().__init__(functions, module, keys)
-        self._key = self.keys.queue(module)
-
     async def submit(self, jobs: Sequence[Submission]) -> list[SubmitStatus | Refusal]:
         """Publish of these jobs what may be published, in one step; return what came of each.
 
@@ -131,12 +128,20 @@ class ModuleQueue(ModuleSteps):
                 )
             case [b"quota", *refusal]:
                 return refused(refusal)
-            case [b"core", name, *served]:
-                known = ", ".join(sorted(core.decode() for core in served)) or "none"
+            case [b"core", name, *cores]:
+                known = ", ".join(sorted(core.decode() for core in cores)) or "none"
                 return UnknownCore(
-                    f"no worker serves the core {name.decode()!r}",
+                    f"no core, alias or model is named {name.decode()!r}",
                     field="body.core",
                     remedy=f"leave it out, or use one of: {known}",
+                )
+            case [b"unserved", name, core, silent_ms]:
+                return UnknownCore(
+                    f"no worker serves the core {core.decode()!r}, for "
+                    f"{silent_ms / 1000:.0f} s now: by the policy such syscalls are refused",
+                    field="body.core",
+                    remedy="start its worker, name another core, or let syscalls wait "
+                    "(`aios policy --unserved wait`)",
                 )
             case [b"differs", data]:
                 return Differs(data)
@@ -212,6 +217,7 @@ class ModuleQueue(ModuleSteps):
                 tokens=each.tokens,
                 prompt=each.prompt_tokens,
                 bill=_bill(each.charge),
+                core=each.core,
             )
             for each in suspensions
         ]
@@ -285,7 +291,8 @@ class ModuleQueue(ModuleSteps):
             slots=card.slots,
             cores=",".join(card.core_names),
         )
-        await self._call("register", row)
+        cards = [CardRow(core.name, _encode(core)) for core in card.cores]
+        await self._call("register", [*row, *_counted(cards)])
         for core in card.cores:
             await self._call("terms", terms_row(core))
 
@@ -297,19 +304,22 @@ class ModuleQueue(ModuleSteps):
         """Take a worker that stops in good order off the books."""
         await self._call("unregister", [worker, iso_now()])
 
-    async def wait_for_work(self, blocking: Connection, *, timeout_s: float = BLOCK_S) -> bool:
-        """Return True as soon as the queue holds something, False after `timeout_s`.
+    async def wait_for_work(
+        self, blocking: Connection, *, core: str = "", timeout_s: float = BLOCK_S
+    ) -> bool:
+        """Return True as soon as the queue, or a core's, holds something, False after `timeout_s`.
 
         Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
         that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
         """
+        key = self.keys.queue(queue_of(self.module, core))
         try:
             moved = await blocking.execute(
-                "BLMOVE", self._key, self._key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
+                "BLMOVE", key, key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
             )
         except RedisFull:  # to Redis this is a write; only jobs that end make room again
             await asyncio.sleep(FULL_PAUSE_S)
-            return bool(await blocking.execute("LLEN", self._key))
+            return bool(await blocking.execute("LLEN", key))
         return moved is not None
 
 
@@ -411,6 +421,7 @@ def _lease(answer: Answer) -> Lease:
         currency=row.currency.decode(),
         cached_tokens=row.cached,
         read_by=tuple(row.read_by.decode().split()),
+        tried=tuple(row.tried.decode().split()),
     )
 
 

@@ -6,7 +6,13 @@ from functools import lru_cache
 
 import msgspec
 
-from aios_broker.contract.errors import Cancelled, DeadlineExceeded, KernelError, WorkerLost
+from aios_broker.contract.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    KernelError,
+    UnknownCore,
+    WorkerLost,
+)
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import core_of, known_needs
 from aios_broker.queues.functions import Functions, ModuleSteps
@@ -23,6 +29,7 @@ from aios_broker.queues.rows import WaitingRow
 from aios_broker.queues.watch import NOTHING, Notes, Watch
 from aios_broker.redis.connection import Answer, Argument
 
+ROUTED: Module = "llm"  # the module whose cores have run queues of their own
 SWEEP_STEP = 64  # jobs that one step ends or puts back: about 3 ms of Redis' time
 
 
@@ -32,7 +39,7 @@ class Waiting:
 
     job_id: str
     metadata: JobMetadata
-    core: str
+    core: str  # in whose run queue it is, or that it needs; empty: any
     submitted_ms: int
     ready_ms: int  # since when it waits this time
     ran_ms: int
@@ -77,10 +84,15 @@ class Exchange:
 
 
 class Order(ModuleSteps):
-    """One module's queue, seen by the scheduler."""
+    """One module's queue, or that of one of its cores, seen by the scheduler.
 
-    def __init__(self, functions: Functions, module: Module, keys: Keys | None = None) -> None:
-        super().__init__(functions, module, keys)
+    What is about a list (its ends, its order) is about that one; the rest is about the module.
+    """
+
+    def __init__(
+        self, functions: Functions, module: Module, keys: Keys | None = None, *, core: str = ""
+    ) -> None:
+        super().__init__(functions, module, keys, core=core)
         self.watch = Watch(functions, module, self.keys)
         self._stale: frozenset[bytes] = frozenset()  # what the last full pass found of no use
 
@@ -96,7 +108,7 @@ class Order(ModuleSteps):
 
     async def head(self, count: int, *, tail: int = 0) -> tuple[int, list[str]]:
         """Return how many wait, and the ids of the first `count` (and the last `tail`)."""
-        key = self.keys.queue(self.module)
+        key = self.keys.queue(self.queue)
         length = await self._execute("LLEN", key)
         ids = await self._execute("LRANGE", key, 0, count - 1)
         if tail and length > count:
@@ -132,7 +144,7 @@ class Order(ModuleSteps):
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
-        ids = await self._execute("LRANGE", self.keys.queue(self.module), start, start + count - 1)
+        ids = await self._execute("LRANGE", self.keys.queue(self.queue), start, start + count - 1)
         return [job_id.decode() for job_id in ids]
 
     async def exchange(
@@ -270,7 +282,10 @@ class Order(ModuleSteps):
                 self.functions.connection,
                 self.keys,
                 self.module,
-                lambda arguments: self._call("unlist", [epoch, *arguments]),
+                [self.module, *await self.core_queues()],
+                lambda queue, arguments: self.functions.call(
+                    "unlist", self.keys, [queue, epoch, *arguments]
+                ),
             )
         if began_ms:
             found, uncounted = await self._reconcile_in_parts(epoch, body, began_ms, all_at_once)
@@ -278,6 +293,31 @@ class Order(ModuleSteps):
         if uncounted:
             await Quotas(self.functions, self.keys).recount(self.module)
         return int(mended)
+
+    async def core_queues(self) -> list[str]:
+        """Return the names of the run queues of the module's cores."""
+        if self.module != ROUTED:
+            return []
+        found = await self._execute("SMEMBERS", self.keys.own(f"queues:{self.module}"))
+        return sorted(name.decode() for name in found)
+
+    def of_queue(self, name: str) -> "Order":
+        """Return the same of another run queue of the module."""
+        return Order(self.functions, self.module, self.keys, core=name.partition(".")[2])
+
+    async def move(self, epoch: int) -> tuple[int, int]:
+        """Take waiting jobs from cores that do not serve them to others that their names lead to.
+
+        Returns how many moved, and how many ended because their core was removed. A part of each
+        queue at a time.
+        """
+        gone = UnknownCore(
+            "its core was removed while it waited, and its name leads to no other",
+            field="body.core",
+            remedy="`aios cores list` shows those that are known",
+        )
+        answer = await self._call("move", [epoch, msgspec.json.encode(gone.to_wire())])
+        return (0, 0) if answer == 0 else (answer[0], answer[1])
 
     async def _reconcile_in_parts(
         self, epoch: int, body: bytes, began_ms: int, all_at_once: int
@@ -289,6 +329,7 @@ class Order(ModuleSteps):
             self.module,
             lambda arguments: self._call("mend", [epoch, body, began_ms, *arguments]),
             self._stale,
+            [self.module, *await self.core_queues()],
         )
         try:
             found = await full.run(all_at_once)
@@ -323,7 +364,8 @@ def _waiting(job_id: str, row: Answer) -> Waiting | None:
     metadata = read_metadata(known.metadata)
     if known.nice:
         metadata = msgspec.structs.replace(metadata, nice=int(known.nice))
-    return Waiting(job_id, metadata, _core(known.needs), *known[2:-1])
+    core = known.core.decode() or _core(known.needs)
+    return Waiting(job_id, metadata, core, *known[2:-2])
 
 
 @lru_cache(maxsize=1024)  # many need the same

@@ -9,7 +9,7 @@ piece past another. A job that moved from one that was still to be read to one t
 taken for missing. That is harmless: it becomes a suspect, and the next pass finds it.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from aios_broker.queues.keys import Keys
@@ -27,6 +27,7 @@ REACH = 128  # by how many jobs the tail may move between reading and taking off
 NOTES = (1, 2, 3, 4)  # scores, suspects, suspending, control
 
 Step = Callable[[list[Argument]], Awaitable[Answer]]
+Unlist = Callable[[str, list[Argument]], Awaitable[Answer]]  # in this queue
 
 
 class EpochOver(Exception):
@@ -37,12 +38,19 @@ class Reconciliation:
     """One pass. `stale`: what the last one found in the queue with nothing to run."""
 
     def __init__(
-        self, redis: Connection, keys: Keys, module: str, mend: Step, stale: frozenset[bytes]
+        self,
+        redis: Connection,
+        keys: Keys,
+        module: str,
+        mend: Step,
+        stale: frozenset[bytes],
+        queues: Sequence[str],
     ) -> None:
         self.uncounted = False  # the load of quotas is to be counted anew
         self.stale: frozenset[bytes] = frozenset()  # found by this one
         self._redis = redis
-        self._queue, self._live = keys.queue(module), keys.own(f"live:{module}")
+        self._queues = [keys.queue(name) for name in queues]
+        self._live = keys.own(f"live:{module}")
         self._suspects = keys.own(f"suspects:{module}")
         self._mend = mend
         self._stale_before = stale
@@ -54,7 +62,9 @@ class Reconciliation:
             EpochOver: another scheduler leads.
         """
         suspects = await self._read_suspects()
-        strangers = await self._read_queue()
+        strangers: set[bytes] = set()
+        for queue in self._queues:
+            strangers |= await self._read_queue(queue)
         mended = await self._mend_live(strangers, suspects)
         mended += await self._mend_strangers(strangers)
         for place in NOTES:
@@ -71,10 +81,10 @@ class Reconciliation:
         rows: list[Answer] = answer
         return rows
 
-    async def _read_queue(self) -> set[bytes]:
+    async def _read_queue(self, queue: str) -> set[bytes]:
         listed: set[bytes] = set()
         last = -1
-        while ids := await self._redis.execute("LRANGE", self._queue, last - PIECE + 1, last):
+        while ids := await self._redis.execute("LRANGE", queue, last - PIECE + 1, last):
             listed.update(ids)
             if len(ids) < PIECE:
                 break
@@ -142,20 +152,30 @@ def _parts(ids: Iterable[bytes], size: int) -> Iterator[tuple[bytes, ...]]:
         yield part
 
 
-async def unlist_ghosts(redis: Connection, keys: Keys, module: str, unlist: Step) -> None:
-    """Go through a long queue once, from its tail to its head; take off what has left it."""
-    key, queue = keys.own(f"ghosts:{module}"), keys.queue(module)
-    ghosts = set(await redis.execute("SRANDMEMBER", key, MOST_GHOSTS))
-    last = -1
-    while ghosts and (ids := await redis.execute("LRANGE", queue, last - GHOSTS_PIECE + 1, last)):
+async def unlist_ghosts(
+    redis: Connection, keys: Keys, module: str, queues: Sequence[str], unlist: Unlist
+) -> None:
+    """Go through long queues once, from their tails to their heads; take off what has left them."""
+    ghosts = set(await redis.execute("SRANDMEMBER", keys.own(f"ghosts:{module}"), MOST_GHOSTS))
+    for queue in queues:
+        if ghosts:
+            await _unlist_in(redis, keys, queue, ghosts, unlist)
+    rest = list(ghosts)  # a claim has dropped them
+    for begin in range(0, len(rest), GHOSTS_PIECE):
+        await unlist(module, [0, 0, *rest[begin : begin + GHOSTS_PIECE]])
+
+
+async def _unlist_in(
+    redis: Connection, keys: Keys, queue: str, ghosts: set[bytes], unlist: Unlist
+) -> None:
+    """Take off one queue what is seen of the ghosts there, and off these."""
+    key, last = keys.queue(queue), -1
+    while ghosts and (ids := await redis.execute("LRANGE", key, last - GHOSTS_PIECE + 1, last)):
         removed = 0
         if seen := ghosts.intersection(ids):
             first, behind = last - GHOSTS_PIECE + 1 - REACH, min(-1, last + REACH)
-            removed = int(await unlist([first, behind, *seen]))
+            removed = int(await unlist(queue, [first, behind, *seen]))
             ghosts -= seen
         if len(ids) < GHOSTS_PIECE:
             break
         last = min(-1, last + removed + OVERLAP - GHOSTS_PIECE)  # what is in front has moved up
-    rest = list(ghosts)  # a claim has dropped them
-    for begin in range(0, len(rest), GHOSTS_PIECE):
-        await unlist([0, 0, *rest[begin : begin + GHOSTS_PIECE]])

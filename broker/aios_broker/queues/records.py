@@ -198,13 +198,19 @@ class JobView:
     ran_s: float  # up to the last charge
     age_s: float  # since submission
     deadline_in_s: float | None
-    position: int | None  # 0 is next; None when it does not wait
+    position: int | None  # 0 is next in its queue; None when it does not wait
     score: float | None
     uncut: Uncut | None = None  # the last one of the slice that runs
+    queue: str = ""  # where it waits, or waited last: its module's own, or that of a core
 
     @property
     def core(self) -> str:
-        """The core that its worker must serve, or the empty string: any."""
+        """The core in whose run queue it is; else what it asks for; the empty string: any."""
+        return self.queue.partition(".")[2] or core_of(self.needs)
+
+    @property
+    def asked_core(self) -> str:
+        """The name, alias or model that it asks for; the empty string: none."""
         return core_of(self.needs)
 
 
@@ -225,6 +231,17 @@ class QueueView:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreView:
+    """One core that is known, and its run queue."""
+
+    card: CoreCard
+    slots: int | None  # of its living workers; None: none lives
+    silent_s: float  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyRow:
     """What the scheduler publishes for a queue; workers obey it while no scheduler lives."""
 
@@ -233,4 +250,6 @@ class PolicyRow:
     quantum_s: float = 0.5  # a slice ends after this time ...
     quantum_tokens: int = 64  # ... or this many output tokens, whichever comes first
     max_waiting: int = 100_000  # beyond it submit refuses with QueueFull
+    # A syscall whose core is known and has no worker: it waits up to its deadline, or is refused.
+    unserved_core: Literal["wait", "refuse"] = "wait"
     max_losses: int = 3  # workers that may die with a job before it is quarantined

@@ -57,6 +57,7 @@ class SuspensionRow(NamedTuple):
     tokens: int
     prompt: int
     bill: str
+    core: str  # that goes on with it; empty: the same
 
 
 class SliceRow(NamedTuple):
@@ -104,6 +105,13 @@ class WorkerRow(NamedTuple):
     cores: str
 
 
+class CardRow(NamedTuple):
+    """A core of a worker's."""
+
+    name: str
+    json: bytes
+
+
 class ContextRow(NamedTuple):
     """Which context a syscall is at, and for how long both are kept."""
 
@@ -148,6 +156,7 @@ class LeaseRow(NamedTuple):
     currency: bytes = b""
     cached: int = 0  # prompt tokens that were charged as such
     read_by: bytes = b""  # cores that the prompt was charged on, a space between
+    tried: bytes = b""  # cores that gave it to another one, a space between
 
 
 class JobRow(NamedTuple):
@@ -171,6 +180,7 @@ class JobRow(NamedTuple):
     score: bytes | None
     nice: bytes | None  # None: as submitted
     uncut: bytes | None  # see slice.lua
+    queue: bytes  # where it waits, or waited last
 
 
 class WaitingRow(NamedTuple):
@@ -185,6 +195,7 @@ class WaitingRow(NamedTuple):
     slices: int
     deadline_ms: int
     nice: bytes  # empty: as submitted
+    core: bytes  # in whose run queue it is; empty: the module's own
 
 
 class QueueRow(NamedTuple):
@@ -201,6 +212,16 @@ class QueueRow(NamedTuple):
     parked: int
 
 
+class CoreRow(NamedTuple):
+    """A core that is known, and its queue."""
+
+    card: bytes
+    slots: int  # of its living workers; -1: none lives
+    silent_ms: int  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
 _TAKEN = (
     ClaimRow,
     SubmissionRow,
@@ -210,10 +231,11 @@ _TAKEN = (
     RenewalRow,
     ChunkRow,
     WorkerRow,
+    CardRow,
     ContextRow,
     ContextChangeRow,
 )
-_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow)
+_GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow, CoreRow)
 
 
 def lua_source() -> str:

@@ -20,7 +20,7 @@ import msgspec
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.queues.control import Control
-from aios_broker.queues.order import Order, Waiting
+from aios_broker.queues.order import ROUTED, Order, Waiting
 from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
@@ -33,6 +33,7 @@ END = 32  # jobs at either end of a longer queue that are ranked at each tick
 SLACK = 32  # by how many jobs the ends may move between a tick's look and its change
 WHOLE_EVERY_S = 2.0  # how often a sweep of a longer queue begins ...
 WHOLE_SHARE = 0.05  # ... and at most this share of the time goes into sweeps
+CORES_EVERY_S = 0.5  # how often it is looked which cores have queues
 POLICY_EVERY_S = 0.1  # how often it is looked which policy is in force
 
 
@@ -66,8 +67,39 @@ class Ranking:
         return ranked[: max(wrong, default=-1) + 1]
 
 
+@dataclass(slots=True)
+class _List:
+    """One run queue of the module, and how far it is in order."""
+
+    order: Order
+    whole_due_s: float = 0.0  # monotonic
+    swept_policy: str = ""  # the one whose order it was brought into, or is being
+    swept_s: float = 0.0  # what the sweep under way took so far
+    sweep: Sweep | None = None
+
+    def sweep_due(self, ranker: Ranker, *, rescores: bool) -> Sweep | None:
+        """Return the sweep under way, or a new one where one is due."""
+        policy, is_due = ranker.policy, time.monotonic() >= self.whole_due_s
+        if self.swept_policy != policy.name:
+            self.swept_policy, self.swept_s = policy.name, 0.0
+            self.sweep = Sweep(self.order, ranker, rescore=rescores)
+        elif self.sweep is None and policy.reorders and is_due:
+            self.swept_s = 0.0
+            self.sweep = Sweep(self.order, ranker)
+        return self.sweep
+
+    def rest(self) -> None:
+        """Note that a sweep is over."""
+        self.sweep = None
+        self.whole_due_s = time.monotonic() + max(WHOLE_EVERY_S, self.swept_s / WHOLE_SHARE)
+
+
 class ModuleOrder:
-    """Follows the policy that is in force for a module, tick by tick."""
+    """Follows the policy that is in force for a module, tick by tick.
+
+    A module has one run queue, and one more for each of its cores: each is put in order by itself,
+    by scores that are the module's.
+    """
 
     def __init__(
         self,
@@ -82,14 +114,13 @@ class ModuleOrder:
         self._turn = asyncio.Lock()  # what a score goes by holds until the score is written
         self._policy = default
         self._refused = ""  # why a published policy was not followed, said once
-        self._swept_s = 0.0  # what the sweep under way took so far
+        self._lists = [_List(order)]  # the first one is the module's own
         self.forget()
 
     def forget(self) -> None:
         """Take nothing for granted: leadership begins."""
-        self._policy_due_s = self._whole_due_s = 0.0  # monotonic
-        self._swept_policy = ""  # the one whose order the queue was brought into, or is being
-        self._sweep: Sweep | None = None
+        self._policy_due_s = self._lists_due_s = 0.0  # monotonic
+        self._lists = [_List(each.order) for each in self._lists]
         self._follow(self._policy)
 
     async def tick(self, epoch: int, now_ms: int) -> bool:
@@ -98,22 +129,33 @@ class ModuleOrder:
         return await self.decide(epoch, now_ms) or swept
 
     async def decide(self, epoch: int, now_ms: int) -> bool:
-        """Say who is next: order the head of the queue; return whether it had to be changed.
+        """Say who is next: order the heads of the queues; return whether one had to be changed.
 
         Raises:
             LeadershipLost: another scheduler leads.
         """
         async with self._turn:
             await self._follow_policy()
-            if self._swept_policy != self._policy.name or not self._policy.reorders:
+            first = self._lists[0]
+            if first.swept_policy != self._policy.name or not self._policy.reorders:
                 return False
-            if self._sweep is not None and not self._sweep.forgotten:
-                return True  # the scores are still another policy's
+            if not self._has_own_scores():
+                return True  # they are still another policy's
             moved = self._rescoring is not None and await self._rescoring.step(epoch, now_ms)
-            return await self._rank_ends(epoch, now_ms) or moved
+            for each in self._lists:
+                if each.swept_policy == self._policy.name:
+                    moved = await self._rank_ends(each.order, epoch, now_ms) or moved
+            return moved
+
+    def _has_own_scores(self) -> bool:
+        """Tell whether the scores in Redis are those of the policy that is followed."""
+        first = self._lists[0]
+        return first.swept_policy == self._policy.name and (
+            first.sweep is None or first.sweep.forgotten
+        )
 
     async def sweep(self, epoch: int, now_ms: int) -> bool:
-        """Bring a piece of the whole queue into order, when that is due.
+        """Bring a piece of each whole queue into order, when that is due.
 
         It is when the policy has changed, and now and then while a long queue is reordered.
         Returns whether there is more to be done or anything was changed.
@@ -121,31 +163,38 @@ class ModuleOrder:
         Raises:
             LeadershipLost: another scheduler leads.
         """
+        await self._follow_cores()
+        busy = False
+        for each in self._lists:
+            busy = await self._sweep_list(each, epoch, now_ms) or busy
+        return busy
+
+    async def _sweep_list(self, each: _List, epoch: int, now_ms: int) -> bool:
+        is_first = each is self._lists[0]
         async with self._turn:
             await self._follow_policy()
-            sweep = self._sweep_due()
+            if not is_first and not self._has_own_scores():
+                return True
+            sweep = each.sweep_due(self._ranker, rescores=is_first)
             if sweep is None:
                 return False
             started_s = time.monotonic()
             goes_on = await sweep.step(epoch, now_ms)
-        self._swept_s += time.monotonic() - started_s
-        if goes_on or self._sweep is not sweep:
+        each.swept_s += time.monotonic() - started_s
+        if goes_on or each.sweep is not sweep:
             return True
-        self._sweep = None
-        pause_s = max(WHOLE_EVERY_S, self._swept_s / WHOLE_SHARE)
-        self._whole_due_s = time.monotonic() + pause_s
+        each.rest()
         return sweep.changed
 
-    def _sweep_due(self) -> Sweep | None:
-        """Return the sweep under way, or a new one where one is due."""
-        policy, is_due = self._policy, time.monotonic() >= self._whole_due_s
-        if self._swept_policy != policy.name:
-            self._swept_policy, self._swept_s = policy.name, 0.0
-            self._sweep = Sweep(self._order, self._ranker, rescore=True)
-        elif self._sweep is None and policy.reorders and is_due:
-            self._swept_s = 0.0
-            self._sweep = Sweep(self._order, self._ranker)
-        return self._sweep
+    async def _follow_cores(self) -> None:
+        """See which run queues there are."""
+        if self._order.module != ROUTED or time.monotonic() < self._lists_due_s:
+            return
+        names = await self._order.core_queues()
+        self._lists_due_s = time.monotonic() + CORES_EVERY_S
+        known = {each.order.queue: each for each in self._lists}
+        orders = [self._order, *(self._order.of_queue(name) for name in names)]
+        self._lists[:] = [known.get(order.queue) or _List(order) for order in orders]
 
     async def _follow_policy(self) -> None:
         if time.monotonic() < self._policy_due_s:
@@ -179,12 +228,20 @@ class ModuleOrder:
         self._policy = policy
         self._ranker = Ranker(self._order, policy)
         scope = policy.needs.watched
-        self._rescoring = None if scope is None else Rescoring(self._order, self._ranker, scope)
+        self._rescoring = (
+            None if scope is None else Rescoring(self._order, self._ranker, scope, self._heads)
+        )
 
-    async def _rank_ends(self, epoch: int, now_ms: int) -> bool:
-        """Rank the head and the tail: who goes next, against what came in."""
-        running, watches = self._policy.preempt == "score", self._rescoring is not None
-        ends = await self._order.ends(WHOLE_QUEUE, END, running=running, middle=watches)
+    async def _heads(self, count: int) -> list[str]:
+        """Return the first so many jobs of each queue."""
+        heads = [await each.order.head(count) for each in self._lists]
+        return [job_id for _, ids in heads for job_id in ids]
+
+    async def _rank_ends(self, order: Order, epoch: int, now_ms: int) -> bool:
+        """Rank the head and the tail of a queue: who goes next, against what came in."""
+        running = self._policy.preempt == "score" and order is self._order  # the module's
+        watches = self._rescoring is not None
+        ends = await order.ends(WHOLE_QUEUE, END, running=running, middle=watches)
         if ends.settled:
             return False
         window = (END + SLACK, END + SLACK) if ends.length > WHOLE_QUEUE else (0, 0)
@@ -192,7 +249,9 @@ class ModuleOrder:
         ranking = Ranking(standing, list(ends.running), dict(ends.scores))
         await self._complete(ranking, ends.metadata, now_ms)
         misplaced = ranking.misplaced(head=len(ends.head))
-        return await self._change(epoch, ranking, misplaced, ends=window, middle=len(ends.middle))
+        return await self._change(
+            order, epoch, ranking, misplaced, ends=window, middle=len(ends.middle)
+        )
 
     async def _complete(
         self, ranking: Ranking, known: Mapping[str, Waiting | None], now_ms: int
@@ -213,6 +272,7 @@ class ModuleOrder:
 
     async def _change(
         self,
+        order: Order,
         epoch: int,
         ranking: Ranking,
         misplaced: Sequence[str],
@@ -230,7 +290,7 @@ class ModuleOrder:
         if not misplaced and not rest:
             return False
         scores = ranking.scores
-        changed = await self._order.reorder(
+        changed = await order.reorder(
             epoch,
             [(job_id, scores[job_id]) for job_id in misplaced],
             scored=[(job_id, scores[job_id]) for job_id in rest],

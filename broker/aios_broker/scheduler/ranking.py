@@ -10,7 +10,7 @@ How far each one is gone through is known here alone: a scheduler that takes ove
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from aios_broker.queues.fleet import WorkerView
@@ -113,10 +113,17 @@ class _Walk:
 class Rescoring:
     """Follows what moves under one policy that watches."""
 
-    def __init__(self, order: Order, ranker: Ranker, scope: Scope) -> None:
+    def __init__(
+        self,
+        order: Order,
+        ranker: Ranker,
+        scope: Scope,
+        heads: Callable[[int], Awaitable[list[str]]],
+    ) -> None:
         self._order = order
         self._ranker = ranker
         self._scope: Scope = scope
+        self._heads = heads  # the first so many jobs of each run queue
         self._cursor = 0  # through all that have moved
         self._walks: dict[str, _Walk] = {}
 
@@ -160,8 +167,8 @@ class Rescoring:
         return rows, Notes(gone=tuple(gone), seen=tuple(seen))
 
     async def _head(self) -> dict[str, Waiting | None]:
-        """Return the first jobs of the queue whose subjects have moved."""
-        _, ids = await self._order.head(HEAD)
+        """Return the first jobs of the queues whose subjects have moved."""
+        ids = await self._heads(HEAD)
         rows = [row for row in await self._order.metadata(ids) if row is not None]
         names = {row.job_id: str(subject_of(row, self._scope)) for row in rows}
         touched = await self._order.watch.are_touched(list(dict.fromkeys(names.values())))

@@ -29,7 +29,7 @@ from aios_broker.postgres.database import SERVICE_TIMEOUT_S, Database
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.order import Order
+from aios_broker.queues.order import ROUTED, Order
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Outages, Step, repeat
 from aios_broker.scheduler.config import SchedulerConfig
@@ -44,6 +44,7 @@ IDLE_S = 0.2  # ... and, by and by, when nothing changes
 RENEWALS = 4  # of leadership, per lease
 ASKS = 10  # of a standby, per lease
 RENEWAL_GRACE_S = 2.0  # workers notice a Redis that is back within a second, and renew
+MOVE_EVERY_S = 0.1  # how long an idle core waits for what stands before an equal one
 DRAIN_EVERY_S = 0.2
 DRAIN_PAUSE_S = 0.01  # between two batches: everything else gets its turn
 DRAIN_REST = 3.0  # ... and while the ledger is not far behind, so many times what a batch took
@@ -98,6 +99,7 @@ class Scheduler:
         self._keys = Keys(config.key_prefix)
         self._control = Control(self._functions, self._keys)
         self._orders = [Order(self._functions, module, self._keys) for module in MODULES]
+        self._routed = next(order for order in self._orders if order.module == ROUTED)
         default = policy_named(config.policy)
         self._queues = [ModuleOrder(order, self._control, default) for order in self._orders]
         self._databases: list[Database] = []
@@ -140,6 +142,7 @@ class Scheduler:
             "sweep": self._led(self._sweep_queues),
             "reclaim": self._led(self._reclaim),
             "expire": self._led(partial(self._put_right, "expired")),
+            "move": self._led(self._move),
             "reconcile": self._led(partial(self._put_right, "reconciled")),
         }
         if self._config.metrics_port is not None:
@@ -272,6 +275,16 @@ class Scheduler:
                 self.stats.done[what] += count
                 logger.log(level, "module %s: %d jobs %s", order.module, count, text)
         return pause_s
+
+    async def _move(self, term: _Term) -> float:
+        """Take jobs from cores that do not serve them to others that do."""
+        moved, ended = await self._routed.move(term.epoch)
+        if moved:
+            self.stats.done["moved"] += moved
+            logger.info("%d jobs went to another core that their names lead to", moved)
+        if ended:
+            logger.warning("%d jobs ended: their core was removed", ended)
+        return TICK_S if moved or ended else MOVE_EVERY_S
 
     async def _drain(self, ledger: Ledger, term: _Term) -> float:
         began_s = time.monotonic()

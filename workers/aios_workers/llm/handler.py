@@ -15,6 +15,7 @@ from aios_broker.contract.llm import (
     ContextGet,
     ContextSet,
     ContextSummarise,
+    LlmBody,
     LlmChat,
     LlmCount,
     LlmEmbed,
@@ -39,7 +40,7 @@ from aios_workers.llm.core import (
     characters_of,
 )
 from aios_workers.llm.generation import Generation
-from aios_workers.llm.options import check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_length, check_options
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
@@ -72,7 +73,7 @@ class LlmHandler:
 
         Raises:
             UnknownModule: Not a syscall of this module.
-            UnknownCore: It names another core than this worker's.
+            UnknownCore: A stock producer named another core than this worker's.
             UnsupportedOption: This core cannot keep an option.
             InvalidSyscall: Its options contradict each other.
             ContextTooLong: Prompt and answer do not fit; nothing ran.
@@ -91,6 +92,8 @@ class LlmHandler:
         return outcome
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
+        if not run.lease.trusted and isinstance(syscall.body, LlmBody):
+            check_core(syscall.body, self._core.info)
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)

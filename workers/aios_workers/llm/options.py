@@ -50,13 +50,11 @@ _NOT_WITH_BEAMS = frozenset({*SamplingOptions.__struct_fields__, "seed", "format
 _TOO_DEEP = f"is nested more than {MAX_DEPTH} deep"
 
 
-def check_options(body: LlmBody, info: CoreInfo) -> None:
-    """Refuse what this core would not do as asked.
+def check_core(body: LlmBody, info: CoreInfo) -> None:
+    """Refuse what a stock producer sent to another core: nobody has looked where its name leads.
 
     Raises:
         UnknownCore: it names another core.
-        UnsupportedOption: this core cannot keep an option.
-        InvalidSyscall: options that contradict each other.
     """
     if body.core not in {None, info.name, info.model}:
         raise UnknownCore(
@@ -64,6 +62,15 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
             field="body.core",
             remedy=f"leave it out, or use {info.name!r}",
         )
+
+
+def check_options(body: LlmBody, info: CoreInfo) -> None:
+    """Refuse what this core would not do as asked.
+
+    Raises:
+        UnsupportedOption: this core cannot keep an option.
+        InvalidSyscall: options that contradict each other.
+    """
     if isinstance(body, LlmChat | LlmCount):
         check_generates(info)
     if isinstance(body, LlmChat):

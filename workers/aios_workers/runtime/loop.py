@@ -78,13 +78,15 @@ class Worker:
         self,
         spec: WorkerSpec,
         queue: ModuleQueue,
-        blocking: Connection,  # nothing else uses it
+        waiting: Sequence[
+            Connection
+        ],  # one for each queue that it takes from; nothing else uses them
         executor: Executor,
         card: WorkerCard,
     ) -> None:
         self._spec = spec
         self._queue = queue
-        self._blocking = blocking
+        self._waiting = waiting
         self._executor = executor
         self._handler = executor.handler
         self._cores = card.core_names
@@ -135,7 +137,10 @@ class Worker:
             asyncio.create_task(work)
             for work in (
                 self._pump(),
-                self._await_work(),
+                *(
+                    self._await_work(core, connection)
+                    for core, connection in zip(("", *self._cores), self._waiting, strict=True)
+                ),
                 self._leases.keep(self._outbox.leases),
                 self._listen(),
             )
@@ -225,15 +230,18 @@ class Worker:
             return 0
         return max(0, self._handler.capacity - len(self._leases))
 
-    async def _await_work(self) -> None:
-        """Wait for work, without taking it, whenever there is room that a claim did not fill."""
+    async def _await_work(self, core: str, blocking: Connection) -> None:
+        """Wait for work, without taking it, whenever there is room that a claim did not fill.
+
+        In the run queue of one core, or (`core` is empty) in the module's own.
+        """
         backoff = Backoff()
         while True:
             await self._hungry.wait()
             if self._misses > 1:  # there is work, and none of it for us: do not spin
                 await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
             try:
-                seen = await self._queue.wait_for_work(self._blocking)
+                seen = await self._queue.wait_for_work(blocking, core=core)
             except (KernelError, hiredis.ReplyError):  # the pump and the leases say so
                 await backoff.wait()
                 continue

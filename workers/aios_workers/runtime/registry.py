@@ -36,11 +36,11 @@ from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.llm.core import Core
+from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.modules.tool.echo import ToolHandler
-from aios_workers.runtime.core_entry import CoreEntry
 from aios_workers.runtime.executor import Executor, Handler
 from aios_workers.runtime.kernel import (
     Kernel,
@@ -308,15 +308,19 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         connection = Connection(spec.redis_url, name=spec.name)
         stack.push_async_callback(connection.aclose)
-        blocking = Connection(spec.redis_url, name=f"{spec.name}.wait")
-        stack.push_async_callback(blocking.aclose)
+        waiting = [
+            Connection(spec.redis_url, name=".".join((spec.name, "wait", *core)))
+            for core in ((), *((name,) for name in loaded.core_names))
+        ]
+        for each in waiting:
+            stack.push_async_callback(each.aclose)
         functions = Functions(connection)
         queue = ModuleQueue(functions, spec.module, spec.keys)
         policy = PolicyWatch(Control(functions, spec.keys), spec.module).current
         executor, card = await stack.enter_async_context(
             wired(queue, spec, loaded, policy, load_spilled)
         )
-        yield Worker(spec, queue, blocking, executor, card)
+        yield Worker(spec, queue, waiting, executor, card)
 
 
 @asynccontextmanager

@@ -3,27 +3,25 @@
 -- ARGV  prefix, module, now (ISO), n, n SubmissionRows
 --
 -- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again; or, where
--- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, served...},
--- {'quota', limit, subject, waiting, most}, {'differs', data}: the id is known with other data, and
+-- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, known...},
+-- {'unserved', name, core, ms since it was served}, {'quota', limit, subject, waiting, most}, {'differs', data}: the id is known with other data, and
 -- nobody was told to wait for it. Of one agent's jobs those that are refused for want of room are the
 -- last ones: their order stands.
 
-local function served_cores(c)
-    local pairs_, names = call('HGETALL', c.cores), {}
-    for i = 1, #pairs_, 2 do
-        if c.now - pairs_[i + 1] < CORE_TTL_MS then names[pairs_[i]] = true end
-    end
-    return names
+-- A core that nobody knows; or, where the policy has it so, one that no worker serves now.
+local function unserved_core(c, job, refuses)
+    if not c.routed then return end
+    local asked = routes.asked(job.needs)
+    local leads_to = routes.leads(c, asked)
+    if asked and #leads_to == 0 then return {'core', asked, unpack(routes.names(c))} end
+    if not refuses or #leads_to == 0 or routes.is_served(c, asked) then return end
+    return {'unserved', asked or '', leads_to[1], c.now - count(call('HGET', c.served, leads_to[1]))}
 end
 
-local function unserved_core(c, job)
-    local core = job.needs ~= '' and string.match(' ' .. job.needs, ' core:(%S+)')
-    if not core then return end
-    c.served = c.served or served_cores(c)
-    if c.served[core] then return end
-    local answer = {'core', core}
-    for name in pairs(c.served) do answer[#answer + 1] = name end
-    return answer
+-- The run queue of a new job.
+local function route(c, job)
+    local core = c.routed and routes.pick(c, routes.asked(job.needs), job.metadata)
+    return core and names(c.p, c.q .. '.' .. core).__index or home(c)
 end
 
 -- One more client waits for a live job. Returns whether it is live.
@@ -58,7 +56,7 @@ local function bury_deleted(c, jobs, iso)
             job.attempt = lent[job.id]
         end
     end
-    clear_queue(c)
+    clear_queues(c)
 end
 
 -- All that is live has a deadline: one that was there before belongs to a job that was deleted.
@@ -75,14 +73,15 @@ local function enter_deadlines(c, jobs, iso)
 end
 
 local function publish(c, job, iso, batch)
-    local now = batch.now
+    local now, at = batch.now, route(c, job)
     call('HSET', job.key, 'status', 'queued', 'data', job.data, 'aios_metadata', job.metadata,
         'aios_ready_ms', now, 'aios_deadline_ms', text(c, c.now + job.deadline_ms),
-        'created_at', iso, 'enqueued_at', iso, 'origin', c.q, 'description', job.description,
+        'created_at', iso, 'enqueued_at', iso, 'origin', at.name, 'description', job.description,
         'timeout', text(c, math.ceil(job.deadline_ms / 1000)), 'aios_submitted_ms', now)
     if job.needs ~= '' then call('HSET', job.key, 'aios_needs', job.needs) end
     if job.attempt then call('HSET', job.key, 'aios_attempt', job.attempt) end
-    batch.queue[#batch.queue + 1] = job.id
+    local list = batch.lists[at.queue] or {}
+    list[#list + 1], batch.lists[at.queue] = job.id, list
     batch.live[#batch.live + 1] = job.id
     batch.live[#batch.live + 1] = job.client
     if batch.quotas then quota.moved(c, job.metadata, nil, 'q', job.id) end
@@ -117,19 +116,20 @@ local function sort_jobs(c, jobs)
     return fresh
 end
 
-local function refusal_of(c, job, waiting, limit, load)
-    return unserved_core(c, job) or waiting >= limit and {'full', waiting, limit}
+local function refusal_of(c, job, waiting, limit, load, refuses)
+    return unserved_core(c, job, refuses) or waiting >= limit and {'full', waiting, limit}
         or quota.refuses(c, job, load)
 end
 
 -- Take of the new ones what may be taken, in their order; the others get a `refusal`.
 local function admit(c, fresh)
-    local limit = tonumber(call('HGET', c.policy, 'max_waiting') or '100000')
-    local waiting, taken, load = call('LLEN', c.queue), {}, {}
-    local anything = not quota.has_quotas(c) and waiting + #fresh <= limit -- but for cores
+    local limit, unserved = unpack(call('HMGET', c.policy, 'max_waiting', 'unserved_core'))
+    limit = tonumber(limit or '100000')
+    local waiting, taken, load, refuses = waiting_in(c), {}, {}, unserved == 'refuse'
+    local anything = not quota.has_quotas(c) and waiting + #fresh <= limit and not refuses -- but for cores
     for _, job in ipairs(fresh) do
         if not anything or job.needs ~= '' then
-            job.refusal = refusal_of(c, job, waiting + #taken, limit, load)
+            job.refusal = refusal_of(c, job, waiting + #taken, limit, load, refuses)
         end
         if not job.refusal then taken[#taken + 1] = job end
     end
@@ -138,11 +138,13 @@ end
 
 local function enter(c, taken, iso)
     enter_deadlines(c, taken, iso)
-    local batch = {queue = {}, live = {}, now = text(c, c.now), quotas = quota.has_quotas(c)}
+    local batch = {lists = {}, live = {}, now = text(c, c.now), quotas = quota.has_quotas(c)}
     for _, job in ipairs(taken) do publish(c, job, iso, batch) end
     variadic('HSET', c.live, batch.live)
-    variadic('RPUSH', c.queue, batch.queue)
-    if #taken > 0 then call('SADD', c.p .. ':queues', c.queue) end
+    for queue, ids in pairs(batch.lists) do
+        variadic('RPUSH', queue, ids)
+        call('SADD', c.p .. ':queues', queue)
+    end
 end
 
 -- What another job of this id was published with, where it is not the same to the byte. One that comes

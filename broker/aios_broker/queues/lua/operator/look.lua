@@ -1,6 +1,6 @@
 -- look.lua: read-only views for tools and policies.
 --
--- ARGV  prefix, module, then
+-- ARGV  prefix, module ('ends': the queue that it is about), then
 --       'jobs', limit      rows of running, waiting, held and parked jobs
 --       'job', id          its row, or nothing when it has ended
 --       'metadata', id...     per job what a policy needs, or 0 when it is gone
@@ -16,7 +16,7 @@
 
 local VIEW = {'status', 'aios_metadata', 'aios_needs', 'worker_name', 'aios_attempt', 'aios_slices',
     'aios_suspensions', 'aios_losses', 'aios_tokens', 'aios_queued_ms', 'aios_ran_ms',
-    'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice', 'aios_uncut'}
+    'aios_submitted_ms', 'aios_ready_ms', 'aios_deadline_ms', 'aios_nice', 'aios_uncut', 'origin'}
 
 local function view(c, id, position)
     local f = redis.pcall('HMGET', job_key(c, id), unpack(VIEW))
@@ -29,7 +29,8 @@ local function view(c, id, position)
         suspensions = count(f[7]), losses = count(f[8]), tokens = count(f[9]), queued_ms = queued_ms,
         ran_ms = count(f[11]), age_ms = c.now - submitted, deadline_ms = f[14] and f[14] - c.now,
         position = position, score = redis.call('ZSCORE', c.scores, id), nice = f[15],
-        uncut = f[16] and string.match(f[16], '^' .. count(f[5]) .. ': (.*)') or false}
+        uncut = f[16] and string.match(f[16], '^' .. count(f[5]) .. ': (.*)') or false,
+        queue = home(c, f[17]).name}
 end
 
 local function jobs(c, limit)
@@ -40,7 +41,9 @@ local function jobs(c, limit)
     for _, member in ipairs(redis.call('ZRANGE', c.leases, 0, limit - 1)) do
         add(string.match(member, '^(.*):%d+$'), false)
     end
-    for i, id in ipairs(redis.call('LRANGE', c.queue, 0, limit - 1)) do add(id, i - 1) end
+    for _, at in ipairs(all_queues(c)) do
+        for i, id in ipairs(redis.call('LRANGE', at.queue, 0, limit - 1)) do add(id, i - 1) end
+    end
     for _, place in ipairs({c.held, c.parked}) do
         for _, id in ipairs(redis.call('ZRANGE', place, 0, limit - 1)) do add(id, false) end
     end
@@ -49,23 +52,28 @@ end
 
 local function metadata(c, id)
     local f = redis.pcall('HMGET', job_key(c, id), 'aios_metadata', 'aios_needs', 'aios_submitted_ms',
-        'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status')
+        'aios_ready_ms', 'aios_ran_ms', 'aios_tokens', 'aios_slices', 'aios_deadline_ms', 'aios_nice', 'status',
+        origin_of(c))
     if f.err or not f[10] then return 0 end
     return pack.waiting{metadata = f[1] or '', needs = f[2] or '', submitted_ms = tonumber(f[3]) or c.now,
         ready_ms = tonumber(f[4]) or c.now, ran_ms = count(f[5]), tokens = count(f[6]),
-        slices = count(f[7]), deadline_ms = count(f[8]), nice = f[9] or ''}
+        slices = count(f[7]), deadline_ms = count(f[8]), nice = f[9] or '',
+        core = home(c, f[11]).core}
 end
 
 local function queue(c)
     local oldest = 0
-    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, 99)) do
-        local ready = redis.call('HGET', job_key(c, id), 'aios_ready_ms')
-        if ready then oldest = math.max(oldest, c.now - ready) end
-    end
     local function size(key) return redis.call('ZCARD', key) end
-    return pack.queue{waiting = redis.call('LLEN', c.queue), running = size(c.leases),
-        held = size(c.held), parked = size(c.parked), finished = size(c.p .. ':finished:' .. c.q),
-        failed = size(c.p .. ':failed:' .. c.q), quarantined = size(c.quarantine),
+    local finished, failed = 0, 0
+    for _, at in ipairs(all_queues(c)) do
+        for _, id in ipairs(redis.call('LRANGE', at.queue, 0, 99)) do
+            local ready = redis.call('HGET', job_key(c, id), 'aios_ready_ms')
+            if ready then oldest = math.max(oldest, c.now - ready) end
+        end
+        finished, failed = finished + size(at.finished), failed + size(at.failed)
+    end
+    return pack.queue{waiting = waiting_in(c), running = size(c.leases), held = size(c.held),
+        parked = size(c.parked), finished = finished, failed = failed, quarantined = size(c.quarantine),
         policy = redis.call('HGET', c.policy, 'name') or 'rr', oldest_ms = oldest}
 end
 
@@ -108,9 +116,9 @@ local function middle_below(c, highest, length, seen)
         'WITHSCORES', 'LIMIT', 0, MIDDLE_SEEN)
     for i = 1, #rows, 2 do
         local id = rows[i]
-        local status, ready_ms = unpack(not seen[id]
-            and call('HMGET', job_key(c, id), 'status', 'aios_ready_ms') or {})
-        if status == 'queued' then
+        local status, ready_ms, origin = unpack(not seen[id]
+            and call('HMGET', job_key(c, id), 'status', 'aios_ready_ms', 'origin') or {})
+        if status == 'queued' and home(c, origin).queue == c.queue then
             found[#found + 1] = {id = id, score = tonumber(rows[i + 1]), text = rows[i + 1],
                 since = count(ready_ms)}
         end
@@ -178,7 +186,8 @@ register('look', function(c)
     if what == 'job' then
         local id = take(c)
         if redis.call('HEXISTS', c.live, id) == 0 then return {} end
-        return {view(c, id, redis.call('LPOS', c.queue, id))}
+        local at = home(c, redis.call('HGET', job_key(c, id), 'origin'))
+        return {view(c, id, redis.call('LPOS', at.queue, id))}
     end
     while c.at <= #c.args do answer[#answer + 1] = metadata(c, take(c)) end
     return answer

@@ -7,10 +7,11 @@ local function release(c, id)
     local job = job_key(c, id)
     redis.call('HDEL', c.control, id)
     if redis.call('ZREM', c.held, id) == 0 then return end
-    redis.call('ZREM', c.deferred, id)
+    local at = home(c, redis.call('HGET', job, 'origin'))
+    redis.call('ZREM', at.deferred, id)
     if redis.call('HGET', job, 'status') ~= 'deferred' then return end -- a stock tool enqueued it
     redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
-    redis.call('RPUSH', c.queue, id)
+    redis.call('RPUSH', at.queue, id)
     note(c, 'release', id, redis.call('HGET', job, 'aios_attempt') or '0', '', '')
 end
 

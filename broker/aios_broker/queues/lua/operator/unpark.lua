@@ -8,9 +8,10 @@
 local function unpark(c, id)
     local job = job_key(c, id)
     if redis.call('ZREM', c.parked, id) == 0 then return 'elsewhere' end
-    local status, attempt = unpack(redis.call('HMGET', job, 'status', 'aios_attempt'))
+    local status, attempt, origin = unpack(redis.call('HMGET', job, 'status', 'aios_attempt', 'origin'))
+    local at = home(c, origin)
     if status ~= 'deferred' then -- a stock tool enqueued it
-        redis.call('ZREM', c.deferred, id)
+        redis.call('ZREM', at.deferred, id)
         return 'elsewhere'
     end
     note(c, 'unpark', id, attempt or '0', '', '')
@@ -20,9 +21,9 @@ local function unpark(c, id)
         redis.call('ZADD', c.held, c.now, id)
         note(c, 'hold', id, attempt or '0', '', '')
     else
-        redis.call('ZREM', c.deferred, id)
+        redis.call('ZREM', at.deferred, id)
         redis.call('HSET', job, 'status', 'queued', 'aios_ready_ms', c.now)
-        redis.call('LPUSH', c.queue, id)
+        redis.call('LPUSH', at.queue, id)
     end
     return 'done'
 end

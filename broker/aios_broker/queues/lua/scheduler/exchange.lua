@@ -1,6 +1,6 @@
 -- exchange.lua: put a long queue in order a little at a time, by exchanging jobs in pairs.
 --
--- ARGV  prefix, module, epoch, shift, n, then n times: place, id, other place, other id
+-- ARGV  prefix, queue, epoch, shift, n, then n times: place, id, other place, other id
 -- Places count from the head as it was when the caller began to read; `shift` is by how many the
 -- head has moved since, as far as the caller knows. A pair is exchanged only where both jobs are
 -- found at their places, or near them; any other has moved meanwhile and is left alone.

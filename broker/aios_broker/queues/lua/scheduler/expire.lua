@@ -15,6 +15,6 @@ register('expire', function(c)
             redis.call('ZREM', c.deadlines, id)
         end
     end
-    sweep_ended(c, SWEPT_BY_EXPIRE)
+    for _, at in ipairs(all_queues(c)) do sweep_ended(c, at, SWEPT_BY_EXPIRE) end
     return #ids
 end)

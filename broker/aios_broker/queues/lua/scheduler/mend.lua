@@ -38,13 +38,14 @@ local function mend_unlisted(c, id, pass)
         return 0
     end
     if not is_lost(c, id, status) then return 0 end
-    if pass.search and redis.call('EXISTS', c.queue) == 1 then
+    local at = home(c, redis.call('HGET', job_key(c, id), 'origin'))
+    if pass.search and redis.call('EXISTS', at.queue) == 1 then
         if pass.searches == SEARCHES then
             pass.again[#pass.again + 1] = id
             return 0
         end
         pass.searches = pass.searches + 1
-        if redis.call('LPOS', c.queue, id) then
+        if redis.call('LPOS', at.queue, id) then
             redis.call('ZREM', c.suspects, id)
             return 0
         end
@@ -65,7 +66,9 @@ end
 
 local function drop_stale(c, id)
     if redis.call('HEXISTS', c.live, id) == 1 or status_of(c, id) == 'queued' then return 0 end
-    return math.min(1, redis.call('LREM', c.queue, 0, id))
+    local dropped = 0
+    for _, at in ipairs(all_queues(c)) do dropped = dropped + redis.call('LREM', at.queue, 0, id) end
+    return math.min(1, dropped)
 end
 
 local function drop_suspicion(c, id) return 0 * redis.call('ZREM', c.suspects, id) end
@@ -74,7 +77,11 @@ local KINDS = {unlisted = mend_unlisted, listed = mend_listed, stale = drop_stal
 
 local function drop_some_leftovers(c)
     local place, cursor = tonumber(take(c)), take(c)
-    local key = ({c.scores, c.suspects, c.suspending, c.control})[place]
+    if place == 3 then
+        drop_told(c)
+        return {0, '0'}
+    end
+    local key = ({c.scores, c.suspects, false, c.control})[place]
     return {0, drop_gone(c, place == 4 and 'HSCAN' or 'ZSCAN', key, cursor, LEFTOVERS)}
 end
 

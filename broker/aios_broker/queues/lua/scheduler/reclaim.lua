@@ -7,16 +7,17 @@
 -- Returns how many leases were taken back; 0 also when the epoch is over.
 
 local function put_back(c, id, attempt, member, losses)
-    local metadata, tokens, ran_ms, core, pico, currency = unpack(redis.call('HMGET', job_key(c, id),
-        'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_core', 'aios_cost', 'aios_currency'))
+    local metadata, tokens, ran_ms, core, pico, currency, origin = unpack(redis.call('HMGET', job_key(c, id),
+        'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_core', 'aios_cost', 'aios_currency', 'origin'))
+    local at = home(c, origin)
     local job = job_key(c, id)
     redis.call('ZREM', c.leases, member)
-    redis.call('ZREM', c.wip, member)
-    redis.call('ZREM', c.suspending, id)
+    redis.call('ZREM', at.wip, member)
+    forget_told(c, id)
     redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'aios_losses', losses,
         'aios_ready_ms', c.now)
     redis.call('HINCRBY', job, 'aios_slices', 1)
-    redis.call('LPUSH', c.queue, id)
+    redis.call('LPUSH', at.queue, id)
     quota.moved(c, metadata or nil, 'r', 'q', id)
     note(c, 'reclaim', id, attempt, '', quota.used(tokens, ran_ms, core, pico, currency))
 end
@@ -40,7 +41,7 @@ register('reclaim', function(c)
         losses = count(losses) + (is_alive(c, worker) and 0 or 1)
         if not status or current ~= attempt then
             redis.call('ZREM', c.leases, member) -- its job was deleted; reconcile answers
-            redis.call('ZREM', c.wip, member)
+            for _, at in ipairs(all_queues(c)) do redis.call('ZREM', at.wip, member) end
         elseif losses >= max_losses then
             terminate(c, id, 'fail', 'failed', body, iso_of(c.now))
             redis.call('ZADD', c.quarantine, c.now, id)

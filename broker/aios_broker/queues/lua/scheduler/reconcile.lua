@@ -24,14 +24,14 @@ local RELOOK_SHARE = 20      -- where the counts disagree
 local PLACED = 1000          -- of those that run, are held, or parked: looked at each time, about 3 ms
 local QUARANTINE_MS = 7 * 86400000 -- how long a quarantined id can be seen
 local DROPPED = 10000         -- entries of a registry that are dropped each time: about 3 ms
-local REGISTRIES = {':finished:', ':failed:', ':canceled:'}
+local REGISTRIES = {'finished', 'failed', 'canceled'}
 
 -- Is a full pass due?
 local function is_due(c)
     local live = redis.call('HLEN', c.live)
     local age_ms = c.now - count(redis.call('HGET', c.own .. 'reconciled', c.q))
     if age_ms >= math.max(FULL_PASS_MS, math.floor(live / FULL_PASS_SHARE)) then return true end
-    local places = redis.call('LLEN', c.queue) + redis.call('ZCARD', c.leases)
+    local places = waiting_in(c) + redis.call('ZCARD', c.leases)
         + redis.call('ZCARD', c.held) + redis.call('ZCARD', c.parked)
         - redis.call('SCARD', ghosts_key(c))
     return places ~= live and age_ms >= math.floor(live / RELOOK_SHARE)
@@ -70,17 +70,18 @@ end
 -- What has just ended stood elsewhere than in the run queue, unless a stock tool had enqueued it, too:
 -- a claim would drop it. To look for that in a long queue costs more than it is worth.
 local function clear_short_queue(c, all_at_once)
-    if redis.call('LLEN', c.queue) > all_at_once then c.off = nil end
-    clear_queue(c)
+    if waiting_in(c) > all_at_once then c.off = nil end
+    clear_queues(c)
 end
 
 -- A held or parked job that is not `deferred` any more: a stock tool enqueued it, and it may run already.
 local function let_go(c, place, event, id)
-    local status, attempt = unpack(redis.call('HMGET', job_key(c, id), 'status', 'aios_attempt'))
+    local status, attempt, origin = unpack(redis.call('HMGET', job_key(c, id), 'status', 'aios_attempt',
+        'origin'))
     local live = redis.call('HEXISTS', c.live, id) == 1
     if live and (not status or status == 'deferred' or status == 'canceled') then return 0 end
     redis.call('ZREM', place, id)
-    redis.call('ZREM', c.deferred, id)
+    redis.call('ZREM', home(c, origin).deferred, id)
     if live and status == 'queued' then note(c, event, id, attempt or '0', '', '') end
     return 1
 end
@@ -108,8 +109,8 @@ end
 
 -- RQ leaves this to whoever looks at a registry next, which may be nobody.
 local function drop_expired(c)
-    for _, name in ipairs(REGISTRIES) do
-        drop_up_to(c.p .. name .. c.q, math.floor(c.now / 1000))
+    for _, at in ipairs(all_queues(c)) do
+        for _, name in ipairs(REGISTRIES) do drop_up_to(at[name], math.floor(c.now / 1000)) end
     end
     drop_up_to(c.quarantine, c.now - QUARANTINE_MS)
 end
@@ -124,7 +125,7 @@ end
 local function put_back_lost(c, id)
     redis.call('ZREM', c.suspects, id)
     redis.call('HSET', job_key(c, id), 'status', 'queued', 'aios_ready_ms', c.now)
-    redis.call('LPUSH', c.queue, id)
+    redis.call('LPUSH', home(c, redis.call('HGET', job_key(c, id), 'origin')).queue, id)
 end
 
 -- A job that is live and nowhere. Returns true when it was put right.
@@ -139,13 +140,13 @@ local function mend(c, id, body, iso)
     return true
 end
 
-local function take_in_listed(c, id, iso)
+local function take_in_listed(c, id, at, iso)
     local status = status_of(c, id)
     if status == 'queued' then
         adopt(c, id, iso)
         return true
     end
-    leave_queue(c, id) -- deleted, or ended: there is nothing to run
+    leave_queues(c, id, {at}) -- deleted, or ended: there is nothing to run
     return false
 end
 
@@ -162,12 +163,44 @@ local function drop_gone(c, command, key, cursor, step)
     return found[1]
 end
 
+local function drop_all_gone(c, command, key)
+    local cursor = '0'
+    repeat cursor = drop_gone(c, command, key, cursor, CHUNK) until cursor == '0'
+end
+
+-- Those that were told to suspend are few.
+local function drop_told(c)
+    for _, at in ipairs(all_queues(c)) do drop_all_gone(c, 'ZSCAN', at.suspending) end
+end
+
 local function drop_leftovers(c)
-    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'ZSCAN', c.suspending},
-        {'HSCAN', c.control}}) do
-        local cursor = '0'
-        repeat cursor = drop_gone(c, place[1], place[2], cursor, CHUNK) until cursor == '0'
+    for _, place in ipairs({{'ZSCAN', c.scores}, {'ZSCAN', c.suspects}, {'HSCAN', c.control}}) do
+        drop_all_gone(c, place[1], place[2])
     end
+    drop_told(c)
+end
+
+-- A job that stands in a queue that is not its own (a stock tool pushed it there) does not run from there:
+-- off with it. Returns whether it is one.
+local function drop_misplaced(c, id, at)
+    if not c.routed or home(c, redis.call('HGET', job_key(c, id), 'origin')).queue == at.queue then return false end
+    leave_queues(c, id, {at})
+    return true
+end
+
+-- Compare what one queue lists with what is live. Returns how many jobs were put right.
+local function compare_list(c, at, live, places, iso)
+    local mended = 0
+    for _, id in ipairs(redis.call('LRANGE', at.queue, 0, -1)) do
+        if not live[id] and not places[id] then
+            live[id] = take_in_listed(c, id, at, iso) or nil
+            mended = mended + 1
+            places[id] = true
+        elseif not live[id] or not drop_misplaced(c, id, at) then
+            places[id] = true
+        end
+    end
+    return mended
 end
 
 -- Compare all that is live with all that has a place. Returns how many jobs were put right.
@@ -175,12 +208,8 @@ local function full_pass(c, body, iso)
     redis.call('HSET', c.own .. 'reconciled', c.q, c.now)
     local places, mended, live = all_places(c), 0, {}
     for _, id in ipairs(redis.call('HKEYS', c.live)) do live[id] = true end
-    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, -1)) do
-        if not live[id] and not places[id] then
-            live[id] = take_in_listed(c, id, iso) or nil
-            mended = mended + 1
-        end
-        places[id] = true
+    for _, at in ipairs(all_queues(c)) do
+        mended = mended + compare_list(c, at, live, places, iso)
     end
     drop_leftovers(c)
     for _, id in ipairs(redis.call('ZRANGE', c.suspects, 0, -1)) do
@@ -204,7 +233,7 @@ register('reconcile', function(c)
     local in_parts = due and redis.call('HLEN', c.live) > all_at_once
     if due and not in_parts then
         mended = mended + full_pass(c, body, iso)
-        clear_queue(c)
+        clear_queues(c)
     end
     drop_expired(c)
     admission.sweep(c)

@@ -1,6 +1,6 @@
 -- reorder.lua: put jobs at the head of the run queue, in this order, with their scores.
 --
--- ARGV  prefix, module, epoch, head, tail, middle, n, m, then n times: id, score of the jobs to put in
+-- ARGV  prefix, queue, epoch, head, tail, middle, n, m, then n times: id, score of the jobs to put in
 --       order; m times: id, score of jobs that get their score and stay where they are; then, of a
 --       policy that watches (see watch.lua):
 --         'ranked', id, subject    it has a score from now on, by which its subject's use counted

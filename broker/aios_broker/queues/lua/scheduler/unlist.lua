@@ -2,7 +2,7 @@
 -- held in one step, they stand anywhere in it, and to find them costs its length. So in a long one they
 -- stay listed for a moment, as ghosts: a claim passes over them as over all that does not wait.
 --
--- ARGV  prefix, module, epoch, first, last, id...
+-- ARGV  prefix, queue, epoch, first, last, id...
 -- first, last: places counted from the tail (-1 is the last), among which the ids were seen; 0, 0: they
 -- were seen nowhere. One that waits again meanwhile is left alone.
 -- Returns how many places were taken off; 0 also when the epoch is over.
@@ -24,6 +24,6 @@ register('unlist', function(c)
             if gone[id] then places[#places + 1] = from + i - 1 end
         end
     end
-    drop_places(c, places)
+    drop_places(c.queue, places)
     return #places
 end)

@@ -48,13 +48,18 @@ do
     end, {'no-writes'})
 
     -- ARGV  prefix, module, subject...
-    -- Returns {score of the first waiting job ('': none), per subject its counters, its mark
+    -- Returns {the lowest score of a queue's first job ('': none), per subject its counters, its mark
     -- (nothing: none)}.
     register('accounts', function(c)
         local subjects = {}
         while c.at <= #c.args do subjects[#subjects + 1] = take(c) end
-        local first = call('LINDEX', c.queue, 0)
-        return {first and call('ZSCORE', c.scores, first) or '',
+        local lowest
+        for _, at in ipairs(all_queues(c)) do
+            local first = call('LINDEX', at.queue, 0)
+            local score = first and call('ZSCORE', c.scores, first)
+            if score and (not lowest or tonumber(score) < tonumber(lowest)) then lowest = score end
+        end
+        return {lowest or '',
             read_many('HMGET', c.own .. 'use:' .. c.q, subjects), read_many('HMGET', c.marks, subjects)}
     end, {'no-writes'})
 end

@@ -2,7 +2,7 @@
 -- decides. At the end: what the scheduler and an operator tell it, and what it tells them.
 --
 -- What a job needs is in its record (aios_needs): tokens, a space between them.
---   core:x     a worker that serves the core x
+--   core:x     a worker that serves a core that the name x leads to (routes.lua)
 --   tool:y     a place at the tool y: as many as its limit, any number where it has none
 --   program:z  the program z of its agent is admitted, and has a place where it has a limit
 --   lock:w     the lock w of its tenant: one place
@@ -14,7 +14,7 @@
 --   aios:holders    zset: resource, tab, id:attempt; all of score 0, so that it is in the order of text
 --   aios:owed       hash: resource -> the job that gets the next place: its id, and since when it waits
 --   aios:barred     zset: program -> ms until when it is not admitted
---   aios:far        string: ms and place of the last look far into the queue that found nothing
+--   aios:far        of each queue, string: ms and place of the last look far into the queue that found nothing
 --
 -- Who holds a resource follows from the leases: an attempt holds what it took until its lease is gone,
 -- whoever ended that. An entry of a lease that is gone counts for nothing, and is dropped by whoever
@@ -156,14 +156,30 @@ do
         end
     end
 
-    -- Is it served by this worker, or, where none is named, by any?
+    local function has_core(cores, core) return string.find(cores, ',' .. core .. ',', 1, true) ~= nil end
+
+    -- Does the core that a job's name leads to, or one of them, stand among these?
+    local function leads_here(c, asked, cores)
+        if has_core(cores, asked) or not c.routed then return has_core(cores, asked) end
+        for _, core in ipairs(routes.leads(c, asked)) do
+            if has_core(cores, core) then return true end
+        end
+        return false
+    end
+
+    -- Is it served by this worker, or, where none is named, by any? The queue that it stands in says
+    -- whose it is; one in the module's own is whose its need says.
     local function is_served(c, job, cores)
-        if not job.needs then return true end
-        local needs = parsed(c, job.needs)
-        if needs.strange then return false end
+        if not job.needs and not job.core then return true end
+        local needs = job.needs and parsed(c, job.needs)
+        if needs and needs.strange then return false end
+        if job.core then
+            if cores then return has_core(cores, job.core) end
+            return routes.slots(c, job.core) ~= nil
+        end
         for _, core in ipairs(needs.cores) do
-            if cores and not string.find(cores, ',' .. core .. ',', 1, true) then return false end
-            if not cores and c.now - count(call('HGET', c.cores, core)) >= CORE_TTL_MS then return false end
+            if cores and not leads_here(c, core, cores) then return false end
+            if not cores and not routes.is_served(c, core) then return false end
         end
         return true
     end
@@ -172,6 +188,7 @@ do
     -- has any; nil: none has.
     local function limited_core(c, job, cores)
         if not has_rules(c) or not c.has_terms then return nil end
+        if job.core then return job.core end
         if job.needs then
             local core = parsed(c, job.needs).cores[1]
             if core then return core end
@@ -205,9 +222,11 @@ do
     -- A job that waits, as far as admission knows it; nil: it does not wait.
     function admission.read_waiting(c, id)
         local f = redis.pcall('HMGET', job_key(c, id), 'status', 'aios_needs', 'aios_metadata', 'aios_ready_ms',
-            'aios_tokens')
+            'aios_tokens', origin_of(c))
         if f.err or f[1] ~= 'queued' then return nil end
-        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now, begun = f[5]}
+        local core = home(c, f[6]).core
+        return {id = id, needs = f[2], metadata = f[3], ready_ms = tonumber(f[4]) or c.now, begun = f[5],
+            core = core ~= '' and core or nil}
     end
 
     local function stands_back_only_for_resources(c, job)
@@ -336,16 +355,16 @@ do
     -- Looking through a long queue whose jobs are all barred is dear: once in MISS_MS, and then on from
     -- where the last look ended, so that by and by all of it is seen. Returns where to look and how
     -- far; nil: somebody looked a moment ago. `far`: how far where no job is barred.
-    function admission.far_scan(c, far)
+    function admission.far_scan(c, at, far)
         if not c.is_barred then return 0, far end
-        local missed, place = string.match(call('GET', c.far) or '', '^(%d+) (%d+)$')
+        local missed, place = string.match(call('GET', at.far) or '', '^(%d+) (%d+)$')
         if c.now - count(missed) < MISS_MS then return nil, 0 end
         return count(place), FAR_LOOK
     end
 
     -- Such a look found nothing, and the next one begins at this place.
-    function admission.missed(c, place)
-        if c.is_barred then call('SET', c.far, text(c, c.now) .. ' ' .. text(c, place), 'PX', FAR_TTL_MS) end
+    function admission.missed(c, at, place)
+        if c.is_barred then call('SET', at.far, text(c, c.now) .. ' ' .. text(c, place), 'PX', FAR_TTL_MS) end
     end
 
     -- What the scheduler sees to: notes of leases, bars and debts that are over.

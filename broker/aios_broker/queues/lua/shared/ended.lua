@@ -8,11 +8,11 @@ local SWEPT_BY_FINISH = 2 -- batches: more than the one that it adds
 local SWEPT_BY_EXPIRE = 8 -- some milliseconds, four times a second
 
 -- Note that the jobs of these entries in RQ's registry (score, id, score, id...) finished now.
-local function note_ended(c, iso, entries, until_s)
+local function note_ended(at, iso, entries, until_s)
     if #entries == 0 then return end
     local batch = {until_s, iso}
     for i = 2, #entries, 2 do batch[#batch + 1] = entries[i] end
-    call('RPUSH', c.ended, cmsgpack.pack(batch))
+    call('RPUSH', at.ended, cmsgpack.pack(batch))
 end
 
 -- Is the record of a job still that of the life which ended at `iso`? A stock tool may have enqueued
@@ -25,10 +25,10 @@ end
 
 -- RQ's registry says when a job's time is over, and nearly always knows it: then nothing happened to
 -- it since. Where it does not (every `rq info` drops what has expired), its record is asked.
-local function drop_batch(c, batch)
+local function drop_batch(c, at, batch)
     local until_s, iso, ids, gone = batch[1], batch[2], {}, {}
     for i = 3, #batch do ids[i - 2] = batch[i] end
-    local scores = read_many('ZMSCORE', c.p .. ':finished:' .. c.q, ids)
+    local scores = read_many('ZMSCORE', at.finished, ids)
     for i, id in ipairs(ids) do
         local score = tonumber(scores[i])
         if score == until_s or not score and is_over(c, id, iso) then
@@ -41,13 +41,13 @@ local function drop_batch(c, batch)
     end
 end
 
--- Delete the records whose time is over, of so many batches at most.
-local function sweep_ended(c, batches)
+-- Delete the records whose time is over, of so many batches of a queue at most.
+local function sweep_ended(c, at, batches)
     for _ = 1, batches do
-        local packed = call('LINDEX', c.ended, 0)
+        local packed = call('LINDEX', at.ended, 0)
         local batch = packed and cmsgpack.unpack(packed)
         if not batch or batch[1] * 1000 > c.now then return end
-        call('LPOP', c.ended)
-        drop_batch(c, batch)
+        call('LPOP', at.ended)
+        drop_batch(c, at, batch)
     end
 end

@@ -2,12 +2,11 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios4_'
+local LIB = 'aios5_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
 local FAR_LOOKAHEAD = 4096   -- ... and where all of them are for other cores
-local CORE_TTL_MS = 60000    -- a core whose workers were silent this long is not served any more
 local WORKER_TTL_S = 480     -- RQ's own worker record time to live
 local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
 local SUSPENDING_MS = 10000    -- a job told to suspend has done so by then, or its worker is dead
@@ -16,9 +15,11 @@ local FEW = 3                -- ids that are looked for one by one in the run qu
 local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
+local ROUTED = {llm = true} -- modules whose cores have run queues of their own
 local quota = {}     -- what quota.lua gives to the other steps
 local money = {}     -- what money.lua does,
 local rates = {}     -- what rates.lua does,
+local routes = {}    -- what routes.lua does,
 local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded
 
@@ -27,37 +28,50 @@ local function now_ms()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The names of a queue's keys: built at its first call, and kept.
-local function names_of(p, q)
-    local own = p .. ':aios:'
+-- The names of a queue's keys: built at its first call, and kept. A queue is a module's own, `llm`, or
+-- that of one of its cores, `llm.small`: a job stands in the one that its record's `origin` names. What is
+-- RQ's is the queue's; what is the kernel's is the module's, but for what belongs to one list.
+local function names_of(p, name)
+    local own, q = p .. ':aios:', string.match(name, '^[^.]+')
     return {
         own = own,
-        queue = p .. ':queue:' .. q,           -- list: all that waits
-        wip = p .. ':wip:' .. q,               -- zset: RQ's started registry
-        deferred = p .. ':deferred:' .. q,     -- zset: RQ's registry, shows what is held or parked
+        name = name,
+        core = string.sub(name, #q + 2),       -- '': it is the module's own
+        queue = p .. ':queue:' .. name,        -- list: all that waits
+        wip = p .. ':wip:' .. name,            -- zset: RQ's started registry
+        deferred = p .. ':deferred:' .. name,  -- zset: RQ's registry, shows what is held or parked
+        finished = p .. ':finished:' .. name,  -- zset: RQ's, and the next two
+        failed = p .. ':failed:' .. name,
+        canceled = p .. ':canceled:' .. name,
+        suspending = own .. 'suspending:' .. name, -- zset: id -> ms when it was told to suspend
+        memories = own .. 'memories:' .. name, -- hash: memory of cores -> contexts that fit, ms when told
+        ended = own .. 'ended:' .. name,       -- list: batches of finished jobs, oldest first
+        far = own .. 'far:' .. name,           -- see admission.lua
+        queues = own .. 'queues:' .. q,        -- set: names of the queues of cores
         live = own .. 'live:' .. q,            -- hash: id -> clients that wait, space between
         leases = own .. 'leases:' .. q,        -- zset: id:attempt -> expiry ms
         deadlines = own .. 'deadlines:' .. q,  -- zset: id -> ms
         scores = own .. 'scores:' .. q,        -- zset: id -> the policy's score
-        suspending = own .. 'suspending:' .. q,    -- zset: id -> ms when it was told to suspend
-        memories = own .. 'memories:' .. q,    -- hash: memory of cores -> contexts that fit, ms when told
         held = own .. 'held:' .. q,            -- zset: id -> ms since when
         parked = own .. 'parked:' .. q,        -- zset: id -> ms since when
         control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it
         suspects = own .. 'suspects:' .. q,    -- zset: id -> ms when it was first out of place
         quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
-        ended = own .. 'ended:' .. q,          -- list: batches of finished jobs, oldest first
-        resources = own .. 'resources:' .. q,  -- hash, and the next four: see admission.lua
+        resources = own .. 'resources:' .. q,  -- hash, and the next three: see admission.lua
         holders = own .. 'holders:' .. q,
         owed = own .. 'owed:' .. q,
         barred = own .. 'barred:' .. q,
-        far = own .. 'far:' .. q,
         policy = own .. 'policy:' .. q,        -- hash: PolicyRow
         watch = own .. 'watch:' .. q,          -- hash, and the next three: see watch.lua
         touched = own .. 'touched:' .. q,
         ranked = own .. 'ranked:' .. q,
         marks = own .. 'marks:' .. q,
-        cores = own .. 'cores',                -- hash: model name -> ms when last served
+        cards = own .. 'core_cards',           -- hash, and the next five: see routes.lua
+        removed = own .. 'core_removed',
+        served = own .. 'core_served',
+        serving = own .. 'core_workers',
+        looked = own .. 'core_looked',
+        last_core = own .. 'last_core:',
         terms = own .. 'terms',                -- hash: core -> limits and currency, see rates.lua
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written
@@ -66,18 +80,58 @@ local function names_of(p, q)
     }
 end
 
-local queues = {} -- by prefix and module, a line between: what each context of a queue falls back on
+local queues = {} -- by prefix and name, a line between: what each context of a queue falls back on
 
-local function open(args)
-    call = redis.call
-    local p, q = args[1], args[2]
-    local queue = p .. '\n' .. q
+local function names(p, name)
+    local queue = p .. '\n' .. name
     local known = queues[queue]
     if not known then
-        known = {__index = names_of(p, q)}
+        known = {__index = names_of(p, name)}
         queues[queue] = known
     end
-    return setmetatable({p = p, q = q, now = now_ms(), at = 3, args = args, journal = {}}, known)
+    return known
+end
+
+-- The second argument of each step: a module, or, where it is about one list, the queue of a core.
+local function open(args)
+    call = redis.call
+    local p, known = args[1], names(args[1], args[2])
+    local q = known.__index.core == '' and args[2] or string.match(args[2], '^[^.]+')
+    return setmetatable({p = p, q = q, routed = ROUTED[q], now = now_ms(), at = 3, args = args, journal = {}},
+        known)
+end
+
+-- The queue, its names that is, that a job's `origin` says; one that names none of the module's own is
+-- a stranger's, in the module's own.
+local function home(c, origin)
+    if not c.routed then return getmetatable(c).__index end
+    if not origin or string.sub(origin, 1, #c.q + 1) ~= c.q .. '.' then origin = c.q end
+    return names(c.p, origin).__index
+end
+
+-- The field that says it, last in a list of fields: read only where there are several.
+local function origin_of(c)
+    if c.routed then return 'origin' end
+end
+
+-- All queues of the module: one, unless it has cores.
+local function all_queues(c)
+    if not c.lists then
+        c.lists = {home(c)}
+        if c.routed then
+            local found = call('SMEMBERS', c.queues)
+            table.sort(found)
+            for i, name in ipairs(found) do c.lists[i + 1] = names(c.p, name).__index end
+        end
+    end
+    return c.lists
+end
+
+-- How many wait.
+local function waiting_in(c)
+    local sum = 0
+    for _, at in ipairs(all_queues(c)) do sum = sum + call('LLEN', at.queue) end
+    return sum
 end
 
 local function job_key(c, id) return c.p .. ':job:' .. id end
@@ -195,29 +249,26 @@ end
 
 -- Take off the run queue what stands at these places. To name it by its place costs next to nothing,
 -- to look for an id costs the length of the queue: 1 to 2 ms in one of 100,000.
-local function drop_places(c, places)
-    for _, place in ipairs(places) do call('LSET', c.queue, place, TAKEN) end
-    if #places > 0 then call('LREM', c.queue, #places, TAKEN) end
+local function drop_places(queue, places)
+    for _, place in ipairs(places) do call('LSET', queue, place, TAKEN) end
+    if #places > 0 then call('LREM', queue, #places, TAKEN) end
 end
 
--- Take ended jobs (`c.off`) off the run queue, wherever they stand: many of them in one pass, which
--- ends where the last one stood. (A copy that a stock tool pushed behind it is dropped by a claim.)
-local function clear_queue(c)
-    local ids = c.off
-    if not ids then return end
-    c.off = nil
+-- Take ended jobs off a run queue, wherever they stand: many of them in one pass, which ends where the
+-- last one stood. (A copy that a stock tool pushed behind it is dropped by a claim.)
+local function clear_list(c, queue, ids)
     if #ids <= FEW then
-        for _, id in ipairs(ids) do call('LREM', c.queue, 0, id) end
+        for _, id in ipairs(ids) do call('LREM', queue, 0, id) end
         return
     end
-    if call('LLEN', c.queue) > LONG_QUEUE then -- a claim drops them, or the scheduler does
+    if call('LLEN', queue) > LONG_QUEUE then -- a claim drops them, or the scheduler does
         variadic('SADD', ghosts_key(c), ids)
         return
     end
     local named, places, sought = {}, {}, #ids
     for _, id in ipairs(ids) do named[id] = true end
-    for first = 0, call('LLEN', c.queue) - 1, CHUNK do
-        for i, id in ipairs(call('LRANGE', c.queue, first, first + CHUNK - 1)) do
+    for first = 0, call('LLEN', queue) - 1, CHUNK do
+        for i, id in ipairs(call('LRANGE', queue, first, first + CHUNK - 1)) do
             if named[id] then
                 places[#places + 1] = first + i - 1
                 if named[id] ~= 'seen' then sought = sought - 1 end
@@ -226,12 +277,30 @@ local function clear_queue(c)
         end
         if sought == 0 then break end
     end
-    drop_places(c, places)
+    drop_places(queue, places)
 end
 
-local function leave_queue(c, id)
+-- Those of all queues, as `c.off` has them.
+local function clear_queues(c)
+    local off = c.off
+    if not off then return end
+    c.off = nil
+    for queue, ids in pairs(off) do clear_list(c, queue, ids) end
+end
+
+-- Take a job off these queues when the step ends.
+local function leave_queues(c, id, queues_of_it)
     c.off = c.off or {}
-    c.off[#c.off + 1] = id
+    for _, at in ipairs(queues_of_it) do
+        local ids = c.off[at.queue] or {}
+        ids[#ids + 1] = id
+        c.off[at.queue] = ids
+    end
+end
+
+-- It is not told to suspend any more. Whose worker told it is not known: each core has a note of its own.
+local function forget_told(c, id)
+    for _, at in ipairs(all_queues(c)) do call('ZREM', at.suspending, id) end
 end
 
 local function drop_snapshots(c, ids)
@@ -299,26 +368,27 @@ end
 -- it: the record of a deleted job does not.
 local function terminate(c, id, event, status, body, iso, lent)
     local job = job_key(c, id)
-    local attempt, worker, was, metadata, tokens, ran_ms, core, pico, currency = unpack(call('HMGET', job,
-        'aios_attempt', 'worker_name', 'status', 'aios_metadata', 'aios_tokens', 'aios_ran_ms',
-        'aios_core', 'aios_cost', 'aios_currency'))
+    local attempt, worker, was, metadata, tokens, ran_ms, core, pico, currency, origin = unpack(call('HMGET',
+        job, 'aios_attempt', 'worker_name', 'status', 'aios_metadata', 'aios_tokens', 'aios_ran_ms',
+        'aios_core', 'aios_cost', 'aios_currency', 'origin'))
+    local at = was and {home(c, origin)} or all_queues(c) -- without a record it may be anywhere
     attempt = lent or attempt or '0'
     local member = id .. ':' .. attempt
     local ran = call('ZREM', c.leases, member) == 1
     if was then quota.moved(c, metadata or nil, ran and 'r' or 'q', nil, id) end
     quota.ended(c, metadata or nil, false, core and {core = core, currency = currency or ''})
     if ran then
-        call('ZREM', c.wip, member)
+        for _, each in ipairs(at) do call('ZREM', each.wip, member) end
         if worker then
             call('PUBLISH', c.p .. ':pubsub:' .. worker,
                 '{"command":"stop-job","job_id":' .. cjson.encode(id) .. '}')
         end
     elseif was == 'queued' or not was then
-        leave_queue(c, id)
+        leave_queues(c, id, at)
     end
-    for _, key in ipairs({c.held, c.parked, c.deferred, c.deadlines, c.scores, c.suspending, c.suspects}) do
-        call('ZREM', key, id)
-    end
+    for _, each in ipairs(at) do call('ZREM', each.deferred, id) end
+    for _, key in ipairs({c.held, c.parked, c.deadlines, c.scores, c.suspects}) do call('ZREM', key, id) end
+    forget_told(c, id)
     call('HDEL', c.control, id)
     drop_snapshots(c, {id})
     local reply = error_reply(id, body)
@@ -328,7 +398,7 @@ local function terminate(c, id, event, status, body, iso, lent)
         local ttl_s = 3600
         call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
         call('EXPIRE', job, ttl_s)
-        call('ZADD', c.p .. ':' .. status .. ':' .. c.q, math.floor(c.now / 1000) + ttl_s, id)
+        call('ZADD', at[1][status], math.floor(c.now / 1000) + ttl_s, id)
     else
         call('UNLINK', job) -- what its worker still charged to it
     end
@@ -374,11 +444,11 @@ end
 
 local function adopt(c, id, iso)
     local job = job_key(c, id)
-    local metadata = call('HGET', job, 'aios_metadata')
+    local metadata, origin = unpack(call('HMGET', job, 'aios_metadata', 'origin'))
     call('HSET', c.live, id, '')
-    call('HDEL', job, 'aios_reply', 'aios_decided')
+    call('HDEL', job, 'aios_reply', 'aios_decided', 'aios_tried')
     call('PERSIST', job)
-    call('ZREM', c.p .. ':finished:' .. c.q, id) -- its record is not to be swept with that life
+    call('ZREM', home(c, origin).finished, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
@@ -411,7 +481,7 @@ local function register(step, body, flags)
     local function callback(_, args)
         local c = open(args)
         local answer = body(c)
-        clear_queue(c)
+        clear_queues(c)
         send_replies(c)
         write_journal(c)
         return answer

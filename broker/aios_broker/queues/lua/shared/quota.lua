@@ -180,7 +180,7 @@ local function meter(c, who, bill, counts, nano)
 end
 
 local CHARGED = {'aios_metadata', 'aios_tokens', 'aios_ran_ms', 'aios_prompt_tokens',
-    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs'}
+    'aios_charged_attempt', 'aios_base_tokens', 'aios_base_ran_ms', 'status', 'aios_needs', 'origin'}
 
 -- What a job used in all, for the journal; of one that no core worked on, the first two alone.
 function quota.used(tokens, ran_ms, core, pico, currency)
@@ -192,14 +192,15 @@ end
 -- Charge a job with what this attempt has used since its claim (`use`: a row that says so), all in all: sent again, it changes
 -- nothing. What earlier attempts used is the base, set by the first charge of an attempt. The
 -- prompt is charged once, however often it is read again. The caller has checked the lease.
--- Returns what the job used in all (`quota.used`), its metadata, whether it has a record, its needs, and
--- the bill of its attempt.
+-- Returns what the job used in all (`quota.used`), its metadata, whether it has a record, its needs, the
+-- bill of its attempt, and its queue (in a list; without a record all that it may be in).
 function quota.charge(c, use)
     local key, attempt, bill = job_key(c, use.id), use.attempt, money.read_bill(use.bill)
     local ran_ms, tokens, prompt = tonumber(use.ran_ms), tonumber(use.tokens), tonumber(use.prompt)
     local f = redis.call('HMGET', key, unpack(CHARGED))
     if not f[8] then -- a stock tool deleted it
-        return quota.used(tokens, ran_ms, bill.core, bill.cost, bill.currency), nil, false, nil, bill
+        local used = quota.used(tokens, ran_ms, bill.core, bill.cost, bill.currency)
+        return used, nil, false, nil, bill, all_queues(c)
     end
     local had_tokens, had_ms, had_prompt = count(f[2]), count(f[3]), count(f[4])
     local base_tokens, base_ms, same = had_tokens, had_ms, f[5] == attempt
@@ -216,7 +217,8 @@ function quota.charge(c, use)
         meter(c, quota.owner(c, f[1] or nil), bill, {now_tokens - had_tokens, now_prompt - had_prompt,
             now_ms - had_ms, 0, 0, cached}, nano)
     end
-    return quota.used(now_tokens, now_ms, bill.core, pico, currency), f[1] or nil, true, f[9], bill
+    return quota.used(now_tokens, now_ms, bill.core, pico, currency), f[1] or nil, true, f[9], bill,
+        {home(c, f[10])}
 end
 
 -- A job has ended, well or not; `bill`: on which core, if any.

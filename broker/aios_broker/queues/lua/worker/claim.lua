@@ -16,27 +16,30 @@ end
 -- What is read of every job; the first five stand at the head of its hash, in this order.
 local function read_job(c, id)
     local f = redis.pcall('HMGET', job_key(c, id), 'status', 'data', 'aios_metadata', 'aios_ready_ms',
-        'aios_deadline_ms', 'aios_needs', 'aios_attempt') -- an error: a foreign key of another type
+        'aios_deadline_ms', 'aios_needs', 'aios_attempt', origin_of(c)) -- an error: a foreign key of another type
     if f.err or not f[2] then return nil end
     local job = {id = id, status = f[1], data = f[2], metadata = f[3], trusted = f[3] and 1 or 0,
         ready_ms = tonumber(f[4]) or c.now, deadline_ms = (tonumber(f[5]) or c.now + DEFAULT_DEADLINE_MS) - c.now,
-        needs = f[6], attempt = 0, queued_ms = 0, wanted = 0}
+        needs = f[6], home = home(c, f[8]), attempt = 0, queued_ms = 0, wanted = 0}
+    job.core = job.home.core ~= '' and job.home.core or nil
     if not f[7] then return job end -- it has never run, nor been held
     local past = call('HMGET', job_key(c, id), 'aios_queued_ms', 'aios_ran_ms', 'aios_slices',
         'aios_suspensions', 'aios_losses', 'aios_decided', 'aios_cost', 'aios_currency', 'aios_read_by',
-        'aios_tokens', 'aios_cached')
+        'aios_tokens', 'aios_cached', 'aios_tried')
     job.attempt, job.queued_ms, job.ran_ms = count(f[7]), count(past[1]), count(past[2])
     job.slices, job.suspensions, job.losses = count(past[3]), count(past[4]), count(past[5])
     job.decided = past[6] or ''
     job.cost, job.currency, job.read_by = past[7] or '0', past[8] or '', past[9] or ''
-    job.begun, job.cached = past[10], count(past[11])
+    job.begun, job.cached, job.tried = past[10], count(past[11]), past[12] or ''
     job.alone = is_suspect(c, job.losses) and 1 or 0
     return job
 end
 
--- Only what waits may be lent: a stock tool may have pushed an id that runs, or has ended.
-local function lendable(c, job)
+-- Only what waits may be lent, and from its own queue: a stock tool may have pushed an id that runs, or
+-- has ended, or stands in another one. (A stranger's is taken where it stands.)
+local function lendable(c, job, at)
     if not job or job.status ~= 'queued' then return false end
+    if job.metadata and job.home.queue ~= at.queue then return false end
     return job.attempt == 0 or not call('ZSCORE', c.leases, job.id .. ':' .. job.attempt)
 end
 
@@ -76,14 +79,14 @@ end
 
 -- Go through ids of the queue: choose what to lend. Returns what to take off the list (counted from
 -- the first of them), and how many of these at the very beginning.
-local function sift(c, ids, cores, chosen)
+local function sift(c, ids, at, cores, chosen)
     local removed, passed = {}, 0
     local seen, prefix = {}, 0
     for i, id in ipairs(ids) do
         if chosen.full then break end
         local job = not seen[id] and read_job(c, id) or nil
         seen[id] = true
-        if not lendable(c, job) then
+        if not lendable(c, job, at) then
             removed[#removed + 1] = i
         elseif not job.metadata and not readable(id) then
             quarantine_unreadable(c, id)
@@ -106,35 +109,44 @@ local function choose_owed(c, cores, chosen)
     for _, id in ipairs(admission.owed(c)) do
         if chosen.full then break end
         local job = read_job(c, id)
-        if lendable(c, job) and not (#chosen > 0 and job.alone == 1)
+        if job and lendable(c, job, job.home) and not (#chosen > 0 and job.alone == 1)
             and choose_one(c, job, cores, chosen) then
-            call('LREM', c.queue, 1, id)
+            call('LREM', job.home.queue, 1, id)
         end
     end
 end
 
--- Choose up to `want` from the head; drop what cannot be lent to anyone, pass by what is not
+-- Choose up to `want` from the head of a queue; drop what cannot be lent to anyone, pass by what is not
 -- admitted here: LOOKAHEAD jobs, or, where it is all of them, many more.
-local function choose(c, want, cores)
-    local chosen, place, ahead = {want = want}, 0, want + LOOKAHEAD
-    choose_owed(c, cores, chosen)
-    local ids = call('LRANGE', c.queue, 0, ahead - 1)
-    local removed, prefix = sift(c, ids, cores, chosen)
-    if #chosen == 0 and #ids == ahead then
-        place, ahead = admission.far_scan(c, want + FAR_LOOKAHEAD)
+local function choose_from(c, at, cores, chosen)
+    local before, place, ahead = #chosen, 0, chosen.want + LOOKAHEAD
+    c.is_barred = nil
+    local ids = call('LRANGE', at.queue, 0, ahead - 1)
+    local removed, prefix = sift(c, ids, at, cores, chosen)
+    if #chosen == before and #ids == ahead then
+        place, ahead = admission.far_scan(c, at, chosen.want + FAR_LOOKAHEAD)
         if place then
-            ids = call('LRANGE', c.queue, place, place + ahead - 1)
-            removed, prefix = sift(c, ids, cores, chosen)
-            if #chosen == 0 then admission.missed(c, #ids == ahead and place + ahead or 0) end
+            ids = call('LRANGE', at.queue, place, place + ahead - 1)
+            removed, prefix = sift(c, ids, at, cores, chosen)
+            if #chosen == before then admission.missed(c, at, #ids == ahead and place + ahead or 0) end
         end
     end
     if (place or 0) > 0 then prefix = 0 end
-    if prefix > 0 then call('LTRIM', c.queue, prefix, -1) end
+    if prefix > 0 then call('LTRIM', at.queue, prefix, -1) end
     local places = {}
     for i = prefix + 1, #removed do
         places[#places + 1] = (place or 0) + removed[i] - 1 - prefix
     end
-    drop_places(c, places)
+    drop_places(at.queue, places)
+end
+
+local function choose(c, want, cores)
+    local chosen = {want = want}
+    choose_owed(c, ',' .. cores .. ',', chosen)
+    for _, at in ipairs(routes.serving(c, cores)) do
+        if chosen.full then break end
+        choose_from(c, at, ',' .. cores .. ',', chosen)
+    end
     return chosen
 end
 
@@ -161,7 +173,7 @@ end
 local function lend(c, claim)
     local want = tonumber(claim.want)
     if want <= 0 or call('EXISTS', c.p .. ':suspended') == 1 then return {} end
-    local jobs = choose(c, want, ',' .. claim.cores .. ',')
+    local jobs = choose(c, want, claim.cores)
     if #jobs == 0 then return c.unreadable or {} end
     local ids, leases, wip, rows = {}, {}, {}, {}
     for i, job in ipairs(jobs) do ids[i] = job.id end
@@ -176,12 +188,14 @@ local function lend(c, claim)
         call('HSET', job_key(c, id), 'status', 'started', 'worker_name', claim.worker,
             'started_at', claim.iso, 'aios_attempt', number, 'aios_queued_ms', text(c, job.queued_ms))
         leases[2 * i - 1], leases[2 * i] = until_ms, member
-        wip[2 * i - 1], wip[2 * i] = WIP_SCORE, member
+        local shown = wip[job.home.wip] or {}
+        shown[#shown + 1], wip[job.home.wip] = WIP_SCORE, shown
+        shown[#shown + 1] = member
         if job.needs then admission.keep(c, job, member) end
         note(c, 'claim', id, number, claim.worker, '')
     end
     variadic('ZADD', c.leases, leases)
-    variadic('ZADD', c.wip, wip)
+    for registry, shown in pairs(wip) do variadic('ZADD', registry, shown) end
     for _, row in ipairs(c.unreadable or {}) do rows[#rows + 1] = row end
     return rows
 end
@@ -209,8 +223,8 @@ register('claim_one', function(c)
     call('ZADD', c.leases, c.now + lease_ms, id .. ':' .. attempt)
     admission.enter(c, job)
     admission.keep(c, job, id .. ':' .. attempt)
-    call('LREM', c.queue, 0, id)
-    for _, place in ipairs({c.suspects, c.held, c.parked, c.deferred}) do call('ZREM', place, id) end
+    call('LREM', job.home.queue, 0, id)
+    for _, place in ipairs({c.suspects, c.held, c.parked, job.home.deferred}) do call('ZREM', place, id) end
     note(c, 'claim', id, attempt, worker, '')
     return {row}
 end)

@@ -19,14 +19,13 @@ local function record_in_rq(c, job, worker, iso, failure_ttl_s)
     call('PEXPIREAT', results, until_ms)
 end
 
-local function forget(c, done)
+local function forget(c, done, own)
     local ids, members = {}, {}
     for i, job in ipairs(done) do ids[i], members[i] = job.id, job.member end
     variadic('ZREM', c.leases, members)
-    variadic('ZREM', c.wip, members)
     variadic('ZREM', c.deadlines, ids)
     variadic('HDEL', c.live, ids)
-    for _, key in ipairs({c.scores, c.suspending}) do
+    for _, key in ipairs({c.scores, own.suspending}) do
         if call('EXISTS', key) == 1 then variadic('ZREM', key, ids) end
     end
     if call('EXISTS', c.control) == 1 then variadic('HDEL', c.control, ids) end
@@ -50,7 +49,8 @@ end
 -- first attempt's own is the total, and costs no command.
 local function charge_use(c, job)
     if job.attempt == '1' and not quota.metered(c) then return job.tokens .. ',' .. job.ran_ms end
-    local total, metadata, known, _, bill = quota.charge(c, job)
+    local total, metadata, known, _, bill, at = quota.charge(c, job)
+    job.at = at
     if known then quota.moved(c, metadata, 'r', nil, job.id) end
     quota.ended(c, metadata, job.status == 'finished', bill)
     return total
@@ -63,14 +63,28 @@ local function reason(job)
     return type(body) == 'table' and tostring(body.code) or 'failed'
 end
 
--- End one job. `registry`: entries of RQ's registries, by status.
-local function end_one(c, job, worker, iso, ttl_s, registry)
+-- What a call adds to RQ's registries of a queue, and takes off them.
+local function books_of(books, at)
+    local found = books[at.name]
+    if not found then
+        found = {at = at, finished = {}, failed = {}, members = {}}
+        books[at.name] = found
+    end
+    return found
+end
+
+-- End one job, and enter it into RQ's registries; without a record it may be in those of any queue.
+local function end_one(c, job, worker, iso, ttl_s, books)
     local used, ok = charge_use(c, job), job.status == 'finished'
+    for _, at in ipairs(job.at or {home(c)}) do
+        local book = books_of(books, at)
+        book.members[#book.members + 1] = job.member
+    end
     if not ttl_s then
         call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
     else
         record_in_rq(c, job, worker, iso, ttl_s.failed)
-        local entries = registry[job.status]
+        local entries = books_of(books, job.at and job.at[1] or home(c))[job.status]
         entries[#entries + 1] = ttl_s.over[job.status]
         entries[#entries + 1] = job.id
     end
@@ -90,23 +104,26 @@ register('finish', function(c)
     if take(c) == '1' then ttl_s = nil end
     local jobs, ids, leases = read_leased(c, read.ending)
     local clients = read_many('HMGET', c.live, ids)
-    local accepted, done, registry, seen = {}, {}, {finished = {}, failed = {}}, {}
+    local accepted, done, books, seen = {}, {}, {}, {}
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job
-            end_one(c, job, worker, iso, ttl_s, registry)
+            end_one(c, job, worker, iso, ttl_s, books)
             reply_to(c, clients[i], job.reply)
         end
     end
     if #done > 0 then
-        variadic('ZADD', c.p .. ':finished:' .. c.q, registry.finished)
-        variadic('ZADD', c.p .. ':failed:' .. c.q, registry.failed)
-        if ttl_s then note_ended(c, iso, registry.finished, now_s + ttl_s.finished) end
-        forget(c, done)
+        for _, book in pairs(books) do
+            variadic('ZREM', book.at.wip, book.members)
+            variadic('ZADD', book.at.finished, book.finished)
+            variadic('ZADD', book.at.failed, book.failed)
+            if ttl_s then note_ended(book.at, iso, book.finished, now_s + ttl_s.finished) end
+        end
+        forget(c, done, routes.own(c, claim.cores))
         count_work(c, worker, done)
-        sweep_ended(c, SWEPT_BY_FINISH)
+        for _, book in pairs(books) do sweep_ended(c, book.at, SWEPT_BY_FINISH) end
     end
     return {accepted, lend(c, claim)}
 end)

@@ -1,18 +1,21 @@
 -- register.lua: show a worker to RQ's tools and ours.
 --
--- ARGV  prefix, module, a WorkerRow
+-- ARGV  prefix, module, a WorkerRow, n, n CardRows
 
 register('register', function(c)
     local row = read.worker(c)
+    local cards, queues = read_rows(c, read.card), {}
+    for i, card in ipairs(cards) do queues[i] = c.q .. '.' .. card.name end
+    queues[#queues + 1] = c.q
     local key, iso = worker_key(c, row.worker), row.iso
     redis.call('DEL', key)
-    redis.call('HSET', key, 'birth', iso, 'last_heartbeat', iso, 'queues', c.q, 'pid', row.pid,
+    redis.call('HSET', key, 'birth', iso, 'last_heartbeat', iso, 'queues', table.concat(queues, ','), 'pid', row.pid,
         'hostname', row.hostname, 'version', row.version, 'state', 'idle', 'successful_job_count', 0,
         'failed_job_count', 0, 'total_working_time', 0, 'aios_slots', row.slots, 'aios_cores', row.cores)
     redis.call('EXPIRE', key, WORKER_TTL_S)
     redis.call('SADD', c.p .. ':workers', key)
-    redis.call('SADD', c.p .. ':workers:' .. c.q, key)
+    for _, name in ipairs(queues) do redis.call('SADD', c.p .. ':workers:' .. name, key) end
     redis.call('SADD', c.p .. ':queues', c.queue)
-    for core in string.gmatch(row.cores, '[^,]+') do redis.call('HSET', c.cores, core, c.now) end
+    routes.register(c, row.worker, row.slots, cards)
     return {}
 end)

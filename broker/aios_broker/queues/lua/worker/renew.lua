@@ -33,6 +33,8 @@ register('renew', function(c)
     redis.call('HSET', key, 'last_heartbeat', claim.iso, 'state', #jobs > 0 and 'busy' or 'idle',
         'aios_seen_ms', c.now, 'aios_lease_ms', claim.lease_ms)
     redis.call('EXPIRE', key, WORKER_TTL_S)
-    for core in string.gmatch(claim.cores, '[^,]+') do redis.call('HSET', c.cores, core, c.now) end
+    if claim.cores ~= '' then
+        routes.keep_serving(c, claim.worker, claim.cores, claim.lease_ms, redis.call('HGET', key, 'aios_slots') or '0')
+    end
     return verdicts
 end)

@@ -19,15 +19,24 @@ local SNAPSHOTS = 256   -- that are looked at for contexts that are begun and wa
 -- many (up to HEAD), and the first one's id.
 local function runnable(c, cores, running)
     local n, first = 0, nil
-    for _, id in ipairs(redis.call('LRANGE', c.queue, 0, LOOKAHEAD - 1)) do
-        local job = admission.read_waiting(c, id)
-        if job and admission.admits(c, job, cores, running) then
-            n = n + 1
-            first = first or id
-            if n == HEAD then break end
+    for _, at in ipairs(routes.serving(c, cores)) do
+        for _, id in ipairs(redis.call('LRANGE', at.queue, 0, LOOKAHEAD - 1)) do
+            local job = admission.read_waiting(c, id)
+            if job and admission.admits(c, job, ',' .. cores .. ',', running) then
+                n = n + 1
+                first = first or id
+                if n == HEAD then return n, first end
+            end
         end
     end
     return n, first
+end
+
+-- How many wait in the queues that this worker takes from.
+local function waiting_for(c, cores)
+    local sum = 0
+    for _, at in ipairs(routes.serving(c, cores)) do sum = sum + redis.call('LLEN', at.queue) end
+    return sum
 end
 
 local function outranked(c, id, first)
@@ -38,23 +47,24 @@ end
 
 -- How many contexts are begun, those included that are about to take the places of others: `told`, of
 -- which `first` is the next. Counts no further than to more than fit.
-local function contexts_begun(c, first, told, fits)
-    local n = redis.call('ZCARD', c.wip) + told + 1
+local function contexts_begun(c, own, first, told, fits)
+    local n = redis.call('ZCARD', own.wip) + told + 1 -- and those of the module's own queue, wherever they run
+    if own.core ~= '' then n = n + redis.call('ZCARD', home(c).wip) end
     if redis.call('HEXISTS', c.snapshot_bytes, first) == 1 then n = n - 1 end
     for _, id in ipairs(redis.call('ZREVRANGE', c.snapshots, 0, SNAPSHOTS - 1)) do
         if n > fits then break end
         local status, origin = unpack(redis.call('HMGET', job_key(c, id), 'status', 'origin'))
-        if status == 'queued' and origin == c.q then n = n + 1 end
+        if status == 'queued' and (origin == own.name or origin == c.q) then n = n + 1 end
     end
     return n
 end
 
--- How many fit the memory of all cores that work for this queue; 0: they do not say.
-local function contexts_that_fit(c, job)
+-- How many fit the memory of all workers of this core; 0: they do not say.
+local function contexts_that_fit(c, own, job)
     if job.fits == '0' then return 0 end
-    redis.call('HSET', c.memories, job.memory, job.fits .. ' ' .. c.now)
-    redis.call('PEXPIRE', c.memories, MEMORY_MS)
-    local sum, rows = 0, redis.call('HGETALL', c.memories)
+    redis.call('HSET', own.memories, job.memory, job.fits .. ' ' .. c.now)
+    redis.call('PEXPIRE', own.memories, MEMORY_MS)
+    local sum, rows = 0, redis.call('HGETALL', own.memories)
     for i = 2, #rows, 2 do
         local fits, told_ms = string.match(rows[i], '^(%d+) (%d+)$')
         if told_ms + MEMORY_MS > c.now then sum = sum + fits end
@@ -62,9 +72,9 @@ local function contexts_that_fit(c, job)
     return sum
 end
 
-local function pays(c, job, preempt, first, told)
-    local fits = preempt == 'waiting' and contexts_that_fit(c, job) or 0
-    local begun = fits > 0 and contexts_begun(c, first, told, fits) or 0
+local function pays(c, own, job, preempt, first, told)
+    local fits = preempt == 'waiting' and contexts_that_fit(c, own, job) or 0
+    local begun = fits > 0 and contexts_begun(c, own, first, told, fits) or 0
     local least_ms = begun > fits and job.crowded_ms or job.least_ms
     if tonumber(job.slice_ms) >= tonumber(least_ms) then return true end
     redis.call('HSET', job_key(c, job.id), 'aios_uncut', table.concat({job.attempt .. ':', job.slice_ms,
@@ -78,19 +88,20 @@ local function must_suspend(c, running, preempt, cores, job)
     if preempt == 'none' and not over then return false end
     local waiting, first = runnable(c, cores, running)
     if waiting == 0 or redis.call('EXISTS', c.p .. ':suspended') == 1 then return false end
-    redis.call('ZREMRANGEBYSCORE', c.suspending, '-inf', c.now - SUSPENDING_MS)
-    local room = redis.call('LLEN', c.queue)
-    if waiting < HEAD then room = waiting end
-    local told = redis.call('ZCARD', c.suspending) - (redis.call('ZSCORE', c.suspending, id) and 1 or 0)
+    local own = routes.own(c, cores)
+    local suspending = own.suspending
+    redis.call('ZREMRANGEBYSCORE', suspending, '-inf', c.now - SUSPENDING_MS)
+    local room = waiting < HEAD and waiting or waiting_for(c, cores)
+    local told = redis.call('ZCARD', suspending) - (redis.call('ZSCORE', suspending, id) and 1 or 0)
     if told >= room then return false end
     if over then return true end
-    return (preempt == 'waiting' or outranked(c, id, first)) and pays(c, job, preempt, first, told)
+    return (preempt == 'waiting' or outranked(c, id, first)) and pays(c, own, job, preempt, first, told)
 end
 
 register('slice', function(c)
     local claim, verdicts = read.claim(c), {}
     local jobs, ids, leases = read_leased(c, read.slice)
-    local cores, wishes = ',' .. claim.cores .. ',', read_many('HMGET', c.control, ids)
+    local cores, wishes = claim.cores, read_many('HMGET', c.control, ids)
     local preempt = redis.call('HGET', c.policy, 'preempt') or 'waiting'
     for i, job in ipairs(jobs) do
         if not leases[i] then
@@ -103,7 +114,7 @@ register('slice', function(c)
             if wishes[i] then
                 verdicts[i] = 'hold'
             elseif must_suspend(c, running, preempt, cores, job) then
-                redis.call('ZADD', c.suspending, c.now, job.id)
+                redis.call('ZADD', routes.own(c, cores).suspending, c.now, job.id)
                 verdicts[i] = 'suspend'
             else
                 verdicts[i] = 'go'

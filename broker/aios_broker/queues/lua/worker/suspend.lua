@@ -18,15 +18,26 @@ end
 
 local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves the run queue
 
-local function suspend(c, job)
+-- One that is given to another core goes on there; it does not come back to whoever gave it away. Returns
+-- its queue from now on.
+local function fallen_back(c, job, at)
+    if not c.routed or job.core == '' or not routes.card(c, job.core) then return at end
+    local tried, target = redis.call('HGET', job_key(c, job.id), 'aios_tried'), names(c.p, c.q .. '.' .. job.core).__index
+    redis.call('HSET', job_key(c, job.id), 'origin', target.name, 'aios_tried',
+        (tried and tried .. ' ' or '') .. (at.core ~= '' and at.core or '-'))
+    return target
+end
+
+local function suspend(c, job, own)
     local key = job_key(c, job.id)
-    local used, metadata, known = quota.charge(c, job)
+    local used, metadata, known, _, _, at = quota.charge(c, job)
     if known then quota.moved(c, metadata, 'r', 'q', job.id) end
     local slices, suspensions = unpack(redis.call('HMGET', key, 'aios_slices', 'aios_suspensions'))
     local place = KEPT_OUT[job.reason]
     redis.call('ZREM', c.leases, job.member)
-    redis.call('ZREM', c.wip, job.member)
-    redis.call('ZREM', c.suspending, job.id)
+    for _, each in ipairs(at) do redis.call('ZREM', each.wip, job.member) end
+    redis.call('ZREM', own.suspending, job.id)
+    at = known and fallen_back(c, job, at[1]) or at[1]
     redis.call('ZREM', c.scores, job.id)
     if job.reason ~= 'park' then redis.call('HDEL', c.control, job.id) end
     keep_snapshot(c, job.id, job.snapshot)
@@ -35,15 +46,16 @@ local function suspend(c, job)
         'aios_suspensions', count(suspensions) + (job.reason == 'park' and 0 or 1))
     if place then
         redis.call('ZADD', c[place], c.now, job.id)
-        redis.call('ZADD', c.deferred, WIP_SCORE, job.id)
+        redis.call('ZADD', at.deferred, WIP_SCORE, job.id)
     else
-        redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', c.queue, job.id)
+        redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', at.queue, job.id)
     end
     return used
 end
 
 register('suspend', function(c)
     local claim, accepted, seen = read.claim(c), {}, {}
+    local own = routes.own(c, claim.cores)
     local jobs, _, leases = read_leased(c, read.suspension)
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
@@ -51,7 +63,7 @@ register('suspend', function(c)
             seen[job.id] = true
             job.reason = as_wished(c, job)
             note(c, KEPT_OUT[job.reason] and job.reason or 'suspend', job.id, job.attempt, claim.worker,
-                suspend(c, job))
+                suspend(c, job, own))
         end
     end
     return {accepted, lend(c, claim)}

@@ -1,0 +1,331 @@
+"""Which core a syscall goes to, what waits where, and what goes on elsewhere."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from aios_broker.contract.cores import CoreCard
+from aios_broker.contract.errors import InvalidConfig, QueueFull, UnknownCore
+from aios_broker.contract.syscall import known_needs, new_id
+from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.records import JobMetadata, PolicyRow, Submission, Suspension
+from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user, submitted
+
+BIG = CoreCard(name="big", model="qwen", aliases=("gpt-4o",), default=True)
+TWIN = CoreCard(name="twin", model="qwen", aliases=("gpt-4o",))
+TINY = CoreCard(name="tiny", model="smollm", aliases=("gpt-4o-mini",))
+GONE_MS = 60_000
+
+
+@pytest.fixture
+async def user(redis_url: str) -> AsyncIterator[QueueUser]:
+    async with queue_user(redis_url) as user:
+        yield user
+
+
+def job_of(core: str = "", *, program: str = "main", client: str = "me") -> Submission:
+    needs = known_needs(f"core:{core}" if core else "")
+    return Submission(new_id(), DATA, JobMetadata("ada", "llm.chat", program), client, needs)
+
+
+async def submit(user: QueueUser, *cores: str, program: str = "main") -> list[str]:
+    jobs = [job_of(core, program=program) for core in cores]
+    await submitted(user.queue, jobs)
+    return [job.job_id for job in jobs]
+
+
+async def listed(user: QueueUser, core: str = "") -> list[str]:
+    key = user.keys.queue(f"llm.{core}" if core else "llm")
+    return [job_id.decode() for job_id in await user.redis.execute("LRANGE", key, 0, -1)]
+
+
+async def dies(user: QueueUser, core: str) -> None:
+    """Let the workers of a core be silent for longer than they may."""
+    for field in await user.redis.execute("HKEYS", user.keys.own("core_workers")):
+        if field.decode().split()[0] == core:
+            await user.redis.execute("HSET", user.keys.own("core_workers"), field, "1 2")
+
+
+async def take(user: QueueUser, *cores: str, want: int = 1) -> list[str]:
+    return [lease.job_id for lease in await user.claim(want, *cores)]
+
+
+# Where names lead.
+
+
+async def test_a_name_an_alias_and_a_model_lead_to_their_core(user: QueueUser) -> None:
+    await user.serve(BIG, TINY)
+    ids = await submit(user, "tiny", "gpt-4o-mini", "smollm", "big", "")
+    assert await listed(user, "tiny") == ids[:3]
+    assert await listed(user, "big") == ids[3:]  # what names none goes to the default
+    assert await listed(user) == []
+    assert await take(user, "big", want=9) == ids[3:]
+    assert await take(user, "tiny", want=9) == ids[:3]
+
+
+async def test_a_name_that_is_nobodys_is_refused_and_those_that_are_known_are_named(
+    user: QueueUser,
+) -> None:
+    await user.serve(BIG, TINY)
+    [refusal] = await user.queue.submit([job_of("nobody")])
+    assert isinstance(refusal, UnknownCore)
+    assert refusal.remedy is not None
+    assert "big, tiny" in refusal.remedy
+    assert not await user.redis.execute("EXISTS", user.keys.own("live:llm"))
+
+
+async def test_without_cores_what_names_none_waits_in_the_modules_own_queue(
+    user: QueueUser,
+) -> None:
+    ids = await submit(user, "")
+    assert await listed(user) == ids
+    await user.serve(TINY)
+    assert await take(user, "tiny") == ids
+
+
+async def test_without_a_default_the_only_one_else_the_least_loaded_takes_what_names_none(
+    user: QueueUser,
+) -> None:
+    await user.serve(TINY)
+    assert await submit(user, "") == await listed(user, "tiny")
+    await user.serve(CoreCard(name="other", model="other"), slots=2)
+    await submit(user, "", "", "")
+    assert (len(await listed(user, "tiny")), len(await listed(user, "other"))) == (2, 2)
+
+
+async def test_of_several_the_one_with_the_least_to_do_for_each_slot_takes_it(
+    user: QueueUser,
+) -> None:
+    await user.serve(BIG, slots=4)
+    await user.serve(TWIN, slots=2)
+    await submit(user, *["gpt-4o"] * 9)
+    assert (len(await listed(user, "big")), len(await listed(user, "twin"))) == (6, 3)
+    await user.claim(2, "twin")  # what runs counts, too
+    await submit(user, *["gpt-4o"] * 3)
+    assert (len(await listed(user, "big")), len(await listed(user, "twin"))) == (8, 2)
+
+
+async def test_one_without_a_worker_gets_nothing_while_another_lives(user: QueueUser) -> None:
+    await user.serve(BIG, TWIN)
+    await dies(user, "big")
+    ids = await submit(user, "", "gpt-4o", "qwen")
+    assert await listed(user, "twin") == ids
+    [named] = await submit(user, "big")
+    assert await listed(user, "big") == [named]  # it waits
+
+
+async def test_a_program_stays_where_its_last_call_was_read_unless_that_core_is_busy(
+    user: QueueUser,
+) -> None:
+    keeps = [msgspec.structs.replace(card, keeps_kv=True) for card in (BIG, TWIN)]
+    await user.serve(*keeps, slots=2)
+    await submit(user, "gpt-4o", program="a")
+    await submit(user, "gpt-4o", program="b")
+    assert (len(await listed(user, "big")), len(await listed(user, "twin"))) == (1, 1)
+    await submit(user, *["gpt-4o"] * 2, program="b")
+    assert len(await listed(user, "twin")) == 3
+    await submit(user, *["gpt-4o"] * 4, program="b")
+    assert (len(await listed(user, "big")), len(await listed(user, "twin"))) == (4, 4)
+
+
+# What is refused, and what waits.
+
+
+async def test_a_known_core_without_a_worker_lets_wait_or_refuses_as_the_policy_says(
+    user: QueueUser,
+) -> None:
+    await user.serve(TINY)
+    await dies(user, "tiny")
+    ids = await submit(user, "tiny", "")
+    assert await listed(user, "tiny") == ids
+    await user.control.set_policy("llm", PolicyRow(unserved_core="refuse"))
+    for refusal in await user.queue.submit([job_of("gpt-4o-mini"), job_of()]):
+        assert isinstance(refusal, UnknownCore)
+        assert "no worker serves the core 'tiny'" in str(refusal)
+    await user.serve(TINY)
+    await submit(user, "gpt-4o-mini", "")
+
+
+async def test_the_limit_of_waiting_syscalls_is_the_modules(user: QueueUser) -> None:
+    await user.serve(BIG, TINY)
+    await user.control.set_policy("llm", PolicyRow(max_waiting=3))
+    await submit(user, "big", "tiny", "")
+    assert [type(each) for each in await user.queue.submit([job_of("tiny")])] == [QueueFull]
+
+
+async def test_the_cores_tell_who_serves_them_and_what_waits(user: QueueUser) -> None:
+    await user.serve(BIG, TINY, slots=3)
+    await submit(user, "big", "big", "tiny")
+    await user.claim(1, "big")
+    await dies(user, "tiny")
+    big, tiny = await user.control.cores()
+    assert (big.card, big.slots, big.waiting, big.running) == (BIG, 3, 1, 1)
+    assert (tiny.card, tiny.slots, tiny.waiting, tiny.running) == (TINY, None, 1, 0)
+    assert 0 <= tiny.silent_s < GONE_MS
+    queue = await user.control.queue("llm")
+    assert (queue.waiting, queue.running) == (2, 1)
+
+
+# Who takes what.
+
+
+async def test_a_claim_takes_from_its_own_core_and_from_nobody_elses(user: QueueUser) -> None:
+    await user.serve(BIG, TINY)
+    mine, theirs = await submit(user, "tiny", "big")
+    assert await take(user, "tiny", want=9) == [mine]
+    assert await listed(user, "big") == [theirs]
+    assert await take(user, want=9) == []  # a worker without a core takes what has none
+
+
+async def test_neither_the_own_queue_nor_the_modules_starves(user: QueueUser) -> None:
+    own = []
+    old = await submit(user, "")
+    await user.redis.execute("HINCRBY", user.keys.job(old[0]), "aios_ready_ms", -5000)
+    await user.serve(TINY)
+    own = await submit(user, "tiny", "tiny")
+    assert await take(user, "tiny") == old
+    assert await take(user, "tiny", want=2) == own
+
+
+async def test_a_job_that_a_stock_tool_pushed_into_a_foreign_queue_does_not_run_there(
+    user: QueueUser,
+) -> None:
+    """Its record says whose it is: it is in one queue, its own."""
+    await user.serve(BIG, TINY)
+    [job_id] = await submit(user, "big")
+    await user.redis.execute("RPUSH", user.keys.queue("llm.tiny"), job_id)
+    assert await take(user, "tiny") == []
+    await user.redis.execute("RPUSH", user.keys.queue("llm.tiny"), job_id)
+    await user.order.reconcile(await user.lead())
+    assert (await listed(user, "tiny"), await listed(user, "big")) == ([], [job_id])
+    assert await take(user, "big") == [job_id]
+
+
+async def test_rqs_registries_are_those_of_its_queue(user: QueueUser) -> None:
+    await user.serve(TINY)
+    [job_id] = await submit(user, "tiny")
+    [lease] = await user.claim(1, "tiny")
+    wip = user.keys.registry("wip", "llm.tiny")
+    assert await user.redis.execute("ZRANGE", wip, 0, -1) == [f"{job_id}:1".encode()]
+    await user.suspend(lease)
+    assert not await user.redis.execute("EXISTS", wip)
+    assert await listed(user, "tiny") == [job_id]
+    await user.control.hold([job_id], module="llm")
+    deferred = user.keys.registry("deferred", "llm.tiny")
+    assert await user.redis.execute("ZRANGE", deferred, 0, -1) == [job_id.encode()]
+    await user.control.release([job_id], module="llm")
+    [lease] = await user.claim(1, "tiny")
+    await user.finish(lease)
+    finished = user.keys.registry("finished", "llm.tiny")
+    assert await user.redis.execute("ZRANGE", finished, 0, -1) == [job_id.encode()]
+    assert not await user.redis.execute("KEYS", "*:wip:*")
+
+
+# What goes on elsewhere.
+
+
+async def test_what_a_dead_core_leaves_goes_on_at_another_that_its_name_leads_to(
+    user: QueueUser,
+) -> None:
+    await user.serve(BIG, TWIN)
+    await dies(user, "twin")
+    ran, waits, named = await submit(user, "gpt-4o", "", "big")
+    await user.serve(TWIN)
+    [lease] = await user.claim(1, "big")
+    await user.suspend(lease, snapshot=b"half of it")
+    epoch = await user.lead()
+    await dies(user, "big")
+
+    assert await user.order.move(epoch) == (2, 0)
+
+    assert sorted(await listed(user, "twin")) == sorted([ran, waits])
+    assert await listed(user, "big") == [named]  # it names the core itself
+    found = {lease.job_id: lease for lease in await user.claim(9, "twin")}
+    assert found[ran].has_snapshot
+    assert (await user.finish(*found.values())) == [True, True]
+    box = await user.redis.execute("LRANGE", user.keys.reply("me"), 0, -1)
+    assert len(box) == 2  # whoever waits hears it all the same
+
+
+async def test_one_that_has_run_goes_only_where_its_snapshot_goes_on(user: QueueUser) -> None:
+    other = CoreCard(name="other", model="llama", aliases=("gpt-4o-mini",))
+    await user.serve(TINY)
+    [ran] = await submit(user, "gpt-4o-mini")
+    [lease] = await user.claim(1, "tiny")
+    await user.suspend(lease, snapshot=b"half of it")
+    [fresh] = await submit(user, "gpt-4o-mini")
+    await user.serve(other)
+    await dies(user, "tiny")
+    assert await user.order.move(await user.lead()) == (1, 0)
+    assert (await listed(user, "tiny"), await listed(user, "other")) == ([ran], [fresh])
+
+
+async def test_an_idle_core_takes_what_waits_for_an_equal_one(user: QueueUser) -> None:
+    await user.serve(BIG, slots=1)
+    await submit(user, "big")
+    await user.claim(1, "big")
+    waits = await submit(user, "gpt-4o", "big", "", "gpt-4o", "gpt-4o")
+    epoch = await user.lead()
+    assert await user.order.move(epoch) == (0, 0)
+    await user.serve(TWIN, slots=2)
+    assert await user.order.move(epoch) == (2, 0)
+    assert await listed(user, "twin") == [waits[0], waits[2]]
+    assert await listed(user, "big") == [waits[1], *waits[3:]]
+    assert await user.order.move(epoch) == (0, 0)
+
+
+async def test_a_removed_core_gets_nothing_and_what_waits_for_it_moves_or_ends(
+    user: QueueUser,
+) -> None:
+    await user.serve(BIG, TWIN)
+    with pytest.raises(InvalidConfig):
+        await user.control.remove_core("big")
+    with pytest.raises(UnknownCore):
+        await user.control.remove_core("nobody")
+    alias, named = await submit(user, "gpt-4o", "big")
+    await dies(user, "big")
+    await user.control.remove_core("big")
+    [refusal] = await user.queue.submit([job_of("big")])
+    assert isinstance(refusal, UnknownCore)
+    epoch = await user.lead()
+    assert await user.order.move(epoch) == (1, 1)
+    assert await listed(user, "twin") == [alias]
+    assert await user.control.live([named], module="llm") == [False]
+    box = await user.redis.execute("LRANGE", user.keys.reply("me"), 0, -1)
+    assert b"its core was removed" in box[0]
+    await user.order.move(epoch)
+    assert await user.order.core_queues() == ["llm.twin"]
+
+
+async def test_a_core_can_give_a_job_to_another_one(user: QueueUser) -> None:
+    """A fallback: it goes on there, and never comes back to whoever gave it away."""
+    await user.serve(BIG, TINY)
+    [job_id] = await submit(user, "big")
+    [lease] = await user.claim(1, "big")
+    away = Suspension(lease, None, 0.5, core="tiny")
+    settled = await user.queue.suspend("big", [away], ClaimRequest(0, LEASE_S, ("big",)))
+    assert settled.accepted == [True]
+    assert (await listed(user, "big"), await listed(user, "tiny")) == ([], [job_id])
+    await dies(user, "tiny")
+    assert await user.order.move(await user.lead()) == (0, 0)
+    await user.serve(TINY)
+    [lease] = await user.claim(1, "tiny")
+    assert lease.tried == ("big",)
+    nowhere = Suspension(lease, None, 0.5, core="nobody")
+    await user.queue.suspend("tiny", [nowhere], ClaimRequest(0, LEASE_S, ("tiny",)))
+    assert await listed(user, "tiny") == [job_id]  # such a core is not known: it stays
+
+
+async def test_a_long_queue_of_a_dead_core_is_moved_part_by_part(user: QueueUser) -> None:
+    await user.serve(BIG)
+    ids = await submit(user, *["gpt-4o", "big"] * 300)
+    await user.serve(TWIN)
+    await dies(user, "big")
+    epoch, moved = await user.lead(), 0
+    for _ in range(20):
+        moved += (await user.order.move(epoch))[0]
+    assert moved == 300
+    assert await listed(user, "twin") == ids[::2]
+    assert await listed(user, "big") == ids[1::2]
+    assert await user.order.move(epoch - 1) == (0, 0)
