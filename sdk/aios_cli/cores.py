@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from aios_broker.catalogue import TABLE, catalogue_path, core_of_table, read_secret
 from aios_broker.config import environment
-from aios_broker.contract.cores import Core, LlamaSettings, Price, RateLimits, key_variable
+from aios_broker.contract.cores import Core, LlamaSettings, key_variable
 from aios_broker.contract.errors import InvalidConfig, UnknownCore
 from aios_cli.call import given
 from aios_cli.core_views import CoreLine, ask_fleet, core_lines, read_file
@@ -23,6 +23,20 @@ from aios_local.supervisor.cores import name_is_taken
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
+# Options of `aios cores add` that stand in a table of their own, by their settings' names.
+GROUPED = {
+    "price": {
+        "price_in": "input",
+        "price_out": "output",
+        "price_cached": "cached_input",
+        "currency": "currency",
+    },
+    "limits": {
+        "rpm": "requests_per_minute",
+        "tpm": "tokens_per_minute",
+        "account": "account",
+    },
+}
 GONE_LIMIT_S = 20.0  # a worker drains for 8 s before it leaves
 GONE_POLL_S = 0.2
 
@@ -128,33 +142,16 @@ def core_of_options(name: str, values: Mapping[str, object]) -> Core:
         InvalidConfig: It cannot work; `field` names the core and the setting.
     """
     said = given(values)
-    price = {
-        "input": said.pop("price_in", 0.0),
-        "output": said.pop("price_out", 0.0),
-        "cached_input": said.pop("price_cached", None),
-        "currency": said.pop("currency", None),
-    }
-    limits = {
-        "requests_per_minute": said.pop("rpm", 0),
-        "tokens_per_minute": said.pop("tpm", 0),
-        "account": said.pop("account", None),
-    }
-    table = {"kind": _kind(said), **said}
-    if any(values[option] is not None for option in ("price_in", "price_out", "price_cached")):
-        table["price"] = _filled(price, Price())
-    if any(values[option] is not None for option in ("rpm", "tpm", "account")):
-        table["limits"] = _filled(limits, RateLimits())
+    table: dict[str, object] = {"kind": _kind(said)}
+    for within, fields in GROUPED.items():
+        grouped = {field: said.pop(option) for option, field in fields.items() if option in said}
+        if grouped:
+            table[within] = grouped
+    table |= said
     for path in ("gguf", "api_key_file"):
         if path in table:
             table[path] = str(Path(str(table[path])).expanduser().absolute())
     return core_of_table(name, table)
-
-
-def _filled(values: Mapping[str, object], usual: Struct) -> dict[str, object]:
-    return {
-        **msgspec.to_builtins(usual),
-        **{field: value for field, value in values.items() if value is not None},
-    }
 
 
 def _kind(said: dict[str, object]) -> str:
@@ -292,7 +289,8 @@ def _show_one(found: Shown) -> None:
         if values:
             say(f"\n{title}:" if title else "")
         for name, value in values.items():
-            say(f"{name:<22} {_plain(value)}")
+            if value:
+                say(f"{name:<22} {_plain(value)}")
 
 
 def _plain(value: object) -> str:

@@ -9,6 +9,7 @@ from aios_broker.client.pending import REPLY_GRACE_S
 from aios_broker.contract.errors import KernelError, from_wire
 from aios_broker.contract.money import shown
 from aios_broker.contract.reply import ChatResult, EmbedResult, Reply
+from aios_broker.contract.syscall import new_id
 from aios_broker.queues.records import CoreView
 from aios_cli.call import Fields, ask, checked
 from aios_cli.core_views import core_lines, fleet_of
@@ -84,7 +85,9 @@ async def _check(operator: Operator, name: str, timeout_s: float) -> CoreCheck:
             return CoreCheck(name=name, ok=False, why=why or f"not within {timeout_s:g} s")
         await asyncio.sleep(START_POLL_S)
     left_s = max(1.0, until_s - loop.time())
-    syscall = checked({"agent": AGENT, "deadline_s": left_s, "body": _body(name, view)})
+    syscall = checked(
+        {"id": new_id(), "agent": AGENT, "deadline_s": left_s, "body": _body(name, view)}
+    )
     try:
         reply = await ask(operator, syscall, lambda one: one.reply_within(left_s + REPLY_GRACE_S))
     except KernelError as error:
