@@ -61,6 +61,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     state_dir: Path
     cores: Path | None = None  # the file that describes them; None: cores.toml in the state dir
+    models: Path | None = None  # where files are pulled to; None: a folder of the state dir
     redis_url: str | None = None  # None: an embedded server is started
     database_url: str | None = None  # None: an embedded server is started
     # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.

@@ -37,7 +37,13 @@ class CoresFile:
         Raises:
             InvalidConfig: The name is taken, or the file would be wrong; nothing was written.
         """
+        self._change(self._addition(name, core))
 
+    def check_addition(self, name: str, core: Core) -> None:
+        """Refuse what `add` would refuse, before much is done for it; nothing is written."""
+        self._changed(self._addition(name, core))
+
+    def _addition(self, name: str, core: Core) -> Callable[[Table], None]:
         def change(tables: Table) -> None:
             if name in tables:
                 raise InvalidConfig(
@@ -49,7 +55,7 @@ class CoresFile:
                 _take_default(tables)
             tables.append(name, _table_of(core))
 
-        self._change(change)
+        return change
 
     def remove(self, name: str) -> None:
         """Take a core out, and the comments within its table.
@@ -81,18 +87,22 @@ class CoresFile:
     def _change(self, change: Callable[[Table], None]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            text = self._text()
-            before = parse_catalogue(text)
-            if FILE_NAME in before.problems:
-                raise before.problems[FILE_NAME]
-            document = tomlkit.parse(text)
-            change(_tables(document))
-            changed = tomlkit.dumps(document)
-            after = parse_catalogue(changed)
-            for name, problem in after.problems.items():
-                if str(problem) != str(before.problems.get(name)):  # it was not there before
-                    raise problem
-            self._write(changed)
+            self._write(self._changed(change))
+
+    def _changed(self, change: Callable[[Table], None]) -> str:
+        """Return what the file would say."""
+        text = self._text()
+        before = parse_catalogue(text)
+        if FILE_NAME in before.problems:
+            raise before.problems[FILE_NAME]
+        document = tomlkit.parse(text)
+        change(_tables(document))
+        changed = tomlkit.dumps(document)
+        after = parse_catalogue(changed)
+        for name, problem in after.problems.items():
+            if str(problem) != str(before.problems.get(name)):  # it was not there before
+                raise problem
+        return changed
 
     def _text(self) -> str:
         try:

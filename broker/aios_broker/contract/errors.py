@@ -37,6 +37,7 @@
     │   ├── RedisFull                it has used up its memory; nothing was changed
     │   ├── DatabaseUnavailable      Postgres does not answer
     │   └── KernelNotRunning         no kernel was found
+    ├── DownloadFailed           a file cannot be fetched, or is not what it should be
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
     ├── ClientFailed             the client itself failed; the syscall may go on
     ├── ForkedAgent              it was opened in the process that this one was forked from
@@ -266,6 +267,12 @@ class DatabaseUnavailable(Unavailable):
 
 class KernelNotRunning(Unavailable):
     """No kernel was found where it was looked for."""
+
+
+class DownloadFailed(KernelError):
+    """A file could not be fetched whole, or is not the one that was published."""
+
+    retryable = True
 
 
 class WaitTimeout(KernelError):

@@ -42,6 +42,8 @@ POLL_S = 0.25
 LAST_WORDS_BYTES = 2_000
 # Log-probabilities are to be the model's own, before temperature.
 _ENVIRONMENT = {"SGLANG_RETURN_ORIGINAL_LOGPROB": "1", "PYTHONUNBUFFERED": "1"}
+NO_SGLANG = "No module named 'sglang'"  # how Python says it
+GET_SGLANG = "`pip install` of the wheel with [sglang-server] brings it, see docs/how-to-sglang.md"
 DEATH_NOTICE_S = 1.0  # a connection breaks a moment before its process is seen to be dead
 
 
@@ -290,7 +292,9 @@ class EngineServer:
                 while not await self.died_within(POLL_S):
                     with contextlib.suppress(EngineFailure):  # not yet
                         return await client.health(limit_s=5.0)
-            raise CoreError(self.died(), remedy="see AIOS_SGLANG_FLAGS and its log")
+            died = self.died()
+            remedy = GET_SGLANG if NO_SGLANG in died else "see AIOS_SGLANG_FLAGS and its log"
+            raise CoreError(died, remedy=remedy)
         except TimeoutError as error:
             raise CoreError(
                 f"the SGLang server was not healthy within {config.start_limit_s:g} s; the end of "
@@ -321,7 +325,7 @@ def _command(config: SGLangConfig, port: int) -> list[str]:
         raise InvalidConfig(
             f"there is no Python at {config.python!r}",
             field="AIOS_SGLANG_PYTHON",
-            remedy="name the Python of an environment that has sglang",
+            remedy=f"name the Python of an environment that has sglang; {GET_SGLANG}",
         )
     key = ["--api-key", config.api_key] if config.api_key else []
     return [

@@ -1,0 +1,1 @@
+"""Model files: fetched from a hub or an address, kept with their checksums."""
