@@ -66,13 +66,16 @@ def cores_file() -> CoresFile:
     return CoresFile(catalogue_path(config.state_dir, config.cores))
 
 
-class Added(Struct, frozen=True):
-    """What `aios cores add` has done."""
+class Changed(Struct, frozen=True):
+    """A core that was added or changed, and what that means."""
 
     name: str
-    file: str
-    default: bool
     notes: tuple[str, ...] = ()
+
+
+def _show_changed(done: Changed) -> None:
+    for note in done.notes:
+        say(note)
 
 
 def shared_options(command_: Command) -> Command:
@@ -91,13 +94,7 @@ def shared_options(command_: Command) -> Command:
     return command_
 
 
-def _show_added(done: Added) -> None:
-    say(f"core {done.name} is in {done.file}")
-    for note in done.notes:
-        say(note)
-
-
-@command(_show_added)
+@command(_show_changed)
 @click.argument("name")
 @click.option("--gguf", metavar="FILE", help="A model file, run by llama.cpp in the worker.")
 @click.option("--url", help="An endpoint: an OpenAI-compatible one up to /v1, or SGLang's.")
@@ -126,7 +123,7 @@ def _show_added(done: Added) -> None:
     type=click.Choice(["auto", "none", "assistant", "continue_final_message", "prefix"]),
     help="How the endpoint goes on with an unfinished message: auto.",
 )
-def add(name: str, **values: object) -> Added:
+def add(name: str, **values: object) -> Changed:
     """Add a core: a model file, an endpoint, or a simulated one.
 
     \b
@@ -171,7 +168,7 @@ def _kind(said: dict[str, object]) -> str:
     return kinds[0]
 
 
-def add_core(name: str, core: Core) -> Added:
+def add_core(name: str, core: Core) -> Changed:
     """Write a core into the file, when all that can be checked without running it is well.
 
     Raises:
@@ -192,7 +189,7 @@ def add_core(name: str, core: Core) -> Added:
         if running
         else "`aios up` starts it with the kernel"
     )
-    return Added(name, str(file.path), core.default, tuple(notes))
+    return Changed(name, (f"core {name} is in {file.path}", *notes))
 
 
 def check_files(name: str, core: Core) -> None:
@@ -278,7 +275,7 @@ def list_() -> list[CoreLine]:
     return core_lines(current_config(), ask_fleet())
 
 
-class Shown(Struct, frozen=True, kw_only=True):
+class CoreReport(Struct, frozen=True, kw_only=True):
     """One core: how it is, and its settings."""
 
     core: CoreLine
@@ -286,7 +283,7 @@ class Shown(Struct, frozen=True, kw_only=True):
     report: dict[str, str]  # what its worker says of it
 
 
-def _show_one(found: Shown) -> None:
+def _show_one(found: CoreReport) -> None:
     _show_list([found.core])
     for title, values in (("", found.settings), ("its worker says", found.report)):
         if values:
@@ -306,7 +303,7 @@ def _plain(value: object) -> str:
 
 @command(_show_one)
 @click.argument("name")
-def show(name: str) -> Shown:
+def show(name: str) -> CoreReport:
     """Show one core: its settings, and what its worker says of it. Keys are shown nowhere."""
     config, fleet = current_config(), ask_fleet()
     found = [line for line in core_lines(config, fleet) if line.name == name]
@@ -315,23 +312,11 @@ def show(name: str) -> Shown:
         catalogue.one(name)  # says that there is none
     core = catalogue.cores.get(name)
     view = fleet.cores.get(name) if fleet is not None else None
-    return Shown(
+    return CoreReport(
         core=found[0],
         settings=msgspec.to_builtins(core) if core is not None else {},
         report=dict(view.card.report) if view is not None else {},
     )
-
-
-class Changed(Struct, frozen=True):
-    """A core that was changed, and what that means."""
-
-    name: str
-    notes: tuple[str, ...] = ()
-
-
-def _show_changed(done: Changed) -> None:
-    for note in done.notes:
-        say(note)
 
 
 @command(_show_changed)
