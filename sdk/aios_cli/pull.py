@@ -155,7 +155,7 @@ def _ask(model: RemoteModel, files: Sequence[LocalFile], core: str, *, yes: bool
         "core": core,
     }
     for label, value in lines.items():
-        click.echo(f"{label:<8} {value}", err=True)
+        say(f"{label:<8} {value}", err=True)
     if yes:
         return
     if not sys.stdin.isatty():
@@ -172,7 +172,7 @@ def _fetch_all(
             download = Download(client, model.source, on_bytes)
             return [download.fetch(*pair) for pair in zip(model.files, files, strict=True)]
     except KeyboardInterrupt:
-        click.echo("\nstopped; what has come is kept: the same command goes on", err=True)
+        say("\nstopped; what has come is kept: the same command goes on", err=True)
         raise Interrupted from None
 
 
@@ -205,4 +205,4 @@ class _Lines:
         part = so_far * LINES_PER_FILE // of if of else 0
         if self._shown.get(name) != part:
             self._shown[name] = part
-            click.echo(f"{name}: {size_text(so_far)} of {size_text(of)}", err=True)
+            say(f"{name}: {size_text(so_far)} of {size_text(of)}", err=True)
