@@ -12,7 +12,7 @@ from aios_broker.contract.syscall import Need, State
 from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
-from aios_broker.queues.records import JobMetadata, JobView, PolicyRow
+from aios_broker.queues.records import JobMetadata, JobView, PolicyRow, Uncut
 from aios_cli.syscalls import Ended
 from aios_cli.why import Surroundings, explain, explain_ended
 
@@ -185,3 +185,30 @@ def test_a_program_that_is_not_admitted_says_so() -> None:
     found = explain(WAITING[0], replace(BUSY, barrier=barrier))
     assert (found.rule, found.numbers["program"]) == ("program", "p")
     assert "program 'p' of agent 'ada'" in found.text
+
+
+# A cut that was not made.
+
+DEAR = Uncut(slice_s=0.4, resume_s=0.25, least_s=2.5, contexts=0, fits=0)
+NO_ROOM = Uncut(slice_s=0.5, resume_s=0.02, least_s=9.0, contexts=5, fits=4)
+
+
+def test_a_running_one_tells_the_price_of_its_cut() -> None:
+    found = explain(replace(RUNNING[0], uncut=DEAR), BUSY)
+    assert "resuming it costs 250 ms, so it pays after 2.5 s" in found.text
+    assert found.numbers["resume cost ms"] == 250
+    assert found.numbers["slice ms"] == 400
+    assert found.numbers["a cut pays after ms"] == 2500
+
+
+def test_a_waiting_one_tells_of_a_memory_that_is_full() -> None:
+    running = [RUNNING[0], replace(RUNNING[1], uncut=NO_ROOM)]
+    found = explain(WAITING[0], replace(BUSY, jobs=[*running, *WAITING]))
+    assert "5 contexts are begun and 4 fit the memory" in found.text
+    assert found.numbers["contexts"] == "5 of 4"
+
+
+def test_where_nobody_is_cut_anyway_it_tells_nothing_of_it() -> None:
+    running = [replace(RUNNING[0], uncut=DEAR)]
+    around = replace(BUSY, policy=PolicyRow("fifo", "none"), jobs=[*running, *WAITING])
+    assert "contexts" not in explain(WAITING[0], around).numbers
