@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(180)
 KEY = "sk-nobody-may-see-this"
 OTHER_KEY = "sk-nor-this-one"
 PORT_OF_NOBODY = 9
-STEADY = SimulatedSettings(slots=2, aliases=("gpt-4o-mini",))
+STEADY = SimulatedSettings(slots=2, model="another", aliases=("gpt-4o-mini",))
 KEYED = SGLangSettings(url=f"http://127.0.0.1:{PORT_OF_NOBODY}", api_key_env="THE_KEY")
 LATE_S = 60.0  # the machine may be busy with other tests
 
@@ -115,7 +115,7 @@ def test_what_does_not_start_keeps_nobody_else_from_serving(
         "simulated",
     ]
     status = aios("status").stdout
-    assert "llm.keyed-1: the SGLang server cannot be reached" in status
+    assert "llm.keyed-1: the worker cannot go on: the SGLang server cannot be" in status
     assert "cores: cores.wrong.kind" in status
     assert aios("cores", "list").exit_code == 1  # something is unwell
 
