@@ -7,11 +7,12 @@ from aios_broker.catalogue import (
     TABLE,
     Catalogue,
     catalogue_path,
+    cores_source,
     file_stamp,
     read_catalogue,
 )
 from aios_broker.config import KernelConfig
-from aios_broker.contract.cores import Core, key_variable, process_version
+from aios_broker.contract.cores import Core, CoreCard, key_variable, process_version
 from aios_broker.contract.errors import InvalidConfig
 from aios_local.supervisor.programs import SGLANG_KEY, Program, core_programs
 
@@ -21,7 +22,10 @@ class CoresWatch:
 
     def __init__(self, config: KernelConfig) -> None:
         self.path = catalogue_path(config.state_dir, config.cores).absolute()
+        self._config = config
         self._taken = config.environment_core
+        self._source = cores_source(self.path)
+        self._wrong: frozenset[str] = frozenset()
         self._news: list[str] = []
         self._cores: dict[str, Core] = {}
         self._problems: tuple[str, ...] = ()
@@ -48,6 +52,15 @@ class CoresWatch:
         """The variables that hold keys."""
         named = (key_variable(core) for core in self._cores.values())
         return frozenset((SGLANG_KEY, *(variable for variable in named if variable)))
+
+    def describes(self, card: CoreCard) -> bool:
+        """Whether a core that the fleet knows is in this file, or not its matter."""
+        if card.source != self._source or FILE_NAME in self._wrong:
+            return True
+        # An SGLang server says its name itself.
+        config = self._config
+        unnamed = config.llm_core == "sglang" == card.kind and config.llm_workers > 0
+        return unnamed or card.name in {*self._cores, *self._wrong, self._taken}
 
     def look(self) -> bool:
         """Read the file if it is another than before; return whether it is."""
@@ -81,6 +94,7 @@ class CoresWatch:
             if problem not in self._problems
         ]
         self._cores, self._problems = cores, problems
+        self._wrong = frozenset(found.problems)
 
 
 def name_is_taken(name: str) -> InvalidConfig:
