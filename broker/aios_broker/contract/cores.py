@@ -107,6 +107,7 @@ class OpenAISettings(CoreSettings, frozen=True, kw_only=True, tag="openai"):
     api_key_env: _VariableName | None = None
     api_key_file: str | None = None
     prefill: Prefill = "auto"
+    keeps: Annotated[Row[Name], Meta(max_length=16)] = ()  # more sampling options that it knows
     connect_limit_s: _Limit = 10.0
     first_token_limit_s: _Limit = 120.0
     stall_limit_s: _Limit = 60.0
