@@ -1,22 +1,26 @@
 """`aios policy | quota`: who goes first, and who may use how much."""
 
+import contextlib
 import getpass
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.contract.money import nano_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
+from aios_broker.ledger.ledger import UsageHistory
+from aios_broker.postgres.database import Database
 from aios_broker.queues.quota import ANYBODY, BUDGET_WINDOWS, Budget, QuotaRow, Subject
 from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
-from aios_cli.session import EXIT_CODES, Operator, command
+from aios_cli.session import EXIT_CODES, Operator, command, database_url
 from aios_cli.syscalls import ModuleName, check_name
 from aios_cli.tables import Column, Listing, say
 
@@ -34,6 +38,7 @@ POLICIES = Listing[tuple[Module, PolicyRow]](
     (Column("Quantum"), lambda one: _quantum(one[1])),
     (Column("Max waiting", "right"), lambda one: one[1].max_waiting),
     (Column("Max losses", "right"), lambda one: one[1].max_losses),
+    (Column("Unserved core"), lambda one: one[1].unserved_core + "s"),
 )
 
 
@@ -48,10 +53,16 @@ def _show_policies(rows: Mapping[Module, PolicyRow]) -> None:
     "--quantum-s", type=click.FloatRange(min=0.001), help="A slice ends after so many seconds ..."
 )
 @click.option("--quantum-tokens", type=click.IntRange(min=1), help="... or so many output tokens.")
+@click.option(
+    "--unserved",
+    "unserved_core",
+    type=click.Choice(["wait", "refuse"]),
+    help="A syscall whose core has no worker waits for one, or is refused.",
+)
 async def policy(
-    operator: Operator, name: str | None, module: Module | None, **quanta: float | None
+    operator: Operator, name: str | None, module: Module | None, **changed: float | str | None
 ) -> dict[Module, PolicyRow]:
-    """Show the scheduling policy, or change it: to NAME, or its quanta.
+    """Show the scheduling policy, or change it: to NAME, its quanta, or what is refused.
 
     \b
     fifo      first come, first served, to the end
@@ -62,7 +73,7 @@ async def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    changes: dict[str, Any] = given(quanta)
+    changes: dict[str, Any] = given(changed)
     if name is not None:
         chosen = policy_named(name, field="NAME")
         changes |= {"name": chosen.name, "preempt": chosen.preempt}
@@ -210,7 +221,21 @@ async def set_(
             chosen[name] = None if chosen[name] is None else Budget(chosen[name], paid_in)
     row = QuotaRow(_subject(agent, tenant), **chosen)
     await operator.quotas.set(module, row, who=_operator())
+    if row.budget_per_day or row.budget_per_month:
+        await _remember_spent(operator, module)
     return {"module": module, "quota": row}
+
+
+async def _remember_spent(operator: Operator, module: Module) -> None:
+    """Let a new budget count what was spent before, also where Redis has lost it."""
+    try:
+        async with contextlib.aclosing(Database(database_url(), name="aios-quota")) as database:
+            spent = await UsageHistory(database, operator.keys).spent(module, datetime.now(UTC))
+    except (InvalidConfig, Unavailable) as error:
+        why = f"what was spent before counts as far as Redis knows it: {error}"
+        say(why, err=True)
+    else:
+        await operator.quotas.remember_spent(module, spent)
 
 
 def _show_unset(done: Mapping[str, Any]) -> None:

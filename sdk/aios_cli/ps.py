@@ -22,7 +22,7 @@ from aios_broker.contract.syscall import MODULES
 from aios_broker.metrics.kernel import kernel_metrics, read_kernel
 from aios_broker.metrics.server import Page
 from aios_broker.queues.fleet import WorkerView
-from aios_broker.queues.records import JobView, QueueView
+from aios_broker.queues.records import CoreView, JobView, QueueView
 from aios_cli.session import EXIT_CODES, Interrupted, Operator, command, with_kernel
 from aios_cli.syscalls import ModuleName
 from aios_cli.tables import (
@@ -77,6 +77,27 @@ QUEUES = Listing[QueueView](
         lambda view: narrow_seconds(view.oldest_wait_s) if view.waiting else "-",
     ),
 )
+
+
+CORES = Listing[CoreView](
+    (Column("Core", shrinks=True), lambda core: core.card.name),
+    (Column("Model", shrinks=True), lambda core: core.card.model),
+    (Column("Waiting", "right"), lambda core: core.waiting),
+    (Column("Running", "right"), lambda core: core.running),
+    (Column("Slots", "right"), lambda core: "-" if core.slots is None else core.slots),
+    (Column("Served"), lambda core: _served(core)),
+)
+
+
+def _served(core: CoreView) -> str:
+    return f"not since {narrow_seconds(core.silent_s)}" if core.slots is None else "yes"
+
+
+def _show_queues(views: Sequence[QueueView]) -> None:
+    QUEUES.show(views)
+    if cores := [core for view in views for core in view.cores]:
+        say("")
+        CORES.show(cores)
 
 
 def _show_jobs(jobs: Sequence[JobView]) -> None:
@@ -139,9 +160,12 @@ def summary(jobs: Sequence[JobView]) -> str:
     return f"{plural(len(jobs), 'syscall')}: {', '.join(parts)}"
 
 
-@command(QUEUES.show)
+@command(_show_queues)
 async def queues(operator: Operator) -> list[QueueView]:
-    """Show each module's queue: what waits, runs, is held, has ended.
+    """Show each module's queue: what waits, runs, is held, has ended; and that of each core.
+
+    Each core has a run queue of its own, `llm.NAME` to RQ's tools. SERVED says whether a worker
+    of it lives; what waits for one without goes on when there is one again.
 
     FINISHED and FAILED count those whose result has not expired (a minute, an hour);
     QUARANTINED those that killed their workers or named foreign code; OLDEST is the longest wait
@@ -211,11 +235,19 @@ def module_lines(frame: Frame) -> list[str]:
     """Return a line per module that a worker serves or where something is, and one of blocks."""
     served = {worker.module for worker in frame.workers}
     blocks = [_blocks(frame.memory)] if frame.memory.blocks else []
-    return [
-        f"{view.module:<7} {view.policy:<8} {_counts(view)}"
-        for view in frame.queues
-        if view.module in served or view.running or view.waiting or view.held or view.parked
-    ] + blocks
+    lines = []
+    for view in frame.queues:
+        if view.module in served or view.running or view.waiting or view.held or view.parked:
+            lines.append(f"{view.module:<7} {view.policy:<8} {_counts(view)}")
+            lines += [_core_line(core) for core in view.cores]
+    return lines + blocks
+
+
+def _core_line(core: CoreView) -> str:
+    slots = f"no worker since {narrow_seconds(core.silent_s)}"
+    if core.slots is not None:
+        slots = f"of {plural(core.slots, 'slot')}"
+    return f"  {core.card.name}: {core.running} running {slots}, {core.waiting} waiting"
 
 
 def _blocks(memory: MemoryTotals) -> str:

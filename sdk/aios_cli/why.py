@@ -19,7 +19,7 @@ from aios_broker.queues.admission import Admission, NotAdmitted, RateLimited, Sh
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import BUDGET_WINDOWS, Barrier
-from aios_broker.queues.records import JobView, PolicyRow, Uncut
+from aios_broker.queues.records import CoreView, JobView, PolicyRow, Uncut
 from aios_cli.approvals import kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.syscalls import Ended, find, parse_module
@@ -62,6 +62,7 @@ class Surroundings:
         None  # what keeps it from running
     )
     approval: Approval | None = None  # that it waits for, where the database answers
+    core: CoreView | None = None  # in whose run queue it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,16 @@ async def surroundings(operator: Operator, job: JobView) -> Surroundings:
         scheduler=await operator.fleet.leading_scheduler(),
         barrier=None if job.position is None else await admission.barrier(module, job.job_id),
         approval=await approval_of(job.job_id) if job.state == "parked" else None,
+        core=await core_of(operator, job),
     )
+
+
+async def core_of(operator: Operator, job: JobView) -> CoreView | None:
+    """Return the core in whose run queue a syscall is; None where it is in its module's own."""
+    if not job.core:
+        return None
+    cores = {view.card.name: view for view in await operator.control.cores()}
+    return cores.get(job.core)
 
 
 async def approval_of(job_id: str) -> Approval | None:
@@ -256,6 +266,8 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
             {},
             "`rq resume` lets them go on",
         )
+    if around.core is not None and around.core.slots is None:
+        return _core_without_worker(job, around.core)
     if not around.workers:
         return Explanation(
             "no-worker",
@@ -272,6 +284,22 @@ def _nobody_serves(job: JobView, around: Surroundings) -> Explanation | None:
             "start a worker with that core, or submit without a core",
         )
     return None
+
+
+def _core_without_worker(job: JobView, core: CoreView) -> Explanation:
+    name, silent, asked = core.card.name, seconds(core.silent_s), job.asked_core
+    text = f"No worker serves the core {name!r} since {silent}."
+    if asked != name:
+        text += " It goes to another one that its name leads to, as soon as one lives."
+        if job.attempt:
+            text = f"{text[:-1]} and has the same model: it has begun."
+    return Explanation(
+        "no-core",
+        text,
+        {"core": name, "asked for": asked or None, "silent for": silent, "waiting": core.waiting},
+        "start its worker; `aios kill` ends the syscall, "
+        "`aios cores remove` ends all that wait for the core",
+    )
 
 
 def _barred(_job: JobView, around: Surroundings) -> Explanation | None:
@@ -368,7 +396,11 @@ def _held_back(limited: RateLimited) -> Explanation:
 
 def _ordered(job: JobView, around: Surroundings) -> Explanation:
     policy = around.policy
-    waiting = [other for other in around.jobs if other.position is not None]
+    waiting = [
+        other
+        for other in around.jobs
+        if other.position is not None and other.queue == job.queue  # the line that it stands in
+    ]
     running = [other for other in around.jobs if other.state == "running"]
     serving = [each for each in around.workers if not job.core or job.core in each.cores]
     slots = sum(worker.slots for worker in serving)
@@ -376,6 +408,7 @@ def _ordered(job: JobView, around: Surroundings) -> Explanation:
     busy = sum(other.worker in names for other in running)
     position = job.position if job.position is not None else len(waiting)
     numbers: dict[str, Number] = {
+        "core": job.core or None,
         "position": f"{position + 1} of {max(len(waiting), 1)}",
         "slots": slots,
         "free slots": max(slots - busy, 0),

@@ -36,6 +36,7 @@ SCHEDULER_STEPS = (
     "reclaim",
     "expire",
     "reconcile",
+    "move",
     "FUNCTION",
     "EXISTS",
     "HSET",
@@ -54,7 +55,7 @@ ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy t
 RARE_STEPS = {"exchange", "spill", "mend", "unlist"}
 CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
 
-NO_STEPS = {"admission", "lib", "ended"}
+NO_STEPS = {"admission", "ended", "lib", "money", "rates", "routes"}
 
 Triple = tuple[str, str, Moment]
 WORKER_TRIPLES: list[Triple] = [

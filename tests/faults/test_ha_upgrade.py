@@ -215,7 +215,7 @@ async def test_a_generation_that_another_release_suspended_comes_to_the_same_end
 
     [job_id] = await caller.submit(body)
     async with next_user(redis_url) as theirs:
-        [lease] = await theirs.claim()
+        [lease] = await theirs.claim(1, core.info.name)
         await theirs.suspend(lease, bytes(snapshot), CUT)
     with caplog.at_level(logging.WARNING):
         async with running_worker(redis_url, "llm", await llm_module(SimulatedCore(CORE))):

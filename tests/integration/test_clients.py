@@ -171,7 +171,7 @@ async def test_who_waits_for_an_answer_that_cannot_be_read_is_told_so(redis_url:
 
 async def finished_unreadably(user: QueueUser) -> list[bool]:
     """End the next job well, with a reply of some other release."""
-    leases = await wait_until_async(user.claim, STARTED_S)
+    leases = await wait_until_async(lambda: user.claim(1, MODEL), STARTED_S)
     return await user.finish(*leases)
 
 

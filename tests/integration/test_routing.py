@@ -179,13 +179,13 @@ async def test_a_claim_takes_from_its_own_core_and_from_nobody_elses(user: Queue
 
 
 async def test_neither_the_own_queue_nor_the_modules_starves(user: QueueUser) -> None:
-    own = []
-    old = await submit(user, "")
-    await user.redis.execute("HINCRBY", user.keys.job(old[0]), "aios_ready_ms", -5000)
+    first, third = await submit(user, "", "")
     await user.serve(TINY)
-    own = await submit(user, "tiny", "tiny")
-    assert await take(user, "tiny") == old
-    assert await take(user, "tiny", want=2) == own
+    second, fourth = await submit(user, "tiny", "tiny")
+    for age_s, job_id in enumerate((fourth, third, second, first)):
+        await user.redis.execute("HINCRBY", user.keys.job(job_id), "aios_ready_ms", -1000 * age_s)
+    order = [await take(user, "tiny") for _ in range(4)]
+    assert order == [[first], [second], [third], [fourth]]
 
 
 async def test_a_job_that_a_stock_tool_pushed_into_a_foreign_queue_does_not_run_there(
@@ -193,7 +193,7 @@ async def test_a_job_that_a_stock_tool_pushed_into_a_foreign_queue_does_not_run_
 ) -> None:
     """Its record says whose it is: it is in one queue, its own."""
     await user.serve(BIG, TINY)
-    [job_id] = await submit(user, "big")
+    [job_id] = await submit(user, "")
     await user.redis.execute("RPUSH", user.keys.queue("llm.tiny"), job_id)
     assert await take(user, "tiny") == []
     await user.redis.execute("RPUSH", user.keys.queue("llm.tiny"), job_id)
@@ -300,21 +300,21 @@ async def test_a_removed_core_gets_nothing_and_what_waits_for_it_moves_or_ends(
 
 async def test_a_core_can_give_a_job_to_another_one(user: QueueUser) -> None:
     """A fallback: it goes on there, and never comes back to whoever gave it away."""
-    await user.serve(BIG, TINY)
+    await user.serve(BIG, TWIN)
     [job_id] = await submit(user, "big")
     [lease] = await user.claim(1, "big")
-    away = Suspension(lease, None, 0.5, core="tiny")
+    away = Suspension(lease, None, 0.5, core="twin")
     settled = await user.queue.suspend("big", [away], ClaimRequest(0, LEASE_S, ("big",)))
     assert settled.accepted == [True]
-    assert (await listed(user, "big"), await listed(user, "tiny")) == ([], [job_id])
-    await dies(user, "tiny")
+    assert (await listed(user, "big"), await listed(user, "twin")) == ([], [job_id])
+    await dies(user, "twin")
     assert await user.order.move(await user.lead()) == (0, 0)
-    await user.serve(TINY)
-    [lease] = await user.claim(1, "tiny")
+    await user.serve(TWIN)
+    [lease] = await user.claim(1, "twin")
     assert lease.tried == ("big",)
     nowhere = Suspension(lease, None, 0.5, core="nobody")
-    await user.queue.suspend("tiny", [nowhere], ClaimRequest(0, LEASE_S, ("tiny",)))
-    assert await listed(user, "tiny") == [job_id]  # such a core is not known: it stays
+    await user.queue.suspend("twin", [nowhere], ClaimRequest(0, LEASE_S, ("twin",)))
+    assert await listed(user, "twin") == [job_id]  # such a core is not known: it stays
 
 
 async def test_a_long_queue_of_a_dead_core_is_moved_part_by_part(user: QueueUser) -> None:

@@ -35,13 +35,6 @@ ROUTING_MUTANTS = (
         TEST,
     ),
     Mutant(
-        "what names its core itself moves",
-        LUA + "scheduler/move.lua",
-        "pass.why ~= 'removed' and job.asked == pass.core",
-        "false",
-        TEST,
-    ),
-    Mutant(
         "what has run goes on where its snapshot does not",
         LUA + "scheduler/move.lua",
         "(job.attempt == 0 or routes.snapshot_model(c, name) == pass.model)",

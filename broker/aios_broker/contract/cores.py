@@ -107,6 +107,7 @@ class OpenAISettings(CoreSettings, frozen=True, kw_only=True, tag="openai"):
     api_key_env: _VariableName | None = None
     api_key_file: str | None = None
     prefill: Prefill = "auto"
+    keeps: Annotated[Row[Name], Meta(max_length=16)] = ()  # more sampling options that it knows
     connect_limit_s: _Limit = 10.0
     first_token_limit_s: _Limit = 120.0
     stall_limit_s: _Limit = 60.0
@@ -123,7 +124,7 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
-_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price")
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 

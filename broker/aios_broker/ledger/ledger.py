@@ -9,15 +9,18 @@ step. Here they are added up, in that transaction too: each counts once.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 from psycopg import AsyncCursor
 from psycopg.rows import class_row
 
+from aios_broker.contract.names import Module
 from aios_broker.contract.transitions import TERMINAL
 from aios_broker.ledger.fold import COLUMNS, SyscallRow
 from aios_broker.ledger.history import Archive
@@ -26,6 +29,7 @@ from aios_broker.ledger.tables import quota_change, usage
 from aios_broker.ledger.writer import Writer, forget_snapshots
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.quota import Spent, Subject
 from aios_broker.redis.connection import Answer, Connection
 
 _NAMES = 5  # of a line: tenant, agent, program, core, currency
@@ -161,6 +165,22 @@ class UsageHistory:
         async with self._database.transaction() as cursor:
             await cursor.execute(_READ, [self._source, hour])
             return [UsageRow(*row) for row in await cursor.fetchall()]
+
+    async def spent(self, module: Module, now: datetime) -> list[Spent]:
+        """Return what agents and tenants have spent this day and this month (UTC)."""
+        now = now.astimezone(UTC)
+        day, month = f"{now:%Y-%m-%d}", f"{now:%Y-%m}"
+        sums: Counter[tuple[Literal["day", "month"], str, str, Subject]] = Counter()
+        first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        for row in await self.since(first):
+            if row.module != module or not row.cost_nano:
+                continue
+            of_row = Subject.of_agent(row.agent, row.tenant), Subject.of_tenant(row.tenant)
+            for subject in of_row:
+                sums["month", month, row.currency, subject] += row.cost_nano
+                if f"{row.hour.astimezone(UTC):%Y-%m-%d}" == day:
+                    sums["day", day, row.currency, subject] += row.cost_nano
+        return [Spent(*key, nano) for key, nano in sums.items()]
 
     async def changes(self, limit: int = 100) -> list[QuotaChange]:
         """Return the last changes of quotas, newest first."""

@@ -98,6 +98,7 @@ class Control(Steps):
             policy=row.policy.decode(),
             oldest_wait_s=row.oldest_ms / 1000,
             parked=row.parked,
+            cores=await self.cores() if module == ROUTED else (),
         )
 
     async def cores(self) -> list[CoreView]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal, get_args
 
 from aios_broker.contract.errors import KernelError, QuotaExceeded
@@ -107,6 +108,17 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What an agent or tenant spent in a day or month."""
+
+    window: Literal["day", "month"]
+    name: str  # of the day or month, such as 2026-11-28 or 2026-11
+    currency: str
+    subject: Subject
+    nano: int
+
+
+@dataclass(frozen=True, slots=True)
 class QuotaRow:
     """The limits of one agent or tenant in one module; None: no limit, or that of `*`."""
 
@@ -187,6 +199,12 @@ class Quotas(Steps):
     async def unset(self, module: Module, subject: Subject, *, who: str = "") -> bool:
         """Take away the limits of an agent or tenant; return whether it had any."""
         return bool((await self._call("quota", module, [who, str(subject), ""]))[0])
+
+    async def remember_spent(self, module: Module, spent: Sequence[Spent]) -> None:
+        """Take in what the ledger says was spent, where less is known: Redis may have lost it."""
+        rows = [(one.window, one.name, one.currency, str(one.subject), one.nano) for one in spent]
+        if rows:
+            await self._call("spent", module, list(chain.from_iterable(rows)))
 
     async def usage(self, module: Module, subjects: Sequence[Subject] | None = None) -> UsageView:
         """Return the counters of these subjects, or of all (costs their number)."""

@@ -4,6 +4,7 @@ None of them can be part of a cycle, so the garbage collector need not follow th
 with thousands under way that was a good part of a client's time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -215,6 +216,17 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True)
+class CoreView:
+    """One core that is known, and its run queue."""
+
+    card: CoreCard
+    slots: int | None  # of its living workers; None: none lives
+    silent_s: float  # since a worker said that it serves it
+    waiting: int
+    running: int
+
+
+@dataclass(frozen=True, slots=True)
 class QueueView:
     """One module's queue at a glance."""
 
@@ -228,17 +240,7 @@ class QueueView:
     policy: str
     oldest_wait_s: float
     parked: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class CoreView:
-    """One core that is known, and its run queue."""
-
-    card: CoreCard
-    slots: int | None  # of its living workers; None: none lives
-    silent_s: float  # since a worker said that it serves it
-    waiting: int
-    running: int
+    cores: Sequence[CoreView] = ()  # of the one module whose cores have queues of their own
 
 
 @dataclass(frozen=True, slots=True)

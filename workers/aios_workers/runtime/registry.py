@@ -21,6 +21,7 @@ from aios_broker.contract.cores import (
     CoreCard,
     CoreSettings,
     LlamaSettings,
+    OpenAISettings,
     SGLangSettings,
     SimulatedSettings,
 )
@@ -31,11 +32,12 @@ from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
+from aios_broker.queues.rate_limits import CoreRates
 from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core
+from aios_workers.llm.core import Accounted, Core
 from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
@@ -98,6 +100,8 @@ def make_core(name: str, settings: CoreSettings, host: CoreHost) -> Core:
             return _sglang_core(name, settings, host)
         case SimulatedSettings():
             return _simulated_core(name, settings)
+        case OpenAISettings():
+            return _openai_core(name, settings, host)
         case _:
             raise InvalidConfig(
                 "this release has no such core",
@@ -157,6 +161,12 @@ def _sglang_core(name: str, settings: SGLangSettings, host: CoreHost) -> Core:
     return SGLangCore(config, environ=kept)
 
 
+def _openai_core(name: str, settings: OpenAISettings, host: CoreHost) -> Core:
+    from aios_workers.llm.cores.openai.openai_core import OpenAICore  # noqa: PLC0415  loads httpx
+
+    return OpenAICore(name, settings, read_secret(settings, name, host.environ))
+
+
 def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     return SimulatedCore(
         SimulatedCoreConfig(
@@ -188,8 +198,16 @@ async def llm_module(
     except BaseException:
         await core.close()
         raise
-    entry = CoreEntry(core.info, settings or CoreSettings(), source)
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel, entry.price), entry)
+    settings = settings or CoreSettings()
+    entry = CoreEntry(core.info, settings, source)
+
+    def handler(kernel: Kernel) -> Handler:
+        if isinstance(core, Accounted):
+            queue = kernel.queue
+            core.rates = CoreRates(queue.functions, core.info.name, settings.limits, queue.keys)
+        return LlmHandler(core, kernel, entry.price)
+
+    return LoadedModule(handler, entry)
 
 
 async def tool_module(slots: int) -> LoadedModule:

@@ -35,8 +35,6 @@ local function other_core(c, job, pass)
     return best
 end
 
-local function stays(pass, job) return pass.why ~= 'removed' and job.asked == pass.core end
-
 local function move_one(c, job, at, to)
     local target = names(c.p, c.q .. '.' .. to).__index
     call('HSET', job_key(c, job.id), 'origin', target.name)
@@ -55,7 +53,7 @@ local function sift_core(c, at, pass)
         if not f.err and f[1] == 'queued' and f[5] == at.name then
             local job = {id = id, asked = routes.asked(f[2]), attempt = count(f[3]),
                 tried = ' ' .. (f[4] or '') .. ' '}
-            local to = not stays(pass, job) and other_core(c, job, pass)
+            local to = other_core(c, job, pass)
             if to then
                 move_one(c, job, at, to)
                 pass.rooms[to] = room_of(c, to, pass.rooms) - 1

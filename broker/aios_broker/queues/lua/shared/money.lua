@@ -124,6 +124,19 @@ do
         if #flat > 0 then redis.call('HSET', key, 'swept', today) end
     end
 
+    -- ARGV  prefix, module, then for each: window, its name, currency, subject, nano-units
+    -- What the ledger knows was spent: kept where less is known here, in a window that lasts.
+    register('spent', function(c)
+        while c.at <= #c.args do
+            local window, name, currency, subject, nano = take(c), take(c), take(c), take(c), tonumber(take(c))
+            local had, field = spent_of(c, window, currency, subject)
+            if name == windows_of(c)[window].name and nano > had then
+                call('HSET', spent_key(c), field, name .. ' ' .. text_of(nano))
+            end
+        end
+        return 1
+    end)
+
     -- Write what this call has spent.
     function money.write(c)
         if not c.spent_in then return end
