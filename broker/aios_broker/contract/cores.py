@@ -76,10 +76,9 @@ class LlamaSettings(CoreSettings, frozen=True, kw_only=True, tag="llama"):
     """llama.cpp in a process of the worker's."""
 
     gguf: str | None = None  # a file; None: the small model of the package
-    threads: Annotated[int, Meta(ge=1, le=256)] | None = (
-        None  # None: as measured, see decision 0021
-    )
-    gpu_layers: _Count = 0
+    # None: the processors less one, at most 8 (docs/decisions/0023).
+    threads: Annotated[int, Meta(ge=1, le=256)] | None = None
+    gpu_layers: _Count = 0  # refused where the build has no GPU
     grade: Grade = "exact"
 
 

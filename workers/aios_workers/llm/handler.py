@@ -173,8 +173,10 @@ class LlmHandler:
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
     def metrics(self) -> Iterable[Metric]:
-        """Yield what the core counts, if it counts anything."""
-        return self._core.metrics() if isinstance(self._core, Measured) else ()
+        """Yield what resuming costs, and what the core counts, if it counts anything."""
+        yield from self._cutting.metrics()
+        if isinstance(self._core, Measured):
+            yield from self._core.metrics()
 
     async def close(self) -> None:
         """Close the core, when nothing of it is used any more."""

@@ -116,19 +116,8 @@ def _llama_core(name: str, settings: LlamaSettings, host: CoreHost) -> Core:
         LlamaCppCore,
     )
 
-    usual = LlamaCppConfig()
-    gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
     return LlamaCppCore(
-        LlamaCppConfig(
-            model=usual.model if gguf is None else gguf.stem,
-            name=name,
-            weights=gguf,
-            slots=settings.slots,
-            context_tokens=settings.context_tokens or usual.context_tokens,
-            threads=settings.threads or usual.threads,
-            kv_dir=host.kv_dir,
-            kv_max_bytes=host.kv_max_bytes,
-        )
+        LlamaCppConfig.of(name, settings, kv_dir=host.kv_dir, kv_max_bytes=host.kv_max_bytes)
     )
 
 
