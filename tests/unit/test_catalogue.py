@@ -180,10 +180,9 @@ def test_a_key_that_is_none_is_refused_and_not_told(key: str) -> None:
     aliases=st.lists(st.sampled_from("abc"), max_size=2).map(tuple),
     default=st.booleans(),
     price=st.none() | st.just(Price(1.0)),
-    requests=st.integers(0, 9),
 )
 def test_what_only_a_card_says_starts_nothing_anew(
-    *, workers: int, aliases: tuple[str, ...], default: bool, price: Price | None, requests: int
+    *, workers: int, aliases: tuple[str, ...], default: bool, price: Price | None
 ) -> None:
     core = SGLangSettings(
         url="http://x",
@@ -191,7 +190,6 @@ def test_what_only_a_card_says_starts_nothing_anew(
         aliases=aliases,
         default=default,
         price=price,
-        limits=RateLimits(requests),
     )
 
     assert process_version(core) == process_version(SGLangSettings(url="http://x"))

@@ -1,6 +1,6 @@
 """A core's entry, as it stands now: what of it may change while the core runs, and is obeyed then.
 
-Aliases, default, fallback, price and limits are the card's; what else an entry says is the core's,
+Aliases, default, fallback and price are the card's; what else an entry says is the core's,
 and whoever started this worker starts it anew where that has changed.
 """
 
