@@ -1,7 +1,7 @@
 """The llm module: chats, embeddings and contexts on this worker's core."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -56,9 +56,11 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(self, core: Core, kernel: Kernel, price: Price | None = None) -> None:
+    def __init__(
+        self, core: Core, kernel: Kernel, price: Callable[[], Price | None] = lambda: None
+    ) -> None:
         self._core = core
-        self._price = price  # None: what runs here costs nothing
+        self._price = price  # asked for each run; None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
         self._cutting = Cutting(core)
@@ -83,7 +85,7 @@ class LlmHandler:
         """
         run.tally = Tally(
             self._core.info.name,
-            self._price,
+            self._price(),
             run.lease,
             bills_requests=self._core.info.capabilities.bills_requests,
         )
