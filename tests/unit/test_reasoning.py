@@ -54,7 +54,7 @@ def test_what_is_reasoning_and_what_is_answer(
 @given(st.text("<>/think \nab", max_size=40), st.booleans(), st.randoms(use_true_random=False))
 def test_it_does_not_matter_how_a_text_comes(
     text: str,
-    opened: bool,
+    opened: bool,  # noqa: FBT001  Hypothesis passes it by place
     rng: random.Random,
 ) -> None:
     pieces, at = [], 0
