@@ -162,9 +162,10 @@ def redis_away(redis_server: RunningRedis) -> Iterator[None]:
 class WorkerProcess:
     """A worker in a process of its own, as a supervisor starts it."""
 
-    def __init__(self, url: str, module: Module, **settings: object) -> None:
+    def __init__(self, url: str, module: Module, *, core: str = "", **settings: object) -> None:
         self.url = url
-        self._command = (sys.executable, "-m", "aios_workers", module)
+        named = ("--core", core) if core else ()
+        self._command = (sys.executable, "-m", "aios_workers", module, *named)
         folders = ("broker", "workers")
         self._environment = {
             "PATH": os.environ.get("PATH", ""),
