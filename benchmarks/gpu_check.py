@@ -100,7 +100,7 @@ def core_target(options: argparse.Namespace) -> tuple[CoreTarget, dict[str, obje
         place = Simulated(
             slots=slots, context_tokens=options.context_tokens, kv_tokens=options.kv_tokens
         )
-        return CoreTarget(place, options.kv_tokens), {"core": "simulated"}
+        return CoreTarget(place), {"core": "simulated"}
     weights = str(options.gguf) if options.gguf is not None else None
     on_llama = OnLlama(
         gguf=weights,
@@ -109,7 +109,7 @@ def core_target(options: argparse.Namespace) -> tuple[CoreTarget, dict[str, obje
         state_budget_bytes=options.state_budget_mb * 1_000_000,
     )
     about: dict[str, object] = {"core": "llama", "state_budget_mb": options.state_budget_mb}
-    return CoreTarget(on_llama, 0), {**about, "gguf": weights or "packaged"}
+    return CoreTarget(on_llama), {**about, "gguf": weights or "packaged"}
 
 
 async def check(options: argparse.Namespace) -> int:

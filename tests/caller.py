@@ -160,12 +160,11 @@ def redis_away(redis_server: RunningRedis) -> Iterator[None]:
 
 
 class WorkerProcess:
-    """A worker in a process of its own, as a supervisor starts it."""
+    """A worker in a process of its own, as a supervisor starts it; `of` a module, with flags."""
 
-    def __init__(self, url: str, module: Module, *, core: str = "", **settings: object) -> None:
+    def __init__(self, url: str, *of: str, **settings: object) -> None:
         self.url = url
-        named = ("--core", core) if core else ()
-        self._command = (sys.executable, "-m", "aios_workers", module, *named)
+        self._command = (sys.executable, "-m", "aios_workers", *of)
         folders = ("broker", "workers")
         self._environment = {
             "PATH": os.environ.get("PATH", ""),

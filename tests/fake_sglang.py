@@ -69,6 +69,7 @@ class FakeSGLang:
             "load_format": "dummy",
             "random_seed": 7,
             "max_req_input_len": 4090,
+            "max_total_num_tokens": 8192,
             "dp_size": 1,
             "internal_states": [{"effective_max_running_requests_per_dp": 64}],
         }

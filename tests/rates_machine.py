@@ -12,7 +12,7 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios_broker.contract.cores import CoreCard, RateLimits
+from aios_broker.contract.cores import CoreCard, RateLimits, queue_of
 from aios_broker.contract.syscall import Need, new_id
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -147,7 +147,7 @@ class RatesMachine(RuleBasedStateMachine):
         room = LIMITS.requests_per_minute - self.counted(b"r", kept) - self.counted(b"c", kept)
         assert len(leases) <= max(0, room)
         assert after in {before + len(leases) for before in places()}
-        self.raw.delete(Keys().queue("llm"))
+        self.raw.delete(Keys().queue(queue_of("llm", CORE)))
 
     @rule(for_s=st.sampled_from([1, 30]))
     def the_endpoint_asks_for_a_pause(self, for_s: int) -> None:

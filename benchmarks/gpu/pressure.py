@@ -6,16 +6,18 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from msgspec import Struct
 
 from aios_broker.contract.llm import LlmChat, Message
-from benchmarks.gpu.kernel import Rules, kernel_on
+from benchmarks.gpu.kernel import Kernel, Rules, kernel_on
 from benchmarks.gpu.results import Results, mean, quantile, say
 from benchmarks.gpu.target import Target, all_bounded, text_of
+from benchmarks.gpu.worker import Note, read_notes
 
 DIRECT = "direct"  # the server's own order
 LEAST_S = 20.0  # an arm is not begun with less
@@ -141,13 +143,11 @@ async def pressure(target: Target, results: Results, load: Load, orders: Orders)
     programs = programs_of(target, load)
     last = [len(target.core.render(each.messages(load.turns - 1))) for each in programs]
     largest = max(last) + load.new_tokens
-    memory_tokens = target.memory_tokens(orders.slots, largest)
     about = {
         "programs": load.programs,
         "turns": load.turns,
         "largest_context_tokens": largest,
-        "memory_tokens": memory_tokens,
-        "contexts_that_fit": round(memory_tokens / largest, 1),
+        "contexts_that_fit": round(target.contexts_that_fit(largest, orders.slots), 1),
         "kernel_slots": orders.slots,
         "arrivals_over_s": round(programs[-1].arrives_s, 1),
     }
@@ -160,6 +160,14 @@ async def pressure(target: Target, results: Results, load: Load, orders: Orders)
         results.tell(name, await _arm(target, load, orders, programs, name, limit_s))
 
 
+def read_by(notes: Sequence[Note]) -> Counter[str]:
+    """Return the tokens that workers' cores have read and found, resumptions included."""
+    answered = [note for note in notes if note.made]
+    cached = sum(note.cached for note in answered)
+    known = sum(note.prompt + note.resume for note in answered)
+    return Counter(prefill_compute=known - cached, prefill_cache=cached)
+
+
 async def _arm(
     target: Target,
     load: Load,
@@ -169,6 +177,7 @@ async def _arm(
     limit_s: float,
 ) -> dict[str, object]:
     await target.refresh()
+    kernel: Kernel | None = None
     async with AsyncExitStack() as stack:
         if name == DIRECT:
 
@@ -178,10 +187,10 @@ async def _arm(
         else:
             places = target.places(orders.slots, orders.workers)
             rules = Rules(name, orders.quantum_tokens)
-            kernel = await stack.enter_async_context(kernel_on(places, rules))
+            kernel = running = await stack.enter_async_context(kernel_on(places, rules))
 
             async def ask(program: Program, body: LlmChat) -> tuple[int, int]:
-                result, timings = await kernel.chat(body, program.name, limit_s)
+                result, timings = await running.chat(body, program.name, limit_s)
                 return result.usage.output_tokens, timings.suspensions
 
         before, run, began_s = await target.counters(), Run(load, ask), time.monotonic()
@@ -193,6 +202,8 @@ async def _arm(
         seconds = time.monotonic() - began_s
         counted = await target.counters()
         counted.subtract(before)
+        if kernel is not None and not counted.total():
+            counted = read_by(read_notes(kernel.notes))
     arm = Arm(
         programs_done=len(took),
         of=len(programs),

@@ -42,11 +42,11 @@ class Target(Protocol):
         ...
 
     async def counters(self) -> Counter[str]:
-        """Return what it counts, if it counts anything."""
+        """Return the tokens it read and found so far; of a worker's own core its notes tell."""
         ...
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return how many tokens of contexts are in memory at most."""
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many contexts of a length are in memory at most."""
         ...
 
 
@@ -87,18 +87,18 @@ class SGLangTarget:
         """Return the server's own counters."""
         return await self.direct.counters()
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return the server's KV tokens."""
-        return self._memory_tokens
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many the server's KV tokens hold."""
+        return self._memory_tokens / context_tokens
 
 
 class CoreTarget:
     """A core in this process, with the kernel's worker on another one of the same."""
 
-    def __init__(self, place: OnLlama | Simulated, kept_tokens: int) -> None:
+    def __init__(self, place: OnLlama | Simulated) -> None:
         self.core = place.core()
         self._place = place
-        self._kept_tokens = kept_tokens
+        self._counted: Counter[str] = Counter()
 
     async def ask(self, body: LlmChat) -> Answer:
         """Return the answer from the core: what it has no slot for waits there, in order."""
@@ -113,6 +113,8 @@ class CoreTarget:
                     first_s = asyncio.get_running_loop().time() - began_s
                     cached = step.cached_tokens
                 ids += step.ids
+        self._counted["prefill_compute"] += len(request.prompt_ids) - cached
+        self._counted["prefill_cache"] += cached
         return Answer(tuple(ids), first_s, asyncio.get_running_loop().time() - began_s, cached)
 
     def places(self, slots: int, workers: int) -> list[Place]:
@@ -126,14 +128,13 @@ class CoreTarget:
         await self.core.start()
 
     async def counters(self) -> Counter[str]:
-        """Return nothing."""
-        return Counter()
+        """Return what the core in this process has read."""
+        return self._counted.copy()
 
-    def memory_tokens(self, slots: int, context_tokens: int) -> int:
-        """Return what its slots and its kept states hold."""
-        if isinstance(self._place, Simulated):
-            return self._kept_tokens
-        return slots * context_tokens + self._kept_tokens
+    def contexts_that_fit(self, context_tokens: int, slots: int) -> float:
+        """Return how many its memory holds, or its slots and the states that are kept."""
+        memory = self.core.info.memory
+        return (memory.tokens or 0) / context_tokens + (slots if memory.beside_slots else 0)
 
 
 def sampling_params(body: LlmChat, *, seeded: bool) -> dict[str, object]:

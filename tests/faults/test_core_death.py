@@ -61,7 +61,7 @@ async def test_what_a_killed_core_was_at_goes_on_at_the_other_one(
     with ExitStack() as stack:
         stack.enter_context(SchedulerProcess(redis_url, tmp_path / "scheduler.log"))
         left, _ = (
-            stack.enter_context(WorkerProcess(redis_url, "llm", core=name, **settings))
+            stack.enter_context(WorkerProcess(redis_url, "llm", "--core", name, **settings))
             for name in ("left", "right")
         )
 

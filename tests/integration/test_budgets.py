@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from aios_broker.contract.cores import CoreCard
+from aios_broker.contract.cores import CoreCard, queue_of
 from aios_broker.contract.errors import QuotaExceeded
 from aios_broker.contract.syscall import Need, new_id
 from aios_broker.queues.admission import Admission
@@ -47,9 +47,8 @@ async def budget(user: QueueUser, subject: Subject = ADA, **budgets: Budget) -> 
 
 
 async def publish(user: QueueUser, core: str = "paid", agent: str = "ada") -> object:
-    job = Submission(
-        new_id(), b"[]", JobMetadata(agent, "llm.chat"), "me", needs=(Need("core", core),)
-    )
+    needs = (Need("core", core),) if core else ()
+    job = Submission(new_id(), b"[]", JobMetadata(agent, "llm.chat"), "me", needs=needs)
     [outcome] = await user.queue.submit([job])
     return outcome
 
@@ -85,6 +84,17 @@ async def test_over_the_budget_a_submit_is_refused_with_amount_window_and_time(
     assert refusal.retry_after_s == pytest.approx(left_s, abs=5.0)
 
 
+async def test_a_name_that_leads_to_paid_cores_alone_is_refused_at_once(user: QueueUser) -> None:
+    """By alias, or by none at all: the default. One that may go to a free core is taken."""
+    paid = CoreCard(name="paid", model="m", currency="USD", aliases=("fast", "any"), default=True)
+    free = CoreCard(name="free", model="n", aliases=("any",))
+    await user.queue.register(WorkerCard("worker", "llm", 1, "here", 9, (paid, free)))
+    await budget(user, budget_per_day=Budget(0, "USD"))
+    assert isinstance(await publish(user, "fast"), QuotaExceeded)
+    assert isinstance(await publish(user, ""), QuotaExceeded)
+    assert await publish(user, "any") == "queued"
+
+
 async def test_cores_without_a_price_and_other_agents_go_on(cores: QueueUser) -> None:
     await budget(cores, budget_per_day=Budget(CENT, "USD"))
     await spend(cores, CENT)
@@ -116,8 +126,9 @@ async def test_what_waits_when_it_is_used_up_waits_on_and_why_is_told(cores: Que
         "worker", [Ending(lease, "finished", b"{}", 0.1, charge=charge)], NOTHING
     )
     assert await claim(cores, 4) == []
-    [waiting] = await cores.waiting()
-    barrier = await Admission(cores.functions).barrier("llm", waiting)
+    queue = cores.keys.queue(queue_of("llm", "paid"))
+    [waiting] = await cores.redis.execute("LRANGE", queue, 0, -1)
+    barrier = await Admission(cores.functions).barrier("llm", waiting.decode())
     assert isinstance(barrier, Barrier)
     assert (barrier.limit, barrier.used, barrier.most) == ("budget_per_day", CENT, CENT)
     assert barrier.currency == "USD"

@@ -114,7 +114,7 @@ async def spend(user: QueueUser, nano: int) -> None:
     """Let a worker register its core, and a syscall on it cost so much."""
     await user.queue.register(PAID)
     await user.submit(0)
-    [lease] = await user.claim()
+    [lease] = await user.queue.claim("worker", ClaimRequest(1, 30.0, ("paid",)))
     charge = Charge("paid", nano * 1000, "USD", cached_tokens=3)
     ending = Ending(lease, "finished", b"{}", 0.25, 7, prompt_tokens=5, charge=charge)
     await user.queue.finish("worker", [ending], ClaimRequest(0, 30.0))

@@ -49,6 +49,7 @@ def test_programs_under_pressure_are_measured_in_each_order(tmp_path: Path) -> N
     for name in ("direct", "fifo", "rr"):
         assert found[name]["programs_done"] == found[name]["of"] == 6, name
         assert found[name]["completion_mean_s"] > 0
+        assert found[name]["prompt_tokens_read"] > 1_000
     assert found["direct"]["suspensions"] == found["fifo"]["suspensions"] == 0
 
 

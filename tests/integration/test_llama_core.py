@@ -60,6 +60,13 @@ async def test_says_what_it_is(core: LlamaCppCore) -> None:
     assert core.info.snapshot_model == f"smollm2-135m#{core.info.fingerprint}"
 
 
+async def test_says_how_many_suspended_tokens_its_budget_keeps(core: LlamaCppCore) -> None:
+    kept = core.info.memory.tokens  # 30 layers x 2 x 192 numbers of 2 bytes: 23,040 a token
+    assert kept is not None
+    assert 0.9 < kept * 23_040 / core.config.state_budget_bytes <= 1.0
+    assert core.info.memory.beside_slots
+
+
 async def test_stops_at_max_tokens_which_counts_resumed_ones(core: LlamaCppCore) -> None:
     request = request_of(core, STORY, max_tokens=9)
     answer = await generate(core, request)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
-from tests.exactness import check_cuts
+from tests.exactness import FORMS, check_cuts
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ async def test_fifty_cuts(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
 
 @pytest.mark.timeout(300)
 async def test_cuts_under_constraints(cores: tuple[LlamaCppCore, LlamaCppCore]) -> None:
-    report = await check_cuts(*cores, cuts=16, seed=3, forms=True)
+    report = await check_cuts(*cores, cuts=16, seed=3, forms=FORMS)
     report.assert_exact(cuts=16)
     assert report.constrained == report.cuts
     assert report.scored

@@ -18,7 +18,7 @@ from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
-from tests.exactness import check_cuts, generate
+from tests.exactness import FORMS, check_cuts, generate
 from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -131,7 +131,7 @@ async def test_forms_and_log_probabilities_on_the_move(
     cores: tuple[LlamaCppCore, LlamaCppCore],
 ) -> None:
     before = sum(core.state_counts.read for core in cores)
-    report = await check_cuts(*cores, cuts=8, seed=12, forms=True)
+    report = await check_cuts(*cores, cuts=8, seed=12, forms=FORMS)
     report.assert_exact(cuts=8)
     assert sum(core.state_counts.read for core in cores) > before
 

@@ -321,3 +321,14 @@ async def test_logprobs_after_temperature_are_no_logprobs(fake: FakeSGLang) -> N
 async def test_a_prompt_that_cannot_fit_is_not_even_read(core: SGLangCore) -> None:
     with pytest.raises(ContextTooLong, match=r"at least 4000000 tokens .* holds 1000 together"):
         core.render([Message("user", " " * 4_000_000)])
+
+
+async def test_cores_on_one_server_share_its_memory(model: Path, core: SGLangCore) -> None:
+    async with (
+        running(FakeSGLang(model)) as another,
+        core_on(another) as there,
+        core_on(another) as there_too,
+    ):
+        assert there.info.memory.tokens == core.info.memory.tokens == 8192
+        assert there.info.memory.name == there_too.info.memory.name
+        assert there.info.memory.name != core.info.memory.name

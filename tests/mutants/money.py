@@ -80,8 +80,8 @@ MONEY_MUTANTS = (
     Mutant(
         "what has begun is kept from its end",
         ADMISSION,
-        "not job.begun and admission.currency_of",
-        "admission.currency_of",
+        "return not job.begun and unpaid(c, job, limited_core(c, job, cores)) or nil",
+        "return unpaid(c, job, limited_core(c, job, cores))",
         BUDGET_TEST,
     ),
     Mutant(

@@ -17,7 +17,38 @@ CUTTING_TEST = "tests/integration/test_cutting.py"
 RULE_TEST = "tests/unit/test_slicing_rule.py"
 CALLS_TEST = "tests/integration/test_kernel_calls.py"
 
+ANY_FILE_TEST = "tests/integration/test_llama_any_file.py"
+GGUF_TEST = "tests/unit/test_gguf.py"
+
 WORKER_MUTANTS = (
+    Mutant(
+        "llama: keys and values are of one type",
+        "workers/aios_workers/llm/cores/llama/llama_context.py",
+        '{"type_v": _BF16} if shape.grade == "exact" else {}',
+        "{}",
+        ANY_FILE_TEST + "::test_threads_and_micro_batches_do_not_change_a_bit",
+    ),
+    Mutant(
+        "llama: rows of several slots are one product in any case",
+        "workers/aios_workers/llm/cores/llama/llama_context.py",
+        "if len(rows) <= self.shape.joint_rows:",
+        "if len(rows):",
+        ANY_FILE_TEST,
+    ),
+    Mutant(
+        "gguf: a tensor may end behind the file",
+        "workers/aios_workers/llm/cores/llama/gguf.py",
+        "if end > self._size_bytes:",
+        "if end < 0:",
+        GGUF_TEST,
+    ),
+    Mutant(
+        "memory: no room is room enough",
+        "workers/aios_workers/llm/cores/llama/memory.py",
+        "if need.total_bytes > free:",
+        "if need.total_bytes < 0:",
+        GGUF_TEST,
+    ),
     Mutant(
         "a slice is cut however short it is",
         "broker/aios_broker/queues/lua/worker/slice.lua",
@@ -364,8 +395,8 @@ WORKER_MUTANTS = (
     Mutant(
         "scores: ties go to the higher id",
         "workers/aios_workers/llm/cores/llama/sampler.py",
-        'ids = ids[np.argsort(-exact[ids], kind="stable")]',
-        'ids = ids[::-1][np.argsort(-exact[ids[::-1]], kind="stable")]',
+        'ids = ids[np.argsort(-logits[ids], kind="stable")]',
+        'ids = ids[::-1][np.argsort(-logits[ids[::-1]], kind="stable")]',
         SCORES_TEST,
     ),
     Mutant(

@@ -53,8 +53,9 @@ class SimulatedContext:
         self.row_counts.append(len(rows))
         return {slot: next_logits(self.slots[slot]) for slot in wishes}
 
-    def truncate(self, slot: int, length: int) -> None:
+    def truncate(self, slot: int, length: int) -> int:
         del self.slots[slot][length:]
+        return length
 
     def export_state(self, slot: int) -> bytes:
         return bytes(self.slots[slot])
@@ -247,3 +248,18 @@ def test_the_oldest_states_go_when_the_budget_is_full() -> None:
     assert (len(cache), cache.used_bytes) == (2, 100)
     assert cache.take("b") == KvState((1, 2), bytes(60))
     assert cache.used_bytes == 40
+
+
+@pytest.mark.parametrize(
+    ("ms_per_token", "steps"), [(0.0, 2), (10.0, 2), (100.0, 10), (5_000.0, 100)]
+)
+def test_a_slow_model_reads_in_shorter_steps(ms_per_token: float, steps: int) -> None:
+    """A hundred tokens: at most a second a step, and one row at least."""
+    context = SimulatedContext(ContextShape(1, 4_096), end=-1)
+    engine = Engine(context, state_budget_bytes=0, prefill_ms_per_token=ms_per_token)
+    engine.submit(Generate(1, "a", tuple(range(100)), (), 1, Sampling()))
+    taken = 0
+    while engine.busy:
+        engine.step()
+        taken += 1
+    assert taken == steps

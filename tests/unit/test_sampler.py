@@ -12,8 +12,14 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError
 from aios_workers.llm.core import Sampling
-from aios_workers.llm.cores.llama import sampler as sampler_module
-from aios_workers.llm.cores.llama.sampler import Sampler, choose, draw, top_k_ids, top_p_indices
+from aios_workers.llm.cores.llama.sampler import (
+    Sampler,
+    choose,
+    draw,
+    index_at,
+    top_k_ids,
+    top_p_indices,
+)
 
 PINNED_DRAWS = [0.10109707072017982, 0.2655093680984518, 0.5018288487519252]
 
@@ -146,20 +152,52 @@ def test_a_draw_is_the_same_in_every_release() -> None:
     assert [draw(7, 0), draw(7, 1), draw(2**63 - 1, 4_095)] == PINNED_DRAWS
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 0.9, 0.999, 1.0]), st.integers(1, 400))
-@example(model=1, top_p=0.999, size=400)
-def test_looking_at_few_tokens_first_changes_nothing(model: int, top_p: float, size: int) -> None:
-    weights = np.exp(np.random.default_rng(model).normal(0, 1.5, size))
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.1, 0.9, 0.999, 0.9999999]),
+    st.integers(1, 1_400),
+    st.sampled_from([0.5, 1.5, 8.0]),
+)
+def test_looking_at_few_tokens_first_changes_nothing(
+    model: int, top_p: float, size: int, spread: float
+) -> None:
+    weights = np.exp(np.random.default_rng(model).normal(0, spread, size)).astype(np.float32)
     found = top_p_indices(weights, top_p)
     order = np.argsort(-weights, kind="stable")
-    sums = np.cumsum(weights[order])
-    count = int(np.searchsorted(sums, top_p * np.cumsum(weights)[-1], side="left")) + 1
-    assert found.tolist() == sorted(order[:count].tolist())
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    least, most = (
+        int(np.searchsorted(sums, share * sums[-1], side="left")) + 1
+        for share in (top_p - 1e-6, min(1.0, top_p + 1e-6))
+    )
+    assert least <= len(found) <= most
+    assert found.tolist() == sorted(order[: len(found)].tolist())
+    scores = np.log(weights)
+    for k in (1, 5, size // 2 + 1):
+        best = np.argsort(-scores, kind="stable")[:k]
+        assert top_k_ids(scores, k).tolist() == sorted(best.tolist())
 
 
-def test_the_first_look_is_smaller_than_the_examples_above() -> None:
-    assert sampler_module._FIRST_TOP_P < 400
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 1_400),
+    st.floats(0.0, 1.0, exclude_max=True),
+    st.floats(0.0, 0.99),
+)
+@example(model=3, size=1_024, share=1.0 - 2**-53, empty=0.9)
+def test_a_share_falls_on_its_weight_and_never_on_none(
+    model: int, size: int, share: float, empty: float
+) -> None:
+    rng = np.random.default_rng(model)
+    weights = rng.random(size).astype(np.float32)
+    weights[rng.random(size) < empty] = 0.0
+    weights[size // 2] = 0.5
+    index = index_at(weights, share)
+    sums = np.cumsum(weights, dtype=np.float64)
+    near = 1e-5 * sums[-1]
+    assert weights[index] > 0
+    assert sums[index] - weights[index] - near <= share * sums[-1] <= sums[index] + near
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])

@@ -13,7 +13,7 @@ from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import new_id
 from aios_workers.llm.core import GenerationRequest, Sampling
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
-from tests.exactness import check_cuts, generate, random_request
+from tests.exactness import FORMS, check_cuts, generate, random_request
 from tests.remote_core import remote_simulated_core
 
 CONFIG = SimulatedCoreConfig(seed=7, slots=2, end_probability=0.01)
@@ -45,7 +45,7 @@ async def test_a_process_of_another_python_goes_on_with_the_same_ids(other_pytho
 async def test_cuts_under_constraints_change_nothing(other_python: str) -> None:
     """Nor do they change log-probabilities, and a bias holds; whatever Python goes on."""
     async with remote_simulated_core(CONFIG, other_python) as elsewhere:
-        report = await check_cuts(SimulatedCore(CONFIG), elsewhere, cuts=100, seed=1, forms=True)
+        report = await check_cuts(SimulatedCore(CONFIG), elsewhere, cuts=100, seed=1, forms=FORMS)
     report.assert_exact(cuts=100)
     assert report.constrained == report.cuts
     assert report.scored

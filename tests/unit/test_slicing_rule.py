@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_workers.llm.core import ContextMemory
+from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
+from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.slicing_rule import (
     CROWDED_PAYS,
     MOST_MS,
@@ -100,3 +102,15 @@ def test_whatever_was_measured_no_slice_is_kept_for_more_than_a_minute(
     assert 0.0 <= terms.least_ms <= terms.crowded_ms <= MOST_MS
     assert 0.0 <= cost.missed_share <= 1.0
     assert terms.resume_ms <= cost.read_ms(tokens) + 1e-6
+
+
+def test_what_was_measured_is_on_the_page_of_metrics() -> None:
+    cutting = Cutting(SimulatedCore())
+    cutting.cost.began(1_001, 1_000, 20.0, resumed=True)
+    cutting.cost.began(501, 0, 1_020.0, resumed=False)
+    found = {metric.name: metric.samples[0].value for metric in cutting.metrics()}
+    assert found == {
+        "aios_core_resume_cached_seconds": 0.02,
+        "aios_core_read_token_seconds": 0.002,
+        "aios_core_resume_missed_ratio": 0.0,
+    }

@@ -25,6 +25,9 @@
     ├── Failed                   a worker took it, and it did not succeed
     │   ├── ModuleError              the module raised
     │   ├── CoreError                the core answered wrongly, hung or died
+    │   │   ├── CoreKeyRefused           its endpoint refuses its key
+    │   │   ├── CoreAccountExhausted     its account has no money or quota left
+    │   │   └── CoreBusy                 its endpoint asks for a pause, again and again
     │   ├── DeadlineExceeded         it outlived its `deadline_s`
     │   ├── Cancelled                somebody cancelled it
     │   ├── ContextChanged           another syscall rewrote the context meanwhile
@@ -217,6 +220,18 @@ class CoreError(Failed):
 
     Its id keeps this failure for an hour: send the request again under a new one.
     """
+
+
+class CoreKeyRefused(CoreError):
+    """The endpoint of a remote core refuses its key: an operator has to see to it."""
+
+
+class CoreAccountExhausted(CoreError):
+    """The account behind a remote core has no money or quota left."""
+
+
+class CoreBusy(CoreError):
+    """The endpoint of a remote core asks for a pause, again and again; `retry_after_s` is set."""
 
 
 class DeadlineExceeded(Failed):

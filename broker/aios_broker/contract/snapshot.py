@@ -41,6 +41,7 @@ class AnswerState(Struct, frozen=True, array_like=True):
     output_ids: tuple[int, ...]
     scores: tuple[TokenScore, ...] = ()
     finish_reason: EndReason | None = None
+    output_tokens: int | None = None  # where ids are characters of a text; None: as many as ids
 
 
 class AnswersSnapshot(Struct, frozen=True, array_like=True, tag="answers"):

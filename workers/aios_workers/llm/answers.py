@@ -105,7 +105,7 @@ def constraint_of_chat(body: LlmChat, toolbox: Toolbox | None, info: CoreInfo) -
 
     A core that holds no constraints, but whose template knows tools, is left to itself.
     """
-    if not info.capabilities.constraints:
+    if not info.capabilities.constraints or (toolbox and info.capabilities.native_calls):
         return None
     if toolbox is not None:
         return constraint_of(toolbox)

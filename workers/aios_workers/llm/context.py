@@ -194,7 +194,8 @@ class ContextService:
             return 0
         try:
             return await self._reader.read(
-                characters_of(messages), lambda: len(self._core.render(messages))
+                characters_of(messages),
+                lambda: self._core.info.tokens_of(self._core.render(messages)),
             )
         except ContextTooLong:
             tokens = 0

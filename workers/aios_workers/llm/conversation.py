@@ -46,7 +46,7 @@ def counter(core: Core, render: Render | None = None, *, bounded: bool = False) 
     """
 
     def whole(messages: Sequence[Message]) -> int:
-        return len((render or core.render)(messages)) if messages else 0
+        return core.info.tokens_of((render or core.render)(messages)) if messages else 0
 
     def alone(message: Message) -> int:
         try:

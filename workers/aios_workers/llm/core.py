@@ -12,14 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from msgspec import Struct
 
-from aios_broker.contract.errors import CoreError
+from aios_broker.contract.errors import (
+    CoreAccountExhausted,
+    CoreBusy,
+    CoreError,
+    CoreKeyRefused,
+)
 from aios_broker.contract.llm import (
     PENALTIES,
     Image,
@@ -29,6 +34,7 @@ from aios_broker.contract.llm import (
     given_fields,
 )
 from aios_broker.contract.money import Billed
+from aios_broker.queues.rate_limits import Permit
 
 T = TypeVar("T")
 
@@ -38,6 +44,7 @@ FinishReason = Literal["stop", "length"]
 SHORT_CHARACTERS = 16_384  # read in the loop: under 2 ms; a thread costs 0.1 ms more
 # The sampling options of a core that samples by itself, by their names in the contract.
 SAMPLER_KEEPS = PENALTIES | {"temperature", "top_p", "top_k", "min_p", "logit_bias", "seed"}
+CHARACTERS_PER_TOKEN = 4  # about so many, in English text
 MAX_CORE_FAILURES = 2  # survived within one attempt; the next one ends the syscall
 
 
@@ -58,6 +65,13 @@ class Capabilities:
     # `render` shows tools and calls as the model was trained to see them, and the model calls by
     # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
     tools_template: bool = False
+    # Its server holds calls to their form, in a way of its own; what it says of them comes with
+    # these marks. Such a generation is never suspended.
+    native_calls: bool = False
+    forms: frozenset[str] = frozenset({"json", "regex", "grammar"})  # kinds of constraints
+    # Its ids are the characters of a text: how many there are says nothing of tokens. Its steps say
+    # how many they were (`tokens`), and its answers end when it says so.
+    text_ids: bool = False
     embeddings: bool = False
     images: bool = False
     adapters: tuple[str, ...] = ()  # LoRA names that it has loaded
@@ -70,6 +84,8 @@ class Capabilities:
         if not self.preemptible:
             return False
         if request.constraint is not None and not self.constraints_preemptible:
+            return False
+        if request.tool_choice is not None and self.native_calls:
             return False
         return self.lost_by_suspension.isdisjoint(given_fields(request.sampling))
 
@@ -95,11 +111,19 @@ class CoreInfo:
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
     memory: ContextMemory = ContextMemory()
     name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
+    # What a person is told of it: a word, such as `template`, and where that is from.
+    report: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """A core without a name of its own has its model's."""
         if not self.name:
             object.__setattr__(self, "name", self.model)
+
+    def tokens_of(self, ids: Sequence[int]) -> int:
+        """Return how many tokens ids are; where they are characters, an estimate."""
+        if not self.capabilities.text_ids:
+            return len(ids)
+        return -(-len(ids) // CHARACTERS_PER_TOKEN)
 
     @property
     def snapshot_model(self) -> str:
@@ -142,6 +166,8 @@ class GenerationRequest:
     constraint: Constraint | None = None  # counts from the first output id, resumed or not
     lora: str | None = None
     images: Sequence[Image] = ()  # those of the prompt, in order
+    tool_choice: str | None = None  # None: nothing may be called
+    resume_tokens: int = 0  # how many tokens `resume_ids` were, where ids are characters
 
 
 class ScoredToken(Struct, frozen=True, array_like=True):
@@ -171,10 +197,16 @@ class Step:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
+    tokens: int | None = None  # None: as many as ids
     # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or
     # the next part of that. All are added up, none is negative; where a request failed, a step
     # without ids says what it cost before the error is raised.
     billed: Billed | None = None
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens it has."""
+        return len(self.ids) if self.tokens is None else self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +223,10 @@ def unit_vector(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(value / length for value in values)
 
 
+# Asking once more changes nothing.
+HOPELESS = (CoreKeyRefused, CoreAccountExhausted, CoreBusy)
+
+
 class CoreRetries:
     """Lets one generation go on when its core failed, a few times within one attempt."""
 
@@ -202,7 +238,7 @@ class CoreRetries:
     async def recover(self, error: CoreError, tokens: int = 0) -> None:
         """Return when the core is well again; raise the error where it failed too often."""
         self._failures += 1
-        if self._failures > MAX_CORE_FAILURES:
+        if self._failures > MAX_CORE_FAILURES or isinstance(error, HOPELESS):
             raise error
         logger.warning(
             "%s: the core failed after %d tokens, once more: %s", self._subject, tokens, error
@@ -269,6 +305,29 @@ class Core(Protocol):
     async def health(self) -> None:
         """Return when the core answers; raise CoreError when it does not within its limit."""
         ...
+
+
+class AccountRates(Protocol):
+    """The account behind a core, as all workers of the fleet count it."""
+
+    async def wait(self, tokens: int) -> Permit:
+        """Return when a request of about so many tokens may be sent."""
+        ...
+
+    async def settle(self, permit: Permit, tokens: int) -> None:
+        """Set right how many it was."""
+        ...
+
+    async def penalise(self, for_s: float) -> None:
+        """Let nobody send anything for so long."""
+        ...
+
+
+@runtime_checkable
+class Accounted(Protocol):
+    """A core whose endpoint keeps an account. Who runs it says by whom that is counted."""
+
+    rates: AccountRates | None
 
 
 class Reader:

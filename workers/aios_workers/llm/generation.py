@@ -56,6 +56,7 @@ class Branch:
         note: NoteStep = lambda _cached, _billed: None,
     ) -> None:
         self.ids: list[int] = []
+        self.tokens = 0  # that these ids were
         self.scores: list[TokenScore] = []
         self.text = text
         self.finish: FinishReason | None = None
@@ -68,6 +69,7 @@ class Branch:
         self._retries = CoreRetries(core, f"generation {request.request_id}")
         self._watch: Callable[[int], None] = lambda _: None
         self._note = note
+        self._counts_apart = core.info.capabilities.text_ids
         self._is_suspended = False
         self._stepped = False  # this stream has yielded something
         self._streaming: asyncio.Task[None] | None = None
@@ -75,13 +77,15 @@ class Branch:
     @property
     def state(self) -> AnswerState:
         """What a snapshot keeps of it."""
-        return AnswerState(tuple(self.ids), tuple(self.scores), self.finish)
+        tokens = self.tokens if self._counts_apart else None
+        return AnswerState(tuple(self.ids), tuple(self.scores), self.finish, tokens)
 
     def replay(self, state: AnswerState) -> None:
         """Take in what earlier slices made."""
         self.scores.extend(state.scores)
         for token in state.output_ids:
             self._take_id(token)
+        self.tokens = len(self.ids) if state.output_tokens is None else state.output_tokens
         self.finish = self.finish or state.finish_reason
         self._note_length()
 
@@ -142,7 +146,7 @@ class Branch:
             self._streaming = None
 
     async def _stream(self) -> None:
-        request = replace(self._request, resume_ids=tuple(self.ids))
+        request = replace(self._request, resume_ids=tuple(self.ids), resume_tokens=self.tokens)
         asked_s, steps_before = self._clock(), 0
         async with aclosing(self._core.generate(request)) as steps:
             async for step in steps:
@@ -154,11 +158,11 @@ class Branch:
                 if self.finish is not None:
                     continue  # a stop string was found: the core runs out
                 self._stepped = True
-                before = len(self.ids)
+                before = self.tokens
                 self._take(step)
                 if self.finish is not None and step.finish_reason is None:
                     self._tasks.start(self.abort(keep=False))
-                self._watch(len(self.ids) - before)
+                self._watch(self.tokens - before)
 
     def _measure(
         self, request: GenerationRequest, step: Step, took_ms: float, steps_before: int
@@ -166,10 +170,11 @@ class Branch:
         """Note what the first token took, and the second, which needed nothing but itself."""
         if steps_before == 0:
             resumed = bool(request.resume_ids)
-            tokens = len(request.prompt_ids) + len(request.resume_ids)
+            info = self._core.info
+            tokens = info.tokens_of(request.prompt_ids) + info.tokens_of(request.resume_ids)
             self._cost.began(tokens, step.cached_tokens, took_ms, resumed=resumed)
         else:
-            self._cost.stepped(took_ms / max(1, len(step.ids)))
+            self._cost.stepped(took_ms / max(1, step.token_count))
 
     def _take(self, step: Step) -> None:
         if self.cached_tokens is None:
@@ -180,12 +185,14 @@ class Branch:
                 raise CoreError("the core gave no log-probabilities")
             entries = step.logprobs[: len(step.ids)]
             self.scores.extend(score_of(each, alternatives=alternatives) for each in entries)
+        held = len(self.ids)
         for token in step.ids:
             self._take_id(token)
             if self.finish is not None:
                 break
         else:
             self.finish = step.finish_reason
+        self.tokens += len(self.ids) - held if step.tokens is None else step.tokens
         if alternatives is not None:
             del self.scores[len(self.ids) :]  # of tokens behind a stop string
         self._note_length()
@@ -196,6 +203,8 @@ class Branch:
             self.finish = "stop"
 
     def _note_length(self) -> None:
+        if self._counts_apart:
+            return  # the core says when it is over
         if self.finish is None and len(self.ids) >= self._request.max_tokens:
             self.finish = "length"
 
@@ -314,6 +323,6 @@ class Generation:
             self._core,
             self._plan,
             choices,
-            output_tokens=sum(len(branch.ids) for branch in self._branches),
+            output_tokens=sum(branch.tokens for branch in self._branches),
             cached_tokens=self._branches[0].cached_tokens,
         )

@@ -1,7 +1,8 @@
 """The llm module: chats, embeddings and contexts on this worker's core."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -53,9 +54,11 @@ logger = logging.getLogger(__name__)
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
-    def __init__(self, core: Core, kernel: Kernel, price: Price | None = None) -> None:
+    def __init__(
+        self, core: Core, kernel: Kernel, price: Callable[[], Price | None] = lambda: None
+    ) -> None:
         self._core = core
-        self._price = price  # None: what runs here costs nothing
+        self._price = price  # asked for each run; None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
         self._cutting = Cutting(core)
@@ -79,15 +82,21 @@ class LlmHandler:
         """
         run.tally = Tally(
             self._core.info.name,
-            self._price,
+            self._price(),
             run.lease,
             bills_requests=self._core.info.capabilities.bills_requests,
         )
         outcome = await self._run(run, syscall)
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult | EmbedResult):
-            usage = run.tally.completed(outcome.result.usage)
+            usage = run.tally.completed(self._told(outcome.result.usage, run.tally))
             return Done(msgspec.structs.replace(outcome.result, usage=usage))
         return outcome
+
+    def _told(self, usage: Usage, tally: Tally) -> Usage:
+        """Return a usage whose prompt is as long as the endpoint says, if it says so."""
+        if not self._core.info.capabilities.text_ids:
+            return usage
+        return msgspec.structs.replace(usage, prompt_tokens=tally.billed.prompt_tokens)
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
         if not run.lease.trusted and isinstance(syscall.body, LlmBody):
@@ -113,6 +122,8 @@ class LlmHandler:
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
         toolbox = toolbox_of(body)
+        if toolbox is not None and self._core.info.capabilities.native_calls:
+            toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
         render = partial(prompt_ids, self._core, toolbox=toolbox)
         plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
@@ -162,8 +173,10 @@ class LlmHandler:
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
 
     def metrics(self) -> Iterable[Metric]:
-        """Yield what the core counts, if it counts anything."""
-        return self._core.metrics() if isinstance(self._core, Measured) else ()
+        """Yield what resuming costs, and what the core counts, if it counts anything."""
+        yield from self._cutting.metrics()
+        if isinstance(self._core, Measured):
+            yield from self._core.metrics()
 
     async def close(self) -> None:
         """Close the core, when nothing of it is used any more."""
@@ -181,17 +194,19 @@ class LlmHandler:
             if snapshot is not None
             else await self._reader.read(characters_of(messages), lambda: tuple(render(messages)))
         )
-        check_length(len(ids), body.max_tokens, self._core.info)
-        run.count_prompt(len(ids))
+        info = self._core.info
+        check_length(info.tokens_of(ids), body.max_tokens, info)
+        run.count_prompt(info.tokens_of(ids))
         request = GenerationRequest(
             request_id=syscall.id,
             prompt_ids=ids,
             max_tokens=body.max_tokens,
             sampling=_sampling_of(syscall, body, snapshot),
-            constraint=constraint_of_chat(body, toolbox, self._core.info),
+            constraint=constraint_of_chat(body, toolbox, info),
             logprobs=body.logprobs,
             lora=body.lora,
             images=tuple(image for message in messages for image in message.images),
+            tool_choice=body.tool_choice if toolbox is not None else None,
         )
         streams = body.stream and lease.wants_chunks
         return Plan(syscall.id, body, request, streams, toolbox, snapshot)

@@ -73,6 +73,8 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
     """
     if isinstance(body, LlmChat | LlmCount):
         check_generates(info)
+    if isinstance(body, LlmCount) and info.capabilities.text_ids:
+        raise _unsupported(info, "texts", "counts no tokens before it is asked", "use another core")
     if isinstance(body, LlmChat):
         for error in _wrong_in_chat(body, info):
             raise error
@@ -291,6 +293,10 @@ def _unless(able: Callable[[LlmChat, Capabilities], bool], does: str, remedy: st
     return lambda body, info: None if able(body, info.capabilities) else (does, remedy)
 
 
+def _form_of(body: LlmChat) -> str:
+    return str(body.format.__struct_config__.tag) if body.format is not None else ""
+
+
 # Fields that a core keeps in part, or by more than one ability.
 _RULES: dict[str, Rule] = {
     "messages": _unless(
@@ -300,14 +306,18 @@ _RULES: dict[str, Rule] = {
     ),
     "logprobs": _logprobs,
     "beam_width": _beams,
-    "format": _unless(lambda _, core: core.constraints, "cannot be held to a form", "leave it out"),
+    "format": _unless(
+        lambda body, core: core.constraints and _form_of(body) in core.forms,
+        "cannot be held to such a form",
+        "leave it out",
+    ),
     "tools": _unless(
         lambda body, core: core.constraints or core.tools_template or not calls_tools(body),
         "cannot be held to a call",
         "name another core",
     ),
     "tool_choice": _unless(
-        lambda body, core: core.constraints or not calls_tools(body),
+        lambda body, core: core.constraints or core.native_calls or not calls_tools(body),
         "cannot be made to call",
         "use auto",
     ),

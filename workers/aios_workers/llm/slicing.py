@@ -1,7 +1,9 @@
 """Time slices of what runs on one core: what it makes is counted, and at each end it is asked."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from aios_broker.queues.records import SliceTerms
 from aios_workers.llm.core import Core
@@ -36,6 +38,24 @@ class Cutting:
         if slice_ms < terms.least_ms:
             self.cost.uncut()
         return terms
+
+    def metrics(self) -> Iterable[Metric]:
+        """Yield what was measured; called from another thread."""
+        yield GaugeMetricFamily(
+            "aios_core_resume_cached_seconds",
+            "A first token of a context that is in memory, beside a plain step.",
+            value=self.cost.cached_ms / 1000,
+        )
+        yield GaugeMetricFamily(
+            "aios_core_read_token_seconds",
+            "Reading a token that is not in memory.",
+            value=self.cost.read_ms_per_token / 1000,
+        )
+        yield GaugeMetricFamily(
+            "aios_core_resume_missed_ratio",
+            "Of resumed contexts, the share that had to be read again.",
+            value=self.cost.missed_share,
+        )
 
 
 class Slicing:

@@ -21,6 +21,7 @@ from aios_broker.contract.cores import (
     CoreCard,
     CoreSettings,
     LlamaSettings,
+    OpenAISettings,
     SGLangSettings,
     SimulatedSettings,
 )
@@ -31,11 +32,13 @@ from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
+from aios_broker.queues.rate_limits import CoreRates
 from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Core, CoreInfo
+from aios_workers.llm.core import Accounted, Core
+from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
@@ -62,7 +65,12 @@ class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
     make_handler: Callable[[Kernel], Handler]  # the handler closes the core
-    cores: tuple[CoreCard, ...] = ()  # as the fleet sees them
+    entry: CoreEntry | None = None  # of its core
+
+    @property
+    def cores(self) -> tuple[CoreCard, ...]:
+        """Its cores, as the fleet sees them now."""
+        return (self.entry.card,) if self.entry is not None else ()
 
     @property
     def core_names(self) -> tuple[str, ...]:
@@ -92,6 +100,8 @@ def make_core(name: str, settings: CoreSettings, host: CoreHost) -> Core:
             return _sglang_core(name, settings, host)
         case SimulatedSettings():
             return _simulated_core(name, settings)
+        case OpenAISettings():
+            return _openai_core(name, settings, host)
         case _:
             raise InvalidConfig(
                 "this release has no such core",
@@ -106,19 +116,8 @@ def _llama_core(name: str, settings: LlamaSettings, host: CoreHost) -> Core:
         LlamaCppCore,
     )
 
-    usual = LlamaCppConfig()
-    gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
     return LlamaCppCore(
-        LlamaCppConfig(
-            model=usual.model if gguf is None else gguf.stem,
-            name=name,
-            weights=gguf,
-            slots=settings.slots,
-            context_tokens=settings.context_tokens or usual.context_tokens,
-            threads=settings.threads or usual.threads,
-            kv_dir=host.kv_dir,
-            kv_max_bytes=host.kv_max_bytes,
-        )
+        LlamaCppConfig.of(name, settings, kv_dir=host.kv_dir, kv_max_bytes=host.kv_max_bytes)
     )
 
 
@@ -151,6 +150,12 @@ def _sglang_core(name: str, settings: SGLangSettings, host: CoreHost) -> Core:
     return SGLangCore(config, environ=kept)
 
 
+def _openai_core(name: str, settings: OpenAISettings, host: CoreHost) -> Core:
+    from aios_workers.llm.cores.openai.openai_core import OpenAICore  # noqa: PLC0415  loads httpx
+
+    return OpenAICore(name, settings, read_secret(settings, name, host.environ))
+
+
 def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     return SimulatedCore(
         SimulatedCoreConfig(
@@ -167,12 +172,15 @@ def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     )
 
 
-async def llm_module(core: Core, settings: CoreSettings | None = None) -> LoadedModule:
+async def llm_module(
+    core: Core, settings: CoreSettings | None = None, source: str = ""
+) -> LoadedModule:
     """Start a core and return the llm module on it; without settings it is a core like any other.
 
     Args:
         core: Not started yet.
         settings: Its entry, of which the fleet is told what stands in its card.
+        source: Who describes it.
     """
     try:
         await core.start()
@@ -180,29 +188,15 @@ async def llm_module(core: Core, settings: CoreSettings | None = None) -> Loaded
         await core.close()
         raise
     settings = settings or CoreSettings()
-    card = card_of(core.info, settings)
-    price = settings.price
-    return LoadedModule(lambda kernel: LlmHandler(core, kernel, price), (card,))
+    entry = CoreEntry(core.info, settings, source)
 
+    def handler(kernel: Kernel) -> Handler:
+        if isinstance(core, Accounted):
+            queue = kernel.queue
+            core.rates = CoreRates(queue.functions, core.info.name, settings.limits, queue.keys)
+        return LlmHandler(core, kernel, entry.price)
 
-def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
-    """Return what the fleet is told of a started core."""
-    return CoreCard(
-        name=info.name,
-        model=info.model,
-        kind=str(settings.__struct_config__.tag or ""),
-        snapshot_model=info.snapshot_model,
-        aliases=settings.aliases,
-        default=settings.default,
-        fallback=settings.fallback,
-        slots=info.slots,
-        context_tokens=info.context_tokens,
-        preemptible=info.capabilities.preemptible,
-        generates=info.capabilities.generates,
-        keeps_kv=info.capabilities.preemptible,
-        limits=settings.limits,
-        currency="" if settings.price is None else settings.price.currency,
-    )
+    return LoadedModule(handler, entry)
 
 
 async def tool_module(slots: int) -> LoadedModule:
@@ -234,7 +228,8 @@ async def load_modules(
         case ["llm"]:
             called, settings = config.core(core)
             host = CoreHost(environment(), config.llm_kv_dir, config.llm_kv_max_bytes)
-            return {"llm": await llm_module(make_core(called, settings, host), settings)}
+            made = make_core(called, settings, host)
+            return {"llm": await llm_module(made, settings, config.source)}
         case ["tool"]:
             return {"tool": await tool_module(config.tool_slots)}
         case _ if modules and all(module in STATE_MODULES for module in modules):

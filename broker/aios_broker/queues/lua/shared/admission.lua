@@ -198,17 +198,26 @@ do
         end
     end
 
-    -- The currency that a job is paid in; nil: its core has no price.
-    function admission.currency_of(c, job, cores)
-        local core = limited_core(c, job, cores)
+    -- The budget that a job's owner has used up and that a core is paid from; nil: none.
+    local function unpaid(c, job, core)
         local terms = core and rates.terms(c, core)
-        return terms and terms.currency
+        return terms and terms.currency and money.over_budget(c, job.metadata, terms.currency) or nil
     end
 
-    -- The budget of its owner's that is used up. What has begun goes on to its end: it is paid for.
+    -- What has begun goes on to its end: it is paid for.
     local function over_budget(c, job, cores)
-        local currency = not job.begun and admission.currency_of(c, job, cores)
-        return currency and money.over_budget(c, job.metadata, currency) or nil
+        return not job.begun and unpaid(c, job, limited_core(c, job, cores)) or nil
+    end
+
+    -- Of a new job: the budget that is used up, where all cores that it may go to are paid from one.
+    function admission.unaffordable(c, job)
+        if not c.routed or not has_rules(c) or not c.has_terms then return nil end
+        local over
+        for _, core in ipairs(routes.leads(c, routes.asked(job.needs))) do
+            over = unpaid(c, job, core)
+            if not over then return nil end
+        end
+        return over
     end
 
     -- Is each of its resources one that it can get at all?

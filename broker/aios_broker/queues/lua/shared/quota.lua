@@ -276,8 +276,7 @@ function quota.refuses(c, job, taken)
         local waiting = load_of(c, 'q ' .. subject) + (taken[subject] or 0)
         if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most, 0, ''} end
     end
-    local currency = admission.currency_of(c, job)
-    local over = currency and money.over_budget(c, job.metadata, currency)
+    local over = admission.unaffordable(c, job)
     if over then return over end
     for _, subject in ipairs(limited) do taken[subject] = (taken[subject] or 0) + 1 end
 end

@@ -97,7 +97,10 @@ class _Server:
         self._found = found
         self._compiler: Compiler | None = None
         self._engine = Engine(
-            context, state_budget_bytes=state_budget_bytes, start_matcher=self._start_matcher
+            context,
+            state_budget_bytes=state_budget_bytes,
+            start_matcher=self._start_matcher,
+            prefill_ms_per_token=found.prefill_ms_per_token,
         )
         self._embedder = Embedder(library, context)
 

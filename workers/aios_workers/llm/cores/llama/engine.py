@@ -24,8 +24,11 @@ from aios_workers.llm.cores.llama.state_store import NoStates
 
 StartMatcher = Callable[[Constraint, Sequence[int]], Matcher]
 
-# Prompt tokens computed in a step in which others answer: about 0.1 s of this model on one core.
+# Prompt tokens computed in a step in which others answer: about 0.1 s of the small model.
 PREFILL_BESIDE_ANSWERS_TOKENS = 16
+# No step takes much longer than this, whatever the model's size: what was said meanwhile waits.
+STEP_MS = 1_000.0
+STEP_BESIDE_ANSWERS_MS = 250.0
 Event = Tokens | Ended
 
 
@@ -104,8 +107,8 @@ class ContextLike(Protocol):
         """Compute rows; return the wanted logits by slot."""
         ...
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget KV state from a position on."""
+    def truncate(self, slot: int, length: int) -> int:
+        """Forget KV state from a position on; return how many tokens are left, or none."""
         ...
 
     def export_state(self, slot: int) -> bytes:
@@ -147,8 +150,15 @@ class Engine:
         *,
         state_budget_bytes: int,
         start_matcher: StartMatcher = unconstrained,
+        prefill_ms_per_token: float = 0.0,
     ) -> None:
+        """`prefill_ms_per_token`: as measured; steps have fewer rows where it is long."""
         self._context = context
+        rows = context.shape.micro_batch_tokens
+        self._rows_alone = _rows_within(STEP_MS, prefill_ms_per_token, rows)
+        self._rows_beside_answers = _rows_within(
+            STEP_BESIDE_ANSWERS_MS, prefill_ms_per_token, PREFILL_BESIDE_ANSWERS_TOKENS
+        )
         self._start_matcher = start_matcher
         self._slots = [_Slot(number) for number in range(context.shape.slots)]
         self._waiting: deque[Generation] = deque()
@@ -227,8 +237,8 @@ class Engine:
         slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
         held_tokens = shared_prefix_tokens(slot.ids, known)
         slot = self._restored(generation, free, held_tokens) or slot
-        generation.cached_tokens = shared_prefix_tokens(slot.ids, known)
-        self._cut(slot, generation.cached_tokens)
+        self._cut(slot, shared_prefix_tokens(slot.ids, known))
+        generation.cached_tokens = len(slot.ids)
         slot.running = generation
         slot.used_at = self._steps
 
@@ -268,15 +278,15 @@ class Engine:
                 yield request_id, state
 
     def _cut(self, slot: _Slot, length: int) -> None:
-        self._context.truncate(slot.number, length)
+        if length < len(slot.ids) or length == 0:
+            length = self._context.truncate(slot.number, length)
         del slot.ids[length:]
 
     def _rows(self) -> list[Row]:
         answering = [slot for slot in self._slots if slot.pending_tokens == 1]
         reading = [slot for slot in self._slots if slot.pending_tokens > 1]
         room = self._context.shape.micro_batch_tokens - len(answering)
-        if answering:
-            room = min(room, PREFILL_BESIDE_ANSWERS_TOKENS)
+        room = min(room, self._rows_beside_answers if answering else self._rows_alone)
         rows = [row for slot in answering for row in _next_rows(slot, 1)]
         for position, slot in enumerate(reading):
             share = max(1, room // (len(reading) - position))
@@ -315,6 +325,11 @@ class Engine:
         """End all that runs: after a failed computation no slot's state is what we think."""
         for slot in self._slots:
             self._fail(slot, error)
+
+
+def _rows_within(limit_ms: float, ms_per_row: float, most: int) -> int:
+    """Return how many rows a step of so long has; one at least."""
+    return max(1, min(most, int(limit_ms / ms_per_row))) if ms_per_row > 0 else most
 
 
 def _next_rows(slot: _Slot, count: int) -> list[Row]:

@@ -66,11 +66,16 @@ class _LibraryContext:
         if code != 0:
             raise CoreError(f"llama.cpp could not compute {len(rows)} rows: code {code}")
 
-    def truncate(self, slot: int, length: int) -> None:
-        """Forget the slot's KV state from position `length` on."""
+    def truncate(self, slot: int, length: int) -> int:
+        """Forget the slot's state from position `length` on; return how many tokens are left.
+
+        Models with a recurrent state cannot go back to a position in the middle: they forget all.
+        """
         memory = self._c.llama_get_memory(self.handle)
-        if not self._c.llama_memory_seq_rm(memory, slot, length, _TO_THE_END):
-            raise CoreError(f"llama.cpp could not cut slot {slot} to {length} tokens")
+        for kept in (length, 0):
+            if self._c.llama_memory_seq_rm(memory, slot, kept, _TO_THE_END):
+                return kept
+        raise CoreError(f"llama.cpp could not empty slot {slot}")
 
     def close(self) -> None:
         """Free it; nothing may be called afterwards."""
@@ -101,11 +106,8 @@ class Context(_LibraryContext):
                 field="context_tokens",
                 remedy=f"ask for at most {trained_tokens}, not {shape.context_tokens}",
             )
-        settings = {}
-        if shape.grade == "exact" and shape.threads > 1:
-            # Keys and values of one type are summed in as many parts as there are threads, where
-            # one token looks at 512 and more.
-            settings["type_v"] = _BF16
+        # Beside keys of 16-bit floats: see `attends_alike`. The model's own range, fewer digits.
+        settings = {"type_v": _BF16} if shape.grade == "exact" else {}
         super().__init__(
             library,
             model,
@@ -153,11 +155,22 @@ class Context(_LibraryContext):
         The arrays are the library's memory: they hold until the next call. At most
         `micro_batch_tokens` rows; each slot's positions go on where its KV state ends.
 
+        Where rows may not be one product each slot is computed by itself: llama.cpp joins a row of
+        every sequence, whatever it is told of micro-batches.
+
         Raises:
             CoreError: llama.cpp refused; the slots' KV state is then undefined.
         """
-        self.decode(rows)
-        return {row.slot: self._logits(i) for i, row in enumerate(rows) if row.wants_logits}
+        if len(rows) <= self.shape.joint_rows:
+            self.decode(rows)
+            return {row.slot: self._logits(i) for i, row in enumerate(rows) if row.wants_logits}
+        found: dict[int, NDArray[np.float32]] = {}
+        for slot in dict.fromkeys(row.slot for row in rows):
+            own = [row for row in rows if row.slot == slot]
+            self.decode(own)
+            if own[-1].wants_logits:
+                found[slot] = self._logits(len(own) - 1).copy()
+        return found
 
     def _logits(self, row: int) -> NDArray[np.float32]:
         return _floats(self._c.llama_get_logits_ith(self.handle, row), self.vocab_size)
@@ -325,14 +338,16 @@ def probe(context: Context) -> ProbeResult:
 
     Reading computes many rows at once, writing one: some types of weights are multiplied in
     another way then. Attention differs only over longer texts, by settings that are known
-    (`ContextShape.attends_alike`), so that 40 tokens will do.
+    (`ContextShape.attends_alike`), so that 40 tokens will do. They are written beside another slot.
 
     Leaves every slot empty. Costs 80 tokens.
     """
     began = time.monotonic()
     shape = context.shape
     ids = [(i * 7919) % context.vocab_size for i in range(1, PROBE_TOKENS + 1)]
-    written = _compute(context, 0, ids, pieces=PROBE_PIECES)
+    neighbour = shape.slots - 1 if shape.slots > 1 else None
+    written = _compute(context, 0, ids, pieces=PROBE_PIECES, neighbour=neighbour)
+    context.truncate(shape.slots - 1, 0)
     read_from = time.monotonic()
     read = _compute(context, shape.slots - 1, ids, pieces=[PROBE_TOKENS])
     now = time.monotonic()
@@ -365,19 +380,29 @@ def open_context(
 
 
 def _compute(
-    context: Context, slot: int, ids: Sequence[int], *, pieces: Sequence[int]
+    context: Context,
+    slot: int,
+    ids: Sequence[int],
+    *,
+    pieces: Sequence[int],
+    neighbour: int | None = None,
 ) -> NDArray[np.float32]:
-    """Return the last logits of `ids`, computed in pieces (and those in micro-batches)."""
+    """Return the last logits of `ids`, computed in pieces (and those in micro-batches).
+
+    The neighbour, an empty slot, computes a row beside each.
+    """
     context.truncate(slot, 0)
     logits: dict[int, NDArray[np.float32]] = {}
-    position = 0
+    position = steps = 0
     for piece in pieces:
         end = position + piece
         while position < end:
-            stop = min(position + context.shape.micro_batch_tokens, end)
+            stop = min(position + context.shape.micro_batch_tokens - 1, end)
             rows = [Row(slot, i, ids[i], i == len(ids) - 1) for i in range(position, stop)]
+            if neighbour is not None:
+                rows.append(Row(neighbour, steps, ids[steps], wants_logits=True))
             logits = context.compute(rows)
-            position = stop
+            position, steps = stop, steps + 1
     return logits[slot].copy()
 
 

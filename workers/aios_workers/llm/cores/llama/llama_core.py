@@ -117,11 +117,17 @@ class LlamaCppConfig:
         cls, name: str, settings: LlamaSettings, *, kv_dir: Path | None, kv_max_bytes: int
     ) -> LlamaCppConfig:
         """Return what an entry of the catalogue describes."""
+        usual = cls()
+        gguf = Path(settings.gguf).expanduser() if settings.gguf is not None else None
+        tokens = settings.context_tokens
+        if tokens is None and gguf is None:
+            tokens = usual.context_tokens
         return cls(
-            model=name,
-            weights=Path(settings.gguf) if settings.gguf is not None else None,
+            model=usual.model if gguf is None else gguf.stem,
+            name=name,
+            weights=gguf,
             slots=settings.slots,
-            context_tokens=settings.context_tokens,
+            context_tokens=tokens,
             threads=settings.threads,
             gpu_layers=settings.gpu_layers,
             grade=settings.grade,
@@ -332,9 +338,11 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         need = memory_need(info, slots=config.slots, context_tokens=tokens, micro_batch_tokens=rows)
         check_memory(need, free, info, slots=config.slots, tokens=tokens)
         threads = config.threads or default_threads()
-        if exact and info.latent_attention:  # keys and values are one there: see `attends_alike`
+        if exact and info.latent_attention:
             threads = 1
-        shape = ContextShape(config.slots, tokens, threads, rows, rows, config.grade)
+        shape = ContextShape(
+            config.slots, tokens, threads, rows, rows, config.grade, info.latent_attention
+        )
         return (shape, replace(shape, joint_rows=1)) if exact else (shape,)
 
     def _command(self, weights: GgufInfo) -> list[str]:
@@ -344,7 +352,9 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         return [sys.executable, "-P", "-m", "aios_workers.llm.cores.llama", text]
 
     def _describe(self, ready: Ready, sha256: str) -> CoreInfo:
-        material = "\n".join((PACKAGE_VERSION, ready.system_info, sha256)).encode()
+        # What decides over bits, beside the weights: an exact answer goes on where all are equal.
+        built = (PACKAGE_VERSION, ready.system_info, sha256, ready.shape.grade)
+        material = "\n".join(built).encode()
         return CoreInfo(
             model=self.config.model,
             fingerprint=hashlib.sha256(material).hexdigest()[:16],

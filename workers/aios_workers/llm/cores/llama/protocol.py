@@ -36,13 +36,20 @@ class ContextShape:
     # Exact: whatever else is in a step, and in what pieces a text is read, the bits are the same.
     # A probe looks whether they are; settings that are known to fail are not even tried.
     grade: Grade = "exact"
+    # Values that are read from the keys' own numbers have their type: then nothing but one thread
+    # and small micro-batches is exact.
+    latent_attention: bool = False
 
     @property
     def attends_alike(self) -> bool:
-        """Whether attention takes the same kernel for one row and for many, at any length."""
-        if self.grade != "exact":
-            return self.threads == 1 and self.micro_batch_tokens <= MICRO_BATCH_TOKENS
-        return self.threads > 1 or self.micro_batch_tokens <= MICRO_BATCH_TOKENS
+        """Whether attention takes the same kernel for one row and for many, at any length.
+
+        It does where keys and values are of two types, which the exact grade sees to: the kernels
+        that differ (from 64 rows up; for one row of 512 tokens, in parts for each thread) want one.
+        """
+        if self.grade == "exact" and not self.latent_attention:
+            return True
+        return self.threads == 1 and self.micro_batch_tokens <= MICRO_BATCH_TOKENS
 
 
 class Load(Struct, frozen=True):

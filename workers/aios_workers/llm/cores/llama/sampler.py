@@ -7,6 +7,7 @@ position alone, so that a generation can be cut anywhere. Wherever two tokens ar
 comes first.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -18,12 +19,17 @@ from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.core import Sampling, ScoredToken
 
 Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
 
 
 _STREAM = 0x61696F73  # tells our numbers from others' with the same seed
-_FIRST_TOP_P = 256  # tokens; nearly always enough, and 20 times cheaper than sorting all
-_TOP_P_GROWTH = 16
+# What is sought among the best is nearly always among those that are this near to the very best: 20
+# times cheaper than sorting all. Where it is not, all are looked at: the result is the same.
+_NEAR_LOGITS = np.float32(12.0)
+_NEAR_WEIGHTS = np.float32(1e-4)
 _MANTISSA_BITS = 53
+_BLOCK = 256  # weights that are summed in single precision
+_LEAST_TEMPERATURE = 1e-6  # below it 32 bits do not hold what is divided by it
 _NEVER = np.float32(-np.inf)
 
 
@@ -51,8 +57,8 @@ class Sampler:
         """Return the token at `position` (prompt included) and count it as output.
 
         `allowed`: by token, whether it may be chosen; None: all may. Does not change `logits`.
-        For 49,152 of them 10 us greedy, 0.7 ms with a temperature, up
-        to 10 ms with top_p where the model is so unsure that all must be sorted.
+        For 152,000 of them 12 us greedy, 0.1 ms with top_k, 0.6 ms with a temperature alone, up to
+        20 ms with top_p where the model is so unsure that all must be sorted.
         """
         if self._penalises and self._counts:
             logits = penalised(logits, self._counts, self._sampling)
@@ -98,53 +104,87 @@ def choose(logits: Floats, sampling: Sampling, position: int) -> int:
         raise CoreError(f"the model's logits at position {position} are not finite")
     if sampling.temperature <= 0.0:
         return best
-    ids = top_k_ids(logits, sampling.top_k)
-    ids = ids[logits[ids] > _NEVER]
-    weights = _weights(logits[ids], float(logits[best]), sampling.temperature)
+    ids = top_k_ids(logits, sampling.top_k) if sampling.top_k > 0 else None
+    weights = _weights(logits if ids is None else logits[ids], logits[best], sampling.temperature)
     if sampling.top_p < 1.0:
-        kept = top_p_indices(weights, sampling.top_p)
-        ids, weights = ids[kept], weights[kept]
-    if sampling.min_p > 0.0:
-        likely = weights >= sampling.min_p  # the best one weighs 1
-        ids, weights = ids[likely], weights[likely]
-    sums = np.cumsum(weights)
-    point = draw(sampling.seed, position) * sums[-1]
-    index = int(np.searchsorted(sums, point, side="right"))
-    return int(ids[min(index, len(ids) - 1)])
+        ids, weights = _kept(ids, weights, top_p_indices(weights, sampling.top_p))
+    if sampling.min_p > 0.0:  # the best one weighs 1
+        ids, weights = _kept(ids, weights, np.flatnonzero(weights >= np.float32(sampling.min_p)))
+    index = index_at(weights, draw(sampling.seed, position))
+    return index if ids is None else int(ids[index])
 
 
-def top_k_ids(scores: Floats | NDArray[np.float64], k: int) -> NDArray[np.int64]:
+def index_at(weights: Floats, share: float) -> int:
+    """Return the index at a share, in [0, 1), of the weight: never one without weight.
+
+    Sums of blocks say which block it is in, sums within it where.
+    """
+    sums = _block_sums(weights)
+    point = share * sums[-1]
+    block = int(np.searchsorted(sums, point, side="right"))
+    start, before = block * _BLOCK, float(sums[block - 1]) if block else 0.0
+    inner = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    index = start + int(np.searchsorted(inner, point - before, side="right"))
+    if index >= min(start + _BLOCK, len(weights)):  # the sums are rounded
+        index = int(np.flatnonzero(weights[: start + _BLOCK])[-1])
+    return index
+
+
+def _block_sums(weights: Floats) -> NDArray[np.float64]:
+    """Return the weight of the first block, of the first two, and so on."""
+    whole = len(weights) // _BLOCK * _BLOCK
+    blocks = weights[:whole].reshape(-1, _BLOCK).sum(axis=1)
+    rest = weights[whole:].sum(keepdims=True)
+    return np.cumsum(np.concatenate((blocks, rest)), dtype=np.float64)
+
+
+def _kept(ids: Ids | None, weights: Floats, indices: Ids) -> tuple[Ids, Floats]:
+    """Return of both what is at some indices; without ids the indices are the ids."""
+    return indices if ids is None else ids[indices], weights[indices]
+
+
+def top_k_ids(scores: Floats, k: int) -> Ids:
     """Return the ids of the `k` best scores (0: all), ascending; ties go to lower ids."""
     if k <= 0 or k >= len(scores):
         return np.arange(len(scores))
-    least = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > least)
-    equal = np.flatnonzero(scores == least)[: k - len(above)]
+    near = np.flatnonzero(scores >= scores.max() - _NEAR_LOGITS)
+    if len(near) < k:
+        near = np.arange(len(scores))
+    near_scores = scores[near]
+    least = np.partition(near_scores, len(near) - k)[len(near) - k]
+    above = near[near_scores > least]
+    equal = near[near_scores == least][: k - len(above)]
     return np.sort(np.concatenate((above, equal)))
 
 
-def top_p_indices(weights: NDArray[np.float64], top_p: float) -> NDArray[np.int64]:
+def top_p_indices(weights: Floats, top_p: float) -> Ids:
     """Return the fewest, heaviest indices with `top_p` of the weight, ascending.
 
-    The weights need not add up to one; at least one index is returned. Looks at the heaviest
-    few first: what it returns does not depend on how many those are.
+    The weights need not add up to one; at least one index is returned.
     """
-    wanted = top_p * float(np.cumsum(weights)[-1])
-    size = min(_FIRST_TOP_P, len(weights))
-    while True:
-        heaviest = top_k_ids(weights, size)
-        order = heaviest[np.argsort(-weights[heaviest], kind="stable")]
-        sums = np.cumsum(weights[order])
-        if sums[-1] >= wanted or size == len(weights):
-            count = int(np.searchsorted(sums, wanted, side="left")) + 1
-            return np.sort(order[:count])
-        size = min(size * _TOP_P_GROWTH, len(weights))
+    wanted = top_p * float(_block_sums(weights)[-1])
+    near = np.flatnonzero(weights >= weights.max() * _NEAR_WEIGHTS)
+    order, sums = _heaviest_first(weights, near)
+    if sums[-1] < wanted and len(near) < len(weights):
+        order, sums = _heaviest_first(weights, np.arange(len(weights)))
+    count = int(np.searchsorted(sums, wanted, side="left")) + 1
+    return np.sort(order[:count])
 
 
-def _weights(scores: Floats, highest: float, temperature: float) -> NDArray[np.float64]:
-    """Return unnormalised probabilities, the highest being 1."""
-    weights: NDArray[np.float64] = np.exp((scores.astype(np.float64) - highest) / temperature)
-    return weights
+def _heaviest_first(weights: Floats, indices: Ids) -> tuple[Ids, NDArray[np.float64]]:
+    """Return indices by their weight, those of one weight as they are, and the sums so far."""
+    order = indices[np.argsort(-weights[indices], kind="stable")]
+    return order, np.cumsum(weights[order], dtype=np.float64)
+
+
+def _weights(scores: Floats, highest: np.float32, temperature: float) -> Floats:
+    """Return unnormalised probabilities, the highest being 1; what may not be chosen has 0.
+
+    In single precision, ten times as fast as in double: sums of them are made in double.
+    """
+    weights: Floats = scores - highest
+    weights *= np.float32(1.0 / max(temperature, _LEAST_TEMPERATURE))
+    return np.exp(weights, out=weights)
 
 
 def score(logits: NDArray[np.float32], token: int, alternatives: int) -> ScoredToken:
@@ -152,14 +192,13 @@ def score(logits: NDArray[np.float32], token: int, alternatives: int) -> ScoredT
 
     The model's own, before anything is done to them: a function of the logits alone, the same
     wherever a generation was cut.
-    Of equal ones the lower id comes first. About 0.6 ms for 49,152 logits.
+    Of equal ones the lower id comes first. About 0.3 ms for 152,000 logits.
     """
-    exact = logits.astype(np.float64)
-    highest = exact.max()
-    total = highest + np.log(np.exp(exact - highest).sum())
+    highest = logits.max()
+    total = float(highest) + math.log(_weights(logits, highest, 1.0).sum(dtype=np.float64))
     if alternatives == 0:
-        return ScoredToken(token, float(exact[token] - total))
+        return ScoredToken(token, float(logits[token]) - total)
     ids = top_k_ids(logits, alternatives)
-    ids = ids[np.argsort(-exact[ids], kind="stable")]
-    top = tuple(ScoredToken(int(each), float(exact[each] - total)) for each in ids)
-    return ScoredToken(token, float(exact[token] - total), top)
+    ids = ids[np.argsort(-logits[ids], kind="stable")]
+    top = tuple(ScoredToken(int(each), float(logits[each]) - total) for each in ids)
+    return ScoredToken(token, float(logits[token]) - total, top)

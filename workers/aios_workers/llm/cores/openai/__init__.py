@@ -1,0 +1,1 @@
+"""Endpoints that speak the OpenAI API: hosted models, vLLM, Ollama, servers of llama.cpp."""

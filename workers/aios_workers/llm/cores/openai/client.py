@@ -1,0 +1,213 @@
+"""Talks to one OpenAI-compatible endpoint: requests out, events in, errors by their kind.
+
+Nothing that an endpoint sends is trusted: every line, event and body has a limit, every wait ends.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from aios_broker.contract.errors import (
+    CoreAccountExhausted,
+    CoreBusy,
+    CoreError,
+    CoreKeyRefused,
+    UnsupportedOption,
+)
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES = 64 * 1024 * 1024  # of an answer that is no stream
+MAX_WORDS = 300  # characters of an endpoint's own words in an error
+LONGEST_PAUSE_S = 3_600.0  # that an endpoint may ask for
+DEFAULT_PAUSE_S = 5.0  # where it asks for one and does not say how long
+_EVENT_STREAM = "text/event-stream"
+Event = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long an endpoint is waited for."""
+
+    connect_s: float
+    first_event_s: float
+    stall_s: float  # between two events
+
+
+class Client:
+    """One endpoint, for one event loop."""
+
+    def __init__(self, core: str, url: str, key: str | None, limits: Limits) -> None:
+        self._core = core
+        self._limits = limits
+        headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/") + "/",
+            headers=headers,
+            timeout=httpx.Timeout(limits.first_event_s, connect=limits.connect_s),
+            follow_redirects=False,  # a key goes where its owner sent it, and nowhere else
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str) -> Event:
+        """Return the JSON object that a path answers with.
+
+        Raises:
+            CoreError: it does not answer, or with something else.
+        """
+        async with self._opened("GET", path, None) as answer:
+            return self._object(await self._body(answer))
+
+    async def post(self, path: str, content: Mapping[str, object]) -> Event:
+        """Return the JSON object that it answers with; errors as `get`."""
+        async with self._opened("POST", path, content) as answer:
+            return self._object(await self._body(answer))
+
+    async def stream(self, path: str, content: Mapping[str, object]) -> AsyncGenerator[Event, None]:
+        """Yield the events of an answer until it says that there are no more.
+
+        An endpoint that does not stream yields its one answer.
+
+        Raises:
+            CoreError: what it sends is no such stream, stalls, or ends in the middle.
+        """
+        async with self._opened("POST", path, content) as answer:
+            kind = answer.headers.get("content-type", "")
+            if not kind.startswith(_EVENT_STREAM):
+                yield self._object(await self._body(answer))
+                return
+            async for data in self._events(answer):
+                if data == b"[DONE]":
+                    return
+                event = self._object(data)
+                if "error" in event:
+                    raise self._error_of(200, event["error"], {})
+                yield event
+            raise CoreError(f"core {self._core!r}: its endpoint's answer ends in the middle")
+
+    async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """Yield the data of server-sent events; comments and names are passed over."""
+        rest = b""
+        async for piece in self._pieces(answer):
+            *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) > MAX_EVENT_BYTES:
+                raise CoreError(f"core {self._core!r}: its endpoint sends an event without an end")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield line[5:].strip()
+
+    async def _pieces(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """Yield what comes, as long as it comes in time."""
+        pieces = answer.aiter_bytes()
+        limit_s = self._limits.first_event_s
+        while True:
+            try:
+                async with asyncio.timeout(limit_s):
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise self._late(f"nothing came for {limit_s:g} s") from error
+            yield piece
+            limit_s = self._limits.stall_s
+
+    @asynccontextmanager
+    async def _opened(
+        self, method: str, path: str, content: Mapping[str, object] | None
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; give the answer when its head is there, if it is a good one."""
+        try:
+            async with self._http.stream(method, path, json=content) as answer:
+                if not answer.is_success:
+                    raise self._refusal(answer, await self._body(answer))
+                yield answer
+        except httpx.TimeoutException as error:
+            raise self._late(type(error).__name__) from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            words = str(error) or type(error).__name__
+            raise CoreError(
+                f"core {self._core!r}: its endpoint cannot be used: {words[:MAX_WORDS]}",
+                remedy="see whether it runs at the address of its core",
+            ) from error
+
+    def _late(self, how: str) -> CoreError:
+        return CoreError(
+            f"core {self._core!r}: its endpoint did not go on in time ({how})",
+            remedy="see whether it is well",
+        )
+
+    async def _body(self, answer: httpx.Response) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in answer.aiter_bytes():
+            size += len(piece)
+            if size > MAX_BODY_BYTES:
+                raise CoreError(f"core {self._core!r}: its endpoint's answer does not end")
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _object(self, data: bytes) -> Event:
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            shown = data[:80].decode("utf-8", "replace")
+            raise CoreError(
+                f"core {self._core!r}: its endpoint answers what is no JSON: {shown!r}",
+                remedy="see that the core's url is that of its API, up to /v1",
+            ) from error
+        if not isinstance(found, dict):
+            raise CoreError(f"core {self._core!r}: its endpoint answers no JSON object")
+        return found
+
+    def _refusal(self, answer: httpx.Response, body: bytes) -> CoreError | UnsupportedOption:
+        try:
+            found = json.loads(body)
+            said = found.get("error", found) if isinstance(found, dict) else {}
+        except (ValueError, RecursionError):
+            said = {}
+        return self._error_of(answer.status_code, said, answer.headers)
+
+    def _error_of(
+        self, status: int, said: object, headers: Mapping[str, str]
+    ) -> CoreError | UnsupportedOption:
+        """Return an endpoint's refusal as the error that it is."""
+        fields = said if isinstance(said, dict) else {"message": said}
+        words = " ".join(str(fields.get("message") or fields.get("detail") or "").split())
+        code = str(fields.get("code") or fields.get("type") or "")
+        text = f"core {self._core!r}: its endpoint answers {status}"
+        text += f": {words[:MAX_WORDS]}" if words else ""
+        if status in (401, 403):
+            return CoreKeyRefused(text, remedy="see what its api_key_env or api_key_file names")
+        if status == 402 or code == "insufficient_quota":
+            return CoreAccountExhausted(text, remedy="fill up the account, or use another core")
+        if status == 429 or code == "rate_limit_exceeded":
+            return CoreBusy(text, remedy="wait", retry_after_s=_pause_s(headers))
+        if status == 503 and "retry-after" in headers:
+            return CoreBusy(text, remedy="wait", retry_after_s=_pause_s(headers))
+        if status in (400, 422):
+            param = fields.get("param")
+            return UnsupportedOption(
+                text,
+                field=f"body.{param}" if isinstance(param, str) and param else "body",
+                remedy="leave out what it does not know, or use another core",
+            )
+        return CoreError(text)
+
+
+def _pause_s(headers: Mapping[str, str]) -> float:
+    """Return how long an endpoint asks to be left alone: seconds in `Retry-After`, or a guess."""
+    try:
+        pause_s = float(headers.get("retry-after", ""))
+    except ValueError:
+        return DEFAULT_PAUSE_S
+    return min(max(0.0, pause_s), LONGEST_PAUSE_S) if pause_s == pause_s else DEFAULT_PAUSE_S
