@@ -50,7 +50,7 @@ class PoisonHandler:
 def poisoned(loaded: LoadedModule) -> LoadedModule:
     """Return the module with poison in it."""
     make = loaded.make_handler
-    return LoadedModule(lambda port: PoisonHandler(make(port)), loaded.cores)
+    return LoadedModule(lambda port: PoisonHandler(make(port)), loaded.entry)
 
 
 def harm(kind: str) -> Done:

@@ -5,6 +5,7 @@ environment describes one more core: the default one where no core of the file i
 """
 
 import re
+import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ FILE_NAME = "cores.toml"
 TABLE = "cores"
 # Where msgspec says that something is wrong, and what tomllib says of a table that comes twice.
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 _TWICE = re.compile(r"Cannot declare \('cores', '([^']+)'\) twice")
 
 
@@ -64,6 +66,11 @@ def catalogue_path(state_dir: Path, named: Path | None) -> Path:
     return (named if named is not None else state_dir / FILE_NAME).expanduser()
 
 
+def cores_source(path: Path) -> str:
+    """Return how the fleet calls this file, and the environment beside it."""
+    return f"{socket.gethostname()}:{path}"
+
+
 def read_catalogue(path: Path) -> Catalogue:
     """Return what a file says; nothing where there is none."""
     try:
@@ -73,6 +80,15 @@ def read_catalogue(path: Path) -> Catalogue:
     except (OSError, UnicodeDecodeError) as error:
         return _unreadable(f"{path} cannot be read: {error}")
     return parse_catalogue(text)
+
+
+def file_stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what is another one when a file is: inode, time of change in ns, size."""
+    try:
+        found = path.stat()
+    except OSError:  # it is not there, or cannot be seen: reading it says which
+        return None
+    return (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 def parse_catalogue(text: str) -> Catalogue:
@@ -92,14 +108,19 @@ def parse_catalogue(text: str) -> Catalogue:
     problems: dict[str, InvalidConfig] = {}
     for name, table in tables.items():
         try:
-            cores[name] = _core(name, table)
+            cores[name] = core_of_table(name, table)
         except InvalidConfig as error:
             problems[name] = error
     _drop_contradicting(cores, problems)
     return Catalogue(cores, problems)
 
 
-def _core(name: str, table: object) -> Core:
+def core_of_table(name: str, table: object) -> Core:
+    """Return the core that a table of the file describes.
+
+    Raises:
+        InvalidConfig: It will not do; `field` names the core and the setting.
+    """
     try:
         msgspec.convert(name, CoreName)
         core: Core = msgspec.convert(table, Core)
@@ -107,8 +128,12 @@ def _core(name: str, table: object) -> Core:
         message = str(error)
         at = _AT.search(message)
         setting = f".{at[1]}" if at and at[1] else ""
+        remedy = "correct it"
+        if unknown := _UNKNOWN.search(message):
+            setting, remedy = f"{setting}.{unknown[1]}", "take it out"
+            message = f"a core of this kind has no setting {unknown[1]!r}"
         raise InvalidConfig(
-            _AT.sub("", message), field=f"{TABLE}.{name}{setting}", remedy="correct it"
+            _AT.sub("", message), field=f"{TABLE}.{name}{setting}", remedy=remedy
         ) from error
     check_core(name, core)
     return core

@@ -26,6 +26,7 @@ from aios_cli.session import Operator, command, current_config, find_kernel, wit
 from aios_cli.tables import Column, Listing, say, show_json
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import START_TIMEOUT_S, EmbeddedKernel
+from aios_local.supervisor.process import EXIT_SETTINGS
 from aios_local.supervisor.record import KernelRecord, ProcessRecord, is_running, read_record
 
 STOP_TIMEOUT_S = 60.0  # workers drain for 10 s, the servers write what they hold
@@ -155,9 +156,15 @@ def _stop(state_dir: Path, record: KernelRecord) -> None:
     )
 
 
+def _state_of(one: ProcessRecord) -> str:
+    if one.state != "failed":
+        return one.state
+    return "wrong setting" if one.last_exit == EXIT_SETTINGS else "crash loop"
+
+
 PROCESSES = Listing[ProcessRecord](
     (Column("process"), lambda one: one.name),
-    (Column("state"), lambda one: "crash loop" if one.state == "failed" else one.state),
+    (Column("state"), _state_of),
     (Column("pid", "right"), lambda one: "" if one.pid is None else one.pid),
     (Column("restarts", "right"), lambda one: one.restarts),
     (Column("last exit", "right"), lambda one: "" if one.last_exit is None else one.last_exit),

@@ -71,7 +71,7 @@ def test_without_a_file_there_are_none(tmp_path: Path) -> None:
     [
         ('[cores.a]\nkind = "gpt"\n', "cores.a.kind", "gpt"),
         ("[cores.a]\nslots = 2\n", "cores.a", "kind"),
-        ('[cores.a]\nkind = "llama"\nslot = 2\n', "cores.a", "slot"),
+        ('[cores.a]\nkind = "llama"\nslot = 2\n', "cores.a.slot", "no setting 'slot'"),
         ('[cores.a]\nkind = "llama"\nslots = 0\n', "cores.a.slots", ">= 1"),
         ('[cores.a]\nkind = "llama"\nslots = "2"\n', "cores.a.slots", "int"),
         ('[cores."a b"]\nkind = "llama"\n', "cores.a b", "regex"),
@@ -180,10 +180,9 @@ def test_a_key_that_is_none_is_refused_and_not_told(key: str) -> None:
     aliases=st.lists(st.sampled_from("abc"), max_size=2).map(tuple),
     default=st.booleans(),
     price=st.none() | st.just(Price(1.0)),
-    requests=st.integers(0, 9),
 )
 def test_what_only_a_card_says_starts_nothing_anew(
-    *, workers: int, aliases: tuple[str, ...], default: bool, price: Price | None, requests: int
+    *, workers: int, aliases: tuple[str, ...], default: bool, price: Price | None
 ) -> None:
     core = SGLangSettings(
         url="http://x",
@@ -191,7 +190,6 @@ def test_what_only_a_card_says_starts_nothing_anew(
         aliases=aliases,
         default=default,
         price=price,
-        limits=RateLimits(requests),
     )
 
     assert process_version(core) == process_version(SGLangSettings(url="http://x"))

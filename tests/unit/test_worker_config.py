@@ -29,7 +29,9 @@ def test_settings_are_read() -> None:
     assert config.limits == Limits(lease_s=2.5, drain_s=Limits().drain_s)
     name, core = config.core(None)
     assert name == ""  # its model's
-    assert core == SimulatedSettings(slots=3, context_tokens=2048, decode_tokens_per_s=40.0)
+    assert core == SimulatedSettings(
+        slots=3, context_tokens=2048, decode_tokens_per_s=40.0, default=True
+    )
 
 
 def test_settings_of_the_kernels_other_processes_are_left_alone() -> None:
@@ -99,6 +101,17 @@ def test_the_file_lies_in_the_state_directory_unless_told_otherwise(tmp_path: Pa
     config = WorkerConfig.from_environment({**REDIS, "AIOS_STATE_DIR": str(tmp_path)})
 
     assert config.core("toy") == ("toy", SimulatedSettings())
+
+
+def test_the_environments_core_is_the_default_where_no_core_of_the_file_is(tmp_path: Path) -> None:
+    config = WorkerConfig.from_environment({**REDIS, "AIOS_STATE_DIR": str(tmp_path)})
+    assert config.core(None)[1].default
+
+    (tmp_path / "cores.toml").write_text('[cores.toy]\nkind = "simulated"\n')
+    assert config.core(None)[1].default
+
+    (tmp_path / "cores.toml").write_text('[cores.toy]\nkind = "simulated"\ndefault = true\n')
+    assert not config.core(None)[1].default
 
 
 def test_another_module_has_no_cores(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from prometheus_client.core import Metric
 
 from aios_broker.config import environment
+from aios_broker.contract.cores import CoreSettings
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownModule
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
@@ -24,6 +25,7 @@ from aios_broker.log import configure
 from aios_broker.metrics.server import MetricsServer
 from aios_broker.queues.keys import Keys
 from aios_workers.config import WorkerConfig
+from aios_workers.llm.core_entry import followed
 from aios_workers.runtime.kernel import LoadSpilled, nothing_spilled
 from aios_workers.runtime.loop import Worker, WorkerSpec
 from aios_workers.runtime.registry import load_modules, open_worker, watched, worker_name
@@ -70,6 +72,10 @@ async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | Non
             for module, one in loaded.items()
         ]
         await stack.enter_async_context(watched(config.worker_lease_s))
+        if (entry := loaded[modules[0]].entry) is not None:
+            read = partial(_settings_of, config, core)
+            following = followed(entry, config.cores_path, read, workers[0].show)
+            await stack.enter_async_context(following)
         _obey_signals(workers)
         with MetricsServer(
             config.metrics_port, partial(_metrics, workers), host=config.metrics_host
@@ -77,6 +83,10 @@ async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | Non
             logger.info("worker %s serves %s", worker_name(modules[0]), ", ".join(modules))
             await asyncio.gather(*(worker.run() for worker in workers))
     logger.info("worker %s left in good order", worker_name(modules[0]))
+
+
+def _settings_of(config: WorkerConfig, core: str | None) -> CoreSettings:
+    return config.core(core)[1]
 
 
 def _spec(module: Module, config: WorkerConfig) -> WorkerSpec:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from aios_broker.catalogue import catalogue_path, read_catalogue
+from aios_broker.catalogue import catalogue_path, cores_source, read_catalogue
 from aios_broker.config import (
     KernelConfig,
     LogLevel,
@@ -112,9 +113,22 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             InvalidConfig: The file is wrong, or has no such core.
         """
-        if name is None:
-            return self.environment_core()
-        return name, read_catalogue(catalogue_path(self.state_dir, self.cores)).one(name)
+        catalogue = read_catalogue(self.cores_path)
+        if name is not None:
+            return name, catalogue.one(name)
+        name, core = self.environment_core()
+        is_default = not any(other.default for other in catalogue.cores.values())
+        return name, replace(core, default=is_default)
+
+    @property
+    def cores_path(self) -> Path:
+        """Where the file of cores lies, whether it is there or not."""
+        return catalogue_path(self.state_dir, self.cores).absolute()
+
+    @property
+    def source(self) -> str:
+        """Who describes this worker's core."""
+        return cores_source(self.cores_path)
 
     def environment_core(self) -> tuple[str, Core]:
         """Return the core that the environment describes; without a name it has its model's.

@@ -123,7 +123,7 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
-_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price")
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 
@@ -136,6 +136,11 @@ def process_version(core: Core) -> str:
     usual = CoreSettings()
     rest = {setting: getattr(usual, setting) for setting in _OF_ITS_CARD}
     return encode(replace(core, **rest)).decode()
+
+
+def kind_of(core: CoreSettings) -> str:
+    """Return what kind a core is; empty: of none that a file has."""
+    return str(core.__struct_config__.tag or "")
 
 
 def key_variable(core: Core) -> str | None:
@@ -159,6 +164,8 @@ class CoreCard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slots: int = 1  # of one worker
     context_tokens: int = 0  # 0: not known
     preemptible: bool = True
+    source: str = ""  # who describes it: a file of a host; who does takes it away as well
+    report: dict[str, str] = field(default_factory=dict)  # what a person is told of it
     generates: bool = True  # False: it makes embeddings alone
     keeps_kv: bool = False  # the next call of a program is cheaper where its last one ran
     limits: RateLimits = field(default_factory=RateLimits)

@@ -1,16 +1,20 @@
 """The file of cores as a running kernel follows it: what it wants to run, what is wrong with it."""
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
-from aios_broker.catalogue import FILE_NAME, TABLE, Catalogue, catalogue_path, read_catalogue
+from aios_broker.catalogue import (
+    FILE_NAME,
+    TABLE,
+    Catalogue,
+    catalogue_path,
+    cores_source,
+    file_stamp,
+    read_catalogue,
+)
 from aios_broker.config import KernelConfig
-from aios_broker.contract.cores import Core, key_variable, process_version
+from aios_broker.contract.cores import Core, CoreCard, key_variable, process_version
 from aios_broker.contract.errors import InvalidConfig
 from aios_local.supervisor.programs import SGLANG_KEY, Program, core_programs
-
-_Stamp = tuple[int, int, int]  # inode, time of change in ns, size
 
 
 class CoresWatch:
@@ -18,11 +22,14 @@ class CoresWatch:
 
     def __init__(self, config: KernelConfig) -> None:
         self.path = catalogue_path(config.state_dir, config.cores).absolute()
+        self._config = config
         self._taken = config.environment_core
+        self._source = cores_source(self.path)
+        self._wrong: frozenset[str] = frozenset()
         self._news: list[str] = []
         self._cores: dict[str, Core] = {}
         self._problems: tuple[str, ...] = ()
-        self._stamp: _Stamp | None = None
+        self._stamp: tuple[int, int, int] | None = None
         self.look()
 
     @property
@@ -46,9 +53,18 @@ class CoresWatch:
         named = (key_variable(core) for core in self._cores.values())
         return frozenset((SGLANG_KEY, *(variable for variable in named if variable)))
 
+    def describes(self, card: CoreCard) -> bool:
+        """Whether a core that the fleet knows is in this file, or not its matter."""
+        if card.source != self._source or FILE_NAME in self._wrong:
+            return True
+        # An SGLang server says its name itself.
+        config = self._config
+        unnamed = config.llm_core == "sglang" == card.kind and config.llm_workers > 0
+        return unnamed or card.name in {*self._cores, *self._wrong, self._taken}
+
     def look(self) -> bool:
         """Read the file if it is another than before; return whether it is."""
-        stamp = _stamp(self.path)
+        stamp = file_stamp(self.path)
         if stamp == self._stamp:
             return False
         self._stamp = stamp
@@ -78,6 +94,7 @@ class CoresWatch:
             if problem not in self._problems
         ]
         self._cores, self._problems = cores, problems
+        self._wrong = frozenset(found.problems)
 
 
 def name_is_taken(name: str) -> InvalidConfig:
@@ -99,11 +116,3 @@ def changes_between(before: Mapping[str, Core], after: Mapping[str, Core]) -> li
             same = process_version(before[name]) == process_version(core)
             lines.append(f"core {name} is changed{'' if same else ': it starts anew'}")
     return lines
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        found = os.stat(path)
-    except OSError:  # it is not there, or cannot be seen: reading it says which
-        return None
-    return (found.st_ino, found.st_mtime_ns, found.st_size)

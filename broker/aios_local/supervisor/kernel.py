@@ -28,7 +28,7 @@ from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.cores import CoresWatch
-from aios_local.supervisor.programs import Program, kernel_programs, services_of
+from aios_local.supervisor.programs import Fleet, Program, kernel_programs, services_of
 from aios_local.supervisor.record import (
     KernelRecord,
     KernelState,
@@ -86,6 +86,7 @@ class EmbeddedKernel:
             check_database_url(config.database_url)
         self._inherited = environment() if inherited is None else inherited
         self._cores: CoresWatch | None = None
+        self._cores_forgotten = False  # those that were described once
         if programs is None:
             self._cores = CoresWatch(config)
             programs = [*kernel_programs(config), *self._cores.programs]
@@ -249,7 +250,13 @@ class EmbeddedKernel:
 
     def _wanted_cores(self) -> Sequence[Service] | None:
         """Return the workers of the file's cores, when the file has changed."""
-        if self._cores is None or not self._cores.look():
+        if self._cores is None:
+            return None
+        changed = self._cores.look()
+        if changed or not self._cores_forgotten:
+            fleet = Fleet(self.redis_url, Keys(self.config.key_prefix))
+            self._cores_forgotten = fleet.forget_cores(self._cores.describes)
+        if not changed:
             return None
         self._say_news()
         self._write()  # its problems

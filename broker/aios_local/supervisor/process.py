@@ -28,6 +28,7 @@ ASK_READY_EVERY_S = 0.03
 READ_BYTES = 65_536
 MAX_LINE_BYTES = 8_192
 EXIT_SETTINGS = 2  # our processes' exit code for a wrong setting: trying again changes nothing
+LEVEL = re.compile(r"^[A-Z]+ [\w.]+: ")  # what our own processes put before a line
 # What Python's logging and Valkey put before each line: this log has the time already.
 FOREIGN_STAMP = re.compile(
     r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} |\d+:[A-Z] \d+ \w+ \d{4} [\d:.]+ [.\-*#] )"
@@ -126,7 +127,11 @@ class SupervisedProcess:
 
     def replace(self, successor: Service | None) -> None:
         """Let it stop in order, without waiting for that, and start again as another; or not."""
-        self.say("is stopped: it is not wanted any more" if successor is None else "is changed")
+        if successor is None:
+            self.say("is stopped: it is not wanted any more")
+        else:
+            same = successor.version == self.service.version
+            self.say("is tried again" if same else "is changed: it starts anew")
         self.successor = successor
         if self.child is None:
             self._become_successor()
@@ -185,7 +190,7 @@ class SupervisedProcess:
         if self.service.one_shot and code == 0:
             self.state = "done"
             return
-        self._last_words = self.last_line
+        self._last_words = LEVEL.sub("", self.last_line)
         if lived_s >= STABLE_S or self.expected_death:
             self._short_lives = 0
             self.expected_death = False

@@ -9,10 +9,12 @@ from typing import Literal
 import hiredis
 
 from aios_broker.config import KernelConfig
-from aios_broker.contract.cores import Core, key_variable, process_version
-from aios_broker.contract.errors import RedisUnavailable
+from aios_broker.contract.cores import Core, CoreCard, key_variable, process_version
+from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import STATE_MODULES
 from aios_broker.process.child import Service, always_ready
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 
@@ -131,7 +133,7 @@ def services_of(
         secrets: Variables that hold keys: a process gets the one that its program names.
     """
     stages: dict[int, list[Service]] = {}
-    fleet = _Fleet(environment["AIOS_REDIS_URL"], keys)
+    fleet = Fleet(environment["AIOS_REDIS_URL"], keys)
     is_ready: dict[Ready, Callable[[int], bool]] = {
         "at once": always_ready,
         "leading": fleet.is_led,
@@ -160,7 +162,7 @@ def services_of(
 
 
 @dataclass(frozen=True, slots=True)
-class _Fleet:
+class Fleet:
     """What Redis says of the kernel's processes."""
 
     redis_url: str
@@ -186,6 +188,22 @@ class _Fleet:
 
         return self._tell(is_led)
 
+    def forget_cores(self, is_described: Callable[[CoreCard], bool]) -> bool:
+        """Take away the cores that nobody describes any more; return whether none is left.
+
+        One whose worker has not left yet stays.
+        """
+
+        async def forget(redis: Connection) -> bool:
+            control = Control(Functions(redis), self.keys)
+            gone = [one for one in await control.cores() if not is_described(one.card)]
+            for one in gone:
+                if one.slots is None:
+                    await control.remove_core(one.card.name)
+            return all(one.slots is None for one in gone)
+
+        return self._tell(forget)
+
     def _tell(self, ask: Callable[[Connection], Awaitable[bool]]) -> bool:
         """Ask on a connection of its own: the supervisor's thread has no loop."""
 
@@ -199,5 +217,5 @@ class _Fleet:
 
         try:
             return asyncio.run(told())
-        except (RedisUnavailable, TimeoutError, hiredis.ReplyError):
+        except (KernelError, TimeoutError, hiredis.ReplyError):
             return False

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -111,6 +111,8 @@ class CoreInfo:
     vocabulary_size: int | None = None  # token ids are below it; None: it does not say
     memory: ContextMemory = ContextMemory()
     name: str = ""  # of the core, as syscalls and `cores.toml` have it; none: its model's
+    # What a person is told of it: a word, such as `template`, and where that is from.
+    report: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """A core without a name of its own has its model's."""

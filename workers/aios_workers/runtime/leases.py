@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Lease, SliceVerdict, WorkerCard
@@ -21,6 +23,7 @@ class Leases:
     def __init__(self, queue: ModuleQueue, card: WorkerCard, lease_s: float) -> None:
         self._queue = queue
         self._card = card
+        self._card_changed = False
         self._lease_s = lease_s
         self._runs: dict[str, Run] = {}
         self._alone: set[str] = set()  # jobs that have their last try
@@ -54,6 +57,11 @@ class Leases:
         """Return the run of a job, if it runs here."""
         return self._runs.get(job_id)
 
+    def show(self, cores: Sequence[CoreCard]) -> None:
+        """Show the worker with these cores, from the next renewal on."""
+        self._card = replace(self._card, cores=tuple(cores))
+        self._card_changed = True
+
     async def keep(self, unsettled: Callable[[], list[Lease]]) -> None:
         """Renew until cancelled; `unsettled`: leases of results that are on their way.
 
@@ -74,8 +82,10 @@ class Leases:
     async def renew(self, unsettled: Iterable[Lease] = ()) -> None:
         """Renew all leases now, and obey what the queue says of each."""
         # It may have been emptied, or be another one, however well the connection stood.
-        if not await self._queue.knows(self._card.name):
-            await self._queue.register(self._card)
+        card = self._card
+        if self._card_changed or not await self._queue.knows(card.name):
+            await self._queue.register(card)
+            self._card_changed = self._card is not card
         leases = [run.lease for run in self._runs.values()]
         leases += unsettled
         verdicts = await self._queue.renew(self._card, leases, self._lease_s)

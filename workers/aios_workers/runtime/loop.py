@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 from prometheus_client.core import Metric
 
+from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import KernelError, RedisUnavailable
 from aios_broker.contract.names import Module
 from aios_broker.queues.keys import Keys
@@ -113,6 +114,10 @@ class Worker:
     def running(self) -> int:
         """How many jobs run now; results that wait to be settled do not count."""
         return len(self._leases)
+
+    def show(self, core: CoreCard) -> None:
+        """Tell the fleet of its core what has changed, with the next renewal."""
+        self._leases.show((core,))
 
     def metrics(self) -> Iterable[Metric]:
         """Yield what this worker has done and has to do; safe from another thread."""

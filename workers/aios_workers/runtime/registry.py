@@ -37,7 +37,8 @@ from aios_broker.queues.records import PolicyRow, WorkerCard
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
-from aios_workers.llm.core import Accounted, Core, CoreInfo
+from aios_workers.llm.core import Accounted, Core
+from aios_workers.llm.core_entry import CoreEntry
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.llm.handler import LlmHandler
@@ -64,7 +65,12 @@ class LoadedModule:
     """A module that is ready to run: its core, if it has one, is started."""
 
     make_handler: Callable[[Kernel], Handler]  # the handler closes the core
-    cores: tuple[CoreCard, ...] = ()  # as the fleet sees them
+    entry: CoreEntry | None = None  # of its core
+
+    @property
+    def cores(self) -> tuple[CoreCard, ...]:
+        """Its cores, as the fleet sees them now."""
+        return (self.entry.card,) if self.entry is not None else ()
 
     @property
     def core_names(self) -> tuple[str, ...]:
@@ -166,12 +172,15 @@ def _simulated_core(name: str, settings: SimulatedSettings) -> Core:
     )
 
 
-async def llm_module(core: Core, settings: CoreSettings | None = None) -> LoadedModule:
+async def llm_module(
+    core: Core, settings: CoreSettings | None = None, source: str = ""
+) -> LoadedModule:
     """Start a core and return the llm module on it; without settings it is a core like any other.
 
     Args:
         core: Not started yet.
         settings: Its entry, of which the fleet is told what stands in its card.
+        source: Who describes it.
     """
     try:
         await core.start()
@@ -179,36 +188,15 @@ async def llm_module(core: Core, settings: CoreSettings | None = None) -> Loaded
         await core.close()
         raise
     settings = settings or CoreSettings()
-    card = card_of(core.info, settings)
-    price, limits = settings.price, settings.limits
+    entry = CoreEntry(core.info, settings, source)
 
     def handler(kernel: Kernel) -> Handler:
         if isinstance(core, Accounted):
             queue = kernel.queue
-            core.rates = CoreRates(queue.functions, card.name, limits, queue.keys)
-        return LlmHandler(core, kernel, price)
+            core.rates = CoreRates(queue.functions, core.info.name, settings.limits, queue.keys)
+        return LlmHandler(core, kernel, entry.price)
 
-    return LoadedModule(handler, (card,))
-
-
-def card_of(info: CoreInfo, settings: CoreSettings) -> CoreCard:
-    """Return what the fleet is told of a started core."""
-    return CoreCard(
-        name=info.name,
-        model=info.model,
-        kind=str(settings.__struct_config__.tag or ""),
-        snapshot_model=info.snapshot_model,
-        aliases=settings.aliases,
-        default=settings.default,
-        fallback=settings.fallback,
-        slots=info.slots,
-        context_tokens=info.context_tokens,
-        preemptible=info.capabilities.preemptible,
-        generates=info.capabilities.generates,
-        keeps_kv=info.capabilities.preemptible,
-        limits=settings.limits,
-        currency="" if settings.price is None else settings.price.currency,
-    )
+    return LoadedModule(handler, entry)
 
 
 async def tool_module(slots: int) -> LoadedModule:
@@ -240,7 +228,8 @@ async def load_modules(
         case ["llm"]:
             called, settings = config.core(core)
             host = CoreHost(environment(), config.llm_kv_dir, config.llm_kv_max_bytes)
-            return {"llm": await llm_module(make_core(called, settings, host), settings)}
+            made = make_core(called, settings, host)
+            return {"llm": await llm_module(made, settings, config.source)}
         case ["tool"]:
             return {"tool": await tool_module(config.tool_slots)}
         case _ if modules and all(module in STATE_MODULES for module in modules):
