@@ -163,11 +163,11 @@ async def caller(redis_url: str) -> AsyncIterator[Caller]:
 
 
 async def long_and_short(
-    caller: Caller, config: SimulatedCoreConfig, long_tokens: int = LONG
+    caller: Caller, config: SimulatedCoreConfig, prompt: str = "x" * 100, tokens: int = LONG
 ) -> tuple[int, float]:
     """Return how often the long one was cut, and how long the short one waited behind it."""
     async with running_worker(caller.url, "llm", await llm_module(SimulatedCore(config))):
-        [long] = await caller.submit(chat("x" * 100, max_tokens=long_tokens))
+        [long] = await caller.submit(chat(prompt, max_tokens=tokens))
 
         async def runs() -> bool:
             view = await caller.control.job(long)
@@ -199,11 +199,11 @@ async def test_where_they_do_not_fit_and_reading_is_dear_the_long_one_ends_first
 async def test_where_they_do_not_fit_nobody_waits_longer_than_reading_is_worth(
     caller: Caller,
 ) -> None:
-    """Read at 40,000 tokens a second: twenty times that is under a second of the 8 s."""
-    cramped = replace(ONE_SLOT, prefill_tokens_per_s=40_000.0, kv_tokens=150)
-    cuts, waited_s = await long_and_short(caller, cramped, long_tokens=3_200)
+    """It is read in 10 ms, and as much more as the machine is busy; its answer takes 4.75 s."""
+    cramped = replace(ONE_SLOT, prefill_tokens_per_s=200_000.0, kv_tokens=2_500)
+    cuts, waited_s = await long_and_short(caller, cramped, prompt="x" * 2_000, tokens=1_900)
     assert cuts >= 1
-    assert waited_s < 6.0
+    assert waited_s < 4.5
 
 
 async def test_what_resuming_costs_is_learnt_from_the_resumptions(caller: Caller) -> None:
