@@ -93,6 +93,8 @@ async def test_a_name_that_leads_to_paid_cores_alone_is_refused_at_once(user: Qu
     assert isinstance(await publish(user, "fast"), QuotaExceeded)
     assert isinstance(await publish(user, ""), QuotaExceeded)
     assert await publish(user, "any") == "queued"
+    [lease] = await claim(user, 4)  # it went where it costs nothing
+    assert await user.redis.execute("HGET", user.keys.job(lease.job_id), "origin") == b"llm.free"
 
 
 async def test_cores_without_a_price_and_other_agents_go_on(cores: QueueUser) -> None:

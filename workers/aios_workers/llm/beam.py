@@ -39,6 +39,7 @@ from aios_workers.llm.answers import (
     millionths,
 )
 from aios_workers.llm.core import Core, CoreRetries, GenerationRequest
+from aios_workers.llm.fallback import Progress
 from aios_workers.llm.slicing import Cutting, Slicing
 from aios_workers.runtime.executor import (
     BackgroundTasks,
@@ -285,6 +286,11 @@ class BeamGeneration:
             return Done(self._result())
         assert self._slicing.suspended is not None
         return Suspended(self._snapshot(), self._slicing.suspended)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come: what another core needs to know when this one has failed."""
+        return Progress(self._generated_tokens > 0, snapshot=self._snapshot())
 
     async def _step(self) -> None:
         beams = list(self._search.live)

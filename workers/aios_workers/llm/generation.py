@@ -26,6 +26,7 @@ from aios_workers.llm.answers import (
     score_of,
 )
 from aios_workers.llm.core import Core, CoreRetries, FinishReason, GenerationRequest, Step
+from aios_workers.llm.fallback import Progress
 from aios_workers.llm.slicing import Cutting, Slicing
 from aios_workers.llm.slicing_rule import ResumeCost
 from aios_workers.runtime.executor import (
@@ -263,6 +264,18 @@ class Generation:
             return Done(result)
         assert self._slicing.suspended is not None
         return Suspended(self._snapshot(), self._slicing.suspended)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it has come: what another core needs to know when this one has failed."""
+        request = self._plan.request
+        begun = any(branch.ids for branch in self._branches)
+        resumes = begun and self._core.info.capabilities.can_suspend(request)
+        return Progress(
+            begun,
+            streamed=self._stream.written > 0 or self._stream.delivered > 0,
+            snapshot=self._snapshot() if resumes else None,
+        )
 
     def _context_tokens(self) -> int:
         """Return how many tokens its answers have, the prompt in each of them."""

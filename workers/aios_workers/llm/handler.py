@@ -35,11 +35,13 @@ from aios_workers.llm.conversation import Render, counter
 from aios_workers.llm.core import (
     Core,
     CoreRetries,
+    Embeddings,
     GenerationRequest,
     Reader,
     Sampling,
     characters_of,
 )
+from aios_workers.llm.fallback import Fallback, Progress
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_core, check_images, check_length, check_options
 from aios_workers.llm.slicing import Cutting
@@ -62,6 +64,7 @@ class LlmHandler:
         self._kernel = kernel
         self._reader = Reader()
         self._cutting = Cutting(core)
+        self._fallback = Fallback(core.info, kernel)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -125,10 +128,16 @@ class LlmHandler:
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
         render = partial(prompt_ids, self._core, toolbox=toolbox)
-        plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
+        begun = run.lease.has_snapshot
+        generation: Generation | BeamGeneration | None = None
         try:
-            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
+            plan = await self._plan(run, syscall, body, toolbox, render)
+            generation = kind(self._core, self._kernel, run, plan, self._cutting)
+            outcome = await generation.run()
+        except CoreError as error:
+            progress = Progress(begun, begun) if generation is None else generation.progress
+            return await self._fallback.take(run, error, progress)
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"
@@ -137,20 +146,24 @@ class LlmHandler:
             return Done(await self._concluded(run, syscall, body, outcome.result, render))
         return outcome
 
-    async def _embed(self, run: Run, body: LlmEmbed) -> Done:
+    async def _embed(self, run: Run, body: LlmEmbed) -> Outcome:
         check_options(body, self._core.info)
+        try:
+            made = await self._embedded(run, body)
+        except CoreError as error:
+            return await self._fallback.take(run, error, Progress())
+        run.count_prompt(made.tokens)
+        run.note_step(0, Billed(prompt_tokens=made.tokens))
+        usage, info = Usage(prompt_tokens=made.tokens), self._core.info
+        return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
+
+    async def _embedded(self, run: Run, body: LlmEmbed) -> Embeddings:
         retries = CoreRetries(self._core, f"embeddings of syscall {run.lease.job_id}")
         while True:
             try:
-                made = await self._core.embed(body.texts)
+                return await self._core.embed(body.texts)
             except CoreError as error:
                 await retries.recover(error)
-            else:
-                run.count_prompt(made.tokens)
-                run.note_step(0, Billed(prompt_tokens=made.tokens))
-                usage = Usage(prompt_tokens=made.tokens)
-                info = self._core.info
-                return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)

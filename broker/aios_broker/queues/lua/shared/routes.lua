@@ -180,7 +180,7 @@ do
 
     -- The core that a new job goes to; nil: its name is nobody's, or there is no core at all.
     function routes.pick(c, asked, metadata)
-        local found, alive = routes.leads(c, asked), {}
+        local found, alive = admission.affordable(c, routes.leads(c, asked), metadata), {}
         c.core_given = c.core_given or {}
         for _, name in ipairs(#found > 1 and found or {}) do
             if routes.slots(c, name) then alive[#alive + 1] = name end
