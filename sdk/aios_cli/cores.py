@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
@@ -20,6 +20,9 @@ from aios_cli.session import EXIT_CODES, Operator, command, current_config, with
 from aios_cli.tables import Column, Listing, plural, say
 from aios_local.cores_file import CoresFile
 from aios_local.supervisor.cores import name_is_taken
+
+if TYPE_CHECKING:
+    from aios_cli.pull import PullResult
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -369,5 +372,34 @@ def default_(name: str) -> Changed:
     return Changed(name, (f"{name} takes what names no core",))
 
 
-for each in (add, list_, show, default_, check, remove):
+def _show_pulled(done: "PullResult") -> None:
+    from aios_cli.pull import show_pulled  # noqa: PLC0415  is loaded by now
+
+    show_pulled(done)
+
+
+@command(_show_pulled)
+@click.argument("address")
+@click.option("--revision", help="Of the hub's repository: a branch, a tag or a commit.")
+@click.option("--sha256", metavar="SUM", help="The checksum that the file has to have.")
+@click.option("--name", help="The core's name; without it the file's.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@shared_options
+def pull(address: str, **values: object) -> "PullResult":
+    """Fetch a GGUF file from the hub or an address, and add a core that runs it.
+
+    Size, licence and place are shown, and you are asked, before it is downloaded. What was cut goes
+    on where it ended when the command is run again.
+
+    \b
+    Examples:
+      aios cores pull hf:ORG/REPO/FILE.gguf --default
+      aios cores pull https://files.example.com/model.gguf --sha256 SUM --name small --yes
+    """  # noqa: D301 - \b keeps click from wrapping
+    from aios_cli.pull import pull_core  # noqa: PLC0415  it brings an HTTP client
+
+    return pull_core(address, values)
+
+
+for each in (add, pull, list_, show, default_, check, remove):
     cores.add_command(each)

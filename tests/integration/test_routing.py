@@ -129,6 +129,14 @@ async def test_a_program_stays_where_its_last_call_was_read_unless_that_core_is_
     assert (len(await listed(user, "big")), len(await listed(user, "twin"))) == (4, 4)
 
 
+async def test_of_two_defaults_the_living_one_takes_what_names_none(user: QueueUser) -> None:
+    """The other is a card that nobody took away."""
+    await user.serve(BIG, msgspec.structs.replace(TINY, default=True))
+    await dies(user, "big")
+    ids = await submit(user, "")
+    assert await listed(user, "tiny") == ids
+
+
 # What is refused, and what waits.
 
 

@@ -1,6 +1,8 @@
 """The SGLang core against a server that speaks as SGLang does."""
 
 import asyncio
+import importlib.util
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import Image, Message
 from aios_workers.llm.core import Constraint, Sampling, Step
+from aios_workers.llm.cores.sglang.connection import EngineServer
 from aios_workers.llm.cores.sglang.settings import SGLangConfig
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from tests.exactness import generate as answer_of
@@ -110,6 +113,16 @@ async def test_a_wrong_server_is_refused_at_the_start(fake: FakeSGLang, tmp_path
     del fake.server_info["version"]
     with pytest.raises(CoreError, match="no SGLang server that we know"):
         await started(fake)
+
+
+async def test_a_python_without_sglang_is_told_what_brings_it(tmp_path: Path) -> None:
+    assert importlib.util.find_spec("sglang") is None  # of this environment
+    config = SGLangConfig(model=str(tmp_path), log_path=tmp_path / "server.log")
+
+    with pytest.raises(CoreError, match="No module named 'sglang'") as caught:
+        await EngineServer.start(config, dict(os.environ))
+
+    assert "[sglang-server]" in str(caught.value.remedy)
 
 
 async def test_nobody_at_the_address_is_a_core_error() -> None:

@@ -1,5 +1,6 @@
 """The wheel is the whole kernel: code, types, Lua and migrations; and nothing of the tests."""
 
+import email
 import importlib.metadata
 import json
 import os
@@ -109,6 +110,20 @@ def test_every_package_says_that_it_is_typed(names: set[str]) -> None:
     assert {name for name in names if name.endswith("py.typed")} == {
         f"{package}/py.typed" for package in PACKAGES
     }
+
+
+def test_sglang_is_an_extra_of_its_own(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as unpacked:
+        [path] = [name for name in unpacked.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(unpacked.read(path))
+
+    def needed(extra: str) -> set[str]:
+        wanted = [one.partition("; ") for one in metadata.get_all("Requires-Dist", [])]
+        return {name for name, _, where in wanted if f"extra == '{extra}'" in where}
+
+    assert {"kernel", "sglang-server"} <= set(metadata.get_all("Provides-Extra", []))
+    assert needed("sglang-server") - needed("kernel") == {"sglang<0.6,>=0.5.17"}
+    assert needed("kernel") <= needed("sglang-server")
 
 
 def check(users_python: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -80,8 +80,8 @@ MONEY_MUTANTS = (
     Mutant(
         "what has begun is kept from its end",
         ADMISSION,
-        "return not job.begun and unpaid(c, job, limited_core(c, job, cores)) or nil",
-        "return unpaid(c, job, limited_core(c, job, cores))",
+        "return not job.begun and unpaid(c,",
+        "return unpaid(c,",
         BUDGET_TEST,
     ),
     Mutant(
@@ -89,6 +89,13 @@ MONEY_MUTANTS = (
         MONEY,
         "for _, subject in ipairs(who.limited) do",
         "for _, subject in ipairs({who.agent}) do",
+        BUDGET_TEST,
+    ),
+    Mutant(
+        "what could run for nothing waits for money",
+        ADMISSION,
+        "return #found > 0 and found or cores",
+        "return cores",
         BUDGET_TEST,
     ),
     Mutant("a minute is too short", RATES, "local WINDOW_S = 60", "local WINDOW_S = 58", RATE_TEST),

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_broker.contract.errors import CoreError
+from aios_broker.contract.money import Billed
+from aios_workers.llm.cores.openai.answer import Answer
 from aios_workers.llm.cores.openai.prefill import (
     LEAST_REPEATED,
     SEEN,
@@ -95,3 +97,20 @@ def test_each_way_asks_as_its_servers_are_asked() -> None:
     made = prefilled(content, "prefix", "so far")
     assert made["messages"] == [*content["messages"], {**last, "prefix": True}]
     assert len(content["messages"]) == 1
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": "none"},
+        {"choices": [None]},
+        {"choices": [{"delta": "text"}]},
+        {"choices": [{"delta": {"content": 7, "tool_calls": 3}}]},
+        {"choices": [{"delta": {"tool_calls": [None, {"function": "x"}]}}]},
+        {"usage": "many"},
+    ],
+)
+def test_an_event_of_another_shape_adds_nothing(event: dict[str, object]) -> None:
+    answer = Answer(Seam(""), about_prompt_tokens=3)
+    assert answer.take(event) is None
+    assert answer.billed == Billed(3, output_tokens=0)

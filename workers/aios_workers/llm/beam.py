@@ -39,6 +39,7 @@ from aios_workers.llm.answers import (
     millionths,
 )
 from aios_workers.llm.core import Core, CoreRetries, GenerationRequest
+from aios_workers.llm.fallback import Progress
 from aios_workers.llm.slicing import Cutting, Slicing
 from aios_workers.runtime.executor import (
     BackgroundTasks,
@@ -286,6 +287,11 @@ class BeamGeneration:
         assert self._slicing.suspended is not None
         return Suspended(self._snapshot(), self._slicing.suspended)
 
+    @property
+    def progress(self) -> Progress:
+        """How far it has come: what another core needs to know when this one has failed."""
+        return Progress(self._generated_tokens > 0, snapshot=self._snapshot())
+
     async def _step(self) -> None:
         beams = list(self._search.live)
         try:
@@ -332,7 +338,7 @@ class BeamGeneration:
         return bool(self._plan.body.stop) and self._text(ids).stopped
 
     def _text(self, ids: Sequence[int]) -> AnswerText:
-        text = AnswerText(self._plan.body.stop)
+        text = self._plan.answer_text()
         for token in ids:
             if text.feed(self._core.decode((token,))):
                 break
@@ -372,4 +378,5 @@ class BeamGeneration:
             ids,
             tuple(each.score for each in path),
             self._search.rank(finished),
+            text.reasoning,
         )

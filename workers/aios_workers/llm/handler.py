@@ -28,18 +28,20 @@ from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usa
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
-from aios_workers.llm.answers import Plan, constraint_of_chat, fits
+from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
 from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
 from aios_workers.llm.conversation import Render, counter
 from aios_workers.llm.core import (
     Core,
     CoreRetries,
+    Embeddings,
     GenerationRequest,
     Reader,
     Sampling,
     characters_of,
 )
+from aios_workers.llm.fallback import Fallback, Progress
 from aios_workers.llm.generation import Generation
 from aios_workers.llm.options import check_core, check_images, check_length, check_options
 from aios_workers.llm.slicing import Cutting
@@ -62,6 +64,7 @@ class LlmHandler:
         self._kernel = kernel
         self._reader = Reader()
         self._cutting = Cutting(core)
+        self._fallback = Fallback(core.info, kernel)
         self._contexts = ContextService(core, kernel.contexts, self._reader)
 
     @property
@@ -121,14 +124,20 @@ class LlmHandler:
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
-        toolbox = toolbox_of(body)
+        toolbox = toolbox_of(body, self._core.info.capabilities)
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
         render = partial(prompt_ids, self._core, toolbox=toolbox)
-        plan = await self._plan(run, syscall, body, toolbox, render)
         kind = Generation if body.beam_width is None else BeamGeneration
+        begun = run.lease.has_snapshot
+        generation: Generation | BeamGeneration | None = None
         try:
-            outcome = await kind(self._core, self._kernel, run, plan, self._cutting).run()
+            plan = await self._plan(run, syscall, body, toolbox, render)
+            generation = kind(self._core, self._kernel, run, plan, self._cutting)
+            outcome = await generation.run()
+        except CoreError as error:
+            progress = Progress(begun, begun) if generation is None else generation.progress
+            return await self._fallback.take(run, error, progress)
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
                 error.field = "body.tools"
@@ -137,20 +146,24 @@ class LlmHandler:
             return Done(await self._concluded(run, syscall, body, outcome.result, render))
         return outcome
 
-    async def _embed(self, run: Run, body: LlmEmbed) -> Done:
+    async def _embed(self, run: Run, body: LlmEmbed) -> Outcome:
         check_options(body, self._core.info)
+        try:
+            made = await self._embedded(run, body)
+        except CoreError as error:
+            return await self._fallback.take(run, error, Progress())
+        run.count_prompt(made.tokens)
+        run.note_step(0, Billed(prompt_tokens=made.tokens))
+        usage, info = Usage(prompt_tokens=made.tokens), self._core.info
+        return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
+
+    async def _embedded(self, run: Run, body: LlmEmbed) -> Embeddings:
         retries = CoreRetries(self._core, f"embeddings of syscall {run.lease.job_id}")
         while True:
             try:
-                made = await self._core.embed(body.texts)
+                return await self._core.embed(body.texts)
             except CoreError as error:
                 await retries.recover(error)
-            else:
-                run.count_prompt(made.tokens)
-                run.note_step(0, Billed(prompt_tokens=made.tokens))
-                usage = Usage(prompt_tokens=made.tokens)
-                info = self._core.info
-                return Done(EmbedResult(made.vectors, info.model, usage, core=info.name))
 
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
@@ -192,8 +205,11 @@ class LlmHandler:
         ids = (
             snapshot.prompt_ids
             if snapshot is not None
-            else await self._reader.read(characters_of(messages), lambda: tuple(render(messages)))
+            else await self._reader.read(
+                characters_of(messages), lambda: closed(self._core, body, render(messages))
+            )
         )
+        reasoning = reasoning_of(self._core, body, ids)
         info = self._core.info
         check_length(info.tokens_of(ids), body.max_tokens, info)
         run.count_prompt(info.tokens_of(ids))
@@ -202,14 +218,14 @@ class LlmHandler:
             prompt_ids=ids,
             max_tokens=body.max_tokens,
             sampling=_sampling_of(syscall, body, snapshot),
-            constraint=constraint_of_chat(body, toolbox, info),
+            constraint=constraint_of_chat(body, toolbox, info, reasoning),
             logprobs=body.logprobs,
             lora=body.lora,
             images=tuple(image for message in messages for image in message.images),
             tool_choice=body.tool_choice if toolbox is not None else None,
         )
         streams = body.stream and lease.wants_chunks
-        return Plan(syscall.id, body, request, streams, toolbox, snapshot)
+        return Plan(syscall.id, body, request, streams, toolbox, snapshot, reasoning)
 
     async def _messages(
         self, run: Run, syscall: Syscall, body: LlmChat, snapshot: Snapshot | None, render: Render

@@ -52,6 +52,7 @@ class Suspended(Struct, frozen=True):
 
     snapshot: bytes | None
     reason: SuspendReason
+    core: str = ""  # who goes on, see Suspension.core
 
 
 class Parked(Struct, frozen=True):
@@ -117,8 +118,10 @@ class Run:
 
     def use(self) -> Use:
         """Return what was used since the claim: totals, which may be told more than once."""
-        charge = None if self.tally is None else self.tally.charge
-        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens, charge)
+        ran_s, tally = self._clock() - self._started_s, self.tally
+        if tally is None:
+            return Use(ran_s, self._tokens, self._prompt_tokens, None)
+        return Use(ran_s, self._tokens, tally.prompt_tokens, tally.charge)
 
     def timings(self) -> Timings:
         """Return where the time went so far, earlier slices included."""
@@ -308,8 +311,8 @@ class Executor:
         match outcome:
             case Done():
                 return self._finished(run, outcome, syscall_id_of(run.lease.job_id))
-            case Suspended(snapshot, reason):
-                return _suspension(run, snapshot, reason)
+            case Suspended(snapshot, reason, core):
+                return _suspension(run, snapshot, reason, core)
             case Parked():
                 return _suspension(run, None, "park")
 
@@ -357,11 +360,11 @@ def _ending(
 
 
 def _suspension(
-    run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"]
+    run: Run, snapshot: bytes | None, reason: SuspendReason | Literal["park"], core: str = ""
 ) -> Suspension:
     use = run.use()
     return Suspension(
-        run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens, use.charge
+        run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens, use.charge, core
     )
 
 

@@ -165,7 +165,7 @@ class CircuitBreaker:
         if wait_s > 0:
             raise CoreError(
                 f"{self._subject} failed {self._limit.failures} times within "
-                f"{self._limit.window_s:g} s and is left alone",
+                f"{self._limit.window_s:g} s, or is away, and is left alone",
                 remedy="see its log",
                 retry_after_s=wait_s,
             )
@@ -178,6 +178,11 @@ class CircuitBreaker:
         if full and now_s - self._failed_at_s[0] <= self._limit.window_s:
             self._open_until_s = now_s + self._limit.rest_s
             logger.warning("%s is left alone for %g s", self._subject, self._limit.rest_s)
+
+    def rest(self) -> None:
+        """Leave it alone from now on: it is known to be away."""
+        self._open_until_s = self._clock() + self._limit.rest_s
+        logger.warning("%s is away, and left alone for %g s", self._subject, self._limit.rest_s)
 
     def succeeded(self) -> None:
         """Forget the failures: it did what it was asked."""

@@ -199,14 +199,24 @@ do
     end
 
     -- The budget that a job's owner has used up and that a core is paid from; nil: none.
-    local function unpaid(c, job, core)
+    local function unpaid(c, metadata, core)
         local terms = core and rates.terms(c, core)
-        return terms and terms.currency and money.over_budget(c, job.metadata, terms.currency) or nil
+        return terms and terms.currency and money.over_budget(c, metadata, terms.currency) or nil
     end
 
     -- What has begun goes on to its end: it is paid for.
     local function over_budget(c, job, cores)
-        return not job.begun and unpaid(c, job, limited_core(c, job, cores)) or nil
+        return not job.begun and unpaid(c, job.metadata, limited_core(c, job, cores)) or nil
+    end
+
+    -- Of the cores that a job may go to those that its owner can pay; all, where he can pay none.
+    function admission.affordable(c, cores, metadata)
+        if not has_rules(c) or not c.has_terms then return cores end
+        local found = {}
+        for _, core in ipairs(cores) do
+            if not unpaid(c, metadata, core) then found[#found + 1] = core end
+        end
+        return #found > 0 and found or cores
     end
 
     -- Of a new job: the budget that is used up, where all cores that it may go to are paid from one.
@@ -214,7 +224,7 @@ do
         if not c.routed or not has_rules(c) or not c.has_terms then return nil end
         local over
         for _, core in ipairs(routes.leads(c, routes.asked(job.needs))) do
-            over = unpaid(c, job, core)
+            over = unpaid(c, job.metadata, core)
             if not over then return nil end
         end
         return over

@@ -97,9 +97,11 @@ do
     end
 
     local function default_ones(c)
-        local found = {}
+        local found = {} -- of several (one is a card that nobody took away) the one that lives
         for _, name in ipairs(c.core_names) do
-            if c.core_cards[name].default then found[1] = found[1] or name end
+            if c.core_cards[name].default and (not found[1] or not routes.slots(c, found[1])) then
+                found[1] = name
+            end
         end
         local first = found[1] and c.core_cards[found[1]]
         for _, name in ipairs(c.core_names) do
@@ -180,7 +182,7 @@ do
 
     -- The core that a new job goes to; nil: its name is nobody's, or there is no core at all.
     function routes.pick(c, asked, metadata)
-        local found, alive = routes.leads(c, asked), {}
+        local found, alive = admission.affordable(c, routes.leads(c, asked), metadata), {}
         c.core_given = c.core_given or {}
         for _, name in ipairs(#found > 1 and found or {}) do
             if routes.slots(c, name) then alive[#alive + 1] = name end

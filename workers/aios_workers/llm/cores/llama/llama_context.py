@@ -345,6 +345,8 @@ def probe(context: Context) -> ProbeResult:
     began = time.monotonic()
     shape = context.shape
     ids = [(i * 7919) % context.vocab_size for i in range(1, PROBE_TOKENS + 1)]
+    for slot in range(shape.slots):
+        context.truncate(slot, 0)
     neighbour = shape.slots - 1 if shape.slots > 1 else None
     written = _compute(context, 0, ids, pieces=PROBE_PIECES, neighbour=neighbour)
     context.truncate(shape.slots - 1, 0)

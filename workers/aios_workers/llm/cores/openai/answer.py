@@ -49,11 +49,12 @@ class Answer:
         if isinstance(event.get("usage"), dict):
             self._usage = billed_of(event)
         choices = event.get("choices") or [{}]
-        choice = choices[0] if isinstance(choices, list) and isinstance(choices[0], dict) else {}
-        delta = choice.get("delta") or choice.get("message") or {}
+        choice = _object(choices[0] if isinstance(choices, list) else None)
+        delta = _object(choice.get("delta") or choice.get("message"))
         if reason := choice.get("finish_reason"):
             self._finish = _FINISH.get(str(reason), "stop")
-        for number, call in enumerate(delta.get("tool_calls") or ()):
+        calls = delta.get("tool_calls")
+        for number, call in enumerate(calls if isinstance(calls, list) else ()):
             self._take_call(number, call)
         text = delta.get("content")
         if not isinstance(text, str) or not text:
@@ -79,6 +80,11 @@ class Answer:
     def unpaid(self) -> Step | None:
         """Return what an answer that broke off has cost, as far as is known."""
         return Step((), tokens=0, billed=self.billed) if self._pieces or self._usage else None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a tool was called so far."""
+        return bool(self._calls)
 
     @property
     def billed(self) -> Billed:
@@ -114,6 +120,10 @@ def billed_of(answer: Mapping[str, Any]) -> Billed:
         _tokens(cached),
         _tokens(usage.get("completion_tokens")),
     )
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _tokens(value: object) -> int:

@@ -7,7 +7,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,14 @@ class Client:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._http.aclose()
+
+    async def answers(self) -> bool:
+        """Whether anybody is there, whatever he says."""
+        try:
+            async with self._http.stream("GET", "models", headers={"Connection": "close"}):
+                return True
+        except (httpx.HTTPError, httpx.StreamError):
+            return False
 
     async def get(self, path: str) -> Event:
         """Return the JSON object that a path answers with.
@@ -127,7 +135,8 @@ class Client:
     ) -> AsyncIterator[httpx.Response]:
         """Send a request; give the answer when its head is there, if it is a good one."""
         try:
-            async with self._http.stream(method, path, json=content) as answer:
+            answer = await self._answer(method, path, content)
+            async with aclosing(answer):
                 if not answer.is_success:
                     raise self._refusal(answer, await self._body(answer))
                 yield answer
@@ -139,6 +148,24 @@ class Client:
                 f"core {self._core!r}: its endpoint cannot be used: {words[:MAX_WORDS]}",
                 remedy="see whether it runs at the address of its core",
             ) from error
+
+    async def _answer(
+        self, method: str, path: str, content: Mapping[str, object] | None
+    ) -> httpx.Response:
+        """Send a request; return the answer when its head is there.
+
+        A server may close a connection that was kept just when it is used again (llama.cpp's does
+        after a hundred requests, and earlier). Before the head of an answer that says nothing of
+        its health: it is asked once more, on a connection of its own.
+        """
+        request = self._http.build_request(method, path, json=content)
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            again = self._http.build_request(
+                method, path, json=content, headers={"Connection": "close"}
+            )
+            return await self._http.send(again, stream=True)
 
     def _late(self, how: str) -> CoreError:
         return CoreError(

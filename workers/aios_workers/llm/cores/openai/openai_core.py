@@ -21,6 +21,8 @@ from aios_broker.contract.cores import OpenAISettings
 from aios_broker.contract.errors import CoreBusy, CoreError, KernelError, UnsupportedOption
 from aios_broker.contract.llm import Message, Tool, given_fields
 from aios_broker.contract.money import Billed
+from aios_broker.retry import Backoff
+from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import (
     AccountRates,
     Capabilities,
@@ -55,10 +57,13 @@ from aios_workers.llm.cores.openai.prefill import (
 logger = logging.getLogger(__name__)
 
 KEEPS = frozenset({"temperature", "top_p", "frequency_penalty", "presence_penalty", "seed"})
+NO_SNAPSHOT = "text-to-its-end"  # where no snapshot goes on: nobody's is read there
 TEXT = "text"  # the fingerprint of a model that is known by its name alone
 UNKNOWN_CONTEXT_TOKENS = 1_000_000_000  # the endpoint refuses what is too long
 MAX_PAUSES = 5  # that an endpoint asks for, of one request
-FAILURES = FailureLimit(5, window_s=60.0, rest_s=30.0)
+FAILURES = FailureLimit(5, window_s=60.0, rest_s=10.0)
+HEALTH_LIMIT_S = 5.0  # one that does not come back is given up; where it can, others go on
+LONGEST_WAIT_S = 0.5  # between two looks
 PROBE = (
     {"role": "user", "content": "Write one sentence about the sea, and one about a mountain."},
 )
@@ -108,7 +113,7 @@ class OpenAICore:
         self._info = CoreInfo(
             name=self._name,
             model=settings.model,
-            fingerprint=TEXT,
+            fingerprint=TEXT if preemptible else NO_SNAPSHOT,
             slots=settings.slots,
             context_tokens=settings.context_tokens or UNKNOWN_CONTEXT_TOKENS,
             capabilities=Capabilities(
@@ -118,7 +123,7 @@ class OpenAICore:
                 constraints=True,
                 constraints_preemptible=False,
                 forms=frozenset({"json"}),
-                tools_template=True,
+                call_format=HERMES,
                 native_calls=True,
                 embeddings=True,
                 images=True,
@@ -213,8 +218,19 @@ class OpenAICore:
             ended.set()
 
     async def health(self) -> None:
-        """Return when the endpoint may be asked again."""
+        """Return when the endpoint answers again, whatever it says."""
         self._breaker.check()
+        backoff = Backoff(longest_s=LONGEST_WAIT_S)
+        try:
+            async with asyncio.timeout(HEALTH_LIMIT_S):
+                while not await self._client.answers():
+                    await backoff.wait()
+        except TimeoutError as error:
+            self._breaker.rest()
+            raise CoreError(
+                f"core {self._name!r}: its endpoint has not answered for {HEALTH_LIMIT_S:g} s",
+                remedy="see whether it runs at the address of its core",
+            ) from error
 
     async def _asked(
         self, content: dict[str, object], request: GenerationRequest, ended: asyncio.Event
@@ -239,7 +255,16 @@ class OpenAICore:
             if (cost := answer.unpaid()) is not None:
                 yield cost
             return
-        yield answer.last(self._name)
+        last = answer.last(self._name)
+        if request.tool_choice in (None, "auto", "none") or answer.has_calls:
+            yield last
+            return
+        yield Step((), tokens=last.tokens, billed=last.billed)
+        raise UnsupportedOption(
+            f"core {self._name!r}: its endpoint answers without a call although one is required",
+            field="body.tool_choice",
+            remedy="use auto, or name another core",
+        )
 
     @property
     def _repeats(self) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,10 +214,17 @@ class Connection:
 class EngineServer:
     """One running server process with its children, in a session of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, url: str, log_path: Path) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        url: str,
+        log_path: Path,
+        api_key: str | None = None,
+    ) -> None:
         self._process = process
         self.url = url
         self.log_path = log_path
+        self._api_key = api_key
 
     @classmethod
     async def start(cls, config: SGLangConfig, environ: Mapping[str, str]) -> EngineServer:
@@ -231,24 +240,25 @@ class EngineServer:
         port = _free_port()
         log_path = config.log_path or _new_log()
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *_command(config, port),
-                env={**environ, **_ENVIRONMENT},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+        with _key_arguments(config) as key:
+            with log_path.open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    *_command(config, port, key),
+                    env={**environ, **_ENVIRONMENT},
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            server = cls(process, f"http://{HOST}:{port}", log_path, config.api_key)
+            logger.info(
+                "SGLang server %d starts on %s, its log is %s", server.pid, server.url, log_path
             )
-        server = cls(process, f"http://{HOST}:{port}", log_path)
-        logger.info(
-            "SGLang server %d starts on %s, its log is %s", server.pid, server.url, log_path
-        )
-        try:
-            await server._wait_until_healthy(config)
-        except BaseException:
-            await server.close()
-            raise
+            try:
+                await server._wait_until_healthy(config)
+            except BaseException:
+                await server.close()
+                raise
         return server
 
     @property
@@ -315,10 +325,30 @@ class EngineServer:
                 lines = log.read().decode("utf-8", "replace").split("\n")
         except OSError as error:
             return f"(cannot be read: {error})"
-        return " | ".join(line.strip() for line in lines[-12:] if line.strip())
+        words = " | ".join(line.strip() for line in lines[-12:] if line.strip())
+        # It may show its settings; its log is for this user alone, where the words go is not known.
+        return words.replace(self._api_key, "(its key)") if self._api_key else words
 
 
-def _command(config: SGLangConfig, port: int) -> list[str]:
+@contextmanager
+def _key_arguments(config: SGLangConfig) -> Iterator[list[str]]:
+    """Give the arguments by which a server reads its key, for as long as it starts.
+
+    From a file that this user alone can read: everybody here sees the arguments themselves.
+    """
+    if not config.api_key:
+        yield []
+        return
+    file, name = tempfile.mkstemp(prefix="aios-sglang-", suffix=".yaml")
+    try:
+        with os.fdopen(file, "w", encoding="utf-8") as written:
+            json.dump({"api-key": config.api_key}, written)  # all JSON is YAML
+        yield ["--config", name]
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _command(config: SGLangConfig, port: int, key: Sequence[str]) -> list[str]:
     assert config.model is not None
     python = Path(config.python)
     if not os.access(python, os.X_OK) or python.is_dir():
@@ -327,7 +357,6 @@ def _command(config: SGLangConfig, port: int) -> list[str]:
             field="AIOS_SGLANG_PYTHON",
             remedy=f"name the Python of an environment that has sglang; {GET_SGLANG}",
         )
-    key = ["--api-key", config.api_key] if config.api_key else []
     return [
         *(sys.executable, "-I", "-S", str(SHIM)),
         *(str(os.getpid()), str(int(signal.SIGKILL)), "same"),
