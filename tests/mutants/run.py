@@ -30,6 +30,7 @@ from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
+from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -43,6 +44,7 @@ MUTANTS = (
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
     *MONEY_MUTANTS,
+    *REMOTE_MUTANTS,
 )
 
 WORKERS = 2
