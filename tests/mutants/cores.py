@@ -23,8 +23,8 @@ CORE_MUTANTS = (
     Mutant(
         "cores: what would make the file wrong is not written",
         "broker/aios_local/cores_file.py",
-        "                    raise problem\n",
-        "                    continue\n",
+        "                raise problem\n",
+        "                continue\n",
         FILE_TEST + "::test_what_would_be_wrong_is_not_written",
     ),
     Mutant(
