@@ -36,6 +36,7 @@ class Cuts:
     quantum_tokens: tuple[int, int] = (1, 12)
     made: int = 0
     stream: str = ""
+    reasoning: str = ""  # what was streamed of it
     checkpoints: list[bytes] = field(default_factory=list)
     tokens: int = 0  # charged, over all slices
 
@@ -64,6 +65,10 @@ class _Queue(ModuleQueue):
         for _, data in chunks:
             chunk = decode_wire(data)
             assert isinstance(chunk, Chunk)
+            if chunk.part == "reasoning":
+                assert chunk.offset == len(self._cuts.reasoning), "a gap or a repetition"
+                self._cuts.reasoning += chunk.text
+                continue
             assert chunk.offset == len(self._cuts.stream), "a gap or a repetition"
             self._cuts.stream += chunk.text
 

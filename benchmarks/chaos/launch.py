@@ -33,9 +33,13 @@ def prepare(plan: Plan) -> None:
 
 
 async def _load_poisoned(
-    modules: Sequence[Module], config: WorkerConfig, name: str, stack: AsyncExitStack
+    modules: Sequence[Module],
+    config: WorkerConfig,
+    name: str,
+    stack: AsyncExitStack,
+    core: str | None = None,
 ) -> dict[Module, LoadedModule]:
-    loaded = await load_modules(modules, config, name, stack)
+    loaded = await load_modules(modules, config, name, stack, core)
     return {module: poisoned(one) if module == "tool" else one for module, one in loaded.items()}
 
 

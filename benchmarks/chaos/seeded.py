@@ -126,8 +126,8 @@ BUGS = (
     Bug(
         "cancelled jobs keep their deadline",
         LUA + "shared/lib.lua",
-        "c.deadlines, c.scores, c.suspending",
-        "c.scores, c.suspending",
+        "c.parked, c.deadlines, c.scores",
+        "c.parked, c.scores",
         (),
     ),
     Bug(

@@ -195,6 +195,8 @@ class Stream(Handle[Answer]):
         self._is_read = True
         try:
             event = await anext(self._events)
+            while isinstance(event, Chunk) and event.part != "answer":  # reasoning: `call.events`
+                event = await anext(self._events)
         except asyncio.CancelledError:
             self.leave()
             raise

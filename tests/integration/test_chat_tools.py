@@ -7,6 +7,7 @@ import pytest
 from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message, Tool, ToolCall
 from aios_broker.contract.reply import ChatResult
+from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import Capabilities
 from aios_workers.llm.tools import CALL_BEGIN, CALL_END
 from tests.caller import chat
@@ -29,7 +30,7 @@ ADD = Tool("add", parameters={"type": "object", "properties": {"n": {"type": "in
         (f"{CALL_BEGIN}nothing{CALL_END}!", f"{CALL_BEGIN}nothing{CALL_END}!", 0, "stop"),
     ],
 )
-@pytest.mark.parametrize("can", [Capabilities(tools_template=True), None])
+@pytest.mark.parametrize("can", [Capabilities(call_format=HERMES), None])
 async def test_a_stream_has_the_message_alone(
     script: str, text: str, calls: int, reason: str, can: Capabilities | None
 ) -> None:

@@ -31,6 +31,7 @@ from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
+from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -45,6 +46,7 @@ MUTANTS = (
     *STATE_MUTANTS,
     *MONEY_MUTANTS,
     *CORE_MUTANTS,
+    *REMOTE_MUTANTS,
 )
 
 WORKERS = 2

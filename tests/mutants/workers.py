@@ -120,11 +120,18 @@ WORKER_MUTANTS = (
         SGLANG_TESTS + "steps.py",
     ),
     Mutant(
-        "SGLang: markers in messages become special tokens",
-        "workers/aios_workers/llm/cores/sglang/tokenizer.py",
+        "chat: markers in messages become special tokens",
+        "workers/aios_workers/llm/chat/markers.py",
         "if not hidden.found:",
         "if True:",
-        SGLANG_TESTS + "tokenizer.py",
+        "tests/unit/test_chat_template.py",
+    ),
+    Mutant(
+        "chat: two texts side by side make a marker",
+        "workers/aios_workers/llm/chat/markers.py",
+        "        if begun is None:",
+        "        if True:",
+        "tests/unit/test_chat_template.py",
     ),
     Mutant(
         "SGLang: an answer ends before its form does",
@@ -261,16 +268,16 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "tools: a call that is cut off counts",
-        "workers/aios_workers/llm/tools.py",
-        "if end >= 0 and not 0 <= at < end:\n            bodies.append(text[start:end])",
-        "bodies.append(text[start : end if end >= 0 else len(text)])",
+        "workers/aios_workers/llm/chat/calls.py",
+        "if found is not None and closed >= 0 and not 0 <= at < closed:",
+        "if found is not None:",
         TOOLS_TEST,
     ),
     Mutant(
         "tools: a tool that is not there is called",
         "workers/aios_workers/llm/tools.py",
-        "call is not None and call.name in known",
-        "call is not None",
+        "each for each in found if each.name in known",
+        "each for each in found",
         TOOLS_TEST,
     ),
     Mutant(

@@ -8,6 +8,7 @@ import pytest
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
 from aios_broker.contract.llm import PENALTIES, Image, JsonFormat, LlmChat, LlmEmbed, Message, Tool
+from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.core import Constraint as Form
 from aios_workers.llm.options import check_core, check_images, check_length, check_options
@@ -24,7 +25,7 @@ ABLE = Capabilities(
     images=True,
     adapters=("poet",),
 )
-LOOSE = Capabilities(tools_template=True)  # it knows tools, and cannot be held to anything
+LOOSE = Capabilities(call_format=HERMES)  # it knows tools, and cannot be held to anything
 F, G = Tool("f"), Tool("g")
 JSON = JsonFormat()
 DEEP = json.loads('{"a": ' * 150 + "1" + "}" * 150)

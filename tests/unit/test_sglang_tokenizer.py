@@ -8,9 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool, ToolCall
-from aios_workers.llm.cores.sglang.model_folder import ChatTemplate, ModelFolder, message_values
+from aios_workers.llm.chat.calls import HERMES
+from aios_workers.llm.chat.prompt import message_values
+from aios_workers.llm.cores.sglang.model_folder import ModelFolder
 from aios_workers.llm.cores.sglang.tokenizer import (
     ByteVocabulary,
     FolderVocabulary,
@@ -122,7 +124,7 @@ def test_a_folder_that_will_not_do_says_why(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="no chat template"):
         FolderVocabulary(ModelFolder(folder))
     (folder / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(InvalidConfig, match="chat template cannot be read"):
+    with pytest.raises(InvalidConfig, match="is of no use"):
         FolderVocabulary(ModelFolder(folder))
     folder = write_model(tmp_path / "decoder")
     tokenizer = Tokenizer(models.WordPiece({"a": 0, "b": 1}, unk_token="a"))
@@ -130,29 +132,6 @@ def test_a_folder_that_will_not_do_says_why(tmp_path: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     with pytest.raises(InvalidConfig, match="decoder that is not read: WordPiece"):
         FolderVocabulary(ModelFolder(folder))
-
-
-def test_a_template_that_refuses_is_an_invalid_syscall() -> None:
-    template = ChatTemplate("{{ raise_exception('no system here') }}", {})
-    with pytest.raises(InvalidSyscall, match="no system here") as caught:
-        template.render([], [])
-    assert caught.value.field == "body.messages"
-
-
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "{{ messages.__class__.__mro__ }}",
-        "{{ ''.__class__.__subclasses__() }}",
-        "{% set _ = messages.append(1) %}",
-    ],
-)
-def test_a_template_cannot_leave_its_sandbox(attack: str) -> None:
-    template = ChatTemplate(attack + "end", {})
-    try:
-        assert template.render([], []) == "end"
-    except InvalidSyscall as error:
-        assert "unsafe" in str(error)  # noqa: PT017
 
 
 def test_tools_and_calls_reach_a_template_that_knows_them(tmp_path: Path) -> None:
@@ -164,7 +143,7 @@ def test_tools_and_calls_reach_a_template_that_knows_them(tmp_path: Path) -> Non
     folder = write_model(tmp_path)
     (folder / "chat_template.jinja").write_text(source)
     vocabulary = FolderVocabulary(ModelFolder(folder))
-    assert vocabulary.shows_tools
+    assert vocabulary.speech.call_format is HERMES
     call = ToolCall("c1", "weather", '{"city": "Zürich"}')
     ids = vocabulary.render(
         [Message("assistant", "", tool_calls=(call,))], [Tool("weather", f"of a city {END}")]
@@ -179,5 +158,5 @@ def test_tools_and_calls_reach_a_template_that_knows_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("levels", [150, 100_000])
 def test_arguments_that_are_nested_too_deeply_stay_text(levels: int) -> None:
     deep = "[" * levels + "]" * levels
-    values = message_values(Message("assistant", "", (ToolCall("c", "f", deep),)))
+    values = message_values(Message("assistant", "", (ToolCall("c", "f", deep),)), {})
     assert values["tool_calls"][0]["function"]["arguments"] == deep

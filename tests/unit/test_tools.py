@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
+from aios_workers.llm.chat.calls import HERMES, unmarked_pattern
 from aios_workers.llm.core import Capabilities, CoreInfo
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.tools import (
@@ -20,7 +21,6 @@ from aios_workers.llm.tools import (
     prompt_ids,
     read_calls,
     toolbox_of,
-    unmarked_pattern,
 )
 
 NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -168,7 +168,7 @@ class Templated(SimulatedCore):
 
     @property
     def info(self) -> CoreInfo:
-        return replace(super().info, capabilities=Capabilities(tools_template=True))
+        return replace(super().info, capabilities=Capabilities(call_format=HERMES))
 
     def render(self, messages: object, tools: object = ()) -> tuple[int, ...]:
         self.seen = [messages, tools]

@@ -26,7 +26,7 @@ from aios_broker.client.transport import Attached, Transport
 from aios_broker.contract.errors import Cancelled, ForkedAgent, KernelError, WaitTimeout
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import ChatResult, Chunk, Reply
+from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply
 from aios_broker.contract.syscall import Syscall
 from aios_broker.retry import now_s, patiently
 
@@ -117,6 +117,7 @@ class Pending:
         "_fork",
         "_listeners",
         "_news",
+        "_thoughts",
         "asks",
         "chunks",
         "heard_at_s",
@@ -153,6 +154,7 @@ class Pending:
         self._news: asyncio.Future[None] | None = None
         self._followers: tuple[Pending, ...] = ()
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
+        self._thoughts = self._characters  # characters of the reasoning
 
     @property
     def accepted(self) -> asyncio.Future[None]:
@@ -229,9 +231,10 @@ class Pending:
         """
         self.heard_at_s = now_s
         self.asks = 0
-        have = chunk.offset if self._characters is None else self._characters
+        have = self._characters if chunk.part == "answer" else self._thoughts
+        have = chunk.offset if have is None else have
         if chunk.offset <= have < chunk.offset + len(chunk.text):
-            self._keep(have, chunk.text[have - chunk.offset :])
+            self._keep(have, chunk.text[have - chunk.offset :], chunk.part)
         for follower in self._followers:
             follower.hear(chunk, now_s)
 
@@ -244,9 +247,8 @@ class Pending:
         self.was_accepted = self.was_accepted or cause == "reply"
         result = reply.result
         if isinstance(result, ChatResult) and self._streams:
-            have = self._characters or 0
-            if have < len(result.text):
-                self._keep(have, result.text[have:])
+            self._complete(self._thoughts or 0, result.reasoning, "reasoning")
+            self._complete(self._characters or 0, result.text, "answer")
         self.reply = reply
         if self._accepted is not None:
             _wake(self._accepted)
@@ -313,11 +315,18 @@ class Pending:
         body = None if self.syscall is None else self.syscall.body
         return isinstance(body, LlmChat) and body.stream
 
-    def _keep(self, offset: int, text: str) -> None:
+    def _complete(self, have: int, text: str, part: Part) -> None:
+        if have < len(text):
+            self._keep(have, text[have:], part)
+
+    def _keep(self, offset: int, text: str, part: Part) -> None:
         if isinstance(self.chunks, tuple):
             self.chunks = []
-        self.chunks.append(Chunk(self.id, offset, text))
-        self._characters = offset + len(text)
+        self.chunks.append(Chunk(self.id, offset, text, part))
+        if part == "answer":
+            self._characters = offset + len(text)
+        else:
+            self._thoughts = offset + len(text)
         if self._news is not None:
             _wake(self._news)
             self._news = None

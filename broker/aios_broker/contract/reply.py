@@ -76,6 +76,7 @@ class Choice(Struct, frozen=True, omit_defaults=True):
     logprobs: tuple[TokenLogprob, ...] = ()  # only with `logprobs`
     tool_calls: tuple[ToolCall, ...] = ()
     score: float | None = None  # of a beam: sum of log-probabilities / length ** length_penalty
+    reasoning: str = ""  # what the model thought before, where its family marks it
 
 
 class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
@@ -91,6 +92,7 @@ class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
     tool_calls: tuple[ToolCall, ...] = ()
     choices: tuple[Choice, ...] = ()  # only with n > 1 or beam search: all answers, best first
     compacted_messages: int = 0  # of the prompt, summarised away because `overflow` allows it
+    reasoning: str = ""  # what the model thought before it answered; no part of `text`
     core: str = ""  # who answered; with a fallback it may be another than was asked
 
 
@@ -162,16 +164,20 @@ class Reply(Struct, frozen=True, omit_defaults=True, tag="reply", tag_field="kin
         return self.result
 
 
-class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kind", gc=False):
-    """A piece of streamed text.
+Part = Literal["answer", "reasoning"]
 
-    `offset` counts the characters of the answer before this chunk: after a crash the same
+
+class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kind", gc=False):
+    """A piece of streamed text: of the answer, or of the reasoning before it.
+
+    `offset` counts the characters of this part before this chunk: after a crash the same
     characters may come again, and a reader drops what it has.
     """
 
     id: str
     offset: int
     text: str
+    part: Part = "answer"
 
 
 Wire = Reply | Chunk

@@ -56,6 +56,7 @@ class AnswersSnapshot(Struct, frozen=True, array_like=True, tag="answers"):
     answers: tuple[AnswerState, ...]
     seed: int
     emitted_characters: int = 0  # of the first answer, already streamed to the client
+    emitted_reasoning: int = 0  # of what came before it
 
 
 class BeamNode(Struct, frozen=True, array_like=True):

@@ -37,8 +37,10 @@ from aios_broker.contract.snapshot import (
     Snapshot,
     TokenScore,
 )
+from aios_workers.llm.chat.calls import CallFormat
+from aios_workers.llm.chat.reasoning import ReasoningReader, ReasoningTags, is_open
 from aios_workers.llm.core import Constraint, Core, CoreInfo, GenerationRequest, ScoredToken
-from aios_workers.llm.tools import CALL_END, Toolbox, constraint_of, read_calls
+from aios_workers.llm.tools import Toolbox, constraint_of, read_calls
 
 MILLION = 1_000_000
 _LEAST = -(2**31)  # less is kept as this, minus infinity too: about e ** -2147
@@ -46,6 +48,43 @@ _MOST = 2**31 - 1
 _SEEDS = 2**63
 
 Decode = Callable[[Sequence[int]], bytes]
+
+
+PROMPT_END_TOKENS = 32  # among which a prompt may open a reasoning
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a model may write before its answer, and whether its prompt has begun it."""
+
+    tags: ReasoningTags
+    opened: bool
+
+
+def reasoning_of(core: Core, body: LlmChat, prompt_ids: Sequence[int]) -> Reasoning | None:
+    """Return what may come before an answer; None: its model does not think, or must not here."""
+    tags = core.info.capabilities.reasoning
+    if tags is None or begins_at_once(body):
+        return None
+    end = core.decode(prompt_ids[-PROMPT_END_TOKENS:]).decode("utf-8", "replace")
+    return Reasoning(tags, is_open(end, tags))
+
+
+def begins_at_once(body: LlmChat) -> bool:
+    """Whether an answer has a form from its first token on: there is no reasoning before it."""
+    return body.format is not None or (bool(body.tools) and body.tool_choice not in _MAY_SAY)
+
+
+_MAY_SAY = ("auto", "none")
+
+
+def closed(core: Core, body: LlmChat, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+    """Return a prompt in which no reasoning is open where the answer has to begin at once."""
+    tags = core.info.capabilities.reasoning
+    if tags is None or not begins_at_once(body):
+        return tuple(prompt_ids)
+    end = core.decode(prompt_ids[-PROMPT_END_TOKENS:]).decode("utf-8", "replace")
+    return (*prompt_ids, *(tags.closing_ids if is_open(end, tags) else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +97,7 @@ class Plan:
     stream: bool  # somebody reads along
     toolbox: Toolbox | None
     snapshot: Snapshot | None  # to go on from; it fits (see `fits`)
+    reasoning: Reasoning | None = None  # that may come before the answers
 
     def answer_request(self, number: int) -> GenerationRequest:
         """Return the request of one of the answers, from its beginning."""
@@ -80,6 +120,16 @@ class Plan:
         saved = self.snapshot
         return saved.emitted_characters if isinstance(saved, AnswersSnapshot) else 0
 
+    @property
+    def emitted_reasoning(self) -> int:
+        """How much of the first answer's reasoning was streamed in earlier slices."""
+        saved = self.snapshot
+        return saved.emitted_reasoning if isinstance(saved, AnswersSnapshot) else 0
+
+    def answer_text(self) -> "AnswerText":
+        """Return the text of an answer before its first token."""
+        return AnswerText(self.body.stop, self.reasoning)
+
 
 def answer_id(syscall_id: str, number: int) -> str:
     """Return the request id of an answer or a beam: 32 hex digits, the first is the syscall's."""
@@ -100,15 +150,25 @@ def fits(snapshot: Snapshot, body: LlmChat) -> bool:
             return False
 
 
-def constraint_of_chat(body: LlmChat, toolbox: Toolbox | None, info: CoreInfo) -> Constraint | None:
+def constraint_of_chat(
+    body: LlmChat, toolbox: Toolbox | None, info: CoreInfo, reasoning: Reasoning | None = None
+) -> Constraint | None:
     """Return what the whole answer must be, as a core takes it; None: anything.
 
-    A core that holds no constraints, but whose template knows tools, is left to itself.
+    A core that holds no constraints, or none of this kind, but whose template knows tools, is left
+    to itself.
     """
     if not info.capabilities.constraints or (toolbox and info.capabilities.native_calls):
         return None
     if toolbox is not None:
-        return constraint_of(toolbox)
+        tags = reasoning.tags if reasoning is not None else None
+        found = constraint_of(toolbox, tags, opened=reasoning is not None and reasoning.opened)
+        is_held = (
+            found.kind != "grammar"
+            or found.calls is not None
+            or "grammar" in info.capabilities.forms
+        )
+        return found if is_held else None
     return _constraint_of_format(body.format) if body.format is not None else None
 
 
@@ -178,6 +238,7 @@ class Answer:
     ids: tuple[int, ...]
     scores: tuple[TokenScore, ...] = ()
     rank: float | None = None  # of a beam
+    reasoning: str = ""
 
 
 def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
@@ -186,7 +247,9 @@ def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
     reason: FinishReason = answer.finish_reason
     if plan.toolbox is not None:
         text, calls = read_calls(text, plan.toolbox, syscall_id=plan.syscall_id, choice=number)
-        if calls and (plan.toolbox.forced or reason == "stop" or answer.text.endswith(CALL_END)):
+        if calls and (
+            plan.toolbox.forced or reason == "stop" or _is_whole(answer.text, plan.toolbox)
+        ):
             reason = "tool_calls"
     wants_logprobs = plan.body.logprobs is not None
     return Choice(
@@ -196,7 +259,14 @@ def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
         logprobs=_shown(answer.ids, answer.scores, core.decode) if wants_logprobs else (),
         tool_calls=calls,
         score=answer.rank,
+        reasoning=answer.reasoning,
     )
+
+
+def _is_whole(text: str, toolbox: Toolbox) -> bool:
+    """Whether an answer that ran out of tokens ended with a whole call all the same."""
+    end = toolbox.call_format.end or toolbox.call_format.call_end
+    return bool(end) and text.endswith(end)
 
 
 def chat_result(
@@ -225,23 +295,30 @@ def chat_result(
         logprobs=first.logprobs,
         tool_calls=first.tool_calls,
         choices=tuple(choices) if several else (),
+        reasoning=first.reasoning,
     )
 
 
 class AnswerText:
-    """The text of one answer as it grows.
+    """The text of one answer as it grows, and the reasoning before it.
 
     Ends just before the first stop string. Characters that may be the beginning of one are
-    kept back from `take_ready` until it is clear whether they are.
+    kept back from `take_ready` until it is clear whether they are. Stop strings are the answer's:
+    the reasoning may contain them.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), reasoning: Reasoning | None = None) -> None:
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._window = max((len(each) for each in stop), default=1) - 1
         self._ready: list[str] = []  # may be streamed, not yet taken
         self._taken: list[str] = []
         self._tail = ""  # kept back: the beginning of a stop string, perhaps
+        self._thoughts: list[str] = []
+        self._thoughts_taken = 0  # pieces
+        self._reader = (
+            None if reasoning is None else ReasoningReader(reasoning.tags, opened=reasoning.opened)
+        )
         self.stopped = False  # a stop string was found, the answer is complete
 
     @property
@@ -249,16 +326,26 @@ class AnswerText:
         """The whole answer so far."""
         return "".join((*self._taken, *self._ready, self._tail))
 
+    @property
+    def reasoning(self) -> str:
+        """What came before the answer, so far."""
+        return "".join(self._thoughts)
+
     def feed(self, piece: bytes) -> bool:
         """Append the bytes of one token; return True when the answer ends here."""
-        return self._append(self._decoder.decode(piece))
+        return self._append(self._answered(self._decoder.decode(piece)))
 
     def finish(self) -> None:
         """The generation is over: what was kept back belongs to the answer.
 
         A character that was left incomplete becomes U+FFFD.
         """
-        self._append(self._decoder.decode(b"", final=True))
+        text = self._answered(self._decoder.decode(b"", final=True))
+        if self._reader is not None:
+            thought, rest = self._reader.finish()
+            self._thoughts.append(thought)
+            text += rest
+        self._append(text)
         self._ready.append(self._tail)
         self._tail = ""
 
@@ -268,6 +355,21 @@ class AnswerText:
         self._taken.append(ready)
         self._ready.clear()
         return ready
+
+    def take_reasoning(self) -> str:
+        """Return what of the reasoning was not returned before."""
+        new = "".join(self._thoughts[self._thoughts_taken :])
+        self._thoughts_taken = len(self._thoughts)
+        return new
+
+    def _answered(self, text: str) -> str:
+        """Return what of a text belongs to the answer; keep what is reasoning."""
+        if self._reader is None or not text:
+            return text
+        thought, answer = self._reader.feed(text)
+        if thought:
+            self._thoughts.append(thought)
+        return answer
 
     def _append(self, text: str) -> bool:
         if self.stopped or not text:
@@ -297,16 +399,24 @@ class AnswerText:
 class CallFilter:
     """Keeps back, while an answer is streamed, what may turn out to be a tool call.
 
-    Passes text up to the first appearance of a marker; from there on nothing. An empty marker
-    keeps everything back.
+    Passes text up to the first appearance of the format's marker; from there on nothing. Where
+    the whole answer is a call, or may be one by how it begins, everything is kept back.
     """
 
-    def __init__(self, marker: str) -> None:
-        self._text = AnswerText((marker,)) if marker else None
+    def __init__(self, toolbox: Toolbox) -> None:
+        marker = toolbox.call_format.marker
+        self._text = AnswerText((marker,)) if marker else AnswerText()
+        self._is_call: bool | None = True if toolbox.forced else False if marker else None
+        self._begun = ""
+        self._call_format: CallFormat = toolbox.call_format
 
     def passed(self, text: str) -> str:
         """Return what may be streamed now that `text` has come."""
-        if self._text is None:
+        if self._is_call is None:
+            self._begun += text
+            text = self._begun
+            self._is_call = self._call_format.may_be_call(text)
+        if self._is_call is not False:
             return ""
-        self._text.feed(text.encode())
+        self._text.feed(text.encode("utf-8", "surrogatepass"))
         return self._text.take_ready()

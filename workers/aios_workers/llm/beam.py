@@ -338,7 +338,7 @@ class BeamGeneration:
         return bool(self._plan.body.stop) and self._text(ids).stopped
 
     def _text(self, ids: Sequence[int]) -> AnswerText:
-        text = AnswerText(self._plan.body.stop)
+        text = self._plan.answer_text()
         for token in ids:
             if text.feed(self._core.decode((token,))):
                 break
@@ -378,4 +378,5 @@ class BeamGeneration:
             ids,
             tuple(each.score for each in path),
             self._search.rank(finished),
+            text.reasoning,
         )

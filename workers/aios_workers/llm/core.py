@@ -35,6 +35,8 @@ from aios_broker.contract.llm import (
 )
 from aios_broker.contract.money import Billed
 from aios_broker.queues.rate_limits import Permit
+from aios_workers.llm.chat.calls import CallFormat
+from aios_workers.llm.chat.reasoning import ReasoningTags
 
 T = TypeVar("T")
 
@@ -62,9 +64,10 @@ class Capabilities:
     max_logprobs: int = 0  # alternatives per token; 0: none. Beam search needs 2 x its width
     constraints: bool = False  # a `Constraint` holds
     constraints_preemptible: bool = True  # it holds across a suspension; else there is none
-    # `render` shows tools and calls as the model was trained to see them, and the model calls by
-    # `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
-    tools_template: bool = False
+    # `render` shows tools and calls as the model was trained to see them, and so it writes calls;
+    # None: the handler shows them in words.
+    call_format: CallFormat | None = None
+    reasoning: ReasoningTags | None = None  # how it marks what it thinks before it answers
     # Its server holds calls to their form, in a way of its own; what it says of them comes with
     # these marks. Such a generation is never suspended.
     native_calls: bool = False
@@ -265,7 +268,7 @@ class Core(Protocol):
     def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> tuple[int, ...]:
         """Return the prompt ids of a conversation, by the model's own template.
 
-        `tools` are shown only where `tools_template` says so; elsewhere the handler shows them.
+        `tools` are shown only where there is a `call_format`; elsewhere the handler shows them.
         """
         ...
 

@@ -68,7 +68,7 @@ def _usual_report(capabilities: Capabilities) -> dict[str, str]:
     if not capabilities.generates:
         return {"makes": "embeddings alone"}
     forms = "JSON by a schema, patterns, grammars" if capabilities.constraints else "none"
-    if capabilities.tools_template:
+    if capabilities.call_format is not None:
         tools = "shown and called as the model was trained to"
     elif capabilities.constraints:
         tools = "shown by the kernel, calls held to a grammar"

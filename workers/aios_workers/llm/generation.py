@@ -227,7 +227,7 @@ class Generation:
             Branch(
                 core,
                 plan.answer_request(number),
-                AnswerText(plan.body.stop),
+                plan.answer_text(),
                 self._tasks,
                 cutting.cost,
                 run.note_step,
@@ -235,7 +235,10 @@ class Generation:
             for number in range(plan.body.n)
         ]
         self._stream = kernel.streams.open(run.lease, plan.syscall_id, plan.emitted_characters)
-        self._filter = CallFilter(plan.toolbox.marker) if plan.toolbox is not None else None
+        self._thoughts = kernel.streams.open(
+            run.lease, plan.syscall_id, plan.emitted_reasoning, "reasoning"
+        )
+        self._filter = CallFilter(plan.toolbox) if plan.toolbox is not None else None
 
     async def run(self) -> Outcome:
         """Generate until the end, or until the kernel wants the slot.
@@ -252,6 +255,7 @@ class Generation:
             await self._run_branches()
             await self._tasks.finish()
             result = self._result() if all(each.finish for each in self._branches) else None
+            await self._thoughts.flush()
             await self._stream.flush()
         except BaseException:
             self._tasks.drop()
@@ -300,6 +304,7 @@ class Generation:
     def _write(self) -> None:
         """Stream what is certain of the first answer."""
         if self._plan.stream:
+            self._thoughts.write(self._branches[0].text.take_reasoning())
             ready = self._branches[0].text.take_ready()
             self._stream.write(ready if self._filter is None else self._filter.passed(ready))
 
@@ -317,6 +322,7 @@ class Generation:
                 tuple(branch.state for branch in self._branches),
                 request.sampling.seed,
                 self._stream.delivered,
+                self._thoughts.delivered,
             )
         )
 
@@ -327,10 +333,15 @@ class Generation:
             assert branch.finish is not None
             branch.text.finish()
             answer = Answer(
-                branch.text.text, branch.finish, tuple(branch.ids), tuple(branch.scores)
+                branch.text.text,
+                branch.finish,
+                tuple(branch.ids),
+                tuple(branch.scores),
+                reasoning=branch.text.reasoning,
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
         if self._plan.stream:
+            self._thoughts.write(self._branches[0].text.take_reasoning())
             self._stream.write(choices[0].text[self._stream.written :])
         return chat_result(
             self._core,

@@ -28,7 +28,7 @@ from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usa
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.records import Lease
-from aios_workers.llm.answers import Plan, constraint_of_chat, fits
+from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
 from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
 from aios_workers.llm.conversation import Render, counter
@@ -124,7 +124,7 @@ class LlmHandler:
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
-        toolbox = toolbox_of(body)
+        toolbox = toolbox_of(body, self._core.info.capabilities)
         if toolbox is not None and self._core.info.capabilities.native_calls:
             toolbox = replace(toolbox, forced=False)  # a forced call comes as any other does
         render = partial(prompt_ids, self._core, toolbox=toolbox)
@@ -205,8 +205,11 @@ class LlmHandler:
         ids = (
             snapshot.prompt_ids
             if snapshot is not None
-            else await self._reader.read(characters_of(messages), lambda: tuple(render(messages)))
+            else await self._reader.read(
+                characters_of(messages), lambda: closed(self._core, body, render(messages))
+            )
         )
+        reasoning = reasoning_of(self._core, body, ids)
         info = self._core.info
         check_length(info.tokens_of(ids), body.max_tokens, info)
         run.count_prompt(info.tokens_of(ids))
@@ -215,14 +218,14 @@ class LlmHandler:
             prompt_ids=ids,
             max_tokens=body.max_tokens,
             sampling=_sampling_of(syscall, body, snapshot),
-            constraint=constraint_of_chat(body, toolbox, info),
+            constraint=constraint_of_chat(body, toolbox, info, reasoning),
             logprobs=body.logprobs,
             lora=body.lora,
             images=tuple(image for message in messages for image in message.images),
             tool_choice=body.tool_choice if toolbox is not None else None,
         )
         streams = body.stream and lease.wants_chunks
-        return Plan(syscall.id, body, request, streams, toolbox, snapshot)
+        return Plan(syscall.id, body, request, streams, toolbox, snapshot, reasoning)
 
     async def _messages(
         self, run: Run, syscall: Syscall, body: LlmChat, snapshot: Snapshot | None, render: Render

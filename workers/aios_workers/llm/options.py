@@ -23,8 +23,8 @@ from aios_broker.contract.llm import (
     given_fields,
 )
 from aios_workers.llm.beam import alternatives_of
+from aios_workers.llm.chat.calls import MAX_DEPTH, is_too_deep
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest
-from aios_workers.llm.tools import MAX_DEPTH, is_too_deep
 
 Found = Iterator[InvalidSyscall]
 Shortfall = tuple[str, str]  # what the core does instead, and what to do about it
@@ -312,7 +312,9 @@ _RULES: dict[str, Rule] = {
         "leave it out",
     ),
     "tools": _unless(
-        lambda body, core: core.constraints or core.tools_template or not calls_tools(body),
+        lambda body, core: (
+            core.constraints or core.call_format is not None or not calls_tools(body)
+        ),
         "cannot be held to a call",
         "name another core",
     ),

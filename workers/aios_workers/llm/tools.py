@@ -1,50 +1,34 @@
 """Tools: how they are shown to a model, what its answer must be then, how calls are read. Pure.
 
-A call is written `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`. With a choice of
-`required`, or of one tool, the whole answer is that JSON object without the marks. A core whose
-template knows tools shows them itself; for the others this module writes a section into the
-system message and turns calls and their results in the conversation into text.
-
-What walks a JSON value (templates, encoders, the compiler of forms) calls itself for each level:
-beyond a limit that all of them bear it is refused, not walked.
+A call is written as the model's family writes it (`chat/calls.py`). With a choice of `required`, or
+of one tool, the whole answer is one call as a JSON object, without marks. A core whose template
+knows tools shows them itself; for the others this module writes a section into the system message
+and turns calls and their results in the conversation into text, as Hermes models write them.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
-from aios_broker.contract.syscall import is_nested_deeper
-from aios_workers.llm.core import Constraint, Core
+from aios_workers.llm.chat.calls import (
+    HERMES,
+    CallFormat,
+    CallSchemas,
+    ReadCall,
+    calls_grammar,
+    parted,
+    read_object,
+    thought_line,
+)
+from aios_workers.llm.chat.reasoning import ReasoningTags
+from aios_workers.llm.core import Capabilities, Constraint, Core
 
-MAX_DEPTH = 100  # llguidance reads 128; a tool's schema stands in one of its own
-
-
-def is_too_deep(value: object) -> bool:
-    """Whether a value has more than MAX_DEPTH levels of lists and objects."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [part for each in level for part in _parts(each)]
-        if not level:
-            return False
-    return True
-
-
-def _parts(value: object) -> list[object]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-CALL_BEGIN, CALL_END = "<tool_call>", "</tool_call>"
-MAX_CALLS = 16  # of one answer that may be a message, too
-_BLANKS = re.compile(r"\s*")
+CALL_BEGIN, CALL_END = HERMES.call_begin, HERMES.call_end
 
 _SECTION = """# Tools
 
@@ -82,73 +66,66 @@ class Toolbox:
 
     tools: tuple[Tool, ...]
     forced: bool  # the answer is a call, not a message
-
-    @property
-    def marker(self) -> str:
-        """What begins the part of an answer that is calls; empty: it is all one call."""
-        return "" if self.forced else CALL_BEGIN
+    call_format: CallFormat = HERMES
 
 
-class _Call(Struct, forbid_unknown_fields=True):
-    name: str
-    arguments: msgspec.Raw
-
-
-_decoder = msgspec.json.Decoder(_Call)
-_any_json = json.JSONDecoder()
-
-
-def toolbox_of(body: LlmChat) -> Toolbox | None:
+def toolbox_of(body: LlmChat, core: Capabilities | None = None) -> Toolbox | None:
     """Return the tools that an answer may call; None: it is a message whatever happens."""
+    call_format = (core.call_format if core is not None else None) or HERMES
     if not body.tools or body.tool_choice == "none":
         return None
     if body.tool_choice in ("auto", "required"):
-        return Toolbox(tuple(body.tools), body.tool_choice == "required")
+        return Toolbox(tuple(body.tools), body.tool_choice == "required", call_format)
     named = tuple(each for each in body.tools if each.name == body.tool_choice)
-    return Toolbox(named, forced=True)
+    return Toolbox(named, forced=True, call_format=call_format)
 
 
 # What the answer must be.
 
 
-def constraint_of(toolbox: Toolbox) -> Constraint:
-    """Return what keeps every answer well-formed: one call, or a message or calls."""
-    schema = call_schema(toolbox.tools)
+def constraint_of(
+    toolbox: Toolbox, reasoning: ReasoningTags | None = None, *, opened: bool = False
+) -> Constraint:
+    """Return what keeps every answer well-formed: one call, or a message or calls.
+
+    `reasoning`: the model may think first; `opened`: it does so already.
+    """
+    call_format = toolbox.call_format
+    schema = call_schema(toolbox.tools, call_format.arguments)
     source = _dumped(schema)
     if toolbox.forced:
         return Constraint("json", source)
-    return Constraint("grammar", calls_grammar(_dumped({**schema, **_JSON_STYLE})), source)
-
-
-def calls_grammar(schema: str) -> str:
-    """Return the grammar of a message, or of a message and calls of this schema (as text)."""
-    plain = unmarked_pattern(CALL_BEGIN)
-    return "\n".join(
-        (
-            "start: MESSAGE | OPENING body END more",
-            f"more: (NEXT body END){{0,{MAX_CALLS - 1}}}",
-            f"MESSAGE: /{plain}/",
-            f"OPENING: /{plain}{re.escape(CALL_BEGIN)}/",
-            f'NEXT: "{CALL_BEGIN}"',
-            f'END: "{CALL_END}"',
-            f"body: %json {schema}",
-        )
+    arguments = tuple(
+        (each.name, _dumped({**parameters_of(each), **_JSON_STYLE})) for each in toolbox.tools
     )
+    schemas = CallSchemas(_dumped({**schema, **_JSON_STYLE}), arguments)
+    thought = "" if reasoning is None else "THOUGHT " if opened else "THOUGHT? "
+    begin = "" if reasoning is None or opened else reasoning.begin
+    grammar = calls_grammar(call_format, schemas, thought, begin)
+    if reasoning is not None:
+        line = thought_line(reasoning.end, begin)
+        grammar = f"{line}\n{grammar}"
+    return Constraint("grammar", grammar, source if call_format is HERMES else None)
 
 
 def _dumped(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
+def call_schema(tools: Sequence[Tool], arguments_key: str = "arguments") -> dict[str, Any]:
     """Return the JSON schema of a call of one of these tools."""
     definitions: dict[str, Any] = {}
-    calls = [_one_call(each, f"tool{number}", definitions) for number, each in enumerate(tools)]
+    calls = [
+        _one_call(each, arguments_key, f"tool{number}", definitions)
+        for number, each in enumerate(tools)
+    ]
     schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return {**schema, "$defs": definitions} if definitions else schema
 
 
-def _one_call(tool: Tool, key: str, definitions: dict[str, Any]) -> dict[str, Any]:
+def _one_call(
+    tool: Tool, arguments_key: str, key: str, definitions: dict[str, Any]
+) -> dict[str, Any]:
     arguments = parameters_of(tool)
     moved = _moved(arguments, f"#/$defs/{key}")
     if moved != arguments:  # it refers to parts of itself, which have moved
@@ -156,8 +133,8 @@ def _one_call(tool: Tool, key: str, definitions: dict[str, Any]) -> dict[str, An
         arguments = {"$ref": f"#/$defs/{key}"}
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, "arguments": arguments},
-        "required": ["name", "arguments"],
+        "properties": {"name": {"const": tool.name}, arguments_key: arguments},
+        "required": ["name", arguments_key],
         "additionalProperties": False,
     }
 
@@ -185,28 +162,12 @@ def _moved(schema: Any, root: str) -> Any:  # noqa: ANN401 - any JSON
     }
 
 
-def unmarked_pattern(marker: str) -> str:
-    """Return the regular expression of all texts without the marker in them.
-
-    The marker's first character stands nowhere else in it: whatever does not go on as the marker
-    does is either the beginning of another try or an end of all tries.
-    """
-    first = re.escape(marker[0])
-    begun = "|".join(re.escape(marker[:size]) for size in range(1, len(marker)))
-    given_up = "|".join(
-        f"{re.escape(marker[:size])}[^{first}{re.escape(marker[size])}]"
-        for size in range(1, len(marker))
-    )
-    pattern = f"([^{first}]|({begun})*({given_up}))*({begun})*"
-    return pattern.replace("/", r"\/")
-
-
 # How they are shown.
 
 
 def prompt_ids(core: Core, messages: Sequence[Message], toolbox: Toolbox | None) -> tuple[int, ...]:
     """Return the prompt of a conversation in which these tools may be called."""
-    if core.info.capabilities.tools_template:
+    if core.info.capabilities.call_format is not None:
         return core.render(messages, toolbox.tools if toolbox is not None else ())
     return core.render(in_words(messages, toolbox))
 
@@ -268,52 +229,18 @@ def read_calls(
     What stands behind the first call is not part of the message. A call that is cut off, or that
     names no tool, is not one.
     """
-    message, bodies = ("", [text]) if toolbox.forced else _marked(text)
+    message, found = _forced(text) if toolbox.forced else parted(text, toolbox.call_format)
     known = {each.name for each in toolbox.tools}
-    found = [call for call in map(_read, bodies) if call is not None and call.name in known]
     calls = tuple(
-        ToolCall(_call_id(syscall_id, choice, number), each.name, bytes(each.arguments).decode())
-        for number, each in enumerate(found)
+        ToolCall(_call_id(syscall_id, choice, number), each.name, each.arguments)
+        for number, each in enumerate(each for each in found if each.name in known)
     )
     return (message, calls) if calls else (text, ())
 
 
-def _marked(text: str) -> tuple[str, list[str]]:
-    """Return what stands before the first mark, and what stands between marks.
-
-    Marks in the strings of an argument are text.
-    """
-    bodies = []
-    at = text.find(CALL_BEGIN)
-    message = text if at < 0 else text[:at]
-    while at >= 0:
-        start = at + len(CALL_BEGIN)
-        read_to = _value_end(text, start)
-        end = text.find(CALL_END, read_to)
-        at = text.find(CALL_BEGIN, read_to)
-        if end >= 0 and not 0 <= at < end:
-            bodies.append(text[start:end])
-    return message, bodies
-
-
-def _value_end(text: str, start: int) -> int:
-    """Return where the JSON value ends that begins here; without one that can be read, here."""
-    blanks = _BLANKS.match(text, start)
-    try:
-        end = _any_json.raw_decode(text, blanks.end() if blanks else start)[1]
-    except (ValueError, RecursionError):
-        return start
-    return start if is_nested_deeper(text[start:end], MAX_DEPTH) else end
-
-
-def _read(body: str) -> _Call | None:
-    if is_nested_deeper(body, MAX_DEPTH):
-        return None
-    try:
-        call = _decoder.decode(body)
-    except (msgspec.DecodeError, ValueError):
-        return None
-    return call if bytes(call.arguments).startswith(b"{") else None
+def _forced(text: str) -> tuple[str, list[ReadCall]]:
+    call = read_object(text)
+    return "", [] if call is None else [call]
 
 
 def _call_id(syscall_id: str, choice: int, number: int) -> str:

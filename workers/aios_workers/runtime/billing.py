@@ -50,6 +50,11 @@ class Tally:
             )
 
     @property
+    def prompt_tokens(self) -> int:
+        """How long the prompt is, as whoever counts it says; before an endpoint has, nothing."""
+        return self._billed.prompt_tokens if self._bills_requests else self._prompt_tokens
+
+    @property
     def billed(self) -> Billed:
         """The tokens that are paid for."""
         if self._bills_requests:

@@ -118,8 +118,10 @@ class Run:
 
     def use(self) -> Use:
         """Return what was used since the claim: totals, which may be told more than once."""
-        charge = None if self.tally is None else self.tally.charge
-        return Use(self._clock() - self._started_s, self._tokens, self._prompt_tokens, charge)
+        ran_s, tally = self._clock() - self._started_s, self.tally
+        if tally is None:
+            return Use(ran_s, self._tokens, self._prompt_tokens, None)
+        return Use(ran_s, self._tokens, tally.prompt_tokens, tally.charge)
 
     def timings(self) -> Timings:
         """Return where the time went so far, earlier slices included."""

@@ -17,7 +17,7 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import Chunk, encode
+from aios_broker.contract.reply import Chunk, Part, encode
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
@@ -144,9 +144,16 @@ def _used(run: Run, checkpoint: bytes | None, terms: SliceTerms) -> SliceUse:
 
 
 class TextStream:
-    """The stream of one syscall."""
+    """The stream of one syscall: its answer, or the reasoning before it."""
 
-    def __init__(self, sender: StreamSender, lease: Lease, syscall_id: str, offset: int) -> None:
+    def __init__(
+        self,
+        sender: StreamSender,
+        lease: Lease,
+        syscall_id: str,
+        offset: int,
+        part: Part = "answer",
+    ) -> None:
         self.lease = lease
         self.delivered = offset  # characters of the answer that reached the client's list
         self.waiting = ""  # what comes behind them
@@ -154,6 +161,7 @@ class TextStream:
         self._sent_before = offset
         self._sender = sender
         self._syscall_id = syscall_id
+        self._part: Part = part
 
     def write(self, text: str) -> None:
         """Append text; what was not sent before leaves with the next batch."""
@@ -170,7 +178,7 @@ class TextStream:
 
     def chunk(self, text: str) -> bytes:
         """Return the next text as it is sent."""
-        return encode(Chunk(self._syscall_id, self.delivered, text))
+        return encode(Chunk(self._syscall_id, self.delivered, text, self._part))
 
     def delivered_more(self, size: int) -> None:
         """Note that the next characters have reached the client's list."""
@@ -189,9 +197,11 @@ class StreamSender:
         self._timer: asyncio.TimerHandle | None = None
         self._flushes = BackgroundTasks()
 
-    def open(self, lease: Lease, syscall_id: str, offset: int = 0) -> TextStream:
+    def open(
+        self, lease: Lease, syscall_id: str, offset: int = 0, part: Part = "answer"
+    ) -> TextStream:
         """Return the stream of one syscall, of which `offset` characters were sent before."""
-        return TextStream(self, lease, syscall_id, offset)
+        return TextStream(self, lease, syscall_id, offset, part)
 
     def note(self, stream: TextStream) -> None:
         """Remember that a stream has text to send."""

@@ -365,6 +365,8 @@ class LlamaCppCore(BaseCore[Vocabulary]):
                 keeps=SAMPLER_KEEPS,
                 max_logprobs=MAX_LOGPROBS,
                 constraints=True,
+                call_format=self.vocabulary.speech.call_format,
+                reasoning=self.vocabulary.reasoning,
                 embeddings=True,
             ),
             vocabulary_size=self.vocabulary.size,

@@ -22,6 +22,7 @@ from aios_broker.contract.errors import CoreBusy, CoreError, KernelError, Unsupp
 from aios_broker.contract.llm import Message, Tool, given_fields
 from aios_broker.contract.money import Billed
 from aios_broker.retry import Backoff
+from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import (
     AccountRates,
     Capabilities,
@@ -122,7 +123,7 @@ class OpenAICore:
                 constraints=True,
                 constraints_preemptible=False,
                 forms=frozenset({"json"}),
-                tools_template=True,
+                call_format=HERMES,
                 native_calls=True,
                 embeddings=True,
                 images=True,

@@ -16,7 +16,7 @@ from aios_broker.contract.llm import PENALTIES, given_fields
 from aios_workers.llm.constraint import FIELDS, JSON_STYLE
 from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.cores.sglang.client import Description
-from aios_workers.llm.tools import CALL_BEGIN, CALL_END, calls_grammar
+from aios_workers.llm.tools import CALL_BEGIN, CALL_END
 
 LLGUIDANCE, XGRAMMAR = "llguidance", "xgrammar"
 BACKENDS = frozenset({LLGUIDANCE, XGRAMMAR})
@@ -65,7 +65,9 @@ def read_constraint(constraint: Constraint, backend: str | None) -> Constraint:
     if backend != XGRAMMAR:
         return constraint
     if constraint.calls is not None:
-        return Constraint("grammar", calls_grammar(_guided(constraint.calls, {}, _FREE_BLANKS)))
+        *lines, _ = constraint.source.split("\n")  # the last is the call's schema
+        body = f"body: %json {_guided(constraint.calls, {}, _FREE_BLANKS)}"
+        return Constraint("grammar", "\n".join((*lines, body)))
     if constraint.kind == "json":
         return Constraint("json", _guided(constraint.source, {}, _FREE_BLANKS))
     return constraint

@@ -38,6 +38,7 @@ from aios_workers.llm.cores.sglang.client import Description, EngineFailure
 from aios_workers.llm.cores.sglang.connection import REQUESTS, Connection, EngineServer
 from aios_workers.llm.cores.sglang.request import (
     BACKENDS,
+    LLGUIDANCE,
     check_kept,
     generate_body,
     kept_options,
@@ -325,7 +326,9 @@ class SGLangCore(BaseCore[Vocabulary]):
             max_logprobs=MAX_LOGPROBS,
             constraints=found.constraints_by in BACKENDS,
             constraints_preemptible=False,
-            tools_template=self.vocabulary.shows_tools,
+            forms=_forms(found.constraints_by),
+            call_format=self.vocabulary.speech.call_format,
+            reasoning=self.vocabulary.reasoning,
             adapters=found.adapters,
         )
 
@@ -352,3 +355,8 @@ class SGLangCore(BaseCore[Vocabulary]):
 def _shared_name(url: str | None) -> str:
     """Return the same for all workers of one server: its address, which nobody reads back."""
     return hashlib.sha256(url.encode()).hexdigest()[:16] if url is not None else ""
+
+
+def _forms(backend: str | None) -> frozenset[str]:
+    """Return the kinds of constraints that a grammar backend holds."""
+    return frozenset({"json", "regex"} | ({"grammar"} if backend == LLGUIDANCE else set()))

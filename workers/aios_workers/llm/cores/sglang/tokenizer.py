@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from tokenizers import Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.llm import Message, Tool
+from aios_workers.llm.chat.markers import Markers
+from aios_workers.llm.chat.prompt import PromptWriter, Speech
+from aios_workers.llm.chat.reasoning import ReasoningTags
+from aios_workers.llm.chat.template import ChatTemplate
 from aios_workers.llm.constraint import Compiler
 from aios_workers.llm.cores import base_core
-from aios_workers.llm.cores.sglang.model_folder import (
-    ChatTemplate,
-    ModelFolder,
-    message_values,
-    tool_values,
-)
+from aios_workers.llm.cores.sglang.model_folder import ModelFolder
 from aios_workers.llm.cores.sglang.settings import BYTES
 
 METASPACE = "\u2581"  # how SentencePiece writes a space
@@ -28,9 +26,10 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Vocabulary(base_core.Vocabulary, Protocol):
-    """What this core needs to know beside: whether tools are shown, and how forms are held."""
+    """What this core needs to know beside: how the model speaks, and how forms are held."""
 
-    shows_tools: bool
+    speech: Speech
+    reasoning: ReasoningTags | None
 
     def compiler(self) -> Compiler:
         """Return a compiler of constraints over these tokens; takes a moment, in any thread."""
@@ -43,20 +42,25 @@ class FolderVocabulary:
     def __init__(self, folder: ModelFolder) -> None:
         self._folder = folder
         self._tokenizer: Tokenizer = folder.tokenizer()
-        self._template = ChatTemplate(folder.chat_template(), folder.special_tokens())
-        self._pieces = _pieces(self._tokenizer)
+        source = folder.chat_template()
+        self.speech = Speech.of(source)
         self._end_ids = folder.end_ids(self._tokenizer.token_to_id)
+        self._pieces = _pieces(self._tokenizer, self._is_shown)
         self.size = folder.vocabulary_size() or len(self._pieces)
         self.longest_piece_bytes = max(map(len, self._pieces.values()))
-        self.shows_tools = self._template.shows_tools
         special = {
             added.content: token
             for token, added in self._tokenizer.get_added_tokens_decoder().items()
             if added.special
         }
-        self._special = special
-        longest_first = sorted(special, key=len, reverse=True)
-        self._marker = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        template = ChatTemplate(
+            source,
+            folder.special_tokens(),
+            field="AIOS_SGLANG_TOKENIZER",
+            subject=str(folder.path),
+        )
+        self._prompts = PromptWriter(template, Markers(special), self._encode, self._plain)
+        self.reasoning = self.speech.thoughts(self._encode)
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
         """Return the ids of a conversation up to the start of the answer.
@@ -64,17 +68,17 @@ class FolderVocabulary:
         Only the template's own markers become special tokens: a message that contains one
         contains harmless characters.
         """
-        hidden = _HiddenMarkers(self._marker)
-        text = self._template.render(
-            [hidden.values(message_values(message)) for message in messages],
-            [hidden.values(tool_values(tool)) for tool in tools],
-        )
-        if not hidden.found:
-            return tuple(self._encode(text))
-        return self._encode_around(text, hidden)
+        return self._prompts.ids(messages, tools)
+
+    def close(self) -> None:
+        """End what renders."""
+        self._prompts.close()
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of tokens; control tokens and those without a text have none."""
+        """Return the bytes of tokens; those without a text have none.
+
+        Control tokens are such, but for the marks of the family's calls and reasoning.
+        """
         return b"".join(self._pieces.get(token, b"") for token in ids)
 
     def is_end(self, token: int) -> bool:
@@ -93,15 +97,8 @@ class FolderVocabulary:
         pieces = [self._pieces.get(token, b"") for token in range(self.size)]
         return Compiler(pieces, [end for end in self._end_ids if end < self.size], tokenize)
 
-    def _encode_around(self, text: str, hidden: _HiddenMarkers) -> tuple[int, ...]:
-        """Encode a text part by part: between the template's markers, everything is plain."""
-        ids: list[int] = []
-        at = 0
-        for marker in self._marker.finditer(text):
-            ids += self._plain(hidden.shown(text[at : marker.start()]))
-            ids.append(self._special[marker.group()])
-            at = marker.end()
-        return (*ids, *self._plain(hidden.shown(text[at:])))
+    def _is_shown(self, token: int, text: str) -> bool:
+        return token not in self._end_ids and self.speech.is_mark(text)
 
     def _encode(self, text: str) -> Sequence[int]:
         # A batch, even of one, is read without Python's lock: the worker's loop goes on meanwhile.
@@ -123,7 +120,8 @@ class ByteVocabulary:
     FIRST = 3
     START, END = 0, 1
     longest_piece_bytes = 1
-    shows_tools = False
+    speech = Speech(None, None)
+    reasoning: ReasoningTags | None = None
 
     def __init__(self, size: int | None = None, end_ids: frozenset[int] | None = None) -> None:
         self.size = size or self.FIRST + 256
@@ -226,41 +224,14 @@ def model_folder(setting: str | None, server_path: str | None) -> ModelFolder:
     return ModelFolder(path)
 
 
-class _HiddenMarkers:
-    """Replaces special tokens in what agents wrote by words that nobody can guess."""
-
-    def __init__(self, marker: re.Pattern[str]) -> None:
-        self._marker = marker
-        self._key = secrets.token_hex(8)
-        self.found: list[str] = []
-
-    def values(self, value: Any) -> Any:  # noqa: ANN401  any JSON value
-        """Return a value with the markers in all its texts replaced."""
-        if isinstance(value, str):
-            # A lone surrogate has no UTF-8; it becomes a question mark.
-            clean = value.encode("utf-8", "replace").decode("utf-8")
-            return self._marker.sub(self._hide, clean)
-        if isinstance(value, dict):
-            return {self.values(key): self.values(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [self.values(each) for each in value]
-        return value
-
-    def shown(self, text: str) -> str:
-        """Put back what was replaced."""
-        return re.sub(rf"{self._key}(\d+)x", lambda at: self.found[int(at.group(1))], text)
-
-    def _hide(self, match: re.Match[str]) -> str:
-        self.found.append(match.group())
-        return f"{self._key}{len(self.found) - 1}x"
-
-
-def _pieces(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """Return the bytes of every token."""
+def _pieces(tokenizer: Tokenizer, is_shown: Callable[[int, str], bool]) -> dict[int, bytes]:
+    """Return the bytes of every token; special ones have none unless they are shown."""
     of_piece = _piece_reader(tokenizer)
     pieces = {token: of_piece(piece) for piece, token in tokenizer.get_vocab().items()}
     for token, added in tokenizer.get_added_tokens_decoder().items():
-        pieces[token] = b"" if added.special else added.content.encode()
+        pieces[token] = (
+            b"" if added.special and not is_shown(token, added.content) else added.content.encode()
+        )
     return pieces
 
 
