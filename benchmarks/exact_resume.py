@@ -50,6 +50,14 @@ def tool_calls() -> Sequence[Constraint]:
     return [constraint_of(toolbox) for chat in chats if (toolbox := toolbox_of(chat))]
 
 
+KINDS: dict[str, Sequence[Constraint]] = {
+    "greedy": (),
+    "sampled": (),
+    "json_schema": [form for form in FORMS if form.kind == "json"],
+    "tools": tool_calls(),
+}
+
+
 async def check(gguf: Path, threads: Sequence[int], cuts: int, seed: int) -> bool:
     """Check one file and print a row for each kind of answer; return whether all were equal."""
     cores = [
@@ -63,22 +71,20 @@ async def check(gguf: Path, threads: Sequence[int], cuts: int, seed: int) -> boo
         )
         for count in (threads[0], threads[-1])
     ]
-    json_forms = [form for form in FORMS if form.kind == "json"]
     try:
         for core in cores:
             await core.start()
-        kinds = {
-            "greedy": await check_cuts(*cores, cuts=cuts // 4, seed=seed, greedy=True),
-            "sampled": await check_cuts(*cores, cuts=cuts // 4, seed=seed + 1),
-            "json_schema": await check_cuts(*cores, cuts=cuts // 4, seed=seed, forms=json_forms),
-            "tools": await check_cuts(*cores, cuts=cuts // 4, seed=seed, forms=tool_calls()),
-        }
+        differ = 0
+        for number, (kind, forms) in enumerate(KINDS.items()):
+            report = await check_cuts(
+                *cores, cuts=cuts // 4, seed=seed + number, greedy=kind == "greedy", forms=forms
+            )
+            differ += len(report.mismatches)
+            print(f"{gguf.name} | {kind} | {row(report)}", flush=True)
     finally:
         for core in cores:
             await core.close()
-    for kind, report in kinds.items():
-        print(f"{gguf.name} | {kind} | {row(report)}", flush=True)
-    return not any(report.mismatches for report in kinds.values())
+    return differ == 0
 
 
 def row(report: Report) -> str:

@@ -96,9 +96,8 @@ def test_the_probe_finds_exactness_and_empties_the_slots(context: Context) -> No
     context.compute([Row(slot, 0, 5, wants_logits=True) for slot in range(3)])  # position 0 is free
 
 
-@pytest.mark.slow
-def test_the_probe_finds_that_large_micro_batches_are_not_exact() -> None:
-    shape = ContextShape(1, 1_024, micro_batch_tokens=512)
+def test_large_micro_batches_with_values_of_one_type_are_not_called_exact() -> None:
+    shape = ContextShape(1, 1_024, 1, 512, 512, "same-context")
     context = Context.load(Library.load(), find_weights(), shape)
     try:
         assert not probe(context).exact_resume
