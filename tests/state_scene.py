@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, LiteralString
 
 import numpy as np
@@ -32,6 +33,8 @@ ALL_OPERATIONS = {body: each for table in OPERATIONS.values() for body, each in 
 OPERATOR = Decider("operator:test")
 MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build
 DIMENSION = 384
+
+NOWHERE = Path("/nonexistent")  # of no file of cores
 
 
 class HashedWords:
@@ -162,7 +165,9 @@ async def state_scene(
     **settings: Any,  # noqa: ANN401
 ) -> AsyncIterator[StateScene]:
     """Yield the modules on these servers."""
-    config = WorkerConfig(redis_url=redis_url, database_url=database_url, **settings)
+    config = WorkerConfig(
+        state_dir=NOWHERE, redis_url=redis_url, database_url=database_url, **settings
+    )
     store, connection = Store(database_url, name="state-test"), Connection(redis_url)
     functions, answers = Functions(connection), Answers()
     services = Services(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from msgspec import Struct
@@ -18,6 +19,8 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from tests.state_scene import HashedWords
+
+NOWHERE = Path("/nonexistent")  # of no file of cores
 
 
 class OpenApprovals(ApprovalService):
@@ -85,7 +88,9 @@ async def storage_scene(
     **settings: Any,  # noqa: ANN401
 ) -> AsyncIterator[Scene]:
     """Yield the module on a database."""
-    config = WorkerConfig(redis_url="redis://unused", database_url=database_url, **settings)
+    config = WorkerConfig(
+        state_dir=NOWHERE, redis_url="redis://unused", database_url=database_url, **settings
+    )
     store, approvals = Store(database_url, name="storage-test"), OpenApprovals()
     unused = cast("Any", None)
     services = Services(

@@ -10,7 +10,6 @@ import click
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_cli.tables import say
 
 USAGE_EXIT_CODE = 2
 JSON_ASKED = f"{__name__}.json"  # where a context keeps whether errors are wanted as JSON
@@ -130,7 +129,7 @@ class LazyGroup(click.Group):
             if not as_json:
                 raise
             body = {"error": {"code": "usage", "message": error.format_message()}}
-            say(json.dumps(body, indent=2))
+            click.echo(json.dumps(body, indent=2))  # of the environment alone, and ASCII
             context.exit(USAGE_EXIT_CODE)
 
 

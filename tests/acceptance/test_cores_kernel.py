@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(180)
 KEY = "sk-nobody-may-see-this"
 OTHER_KEY = "sk-nor-this-one"
 PORT_OF_NOBODY = 9
-STEADY = SimulatedSettings(slots=2, model="another", aliases=("gpt-4o-mini",))
+STEADY = SimulatedSettings(slots=3, model="another", aliases=("gpt-4o-mini",))
 KEYED = SGLangSettings(url=f"http://127.0.0.1:{PORT_OF_NOBODY}", api_key_env="THE_KEY")
 LATE_S = 60.0  # the machine may be busy with other tests
 
@@ -171,7 +171,7 @@ def test_what_makes_another_core_of_it_starts_it_alone_anew(
 ) -> None:
     pid, other = kernel.process("llm.steady-1").pid, kernel.process("llm-1").pid
 
-    file.path.write_text(file.path.read_text().replace("slots = 2", "slots = 5"))
+    file.path.write_text(file.path.read_text().replace("slots = 3", "slots = 5"))
 
     kernel.wait_running("llm.steady-1", not_pid=pid, timeout_s=LATE_S)
     wait_until(lambda: lines_of(aios)["steady"].slots == 5, LATE_S)

@@ -13,11 +13,14 @@ CLI = Path(__file__).resolve().parents[2] / "sdk" / "aios_cli"
 
 
 def test_nothing_is_printed_but_through_one_door() -> None:
-    """`click.echo` and `print` write what they are given; `say` writes text."""
+    """`click.echo` and `print` write what they are given; `say` writes text.
+
+    `main.py` prints ASCII JSON, and does not wait for tables to be imported.
+    """
     found = [
         f"{path.name}:{node.lineno}"
         for path in CLI.rglob("*.py")
-        if path.name != "tables.py"
+        if path.name not in ("main.py", "tables.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if (isinstance(node, ast.Attribute) and node.attr in ("echo", "secho", "style"))
         or (isinstance(node, ast.Name) and node.id == "print")

@@ -57,11 +57,11 @@ class Fallback:
 
     def __init__(self, core: CoreInfo, kernel: Kernel) -> None:
         self._core = core
-        self._control = Control(kernel.queue.functions, kernel.queue.keys)
+        self._queue = kernel.queue
 
     async def take(self, run: Run, error: CoreError, progress: Progress) -> Suspended:
         """Return how the syscall leaves this core; raise the error where nobody can go on."""
-        views = await patiently(self._control.cores)
+        views = await patiently(Control(self._queue.functions, self._queue.keys).cores)
         # The failed one is known by its chain, alive or not; others have to live.
         living = {
             view.card.name: view.card
