@@ -213,3 +213,18 @@ def test_a_reasoning_may_come_first_and_may_speak_of_calls(call_format: CallForm
         assert holds(box, f"So: {one[:12]}.</think>{text}", THINK, opened=True)
     assert not holds(box, "never closed", THINK, opened=True)
     assert not holds(box, f"<think>so</think>{one[:-1]}", THINK)
+
+
+def test_a_small_model_may_forget_the_marks_and_is_held_to_the_form_all_the_same() -> None:
+    box = Toolbox(TOOLS, forced=False, call_format=HERMES)
+    bare = '{"name": "add", "arguments": {"n": 1}}'
+
+    assert parted(bare, HERMES) == ("", ONE)
+    assert parted(f"\n{bare}\n", HERMES) == ("", ONE)
+    assert holds(box, bare)
+    for text in (bare.replace("1", '"x"'), bare[:-1], '{"answer": 42}', " {"):
+        assert not holds(box, text), text
+    for text in ("So {it} is.", "<tool", "< {", "\n\n"):
+        assert holds(box, text), text
+    passing = CallFilter(box)
+    assert [passing.passed(piece) for piece in ("\n", '{"na', 'me": "add"')] == ["", "", ""]

@@ -404,9 +404,10 @@ class CallFilter:
     """
 
     def __init__(self, toolbox: Toolbox) -> None:
-        marker = toolbox.call_format.marker
+        marker, may_be_bare = toolbox.call_format.marker, toolbox.call_format.may_be_bare
         self._text = AnswerText((marker,)) if marker else AnswerText()
-        self._is_call: bool | None = True if toolbox.forced else False if marker else None
+        marked = marker and not may_be_bare
+        self._is_call: bool | None = True if toolbox.forced else False if marked else None
         self._begun = ""
         self._call_format: CallFormat = toolbox.call_format
 

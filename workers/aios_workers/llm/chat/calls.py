@@ -67,11 +67,16 @@ class CallFormat:
         """
         return self.begin or self.call_begin
 
-    def may_be_call(self, text: str) -> bool | None:
-        """Whether an answer of a format without a marker is calls, by how it begins.
+    @property
+    def may_be_bare(self) -> bool:
+        """Whether an answer that is one call, and nothing else, may lack the marks around it.
 
-        None: that is not clear yet.
+        Small models forget them.
         """
+        return self.shape == "object" and bool(self.marker)
+
+    def may_be_call(self, text: str) -> bool | None:
+        """Whether an answer without a marker is calls, by how it begins; None: not clear yet."""
         begun = text.lstrip()
         if not begun or (self.prelude.startswith(begun) and begun != self.prelude):
             return None
@@ -186,8 +191,9 @@ def calls_grammar(
     opening = f"OPENING {first}" if call_format.marker else f"{prelude}{first}"
     if call_format.shape == "list":
         more = ""
+    bare = "| body" if call_format.may_be_bare else ""
     lines = [
-        f"start: {thought}(MESSAGE | {opening}{more}{_literal(call_format.end)})",
+        f"start: {thought}(MESSAGE | {opening}{more}{_literal(call_format.end)}{bare})",
         *_message_lines(call_format, begin[:1]),
         *_body_lines(call_format, schemas),
     ]
@@ -203,7 +209,8 @@ def thought_line(end: str, begin: str = "") -> str:
 def _message_lines(call_format: CallFormat, not_first: str) -> list[str]:
     marker = call_format.marker
     if marker:
-        plain = unmarked_pattern(marker)
+        of = _unbraced_pattern if call_format.may_be_bare else unmarked_pattern
+        plain = of(marker)
         return [f"MESSAGE: /{plain}/", f"OPENING: /{plain}{_escaped(marker)}/"]
     lines = [rf"MESSAGE: /[ \n\r\t]*([^{{{re.escape(not_first)} \n\r\t](.|\n)*)?/"]
     if call_format.prelude:
@@ -256,14 +263,29 @@ def unmarked_pattern(marker: str) -> str:
     The marker's first character stands nowhere else in it: whatever does not go on as the marker
     does is either the beginning of another try or an end of all tries.
     """
+    first, begun, given_up = _tries(marker)
+    pattern = f"([^{first}]|({begun})*({given_up}))*({begun})*"
+    return pattern.replace("/", r"\/")
+
+
+def _unbraced_pattern(marker: str) -> str:
+    """Return the one of those that do not begin with a brace, blanks before it or not."""
+    first, begun, given_up = _tries(marker)
+    tried = f"({begun})*({given_up})"
+    rest = f"([^{first}]|{tried})*({begun})*"
+    pattern = f"[ \\n\\r\\t]*(([^{first}{{ \\n\\r\\t]|{tried}){rest}|({begun})+)?"
+    return pattern.replace("/", r"\/")
+
+
+def _tries(marker: str) -> tuple[str, str, str]:
+    """Return what a marker begins with, its beginnings, and what gives a beginning up."""
     first = re.escape(marker[0])
     begun = "|".join(re.escape(marker[:size]) for size in range(1, len(marker)))
     given_up = "|".join(
         f"{re.escape(marker[:size])}[^{first}{re.escape(marker[size])}]"
         for size in range(1, len(marker))
     )
-    pattern = f"([^{first}]|({begun})*({given_up}))*({begun})*"
-    return pattern.replace("/", r"\/")
+    return first, begun, given_up
 
 
 # Reading.
@@ -295,7 +317,8 @@ def parted(text: str, call_format: CallFormat) -> tuple[str, list[ReadCall]]:
         return _bare(text, call_format)
     at = text.find(call_format.marker)
     if at < 0:
-        return text, []
+        bare = read_object(text) if call_format.may_be_bare else None
+        return (text, []) if bare is None else ("", [bare])
     message = text[:at]
     if call_format.shape == "list":
         return message, _listed(text, at + len(call_format.marker))
