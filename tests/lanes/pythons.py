@@ -35,7 +35,6 @@ LEFT_OUT = frozenset(
         "fonttools",
         "grimp",
         "hf-xet",
-        "huggingface-hub",
         "import-linter",
         "kiwisolver",
         "librt",
