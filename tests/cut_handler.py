@@ -16,8 +16,11 @@ from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Chunk, Result, decode_wire
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.contexts import Contexts
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.records import Lease, PolicyRow, SliceUse, SliceVerdict
+from aios_broker.redis.connection import Answer, Argument
 from aios_workers.llm.core import Constraint, Core
 from aios_workers.llm.handler import LlmHandler
 from aios_workers.runtime.executor import Done, Run, Suspended
@@ -41,12 +44,27 @@ class Cuts:
     tokens: int = 0  # charged, over all slices
 
 
+class _NoFleet(Functions):
+    """Knows of no other core."""
+
+    def __init__(self) -> None:
+        return
+
+    async def call(self, step: str, keys: Keys, arguments: Sequence[Argument]) -> Answer:
+        """Answer the one question that a handler asks when its core has failed."""
+        del keys, arguments
+        assert step == "cores"
+        return []
+
+
 class _Queue(ModuleQueue):
     """The two steps of a queue that a handler sees, decided here."""
 
     def __init__(self, cuts: Cuts, snapshot: bytes | None) -> None:
         self._cuts = cuts
         self._snapshot = snapshot
+        self.functions = _NoFleet()
+        self.keys = Keys()
 
     async def slice_end(
         self, worker: str, uses: Sequence[SliceUse], claim_request: ClaimRequest

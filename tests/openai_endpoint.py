@@ -63,6 +63,7 @@ class OpenAIEndpoint:
     word_s: float = 0.0  # between two words
     requests_per_minute: int = 0  # 0: any number
     retry_after_s: float = 0.2
+    raw: deque[Sequence[bytes]] = field(default_factory=deque)  # streams, as they are
     faults: deque[Fault] = field(default_factory=deque)  # of the next requests, one each
     seen: list[dict[str, Any]] = field(default_factory=list)
     prompt_tokens: int = 0  # of all answers, as it charged them
@@ -161,6 +162,12 @@ class OpenAIEndpoint:
         http.close_connection = True
         if fault == "hang":
             time.sleep(3.0)
+            return
+        if self.raw:
+            for line in self.raw.popleft():
+                http.wfile.write(line)
+                http.wfile.flush()
+                time.sleep(self.word_s)
             return
         pieces, prompt_tokens, reason = self._pieces(content)
         written = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -14,10 +15,12 @@ from aios_broker.contract.errors import (
     CoreError,
     CoreKeyRefused,
     KernelError,
+    RedisUnavailable,
     UnsupportedOption,
 )
 from aios_broker.contract.llm import Image, Message, Tool
 from aios_broker.contract.money import Billed
+from aios_broker.queues.rate_limits import Permit
 from aios_workers.llm.core import Constraint, GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.openai.openai_core import OpenAICore
 from aios_workers.llm.cores.openai.prefill import text_of
@@ -252,3 +255,121 @@ async def test_an_aborted_answer_ends_at_once_and_is_paid_for(endpoint: OpenAIEn
                 await core.abort("ab" * 16, keep=True)
     assert steps[-1].finish_reason is None
     assert sum(step.billed.output_tokens for step in steps if step.billed) == len(steps) - 1 < 10
+
+
+def told(*events: object) -> list[bytes]:
+    return [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+
+
+def of_text(text: str) -> dict[str, object]:
+    return {"choices": [{"delta": {"content": text}}]}
+
+
+OVER = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+BUSY = {"error": {"code": 429, "message": "Slow down"}}
+DONE = b"data: [DONE]"
+
+
+@pytest.mark.parametrize(
+    "habit",
+    [
+        [*told(of_text("Hello"), OVER, USAGE)],  # nothing says that it was all
+        [*told(of_text("Hello"), OVER, USAGE), DONE],  # a last line without an end
+        [*told(of_text("Hello"), USAGE), DONE, b"\n\n"],  # no reason for the end
+        [b"data:\n\n", b": ping\n\n", *told({**of_text("Hello"), "error": None}, OVER, USAGE)],
+        [*told({"choices": [{"delta": {"content": [{"type": "text", "text": "Hello"}]}}]}, OVER)],
+    ],
+)
+async def test_habits_of_endpoints_cost_no_answer(
+    endpoint: OpenAIEndpoint, habit: list[bytes]
+) -> None:
+    endpoint.raw.append(habit)
+    async with started(endpoint) as core:
+        steps = await steps_of(core, asked(core))
+    assert said(steps) == "Hello"
+    assert steps[-1].finish_reason == "stop"
+    assert steps[-1].billed is not None
+
+
+async def test_a_pause_in_the_middle_doubles_nothing(endpoint: OpenAIEndpoint) -> None:
+    endpoint.raw.append(told(of_text("Hello "), of_text("wor"), BUSY))
+    seen = len(endpoint.seen)
+    async with started(endpoint) as core:
+        core_steps: list[Step] = []
+
+        async def take_all() -> None:
+            async for step in core.generate(asked(core)):
+                core_steps.append(step)  # noqa: PERF401  what came before the error counts
+
+        with pytest.raises(CoreError):
+            await take_all()
+    assert said(core_steps) == "Hello wor"
+    assert len(endpoint.seen) == seen + 1
+
+
+async def test_a_long_pause_is_not_waited_for(endpoint: OpenAIEndpoint) -> None:
+    endpoint.retry_after_s = 3_000.0
+    endpoint.faults.append("busy")
+    async with started(endpoint) as core:
+        with pytest.raises(CoreBusy) as busy:
+            await steps_of(core, asked(core))
+    assert busy.value.retry_after_s == 3_000.0
+
+
+async def test_words_that_cannot_be_written_are_made_so(endpoint: OpenAIEndpoint) -> None:
+    endpoint.raw.append(told({"error": {"message": "bad \ud800", "code": "\udfff"}}))
+    async with started(endpoint) as core:
+        with pytest.raises(CoreError) as failed:
+            await steps_of(core, asked(core))
+    failed.value.message.encode()
+
+
+@pytest.mark.parametrize("index", [{"index": 0}, {}])
+async def test_calls_side_by_side_are_told_apart_by_their_ids(
+    endpoint: OpenAIEndpoint, index: dict[str, int]
+) -> None:
+    def piece(function: object, **more: str) -> dict[str, object]:
+        return {"choices": [{"delta": {"tool_calls": [{**index, **more, "function": function}]}}]}
+
+    endpoint.raw.append(
+        told(
+            piece({"name": "f", "arguments": ""}, id="1"),
+            piece({"arguments": '{"a": 1}'}),
+            piece({"name": "g", "arguments": {"b": None}}, id="2"),
+            piece(None),
+            OVER,
+        )
+    )
+    async with started(endpoint) as core:
+        steps = await steps_of(core, asked(core, tool_choice="auto"))
+    assert said(steps) == (
+        '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
+        '<tool_call>{"name": "g", "arguments": {"b": null}}</tool_call>'
+    )
+
+
+async def test_comments_do_not_keep_a_stalled_answer_alive(endpoint: OpenAIEndpoint) -> None:
+    endpoint.raw.append([*told(of_text("a")), *[b": ping\n\n"] * 200])
+    endpoint.word_s = 0.02
+    async with started(endpoint, limit_s=0.3) as core:
+        with pytest.raises(CoreError, match="nothing was said"):
+            await steps_of(core, asked(core))
+
+
+async def test_an_account_that_cannot_be_kept_costs_no_answer(endpoint: OpenAIEndpoint) -> None:
+    class Broken:
+        async def wait(self, tokens: int) -> Permit:
+            del tokens
+            return Permit(0.0, 1, 1)
+
+        async def settle(self, permit: Permit, tokens: int) -> None:
+            raise RedisUnavailable("away")
+
+        async def penalise(self, for_s: float) -> None:
+            raise RedisUnavailable("away")
+
+    async with started(endpoint) as core:
+        core.rates = Broken()
+        endpoint.faults.append("busy")
+        assert said(await steps_of(core, asked(core))) == "".join(answer_words(QUESTION, 40))

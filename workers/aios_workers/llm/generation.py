@@ -148,22 +148,39 @@ class Branch:
 
     async def _stream(self) -> None:
         request = replace(self._request, resume_ids=tuple(self.ids), resume_tokens=self.tokens)
-        asked_s, steps_before = self._clock(), 0
-        async with aclosing(self._core.generate(request)) as steps:
-            async for step in steps:
-                self._note(step.cached_tokens, step.billed)
-                if steps_before < 2:
-                    asked_s, since_s = self._clock(), asked_s
-                    self._measure(request, step, 1000 * (asked_s - since_s), steps_before)
-                    steps_before += 1
-                if self.finish is not None:
-                    continue  # a stop string was found: the core runs out
-                self._stepped = True
-                before = self.tokens
-                self._take(step)
-                if self.finish is not None and step.finish_reason is None:
-                    self._tasks.start(self.abort(keep=False))
-                self._watch(self.tokens - before)
+        is_billed = False
+        try:
+            async with aclosing(self._core.generate(request)) as steps:
+                asked_s, steps_before = self._clock(), 0
+                async for step in steps:
+                    is_billed = is_billed or step.billed is not None
+                    self._note(step.cached_tokens, step.billed)
+                    if steps_before < 2:
+                        asked_s, since_s = self._clock(), asked_s
+                        self._measure(request, step, 1000 * (asked_s - since_s), steps_before)
+                        steps_before += 1
+                    self._hear(step)
+        except asyncio.CancelledError:
+            if self._stepped and not is_billed:
+                self._note_unbilled(request)
+            raise
+
+    def _hear(self, step: Step) -> None:
+        if self.finish is not None:
+            return  # a stop string was found: the core runs out
+        self._stepped = True
+        before = self.tokens
+        self._take(step)
+        if self.finish is not None and step.finish_reason is None:
+            self._tasks.start(self.abort(keep=False))
+        self._watch(self.tokens - before)
+
+    def _note_unbilled(self, request: GenerationRequest) -> None:
+        """Charge what a request took whose endpoint will not say it any more: about so much."""
+        info = self._core.info
+        if info.capabilities.bills_requests:
+            read = info.tokens_of(request.prompt_ids) + request.resume_tokens
+            self._note(0, Billed(read, output_tokens=self.tokens - request.resume_tokens))
 
     def _measure(
         self, request: GenerationRequest, step: Step, took_ms: float, steps_before: int

@@ -8,12 +8,14 @@ from typing import Any
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.money import Billed
 from aios_workers.llm.core import FinishReason, Step
-from aios_workers.llm.cores.openai.client import Event
+from aios_workers.llm.cores.openai.client import END, Event
 from aios_workers.llm.cores.openai.prefill import Characters, Seam, ids_of
 from aios_workers.llm.tools import CALL_BEGIN, CALL_END
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "tool_calls": "stop", "length": "length"}
 _FINISH |= {"function_call": "stop", "content_filter": "stop", "eos": "stop"}
+_FINISH |= {"model_length": "length", "max_tokens": "length", "MAX_TOKENS": "length"}
+_FAILED = "error"  # how some say that an answer has failed in the middle
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class Called:
     """A tool call as its pieces come."""
 
     name: str = ""
+    id: str = ""
     arguments: list[str] = field(default_factory=list)
 
     @property
@@ -39,28 +42,42 @@ class Answer:
         self._about_prompt_tokens = about_prompt_tokens
         self._characters = Characters()
         self._calls: dict[int, Called] = {}
+        self._at: dict[int, int] = {}  # which of them an index means now
         self._finish: FinishReason | None = None
         self._usage: Billed | None = None
         self._pieces = 0  # events with text: about as many tokens
-        self._told = 0  # of these, those that a step has told
+        self._silent_pieces = 0  # of what is thought and of calls: they are paid for, too
+        self._told = 0  # of the pieces, those that a step has told
 
     def take(self, event: Event) -> Step | None:
         """Take in an event; return what it adds to the answer."""
-        if isinstance(event.get("usage"), dict):
+        if event is END:
+            self._finish = self._finish or "stop"
+            return None
+        if _counts(event.get("usage")):
             self._usage = billed_of(event)
         choices = event.get("choices") or [{}]
         choice = _object(choices[0] if isinstance(choices, list) else None)
         delta = _object(choice.get("delta") or choice.get("message"))
         if reason := choice.get("finish_reason"):
+            if reason == _FAILED:
+                raise CoreError("its endpoint says that the answer has failed")
             self._finish = _FINISH.get(str(reason), "stop")
         calls = delta.get("tool_calls")
         for number, call in enumerate(calls if isinstance(calls, list) else ()):
             self._take_call(number, call)
-        text = delta.get("content")
-        if not isinstance(text, str) or not text:
+        text = text_in(delta.get("content")) or text_in(delta.get("refusal"))
+        if not text:
+            thought = text_in(delta.get("reasoning_content")) or text_in(delta.get("reasoning"))
+            self._silent_pieces += bool(thought)
             return None
         self._pieces += 1
         return self._step(self._seam.join(self._characters.feed(text)))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the endpoint has said that it is complete."""
+        return self._finish is not None
 
     def last(self, core: str) -> Step:
         """Return the last step: what was held back, the calls, and what it all cost.
@@ -71,7 +88,7 @@ class Answer:
         if self._finish is None:
             raise CoreError(f"core {core!r}: its endpoint's answer ends in the middle")
         text = self._seam.join(self._characters.end()) + self._seam.end()
-        text += "".join(call.text for call in self._calls.values())
+        text += "".join(call.text for call in self._whole_calls)
         step = self._step(text)
         left = max(0, self.billed.output_tokens - self._told)
         self._told += left
@@ -79,19 +96,27 @@ class Answer:
 
     def unpaid(self) -> Step | None:
         """Return what an answer that broke off has cost, as far as is known."""
-        return Step((), tokens=0, billed=self.billed) if self._pieces or self._usage else None
+        begun = self._pieces or self._silent_pieces or self._usage
+        return Step((), tokens=0, billed=self.billed) if begun else None
 
     @property
     def has_calls(self) -> bool:
         """Whether a tool was called so far."""
-        return bool(self._calls)
+        return bool(self._whole_calls)
+
+    @property
+    def _whole_calls(self) -> list[Called]:
+        """Those that have a name, and were not cut off before their arguments."""
+        named = [call for call in self._calls.values() if call.name]
+        cut_off = self._finish == "length"
+        return [call for call in named if not cut_off or "".join(call.arguments)]
 
     @property
     def billed(self) -> Billed:
         """What the endpoint says that it charges; an estimate where it does not say."""
         if self._usage is not None:
             return self._usage
-        return Billed(self._about_prompt_tokens, output_tokens=self._pieces)
+        return Billed(self._about_prompt_tokens, output_tokens=self._pieces + self._silent_pieces)
 
     def _step(self, text: str) -> Step:
         new, self._told = self._pieces - self._told, self._pieces
@@ -100,12 +125,34 @@ class Answer:
     def _take_call(self, number: int, piece: object) -> None:
         if not isinstance(piece, dict):
             return
-        index = piece.get("index")
-        called = self._calls.setdefault(index if isinstance(index, int) else number, Called())
         function = piece.get("function")
-        if isinstance(function, dict):
-            called.name += str(function.get("name") or "")
-            called.arguments.append(str(function.get("arguments") or ""))
+        if not isinstance(function, dict):
+            return
+        self._silent_pieces += 1
+        called = self._call_of(piece, number)
+        called.name += text_in(function.get("name"))
+        arguments = function.get("arguments")
+        called.arguments.append(
+            json.dumps(arguments) if isinstance(arguments, dict) else text_in(arguments)
+        )
+
+    def _call_of(self, piece: Mapping[str, Any], number: int) -> Called:
+        """Return the call that a piece is of: by its index; a new id begins another one.
+
+        Some endpoints give each call the index 0, or none.
+        """
+        index, identity = piece.get("index"), text_in(piece.get("id"))
+        key = self._at.get(index, index) if isinstance(index, int) else None
+        if key is None:
+            key = number if not self._calls else len(self._calls) - (not identity)
+        called = self._calls.setdefault(key, Called())
+        if identity and called.id and identity != called.id:
+            key = max(self._calls) + 1
+            called = self._calls[key] = Called()
+        if isinstance(index, int):
+            self._at[index] = key
+        called.id = called.id or identity
+        return called
 
 
 def billed_of(answer: Mapping[str, Any]) -> Billed:
@@ -130,10 +177,19 @@ def _tokens(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value < 1 << 31 else 0
 
 
+def _counts(usage: object) -> bool:
+    return isinstance(usage, dict) and bool({"prompt_tokens", "completion_tokens"} & usage.keys())
+
+
+def text_in(content: object) -> str:
+    """Return the text of a message's content: a text, or parts of which some are."""
+    if isinstance(content, list):
+        return "".join(text_in(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
 def content_of(answer: Event) -> str:
     """Return the text of an answer that is no stream; empty where there is none."""
     choices = answer.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    message = first.get("message") if isinstance(first, dict) else {}
-    text = message.get("content") if isinstance(message, dict) else ""
-    return text if isinstance(text, str) else ""
+    first = _object(choices[0] if isinstance(choices, list) and choices else None)
+    return text_in(_object(first.get("message")).get("content"))

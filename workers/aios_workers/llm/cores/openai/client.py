@@ -26,8 +26,10 @@ MAX_BODY_BYTES = 64 * 1024 * 1024  # of an answer that is no stream
 MAX_WORDS = 300  # characters of an endpoint's own words in an error
 LONGEST_PAUSE_S = 3_600.0  # that an endpoint may ask for
 DEFAULT_PAUSE_S = 5.0  # where it asks for one and does not say how long
+KEPT_CONNECTIONS = 32
 _EVENT_STREAM = "text/event-stream"
 Event = dict[str, Any]
+END: Event = {}  # the endpoint says that there is nothing more
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class Client:
             base_url=url.rstrip("/") + "/",
             headers=headers,
             timeout=httpx.Timeout(limits.first_event_s, connect=limits.connect_s),
+            # As many as generations: slots are what bounds them.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS),
             follow_redirects=False,  # a key goes where its owner sent it, and nowhere else
         )
 
@@ -82,52 +86,57 @@ class Client:
             return self._object(await self._body(answer))
 
     async def stream(self, path: str, content: Mapping[str, object]) -> AsyncGenerator[Event, None]:
-        """Yield the events of an answer until it says that there are no more.
+        """Yield the events of an answer, and END where it says that there are no more.
 
         An endpoint that does not stream yields its one answer.
 
         Raises:
-            CoreError: what it sends is no such stream, stalls, or ends in the middle.
+            CoreError: what it sends is no such stream, or stalls.
         """
         async with self._opened("POST", path, content) as answer:
             kind = answer.headers.get("content-type", "")
             if not kind.startswith(_EVENT_STREAM):
-                yield self._object(await self._body(answer))
+                yield self._checked(self._object(await self._body(answer)))
                 return
-            async for data in self._events(answer):
+            wait = _Wait(self._limits)
+            async for data in self._events(answer, wait):
                 if data == b"[DONE]":
+                    yield END
                     return
-                event = self._object(data)
-                if "error" in event:
-                    raise self._error_of(200, event["error"], {})
+                event = self._checked(self._object(data))
+                wait.heard(event)
                 yield event
-            raise CoreError(f"core {self._core!r}: its endpoint's answer ends in the middle")
 
-    async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+    def _checked(self, event: Event) -> Event:
+        if event.get("error"):
+            raise self._error_of(200, event["error"], {})
+        return event
+
+    async def _events(self, answer: httpx.Response, wait: "_Wait") -> AsyncIterator[bytes]:
         """Yield the data of server-sent events; comments and names are passed over."""
         rest = b""
-        async for piece in self._pieces(answer):
+        async for piece in self._pieces(answer, wait):
             *lines, rest = (rest + piece).split(b"\n")
             if len(rest) > MAX_EVENT_BYTES:
                 raise CoreError(f"core {self._core!r}: its endpoint sends an event without an end")
             for line in lines:
-                if line.startswith(b"data:"):
-                    yield line[5:].strip()
+                if data := _data(line):
+                    yield data
+        if data := _data(rest):  # its last line has no end
+            yield data
 
-    async def _pieces(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """Yield what comes, as long as it comes in time."""
+    async def _pieces(self, answer: httpx.Response, wait: "_Wait") -> AsyncIterator[bytes]:
+        """Yield what comes, as long as events come in time: comments do not count."""
         pieces = answer.aiter_bytes()
-        limit_s = self._limits.first_event_s
         while True:
             try:
-                async with asyncio.timeout(limit_s):
+                async with asyncio.timeout(wait.left_s):
                     piece = await anext(pieces)
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                raise self._late(f"nothing came for {limit_s:g} s") from error
+                raise self._late(f"nothing was said for {wait.limit_s:g} s") from error
             yield piece
-            limit_s = self._limits.stall_s
 
     @asynccontextmanager
     async def _opened(
@@ -209,8 +218,10 @@ class Client:
     ) -> CoreError | UnsupportedOption:
         """Return an endpoint's refusal as the error that it is."""
         fields = said if isinstance(said, dict) else {"message": said}
-        words = " ".join(str(fields.get("message") or fields.get("detail") or "").split())
-        code = str(fields.get("code") or fields.get("type") or "")
+        words = " ".join(_clean(fields.get("message") or fields.get("detail") or "").split())
+        code = _clean(fields.get("code") or fields.get("type") or "")
+        if status == 200 and code.isdecimal():  # an error behind a good head says its status itself
+            status = int(code[:3])
         text = f"core {self._core!r}: its endpoint answers {status}"
         text += f": {words[:MAX_WORDS]}" if words else ""
         if status in (401, 403):
@@ -225,10 +236,51 @@ class Client:
             param = fields.get("param")
             return UnsupportedOption(
                 text,
-                field=f"body.{param}" if isinstance(param, str) and param else "body",
+                field=f"body.{_clean(param)}" if isinstance(param, str) and param else "body",
                 remedy="leave out what it does not know, or use another core",
             )
         return CoreError(text)
+
+
+class _Wait:
+    """How long is left until the endpoint has to say something: more for the first time."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._stall_s = limits.stall_s
+        self._clock = asyncio.get_running_loop().time
+        self._begun = False
+        self._renew(limits.first_event_s)
+
+    @property
+    def left_s(self) -> float:
+        return self._until_s - self._clock()
+
+    def heard(self, event: Event) -> None:
+        """Note an event. Until one says something, the answer has not begun."""
+        self._begun = self._begun or _says_something(event)
+        if self._begun:
+            self._renew(self._stall_s)
+
+    def _renew(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._until_s = self._clock() + limit_s
+
+
+def _says_something(event: Event) -> bool:
+    choices = event.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    delta = first.get("delta") if isinstance(first, dict) else None
+    said = {name for name, value in delta.items() if value} if isinstance(delta, dict) else set()
+    return not said <= {"role"}
+
+
+def _data(line: bytes) -> bytes:
+    return line[5:].strip() if line.startswith(b"data:") else b""
+
+
+def _clean(value: object) -> str:
+    """Return a text of the endpoint's that can be written: half a surrogate pair cannot."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _pause_s(headers: Mapping[str, str]) -> float:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from aios_broker.contract.money import Billed
 from aios_broker.retry import Backoff
 from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import (
+    CHARACTERS_PER_TOKEN,
     AccountRates,
     Capabilities,
     CoreInfo,
@@ -60,6 +62,7 @@ KEEPS = frozenset({"temperature", "top_p", "frequency_penalty", "presence_penalt
 NO_SNAPSHOT = "text-to-its-end"  # where no snapshot goes on: nobody's is read there
 TEXT = "text"  # the fingerprint of a model that is known by its name alone
 UNKNOWN_CONTEXT_TOKENS = 1_000_000_000  # the endpoint refuses what is too long
+LONGEST_HELD_S = 30.0  # a longer pause is not waited for with a slot in hand
 MAX_PAUSES = 5  # that an endpoint asks for, of one request
 FAILURES = FailureLimit(5, window_s=60.0, rest_s=10.0)
 HEALTH_LIMIT_S = 5.0  # one that does not come back is given up; where it can, others go on
@@ -170,7 +173,9 @@ class OpenAICore:
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
             vectors = tuple(unit_vector([float(x) for x in row["embedding"]]) for row in rows)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            if not all(math.isfinite(x) for vector in vectors for x in vector):
+                raise ValueError("not finite")
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise CoreError(
                 f"core {self._name!r}: its endpoint's embeddings cannot be read"
             ) from error
@@ -178,7 +183,8 @@ class OpenAICore:
             raise CoreError(
                 f"core {self._name!r}: its endpoint embeds {len(vectors)} texts of {len(texts)}"
             )
-        return Embeddings(vectors, billed_of(answer).prompt_tokens)
+        about = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+        return Embeddings(vectors, billed_of(answer).prompt_tokens or about)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Ask the endpoint, and yield its answer character by character.
@@ -193,19 +199,25 @@ class OpenAICore:
         try:
             for pause in range(MAX_PAUSES + 1):
                 self._breaker.check()
+                begun = False
                 try:
                     async with (
                         self._permitted(request) as paid,
                         contextlib.aclosing(self._asked(content, request, ended)) as steps,
                     ):
                         async for step in steps:
+                            begun = begun or bool(step.ids)
                             paid.note(step.billed)
                             yield step
                     return
-                except CoreBusy as busy:  # nothing has come of this request
-                    if pause == MAX_PAUSES:
+                except CoreBusy as busy:
+                    is_long = (busy.retry_after_s or 0.0) > LONGEST_HELD_S
+                    if pause == MAX_PAUSES or is_long:
+                        await self._penalise(busy)
                         raise
                     await self._pause(busy, ended)
+                    if begun:  # what has come stands: its caller goes on from there
+                        raise CoreError(busy.message) from busy
                 if ended.is_set():
                     return
         finally:
@@ -239,11 +251,14 @@ class OpenAICore:
         read = self.info.tokens_of(request.prompt_ids) + request.resume_tokens
         answer = Answer(seam, about_prompt_tokens=read)
         events = self._client.stream("chat/completions", content)
+        last: Step | None = None
         try:
             async with contextlib.aclosing(_until(ended, events)) as told:
                 async for event in told:
                     if (step := answer.take(event)) is not None:
                         yield step
+            if answer.is_over or not ended.is_set():
+                last = answer.last(self._name)
         except KernelError as error:
             if error.code in _BREAKER_CODES:
                 self._breaker.failed()
@@ -251,11 +266,10 @@ class OpenAICore:
                 yield cost
             raise
         self._breaker.succeeded()
-        if ended.is_set():
+        if last is None:
             if (cost := answer.unpaid()) is not None:
                 yield cost
             return
-        last = answer.last(self._name)
         if request.tool_choice in (None, "auto", "none") or answer.has_calls:
             yield last
             return
@@ -307,15 +321,28 @@ class OpenAICore:
         permit = await self.rates.wait(about)
         try:
             yield paid
+        except (asyncio.CancelledError, GeneratorExit):
+            paid.tokens = paid.tokens or about  # nobody heard what it took
+            raise
         finally:
-            await self.rates.settle(permit, paid.tokens)
+            await self._told(self.rates.settle(permit, paid.tokens))
+
+    async def _told(self, telling: Awaitable[None]) -> None:
+        """Tell the fleet's books something; an answer does not wait for them to be well."""
+        try:
+            await telling
+        except KernelError as error:
+            logger.warning("core %s: its account could not be kept: %s", self._name, error)
+
+    async def _penalise(self, busy: CoreBusy) -> None:
+        if self.rates is not None and busy.retry_after_s:
+            await self._told(self.rates.penalise(busy.retry_after_s))
 
     async def _pause(self, busy: CoreBusy, ended: asyncio.Event) -> None:
         """Wait as long as the endpoint asks, or until the generation is wanted no more."""
         pause_s = busy.retry_after_s or 0.0
         logger.warning("core %s is to wait %.1f s: %s", self._name, pause_s, busy)
-        if self.rates is not None and pause_s > 0:
-            await self.rates.penalise(pause_s)
+        await self._penalise(busy)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
                 await ended.wait()
