@@ -95,9 +95,16 @@ class CoresFile:
         before = parse_catalogue(text)
         if FILE_NAME in before.problems:
             raise before.problems[FILE_NAME]
-        document = tomlkit.parse(text)
-        change(_tables(document))
-        changed = tomlkit.dumps(document)
+        try:
+            document = tomlkit.parse(text)
+            change(_tables(document))
+            changed = tomlkit.dumps(document)
+        except (TOMLKitError, ValueError) as error:  # TOML that is written in a way of its own
+            raise InvalidConfig(
+                f"{self.path} cannot be changed as it is written: {error}",
+                field=FILE_NAME,
+                remedy=f"write each core as a table of its own: [{TABLE}.NAME]",
+            ) from error
         after = parse_catalogue(changed)
         for name, problem in after.problems.items():
             if str(problem) != str(before.problems.get(name)):  # it was not there before
@@ -169,7 +176,8 @@ def _existing(tables: Table, name: str) -> Table:
 
 def _take_default(tables: Table) -> None:
     for name in tables:
-        tables[name].pop("default", None)
+        if isinstance(tables[name], Table):
+            tables[name].pop("default", None)
 
 
 def _table_of(core: Core) -> Table:

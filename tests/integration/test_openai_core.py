@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -46,6 +47,7 @@ async def started(
     prefill: Prefill = "none",
     key: str | None = None,
     limit_s: float = 30.0,
+    fallback: tuple[str, ...] = (),
 ) -> AsyncIterator[OpenAICore]:
     settings = OpenAISettings(
         url=endpoint.url,
@@ -53,6 +55,7 @@ async def started(
         prefill=prefill,
         first_token_limit_s=limit_s,
         stall_limit_s=limit_s,
+        fallback=fallback,
     )
     core = OpenAICore("remote", settings, key)
     await core.start()
@@ -217,8 +220,10 @@ async def test_a_pause_that_is_asked_for_is_kept(endpoint: OpenAIEndpoint) -> No
             await steps_of(core, asked(core))
 
 
-async def test_what_fails_again_and_again_is_left_alone(endpoint: OpenAIEndpoint) -> None:
-    async with started(endpoint) as core:
+async def test_what_fails_again_and_again_is_left_alone_by_who_can_go_on_elsewhere(
+    endpoint: OpenAIEndpoint,
+) -> None:
+    async with started(endpoint, fallback=("another",)) as core:
         endpoint.faults.extend(["broken"] * 5)
         for _ in range(5):
             with pytest.raises(CoreError, match="500"):
@@ -373,3 +378,20 @@ async def test_an_account_that_cannot_be_kept_costs_no_answer(endpoint: OpenAIEn
         core.rates = Broken()
         endpoint.faults.append("busy")
         assert said(await steps_of(core, asked(core))) == "".join(answer_words(QUESTION, 40))
+
+
+async def test_who_has_nowhere_to_go_waits_until_it_may_be_asked_again(
+    endpoint: OpenAIEndpoint,
+) -> None:
+    async with started(endpoint) as core:
+        endpoint.faults.extend(["broken"] * 5)
+        for _ in range(5):
+            with pytest.raises(CoreError, match="500"):
+                await steps_of(core, asked(core))
+        seen = len(endpoint.seen)
+        waiting = asyncio.create_task(steps_of(core, asked(core)))
+        done, _ = await asyncio.wait({waiting}, timeout=0.2)
+        assert not done
+        await core.abort("ab" * 16, keep=False)
+        assert await waiting == []
+        assert len(endpoint.seen) == seen

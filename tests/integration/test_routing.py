@@ -303,7 +303,12 @@ async def test_a_removed_core_gets_nothing_and_what_waits_for_it_moves_or_ends(
     box = await user.redis.execute("LRANGE", user.keys.reply("me"), 0, -1)
     assert b"its core was removed" in box[0]
     await user.order.move(epoch)
+    # What has failed there is kept for an hour, and swept with its queue's registry.
+    assert await user.order.core_queues() == ["llm.big", "llm.twin"]
+    await user.redis.execute("DEL", "rq:failed:llm.big")
+    await user.order.move(epoch)
     assert await user.order.core_queues() == ["llm.twin"]
+    assert b"rq:queue:llm.big" not in await user.redis.execute("SMEMBERS", user.keys.queues)
 
 
 async def test_a_core_can_give_a_job_to_another_one(user: QueueUser) -> None:

@@ -25,6 +25,7 @@ PAUSE_GROWTH = 4.0
 MAX_SHORT_LIVES = 5
 STABLE_S = 5.0  # a run as long as this was not a short life
 ASK_READY_EVERY_S = 0.03
+ASK_READY_SHARE = 0.05  # of its age: one that loads for minutes is asked once a second
 READ_BYTES = 65_536
 MAX_LINE_BYTES = 8_192
 EXIT_SETTINGS = 2  # our processes' exit code for a wrong setting: trying again changes nothing
@@ -167,10 +168,10 @@ class SupervisedProcess:
 
     def _check_start(self, child: Child) -> None:
         now = time.monotonic()
-        if now - self._asked_ready_at < ASK_READY_EVERY_S:
+        age_s = now - child.started_at
+        if now - self._asked_ready_at < min(1.0, max(ASK_READY_EVERY_S, age_s * ASK_READY_SHARE)):
             return
         self._asked_ready_at = now
-        age_s = now - child.started_at
         # One that runs once is done when it has ended.
         if not self.service.one_shot and child.is_ready():
             self.state = "running"
@@ -184,14 +185,17 @@ class SupervisedProcess:
         assert self.child is not None
         self.last_exit = code
         lived_s = time.monotonic() - self.child.started_at
-        self._has_worked = self._has_worked or self._was_at_work(self.child.pid)
+        was_at_work = self._was_at_work(self.child.pid)
+        self._has_worked = self._has_worked or was_at_work
         self.child.kill_session()  # what it forked and left behind
         self._forget_run()
         if self.service.one_shot and code == 0:
             self.state = "done"
             return
         self._last_words = LEVEL.sub("", self.last_line)
-        if lived_s >= STABLE_S or self.expected_death:
+        # One that loads for minutes and dies before it is ready has not lived long.
+        is_stable = lived_s >= STABLE_S and (was_at_work or not self._must_be_ready)
+        if is_stable or self.expected_death:
             self._short_lives = 0
             self.expected_death = False
         else:
@@ -203,12 +207,16 @@ class SupervisedProcess:
             return
         self._go_on_or_give_up()
 
+    @property
+    def _must_be_ready(self) -> bool:
+        return self.service.is_ready is not always_ready and self.service.lock_path is None
+
     def _was_at_work(self, pid: int) -> bool:
         """Tell whether one that has ended had been ready; a worker's record outlives it.
 
         Never of a server with data: what ends that is its own fault.
         """
-        if self.service.is_ready is always_ready or self.service.lock_path is not None:
+        if not self._must_be_ready:
             return False
         return self.state == "running" or self.service.is_ready(pid)
 

@@ -211,6 +211,8 @@ class Supervisor:
         self._report()
 
     def _restart(self, one: SupervisedProcess) -> None:
+        if one.state == "stopping":  # it makes way for another, or for nobody
+            return
         one.say("is restarted")
         one.ask_to_stop()
         self._wait_for_end([one])

@@ -89,10 +89,14 @@ local function reason_of(c, at)
     return pass.most > 0 and pass or nil
 end
 
--- A core that was removed is forgotten with its last job.
+-- A core that was removed is forgotten with its last job, and with the last record of one.
 local function forget_core(c, at)
-    if routes.card(c, at.core) or call('EXISTS', at.queue, at.wip, at.deferred) > 0 then return end
+    if routes.card(c, at.core) then return end
+    if call('EXISTS', at.queue, at.wip, at.deferred, at.ended, at.finished, at.failed, at.canceled) > 0 then
+        return
+    end
     call('SREM', c.queues, at.name)
+    call('SREM', c.p .. ':queues', at.queue)
     call('HDEL', c.removed, at.core)
     call('HDEL', c.looked, at.core)
 end

@@ -125,7 +125,9 @@ end
 local function put_back_lost(c, id)
     redis.call('ZREM', c.suspects, id)
     redis.call('HSET', job_key(c, id), 'status', 'queued', 'aios_ready_ms', c.now)
-    redis.call('LPUSH', home(c, redis.call('HGET', job_key(c, id), 'origin')).queue, id)
+    local at = home(c, redis.call('HGET', job_key(c, id), 'origin'))
+    if at.core and at.core ~= '' then redis.call('SADD', c.queues, at.name) end -- it may be forgotten
+    redis.call('LPUSH', at.queue, id)
 end
 
 -- A job that is live and nowhere. Returns true when it was put right.

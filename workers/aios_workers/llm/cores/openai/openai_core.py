@@ -198,7 +198,7 @@ class OpenAICore:
         self._running[request.request_id] = ended
         try:
             for pause in range(MAX_PAUSES + 1):
-                self._breaker.check()
+                await self._rested(ended)
                 begun = False
                 try:
                     async with (
@@ -231,7 +231,7 @@ class OpenAICore:
 
     async def health(self) -> None:
         """Return when the endpoint answers again, whatever it says."""
-        self._breaker.check()
+        await self._rested(asyncio.Event())
         backoff = Backoff(longest_s=LONGEST_WAIT_S)
         try:
             async with asyncio.timeout(HEALTH_LIMIT_S):
@@ -334,18 +334,33 @@ class OpenAICore:
         except KernelError as error:
             logger.warning("core %s: its account could not be kept: %s", self._name, error)
 
-    async def _penalise(self, busy: CoreBusy) -> None:
-        if self.rates is not None and busy.retry_after_s:
-            await self._told(self.rates.penalise(busy.retry_after_s))
+    async def _penalise(self, error: CoreError) -> None:
+        if self.rates is not None and error.retry_after_s:
+            await self._told(self.rates.penalise(error.retry_after_s))
+
+    async def _rested(self, ended: asyncio.Event) -> None:
+        """Wait while the endpoint is left alone, and let the fleet claim nothing for it meanwhile.
+
+        Raises:
+            CoreError: it is left alone, and another core is to go on.
+        """
+        while not ended.is_set():
+            try:
+                self._breaker.check()
+            except CoreError as error:
+                if self._settings.fallback:
+                    raise
+                await self._penalise(error)
+                await _waited(ended, error.retry_after_s or 0.0)
+            else:
+                return
 
     async def _pause(self, busy: CoreBusy, ended: asyncio.Event) -> None:
         """Wait as long as the endpoint asks, or until the generation is wanted no more."""
         pause_s = busy.retry_after_s or 0.0
         logger.warning("core %s is to wait %.1f s: %s", self._name, pause_s, busy)
         await self._penalise(busy)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause_s):
-                await ended.wait()
+        await _waited(ended, pause_s)
 
     async def _counted(self, asked: Any) -> Event:  # noqa: ANN401  an awaitable of the client's
         """Await a request; note whether the endpoint did what it was asked."""
@@ -403,6 +418,13 @@ class _Paid:
     def note(self, billed: Billed | None) -> None:
         if billed is not None:
             self.tokens += billed.prompt_tokens + billed.output_tokens
+
+
+async def _waited(ended: asyncio.Event, limit_s: float) -> None:
+    """Wait so long, or until nobody wants the generation any more."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await ended.wait()
 
 
 async def _until(
