@@ -13,6 +13,7 @@ from aios_broker.catalogue import TABLE, catalogue_path, core_of_table, read_sec
 from aios_broker.config import environment
 from aios_broker.contract.cores import Core, LlamaSettings, key_variable
 from aios_broker.contract.errors import InvalidConfig, UnknownCore
+from aios_broker.process.child import wait_for
 from aios_cli.call import given
 from aios_cli.core_views import CoreLine, ask_fleet, core_lines, read_file
 from aios_cli.cores_check import check
@@ -20,6 +21,9 @@ from aios_cli.session import EXIT_CODES, Operator, command, current_config, with
 from aios_cli.tables import Column, Listing, plural, say
 from aios_local.cores_file import CoresFile
 from aios_local.supervisor.cores import name_is_taken
+
+START_WAIT_S = 60.0  # a larger model goes on loading; its caller need not wait
+START_POLL_S = 0.3
 
 if TYPE_CHECKING:
     from aios_cli.pull import PullResult
@@ -184,12 +188,27 @@ def add_core(name: str, core: Core) -> Changed:
     if not core.default:
         notes.append(_what_is_default(name))
     running = ask_fleet() is not None
-    notes.append(
-        f"the kernel starts it now: `aios cores check {name}`"
-        if running
-        else "`aios up` starts it with the kernel"
-    )
+    notes.append(_started(name, core) if running else "`aios up` starts it with the kernel")
     return Changed(name, (f"core {name} is in {file.path}", *notes))
+
+
+def _started(name: str, core: Core) -> str:
+    """Wait until the running kernel serves a new core, or says why it does not; return which."""
+    if core.workers == 0:
+        return "it has no worker here: others serve it"
+
+    def line() -> CoreLine:
+        lines = core_lines(current_config(), ask_fleet())
+        return next(each for each in lines if each.name == name)
+
+    say("the kernel starts it", err=True)
+    wait_for(lambda: line().state in ("serves", "fails", "wrong"), START_WAIT_S, START_POLL_S)
+    found = line()
+    if found.state == "serves":
+        return f"it serves: `aios cores check {name}` asks it once"
+    if found.problem:
+        return f"it does not start: {found.problem}"
+    return "it still starts: `aios cores list` tells when it serves"
 
 
 def check_files(name: str, core: Core) -> None:

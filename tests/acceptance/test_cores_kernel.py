@@ -127,6 +127,8 @@ def test_a_core_comes_and_goes_and_the_others_run_on(
 
     added = aios("cores", "add", "guest", "--simulated", "--slots", "3", "--workers", "2")
     assert added.exit_code == 0, added.output
+    assert "it serves" in added.output  # what is asked next may name it
+    assert answered_by(kernel, "guest") == "guest"
     assert "cores check guest" in added.stdout
     checked = aios("cores", "check", "guest", "--timeout-s", str(LATE_S))
     assert checked.exit_code == 0, checked.output
