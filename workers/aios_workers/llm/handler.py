@@ -181,6 +181,8 @@ class LlmHandler:
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
     ) -> ChatResult:
         """Return the result with what its conversation went through; add it to its context."""
+        if _stands_alone(body):
+            return result
         dropped = await self._contexts.compacted_messages(run, syscall, body, render)
         await self._contexts.keep(run, syscall, body, result)
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
@@ -234,7 +236,9 @@ class LlmHandler:
         images = self._core.info.capabilities.images
         if snapshot is not None and not (images and body.overflow == "refuse"):
             return ()
-        messages = await self._contexts.conversation(run, syscall, body, render)
+        messages: Sequence[Message] = body.messages
+        if not _stands_alone(body):
+            messages = await self._contexts.conversation(run, syscall, body, render)
         check_images(messages, self._core.info)
         return messages
 
@@ -256,6 +260,11 @@ class LlmHandler:
                 why = "its snapshot is of another kind of generation"
         logger.warning("syscall %s starts again: %s", lease.job_id, why)
         return None
+
+
+def _stands_alone(body: LlmChat) -> bool:
+    """Tell whether a chat is all of its conversation, as it is."""
+    return body.context is None and body.overflow == "refuse"
 
 
 def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:
