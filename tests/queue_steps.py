@@ -16,6 +16,7 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
+    SliceTerms,
     SliceUse,
     Submission,
     Suspension,
@@ -29,6 +30,7 @@ IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 NOTHING_MORE = ClaimRequest(want=0, lease_s=60.0)
 CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
 # What an attempt uses more: tokens, ms, prompt tokens. Even, see LIMITS.
+TERMS = st.sampled_from([SliceTerms(), SliceTerms(49.0, 5.0, 50.0), SliceTerms(50.0, 5.0, 50.0)])
 MORE = st.tuples(st.sampled_from([0, 2, 4]), st.sampled_from([0, 300]), st.sampled_from([0, 6]))
 
 
@@ -207,7 +209,8 @@ class ClientsAndWorkers(Debts):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         ran_s, tokens, prompt, charge = self.use(lease, more)
-        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge)
+        terms = data.draw(TERMS)
+        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge, terms)
         [verdict] = self.do(self.queue.slice_end("worker", [use], NOTHING_MORE))
         if answer_is_lost:
             assert self.do(self.queue.slice_end("worker", [use], NOTHING_MORE)) == [verdict]
@@ -221,7 +224,9 @@ class ClientsAndWorkers(Debts):
             assert verdict == "hold"
         else:
             able = [i for i in self.line if self.may_run(i, instead_of=lease.job_id)]
-            assert verdict == ("suspend" if suspending < len(able) else "go")
+            over = any(map(self.accounts.is_over, owners(lease.job_id)[:2]))
+            cut = suspending < len(able) and (over or terms.slice_ms >= terms.least_ms)
+            assert verdict == ("suspend" if cut else "go")
             known.told_to_suspend = known.told_to_suspend or verdict == "suspend"
 
     @precondition(lambda self: self.leases)

@@ -134,5 +134,5 @@ def _wait_for_next(story: Story, place: int, died_at: float) -> float | None:
     claimed, *later = story.moves[place:]
     if not later or claimed.at > died_at or later[0].at < died_at:
         return None
-    again = next((m for m in later if m.event not in ("reclaim", "hold", "release")), None)
+    again = next((m for m in later if m.event not in ("reclaim", "move", "hold", "release")), None)
     return again.at - died_at if again else None

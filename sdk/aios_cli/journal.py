@@ -377,6 +377,8 @@ def told(event: HistoryEvent) -> str:
         return metadata.kind
     if change.event == "claim":
         return f"by {change.who}, attempt {change.attempt}"
+    if change.event == "move":
+        return "from {} to {}".format(*change.detail.partition(" ")[::2])
     used = read_use(change.detail)
     parts = [used.code] if used.code else []
     if used.tokens or used.ran_ms:

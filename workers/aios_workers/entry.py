@@ -101,7 +101,7 @@ async def _run(queue: ModuleQueue, spec: WorkerSpec, config: WorkerConfig, lease
     async with AsyncExitStack() as stack:
         modules = await load_modules([spec.module], config, spec.name, stack)
         executor, card = await stack.enter_async_context(
-            wired(queue, spec, modules[spec.module], lambda: UNSLICED)
+            wired(queue, spec, modules[spec.module], lambda: UNSLICED, may_leave=False)
         )
         run = Run(lease)
         run.task = asyncio.create_task(executor.answer(run))

@@ -129,12 +129,7 @@ class ModuleQueue(ModuleSteps):
             case [b"quota", *refusal]:
                 return refused(refusal)
             case [b"core", name, *cores]:
-                known = ", ".join(sorted(core.decode() for core in cores)) or "none"
-                return UnknownCore(
-                    f"no core, alias or model is named {name.decode()!r}",
-                    field="body.core",
-                    remedy=f"leave it out, or use one of: {known}",
-                )
+                return _unknown_core(name.decode(), cores)
             case [b"unserved", name, core, silent_ms]:
                 return UnknownCore(
                     f"no worker serves the core {core.decode()!r}, for "
@@ -296,9 +291,28 @@ class ModuleQueue(ModuleSteps):
         for core in card.cores:
             await self._call("terms", terms_row(core))
 
-    async def knows(self, worker: str) -> bool:
-        """Tell whether the worker's record is there: what `register` wrote."""
-        return bool(await self._execute("HEXISTS", self.keys.worker(worker), "birth"))
+    async def knows(self, card: WorkerCard) -> bool:
+        """Tell whether all that `register` wrote is there: the worker's record, its cores' cards.
+
+        An operator may take a card away while its worker is silent.
+        """
+        cards = self.keys.own("core_cards")
+        asked = [(self.keys.worker(card.name), "birth"), *((cards, core) for core in card.core_names)]
+        return all(await asyncio.gather(*(self._execute("HEXISTS", *each) for each in asked)))
+
+    async def address(self, lease: Lease, core: str, cores: Sequence[str]) -> bool:
+        """Enter which core a stock producer's job names; return whether it is one of `cores`.
+
+        Else it goes to the queue of the core that its name leads to when it is suspended.
+
+        Raises:
+            UnknownCore: The name is nobody's.
+        """
+        arguments = [",".join(cores), lease.job_id, lease.attempt, core]
+        answer = await self._call("address", arguments)
+        if isinstance(answer, list):
+            raise _unknown_core(core, answer)
+        return bool(answer == b"here")
 
     async def unregister(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
@@ -345,6 +359,15 @@ class ReplyBox:
     async def aclose(self) -> None:
         """Close the connection; the list expires by itself."""
         await self._connection.aclose()
+
+
+def _unknown_core(name: str, cores: Sequence[bytes]) -> UnknownCore:
+    known = ", ".join(sorted(core.decode() for core in cores)) or "none"
+    return UnknownCore(
+        f"no core, alias or model is named {name!r}",
+        field="body.core",
+        remedy=f"leave it out, or use one of: {known}",
+    )
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:

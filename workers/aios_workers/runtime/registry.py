@@ -193,7 +193,7 @@ async def llm_module(
     def handler(kernel: Kernel) -> Handler:
         if isinstance(core, Accounted):
             queue = kernel.queue
-            core.rates = CoreRates(queue.functions, core.info.name, settings.limits, queue.keys)
+            core.rates = CoreRates(queue.functions, core.info.name, entry.limits, queue.keys)
         return LlmHandler(core, kernel, entry.price)
 
     return LoadedModule(handler, entry)
@@ -278,6 +278,8 @@ async def wired(
     loaded: LoadedModule,
     policy: Callable[[], PolicyRow],
     load_spilled: LoadSpilled = nothing_spilled,
+    *,
+    may_leave: bool = True,
 ) -> AsyncIterator[tuple[Executor, WorkerCard]]:
     """Give what runs a worker's jobs and how it shows itself; its handler is closed behind it."""
     kernel = Kernel(
@@ -287,6 +289,7 @@ async def wired(
         streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
         load_spilled=load_spilled,
+        may_leave=may_leave,
     )
     handler = loaded.make_handler(kernel)
     try:

@@ -446,7 +446,7 @@ local function adopt(c, id, iso)
     local job = job_key(c, id)
     local metadata, origin = unpack(call('HMGET', job, 'aios_metadata', 'origin'))
     call('HSET', c.live, id, '')
-    call('HDEL', job, 'aios_reply', 'aios_decided', 'aios_tried')
+    call('HDEL', job, 'aios_streamed', 'aios_ahead', 'aios_reply', 'aios_decided', 'aios_tried')
     call('PERSIST', job)
     call('ZREM', home(c, origin).finished, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
