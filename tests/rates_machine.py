@@ -49,7 +49,9 @@ class RatesMachine(RuleBasedStateMachine):
         self.raw.flushall()
         self.loop = asyncio.new_event_loop()
         self.connections = [Connection(self.url), Connection(self.url)]
-        self.workers = [CoreRates(Functions(each), CORE, lambda: LIMITS) for each in self.connections]
+        self.workers = [
+            CoreRates(Functions(each), CORE, lambda: LIMITS) for each in self.connections
+        ]
         self.queues = [ModuleQueue(Functions(each), "llm") for each in self.connections]
         card = CoreCard(name=CORE, model=CORE, limits=LIMITS)
         self.do(self.queues[0].register(WorkerCard("w", "llm", 1, "here", 9, (card,))))

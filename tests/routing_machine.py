@@ -200,9 +200,7 @@ class RoutingMachine(RuleBasedStateMachine):
         snapshot=st.sampled_from([None, b"half"]),
         tokens=st.sampled_from([0, 3]),
     )
-    def suspend(
-        self, data: st.DataObject, to: str, snapshot: bytes | None, tokens: int
-    ) -> None:
+    def suspend(self, data: st.DataObject, to: str, snapshot: bytes | None, tokens: int) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.leases)))
         lease, core = self.leases.pop(job_id)
         at, known = self.core_of(job_id), self.jobs[job_id]

@@ -112,7 +112,9 @@ async def test_a_pause_that_an_endpoint_asks_for_holds_all_workers(user: QueueUs
     endpoint = CoreCard(name="hosted", model="m", kind="openai")  # without limits of its own
     await register(user, endpoint)
     await CoreRates(user.functions, "hosted", lambda: endpoint.limits).penalise(20.0)
-    await CoreRates(user.functions, "hosted", lambda: endpoint.limits).penalise(5.0)  # told later, shorter
+    await CoreRates(user.functions, "hosted", lambda: endpoint.limits).penalise(
+        5.0
+    )  # told later, shorter
     [job_id] = await publish(user, ["hosted"])
     assert await user.queue.claim("another", ClaimRequest(1, 30.0, ("hosted",))) == []
     barrier = await Admission(user.functions).barrier("llm", job_id)

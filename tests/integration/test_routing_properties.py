@@ -70,6 +70,7 @@ async def _merged(user: QueueUser, left: list[int], right: list[int]) -> list[in
             ages[job.job_id.encode()] = age_s
     await user.redis.execute("HSET", user.keys.own("core_workers"), "left left", "1 2")
     assert await user.order.move(await user.lead()) == (len(left), 0)
-    return [ages[each] for each in await user.redis.execute(
-        "LRANGE", user.keys.queue("llm.right"), 0, -1
-    )]
+    return [
+        ages[each]
+        for each in await user.redis.execute("LRANGE", user.keys.queue("llm.right"), 0, -1)
+    ]

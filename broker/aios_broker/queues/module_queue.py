@@ -297,7 +297,10 @@ class ModuleQueue(ModuleSteps):
         An operator may take a card away while its worker is silent.
         """
         cards = self.keys.own("core_cards")
-        asked = [(self.keys.worker(card.name), "birth"), *((cards, core) for core in card.core_names)]
+        asked = [
+            (self.keys.worker(card.name), "birth"),
+            *((cards, core) for core in card.core_names),
+        ]
         return all(await asyncio.gather(*(self._execute("HEXISTS", *each) for each in asked)))
 
     async def address(self, lease: Lease, core: str, cores: Sequence[str]) -> bool:
@@ -308,8 +311,7 @@ class ModuleQueue(ModuleSteps):
         Raises:
             UnknownCore: The name is nobody's.
         """
-        arguments = [",".join(cores), lease.job_id, lease.attempt, core]
-        answer = await self._call("address", arguments)
+        answer = await self._call("address", [",".join(cores), lease.job_id, lease.attempt, core])
         if isinstance(answer, list):
             raise _unknown_core(core, answer)
         return bool(answer == b"here")

@@ -26,7 +26,7 @@ from aios_broker.contract.llm import (
 from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
-from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.queues.records import Lease
 from aios_broker.retry import patiently
 from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
@@ -103,9 +103,8 @@ class LlmHandler:
         return msgspec.structs.replace(usage, prompt_tokens=tally.billed.prompt_tokens)
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
-        if not run.lease.trusted and isinstance(syscall.body, LlmBody):
-            if not await self._is_ours(run, syscall.body):
-                return Suspended(None, "suspend")
+        if not await self._is_ours(run, syscall.body):
+            return Suspended(None, "suspend")
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
@@ -124,10 +123,11 @@ class LlmHandler:
                     remedy="send it to the queue of its own module",
                 )
 
-    async def _is_ours(self, run: Run, body: LlmBody) -> bool:
-        """Whether a stock producer's syscall runs here: nobody has looked where its name leads."""
-        name, queue = self._core.info.name, self._kernel.queue
-        core = body.core
+    async def _is_ours(self, run: Run, body: Body) -> bool:
+        """Whether a syscall runs here: of a stock producer's nobody has looked where it leads."""
+        if run.lease.trusted or not isinstance(body, LlmBody):
+            return True
+        name, queue, core = self._core.info.name, self._kernel.queue, body.core
         if core is None or core == name:
             return True
         if self._kernel.may_leave:
