@@ -1,4 +1,4 @@
-"""What goes on at another core than it went to: its core died, idles not, was removed, or failed."""
+"""What goes on at another core than the one it went to."""
 
 import msgspec
 import pytest
