@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -81,19 +81,18 @@ def aios(kernel: EmbeddedKernel, *arguments: str) -> str:
 
 
 def in_redis(kernel: EmbeddedKernel, tokens: list[str]) -> list[str]:
-    read = {
-        "hash": "hgetall",
-        "string": "get",
+    read: dict[str, Callable[[redis.Redis, bytes], object]] = {
+        "hash": redis.Redis.hgetall,
+        "string": redis.Redis.get,
         "list": lambda client, key: client.lrange(key, 0, -1),
-        "stream": "xrange",
-        "set": "smembers",
+        "stream": redis.Redis.xrange,
+        "set": redis.Redis.smembers,
         "zset": lambda client, key: client.zrange(key, 0, -1),
     }
     found = []
     with redis.Redis.from_url(kernel.redis_url) as client:
         for key in client.scan_iter(count=1000):
-            how = read[client.type(key).decode()]
-            value = repr(how(client, key) if callable(how) else getattr(client, how)(key))
+            value = repr(read[client.type(key).decode()](client, key))
             if any(token in value for token in tokens):
                 found.append(f"{key.decode()}: {value}")
     return found
@@ -111,7 +110,7 @@ def in_postgres(kernel: EmbeddedKernel, tokens: list[str]) -> list[str]:
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
         ).fetchall()
         for (table,) in tables:
-            rows = connection.execute(f'SELECT x::text FROM "{table}" x').fetchall()  # type: ignore[arg-type]
+            rows = connection.execute(f'SELECT x::text FROM "{table}" x').fetchall()
             for token in tokens:
                 plain, packed = token, token.encode().hex()
                 found += [f"{table}: {row}" for (row,) in rows if plain in row or packed in row]

@@ -56,7 +56,7 @@ async def refused(call: Awaitable[object]) -> KernelError:
 
 
 def agent(url: str, owner: Owner, **options: str) -> AsyncAgent:
-    return AsyncAgent(owner.agent, tenant=owner.tenant, url=url, **options)  # type: ignore[arg-type]
+    return AsyncAgent(owner.agent, tenant=owner.tenant, url=url, **options)
 
 
 @pytest.fixture(params=OTHERS, ids=str)

@@ -102,7 +102,7 @@ def test_an_unknown_body_is_refused() -> None:
     with pytest.raises(UnknownModule):
         build_syscall(ME, {"type": "memory.sing"})
     with pytest.raises(InvalidSyscall):
-        build_syscall(ME, 5)  # type: ignore[arg-type]
+        build_syscall(ME, 5)
 
 
 def test_a_body_of_the_contract_is_checked_too() -> None:
