@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from aios_broker.contract import reply
-from aios_broker.contract.errors import QuotaExceeded
+from aios_broker.contract.errors import AccessDenied, Cancelled, QuotaExceeded
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, Differs
 from aios_broker.queues.records import (
@@ -85,12 +85,30 @@ class ClientsAndWorkers(Debts):
 
     @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
     def attach(self, job_id: str, by: str) -> None:
-        state, stored = self.do(self.queue.attach(job_id, by))
+        state, stored = self.do(self.queue.attach(job_id, by, None))
         known = self.known.get(job_id)
         assert (state == "unknown") == (known is None)
         assert (stored is not None) == (known is not None and not known.alive)
         if known is not None and known.alive:
             known.clients.add(by)
+
+    @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
+    def another_agent_asks(self, job_id: str, by: str) -> None:
+        """Whoever knows an id of another agent's hears nothing, ends nothing, and takes nothing."""
+        known, other = self.known.get(job_id), metadata_of(job_id)
+        other = JobMetadata("mallory", other.kind, tenant=other.tenant)
+        assert self.do(self.queue.attach(job_id, by, other.owner)) == ("unknown", None)
+        ended = self.control.cancel([job_id], Cancelled("no"), module="llm", owner=other.owner)
+        assert self.do(ended) != ["done"]
+        if known is not None:
+            [refused] = self.do(self.queue.submit([Submission(job_id, b"[]", other, by)]))
+            assert isinstance(refused, AccessDenied)
+
+    @rule(job_id=st.sampled_from(IDS))
+    def its_agent_asks(self, job_id: str) -> None:
+        """Where it is known to the kernel, it is known to its agent."""
+        state, _ = self.do(self.queue.attach(job_id, "", metadata_of(job_id).owner))
+        assert (state == "unknown") == (job_id not in self.known)
 
     # What workers do.
 

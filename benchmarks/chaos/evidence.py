@@ -62,7 +62,9 @@ async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[st
     await session.open()
     try:
         asked = {
-            program: session.submit(Syscall(new_id(), AGENT, ContextGet(context=program)))
+            program: session.submit(
+                session.identified(Syscall(new_id(), AGENT, ContextGet(context=program)))
+            )
             for program in programs
         }
         found: dict[str, Sequence[str]] = {}

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import Unavailable, WaitTimeout
+from aios_broker.contract.urls import without_password
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url, sqlalchemy_url
 from aios_broker.process.child import Service, wait_for
@@ -269,7 +270,7 @@ class EmbeddedKernel:
         self._kernel_state = "running"
         self._write()
         self._ready.set()
-        self._log.line("kernel", f"ready: AIOS_REDIS_URL={self.redis_url}")
+        self._log.line("kernel", f"ready: AIOS_REDIS_URL={without_password(self.redis_url)}")
 
     def _write(self) -> None:
         write_record(self._state.record_path, self.record)

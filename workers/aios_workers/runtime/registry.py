@@ -34,7 +34,6 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.rate_limits import CoreRates
 from aios_broker.queues.records import PolicyRow, WorkerCard
-from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.llm.core import Accounted, Core
@@ -293,9 +292,8 @@ async def wired(
     )
     handler = loaded.make_handler(kernel)
     try:
-        tokens = Tokens(queue.functions.connection, spec.keys)
         yield (
-            Executor(handler, spec.module, tokens, spec.name),
+            Executor(handler, spec.module, queue, spec.name),
             WorkerCard(
                 spec.name,
                 spec.module,
