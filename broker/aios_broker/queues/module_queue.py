@@ -32,6 +32,7 @@ from aios_broker.contract.syscall import Syscall, checked_needs
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
 from aios_broker.queues.records import (
@@ -144,15 +145,9 @@ class ModuleQueue(ModuleSteps):
             case [b"quota", *refusal]:
                 return refused(refusal)
             case [b"core", name, *cores]:
-                return _unknown_core(name.decode(), cores)
+                return unknown_core(name.decode(), cores)
             case [b"unserved", name, core, silent_ms]:
-                return UnknownCore(
-                    f"no worker serves the core {core.decode()!r}, for "
-                    f"{silent_ms / 1000:.0f} s now: by the policy such syscalls are refused",
-                    field="body.core",
-                    remedy="start its worker, name another core, or let syscalls wait "
-                    "(`aios policy --unserved wait`)",
-                )
+                return unserved_core(core.decode(), silent_ms / 1000)
             case [b"differs", data]:
                 return Differs(data)
             case _:
@@ -357,7 +352,7 @@ class ModuleQueue(ModuleSteps):
         """
         answer = await self._call("address", [",".join(cores), lease.job_id, lease.attempt, core])
         if isinstance(answer, list):
-            raise _unknown_core(core, answer)
+            raise unknown_core(core, answer)
         return bool(answer == b"here")
 
     async def unregister(self, worker: str) -> None:
@@ -405,15 +400,6 @@ class ReplyBox:
     async def aclose(self) -> None:
         """Close the connection; the list expires by itself."""
         await self._connection.aclose()
-
-
-def _unknown_core(name: str, cores: Sequence[bytes]) -> UnknownCore:
-    known = ", ".join(sorted(core.decode() for core in cores)) or "none"
-    return UnknownCore(
-        f"no core, alias or model is named {name!r}",
-        field="body.core",
-        remedy=f"leave it out, or use one of: {known}",
-    )
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:
