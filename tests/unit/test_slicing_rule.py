@@ -10,8 +10,8 @@ from aios_workers.llm.slicing_rule import (
     CROWDED_PAYS,
     MOST_MS,
     PAYS,
+    ContextTokens,
     ResumeCost,
-    UsualLength,
     contexts_that_fit,
     slice_terms,
 )
@@ -90,7 +90,7 @@ def test_contexts_that_fit_are_counted_by_those_that_run() -> None:
 
 
 def test_contexts_are_counted_as_large_as_they_become() -> None:
-    sizes = UsualLength()
+    sizes = ContextTokens()
     running = [(110, 142), (130, 4_130)]
     assert sizes.expected(running) == [142, 4_130]  # nothing is known: as large as they may
     for tokens in (150, 150, 3_000):

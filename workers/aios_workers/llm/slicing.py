@@ -9,8 +9,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from aios_broker.queues.records import SliceTerms
 from aios_workers.llm.core import Core
 from aios_workers.llm.slicing_rule import (
+    ContextTokens,
     ResumeCost,
-    UsualLength,
     contexts_that_fit,
     slice_terms,
 )
@@ -32,7 +32,7 @@ class Cutting:
     def __init__(self, core: Core) -> None:
         self.cost = ResumeCost()
         self._core = core
-        self._sizes = UsualLength()
+        self._sizes = ContextTokens()
         self._running: dict[Run, _Context] = {}
 
     def begin(self, run: Run, tokens: Callable[[], int], most_tokens: int) -> None:

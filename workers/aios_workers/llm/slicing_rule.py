@@ -84,7 +84,7 @@ class ResumeCost:
 
 
 @dataclass(slots=True)
-class UsualLength:
+class ContextTokens:
     """How large the contexts of one core become."""
 
     _ended_tokens: deque[float] = field(default_factory=_samples)
