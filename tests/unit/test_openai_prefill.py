@@ -111,6 +111,6 @@ def test_each_way_asks_as_its_servers_are_asked() -> None:
     ],
 )
 def test_an_event_of_another_shape_adds_nothing(event: dict[str, object]) -> None:
-    answer = Answer(Seam(""), about_prompt_tokens=3)
+    answer = Answer(about_prompt_tokens=3)
     assert answer.take(event) is None
     assert answer.billed == Billed(3, output_tokens=0)
