@@ -185,15 +185,12 @@ class OpenAIEndpoint:
         pieces, prompt_tokens, reason = self._pieces(content)
         written = 0
         try:
-            for thought in self.thoughts:
-                self._event(http, {"choices": [{"delta": {"reasoning_content": thought}}]})
-                time.sleep(self.word_s)
+            self._think(http)
             for piece in pieces:
                 if fault in ("truncated", "malformed", "half event", "endless") and written == 3:
                     self._break_off(http, fault)
                     return
-                for part in piece if self.by_character else (piece,):
-                    self._event(http, {"choices": [self._scored(part, content)]})
+                self._say(http, piece, content)
                 written += 1
                 time.sleep(self.word_s)
             for event in self._calls(content, fault):
@@ -210,6 +207,15 @@ class OpenAIEndpoint:
             usage = self._usage(prompt_tokens, written + len(self.thoughts))
             self._event(http, {"choices": [], "usage": usage})
         http.wfile.write(b"data: [DONE]\n\n")
+
+    def _think(self, http: BaseHTTPRequestHandler) -> None:
+        for thought in self.thoughts:
+            self._event(http, {"choices": [{"delta": {"reasoning_content": thought}}]})
+            time.sleep(self.word_s)
+
+    def _say(self, http: BaseHTTPRequestHandler, piece: str, content: dict[str, Any]) -> None:
+        for part in piece if self.by_character else (piece,):
+            self._event(http, {"choices": [self._scored(part, content)]})
 
     def _usage(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
         usage: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}

@@ -10,6 +10,7 @@ import pytest
 from aios_broker.contract.cores import LlamaSettings, OpenAISettings, Price, SimulatedSettings
 from aios_broker.contract.llm import ContextExpand, ContextSummarise, Message
 from aios_broker.contract.reply import Usage
+from aios_broker.contract.syscall import Body
 from aios_workers.llm.core import GenerationRequest, Step
 from aios_workers.llm.cores.llama.llama_core import LlamaCppConfig, LlamaCppCore
 from aios_workers.llm.cores.openai.openai_core import OpenAICore
@@ -39,7 +40,8 @@ async def usage_of(caller: Caller, tenant: str, text: str) -> Usage:
 
 
 async def test_the_right_guess_of_a_prompt_looks_like_the_wrong_ones(caller: Caller) -> None:
-    core = LlamaCppCore(LlamaCppConfig(slots=2))
+    # A slot for each: the record is in memory while its name is guessed.
+    core = LlamaCppCore(LlamaCppConfig(slots=6, context_tokens=512))
     async with running_worker(caller.url, "llm", await llm_module(core, LlamaSettings())):
         for round_ in range(3):
             own = await usage_of(caller, "clinic", RECORD)
@@ -70,7 +72,7 @@ async def test_each_generation_says_for_whom_it_is(caller: Caller, *, share: boo
     """Answers side by side, beams, summaries of contexts, and of what is too long."""
     core = NotingCore(SimulatedCoreConfig(context_tokens=1_024, end_probability=0.0))
     old = tuple(Message("user", f"{RECORD} {number}") for number in range(4))
-    bodies = [
+    bodies: list[Body] = [
         chat(RECORD, n=2, max_tokens=2),
         chat(RECORD, beam_width=2, max_tokens=2),
         ContextExpand(messages=old),

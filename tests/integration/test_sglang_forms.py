@@ -82,7 +82,7 @@ def asked_by(fake: FakeSGLang) -> dict[str, Any]:
 async def written(core: SGLangCore, fake: FakeSGLang, text: str, form: Constraint) -> list[Step]:
     """Return the steps of an answer for which the server writes a text and then ends."""
     fake.script = [writes(ids_of(text), END_ID)]
-    return await steps_of(core, ask(max_tokens=100, constraint=form))
+    return await steps_of(core, ask(max_tokens=300, constraint=form))
 
 
 # What the server is asked.

@@ -11,9 +11,9 @@ ENGINE_TEST = "tests/unit/test_llama_engine.py"
 HANDLER = "workers/aios_workers/llm/handler.py"
 KV_TEST = "tests/integration/test_kv_by_tenant.py"
 ANSWER = "workers/aios_workers/llm/cores/openai/answer.py"
-USUAL = "workers/aios_workers/llm/cores/openai/usual.py"
+DEFAULTS = "workers/aios_workers/llm/cores/openai/defaults.py"
 CORE = "workers/aios_workers/llm/cores/openai/openai_core.py"
-CORE_TEST = "tests/integration/test_openai_core.py"
+CORE_TEST = "tests/integration/test_openai_habits.py"
 
 REMOTE_MUTANTS = (
     Mutant(
@@ -81,9 +81,9 @@ REMOTE_MUTANTS = (
     ),
     Mutant(
         "what was asked for is left out",
-        USUAL,
-        'if content.get("temperature"):',
-        "if False:",
+        DEFAULTS,
+        'if content.get("temperature") else',
+        "if False else",
         CORE_TEST,
     ),
     Mutant(

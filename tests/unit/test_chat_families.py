@@ -104,7 +104,7 @@ def test_a_familys_template_gives_what_transformers_gives(source: str) -> None:
 # How each family speaks: its calls, what opens its reasoning, and what ends its turns.
 SPOKEN: dict[str, tuple[CallFormat | None, str | None, str | None]] = {
     "command": (None, "<|START_THINKING|>", "<|END_RESPONSE|>"),
-    "deepseek": (DEEPSEEK, None, "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    "deepseek": (DEEPSEEK, "<think>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
     "gemma": (GEMMA, None, "<end_of_turn>"),
     "granite": (GRANITE, None, "<|end_of_text|>"),
     "harmony": (None, "<|channel|>analysis<|message|>", "<|return|>"),

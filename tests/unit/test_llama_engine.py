@@ -8,6 +8,7 @@ that a step fits the micro-batch.
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -93,21 +94,14 @@ def request_of(
     max_tokens: int = 12,
     sampling: Sampling | None = None,
     request_id: str = "",
-    kv_owner: str = "",
-    turn_ends: frozenset[int] = frozenset(),
 ) -> Generate:
     sampling = sampling or Sampling(temperature=16.0, seed=len(prompt))
     request_id = request_id or f"r{stream}"
-    return Generate(
-        stream,
-        request_id,
-        tuple(prompt),
-        tuple(output),
-        max_tokens,
-        sampling,
-        kv_owner=kv_owner,
-        turn_ends=turn_ends,
-    )
+    return Generate(stream, request_id, tuple(prompt), tuple(output), max_tokens, sampling)
+
+
+def owned(request: Generate, kv_owner: str) -> Generate:
+    return msgspec.structs.replace(request, kv_owner=kv_owner)
 
 
 class Client:
@@ -314,7 +308,7 @@ def test_nothing_is_reused_that_was_read_for_another(
 
     for number, (owner, prompt, steps, is_cut) in enumerate(guesses):
         contexts[number] = list(prompt)
-        engine.submit(request_of(number, prompt, max_tokens=3, kv_owner=owner))
+        engine.submit(owned(request_of(number, prompt, max_tokens=3), owner))
         for _ in range(steps):
             step()
         if is_cut:
@@ -328,7 +322,7 @@ def test_an_owner_spares_himself_what_he_had_read() -> None:
     prompt = list(range(1, 20))
     cached = []
     for stream, owner in enumerate(("acme", "acme", "globex", "globex", "acme")):
-        engine.submit(request_of(stream, prompt, max_tokens=1, kv_owner=owner))
+        engine.submit(owned(request_of(stream, prompt, max_tokens=1), owner))
         while engine.busy:
             cached += [event.cached_tokens for event in engine.step() if isinstance(event, Tokens)]
     assert cached == [0, 18, 0, 18, 18]
@@ -338,7 +332,8 @@ def test_the_end_of_a_turn_ends_an_answer() -> None:
     sampling = Sampling()
     whole, _ = run_alone(request_of(1, [1, 2], sampling=sampling), end=-1)
     engine = Engine(SimulatedContext(ContextShape(1, 4_096), end=-1), state_budget_bytes=0)
-    engine.submit(request_of(1, [1, 2], sampling=sampling, turn_ends=frozenset({whole[4]})))
+    request = request_of(1, [1, 2], sampling=sampling)
+    engine.submit(msgspec.structs.replace(request, turn_ends=frozenset({whole[4]})))
     events = []
     while engine.busy:
         events += [event for event in engine.step() if isinstance(event, Tokens)]

@@ -166,9 +166,7 @@ def constraint_of_chat(
         tags = reasoning.tags if reasoning is not None else None
         found = constraint_of(toolbox, tags, opened=reasoning is not None and reasoning.opened)
         is_held = (
-            found.kind != "grammar"
-            or bool(found.calls)
-            or "grammar" in info.capabilities.forms
+            found.kind != "grammar" or bool(found.calls) or "grammar" in info.capabilities.forms
         )
         return found if is_held else None
     return _constraint_of_format(body.format) if body.format is not None else None

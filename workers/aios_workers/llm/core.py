@@ -207,16 +207,16 @@ class Step:
     was aborted; all ids that were generated have been yielded. `cached_tokens` is set on the
     first step: how many tokens of prompt + resume_ids needed no prefill.
 
-    With `logprobs` each id has its entry; where ids are characters, there are those of the tokens
-    as they come, by their texts (`text_logprobs`). A step that ends with `stop` because the model chose an
-    end token has one entry more, of that token: beam search weighs it against the others.
+    With `logprobs` each id has its entry. A step that ends with `stop` because the model chose an
+    end token has one entry more, of that token: beam search weighs it against the others. Where ids
+    are characters there are entries of tokens instead, by their texts (`text_logprobs`).
     """
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
-    # None: as many as ids. The last step of an endpoint's may set right what those before have said.
+    # None: as many as ids. An endpoint's last step may set right what those before have said.
     tokens: int | None = None
     text_logprobs: tuple[TokenLogprob, ...] = ()
     # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or

@@ -93,7 +93,7 @@ class Vocabulary:
             self._model = 0
 
     def is_end(self, token: int) -> bool:
-        """Whether a token ends a generation: by the library's knowledge of it, or the template's."""
+        """Whether a token ends a generation, as the library or the template knows."""
         return token in self.turn_ends or bool(self._c.llama_vocab_is_eog(self._vocab, token))
 
     def render(

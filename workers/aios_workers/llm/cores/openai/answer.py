@@ -30,14 +30,14 @@ LEAST_LOGPROB = -9_999.0  # JSON has no minus infinity
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class PartialAnswer:
     """What of an answer there is before a request."""
 
     text: str = ""  # of the answer itself: what its endpoint can go on with
     thought: Literal["none", "open", "whole"] = "none"
 
     @classmethod
-    def of(cls, ids: Sequence[int]) -> "Begun":
+    def of(cls, ids: Sequence[int]) -> "PartialAnswer":
         """Read it from the ids so far."""
         said = text_of(ids)
         if not said.startswith(THOUGHTS.begin):
@@ -66,10 +66,10 @@ class Answer:
     """One answer of an endpoint as its events come."""
 
     def __init__(
-        self, about_prompt_tokens: int, begun: Begun | None = None, *, repeats: bool = False
+        self, about_prompt_tokens: int, begun: PartialAnswer | None = None, *, repeats: bool = False
     ) -> None:
         """`repeats`: the endpoint begins with what it was given to go on with."""
-        begun = begun or Begun()
+        begun = begun or PartialAnswer()
         self._seam = Seam(begun.text, repeats=repeats)
         self._thinks = begun.thought == "open"
         self._thinks_again = self._thinks  # it has no way to go on with a thought
@@ -243,8 +243,9 @@ def _scores(found: object) -> Iterator[TokenLogprob]:
 
 def _logprob(entry: Mapping[str, Any]) -> float:
     value = entry.get("logprob")
-    known = isinstance(value, int | float) and math.isfinite(value)
-    return max(LEAST_LOGPROB, float(value)) if known else LEAST_LOGPROB
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return LEAST_LOGPROB
+    return max(LEAST_LOGPROB, float(value))
 
 
 def _token(entry: Mapping[str, Any]) -> str:

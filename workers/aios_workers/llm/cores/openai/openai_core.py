@@ -35,8 +35,9 @@ from aios_workers.llm.core import (
     unit_vector,
 )
 from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit
-from aios_workers.llm.cores.openai.answer import THOUGHTS, Answer, Begun, billed_of
+from aios_workers.llm.cores.openai.answer import THOUGHTS, Answer, PartialAnswer, billed_of
 from aios_workers.llm.cores.openai.client import Client, Event, Limits
+from aios_workers.llm.cores.openai.defaults import Defaults
 from aios_workers.llm.cores.openai.forms import (
     choice_form,
     message_form,
@@ -46,7 +47,6 @@ from aios_workers.llm.cores.openai.forms import (
 )
 from aios_workers.llm.cores.openai.prefill import ids_of, prefilled, text_of
 from aios_workers.llm.cores.openai.probe import Prefilling, probed
-from aios_workers.llm.cores.openai.usual import Usual
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class OpenAICore:
         self._breaker = CircuitBreaker(f"core {name!r}", FAILURES)
         self._info: CoreInfo | None = None
         self._prefilling: Prefilling | None = None
-        self._usual = Usual()
+        self._defaults = Defaults()
         self._running: dict[str, asyncio.Event] = {}
         self.rates: AccountRates | None = None
 
@@ -153,7 +153,7 @@ class OpenAICore:
     async def embed(self, texts: Sequence[str]) -> Embeddings:
         """Return one vector of length 1 per text, when the account has room for them."""
         about = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
-        content = {"model": self._settings.model, "input": list(texts)}
+        content: dict[str, object] = {"model": self._settings.model, "input": list(texts)}
         answer = await self._embedded(content, max(1, about))
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
@@ -193,12 +193,12 @@ class OpenAICore:
         content, about_tokens = self._content(request), self._about_tokens(request)
         ended = asyncio.Event()
         self._running[request.request_id] = ended
-        refused, pauses = self._usual.refused, 0
+        refused, pauses = self._defaults.refused, 0
         try:
             while not ended.is_set():
                 await self._rested(ended)
                 begun = False
-                said = self._usual.said(content, refused)
+                said = self._defaults.said(content, refused)
                 try:
                     async with (
                         self._permitted(about_tokens) as paid,
@@ -208,10 +208,10 @@ class OpenAICore:
                             begun = begun or bool(step.ids)
                             paid.note(step.billed)
                             yield step
-                    self._usual.refused |= refused
+                    self._defaults.refused |= refused
                     return
                 except UnsupportedOption as refusal:
-                    more = self._usual.also_refused(refused, refusal, content)
+                    more = self._defaults.also_refused(refused, refusal, content)
                     if begun or more is None:
                         raise
                     refused = more
@@ -248,7 +248,7 @@ class OpenAICore:
         self, content: dict[str, object], request: GenerationRequest, ended: asyncio.Event
     ) -> AsyncGenerator[Step, None]:
         read = self.info.tokens_of(request.prompt_ids) + request.resume_tokens
-        answer = Answer(read, Begun.of(request.resume_ids), repeats=self._repeats)
+        answer = Answer(read, PartialAnswer.of(request.resume_ids), repeats=self._repeats)
         events = self._client.stream("chat/completions", content)
         last: Step | None = None
         try:
@@ -318,20 +318,20 @@ class OpenAICore:
             content["tool_choice"] = choice_form(request.tool_choice)
         if request.constraint is not None:
             content["response_format"] = response_form(request.constraint.source)
-        if text := Begun.of(request.resume_ids).text:
+        if text := PartialAnswer.of(request.resume_ids).text:
             assert self._prefilling is not None, "else it is never suspended"
             return prefilled(content, self._prefilling.mode, text)
         return content
 
     async def _asked_at_start(self, content: Mapping[str, object]) -> Event:
         """Return an answer that is no stream, however long the endpoint asks to be left alone."""
-        refused = self._usual.refused
+        refused = self._defaults.refused
         while True:
             try:
-                said = self._usual.said(content, refused)
+                said = self._defaults.said(content, refused)
                 answer = await self._client.post("chat/completions", said)
             except UnsupportedOption as refusal:
-                more = self._usual.also_refused(refused, refusal, content)
+                more = self._defaults.also_refused(refused, refusal, content)
                 if more is None:
                     raise
                 refused = more
@@ -340,7 +340,7 @@ class OpenAICore:
                 logger.warning("core %s: its start waits %.1f s: %s", self._name, pause_s, busy)
                 await asyncio.sleep(pause_s)
             else:
-                self._usual.refused |= refused
+                self._defaults.refused |= refused
                 return answer
 
     def _about_tokens(self, request: GenerationRequest) -> int:
@@ -414,6 +414,7 @@ class OpenAICore:
             raise
         self._breaker.succeeded()
         return answer
+
 
 @dataclass(slots=True)
 class _Paid:

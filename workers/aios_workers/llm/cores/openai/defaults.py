@@ -18,15 +18,16 @@ _INSTEAD: Mapping[str, str | None] = {
 }
 
 
-class Usual:
+class Defaults:
     """The habits of one endpoint, as far as they are known."""
 
     def __init__(self) -> None:
         self.refused: frozenset[str] = frozenset()
 
     def said(self, content: Mapping[str, object], refused: frozenset[str]) -> dict[str, object]:
-        """Return a request without what is refused."""
-        names = {name: _INSTEAD[name] if name in refused else name for name in _INSTEAD}
+        """Return a request without what is refused and nobody has asked for."""
+        unwanted = refused - _asked_for(content)
+        names = {name: _INSTEAD[name] if name in unwanted else name for name in _INSTEAD}
         return {
             said: value
             for name, value in content.items()
@@ -42,9 +43,13 @@ class Usual:
             for name in _INSTEAD
             if name in content and name not in refused and _names(refusal, name)
         }
-        if content.get("temperature"):  # somebody has asked for it
-            found.discard("temperature")
+        found -= _asked_for(content)
         return refused | found if found else None
+
+
+def _asked_for(content: Mapping[str, object]) -> frozenset[str]:
+    """Return what of a request its caller has said: 0 is what goes without saying."""
+    return frozenset({"temperature"}) if content.get("temperature") else frozenset()
 
 
 def _names(refusal: UnsupportedOption, option: str) -> bool:
