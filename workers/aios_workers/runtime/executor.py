@@ -80,6 +80,7 @@ class Run:
         "_prompt_tokens",
         "_started_s",
         "_tokens",
+        "kv_owner",
         "lease",
         "stopping",
         "suspending",
@@ -93,6 +94,7 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.kv_owner = ""  # whose contexts a core may reuse for it; empty: anybody's
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
         self._tokens = 0
