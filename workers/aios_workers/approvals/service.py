@@ -35,6 +35,7 @@ from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
     body_from,
+    in_turns,
     rules_of,
 )
 from aios_workers.modules.access.audit import append_line, line_of
@@ -210,9 +211,8 @@ _EXPIRE = """
      WHERE state IN ('waiting', 'approved') AND expires_at <= now()
 """
 _DECIDED = f"""
-    SELECT id, job_id, module FROM approval
-     WHERE state IN ('approved', 'denied', 'expired') AND resumed_at IS NULL
-     ORDER BY asked_at LIMIT {BATCH}
+    WITH {in_turns("p.state IN ('approved', 'denied', 'expired') AND p.resumed_at IS NULL")}
+    SELECT id, job_id, module FROM approval JOIN turns USING (id) ORDER BY place LIMIT {BATCH}
 """
 _RESUMED = "UPDATE approval SET resumed_at = now() WHERE id = ANY(%s)"
 _WAITING = f"""

@@ -11,7 +11,9 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.memory import MemoryContext, MemorySearch
 from aios_broker.contract.names import Module
+from aios_broker.contract.storage import StorageSearch
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
@@ -30,7 +32,7 @@ from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
-from aios_workers.search.embedder import open_stores
+from aios_workers.search.embedder import CoreEmbedder, open_stores
 from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
@@ -38,7 +40,8 @@ OPERATIONS: dict[Module, Operations] = {
     "storage": STORAGE_OPERATIONS,
     "access": ACCESS_OPERATIONS,
 }
-CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+CAPACITY = 32  # syscalls at once, without those that wait for a model
+_SEARCHES = (MemorySearch, MemoryContext, StorageSearch)
 TIDY_EVERY_S = 30.0
 EXPIRED_AT_ONCE = 1_000  # notes of one transaction
 _EXPIRED = """
@@ -72,6 +75,7 @@ class StateHandler:
     def __init__(self, services: Services, module: Module) -> None:
         self._services = services
         self._module = module
+        self._searches_by_core = isinstance(services.embedder, CoreEmbedder)
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the module's own numbers, where it has some."""
@@ -82,6 +86,8 @@ class StateHandler:
         operation = OPERATIONS[self._module].get(type(syscall.body))
         if operation is None:
             raise no_operation(syscall)
+        if syscall.needs or (self._searches_by_core and isinstance(syscall.body, _SEARCHES)):
+            run.step_aside()  # it waits for a model
         decided = run.lease.decided
         return await patiently(lambda: self._try(operation, syscall, decided=decided))
 
