@@ -94,9 +94,10 @@ class Places:
     def _free(self, holder: Holder) -> None:
         self._by_tenant[holder.tenant] -= 1
         self._by_agent[holder] -= 1
-        for counter, key in ((self._by_tenant, holder.tenant), (self._by_agent, holder)):
-            if not counter[key]:
-                del counter[key]
+        if not self._by_tenant[holder.tenant]:
+            del self._by_tenant[holder.tenant]
+        if not self._by_agent[holder]:
+            del self._by_agent[holder]
         while (next_one := self._pop_next()) is not None:
             chosen, turn = next_one
             self._enter(chosen)

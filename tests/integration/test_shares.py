@@ -148,9 +148,10 @@ async def play(redis_url: str, steps: list[tuple[str, object]]) -> None:
         running: dict[str, tuple[Lease, tuple[str, str, str]]] = {}
         for step, what in steps:
             if step == "submit":
-                tenant, agent, need = job = what  # type: ignore[misc]
+                assert isinstance(what, tuple)
+                tenant, agent, need = what
                 [job_id] = await submit(user, tenant, agent, *filter(None, [need]))
-                waiting[job_id] = job
+                waiting[job_id] = (tenant, agent, need)
             elif step == "claim":
                 assert isinstance(what, int)
                 leases = await user.claim(what)

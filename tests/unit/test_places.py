@@ -69,13 +69,14 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_next_place_is_another_tenants_however_many_wait_before() -> None:
+async def test_a_tenant_waits_for_one_turn_of_another_however_many_wait_before() -> None:
     crowd = Crowd(ONE)
     for _ in range(50):
         await crowd.come(MAL)
     await crowd.come(VIC)
     await crowd.leave()
-    assert crowd.entered == [MAL, VIC]
+    await crowd.leave()
+    assert crowd.entered == [MAL, MAL, VIC]
     await crowd.empty()
     assert Counter(crowd.entered) == {MAL: 50, VIC: 1}
 

@@ -14,7 +14,7 @@ from aios_workers.runtime.bounded import Bounds, OutOfBounds, accept_bounds, bou
 MAX_COMPARED_BYTES = 256 * 1024  # of either side
 AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
 SHORT_LINES = 24  # of either side: all that can be made of so few takes some milliseconds
-BOUNDS = Bounds(cpu_s=2, memory_bytes=512 << 20, wall_s=10.0)
+BOUNDS = Bounds(cpu_s=2, memory_bytes=512 << 20, wall_s=30.0)
 
 
 class Pair(msgspec.Struct, frozen=True, array_like=True):
@@ -25,6 +25,11 @@ class Pair(msgspec.Struct, frozen=True, array_like=True):
     name_before: str
     name_after: str
 
+    def hidden(self) -> str:
+        """Return what is shown of it where it cannot be compared."""
+        sizes = f"{len(self.before)} and {len(self.after)} characters"
+        return f"{self.name_before}: {sizes} that differ in too much to be compared\n"
+
 
 async def unified(pair: Pair) -> str | None:
     """Return the unified diff of two texts; None: it would take too long.
@@ -32,6 +37,8 @@ async def unified(pair: Pair) -> str | None:
     Raises:
         ModuleError: The child that compares could not be run.
     """
+    if pair.before == pair.after:
+        return ""
     if max(len(text.splitlines()) for text in (pair.before, pair.after)) <= SHORT_LINES:
         return compared(pair)
     try:

@@ -25,6 +25,7 @@ from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
+from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.operation import Operation, Operations, no_operation
@@ -117,9 +118,13 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     """
     store, functions, calls, embedder = await open_stores(config, name, stack)
     keys = Keys(config.key_prefix)
-    limits, approvals = storage_limits(config), ApprovalService(store, ttl_s=config.approval_ttl_s)
+    comparer = Comparer()
+    approvals = ApprovalService(store, ttl_s=config.approval_ttl_s, comparer=comparer)
     blocks = Blocks(store, memory_functions(functions.connection), keys)
-    services = Services(store, embedder, calls, functions, keys, approvals, blocks, limits)
+    limits = storage_limits(config)
+    services = Services(
+        store, embedder, calls, functions, keys, approvals, blocks, limits, comparer=comparer
+    )
     for task in _periodic_tasks(config, services):
         await stack.enter_async_context(task)
     return services

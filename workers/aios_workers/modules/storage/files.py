@@ -74,7 +74,6 @@ from aios_workers.modules.storage.namespace import (
 )
 from aios_workers.search.ranking import ChunkQuery, count_unembedded
 
-MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
 _READ_BOTH = "read both versions and compare them yourself"
 _VERSIONS = """
     SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.operation, v.size_bytes, v.sha256,
@@ -216,22 +215,12 @@ async def check_overwrite(work: AnyWork, file: Node, content: bytes) -> None:
         f"{file.size_bytes} bytes) with {len(content)} bytes"
     )
 
-    async def diff() -> str:
-        before = await content_of(work, file)
-        return await shown_diff(work, before, content, file.path) if lossy else ""
+    async def diff() -> Pair | str:
+        if not lossy:
+            return ""
+        return texts_of(await content_of(work, file), content, file.path, file.path) or ""
 
     await work.confirm_on("overwrite", what, file.path, lossy=lossy, diff=diff)
-
-
-async def shown_diff(work: AnyWork, a: bytes, b: bytes, path: str) -> str:
-    """Return what a person is shown of a change of a file."""
-    pair = texts_of(a, b, path, path)
-    if pair is None:
-        return ""
-    text = await work.services.comparer.unified(work.agent.holder, pair)
-    if text is None:
-        return f"{path}: {len(a)} and {len(b)} bytes that differ in too much to be compared\n"
-    return text[:MAX_DIFF_CHARACTERS]
 
 
 def texts_of(a: bytes, b: bytes, name_a: str, name_b: str) -> Pair | None:
@@ -306,9 +295,9 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
             f"roll {file.path} of {work.owner.name} back from version {file.version} to {version}"
         )
 
-        async def shown_to_person() -> str:
+        async def shown_to_person() -> Pair | str:
             now = await content_of(work, file)
-            return await shown_diff(work, now, old, file.path)
+            return texts_of(now, old, file.path, file.path) or ""
 
         await work.confirm_on("rollback", what, file.path, diff=shown_to_person)
     return entry_of(await add_version(work, file, old, "rollback"), work.owner)
