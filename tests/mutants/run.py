@@ -31,6 +31,7 @@ from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
+from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
@@ -49,6 +50,7 @@ MUTANTS = (
     *MONEY_MUTANTS,
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
+    *OWNERSHIP_MUTANTS,
 )
 
 WORKERS = 2
