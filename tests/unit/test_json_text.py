@@ -23,6 +23,7 @@ from aios_broker.contract.syscall import (
 )
 from aios_sdk.requests import Options, build_syscall
 from aios_workers.approvals.requests import body_from
+from tests.unit.test_sdk_requests import IDS
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a\\"u0\x00\x01é')),
@@ -91,7 +92,7 @@ def test_a_nul_is_an_invalid_syscall(body: dict[str, Any], field: str) -> None:
 
 def test_the_sdk_sends_no_nul() -> None:
     with pytest.raises(InvalidSyscall, match="NUL") as caught:
-        build_syscall(Options("ann"), ToolEcho("a\x00"))
+        build_syscall(Options("ann"), ToolEcho("a\x00"), IDS)
     assert caught.value.field == "body.text"
     syscall = Syscall(id=new_id(), agent="ann", body=ToolEcho("\x00"))
     for check in (encode_syscall, check_syscall):
