@@ -120,7 +120,9 @@ class RedisTransport:
 
 def _submission(syscall: Syscall, client: str) -> Submission:
     kind = syscall.kind
-    metadata = JobMetadata(syscall.agent, kind, syscall.program, syscall.tenant, syscall.nice)
+    metadata = JobMetadata(
+        syscall.agent, kind, syscall.program, syscall.tenant, syscall.nice, syscall.width
+    )
     return Submission(
         syscall.id,
         encode_job(syscall),

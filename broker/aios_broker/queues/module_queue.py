@@ -18,6 +18,8 @@ import msgspec
 
 from aios_broker.contract.cores import queue_of
 from aios_broker.contract.errors import (
+    AccessDenied,
+    AgentSuspended,
     KernelError,
     QueueFull,
     QuotaExceeded,
@@ -75,7 +77,7 @@ class Differs:
     data: bytes  # what it was published with
 
 
-Refusal = QueueFull | QuotaExceeded | UnknownCore | Differs
+Refusal = QueueFull | QuotaExceeded | UnknownCore | AccessDenied | AgentSuspended | Differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ class ModuleQueue(ModuleSteps):
                     remedy="send it again later",
                     retry_after_s=1.0,
                 )
-            case [b"quota", *refusal]:
-                return refused(refusal)
+            case [b"quota" | b"nice" | b"unread" | b"stopped" as what, *refusal]:
+                return refused(what, refusal)
             case [b"core", name, *cores]:
                 known = ", ".join(sorted(core.decode() for core in cores)) or "none"
                 return UnknownCore(

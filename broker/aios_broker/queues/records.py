@@ -35,6 +35,7 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     program: str = "main"
     tenant: str = "default"
     nice: int = 0
+    width: int = 1  # places of a core that it takes at a time: answers, times beams
 
 
 _STRANGER = JobMetadata(agent="?", kind="?")

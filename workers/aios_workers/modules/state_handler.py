@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.control import Control
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently, periodic_task
@@ -22,6 +23,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
+from aios_workers.modules.access.limits import tidy_suspensions
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
@@ -152,4 +154,5 @@ async def tidy(services: Services) -> float:
             await cursor.execute(statement)
     tokens = Tokens(services.functions.connection, services.keys)
     await tidy_tokens(services.store, tokens)
+    await tidy_suspensions(services.store, Control(services.functions, services.keys))
     return TIDY_EVERY_S
