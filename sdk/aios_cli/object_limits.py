@@ -41,26 +41,28 @@ def limits_() -> Sequence[LimitRow]:
 @command(LIMITS.show)
 @click.argument("kind", type=click.Choice(OBJECT_KINDS))
 @click.argument("most", type=click.IntRange(0), required=False)
-@click.argument("agent", required=False)
-@click.option("--tenant", help="The agent's tenant; without AGENT, each of its agents, or itself.")
+@click.option("--agent", help="Of this agent alone.")
+@click.option(
+    "--tenant", help="The agent's tenant; without --agent, each of its agents, or itself."
+)
 def limit(
     kind: ObjectKind, most: int | None, agent: str | None, tenant: str | None
 ) -> Sequence[LimitRow]:
-    """Let AGENT, a tenant, or else everybody have so MANY of a kind; without a number, the default.
+    """Say how many of a KIND an agent, a tenant or else everybody may have; no MOST: the default.
 
     It holds from the next one on: what is there already stays. An agent's own limit goes before its
     tenant's, and that before everybody's.
 
     \b
     Examples:
-      aios quota limit notes 5000 ada
+      aios quota limit notes 5000 --agent ada
       aios quota limit directories 200 --tenant acme
       aios quota limit links 100
     """  # noqa: D301 - \b keeps click from wrapping
     if agent is not None:
         check_name("agent", agent)
         if DEFAULT_LIMITS[kind].of == "tenant":
-            raise click.UsageError(f"{kind} are a tenant's: leave AGENT out, give --tenant")
+            raise click.UsageError(f"{kind} are a tenant's: leave --agent out, give --tenant")
     if tenant is not None:
         check_name("tenant", tenant)
     whose = tenant or ("default" if agent else "")

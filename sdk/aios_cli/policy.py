@@ -161,7 +161,7 @@ def quota() -> None:
       aios quota set --tenant acme --slot-seconds-per-minute 120
       aios quota set --tenant acme --budget-per-month 250 --currency EUR
       aios quota unset ada
-      aios quota limit notes 5000 ada                     how much it may keep
+      aios quota limit notes 5000 --agent ada             how much it may keep
     """  # noqa: D301 - \b keeps click from wrapping
 
 

@@ -1,4 +1,4 @@
-"""What holds where an operator has set nothing: nice values, shares of a queue, contexts, replies."""
+"""What holds where an operator has set nothing: nice values, queue shares, contexts, replies."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
 from aios_broker.scheduler.sweep import METADATA_AT_ONCE, Sweep
-from aios_broker.scheduler.turns import TurnTaking
+from aios_broker.scheduler.turns import TurnOrder
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +77,11 @@ class _List:
     swept_policy: str = ""  # the one whose order it was brought into, or is being
     swept_s: float = 0.0  # what the sweep under way took so far
     sweep: Sweep | None = None
-    turns: TurnTaking = field(init=False)
+    turns: TurnOrder = field(init=False)
 
     def __post_init__(self) -> None:
         """Know of nobody's turns."""
-        self.turns = TurnTaking(self.order)
+        self.turns = TurnOrder(self.order)
 
     def sweep_due(self, ranker: Ranker, *, rescores: bool) -> Sweep | None:
         """Return the sweep under way, or a new one where one is due."""

@@ -190,7 +190,7 @@ def first_wrong(wanted: Sequence[str], standing: Sequence[str]) -> int:
     return max(wrong, default=-1) + 1
 
 
-class TurnTaking:
+class TurnOrder:
     """Keeps the head of one run queue in the order of turns."""
 
     def __init__(self, order: Order) -> None:
