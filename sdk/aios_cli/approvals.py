@@ -15,8 +15,9 @@ from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, Oper
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Cursor, Store
-from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
 from aios_cli.syscalls import check_name, parse_module
 from aios_cli.tables import Column, Listing, Row, moment, say, short_id, show_json, show_table
@@ -231,9 +232,9 @@ async def token(operator: Operator, agent: str, tenant: str) -> dict[str, str]:
     """
     check_name("agent", agent)
     check_name("tenant", tenant)
-    issued = Tokens.new()
+    issued = new_token()
     await _enter(issued, agent, tenant)
-    await Tokens(operator.connection, operator.keys).put(issued, Identity(agent, tenant))
+    await Tokens(operator.connection, operator.keys).put(digest(issued), Identity(agent, tenant))
     return {"agent": agent, "tenant": tenant, "token": issued}
 
 

@@ -170,7 +170,7 @@ def test_a_budget_is_in_the_cores_currency(environ: dict[str, str], redis_url: s
     done = run(environ, "quota", "set", "ada", "--budget-per-day", "2.50", "--max-running", "3")
     assert done.exit_code == 0, done.output
     [shown] = [line.split() for line in run(environ, "quota", "show").stdout.splitlines()[1:]]
-    assert shown == ["llm", "agent", "default", "ada", "-", "3", "-", "-", "2.50", "USD", "-"]
+    assert shown == ["llm", "agent", "default", "ada", "-", "3", "-", "-", "2.50", "USD", *"-----"]
     [row] = json.loads(run(environ, "quota", "show", "--json").stdout)["llm"]
     assert row["budget_per_day"] == {"nano": 250 * CENT, "currency": "USD"}
 

@@ -32,6 +32,7 @@ from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
+from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
@@ -49,6 +50,7 @@ MUTANTS = (
     *LIMIT_MUTANTS,
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
+    *OWNERSHIP_MUTANTS,
 )
 
 WORKERS = 2

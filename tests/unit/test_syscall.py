@@ -42,7 +42,6 @@ from aios_broker.contract.syscall import (
     check_syscall,
     decode_syscall,
     encode_syscall,
-    id_from_key,
     is_nested_deeper,
     new_id,
 )
@@ -416,21 +415,6 @@ def test_the_size_limit_is_of_the_encoded_syscall_and_says_both_numbers() -> Non
     over = msgspec.structs.replace(fits, body=ToolEcho("x" * (MAX_TEXT_BYTES - overhead + 1)))
     with pytest.raises(InvalidSyscall, match=f"{MAX_TEXT_BYTES + 1} bytes.* {MAX_TEXT_BYTES}"):
         encode_syscall(over)
-
-
-@given(st.tuples(names, names, st.text()), st.tuples(names, names, st.text()))
-def test_a_key_stands_for_one_id(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
-    assert id_from_key(*one) == id_from_key(*one)
-    assert check_syscall(Syscall(id_from_key(*one), "ada", ToolEcho())).id == id_from_key(*one)
-    assert (id_from_key(*one) == id_from_key(*other)) == (one == other)
-
-
-def test_a_key_may_be_any_string() -> None:
-    assert len({id_from_key("t", "a", key) for key in ("", "\ud800", "\x1f", "x\x1fy")}) == 4
-
-
-def test_the_id_of_a_key_never_changes_between_releases() -> None:
-    assert id_from_key("default", "ada", "order-1") == "7641b5d4dd28e324ecf56d8e1f3b0234"
 
 
 def test_fresh_ids_are_all_different() -> None:

@@ -28,6 +28,9 @@ ApprovalState = Literal["waiting", "approved", "denied", "expired", "used"]
 ApprovalRule = Literal["ask", "ask-when-lossy", "never"]
 Reason = Annotated[str, Meta(max_length=2_000)]
 GroupRole = Literal["member", "admin"]
+TokenDigest = Annotated[
+    str, Meta(pattern=r"^(|[0-9a-f]{64})\Z")
+]  # see `aios_broker.contract.tokens`
 
 
 class ObjectRef(Request, frozen=True):
@@ -52,6 +55,8 @@ class AccessRegister(Request, frozen=True, tag="access.register"):
     agent: AgentName
     administrator: bool = False
     ttl_s: Ttl | None = None  # of the token; None: it does not expire
+    token_digest: TokenDigest = ""  # of the token that it is to have
+    token: Annotated[str, Meta(max_length=256)] = ""  # the token; its client sends the digest
 
 
 class AccessRevokeToken(Request, frozen=True, tag="access.revoke_token"):
@@ -206,10 +211,10 @@ class Whoami(Struct, frozen=True, omit_defaults=True, tag="access.whoami"):
 
 
 class TokenIssued(Struct, frozen=True, omit_defaults=True, tag="access.token"):
-    """A new token; the kernel keeps only its digest, so it is shown this once."""
+    """A new token. It was made by the client that asked for it: the kernel has only its digest."""
 
     agent: str
-    token: str
+    token: str = ""  # put in by the client
     expires_at: float | None = None  # Unix time, s
 
 

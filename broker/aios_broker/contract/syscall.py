@@ -25,7 +25,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryBody
-from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
+from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
 from aios_broker.contract.storage import StorageBody
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
@@ -158,10 +158,15 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     body: Body
     program: Name = "main"  # one run of the agent towards one task
     tenant: Name = "default"
-    token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
+    token: Annotated[str, Meta(max_length=256)] = ""  # exchanged for the agent: never queued
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(self.tenant, self.agent)
 
     @property
     def kind(self) -> str:
@@ -206,9 +211,9 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
-def id_from_key(tenant: str, agent: str, key: str) -> str:
-    """Return the id that an idempotency key stands for: the same key, the same syscall."""
-    material = "\x1f".join((tenant, agent, key)).encode(errors="surrogatepass")
+def name_digest(tenant: str, agent: str, name: str) -> str:
+    """Return 32 hex digits that stand for a name of an agent's."""
+    material = "\x1f".join((tenant, agent, name)).encode(errors="surrogatepass")
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 

@@ -133,7 +133,7 @@ effect = Table(
     "effect",
     metadata,
     Column("syscall_id", Text, primary_key=True),
-    agent_column("agent_id"),
+    agent_column("agent_id", key=True),  # an id that another agent has used is not used up
     Column("kind", Text, nullable=False),
     moment_column("at", now=True),
     Column("result", LargeBinary, nullable=False),
@@ -174,6 +174,15 @@ agent_token = Table(
     moment_column("expires_at", nullable=True),
     moment_column("revoked_at", nullable=True),
     Index(None, "agent_id"),
+)
+
+# What makes the ids that only their agent can have. Redis has it, and gets it back from here when
+# it was emptied.
+kernel_secret = Table(
+    "kernel_secret",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
 )
 
 privilege_group = Table(

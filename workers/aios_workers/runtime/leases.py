@@ -83,7 +83,7 @@ class Leases:
         """Renew all leases now, and obey what the queue says of each."""
         # It may have been emptied, or be another one, however well the connection stood.
         card = self._card
-        if self._card_changed or not await self._queue.knows(card.name):
+        if self._card_changed or not await self._queue.knows(card):
             await self._queue.register(card)
             self._card_changed = self._card is not card
         leases = [run.lease for run in self._runs.values()]

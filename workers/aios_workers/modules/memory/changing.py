@@ -332,8 +332,9 @@ async def _ensure_fits(work: AnyWork, owner: AgentRow, body: NoteBody) -> None:
 
 
 def id_of_new_note(syscall: Syscall) -> str:
-    """Return the id of the note that a syscall adds: the same each time it runs."""
-    return hashlib.blake2b(f"note\x1f{syscall.id}".encode(), digest_size=16).hexdigest()
+    """Return the id of the note that an agent's syscall adds: the same each time it runs."""
+    named = "\x1f".join(("note", *syscall.owner, syscall.id))
+    return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
 async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Note:
