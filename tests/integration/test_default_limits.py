@@ -36,7 +36,8 @@ async def refusal(user: QueueUser, one: Submission) -> KernelError:
 
 async def reconcile(user: QueueUser) -> None:
     """Do what the scheduler does each second."""
-    await user.order.reconcile(await user.lead(0.001))
+    await user.redis.execute("DEL", user.keys.own("scheduler"))  # whoever led before leads no more
+    await user.order.reconcile(await user.lead())
 
 
 # Nice values.
