@@ -35,6 +35,7 @@ from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
@@ -46,6 +47,7 @@ MUTANTS = (
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *STALL_MUTANTS,
     *MONEY_MUTANTS,
     *LIMIT_MUTANTS,
     *CORE_MUTANTS,

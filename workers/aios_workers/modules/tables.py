@@ -80,8 +80,8 @@ FIRST_MODEL = (1, "all-MiniLM-L6-v2-int8", 384)
 
 
 def without_vector_index(name: str, order: str) -> Index:
-    """Index the rows that wait for their vectors."""
-    return Index(name, order, postgresql_where=text("model_id IS NULL"))
+    """Index the rows that wait for their vectors, by whose they are."""
+    return Index(name, "owner_id", order, postgresql_where=text("model_id IS NULL"))
 
 
 def nearest_index(name: str) -> Index:
