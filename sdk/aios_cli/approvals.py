@@ -11,7 +11,13 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, OperationClass
+from aios_broker.contract.access import (
+    Approval,
+    ApprovalRule,
+    ApprovalState,
+    AuditEntry,
+    OperationClass,
+)
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
@@ -84,9 +90,21 @@ def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
 
 @command(APPROVALS.show)
 @click.option("--all", "whole", is_flag=True, help="Those that are decided, too.")
-def approvals(*, whole: bool) -> Sequence[Approval]:
-    """List what waits for a person to allow it, oldest first."""
-    return as_steward(lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST))
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST),
+    default=MOST,
+    show_default=True,
+    help="At most so many.",
+)
+@click.option("--after", metavar="APPROVAL", help="Those that come after this one: its whole id.")
+def approvals(*, whole: bool, limit: int, after: str | None) -> Sequence[Approval]:
+    """List what waits for a person to allow it: tenants and agents in turns, the oldest first."""
+    state: ApprovalState | None = None if whole else "waiting"
+    page = as_steward(lambda cursor: list_approvals(cursor, state, limit, after))
+    if page.more:
+        say(f"there are more: --after {page.approvals[-1].id}", err=True)
+    return page.approvals
 
 
 def _show_decided(decided: Approval) -> None:
@@ -292,7 +310,7 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
     if waiting.diff:
         say(waiting.diff)
     if arguments is not None:
-        say(arguments_diff(waiting.arguments, arguments))
+        say(asyncio.run(arguments_diff(waiting.arguments, arguments)))
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

@@ -23,15 +23,16 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
-from aios_broker.contract.llm import LlmBody
-from aios_broker.contract.memory import MemoryBody
+from aios_broker.contract.llm import LlmBody, LlmChat
+from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
-from aios_broker.contract.storage import StorageBody
+from aios_broker.contract.storage import StorageBody, StorageOperate
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
-NeedKind = Literal["core", "tool", "program", "lock"]
+NeedKind = Literal["core", "tool", "program", "lock", "model"]
 # core: a worker that serves it. tool: a place at it, of the whole deployment. program: another
 # program of the same agent that must be admitted. lock: one of the tenant's, one holder at a time.
+# model: it waits for llm syscalls of its own, so that it takes no place from those that do not.
 MAX_NEEDS = 8  # of one syscall: a claim looks at each of them
 
 
@@ -190,10 +191,31 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return body.core or ""
 
     @property
+    def width(self) -> int:
+        """How many places of a core it takes at a time: its answers, each with its beams."""
+        body = self.body
+        return body.n * (body.beam_width or 1) if isinstance(body, LlmChat) else 1
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """What its job needs to run, beside a slot."""
+        if self.module in STATE_MODULES:
+            return (_MODEL,) if _asks_a_model(self.body) else ()
         core = self.core if self.module == "llm" else ""
         return (Need("core", core),) if core else ()
+
+
+_MODEL = Need("model", "any")
+
+
+def _asks_a_model(body: Body) -> bool:
+    match body:
+        case MemoryAdd(evolve=evolve):
+            return evolve
+        case MemoryContext(core=core):
+            return core is not None
+        case _:
+            return isinstance(body, StorageOperate)
 
 
 _encoder = msgspec.json.Encoder()

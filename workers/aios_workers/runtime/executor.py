@@ -81,6 +81,7 @@ class Run:
         "_started_s",
         "_tokens",
         "lease",
+        "on_aside",
         "stopping",
         "suspending",
         "tally",
@@ -93,11 +94,17 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.on_aside: Callable[[Run], None] | None = None  # a slot is free
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
         self._tokens = 0
         self._prompt_tokens = 0
         self._interrupt: Callable[[SuspendReason], None] | None = None
+
+    def step_aside(self) -> None:
+        """Leave the slot to others from here on: what this run does is wait for somebody else."""
+        if self.on_aside is not None:
+            self.on_aside(self)
 
     def count_tokens(self, count: int) -> None:
         """Note output tokens that were generated."""
