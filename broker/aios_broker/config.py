@@ -68,6 +68,8 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     database_url: str | None = None  # None: an embedded server is started
     # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    # Of its data, beyond which new work is refused; None: half of the machine's memory.
+    redis_max_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
     policy: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*\Z")] = "rr"
     llm_core: Literal["llama", "simulated", "sglang"] = "llama"

@@ -23,7 +23,7 @@ from aios_local.embedded.postgres import (
     install_for_nobody,
     nobody_can_enter,
 )
-from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.redis import RedisServer, memory_bytes
 from aios_local.embedded.state import StateDir
 from tests.conftest import RunningPostgres
 from tests.waiting import wait_until
@@ -65,6 +65,7 @@ def test_redis_runs_with_the_settings_that_the_queues_count_on(redis_url: str) -
             for name in (
                 *("appendonly", "appendfsync", "save", "unixsocketperm"),
                 *("hash-max-listpack-value", "stream-node-max-bytes", "port"),
+                *("maxmemory", "maxmemory-policy"),
             )
         }
     assert settings == {
@@ -75,6 +76,8 @@ def test_redis_runs_with_the_settings_that_the_queues_count_on(redis_url: str) -
         "hash-max-listpack-value": "1024",
         "stream-node-max-bytes": "256",
         "port": "0",
+        "maxmemory": str(memory_bytes() // 2),
+        "maxmemory-policy": "noeviction",
     }
 
 

@@ -30,6 +30,7 @@ from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
+from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
@@ -50,6 +51,7 @@ MUTANTS = (
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
     *MONEY_MUTANTS,
+    *LIMIT_MUTANTS,
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,

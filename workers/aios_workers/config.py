@@ -119,8 +119,19 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if name is not None:
             return name, catalogue.one(name)
         name, core = self.environment_core()
-        is_default = not any(other.default for other in catalogue.cores.values())
-        return name, replace(core, default=is_default)
+        return name, replace(core, default=not catalogue.has_default)
+
+    def settings_now(self, name: str | None) -> Core:
+        """Return the settings of a core that runs, as the file has them now.
+
+        Raises:
+            InvalidConfig: That cannot be told: its entry is wrong, or, of the environment's core,
+                whether it is the default. It stays as it was.
+        """
+        catalogue = read_catalogue(self.cores_path)
+        if name is None and not catalogue.has_default:
+            catalogue.checked()
+        return self.core(name)[1]
 
     @property
     def cores_path(self) -> Path:

@@ -9,6 +9,7 @@
     │   │   └── ContextTooLong           prompt and answer do not fit the core's context
     │   ├── UnsupportedVersion       written by another version of the contract
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
+    │   ├── AgentSuspended           an operator has suspended the agent, or its tenant
     │   ├── ForeignJob               a job that names code outside the closed table
     │   ├── QueueFull                wait `retry_after_s`, then send it again
     │   ├── QuotaExceeded            the agent or its tenant is at a limit of its own
@@ -147,6 +148,10 @@ class UnsupportedVersion(Rejected):
 
 class AccessDenied(Rejected):
     """The token is missing, wrong, or belongs to another agent."""
+
+
+class AgentSuspended(Rejected):
+    """An operator has suspended the agent or its tenant: its syscalls are refused and ended."""
 
 
 class ForeignJob(Rejected):

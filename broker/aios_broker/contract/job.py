@@ -201,7 +201,8 @@ def conflict_of(first: Syscall, again: Syscall) -> KeyConflict | None:
         return None
     if first.kind != again.kind:
         return _conflict(again, f"a syscall of kind {first.kind}")
-    first, again = check_syscall(first), check_syscall(again)  # lists and tuples are the same
+    # As they are queued: lists and tuples are the same.
+    first, again = check_syscall(without_tokens(first)), check_syscall(without_tokens(again))
     for name in first.__struct_fields__:
         if name not in _PASSING and getattr(first, name) != getattr(again, name):
             where = _where(name, first, again)

@@ -24,7 +24,7 @@ from aios_broker.contract.errors import (
     UnsupportedVersion,
 )
 from aios_broker.contract.json_text import NUL, has_nul
-from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
 from aios_broker.contract.storage import StorageBody, StorageOperate
@@ -190,6 +190,12 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         if isinstance(body, ToolEcho) or not isinstance(body, LlmBody):
             return ""
         return body.core or ""
+
+    @property
+    def width(self) -> int:
+        """How many places of a core it takes at a time: its answers, each with its beams."""
+        body = self.body
+        return body.n * (body.beam_width or 1) if isinstance(body, LlmChat) else 1
 
     @property
     def needs(self) -> tuple[Need, ...]:

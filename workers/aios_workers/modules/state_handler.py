@@ -15,6 +15,7 @@ from aios_broker.contract.memory import MemoryContext, MemorySearch
 from aios_broker.contract.names import Module
 from aios_broker.contract.storage import StorageSearch
 from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.control import Control
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.queues.tokens import Tokens
@@ -25,6 +26,7 @@ from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import AuditWatch, append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
+from aios_workers.modules.access.limits import tidy_suspensions
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
 from aios_workers.modules.access.secret import keep_secret
 from aios_workers.modules.comparing import Comparer
@@ -169,5 +171,6 @@ async def tidy(services: Services) -> float:
             await cursor.execute(statement)
     tokens = Tokens(services.functions.connection, services.keys)
     await tidy_tokens(services.store, tokens)
+    await tidy_suspensions(services.store, Control(services.functions, services.keys))
     await keep_secret(services.store, KernelSecret(services.functions.connection, services.keys))
     return TIDY_EVERY_S

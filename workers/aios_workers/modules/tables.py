@@ -459,3 +459,36 @@ share_link = Table(
     Index(None, "file_id"),
     Index(None, "owner_id"),
 )
+
+# What the operator sets: how much there may be of what can be piled up, and who is suspended.
+
+object_limit = Table(
+    "object_limit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE")),
+    agent_column("agent_id", nullable=True),  # null: every agent of the tenant; both: everybody
+    Column("kind", Text, nullable=False),
+    Column("most", BigInteger, nullable=False),
+    UniqueConstraint("tenant_id", "agent_id", "kind", postgresql_nulls_not_distinct=True),
+    Index(None, "agent_id"),
+)
+
+# Kept by triggers.
+note_use = Table(
+    "note_use",
+    metadata,
+    agent_column("owner_id", key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+# By name: also who is not known yet, and whole tenants (agent: the empty string).
+suspension = Table(
+    "suspension",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("agent", Text, primary_key=True),
+    Column("by", Text, nullable=False),
+    moment_column("at", now=True),
+)
