@@ -14,7 +14,8 @@ import redis
 
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
-from aios_broker.contract.errors import AccessDenied, KernelError, UnknownSyscall
+from aios_broker.contract.access import AccessRegister
+from aios_broker.contract.errors import AccessDenied, KernelError, KeyConflict, UnknownSyscall
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.memory import MemoryAdd, Note
 from aios_broker.contract.names import Owner
@@ -197,6 +198,19 @@ async def test_a_call_that_is_known_is_not_joined_with_a_token_that_does_not_hol
         assert isinstance(await refused(sent(theirs, forged, "k").taken()), AccessDenied)
         again = msgspec.structs.replace(echo(VIC, "x"), token=await door.token())
         await sent(theirs, again, "k").taken()
+
+
+async def test_a_registration_sent_again_is_the_same_unless_its_token_is_another(
+    redis_url: str,
+) -> None:
+    body = AccessRegister("bob", token=new_token())
+    asked = Syscall(new_id(), "vic", body, tenant="acme")
+    async with session_of(redis_url) as ours, session_of(redis_url) as theirs:
+        await sent(ours, asked, "k").accepted
+        later = msgspec.structs.replace(asked, deadline_s=5.0)
+        await sent(theirs, later, "k").taken()
+        other = msgspec.structs.replace(asked, body=AccessRegister("bob", token=new_token()))
+        assert isinstance(await refused(sent(ours, other, "k").taken()), KeyConflict)
 
 
 # What is in the database: effects and notes.

@@ -795,7 +795,7 @@ MUTANTS = (
     Mutant(
         "a batch may run as one",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.needs or c.has_rules then admission.enter(c, job, cores) end",
+        "if admission.counts(c, job) then admission.enter(c, job, cores) end",
         "",
         QUOTA_TEST,
     ),

@@ -130,11 +130,13 @@ class AccessCheck(Request, frozen=True, tag="access.check"):
 class AccessApprovals(Request, frozen=True, tag="access.approvals"):
     """List approvals: the agent's own, for an administrator all of the tenant.
 
-    Arguments of more than 2,000 characters are left out, but not of the one that is named.
+    Agents take turns, of each the oldest comes first. Arguments of more than 2,000 characters are
+    left out, but not of the one that is named.
     """
 
     state: ApprovalState | None = "waiting"  # None: all
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    after: SyscallId | None = None  # the last approval of the page before
     approval: SyscallId | None = None  # this one alone, whatever its state
 
 
@@ -277,9 +279,13 @@ class Approval(Struct, frozen=True, omit_defaults=True):
 
 
 class Approvals(Struct, frozen=True, omit_defaults=True, tag="access.approvals"):
-    """Approvals, oldest first."""
+    """Approvals: tenants and their agents in turns, of each the oldest first.
+
+    `more`: there are further ones after the last.
+    """
 
     approvals: tuple[Approval, ...]
+    more: bool = False
 
 
 class Rules(Struct, frozen=True, omit_defaults=True, tag="access.rules"):
@@ -299,7 +305,7 @@ class AuditEntry(Struct, frozen=True, omit_defaults=True):
     object: str
     outcome: str
     syscall_id: str
-    hash: str  # SHA-256, hex
+    hash: str  # HMAC-SHA256 with the key of the kernel, hex
     detail: dict[str, Any] = {}
 
 

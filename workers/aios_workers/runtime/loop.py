@@ -228,7 +228,7 @@ class Worker:
     def _room(self) -> int:
         if self.is_stopping or self._leases.has_lone_run:
             return 0
-        return max(0, self._handler.capacity - len(self._leases))
+        return max(0, self._handler.capacity - self._leases.in_slots)
 
     async def _await_work(self, queue: str, blocking: Connection) -> None:
         """Wait for work in a run queue, not taking it, whenever a claim did not fill all room."""
@@ -261,12 +261,17 @@ class Worker:
             if ending is not None:
                 self._outbox.add(ending)
                 return
+        run.on_aside = self._stepped_aside
         self._leases.add(run)
         task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
         run.task = task
         task.add_done_callback(partial(self._ended, run))
         if self.is_stopping:
             run.suspend("drain")
+
+    def _stepped_aside(self, run: Run) -> None:
+        self._leases.note_aside(run)
+        self._see_work()
 
     async def _answer(self, run: Run, earlier: Run | None) -> Ending | Suspension:
         """Answer a job; first end an attempt of it that lost its lease and does not know it yet."""

@@ -44,6 +44,7 @@ from aios_workers.modules.memory.note import (
     shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
+from aios_workers.search.ranking import NoteQuery, count_unembedded
 
 AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
 MAX_SHOWN_CHARACTERS = 2_000  # of a note, for the person who decides
@@ -107,7 +108,9 @@ async def stat(asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
     """Return the block in numbers."""
     async with asked.transaction() as work:
         notes = await _count(work)
-    return await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
+        unindexed = await count_unembedded(work.cursor, NoteQuery("", owners=(asked.agent.id,)))
+    held = await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
+    return msgspec.structs.replace(held, unindexed_notes=unindexed)
 
 
 async def add(asked: Asked[MemoryAdd]) -> Result:
