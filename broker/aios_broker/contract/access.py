@@ -310,7 +310,7 @@ class AuditEntry(Struct, frozen=True, omit_defaults=True):
     object: str
     outcome: str
     syscall_id: str
-    hash: str  # SHA-256, hex
+    hash: str  # HMAC-SHA256 with the key of the kernel, hex
     detail: dict[str, Any] = {}
 
 
