@@ -9,6 +9,7 @@ import pytest
 
 from aios_broker.contract.errors import CoreKeyRefused
 from aios_broker.contract.llm import Tool
+from aios_workers.llm.cores.openai.probe import PROBE
 from tests.caller import Caller, WorkerProcess, chat, chat_result
 from tests.openai_endpoint import OpenAIEndpoint, answer_words
 from tests.scheduler_process import SchedulerProcess
@@ -89,7 +90,7 @@ async def test_without_prefill_nothing_is_cut_and_calls_are_read(
 
 def probe_cost(endpoint: OpenAIEndpoint) -> tuple[int, int]:
     """Return the tokens of what the core asked by itself when it started."""
-    probes = [each for each in endpoint.seen if not each.get("stream")]
+    probes = [each for each in endpoint.seen if each["messages"][0] == PROBE[0]]
     told = [endpoint.cost_of(each) for each in probes]
     return sum(prompt for prompt, _ in told), sum(output for _, output in told)
 
