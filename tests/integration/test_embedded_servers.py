@@ -25,6 +25,7 @@ from aios_local.embedded.postgres import (
 )
 from aios_local.embedded.redis import RedisServer, memory_bytes
 from aios_local.embedded.state import StateDir
+from tests.conftest import RunningPostgres
 from tests.waiting import wait_until
 
 NOBODY_ID = 65534
@@ -97,7 +98,6 @@ def test_postgres_keeps_what_it_committed_across_kill_minus_9(
     try:
         with process:
             with psycopg.connect(server.libpq_url()) as connection:
-                connection.execute("CREATE EXTENSION vector")
                 connection.execute("CREATE TABLE note (at vector(3))")
                 connection.execute("INSERT INTO note VALUES ('[1,2,3]')")
             process.kill()
@@ -108,6 +108,29 @@ def test_postgres_keeps_what_it_committed_across_kill_minus_9(
             assert process.stop() == 0
     finally:
         server.remove()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'touch /tmp/owned'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "CREATE ROLE mine SUPERUSER",
+        "ALTER ROLE aios SUPERUSER",
+        "SET ROLE postgres",
+        "ALTER SYSTEM SET log_connections = on",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'libc.so.6', 'abs'",
+    ],
+)
+def test_the_kernels_login_is_no_superuser(
+    postgres_server: RunningPostgres, statement: str
+) -> None:
+    url = postgres_server.server.libpq_url()
+    with (
+        psycopg.connect(url, autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
 
 
 def test_postgres_starts_although_another_process_has_the_old_number(state: StateDir) -> None:

@@ -217,7 +217,7 @@ class Failed(KernelError):
 
 
 class ModuleError(Failed):
-    """The module raised; the message carries the cause's class and text."""
+    """The module raised; the message has the cause's class, the worker's log its text."""
 
 
 class CoreError(Failed):

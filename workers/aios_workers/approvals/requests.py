@@ -26,7 +26,7 @@ from aios_broker.contract.errors import (
     NotFound,
     VersionConflict,
 )
-from aios_broker.contract.syscall import Body
+from aios_broker.contract.syscall import Body, refuse_nul
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.comparing import MAX_COMPARED_BYTES, Pair, unified
@@ -158,8 +158,10 @@ def body_from(kind: str, arguments: dict[str, Any]) -> Body:
     """Return the body of a kind with these arguments.
 
     Raises:
-        InvalidSyscall: they are none of that kind; `field` names the first that is wrong.
+        InvalidSyscall: they are none of that kind, or have a NUL; `field` names the first that is
+            wrong.
     """
+    refuse_nul(arguments)
     try:
         body: Body = msgspec.convert({**arguments, "type": kind}, Body)
     except msgspec.ValidationError as error:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, TSVECTOR
 
 from aios_broker.ledger.tables import metadata as metadata  # of all tables, for the migrations
 
@@ -232,7 +232,7 @@ access_grant = Table(
     Index(None, "owner_id"),
 )
 
-# Only ever added to; each line's hash covers the line before.
+# Only ever added to; each line's hash covers the line before. Numbered from 1.
 audit = Table(
     "audit",
     metadata,
@@ -244,10 +244,12 @@ audit = Table(
     Column("object", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("syscall_id", Text, nullable=False),
-    Column("detail", JSONB, nullable=False),
+    Column("detail", JSON, nullable=False),  # its text as it was written: it is hashed
     Column("previous_hash", Text, nullable=False),
     Column("hash", Text, nullable=False),
+    CheckConstraint("seq > 0", name="numbered_from_1"),
     Index(None, "tenant", "actor", "seq"),
+    Index("ix_audit_begin", "seq", postgresql_where=text("action = 'audit.begin'")),
 )
 
 # Approvals: what people decide, and by what rules they are asked.
@@ -276,7 +278,7 @@ approval = Table(
     moment_column("used_at", nullable=True),
     moment_column("resumed_at", nullable=True),  # the job was put back into its queue
     moment_column("announced_at", nullable=True),  # the webhook has it
-    UniqueConstraint("job_id", "asked_sha256"),
+    UniqueConstraint("job_id", "agent_id", "asked_sha256"),
     Index(None, "state", "asked_at"),
     Index(None, "agent_id"),
 )
