@@ -100,11 +100,12 @@ class Background(threading.Thread):
         return self._process.returncode, self.stdout, self.stderr
 
 
-def waiting(settings: dict[str, str], agent: str) -> dict[str, Any]:
-    """Return the request of an agent, once it is there."""
+def waiting(settings: dict[str, str], agent: str, but: str = "") -> dict[str, Any]:
+    """Return the request of an agent, another than that one, once it is there."""
 
     def found() -> list[dict[str, Any]]:
-        return [each for each in shown(settings, "approvals") if each["agent"] == agent]
+        listed = shown(settings, "approvals")
+        return [each for each in listed if each["agent"] == agent and each["id"] != but]
 
     return wait_until(found)[0]
 
@@ -215,6 +216,9 @@ def test_a_denial_and_an_edit(settings: dict[str, str]) -> None:
     broken = aios(settings, "approve", request["id"], "--edit", "-", "--yes", text="[]")
     assert broken.exit_code == 4
     done(settings, "approve", request["id"], "--edit", "-", "--yes", text='{"path": "b.txt"}')
+    anew = waiting(settings, "yan", but=request["id"])  # nobody has seen yet what is at b.txt
+    assert "b.txt" in anew["what"]
+    done(settings, "approve", anew["id"], "--yes")
     assert removing.ended()[0] == 0
     assert done(settings, "files", "read", "a.txt", "--agent", "yan") == "a"
     assert aios(settings, "files", "read", "b.txt", "--agent", "yan").exit_code == 4

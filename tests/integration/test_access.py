@@ -153,7 +153,7 @@ async def test_who_administers_by_a_grant_can_replace_that_very_grant(scene: Sta
     note = await scene.ask("ann", MemoryAdd("shared on"))
     of_ann = ObjectRef("note", note.id, "ann")
     await scene.ask("ann", AccessGrant(of_ann, ("administer",), agent="bob"))
-    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="bob"))
+    await scene.approved("bob", AccessGrant(of_ann, ("read",), agent="bob"))
     [held] = (await scene.ask("bob", AccessGrants(held=True))).grants
     assert held.verbs == ("read",)
 
@@ -270,7 +270,7 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
     tokens = Tokens(services.functions.connection)
     issued = await scene.ask("ann", AccessRegister("boss"))
     other = await scene.ask("boss", AccessRegister("bob"))
-    await scene.ask("boss", AccessRevokeToken("bob"))
+    await scene.approved("boss", AccessRevokeToken("bob"))
     await tokens.put(other.token, Identity("bob"))  # as if the worker had died before it told Redis
     await tidy(services)
     with pytest.raises(AccessDenied):
@@ -297,7 +297,7 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
             client.delete("rq:aios:tokens")
         await asyncio.gather(
             tidy(services),
-            scene.ask("boss", AccessRevokeToken("bob")),
+            scene.approved("boss", AccessRevokeToken("bob")),
         )
         with pytest.raises(AccessDenied):
             await tokens.verify(issued.token, agent="bob", tenant="default")
