@@ -21,6 +21,7 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
 from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -61,24 +62,28 @@ class Caller:
 
     async def token(self, agent: str) -> str:
         """Return a new token of an agent."""
-        token = Tokens.new()
-        await self.tokens.put(token, Identity(agent))
+        token = new_token()
+        await self.tokens.put(digest(token), Identity(agent))
         return token
 
     def queue(self, module: Module) -> ModuleQueue:
         """Return a module's queue."""
         return ModuleQueue(self.functions, module)
 
-    async def submit(self, *bodies: Body, deadline_s: float = 60.0) -> list[str]:
+    async def submit(
+        self, *bodies: Body, deadline_s: float = 60.0, tenant: str = "default"
+    ) -> list[str]:
         """Submit syscalls of one module; return their ids."""
-        syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
+        syscalls = [
+            Syscall(new_id(), "ada", body, deadline_s=deadline_s, tenant=tenant) for body in bodies
+        ]
         await submitted(
             self.queue(syscalls[0].module),
             [
                 Submission(
                     each.id,
                     encode_job(each),
-                    JobMetadata("ada", each.kind),
+                    JobMetadata("ada", each.kind, tenant=tenant),
                     self._client,
                     each.needs,
                     deadline_s,

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aios_broker.contract.cores import CoreCard
-from aios_broker.contract.errors import KernelError
-from aios_broker.contract.names import Module
+from aios_broker.contract.errors import AccessDenied, Cancelled, KernelError
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import new_id
+from aios_broker.contract.tokens import digest
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -64,18 +65,24 @@ class QueueUser:
         self.control = Control(self.functions, self.keys)
 
     async def submit(self, *nices: int, deadline_s: float = 600.0) -> list[str]:
-        """Submit one job per nice value, in one step; return their ids."""
+        """Submit one job per nice value, in one step; return their ids.
+
+        Values below 0 are the operator's to give.
+        """
         jobs = [
             Submission(
                 new_id(),
                 DATA,
-                JobMetadata("ada", "llm.chat", nice=nice),
+                JobMetadata("ada", "llm.chat", nice=max(0, nice)),
                 "me",
                 deadline_s=deadline_s,
             )
             for nice in nices
         ]
         await submitted(self.queue, jobs)
+        for job, nice in zip(jobs, nices, strict=True):
+            if nice < 0:
+                await self.control.nice([job.job_id], nice, module=self.module)
         return [job.job_id for job in jobs]
 
     async def serve(self, *cores: CoreCard, slots: int = 2) -> None:
@@ -124,3 +131,13 @@ async def queue_user(url: str, module: Module = "llm") -> AsyncIterator[QueueUse
         yield user
     finally:
         await user.redis.aclose()
+
+
+async def proves(functions: Functions, token: str, owner: Owner) -> bool:
+    """Tell whether the kernel takes a syscall with this token from this agent."""
+    job_id, metadata = new_id(), JobMetadata(owner.agent, "tool.echo", tenant=owner.tenant)
+    job = Submission(job_id, b"[]", metadata, "", token_digest=digest(token))
+    [outcome] = await ModuleQueue(functions, "tool").submit([job])
+    assert outcome == "queued" or isinstance(outcome, AccessDenied)
+    await Control(functions).cancel([job_id], Cancelled("it was a question"), module="tool")
+    return outcome == "queued"

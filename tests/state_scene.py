@@ -12,10 +12,19 @@ from typing import Any, LiteralString
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Approval
+from aios_broker.contract.access import (
+    AccessGroupAdd,
+    AccessGroupCreate,
+    AccessRegister,
+    Approval,
+    TokenIssued,
+)
+from aios_broker.contract.job import with_token, without_tokens
 from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount
+from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.contract.tokens import new_token
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -28,12 +37,14 @@ from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.search.indexing import embed_missing
+from tests.queue_user import proves
 
 ALL_OPERATIONS = {body: each for table in OPERATIONS.values() for body, each in table.items()}
 OPERATOR = Decider("operator:test")
 MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build
 DIMENSION = 384
 
+AUDIT_KEY = bytes(range(32))
 NOWHERE = Path("/nonexistent")  # of no file of cores
 
 
@@ -90,6 +101,17 @@ class StateScene:
 
     def syscall(self, agent: str, body: Body, *, id: str = "", **fields: Any) -> Syscall:  # noqa: ANN401
         return Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant, **fields)
+
+    async def register(self, asker: str, agent: str, **fields: Any) -> TokenIssued:  # noqa: ANN401
+        """Register an agent as a client does: it makes the token, and sends the digest."""
+        asked = self.syscall(asker, AccessRegister(agent, token=new_token(), **fields))
+        issued = with_token(asked, await self.run(without_tokens(asked)))
+        assert isinstance(issued, TokenIssued)
+        return issued
+
+    async def proves(self, token: str, agent: str, tenant: str = "default") -> bool:
+        """Tell whether the kernel takes a syscall with this token from this agent."""
+        return await proves(self.services.functions, token, Owner(tenant, agent))
 
     async def ask(self, agent: str, body: Body, *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall; `NeedsApproval` where it would be parked, its request then waits."""
@@ -168,7 +190,10 @@ async def state_scene(
     config = WorkerConfig(
         state_dir=NOWHERE, redis_url=redis_url, database_url=database_url, **settings
     )
-    store, connection = Store(database_url, name="state-test"), Connection(redis_url)
+    store, connection = (
+        Store(database_url, name="state-test", audit_key=AUDIT_KEY),
+        Connection(redis_url),
+    )
     functions, answers = Functions(connection), Answers()
     services = Services(
         store,

@@ -13,7 +13,7 @@ BEGIN
         'access_grant', 'approval', 'approval_rule', 'audit', 'effect',
         'memory_block', 'note', 'note_version', 'directory', 'file',
         'blob', 'file_version', 'file_chunk', 'mount', 'share_link',
-        'mount_file', 'mount_chunk'
+        'mount_file', 'mount_chunk', 'kernel_secret'
     ] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', guarded);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', guarded);
@@ -156,8 +156,6 @@ CREATE POLICY agent_select ON audit FOR SELECT TO aios_agent
         tenant = (SELECT aios_tenant_name())
         AND (actor = (SELECT aios_agent_name()) OR (SELECT aios_is_administrator()))
     );
-CREATE POLICY agent_insert ON audit FOR INSERT TO aios_agent
-    WITH CHECK (tenant = (SELECT aios_tenant_name()) AND actor = (SELECT aios_agent_name()));
 
 CREATE POLICY agent_select ON effect FOR SELECT TO aios_agent
     USING (agent_id = (SELECT aios_agent_id()));

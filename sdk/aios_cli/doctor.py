@@ -25,7 +25,7 @@ import click
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
-from aios_broker.postgres.database import without_password
+from aios_broker.contract.urls import without_password
 from aios_broker.postgres.migrate import current, upgrade
 from aios_broker.process.child import KERNEL_EXTRA, StandaloneServer
 from aios_broker.queues.functions import LIBRARY
@@ -298,7 +298,8 @@ def _requirement(file: ModelFile) -> str:
 
 def _install(wanted: Path) -> None:
     """Run the installer of this environment: its pip, else uv."""
-    options = ["--no-deps", "--require-hashes", "--force-reinstall", "-r", str(wanted)]
+    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--force-reinstall"]
+    options += ["-r", str(wanted)]
     uv = shutil.which("uv")
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *options]

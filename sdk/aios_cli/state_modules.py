@@ -132,10 +132,10 @@ def _with_content(values: Fields) -> Fields:
     if source is None:
         return {**values, "content": text}
     data = sys.stdin.buffer.read() if source == "-" else Path(str(source)).read_bytes()
-    try:
-        return {**values, "content": data.decode()}
-    except UnicodeDecodeError:
-        return {**values, "content": base64.b64encode(data).decode(), "encoding": "base64"}
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"\0" not in data:  # no text may have one
+            return {**values, "content": data.decode()}
+    return {**values, "content": base64.b64encode(data).decode(), "encoding": "base64"}
 
 
 def _with_object(values: Fields) -> Fields:
@@ -410,9 +410,11 @@ def _callback(operation: Operation) -> Callable[..., None]:
         asker = {
             name: values.pop(f"as_{name}") for name in ("agent", "program", "tenant", "deadline_s")
         }
-        syscall = checked({"id": new_id(), **asker, "body": operation.fields(values)})
+        built = checked({"id": new_id(), **asker, "body": operation.fields(values)})
 
         async def work(operator: Operator) -> Reply:
+            syscall = await operator.identified(built)
+
             async def hear(pending: Pending) -> Reply:
                 telling = asyncio.create_task(_tell_when_parked(operator, syscall.id))
                 try:

@@ -22,6 +22,7 @@ from aios_broker.contract.access import (
 )
 from aios_broker.contract.errors import (
     AccessDenied,
+    AgentSuspended,
     AlreadyExists,
     ApprovalDenied,
     ApprovalExpired,
@@ -129,6 +130,7 @@ __all__ = [
     "AccessDenied",
     "Acknowledged",
     "Agent",
+    "AgentSuspended",
     "AlreadyExists",
     "Alternative",
     "Approval",

@@ -20,7 +20,6 @@ from aios_broker.contract.access import (
     AccessGroupAdd,
     AccessGroupCreate,
     AccessGroupRemove,
-    AccessRegister,
     AccessRevoke,
     ObjectKind,
     ObjectRef,
@@ -53,6 +52,10 @@ class Scene(Protocol):
 
     async def ask(self, agent: str, body: Body) -> Any:  # noqa: ANN401  some result
         """Run one syscall."""
+        ...
+
+    async def register(self, asker: str, agent: str) -> object:
+        """Register an agent."""
         ...
 
     async def known(self, *agents: str) -> None:
@@ -121,7 +124,7 @@ async def world(redis_url: str, database_url: str) -> AsyncIterator[World]:
 async def world_of(scene: Scene) -> World:
     """Make everybody known, and the owner's objects."""
     await scene.known(*ROLES, "zed")
-    await scene.ask("administrator", AccessRegister("administrator"))
+    await scene.register("administrator", "administrator")
     scene.tenant = "elsewhere"
     await scene.known("foreigner", "owner", "zed")
     scene.tenant = "default"

@@ -13,7 +13,6 @@ from aios_broker.contract.access import (
     AccessApprovals,
     AccessApprove,
     AccessDeny,
-    AccessRegister,
     AccessRules,
     AccessSetRule,
     Approval,
@@ -40,7 +39,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_workers.approvals.requests import Decision, decide, set_rule
+from aios_workers.approvals.requests import Decision, decide, list_approvals, set_rule
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import tidy
 from tests.state_scene import OPERATOR, StateScene
@@ -308,7 +307,7 @@ async def test_of_two_approvers_at_once_one_decides(scene: StateScene) -> None:
 
 
 async def test_administrators_decide_for_others_never_for_themselves(scene: StateScene) -> None:
-    await scene.ask("boss", AccessRegister("boss"))
+    await scene.register("boss", "boss")
     syscall = await asked_to_delete(scene)
     [waiting] = (await scene.ask("boss", AccessApprovals())).approvals
     with pytest.raises(AccessDenied):
@@ -327,7 +326,7 @@ async def test_administrators_decide_for_others_never_for_themselves(scene: Stat
 
 
 async def test_lists_leave_out_long_arguments_and_one_by_name_has_them(scene: StateScene) -> None:
-    await scene.ask("boss", AccessRegister("boss"))
+    await scene.register("boss", "boss")
     await scene.ask("ann", StorageWrite("a.txt", "1"))
     long = StorageWrite("a.txt", "x" * 3_000)
     with pytest.raises(NeedsApproval):
@@ -361,7 +360,7 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
 
 
 async def test_rules_say_what_needs_a_person(scene: StateScene) -> None:
-    await scene.ask("boss", AccessRegister("boss"))
+    await scene.register("boss", "boss")
     await scene.ask("ann", StorageWrite("a.txt", "1"))
     with pytest.raises(NeedsApproval):  # it would lose what is there
         await scene.ask("ann", StorageWrite("a.txt", "2"))
@@ -438,3 +437,41 @@ async def test_an_unapproved_deletion_never_runs(scene: StateScene, tries: int) 
         "(SELECT count(*) FROM approval WHERE state = 'used') AS used FROM effect"
     )
     assert counted[0].deleted == counted[0].used
+
+
+async def test_a_flood_of_requests_hides_nobodys_and_is_read_page_by_page(
+    scene: StateScene,
+) -> None:
+    for agent in ("ann", "bob"):
+        await scene.ask(agent, StorageWrite("f", "x"))
+    asked = []
+    for agent in (*["ann"] * 5, "bob"):
+        syscall = scene.syscall(agent, StorageDelete("f"))
+        with pytest.raises(NeedsApproval):
+            await scene.run(syscall)
+        asked.append(syscall.id)
+    seen: list[str] = []
+    after = None
+    while True:
+        async with scene.store.as_steward() as cursor:
+            page = await list_approvals(cursor, "waiting", 2, after)
+        seen += [one.syscall_id for one in page.approvals]
+        after = page.approvals[-1].id
+        if not page.more:
+            break
+        if len(seen) == 2:  # the next page begins after the last one, though that is decided now
+            await scene.decide(asked[5], Decision("denied"))
+    assert seen == [asked[0], asked[5], *asked[1:5]]
+
+
+async def test_the_only_request_of_a_tenant_comes_first_of_its_own_kind(scene: StateScene) -> None:
+    for tenant, times in (("flood", 4), ("other", 1)):
+        scene.tenant = tenant
+        await scene.ask("ann", StorageWrite("f", "x"))
+        for _ in range(times):
+            with pytest.raises(NeedsApproval):
+                await scene.ask("ann", StorageDelete("f"))
+    async with scene.store.as_steward() as cursor:
+        listed = await list_approvals(cursor, "waiting", 2)
+    assert [one.tenant for one in listed.approvals] == ["flood", "other"]
+    assert listed.more

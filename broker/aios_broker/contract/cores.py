@@ -70,6 +70,8 @@ class CoreSettings(_Settings, frozen=True, kw_only=True, tag_field="kind"):
     fallback: Annotated[Row[CoreName], Meta(max_length=16)] = ()  # who goes on where it fails
     price: Price | None = None
     limits: RateLimits = field(default_factory=RateLimits)
+    # Tenants reuse the contexts that others have had read, and their usage says how much that was.
+    share_kv: bool = False
 
 
 class LlamaSettings(CoreSettings, frozen=True, kw_only=True, tag="llama"):
@@ -123,7 +125,7 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
-_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price")
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 

@@ -23,15 +23,18 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
-from aios_broker.contract.llm import LlmBody
-from aios_broker.contract.memory import MemoryBody
-from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
-from aios_broker.contract.storage import StorageBody
+from aios_broker.contract.json_text import NUL, has_nul
+from aios_broker.contract.llm import LlmBody, LlmChat
+from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
+from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
+from aios_broker.contract.storage import StorageBody, StorageOperate
+from aios_broker.contract.tokens import shown_without_token
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
-NeedKind = Literal["core", "tool", "program", "lock"]
+NeedKind = Literal["core", "tool", "program", "lock", "model"]
 # core: a worker that serves it. tool: a place at it, of the whole deployment. program: another
 # program of the same agent that must be admitted. lock: one of the tenant's, one holder at a time.
+# model: it waits for llm syscalls of its own, so that it takes no place from those that do not.
 MAX_NEEDS = 8  # of one syscall: a claim looks at each of them
 
 
@@ -158,10 +161,19 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     body: Body
     program: Name = "main"  # one run of the agent towards one task
     tenant: Name = "default"
-    token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
+    token: Annotated[str, Meta(max_length=256)] = ""  # exchanged for the agent: never queued
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
+
+    def __repr__(self) -> str:
+        """Return it without its token: it may come into a log."""
+        return shown_without_token(self)
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(self.tenant, self.agent)
 
     @property
     def kind(self) -> str:
@@ -185,10 +197,31 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         return body.core or ""
 
     @property
+    def width(self) -> int:
+        """How many places of a core it takes at a time: its answers, each with its beams."""
+        body = self.body
+        return body.n * (body.beam_width or 1) if isinstance(body, LlmChat) else 1
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """What its job needs to run, beside a slot."""
+        if self.module in STATE_MODULES:
+            return (_MODEL,) if _asks_a_model(self.body) else ()
         core = self.core if self.module == "llm" else ""
         return (Need("core", core),) if core else ()
+
+
+_MODEL = Need("model", "any")
+
+
+def _asks_a_model(body: Body) -> bool:
+    match body:
+        case MemoryAdd(evolve=evolve):
+            return evolve
+        case MemoryContext(core=core):
+            return core is not None
+        case _:
+            return isinstance(body, StorageOperate)
 
 
 _encoder = msgspec.json.Encoder()
@@ -200,9 +233,9 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
-def id_from_key(tenant: str, agent: str, key: str) -> str:
-    """Return the id that an idempotency key stands for: the same key, the same syscall."""
-    material = "\x1f".join((tenant, agent, key)).encode(errors="surrogatepass")
+def name_digest(tenant: str, agent: str, name: str) -> str:
+    """Return 32 hex digits that stand for a name of an agent's."""
+    material = "\x1f".join((tenant, agent, name)).encode(errors="surrogatepass")
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 
@@ -220,8 +253,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
     """Return the JSON of a syscall.
 
     Raises:
-        InvalidSyscall: over the size limit, nested too deeply, or it holds what JSON cannot: an
-            object of another type, half of a surrogate pair.
+        InvalidSyscall: over the size limit, nested too deeply, with a NUL character, or it holds
+            what JSON cannot: an object of another type, half of a surrogate pair.
     """
     try:
         data = _encoder.encode(syscall)
@@ -241,6 +274,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
         )
     if is_nested_deeper(data, MAX_LEVELS):
         raise _too_deep(syscall.id)
+    if has_nul(data):
+        refuse_nul(msgspec.json.decode(data), syscall.id)
     return data
 
 
@@ -253,18 +288,51 @@ def _too_deep(syscall_id: str | None = None) -> InvalidSyscall:
     )
 
 
+def refuse_nul(value: object, syscall_id: str | None = None) -> None:
+    """Return when no text of a JSON value has a NUL character.
+
+    Raises:
+        InvalidSyscall: one has; `field` is its path.
+    """
+    field = _field_with_nul(value)
+    if field is not None:
+        raise InvalidSyscall(
+            "a text of it has a NUL character, which no text may have",
+            field=field or "syscall",
+            remedy="leave it out; send bytes to storage in base64",
+            syscall_id=syscall_id,
+        )
+
+
+def _field_with_nul(value: object, path: str = "") -> str | None:
+    """Return the path of the first text with a NUL in a JSON value; None: there is none."""
+    if isinstance(value, str):
+        return path if NUL in value else None
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        if any(NUL in key for key in value):
+            return path
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    found = (_field_with_nul(part, f"{path}.{name}".removeprefix(".")) for name, part in parts)
+    return next((each for each in found if each is not None), None)
+
+
 def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
     """Read and validate a syscall. `is_flat`: that it is not nested too deeply is known.
 
     Raises:
         UnsupportedVersion: `version` is not ours.
         UnknownModule: the body's tag is of no module, or of one that is not built.
-        InvalidSyscall: anything else (nested more than MAX_LEVELS deep, too); `field` is the path
-            of what is wrong.
+        InvalidSyscall: anything else (a NUL character, more than MAX_LEVELS levels); `field` is the
+            path of what is wrong.
     """
     if not is_flat and is_nested_deeper(data, MAX_LEVELS):
         raise _too_deep()
     try:
+        if has_nul(data):
+            refuse_nul(msgspec.json.decode(data))
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explain(data, error) from error

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig
+from aios_broker.contract.limits import limit_met
+from aios_broker.contract.urls import without_password
 
 CONNECT_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 5
@@ -20,6 +21,7 @@ SESSION_LIMITS = (
     f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"
 )
 _DRIVER = "+psycopg"
+LIMIT_MET = "AI001"  # raised by migrations/schema/limits.sql
 
 
 def check_database_url(url: str) -> str:
@@ -35,9 +37,11 @@ def check_database_url(url: str) -> str:
         raise _bad_url(url, f"the scheme {scheme!r} is not known" if separator else "no scheme")
     plain = f"postgresql://{rest}"
     try:
-        conninfo_to_dict(plain)
-    except psycopg.ProgrammingError as error:
-        raise _bad_url(url, str(error).strip()) from error
+        told = conninfo_to_dict(plain)
+    except psycopg.ProgrammingError:  # whose text may have the password
+        raise _bad_url(url, "libpq cannot read it") from None
+    if "@" in str(told.get("host", "")):
+        raise _bad_url(url, "write @ in a password as %40")
     return plain
 
 
@@ -120,15 +124,11 @@ def database_errors(url: str) -> Iterator[None]:
             remedy="start it, or correct the URL",
             retry_after_s=1.0,
         ) from error
-
-
-def without_password(url: str) -> str:
-    """Return the URL fit for a message or a log."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return "(a malformed URL)"
-    return url.replace(f":{password}@", ":***@") if password else url
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != LIMIT_MET:
+            raise
+        kind, _, most = (error.diag.message_primary or "").partition(" ")
+        raise limit_met(kind, error.diag.message_detail or "", int(most)) from error
 
 
 def _bad_url(url: str, why: str) -> InvalidConfig:

@@ -7,10 +7,11 @@ import msgspec
 
 from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownCore
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.order import ROUTED
+from aios_broker.queues.quota import Subject, suspended
 from aios_broker.queues.records import (
     CoreView,
     JobView,
@@ -19,6 +20,7 @@ from aios_broker.queues.records import (
     Uncut,
     iso_now,
     read_metadata,
+    who,
 )
 from aios_broker.queues.rows import CoreRow, JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
@@ -28,21 +30,29 @@ Outcome = Literal["done", "unknown", "ended"]
 Unparked = Literal["done", "elsewhere", "unknown", "ended"]
 
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
+SEEN_AT_ONCE = 500  # live jobs that are looked at in one step: about 1 ms
 
 
 class Control(Steps):
     """The operator's view of all module queues."""
 
     async def cancel(
-        self, job_ids: Sequence[str], error: KernelError, *, module: Module
+        self,
+        job_ids: Sequence[str],
+        error: KernelError,
+        *,
+        module: Module,
+        owner: Owner | None = None,
     ) -> list[Outcome]:
         """End jobs with `error`, waiting or running; whoever waits hears it at once.
 
         A running one loses its lease (its worker is told to stop; a late finish is dropped).
+        `owner`: who asks, to whom another agent's jobs are `unknown`; None: an operator.
         """
         body = msgspec.json.encode(error.to_wire())
         event = "cancel" if error.code == "cancelled" else "fail"
-        return await self._outcomes(module, "cancel", job_ids, iso_now(), event, body)
+        arguments = (iso_now(), event, body, who(owner))
+        return await self._outcomes(module, "cancel", job_ids, *arguments)
 
     async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
         """Take jobs out of the run queue until they are released; what runs is suspended."""
@@ -58,6 +68,40 @@ class Control(Steps):
             msgspec.convert(outcome, Unparked)
             for outcome in await self._words(module, "unpark", job_ids)
         ]
+
+    async def stop(self, subject: Subject, *, who: str) -> int:
+        """Suspend an agent or a tenant: its syscalls are refused from now on, those alive end.
+
+        Whoever waits for them hears it at once. Returns how many were ended.
+        """
+        await self._call("stop", MODULES[0], [str(subject), who])
+        ended = 0
+        for module in MODULES:
+            ids = await self._owned(subject, module)
+            ended += (await self.cancel(ids, suspended(subject), module=module)).count("done")
+        return ended
+
+    async def go_on(self, subject: Subject) -> bool:
+        """Let an agent or a tenant go on; return whether it was suspended."""
+        return bool(await self._call("stop", MODULES[0], [str(subject), ""]))
+
+    async def stopped(self) -> dict[Subject, str]:
+        """Return who is suspended, and by whom."""
+        flat = await self._execute("HGETALL", self.keys.own("stopped"))
+        return {
+            Subject.parse(name.decode()): who.decode()
+            for name, who in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+    async def _owned(self, subject: Subject, module: Module) -> list[str]:
+        """Return the jobs of an agent or a tenant that have not ended."""
+        found: list[str] = []
+        cursor: str | None = None
+        while cursor != "0":
+            answer = await self._call("owned", module, [str(subject), cursor or "0", SEEN_AT_ONCE])
+            cursor, *ids = (each.decode() for each in answer)
+            found += ids
+        return found
 
     async def live(self, job_ids: Sequence[str], *, module: Module) -> list[bool]:
         """Tell which jobs have not ended."""

@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 
 from aios_broker.contract.access import ApprovalRule, BoundObject, OperationClass
+from aios_workers.modules.comparing import Pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Rule:
 
 
 AgentRules = Mapping[OperationClass, Rule]
-Diff = Callable[[], Awaitable[str]]
+Diff = Callable[[], Awaitable[Pair | str]]  # texts are compared when the transaction is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ class Irreversible:
     objects: tuple[Seen, ...]  # none: an approval is bound to the arguments alone
     lossy: bool = True  # something newer, or not empty, is lost
     scratch: bool = False  # all of it was made in the agent's own scratch space
-    diff: str | Diff = ""  # unified diff, or a list of what goes; made when a person is asked
+    diff: str | Pair | Diff = (
+        ""  # unified diff, or a list of what goes; made when a person is asked
+    )
 
     @property
     def bound(self) -> tuple[BoundObject, ...]:
@@ -83,7 +86,7 @@ class Irreversible:
 
     async def shown(self, rules: AgentRules) -> Irreversible:
         """Return it with what a person is shown, where one is asked."""
-        if isinstance(self.diff, str):
+        if isinstance(self.diff, str | Pair):
             return self
         return replace(self, diff=await self.diff() if self.asks(rules) else "")
 
@@ -104,12 +107,6 @@ class Takings:
     def what(self) -> str:
         """The line on all of it."""
         return "; ".join(each.what for each in self.taken)
-
-    @property
-    def diff(self) -> str:
-        """What a person is shown of all of it, below the line."""
-        texts = (each.diff for each in self.taken if isinstance(each.diff, str))
-        return "\n".join(text for text in texts if text)
 
 
 def bound_objects(taken: Sequence[Irreversible]) -> list[dict[str, Any]]:

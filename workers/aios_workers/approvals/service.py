@@ -43,9 +43,11 @@ from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
     body_from,
+    in_turns,
     rules_of,
 )
 from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.comparing import Comparer, Pair
 from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
@@ -79,11 +81,13 @@ _ASK = """
     VALUES (%(id)s, %(tenant)s, %(agent)s, %(job)s, %(module)s, %(kind)s, %(operation)s,
             %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(objects)s, %(diff)s, 'waiting',
             now() + %(ttl)s * interval '1 second')
-    ON CONFLICT (job_id, asked_sha256) DO UPDATE SET resumed_at = NULL
+    ON CONFLICT (job_id, agent_id, asked_sha256) DO UPDATE SET resumed_at = NULL
      WHERE approval.agent_id = excluded.agent_id
        AND approval.state IN ('approved', 'denied', 'expired')
     RETURNING xmax = 0 AS is_new
 """
+
+MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
 
 
 class NeedsApproval(Exception):
@@ -100,9 +104,16 @@ class NeedsApproval(Exception):
 class ApprovalService:
     """Asks for approvals, and lets through what one matching approval allows, once."""
 
-    def __init__(self, store: Store, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ttl_s: float = DEFAULT_TTL_S,
+        comparer: Comparer | None = None,
+    ) -> None:
         self._store = store
         self._ttl_s = ttl_s
+        self._comparer = comparer or Comparer()
 
     async def body_of(self, agent: AgentRow, syscall: Syscall) -> Body:
         """Return what is to be run: the syscall's body, or the one that a person made of it.
@@ -160,7 +171,7 @@ class ApprovalService:
             "sha": arguments_sha256(body),
             "what": takings.what,
             "objects": Jsonb(objects),
-            "diff": takings.diff,
+            "diff": await self._shown(agent, takings),
             "ttl": min(self._ttl_s, syscall.deadline_s),
         }
         async with self._store.as_steward() as cursor:
@@ -178,6 +189,16 @@ class ApprovalService:
                 line = line_of(syscall, takings.what, "waiting", detail)
                 await append_line(cursor, structs.replace(line, action="approval.asked"))
         return Parked()
+
+    async def _shown(self, agent: AgentRow, takings: Takings) -> str:
+        texts = [await self._text(agent, each.diff) for each in takings.taken]
+        return "\n".join(text for text in texts if text)
+
+    async def _text(self, agent: AgentRow, diff: object) -> str:
+        if not isinstance(diff, Pair):
+            return diff if isinstance(diff, str) else ""
+        text = await self._comparer.unified(agent.holder, diff)
+        return diff.hidden() if text is None else text[:MAX_DIFF_CHARACTERS]
 
     async def _enter(
         self, cursor: Cursor, syscall: Syscall, why: Irreversible, outcome: str
@@ -231,9 +252,8 @@ _EXPIRE = """
      WHERE state IN ('waiting', 'approved') AND expires_at <= now()
 """
 _DECIDED = f"""
-    SELECT id, job_id, module FROM approval
-     WHERE state IN ('approved', 'denied', 'expired') AND resumed_at IS NULL
-     ORDER BY asked_at LIMIT {BATCH}
+    WITH {in_turns("p.state IN ('approved', 'denied', 'expired') AND p.resumed_at IS NULL")}
+    SELECT id, job_id, module FROM approval JOIN turns USING (id) ORDER BY place LIMIT {BATCH}
 """
 _RESUMED = "UPDATE approval SET resumed_at = now() WHERE id = ANY(%s)"
 _WAITING = f"""

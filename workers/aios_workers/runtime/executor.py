@@ -13,19 +13,20 @@ from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import (
     Cancelled,
+    DatabaseUnavailable,
     DeadlineExceeded,
     ForeignJob,
     KernelError,
     ModuleError,
     UnknownModule,
 )
-from aios_broker.contract.job import decode_job, syscall_id_of
+from aios_broker.contract.job import decode_job, syscall_id_of, without_tokens
 from aios_broker.contract.money import Billed
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, Result, Timings, encode
 from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Charge, Ending, Lease, Suspension
-from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
 from aios_workers.runtime.billing import Tally
 
@@ -80,7 +81,9 @@ class Run:
         "_prompt_tokens",
         "_started_s",
         "_tokens",
+        "kv_owner",
         "lease",
+        "on_aside",
         "stopping",
         "suspending",
         "tally",
@@ -93,11 +96,18 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.kv_owner = ""  # whose contexts a core may reuse for it; empty: anybody's
+        self.on_aside: Callable[[Run], None] | None = None  # a slot is free
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
         self._tokens = 0
         self._prompt_tokens = 0
         self._interrupt: Callable[[SuspendReason], None] | None = None
+
+    def step_aside(self) -> None:
+        """Leave the slot to others from here on: what this run does is wait for somebody else."""
+        if self.on_aside is not None:
+            self.on_aside(self)
 
     def count_tokens(self, count: int) -> None:
         """Note output tokens that were generated."""
@@ -241,10 +251,10 @@ class PromptHandler(Protocol):
 class Executor:
     """Opens jobs, runs the handler, makes every way it can end an ending or a suspension."""
 
-    def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
+    def __init__(self, handler: Handler, module: Module, queue: ModuleQueue, worker: str) -> None:
         self.handler = handler
         self._module = module
-        self._tokens = tokens
+        self._queue = queue
         self._worker = worker
         self._prompt = handler if isinstance(handler, PromptHandler) else None
 
@@ -289,14 +299,15 @@ class Executor:
 
     async def _open(self, lease: Lease) -> Syscall:
         """Read the syscall; check who it is from, unless the submit function vouches for that."""
-        syscall = decode_job(lease.data, lease.job_id, trusted=lease.trusted)
-        if not lease.trusted:
-            await patiently(
-                lambda: self._tokens.verify(
-                    syscall.token, agent=syscall.agent, tenant=syscall.tenant
-                )
-            )
-        return self._of_our_module(syscall)
+        if lease.trusted:
+            return self._of_our_module(decode_job(lease.data, lease.job_id))
+        try:
+            syscall = decode_job(lease.data, lease.job_id, trusted=False)
+            await patiently(lambda: self._queue.vouch(lease, syscall))
+        except KernelError:
+            await patiently(lambda: self._queue.disarm(lease))
+            raise
+        return self._of_our_module(without_tokens(syscall))
 
     def _of_our_module(self, syscall: Syscall) -> Syscall:
         if syscall.module != self._module:
@@ -331,9 +342,7 @@ class Executor:
         return _ending(run, "finished", data)
 
     def _failed(self, run: Run, error: Exception) -> Ending:
-        if not isinstance(error, KernelError):
-            logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
-            error = ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
+        error = self._told(run, error)
         syscall_id = syscall_id_of(run.lease.job_id)
         error.syscall_id = syscall_id
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)
@@ -341,6 +350,24 @@ class Executor:
         if foreign:
             logger.warning("quarantined job %s: %s", run.lease.job_id, error)
         return _ending(run, "failed", encode(reply), quarantine=foreign)
+
+    def _told(self, run: Run, error: Exception) -> KernelError:
+        """Return an error as its caller hears it; what servers and libraries say, the log has.
+
+        Their words may be another agent's: a database repeats the key that is there already.
+        """
+        if isinstance(error, DatabaseUnavailable):
+            logger.warning("syscall %s: %s", run.lease.job_id, error)
+            return DatabaseUnavailable(
+                "the kernel's database does not answer", retry_after_s=error.retry_after_s
+            )
+        if isinstance(error, KernelError):
+            return error
+        logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
+        return ModuleError(
+            f"the module {self._module} failed: {type(error).__name__}",
+            remedy="see the worker's log, where the syscall's id stands",
+        )
 
 
 def _ending(

@@ -13,10 +13,10 @@ from aios_broker.contract.access import (
     TokenIssued,
     Whoami,
 )
-from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.errors import AccessDenied, AlreadyExists, InvalidSyscall
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Cursor, Store
-from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work
 
@@ -34,9 +34,13 @@ _REGISTER = """
        SET administrator = agent.administrator OR excluded.administrator
     RETURNING id, administrator
 """
+# One that is there is the same agent's, and its own: its worker died before it could answer.
 _PUT_TOKEN = """
     INSERT INTO agent_token (digest, agent_id, expires_at)
     VALUES (%s, %s, now() + %s * interval '1 second')
+    ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest
+     WHERE agent_token.agent_id = excluded.agent_id AND agent_token.revoked_at IS NULL
+    RETURNING digest
 """
 _REVOKE_TOKENS = """
     UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL
@@ -77,26 +81,32 @@ async def whoami(work: Work[AccessWhoami]) -> Whoami:
 
 
 async def register(asked: Asked[AccessRegister]) -> TokenIssued:
-    """Make an agent known and give it a new token.
-
-    The token is nowhere but in the answer: run again after a crash, there is another one, and
-    nobody has ever heard the first.
-    """
-    agent, body, token = asked.agent, asked.body, Tokens.new()
+    """Make an agent known and give it the token whose digest the client sends."""
+    agent, body = asked.agent, asked.body
+    _check_digest(body)
     async with asked.transaction() as work:
         cursor = work.cursor
         is_first = await _check_may_register(work)
         await cursor.execute("SET LOCAL ROLE aios_steward")
         administrator = is_first or body.administrator
         [row] = await work.rows(_REGISTER, (agent.tenant_id, body.agent, administrator))
-        await put_token(cursor, row.id, digest(token), body.ttl_s)
+        await put_token(cursor, row.id, body.token_digest, body.ttl_s)
         await work.enter(
             f"agent {body.agent}", {"administrator": row.administrator, "ttl_s": body.ttl_s}
         )
     asked.services.store.forget(body.agent, agent.tenant)
     expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
-    await _tokens(asked).put(token, Identity(body.agent, agent.tenant, expires_at))
-    return TokenIssued(body.agent, token, expires_at)
+    await _tokens(asked).put(body.token_digest, Identity(body.agent, agent.tenant, expires_at))
+    return TokenIssued(body.agent, expires_at=expires_at)
+
+
+def _check_digest(body: AccessRegister) -> None:
+    if body.token or not body.token_digest:
+        raise InvalidSyscall(
+            "a token is made by who asks for it, and only its digest is sent",
+            field="body.token_digest",
+            remedy="register by the SDK; without it, send BLAKE2b-256 of the new token in hex",
+        )
 
 
 async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
@@ -147,8 +157,18 @@ async def is_administrator(work: Work[Body]) -> bool:
 
 
 async def put_token(cursor: Cursor, agent_id: int, digest: str, ttl_s: float | None) -> None:
-    """Enter a token of an agent."""
+    """Enter a token of an agent.
+
+    Raises:
+        AlreadyExists: It is another agent's, or was revoked.
+    """
     await cursor.execute(_PUT_TOKEN, (digest, agent_id, ttl_s))
+    if await cursor.fetchone() is None:
+        raise AlreadyExists(
+            "this token was given out before",
+            field="body.token_digest",
+            remedy="make a new one",
+        )
 
 
 async def revoke_tokens(cursor: Cursor, agent_id: int) -> list[str]:

@@ -14,6 +14,7 @@ from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import Plan, Step, StorageOperate
+from aios_broker.contract.syscall import refuse_nul
 from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write
@@ -75,9 +76,9 @@ _PATHS = """
 # A plan is kept as soon as it is made: what runs is what was shown.
 _KEEP = """
     INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, 'plan', %s)
-    ON CONFLICT (syscall_id) DO NOTHING
+    ON CONFLICT (syscall_id, agent_id) DO NOTHING
 """
-_KEPT = "SELECT result FROM effect WHERE syscall_id = %s"
+_KEPT = "SELECT result FROM effect WHERE syscall_id = %s AND agent_id = %s"
 
 _decoder = msgspec.json.Decoder(Plan)
 
@@ -127,7 +128,7 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
 
 async def _kept(work: Work[StorageOperate]) -> Plan | None:
     """Return the plan that this syscall made when it ran before."""
-    rows = await work.rows(_KEPT, (_key(work),))
+    rows = await work.rows(_KEPT, (_key(work), work.agent.id))
     return _decoder.decode(rows[0].result) if rows else None
 
 
@@ -143,6 +144,7 @@ def _steps(text: str) -> tuple[Step, ...]:
     """
     try:
         found: list[dict[str, Any]] = msgspec.json.decode(text)["steps"]
+        refuse_nul(found)
         return tuple(_step(each) for each in found)
     except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
         raise InvalidSyscall(

@@ -2,7 +2,7 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios5_'
+local LIB = 'aios6_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
@@ -13,6 +13,7 @@ local SUSPENDING_MS = 10000    -- a job told to suspend has done so by then, or 
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
 local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
+local SEVERAL = '*'          -- see turns.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local ROUTED = {llm = true} -- modules whose cores have run queues of their own
@@ -73,6 +74,8 @@ local function names_of(p, name)
         looked = own .. 'core_looked',
         last_core = own .. 'last_core:',
         terms = own .. 'terms',                -- hash: core -> limits and currency, see rates.lua
+        stopped = own .. 'stopped',            -- hash: subject -> who suspended it, see stop.lua
+        tokens = own .. 'tokens',              -- hash: digest -> whose, JSON
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written
         snapshot_bytes = own .. 'snapshot_bytes', -- hash: id -> size
@@ -446,13 +449,14 @@ local function adopt(c, id, iso)
     local job = job_key(c, id)
     local metadata, origin = unpack(call('HMGET', job, 'aios_metadata', 'origin'))
     call('HSET', c.live, id, '')
-    call('HDEL', job, 'aios_reply', 'aios_decided', 'aios_tried')
+    call('HDEL', job, 'aios_streamed', 'aios_ahead', 'aios_reply', 'aios_decided', 'aios_tried')
     call('PERSIST', job)
     call('ZREM', home(c, origin).finished, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
     quota.moved(c, metadata or nil, nil, 'q', id)
+    if call('HEXISTS', c.policy, 'flow') == 1 then call('HSET', c.policy, 'flow', SEVERAL) end
     note(c, 'adopt', id, '', '', metadata or '')
 end
 
