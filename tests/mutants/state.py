@@ -422,8 +422,8 @@ STATE_MUTANTS = (
     Mutant(
         "a plan asks nobody",
         "workers/aios_workers/modules/storage/operating.py",
-        "    if not lossy:\n",
-        "    if True:\n",
+        "    taken.insert(0, shown)\n",
+        "    taken.clear()\n",
         OPERATE_TEST,
     ),
     Mutant(
