@@ -279,7 +279,7 @@ approval = Table(
     moment_column("used_at", nullable=True),
     moment_column("resumed_at", nullable=True),  # the job was put back into its queue
     moment_column("announced_at", nullable=True),  # the webhook has it
-    UniqueConstraint("job_id", "asked_sha256"),
+    UniqueConstraint("job_id", "agent_id", "asked_sha256"),
     Index(None, "state", "asked_at"),
     Index(None, "agent_id"),
 )

@@ -81,6 +81,7 @@ class Run:
         "_prompt_tokens",
         "_started_s",
         "_tokens",
+        "kv_owner",
         "lease",
         "on_aside",
         "stopping",
@@ -95,6 +96,7 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.kv_owner = ""  # whose contexts a core may reuse for it; empty: anybody's
         self.on_aside: Callable[[Run], None] | None = None  # a slot is free
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
