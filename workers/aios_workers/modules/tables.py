@@ -158,7 +158,6 @@ agent = Table(
     tenant_column(),
     Column("name", Text, nullable=False),
     Column("administrator", Boolean, nullable=False, server_default=text("false")),
-    Column("storage_limit_bytes", BigInteger),  # null: the deployment's default
     Column("storage_used_bytes", BigInteger, nullable=False, server_default=text("0")),
     moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),
