@@ -28,6 +28,7 @@ from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
 from aios_broker.contract.storage import StorageBody, StorageOperate
+from aios_broker.contract.tokens import shown_without_token
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
 NeedKind = Literal["core", "tool", "program", "lock", "model"]
@@ -164,6 +165,10 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
+
+    def __repr__(self) -> str:
+        """Return it without its token: it may come into a log."""
+        return shown_without_token(self)
 
     @property
     def owner(self) -> Owner:

@@ -66,9 +66,13 @@ class Answer:
     """One answer of an endpoint as its events come."""
 
     def __init__(
-        self, about_prompt_tokens: int, begun: PartialAnswer | None = None, *, repeats: bool = False
+        self,
+        about_prompt_tokens: int,
+        begun: PartialAnswer | None = None,
+        *,
+        repeats: bool | None = None,
     ) -> None:
-        """`repeats`: the endpoint begins with what it was given to go on with."""
+        """`repeats`: the endpoint begins with what it was given to go on with; None: not known."""
         begun = begun or PartialAnswer()
         self._seam = Seam(begun.text, repeats=repeats)
         self._thinks = begun.thought == "open"
@@ -285,8 +289,8 @@ def text_in(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def content_of(answer: Event) -> str:
-    """Return the text of an answer that is no stream; empty where there is none."""
-    choices = answer.get("choices")
+def content_of(event: Event) -> str:
+    """Return the text of an answer, or of an event of its stream; empty where there is none."""
+    choices = event.get("choices")
     first = _object(choices[0] if isinstance(choices, list) and choices else None)
-    return text_in(_object(first.get("message")).get("content"))
+    return text_in(_object(first.get("delta") or first.get("message")).get("content"))

@@ -35,7 +35,13 @@ from aios_workers.llm.core import (
     unit_vector,
 )
 from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit
-from aios_workers.llm.cores.openai.answer import THOUGHTS, Answer, PartialAnswer, billed_of
+from aios_workers.llm.cores.openai.answer import (
+    THOUGHTS,
+    Answer,
+    PartialAnswer,
+    billed_of,
+    content_of,
+)
 from aios_workers.llm.cores.openai.client import Client, Event, Limits
 from aios_workers.llm.cores.openai.defaults import Defaults
 from aios_workers.llm.cores.openai.forms import (
@@ -289,8 +295,8 @@ class OpenAICore:
         )
 
     @property
-    def _repeats(self) -> bool:
-        return self._prefilling is not None and self._prefilling.repeats
+    def _repeats(self) -> bool | None:
+        return None if self._prefilling is None else self._prefilling.repeats
 
     def _content(self, request: GenerationRequest) -> dict[str, object]:
         """Return the body of the request that asks for a generation."""
@@ -323,13 +329,15 @@ class OpenAICore:
             return prefilled(content, self._prefilling.mode, text)
         return content
 
-    async def _asked_at_start(self, content: Mapping[str, object]) -> Event:
-        """Return an answer that is no stream, however long the endpoint asks to be left alone."""
+    async def _asked_at_start(self, content: Mapping[str, object]) -> str:
+        """Return the text of an answer, however long the endpoint asks to be left alone."""
         refused = self._defaults.refused
         while True:
             try:
                 said = self._defaults.said(content, refused)
-                answer = await self._client.post("chat/completions", said)
+                events = self._client.stream("chat/completions", {**said, "stream": True})
+                async with contextlib.aclosing(events) as told:
+                    text = "".join([content_of(event) async for event in told])
             except UnsupportedOption as refusal:
                 more = self._defaults.also_refused(refused, refusal, content)
                 if more is None:
@@ -341,7 +349,7 @@ class OpenAICore:
                 await asyncio.sleep(pause_s)
             else:
                 self._defaults.refused |= refused
-                return answer
+                return text
 
     def _about_tokens(self, request: GenerationRequest) -> int:
         """Return how many tokens a request takes of the account, at most."""

@@ -1,12 +1,14 @@
-"""Finds out, when a core starts, how its endpoint goes on with an unfinished answer."""
+"""Finds out, when a core starts, how its endpoint goes on with an unfinished answer.
+
+It is asked as it will be later, for a stream: llama.cpp's server repeats the beginning in an answer
+that comes as a whole, and not in a stream.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aios_broker.contract.errors import CoreError, UnsupportedOption
-from aios_workers.llm.cores.openai.answer import content_of
-from aios_workers.llm.cores.openai.client import Event
 from aios_workers.llm.cores.openai.prefill import (
     MODES,
     Mode,
@@ -24,7 +26,7 @@ PROBE = (
 PROBE_TOKENS = 32
 TRIES = 2  # of one way: an endpoint may have had a fault of its own
 
-Ask = Callable[[Mapping[str, object]], Awaitable[Event]]
+Ask = Callable[[Mapping[str, object]], Awaitable[str]]  # asks, and returns the text of what comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Prefilling:
     """How the endpoint goes on with a text: found out, or as its settings say."""
 
     mode: Mode
-    repeats: bool = False
+    repeats: bool | None = None  # whether the beginning comes again; None: not known
 
 
 async def probed(ask: Ask, model: str, core: str) -> Prefilling | None:
@@ -47,7 +49,7 @@ async def probed(ask: Ask, model: str, core: str) -> Prefilling | None:
         "max_tokens": PROBE_TOKENS,
         "temperature": 0,
     }
-    answer = content_of(await ask(content))
+    answer = await ask(content)
     seam = seam_of(answer)
     if seam is None:
         return None
@@ -55,7 +57,7 @@ async def probed(ask: Ask, model: str, core: str) -> Prefilling | None:
         went_on = await _went_on(ask, prefilled(content, mode, answer[:seam]), mode, core)
         verdict = judged(answer, seam, went_on)
         if verdict == "goes on":
-            return Prefilling(mode)
+            return Prefilling(mode, repeats=False)
         odd = told_apart(answer[:seam])
         if verdict != "no":
             repeated = await _went_on(ask, prefilled(content, mode, odd), mode, core)
@@ -68,7 +70,7 @@ async def _went_on(ask: Ask, content: Mapping[str, object], mode: Mode, core: st
     """Return what the endpoint says behind a beginning; nothing where it refuses the way."""
     for _ in range(TRIES):
         try:
-            return content_of(await ask(content))
+            return await ask(content)
         except UnsupportedOption as error:
             logger.info("core %s: no prefill by %s: %s", core, mode, error)
             return ""
