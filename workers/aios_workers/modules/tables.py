@@ -158,7 +158,6 @@ agent = Table(
     tenant_column(),
     Column("name", Text, nullable=False),
     Column("administrator", Boolean, nullable=False, server_default=text("false")),
-    Column("storage_limit_bytes", BigInteger),  # null: the deployment's default
     Column("storage_used_bytes", BigInteger, nullable=False, server_default=text("0")),
     moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),
@@ -269,6 +268,7 @@ approval = Table(
     Column("arguments_sha256", Text, nullable=False),
     Column("asked_sha256", Text, nullable=False),  # of those that were asked for
     Column("what", Text, nullable=False),
+    Column("objects", JSONB, nullable=False, server_default=text("'[]'")),  # as a person saw them
     Column("diff", Text, nullable=False, server_default=text("''")),
     Column("state", Text, nullable=False),  # waiting, approved, denied, expired, used
     moment_column("asked_at", now=True),

@@ -17,7 +17,7 @@ from aios_broker.contract.errors import AccessDenied, AlreadyExists, InvalidSysc
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work
 
 _GROUPS = """
@@ -42,9 +42,10 @@ _PUT_TOKEN = """
      WHERE agent_token.agent_id = excluded.agent_id AND agent_token.revoked_at IS NULL
     RETURNING digest
 """
-_REVOKE_TOKENS = (
-    "UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL"
-)
+_REVOKE_TOKENS = """
+    UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL
+    RETURNING digest
+"""
 _GOOD = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
 _LACKING_TOKENS = (
     f"SELECT k.digest FROM agent_token k WHERE {_GOOD} AND k.digest <> ALL (%s::text[])"
@@ -116,7 +117,13 @@ async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
         if named.id != agent.id and not await is_administrator(work):
             raise denied("revoking another agent's tokens")
         await cursor.execute("SET LOCAL ROLE aios_steward")
-        await revoke_tokens(cursor, named.id)
+        revoked = await revoke_tokens(cursor, named.id)
+        if revoked and named.id != agent.id:
+            seen = Seen(
+                "tokens", str(named.id), count=len(revoked), digest=digest_of_parts(revoked)
+            )
+            what = f"make all {len(revoked)} tokens of agent {body.agent} worthless"
+            await work.take(Irreversible("privilege", what, (seen,)))
         await work.enter(f"agent {body.agent}", {})
     count = await _tokens(asked).revoke_all(body.agent, agent.tenant)
     return Acknowledged(changed=count > 0)
@@ -132,7 +139,8 @@ async def _check_may_register(work: Work[AccessRegister]) -> bool:
     if await is_administrator(work):
         if work.body.administrator:
             what = f"make agent {work.body.agent} an administrator"
-            await work.confirm(Irreversible("privilege", what))
+            seen = Seen("administrator", work.body.agent)
+            await work.take(Irreversible("privilege", what, (seen,)))
         return False
     await cursor.execute("SET LOCAL ROLE aios_steward")
     await cursor.execute(_TENANT_LOCK, (agent.tenant_id,))  # two at once: one is the first
@@ -163,9 +171,10 @@ async def put_token(cursor: Cursor, agent_id: int, digest: str, ttl_s: float | N
         )
 
 
-async def revoke_tokens(cursor: Cursor, agent_id: int) -> None:
-    """Make all tokens of an agent worthless; Redis is to be told when that is committed."""
+async def revoke_tokens(cursor: Cursor, agent_id: int) -> list[str]:
+    """Make all tokens of an agent worthless; return their digests, which Redis is to forget."""
     await cursor.execute(_REVOKE_TOKENS, (agent_id,))
+    return sorted(row.digest for row in await cursor.fetchall())
 
 
 async def tidy_tokens(store: Store, tokens: Tokens) -> None:

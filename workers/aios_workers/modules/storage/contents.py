@@ -9,11 +9,13 @@ import binascii
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, QuotaExceeded
+from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
+from aios_broker.contract.limits import limit_met
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
-from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of
+from aios_workers.approvals.irreversible import Seen
+from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of, seen_file
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 
@@ -71,6 +73,19 @@ _NEXT_VERSION = f"""{_NEW_PARTS}, f AS (
     )
     SELECT {FILE}, ARRAY(SELECT sha256 FROM dropped) AS dropped FROM f
 """
+# Versions that the next one pushes out of those that are kept, newest first. What one was is kept
+# where another has its content, or where what follows it only appends.
+_PUSHED_OUT = """
+    SELECT v.version, v.sha256, v.size_bytes,
+           coalesce((SELECT n.operation FROM file_version n
+                      WHERE n.file_id = v.file_id AND n.version > v.version
+                      ORDER BY n.version LIMIT 1), %(operation)s) AS next_operation,
+           v.sha256 = %(sha)s OR EXISTS (
+               SELECT FROM file_version k WHERE k.file_id = v.file_id
+                  AND k.version > %(last)s AND k.sha256 = v.sha256) AS is_kept
+      FROM file_version v WHERE v.file_id = %(file)s AND v.version <= %(last)s
+     ORDER BY v.version DESC
+"""
 # The version rows are written before: content that none has any more goes, and the owner's
 # account moves by what came and what went. No row: it would be over the limit.
 _SETTLE = """
@@ -86,13 +101,16 @@ _SETTLE = """
         RETURNING size_bytes
     ), moved AS (
         SELECT (SELECT coalesce(sum(size_bytes), 0) FROM came)
-             - (SELECT coalesce(sum(size_bytes), 0) FROM went) AS by_bytes
+             - (SELECT coalesce(sum(size_bytes), 0) FROM went) AS by_bytes,
+               coalesce((SELECT aios_most(o.id, o.tenant_id, 'file_bytes') FROM agent o
+                          WHERE o.id = %(owner)s), %(limit)s) AS most
     )
     UPDATE agent a SET storage_used_bytes = a.storage_used_bytes + m.by_bytes
       FROM moved m WHERE a.id = %(owner)s AND (m.by_bytes <= 0
-           OR a.storage_used_bytes + m.by_bytes <= coalesce(a.storage_limit_bytes, %(limit)s))
+           OR a.storage_used_bytes + m.by_bytes <= m.most)
     RETURNING a.storage_used_bytes
 """
+_MOST = "SELECT aios_most(id, tenant_id, 'file_bytes') AS most FROM agent WHERE id = %s"
 _CONTENT = """
     SELECT substring(b.bytes FROM %(from)s FOR %(count)s) AS bytes, v.size_bytes, v.sha256
       FROM file_version v JOIN blob b ON b.owner_id = v.owner_id AND b.sha256 = v.sha256
@@ -224,6 +242,7 @@ async def insert_file(
     values = _version_values(work, content, operation)
     rows = await work.rows(_INSERT_FILE, values | {"directory": directory_id, "path": path})
     file = node_of(rows[0])
+    work.pending.made.add(str(file.id))
     await settle_account(work, content=content)
     return file
 
@@ -231,15 +250,15 @@ async def insert_file(
 async def add_version(
     work: AnyWork, file: Node, content: bytes, operation: VersionOperation
 ) -> Node:
-    """Give a file its next version; versions over the limit of the operator go.
+    """Give a file its next version; versions over the limit of the operator are taken away.
 
     Raises:
         QuotaExceeded: The owner of the namespace has no room for it.
     """
     values = _version_values(work, content, operation)
-    rows = await work.rows(
-        _NEXT_VERSION, values | {"file": file.id, "keep": work.services.limits.keep_versions}
-    )
+    values |= {"file": file.id, "keep": work.services.limits.keep_versions}
+    await _push_out(work, file, values)
+    rows = await work.rows(_NEXT_VERSION, values)
     if not rows:
         raise AccessDenied(
             f"{file.path} is {work.owner.name}'s, and no grant allows this",
@@ -249,6 +268,24 @@ async def add_version(
     changed = node_of(rows[0])
     await settle_account(work, content=content, gone=rows[0].dropped)
     return changed
+
+
+async def _push_out(work: AnyWork, file: Node, values: dict[str, Any]) -> None:
+    """Take away what the next version of a file leaves no trace of."""
+    last = file.version + 1 - values["keep"]
+    if last < 1:
+        return
+    lost: list[Seen] = []
+    is_safe = True  # whether the version after this one stays, in itself or in another
+    for row in await work.rows(_PUSHED_OUT, values | {"last": last}):
+        goes_on = row.next_operation == "append" and is_safe
+        is_safe = row.is_kept or row.size_bytes == 0 or goes_on
+        if not is_safe:
+            lost.append(Seen("version", str(file.id), row.version, digest=row.sha256))
+    if lost:
+        numbers = ", ".join(str(each.version) for each in reversed(lost))
+        what = f"push version {numbers} of {file.path} out of the {values['keep']} that are kept"
+        await work.take_at("overwrite", what, file.path, (seen_file(file), *lost))
 
 
 async def settle_account(
@@ -270,11 +307,9 @@ async def settle_account(
         },
     )
     if not rows:
-        raise QuotaExceeded(
-            f"{work.owner.name} has no room for it in storage; old versions count too",
-            field="AIOS_STORAGE_MAX_BYTES",
-            remedy="delete files (storage.delete), or have the operator raise the limit",
-        )
+        [said] = await work.kernel_rows(_MOST, (work.owner.id,))
+        most = work.services.limits.max_bytes if said.most is None else said.most
+        raise limit_met("file_bytes", f"agent {work.owner.name}", most)
 
 
 async def content_of(work: AnyWork, file: Node, version: int | None = None) -> bytes:
@@ -320,9 +355,7 @@ def no_version(file: Node, version: int) -> NotFound:
     )
 
 
-def _version_values(
-    work: AnyWork, content: bytes, operation: VersionOperation
-) -> dict[str, object]:
+def _version_values(work: AnyWork, content: bytes, operation: VersionOperation) -> dict[str, Any]:
     text = text_of(content)
     parts = parts_of(text) if text else []
     return {
