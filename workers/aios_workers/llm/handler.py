@@ -55,7 +55,7 @@ from aios_workers.runtime.kernel import Kernel
 logger = logging.getLogger(__name__)
 
 
-class Priced(Protocol):
+class PriceSource(Protocol):
     """A core's entry: what its use costs now; None: nothing."""
 
     price: Price | None
@@ -68,7 +68,7 @@ class LlmHandler:
         self,
         core: Core,
         kernel: Kernel,
-        entry: Priced | None = None,
+        entry: PriceSource | None = None,
         *,
         share_kv: bool = False,
     ) -> None:
