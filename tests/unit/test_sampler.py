@@ -91,9 +91,7 @@ def test_chooses_as_the_reference_does(
 ) -> None:
     output = [token % len(scores) for token in output]
     shares = {sampling.top_p}
-    if (
-        sampling.top_p < 1.0
-    ):  # the product's sums are of single precision: on the edge either may be
+    if sampling.top_p < 1.0:  # sums of single precision: on the edge both are right
         shares |= {sampling.top_p * (1 - 1e-6), min(1.0, sampling.top_p * (1 + 1e-6))}
     expected = {
         reference_choice(scores, structs.replace(sampling, top_p=share), position, output)
