@@ -21,9 +21,11 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
-from aios_workers.approvals.requests import Decider, Decision, decide, find_approvals
+from aios_workers.approvals.deciders import Decider
+from aios_workers.approvals.requests import Decision, decide, find_approvals
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.access.rights import Right, set_right
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
@@ -134,6 +136,13 @@ class StateScene:
         """Make agents known, as their first syscall does."""
         for agent in agents:
             await self.store.vouched(agent, self.tenant)
+
+    async def allow(self, agent: str, *rights: Right) -> None:
+        """Have the operator let an agent do what is his to give, as `aios agents allow` does."""
+        whose = await self.store.vouched(agent, self.tenant)
+        async with self.store.as_steward() as cursor:
+            for right in rights:
+                await set_right(cursor, whose, right, OPERATOR.name, given=True)
 
     async def group(self, name: str, admin: str, *members: str) -> None:
         """Make a group with these members."""

@@ -50,27 +50,70 @@ def groups_in_redis(url: str) -> dict[str, list[str]]:
     return {agent.decode(): json.loads(groups) for agent, groups in shown.items()}
 
 
-async def test_the_first_who_is_registered_administers_the_tenant(scene: StateScene) -> None:
-    issued = await scene.ask("ann", AccessRegister("boss"))
-    assert issued.token.startswith("aios_")
+async def test_who_asks_first_is_nobody_special(scene: StateScene) -> None:
+    for body in (AccessRegister("ann"), AccessRegister("ann", administrator=True)):
+        with pytest.raises(AccessDenied, match="aios agents allow"):
+            await scene.ask("ann", body)
+    who = await scene.ask("ann", AccessWhoami())
+    assert (who.administrator, who.decides, who.tokens) == (False, False, ())
+
+
+async def test_an_administrator_is_the_operators_to_make(scene: StateScene) -> None:
+    await scene.allow("boss", "administer")
     assert (await scene.ask("boss", AccessWhoami())).administrator
-    with pytest.raises(AccessDenied, match="administrators"):
-        await scene.ask("ann", AccessRegister("ann"))
-    await scene.ask("boss", AccessRegister("bob"))
+    issued = await scene.ask("boss", AccessRegister("bob"))
+    assert issued.token.startswith("aios_")
     assert not (await scene.ask("bob", AccessWhoami())).administrator
-    with pytest.raises(NeedsApproval):
+    with pytest.raises(NeedsApproval, match="make agent carl an administrator"):
         await scene.ask("boss", AccessRegister("carl", administrator=True))
+    with pytest.raises(UnknownAgent):  # all of it was taken back: there is no carl
+        await scene.ask("boss", AccessRevokeToken("carl"))
+    await scene.approved("boss", AccessRegister("carl", administrator=True))
+    assert (await scene.ask("carl", AccessWhoami())).administrator
+    line = (await scene.ask("boss", AccessAudit(agent="operator:test"))).entries[-1]
+    assert (line.action, line.object) == ("access.allow", "agent boss: administer")
+
+
+async def test_a_token_of_an_agent_that_is_there_waits_for_a_person(scene: StateScene) -> None:
+    """Whoever has it speaks as that agent; who speaks as it already is told."""
+    await scene.allow("boss", "administer")
+    await scene.known("vic")
+    for known in ("vic", "boss"):
+        with pytest.raises(NeedsApproval, match=f"a token of agent {known}, who is known already"):
+            await scene.ask("boss", AccessRegister(known))
+    assert await scene.rows("SELECT FROM agent_token") == []
+    await scene.approved("boss", AccessRegister("vic", ttl_s=3_600.0))
+    [held] = (await scene.ask("vic", AccessWhoami())).tokens
+    assert (held.issued_by, held.expires_at is not None) == ("boss", True)
+    with pytest.raises(NeedsApproval, match="1 others stay good"):
+        await scene.ask("boss", AccessRegister("vic"))
+
+
+async def test_who_becomes_known_while_it_is_registered_was_known(scene: StateScene) -> None:
+    await scene.allow("boss", "administer")
+    for number in range(20):
+        name = f"a{number}"
+        outcome, _ = await asyncio.gather(
+            scene.ask("boss", AccessRegister(name)), scene.known(name), return_exceptions=True
+        )
+        [row] = await scene.rows(
+            "SELECT a.registered_by IS NOT NULL AS new, EXISTS (SELECT FROM agent_token k "
+            "WHERE k.agent_id = a.id) AS has FROM agent a WHERE a.name = %s",
+            name,
+        )
+        assert row.new == row.has == (not isinstance(outcome, NeedsApproval)), outcome
 
 
 async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:
     tokens = Tokens(scene.services.functions.connection)
+    await scene.allow("ann", "administer")
     issued = await scene.ask("ann", AccessRegister("boss"))
     await tokens.verify(issued.token, agent="boss", tenant="default")
     with pytest.raises(AccessDenied):
         await tokens.verify(issued.token, agent="ann", tenant="default")
     with pytest.raises(AccessDenied):
         await tokens.verify(issued.token, agent="boss", tenant="other")
-    short = await scene.ask("boss", AccessRegister("bob", ttl_s=0.000001))
+    short = await scene.ask("ann", AccessRegister("bob", ttl_s=0.000001))
     with pytest.raises(AccessDenied, match="expired"):
         await tokens.verify(short.token, agent="bob", tenant="default")
     with pytest.raises(AccessDenied):
@@ -243,8 +286,9 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     scene: StateScene, redis_url: str
 ) -> None:
     services = scene.services
-    issued = await scene.ask("boss", AccessRegister("boss"))
-    await scene.ask("boss", AccessRegister("gone", ttl_s=0.000_001))
+    await scene.allow("ann", "administer")
+    issued = await scene.ask("ann", AccessRegister("boss"))
+    await scene.ask("ann", AccessRegister("gone", ttl_s=0.000_001))
     await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
     kept = await scene.ask("ann", MemoryAdd("kept"))
     await scene.ask("ann", AccessGrant(ObjectRef("block"), ("read",), agent="boss", ttl_s=1e-6))
@@ -268,16 +312,17 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
 ) -> None:
     services = scene.services
     tokens = Tokens(services.functions.connection)
+    await scene.allow("ann", "administer")
     issued = await scene.ask("ann", AccessRegister("boss"))
-    other = await scene.ask("boss", AccessRegister("bob"))
-    await scene.ask("boss", AccessRevokeToken("bob"))
+    other = await scene.ask("ann", AccessRegister("bob"))
+    await scene.ask("ann", AccessRevokeToken("bob"))
     await tokens.put(other.token, Identity("bob"))  # as if the worker had died before it told Redis
     await tidy(services)
     with pytest.raises(AccessDenied):
         await tokens.verify(other.token, agent="bob", tenant="default")
     await tokens.verify(issued.token, agent="boss", tenant="default")
     await scene.rows(
-        "UPDATE agent_token SET revoked_at = now() - interval '2 days' "
+        "UPDATE agent_token SET revoked_at = now() - interval '3 days' "
         "WHERE revoked_at IS NOT NULL RETURNING 1"
     )
     await tidy(services)
@@ -290,9 +335,10 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
     """Whoever is first, the token is worthless when both are done."""
     services = scene.services
     tokens = Tokens(services.functions.connection)
-    await scene.ask("ann", AccessRegister("boss"))
+    await scene.allow("boss", "administer")
+    await scene.ask("boss", AccessRegister("bob"))
     for _ in range(20):
-        issued = await scene.ask("boss", AccessRegister("bob"))
+        issued = await scene.approved("boss", AccessRegister("bob"))
         with redis.Redis.from_url(redis_url) as client:
             client.delete("rq:aios:tokens")
         await asyncio.gather(

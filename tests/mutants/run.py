@@ -28,6 +28,7 @@ from tests.mutants.admission import ADMISSION_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
@@ -44,6 +45,7 @@ MUTANTS = (
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *IDENTITY_MUTANTS,
     *MONEY_MUTANTS,
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,

@@ -175,7 +175,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "one approves what it asked for",
-        "workers/aios_workers/approvals/requests.py",
+        "workers/aios_workers/approvals/deciders.py",
         "if decider.agent_id == row.agent_id:",
         "if False:",
         APPROVALS_TEST,
@@ -225,8 +225,8 @@ STATE_MUTANTS = (
     Mutant(
         "everybody registers",
         "workers/aios_workers/modules/access/identity.py",
-        "    if row.has:\n",
-        "    if False:\n",
+        "        if not await is_administrator(work):\n            raise denied(\"registering",
+        "        if False:\n            raise denied(\"registering",
         ACCESS_TEST,
     ),
     Mutant(

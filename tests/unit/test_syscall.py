@@ -192,6 +192,18 @@ def test_every_kind_is_a_body_of_the_union() -> None:
     assert len(get_args(Body)) == len(KINDS)
 
 
+# Like the operator's lines in the audit log, the kernel's, an option, a path, or ambiguous.
+POSING_NAMES = (
+    *("operator:root", "OPERATOR:root", "operator", "Operators", "kernel:root", "Kernel"),
+    *("-rf", "--yes", "..", "/", "../../x", "@", "a//b", "a/../b", "a/", ":a", ".a", "a/-b", "a@"),
+)
+
+
+@pytest.mark.parametrize("name", ["ada", "team/ada", "a@b.c:x/y", "_x", "7", "the.operator"])
+def test_what_poses_as_nobody_is_a_name(name: str) -> None:
+    assert decode_syscall(json.dumps(request("agent", name))).agent == name
+
+
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
@@ -203,6 +215,9 @@ def test_every_kind_is_a_body_of_the_union() -> None:
         ("agent", "", "agent"),
         ("agent", "a b", "agent"),
         ("agent", "x" * 129, "agent"),
+        *((one, name, one) for one in ("agent", "tenant") for name in POSING_NAMES),
+        ("tenant", "a/b", "tenant"),
+        ("body.core", "-rf!", "body.core"),
         ("program", "\n", "program"),
         ("tenant", None, "tenant"),
         ("token", "x" * 257, "token"),

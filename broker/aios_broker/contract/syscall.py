@@ -25,7 +25,16 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.memory import MemoryBody
-from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, SyscallId, Text
+from aios_broker.contract.names import (
+    MAX_TEXT_BYTES,
+    NAME_RULE,
+    AgentName,
+    Module,
+    Name,
+    SyscallId,
+    TenantName,
+    Text,
+)
 from aios_broker.contract.storage import StorageBody
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
@@ -154,10 +163,10 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """One request of one program to one module."""
 
     id: SyscallId  # 32 hex digits; also the idempotency key
-    agent: Name
+    agent: AgentName
     body: Body
     program: Name = "main"  # one run of the agent towards one task
-    tenant: Name = "default"
+    tenant: TenantName = "default"
     token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
@@ -312,11 +321,12 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
         return unknown_kind(kind, syscall_id)
     message, _, path = str(error).partition(" - at `$.")
     named = _NAMED_FIELD.search(message)
-    parts = [path.rstrip("`"), named[1] if named else ""]
+    field = ".".join(part for part in (path.rstrip("`"), named[1] if named else "") if part)
+    names_somebody = field.rpartition(".")[2] in ("agent", "tenant", "owner")
     return InvalidSyscall(
         message,
-        field=".".join(part for part in parts if part) or "syscall",
-        remedy="see the field's type and range in docs/reference.md",
+        field=field or "syscall",
+        remedy=NAME_RULE if names_somebody else "see its type and range in docs/reference.md",
         syscall_id=syscall_id,
     )
 

@@ -41,16 +41,19 @@ from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
-_USE = """
+# Who approved it may still decide for who asked: that has not been taken away meanwhile, and one
+# hand does not move both by now.
+_STANDS = "(decided_by_agent IS NULL OR aios_may_decide(decided_by_agent, agent_id))"
+_USE = f"""
     UPDATE approval SET state = 'used', used_at = now()
      WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s
-       AND state = 'approved' AND expires_at > now()
+       AND state = 'approved' AND expires_at > now() AND {_STANDS}
     RETURNING id, decided_by
 """
-_FIND = """
+_FIND = f"""
     SELECT state, reason, decided_by, arguments, arguments_sha256, expires_at <= now() AS is_over,
-           used_at = now() AS is_ours
+           used_at = now() AS is_ours, {_STANDS} AS stands
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s
 """
@@ -146,6 +149,12 @@ class ApprovalService:
                 "nobody decided in time, or the approval was used before",
                 field="body",
                 remedy="send the syscall again, and have somebody decide sooner",
+            )
+        if row is not None and row.state == "approved" and not row.stands:
+            raise ApprovalExpired(
+                f"{row.decided_by} approved it, and may not decide this any more",
+                field="body",
+                remedy="send the syscall again, and have somebody else decide",
             )
         diff = why.diff if isinstance(why.diff, str) else await why.diff()
         raise NeedsApproval(agent, syscall, body, why, diff)
