@@ -5,9 +5,9 @@ from tests.mutants.catalogue import Mutant
 DECIDERS_TEST = "tests/integration/test_deciders.py"
 ACCESS_TEST = "tests/integration/test_access.py"
 MOUNT_TEST = "tests/integration/test_storage_mounts.py"
-NARROWING_TEST = "tests/unit/test_narrowing.py"
+EDITS_TEST = "tests/unit/test_edits.py"
 DECIDERS = "workers/aios_workers/approvals/deciders.py"
-NARROWING = "workers/aios_workers/approvals/narrowing.py"
+EDITS = "workers/aios_workers/approvals/edits.py"
 IDENTITY = "workers/aios_workers/modules/access/identity.py"
 FUNCTIONS = "migrations/schema/functions.sql"
 POLICIES = "migrations/schema/policies.sql"
@@ -88,24 +88,31 @@ IDENTITY_MUTANTS = (
     ),
     Mutant(
         "an edit needs no right of its own",
-        "workers/aios_workers/modules/access/operations.py",
-        "    if decision.arguments is not None:\n",
+        EDITS,
+        "    if not (await only_row(cursor)).may:\n",
         "    if False:\n",
         DECIDERS_TEST,
     ),
     Mutant(
+        "the right to edit is not asked again",
+        "workers/aios_workers/approvals/service.py",
+        'if row.decided_by_agent is not None and row.state == "approved":',
+        "if False:",
+        DECIDERS_TEST,
+    ),
+    Mutant(
         "one file becomes a tree",
-        NARROWING,
+        EDITS,
         "    if not asked.recursive:\n        return False\n",
         "",
-        NARROWING_TEST,
+        EDITS_TEST,
     ),
     Mutant(
         "an edit changes whose it is",
-        NARROWING,
+        EDITS,
         "asked.owner == edited.owner and ",
         "",
-        NARROWING_TEST,
+        EDITS_TEST,
     ),
     Mutant(
         "a token of a known agent is given at once",

@@ -23,7 +23,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.deciders import Decider, check_decider
-from aios_workers.approvals.narrowing import check_narrower
+from aios_workers.approvals.edits import check_editor, check_narrower
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.tables import approval, selected
 
@@ -214,6 +214,7 @@ async def decide(
         body = body_from(row.kind, decision.arguments)
         if decider.agent_id is not None:
             check_narrower(body_from(row.kind, row.arguments), body)
+            await check_editor(cursor, decider.name, row.agent, body)
         arguments, sha = arguments_of(body), arguments_sha256(body)
         diff, edits = arguments_diff(row.arguments, arguments), edited(row.arguments, arguments)
     await cursor.execute(

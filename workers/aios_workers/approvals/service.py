@@ -16,7 +16,7 @@ lock).
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ from aios_broker.postgres.store import AgentRow, Cursor, Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_workers.approvals.edits import check_editor
 from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
@@ -52,7 +53,7 @@ _USE = f"""
     RETURNING id, decided_by
 """
 _FIND = f"""
-    SELECT state, reason, decided_by, arguments, arguments_sha256, expires_at <= now() AS is_over,
+    SELECT state, reason, decided_by, decided_by_agent, arguments, arguments_sha256, expires_at <= now() AS is_over,
            used_at = now() AS is_ours, {_STANDS} AS stands
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s
@@ -107,7 +108,10 @@ class ApprovalService:
     async def body_of(self, agent: AgentRow, syscall: Syscall) -> Body:
         """Return what is to be run: the syscall's body, or the one that a person made of it.
 
-        For a syscall about which a person has decided: all others run as they are.
+        For a syscall about which somebody has decided: all others run as they are.
+
+        Raises:
+            AccessDenied: An agent edited it, and may no longer do that itself.
         """
         async with self._store.as_agent(agent) as cursor:
             row = await self._find(cursor, agent, syscall)
@@ -115,7 +119,12 @@ class ApprovalService:
             return syscall.body
         if row.arguments_sha256 == arguments_sha256(syscall.body):
             return syscall.body
-        return body_from(syscall.kind, row.arguments)
+        body = body_from(syscall.kind, row.arguments)
+        if row.decided_by_agent is not None and row.state == "approved":
+            editor = replace(agent, id=row.decided_by_agent, name=row.decided_by)
+            async with self._store.as_agent(editor) as cursor:
+                await check_editor(cursor, editor.name, agent.name, body)
+        return body
 
     async def check(
         self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible

@@ -83,7 +83,7 @@ async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
 
 async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
     """Delete a group, and all grants to it with it."""
-    group = await administered(work)
+    group = await _administered(work)
     await work.confirm(
         Irreversible("privilege", f"delete group {work.body.group} and all grants to it")
     )
@@ -95,7 +95,7 @@ async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
     """Put an agent into a group, or change its role there."""
     body = work.body
     member = await work.agent_named(body.agent)
-    group = await administered(work)
+    group = await _administered(work)
     await work.confirm(
         Irreversible("privilege", f"make agent {body.agent} {body.role} of group {body.group}")
     )
@@ -111,7 +111,7 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
         group = await _found(work)
         await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
     else:
-        group = await administered(work)
+        group = await _administered(work)
         await work.confirm(
             Irreversible("privilege", f"take agent {body.agent} out of group {body.group}")
         )
@@ -131,13 +131,7 @@ async def _found(work: OneGroup) -> Any:  # noqa: ANN401  a row
     return rows[0]
 
 
-async def administered(work: OneGroup) -> Any:  # noqa: ANN401  a row
-    """Return the group that is named, which the agent administers.
-
-    Raises:
-        NotFound: there is none.
-        AccessDenied: it does not.
-    """
+async def _administered(work: OneGroup) -> Any:  # noqa: ANN401  a row
     row = await _found(work)
     if row.role != "admin" and not await is_administrator(work):
         raise denied(f"changing group {work.body.group!r}, whose administrator you are not,")

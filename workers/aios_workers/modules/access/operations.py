@@ -8,7 +8,6 @@ from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import ApprovalSweep, Irreversible
 from aios_workers.modules.access import grants, groups, identity
 from aios_workers.modules.access.audit import newest_lines
-from aios_workers.modules.access.editing import check_editor
 from aios_workers.modules.operation import Work, calls, changes, reads, table
 
 
@@ -36,8 +35,6 @@ async def _decide(
     agent, services = work.agent, work.services
     decider = Decider(agent.name, agent.tenant_id, agent.id)
     approval = await requests.decide(work.cursor, work.body.approval, decider, decision)
-    if decision.arguments is not None:
-        await check_editor(work, approval)
     sweep = ApprovalSweep(services.store, services.functions, services.keys)
     work.then(lambda: sweep.resume(approval))
     return Acknowledged()
