@@ -82,8 +82,8 @@ IDENTITY_MUTANTS = (
     Mutant(
         "agents edit as they like",
         "workers/aios_workers/approvals/requests.py",
-        "        if decider.agent_id is not None:\n            check_narrower",
-        "        if False:\n            check_narrower",
+        "            check_narrower(asked, body)\n",
+        "",
         DECIDERS_TEST,
     ),
     Mutant(

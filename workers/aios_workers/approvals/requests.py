@@ -212,8 +212,9 @@ async def decide(
     arguments, sha, diff, edits = row.arguments, row.arguments_sha256, row.diff, {}
     if decision.arguments is not None:
         body = body_from(row.kind, decision.arguments)
-        if decider.agent_id is not None:
-            check_narrower(body_from(row.kind, row.arguments), body)
+        asked = body_from(row.kind, row.arguments)
+        if decider.agent_id is not None and body != asked:
+            check_narrower(asked, body)
             await check_editor(cursor, decider.name, row.agent, body)
         arguments, sha = arguments_of(body), arguments_sha256(body)
         diff, edits = arguments_diff(row.arguments, arguments), edited(row.arguments, arguments)
