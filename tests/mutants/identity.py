@@ -82,7 +82,7 @@ IDENTITY_MUTANTS = (
     Mutant(
         "agents edit as they like",
         "workers/aios_workers/approvals/requests.py",
-        "            check_narrower(asked, body)\n",
+        "        check_narrower(asked, body)\n",
         "",
         DECIDERS_TEST,
     ),

@@ -209,15 +209,11 @@ async def decide(
         row: Any = await cursor.fetchone()
         _check_decidable(row, approval_id, decider)
         await check_decider(cursor, decider, row)
-    arguments, sha, diff, edits = row.arguments, row.arguments_sha256, row.diff, {}
+    arguments, sha, diff = row.arguments, row.arguments_sha256, row.diff
     if decision.arguments is not None:
-        body = body_from(row.kind, decision.arguments)
-        asked = body_from(row.kind, row.arguments)
-        if decider.agent_id is not None and body != asked:
-            check_narrower(asked, body)
-            await check_editor(cursor, decider.name, row.agent, body)
+        body = await _edited(cursor, decider, row, decision.arguments)
         arguments, sha = arguments_of(body), arguments_sha256(body)
-        diff, edits = arguments_diff(row.arguments, arguments), edited(row.arguments, arguments)
+        diff = arguments_diff(row.arguments, arguments)
     await cursor.execute(
         _DECIDE,
         {
@@ -245,7 +241,7 @@ async def decide(
                 "arguments_sha256": sha,
                 "reason": decision.reason,
                 "asked_sha256": row.asked_sha256,
-                "edited": edits,
+                "edited": changed(row.arguments, arguments),
             },
         ),
     )
@@ -275,7 +271,21 @@ def _unknown(approval_id: str) -> NotFound:
     )
 
 
-def edited(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+async def _edited(
+    cursor: Cursor,
+    decider: Decider,
+    row: Any,  # noqa: ANN401  a row of psycopg's
+    arguments: dict[str, Any],
+) -> Body:
+    """Return what is to run with other arguments; an agent's may only be narrower ones."""
+    asked, body = body_from(row.kind, row.arguments), body_from(row.kind, arguments)
+    if decider.agent_id is not None and body != asked:
+        check_narrower(asked, body)
+        await check_editor(cursor, decider.name, row.agent, body)
+    return body
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """Return what an edit changed, as the audit log keeps it: each argument before and after."""
     names = sorted({*before, *after})
     return {
