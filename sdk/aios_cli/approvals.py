@@ -20,9 +20,9 @@ from aios_broker.queues.tokens import Identity, Tokens, digest
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
 from aios_cli.syscalls import check_name, parse_module
 from aios_cli.tables import Column, Listing, Row, moment, say, short_id, show_json, show_table
+from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,
-    Decider,
     Decision,
     arguments_diff,
     decide,

@@ -93,7 +93,7 @@ async def test_who_becomes_known_while_it_is_registered_was_known(scene: StateSc
     await scene.allow("boss", "administer")
     for number in range(20):
         name = f"a{number}"
-        outcome, _ = await asyncio.gather(
+        outcomes = await asyncio.gather(
             scene.ask("boss", AccessRegister(name)), scene.known(name), return_exceptions=True
         )
         [row] = await scene.rows(
@@ -101,7 +101,7 @@ async def test_who_becomes_known_while_it_is_registered_was_known(scene: StateSc
             "WHERE k.agent_id = a.id) AS has FROM agent a WHERE a.name = %s",
             name,
         )
-        assert row.new == row.has == (not isinstance(outcome, NeedsApproval)), outcome
+        assert row.new == row.has == (not isinstance(outcomes[0], NeedsApproval)), outcomes
 
 
 async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:

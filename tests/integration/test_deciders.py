@@ -19,6 +19,7 @@ from aios_broker.contract.access import (
     ObjectRef,
 )
 from aios_broker.contract.errors import AccessDenied, ApprovalExpired, NotFound
+from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall
 from aios_workers.approvals.service import NeedsApproval
@@ -53,7 +54,7 @@ async def is_refused(scene: StateScene, agent: str, syscall: Syscall, why: str) 
 
 @pytest.fixture
 async def tenant(scene: StateScene) -> StateScene:
-    """boss registers, judge decides; ann has a file."""
+    """Here boss registers, judge decides; ann has a file."""
     await scene.allow("boss", "administer", "decide")
     await scene.allow("judge", "decide")
     await scene.ask("ann", StorageWrite("a.txt", "the only copy"))
@@ -82,7 +83,7 @@ async def test_puppets_of_puppets_are_ones_own(tenant: StateScene) -> None:
 
 
 async def test_who_made_the_decider_is_not_decided_for_by_it(tenant: StateScene) -> None:
-    """boss has a token of the agent that decides; and of another that asks."""
+    """The administrator has a token of the agent that decides; and of another that asks."""
     for name in ("clerk", "puppet"):
         await tenant.ask("boss", AccessRegister(name))
     await tenant.allow("clerk", "decide")
@@ -105,7 +106,8 @@ async def test_who_granted_the_asker_something_does_not_decide_for_it(
 ) -> None:
     await tenant.known("bob")
     await tenant.ask("judge", StorageWrite("mine.txt", "the only copy"))
-    mine, verbs = ObjectRef("file", "mine.txt"), ("read", "write")
+    mine = ObjectRef("file", "mine.txt")
+    verbs: tuple[Verb, ...] = ("read", "write")
     if by_group:
         await tenant.group("team", "ann", "bob")
         await tenant.ask("judge", AccessGrant(mine, verbs, group="team"))

@@ -194,9 +194,7 @@ def test_the_setting_says_which_directories_and_whose(tmp_path: Path) -> None:
     setting = MountSetting(f"{books}=default/ada,research/*; {plans}=default/team:bob;")
 
     def roots(tenant: str, agent: str) -> list[str]:
-        return [
-            str(each) for each in (books, plans) if _may_mount(setting.by(tenant, agent), each)
-        ]
+        return [str(each) for each in (books, plans) if _may_mount(setting.by(tenant, agent), each)]
 
     books.mkdir()
     plans.mkdir()

@@ -225,8 +225,8 @@ STATE_MUTANTS = (
     Mutant(
         "everybody registers",
         "workers/aios_workers/modules/access/identity.py",
-        "        if not await is_administrator(work):\n            raise denied(\"registering",
-        "        if False:\n            raise denied(\"registering",
+        '        if not await is_administrator(work):\n            raise denied("registering',
+        '        if False:\n            raise denied("registering',
         ACCESS_TEST,
     ),
     Mutant(

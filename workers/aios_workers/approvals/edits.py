@@ -2,7 +2,7 @@
 
 Less is: of a directory that was to be deleted with all below, something below it, or it alone where
 it is empty; of grants that were to be taken back from everybody, one; of an administrator of a
-group, a member. And the agent itself has to hold what that takes: when it decides, and when it runs.
+group, a member. And the agent has to hold itself what that takes: when it decides and when it runs.
 """
 
 from collections.abc import Mapping

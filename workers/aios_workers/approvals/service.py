@@ -53,8 +53,8 @@ _USE = f"""
     RETURNING id, decided_by
 """
 _FIND = f"""
-    SELECT state, reason, decided_by, decided_by_agent, arguments, arguments_sha256, expires_at <= now() AS is_over,
-           used_at = now() AS is_ours, {_STANDS} AS stands
+    SELECT state, reason, decided_by, decided_by_agent, arguments, arguments_sha256,
+           expires_at <= now() AS is_over, used_at = now() AS is_ours, {_STANDS} AS stands
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s
 """
