@@ -124,18 +124,18 @@ class Scene:
     def submit(self, count: int) -> list[str]:
         """Submit generations that outlive the measurement; return their ids."""
         story = LlmChat((Message("user", "a story"),), max_tokens=1_900)
-        syscalls = [Syscall(new_id(), "bench", story) for _ in range(count)]
-        asyncio.run(self._submit(syscalls))
-        return [syscall.id for syscall in syscalls]
+        return asyncio.run(self._submit([Syscall(new_id(), "bench", story) for _ in range(count)]))
 
     def cancel(self, job_ids: list[str]) -> None:
         asyncio.run(self._cancel(job_ids))
 
-    async def _submit(self, syscalls: list[Syscall]) -> None:
+    async def _submit(self, syscalls: list[Syscall]) -> list[str]:
         async with Session(RedisTransport(self._url, "bench")) as client:
-            for pending in [client.submit(syscall) for syscall in syscalls]:
+            submitted = [client.submit(client.identified(syscall)) for syscall in syscalls]
+            for pending in submitted:
                 await pending.taken()
                 client.let_go(pending)
+        return [pending.id for pending in submitted]
 
     async def _cancel(self, job_ids: list[str]) -> None:
         async with Operator(self._url) as operator:

@@ -21,6 +21,7 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import ChatResult, Chunk, Reply, decode_wire
 from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -61,8 +62,8 @@ class Caller:
 
     async def token(self, agent: str) -> str:
         """Return a new token of an agent."""
-        token = Tokens.new()
-        await self.tokens.put(token, Identity(agent))
+        token = new_token()
+        await self.tokens.put(digest(token), Identity(agent))
         return token
 
     def queue(self, module: Module) -> ModuleQueue:

@@ -68,6 +68,8 @@ class QueueMachine(WhoMayRun):
         """The worker is alive and does not renew what it does not know of: no loss."""
         job_id = data.draw(self.one_that_is("running"))
         known = self.known[job_id]
+        if self.raw.hget(Keys().job(job_id), "worker_name") != b"worker":
+            return  # a stock worker's: it says nothing of itself
         self.do(self.queue.renew(CARD, [], 60.0))
         self.raw.zadd(Keys().own("leases:llm"), {f"{job_id}:{known.attempt}": 1}, xx=True)
         assert self.do(self.order.reclaim(self.epoch)) == 1

@@ -174,10 +174,12 @@ class Accounts:
     def admits(self, subject: Subject, runs: int) -> bool:
         """Return whether one more of this agent or tenant may run."""
         most = self.limit(subject, "max_running")
-        if most is not None and runs >= most:
-            return False
+        return (most is None or runs < most) and not self.is_over(subject)
+
+    def is_over(self, subject: Subject) -> bool:
+        """Return whether this agent or tenant has used up its minute."""
         for kind, name in (("tokens", "tokens_per_minute"), ("ms", "slot_seconds_per_minute")):
             limit = self.limit(subject, name)
             if limit is not None and min(limit, self.levels.get((kind, subject), limit)) <= 0:
-                return False
-        return True
+                return True
+        return False

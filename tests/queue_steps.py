@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from aios_broker.contract import reply
-from aios_broker.contract.errors import QuotaExceeded
+from aios_broker.contract.errors import AccessDenied, Cancelled, QuotaExceeded
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ClaimRequest, Differs
 from aios_broker.queues.records import (
@@ -16,6 +16,7 @@ from aios_broker.queues.records import (
     Ending,
     JobMetadata,
     Lease,
+    SliceTerms,
     SliceUse,
     Submission,
     Suspension,
@@ -29,6 +30,7 @@ IDS = [f"{number:032x}" for number in range(4)]  # few, so that steps meet
 NOTHING_MORE = ClaimRequest(want=0, lease_s=60.0)
 CARD = WorkerCard("worker", "llm", pid=1, hostname="here", slots=4)
 # What an attempt uses more: tokens, ms, prompt tokens. Even, see LIMITS.
+TERMS = st.sampled_from([SliceTerms(), SliceTerms(49.0, 5.0, 50.0), SliceTerms(50.0, 5.0, 50.0)])
 MORE = st.tuples(st.sampled_from([0, 2, 4]), st.sampled_from([0, 300]), st.sampled_from([0, 6]))
 
 
@@ -83,12 +85,30 @@ class ClientsAndWorkers(Debts):
 
     @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
     def attach(self, job_id: str, by: str) -> None:
-        state, stored = self.do(self.queue.attach(job_id, by))
+        state, stored = self.do(self.queue.attach(job_id, by, None))
         known = self.known.get(job_id)
         assert (state == "unknown") == (known is None)
         assert (stored is not None) == (known is not None and not known.alive)
         if known is not None and known.alive:
             known.clients.add(by)
+
+    @rule(job_id=st.sampled_from(IDS), by=st.sampled_from(CLIENTS))
+    def another_agent_asks(self, job_id: str, by: str) -> None:
+        """Whoever knows an id of another agent's hears nothing, ends nothing, and takes nothing."""
+        known, other = self.known.get(job_id), metadata_of(job_id)
+        other = JobMetadata("mallory", other.kind, tenant=other.tenant)
+        assert self.do(self.queue.attach(job_id, by, other.owner)) == ("unknown", None)
+        ended = self.control.cancel([job_id], Cancelled("no"), module="llm", owner=other.owner)
+        assert self.do(ended) != ["done"]
+        if known is not None:
+            [refused] = self.do(self.queue.submit([Submission(job_id, b"[]", other, by)]))
+            assert isinstance(refused, AccessDenied)
+
+    @rule(job_id=st.sampled_from(IDS))
+    def its_agent_asks(self, job_id: str) -> None:
+        """Where it is known to the kernel, it is known to its agent."""
+        state, _ = self.do(self.queue.attach(job_id, "", metadata_of(job_id).owner))
+        assert (state == "unknown") == (job_id not in self.known)
 
     # What workers do.
 
@@ -207,7 +227,8 @@ class ClientsAndWorkers(Debts):
     ) -> None:
         lease = data.draw(st.sampled_from(self.leases))
         ran_s, tokens, prompt, charge = self.use(lease, more)
-        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge)
+        terms = data.draw(TERMS)
+        use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge, terms)
         [verdict] = self.do(self.queue.slice_end("worker", [use], NOTHING_MORE))
         if answer_is_lost:
             assert self.do(self.queue.slice_end("worker", [use], NOTHING_MORE)) == [verdict]
@@ -221,7 +242,9 @@ class ClientsAndWorkers(Debts):
             assert verdict == "hold"
         else:
             able = [i for i in self.line if self.may_run(i, instead_of=lease.job_id)]
-            assert verdict == ("suspend" if suspending < len(able) else "go")
+            over = any(map(self.accounts.is_over, owners(lease.job_id)[:2]))
+            cut = suspending < len(able) and (over or terms.slice_ms >= terms.least_ms)
+            assert verdict == ("suspend" if cut else "go")
             known.told_to_suspend = known.told_to_suspend or verdict == "suspend"
 
     @precondition(lambda self: self.leases)

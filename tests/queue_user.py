@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aios_broker.contract.cores import CoreCard
-from aios_broker.contract.errors import KernelError
-from aios_broker.contract.names import Module
+from aios_broker.contract.errors import AccessDenied, Cancelled, KernelError
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import new_id
+from aios_broker.contract.tokens import digest
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -124,3 +125,13 @@ async def queue_user(url: str, module: Module = "llm") -> AsyncIterator[QueueUse
         yield user
     finally:
         await user.redis.aclose()
+
+
+async def proves(functions: Functions, token: str, owner: Owner) -> bool:
+    """Tell whether the kernel takes a syscall with this token from this agent."""
+    job_id, metadata = new_id(), JobMetadata(owner.agent, "tool.echo", tenant=owner.tenant)
+    job = Submission(job_id, b"[]", metadata, "", token_digest=digest(token))
+    [outcome] = await ModuleQueue(functions, "tool").submit([job])
+    assert outcome == "queued" or isinstance(outcome, AccessDenied)
+    await Control(functions).cancel([job_id], Cancelled("it was a question"), module="tool")
+    return outcome == "queued"

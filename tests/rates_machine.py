@@ -49,7 +49,9 @@ class RatesMachine(RuleBasedStateMachine):
         self.raw.flushall()
         self.loop = asyncio.new_event_loop()
         self.connections = [Connection(self.url), Connection(self.url)]
-        self.workers = [CoreRates(Functions(each), CORE, LIMITS) for each in self.connections]
+        self.workers = [
+            CoreRates(Functions(each), CORE, lambda: LIMITS) for each in self.connections
+        ]
         self.queues = [ModuleQueue(Functions(each), "llm") for each in self.connections]
         card = CoreCard(name=CORE, model=CORE, limits=LIMITS)
         self.do(self.queues[0].register(WorkerCard("w", "llm", 1, "here", 9, (card,))))
@@ -126,7 +128,7 @@ class RatesMachine(RuleBasedStateMachine):
         if tokens > sent.tokens or sent.permit.second == 0:
             return
         moved = self.shifted_s - sent.shifted_s
-        permit = Permit(0.0, sent.permit.second - moved, sent.tokens)
+        permit = Permit(0.0, sent.permit.second - moved, sent.tokens, CORE)
         self.do(self.workers[0].settle(permit, tokens))
         sent.tokens, sent.permit = tokens, Permit(0.0)
 

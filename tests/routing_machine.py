@@ -2,31 +2,34 @@
 
 Workers of three cores come, die and are removed; syscalls name a core, an alias, a model or
 nothing. Whatever happens, a live syscall stands in one queue, its own; nobody runs another core's;
-what names a core stays there; what has run goes only where its snapshot goes on; and each is
-answered once.
+what names a core stays there, unless a core gave it away before; of whose answer something is there
+goes only where its snapshot goes on; and each is answered once.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from aios_broker.contract import transitions
 from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled, UnknownCore
-from aios_broker.contract.syscall import known_needs, new_id
+from aios_broker.contract.syscall import State, known_needs, new_id
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, JobMetadata, Lease, Submission, Suspension
 from tests.queue_user import DATA, QueueUser
 
 T = TypeVar("T")
 CARDS = {
-    "big": CoreCard(name="big", model="qwen", aliases=("any",), default=True, keeps_kv=True),
-    "twin": CoreCard(name="twin", model="qwen", aliases=("any", "fast")),
+    "big": CoreCard(
+        name="big", model="qwen", aliases=("any",), default=True, keeps_kv=True, fallback=("tiny",)
+    ),
+    "twin": CoreCard(name="twin", model="qwen", aliases=("any", "fast"), fallback=("big", "tiny")),
     "tiny": CoreCard(name="tiny", model="smollm", aliases=("fast",)),
 }
 CORES = st.sampled_from(sorted(CARDS))
@@ -41,8 +44,7 @@ class Known:
 
     asked: str
     state: str = "waiting"
-    model: str | None = None  # whose snapshot it has
-    pinned: bool = True  # it has not been given to another core
+    model: str | None = None  # of which something is there of its answer
     tried: set[str] = field(default_factory=set)
 
 
@@ -76,6 +78,7 @@ class RoutingMachine(RuleBasedStateMachine):
         answers = Counter(self.ids_of_replies())
         self.do(self.user.redis.aclose())
         self.runner.close()
+        self.journal_follows_the_transition_table()
         left = [*self.raw.scan_iter("rq:queue:llm*"), *self.raw.scan_iter("rq:wip:*")]
         self.raw.close()
         assert answers == Counter(self.jobs.keys())
@@ -83,7 +86,16 @@ class RoutingMachine(RuleBasedStateMachine):
 
     def ids_of_replies(self) -> list[str]:
         replies = self.raw.lrange(self.user.keys.reply(CLIENT), 0, -1)
-        return [reply.partition('"id":"')[2][:32] for reply in replies]
+        heard = [reply for reply in replies if reply.startswith('{"kind":"reply"')]
+        return [reply.partition('"id":"')[2][:32] for reply in heard]
+
+    def journal_follows_the_transition_table(self) -> None:
+        states: dict[str, State | None] = {}
+        for _, entry in self.raw.xrange(self.user.keys.journal):
+            for line in entry.get("t", "").splitlines():
+                event, job_id, *_ = line.split("\t")
+                state = transitions.after(states.get(job_id), cast("transitions.Event", event))
+                states[job_id] = state
 
     def of(self, state: str) -> list[str]:
         return [job_id for job_id, known in self.jobs.items() if known.state == state]
@@ -151,8 +163,22 @@ class RoutingMachine(RuleBasedStateMachine):
             assert core in (leads or {""})
             assert core in self.alive or not leads & self.alive
 
+    def queue_of(self, job_id: str) -> str:
+        return str(self.raw.hget(self.user.keys.job(job_id), "origin"))
+
     def core_of(self, job_id: str) -> str:
-        return str(self.raw.hget(self.user.keys.job(job_id), "origin")).partition(".")[2]
+        return self.queue_of(job_id).partition(".")[2]
+
+    def others(self, known: Known, core: str) -> set[str]:
+        """Return where a syscall in a core's queue may go instead, of the cores that are known."""
+        names = self.leads(known.asked)
+        if known.tried:
+            names = names.union(*(CARDS[name].fallback for name in (core, *known.tried)))
+        return {
+            name
+            for name in names & self.cards - known.tried - {core}
+            if known.model is None or CARDS[name].model == CARDS[core].model
+        }
 
     @rule(core=CORES, want=st.integers(1, 3))
     def claim(self, core: str, want: int) -> None:
@@ -168,20 +194,43 @@ class RoutingMachine(RuleBasedStateMachine):
             self.leases[lease.job_id] = (lease, core)
 
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), to=st.sampled_from(["", *CARDS]), snapshot=st.booleans())
-    def suspend(self, data: st.DataObject, to: str, snapshot: bool) -> None:  # noqa: FBT001
+    @rule(
+        data=st.data(),
+        to=st.sampled_from(["", *CARDS]),
+        snapshot=st.sampled_from([None, b"half"]),
+        tokens=st.sampled_from([0, 3]),
+    )
+    def suspend(self, data: st.DataObject, to: str, snapshot: bytes | None, tokens: int) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.leases)))
         lease, core = self.leases.pop(job_id)
         at, known = self.core_of(job_id), self.jobs[job_id]
-        each = Suspension(lease, b"half" if snapshot else None, 0.1, core=to)
+        each = Suspension(lease, snapshot, 0.1, tokens, core=to)
         settled = self.do(self.user.queue.suspend(core, [each], ClaimRequest(0, LONG_S, (core,))))
         assert settled.accepted == [True]
-        known.state, known.model = "waiting", CARDS[core].model
+        known.state = "waiting"
+        if snapshot or tokens or known.model:
+            known.model = CARDS[core].model
         moved = to in self.cards
         assert self.core_of(job_id) == (to if moved else at)
         if moved:
-            known.pinned = False
-            known.tried.add(at or "-")
+            known.tried.add(core)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), streamed=st.booleans())
+    def is_lost(self, data: st.DataObject, *, streamed: bool) -> None:
+        """Its worker has died; somebody may have read some of its answer."""
+        job_id = data.draw(st.sampled_from(sorted(self.leases)))
+        lease, core = self.leases.pop(job_id)
+        known = self.jobs[job_id]
+        if streamed:
+            self.do(self.user.queue.emit([(lease, b"{}")]))
+            known.model = CARDS[core].model
+        member = f"{job_id}:{lease.attempt}"
+        self.raw.zadd(self.user.keys.own("leases:llm"), {member: 1})
+        self.raw.hset(self.user.keys.job(job_id), "aios_losses", 0)  # or it is quarantined
+        assert self.do(self.user.order.reclaim(self.epoch)) == 1
+        known.state = "waiting"
+        assert self.raw.lindex(self.user.keys.queue(self.queue_of(job_id)), 0) == job_id
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
@@ -216,19 +265,17 @@ class RoutingMachine(RuleBasedStateMachine):
         for job_id, core in before.items():
             known, ended = self.jobs[job_id], job_id in self.ids_of_replies()
             to = self.core_of(job_id)
+            others = self.others(known, core) if core else set()
             if ended:
                 assert core not in self.cards
+                assert not others
                 known.state = "ended"
             elif to != core:
-                assert to in self.leads(known.asked)
-                assert to not in known.tried
-                assert known.asked != core or core not in self.cards
-                assert to in self.alive or core not in self.cards
-                assert known.model is None or CARDS[to].model == CARDS[core].model
-            elif core and core not in self.alive and known.asked != core and not known.tried:
-                others = self.leads(known.asked) & self.alive
-                same = {name for name in others if CARDS[name].model == CARDS[core].model}
-                assert not (same if known.model else others)
+                assert to in others
+                assert to in self.alive or not others & self.alive
+            elif core and core not in self.alive:
+                assert core in self.cards
+                assert not others & self.alive
 
     @precondition(lambda self: self.of("waiting"))
     @rule(data=st.data(), core=CORES)

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from aios_broker.contract.access import AccessGroupAdd, AccessGroupCreate, Approval
+from aios_broker.contract.access import (
+    AccessGroupAdd,
+    AccessGroupCreate,
+    AccessRegister,
+    Approval,
+    TokenIssued,
+)
+from aios_broker.contract.job import with_token, without_tokens
 from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount
+from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_broker.contract.tokens import new_token
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -30,6 +40,7 @@ from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.search.indexing import embed_missing
+from tests.queue_user import proves
 
 ALL_OPERATIONS = {body: each for table in OPERATIONS.values() for body, each in table.items()}
 OPERATOR = Decider("operator:test")
@@ -92,6 +103,32 @@ class StateScene:
 
     def syscall(self, agent: str, body: Body, *, id: str = "", **fields: Any) -> Syscall:  # noqa: ANN401
         return Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant, **fields)
+
+    async def register(
+        self,
+        asker: str,
+        agent: str,
+        *,
+        approved: bool = False,
+        **fields: Any,  # noqa: ANN401
+    ) -> TokenIssued:
+        """Register an agent as a client does: it makes the token, and sends the digest.
+
+        `approved`: the operator is asked, and approves.
+        """
+        asked = self.syscall(asker, AccessRegister(agent, token=new_token(), **fields))
+        sent = without_tokens(asked)
+        if approved:
+            with pytest.raises(NeedsApproval):
+                await self.run(sent)
+            await self.decide(sent.id, Decision("approved"))
+        issued = with_token(asked, await self.run(sent))
+        assert isinstance(issued, TokenIssued)
+        return issued
+
+    async def proves(self, token: str, agent: str, tenant: str = "default") -> bool:
+        """Tell whether the kernel takes a syscall with this token from this agent."""
+        return await proves(self.services.functions, token, Owner(tenant, agent))
 
     async def ask(self, agent: str, body: Body, *, id: str = "") -> Any:  # noqa: ANN401
         """Run one syscall; `NeedsApproval` where it would be parked, its request then waits."""

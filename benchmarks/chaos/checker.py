@@ -287,7 +287,7 @@ def lawful(story: Story, evidence: Evidence) -> Iterator[Broken]:
         if event is None or state not in TABLE[event][0]:
             yield Broken("11 transitions", story.planned.id, f"{move.event!r} from {state!r}")
             return
-        state = TABLE[event][1]
+        state = TABLE[event][1] or state
         if event == "claim":
             if move.attempt != attempt + 1:
                 yield Broken(

@@ -26,7 +26,8 @@ from aios_broker.client.session import Limits, Session
 from aios_broker.config import environment
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import ContextExpand, LlmChat, Message
-from aios_broker.contract.syscall import Body, Syscall, ToolEcho, new_id
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.retry import patiently
 from benchmarks.chaos.faulty import Faults, jump_clocks
 from benchmarks.chaos.history import (
@@ -44,6 +45,7 @@ from benchmarks.chaos.poison import KINDS, MARK, SLOW
 from benchmarks.chaos.witness import Mischief, Witness
 
 AGENT = "chaos"
+OWNER = Owner("default", AGENT)
 DEADLINE_S = 240.0
 LIMITS = Limits(recheck_s=2.0, patience_s=60.0)
 CHAT_TOKENS = (8, 120)
@@ -133,7 +135,8 @@ class Client:
         body = ContextExpand((Message("user", text),), context=program)
         await self._heard(
             self._submit(
-                Planned(wall_s(), new_id(), self._client, program, number, "expand", text), body
+                Planned(wall_s(), self._fresh_id(), self._client, program, number, "expand", text),
+                body,
             )
         )
 
@@ -157,7 +160,7 @@ class Client:
     # Asking and hearing.
 
     def _ask(self, program: str, number: int, text: str, kind: str = "echo") -> Pending:
-        planned = Planned(wall_s(), new_id(), self._client, program, number, kind, text)
+        planned = Planned(wall_s(), self._fresh_id(), self._client, program, number, kind, text)
         return self._submit(planned, ToolEcho(text))
 
     def _ask_chat(self, program: str, number: int, kind: str) -> Pending:
@@ -174,7 +177,7 @@ class Client:
         return self._submit(
             Planned(
                 wall_s(),
-                new_id(),
+                self._fresh_id(),
                 self._client,
                 program,
                 number,
@@ -186,6 +189,9 @@ class Client:
             ),
             body,
         )
+
+    def _fresh_id(self) -> str:
+        return self._session.ids(OWNER).fresh()
 
     def _submit(self, planned: Planned, body: Body) -> Pending:
         self._log.write(planned)
@@ -202,7 +208,7 @@ class Client:
 
     async def _find(self, syscall_id: str) -> None:
         """Hear of what an earlier life asked for; one that never reached the kernel is nothing."""
-        pending = self._session.attach(syscall_id)
+        pending = self._session.attach(syscall_id, OWNER)
         await asyncio.shield(pending.ended)
         if (
             pending.reply is None

@@ -62,7 +62,9 @@ async def diaries_of(url: str, programs: Iterable[str]) -> dict[str, Sequence[st
     await session.open()
     try:
         asked = {
-            program: session.submit(Syscall(new_id(), AGENT, ContextGet(context=program)))
+            program: session.submit(
+                session.identified(Syscall(new_id(), AGENT, ContextGet(context=program)))
+            )
             for program in programs
         }
         found: dict[str, Sequence[str]] = {}
@@ -134,5 +136,5 @@ def _wait_for_next(story: Story, place: int, died_at: float) -> float | None:
     claimed, *later = story.moves[place:]
     if not later or claimed.at > died_at or later[0].at < died_at:
         return None
-    again = next((m for m in later if m.event not in ("reclaim", "hold", "release")), None)
+    again = next((m for m in later if m.event not in ("reclaim", "move", "hold", "release")), None)
     return again.at - died_at if again else None

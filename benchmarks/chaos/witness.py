@@ -10,7 +10,8 @@ import msgspec
 
 from aios_broker.client.transport import Attached, CallStatus, Outcome, Transport
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.names import Module
+from aios_broker.contract.ids import Ids
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import Syscall
 from benchmarks.chaos.history import Heard, Log, Sent, wall_s
@@ -52,21 +53,27 @@ class Witness:
             refusals = await self._inner.submit(syscalls)
         return refusals
 
-    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
-        """End syscalls."""
-        return await self._inner.cancel(ids, module, error)
+    def ids(self, owner: Owner) -> Ids:
+        """Return what makes the ids of an agent's syscalls."""
+        return self._inner.ids(owner)
 
-    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
+    async def cancel(
+        self, ids: Sequence[str], module: Module, error: KernelError, owner: Owner | None
+    ) -> list[bool]:
+        """End syscalls."""
+        return await self._inner.cancel(ids, module, error, owner)
+
+    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
         """Join a syscall; a reply that is found so was heard."""
-        attached = await self._inner.attach(syscall_id, module)
+        attached = await self._inner.attach(syscall_id, module, owner)
         if attached.reply is not None:
             text = attached.reply.decode()
             self._log.write(Heard(wall_s(), syscall_id, text, found=True))
         return attached
 
-    async def status(self, syscall_id: str) -> CallStatus | None:
+    async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         """Return where a syscall stands."""
-        return await self._inner.status(syscall_id)
+        return await self._inner.status(syscall_id, owner)
 
     async def messages(self) -> list[bytes]:
         """Return what came, but for the replies that get lost."""

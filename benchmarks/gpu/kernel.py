@@ -71,7 +71,8 @@ class Kernel:
     async def chat(self, body: LlmChat, program: str, limit_s: float) -> tuple[ChatResult, Timings]:
         """Run one chat to its end."""
         assert self._client is not None
-        syscall = Syscall(new_id(), "check", body, program=program, deadline_s=limit_s)
+        built = Syscall(new_id(), "check", body, program=program, deadline_s=limit_s)
+        syscall = self._client.identified(built)
         reply = await self._client.submit(syscall).reply_within(limit_s + 5.0)
         result = reply.unwrap()
         assert isinstance(result, ChatResult)

@@ -8,7 +8,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -16,11 +16,15 @@ import msgspec
 from aios_broker.contract.cores import Core, CoreName, CoreSettings, check_core, check_cores
 from aios_broker.contract.errors import InvalidConfig
 
+Stamp = tuple[int, int, int] | None  # inode, time of change in ns, size; None: no file
+
 FILE_NAME = "cores.toml"
 TABLE = "cores"
 # Where msgspec says that something is wrong, and what tomllib says of a table that comes twice.
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
+# Who holds a key, whatever else is wrong with the file, also in a comment: an entry to come.
+_KEY_VARIABLE = re.compile(r"""api_key_env["']?\s*=\s*["']([A-Za-z_][A-Za-z0-9_]*)["']""")
 _TWICE = re.compile(r"Cannot declare \('cores', '([^']+)'\) twice")
 
 
@@ -31,6 +35,7 @@ class Catalogue:
     cores: Mapping[str, Core] = field(default_factory=dict)
     # By core; what is wrong with the file as a whole stands under its own name.
     problems: Mapping[str, InvalidConfig] = field(default_factory=dict)
+    key_variables: frozenset[str] = frozenset()  # that entries name, right ones and wrong ones
 
     def one(self, name: str) -> Core:
         """Return a core, whatever is wrong with others.
@@ -82,8 +87,8 @@ def read_catalogue(path: Path) -> Catalogue:
     return parse_catalogue(text)
 
 
-def file_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return what is another one when a file is: inode, time of change in ns, size."""
+def file_stamp(path: Path) -> Stamp:
+    """Return what is another one when a file is."""
     try:
         found = path.stat()
     except OSError:  # it is not there, or cannot be seen: reading it says which
@@ -93,6 +98,11 @@ def file_stamp(path: Path) -> tuple[int, int, int] | None:
 
 def parse_catalogue(text: str) -> Catalogue:
     """Return what the text of a file says."""
+    found = _parsed(text)
+    return replace(found, key_variables=frozenset(_KEY_VARIABLE.findall(text)))
+
+
+def _parsed(text: str) -> Catalogue:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -188,8 +188,9 @@ def _decode(wanted: type, value: object) -> object:
 
 def _check_scheme(variable: str, url: str | None, schemes: tuple[str, ...]) -> None:
     if url is not None and not url.startswith(schemes):
+        scheme, separator, _ = url.partition("://")
         raise InvalidConfig(
-            f"{url.partition(':')[0]!r} is no scheme of such a server",
+            f"{scheme!r} is no scheme of such a server" if separator else "it has no scheme",
             field=variable,
             remedy=f"begin it with {', '.join(schemes[:-1])} or {schemes[-1]}",
         )

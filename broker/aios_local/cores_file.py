@@ -1,7 +1,8 @@
-"""Changes to `cores.toml`: comments and order stay; what would make it wrong is never written."""
+"""Changes to `cores.toml`: comments, order and line ends stay; nothing wrong is ever written."""
 
 import os
-from collections.abc import Callable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class CoresFile:
         return change
 
     def remove(self, name: str) -> None:
-        """Take a core out, and the comments within its table.
+        """Take a core out, and the comments within its table; those behind it are the next one's.
 
         Raises:
             InvalidConfig: There is none of this name, or another one needs it.
@@ -68,7 +69,7 @@ class CoresFile:
             _existing(tables, name)
             tables.remove(name)
 
-        self._change(change)
+        self._change(change, lambda text: without_table(text, name))
 
     def make_default(self, name: str) -> None:
         """Let a core take what names none, and no other.
@@ -84,14 +85,26 @@ class CoresFile:
 
         self._change(change)
 
-    def _change(self, change: Callable[[Table], None]) -> None:
+    def _change(
+        self, change: Callable[[Table], None], cut: Callable[[str], str] | None = None
+    ) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            self._write(self._changed(change))
+            self._write(self._changed(change, cut))
 
-    def _changed(self, change: Callable[[Table], None]) -> str:
-        """Return what the file would say."""
+    def _changed(
+        self, change: Callable[[Table], None], cut: Callable[[str], str] | None = None
+    ) -> str:
+        """Return what the file would say.
+
+        Args:
+            change: Of the tables, in a file with plain line ends.
+            cut: The same as a change of lines, taken where it comes to the same.
+        """
         text = self._text()
+        ends_by_crlf = 0 < text.count("\n") == text.count("\r\n")
+        if ends_by_crlf:
+            text = text.replace("\r\n", "\n")
         before = parse_catalogue(text)
         if FILE_NAME in before.problems:
             raise before.problems[FILE_NAME]
@@ -99,6 +112,8 @@ class CoresFile:
             document = tomlkit.parse(text)
             change(_tables(document))
             changed = tomlkit.dumps(document)
+            if cut is not None and _says(shorter := cut(text)) == _says(changed):
+                changed = shorter
         except (TOMLKitError, ValueError) as error:  # TOML that is written in a way of its own
             raise InvalidConfig(
                 f"{self.path} cannot be changed as it is written: {error}",
@@ -109,11 +124,11 @@ class CoresFile:
         for name, problem in after.problems.items():
             if str(problem) != str(before.problems.get(name)):  # it was not there before
                 raise problem
-        return changed
+        return changed.replace("\n", "\r\n") if ends_by_crlf else changed
 
     def _text(self) -> str:
         try:
-            return self.path.read_text(encoding="utf-8")
+            return self.path.read_bytes().decode()
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError, TOMLKitError) as error:
@@ -127,8 +142,8 @@ class CoresFile:
         try:
             building.unlink(missing_ok=True)
             file = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-            with os.fdopen(file, "w", encoding="utf-8") as written:
-                written.write(text)
+            with os.fdopen(file, "wb") as written:
+                written.write(text.encode())
                 written.flush()
                 os.fsync(written.fileno())
             building.replace(self.path)
@@ -153,6 +168,57 @@ class CoresFile:
             yield
         finally:
             os.close(lock)
+
+
+def without_table(text: str, name: str) -> str:
+    """Return a file's text without the lines of a core's tables.
+
+    Comments at their end stay: they are the next one's, but for those that follow a setting and are
+    followed by a blank line.
+    """
+    kept: list[str] = []
+    cut: list[str] | None = None  # the lines since a header of the core
+    for line in text.splitlines(keepends=True):
+        path = _header(line)
+        if path is not None:
+            kept += _of_the_next(cut or ())
+            cut = [] if path[:2] == [TABLE, name] else None
+        (kept if cut is None else cut).append(line)
+    kept += _of_the_next([*(cut or ()), "\n"])[:-1]
+    return "".join(kept)
+
+
+def _header(line: str) -> list[str] | None:
+    """Return the path of the table that begins with a line; None: none does."""
+    if not line.lstrip().startswith("["):
+        return None
+    try:
+        table: object = tomllib.loads(line)
+    except tomllib.TOMLDecodeError:
+        return None
+    path: list[str] = []
+    while isinstance(table, dict) and table:
+        [(key, table)] = table.items()
+        path.append(key)
+    return path
+
+
+def _of_the_next(lines: Sequence[str]) -> Sequence[str]:
+    end = len(lines)
+    while end > 0 and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+        end -= 1
+    behind = lines[end:]
+    blank = next((at for at, line in enumerate(behind) if not line.strip()), 0)
+    first = next((at for at, line in enumerate(behind[blank:], blank) if line.strip()), len(behind))
+    return behind[first:]
+
+
+def _says(text: str) -> object:
+    """Return what a file says of cores; None: nothing. False: it is no TOML."""
+    try:
+        return tomllib.loads(text).get(TABLE) or None
+    except tomllib.TOMLDecodeError:
+        return False
 
 
 def _tables(document: TOMLDocument) -> Table:

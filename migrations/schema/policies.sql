@@ -13,7 +13,7 @@ BEGIN
         'access_grant', 'approval', 'approval_rule', 'audit', 'effect',
         'memory_block', 'note', 'note_version', 'directory', 'file',
         'blob', 'file_version', 'file_chunk', 'mount', 'share_link',
-        'mount_file', 'mount_chunk'
+        'mount_file', 'mount_chunk', 'kernel_secret'
     ] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', guarded);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', guarded);

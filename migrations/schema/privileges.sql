@@ -10,6 +10,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE
        mount, mount_file, mount_chunk
     TO aios_steward;
 
+GRANT SELECT, INSERT ON kernel_secret TO aios_steward;
+
 -- An agent. Owners and tenants of rows never change.
 GRANT SELECT
     ON tenant, agent, agent_token, privilege_group, membership, access_grant,

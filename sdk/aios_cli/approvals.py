@@ -11,12 +11,19 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from aios_broker.contract.access import Approval, ApprovalRule, AuditEntry, OperationClass
+from aios_broker.contract.access import (
+    Approval,
+    ApprovalRule,
+    ApprovalState,
+    AuditEntry,
+    OperationClass,
+)
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
 from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Cursor, Store
-from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
 from aios_cli.syscalls import check_name, parse_module
 from aios_cli.tables import Column, Listing, Row, moment, say, short_id, show_json, show_table
@@ -83,9 +90,21 @@ def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
 
 @command(APPROVALS.show)
 @click.option("--all", "whole", is_flag=True, help="Those that are decided, too.")
-def approvals(*, whole: bool) -> Sequence[Approval]:
-    """List what waits for a person to allow it, oldest first."""
-    return as_steward(lambda cursor: list_approvals(cursor, None if whole else "waiting", MOST))
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MOST),
+    default=MOST,
+    show_default=True,
+    help="At most so many.",
+)
+@click.option("--after", metavar="APPROVAL", help="Those that come after this one: its whole id.")
+def approvals(*, whole: bool, limit: int, after: str | None) -> Sequence[Approval]:
+    """List what waits for a person to allow it: tenants and agents in turns, the oldest first."""
+    state: ApprovalState | None = None if whole else "waiting"
+    page = as_steward(lambda cursor: list_approvals(cursor, state, limit, after))
+    if page.more:
+        say(f"there are more: --after {page.approvals[-1].id}", err=True)
+    return page.approvals
 
 
 def _show_decided(decided: Approval) -> None:
@@ -231,9 +250,9 @@ async def token(operator: Operator, agent: str, tenant: str) -> dict[str, str]:
     """
     check_name("agent", agent)
     check_name("tenant", tenant)
-    issued = Tokens.new()
+    issued = new_token()
     await _enter(issued, agent, tenant)
-    await Tokens(operator.connection, operator.keys).put(issued, Identity(agent, tenant))
+    await Tokens(operator.connection, operator.keys).put(digest(issued), Identity(agent, tenant))
     return {"agent": agent, "tenant": tenant, "token": issued}
 
 
@@ -291,7 +310,7 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
     if waiting.diff:
         say(waiting.diff)
     if arguments is not None:
-        say(arguments_diff(waiting.arguments, arguments))
+        say(asyncio.run(arguments_diff(waiting.arguments, arguments)))
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

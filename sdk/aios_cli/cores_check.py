@@ -89,6 +89,7 @@ async def _check(operator: Operator, name: str, timeout_s: float) -> CoreCheck:
         {"id": new_id(), "agent": AGENT, "deadline_s": left_s, "body": _body(name, view)}
     )
     try:
+        syscall = await operator.identified(syscall)
         reply = await ask(operator, syscall, lambda one: one.reply_within(left_s + REPLY_GRACE_S))
     except KernelError as error:
         return _told(view, None, str(error))

@@ -25,7 +25,7 @@ import click
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import InvalidConfig, KernelError, KernelNotRunning, Unavailable
-from aios_broker.postgres.database import without_password
+from aios_broker.contract.urls import without_password
 from aios_broker.postgres.migrate import current, upgrade
 from aios_broker.process.child import KERNEL_EXTRA, StandaloneServer
 from aios_broker.queues.functions import LIBRARY

@@ -186,6 +186,9 @@ def strace(  # noqa: PLR0913  one parameter per option
         with_kernel(work)
 
 
+_ENDS = frozenset(event for event, (_, state) in TABLE.items() if state in TERMINAL)
+
+
 @dataclass(frozen=True, slots=True)
 class _Tracer:
     """Prints syscalls as they end."""
@@ -224,7 +227,7 @@ class _Tracer:
                 break
             if self.verbose and not self.as_json:
                 say(line_of(each))
-            if TABLE[each.transition.event][1] not in TERMINAL:  # type: ignore[index]
+            if each.transition.event not in _ENDS:
                 continue
             ends += 1
             trace = await self._read(each)
@@ -377,6 +380,8 @@ def told(event: HistoryEvent) -> str:
         return metadata.kind
     if change.event == "claim":
         return f"by {change.who}, attempt {change.attempt}"
+    if change.event == "move":
+        return "from {} to {}".format(*change.detail.partition(" ")[::2])
     used = read_use(change.detail)
     parts = [used.code] if used.code else []
     if used.tokens or used.ran_ms:

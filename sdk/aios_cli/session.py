@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 
 import click
 import hiredis
+import msgspec
 
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Session
@@ -27,6 +28,7 @@ from aios_broker.contract.errors import (
     Unavailable,
     WaitTimeout,
 )
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
@@ -34,6 +36,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.quota import Quotas
 from aios_broker.queues.rate_limits import Rates
+from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 from aios_cli.tables import say, show_json
 from aios_local.supervisor.record import KernelRecord
@@ -140,12 +143,19 @@ class Operator:
         self.fleet = Fleet(self.connection, self.keys)
         self.quotas = Quotas(self._functions, self.keys)
         self.rates = Rates(self._functions, self.keys)
+        self._secret = KernelSecret(self.connection, self.keys)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.connection.aclose()
+
+    async def identified(self, syscall: Syscall, key: str | None = None) -> Syscall:
+        """Return a syscall with an id that its agent may use: a fresh one, or the one of a key."""
+        ids = (await self._secret.id_maker()).of(syscall.owner)
+        syscall_id = ids.fresh() if key is None else ids.from_key(key)
+        return msgspec.structs.replace(syscall, id=syscall_id)
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Session]:
@@ -160,7 +170,7 @@ class Operator:
         The state is `unknown` where nothing is left of it.
         """
         queue = ModuleQueue(self._functions, "llm", self.keys)
-        return await queue.attach(syscall_id, "")  # what ended is in no module's queue
+        return await queue.attach(syscall_id, "", None)  # what ended is in no module's queue
 
 
 def with_kernel(work: Callable[[Operator], Awaitable[Result]]) -> Result:

@@ -410,9 +410,11 @@ def _callback(operation: Operation) -> Callable[..., None]:
         asker = {
             name: values.pop(f"as_{name}") for name in ("agent", "program", "tenant", "deadline_s")
         }
-        syscall = checked({"id": new_id(), **asker, "body": operation.fields(values)})
+        built = checked({"id": new_id(), **asker, "body": operation.fields(values)})
 
         async def work(operator: Operator) -> Reply:
+            syscall = await operator.identified(built)
+
             async def hear(pending: Pending) -> Reply:
                 telling = asyncio.create_task(_tell_when_parked(operator, syscall.id))
                 try:

@@ -18,7 +18,7 @@ from aios_broker.contract.reply import (
     EmbedResult,
     Reply,
 )
-from aios_broker.contract.syscall import Syscall, id_from_key, new_id
+from aios_broker.contract.syscall import Syscall, new_id
 from aios_cli.call import (
     Fields,
     ask,
@@ -104,11 +104,12 @@ def submit(**values: object) -> None:
     async def work(operator: Operator) -> Reply | None:
         if syscall is None:
             return await _attach(operator, options)
+        named = await operator.identified(syscall, options.key)
         if options.detach:
-            await _detach(operator, syscall, options)
+            await _detach(operator, named, options)
             return None
         limit_s = syscall.deadline_s + REPLY_GRACE_S
-        return await ask(operator, syscall, lambda pending: _hear(pending, limit_s, options))
+        return await ask(operator, named, lambda pending: _hear(pending, limit_s, options))
 
     reply = with_kernel(work)
     if reply is not None:
@@ -139,7 +140,7 @@ def syscall_of(options: Options) -> Syscall:
         raise click.UsageError("a PROMPT is missing (or --attach ID)")
     return checked(
         {
-            "id": id_from_key("default", options.agent, options.key) if options.key else new_id(),
+            "id": new_id(),
             "agent": options.agent,
             "program": options.program,
             "nice": options.nice,
@@ -180,7 +181,7 @@ async def _attach(operator: Operator, options: Options) -> Reply:
     assert options.attach is not None
     found = await find(operator, options.attach)
     async with operator.client() as client:
-        pending = client.attach(found.job_id)
+        pending = client.attach(found.job_id, None)
         return await _hear(pending, ATTACH_TIMEOUT_S, options)
 
 

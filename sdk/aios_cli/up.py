@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -19,8 +20,8 @@ from aios_broker.contract.errors import (
     Unavailable,
     from_wire,
 )
+from aios_broker.contract.urls import without_password
 from aios_broker.log import KernelLog
-from aios_broker.postgres.database import without_password
 from aios_broker.process.child import wait_for
 from aios_cli.session import Operator, command, current_config, find_kernel, with_kernel
 from aios_cli.tables import Column, Listing, say, show_json
@@ -67,9 +68,10 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
     if detach:
         record = _start_detached(config)
         if as_json:
-            show_json(record)
+            show_json(without_passwords(record))
         else:
-            say(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={record.redis_url}")
+            url = without_password(record.redis_url)
+            say(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={url}")
         return
     log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
     log = KernelLog(log_path, None if quiet else sys.stdout)
@@ -178,12 +180,25 @@ class Status(KernelRecord, frozen=True, kw_only=True):
     workers: tuple[str, ...] = ()
 
 
+R = TypeVar("R", bound=KernelRecord)
+
+
+def without_passwords(record: R) -> R:
+    """Return a record as it is shown: who needs its passwords has them, or may read its file."""
+    database_url = record.database_url
+    return msgspec.structs.replace(
+        record,
+        redis_url=without_password(record.redis_url),
+        database_url=database_url and without_password(database_url),
+    )
+
+
 def _show_status(found: Status) -> None:
     lines = {
         "state": found.state,
-        "AIOS_REDIS_URL": without_password(found.redis_url),
+        "AIOS_REDIS_URL": found.redis_url,
         "Redis by TCP": found.redis_tcp_url,
-        "AIOS_DATABASE_URL": without_password(found.database_url or "not set"),
+        "AIOS_DATABASE_URL": found.database_url or "not set",
         "scheduler": found.scheduler or "none leads",
         "workers": ", ".join(found.workers) or "none",
     }
@@ -208,7 +223,7 @@ def status() -> Status:
     does not answer. With AIOS_REDIS_URL set, the kernel there is shown; its processes are not
     known here.
     """
-    found = Status(**msgspec.structs.asdict(find_kernel()))
+    found = without_passwords(Status(**msgspec.structs.asdict(find_kernel())))
     if found.state != "running":  # its Redis may not be there yet
         return found
     return with_kernel(lambda kernel: _at_work(kernel, found))

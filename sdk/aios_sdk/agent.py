@@ -20,6 +20,7 @@ from aios_broker.contract.errors import (
     KernelNotRunning,
     RedisUnavailable,
 )
+from aios_broker.contract.ids import Ids
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import DEFAULT_DEADLINE_S, Body, Syscall
 from aios_sdk.call import Call, SyncCall
@@ -164,16 +165,21 @@ class AsyncAgent(Trees[Asynchronous]):
 
     def submit(self, body: Body) -> Call[Result]:
         """Submit any body of the contract."""
-        return self._start(build_syscall(self.options, body))
+        return self._start(build_syscall(self.options, body, self._ids))
 
     def call(self, syscall_id: str) -> Call[Result]:
-        """Attach to a syscall by its id, for instance after a crash of this program.
+        """Attach to a syscall of this agent by its id, for instance after a crash of this program.
 
-        Awaiting it raises UnknownSyscall when the kernel does not know it, or its reply expired.
+        Awaiting it raises UnknownSyscall when the kernel does not know it, or its reply expired,
+        or it is another agent's.
         """
-        pending = self._line.session.attach(check_id(syscall_id))
+        pending = self._line.session.attach(check_id(syscall_id), self.options.owner)
         wait_s = self.options.timeout_s or self.options.deadline_s or DEFAULT_DEADLINE_S
         return Call(self._line.session, pending, wait_s)
+
+    @property
+    def _ids(self) -> Ids:
+        return self._line.session.ids(self.options.owner)
 
     def _start(self, syscall: Syscall) -> Call[Any]:
         """Submit a syscall that was built and checked."""

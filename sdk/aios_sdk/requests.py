@@ -9,14 +9,16 @@ from typing import Any, Literal, TypedDict, Unpack
 
 import msgspec
 
+from aios_broker.contract.access import AccessRegister
 from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.ids import Ids
 from aios_broker.contract.llm import (
     Format,
     Message,
     Tool,
 )
 from aios_broker.contract.memory import MemoryAdd
-from aios_broker.contract.names import MAX_TEXT_BYTES, GrantVerbs
+from aios_broker.contract.names import MAX_TEXT_BYTES, GrantVerbs, Owner
 from aios_broker.contract.storage import (
     Encoding,
     StorageAppend,
@@ -31,9 +33,8 @@ from aios_broker.contract.syscall import (
     Syscall,
     decode_syscall,
     encode_syscall,
-    id_from_key,
-    new_id,
 )
+from aios_broker.contract.tokens import new_token
 
 Messages = str | Sequence[Message | Mapping[str, object]]
 RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked yet
@@ -42,6 +43,7 @@ Item = str | Mapping[str, Any]  # one call of a map: a prompt or text, or all it
 TAKES_CORE = ("llm.", "context.")  # the kinds that the agent's own core is put into
 _SYSCALL_ID = re.compile(r"[0-9a-f]{32}")
 _encoder = msgspec.json.Encoder()
+_NOBODYS = Ids(b"", Owner("", ""))  # of a syscall that is checked and never sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ class Options:
     deadline_s: float | None = None  # how long the kernel may take; None: timeout_s, else 600
     key: str | None = None  # idempotency: the same key, the same syscall
     core: str | None = None  # for llm calls that name none
+
+    @property
+    def owner(self) -> Owner:
+        """Whose the calls are."""
+        return Owner(self.tenant, self.agent)
 
 
 class ChatOptions(TypedDict, total=False):
@@ -190,6 +197,13 @@ def link_body(path: str, *, ttl_s: float | None = None) -> StorageShare:
     return StorageShare(path, link=True, ttl_s=ttl_s)
 
 
+def register_body(
+    agent: str, *, administrator: bool = False, ttl_s: float | None = None
+) -> AccessRegister:
+    """Make an agent known, and give it a token, which is made here: the kernel hears its digest."""
+    return AccessRegister(agent, administrator, ttl_s, token=new_token())
+
+
 def encoded(content: str | bytes) -> tuple[str, Encoding]:
     """Return content as it travels: text as it is, bytes in base64."""
     if isinstance(content, bytes):
@@ -217,9 +231,16 @@ def item_body(build: Callable[..., RawBody | Body], item: Item) -> RawBody | Bod
 
 
 def build_syscall(
-    options: Options, body: RawBody | Body, *, index: int | None = None, stream: bool | None = None
+    options: Options,
+    body: RawBody | Body,
+    ids: Ids,
+    *,
+    index: int | None = None,
+    stream: bool | None = None,
 ) -> Syscall:
-    """Return a syscall that the kernel's contract allows. `index`: its place in a map.
+    """Return a syscall that the kernel's contract allows.
+
+    `ids` are those of its agent; `index` is its place in a map.
 
     Raises:
         InvalidSyscall: an unknown field or a bad value; `field` is its path. Nothing was sent.
@@ -228,7 +249,7 @@ def build_syscall(
     try:
         data = _encoder.encode(
             {
-                "id": _id(options, index),
+                "id": _id(options, ids, index),
                 "body": _raw(options, body, stream=stream),
                 "agent": options.agent,
                 "program": options.program,
@@ -267,7 +288,8 @@ def check_options(options: Options) -> Options:
             field="key",
             remedy="give a text that names this step of your program",
         )
-    build_syscall(options, chat_body("") if options.core is not None else echo_body())
+    body = chat_body("") if options.core is not None else echo_body()
+    build_syscall(options, body, _NOBODYS)
     return options
 
 
@@ -286,11 +308,10 @@ def _turns(messages: Messages) -> object:
     return [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
 
 
-def _id(options: Options, index: int | None) -> str:
+def _id(options: Options, ids: Ids, index: int | None) -> str:
     if options.key is None:
-        return new_id()
-    key = options.key if index is None else f"{options.key}\x1f{index}"
-    return id_from_key(options.tenant, options.agent, key)
+        return ids.fresh()
+    return ids.from_key(options.key if index is None else f"{options.key}\x1f{index}")
 
 
 def _deadline_s(options: Options) -> float:

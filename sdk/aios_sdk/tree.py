@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 from aios_broker.contract import access, memory, storage
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.ids import Ids
 from aios_broker.contract.llm import ContextClear, ContextGet, ContextSummarise
 from aios_broker.contract.reply import (
     ChatResult,
@@ -42,6 +43,7 @@ from aios_sdk.requests import (
     item_body,
     link_body,
     note_body,
+    register_body,
     share_body,
     write_body,
 )
@@ -56,6 +58,11 @@ class Submitter(Protocol):
     @property
     def options(self) -> Options:
         """What holds for every call."""
+        ...
+
+    @property
+    def _ids(self) -> Ids:
+        """What makes the ids of its syscalls."""
         ...
 
     def _start(self, syscall: Syscall) -> Call[Any]:
@@ -79,7 +86,8 @@ class AsyncVerbs(Generic[Arguments, Answer]):
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
         """Submit; `await` what is returned for the result."""
         body = call_body(self._build, *args, **kwargs)
-        return self._agent._start(build_syscall(self._agent.options, body))
+        agent = self._agent
+        return agent._start(build_syscall(agent.options, body, agent._ids))
 
     def start(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Call[Answer]:
         """Submit, and return the handle."""
@@ -88,7 +96,9 @@ class AsyncVerbs(Generic[Arguments, Answer]):
     def stream(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Stream[Answer]:
         """Submit, and return the text piece by piece; `.result` is there at the end."""
         body = call_body(self._build, *args, **kwargs)
-        return Stream(self._agent._start(build_syscall(self._agent.options, body, stream=True)))
+        agent = self._agent
+        syscall = build_syscall(agent.options, body, agent._ids, stream=True)
+        return Stream(agent._start(syscall))
 
     def map(
         self, items: Iterable[Item], *, concurrency: int | None = None, return_errors: bool = False
@@ -98,9 +108,9 @@ class AsyncVerbs(Generic[Arguments, Answer]):
         The first error ends the map and cancels its other calls; with `return_errors` errors
         stand among the results instead. At most `concurrency` are under way; None: all at once.
         """
-        options = self._agent.options
+        options, ids = self._agent.options, self._agent._ids
         bodies = [item_body(self._build, item) for item in items]
-        syscalls = [build_syscall(options, body, index=at) for at, body in enumerate(bodies)]
+        syscalls = [build_syscall(options, body, ids, index=at) for at, body in enumerate(bodies)]
         if concurrency is not None and concurrency < 1:
             raise InvalidSyscall(
                 f"{concurrency} is too few", field="concurrency", remedy="give 1 or more, or None"
@@ -274,7 +284,7 @@ class Access(Tree[Side]):
     """Who an agent is, groups, grants, approvals, and the audit log."""
 
     whoami = Kind(access.AccessWhoami, access.Whoami)
-    register = Kind(access.AccessRegister, access.TokenIssued)
+    register = Kind(register_body, access.TokenIssued)
     revoke_token = Kind(access.AccessRevokeToken, Acknowledged)
     groups = Kind(access.AccessGroups, access.Groups)
     group_create = Kind(access.AccessGroupCreate, Acknowledged)

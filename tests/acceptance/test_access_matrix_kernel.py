@@ -48,11 +48,17 @@ class KernelScene:
         self._agents: dict[tuple[str, str], AsyncAgent] = {}
 
     async def ask(self, agent: str, body: Body) -> Any:  # noqa: ANN401  some result
+        return await (await self._opened(agent)).submit(body)
+
+    async def register(self, asker: str, agent: str) -> None:
+        await (await self._opened(asker)).access.register(agent)
+
+    async def _opened(self, agent: str) -> AsyncAgent:
         whom = (self.tenant, agent)
         if whom not in self._agents:
             opened = AsyncAgent(agent, tenant=self.tenant, url=self._url)
             self._agents[whom] = await self._stack.enter_async_context(opened)
-        return await self._agents[whom].submit(body)
+        return self._agents[whom]
 
     async def known(self, *agents: str) -> None:
         for agent in agents:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from aios_broker.config import KernelConfig
-from aios_broker.queues.tokens import digest
+from aios_broker.contract.tokens import digest
 from aios_cli.main import cli
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AccessDenied, Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.timeout(180)
 
 KEY = "sk-nobody-may-see-this"
 OTHER_KEY = "sk-nor-this-one"
+LATER_KEY = "sk-nor-what-is-named-later"
 PORT_OF_NOBODY = 9
 STEADY = SimulatedSettings(slots=3, model="another", aliases=("gpt-4o-mini",))
 KEYED = SGLangSettings(url=f"http://127.0.0.1:{PORT_OF_NOBODY}", api_key_env="THE_KEY")
@@ -61,6 +62,8 @@ def kernel(config: KernelConfig, file: CoresFile) -> Iterator[EmbeddedKernel]:
         "PYTHONPATH": os.pathsep.join(sys.path),
         "THE_KEY": KEY,
         "AIOS_SGLANG_API_KEY": OTHER_KEY,
+        "A_WORD": LATER_KEY,
+        "A_LATER_KEY": LATER_KEY,
     }
     with EmbeddedKernel(config, inherited=inherited) as running:
         yield running
@@ -203,15 +206,11 @@ def test_a_file_that_has_become_wrong_leaves_what_runs(
 def test_a_key_is_seen_by_the_process_that_needs_it_and_nobody_else(
     kernel: EmbeddedKernel, aios: Callable[..., Result], config: KernelConfig
 ) -> None:
-    wait_until(lambda: kernel.process("llm.keyed-1").pid is not None, LATE_S)
-    pids = {one.name: one.pid for one in kernel.record.processes if one.pid is not None}
-
-    told = {
-        name: variable
-        for name, pid in pids.items()
-        for variable, key in (("THE_KEY", KEY), ("AIOS_SGLANG_API_KEY", OTHER_KEY))
-        if key in _environment_of(pid)
-    }
+    # Nothing answers at the keyed core's address: its process ends and is started anew.
+    wait_until(lambda: "llm.keyed-1" in _told(kernel, THE_KEY=KEY), LATE_S)
+    assert _told(kernel, A_LATER_KEY=LATER_KEY) == {}
+    told = _told(kernel, THE_KEY=KEY, AIOS_SGLANG_API_KEY=OTHER_KEY)
+    told.setdefault("llm.keyed-1", "THE_KEY")
     assert told == {"llm.keyed-1": "THE_KEY", "llm-1": "AIOS_SGLANG_API_KEY"}
 
     shown = [
@@ -227,6 +226,29 @@ def test_a_key_is_seen_by_the_process_that_needs_it_and_nobody_else(
     assert "THE_KEY" in shown[0]  # where the key is, is no secret
     for key in (KEY, OTHER_KEY):
         assert not [text[:200] for text in shown if key in text]
+
+
+def test_a_key_that_a_core_names_later_leaves_all_other_processes(
+    kernel: EmbeddedKernel, aios: Callable[..., Result], file: CoresFile
+) -> None:
+    """Nothing in its name says that it is one: who has it starts anew, the others run on."""
+    assert {"scheduler", "llm-1", "llm.steady-1"} <= set(_told(kernel, A_WORD=LATER_KEY))
+    file.add("later", msgspec.structs.replace(KEYED, api_key_env="A_WORD"))
+
+    wait_until(lambda: set(_told(kernel, A_WORD=LATER_KEY)) <= {"llm.later-1"}, LATE_S)
+    wait_until(lambda: kernel.process("llm.steady-1").state == "running", LATE_S)
+    wait_until(lambda: _answers(kernel, "steady") == "steady", LATE_S)
+    assert _told(kernel, THE_KEY=KEY).keys() <= {"llm.keyed-1"}
+
+
+def _told(kernel: EmbeddedKernel, **keys: str) -> dict[str, str]:
+    """Return which process has which key, of those that run now."""
+    return {
+        one.name: variable
+        for one in kernel.record.processes
+        for variable, key in keys.items()
+        if one.pid is not None and f"{variable}={key}" in _environment_of(one.pid)
+    }
 
 
 def _environment_of(pid: int) -> str:

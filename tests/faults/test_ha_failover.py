@@ -15,6 +15,7 @@ import pytest
 
 from aios_broker.client.session import Session
 from aios_broker.contract.errors import RedisUnavailable, UnknownSyscall
+from aios_broker.contract.names import Owner
 from aios_broker.contract.syscall import new_id
 from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent
@@ -23,10 +24,12 @@ from tests.caller import Caller, running_worker
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.redis_nodes import RedisNode, follow, promote, running
 from tests.scheduler_process import SchedulerProcess
+from tests.session_user import sent
 from tests.tiny_worker import TinyWorker
 from tests.waiting import wait_until_async
 
 HEARD_S = 30.0
+WRITER = Owner("default", "writer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +148,11 @@ def is_led(node: RedisNode) -> bool:
 
 async def lost_in_failover(pair: Pair, session: Session) -> list[str]:
     """Have syscalls acknowledged that only the dead master knew; return their ids."""
-    known = session.submit(echo("known"))
+    known = sent(session, echo("known"))
     await known.accepted
     await wait_until_async(lambda: pair.replica.run("EXISTS", f"rq:job:{known.id}"))
     pair.replica.run("REPLICAOF", "127.0.0.1", 1)  # nothing more reaches it
-    lost = [session.submit(echo(f"lost {n}")) for n in range(20)]
+    lost = [sent(session, echo(f"lost {n}")) for n in range(20)]
     await asyncio.gather(*(pending.accepted for pending in lost))
     pair.master.kill()
     promote(pair.replica)
@@ -162,7 +165,7 @@ async def test_acknowledged_syscalls_that_are_lost_are_submitted_again_by_who_wa
 ) -> None:
     async with session_of(pair.url) as session:
         ids = await lost_in_failover(pair, session)
-        waiting = [session.attach(each) for each in ids]
+        waiting = [session.attach(each, WRITER) for each in ids]
         async with TinyWorker(pair.url, "tool") as worker:
             async with asyncio.timeout(HEARD_S):
                 await asyncio.gather(*(pending.ended for pending in waiting))
@@ -174,7 +177,7 @@ async def test_who_only_knows_the_id_of_a_lost_syscall_hears_a_typed_error(pair:
     async with session_of(pair.url) as submitter, session_of(pair.url) as other:
         ids = await lost_in_failover(pair, submitter)
         await submitter.aclose()
-        attached = [other.attach(each) for each in [*ids[1:], new_id()]]
+        attached = [other.attach(each, WRITER) for each in [*ids[1:], new_id()]]
         async with asyncio.timeout(HEARD_S):
             await asyncio.gather(*(pending.ended for pending in attached))
     codes = {
@@ -186,13 +189,13 @@ async def test_who_only_knows_the_id_of_a_lost_syscall_hears_a_typed_error(pair:
 async def test_the_functions_are_loaded_into_a_new_master_that_lacks_them(pair: Pair) -> None:
     caller = Caller(pair.url)
     try:
-        await caller.queue("tool").attach("0" * 32, "")
+        await caller.queue("tool").attach("0" * 32, "", None)
         pair.fail_over()
         pair.replica.run("FUNCTION", "FLUSH")
 
         async def answered() -> bool:
             try:
-                return (await caller.queue("tool").attach("0" * 32, ""))[0] == "unknown"
+                return (await caller.queue("tool").attach("0" * 32, "", None))[0] == "unknown"
             except RedisUnavailable:
                 return False
 

@@ -23,6 +23,7 @@ from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.processes import frozen_family
 from tests.queue_user import QueueUser, queue_user
+from tests.session_user import sent
 from tests.waiting import wait_until_async
 
 BEFORE, DURING = 20, 60
@@ -57,7 +58,7 @@ async def kernel(redis_url: str, database_url: str) -> AsyncIterator[Session]:
 
 
 async def heard(session: Session, count: int) -> set[str]:
-    calls = [session.submit(echo("x")) for _ in range(count)]
+    calls = [sent(session, echo("x")) for _ in range(count)]
     async with asyncio.timeout(HEARD_S):
         await asyncio.gather(*(call.ended for call in calls))
     assert all(call.reply and call.reply.error is None for call in calls)

@@ -23,6 +23,7 @@ from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.queue_user import QueueUser, queue_user
 from tests.redis_nodes import RedisNode, running
+from tests.session_user import sent
 from tests.waiting import wait_until_async
 
 HEARD_S = 30.0
@@ -70,7 +71,7 @@ async def test_everybody_comes_back_to_a_redis_that_was_emptied(node: RedisNode)
 
 async def test_what_waited_in_it_is_submitted_again_and_answered(node: RedisNode) -> None:
     async with session_of(node.url) as session:
-        waiting = [session.submit(echo(f"{n}")) for n in range(50)]
+        waiting = [sent(session, echo(f"{n}")) for n in range(50)]
         await asyncio.gather(*(pending.accepted for pending in waiting))
         empty(node)
         async with kernel(node), asyncio.timeout(HEARD_S):
@@ -130,7 +131,7 @@ async def test_a_full_redis_refuses_new_work_and_lets_what_runs_end(node: RedisN
         assert (caught.value.retryable, caught.value.retry_after_s) == (True, 1.0)
         # What frees memory goes on: endings, claims, cancellations, sweeps, leadership.
         assert await user.finish(lease) == [True]
-        assert (await user.queue.attach(running_id, ""))[0] == "finished"
+        assert (await user.queue.attach(running_id, "", None))[0] == "finished"
         assert [each.job_id for each in await user.claim(1, lease_s=0.001)] == [waiting_id]
         assert await user.control.cancel([doomed], RedisFull("x"), module="tool") == ["done"]
         assert await user.order.reorder(epoch, [(late, 0.0)])
@@ -148,10 +149,10 @@ async def test_a_worker_drains_a_full_redis_and_its_clients_go_on_later(node: Re
         session_of(node.url) as patient,
         AsyncAgent("ada", url=node.url) as me,
     ):
-        waiting = [patient.submit(echo(EIGHT_KIB)) for _ in range(20)]
+        waiting = [sent(patient, echo(EIGHT_KIB)) for _ in range(20)]
         await asyncio.gather(*(pending.accepted for pending in waiting))
         fill(node)
-        refused = impatient.submit(echo("now"))
+        refused = sent(impatient, echo("now"))
         later = me.tool.echo.start("later")
         async with kernel_of_a_full(node), asyncio.timeout(HEARD_S):
             await asyncio.gather(*(pending.ended for pending in waiting), refused.ended)
@@ -202,7 +203,7 @@ async def test_a_hanging_redis_is_told_within_each_time_limit(node: RedisNode) -
             with pytest.raises(RedisUnavailable, match="did not answer"):
                 await connection.execute("PING")
             assert time.monotonic() - began_s < 5.0
-            pending = session.submit(echo("waits"))
+            pending = sent(session, echo("waits"))
             await session.aclose()  # within its limit, whatever hangs
             assert pending.reply is not None
             assert pending.reply.error is not None

@@ -46,6 +46,7 @@ from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.queue_user import QueueUser, queue_user
 from tests.scheduler_process import SchedulerProcess
+from tests.session_user import sent
 from tests.waiting import wait_until_async
 
 HEARD_S = 20.0
@@ -131,7 +132,7 @@ async def test_clients_and_workers_of_both_share_one_queue(redis_url: str, next_
     environment = {"PYTHONPATH": next_path, "PATH": os.environ.get("PATH", "")}
     async with session_of(redis_url) as session, scheduler(redis_url):
         with WorkerProcess(redis_url, "tool", pythonpath=next_path) as theirs:
-            calls = [session.submit(echo(f"{number}")) for number in range(EACH)]
+            calls = [sent(session, echo(f"{number}")) for number in range(EACH)]
             async with asyncio.timeout(HEARD_S):
                 await asyncio.gather(*(call.ended for call in calls))
             theirs.send(signal.SIGTERM)

@@ -25,6 +25,7 @@ from aios_cli.demo.load import demo_agents
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, Progress, Slice, read_slices
 from aios_cli.session import Operator
 from aios_local.supervisor import EmbeddedKernel
+from tests.session_user import sent
 from tests.waiting import wait_until
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ async def test_what_redis_acknowledged_outlives_it(kernel: EmbeddedKernel) -> No
         for _ in range(50)
     ]
     async with Operator(kernel.redis_url, name="test") as operator, operator.client() as client:
-        pending = [client.submit(syscall) for syscall in syscalls]
+        pending = [sent(client, syscall) for syscall in syscalls]
         await asyncio.gather(*(one.taken() for one in pending))
         loop = asyncio.get_running_loop()
         acknowledged_at = loop.time()

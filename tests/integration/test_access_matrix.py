@@ -58,6 +58,10 @@ class Scene(Protocol):
         """Have the operator let an agent do something."""
         ...
 
+    async def register(self, asker: str, agent: str) -> object:
+        """Register an agent."""
+        ...
+
     async def known(self, *agents: str) -> None:
         """Make agents known."""
         ...

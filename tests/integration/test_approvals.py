@@ -26,7 +26,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Syscall, new_id
-from aios_workers.approvals.requests import Decision
+from aios_workers.approvals.requests import Decision, list_approvals
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import tidy
 from tests.state_scene import StateScene
@@ -303,3 +303,41 @@ async def test_an_unapproved_deletion_never_runs(scene: StateScene, tries: int) 
         "(SELECT count(*) FROM approval WHERE state = 'used') AS used FROM effect"
     )
     assert counted[0].deleted == counted[0].used
+
+
+async def test_a_flood_of_requests_hides_nobodys_and_is_read_page_by_page(
+    scene: StateScene,
+) -> None:
+    for agent in ("ann", "bob"):
+        await scene.ask(agent, StorageWrite("f", "x"))
+    asked = []
+    for agent in (*["ann"] * 5, "bob"):
+        syscall = scene.syscall(agent, StorageDelete("f"))
+        with pytest.raises(NeedsApproval):
+            await scene.run(syscall)
+        asked.append(syscall.id)
+    seen: list[str] = []
+    after = None
+    while True:
+        async with scene.store.as_steward() as cursor:
+            page = await list_approvals(cursor, "waiting", 2, after)
+        seen += [one.syscall_id for one in page.approvals]
+        after = page.approvals[-1].id
+        if not page.more:
+            break
+        if len(seen) == 2:  # the next page begins after the last one, though that is decided now
+            await scene.decide(asked[5], Decision("denied"))
+    assert seen == [asked[0], asked[5], *asked[1:5]]
+
+
+async def test_the_only_request_of_a_tenant_comes_first_of_its_own_kind(scene: StateScene) -> None:
+    for tenant, times in (("flood", 4), ("other", 1)):
+        scene.tenant = tenant
+        await scene.ask("ann", StorageWrite("f", "x"))
+        for _ in range(times):
+            with pytest.raises(NeedsApproval):
+                await scene.ask("ann", StorageDelete("f"))
+    async with scene.store.as_steward() as cursor:
+        listed = await list_approvals(cursor, "waiting", 2)
+    assert [one.tenant for one in listed.approvals] == ["flood", "other"]
+    assert listed.more

@@ -31,18 +31,20 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.redis.connection import Connection
 from aios_sdk import Agent, AsyncAgent
+from tests.session_user import sent
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until
 
 PATIENT = Limits(recheck_s=60.0, patience_s=5.0, cancel_s=0.5)  # nothing is found by waiting
+KEY = "monday's report"
 
 
-def syscall(body: Body, key: str | None = None, agent: str = "writer") -> Syscall:
-    return Syscall(id=key or new_id(), agent=agent, body=body)
+def syscall(body: Body, agent: str = "writer") -> Syscall:
+    return Syscall(id=new_id(), agent=agent, body=body)
 
 
-def echo(text: str, key: str | None = None, agent: str = "writer") -> Syscall:
-    return syscall(ToolEcho(text), key, agent)
+def echo(text: str, agent: str = "writer") -> Syscall:
+    return syscall(ToolEcho(text), agent)
 
 
 @asynccontextmanager
@@ -84,7 +86,7 @@ async def test_of_a_batch_that_does_not_fit_nothing_is_run_and_refused(redis_url
     with redis.Redis.from_url(redis_url) as client:
         client.hset("rq:aios:policy:tool", "max_waiting", 3)
     async with session_of(redis_url) as session:
-        calls = [session.submit(echo(f"{n}")) for n in range(8)]
+        calls = [sent(session, echo(f"{n}")) for n in range(8)]
         await check_split(redis_url, calls, 3, QueueFull)
 
 
@@ -94,16 +96,16 @@ async def test_of_a_batch_over_its_quota_nothing_is_run_and_refused(redis_url: s
     await quotas.set("tool", QuotaRow(Subject.of_agent("writer"), max_queued=3))
     await connection.aclose()
     async with session_of(redis_url) as session:
-        calls = [session.submit(echo(f"{n}")) for n in range(8)]
+        calls = [sent(session, echo(f"{n}")) for n in range(8)]
         await check_split(redis_url, calls, 3, QuotaExceeded)
 
 
 async def test_one_call_harms_no_other_of_its_batch(redis_url: str) -> None:
     chat = LlmChat((Message("user", "x"),))
     async with session_of(redis_url) as session:
-        unserved = session.submit(syscall(msgspec.structs.replace(chat, core="nobody")))
-        unwritable = session.submit(syscall(LlmChat((Message("user", "\ud800"),))))
-        fine = session.submit(syscall(chat))
+        unserved = sent(session, syscall(msgspec.structs.replace(chat, core="nobody")))
+        unwritable = sent(session, syscall(LlmChat((Message("user", "\ud800"),))))
+        fine = sent(session, syscall(chat))
         assert isinstance(await error_of(unserved), UnknownCore)
         assert isinstance(await error_of(unwritable), InvalidSyscall)
         await asyncio.wait_for(fine.accepted, timeout=10)
@@ -127,7 +129,7 @@ async def test_what_cannot_be_read_is_asked_for_at_once(redis_url: str, garbage:
         return EchoResult("found")
 
     async with session_of(redis_url) as session:
-        pending = session.submit(echo("found"))
+        pending = sent(session, echo("found"))
         await pending.accepted
         with redis.Redis.from_url(redis_url) as client:
             [name] = client.hvals("rq:aios:live:tool")
@@ -138,7 +140,7 @@ async def test_what_cannot_be_read_is_asked_for_at_once(redis_url: str, garbage:
             client.rpush(b"rq:aios:reply:" + name, garbage.replace(b"%s", pending.id.encode()))
             assert await answer(pending) == EchoResult("found")
             # A stored reply that cannot be read either: a typed error, once.
-            other = session.submit(echo("newer"))
+            other = sent(session, echo("newer"))
             await other.accepted
             client.hset(f"rq:job:{other.id}", "aios_reply", garbage)
             client.hdel("rq:aios:live:tool", other.id)
@@ -147,20 +149,17 @@ async def test_what_cannot_be_read_is_asked_for_at_once(redis_url: str, garbage:
 
 
 async def test_a_key_with_another_body_is_a_conflict(redis_url: str) -> None:
-    key = new_id()
     async with session_of(redis_url) as ours, session_of(redis_url) as theirs:
-        first = ours.submit(echo("first", key))
+        first = sent(ours, echo("first"), KEY)
         await first.accepted
         for ended in (False, True):
-            joined = ours.submit(echo("second", key))
-            for pending in (joined, theirs.submit(echo("second", key))):
+            joined = sent(ours, echo("second"), KEY)
+            for pending in (joined, sent(theirs, echo("second"), KEY)):
                 error = await error_of(pending)
                 assert isinstance(error, KeyConflict)
                 assert "tool.echo with another body.text" in str(error)
                 assert error.field == "key"
-            same = theirs.submit(
-                msgspec.structs.replace(echo("first", key), deadline_s=5.0, token="other")
-            )
+            same = sent(theirs, msgspec.structs.replace(echo("first"), deadline_s=5.0), KEY)
             if not ended:
                 await same.accepted
                 async with TinyWorker(redis_url, "tool"):
@@ -170,15 +169,14 @@ async def test_a_key_with_another_body_is_a_conflict(redis_url: str) -> None:
 
 
 async def test_a_key_that_is_attached_to_is_compared_too(redis_url: str) -> None:
-    key = new_id()
     async with session_of(redis_url) as ours, session_of(redis_url) as theirs:
-        first = theirs.submit(echo("first", key))
+        first = sent(theirs, echo("first"), KEY)
         await first.accepted
-        attached = ours.attach(key)
+        attached = ours.attach(first.id, first.owner)
         await attached.accepted
-        error = await error_of(ours.submit(echo("second", key)))
+        error = await error_of(sent(ours, echo("second"), KEY))
         assert isinstance(error, KeyConflict)
-        same = [ours.submit(echo("first", key)) for _ in range(2)]
+        same = [sent(ours, echo("first"), KEY) for _ in range(2)]
         await same[1].accepted
         async with TinyWorker(redis_url, "tool") as worker:
             for pending in (attached, *same, first):
@@ -187,13 +185,12 @@ async def test_a_key_that_is_attached_to_is_compared_too(redis_url: str) -> None
 
 
 async def test_what_is_attached_to_and_submitted_is_cancelled_on_leaving(redis_url: str) -> None:
-    key = new_id()
     async with session_of(redis_url) as theirs:
-        first = theirs.submit(echo("first", key))
+        first = sent(theirs, echo("first"), KEY)
         await first.accepted
         async with session_of(redis_url) as ours:
-            attached = ours.attach(key)
-            same = ours.submit(echo("first", key))
+            attached = ours.attach(first.id, first.owner)
+            same = sent(ours, echo("first"), KEY)
             await same.accepted
         for pending in (attached, same, first):
             assert isinstance(await error_of(pending), Cancelled)

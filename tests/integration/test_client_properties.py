@@ -27,8 +27,9 @@ from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
 from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, KeyConflict, RedisUnavailable
+from aios_broker.contract.ids import Ids
 from aios_broker.contract.job import decode_job
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.functions import Functions
@@ -37,6 +38,7 @@ from aios_broker.queues.quota import QuotaRow, Quotas, Subject
 from aios_broker.queues.records import Ending
 from aios_broker.redis.connection import Connection
 from tests.conftest import RunningRedis
+from tests.session_user import sent
 from tests.waiting import wait_until_async
 
 Answer = TypeVar("Answer")
@@ -73,14 +75,19 @@ class Way:
             raise RedisUnavailable("cut after the step")
         return answer
 
-    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
-        return await self.inner.cancel(ids, module, error)
+    def ids(self, owner: Owner) -> Ids:
+        return self.inner.ids(owner)
 
-    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
-        return await self.inner.attach(syscall_id, module)
+    async def cancel(
+        self, ids: Sequence[str], module: Module, error: KernelError, owner: Owner | None
+    ) -> list[bool]:
+        return await self.inner.cancel(ids, module, error, owner)
 
-    async def status(self, syscall_id: str) -> CallStatus | None:
-        return await self.inner.status(syscall_id)
+    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
+        return await self.inner.attach(syscall_id, module, owner)
+
+    async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
+        return await self.inner.status(syscall_id, owner)
 
     async def messages(self) -> list[bytes]:
         return [each for data in await self.inner.messages() for each in self._passed(data)]
@@ -145,7 +152,7 @@ class ClientMachine(RuleBasedStateMachine):
         async def batch() -> None:
             self.way.cuts = list(cuts)
             for agent in agents:
-                self._follow(self.session.submit(Syscall(new_id(), agent, ToolEcho("x"))))
+                self._follow(sent(self.session, Syscall(new_id(), agent, ToolEcho("x"))))
             await self._settle()
 
         self.do(batch())

@@ -30,6 +30,7 @@ from aios_cli.session import Operator
 from aios_sdk import AsyncAgent
 from aios_workers.runtime.kernel_calls import SubmittedCalls
 from tests.queue_user import QueueUser, queue_user
+from tests.session_user import sent
 from tests.tiny_worker import MODEL, Emit, TinyWorker, parrot
 from tests.waiting import wait_until_async
 
@@ -190,8 +191,9 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
         Operator(redis_url) as operator,
         operator.client() as client,
     ):
-        await client.submit(syscall).taken()
-        view = await operator.control.job(syscall.id)
+        pending = sent(client, syscall)
+        await pending.taken()
+        view = await operator.control.job(pending.id)
         assert view is not None
         metadata = view.metadata
         assert (
@@ -210,7 +212,7 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
         assert view.deadline_in_s is not None
         assert 20.0 < view.deadline_in_s <= 30.0
         [described] = await operator.connection.execute(
-            "HMGET", operator.keys.job(syscall.id), "description"
+            "HMGET", operator.keys.job(pending.id), "description"
         )
     assert described == b"llm.chat of writer/novel"
 
@@ -218,7 +220,7 @@ async def test_a_job_carries_what_the_scheduler_needs(redis_url: str) -> None:
 async def test_what_was_let_go_outlives_its_client(redis_url: str) -> None:
     async with Operator(redis_url) as operator:
         async with operator.client() as client:
-            kept, left = (client.submit(Syscall(new_id(), "a", CHAT)) for _ in "12")
+            kept, left = (sent(client, Syscall(new_id(), "a", CHAT)) for _ in "12")
             await asyncio.gather(kept.taken(), left.taken())
             client.let_go(left)
         assert (await operator.peek(kept.id))[0] == "cancelled"

@@ -29,6 +29,7 @@ from tests.caller import ROOT
 from tests.integration.test_sdk_faults import echo
 from tests.queue_user import QueueUser
 from tests.redis_nodes import RedisCluster, cluster, program_environment
+from tests.session_user import sent
 
 SHARDS = ("a", "b")
 HEARD_S = 40.0
@@ -84,7 +85,7 @@ async def shard(url: str, tag: str) -> AsyncIterator[Session]:
 
 async def heard(session: Session, count: int) -> None:
     """Submit, and check that each is answered with its own text."""
-    calls = [session.submit(echo(f"{n}")) for n in range(count)]
+    calls = [sent(session, echo(f"{n}")) for n in range(count)]
     async with asyncio.timeout(HEARD_S):
         await asyncio.gather(*(call.ended for call in calls))
     for number, call in enumerate(calls):

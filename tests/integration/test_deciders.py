@@ -22,6 +22,7 @@ from aios_broker.contract.errors import AccessDenied, ApprovalExpired, NotFound
 from aios_broker.contract.names import Verb
 from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
 from aios_broker.contract.syscall import Body, Syscall
+from aios_broker.contract.tokens import digest, new_token
 from aios_workers.approvals.service import NeedsApproval
 from tests.state_scene import StateScene
 
@@ -64,7 +65,7 @@ async def tenant(scene: StateScene) -> StateScene:
 
 
 async def test_who_registered_the_asker_does_not_decide_for_it(tenant: StateScene) -> None:
-    await tenant.ask("boss", AccessRegister("puppet"))
+    await tenant.register("boss", "puppet")
     await tenant.ask("puppet", StorageWrite("x.txt", "x"))
     syscall = await asks(tenant, "puppet", StorageDelete("x.txt"))
     await is_refused(tenant, "boss", syscall, "boss is not apart from puppet")
@@ -73,9 +74,9 @@ async def test_who_registered_the_asker_does_not_decide_for_it(tenant: StateScen
 
 
 async def test_puppets_of_puppets_are_ones_own(tenant: StateScene) -> None:
-    await tenant.ask("boss", AccessRegister("puppet"))
+    await tenant.register("boss", "puppet")
     await tenant.allow("puppet", "administer")
-    await tenant.ask("puppet", AccessRegister("small"))
+    await tenant.register("puppet", "small")
     await tenant.ask("small", StorageWrite("x.txt", "x"))
     await is_refused(
         tenant, "boss", await asks(tenant, "small", StorageDelete("x.txt")), "not apart from small"
@@ -85,7 +86,7 @@ async def test_puppets_of_puppets_are_ones_own(tenant: StateScene) -> None:
 async def test_who_made_the_decider_is_not_decided_for_by_it(tenant: StateScene) -> None:
     """The administrator has a token of the agent that decides; and of another that asks."""
     for name in ("clerk", "puppet"):
-        await tenant.ask("boss", AccessRegister(name))
+        await tenant.register("boss", name)
     await tenant.allow("clerk", "decide")
     for asker in ("boss", "puppet"):
         await tenant.ask(asker, StorageWrite("x.txt", "x"))
@@ -96,7 +97,7 @@ async def test_who_made_the_decider_is_not_decided_for_by_it(tenant: StateScene)
 
 async def test_who_holds_a_token_of_the_asker_does_not_decide_for_it(tenant: StateScene) -> None:
     syscall = await asks(tenant, "ann", StorageDelete("a.txt"))
-    await tenant.approved("boss", AccessRegister("ann", ttl_s=0.000_001))  # over, and used maybe
+    await tenant.register("boss", "ann", approved=True, ttl_s=0.000_001)  # over, and used maybe
     await is_refused(tenant, "boss", syscall, "not apart from ann")
 
 
@@ -118,7 +119,7 @@ async def test_who_granted_the_asker_something_does_not_decide_for_it(
 
 
 async def test_what_a_puppet_granted_was_granted_by_ones_own_hand(tenant: StateScene) -> None:
-    await tenant.ask("boss", AccessRegister("puppet"))
+    await tenant.register("boss", "puppet")
     await tenant.known("bob")
     await tenant.ask("puppet", StorageWrite("x.txt", "x"))
     given = AccessGrant(ObjectRef("file", "x.txt"), ("read", "write"), agent="bob")
@@ -147,8 +148,8 @@ async def test_rules_tokens_and_administrators_are_the_operators_to_decide(
 ) -> None:
     for body in (
         AccessSetRule("delete", "never", agent="ann"),
-        AccessRegister("ann"),
-        AccessRegister("new", administrator=True),
+        AccessRegister("ann", token_digest=digest(new_token())),
+        AccessRegister("new", administrator=True, token_digest=digest(new_token())),
     ):
         await is_refused(tenant, "judge", await asks(tenant, "boss", body), "operator's to decide")
 
@@ -175,7 +176,7 @@ async def test_an_approval_is_worth_what_its_giver_still_may_decide(tenant: Stat
 
 async def test_by_sql_alone_a_puppets_approval_is_out_of_reach(tenant: StateScene) -> None:
     """Row-level security asks the same, whatever the module does."""
-    await tenant.ask("boss", AccessRegister("puppet"))
+    await tenant.register("boss", "puppet")
     await tenant.ask("puppet", StorageWrite("x.txt", "x"))
     puppets = await asks(tenant, "puppet", StorageDelete("x.txt"))
     anns = await asks(tenant, "ann", StorageDelete("a.txt"))

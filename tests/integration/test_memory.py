@@ -39,6 +39,7 @@ from aios_broker.contract.memory import (
 from aios_broker.contract.syscall import new_id
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.memory.block import MemoryTotals, memory_totals
+from aios_workers.modules.memory.reading import MAX_PAGE_BYTES
 from tests.state_scene import StateScene
 
 
@@ -320,3 +321,29 @@ async def test_what_blocks_hold_and_did_is_counted_over_all(scene: StateScene) -
     services = scene.services
     totals = await memory_totals(services.functions.connection, services.keys)
     assert totals == MemoryTotals(blocks=2, notes=2, used_bytes=10, hits=2, faults=0, swaps=0)
+
+
+async def test_an_answer_holds_so_many_bytes_and_says_that_there_are_others(
+    scene: StateScene,
+) -> None:
+    large = {"x": "y" * (MAX_PAGE_BYTES // 3)}
+    await scene.ask("ann", MemoryAlloc(MAX_PAGE_BYTES * 2))
+    ids = [
+        (await scene.ask("ann", MemoryAdd("apples", metadata=large, keywords=(str(number),)))).id
+        for number in range(5)
+    ]
+    pages, after = [], None
+    while True:
+        page = await scene.ask("ann", MemoryList(after=after))
+        pages.append([note.id for note in page.notes])
+        if not page.more:
+            break
+        after = pages[-1][-1]
+    assert pages == [ids[:2], ids[2:4], ids[4:]]
+    found = await scene.ask("ann", MemorySearch("apples", mode="keyword"))
+    assert (len(found.notes), found.more) == (2, True)
+    assert len((await scene.ask("ann", MemorySearch("apples", k=2, mode="keyword"))).notes) == 2
+    for number in range(3):
+        await scene.ask("ann", MemoryUpdate(ids[0], content=f"pears {number}"))
+    history = await scene.ask("ann", MemoryHistory(ids[0]))
+    assert ([each.version for each in history.versions], history.more) == ([4, 3], True)

@@ -109,9 +109,8 @@ async def parked_call(caller: Caller, body: Body, deadline_s: float = 60.0) -> s
 async def decided(scene: StateScene, job: str, decision: Decision) -> None:
     """Decide in Postgres alone: the sweep has to find it."""
     async with scene.store.as_steward() as cursor:
-        [approval] = [
-            one for one in await list_approvals(cursor, None, 1_000) if one.syscall_id == job
-        ]
+        listed = await list_approvals(cursor, None, 1_000)
+        [approval] = [one for one in listed.approvals if one.syscall_id == job]
         await decide(cursor, approval.id, Decider("operator:test"), decision)
 
 

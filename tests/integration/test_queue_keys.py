@@ -23,6 +23,7 @@ from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult, Reply, encode
 from aios_broker.contract.syscall import Need, Syscall, ToolEcho, new_id
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions, library_source
 from aios_broker.queues.keys import Keys
@@ -38,6 +39,7 @@ from aios_broker.queues.records import (
     Suspension,
     WorkerCard,
 )
+from aios_broker.queues.secret import KernelSecret
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from tests.busy_kernel import run_tool
@@ -80,7 +82,8 @@ OF_OURS = {
     "reply:{client}",
     "journal",
     "reconciled",
-    "tokens",
+    "secret",
+    "rewrite",
     "configured",
     "use:{q}",
     "used:{q}",
@@ -148,7 +151,8 @@ class Scenario:
 
     async def run(self, steps: int) -> None:
         await self.queue.register(CARD)
-        await self.tokens.put(Tokens.new(), Identity("ada"))
+        await self.tokens.put(digest(new_token()), Identity("ada"))
+        await KernelSecret(self.connection, self.keys).read()
         await self.control.set_policy(MODULE, PolicyRow(max_losses=2))
         self.epoch = (await self.order.lead("here", 600.0)).epoch
         acts = (
@@ -233,7 +237,7 @@ class Scenario:
                 await self.control.nice(ids, 5, module=MODULE)
             case _:
                 for job_id in ids:
-                    await self.queue.attach(job_id, "client-3")
+                    await self.queue.attach(job_id, "client-3", None)
 
     async def meddle(self) -> None:
         """Do what a stock tool does: delete a job, take one off the list."""
@@ -306,6 +310,7 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
     lasting = {
         "queues",
         "aios:policy:tool",
+        "aios:secret",
         "aios:tokens",
         "aios:journal",
         "aios:core_cards",

@@ -27,7 +27,7 @@ from aios_broker.redis.connection import Connection
 
 async def ask(url, times):
     connection = Connection(url)
-    rates = CoreRates(Functions(connection), "hosted", RateLimits(100, 5000))
+    rates = CoreRates(Functions(connection), "hosted", lambda: RateLimits(100, 5000))
     permits = [await rates.acquire(30) for _ in range(times)]
     print(sum(permit.wait_s == 0 for permit in permits))
     await connection.aclose()
@@ -92,7 +92,7 @@ async def test_a_claim_takes_no_more_than_may_be_sent_and_others_run(user: Queue
     assert isinstance(barrier, RateLimited)
     assert (barrier.core, barrier.what, barrier.used, barrier.most) == ("hosted", "requests", 2, 2)
     assert 59.0 < barrier.opens_in_s <= 61.0
-    rates = CoreRates(user.functions, "hosted", HOSTED.limits)
+    rates = CoreRates(user.functions, "hosted", lambda: HOSTED.limits)
     for _ in leases[:2]:  # they have their places
         assert (await rates.acquire(10)).wait_s == 0
     assert (await rates.acquire(10)).wait_s > 59.0
@@ -101,7 +101,7 @@ async def test_a_claim_takes_no_more_than_may_be_sent_and_others_run(user: Queue
 async def test_a_claim_expects_of_each_what_others_took(user: QueueUser) -> None:
     card = CoreCard(name="hosted", model="m", limits=RateLimits(100, 1000))
     await register(user, card)
-    rates = CoreRates(user.functions, "hosted", card.limits)
+    rates = CoreRates(user.functions, "hosted", lambda: card.limits)
     permit = await rates.acquire(900)
     await rates.settle(permit, 400)  # 400 of 1,000 are gone; another one like it fits once
     await publish(user, ["hosted"] * 3)
@@ -111,8 +111,10 @@ async def test_a_claim_expects_of_each_what_others_took(user: QueueUser) -> None
 async def test_a_pause_that_an_endpoint_asks_for_holds_all_workers(user: QueueUser) -> None:
     endpoint = CoreCard(name="hosted", model="m", kind="openai")  # without limits of its own
     await register(user, endpoint)
-    await CoreRates(user.functions, "hosted", endpoint.limits).penalise(20.0)
-    await CoreRates(user.functions, "hosted", endpoint.limits).penalise(5.0)  # told later, shorter
+    await CoreRates(user.functions, "hosted", lambda: endpoint.limits).penalise(20.0)
+    await CoreRates(user.functions, "hosted", lambda: endpoint.limits).penalise(
+        5.0
+    )  # told later, shorter
     [job_id] = await publish(user, ["hosted"])
     assert await user.queue.claim("another", ClaimRequest(1, 30.0, ("hosted",))) == []
     barrier = await Admission(user.functions).barrier("llm", job_id)
@@ -122,7 +124,7 @@ async def test_a_pause_that_an_endpoint_asks_for_holds_all_workers(user: QueueUs
 
 
 async def test_a_pause_ends_by_itself(user: QueueUser) -> None:
-    rates = CoreRates(user.functions, "hosted", RateLimits())
+    rates = CoreRates(user.functions, "hosted", lambda: RateLimits())
     await rates.penalise(0.05)
     permit = await asyncio.wait_for(rates.wait(1), timeout=5.0)
     assert permit.wait_s == 0
@@ -130,10 +132,27 @@ async def test_a_pause_ends_by_itself(user: QueueUser) -> None:
 
 async def test_cores_that_name_an_account_share_its_limits(user: QueueUser) -> None:
     limits = RateLimits(1, 0, account="key-1")
-    small = CoreRates(user.functions, "small", limits)
-    large = CoreRates(user.functions, "large", limits)
+    small = CoreRates(user.functions, "small", lambda: limits)
+    large = CoreRates(user.functions, "large", lambda: limits)
     assert (await small.acquire(10_000)).wait_s == 0  # any number of tokens
     assert (await large.acquire(1)).wait_s > 0
+
+
+async def test_limits_that_change_hold_from_then_on(user: QueueUser) -> None:
+    """For who sends, and for claims; what was counted before counts where it was."""
+    limits = [RateLimits(2)]
+    rates = CoreRates(user.functions, "hosted", lambda: limits[0])
+    first = await rates.acquire(10)
+    await rates.acquire(10)
+    assert (await rates.acquire(10)).wait_s > 59.0
+    limits[0] = RateLimits(3)
+    assert (await rates.acquire(10)).wait_s == 0
+    limits[0] = RateLimits(0, 100, account="another")
+    await rates.settle(first, 90)
+    assert (await rates.acquire(100)).wait_s == 0  # nothing of the other one is counted here
+    limits[0] = RateLimits(0, 121)
+    assert (await rates.acquire(11)).wait_s == 0
+    assert (await rates.acquire(1)).wait_s > 59.0
 
 
 async def test_what_a_core_has_not_any_more_is_not_told(user: QueueUser) -> None:
@@ -145,7 +164,7 @@ async def test_what_a_core_has_not_any_more_is_not_told(user: QueueUser) -> None
 
 
 async def test_a_request_larger_than_the_limit_goes_alone(user: QueueUser) -> None:
-    rates = CoreRates(user.functions, "hosted", RateLimits(0, 100))
+    rates = CoreRates(user.functions, "hosted", lambda: RateLimits(0, 100))
     permit = await rates.acquire(5_000)
     assert (permit.wait_s, permit.tokens) == (0, 100)
     assert (await rates.acquire(1)).wait_s > 59.0

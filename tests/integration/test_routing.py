@@ -1,54 +1,14 @@
-"""Which core a syscall goes to, what waits where, and what goes on elsewhere."""
-
-from collections.abc import AsyncIterator
+"""Which core a syscall goes to, what waits where, and who takes it."""
 
 import msgspec
-import pytest
 
 from aios_broker.contract.cores import CoreCard
-from aios_broker.contract.errors import InvalidConfig, QueueFull, UnknownCore
-from aios_broker.contract.syscall import known_needs, new_id
-from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.records import JobMetadata, PolicyRow, Submission, Suspension
-from tests.queue_user import DATA, LEASE_S, QueueUser, queue_user, submitted
+from aios_broker.contract.errors import QueueFull, UnknownCore
+from aios_broker.queues.records import PolicyRow
+from tests.queue_user import QueueUser
+from tests.routing_scene import BIG, TINY, TWIN, dies, job_of, listed, submit, take
 
-BIG = CoreCard(name="big", model="qwen", aliases=("gpt-4o",), default=True)
-TWIN = CoreCard(name="twin", model="qwen", aliases=("gpt-4o",))
-TINY = CoreCard(name="tiny", model="smollm", aliases=("gpt-4o-mini",))
 GONE_MS = 60_000
-
-
-@pytest.fixture
-async def user(redis_url: str) -> AsyncIterator[QueueUser]:
-    async with queue_user(redis_url) as user:
-        yield user
-
-
-def job_of(core: str = "", *, program: str = "main", client: str = "me") -> Submission:
-    needs = known_needs(f"core:{core}" if core else "")
-    return Submission(new_id(), DATA, JobMetadata("ada", "llm.chat", program), client, needs)
-
-
-async def submit(user: QueueUser, *cores: str, program: str = "main") -> list[str]:
-    jobs = [job_of(core, program=program) for core in cores]
-    await submitted(user.queue, jobs)
-    return [job.job_id for job in jobs]
-
-
-async def listed(user: QueueUser, core: str = "") -> list[str]:
-    key = user.keys.queue(f"llm.{core}" if core else "llm")
-    return [job_id.decode() for job_id in await user.redis.execute("LRANGE", key, 0, -1)]
-
-
-async def dies(user: QueueUser, core: str) -> None:
-    """Let the workers of a core be silent for longer than they may."""
-    for field in await user.redis.execute("HKEYS", user.keys.own("core_workers")):
-        if field.decode().split()[0] == core:
-            await user.redis.execute("HSET", user.keys.own("core_workers"), field, "1 2")
-
-
-async def take(user: QueueUser, *cores: str, want: int = 1) -> list[str]:
-    return [lease.job_id for lease in await user.claim(want, *cores)]
 
 
 # Where names lead.
@@ -228,117 +188,3 @@ async def test_rqs_registries_are_those_of_its_queue(user: QueueUser) -> None:
     finished = user.keys.registry("finished", "llm.tiny")
     assert await user.redis.execute("ZRANGE", finished, 0, -1) == [job_id.encode()]
     assert not await user.redis.execute("KEYS", "*:wip:*")
-
-
-# What goes on elsewhere.
-
-
-async def test_what_a_dead_core_leaves_goes_on_at_another_that_its_name_leads_to(
-    user: QueueUser,
-) -> None:
-    await user.serve(BIG, TWIN)
-    await dies(user, "twin")
-    ran, waits, named = await submit(user, "gpt-4o", "", "big")
-    await user.serve(TWIN)
-    [lease] = await user.claim(1, "big")
-    await user.suspend(lease, snapshot=b"half of it")
-    epoch = await user.lead()
-    await dies(user, "big")
-
-    assert await user.order.move(epoch) == (2, 0)
-
-    assert sorted(await listed(user, "twin")) == sorted([ran, waits])
-    assert await listed(user, "big") == [named]  # it names the core itself
-    found = {lease.job_id: lease for lease in await user.claim(9, "twin")}
-    assert found[ran].has_snapshot
-    assert (await user.finish(*found.values())) == [True, True]
-    box = await user.redis.execute("LRANGE", user.keys.reply("me"), 0, -1)
-    assert len(box) == 2  # whoever waits hears it all the same
-
-
-async def test_one_that_has_run_goes_only_where_its_snapshot_goes_on(user: QueueUser) -> None:
-    other = CoreCard(name="other", model="llama", aliases=("gpt-4o-mini",))
-    await user.serve(TINY)
-    [ran] = await submit(user, "gpt-4o-mini")
-    [lease] = await user.claim(1, "tiny")
-    await user.suspend(lease, snapshot=b"half of it")
-    [fresh] = await submit(user, "gpt-4o-mini")
-    await user.serve(other)
-    await dies(user, "tiny")
-    assert await user.order.move(await user.lead()) == (1, 0)
-    assert (await listed(user, "tiny"), await listed(user, "other")) == ([ran], [fresh])
-
-
-async def test_an_idle_core_takes_what_waits_for_an_equal_one(user: QueueUser) -> None:
-    await user.serve(BIG, slots=1)
-    await submit(user, "big")
-    await user.claim(1, "big")
-    waits = await submit(user, "gpt-4o", "big", "", "gpt-4o", "gpt-4o")
-    epoch = await user.lead()
-    assert await user.order.move(epoch) == (0, 0)
-    await user.serve(TWIN, slots=2)
-    assert await user.order.move(epoch) == (2, 0)
-    assert await listed(user, "twin") == [waits[0], waits[2]]
-    assert await listed(user, "big") == [waits[1], *waits[3:]]
-    assert await user.order.move(epoch) == (0, 0)
-
-
-async def test_a_removed_core_gets_nothing_and_what_waits_for_it_moves_or_ends(
-    user: QueueUser,
-) -> None:
-    await user.serve(BIG, TWIN)
-    with pytest.raises(InvalidConfig):
-        await user.control.remove_core("big")
-    with pytest.raises(UnknownCore):
-        await user.control.remove_core("nobody")
-    alias, named = await submit(user, "gpt-4o", "big")
-    await dies(user, "big")
-    await user.control.remove_core("big")
-    [refusal] = await user.queue.submit([job_of("big")])
-    assert isinstance(refusal, UnknownCore)
-    epoch = await user.lead()
-    assert await user.order.move(epoch) == (1, 1)
-    assert await listed(user, "twin") == [alias]
-    assert await user.control.live([named], module="llm") == [False]
-    box = await user.redis.execute("LRANGE", user.keys.reply("me"), 0, -1)
-    assert b"its core was removed" in box[0]
-    await user.order.move(epoch)
-    # What has failed there is kept for an hour, and swept with its queue's registry.
-    assert await user.order.core_queues() == ["llm.big", "llm.twin"]
-    await user.redis.execute("DEL", "rq:failed:llm.big")
-    await user.order.move(epoch)
-    assert await user.order.core_queues() == ["llm.twin"]
-    assert b"rq:queue:llm.big" not in await user.redis.execute("SMEMBERS", user.keys.queues)
-
-
-async def test_a_core_can_give_a_job_to_another_one(user: QueueUser) -> None:
-    """A fallback: it goes on there, and never comes back to whoever gave it away."""
-    await user.serve(BIG, TWIN)
-    [job_id] = await submit(user, "big")
-    [lease] = await user.claim(1, "big")
-    away = Suspension(lease, None, 0.5, core="twin")
-    settled = await user.queue.suspend("big", [away], ClaimRequest(0, LEASE_S, ("big",)))
-    assert settled.accepted == [True]
-    assert (await listed(user, "big"), await listed(user, "twin")) == ([], [job_id])
-    await dies(user, "twin")
-    assert await user.order.move(await user.lead()) == (0, 0)
-    await user.serve(TWIN)
-    [lease] = await user.claim(1, "twin")
-    assert lease.tried == ("big",)
-    nowhere = Suspension(lease, None, 0.5, core="nobody")
-    await user.queue.suspend("twin", [nowhere], ClaimRequest(0, LEASE_S, ("twin",)))
-    assert await listed(user, "twin") == [job_id]  # such a core is not known: it stays
-
-
-async def test_a_long_queue_of_a_dead_core_is_moved_part_by_part(user: QueueUser) -> None:
-    await user.serve(BIG)
-    ids = await submit(user, *["gpt-4o", "big"] * 300)
-    await user.serve(TWIN)
-    await dies(user, "big")
-    epoch, moved = await user.lead(), 0
-    for _ in range(20):
-        moved += (await user.order.move(epoch))[0]
-    assert moved == 300
-    assert await listed(user, "twin") == ids[::2]
-    assert await listed(user, "big") == ids[1::2]
-    assert await user.order.move(epoch - 1) == (0, 0)

@@ -259,7 +259,7 @@ async def test_the_same_key_is_the_same_syscall(redis_url: str, me: AsyncAgent) 
 async def test_another_client_attaches_by_id(redis_url: str, me: AsyncAgent) -> None:
     call = me.tool.echo.start("shared")
     await call.accepted()
-    async with AsyncAgent("other", url=redis_url) as other:
+    async with AsyncAgent("writer", url=redis_url) as other:
         watched = other.call(call.id)
         assert (await watched.status()).state == "queued"
         async with TinyWorker(redis_url, "tool"):
@@ -290,7 +290,7 @@ async def test_a_watcher_that_leaves_cancels_nothing(
 ) -> None:
     call = me.tool.echo.start("a")
     await call.accepted()
-    async with AsyncAgent("other", url=redis_url) as other:
+    async with AsyncAgent("writer", url=redis_url) as other:
         watched = other.call(call.id)
         await watched.accepted()
     assert await control.job(call.id) is not None

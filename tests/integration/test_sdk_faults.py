@@ -24,6 +24,7 @@ from aios_sdk import (
     UnknownSyscall,
 )
 from tests.conftest import RunningRedis
+from tests.session_user import sent
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until_async
 
@@ -45,7 +46,7 @@ async def session_of(url: str, limits: Limits = IMPATIENT) -> AsyncIterator[Sess
 
 
 async def answer(session: Session, syscall: Syscall) -> Result:
-    pending = session.submit(syscall)
+    pending = sent(session, syscall)
     await pending.ended
     assert pending.reply is not None
     return pending.reply.unwrap()
@@ -103,7 +104,7 @@ async def test_a_redis_killed_while_syscalls_run(
 
 async def test_a_lost_reply_is_found_by_id(redis_url: str) -> None:
     async with session_of(redis_url) as session:
-        pending = session.submit(echo("found"))
+        pending = sent(session, echo("found"))
         await pending.accepted
 
         async def lose_it(_syscall: Syscall, _emit: Emit) -> Result:
@@ -120,7 +121,7 @@ async def test_a_lost_reply_is_found_by_id(redis_url: str) -> None:
 
 async def test_what_redis_forgot_is_submitted_again_each_time(redis_url: str) -> None:
     async with session_of(redis_url) as session:
-        pending = session.submit(echo("thrice"))
+        pending = sent(session, echo("thrice"))
         await pending.accepted
         with redis.Redis.from_url(redis_url) as client:
             for _ in range(2):
@@ -134,7 +135,7 @@ async def test_what_redis_forgot_is_submitted_again_each_time(redis_url: str) ->
 
 async def test_what_redis_forgot_is_not_submitted_after_its_time(redis_url: str) -> None:
     async with session_of(redis_url) as session:
-        pending = session.submit(msgspec.structs.replace(echo("late"), deadline_s=0.5))
+        pending = sent(session, msgspec.structs.replace(echo("late"), deadline_s=0.5))
         await pending.accepted
         await wait_until_async(lambda: now_s() > pending.submitted_at_s + 0.5)
         with redis.Redis.from_url(redis_url) as client:
@@ -167,7 +168,7 @@ async def test_all_that_redis_forgot_is_found_though_most_are_seldom_asked_for(
 ) -> None:
     limits = Limits(recheck_s=0.5, patience_s=0.5, cancel_s=0.5)
     async with session_of(redis_url, limits) as session:
-        waiting = [session.submit(echo(f"{n}")) for n in range(200)]
+        waiting = [sent(session, echo(f"{n}")) for n in range(200)]
         await asyncio.gather(*(pending.accepted for pending in waiting))
         for pending in waiting:
             pending.asks = 100  # as after a long wait: half a minute until the next
@@ -182,11 +183,11 @@ async def test_a_redis_that_stays_away_is_told_to_all_who_wait(
     redis_url: str, redis_server: RunningRedis
 ) -> None:
     async with session_of(redis_url) as session:
-        accepted = session.submit(echo("a"))
+        accepted = sent(session, echo("a"))
         await accepted.accepted
         redis_server.process.stop()
         try:
-            unsent = session.submit(echo("b"))
+            unsent = sent(session, echo("b"))
             for pending in (accepted, unsent):
                 await asyncio.wait_for(pending.ended, timeout=10)
                 assert pending.reply is not None
@@ -204,7 +205,7 @@ async def test_leaving_while_redis_is_away_takes_no_longer_than_its_limit(
     redis_url: str, redis_server: RunningRedis
 ) -> None:
     async with session_of(redis_url) as session:
-        pending = session.submit(echo("a"))
+        pending = sent(session, echo("a"))
         await pending.accepted
         redis_server.process.stop()
         started_s = time.monotonic()
@@ -217,7 +218,7 @@ async def test_leaving_while_redis_is_away_takes_no_longer_than_its_limit(
 
 async def test_garbage_in_the_reply_list_harms_nobody(redis_url: str) -> None:
     async with session_of(redis_url) as session:
-        pending = session.submit(echo("fine"))
+        pending = sent(session, echo("fine"))
         await pending.accepted
         with redis.Redis.from_url(redis_url) as client:
             [client_name] = client.hvals("rq:aios:live:tool")

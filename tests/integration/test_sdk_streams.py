@@ -9,6 +9,9 @@ import redis
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.tokens import digest
+from aios_broker.queues.tokens import Identity, Tokens
+from aios_broker.redis.connection import Connection
 from aios_sdk import Agent, AsyncAgent, Cancelled
 from tests.tiny_worker import MODEL, Emit, TinyWorker
 from tests.waiting import wait_until, wait_until_async
@@ -158,6 +161,9 @@ async def test_without_await_it_is_the_same(redis_url: str, raw: redis.Redis) ->
 
 @pytest.mark.usefixtures("worker")
 async def test_what_they_are_is_said_and_no_secret(redis_url: str) -> None:
+    connection = Connection(redis_url)
+    await Tokens(connection).put(digest("s3cret-token"), Identity("writer"))
+    await connection.aclose()
     async with AsyncAgent("writer", url=redis_url, token="s3cret-token") as me:
         assert repr(me).startswith(
             "<AsyncAgent 'writer', tenant 'default', program 'main', open to"

@@ -5,10 +5,18 @@ from __future__ import annotations
 import pytest
 
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
-from aios_broker.contract.memory import MemoryAdd, MemorySearch, MemoryShare, MemoryUpdate
-from aios_broker.contract.storage import StorageSearch, StorageWrite
+from aios_broker.contract.memory import (
+    MemoryAdd,
+    MemoryContext,
+    MemorySearch,
+    MemoryShare,
+    MemoryStat,
+    MemoryUpdate,
+)
+from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
 from aios_broker.postgres.store import Store
 from aios_workers.search.embedder import NoEmbedder
+from aios_workers.search.indexing import BATCH, embed_missing
 from aios_workers.search.ranking import (
     EXACT_ROWS,
     NOTES,
@@ -130,3 +138,63 @@ async def test_large_searches_go_by_the_indexes(database_url: str) -> None:
         assert "ix_note_words" in plan
     finally:
         await store.aclose()
+
+
+async def test_a_long_file_keeps_nobodys_note_out_of_search(scene: StateScene) -> None:
+    """Each batch is shared: by tenants, and within each by agents."""
+    scene.tenant = "flood"
+    await scene.ask("ann", StorageWrite("long.txt", "a line of a long file\n" * 20_000))
+    await scene.ask("bob", StorageWrite("long.txt", "another line of it\n" * 20_000))
+    await scene.ask("cid", StorageWrite("short.txt", "a short file"))
+    scene.tenant = "other"
+    await scene.ask("ann", StorageWrite("short.txt", "a short file"))
+    await embed_missing(scene.store, scene.services.embedder)
+    rows = await scene.rows(
+        "SELECT t.name AS tenant, a.name AS agent, count(*) AS parts FROM file_chunk c"
+        " JOIN agent a ON a.id = c.owner_id JOIN tenant t ON t.id = a.tenant_id"
+        " WHERE c.model_id IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2"
+    )
+    done = {(row.tenant, row.agent): row.parts for row in rows}
+    assert sum(done.values()) == BATCH
+    assert done["other", "ann"] == done["flood", "cid"] == 1
+    assert abs(done["flood", "ann"] - done["flood", "bob"]) <= 1
+
+
+async def test_of_more_agents_than_a_batch_holds_each_has_its_turn(scene: StateScene) -> None:
+    agents = [f"a{number}" for number in range(2 * BATCH)]
+    for agent in agents:
+        await scene.ask(agent, MemoryAdd("one"))
+        await scene.ask(agent, MemoryAdd("two"))
+    for _ in range(4):
+        await embed_missing(scene.store, scene.services.embedder)
+    assert await scene.rows("SELECT FROM note WHERE model_id IS NULL") == []
+
+
+async def test_search_says_how_much_of_it_is_not_indexed_yet(scene: StateScene) -> None:
+    await scene.ask("ann", MemoryAdd("apples"))
+    await scene.ask("ann", StorageWrite("fruit/a.txt", "apples"))
+    await scene.ask("bob", MemoryAdd("another's"))
+    found = await scene.ask("ann", MemorySearch("apples", mode="semantic"))
+    assert (found.notes, found.unindexed) == ((), 1)
+    assert (await scene.ask("ann", MemoryContext("apples"))).unindexed == 1
+    assert (await scene.ask("ann", MemoryStat())).unindexed_notes == 1
+    for search in (StorageSearch("apples"), StorageSearch("apples", shared=True)):
+        assert (await scene.ask("ann", search)).unindexed == 1
+    assert (await scene.ask("ann", StorageSearch("apples", mode="keyword"))).unindexed == 0
+    for path, parts in (("/", 1), ("fruit", 1), ("fruit/a.txt", 1)):
+        assert (await scene.ask("ann", StorageStat(path))).unindexed_parts == parts
+    await scene.embedded()
+    found = await scene.ask("ann", MemorySearch("apples", mode="semantic"))
+    assert (len(found.notes), found.unindexed) == (1, 0)
+    assert (await scene.ask("ann", MemoryStat())).unindexed_notes == 0
+    assert (await scene.ask("ann", StorageSearch("apples"))).unindexed == 0
+    assert (await scene.ask("ann", StorageStat("/"))).unindexed_parts == 0
+
+
+async def test_what_others_have_not_shared_is_not_counted(scene: StateScene) -> None:
+    await scene.known("ann", "bob")
+    await scene.ask("bob", StorageWrite("open/a.txt", "apples"))
+    await scene.ask("bob", StorageWrite("own/a.txt", "apples"))
+    await scene.ask("bob", StorageShare("open", agent="ann"))
+    assert (await scene.ask("ann", StorageSearch("apples", shared=True))).unindexed == 1
+    assert (await scene.ask("ann", StorageSearch("apples"))).unindexed == 0

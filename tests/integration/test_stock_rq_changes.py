@@ -166,7 +166,7 @@ async def test_a_requeued_job_runs_again_and_is_answered_to_who_asks(
     await wait_until_async(lambda: has_newer_result(busy, first))
     assert fetch(busy, busy.failed).get_status() == JobStatus.FAILED
     assert busy.failed in FailedJobRegistry(queue=queue(busy))
-    state, reply = await busy.caller.queue("llm").attach(busy.failed, "")
+    state, reply = await busy.caller.queue("llm").attach(busy.failed, "", None)
     assert (state, reply is not None) == ("failed", True)
     assert busy.redis.ttl(f"rq:job:{busy.failed}") > 0  # not kept for ever
     await busy.settle()
@@ -188,7 +188,7 @@ async def test_requeueing_a_poison_job_tries_it_anew(busy: Busy) -> None:
 async def test_finished_jobs_can_be_deleted_and_are_then_unknown(busy: Busy) -> None:
     delete(busy, busy.finished)
 
-    assert await busy.caller.queue("llm").attach(busy.finished, "") == ("unknown", None)
+    assert await busy.caller.queue("llm").attach(busy.finished, "", None) == ("unknown", None)
     assert queue(busy).finished_job_registry.count == 0
     assert not busy.redis.exists(f"rq:results:{busy.finished}")
     await busy.settle()

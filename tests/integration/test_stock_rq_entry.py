@@ -80,6 +80,37 @@ async def test_our_worker_runs_what_a_stock_producer_enqueued(caller: Caller) ->
     assert value["result"] == {"type": "tool.echo", "text": "hi"}
 
 
+def llm_core(name: str) -> SimulatedCore:
+    return SimulatedCore(SimulatedCoreConfig(model=f"model-of-{name}", name=name, slots=2))
+
+
+async def test_a_stock_job_goes_to_the_core_that_it_names_whoever_takes_it(caller: Caller) -> None:
+    """And waits there for its worker; a name that is nobody's is refused as it always is."""
+    body = {"type": "llm.chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    ada = {"agent": "ada", "token": await caller.token("ada")}
+    asked = {**ada, "body": {**body, "core": "model-of-named"}}
+    async with running_worker(caller.url, "llm", await llm_module(llm_core("named"))):
+        await wait_until_async(lambda: _knows(caller, "named"))
+    async with running_worker(caller.url, "llm", await llm_module(llm_core("taker"))):
+        job = enqueue(caller.url, "llm", asked)
+        nobodys = enqueue(caller.url, "llm", {**ada, "body": {**body, "core": "nobody"}})
+        await wait_until_async(lambda: fetch(caller.url, job.id).origin == "llm.named")
+        await wait_until_async(lambda: fetch(caller.url, nobodys.id).is_failed)
+        async with running_worker(caller.url, "llm", await llm_module(llm_core("named"))):
+            await wait_until_async(lambda: fetch(caller.url, job.id).is_finished)
+
+    value = fetch(caller.url, job.id).return_value()
+    assert value is not None
+    assert value["result"]["core"] == "named"
+    refused = fetch(caller.url, nobodys.id).latest_result()
+    assert refused is not None
+    assert "unknown-core" in str(refused.exc_string)
+
+
+async def _knows(caller: Caller, core: str) -> bool:
+    return core in {view.card.name for view in await caller.control.cores()}
+
+
 async def test_a_stock_job_that_fails_here_has_failed_for_rq(caller: Caller) -> None:
     job = enqueue(caller.url, "tool", {"agent": "ada", "body": ECHO})
 

@@ -7,19 +7,23 @@ import pickle
 import sys
 import uuid
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from aios_broker.contract.errors import AccessDenied
-from aios_broker.contract.job import ENTRY, syscall_id_of
+from aios_broker.contract.job import ENTRY, decode_job, syscall_id_of
+from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import EchoResult, Reply, decode_reply
 from aios_broker.contract.syscall import ToolEcho
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_workers.runtime.registry import tool_module
 from tests.caller import Caller, running_worker
+from tests.queue_user import proves
 from tests.waiting import wait_until_async
 
+ADA = Owner("default", "ada")
 ECHO = {"type": "tool.echo", "text": "hi"}
 
 
@@ -34,20 +38,21 @@ def call(function: str, *arguments: object) -> bytes:
     return json.dumps([function, None, arguments, {}]).encode()
 
 
-async def enqueue(caller: Caller, data: bytes) -> str:
+async def enqueue(caller: Caller, data: bytes, description: str = "") -> str:
     """Put a job into the queue as a stock producer does: a hash and a list entry."""
     job_id = str(uuid.uuid4())
     await caller.connection.execute(
-        "HSET", f"rq:job:{job_id}", "data", data, "origin", "tool", "status", "queued"
+        *("HSET", f"rq:job:{job_id}", "data", data, "origin", "tool", "status", "queued"),
+        *("description", description),
     )
     await caller.connection.execute("RPUSH", "rq:queue:tool", job_id)
     return job_id
 
 
-async def answer(caller: Caller, data: bytes) -> tuple[str, Reply]:
+async def answer(caller: Caller, data: bytes, description: str = "") -> tuple[str, Reply]:
     """Let a worker meet the job; return its id and the stored reply."""
     async with running_worker(caller.url, "tool", await tool_module(4)):
-        job_id = await enqueue(caller, data)
+        job_id = await enqueue(caller, data, description)
         key = f"rq:job:{job_id}"
         stored = await wait_until_async(
             lambda: caller.connection.execute("HGET", key, "aios_reply")
@@ -121,16 +126,62 @@ async def test_without_its_agents_token_a_stock_job_is_denied(caller: Caller, re
     assert reply.error.code == "access-denied"
 
 
+@pytest.mark.parametrize("pack", [bytes, zlib.compress])
+@pytest.mark.parametrize("function", [ENTRY, "os.system"])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"agent": "ada", "body": ECHO},
+        {"agent": "bob", "body": ECHO},
+        {"agent": "ada", "body": ECHO, "surprise": 1},
+        {"agent": "ada", "body": {"type": "access.register", "agent": "ada"}},
+    ],
+)
+async def test_the_token_of_a_stock_job_is_gone_from_its_record_when_it_has_been_claimed(
+    caller: Caller, pack: Callable[[bytes], bytes], function: str, request_: dict[str, object]
+) -> None:
+    token = await caller.token("ada")
+    data = call(function, {**request_, "token": token})
+
+    job_id, _ = await answer(caller, pack(data), description=f"{function}({token})")
+
+    record = await caller.connection.execute("HGETALL", f"rq:job:{job_id}")
+    inflated = [zlib.decompress(field) if field[:2] == b"x\x9c" else field for field in record]
+    assert token.encode() not in b" ".join(inflated)
+    assert json.loads(record[record.index(b"data") + 1])[0] == function  # RQ's tools can read it
+
+
+async def test_a_stock_job_is_its_agents_once_it_was_claimed(caller: Caller) -> None:
+    token = await caller.token("ada")
+    job_id, _ = await answer(caller, call(ENTRY, {"agent": "ada", "token": token, "body": ECHO}))
+    queue = caller.queue("tool")
+    assert (await queue.attach(job_id, "", ADA))[0] == "finished"
+    assert (await queue.attach(job_id, "", Owner("default", "bob")))[0] == "unknown"
+
+
+async def test_a_worker_that_has_lost_a_stock_job_changes_nothing_in_its_record(
+    caller: Caller,
+) -> None:
+    token, queue = await caller.token("ada"), caller.queue("tool")
+    data = call(ENTRY, {"agent": "ada", "token": token, "body": ECHO})
+    job_id = await enqueue(caller, data)
+    [lease] = await queue.claim("silent", ClaimRequest(1, 60.0))
+    await caller.connection.execute("DEL", "rq:aios:leases:tool")
+    await queue.disarm(lease)
+    with pytest.raises(AccessDenied):
+        await queue.vouch(lease, decode_job(data, job_id, trusted=False))
+    assert await caller.connection.execute("HGET", f"rq:job:{job_id}", "data") == data
+
+
 async def test_a_revoked_token_is_worth_nothing_and_none_is_kept_in_redis(caller: Caller) -> None:
     token = await caller.token("ada")
-    await caller.tokens.verify(token, agent="ada", tenant="default")
+    assert await proves(caller.functions, token, ADA)
     kept = await caller.connection.execute("HGETALL", "rq:aios:tokens")
     assert token.encode() not in b" ".join(kept)
 
     assert await caller.tokens.revoke_all("ada", "default") == 1
 
-    with pytest.raises(AccessDenied):
-        await caller.tokens.verify(token, agent="ada", tenant="default")
+    assert not await proves(caller.functions, token, ADA)
     assert await caller.tokens.revoke_all("ada", "default") == 0
 
 

@@ -167,7 +167,7 @@ ADMISSION_MUTANTS = (
     Mutant(
         "a claim's job holds nothing",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.needs then admission.keep(c, job, member) end",
+        "if admission.counts(c, job) then admission.keep(c, job, member) end",
         "",
     ),
     Mutant(

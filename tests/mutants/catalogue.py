@@ -73,8 +73,8 @@ MUTANTS = (
     Mutant(
         "the second of a batch is held against the first",
         "broker/aios_broker/queues/lua/client/submit.lua",
-        "first and not first.known and first.data",
-        "first and first.data",
+        "if first and not first.known then",
+        "if first then",
         "tests/integration/test_queue_many.py",
     ),
     Mutant(
@@ -419,7 +419,7 @@ MUTANTS = (
     Mutant(
         "a key with another body answers",
         "broker/aios_broker/queues/lua/client/submit.lua",
-        "if job.known then return other_data(c, job) or rejoin(c, job) end",
+        "if job.known then return differs(c, job) or rejoin(c, job) end",
         "if job.known then return rejoin(c, job) end",
         CLIENT_FAULTS_TEST,
     ),
@@ -795,7 +795,7 @@ MUTANTS = (
     Mutant(
         "a batch may run as one",
         "broker/aios_broker/queues/lua/worker/claim.lua",
-        "if job.needs or c.has_rules then admission.enter(c, job, cores) end",
+        "if admission.counts(c, job) then admission.enter(c, job, cores) end",
         "",
         QUOTA_TEST,
     ),

@@ -32,8 +32,10 @@ from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
+from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 
@@ -46,9 +48,11 @@ MUTANTS = (
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
     *IDENTITY_MUTANTS,
+    *STALL_MUTANTS,
     *MONEY_MUTANTS,
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
+    *OWNERSHIP_MUTANTS,
 )
 
 WORKERS = 2

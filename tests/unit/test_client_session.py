@@ -9,11 +9,15 @@ from aios_broker.client.pending import Pending
 from aios_broker.client.session import Limits, Session
 from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, QueueFull
-from aios_broker.contract.names import Module
+from aios_broker.contract.ids import Ids
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import EchoResult, Reply, encode
-from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.call import PORTION, Batch, Call
 from tests.waiting import wait_until_async
+
+ADA = Owner("default", "ada")
+IDS = Ids(b"secret", ADA)
 
 
 class Kernel:
@@ -50,16 +54,21 @@ class Kernel:
         self.known.add(syscall_id)
         return None
 
-    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
+    def ids(self, owner: Owner) -> Ids:
+        return Ids(b"secret", owner)
+
+    async def cancel(
+        self, ids: Sequence[str], module: Module, error: KernelError, owner: Owner | None
+    ) -> list[bool]:
         return [True] * len(ids)
 
-    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
+    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
         seen = Attached("running", "tool") if syscall_id in self.known else Attached(None)
         self.asked.set()
         await self.answers.wait()
         return seen
 
-    async def status(self, syscall_id: str) -> CallStatus | None:
+    async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         return None
 
     async def messages(self) -> list[bytes]:
@@ -85,10 +94,10 @@ async def test_who_attached_too_early_hears_the_submission_and_nobody_else_is_ha
     kernel: Kernel, session: Session
 ) -> None:
     kernel.answers.clear()
-    tasks, same = len(session._tasks), new_id()
-    attached = session.attach(same)
+    tasks, same = len(session._tasks), IDS.fresh()
+    attached = session.attach(same, ADA)
     await asyncio.wait_for(kernel.asked.wait(), timeout=5)  # the kernel did not know it then ...
-    submitted, other = session.submit(echo(same)), session.submit(echo(new_id()))
+    submitted, other = session.submit(echo(same)), session.submit(echo(IDS.fresh()))
     await submitted.accepted  # ... and does now
     await wait_until_async(lambda: submitted.waiters == 1)  # the attached one follows
     kernel.answers.set()
@@ -104,9 +113,9 @@ async def test_who_attached_too_early_hears_the_submission_and_nobody_else_is_ha
 async def test_a_submission_that_finds_the_reply_ends_who_attached_too(
     kernel: Kernel, session: Session
 ) -> None:
-    same = new_id()
+    same = IDS.fresh()
     kernel.known.add(same)
-    attached = session.attach(same)
+    attached = session.attach(same, ADA)
     await attached.accepted
     kernel.stored[same] = encode(Reply(same, EchoResult("x")))
 
@@ -125,7 +134,7 @@ async def test_a_map_that_has_failed_begins_no_more(kernel: Kernel, session: Ses
         begun.append(session.submit(syscall))
         return Call(session, begun[-1], 10.0)
 
-    syscalls = [echo(new_id()) for _ in range(20 * PORTION)]
+    syscalls = [echo(IDS.fresh()) for _ in range(20 * PORTION)]
     batch = Batch(begin, syscalls, at_once=None, return_errors=False)
 
     with pytest.raises(QueueFull):

@@ -85,6 +85,75 @@ def test_comments_and_order_stay(by_hand: CoresFile) -> None:
     assert by_hand.path.read_text().rstrip() == before.rstrip()
 
 
+SPACED = """# mine
+
+# about the first
+[cores.first]
+kind = "simulated"
+# so much about the first
+
+# about the second
+[cores.second]
+kind = "simulated"  # and that
+fallback = [
+    "third",
+]
+
+[cores.second.limits]
+requests_per_minute = 3
+# about the third
+[cores.third]
+kind = "simulated"
+
+# the end
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "first_line", "gone"),
+    [
+        ("first", "[cores.first]", ("[cores.first]", 'kind = "simulated"', "# so much", "")),
+        ("second", "[cores.second]", None),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_what_is_removed_takes_nobody_elses_comment_with_it(
+    file: CoresFile, name: str, first_line: str, gone: tuple[str, ...] | None, line_end: str
+) -> None:
+    file.path.parent.mkdir()
+    file.path.write_bytes(SPACED.replace("\n", line_end).encode())
+
+    file.remove(name)
+
+    lines = SPACED.splitlines()
+    first = lines.index(first_line)
+    last = first + len(gone) if gone is not None else lines.index("# about the third")
+    expected = [*lines[:first], *lines[last:], ""]
+    assert file.path.read_bytes().decode().split(line_end) == expected
+
+
+@pytest.mark.parametrize("text", ["[cores]\na = {kind = 'simulated'}\nb.kind = 'simulated'\n"])
+def test_what_is_written_in_another_way_is_removed_too(file: CoresFile, text: str) -> None:
+    file.path.parent.mkdir()
+    file.path.write_text(text)
+
+    file.remove("a")
+
+    assert set(file.read().checked()) == {"b"}
+
+
+def test_lines_of_a_file_with_crlf_end_so(file: CoresFile) -> None:
+    file.path.parent.mkdir()
+    file.path.write_bytes(BY_HAND.replace("\n", "\r\n").encode())
+
+    file.add("third", SimulatedSettings())
+    file.make_default("third")
+
+    text = file.path.read_bytes()
+    assert text.count(b"\n") == text.count(b"\r\n") > BY_HAND.count("\n")
+    assert text.startswith(BY_HAND.partition("default")[0].replace("\n", "\r\n").encode())
+
+
 def test_one_default_takes_the_place_of_another(by_hand: CoresFile) -> None:
     by_hand.make_default("second")
 

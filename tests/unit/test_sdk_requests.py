@@ -6,12 +6,14 @@ import msgspec
 import pytest
 
 from aios_broker.contract.errors import InvalidSyscall, KernelError, UnknownModule
+from aios_broker.contract.ids import Ids
 from aios_broker.contract.llm import LlmChat, Message
-from aios_broker.contract.syscall import ToolEcho, id_from_key
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import Syscall, ToolEcho
+from aios_sdk import requests
 from aios_sdk.requests import (
     ChatOptions,
     Options,
-    build_syscall,
     call_body,
     chat_body,
     check_options,
@@ -20,6 +22,11 @@ from aios_sdk.requests import (
 )
 
 ME = Options("writer")
+IDS = Ids(b"secret", Owner("default", "writer"))
+
+
+def build_syscall(options: Options, body: Any, index: int | None = None) -> Syscall:  # noqa: ANN401
+    return requests.build_syscall(options, body, IDS, index=index)
 
 
 def test_a_string_is_one_user_message() -> None:
@@ -95,7 +102,7 @@ def test_an_unknown_body_is_refused() -> None:
     with pytest.raises(UnknownModule):
         build_syscall(ME, {"type": "memory.sing"})
     with pytest.raises(InvalidSyscall):
-        build_syscall(ME, 5)  # type: ignore[arg-type]
+        build_syscall(ME, 5)
 
 
 def test_a_body_of_the_contract_is_checked_too() -> None:
@@ -114,7 +121,7 @@ def test_the_core_of_the_options_is_for_calls_that_name_none() -> None:
 
 def test_a_key_decides_the_id() -> None:
     keyed = Options("writer", key="k")
-    assert build_syscall(keyed, echo_body("x")).id == id_from_key("default", "writer", "k")
+    assert build_syscall(keyed, echo_body("x")).id == IDS.from_key("k")
     assert build_syscall(keyed, echo_body("x")).id == build_syscall(keyed, chat_body("y")).id
     in_a_map = [build_syscall(keyed, echo_body("x"), index=at).id for at in range(3)]
     assert len({*in_a_map, build_syscall(keyed, echo_body("x")).id}) == 4

@@ -10,6 +10,7 @@ from aios_workers.llm.slicing_rule import (
     CROWDED_PAYS,
     MOST_MS,
     PAYS,
+    ContextTokens,
     ResumeCost,
     contexts_that_fit,
     slice_terms,
@@ -86,6 +87,16 @@ def test_contexts_that_fit_are_counted_by_those_that_run() -> None:
     assert contexts_that_fit(beside, [2_000, 3_000], 2) == 6
     assert contexts_that_fit(ContextMemory(), [2_000], 2) == 0  # it does not say
     assert contexts_that_fit(memory, [50_000], 2) == 1  # what runs is there
+
+
+def test_contexts_are_counted_as_large_as_they_become() -> None:
+    sizes = ContextTokens()
+    running = [(110, 142), (130, 4_130)]
+    assert sizes.expected(running) == [142, 4_130]  # nothing is known: as large as they may
+    for tokens in (150, 150, 3_000):
+        sizes.ended(tokens)
+    assert sizes.expected(running) == [142, 150]
+    assert sizes.expected([(900, 4_130)]) == [900]  # it has come so far
 
 
 first_tokens = st.tuples(st.integers(1, 50_000), st.floats(0, 1), st.floats(0, 1e6), st.booleans())

@@ -22,7 +22,7 @@ NO_ARROWS = [
 
 @pytest.mark.parametrize(("source", "event", "target"), ARROWS)
 def test_an_arrow_leads_where_the_table_says(source: State, event: Event, target: State) -> None:
-    assert after(source, event) == target
+    assert after(source, event) == (target or source)
 
 
 @pytest.mark.parametrize(("state", "event"), NO_ARROWS)

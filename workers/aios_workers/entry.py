@@ -75,17 +75,31 @@ async def _answer(job: StockJob) -> bytes:
         queue = ModuleQueue(Functions(connection), spec.module, spec.keys)
         lease = await _admitted(queue, job.job_id, spec)
         if lease is None:
-            state, reply = await queue.attach(job.job_id, "")
+            state, reply = await queue.attach(job.job_id, "", None)
             if reply is None:
                 why = f"another worker answers it: it is {state}"
                 raise KernelError(why, remedy="wait for its reply")
             return reply
-        ending = await _run(queue, spec, config, lease)
+        try:
+            ending = await _run(queue, spec, config, lease)
+        finally:
+            if not lease.trusted:
+                await patiently(lambda: _forget_token(queue, job))
         await patiently(lambda: queue.finish_external(spec.name, ending))
         await queue.unregister(spec.name)
         return ending.reply
     finally:
         await connection.aclose()
+
+
+async def _forget_token(queue: ModuleQueue, job: StockJob) -> None:
+    """Have RQ keep of the job what its record has by now: its token was taken out of it."""
+    fields = ("data", "description")
+    data, description = await queue.functions.connection.execute(
+        "HMGET", queue.keys.job(job.job_id), *fields
+    )
+    if data is not None:
+        job.take_over(data, description.decode())
 
 
 async def _admitted(queue: ModuleQueue, job_id: str, spec: WorkerSpec) -> Lease | None:
@@ -101,7 +115,7 @@ async def _run(queue: ModuleQueue, spec: WorkerSpec, config: WorkerConfig, lease
     async with AsyncExitStack() as stack:
         modules = await load_modules([spec.module], config, spec.name, stack)
         executor, card = await stack.enter_async_context(
-            wired(queue, spec, modules[spec.module], lambda: UNSLICED)
+            wired(queue, spec, modules[spec.module], lambda: UNSLICED, may_leave=False)
         )
         run = Run(lease)
         run.task = asyncio.create_task(executor.answer(run))

@@ -23,9 +23,11 @@ from typing import Literal
 import msgspec
 
 from aios_broker.client.transport import Attached, Transport
+from aios_broker.contract.access import TokenIssued
 from aios_broker.contract.errors import Cancelled, ForkedAgent, KernelError, WaitTimeout
+from aios_broker.contract.job import with_token
 from aios_broker.contract.llm import LlmChat
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply
 from aios_broker.contract.syscall import Syscall
 from aios_broker.retry import now_s, patiently
@@ -123,6 +125,7 @@ class Pending:
         "heard_at_s",
         "id",
         "module",
+        "owner",
         "reply",
         "state",
         "submissions",
@@ -132,9 +135,16 @@ class Pending:
         "was_accepted",
     )
 
-    def __init__(self, syscall_id: str, syscall: Syscall | None, now_s: float) -> None:
+    def __init__(
+        self,
+        syscall_id: str,
+        syscall: Syscall | None,
+        now_s: float,
+        owner: Owner | None = None,
+    ) -> None:
         self.id = syscall_id
         self.syscall = syscall  # None: attached to by id, somebody else submitted it
+        self.owner = syscall.owner if syscall else owner  # None: an operator asks for it
         self.module: Module | None = syscall.module if syscall else None
         self.submitted_at_s = now_s
         self.heard_at_s = now_s  # when the kernel was last known to have it
@@ -249,7 +259,7 @@ class Pending:
         if isinstance(result, ChatResult) and self._streams:
             self._complete(self._thoughts or 0, result.reasoning, "reasoning")
             self._complete(self._characters or 0, result.text, "answer")
-        self.reply = reply
+        self.reply = self._with_token(reply)
         if self._accepted is not None:
             _wake(self._accepted)
         if self._ended is not None:
@@ -303,6 +313,12 @@ class Pending:
         if not self.was_accepted:
             self.reply.unwrap()
         return self.reply
+
+    def _with_token(self, reply: Reply) -> Reply:
+        """Return the reply with the token that was made here, where it is of one."""
+        if self.syscall is None or not isinstance(reply.result, TokenIssued):
+            return reply
+        return msgspec.structs.replace(reply, result=with_token(self.syscall, reply.result))
 
     def _require_home(self) -> None:
         if self.reply is None:
@@ -443,7 +459,7 @@ class Outbox:
         assert pending.module is not None  # it was submitted
         try:
             reason = Cancelled("cancelled before the kernel acknowledged it")
-            await self._transport.cancel([pending.id], pending.module, reason)
+            await self._transport.cancel([pending.id], pending.module, reason, pending.owner)
         except KernelError as error:
             logger.warning("syscall %s may go on: %s", pending.id, error)
 

@@ -8,9 +8,11 @@ import msgspec
 
 from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import InvalidSyscall, KernelError
+from aios_broker.contract.ids import IdMaker, Ids
 from aios_broker.contract.job import conflict_with, encode_job
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import MODULES, State, Syscall
+from aios_broker.contract.tokens import digest
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -20,7 +22,8 @@ from aios_broker.queues.module_queue import (
     ModuleQueue,
     ReplyBox,
 )
-from aios_broker.queues.records import JobMetadata, Submission
+from aios_broker.queues.records import Submission, metadata_of
+from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 
 SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
@@ -38,6 +41,8 @@ class RedisTransport:
         functions = Functions(self._connection)
         self._queues = {module: ModuleQueue(functions, module, keys) for module in MODULES}
         self._control = Control(functions, keys)
+        self._secret = KernelSecret(self._connection, keys)
+        self._id_maker: IdMaker | None = None
         blocking = Connection(url, name=f"aios-replies:{name}")
         self._replies = ReplyBox(blocking, self._client, keys)
 
@@ -49,6 +54,13 @@ class RedisTransport:
     async def open(self) -> None:
         """Reach Redis and our functions in it, or raise at once."""
         await self._control.queue("tool")
+        if self._id_maker is None:
+            self._id_maker = await self._secret.id_maker()
+
+    def ids(self, owner: Owner) -> Ids:
+        """Return what makes the ids of an agent's syscalls."""
+        assert self._id_maker is not None, "it is not open"
+        return self._id_maker.of(owner)
 
     async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         """Publish syscalls of one module, in one step where they are not too large for it."""
@@ -85,25 +97,27 @@ class RedisTransport:
     async def _compared(self, syscall: Syscall, stored: Differs) -> Outcome:
         """Tell a key used twice from a syscall sent again, with less time or another token."""
         conflict = conflict_with(syscall, stored.data)
-        return conflict or await self.attach(syscall.id, syscall.module)
+        return conflict or await self.attach(syscall.id, syscall.module, syscall.owner)
 
-    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
+    async def cancel(
+        self, ids: Sequence[str], module: Module, error: KernelError, owner: Owner | None
+    ) -> list[bool]:
         """End syscalls of one module in one step."""
-        outcomes = await self._control.cancel(ids, error, module=module)
+        outcomes = await self._control.cancel(ids, error, module=module, owner=owner)
         return [outcome == "done" for outcome in outcomes]
 
-    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
+    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
         """Join those who wait for a syscall, or fetch its stored reply."""
         for candidate in (module,) if module else MODULES:
-            state, reply = await self._queues[candidate].attach(syscall_id, self._client)
+            state, reply = await self._queues[candidate].attach(syscall_id, self._client, owner)
             if state != "unknown":
                 return Attached(msgspec.convert(state, State), candidate, reply)
         return Attached(None)
 
-    async def status(self, syscall_id: str) -> CallStatus | None:
+    async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         """Look at one syscall that has not ended."""
         view = await self._control.job(syscall_id)
-        if view is None:
+        if view is None or owner not in (None, view.metadata.owner):
             return None
         shown = {field.name: getattr(view, field.name) for field in fields(CallStatus)[1:]}
         return CallStatus(view.job_id, **shown)
@@ -119,8 +133,7 @@ class RedisTransport:
 
 
 def _submission(syscall: Syscall, client: str) -> Submission:
-    kind = syscall.kind
-    metadata = JobMetadata(syscall.agent, kind, syscall.program, syscall.tenant, syscall.nice)
+    metadata = metadata_of(syscall)
     return Submission(
         syscall.id,
         encode_job(syscall),
@@ -128,5 +141,6 @@ def _submission(syscall: Syscall, client: str) -> Submission:
         client,
         syscall.needs,
         syscall.deadline_s,
-        f"{kind} of {syscall.agent}/{syscall.program}",
+        f"{metadata.kind} of {syscall.agent}/{syscall.program}",
+        digest(syscall.token) if syscall.token else "",
     )

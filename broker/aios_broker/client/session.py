@@ -26,8 +26,9 @@ from aios_broker.contract.errors import (
     UnknownSyscall,
     UnsupportedVersion,
 )
+from aios_broker.contract.ids import Ids, id_refused
 from aios_broker.contract.job import conflict_of
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
 from aios_broker.retry import Backoff, now_s, patiently
@@ -96,11 +97,27 @@ class Session:
     ) -> None:
         await self.aclose()
 
+    def ids(self, owner: Owner) -> Ids:
+        """Return what makes the ids of an agent's syscalls."""
+        return self._transport.ids(owner)
+
+    def identified(self, syscall: Syscall, key: str | None = None) -> Syscall:
+        """Return it with an id that its agent may use: a fresh one, or the one of a key."""
+        ids = self.ids(syscall.owner)
+        syscall_id = ids.fresh() if key is None else ids.from_key(key)
+        return msgspec.structs.replace(syscall, id=syscall_id)
+
     def submit(self, syscall: Syscall) -> Pending:
         """Publish a syscall, with all others of this loop tick; join one that is under way."""
         if not self._is_serving or self._fork != forks.count:
             self._serve()
+        owner = syscall.owner
+        if not self._transport.ids(owner).owns(syscall.id):
+            return _refused(Pending(syscall.id, syscall, now_s()), id_refused(owner))
         first = self._pending.get(syscall.id)
+        if first is not None and first.owner not in (None, owner):  # another's, who cannot own it
+            self._end(first, self._unknown(), "refuse" if first.state == "asked" else "lose")
+            first = None
         if first is not None and first.syscall is not None:
             return first if first.syscall is syscall else _joined(first, first.syscall, syscall)
         pending = Pending(syscall.id, syscall, self.now_s())
@@ -126,13 +143,18 @@ class Session:
         if first.reply is None:
             pending.lead(first)
 
-    def attach(self, syscall_id: str) -> Pending:
-        """Hear of a syscall that somebody submitted, perhaps in an earlier life."""
+    def attach(self, syscall_id: str, owner: Owner | None) -> Pending:
+        """Hear of a syscall that this agent submitted, perhaps in an earlier life.
+
+        `owner` None is an operator, who may hear of everybody's.
+        """
         self._serve()
         pending = self._pending.get(syscall_id)
         if pending is None:
-            pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s())
+            pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s(), owner)
             self._spawn(self._find(pending))
+        elif owner not in (None, pending.owner):
+            return _refused(Pending(syscall_id, None, now_s(), owner), self._unknown())
         return pending
 
     async def cancel(self, pending: Pending) -> bool:
@@ -147,7 +169,7 @@ class Session:
             return pending.syscall is not None
         assert pending.module is not None  # the kernel said it when it acknowledged
         reason = Cancelled("its agent cancelled it")
-        [done] = await self._transport.cancel([pending.id], pending.module, reason)
+        [done] = await self._transport.cancel([pending.id], pending.module, reason, pending.owner)
         return done
 
     def abandon(self, pending: Pending) -> None:
@@ -182,10 +204,10 @@ class Session:
         require_same_process(self._fork)
         await asyncio.wait([pending.accepted], timeout=self._limits.patience_s)
         if pending.reply is None:
-            found = await self._transport.status(pending.id)
+            found = await self._transport.status(pending.id, pending.owner)
             if found is not None:
                 return found
-            attached = await self._transport.attach(pending.id, pending.module)
+            attached = await self._transport.attach(pending.id, pending.module, pending.owner)
             self._learn(pending, attached)
         if pending.reply is None:
             return CallStatus(pending.id, "queued", pending.module)
@@ -295,7 +317,10 @@ class Session:
     async def _check(self, batch: Sequence[Pending]) -> None:
         for first in range(0, len(batch), CHECK_BATCH):
             part = batch[first : first + CHECK_BATCH]
-            steps = (self._transport.attach(pending.id, pending.module) for pending in part)
+            steps = (
+                self._transport.attach(pending.id, pending.module, pending.owner)
+                for pending in part
+            )
             for pending, attached in zip(part, await asyncio.gather(*steps), strict=True):
                 self._learn(pending, attached)
 
@@ -316,12 +341,14 @@ class Session:
             pending.withdraw()
             self._outbox.add(pending)
         elif self._pending.get(pending.id, pending) is pending:  # else a submission stands for it
-            unknown = UnknownSyscall(
-                "the kernel knows no such syscall, or its reply has expired",
-                field="id",
-                remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
-            )
-            self._end(pending, unknown, "refuse" if pending.state == "asked" else "lose")
+            self._end(pending, self._unknown(), "refuse" if pending.state == "asked" else "lose")
+
+    def _unknown(self) -> UnknownSyscall:
+        return UnknownSyscall(
+            "the kernel knows no such syscall of this agent's, or its reply has expired",
+            field="id",
+            remedy=f"replies are kept for {self._transport.result_ttl_s:g} s; submit it anew",
+        )
 
     def _read_stored(self, pending: Pending, data: bytes) -> None:
         try:
@@ -356,12 +383,12 @@ class Session:
         ours = [p for p in batch if p.syscall is not None and p.reply is None]
         if ours:
             await asyncio.wait([p.accepted for p in ours])
-        by_module: dict[Module, list[str]] = {}
+        parts: dict[tuple[Module, Owner | None], list[str]] = {}
         for pending in ours:
             if pending.reply is None and pending.module is not None:
-                by_module.setdefault(pending.module, []).append(pending.id)
-        for module, ids in by_module.items():
-            await self._transport.cancel(ids, module, reason)
+                parts.setdefault((pending.module, pending.owner), []).append(pending.id)
+        for (module, owner), ids in parts.items():
+            await self._transport.cancel(ids, module, reason, owner)
 
     async def _cancel_quietly(self, pending: Pending) -> None:
         try:
@@ -432,11 +459,13 @@ def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:
         refusal: KernelError | None = conflict_of(first, again)
     except KernelError as error:
         refusal = error
-    if refusal is None:
-        return pending
-    refused = Pending(again.id, again, now_s())
-    refused.end(failure(again.id, refusal), "refuse")
-    return refused
+    return pending if refusal is None else _refused(Pending(again.id, again, now_s()), refusal)
+
+
+def _refused(pending: Pending, refusal: KernelError) -> Pending:
+    """Return one that was never sent."""
+    pending.end(failure(pending.id, refusal), "refuse")
+    return pending
 
 
 def _final_state(pending: Pending, reply: Reply) -> State:

@@ -6,7 +6,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
-from aios_broker.contract.names import Module
+from aios_broker.contract.ids import Ids
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import State, Syscall
 
 
@@ -58,6 +59,10 @@ class Transport(Protocol):
         """Reach the kernel, or raise at once."""
         ...
 
+    def ids(self, owner: Owner) -> Ids:
+        """Return what makes the ids of an agent's syscalls; only once it is open."""
+        ...
+
     async def submit(self, syscalls: Sequence[Syscall]) -> list[Outcome]:
         """Publish syscalls of one module; return for each why it was refused, or None.
 
@@ -66,15 +71,19 @@ class Transport(Protocol):
         """
         ...
 
-    async def cancel(self, ids: Sequence[str], module: Module, error: KernelError) -> list[bool]:
+    # Of these, `owner` says who asks: another agent's syscalls are unknown. None: an operator.
+
+    async def cancel(
+        self, ids: Sequence[str], module: Module, error: KernelError, owner: Owner | None
+    ) -> list[bool]:
         """End syscalls with `error`; False for one that has ended or was never known."""
         ...
 
-    async def attach(self, syscall_id: str, module: Module | None) -> Attached:
-        """Hear of a syscall, whoever submitted it; None: whichever module it is in."""
+    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
+        """Hear of a syscall that its owner submitted; None as module: whichever it is in."""
         ...
 
-    async def status(self, syscall_id: str) -> CallStatus | None:
+    async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         """Return where a syscall stands, or None when it has ended or is not known."""
         ...
 

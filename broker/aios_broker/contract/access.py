@@ -28,6 +28,9 @@ ApprovalState = Literal["waiting", "approved", "denied", "expired", "used"]
 ApprovalRule = Literal["ask", "ask-when-lossy", "never"]
 Reason = Annotated[str, Meta(max_length=2_000)]
 GroupRole = Literal["member", "admin"]
+TokenDigest = Annotated[
+    str, Meta(pattern=r"^(|[0-9a-f]{64})\Z")
+]  # see `aios_broker.contract.tokens`
 
 
 class ObjectRef(Request, frozen=True):
@@ -53,6 +56,8 @@ class AccessRegister(Request, frozen=True, tag="access.register"):
     agent: AgentName
     administrator: bool = False
     ttl_s: Ttl | None = None  # of the token; None: it does not expire
+    token_digest: TokenDigest = ""  # of the token that it is to have
+    token: Annotated[str, Meta(max_length=256)] = ""  # the token; its client sends the digest
 
 
 class AccessRevokeToken(Request, frozen=True, tag="access.revoke_token"):
@@ -126,11 +131,13 @@ class AccessCheck(Request, frozen=True, tag="access.check"):
 class AccessApprovals(Request, frozen=True, tag="access.approvals"):
     """List approvals: the agent's own; for administrators and who decides, all of the tenant.
 
-    Arguments of more than 2,000 characters are left out, but not of the one that is named.
+    Agents take turns, of each the oldest comes first. Arguments of more than 2,000 characters are
+    left out, but not of the one that is named.
     """
 
     state: ApprovalState | None = "waiting"  # None: all
     limit: Annotated[int, Meta(ge=1, le=1_000)] = 100
+    after: SyscallId | None = None  # the last approval of the page before
     approval: SyscallId | None = None  # this one alone, whatever its state
 
 
@@ -218,10 +225,10 @@ class Whoami(Struct, frozen=True, omit_defaults=True, tag="access.whoami"):
 
 
 class TokenIssued(Struct, frozen=True, omit_defaults=True, tag="access.token"):
-    """A new token; the kernel keeps only its digest, so it is shown this once."""
+    """A new token. It was made by the client that asked for it: the kernel has only its digest."""
 
     agent: str
-    token: str
+    token: str = ""  # put in by the client
     expires_at: float | None = None  # Unix time, s
 
 
@@ -284,9 +291,13 @@ class Approval(Struct, frozen=True, omit_defaults=True):
 
 
 class Approvals(Struct, frozen=True, omit_defaults=True, tag="access.approvals"):
-    """Approvals, oldest first."""
+    """Approvals: tenants and their agents in turns, of each the oldest first.
+
+    `more`: there are further ones after the last.
+    """
 
     approvals: tuple[Approval, ...]
+    more: bool = False
 
 
 class Rules(Struct, frozen=True, omit_defaults=True, tag="access.rules"):

@@ -123,7 +123,7 @@ class SimulatedSettings(CoreSettings, frozen=True, kw_only=True, tag="simulated"
     end_probability: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.02
 
 
-_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price")
+_OF_ITS_CARD = ("workers", "aliases", "default", "fallback", "price", "limits")
 
 Core = LlamaSettings | SGLangSettings | OpenAISettings | SimulatedSettings
 

@@ -11,18 +11,22 @@ import zlib
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from aios_broker.contract.access import AccessRegister, TokenIssued
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall, KernelError, KeyConflict
 from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import (
     MAX_LEVELS,
     Syscall,
     check_syscall,
     decode_syscall,
     encode_syscall,
-    id_from_key,
     is_nested_deeper,
+    name_digest,
 )
+from aios_broker.contract.tokens import digest
 
 ENTRY = "aios_workers.entry.syscall"
 MAX_JOB_BYTES = 2 * MAX_TEXT_BYTES  # a stock producer escapes non-ASCII text: it grows
@@ -41,8 +45,17 @@ _PASSING = ("deadline_s", "token", "nice")
 
 
 def encode_job(syscall: Syscall) -> bytes:
-    """Return the job data of a syscall."""
-    return encode_call(encode_syscall(syscall))
+    """Return the job data of a syscall, without the tokens that its client has."""
+    return encode_call(encode_syscall(without_tokens(syscall)))
+
+
+def without_tokens(syscall: Syscall) -> Syscall:
+    """Return a syscall as it is queued: no token in it, but the digest of one that is to be."""
+    body = syscall.body
+    if isinstance(body, AccessRegister) and body.token:
+        body = replace(body, token="", token_digest=digest(body.token))
+        return replace(syscall, token="", body=body)
+    return replace(syscall, token="") if syscall.token else syscall
 
 
 def encode_call(request: bytes) -> bytes:
@@ -76,12 +89,32 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
     return syscall
 
 
+def with_token(syscall: Syscall, result: Result) -> Result:
+    """Return a result with the token that its client made: the kernel has only the digest."""
+    body = syscall.body
+    if isinstance(body, AccessRegister) and isinstance(result, TokenIssued):
+        return replace(result, token=body.token)
+    return result
+
+
+def without_arguments(data: bytes) -> bytes:
+    """Return the call that a job names, without what it is called with: that may hold tokens.
+
+    Of data that is no call in JSON (a pickle) nothing is left but that it was foreign.
+    """
+    try:
+        function = _call_decoder.decode(_inflated(data))[0]
+    except (KernelError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        function = "foreign"
+    return _encoder.encode((function[:_NAME_SHOWN], None, (), {}))
+
+
 def syscall_id_of(job_id: str) -> str:
     """Return the syscall id that a job stands for; RQ's own ids are UUIDs with dashes."""
     if _ID.fullmatch(job_id):
         return job_id
     plain = job_id.replace("-", "").lower()
-    return plain if _ID.fullmatch(plain) else id_from_key("rq", "rq", job_id)
+    return plain if _ID.fullmatch(plain) else name_digest("rq", "rq", job_id)
 
 
 def _inflated(data: bytes) -> bytes:

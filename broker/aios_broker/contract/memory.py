@@ -236,10 +236,15 @@ class Note(Struct, frozen=True, omit_defaults=True, tag="memory.note"):
 
 
 class Notes(Struct, frozen=True, omit_defaults=True, tag="memory.notes"):
-    """Notes in the order that was asked for; `more`: there are further ones after the last."""
+    """Notes in the order that was asked for; `more`: there are further ones after the last.
+
+    They have 8 MiB together at most, but for a single one. `unindexed`: so many of the notes that
+    were searched, up to 1,000, are not found by meaning yet.
+    """
 
     notes: tuple[Note, ...]
     more: bool = False
+    unindexed: int = 0
 
 
 class NoteVersion(Struct, frozen=True, omit_defaults=True):
@@ -254,9 +259,10 @@ class NoteVersion(Struct, frozen=True, omit_defaults=True):
 
 
 class NoteHistory(Struct, frozen=True, omit_defaults=True, tag="memory.history"):
-    """The versions of a note, newest first."""
+    """The versions of a note, newest first, up to 8 MiB; `more`: there are older ones."""
 
     versions: tuple[NoteVersion, ...]
+    more: bool = False
 
 
 class Recall(Struct, frozen=True, omit_defaults=True, tag="memory.recall"):
@@ -266,6 +272,7 @@ class Recall(Struct, frozen=True, omit_defaults=True, tag="memory.recall"):
     tokens: int
     notes: tuple[str, ...]
     exact: bool  # whether a core's tokenizer counted
+    unindexed: int = 0  # as of a search
 
 
 class BlockStat(Struct, frozen=True, omit_defaults=True, tag="memory.stat"):
@@ -282,6 +289,7 @@ class BlockStat(Struct, frozen=True, omit_defaults=True, tag="memory.stat"):
     correlated_s: float
     high: float
     low: float
+    unindexed_notes: int = 0  # not found by meaning yet
 
 
 class Evolved(Struct, frozen=True, omit_defaults=True, tag="memory.evolved"):

@@ -1,6 +1,6 @@
 """The small types that all of the contract is made of."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -47,6 +47,13 @@ Ttl = Annotated[float, Meta(gt=0.0, le=10 * 365 * 86_400.0)]  # s
 SearchMode = Literal["semantic", "keyword", "hybrid"]
 Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
 K = Annotated[int, Meta(ge=1, le=100)]  # how many are found
+
+
+class Owner(NamedTuple):
+    """Whose a syscall is, and its id, its reply and its effects."""
+
+    tenant: str
+    agent: str
 
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -256,6 +256,7 @@ class Entry(Struct, frozen=True, omit_defaults=True, tag="storage.entry"):
     locked_by: str = ""
     locked_until: float | None = None
     mounted: bool = False
+    unindexed_parts: int = 0  # of what `storage.stat` names and all below: not found by meaning yet
 
 
 class Entries(Struct, frozen=True, omit_defaults=True, tag="storage.entries"):
@@ -296,9 +297,14 @@ class Found(Struct, frozen=True, omit_defaults=True):
 
 
 class FoundFiles(Struct, frozen=True, omit_defaults=True, tag="storage.found"):
-    """Hits, best first, at most k."""
+    """Hits, best first, at most k.
+
+    `unindexed`: so many parts of the files that were searched, up to 1,000, are not found by
+    meaning yet.
+    """
 
     hits: tuple[Found, ...]
+    unindexed: int = 0
 
 
 class FileVersion(Struct, frozen=True, omit_defaults=True):

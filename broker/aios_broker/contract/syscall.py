@@ -24,23 +24,25 @@ from aios_broker.contract.errors import (
     UnsupportedVersion,
 )
 from aios_broker.contract.llm import LlmBody
-from aios_broker.contract.memory import MemoryBody
+from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import (
     MAX_TEXT_BYTES,
     NAME_RULE,
     AgentName,
     Module,
     Name,
+    Owner,
     SyscallId,
     TenantName,
     Text,
 )
-from aios_broker.contract.storage import StorageBody
+from aios_broker.contract.storage import StorageBody, StorageOperate
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
-NeedKind = Literal["core", "tool", "program", "lock"]
+NeedKind = Literal["core", "tool", "program", "lock", "model"]
 # core: a worker that serves it. tool: a place at it, of the whole deployment. program: another
 # program of the same agent that must be admitted. lock: one of the tenant's, one holder at a time.
+# model: it waits for llm syscalls of its own, so that it takes no place from those that do not.
 MAX_NEEDS = 8  # of one syscall: a claim looks at each of them
 
 
@@ -167,10 +169,15 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     body: Body
     program: Name = "main"  # one run of the agent towards one task
     tenant: TenantName = "default"
-    token: Annotated[str, Meta(max_length=256)] = ""  # needed where the door does not vouch
+    token: Annotated[str, Meta(max_length=256)] = ""  # exchanged for the agent: never queued
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
+
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(self.tenant, self.agent)
 
     @property
     def kind(self) -> str:
@@ -196,8 +203,23 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     @property
     def needs(self) -> tuple[Need, ...]:
         """What its job needs to run, beside a slot."""
+        if self.module in STATE_MODULES:
+            return (_MODEL,) if _asks_a_model(self.body) else ()
         core = self.core if self.module == "llm" else ""
         return (Need("core", core),) if core else ()
+
+
+_MODEL = Need("model", "any")
+
+
+def _asks_a_model(body: Body) -> bool:
+    match body:
+        case MemoryAdd(evolve=evolve):
+            return evolve
+        case MemoryContext(core=core):
+            return core is not None
+        case _:
+            return isinstance(body, StorageOperate)
 
 
 _encoder = msgspec.json.Encoder()
@@ -209,9 +231,9 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
-def id_from_key(tenant: str, agent: str, key: str) -> str:
-    """Return the id that an idempotency key stands for: the same key, the same syscall."""
-    material = "\x1f".join((tenant, agent, key)).encode(errors="surrogatepass")
+def name_digest(tenant: str, agent: str, name: str) -> str:
+    """Return 32 hex digits that stand for a name of an agent's."""
+    material = "\x1f".join((tenant, agent, name)).encode(errors="surrogatepass")
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 

@@ -9,6 +9,7 @@
             │ unpark                    │ park
             └───────────── parked ◀─────┘          cancel, from any state that is not terminal
 
+    `move` takes what waits (queued, suspended) to another core's queue; its state is the same.
 `reclaim` puts a job back whose worker died; `fail` is the end that no worker wrote (deadline,
 poison, deleted by a stock tool). Each Redis function appends its events to the journal.
 """
@@ -21,6 +22,7 @@ Event = Literal[
     "submit",
     "adopt",
     "claim",
+    "move",
     "suspend",
     "finish",
     "fail",
@@ -39,14 +41,16 @@ _ALIVE: tuple[State | None, ...] = ("queued", "suspended", "running", "held", "p
 
 _OUTSIDE: tuple[State | None, ...] = (None, "finished", "failed", "cancelled")
 
-# event -> (states it may come from, state it leads to); None: the kernel did not know it yet.
+# event -> (states it may come from, state it leads to). None, of a state: the kernel did not know
+# it yet; of where it leads: it is what it was.
 # An id may come again: a stock tool requeues what has ended (`adopt`, as for foreign jobs), and
 # a submit finds nothing left of an id whose reply has expired.
-TABLE: dict[Event, tuple[tuple[State | None, ...], State]] = {
+TABLE: dict[Event, tuple[tuple[State | None, ...], State | None]] = {
     "submit": (_OUTSIDE, "queued"),
     "adopt": (_OUTSIDE, "queued"),
     # held, parked: a stock tool put it back into the queue
     "claim": ((*_WAITING, "held", "parked"), "running"),
+    "move": (_WAITING, None),
     "suspend": (("running",), "suspended"),
     "finish": (("running",), "finished"),
     "fail": (_ALIVE, "failed"),
@@ -64,4 +68,4 @@ def after(state: State | None, event: Event) -> State:
     sources, target = TABLE[event]
     if state not in sources:
         raise ValueError(f"no transition {event!r} from {state!r}")
-    return target
+    return target or state or "queued"

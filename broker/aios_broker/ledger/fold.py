@@ -75,7 +75,8 @@ def fold(rows: dict[str, SyscallRow], entry: Entry) -> Entered:
             if lawful or state not in TERMINAL:
                 if state == "running" and event != "claim":
                     row.slices += 1
-                row.state = target
+                if target is not None:
+                    row.state = target
                 step(row, at, attempt, who, detail)
         elif row is None:
             names.add(NOBODY)
@@ -135,6 +136,10 @@ def _used(row: SyscallRow, _at: datetime, _attempt: str, _who: str, detail: str)
     _take_in(row, read_use(detail))
 
 
+def _moved(_row: SyscallRow, _at: datetime, _attempt: str, _who: str, _detail: str) -> None:
+    """Change nothing: it stands in another queue."""
+
+
 def _ended(row: SyscallRow, at: datetime, _attempt: str, _who: str, detail: str) -> None:
     used = read_use(detail)
     _take_in(row, used)
@@ -157,6 +162,7 @@ _STEPS: dict[Event, _Step] = {
     "submit": _submitted,
     "adopt": _adopted,
     "claim": _claimed,
+    "move": _moved,
     "suspend": _suspended,
     "hold": _used,
     "reclaim": _used,
@@ -167,7 +173,7 @@ _STEPS: dict[Event, _Step] = {
     "fail": _ended,
     "cancel": _ended,
 }
-_Arrow = tuple[tuple[State | None, ...], State, _Step | None]
+_Arrow = tuple[tuple[State | None, ...], State | None, _Step | None]
 _ARROWS: dict[str, _Arrow] = {
     event: (sources, target, _STEPS[event]) for event, (sources, target) in TABLE.items()
 }

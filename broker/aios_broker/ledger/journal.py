@@ -4,6 +4,7 @@ One entry is written per function call. Its field `q` is the module, `t` the tra
 line, tab-separated: event, job id, attempt, who, detail. The detail is, by event:
 
     submit, adopt                   the metadata, JSON
+    move                            the core whose queue it left, and the one that it stands at now
     suspend, hold, park, reclaim, finish  tokens,ran_ms: what the job has used so far, all in all;
                                     where a core worked on it also its name, the cost in nano-units,
                                     and their currency

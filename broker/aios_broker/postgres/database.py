@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig
+from aios_broker.contract.urls import without_password
 
 CONNECT_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 5
@@ -35,9 +35,11 @@ def check_database_url(url: str) -> str:
         raise _bad_url(url, f"the scheme {scheme!r} is not known" if separator else "no scheme")
     plain = f"postgresql://{rest}"
     try:
-        conninfo_to_dict(plain)
-    except psycopg.ProgrammingError as error:
-        raise _bad_url(url, str(error).strip()) from error
+        told = conninfo_to_dict(plain)
+    except psycopg.ProgrammingError:  # whose text may have the password
+        raise _bad_url(url, "libpq cannot read it") from None
+    if "@" in str(told.get("host", "")):
+        raise _bad_url(url, "write @ in a password as %40")
     return plain
 
 
@@ -120,15 +122,6 @@ def database_errors(url: str) -> Iterator[None]:
             remedy="start it, or correct the URL",
             retry_after_s=1.0,
         ) from error
-
-
-def without_password(url: str) -> str:
-    """Return the URL fit for a message or a log."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return "(a malformed URL)"
-    return url.replace(f":{password}@", ":***@") if password else url
 
 
 def _bad_url(url: str, why: str) -> InvalidConfig:

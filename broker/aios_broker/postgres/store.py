@@ -5,6 +5,9 @@
     async with store.as_steward() as cursor: ...        # the kernel's own work, over all agents
 
 Cursors return rows as named tuples. A block is committed at its end, or nothing of it is.
+
+Connections are given in turns, by tenant and then by agent (`places.py`): who writes much, or waits
+for locks of its own, waits for itself. What the kernel does itself has connections beside those.
 """
 
 import asyncio
@@ -18,6 +21,7 @@ from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from aios_broker.contract.errors import AccessDenied, DatabaseUnavailable, UnknownAgent
+from aios_broker.places import Holder, Places, Shares
 from aios_broker.postgres.database import (
     CONNECT_TIMEOUT_S,
     SERVICE_TIMEOUT_S,
@@ -26,7 +30,9 @@ from aios_broker.postgres.database import (
     database_errors,
 )
 
-POOL_SIZE = 8  # connections of one process
+# Connections of one process: those of agents' transactions, and what is left for the kernel's own.
+SHARES = Shares(places=8, of_tenant=6, of_agent=4)
+POOL_SIZE = 12
 Cursor = psycopg.AsyncCursor[Any]  # named tuples, of whatever was selected
 
 _AS_AGENT = """
@@ -53,6 +59,11 @@ class AgentRow:
     tenant: str
     administrator: bool
 
+    @property
+    def holder(self) -> Holder:
+        """In whose name it holds places."""
+        return Holder(self.tenant, self.name)
+
 
 class Store:
     """A pool of connections to Postgres, opened when first used."""
@@ -62,15 +73,15 @@ class Store:
         url: str,
         *,
         name: str = "aios",
-        size: int = POOL_SIZE,
         limit_s: float = SERVICE_TIMEOUT_S,
     ) -> None:
         self.url = url
+        self.places = Places(SHARES)
         self._limit_s = limit_s  # of a whole transaction, the wait for a connection included
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             check_database_url(url),
             min_size=0,
-            max_size=size,
+            max_size=POOL_SIZE,
             open=False,
             timeout=limit_s,
             configure=_configure,
@@ -98,7 +109,10 @@ class Store:
             AccessDenied: row-level security refused a row that was to be written.
         """
         values = (str(agent.id), str(agent.tenant_id), list(locks))
-        async with self._transaction(_AS_AGENT, values) as cursor:
+        async with (
+            self.places.one(agent.holder),
+            self._transaction(_AS_AGENT, values) as cursor,
+        ):
             yield cursor
 
     @asynccontextmanager

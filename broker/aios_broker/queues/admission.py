@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.names import Module
@@ -16,7 +16,9 @@ from aios_broker.queues.functions import Steps
 from aios_broker.queues.quota import Barrier, Subject, read_barrier
 from aios_broker.redis.connection import Answer
 
-ResourceKind = Literal["tool", "program", "lock"]
+# place, model: what one tenant or agent may have of a state module's slots, and of those places at
+# it where calls wait for models.
+ResourceKind = Literal["tool", "program", "lock", "place", "model"]
 MAX_LIMIT = 1_000_000
 MAX_BAR_S = 3600.0  # a bar must be renewed: one whose scheduler died ends by itself
 _WHAT: dict[bytes, Literal["requests", "tokens", "told"]] = {
@@ -24,7 +26,7 @@ _WHAT: dict[bytes, Literal["requests", "tokens", "told"]] = {
     b"tokens": "tokens",
     b"told": "told",
 }
-_KINDS: dict[str, ResourceKind] = {"tool": "tool", "program": "program", "lock": "lock"}
+_KINDS: dict[str, ResourceKind] = {kind: kind for kind in get_args(ResourceKind)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,26 @@ class Resource:
                 return cls("lock", name, tenant)
             case "program", [tenant, agent, name]:
                 return cls("program", name, tenant, agent)
+            case ("place" | "model") as share, [tenant]:
+                return cls(share, "", tenant)
+            case ("place" | "model") as share, [tenant, agent]:
+                return cls(share, "", tenant, agent)
             case _:
-                raise KernelError(f"{text!r} names no tool, program or lock")
+                raise KernelError(f"{text!r} names no tool, program, lock or share")
 
     @property
     def words(self) -> str:
         """Return it as people say it."""
-        owner = {
-            "tool": "",
-            "lock": f" of tenant {self.tenant!r}",
-            "program": f" of agent {self.agent!r}",
-        }[self.kind]
-        return f"{self.kind} {self.name!r}{owner}"
+        owner = f"agent {self.agent!r}" if self.agent else f"tenant {self.tenant!r}"
+        match self.kind:
+            case "tool":
+                return f"tool {self.name!r}"
+            case "place":
+                return f"one of the places that {owner} may have at once"
+            case "model":
+                return f"one of the places where calls of {owner} wait for models"
+            case kind:
+                return f"{kind} {self.name!r} of {owner}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import msgspec
 
 from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscall
 from aios_broker.contract.llm import Message
-from aios_broker.contract.syscall import MAX_DEADLINE_S, id_from_key
+from aios_broker.contract.syscall import MAX_DEADLINE_S, name_digest
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.rows import ContextChangeRow, ContextRow
 from aios_broker.redis.connection import Answer, Argument
@@ -39,7 +39,7 @@ class ContextOwner:
     @property
     def key(self) -> str:
         """Its part of the Redis key: a digest, since names may hold any separator."""
-        return id_from_key(self.tenant, self.agent, self.name)
+        return name_digest(self.tenant, self.agent, self.name)
 
 
 @dataclass(frozen=True, slots=True)

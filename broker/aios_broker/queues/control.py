@@ -7,7 +7,7 @@ import msgspec
 
 from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownCore
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.order import ROUTED
@@ -19,6 +19,7 @@ from aios_broker.queues.records import (
     Uncut,
     iso_now,
     read_metadata,
+    who,
 )
 from aios_broker.queues.rows import CoreRow, JobRow, QueueRow
 from aios_broker.redis.connection import Answer, Argument
@@ -34,15 +35,22 @@ class Control(Steps):
     """The operator's view of all module queues."""
 
     async def cancel(
-        self, job_ids: Sequence[str], error: KernelError, *, module: Module
+        self,
+        job_ids: Sequence[str],
+        error: KernelError,
+        *,
+        module: Module,
+        owner: Owner | None = None,
     ) -> list[Outcome]:
         """End jobs with `error`, waiting or running; whoever waits hears it at once.
 
         A running one loses its lease (its worker is told to stop; a late finish is dropped).
+        `owner`: who asks, to whom another agent's jobs are `unknown`; None: an operator.
         """
         body = msgspec.json.encode(error.to_wire())
         event = "cancel" if error.code == "cancelled" else "fail"
-        return await self._outcomes(module, "cancel", job_ids, iso_now(), event, body)
+        arguments = (iso_now(), event, body, who(owner))
+        return await self._outcomes(module, "cancel", job_ids, *arguments)
 
     async def hold(self, job_ids: Sequence[str], *, module: Module) -> list[Outcome]:
         """Take jobs out of the run queue until they are released; what runs is suspended."""

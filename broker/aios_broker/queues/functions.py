@@ -13,7 +13,7 @@ from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
-LIBRARY = "aios5"  # the number changes with the arguments: old and new workers call their own
+LIBRARY = "aios6"  # the number changes with the arguments: old and new workers call their own
 # By who calls them, in the order in which they lean on each other.
 STEPS = (
     "shared/lib",
@@ -25,6 +25,7 @@ STEPS = (
     "shared/admission",
     "client/submit",
     "worker/claim",
+    "worker/vouch",
     "worker/finish",
     "worker/suspend",
     "worker/slice",

@@ -16,17 +16,22 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.cores import queue_of
 from aios_broker.contract.errors import (
+    AccessDenied,
     KernelError,
     QueueFull,
     QuotaExceeded,
     RedisFull,
     UnknownCore,
 )
-from aios_broker.contract.syscall import checked_needs
+from aios_broker.contract.ids import id_refused
+from aios_broker.contract.job import encode_job, without_arguments
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import Syscall, checked_needs
+from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
 from aios_broker.queues.records import (
@@ -40,6 +45,8 @@ from aios_broker.queues.records import (
     Suspension,
     WorkerCard,
     iso_now,
+    metadata_of,
+    who,
 )
 from aios_broker.queues.rows import (
     CardRow,
@@ -47,12 +54,15 @@ from aios_broker.queues.rows import (
     ClaimRow,
     EndingRow,
     LeaseRow,
+    ProofRow,
     RenewalRow,
     SliceRow,
     SubmissionRow,
     SuspensionRow,
+    VouchRow,
     WorkerRow,
 )
+from aios_broker.queues.tokens import token_refused
 from aios_broker.redis.connection import Answer, Argument, Connection
 
 logger = logging.getLogger(__name__)
@@ -75,7 +85,7 @@ class Differs:
     data: bytes  # what it was published with
 
 
-Refusal = QueueFull | QuotaExceeded | UnknownCore | Differs
+Refusal = QueueFull | QuotaExceeded | UnknownCore | AccessDenied | Differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +116,24 @@ class ModuleQueue(ModuleSteps):
         QuotaExceeded, UnknownCore) leaves nothing behind, and the others do not hear of it. Of one
         agent's jobs those without room are the last ones. Sent again after a lost answer, what was
         published is `known` and what was refused may be published now: whoever has not read a
-        refusal has not been refused.
+        refusal has not been refused. One with the digest of a token is refused (AccessDenied) where
+        that is not its agent's, and so is one whose id is another agent's.
 
         Raises:
             InvalidSyscall: a job has more needs than it may, or they contradict each other.
         """
         answer = await self._call("submit", _published(jobs))
         return [
-            _SUBMIT_STATUS[each] if isinstance(each, int) else self._refusal(each)
-            for each in answer
+            _SUBMIT_STATUS[each]
+            if isinstance(each, int)
+            else self._refusal(each, job.metadata.owner)
+            for each, job in zip(answer, jobs, strict=True)
         ]
 
-    def _refusal(self, answer: Answer) -> Refusal:
+    def _refusal(self, answer: Answer, owner: Owner) -> Refusal:
         match answer:
+            case [b"denied" | b"owned" as why]:
+                return (token_refused if why == b"denied" else id_refused)(owner)
             case [b"full", waiting, limit]:
                 return QueueFull(
                     f"the queue of module {self.module} holds {waiting} syscalls, its limit is "
@@ -129,20 +144,9 @@ class ModuleQueue(ModuleSteps):
             case [b"quota", *refusal]:
                 return refused(refusal)
             case [b"core", name, *cores]:
-                known = ", ".join(sorted(core.decode() for core in cores)) or "none"
-                return UnknownCore(
-                    f"no core, alias or model is named {name.decode()!r}",
-                    field="body.core",
-                    remedy=f"leave it out, or use one of: {known}",
-                )
+                return unknown_core(name.decode(), cores)
             case [b"unserved", name, core, silent_ms]:
-                return UnknownCore(
-                    f"no worker serves the core {core.decode()!r}, for "
-                    f"{silent_ms / 1000:.0f} s now: by the policy such syscalls are refused",
-                    field="body.core",
-                    remedy="start its worker, name another core, or let syscalls wait "
-                    "(`aios policy --unserved wait`)",
-                )
+                return unserved_core(core.decode(), silent_ms / 1000)
             case [b"differs", data]:
                 return Differs(data)
             case _:
@@ -165,6 +169,32 @@ class ModuleQueue(ModuleSteps):
         if answer == 0:
             return "barred"
         return _lease(answer[0]) if answer else None
+
+    async def vouch(self, lease: Lease, syscall: Syscall) -> None:
+        """Exchange the token in a stock producer's job for the agent whose it is.
+
+        From here on the job is this agent's like one that was submitted, and no token is in its
+        record.
+
+        Raises:
+            AccessDenied: the token is not this agent's.
+        """
+        metadata = metadata_of(syscall)
+        row = VouchRow(
+            id=lease.job_id,
+            attempt=lease.attempt,
+            data=encode_job(syscall),
+            description=_description(metadata),
+            token_digest=digest(syscall.token),
+            metadata=_encode(metadata),
+        )
+        if not await self._call("vouch", row):
+            raise token_refused(syscall.owner)
+
+    async def disarm(self, lease: Lease) -> None:
+        """Take the arguments, which may hold tokens, out of a stock job that is not to run."""
+        row = VouchRow(lease.job_id, lease.attempt, without_arguments(lease.data), "", "", b"")
+        await self._call("vouch", row)
 
     async def finish(
         self, worker: str, endings: Sequence[Ending], claim_request: ClaimRequest
@@ -272,12 +302,15 @@ class ModuleQueue(ModuleSteps):
         data: bytes | None = await self._execute("GET", self.keys.snapshot(job_id))
         return data
 
-    async def attach(self, job_id: str, client: str) -> tuple[str, bytes | None]:
+    async def attach(
+        self, job_id: str, client: str, owner: Owner | None
+    ) -> tuple[str, bytes | None]:
         """Let one more client hear of a job; return its state and, if it ended, its reply.
 
-        The state is that of the contract, or `unknown`.
+        The state is that of the contract, or `unknown`, as of a job that is not `owner`'s; None:
+        whoever's it is.
         """
-        state, reply = await self._call("attach", [job_id, client])
+        state, reply = await self._call("attach", [job_id, client, who(owner)])
         return state.decode(), reply
 
     async def register(self, card: WorkerCard) -> None:
@@ -296,23 +329,44 @@ class ModuleQueue(ModuleSteps):
         for core in card.cores:
             await self._call("terms", terms_row(core))
 
-    async def knows(self, worker: str) -> bool:
-        """Tell whether the worker's record is there: what `register` wrote."""
-        return bool(await self._execute("HEXISTS", self.keys.worker(worker), "birth"))
+    async def knows(self, card: WorkerCard) -> bool:
+        """Tell whether all that `register` wrote is there: the worker's record, its cores' cards.
+
+        An operator may take a card away while its worker is silent.
+        """
+        cards = self.keys.own("core_cards")
+        asked = [
+            (self.keys.worker(card.name), "birth"),
+            *((cards, core) for core in card.core_names),
+        ]
+        return all(await asyncio.gather(*(self._execute("HEXISTS", *each) for each in asked)))
+
+    async def address(self, lease: Lease, core: str, cores: Sequence[str]) -> bool:
+        """Enter which core a stock producer's job names; return whether it is one of `cores`.
+
+        Else it goes to the queue of the core that its name leads to when it is suspended.
+
+        Raises:
+            UnknownCore: The name is nobody's.
+        """
+        answer = await self._call("address", [",".join(cores), lease.job_id, lease.attempt, core])
+        if isinstance(answer, list):
+            raise unknown_core(core, answer)
+        return bool(answer == b"here")
 
     async def unregister(self, worker: str) -> None:
         """Take a worker that stops in good order off the books."""
         await self._call("unregister", [worker, iso_now()])
 
     async def wait_for_work(
-        self, blocking: Connection, *, core: str = "", timeout_s: float = BLOCK_S
+        self, blocking: Connection, *, queue: str = "", timeout_s: float = BLOCK_S
     ) -> bool:
         """Return True as soon as the queue, or a core's, holds something, False after `timeout_s`.
 
         Looks without taking: BLMOVE of the head onto itself. `blocking` must be a connection
         that nothing else uses. It also wakes for jobs that a stock RQ producer enqueued.
         """
-        key = self.keys.queue(queue_of(self.module, core))
+        key = self.keys.queue(queue or self.module)
         try:
             moved = await blocking.execute(
                 "BLMOVE", key, key, "LEFT", "LEFT", timeout_s, timeout_s=timeout_s + 5.0
@@ -360,7 +414,12 @@ def _published(jobs: Sequence[Submission]) -> list[Argument]:
         )
         for job in jobs
     ]
-    return [iso_now(), *_counted(rows)]
+    proofs = [
+        ProofRow(place, job.token_digest)
+        for place, job in enumerate(jobs, start=1)
+        if job.token_digest
+    ]
+    return [iso_now(), *_counted(rows), *_counted(proofs)]
 
 
 def _counted(rows: Sequence[tuple[Argument, ...]]) -> list[Argument]:

@@ -12,6 +12,7 @@ what it took.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aios_broker.contract.cores import CoreCard, RateLimits
@@ -31,6 +32,7 @@ class Permit:
     wait_s: float  # 0: it was counted, send it
     second: int = 0  # of Redis' clock, in which it was counted
     tokens: int = 0  # that were counted: no more than the limit
+    account: str = ""  # where
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +83,18 @@ def _terms(core: bytes, packed: bytes) -> Terms:
 
 
 class CoreRates(Steps):
-    """The account of one core."""
+    """The account of one core. Its limits are asked for each time: they may change."""
 
     def __init__(
-        self, functions: Functions, core: str, limits: RateLimits, keys: Keys | None = None
+        self,
+        functions: Functions,
+        core: str,
+        limits: Callable[[], RateLimits],
+        keys: Keys | None = None,
     ) -> None:
         super().__init__(functions, keys)
         self.core = core
-        self.limits = limits
-        self._terms = _account(core, limits)
-        self._account = self._terms[0]
+        self._limits = limits
 
     async def acquire(self, tokens: int, *, requests: int = 1) -> Permit:
         """Count requests that are about to be sent, if the account has room for them now.
@@ -103,12 +107,11 @@ class CoreRates(Steps):
         Returns:
             `wait_s` 0: send them. Else nothing was counted: ask again after so long.
         """
+        account, *limits = _account(self.core, self._limits())
         wait_ms, second, counted = await self._call(
-            "acquire",
-            MODULE,
-            [*self._terms, requests, tokens],
+            "acquire", MODULE, [account, *limits, requests, tokens]
         )
-        return Permit(wait_ms / 1000, second, counted)
+        return Permit(wait_ms / 1000, second, counted, account)
 
     async def wait(self, tokens: int) -> Permit:
         """Return when one request may be sent; it is counted then."""
@@ -125,9 +128,10 @@ class CoreRates(Steps):
         """
         if permit.second and permit.tokens != tokens:
             await self._call(
-                "set_right", MODULE, [self._account, permit.second, permit.tokens, tokens]
+                "set_right", MODULE, [permit.account, permit.second, permit.tokens, tokens]
             )
 
     async def penalise(self, for_s: float) -> None:
         """Let nobody of the fleet send anything for so long: the endpoint asked for it (429)."""
-        await self._call("penalise", MODULE, [self._account, max(1, round(for_s * 1000))])
+        account = _account(self.core, self._limits())[0]
+        await self._call("penalise", MODULE, [account, max(1, round(for_s * 1000))])

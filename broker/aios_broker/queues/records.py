@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.cores import CoreCard
-from aios_broker.contract.syscall import Need, State, core_of
+from aios_broker.contract.names import Owner
+from aios_broker.contract.syscall import Need, State, Syscall, core_of
 
 
 def iso_now() -> str:
@@ -36,9 +37,24 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     tenant: str = "default"
     nice: int = 0
 
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+        return Owner(self.tenant, self.agent)
+
 
 _STRANGER = JobMetadata(agent="?", kind="?")
 _metadata_decoder = msgspec.json.Decoder(JobMetadata)
+
+
+def who(owner: Owner | None) -> str:
+    """Return an agent as the steps name it; the empty string: the kernel, or its operator."""
+    return "" if owner is None else " ".join(owner)
+
+
+def metadata_of(syscall: Syscall) -> JobMetadata:
+    """Return what is kept of a syscall beside its job."""
+    return JobMetadata(syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice)
 
 
 def read_metadata(data: bytes) -> JobMetadata:
@@ -59,6 +75,7 @@ class Submission(Struct, frozen=True, gc=False):
     needs: tuple[Need, ...] = ()
     deadline_s: float = 600.0
     description: str = ""
+    token_digest: str = ""  # of the token that says who it is from; "": the door vouches for it
 
 
 class Charge(Struct, frozen=True, gc=False):

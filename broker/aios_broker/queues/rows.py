@@ -31,6 +31,24 @@ class SubmissionRow(NamedTuple):
     deadline_ms: int  # from now
 
 
+class ProofRow(NamedTuple):
+    """Who a job is from, by a token."""
+
+    place: int  # of the job among those that are submitted, from 1
+    token_digest: str
+
+
+class VouchRow(NamedTuple):
+    """A stock producer's job, as it is once its token was exchanged."""
+
+    id: str
+    attempt: int
+    data: bytes
+    description: str
+    token_digest: str
+    metadata: bytes  # JSON; empty: it is not to run
+
+
 class EndingRow(NamedTuple):
     """How a job ended. What it used (ran_ms to bill) is told as totals since its claim."""
 
@@ -225,6 +243,8 @@ class CoreRow(NamedTuple):
 _TAKEN = (
     ClaimRow,
     SubmissionRow,
+    ProofRow,
+    VouchRow,
     EndingRow,
     SuspensionRow,
     SliceRow,

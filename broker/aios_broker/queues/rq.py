@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 import rq
+import rq.job
 from redis import Redis, SSLConnection
 from rq.defaults import RQ_KEY_PREFIX
 
@@ -16,6 +17,12 @@ class StockJob:
     queue: str
     redis_url: str
     key_prefix: str
+    _job: rq.job.Job
+
+    def take_over(self, data: bytes, description: str) -> None:
+        """Have RQ write these when it saves the job: it would write again what it has read."""
+        self._job.data = data
+        self._job.description = description
 
 
 def current_job() -> StockJob | None:
@@ -23,7 +30,7 @@ def current_job() -> StockJob | None:
     job = rq.get_current_job()
     if job is None:
         return None
-    return StockJob(job.id, job.origin, url_of(job.connection), RQ_KEY_PREFIX)
+    return StockJob(job.id, job.origin, url_of(job.connection), RQ_KEY_PREFIX, job)
 
 
 def url_of(client: Redis) -> str:

@@ -3,20 +3,15 @@
 Redis holds the digest of each token, never the token: reading Redis gives nobody an identity.
 """
 
-import hashlib
-import secrets
-import time
 from collections.abc import Collection
 
 import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.names import Owner
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
-
-TOKEN_BYTES = 32  # of randomness
-PREFIX = "aios_"  # lets secret scanners and people recognise one
 
 
 class Identity(Struct, frozen=True, omit_defaults=True):
@@ -34,15 +29,10 @@ class Tokens:
         self._connection = connection
         self._key = (keys or Keys()).own("tokens")
 
-    @staticmethod
-    def new() -> str:
-        """Return a token that is nobody's yet."""
-        return PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
-
-    async def put(self, token: str, identity: Identity) -> None:
-        """Make a token this agent's."""
+    async def put(self, token_digest: str, identity: Identity) -> None:
+        """Make the token of a digest this agent's."""
         await self._connection.execute(
-            "HSET", self._key, digest(token), msgspec.json.encode(identity)
+            "HSET", self._key, token_digest, msgspec.json.encode(identity)
         )
 
     async def restore(self, token_digest: str, identity: Identity) -> None:
@@ -62,22 +52,6 @@ class Tokens:
         if digests:
             await self._connection.execute("HDEL", self._key, *digests)
 
-    async def verify(self, token: str, *, agent: str, tenant: str) -> None:
-        """Return when the token is this agent's.
-
-        Raises:
-            AccessDenied: no token, an unknown one, one that has expired, or another agent's. One
-                message for all: it does not tell which tokens exist.
-        """
-        held = await self._connection.execute("HGET", self._key, digest(token)) if token else None
-        if held is None or not _holds(msgspec.json.decode(held, type=Identity), agent, tenant):
-            raise AccessDenied(
-                f"the token is missing, has expired, or is not one of agent {agent!r} of tenant "
-                f"{tenant!r}",
-                field="token",
-                remedy="put the agent's own token into the request",
-            )
-
     async def revoke_all(self, agent: str, tenant: str) -> int:
         """Make all tokens of an agent worthless; return how many there were. Reads all tokens."""
         flat = await self._connection.execute("HGETALL", self._key)
@@ -91,12 +65,11 @@ def _is_of(value: bytes, agent: str, tenant: str) -> bool:
     return (identity.agent, identity.tenant) == (agent, tenant)
 
 
-def _holds(identity: Identity, agent: str, tenant: str) -> bool:
-    if identity.expires_at is not None and identity.expires_at <= time.time():
-        return False
-    return (identity.agent, identity.tenant) == (agent, tenant)
-
-
-def digest(token: str) -> str:
-    """Return what Redis keeps of a token: BLAKE2b-256 in hex."""
-    return hashlib.blake2b(token.encode(), digest_size=32).hexdigest()
+def token_refused(owner: Owner) -> AccessDenied:
+    """Return the error of a token that is not this agent's; it does not tell which ones exist."""
+    return AccessDenied(
+        f"the token is missing, has expired, or is not one of agent {owner.agent!r} of tenant "
+        f"{owner.tenant!r}",
+        field="token",
+        remedy="put the agent's own token into the request",
+    )

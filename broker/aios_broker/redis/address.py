@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.urls import without_password
 
 DEFAULT_PORT = 6379
-_PASSWORD = re.compile(r"(://[^:@/]*:).*@")  # of a URL that may be malformed
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,9 @@ def parse_url(url: str) -> tuple[Address, ...]:
             return (_socket(parts, int(query.get("db", 0))),)
         if parts.scheme in ("redis", "rediss"):
             return _servers(parts, int(parts.path.strip("/") or query.get("db", "0")))
-    except ValueError as error:
-        raise _bad_url(url, str(error)) from error
+    except ValueError:  # whose text may have a part of the password
+        raise _bad_url(url, "a port or database is no number, or a server has no name") from None
     raise _bad_url(url, f"the scheme {parts.scheme!r} is not known")
-
-
-def without_password(url: str) -> str:
-    """Return the URL fit for a message or a log."""
-    return _PASSWORD.sub(r"\1***@", url)
 
 
 def _socket(parts: SplitResult, db: int) -> Address:

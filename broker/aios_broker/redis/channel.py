@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Self
 
 from aios_broker.contract.errors import RedisUnavailable
-from aios_broker.redis.address import parse_url, without_password
+from aios_broker.contract.urls import without_password
+from aios_broker.redis.address import parse_url
 from aios_broker.redis.wire import FAILURES, Answer, Wire, broken, seek
 
 OPEN_S = 5.0  # to connect and subscribe

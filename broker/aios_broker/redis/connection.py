@@ -14,7 +14,8 @@ slot, so one node at a time is enough.
 import asyncio
 
 from aios_broker.contract.errors import RedisUnavailable
-from aios_broker.redis.address import Address, parse_url, without_password
+from aios_broker.contract.urls import without_password
+from aios_broker.redis.address import Address, parse_url
 from aios_broker.redis.wire import FAILURES, Answer, Argument, Moved, NotHere, Wire, dial, seek
 
 __all__ = ["CONNECT_TIMEOUT_S", "Address", "Answer", "Argument", "Connection", "parse_url"]

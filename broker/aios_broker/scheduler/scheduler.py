@@ -32,6 +32,7 @@ from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import ROUTED, Order
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Outages, Step, repeat
+from aios_broker.scheduler.append_file import rewrite_where_tokens_were
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_broker.scheduler.ordering import ModuleOrder
 from aios_broker.scheduler.policy import policy_named
@@ -144,6 +145,7 @@ class Scheduler:
             "expire": self._led(partial(self._put_right, "expired")),
             "move": self._led(self._move),
             "reconcile": self._led(partial(self._put_right, "reconciled")),
+            "append file": self._led(self._rewrite),
         }
         if self._config.metrics_port is not None:
             tasks["metrics"] = self._led(self._read_metrics)
@@ -159,6 +161,9 @@ class Scheduler:
             old = Ledger(aside, self._keys)
             tasks["retention"] = self._led(lambda term: self._forget(old, keep_days, term))
         return tasks
+
+    async def _rewrite(self, _: _Term) -> float:
+        return await rewrite_where_tokens_were(self._redis, self._keys)
 
     def _database(self, url: str) -> Database:
         database = Database(url, name="aios-scheduler", limit_s=SERVICE_TIMEOUT_S)

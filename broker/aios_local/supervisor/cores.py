@@ -1,24 +1,30 @@
 """The file of cores as a running kernel follows it: what it wants to run, what is wrong with it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from aios_broker.catalogue import (
     FILE_NAME,
     TABLE,
     Catalogue,
+    Stamp,
     catalogue_path,
     cores_source,
     file_stamp,
     read_catalogue,
 )
 from aios_broker.config import KernelConfig
-from aios_broker.contract.cores import Core, CoreCard, key_variable, process_version
+from aios_broker.contract.cores import Core, CoreCard, process_version
 from aios_broker.contract.errors import InvalidConfig
 from aios_local.supervisor.programs import SGLANG_KEY, Program, core_programs
 
 
 class CoresWatch:
-    """Looks at the file again and again. A core whose entry has become wrong stays as it was."""
+    """Looks at the file again and again. A core whose entry has become wrong stays as it was.
+
+    What would stop a core, or start it anew, is done when two looks agree: who writes the file may
+    be in the middle.
+    """
 
     def __init__(self, config: KernelConfig) -> None:
         self.path = catalogue_path(config.state_dir, config.cores).absolute()
@@ -29,7 +35,9 @@ class CoresWatch:
         self._news: list[str] = []
         self._cores: dict[str, Core] = {}
         self._problems: tuple[str, ...] = ()
-        self._stamp: tuple[int, int, int] | None = None
+        self._keys: frozenset[str] = frozenset((SGLANG_KEY,))
+        self._stamp: Stamp = None
+        self._unsure: tuple[Stamp] | None = None  # of a file that would stop somebody
         self.look()
 
     @property
@@ -49,9 +57,8 @@ class CoresWatch:
 
     @property
     def secrets(self) -> frozenset[str]:
-        """The variables that hold keys."""
-        named = (key_variable(core) for core in self._cores.values())
-        return frozenset((SGLANG_KEY, *(variable for variable in named if variable)))
+        """The variables that hold keys: of all cores that were ever described, rightly or not."""
+        return self._keys
 
     def describes(self, card: CoreCard) -> bool:
         """Whether a core that the fleet knows is in this file, or not its matter."""
@@ -63,13 +70,36 @@ class CoresWatch:
         return unnamed or card.name in {*self._cores, *self._wrong, self._taken}
 
     def look(self) -> bool:
-        """Read the file if it is another than before; return whether it is."""
-        stamp = file_stamp(self.path)
+        """Read the file if it is another than before; return whether that is to be followed."""
+        stamp, unsure = file_stamp(self.path), self._unsure
+        self._unsure = None
         if stamp == self._stamp:
+            return unsure is not None  # who read the other one may have failed by it
+        found = self._without_taken(read_catalogue(self.path))
+        self._keys |= found.key_variables
+        if unsure != (stamp,) and self._stops_somebody(found):
+            self._unsure = (stamp,)
             return False
         self._stamp = stamp
-        self._take(self._without_taken(read_catalogue(self.path)))
+        self._take(found)
         return True
+
+    def _stops_somebody(self, found: Catalogue) -> bool:
+        after = self._followed(found)
+        return any(
+            name not in after
+            or core.workers > after[name].workers
+            or process_version(core) != process_version(after[name])
+            for name, core in self._cores.items()
+        )
+
+    def _followed(self, found: Catalogue) -> dict[str, Core]:
+        """Return the cores that are wanted by a file: what is wrong in it stays as it was."""
+        before = self._cores
+        if FILE_NAME in found.problems:
+            return dict(before)
+        kept = {name: before[name] for name in found.problems if name in before}
+        return {**kept, **found.cores}
 
     def _without_taken(self, found: Catalogue) -> Catalogue:
         """A core of the file cannot have the name of the one that the environment describes."""
@@ -77,15 +107,11 @@ class CoresWatch:
         if name is None or name not in found.cores:
             return found
         others = {other: core for other, core in found.cores.items() if other != name}
-        return Catalogue(others, {**found.problems, name: name_is_taken(name)})
+        problems = {**found.problems, name: name_is_taken(name)}
+        return replace(found, cores=others, problems=problems)
 
     def _take(self, found: Catalogue) -> None:
-        before = self._cores
-        if FILE_NAME in found.problems:
-            cores = dict(before)
-        else:
-            cores = {name: before[name] for name in found.problems if name in before}
-            cores.update(found.cores)
+        before, cores = self._cores, self._followed(found)
         problems = tuple(str(problem) for problem in found.problems.values())
         self._news = changes_between(before, cores)
         self._news += [

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from aios_broker.config import KernelConfig, environment
 from aios_broker.contract.errors import Unavailable, WaitTimeout
+from aios_broker.contract.urls import without_password
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url, sqlalchemy_url
 from aios_broker.process.child import Service, wait_for
@@ -87,9 +88,11 @@ class EmbeddedKernel:
         self._inherited = environment() if inherited is None else inherited
         self._cores: CoresWatch | None = None
         self._cores_forgotten = False  # those that were described once
+        self._programs: Sequence[Program] = programs or ()  # but for those of the file's cores
         if programs is None:
             self._cores = CoresWatch(config)
-            programs = [*kernel_programs(config), *self._cores.programs]
+            self._programs = kernel_programs(config)
+            programs = [*self._programs, *self._cores.programs]
         self._supervisor = Supervisor(
             self._stages(programs), self._log, self._write, self._wanted_cores
         )
@@ -249,7 +252,7 @@ class EmbeddedKernel:
         return services_of(programs, variables, Keys(self.config.key_prefix), secrets)
 
     def _wanted_cores(self) -> Sequence[Service] | None:
-        """Return the workers of the file's cores, when the file has changed."""
+        """Return what is to run, when the file of cores has changed."""
         if self._cores is None:
             return None
         changed = self._cores.look()
@@ -260,13 +263,14 @@ class EmbeddedKernel:
             return None
         self._say_news()
         self._write()  # its problems
-        return [service for stage in self._services(self._cores.programs) for service in stage]
+        programs = [*self._programs, *self._cores.programs]
+        return [service for stage in self._services(programs) for service in stage]
 
     def _all_ready(self) -> None:
         self._kernel_state = "running"
         self._write()
         self._ready.set()
-        self._log.line("kernel", f"ready: AIOS_REDIS_URL={self.redis_url}")
+        self._log.line("kernel", f"ready: AIOS_REDIS_URL={without_password(self.redis_url)}")
 
     def _write(self) -> None:
         write_record(self._state.record_path, self.record)

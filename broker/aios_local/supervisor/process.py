@@ -133,6 +133,17 @@ class SupervisedProcess:
         else:
             same = successor.version == self.service.version
             self.say("is tried again" if same else "is changed: it starts anew")
+        self._make_way(successor)
+
+    def give_up_variables(self, service: Service) -> None:
+        """Go on as the same service without variables that are another one's, keys mostly."""
+        if self.child is None:
+            self.service = service  # with its next start, if there is one
+            return
+        self.say("starts anew: it had a key that is a core's")
+        self._make_way(service)
+
+    def _make_way(self, successor: Service | None) -> None:
         self.successor = successor
         if self.child is None:
             self._become_successor()

@@ -1,6 +1,7 @@
 """The processes of a kernel as data: which programs, in which order, how often, how they stop."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,13 @@ from typing import Literal
 import hiredis
 
 from aios_broker.config import KernelConfig
-from aios_broker.contract.cores import Core, CoreCard, key_variable, process_version
+from aios_broker.contract.cores import (
+    Core,
+    CoreCard,
+    SGLangSettings,
+    key_variable,
+    process_version,
+)
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import STATE_MODULES
 from aios_broker.process.child import Service, always_ready
@@ -23,6 +30,11 @@ READY_TIMEOUT_S = 120.0  # the database is migrated, the model is loaded and tri
 LOAD_TIMEOUT_S = 86_400.0  # of cores with limits of their own: weights may be tens of gigabytes
 WORKERS_STAGE = 2
 SGLANG_KEY = "AIOS_SGLANG_API_KEY"  # of the core that the environment describes
+# For whom models are fetched: no keys of cores, unless an entry names one of them.
+HUB_TOKENS = frozenset(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
+# What holds a secret by its name. libpq and the kernel's own settings are for all processes.
+SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_?[0-9]+)?\Z", re.I)
+NO_SECRET = re.compile(r"(?:AIOS_.*|RQ_.*|PGPASSWORD)\Z")
 ANSWER_TIMEOUT_S = 1.0
 # A program and not a thread of the supervisor: SQLAlchemy and Alembic leave no memory behind.
 MIGRATE = (
@@ -51,6 +63,7 @@ class Program:
     needed: bool = True  # else the kernel is ready without it
     version: str = ""  # of what it does
     secret: str | None = None  # the one variable with a key that it gets
+    fetches: bool = False  # models from a hub
     ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
@@ -81,6 +94,7 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             count=config.llm_workers,
             ready="registered",
             secret=SGLANG_KEY,
+            fetches=config.llm_core == "sglang",
             ready_timeout_s=LOAD_TIMEOUT_S if config.llm_core == "sglang" else READY_TIMEOUT_S,
         ),
         Program(
@@ -112,6 +126,7 @@ def core_programs(cores: Mapping[str, Core]) -> tuple[Program, ...]:
             needed=False,
             version=process_version(core),
             secret=key_variable(core),
+            fetches=isinstance(core, SGLangSettings),
             ready_timeout_s=LOAD_TIMEOUT_S,
         )
         for name, core in cores.items()
@@ -130,7 +145,8 @@ def services_of(
         programs: In any order; sorted by stage here.
         environment: All variables of the processes, the servers' addresses included.
         keys: Where workers register.
-        secrets: Variables that hold keys: a process gets the one that its program names.
+        secrets: Variables that hold keys: a process gets the one that its program names. What by
+            its name holds a secret goes to nobody else, either: an entry may come to name it.
     """
     stages: dict[int, list[Service]] = {}
     fleet = Fleet(environment["AIOS_REDIS_URL"], keys)
@@ -147,7 +163,7 @@ def services_of(
                 environment={
                     variable: value
                     for variable, value in environment.items()
-                    if variable not in secrets or variable == program.secret
+                    if _is_given(variable, program, secrets)
                 },
                 stop_timeout_s=DRAIN_TIMEOUT_S,
                 one_shot=program.one_shot,
@@ -159,6 +175,16 @@ def services_of(
             for name in program.process_names
         )
     return list(stages.values())
+
+
+def _is_given(variable: str, program: Program, secrets: Collection[str]) -> bool:
+    if variable == program.secret:
+        return True
+    if variable in secrets:
+        return False
+    if variable in HUB_TOKENS:
+        return program.fetches
+    return bool(NO_SECRET.match(variable)) or not SECRET.search(variable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,10 @@ class Supervisor:
             stages: What to start, in order.
             log: Where output goes.
             on_change: Called when a record has changed.
-            wanted: Asked again and again; what of the last stage is not needed, when that has
-                changed. Others of it are started, stopped or replaced; the same ones go on.
+            wanted: Asked again and again; what is to run, when that has changed. What is not
+                needed is of the last stage: others of it are started, stopped or replaced; the
+                same ones go on. A process that has a variable which is not its own any more is
+                started anew.
         """
         self._stages = [[SupervisedProcess(service, log) for service in stage] for stage in stages]
         self._wanted = wanted
@@ -151,16 +153,19 @@ class Supervisor:
         if wanted is None:
             return
         stage = self._stages[-1]
-        there = {one.service.name: one for one in stage if not one.service.needed}
+        there = {one.service.name: one for one in self._all}
         for service in wanted:
             one = there.pop(service.name, None)
             if one is None:
                 stage.append(SupervisedProcess(service, self._log))
                 stage[-1].start()
-            elif one.service.version != service.version or one.state in {"failed", "stopping"}:
+            elif _is_another(one, service):
                 one.replace(service)
+            elif one.service.environment.keys() - service.environment.keys():
+                one.give_up_variables(service)
         for one in there.values():
-            one.replace(None)
+            if not one.service.needed:
+                one.replace(None)
 
     def _check_servers(self) -> None:
         """End the kernel when a server is given up: nothing works without the first stage."""
@@ -243,6 +248,13 @@ class Supervisor:
         if alarm is not None:
             with contextlib.suppress(OSError):  # full of alarms: it wakes anyway; closed: it ended
                 alarm.send(b"!")
+
+
+def _is_another(one: SupervisedProcess, service: Service) -> bool:
+    """Whether a process that is not needed is to make way for this one."""
+    if service.needed:
+        return False
+    return one.service.version != service.version or one.state in {"failed", "stopping"}
 
 
 def _is_settled(one: SupervisedProcess, *, is_late: bool) -> bool:

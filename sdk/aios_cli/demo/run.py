@@ -219,7 +219,9 @@ class Demo:
     async def _program(self, agent: DemoAgent, run: PolicyRun) -> list[Answer]:
         """Be one agent: come, ask everything at once, wait for all answers."""
         await asyncio.sleep(agent.arrival_s)
-        syscalls = [syscall_of(agent, ask, program=f"demo-{run.policy}") for ask in agent.asks]
+        program = f"demo-{run.policy}"
+        built = [syscall_of(agent, ask, program=program) for ask in agent.asks]
+        syscalls = [self._client.identified(syscall) for syscall in built]
         run.owners.update((syscall.id, agent) for syscall in syscalls)
         pending = [self._client.submit(syscall) for syscall in syscalls]
         self._view.requests.update((one.id, Request(agent, one)) for one in pending)
@@ -254,7 +256,7 @@ class Demo:
         return reference
 
     async def _ask_alone(self, agent: DemoAgent, ask: Ask) -> Answer:
-        syscall = syscall_of(agent, ask, program="demo-reference")
+        syscall = self._client.identified(syscall_of(agent, ask, program="demo-reference"))
         pending = self._client.submit(syscall)
         return Answer(agent, ask, await pending.reply_within(syscall.deadline_s + REPLY_GRACE_S))
 

@@ -5,15 +5,20 @@ run. It goes from `waiting` to `approved`, `denied` or `expired`, and from `appr
 the very transaction of the change that it allows.
 """
 
-import difflib
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import msgspec
 from psycopg.types.json import Jsonb
 
-from aios_broker.contract.access import Approval, ApprovalRule, ApprovalState, OperationClass
+from aios_broker.contract.access import (
+    Approval,
+    ApprovalRule,
+    Approvals,
+    ApprovalState,
+    OperationClass,
+)
 from aios_broker.contract.errors import (
     ApprovalExpired,
     InvalidSyscall,
@@ -25,6 +30,7 @@ from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.deciders import Decider, check_decider
 from aios_workers.approvals.edits import check_editor, check_narrower
 from aios_workers.modules.access.audit import AuditLine, append_line
+from aios_workers.modules.comparing import MAX_COMPARED_BYTES, Pair, unified
 from aios_workers.modules.tables import approval, selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
@@ -37,6 +43,28 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
 }
 MAX_EDITED_BYTES = 500  # of one argument that was edited, in the audit log
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
+
+
+def in_turns(condition: LiteralString) -> LiteralString:
+    """Return the SQL of `turns`: id and place of the approvals `p` for which a condition holds.
+
+    Tenants take turns, and within each its agents, the oldest first: whoever has thousands that
+    wait hides nobody's only one.
+    """
+    return f"""
+    of_agents AS (
+        SELECT p.id, p.tenant_id, p.asked_at,
+               row_number() OVER (PARTITION BY p.agent_id ORDER BY p.asked_at, p.id) AS nth
+          FROM approval p WHERE {condition}
+    ), of_tenants AS (
+        SELECT id, asked_at,
+               row_number() OVER (PARTITION BY tenant_id ORDER BY nth, asked_at, id) AS nth
+          FROM of_agents
+    ), turns AS (
+        SELECT id, row_number() OVER (ORDER BY nth, asked_at, id) AS place FROM of_tenants
+    )"""
+
+
 _COLUMNS = f"""
     {selected(approval, "p", but=("arguments", "state"))}, p.state AS stored,
     CASE WHEN p.state IN ('waiting', 'approved') AND p.expires_at <= now() THEN 'expired'
@@ -46,14 +74,20 @@ _COLUMNS = f"""
 _FROM = "FROM approval p JOIN agent a ON a.id = p.agent_id JOIN tenant t ON t.id = p.tenant_id"
 _IS_LONG = f"length(e.value::text) > {MAX_LISTED_CHARACTERS}"
 _LIST = f"""
-    SELECT {_COLUMNS}, short.* {_FROM}, LATERAL (
+    WITH {in_turns("%(state)s::text IS NULL OR p.state = %(state)s OR p.id = %(after)s")},
+    page AS (
+        SELECT t.id, t.place FROM turns t JOIN approval p ON p.id = t.id
+         WHERE t.place > coalesce((SELECT place FROM turns WHERE id = %(after)s), 0)
+           AND (%(state)s::text IS NULL OR p.state = %(state)s)
+         ORDER BY t.place LIMIT %(limit)s
+    )
+    SELECT {_COLUMNS}, short.* {_FROM} JOIN page ON page.id = p.id, LATERAL (
         SELECT coalesce(jsonb_object_agg(e.key, e.value) FILTER (WHERE NOT {_IS_LONG}), '{{}}')
                    AS arguments,
                coalesce(array_agg(e.key ORDER BY e.key) FILTER (WHERE {_IS_LONG}), '{{}}')
                    AS left_out
           FROM jsonb_each(p.arguments) e) short
-     WHERE (%(state)s::text IS NULL OR p.state = %(state)s)
-     ORDER BY p.asked_at, p.id LIMIT %(limit)s
+     ORDER BY page.place
 """
 _WHOLE = f"SELECT {_COLUMNS}, p.arguments, ARRAY[]::text[] AS left_out {_FROM}"
 _FIND = f"""
@@ -159,11 +193,16 @@ async def set_rule(
 
 
 async def list_approvals(
-    cursor: Cursor, state: ApprovalState | None, limit: int
-) -> tuple[Approval, ...]:
-    """Return approvals that the cursor may see, oldest first, without their long arguments."""
-    await cursor.execute(_LIST, {"state": state, "limit": limit})
-    return tuple(_as_approval(row) for row in await cursor.fetchall())
+    cursor: Cursor, state: ApprovalState | None, limit: int, after: str | None = None
+) -> Approvals:
+    """Return a page of approvals that the cursor may see, without their long arguments.
+
+    Tenants and their agents take turns. `after`: the last one of the page before.
+    """
+    values = {"state": state, "limit": limit + 1, "after": after}
+    await cursor.execute(_LIST, values)
+    found = tuple(_as_approval(row) for row in await cursor.fetchall())
+    return Approvals(found[:limit], more=len(found) > limit)
 
 
 async def find_approvals(cursor: Cursor, digits: str, limit: int) -> tuple[Approval, ...]:
@@ -213,7 +252,7 @@ async def decide(
     if decision.arguments is not None:
         body = await _edited(cursor, decider, row, decision.arguments)
         arguments, sha = arguments_of(body), arguments_sha256(body)
-        diff = arguments_diff(row.arguments, arguments)
+        diff = await arguments_diff(row.arguments, arguments)
     await cursor.execute(
         _DECIDE,
         {
@@ -304,11 +343,13 @@ def _short(value: object) -> object:
     return {"begins": begins, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
-def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:
+async def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:
     """Return what an edit changed, as a unified diff of pretty JSON."""
     texts = [
-        msgspec.json.format(msgspec.json.encode(each, order="sorted")).decode().splitlines()
+        msgspec.json.format(msgspec.json.encode(each, order="sorted")).decode() + "\n"
         for each in (before, after)
     ]
-    lines = difflib.unified_diff(texts[0], texts[1], "asked for", "edited", lineterm="")
-    return "\n".join(lines)
+    if max(map(len, texts)) > MAX_COMPARED_BYTES:
+        return "arguments that are too long to be compared\n"
+    text = await unified(Pair(texts[0], texts[1], "asked for", "edited"))
+    return "arguments that differ in too much to be compared\n" if text is None else text

@@ -36,9 +36,11 @@ from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
     body_from,
+    in_turns,
     rules_of,
 )
 from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.comparing import Comparer, Pair
 from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
@@ -70,7 +72,8 @@ _ASK = """
     RETURNING xmax = 0 AS is_new
 """
 
-Diff = Callable[[], Awaitable[str]]
+MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
+Diff = Callable[[], Awaitable[Pair | str]]  # texts are compared when the transaction is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class NeedsApproval(Exception):
     """Raised within the transaction of an operation, which so changes nothing."""
 
     def __init__(
-        self, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible, diff: str
+        self, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible, diff: Pair | str
     ) -> None:
         super().__init__(why.what)
         self.agent = agent
@@ -101,9 +104,16 @@ class NeedsApproval(Exception):
 class ApprovalService:
     """Asks for approvals, and lets through what one matching approval allows, once."""
 
-    def __init__(self, store: Store, *, ttl_s: float = DEFAULT_TTL_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ttl_s: float = DEFAULT_TTL_S,
+        comparer: Comparer | None = None,
+    ) -> None:
         self._store = store
         self._ttl_s = ttl_s
+        self._comparer = comparer or Comparer()
 
     async def body_of(self, agent: AgentRow, syscall: Syscall) -> Body:
         """Return what is to be run: the syscall's body, or the one that a person made of it.
@@ -180,7 +190,7 @@ class ApprovalService:
             "arguments": Jsonb(arguments_of(body)),
             "sha": arguments_sha256(body),
             "what": why.what,
-            "diff": needs.diff,
+            "diff": await self._shown(agent, needs.diff),
             "ttl": min(self._ttl_s, syscall.deadline_s),
         }
         async with self._store.as_steward() as cursor:
@@ -191,6 +201,12 @@ class ApprovalService:
                 line = line_of(syscall, why.what, "waiting", detail)
                 await append_line(cursor, structs.replace(line, action="approval.asked"))
         return Parked()
+
+    async def _shown(self, agent: AgentRow, diff: Pair | str) -> str:
+        if isinstance(diff, str):
+            return diff
+        text = await self._comparer.unified(agent.holder, diff)
+        return diff.hidden() if text is None else text[:MAX_DIFF_CHARACTERS]
 
     async def _asks(self, cursor: Cursor, agent: AgentRow, why: Irreversible) -> bool:
         rule = (await rules_of(cursor, agent))[why.operation]
@@ -228,9 +244,8 @@ _EXPIRE = """
      WHERE state IN ('waiting', 'approved') AND expires_at <= now()
 """
 _DECIDED = f"""
-    SELECT id, job_id, module FROM approval
-     WHERE state IN ('approved', 'denied', 'expired') AND resumed_at IS NULL
-     ORDER BY asked_at LIMIT {BATCH}
+    WITH {in_turns("p.state IN ('approved', 'denied', 'expired') AND p.resumed_at IS NULL")}
+    SELECT id, job_id, module FROM approval JOIN turns USING (id) ORDER BY place LIMIT {BATCH}
 """
 _RESUMED = "UPDATE approval SET resumed_at = now() WHERE id = ANY(%s)"
 _WAITING = f"""

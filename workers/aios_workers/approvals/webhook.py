@@ -24,7 +24,7 @@ import msgspec
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.store import Store
-from aios_workers.approvals.requests import one_approval
+from aios_workers.approvals.requests import in_turns, one_approval
 
 SIGNATURE = "X-AIOS-Signature"
 POST_LIMIT_S = 10.0
@@ -34,13 +34,10 @@ PER_ROUND = 32
 LEAST_SECRET_CHARACTERS = 16
 _FIELDS = {"url": "AIOS_APPROVAL_WEBHOOK", "secret": "AIOS_APPROVAL_WEBHOOK_SECRET"}
 
-# Tenants take turns: one with a thousand requests does not hide another's only one.
+# Tenants and their agents take turns: who asks a thousand times hides nobody's only request.
 _UNTOLD = f"""
-    SELECT id FROM (
-        SELECT id, asked_at,
-               row_number() OVER (PARTITION BY tenant_id ORDER BY asked_at, id) AS turn
-          FROM approval WHERE state = 'waiting' AND announced_at IS NULL
-    ) AS untold ORDER BY turn, asked_at LIMIT {PER_ROUND}
+    WITH {in_turns("p.state = 'waiting' AND p.announced_at IS NULL")}
+    SELECT id FROM turns ORDER BY place LIMIT {PER_ROUND}
 """
 _TOLD = "UPDATE approval SET announced_at = now() WHERE id = ANY(%s)"
 

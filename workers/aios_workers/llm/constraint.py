@@ -13,11 +13,9 @@ is compiled where it is used. What was found is remembered.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -29,6 +27,13 @@ from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
 from aios_workers.llm.core import Constraint
+from aios_workers.runtime.bounded import (
+    Bounds,
+    OutOfBounds,
+    OutOfTime,
+    accept_bounds,
+    bounded_run,
+)
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -177,9 +182,9 @@ class _Tokenizer:
         return list(self._tokenize(data))
 
 
-CPU_LIMIT_S = 2  # imports and start of the child, about 0.2 s, included
-WALL_LIMIT_S = 20.0  # on a machine that has no time for it
-MEMORY_LIMIT_BYTES = 1 << 30
+PROGRAM = "aios_workers.llm.constraint"
+BOUNDS = Bounds(cpu_s=2, memory_bytes=1 << 30, wall_s=20.0)
+MOST_COMPILE_S = 0.5  # of one CPU: so long a core may stand still when it compiles it again
 STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
 REMEMBERED = 256
 FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here
@@ -198,7 +203,7 @@ class ConstraintChecker:
 
         Raises:
             InvalidSyscall: it is wrong, unsupported, too large, or satisfied by no text.
-            CoreError: it could not be found out.
+            CoreError, ModuleError: it could not be found out.
         """
         verdict = self._verdicts.pop(constraint, None)
         if verdict is None:
@@ -213,43 +218,31 @@ class ConstraintChecker:
 
 async def _verdict(constraint: Constraint) -> str:
     """Return the message of why a constraint cannot be kept; empty: it can."""
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "aios_workers.llm.constraint"),
-        stdin=pipe,
-        stdout=pipe,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
-        async with asyncio.timeout(WALL_LIMIT_S):
-            said, _ = await process.communicate(msgspec.json.encode(constraint))
-    except TimeoutError as error:
-        raise CoreError(f"a constraint could not be checked within {WALL_LIMIT_S:g} s") from error
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    if process.returncode == 0:
-        return said.decode("utf-8", "replace")
-    if said == b"" and process.returncode is not None and process.returncode < 0:
+        said = await bounded_run(PROGRAM, msgspec.json.encode(constraint), BOUNDS)
+    except OutOfTime as error:
+        raise CoreError(f"a constraint could not be checked within {BOUNDS.wall_s:g} s") from error
+    except OutOfBounds:
         return not_kept(constraint, "it is too large, too deep or too ambiguous to be compiled")
-    raise CoreError(f"the check of a constraint ended with exit code {process.returncode}")
+    return said.decode("utf-8", "replace")
 
 
 def main() -> int:
     """Compile the constraint on standard input and print what is wrong with it."""
     constraint = msgspec.json.decode(sys.stdin.buffer.read(), type=Constraint)
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT_S, CPU_LIMIT_S))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    accept_bounds(sys.argv[1:])
     threading.stack_size(STACK_BYTES)
     verdicts: list[str] = []
     thread = threading.Thread(target=lambda: verdicts.append(_compile(constraint)))
+    began_s = time.process_time()
     thread.start()
     thread.join()
+    took_s = time.process_time() - began_s
     if not verdicts:
         return 1
+    if took_s > MOST_COMPILE_S and not verdicts[0]:
+        why = f"it takes {took_s:.1f} s to compile, the limit is {MOST_COMPILE_S:g} s"
+        verdicts[0] = not_kept(constraint, why)
     sys.stdout.write(verdicts[0])
     return 0
 

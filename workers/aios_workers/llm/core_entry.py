@@ -1,6 +1,6 @@
 """A core's entry, as it stands now: what of it may change while the core runs, and is obeyed then.
 
-Aliases, default, fallback and price are the card's; what else an entry says is the core's,
+Aliases, default, fallback, price and limits are the card's; what else an entry says is the core's,
 and whoever started this worker starts it anew where that has changed.
 """
 
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aios_broker.catalogue import file_stamp
-from aios_broker.contract.cores import CoreCard, CoreSettings, Price, kind_of
+from aios_broker.contract.cores import CoreCard, CoreSettings, Price, RateLimits, kind_of
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.llm.core import Capabilities, CoreInfo
 
@@ -38,6 +38,10 @@ class CoreEntry:
     def price(self) -> Price | None:
         """Return what its use costs; None: nothing."""
         return self._settings.price
+
+    def limits(self) -> RateLimits:
+        """Return how much may be sent to the account behind it."""
+        return self._settings.limits
 
     @property
     def card(self) -> CoreCard:
@@ -100,12 +104,13 @@ async def followed(
     """
 
     async def follow() -> None:
-        stamp = file_stamp(path)
+        taken = seen = file_stamp(path)
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            if (now := file_stamp(path)) == stamp:
+            before, seen = seen, file_stamp(path)
+            if seen == taken or seen != before:  # who writes it may be in the middle
                 continue
-            stamp = now
+            taken = seen
             with contextlib.suppress(InvalidConfig):  # who follows the whole file says so
                 if entry.change(read()):
                     logger.info("core %s: its card has changed", entry.card.name)

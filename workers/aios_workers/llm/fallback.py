@@ -58,9 +58,12 @@ class Fallback:
     def __init__(self, core: CoreInfo, kernel: Kernel) -> None:
         self._core = core
         self._queue = kernel.queue
+        self._may_leave = kernel.may_leave
 
     async def take(self, run: Run, error: CoreError, progress: Progress) -> Suspended:
         """Return how the syscall leaves this core; raise the error where nobody can go on."""
+        if not self._may_leave:
+            raise error
         views = await patiently(Control(self._queue.functions, self._queue.keys).cores)
         # The failed one is known by its chain, alive or not; others have to live.
         living = {

@@ -266,7 +266,10 @@ class Generation:
         for branch, state in zip(self._branches, self._plan.answer_states(), strict=True):
             branch.replay(state)
         self._write()
-        self._cutting.begin(self._run, self._context_tokens)
+        request, count = self._plan.request, len(self._branches)
+        most_tokens = count * (len(request.prompt_ids) + request.max_tokens)
+        self._cutting.begin(self._run, self._context_tokens, most_tokens)
+        result: ChatResult | None = None
         try:
             self._slicing.begin(self._suspend)
             await self._run_branches()
@@ -280,7 +283,7 @@ class Generation:
                 await branch.abort(keep=False)
             raise
         finally:
-            self._cutting.end(self._run)
+            self._cutting.end(self._run, complete=result is not None)
         if result is not None:
             return Done(result)
         assert self._slicing.suspended is not None

@@ -26,8 +26,9 @@ from aios_broker.contract.llm import (
 from aios_broker.contract.money import Billed
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult, Usage
 from aios_broker.contract.snapshot import AnswersSnapshot, Snapshot, decode_snapshot
-from aios_broker.contract.syscall import Syscall
+from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.queues.records import Lease
+from aios_broker.retry import patiently
 from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
 from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
@@ -47,7 +48,7 @@ from aios_workers.llm.options import check_core, check_images, check_length, che
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
-from aios_workers.runtime.executor import Done, Measured, Outcome, Run
+from aios_workers.runtime.executor import Done, Measured, Outcome, Run, Suspended
 from aios_workers.runtime.kernel import Kernel
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class LlmHandler:
 
         Raises:
             UnknownModule: Not a syscall of this module.
-            UnknownCore: A stock producer named another core than this worker's.
+            UnknownCore: A stock producer named a core that is nobody's.
             UnsupportedOption: This core cannot keep an option.
             InvalidSyscall: Its options contradict each other.
             ContextTooLong: Prompt and answer do not fit; nothing ran.
@@ -102,8 +103,8 @@ class LlmHandler:
         return msgspec.structs.replace(usage, prompt_tokens=tally.billed.prompt_tokens)
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
-        if not run.lease.trusted and isinstance(syscall.body, LlmBody):
-            check_core(syscall.body, self._core.info)
+        if not await self._is_ours(run, syscall.body):
+            return Suspended(None, "suspend")
         match syscall.body:
             case LlmChat() as body:
                 return await self._chat(run, syscall, body)
@@ -121,6 +122,18 @@ class LlmHandler:
                     field="body.type",
                     remedy="send it to the queue of its own module",
                 )
+
+    async def _is_ours(self, run: Run, body: Body) -> bool:
+        """Whether a syscall runs here: of a stock producer's nobody has looked where it leads."""
+        if run.lease.trusted or not isinstance(body, LlmBody):
+            return True
+        name, queue, core = self._core.info.name, self._kernel.queue, body.core
+        if core is None or core == name:
+            return True
+        if self._kernel.may_leave:
+            return await patiently(lambda: queue.address(run.lease, core, (name,)))
+        check_core(body, self._core.info)
+        return True
 
     async def _chat(self, run: Run, syscall: Syscall, body: LlmChat) -> Outcome:
         check_options(body, self._core.info)
@@ -181,6 +194,8 @@ class LlmHandler:
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
     ) -> ChatResult:
         """Return the result with what its conversation went through; add it to its context."""
+        if _stands_alone(body):
+            return result
         dropped = await self._contexts.compacted_messages(run, syscall, body, render)
         await self._contexts.keep(run, syscall, body, result)
         return msgspec.structs.replace(result, compacted_messages=dropped) if dropped else result
@@ -234,7 +249,9 @@ class LlmHandler:
         images = self._core.info.capabilities.images
         if snapshot is not None and not (images and body.overflow == "refuse"):
             return ()
-        messages = await self._contexts.conversation(run, syscall, body, render)
+        messages: Sequence[Message] = body.messages
+        if not _stands_alone(body):
+            messages = await self._contexts.conversation(run, syscall, body, render)
         check_images(messages, self._core.info)
         return messages
 
@@ -256,6 +273,11 @@ class LlmHandler:
                 why = "its snapshot is of another kind of generation"
         logger.warning("syscall %s starts again: %s", lease.job_id, why)
         return None
+
+
+def _stands_alone(body: LlmChat) -> bool:
+    """Tell whether a chat is all of its conversation, as it is."""
+    return body.context is None and body.overflow == "refuse"
 
 
 def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:

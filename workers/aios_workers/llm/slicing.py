@@ -2,14 +2,28 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from aios_broker.queues.records import SliceTerms
 from aios_workers.llm.core import Core
-from aios_workers.llm.slicing_rule import ResumeCost, contexts_that_fit, slice_terms
+from aios_workers.llm.slicing_rule import (
+    ContextTokens,
+    ResumeCost,
+    contexts_that_fit,
+    slice_terms,
+)
 from aios_workers.runtime.executor import BackgroundTasks, Run, SuspendReason
 from aios_workers.runtime.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """One that is in the core's memory: how many tokens it has, and may come to."""
+
+    tokens: Callable[[], int]
+    most_tokens: int
 
 
 class Cutting:
@@ -18,22 +32,25 @@ class Cutting:
     def __init__(self, core: Core) -> None:
         self.cost = ResumeCost()
         self._core = core
-        self._running: dict[Run, Callable[[], int]] = {}
+        self._sizes = ContextTokens()
+        self._running: dict[Run, _Context] = {}
 
-    def begin(self, run: Run, context_tokens: Callable[[], int]) -> None:
+    def begin(self, run: Run, tokens: Callable[[], int], most_tokens: int) -> None:
         """Count a run's context among those that are in the core's memory."""
-        self._running[run] = context_tokens
+        self._running[run] = _Context(tokens, most_tokens)
 
-    def end(self, run: Run) -> None:
-        """It does not run any more."""
-        self._running.pop(run, None)
+    def end(self, run: Run, *, complete: bool) -> None:
+        """It does not run any more; `complete`: its answer is there."""
+        context = self._running.pop(run)
+        if complete:
+            self._sizes.ended(context.tokens())
 
     def terms(self, run: Run, slice_ms: float) -> SliceTerms:
         """Return when the slice of a run may be cut."""
         info = self._core.info
-        running = {each: tokens() for each, tokens in self._running.items()}
-        fits = contexts_that_fit(info.memory, list(running.values()), info.slots)
-        tokens = running.get(run, 0)
+        contexts = [(each.tokens(), each.most_tokens) for each in self._running.values()]
+        fits = contexts_that_fit(info.memory, self._sizes.expected(contexts), info.slots)
+        tokens = self._running[run].tokens() if run in self._running else 0
         terms = slice_terms(self.cost, tokens, slice_ms, fits=fits, memory=info.memory.name)
         if slice_ms < terms.least_ms:
             self.cost.uncut()

@@ -83,11 +83,35 @@ class ResumeCost:
         self._trust *= 1.0 - FORGOTTEN_SHARE
 
 
-def contexts_that_fit(memory: ContextMemory, running_tokens: Sequence[int], slots: int) -> int:
+@dataclass(slots=True)
+class ContextTokens:
+    """How large the contexts of one core become."""
+
+    _ended_tokens: deque[float] = field(default_factory=_samples)
+
+    def ended(self, tokens: int) -> None:
+        """Note the size of one whose answer is complete."""
+        self._ended_tokens.append(tokens)
+
+    def expected(self, running: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the sizes that contexts are going to have.
+
+        As large as the latest that ended, by their median; before one has, as large as they may.
+
+        Args:
+            running: Of each the tokens that it has, and those that it may come to.
+        """
+        if not self._ended_tokens:
+            return [most for _, most in running]
+        usual = int(median(self._ended_tokens))
+        return [max(now, min(usual, most)) for now, most in running]
+
+
+def contexts_that_fit(memory: ContextMemory, sizes_tokens: Sequence[int], slots: int) -> int:
     """Return how many contexts, each like those that run, the memory holds; 0: it does not say."""
-    if memory.tokens is None or not running_tokens:
+    if memory.tokens is None or not sizes_tokens:
         return 0
-    mean_tokens = max(1.0, sum(running_tokens) / len(running_tokens))
+    mean_tokens = max(1.0, sum(sizes_tokens) / len(sizes_tokens))
     fits = int(memory.tokens / mean_tokens)
     return max(1, slots + fits if memory.beside_slots else fits)
 

@@ -26,7 +26,7 @@ from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.services import Services
 
-_EARLIER = "SELECT result FROM effect WHERE syscall_id = %s"
+_EARLIER = "SELECT result FROM effect WHERE syscall_id = %s AND agent_id = %s"
 _ENTER = "INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, %s, %s)"
 _decoder: msgspec.json.Decoder[Result] = msgspec.json.Decoder(Result)
 
@@ -218,11 +218,11 @@ async def run_once(asked: Asked[B], step: Step[B], *locks: str) -> Result:
 
     A syscall that has an entry is not run: its result is the one that was entered. Its worker may
     have died after the commit and before the answer. The transaction holds the lock of the
-    syscall's id: who runs it at the same time waits. What the step left for `then` follows the
+    agent's syscall: who runs it at the same time waits. What the step left for `then` follows the
     commit.
     """
-    async with asked.transaction(asked.syscall.id, *locks) as work:
-        earlier = await work.rows(_EARLIER, (asked.syscall.id,))
+    async with asked.transaction(f"{asked.agent.id} {asked.syscall.id}", *locks) as work:
+        earlier = await work.rows(_EARLIER, (asked.syscall.id, asked.agent.id))
         if earlier:
             return _decoder.decode(earlier[0].result)
         result = await step(work)

@@ -16,6 +16,7 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.service import ApprovalService
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks
 from aios_workers.modules.storage.host import MountSetting
 
@@ -86,3 +87,4 @@ class Services:
     limits: StorageLimits
     # Set where something was written that has no vector yet: it is indexed at once.
     unembedded: asyncio.Event = field(default_factory=asyncio.Event)
+    comparer: Comparer = field(default_factory=Comparer)

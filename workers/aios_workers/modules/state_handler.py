@@ -11,9 +11,12 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.memory import MemoryContext, MemorySearch
 from aios_broker.contract.names import Module
+from aios_broker.contract.storage import StorageSearch
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.secret import KernelSecret
 from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently, periodic_task
 from aios_workers.approvals.service import ApprovalService, ApprovalSweep, NeedsApproval
@@ -23,6 +26,8 @@ from aios_workers.modules.access import groups
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
+from aios_workers.modules.access.secret import keep_secret
+from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.operation import Operation, Operations, no_operation
@@ -30,7 +35,7 @@ from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
-from aios_workers.search.embedder import open_stores
+from aios_workers.search.embedder import CoreEmbedder, open_stores
 from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
@@ -38,7 +43,8 @@ OPERATIONS: dict[Module, Operations] = {
     "storage": STORAGE_OPERATIONS,
     "access": ACCESS_OPERATIONS,
 }
-CAPACITY = 32  # syscalls at once: more than there are connections, some wait for a model
+CAPACITY = 32  # syscalls at once, without those that wait for a model
+_SEARCHES = (MemorySearch, MemoryContext, StorageSearch)
 TIDY_EVERY_S = 30.0
 EXPIRED_AT_ONCE = 1_000  # notes of one transaction
 _EXPIRED = """
@@ -72,6 +78,7 @@ class StateHandler:
     def __init__(self, services: Services, module: Module) -> None:
         self._services = services
         self._module = module
+        self._searches_by_core = isinstance(services.embedder, CoreEmbedder)
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the module's own numbers, where it has some."""
@@ -82,6 +89,8 @@ class StateHandler:
         operation = OPERATIONS[self._module].get(type(syscall.body))
         if operation is None:
             raise no_operation(syscall)
+        if syscall.needs or (self._searches_by_core and isinstance(syscall.body, _SEARCHES)):
+            run.step_aside()  # it waits for a model
         decided = run.lease.decided
         return await patiently(lambda: self._try(operation, syscall, decided=decided))
 
@@ -111,9 +120,13 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     """
     store, functions, calls, embedder = await open_stores(config, name, stack)
     keys = Keys(config.key_prefix)
-    limits, approvals = storage_limits(config), ApprovalService(store, ttl_s=config.approval_ttl_s)
+    comparer = Comparer()
+    approvals = ApprovalService(store, ttl_s=config.approval_ttl_s, comparer=comparer)
     blocks = Blocks(store, memory_functions(functions.connection), keys)
-    services = Services(store, embedder, calls, functions, keys, approvals, blocks, limits)
+    limits = storage_limits(config)
+    services = Services(
+        store, embedder, calls, functions, keys, approvals, blocks, limits, comparer=comparer
+    )
     for task in _periodic_tasks(config, services):
         await stack.enter_async_context(task)
     return services
@@ -152,4 +165,5 @@ async def tidy(services: Services) -> float:
             await cursor.execute(statement)
     tokens = Tokens(services.functions.connection, services.keys)
     await tidy_tokens(services.store, tokens)
+    await keep_secret(services.store, KernelSecret(services.functions.connection, services.keys))
     return TIDY_EVERY_S

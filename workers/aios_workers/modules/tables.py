@@ -85,8 +85,8 @@ FIRST_MODEL = (1, "all-MiniLM-L6-v2-int8", 384)
 
 
 def without_vector_index(name: str, order: str) -> Index:
-    """Index the rows that wait for their vectors."""
-    return Index(name, order, postgresql_where=text("model_id IS NULL"))
+    """Index the rows that wait for their vectors, by whose they are."""
+    return Index(name, "owner_id", order, postgresql_where=text("model_id IS NULL"))
 
 
 def nearest_index(name: str) -> Index:
@@ -138,7 +138,7 @@ effect = Table(
     "effect",
     metadata,
     Column("syscall_id", Text, primary_key=True),
-    agent_column("agent_id"),
+    agent_column("agent_id", key=True),  # an id that another agent has used is not used up
     Column("kind", Text, nullable=False),
     moment_column("at", now=True),
     Column("result", LargeBinary, nullable=False),
@@ -183,6 +183,15 @@ agent_token = Table(
     moment_column("revoked_at", nullable=True),
     by_agent_column("issued_by"),
     Index(None, "agent_id"),
+)
+
+# What makes the ids that only their agent can have. Redis has it, and gets it back from here when
+# it was emptied.
+kernel_secret = Table(
+    "kernel_secret",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
 )
 
 privilege_group = Table(

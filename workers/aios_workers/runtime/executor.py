@@ -19,13 +19,13 @@ from aios_broker.contract.errors import (
     ModuleError,
     UnknownModule,
 )
-from aios_broker.contract.job import decode_job, syscall_id_of
+from aios_broker.contract.job import decode_job, syscall_id_of, without_tokens
 from aios_broker.contract.money import Billed
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Reply, Result, Timings, encode
 from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import Charge, Ending, Lease, Suspension
-from aios_broker.queues.tokens import Tokens
 from aios_broker.retry import patiently
 from aios_workers.runtime.billing import Tally
 
@@ -81,6 +81,7 @@ class Run:
         "_started_s",
         "_tokens",
         "lease",
+        "on_aside",
         "stopping",
         "suspending",
         "tally",
@@ -93,11 +94,17 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.on_aside: Callable[[Run], None] | None = None  # a slot is free
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
         self._tokens = 0
         self._prompt_tokens = 0
         self._interrupt: Callable[[SuspendReason], None] | None = None
+
+    def step_aside(self) -> None:
+        """Leave the slot to others from here on: what this run does is wait for somebody else."""
+        if self.on_aside is not None:
+            self.on_aside(self)
 
     def count_tokens(self, count: int) -> None:
         """Note output tokens that were generated."""
@@ -241,10 +248,10 @@ class PromptHandler(Protocol):
 class Executor:
     """Opens jobs, runs the handler, makes every way it can end an ending or a suspension."""
 
-    def __init__(self, handler: Handler, module: Module, tokens: Tokens, worker: str) -> None:
+    def __init__(self, handler: Handler, module: Module, queue: ModuleQueue, worker: str) -> None:
         self.handler = handler
         self._module = module
-        self._tokens = tokens
+        self._queue = queue
         self._worker = worker
         self._prompt = handler if isinstance(handler, PromptHandler) else None
 
@@ -289,14 +296,15 @@ class Executor:
 
     async def _open(self, lease: Lease) -> Syscall:
         """Read the syscall; check who it is from, unless the submit function vouches for that."""
-        syscall = decode_job(lease.data, lease.job_id, trusted=lease.trusted)
-        if not lease.trusted:
-            await patiently(
-                lambda: self._tokens.verify(
-                    syscall.token, agent=syscall.agent, tenant=syscall.tenant
-                )
-            )
-        return self._of_our_module(syscall)
+        if lease.trusted:
+            return self._of_our_module(decode_job(lease.data, lease.job_id))
+        try:
+            syscall = decode_job(lease.data, lease.job_id, trusted=False)
+            await patiently(lambda: self._queue.vouch(lease, syscall))
+        except KernelError:
+            await patiently(lambda: self._queue.disarm(lease))
+            raise
+        return self._of_our_module(without_tokens(syscall))
 
     def _of_our_module(self, syscall: Syscall) -> Syscall:
         if syscall.module != self._module:

@@ -50,6 +50,7 @@ class Kernel:
     streams: StreamSender
     contexts: Contexts
     load_spilled: LoadSpilled = nothing_spilled
+    may_leave: bool = True  # False: a stock RQ worker runs the job, it cannot go on elsewhere
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot of a suspended generation; waits while a server is away.

@@ -27,7 +27,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
-from aios_broker.contract.syscall import Syscall, id_from_key
+from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
@@ -86,13 +86,13 @@ class SubmittedCalls:
         digest = hashlib.blake2b(msgspec.json.encode(body), digest_size=16).hexdigest()
         key = f"call\x1f{asked.id}\x1f{step}\x1f{digest}"
         left_s = await patiently(lambda: self._left_s(asked))
+        client = await patiently(self._open_client)
         call = Syscall(
-            id_from_key(asked.tenant, asked.agent, key),
+            client.ids(asked.owner).from_key(key),
             asked.agent,
             body,
             program=asked.program,
             tenant=asked.tenant,
-            token=asked.token,
             nice=asked.nice,
             deadline_s=left_s,
         )

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE = 3  # two may fail and the third still comes in time
 RETRY_S = 0.25
+MOST_ASIDE = 256  # runs of one worker that hold no slot of it; those beyond hold one each
 
 
 class Leases:
@@ -27,10 +28,16 @@ class Leases:
         self._lease_s = lease_s
         self._runs: dict[str, Run] = {}
         self._alone: set[str] = set()  # jobs that have their last try
+        self._aside: set[str] = set()  # jobs whose runs hold no slot
 
     def __len__(self) -> int:
         """Return how many jobs are running."""
         return len(self._runs)
+
+    @property
+    def in_slots(self) -> int:
+        """How many of them hold a slot: of those that stepped aside only what is too many."""
+        return len(self._runs) - min(len(self._aside), MOST_ASIDE)
 
     def __iter__(self) -> Iterator[Run]:
         """Iterate over what is running; safe while runs end."""
@@ -39,6 +46,7 @@ class Leases:
     def add(self, run: Run) -> None:
         """Enter a run."""
         self._runs[run.lease.job_id] = run
+        self._aside.discard(run.lease.job_id)
         if run.lease.alone:
             self._alone.add(run.lease.job_id)
 
@@ -47,6 +55,12 @@ class Leases:
         if self._runs.get(run.lease.job_id) is run:
             del self._runs[run.lease.job_id]
             self._alone.discard(run.lease.job_id)
+            self._aside.discard(run.lease.job_id)
+
+    def note_aside(self, run: Run) -> None:
+        """Note that a run has left its slot to others."""
+        if self._runs.get(run.lease.job_id) is run:
+            self._aside.add(run.lease.job_id)
 
     @property
     def has_lone_run(self) -> bool:
@@ -83,7 +97,7 @@ class Leases:
         """Renew all leases now, and obey what the queue says of each."""
         # It may have been emptied, or be another one, however well the connection stood.
         card = self._card
-        if self._card_changed or not await self._queue.knows(card.name):
+        if self._card_changed or not await self._queue.knows(card):
             await self._queue.register(card)
             self._card_changed = self._card is not card
         leases = [run.lease for run in self._runs.values()]

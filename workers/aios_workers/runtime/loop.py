@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 from prometheus_client.core import Metric
 
-from aios_broker.contract.cores import CoreCard
+from aios_broker.contract.cores import CoreCard, queue_of
 from aios_broker.contract.errors import KernelError, RedisUnavailable
 from aios_broker.contract.names import Module
 from aios_broker.queues.keys import Keys
@@ -138,7 +138,7 @@ class Worker:
             for work in (
                 self._pump(),
                 *(
-                    self._await_work(core, connection)
+                    self._await_work(queue_of(self._spec.module, core), connection)
                     for core, connection in zip(("", *self._cores), self._waiting, strict=True)
                 ),
                 self._leases.keep(self._outbox.leases),
@@ -228,20 +228,17 @@ class Worker:
     def _room(self) -> int:
         if self.is_stopping or self._leases.has_lone_run:
             return 0
-        return max(0, self._handler.capacity - len(self._leases))
+        return max(0, self._handler.capacity - self._leases.in_slots)
 
-    async def _await_work(self, core: str, blocking: Connection) -> None:
-        """Wait for work, without taking it, whenever there is room that a claim did not fill.
-
-        In the run queue of one core, or (`core` is empty) in the module's own.
-        """
+    async def _await_work(self, queue: str, blocking: Connection) -> None:
+        """Wait for work in a run queue, not taking it, whenever a claim did not fill all room."""
         backoff = Backoff()
         while True:
             await self._hungry.wait()
             if self._misses > 1:  # there is work, and none of it for us: do not spin
                 await asyncio.sleep(min(MISS_FIRST_S * 2 ** (self._misses - 2), MISS_LONGEST_S))
             try:
-                seen = await self._queue.wait_for_work(blocking, core=core)
+                seen = await self._queue.wait_for_work(blocking, queue=queue)
             except (KernelError, hiredis.ReplyError):  # the pump and the leases say so
                 await backoff.wait()
                 continue
@@ -264,12 +261,17 @@ class Worker:
             if ending is not None:
                 self._outbox.add(ending)
                 return
+        run.on_aside = self._stepped_aside
         self._leases.add(run)
         task = asyncio.get_running_loop().create_task(self._answer(run, earlier))
         run.task = task
         task.add_done_callback(partial(self._ended, run))
         if self.is_stopping:
             run.suspend("drain")
+
+    def _stepped_aside(self, run: Run) -> None:
+        self._leases.note_aside(run)
+        self._see_work()
 
     async def _answer(self, run: Run, earlier: Run | None) -> Ending | Suspension:
         """Answer a job; first end an attempt of it that lost its lease and does not know it yet."""

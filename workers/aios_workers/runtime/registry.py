@@ -34,7 +34,6 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
 from aios_broker.queues.rate_limits import CoreRates
 from aios_broker.queues.records import PolicyRow, WorkerCard
-from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.config import WorkerConfig
 from aios_workers.llm.core import Accounted, Core
@@ -193,7 +192,7 @@ async def llm_module(
     def handler(kernel: Kernel) -> Handler:
         if isinstance(core, Accounted):
             queue = kernel.queue
-            core.rates = CoreRates(queue.functions, core.info.name, settings.limits, queue.keys)
+            core.rates = CoreRates(queue.functions, core.info.name, entry.limits, queue.keys)
         return LlmHandler(core, kernel, entry.price)
 
     return LoadedModule(handler, entry)
@@ -278,6 +277,8 @@ async def wired(
     loaded: LoadedModule,
     policy: Callable[[], PolicyRow],
     load_spilled: LoadSpilled = nothing_spilled,
+    *,
+    may_leave: bool = True,
 ) -> AsyncIterator[tuple[Executor, WorkerCard]]:
     """Give what runs a worker's jobs and how it shows itself; its handler is closed behind it."""
     kernel = Kernel(
@@ -287,12 +288,12 @@ async def wired(
         streams=StreamSender(queue),
         contexts=Contexts(queue.functions, queue.keys),
         load_spilled=load_spilled,
+        may_leave=may_leave,
     )
     handler = loaded.make_handler(kernel)
     try:
-        tokens = Tokens(queue.functions.connection, spec.keys)
         yield (
-            Executor(handler, spec.module, tokens, spec.name),
+            Executor(handler, spec.module, queue, spec.name),
             WorkerCard(
                 spec.name,
                 spec.module,

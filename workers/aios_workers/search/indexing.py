@@ -2,7 +2,9 @@
 
 A writer leaves `model_id` null; one worker of the fleet at a time (an advisory lock) embeds what
 waits and writes the vectors. No row is locked while the model works: a row that was changed
-meanwhile keeps waiting, and its new text is embedded.
+meanwhile keeps waiting, and its new text is embedded. A batch is shared among the tenants that
+have something in it, and a tenant's part among its agents; where they are more than its rows, the
+lot decides: one agent's long file keeps nobody's note out for longer than a batch or two.
 
 `reindex` embeds everything by another model. It can be stopped and run again: rows that have the
 new model's vector are done. Until it ends, search by meaning finds by the old model what is left
@@ -18,22 +20,66 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.search.ranking import CORPORA, Corpus, model_number, vector_text
+from aios_workers.search.ranking import (
+    CORPORA,
+    UNEMBEDDED,
+    Corpus,
+    model_number,
+    vector_text,
+)
 
-BATCH = 32  # rows of one transaction
+BATCH = 16  # rows of one transaction: a second or two of one CPU, where they are long
 PAUSE_S = 0.5  # between looks for rows that wait
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('aios.indexing', 0)) AS ours"
 
 
-async def embed_rows(
-    cursor: Cursor, embedder: Embedder, corpus: Corpus, model: int, waiting: str
-) -> int:
-    """Embed a batch of the rows for which `waiting` holds; return how many there were."""
-    await cursor.execute(
-        f"SELECT {', '.join(corpus.keys)}, version, {corpus.text} AS text "
-        f"FROM {corpus.table} WHERE {waiting} "
-        f"ORDER BY {corpus.order} LIMIT {BATCH}"
+def waiting_rows(corpus: Corpus) -> str:
+    """Return the SQL of the next batch of rows that have no vector: of all owners, in turns.
+
+    The owners are found by the index of what waits, one step each, however much each has.
+    """
+    return f"""
+    WITH RECURSIVE owner AS (
+        SELECT min(owner_id) AS id FROM {corpus.table} WHERE {UNEMBEDDED}
+        UNION ALL
+        SELECT (SELECT min(owner_id) FROM {corpus.table} WHERE {UNEMBEDDED} AND owner_id > o.id)
+          FROM owner o WHERE o.id IS NOT NULL
+    ), lot AS (
+        SELECT o.id, a.tenant_id, random() AS lot FROM owner o JOIN agent a ON a.id = o.id
+    ), of_owner AS (
+        SELECT w.*, lot.tenant_id, lot.lot FROM (
+            SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY lot) AS nth FROM lot
+        ) lot, LATERAL (
+            SELECT {corpus.columns}, t.version, {corpus.text} AS text,
+                   row_number() OVER (ORDER BY {corpus.order}) AS turn
+              FROM {corpus.table} t WHERE t.owner_id = lot.id AND {UNEMBEDDED}
+             ORDER BY {corpus.order} LIMIT {BATCH}
+        ) w WHERE lot.nth <= {BATCH}
+    ), of_tenant AS (
+        SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY turn, lot) AS place
+          FROM of_owner
     )
+    SELECT {", ".join(corpus.keys)}, version, text FROM of_tenant ORDER BY place, lot LIMIT {BATCH}
+    """
+
+
+def other_rows(corpus: Corpus, model: int) -> str:
+    """Return the SQL of a batch of rows that have no vector of this model."""
+    return (
+        f"SELECT {', '.join(corpus.keys)}, version, {corpus.text} AS text FROM {corpus.table} "
+        f"WHERE {_is_other(model)} ORDER BY {corpus.order} LIMIT {BATCH}"
+    )
+
+
+def _is_other(model: int) -> str:
+    return f"model_id IS DISTINCT FROM {model:d}"
+
+
+async def embed_rows(
+    cursor: Cursor, embedder: Embedder, corpus: Corpus, model: int, rows_query: str
+) -> int:
+    """Embed a batch of rows; return how many there were."""
+    await cursor.execute(rows_query)
     rows = await cursor.fetchall()
     if not rows:
         return 0
@@ -41,7 +87,7 @@ async def embed_rows(
     matches = " AND ".join(f"{key} = %s" for key in corpus.keys)
     await cursor.executemany(
         f"UPDATE {corpus.table} SET model_id = %s, vector = %s::halfvec "
-        f"WHERE {matches} AND version = %s AND {waiting}",
+        f"WHERE {matches} AND version = %s AND {_is_other(model)}",
         [
             (model, vector_text(vector), *row[: len(corpus.keys)], row.version)
             for row, vector in zip(rows, vectors, strict=True)
@@ -67,7 +113,7 @@ async def embed_missing(store: Store, embedder: Embedder) -> int:
             if not held.ours:
                 return done
             model = await model_number(cursor, embedder)
-            done += await embed_rows(cursor, embedder, corpus, model, "model_id IS NULL")
+            done += await embed_rows(cursor, embedder, corpus, model, waiting_rows(corpus))
     return done
 
 
@@ -126,12 +172,11 @@ async def _register(store: Store, embedder: Embedder) -> int:
 async def _embed_all(store: Store, embedder: Embedder, model: int, say: Say) -> int:
     done = 0
     for corpus in CORPORA:
-        waiting = f"model_id IS DISTINCT FROM {model:d}"
-        total = await _count(store, corpus, waiting)
+        total = await _count(store, corpus, _is_other(model))
         embedded = 0
         while True:
             async with store.as_steward() as cursor:
-                rows = await embed_rows(cursor, embedder, corpus, model, waiting)
+                rows = await embed_rows(cursor, embedder, corpus, model, other_rows(corpus, model))
             if not rows:
                 break
             embedded += rows

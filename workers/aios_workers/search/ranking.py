@@ -4,6 +4,8 @@ Row-level security decides what is seen: all of it runs as the agent whose curso
 table's name in conditions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,6 +26,8 @@ MAX_MATCHES = 1_000  # of the words of a query, any of them: those beyond are no
 MAX_SCANNED = 40_000  # entries of the vector index that one search looks at
 LEAST_CANDIDATES = 60  # of the vector index's search
 MOST_CANDIDATES = 400
+MOST_COUNTED = 1_000  # of the rows that wait for their vectors
+UNEMBEDDED = "model_id IS NULL"
 
 Vector = NDArray[np.float32]
 Key = tuple[Any, ...]
@@ -215,11 +219,30 @@ async def _matches(
     return [(tuple(row[:-1]), float(row[-1])) for row in await cursor.fetchall()]
 
 
+async def count_unembedded(cursor: Cursor, query: NoteQuery | ChunkQuery) -> int:
+    """Return how many rows a search by meaning would look at, once they have their vectors.
+
+    MOST_COUNTED at most for each table, and of those that the cursor's agent may see.
+    """
+    found = 0
+    for corpus, scope in query.places:
+        seen = "" if scope.countable else f" AND {_SEEN_OWNERS}"
+        await cursor.execute(
+            f"SELECT count(*) AS rows FROM (SELECT FROM {corpus.table} t "
+            f"WHERE t.{UNEMBEDDED} AND {scope.condition}{seen} LIMIT {MOST_COUNTED}) part",
+            dict(scope.parameters),
+        )
+        found += int((await only_row(cursor)).rows)
+    return found
+
+
 def vector_text(vector: Vector | None) -> str:
     """Return a vector as pgvector reads it."""
     return "[" + ",".join(f"{number:.6g}" for number in (() if vector is None else vector)) + "]"
 
 
+# Whose rows there are to be seen at all: found by an index, where row-level security looks at each.
+_SEEN_OWNERS = "t.owner_id = ANY ((SELECT aios_file_owners('see') || aios_agent_id())::bigint[])"
 _ACTIVE = "SELECT id, name, dimension FROM embedding_model WHERE active"
 
 # Of the text alone, so that a query in a person's own words lies near it: labels first, since the

@@ -14,10 +14,10 @@ from aios_broker.contract.access import (
     TokenIssued,
     Whoami,
 )
-from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.errors import AccessDenied, AlreadyExists, InvalidSyscall
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Cursor, Store
-from aios_broker.queues.tokens import Identity, Tokens, digest
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work
 
@@ -31,9 +31,17 @@ _MAKE = """
     ON CONFLICT DO NOTHING RETURNING id
 """
 _MAKE_ADMINISTRATOR = "UPDATE agent SET administrator = true WHERE id = %s RETURNING id"
+# One that is there is the same agent's, and its own: its worker died before it could answer.
 _PUT_TOKEN = """
     INSERT INTO agent_token (digest, agent_id, expires_at, issued_by)
     VALUES (%s, %s, now() + %s * interval '1 second', %s)
+    ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest
+     WHERE agent_token.agent_id = excluded.agent_id AND agent_token.revoked_at IS NULL
+    RETURNING digest
+"""
+_IS_ISSUED = """
+    SELECT FROM agent_token k JOIN agent a ON a.id = k.agent_id
+     WHERE k.digest = %s AND a.id = %s AND k.issued_by = %s AND (a.administrator OR NOT %s)
 """
 _REVOKE_TOKENS = (
     "UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL"
@@ -90,31 +98,42 @@ async def whoami(work: Work[AccessWhoami]) -> Whoami:
 
 
 async def register(asked: Asked[AccessRegister]) -> TokenIssued:
-    """Make an agent known and give it a token; for one that is known a person is asked.
+    """Make an agent known and give it the token whose digest the client sends.
 
-    Whoever gets a token speaks as that agent, so it is remembered who did. The token is nowhere
-    but in the answer: run again after a crash, there is another one, and nobody has ever heard the
-    first.
+    For one that is known a person is asked: whoever gets a token speaks as that agent, so it is
+    remembered who did.
     """
-    agent, body, token = asked.agent, asked.body, Tokens.new()
+    agent, body = asked.agent, asked.body
+    _check_digest(body)
     async with asked.transaction() as work:
         if not await is_administrator(work):
             raise denied("registering agents")
         made = await work.kernel_rows(_MAKE, (agent.tenant_id, body.agent, agent.id))
         named = made[0].id if made else (await work.agent_named(body.agent)).id
-        if body.administrator or not made:
+        issued = (body.token_digest, named, agent.id, body.administrator)
+        is_done = await work.kernel_rows(_IS_ISSUED, issued)
+        if not is_done and (body.administrator or not made):  # done: its worker could not answer
             what = await _what_is_given(work, None if made else named)
             await work.confirm(Irreversible("privilege", what))
-        if body.administrator:
+        if not is_done and body.administrator:
             await work.kernel_rows(_MAKE_ADMINISTRATOR, (named,))
         await work.cursor.execute("SET LOCAL ROLE aios_steward")
-        await put_token(work.cursor, named, digest(token), body.ttl_s, issued_by=agent.id)
+        await put_token(work.cursor, named, body.token_digest, body.ttl_s, issued_by=agent.id)
         detail = {"administrator": body.administrator, "new": bool(made), "ttl_s": body.ttl_s}
         await work.enter(f"agent {body.agent}", detail)
     asked.services.store.forget(body.agent, agent.tenant)
     expires_at = None if body.ttl_s is None else time.time() + body.ttl_s
-    await _tokens(asked).put(token, Identity(body.agent, agent.tenant, expires_at))
-    return TokenIssued(body.agent, token, expires_at)
+    await _tokens(asked).put(body.token_digest, Identity(body.agent, agent.tenant, expires_at))
+    return TokenIssued(body.agent, expires_at=expires_at)
+
+
+def _check_digest(body: AccessRegister) -> None:
+    if body.token or not body.token_digest:
+        raise InvalidSyscall(
+            "a token is made by who asks for it, and only its digest is sent",
+            field="body.token_digest",
+            remedy="register by the SDK; without it, send BLAKE2b-256 of the new token in hex",
+        )
 
 
 async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
@@ -162,8 +181,18 @@ async def is_administrator(work: Work[Body]) -> bool:
 async def put_token(
     cursor: Cursor, agent_id: int, digest: str, ttl_s: float | None, *, issued_by: int | None = None
 ) -> None:
-    """Enter a token of an agent; `issued_by`: the agent that gets it, None: the operator."""
+    """Enter a token of an agent; `issued_by`: the agent that gets it, None: the operator.
+
+    Raises:
+        AlreadyExists: It is another agent's, or was revoked.
+    """
     await cursor.execute(_PUT_TOKEN, (digest, agent_id, ttl_s, issued_by))
+    if await cursor.fetchone() is None:
+        raise AlreadyExists(
+            "this token was given out before",
+            field="body.token_digest",
+            remedy="make a new one",
+        )
 
 
 async def revoke_tokens(cursor: Cursor, agent_id: int) -> None:

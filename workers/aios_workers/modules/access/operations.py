@@ -15,7 +15,7 @@ async def approvals(work: Work[bodies.AccessApprovals]) -> Approvals:
     """List approvals: one's own; for administrators and who decides all of the tenant."""
     body, cursor = work.body, work.cursor
     if body.approval is None:
-        return Approvals(await requests.list_approvals(cursor, body.state, body.limit))
+        return await requests.list_approvals(cursor, body.state, body.limit, body.after)
     return Approvals((await requests.one_approval(cursor, body.approval),))
 
 

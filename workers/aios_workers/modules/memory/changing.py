@@ -44,6 +44,7 @@ from aios_workers.modules.memory.note import (
     shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
+from aios_workers.search.ranking import NoteQuery, count_unembedded
 
 AnyWork = Work[MemoryBody]  # what the operations share does not look at the body
 MAX_SHOWN_CHARACTERS = 2_000  # of a note, for the person who decides
@@ -107,7 +108,9 @@ async def stat(asked: Asked[MemoryAlloc] | Asked[MemoryStat]) -> BlockStat:
     """Return the block in numbers."""
     async with asked.transaction() as work:
         notes = await _count(work)
-    return await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
+        unindexed = await count_unembedded(work.cursor, NoteQuery("", owners=(asked.agent.id,)))
+    held = await asked.services.blocks.of(asked.agent).stat(notes_in_all=notes)
+    return msgspec.structs.replace(held, unindexed_notes=unindexed)
 
 
 async def add(asked: Asked[MemoryAdd]) -> Result:
@@ -332,8 +335,9 @@ async def _ensure_fits(work: AnyWork, owner: AgentRow, body: NoteBody) -> None:
 
 
 def id_of_new_note(syscall: Syscall) -> str:
-    """Return the id of the note that a syscall adds: the same each time it runs."""
-    return hashlib.blake2b(f"note\x1f{syscall.id}".encode(), digest_size=16).hexdigest()
+    """Return the id of the note that an agent's syscall adds: the same each time it runs."""
+    named = "\x1f".join(("note", *syscall.owner, syscall.id))
+    return hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
 
 
 async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Note:

@@ -121,7 +121,7 @@ async def add_evolving(asked: Asked[MemoryAdd]) -> Result:
     await asked.services.blocks.of(asked.agent).token()  # opens it, which no step may
     labels = await _ask(asked, "analyse", _ANALYSE, _shown(new), _LABELS, Labels)
     labelled = _labelled(new, labels)
-    near = await found(asked, NoteQuery(_shown(labelled), NEIGHBOURS))
+    near = (await found(asked, NoteQuery(_shown(labelled), NEIGHBOURS))).notes
     new_id = id_of_new_note(asked.syscall)
     neighbours = [note for note in near if note.id != new_id]
     relations = await _relate(asked, labelled, neighbours)

@@ -33,8 +33,9 @@ from aios_workers.modules.memory.note import (
 )
 from aios_workers.modules.operation import Asked, Work
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import NoteQuery, find
+from aios_workers.search.ranking import NoteQuery, count_unembedded, find
 
+MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the notes of one answer; the first comes in any case
 RECALLED = 32  # notes that are looked at for one text
 BYTES_PER_TOKEN = 4  # of UTF-8: an estimate, on the high side for English
 MOST_BYTES_PER_TOKEN = 16  # more than texts have on average: what is longer need not be counted
@@ -44,22 +45,43 @@ ROUNDS = 2  # of looking for the longest: to 1/256 of the note
 Count = Callable[[Sequence[str]], Awaitable[Sequence[int]]]  # the tokens of each text
 
 
+# What of a page fits: it is read whole, and a hundred notes may have hundreds of megabytes.
+_BYTES = "sum(octet_length(n.content) + octet_length(n.metadata::text))"
+_FITS = f"(page.bytes <= {MAX_PAGE_BYTES} OR page.nth = 1)"
 _SEEN = f"""
-    SELECT {NOTE_COLUMNS}, a.name AS owner_name FROM note n JOIN agent a ON a.id = n.owner_id
-     WHERE n.id = ANY(%s) AND {LIVING}
+    WITH page AS (
+        SELECT n.id, w.nth, {_BYTES} OVER (ORDER BY w.nth) AS bytes
+          FROM unnest(%s::text[]) WITH ORDINALITY AS w(id, nth) JOIN note n ON n.id = w.id
+         WHERE {LIVING}
+    )
+    SELECT {NOTE_COLUMNS}, a.name AS owner_name
+      FROM page JOIN note n ON n.id = page.id AND {_FITS} JOIN agent a ON a.id = n.owner_id
 """
 _PAGE = f"""
-    SELECT {NOTE_COLUMNS} FROM note n
-     WHERE n.owner_id = %(owner)s AND {LIVING} AND n.tags @> %(tags)s
-       AND (%(category)s::text IS NULL OR n.category = %(category)s)
-       AND n.seq > coalesce((SELECT seq FROM note WHERE id = %(after)s), 0)
-       AND (%(ids)s::text[] IS NULL OR n.id = ANY(%(ids)s))
-     ORDER BY n.seq LIMIT %(limit)s
+    WITH page AS (
+        SELECT n.id, row_number() OVER (ORDER BY n.seq) AS nth,
+               {_BYTES} OVER (ORDER BY n.seq) AS bytes
+          FROM note n
+         WHERE n.owner_id = %(owner)s AND {LIVING} AND n.tags @> %(tags)s
+           AND (%(category)s::text IS NULL OR n.category = %(category)s)
+           AND n.seq > coalesce((SELECT seq FROM note WHERE id = %(after)s), 0)
+           AND (%(ids)s::text[] IS NULL OR n.id = ANY(%(ids)s))
+         ORDER BY n.seq LIMIT %(limit)s
+    )
+    SELECT {NOTE_COLUMNS}, (SELECT count(*) FROM page) AS in_all
+      FROM page JOIN note n ON n.id = page.id AND {_FITS} ORDER BY n.seq
 """
-_VERSIONS = """
+_VERSIONS = f"""
+    WITH page AS (
+        SELECT v.version, row_number() OVER (ORDER BY v.version DESC) AS nth,
+               sum(octet_length(v.body::text)) OVER (ORDER BY v.version DESC) AS bytes
+          FROM note_version v WHERE v.note_id = %(note)s
+    )
     SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.operation, v.syscall_id, v.body,
-           coalesce((SELECT name FROM agent WHERE id = v.by_agent_id), '') AS by_name
-      FROM note_version v WHERE v.note_id = %s ORDER BY v.version DESC
+           coalesce((SELECT name FROM agent WHERE id = v.by_agent_id), '') AS by_name,
+           (SELECT count(*) FROM page) AS in_all
+      FROM page JOIN note_version v ON v.note_id = %(note)s AND v.version = page.version AND {_FITS}
+     ORDER BY v.version DESC
 """
 
 
@@ -95,8 +117,9 @@ async def page(work: Work[MemoryList]) -> Notes:
         "ids": await _readable(work, owner),
         "limit": body.limit + 1,
     }
-    notes = [note_of(row, owner.name) for row in await work.rows(_PAGE, values)]
-    return Notes(tuple(notes[: body.limit]), more=len(notes) > body.limit)
+    rows = await work.rows(_PAGE, values)
+    notes = [note_of(row, owner.name) for row in rows[: body.limit]]
+    return Notes(tuple(notes), more=bool(rows) and len(notes) < rows[0].in_all)
 
 
 async def search(asked: Asked[MemorySearch]) -> Notes:
@@ -104,9 +127,10 @@ async def search(asked: Asked[MemorySearch]) -> Notes:
     body = asked.body
     wanted = NoteQuery(body.query, body.k, body.mode, tags=tuple(body.tags), category=body.category)
     notes = await found(asked, wanted, owner=body.owner, shared=body.shared)
-    if body.follow_links:
-        notes += await _linked(asked, notes)
-    return Notes(tuple(notes))
+    if not body.follow_links:
+        return notes
+    linked = await _linked(asked, notes.notes)
+    return msgspec.structs.replace(notes, notes=(*notes.notes, *linked))
 
 
 async def context(asked: Asked[MemoryContext]) -> Recall:
@@ -114,7 +138,8 @@ async def context(asked: Asked[MemoryContext]) -> Recall:
     body = asked.body
     notes = await found(asked, NoteQuery(body.query, RECALLED), shared=body.shared)
     count = estimated if body.core is None else _counter(asked, body.core)
-    return await recalled(notes, body.max_tokens, asked.agent.name, count)
+    recall = await recalled(notes.notes, body.max_tokens, asked.agent.name, count)
+    return msgspec.structs.replace(recall, unindexed=notes.unindexed)
 
 
 def _counter(asked: Asked[MemoryContext], core: str) -> Count:
@@ -134,33 +159,34 @@ async def history(work: Work[MemoryHistory]) -> NoteHistory:
     """List the versions of a note, newest first."""
     owner = await work.agent_named(work.body.owner)
     note = await permitted(work, owner, work.body.note, "read")
-    return NoteHistory(
-        tuple(
-            NoteVersion(
-                row.version,
-                row.at,
-                row.by_name,
-                row.operation,
-                row.syscall_id,
-                as_version(note, row.version, row.body, row.at),
-            )
-            for row in await work.rows(_VERSIONS, (note.id,))
+    rows = await work.rows(_VERSIONS, {"note": note.id})
+    versions = [
+        NoteVersion(
+            row.version,
+            row.at,
+            row.by_name,
+            row.operation,
+            row.syscall_id,
+            as_version(note, row.version, row.body, row.at),
         )
-    )
+        for row in rows
+    ]
+    return NoteHistory(tuple(versions), more=bool(rows) and len(rows) < rows[0].in_all)
 
 
 async def found(
     asked: Asked[MemoryBody], wanted: NoteQuery, *, owner: str | None = None, shared: bool = False
-) -> list[Note]:
+) -> Notes:
     """Return notes, best first: the agent's own, with `shared` all that it may search."""
     embedder = asked.services.embedder
     vector = await query_vector(embedder, wanted.text, wanted.mode)
     async with asked.transaction() as work:
         owners, ids = await _searched(work, await work.agent_named(owner), shared=shared)
         if not owners and not ids:
-            return []
+            return Notes(())
         placed = replace(wanted, owners=owners, ids=ids)
         hits = await find(work.cursor, embedder, placed, vector)
+        unindexed = 0 if vector is None else await count_unembedded(work.cursor, placed)
         seen = await _seen(work, [note_id for (_, note_id), _ in hits])
     notes = [
         msgspec.structs.replace(seen[note_id], score=score)
@@ -168,7 +194,7 @@ async def found(
         if note_id in seen
     ]
     await _touch(asked, notes)
-    return notes
+    return Notes(tuple(notes), more=len(notes) < len(hits), unindexed=unindexed)
 
 
 async def _linked(asked: Asked[MemorySearch], notes: Sequence[Note]) -> list[Note]:
@@ -182,7 +208,7 @@ async def _linked(asked: Asked[MemorySearch], notes: Sequence[Note]) -> list[Not
 
 
 async def _seen(work: AnyWork, note_ids: list[str]) -> dict[str, Note]:
-    """Return those, of whomever, that the agent may see."""
+    """Return those, of whomever, that the agent may see; the first ones, as far as they fit."""
     rows = await work.rows(_SEEN, (note_ids,))
     return {row.id: note_of(row, row.owner_name) for row in rows}
 

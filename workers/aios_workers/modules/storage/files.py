@@ -1,7 +1,5 @@
 """Files: made, read, written, locked, shared; what they were, and back to it."""
 
-import asyncio
-import difflib
 import hashlib
 import secrets
 from dataclasses import replace
@@ -34,6 +32,8 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object
+from aios_workers.modules.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
+from aios_workers.modules.operation import Asked
 from aios_workers.modules.storage.contents import (
     VersionOperation,
     add_version,
@@ -67,13 +67,14 @@ from aios_workers.modules.storage.namespace import (
     look_up,
     node_of,
     not_found,
+    on_namespace,
     permitted_path,
     taken,
     unversioned,
 )
+from aios_workers.search.ranking import ChunkQuery, count_unembedded
 
-MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
-MAX_COMPARED_BYTES = 256 * 1024  # of either side: comparing takes time that others wait for
+_READ_BOTH = "read both versions and compare them yourself"
 _VERSIONS = """
     SELECT v.version, extract(epoch FROM v.at)::float8 AS at, v.operation, v.size_bytes, v.sha256,
            v.syscall_id,
@@ -187,7 +188,9 @@ async def stat(work: FileWork[StorageStat]) -> Entry:
     node = resolved.directory or resolved.file
     if node is None:
         raise not_found(resolved)
-    return entry_of(node, work.owner)
+    query = ChunkQuery("", owner=work.owner.id, path=node.path)
+    unindexed = await count_unembedded(work.cursor, query)
+    return msgspec.structs.replace(entry_of(node, work.owner), unindexed_parts=unindexed)
 
 
 def check_version(path: str, version: int, asked: int | None) -> None:
@@ -212,27 +215,20 @@ async def check_overwrite(work: AnyWork, file: Node, content: bytes) -> None:
         f"{file.size_bytes} bytes) with {len(content)} bytes"
     )
 
-    async def diff() -> str:
-        before = await content_of(work, file)
-        return shown_diff(before, content, file.path) if lossy else ""
+    async def diff() -> Pair | str:
+        if not lossy:
+            return ""
+        return texts_of(await content_of(work, file), content, file.path, file.path) or ""
 
     await work.confirm_on("overwrite", what, file.path, lossy=lossy, diff=diff)
 
 
-def shown_diff(a: bytes, b: bytes, path: str) -> str:
-    """Return what a person is shown of a change of a file."""
-    return (unified(a, b, path, path) or "")[:MAX_DIFF_CHARACTERS]
-
-
-def unified(a: bytes, b: bytes, name_a: str, name_b: str) -> str | None:
-    """Return the unified diff of two contents; None: one is not text, or too long."""
+def texts_of(a: bytes, b: bytes, name_a: str, name_b: str) -> Pair | None:
+    """Return two contents to be compared; None: one is not text, or too long."""
     old, new = text_of(a), text_of(b)
     if old is None or new is None or max(len(a), len(b)) > MAX_COMPARED_BYTES:
         return None
-    lines = difflib.unified_diff(
-        old.splitlines(keepends=True), new.splitlines(keepends=True), name_a, name_b
-    )
-    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+    return Pair(old, new, name_a, name_b)
 
 
 async def _make(
@@ -253,19 +249,28 @@ async def versions(work: FileWork[StorageVersions]) -> FileVersions:
     return FileVersions(tuple(found))
 
 
-async def diff(work: FileWork[StorageDiff]) -> Diff:
-    """Return what changed between two versions of a text file."""
-    body = work.body
-    file = file_at(await permitted_path(work, body.path, "read"))
-    b = file.version if body.b is None else body.b
-    old, new = await content_of(work, file, body.a), await content_of(work, file, b)
-    names = (f"{file.path}@{body.a}", f"{file.path}@{b}")
-    text = await asyncio.to_thread(unified, old, new, *names)
-    if text is None:
+async def diff(asked: Asked[StorageDiff]) -> Diff:
+    """Return what changed between two versions of a text file; no connection waits for that."""
+    body = asked.body
+    async with asked.transaction() as plain:
+        work = await on_namespace(plain)
+        file = file_at(await permitted_path(work, body.path, "read"))
+        b = file.version if body.b is None else body.b
+        old, new = await content_of(work, file, body.a), await content_of(work, file, b)
+    pair = texts_of(old, new, f"{file.path}@{body.a}", f"{file.path}@{b}")
+    if pair is None:
         raise InvalidSyscall(
             f"{file.path} is not UTF-8 text of at most {MAX_COMPARED_BYTES} bytes in both versions",
             field="body.path",
-            remedy="read both versions and compare them yourself",
+            remedy=_READ_BOTH,
+        )
+    text = await asked.services.comparer.unified(asked.agent.holder, pair)
+    if text is None:
+        raise InvalidSyscall(
+            f"versions {body.a} and {b} of {file.path} differ in too much to be compared "
+            f"within {BOUNDS.cpu_s} s",
+            field="body.path",
+            remedy=_READ_BOTH,
         )
     return Diff(file.path, body.a, b, text)
 
@@ -290,9 +295,9 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
             f"roll {file.path} of {work.owner.name} back from version {file.version} to {version}"
         )
 
-        async def shown_to_person() -> str:
+        async def shown_to_person() -> Pair | str:
             now = await content_of(work, file)
-            return shown_diff(now, old, file.path)
+            return texts_of(now, old, file.path, file.path) or ""
 
         await work.confirm_on("rollback", what, file.path, diff=shown_to_person)
     return entry_of(await add_version(work, file, old, "rollback"), work.owner)

@@ -76,9 +76,9 @@ _PATHS = """
 # A plan is kept as soon as it is made: what runs is what was shown.
 _KEEP = """
     INSERT INTO effect (syscall_id, agent_id, kind, result) VALUES (%s, %s, 'plan', %s)
-    ON CONFLICT (syscall_id) DO NOTHING
+    ON CONFLICT (syscall_id, agent_id) DO NOTHING
 """
-_KEPT = "SELECT result FROM effect WHERE syscall_id = %s"
+_KEPT = "SELECT result FROM effect WHERE syscall_id = %s AND agent_id = %s"
 
 _decoder = msgspec.json.Decoder(Plan)
 
@@ -125,7 +125,7 @@ async def _plan(asked: Asked[StorageOperate]) -> Plan:
 
 async def _kept(work: Work[StorageOperate]) -> Plan | None:
     """Return the plan that this syscall made when it ran before."""
-    rows = await work.rows(_KEPT, (_key(work),))
+    rows = await work.rows(_KEPT, (_key(work), work.agent.id))
     return _decoder.decode(rows[0].result) if rows else None
 
 

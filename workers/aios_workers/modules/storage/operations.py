@@ -14,7 +14,7 @@ STORAGE_OPERATIONS = table(
     file_reads(bodies.StorageStat, files.stat),
     calls(bodies.StorageSearch, search),
     file_reads(bodies.StorageVersions, files.versions),
-    file_reads(bodies.StorageDiff, files.diff),
+    calls(bodies.StorageDiff, files.diff),
     file_reads(bodies.StorageOpen, files.open_link),
     file_changes(bodies.StorageCreate, files.create),
     file_changes(bodies.StorageWrite, files.write, irreversible="overwrite"),

@@ -18,7 +18,14 @@ from aios_workers.modules.storage.namespace import (
     permitted_path,
 )
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import CHUNKS, MOUNTED, ChunkQuery, Ranked, find
+from aios_workers.search.ranking import (
+    CHUNKS,
+    MOUNTED,
+    ChunkQuery,
+    Ranked,
+    count_unembedded,
+    find,
+)
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400
@@ -62,7 +69,9 @@ async def _search(work: FileWork[StorageSearch], vector: NDArray[np.float32] | N
         mounts_of=work.owner.id if work.is_own else None,
     )
     found = await find(work.cursor, work.services.embedder, query, vector)
-    return FoundFiles(await _hits(work, found, by_directory=body.group_by == "directory"))
+    hits = await _hits(work, found, by_directory=body.group_by == "directory")
+    unindexed = 0 if vector is None else await count_unembedded(work.cursor, query)
+    return FoundFiles(hits, unindexed)
 
 
 async def _check_searchable(work: AnyWork, mount: Node) -> None:

@@ -1,12 +1,45 @@
 -- submit.lua: publish jobs; idempotent by id.
 --
--- ARGV  prefix, module, now (ISO), n, n SubmissionRows
+-- ARGV  prefix, module, now (ISO), n, n SubmissionRows, m, m ProofRows
 --
 -- Returns per job 1 new, 2 known and not ended, 3 ended: its stored reply was pushed again; or, where
 -- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, known...},
 -- {'unserved', name, core, ms since it was served}, {'quota', limit, subject, waiting, most}, {'differs', data}: the id is known with other data, and
--- nobody was told to wait for it. Of one agent's jobs those that are refused for want of room are the
+-- nobody was told to wait for it; {'owned'}: it is another agent's; {'denied'}: its token is not its
+-- agent's. Of one agent's jobs those that are refused for want of room are the
 -- last ones: their order stands.
+
+-- Is a job of these metadata this agent's (`tenant agent`)? The empty string asks for an operator.
+local function is_of(c, who, metadata)
+    return who == '' or quota.owner(c, metadata or nil).agent == 'agent:' .. who
+end
+
+-- Is the token of this digest, as long as it holds, one of the agent's whose metadata these are?
+local function holds_token(c, digest, metadata)
+    local held = call('HGET', c.tokens, digest)
+    local readable, found = pcall(cjson.decode, held or '')
+    if not readable or type(found) ~= 'table' or not found.agent then return false end
+    if found.expires_at and found.expires_at * 1000 <= c.now then return false end
+    return is_of(c, (found.tenant or 'default') .. ' ' .. found.agent, metadata)
+end
+
+-- Those of a batch whose tokens hold, and those that came without one: whoever reaches Redis is
+-- part of the kernel, and vouches for them.
+local function proven(c, jobs)
+    local proofs = read_rows(c, read.proof)
+    if #proofs == 0 then return jobs end
+    local left, held = {}, {}
+    for _, proof in ipairs(proofs) do
+        local job = jobs[tonumber(proof.place)]
+        local both = proof.token_digest .. ' ' .. job.metadata
+        if held[both] == nil then held[both] = holds_token(c, proof.token_digest, job.metadata) end
+        job.denied = not held[both]
+    end
+    for _, job in ipairs(jobs) do
+        if not job.denied then left[#left + 1] = job end
+    end
+    return left
+end
 
 -- A core that nobody knows; or, where the policy has it so, one that no worker serves now.
 local function unserved_core(c, job, refuses)
@@ -147,23 +180,31 @@ local function enter(c, taken, iso)
     end
 end
 
--- What another job of this id was published with, where it is not the same to the byte. One that comes
--- twice in a batch hears the same twice.
-local function other_data(c, job)
-    local first = job.first
-    local data = first and not first.known and first.data or call('HGET', job.key, 'data')
-    if data and data ~= job.data then return {'differs', data} end
+-- Why a job is not the one that has its id: that is another agent's, or was published with other data
+-- (to the byte). One that comes twice in a batch hears the same twice.
+local function differs(c, job)
+    local first, data, metadata = job.first, nil, nil
+    if first and not first.known then
+        data, metadata = first.data, first.metadata
+    else
+        data, metadata = unpack(call('HMGET', job.key, 'data', 'aios_metadata'))
+    end
+    if not data then return nil end
+    local owner = quota.owner(c, job.metadata)
+    if quota.owner(c, metadata or nil).agent ~= owner.agent then return {'owned'} end
+    if data ~= job.data then return {'differs', data} end
 end
 
 local function outcome(c, job)
-    if job.known then return other_data(c, job) or rejoin(c, job) end
+    if job.denied then return {'denied'} end
+    if job.known then return differs(c, job) or rejoin(c, job) end
     if not job.first then return job.refusal or 1 end
-    return job.first.refusal or other_data(c, job) or rejoin(c, job)
+    return job.first.refusal or differs(c, job) or rejoin(c, job)
 end
 
 register('submit', function(c)
     local iso, jobs, answer = take(c), read_rows(c, read.submission), {}
-    local taken = admit(c, sort_jobs(c, jobs))
+    local taken = admit(c, sort_jobs(c, proven(c, jobs)))
     enter(c, taken, iso)
     local all = #taken == #jobs
     for i, job in ipairs(jobs) do answer[i] = all and 1 or outcome(c, job) end

@@ -15,7 +15,7 @@ local function put_back(c, id, attempt, member, losses)
     redis.call('ZREM', at.wip, member)
     forget_told(c, id)
     redis.call('HSET', job, 'status', 'queued', 'worker_name', '', 'aios_losses', losses,
-        'aios_ready_ms', c.now)
+        'aios_ready_ms', c.now, 'aios_ahead', attempt) -- see move.lua
     redis.call('HINCRBY', job, 'aios_slices', 1)
     redis.call('LPUSH', at.queue, id)
     quota.moved(c, metadata or nil, 'r', 'q', id)

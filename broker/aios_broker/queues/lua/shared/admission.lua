@@ -6,6 +6,7 @@
 --   tool:y     a place at the tool y: as many as its limit, any number where it has none
 --   program:z  the program z of its agent is admitted, and has a place where it has a limit
 --   lock:w     the lock w of its tenant: one place
+--   model:any  nothing more; it waits for models, and so takes no place of those that do not (see below)
 -- Whatever it names, its own program must be admitted, and its agent and tenant be within their
 -- quotas, and the account behind its core must have room (rates.lua). A need of another kind is a newer
 -- release's: nobody here serves it.
@@ -26,7 +27,14 @@
 -- nothing: no two can wait for each other. The debt is over when it stops waiting, or when something
 -- else keeps it back, too: that is found out from its record, each time a debt matters.
 
+--
+-- The slots of a state module (memory, storage, access) are shared: one tenant has at most three quarters of them
+-- at once, and one agent a half, so that who comes next finds one. What waits for a model has as many places of its
+-- own. Nobody is owed a share. They are held as resources are: `place:tenant`, `place:tenant agent`; `model:` alike.
+
 do
+    local SHARED = {memory = true, storage = true, access = true}
+    local OF_TENANT, OF_AGENT = 3 / 4, 1 / 2
     local PATIENCE_MS = 5000
     local MOST_OWED = 64        -- resources; the jobs that wait for others are owed them later
     local MISS_MS = 100         -- after a look through jobs that are all barred, until the next
@@ -66,6 +74,8 @@ do
                 found.cores[#found.cores + 1] = name
             elseif RESOURCES[kind] then
                 found.resources[#found.resources + 1] = {kind = kind, name = name}
+            elseif kind == 'model' then
+                found.model = true
             else
                 found.strange = true
             end
@@ -136,6 +146,42 @@ do
         end
         return seen.n + seen.taken
     end
+
+    -- The slots of the workers of this module; a stock worker has none that are known.
+    local function slots_of_module(c)
+        if not c.module_slots then
+            c.module_slots = 0
+            for _, key in ipairs(call('SMEMBERS', c.p .. ':workers:' .. c.q)) do
+                c.module_slots = c.module_slots + count(call('HGET', key, 'aios_slots'))
+            end
+        end
+        return c.module_slots
+    end
+
+    -- The shares that a job takes of its module: each has a name, and what part of the slots it is.
+    local function shares_of(c, job)
+        if not SHARED[c.q] or not job.metadata then return NOTHING end
+        if not job.shares then
+            local who = quota.owner(c, job.metadata)
+            local kind = job.needs and parsed(c, job.needs).model and 'model' or 'place'
+            job.shares = {{name = kind .. string.match(who.tenant, ':.*'), part = OF_TENANT},
+                {name = kind .. string.match(who.agent, ':.*'), part = OF_AGENT}}
+        end
+        return job.shares
+    end
+
+    -- The share that is used up: as of a resource that a job cannot have.
+    local function used_share(c, job)
+        for _, share in ipairs(shares_of(c, job)) do
+            local slots = slots_of_module(c)
+            local most = math.max(1, math.floor(slots * share.part))
+            local n = slots > 0 and holders(c, share.name, most) or 0
+            if n >= most then return {'resource', share.name, n, most, ''} end
+        end
+    end
+
+    -- Is there anything to be entered when this job is lent?
+    function admission.counts(c, job) return job.needs or c.has_rules or SHARED[c.q] end
 
     local function is_barred(c, program)
         local until_ms = c.programs[program]
@@ -304,12 +350,12 @@ do
         if cores and not is_served(c, job, cores) then return {'core'} end
         return barred_program(c, job) or quota.barrier(c, job.metadata, freed and freed.metadata)
             or over_budget(c, job, cores) or rates.barrier(c, limited_core(c, job, cores))
-            or shortage(c, job, freed)
+            or shortage(c, job, freed) or used_share(c, job)
     end
 
     -- May it run here? `freed`: a running job that would stop for it; what it has counts as free.
     function admission.admits(c, job, cores, freed)
-        if not job.needs and not has_rules(c) then return true end
+        if not has_rules(c) and not admission.counts(c, job) then return true end
         job.barrier = barrier(c, job, cores, freed)
         if not job.barrier then return true end
         if job.barrier[1] ~= 'core' then c.is_barred = true end
@@ -333,7 +379,10 @@ do
     function admission.enter(c, job, cores)
         quota.moved(c, job.metadata or nil, 'q', 'r', job.id)
         rates.enter(c, limited_core(c, job, cores))
-        if not job.needs then return end
+        for _, share in ipairs(shares_of(c, job)) do
+            holders(c, share.name, math.huge)
+            c.held_by[share.name].taken = c.held_by[share.name].taken + 1
+        end
         for _, resource in ipairs(resources_of(c, job)) do
             holders(c, resource, math.huge)
             c.held_by[resource].taken = c.held_by[resource].taken + 1
@@ -351,6 +400,10 @@ do
         for _, resource in ipairs(resources_of(c, job)) do
             entries[#entries + 1] = 0
             entries[#entries + 1] = resource .. '\t' .. member
+        end
+        for _, share in ipairs(shares_of(c, job)) do
+            entries[#entries + 1] = 0
+            entries[#entries + 1] = share.name .. '\t' .. member
         end
         variadic('ZADD', c.holders, entries)
     end

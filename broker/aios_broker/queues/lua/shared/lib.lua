@@ -2,7 +2,7 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios5_'
+local LIB = 'aios6_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
@@ -73,6 +73,7 @@ local function names_of(p, name)
         looked = own .. 'core_looked',
         last_core = own .. 'last_core:',
         terms = own .. 'terms',                -- hash: core -> limits and currency, see rates.lua
+        tokens = own .. 'tokens',              -- hash: digest -> whose, JSON
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written
         snapshot_bytes = own .. 'snapshot_bytes', -- hash: id -> size
@@ -446,7 +447,7 @@ local function adopt(c, id, iso)
     local job = job_key(c, id)
     local metadata, origin = unpack(call('HMGET', job, 'aios_metadata', 'origin'))
     call('HSET', c.live, id, '')
-    call('HDEL', job, 'aios_reply', 'aios_decided', 'aios_tried')
+    call('HDEL', job, 'aios_streamed', 'aios_ahead', 'aios_reply', 'aios_decided', 'aios_tried')
     call('PERSIST', job)
     call('ZREM', home(c, origin).finished, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,

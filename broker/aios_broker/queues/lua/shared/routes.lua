@@ -31,7 +31,7 @@ do
         if not readable or type(found) ~= 'table' then found = {} end
         card = {model = found.model, snapshot_model = found.snapshot_model or found.model,
             default = found.default, keeps_kv = found.keeps_kv, generates = found.generates ~= false,
-            aliases = {}}
+            fallback = type(found.fallback) == 'table' and found.fallback or {}, aliases = {}}
         for _, alias in ipairs(type(found.aliases) == 'table' and found.aliases or {}) do
             card.aliases[alias] = true
         end
@@ -60,14 +60,24 @@ do
         return c.core_cards[name]
     end
 
-    -- The model whose snapshots its jobs have, of one that was removed, too; nil: not known.
-    function routes.snapshot_model(c, name)
+    -- Its card, of one that was removed, too; nil: not known.
+    local function last_card(c, name)
         local card = routes.card(c, name)
-        if not card then
-            local text_ = call('HGET', c.removed, name)
-            card = text_ and decode(text_)
-        end
+        if card then return card end
+        local text_ = call('HGET', c.removed, name)
+        return text_ and decode(text_) or nil
+    end
+
+    -- The model whose snapshots its jobs have; nil: not known.
+    function routes.snapshot_model(c, name)
+        local card = last_card(c, name)
         return card and card.snapshot_model
+    end
+
+    -- The cores of its chain.
+    function routes.fallback(c, name)
+        local card = last_card(c, name)
+        return card and card.fallback or {}
     end
 
     -- The slots of a core's living workers; nil: none lives.
@@ -272,6 +282,28 @@ do
         end
         return rows
     end, {'no-writes'})
+
+    -- ARGV  prefix, module, a worker's cores (a comma between), id, attempt, name
+    -- A worker has read which core a stock producer's job names, which nobody had: its record says so from
+    -- now on. Where that leads to none of the worker's it belongs to another one's queue from now on, and
+    -- goes there when the worker suspends it.
+    -- Returns here, elsewhere, lost (so is its lease), or, of a name that is nobody's, the cores that are known.
+    register('address', function(c)
+        local cores, id, attempt, name = take(c), take(c), take(c), take(c)
+        local job, member = job_key(c, id), id .. ':' .. attempt
+        if #routes.leads(c, name) == 0 then return {unpack(routes.names(c))} end
+        if not call('ZSCORE', c.leases, member) or call('HEXISTS', job, 'status') == 0 then return 'lost' end
+        call('HSETNX', job, 'aios_needs', 'core:' .. name)
+        for core in string.gmatch(cores, '[^,]+') do
+            if routes.leads_to(c, name, core) then return 'here' end
+        end
+        local at = home(c, call('HGET', job, 'origin'))
+        local target = names(c.p, c.q .. '.' .. routes.pick(c, name)).__index
+        call('HSET', job, 'origin', target.name)
+        call('ZREM', at.wip, member)
+        call('ZADD', target.wip, WIP_SCORE, member)
+        return 'elsewhere'
+    end)
 
     -- ARGV  prefix, module, name
     -- Take a core away whose workers are gone; `move` sees to what waits for it. Returns 1; 0: it is not

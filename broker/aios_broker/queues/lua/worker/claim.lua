@@ -71,7 +71,7 @@ end
 -- Lend this one, too? Nothing goes beside one whose last try it is.
 local function choose_one(c, job, cores, chosen)
     if not admission.admits(c, job, cores) then return false end
-    if job.needs or c.has_rules then admission.enter(c, job, cores) end
+    if admission.counts(c, job) then admission.enter(c, job, cores) end
     chosen[#chosen + 1] = job
     chosen.full = #chosen == chosen.want or job.alone == 1
     return true
@@ -191,7 +191,7 @@ local function lend(c, claim)
         local shown = wip[job.home.wip] or {}
         shown[#shown + 1], wip[job.home.wip] = WIP_SCORE, shown
         shown[#shown + 1] = member
-        if job.needs then admission.keep(c, job, member) end
+        if admission.counts(c, job) then admission.keep(c, job, member) end
         note(c, 'claim', id, number, claim.worker, '')
     end
     variadic('ZADD', c.leases, leases)

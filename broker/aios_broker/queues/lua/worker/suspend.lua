@@ -18,13 +18,13 @@ end
 
 local KEPT_OUT = {hold = 'held', park = 'parked'} -- the place of what leaves the run queue
 
--- One that is given to another core goes on there; it does not come back to whoever gave it away. Returns
--- its queue from now on.
-local function fallen_back(c, job, at)
+-- One that is given to another core goes on there; it does not come back to whoever gave it away: the
+-- worker's core, wherever it stood. Returns its queue from now on.
+local function fallen_back(c, job, at, own)
     if not c.routed or job.core == '' or not routes.card(c, job.core) then return at end
     local tried, target = redis.call('HGET', job_key(c, job.id), 'aios_tried'), names(c.p, c.q .. '.' .. job.core).__index
     redis.call('HSET', job_key(c, job.id), 'origin', target.name, 'aios_tried',
-        (tried and tried .. ' ' or '') .. (at.core ~= '' and at.core or '-'))
+        (tried and tried .. ' ' or '') .. (string.match(own.core, '.+') or string.match(at.core, '.+') or '-'))
     return target
 end
 
@@ -37,7 +37,7 @@ local function suspend(c, job, own)
     redis.call('ZREM', c.leases, job.member)
     for _, each in ipairs(at) do redis.call('ZREM', each.wip, job.member) end
     redis.call('ZREM', own.suspending, job.id)
-    at = known and fallen_back(c, job, at[1]) or at[1]
+    at = known and fallen_back(c, job, at[1], own) or at[1]
     redis.call('ZREM', c.scores, job.id)
     if job.reason ~= 'park' then redis.call('HDEL', c.control, job.id) end
     keep_snapshot(c, job.id, job.snapshot)
@@ -49,6 +49,7 @@ local function suspend(c, job, own)
         redis.call('ZADD', at.deferred, WIP_SCORE, job.id)
     else
         redis.call(job.reason == 'drain' and 'LPUSH' or 'RPUSH', at.queue, job.id)
+        if job.reason == 'drain' then redis.call('HSET', key, 'aios_ahead', job.attempt) end -- see move.lua
     end
     return used
 end

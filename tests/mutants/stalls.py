@@ -1,0 +1,123 @@
+"""Mutants of what keeps one agent from stalling the others."""
+
+from tests.mutants.catalogue import Mutant
+
+PLACES = "broker/aios_broker/places.py"
+ADMISSION = "broker/aios_broker/queues/lua/shared/admission.lua"
+INDEXING = "workers/aios_workers/search/indexing.py"
+REQUESTS = "workers/aios_workers/approvals/requests.py"
+PLACES_TEST = "tests/unit/test_places.py"
+SHARES_TEST = "tests/integration/test_shares.py"
+STALLS_TEST = "tests/integration/test_stalls.py"
+COMPARING_TEST = "tests/unit/test_comparing.py"
+SEARCH_TEST = "tests/integration/test_search.py"
+APPROVALS_TEST = "tests/integration/test_approvals.py"
+
+STALL_MUTANTS = (
+    Mutant(
+        "a tenant has its next turn before others have theirs",
+        PLACES,
+        "            self._tenants.move_to_end(tenant)\n",
+        "",
+        PLACES_TEST,
+    ),
+    Mutant(
+        "agents of a tenant have no turns",
+        PLACES,
+        "            agents.move_to_end(holder)\n",
+        "",
+        PLACES_TEST,
+    ),
+    Mutant(
+        "one agent has all places of its tenant",
+        PLACES,
+        "            and self._by_agent[holder] < self.shares.of_agent\n",
+        "",
+        PLACES_TEST,
+    ),
+    Mutant(
+        "who comes goes before those who wait",
+        PLACES,
+        "if self._is_free_for(holder) and not self._has_next():",
+        "if self.held < self.shares.places:",
+        PLACES_TEST,
+    ),
+    Mutant(
+        "a place that was given to one who is gone is lost",
+        PLACES,
+        "            if turn.done() and not turn.cancelled():  # it had just been given the place\n"
+        "                self._free(holder)\n",
+        "",
+        PLACES_TEST,
+    ),
+    Mutant(
+        "a tenant has all slots of a module",
+        ADMISSION,
+        "local OF_TENANT, OF_AGENT = 3 / 4, 1 / 2",
+        "local OF_TENANT, OF_AGENT = 1, 1 / 2",
+        SHARES_TEST,
+    ),
+    Mutant(
+        "what a claim lends beside it does not count",
+        ADMISSION,
+        "            c.held_by[share.name].taken = c.held_by[share.name].taken + 1\n",
+        "",
+        SHARES_TEST,
+    ),
+    Mutant(
+        "calls that wait for a model take the places of those that do not",
+        ADMISSION,
+        "parsed(c, job.needs).model and 'model' or 'place'",
+        "parsed(c, job.needs).model and 'place' or 'place'",
+        SHARES_TEST,
+    ),
+    Mutant(
+        "a call that waits for a model keeps its slot",
+        "workers/aios_workers/modules/state_handler.py",
+        "            run.step_aside()  # it waits for a model\n",
+        "            pass\n",
+        STALLS_TEST,
+    ),
+    Mutant(
+        "connections are given to whoever comes",
+        "broker/aios_broker/postgres/store.py",
+        "            self.places.one(agent.holder),\n",
+        "",
+        STALLS_TEST,
+    ),
+    Mutant(
+        "long texts are compared in the worker's own loop",
+        "workers/aios_workers/modules/comparing.py",
+        "<= SHORT_LINES:",
+        "<= 1_000_000:",
+        COMPARING_TEST,
+    ),
+    Mutant(
+        "a batch of the index goes by who wrote first",
+        INDEXING,
+        "ORDER BY place, lot LIMIT {BATCH}",
+        "ORDER BY tenant_id, place LIMIT {BATCH}",
+        SEARCH_TEST,
+    ),
+    Mutant(
+        "agents of a tenant take no turns in the index",
+        INDEXING,
+        "row_number() OVER (PARTITION BY tenant_id ORDER BY turn, lot) AS place",
+        "row_number() OVER (PARTITION BY tenant_id ORDER BY lot, turn) AS place",
+        SEARCH_TEST,
+    ),
+    Mutant(
+        "a search does not say what it lacks",
+        "workers/aios_workers/search/ranking.py",
+        "        found += int((await only_row(cursor)).rows)\n",
+        "",
+        SEARCH_TEST,
+    ),
+    Mutant(
+        "requests are listed by age alone",
+        REQUESTS,
+        "row_number() OVER (ORDER BY nth, asked_at, id) AS place",
+        "row_number() OVER (ORDER BY asked_at, id) AS place",
+        APPROVALS_TEST,
+    ),
+)

@@ -1,0 +1,89 @@
+"""Unified diffs of texts that agents wrote: in a child, since the writer decides what they cost.
+
+Two texts of 256 KiB that were made for it keep a diff busy for minutes.
+"""
+
+import difflib
+import sys
+
+import msgspec
+
+from aios_broker.places import Holder, Places, Shares
+from aios_workers.runtime.bounded import Bounds, OutOfBounds, accept_bounds, bounded_run
+
+MAX_COMPARED_BYTES = 256 * 1024  # of either side
+AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
+SHORT_LINES = 24  # of either side: all that can be made of so few takes some milliseconds
+BOUNDS = Bounds(cpu_s=2, memory_bytes=512 << 20, wall_s=30.0)
+
+
+class Pair(msgspec.Struct, frozen=True, array_like=True):
+    """Two texts, and what they are called."""
+
+    before: str
+    after: str
+    name_before: str
+    name_after: str
+
+    def hidden(self) -> str:
+        """Return what is shown of it where it cannot be compared."""
+        sizes = f"{len(self.before)} and {len(self.after)} characters"
+        return f"{self.name_before}: {sizes} that differ in too much to be compared\n"
+
+
+async def unified(pair: Pair) -> str | None:
+    """Return the unified diff of two texts; None: it would take too long.
+
+    Raises:
+        ModuleError: The child that compares could not be run.
+    """
+    if pair.before == pair.after:
+        return ""
+    if max(len(text.splitlines()) for text in (pair.before, pair.after)) <= SHORT_LINES:
+        return compared(pair)
+    try:
+        said = await bounded_run(
+            "aios_workers.modules.comparing", msgspec.json.encode(pair), BOUNDS
+        )
+    except OutOfBounds:
+        return None
+    return said.decode("utf-8", "surrogatepass")
+
+
+class Comparer:
+    """Compares for many agents, a few at a time, in their turns."""
+
+    def __init__(self) -> None:
+        self._places = Places(AT_ONCE)
+
+    async def unified(self, holder: Holder, pair: Pair) -> str | None:
+        """Return the unified diff of two texts; None: it would take too long.
+
+        Raises:
+            ModuleError: The child that compares could not be run.
+        """
+        async with self._places.one(holder):
+            return await unified(pair)
+
+
+def compared(pair: Pair) -> str:
+    """Return the diff, however long it takes; each of its lines ends."""
+    lines = difflib.unified_diff(
+        pair.before.splitlines(keepends=True),
+        pair.after.splitlines(keepends=True),
+        pair.name_before,
+        pair.name_after,
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def main() -> int:
+    """Print the diff of the two texts on standard input."""
+    pair = msgspec.json.decode(sys.stdin.buffer.read(), type=Pair)
+    accept_bounds(sys.argv[1:])
+    sys.stdout.buffer.write(compared(pair).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
