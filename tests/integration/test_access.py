@@ -19,6 +19,7 @@ from aios_broker.contract.access import (
     AccessGroupDelete,
     AccessGroupRemove,
     AccessGroups,
+    AccessRegister,
     AccessRevoke,
     AccessRevokeToken,
     AccessWhoami,

@@ -243,7 +243,9 @@ async def test_an_agent_makes_nothing_else_of_a_request(
 
 async def test_the_audit_log_says_what_was_edited(tenant: StateScene) -> None:
     syscall = await asks(tenant, "ann", StorageDelete("old", recursive=True))
-    await tenant.ask("ann", AccessGrant(ObjectRef("directory", "old"), ("write",), agent="judge"))
+    await tenant.ask(
+        "ann", AccessGrant(ObjectRef("directory", "old"), ("read", "write"), agent="judge")
+    )
     await decides(tenant, "judge", syscall, arguments={"path": "/old/b.txt"})
     await tenant.allow("boss", "administer")
     [line] = [
