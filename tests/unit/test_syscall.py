@@ -199,6 +199,17 @@ POSING_NAMES = (
 )
 
 
+@pytest.mark.parametrize("field", ["agent", "tenant"])
+@pytest.mark.parametrize("name", POSING_NAMES)
+def test_what_poses_as_somebody_else_is_no_name(field: str, name: str) -> None:
+    error = refusal(json.dumps(request(field, name)))
+    assert (error.field, "`operator`" in str(error)) == (field, True)
+
+
+def test_a_tenant_has_no_slash() -> None:
+    assert refusal(json.dumps(request("tenant", "a/b"))).field == "tenant"
+
+
 @pytest.mark.parametrize("name", ["ada", "team/ada", "a@b.c:x/y", "_x", "7", "the.operator"])
 def test_what_poses_as_nobody_is_a_name(name: str) -> None:
     assert decode_syscall(json.dumps(request("agent", name))).agent == name
@@ -215,9 +226,6 @@ def test_what_poses_as_nobody_is_a_name(name: str) -> None:
         ("agent", "", "agent"),
         ("agent", "a b", "agent"),
         ("agent", "x" * 129, "agent"),
-        *((one, name, one) for one in ("agent", "tenant") for name in POSING_NAMES),
-        ("tenant", "a/b", "tenant"),
-        ("body.core", "-rf!", "body.core"),
         ("program", "\n", "program"),
         ("tenant", None, "tenant"),
         ("token", "x" * 257, "token"),
