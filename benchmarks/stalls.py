@@ -130,7 +130,7 @@ class Bench:
 
     def _job(self) -> Submission:
         agent = f"agent-{self.chance.randrange(AGENTS)}"
-        metadata = JobMetadata(agent, "llm.chat", nice=self.chance.randint(-20, 19))
+        metadata = JobMetadata(agent, "llm.chat", nice=self.chance.randint(0, 19))
         return Submission(new_id(), b"[]" * 200, metadata, "client-1", deadline_s=3600.0)
 
     def _some(self, count: int) -> list[str]:

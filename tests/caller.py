@@ -70,16 +70,20 @@ class Caller:
         """Return a module's queue."""
         return ModuleQueue(self.functions, module)
 
-    async def submit(self, *bodies: Body, deadline_s: float = 60.0) -> list[str]:
+    async def submit(
+        self, *bodies: Body, deadline_s: float = 60.0, tenant: str = "default"
+    ) -> list[str]:
         """Submit syscalls of one module; return their ids."""
-        syscalls = [Syscall(new_id(), "ada", body, deadline_s=deadline_s) for body in bodies]
+        syscalls = [
+            Syscall(new_id(), "ada", body, deadline_s=deadline_s, tenant=tenant) for body in bodies
+        ]
         await submitted(
             self.queue(syscalls[0].module),
             [
                 Submission(
                     each.id,
                     encode_job(each),
-                    JobMetadata("ada", each.kind),
+                    JobMetadata("ada", each.kind, tenant=tenant),
                     self._client,
                     each.needs,
                     deadline_s,

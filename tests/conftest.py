@@ -18,7 +18,7 @@ import redis
 
 from aios_broker.postgres.database import Database
 from aios_broker.process.child import StandaloneServer
-from aios_local.embedded.postgres import PostgresServer
+from aios_local.embedded.postgres import SUPERUSER, USER, PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
@@ -65,9 +65,13 @@ class RunningPostgres:
     server: PostgresServer
     process: StandaloneServer
 
+    def superuser_url(self, database: str) -> str:
+        """Return the address of a database for psycopg, as the superuser; no kernel has it."""
+        return self.server.libpq_url(database, SUPERUSER)
+
     def execute(self, statement: str) -> None:
         """Run one statement as the superuser, outside a transaction."""
-        with psycopg.connect(self.server.libpq_url("postgres"), autocommit=True) as connection:
+        with psycopg.connect(self.superuser_url("postgres"), autocommit=True) as connection:
             connection.execute(statement.encode())
 
 
@@ -124,7 +128,7 @@ def postgres_server(servers_state: StateDir) -> Iterator[RunningPostgres]:
 def database_url(postgres_server: RunningPostgres) -> Iterator[str]:
     """The address of a migrated, empty database of the test's own (a clone; about 30 ms)."""
     name = f"test_{next(_clone_numbers)}"
-    postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE_DATABASE}")
+    postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE_DATABASE} OWNER {USER}")
     yield postgres_server.server.database_url(name)
     postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

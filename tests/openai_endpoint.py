@@ -61,10 +61,16 @@ class OpenAIEndpoint:
     usage: bool = True
     words: int = 40  # of an answer that nothing cuts
     word_s: float = 0.0  # between two words
+    by_character: bool = False  # what is one token comes in pieces
+    thoughts: Sequence[str] = ()  # pieces of reasoning before an answer
+    scores: bool = True  # it has log-probabilities
+    cached_tokens: int = 0  # of each prompt, as it says
+    refuses: frozenset[str] = frozenset()  # options that it does not take
     requests_per_minute: int = 0  # 0: any number
     retry_after_s: float = 0.2
     raw: deque[Sequence[bytes]] = field(default_factory=deque)  # streams, as they are
-    faults: deque[Fault] = field(default_factory=deque)  # of the next requests, one each
+    faults: deque[Fault | None] = field(default_factory=deque)  # of the next requests, one each
+    refusals: deque[dict[str, str]] = field(default_factory=deque)  # of those, in its own words
     seen: list[dict[str, Any]] = field(default_factory=list)
     prompt_tokens: int = 0  # of all answers, as it charged them
     output_tokens: int = 0
@@ -116,6 +122,13 @@ class OpenAIEndpoint:
         if busy:
             fault = "busy"
         if fault is not None and self._refuse(http, fault):
+            return
+        if self.refusals:
+            self.answer_json(http, 400, {"error": self.refusals.popleft()})
+            return
+        if refused := sorted(self.refuses & content.keys()):
+            error = {"message": f"Unsupported parameter: '{refused[0]}'", "param": refused[0]}
+            self.answer_json(http, 400, {"error": error})
             return
         if http.path.endswith("/embeddings"):
             self._embed(http, content["input"])
@@ -172,11 +185,12 @@ class OpenAIEndpoint:
         pieces, prompt_tokens, reason = self._pieces(content)
         written = 0
         try:
+            self._think(http)
             for piece in pieces:
                 if fault in ("truncated", "malformed", "half event", "endless") and written == 3:
                     self._break_off(http, fault)
                     return
-                self._event(http, {"choices": [{"delta": {"content": piece}}]})
+                self._say(http, piece, content)
                 written += 1
                 time.sleep(self.word_s)
             for event in self._calls(content, fault):
@@ -188,11 +202,36 @@ class OpenAIEndpoint:
         finally:
             with self._lock:
                 self.prompt_tokens += prompt_tokens
-                self.output_tokens += written
-        if self.usage:
-            usage = {"prompt_tokens": prompt_tokens, "completion_tokens": written}
+                self.output_tokens += written + len(self.thoughts)
+        if self.usage and content.get("stream_options"):
+            usage = self._usage(prompt_tokens, written + len(self.thoughts))
             self._event(http, {"choices": [], "usage": usage})
         http.wfile.write(b"data: [DONE]\n\n")
+
+    def _think(self, http: BaseHTTPRequestHandler) -> None:
+        for thought in self.thoughts:
+            self._event(http, {"choices": [{"delta": {"reasoning_content": thought}}]})
+            time.sleep(self.word_s)
+
+    def _say(self, http: BaseHTTPRequestHandler, piece: str, content: dict[str, Any]) -> None:
+        for part in piece if self.by_character else (piece,):
+            self._event(http, {"choices": [self._scored(part, content)]})
+
+    def _usage(self, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+        usage: dict[str, Any] = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}
+        if self.cached_tokens:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        return usage
+
+    def _scored(self, piece: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Return a piece of an answer, with what it was chosen among if that is asked for."""
+        choice: dict[str, Any] = {"delta": {"content": piece}}
+        if content.get("logprobs") and self.scores:
+            others = [{"token": piece, "logprob": -0.25}, {"token": "?", "logprob": None}]
+            top = others[: content.get("top_logprobs", 0)]
+            entry = {"token": piece, "bytes": list(piece.encode()), "logprob": -0.25}
+            choice["logprobs"] = {"content": [{**entry, "top_logprobs": top}]}
+        return choice
 
     def _break_off(self, http: BaseHTTPRequestHandler, fault: Fault) -> None:
         match fault:
@@ -219,7 +258,8 @@ class OpenAIEndpoint:
         left = words[begun:] if beginning else words
         if self.trims and beginning and left:
             left[0] = left[0].lstrip()
-        pieces = left[: content["max_tokens"]]
+        most = content.get("max_tokens") or content.get("max_completion_tokens") or len(left)
+        pieces = left[:most]
         reason = "stop" if len(pieces) == len(left) else "length"
         if beginning and self.repeats:
             pieces[:1] = [beginning + (pieces[0] if pieces else "")]

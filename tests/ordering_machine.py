@@ -109,7 +109,7 @@ class OrderingMachine(RuleBasedStateMachine):
 
     # Programs.
 
-    @rule(metadata=st.sampled_from(PROGRAMS), count=st.integers(1, 4), nice=st.integers(-3, 3))
+    @rule(metadata=st.sampled_from(PROGRAMS), count=st.integers(1, 4), nice=st.integers(0, 6))
     def submit(self, metadata: JobMetadata, count: int, nice: int) -> None:
         metadata = JobMetadata(
             metadata.agent, metadata.kind, metadata.program, metadata.tenant, nice

@@ -65,18 +65,24 @@ class QueueUser:
         self.control = Control(self.functions, self.keys)
 
     async def submit(self, *nices: int, deadline_s: float = 600.0) -> list[str]:
-        """Submit one job per nice value, in one step; return their ids."""
+        """Submit one job per nice value, in one step; return their ids.
+
+        Values below 0 are the operator's to give.
+        """
         jobs = [
             Submission(
                 new_id(),
                 DATA,
-                JobMetadata("ada", "llm.chat", nice=nice),
+                JobMetadata("ada", "llm.chat", nice=max(0, nice)),
                 "me",
                 deadline_s=deadline_s,
             )
             for nice in nices
         ]
         await submitted(self.queue, jobs)
+        for job, nice in zip(jobs, nices, strict=True):
+            if nice < 0:
+                await self.control.nice([job.job_id], nice, module=self.module)
         return [job.job_id for job in jobs]
 
     async def serve(self, *cores: CoreCard, slots: int = 2) -> None:

@@ -47,6 +47,7 @@ OPERATOR = Decider("operator:test")
 MODEL = "all-MiniLM-L6-v2-int8"  # whose index the migrations build
 DIMENSION = 384
 
+AUDIT_KEY = bytes(range(32))
 NOWHERE = Path("/nonexistent")  # of no file of cores
 
 
@@ -214,7 +215,10 @@ async def state_scene(
     config = WorkerConfig(
         state_dir=NOWHERE, redis_url=redis_url, database_url=database_url, **settings
     )
-    store, connection = Store(database_url, name="state-test"), Connection(redis_url)
+    store, connection = (
+        Store(database_url, name="state-test", audit_key=AUDIT_KEY),
+        Connection(redis_url),
+    )
     functions, answers = Functions(connection), Answers()
     services = Services(
         store,

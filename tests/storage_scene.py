@@ -18,7 +18,7 @@ from aios_workers.approvals.service import ApprovalService, Irreversible, NeedsA
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
-from tests.state_scene import HashedWords
+from tests.state_scene import AUDIT_KEY, HashedWords
 
 NOWHERE = Path("/nonexistent")  # of no file of cores
 
@@ -91,7 +91,10 @@ async def storage_scene(
     config = WorkerConfig(
         state_dir=NOWHERE, redis_url="redis://unused", database_url=database_url, **settings
     )
-    store, approvals = Store(database_url, name="storage-test"), OpenApprovals()
+    store, approvals = (
+        Store(database_url, name="storage-test", audit_key=AUDIT_KEY),
+        OpenApprovals(),
+    )
     unused = cast("Any", None)
     services = Services(
         store,

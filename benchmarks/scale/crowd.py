@@ -54,7 +54,7 @@ async def main(first: int, count: int) -> None:
 def submitted(agent: AsyncAgent, number: int, chance: random.Random) -> list[Call[ChatResult]]:
     """Submit some generations of one agent, with nice values of all kinds."""
     return [
-        agent.with_options(nice=chance.randint(-20, 19), deadline_s=DEADLINE_S).llm.chat.start(
+        agent.with_options(nice=chance.randint(0, 19), deadline_s=DEADLINE_S).llm.chat.start(
             PROMPT, max_tokens=16
         )
         for _ in range(number)

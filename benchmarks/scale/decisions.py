@@ -136,7 +136,7 @@ class Driver:
         await self._queue.finish(WORKER, endings, ClaimRequest(0, LEASE_S))
 
     def _job(self) -> Submission:
-        nice = self._chance.randint(-20, 19)
+        nice = self._chance.randint(0, 19)
         syscall = Syscall(
             id=new_id(),
             agent="bench",

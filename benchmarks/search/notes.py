@@ -83,11 +83,15 @@ def insert(url: str, owners: Sequence[int], texts: Sequence[str], vectors: Vecto
         with connection.cursor().copy("COPY coming FROM STDIN") as copy:
             for row in zip(ids, owners, texts, map(_shown, vectors), strict=True):
                 copy.write_row(row)
+        # Row-level security holds for the tables' owner, too: the kernel's own role sees all.
+        connection.execute("GRANT SELECT ON coming TO aios_steward")
+        connection.execute("SET ROLE aios_steward")
         connection.execute(
             "INSERT INTO note (id, tenant_id, owner_id, content, words, model_id, vector) "
             "SELECT c.id, a.tenant_id, c.owner, c.text, to_tsvector('english', c.text), 1, c.v "
             "FROM coming c JOIN agent a ON a.id = c.owner"
         )
+        connection.execute("RESET ROLE")
         connection.execute("SET maintenance_work_mem = '1GB'")
         connection.execute(INDEX)
         connection.execute("VACUUM ANALYZE note")

@@ -55,6 +55,11 @@ class Catalogue:
             )
         return self.cores[name]
 
+    @property
+    def has_default(self) -> bool:
+        """Whether one of the cores that can be run takes what names none."""
+        return any(core.default for core in self.cores.values())
+
     def checked(self) -> dict[str, Core]:
         """Return all cores.
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.errors import InvalidConfig
 
 Settings = TypeVar("Settings", bound=Struct)
@@ -61,11 +62,14 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     state_dir: Path
     cores: Path | None = None  # the file that describes them; None: cores.toml in the state dir
+    audit_dir: Path | None = None  # the audit log's key and newest line; None: in the state dir
     models: Path | None = None  # where files are pulled to; None: a folder of the state dir
     redis_url: str | None = None  # None: an embedded server is started
     database_url: str | None = None  # None: an embedded server is started
     # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    # Of its data, beyond which new work is refused; None: half of the machine's memory.
+    redis_max_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
     policy: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*\Z")] = "rr"
     llm_core: Literal["llama", "simulated", "sglang"] = "llama"
@@ -97,6 +101,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def environment_core(self) -> str | None:
         """The name of the core that it describes; None: there is none, or its server will say."""
         return ENVIRONMENT_CORES.get(self.llm_core) if self.llm_workers else None
+
+    @property
+    def audit_folder(self) -> AuditFolder:
+        """Where the key of the audit log lies."""
+        return AuditFolder.of(self.state_dir, self.audit_dir)
 
     def variables(self) -> dict[str, str]:
         """Return the variables that hand these settings on to another process."""

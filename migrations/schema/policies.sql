@@ -155,8 +155,6 @@ CREATE POLICY agent_select ON audit FOR SELECT TO aios_agent
         tenant = (SELECT aios_tenant_name())
         AND (actor = (SELECT aios_agent_name()) OR (SELECT aios_is_administrator()))
     );
-CREATE POLICY agent_insert ON audit FOR INSERT TO aios_agent
-    WITH CHECK (tenant = (SELECT aios_tenant_name()) AND actor = (SELECT aios_agent_name()));
 
 CREATE POLICY agent_select ON effect FOR SELECT TO aios_agent
     USING (agent_id = (SELECT aios_agent_id()));

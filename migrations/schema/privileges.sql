@@ -12,7 +12,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE
 
 GRANT SELECT, INSERT ON kernel_secret TO aios_steward;
 
--- An agent. Owners and tenants of rows never change.
+-- An agent. Owners and tenants of rows never change; lines of the audit log are the steward's.
 GRANT SELECT
     ON tenant, agent, agent_token, privilege_group, membership, access_grant,
        approval, approval_rule, audit, effect,
@@ -21,7 +21,7 @@ GRANT SELECT
        mount, mount_file, mount_chunk
     TO aios_agent;
 GRANT INSERT
-    ON privilege_group, membership, access_grant, approval, approval_rule, audit, effect,
+    ON privilege_group, membership, access_grant, approval, approval_rule, effect,
        memory_block, note, note_version,
        directory, file, blob, file_version, file_chunk, share_link, mount
     TO aios_agent;

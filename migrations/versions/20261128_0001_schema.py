@@ -19,6 +19,7 @@ from alembic import context, op
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.limits import DEFAULT_LIMITS
 from aios_workers.modules.tables import FIRST_MODEL, metadata
 
 revision = "0001"
@@ -75,6 +76,9 @@ def upgrade() -> None:
     execute_file("privileges")
     execute_file("audit")
     execute_file("policies")
+    execute_file("limits")
+    for kind, limit in DEFAULT_LIMITS.items():
+        op.execute(f"INSERT INTO object_limit (kind, most) VALUES ('{kind}', {limit.most})")
     number, name, dimension = FIRST_MODEL
     op.execute(
         "INSERT INTO embedding_model (id, name, dimension, active) OVERRIDING SYSTEM VALUE "

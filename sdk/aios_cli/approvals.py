@@ -19,14 +19,32 @@ from aios_broker.contract.access import (
     OperationClass,
 )
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
+from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_cli.session import EXIT_CODES, Operator, command, database_url, with_kernel
+from aios_cli.session import (
+    EXIT_CODES,
+    Operator,
+    command,
+    current_config,
+    database_url,
+    with_kernel,
+)
 from aios_cli.syscalls import check_name, parse_module
-from aios_cli.tables import Column, Listing, Row, moment, say, short_id, show_json, show_table
+from aios_cli.tables import (
+    Column,
+    Listing,
+    Row,
+    moment,
+    plural,
+    say,
+    short_id,
+    show_json,
+    show_table,
+)
 from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,
@@ -41,7 +59,9 @@ from aios_workers.modules.access.audit import (
     AuditLine,
     AuditVerdict,
     append_line,
+    begin_chain,
     newest_lines,
+    no_key,
     verify,
 )
 from aios_workers.modules.access.identity import put_token
@@ -73,9 +93,10 @@ def kernel_store() -> Store:
     """Return the database of the running kernel, not connected yet.
 
     Raises:
-        InvalidConfig: the kernel keeps none.
+        InvalidConfig: the kernel keeps none, or the audit log's key cannot be read.
     """
-    return Store(database_url(), name="aios-cli")
+    key = current_config().audit_folder.key()
+    return Store(database_url(), name="aios-cli", audit_key=key)
 
 
 def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
@@ -218,20 +239,53 @@ def audit(
 
 
 def _show_verdict(verdict: AuditVerdict) -> None:
-    if verdict.broken_seq is None:
-        told = f"the newest hash is {verdict.last_hash}"
-        say(f"{verdict.lines} lines are as they were written; {told}")
-    else:
+    if verdict.unproven:
+        say(f"{plural(verdict.unproven, 'line')} before `aios audit begin`: not proven")
+    if verdict.broken_seq is not None:
         say(f"line {verdict.broken_seq}: {verdict.why}", err=True)
+        return
+    say(f"{plural(verdict.lines, 'line')} as written: by who has the key, and in this order")
+    if verdict.noted_seq is None:
+        say("none was noted outside the database yet: what was cut off the end is not found")
+    else:
+        say(f"none up to line {verdict.noted_seq} lacks: it was noted outside the database")
+    say(f"the newest hash is {verdict.last_hash}")
 
 
 @command(_show_verdict, name="verify", failed=lambda verdict: verdict.broken_seq is not None)
 def verify_() -> AuditVerdict:
-    """Walk the whole chain of hashes. Exit code 1: a line was changed or removed."""
-    return as_steward(verify)
+    """Walk the chain of keyed hashes. Exit code 1: a line was changed, put in or removed.
+
+    It proves this of all who have not the key (`audit/key` in the state directory): the database's
+    superuser included. Lines cut off the end within a second of their writing may go unseen.
+    """
+    folder = current_config().audit_folder
+    key, noted = folder.key(), folder.noted()
+    if key is None:
+        raise no_key()
+    return as_steward(lambda cursor: verify(cursor, key, noted))
+
+
+def _show_begun(lines: int) -> None:
+    say(f"a new chain; {plural(lines, 'line')} before it: not proven any more")
+
+
+@command(_show_begun)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def begin(*, yes: bool) -> int:
+    """Begin a new chain behind what cannot be proven: a lost key, a database that was restored.
+
+    Lines before it stay, and are not proven any more. Other hosts: remove their `audit/noted`.
+    """
+    if not yes:
+        click.confirm("Are all lines so far to be taken as they are, without proof?", abort=True)
+    lines = as_steward(lambda cursor: begin_chain(cursor, decider()))
+    current_config().audit_folder.forget()
+    return lines
 
 
 audit.add_command(verify_)
+audit.add_command(begin)
 
 
 def _show_token(issued: Mapping[str, str]) -> None:
@@ -294,8 +348,9 @@ async def _find(cursor: Cursor, typed: str) -> Approval:
 def _arguments(source: str) -> dict[str, Any]:
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     try:
+        refuse_duplicate_keys(data)
         return msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
+    except (DuplicateKey, msgspec.MsgspecError, RecursionError) as error:
         raise InvalidSyscall(
             f"{source} is no JSON object: {error}",
             field="arguments",

@@ -15,6 +15,7 @@ from msgspec import inspect
 
 from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import Cancelled, from_wire
+from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import Syscall, decode_syscall
 from aios_cli.session import Operator, exit_code_of
@@ -35,8 +36,9 @@ class JsonOrFile(click.ParamType[object]):
         """Return what the JSON says."""
         try:
             text = Path(value[1:]).read_bytes() if value.startswith("@") else value.encode()
+            refuse_duplicate_keys(text)
             return msgspec.json.decode(text)
-        except (OSError, msgspec.DecodeError, RecursionError) as error:
+        except (OSError, DuplicateKey, msgspec.DecodeError, RecursionError) as error:
             self.fail(f"{error}", param, ctx)
 
 

@@ -298,7 +298,8 @@ def _requirement(file: ModelFile) -> str:
 
 def _install(wanted: Path) -> None:
     """Run the installer of this environment: its pip, else uv."""
-    options = ["--no-deps", "--require-hashes", "--force-reinstall", "-r", str(wanted)]
+    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", "--force-reinstall"]
+    options += ["-r", str(wanted)]
     uv = shutil.which("uv")
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *options]

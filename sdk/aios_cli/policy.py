@@ -20,6 +20,7 @@ from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 from aios_cli.call import given
+from aios_cli.object_limits import limit, limits_
 from aios_cli.session import EXIT_CODES, Operator, command, database_url
 from aios_cli.syscalls import ModuleName, check_name
 from aios_cli.tables import Column, Listing, say
@@ -116,6 +117,10 @@ QUOTAS = Listing[Limits](
     (Column("Slot-s/min", "right"), _limit("slot_seconds_per_minute")),
     (Column("Per day", "right"), _limit("budget_per_day")),
     (Column("Per month", "right"), _limit("budget_per_month")),
+    (Column("Min nice", "right"), _limit("min_nice")),
+    (Column("Contexts", "right"), _limit("max_contexts")),
+    (Column("Their bytes", "right"), _limit("max_context_bytes")),
+    (Column("Unread", "right"), _limit("max_unread")),
 )
 
 
@@ -152,9 +157,11 @@ def quota() -> None:
     Examples:
       aios quota set ada --max-queued 100 --max-running 4
       aios quota set '*' --tokens-per-minute 60000        every agent that has none of its own
+      aios quota set pager --min-nice -10                 it may go before others
       aios quota set --tenant acme --slot-seconds-per-minute 120
       aios quota set --tenant acme --budget-per-month 250 --currency EUR
       aios quota unset ada
+      aios quota limit notes 5000 --agent ada             how much it may keep
     """  # noqa: D301 - \b keeps click from wrapping
 
 
@@ -201,6 +208,14 @@ def _show_set(done: Mapping[str, Any]) -> None:
 @click.option("--slot-seconds-per-minute", type=click.FloatRange(0), help="Time of slots.")
 @click.option("--budget-per-day", type=Amount(), help="Money, on cores with a price; UTC days.")
 @click.option("--budget-per-month", type=Amount(), help="The same, by months of the calendar.")
+@click.option(
+    "--min-nice", type=click.IntRange(-20, 0), help="The least nice value; 0 where none is set."
+)
+@click.option("--max-contexts", type=click.IntRange(0), help="Stored contexts; 1,000.")
+@click.option("--max-context-bytes", type=click.IntRange(0), help="Of all of them; 256 MiB.")
+@click.option(
+    "--max-unread", type=click.IntRange(0), help="Replies a client leaves unread; 10,000."
+)
 @click.option("--currency", help="Of the budgets; without it, that of the cores' prices.")
 async def set_(
     operator: Operator,
@@ -255,7 +270,7 @@ async def unset(
     return {"module": module, "subject": subject, "unset": had}
 
 
-for _each in (show, set_, unset):
+for _each in (show, set_, unset, limits_, limit):
     quota.add_command(_each)
 
 

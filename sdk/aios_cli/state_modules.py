@@ -132,10 +132,10 @@ def _with_content(values: Fields) -> Fields:
     if source is None:
         return {**values, "content": text}
     data = sys.stdin.buffer.read() if source == "-" else Path(str(source)).read_bytes()
-    try:
-        return {**values, "content": data.decode()}
-    except UnicodeDecodeError:
-        return {**values, "content": base64.b64encode(data).decode(), "encoding": "base64"}
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"\0" not in data:  # no text may have one
+            return {**values, "content": data.decode()}
+    return {**values, "content": base64.b64encode(data).decode(), "encoding": "base64"}
 
 
 def _with_object(values: Fields) -> Fields:

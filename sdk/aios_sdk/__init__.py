@@ -23,6 +23,7 @@ from aios_broker.contract.access import (
 )
 from aios_broker.contract.errors import (
     AccessDenied,
+    AgentSuspended,
     AlreadyExists,
     ApprovalDenied,
     ApprovalExpired,
@@ -130,6 +131,7 @@ __all__ = [
     "AccessDenied",
     "Acknowledged",
     "Agent",
+    "AgentSuspended",
     "AlreadyExists",
     "Alternative",
     "Approval",

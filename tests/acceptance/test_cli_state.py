@@ -200,7 +200,7 @@ def test_a_person_decides_and_the_audit_log_tells(settings: dict[str, str]) -> N
     twice = aios(settings, "deny", request["id"][:8])
     assert (twice.exit_code, "used already" in twice.stderr) == (4, True)
     assert "approved by operator:" in done(settings, "audit", "--agent", "zoe")
-    assert "as they were written" in done(settings, "audit", "verify")
+    assert "outside the database" in done(settings, "audit", "verify")
 
 
 def test_a_denial_and_an_edit(settings: dict[str, str]) -> None:

@@ -14,11 +14,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from aios_broker.config import KernelConfig
+from aios_broker.contract.syscall import MODULES
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from tests.waiting import wait_until
 
 PORTS = 8  # more than the kernel has processes
+OUTCOMES = {"finished", "failed", "suspended", "parked"}  # of runs
+OUTCOMES |= {"written", "read", "refused", "passed_over"}  # of KV states
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
 
@@ -59,6 +62,7 @@ def test_all_processes_serve_their_numbers(tmp_path: Path) -> None:
         asyncio.run(work())
         wait_until(lambda: pages(first).get(("aios_slots", ("tool",))) == 64, timeout_s=20)
         shown = pages(first)
+        names = {process.name for process in kernel.record.processes}
 
     assert shown["aios_worker_runs_total", ("tool", "finished")] == 50
     assert shown["aios_worker_runs_total", ("llm", "finished")] == 1
@@ -67,6 +71,8 @@ def test_all_processes_serve_their_numbers(tmp_path: Path) -> None:
     assert shown["aios_scheduler_leading", ()] == 1
     assert shown["aios_scheduler_decision_seconds_count", ()] > 0
     assert shown["aios_queue_waiting", ("llm",)] == 0
+    labels = {label for _, labels in shown for label in labels}
+    assert labels <= {*MODULES, *OUTCOMES, *names}  # nothing that an agent says makes a series
     for process in ("redis", "postgres", "scheduler", "llm-1", "tool-1"):
         assert shown["aios_process_up", (process,)] == 1
         assert shown["aios_process_restarts_total", (process,)] == 0

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
-import psycopg
 import pytest
 import redis
 
 from aios_broker.contract.access import (
-    AccessAudit,
     AccessCheck,
     AccessGrant,
     AccessGrants,
@@ -34,14 +32,12 @@ from aios_broker.contract.errors import (
     UnknownAgent,
 )
 from aios_broker.contract.memory import MemoryAdd, MemoryGet
-from aios_broker.contract.storage import StorageMkdir, StorageRead, StorageWrite
+from aios_broker.contract.storage import StorageRead, StorageWrite
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access import groups
-from aios_workers.modules.access.audit import verify
 from aios_workers.modules.state_handler import tidy
-from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene
 from tests.waiting import wait_until_async
 
@@ -265,38 +261,6 @@ async def test_a_grant_that_makes_no_sense_is_refused(
         await scene.ask("ann", body)
     assert caught.value.field
     assert (await scene.ask("ann", AccessGrants())).grants == ()
-
-
-async def test_the_audit_log_tells_and_cannot_be_changed_unseen(
-    scene: StateScene, database_url: str, postgres_server: RunningPostgres
-) -> None:
-    await scene.group("team", "ann", "bob")
-    await scene.ask("ann", StorageMkdir("plans"))
-    await scene.ask("ann", AccessGrant(ObjectRef("directory", "plans"), ("read",), group="team"))
-    lines = (await scene.ask("ann", AccessAudit())).entries
-    assert [line.action for line in lines] == [
-        "access.grant",
-        "access.group_add",
-        "approval.asked",
-        "access.group_create",
-    ]
-    assert (await scene.ask("bob", AccessAudit())).entries == ()  # another's are not its business
-    async with scene.store.as_steward() as cursor:
-        verdict = await verify(cursor)
-    assert (verdict.broken_seq, verdict.lines) == (None, 5)
-    url = database_url.replace("+psycopg", "")
-    with psycopg.connect(url, autocommit=True) as superuser:
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            superuser.execute("UPDATE audit SET actor = 'eve' WHERE seq = 2")
-        superuser.execute("ALTER TABLE audit DISABLE TRIGGER audit_guard")
-        superuser.execute("UPDATE audit SET actor = 'eve' WHERE seq = 2")
-    async with scene.store.as_steward() as cursor:
-        verdict = await verify(cursor)
-    assert (verdict.broken_seq, verdict.why) == (2, "it was changed after it was written")
-    with psycopg.connect(url, autocommit=True) as superuser:
-        superuser.execute("DELETE FROM audit WHERE seq = 2")
-    async with scene.store.as_steward() as cursor:
-        assert (await verify(cursor)).why == "line 2 is missing"
 
 
 async def test_what_is_over_goes_and_lost_tokens_come_back(

@@ -37,14 +37,47 @@ def test_quotas_are_set_shown_and_unset(environ: dict[str, str]) -> None:
     run(environ, "quota", "set", "--tenant", "acme", "--module", "tool", "--max-running", "0")
     shown = [line.split() for line in run(environ, "quota", "show").stdout.splitlines()[1:]]
     assert shown == [
-        ["llm", "agent", "*", "-", "2", "-", "-", "-", "-"],
-        ["llm", "agent", "acme", "ada", "3", "-", "-", "0.5", "-", "-"],
-        ["tool", "tenant", "acme", "-", "0", "-", "-", "-", "-"],
+        ["llm", "agent", "*", "-", "2", *"--------"],
+        ["llm", "agent", "acme", "ada", "3", "-", "-", "0.5", *"------"],
+        ["tool", "tenant", "acme", "-", "0", *"--------"],
     ]
     [anybody, _] = json.loads(run(environ, "quota", "show", "--json").stdout)["llm"]
     assert (anybody["subject"]["tenant"], anybody["max_running"]) == ("*", 2)
     assert "no quota any more" in run(environ, "quota", "unset", "*").stdout
     assert "every agent had no quota" in run(environ, "quota", "unset", "*").stdout
+
+
+def test_the_right_to_go_before_others_is_given_with_a_quota(environ: dict[str, str]) -> None:
+    given = run(environ, "quota", "set", "pager", "--min-nice", "-10", "--max-contexts", "7")
+    assert given.exit_code == 0
+    [row] = json.loads(run(environ, "quota", "show", "--json").stdout)["llm"]
+    assert (row["min_nice"], row["max_contexts"], row["max_unread"]) == (-10, 7, None)
+    assert run(environ, "quota", "set", "pager", "--min-nice", "3").exit_code == 2
+
+
+def test_limits_of_what_is_kept_are_set_shown_and_unset(
+    environ: dict[str, str], database_url: str
+) -> None:
+    environ["AIOS_DATABASE_URL"] = database_url
+
+    def limits(*arguments: str) -> dict[tuple[str, str], int]:
+        rows = json.loads(run(environ, "quota", *arguments, "--json").stdout)
+        return {(row["tenant"], row["agent"]): row["most"] for row in rows}
+
+    everybody = {("", ""): 100_000}
+    assert limits("limit", "notes", "5", "--agent", "ada") == everybody | {("default", "ada"): 5}
+    assert limits("limit", "notes", "9", "--tenant", "acme") == everybody | {
+        ("acme", ""): 9,
+        ("default", "ada"): 5,
+    }
+    assert limits("limit", "notes", "3")["", ""] == 3
+    assert "notes" in run(environ, "quota", "limits").stdout
+    for arguments in (("--agent", "ada"), ("--tenant", "acme"), ()):
+        left = limits("limit", "notes", *arguments)
+    assert left == everybody
+    wrong = run(environ, "quota", "limit", "groups", "3", "--agent", "ada")
+    assert (wrong.exit_code, "tenant's" in wrong.output) == (2, True)
+    assert run(environ, "quota", "limit", "dreams", "3").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -137,7 +170,7 @@ def test_a_budget_is_in_the_cores_currency(environ: dict[str, str], redis_url: s
     done = run(environ, "quota", "set", "ada", "--budget-per-day", "2.50", "--max-running", "3")
     assert done.exit_code == 0, done.output
     [shown] = [line.split() for line in run(environ, "quota", "show").stdout.splitlines()[1:]]
-    assert shown == ["llm", "agent", "default", "ada", "-", "3", "-", "-", "2.50", "USD", "-"]
+    assert shown == ["llm", "agent", "default", "ada", "-", "3", "-", "-", "2.50", "USD", *"-----"]
     [row] = json.loads(run(environ, "quota", "show", "--json").stdout)["llm"]
     assert row["budget_per_day"] == {"nano": 250 * CENT, "currency": "USD"}
 

@@ -23,8 +23,9 @@ from aios_local.embedded.postgres import (
     install_for_nobody,
     nobody_can_enter,
 )
-from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.redis import RedisServer, memory_bytes
 from aios_local.embedded.state import StateDir
+from tests.conftest import RunningPostgres
 from tests.waiting import wait_until
 
 NOBODY_ID = 65534
@@ -64,6 +65,7 @@ def test_redis_runs_with_the_settings_that_the_queues_count_on(redis_url: str) -
             for name in (
                 *("appendonly", "appendfsync", "save", "unixsocketperm"),
                 *("hash-max-listpack-value", "stream-node-max-bytes", "port"),
+                *("maxmemory", "maxmemory-policy"),
             )
         }
     assert settings == {
@@ -74,6 +76,8 @@ def test_redis_runs_with_the_settings_that_the_queues_count_on(redis_url: str) -
         "hash-max-listpack-value": "1024",
         "stream-node-max-bytes": "256",
         "port": "0",
+        "maxmemory": str(memory_bytes() // 2),
+        "maxmemory-policy": "noeviction",
     }
 
 
@@ -94,7 +98,6 @@ def test_postgres_keeps_what_it_committed_across_kill_minus_9(
     try:
         with process:
             with psycopg.connect(server.libpq_url()) as connection:
-                connection.execute("CREATE EXTENSION vector")
                 connection.execute("CREATE TABLE note (at vector(3))")
                 connection.execute("INSERT INTO note VALUES ('[1,2,3]')")
             process.kill()
@@ -105,6 +108,29 @@ def test_postgres_keeps_what_it_committed_across_kill_minus_9(
             assert process.stop() == 0
     finally:
         server.remove()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "COPY (SELECT 1) TO PROGRAM 'touch /tmp/owned'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "CREATE ROLE mine SUPERUSER",
+        "ALTER ROLE aios SUPERUSER",
+        "SET ROLE postgres",
+        "ALTER SYSTEM SET log_connections = on",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE c AS 'libc.so.6', 'abs'",
+    ],
+)
+def test_the_kernels_login_is_no_superuser(
+    postgres_server: RunningPostgres, statement: str
+) -> None:
+    url = postgres_server.server.libpq_url()
+    with (
+        psycopg.connect(url, autocommit=True) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute(statement.encode())
 
 
 def test_postgres_starts_although_another_process_has_the_old_number(state: StateDir) -> None:

@@ -101,7 +101,7 @@ async def test_every_change_of_a_quota_is_kept(user: QueueUser, database: Databa
     ]
     assert changes == [
         ("llm", "agent:default ada", "", "mallory"),
-        ("llm", "agent:default ada", "3 - - - - -", "eve"),
+        ("llm", "agent:default ada", "3 - - - - - - - - -", "eve"),
     ]
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, inspect
 from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig, KernelError
 from aios_broker.postgres import migrate
 from aios_broker.postgres.database import sqlalchemy_url
+from aios_local.embedded.postgres import USER
 from aios_workers.modules.tables import metadata
 from tests.conftest import RunningPostgres
 
@@ -23,7 +24,7 @@ from tests.conftest import RunningPostgres
 @pytest.fixture
 def empty_url(postgres_server: RunningPostgres) -> Iterator[str]:
     """The address of a database without tables."""
-    postgres_server.execute("CREATE DATABASE empty")
+    postgres_server.execute(f"CREATE DATABASE empty OWNER {USER}")
     yield postgres_server.server.database_url("empty")
     postgres_server.execute("DROP DATABASE empty WITH (FORCE)")
 
@@ -37,10 +38,7 @@ def plain_owner_url(postgres_server: RunningPostgres) -> Iterator[str]:
         "CREATE DATABASE plain OWNER plain",
     ):
         postgres_server.execute(statement)
-    as_superuser = postgres_server.server.libpq_url("plain")
-    with psycopg.connect(as_superuser, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION vector")
-    yield postgres_server.server.database_url("plain").replace("//postgres@", "//plain@")
+    yield postgres_server.server.libpq_url("plain", "plain")
     postgres_server.execute("DROP DATABASE plain WITH (FORCE)")
     postgres_server.execute("DROP ROLE plain")
 
@@ -133,7 +131,7 @@ def test_an_owner_that_may_not_make_roles_is_told_so(
 def test_an_owner_that_may_not_make_the_extension_is_told_so(
     plain_owner_url: str, postgres_server: RunningPostgres
 ) -> None:
-    as_superuser = postgres_server.server.libpq_url("plain")
+    as_superuser = postgres_server.superuser_url("plain")
     with psycopg.connect(as_superuser, autocommit=True) as connection:
         connection.execute("DROP EXTENSION vector")
     with pytest.raises(InvalidConfig) as caught:

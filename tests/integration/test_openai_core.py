@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from aios_broker.contract.cores import OpenAISettings, Prefill
 from aios_broker.contract.errors import (
     CoreAccountExhausted,
     CoreBusy,
@@ -19,64 +17,19 @@ from aios_broker.contract.errors import (
     RedisUnavailable,
     UnsupportedOption,
 )
-from aios_broker.contract.llm import Image, Message, Tool
+from aios_broker.contract.llm import Image, Message
 from aios_broker.contract.money import Billed
 from aios_broker.queues.rate_limits import Permit
 from aios_workers.llm.core import Constraint, GenerationRequest, Sampling, Step
-from aios_workers.llm.cores.openai.openai_core import OpenAICore
-from aios_workers.llm.cores.openai.prefill import text_of
 from tests import openai_endpoint
 from tests.openai_endpoint import OpenAIEndpoint, answer_words
-
-QUESTION = "What is on the shelf?"
-USER = Message("user", QUESTION)
-WEATHER = Tool(
-    "weather", "Tells it.", {"type": "object", "properties": {"city": {"type": "string"}}}
-)
+from tests.openai_scene import QUESTION, WEATHER, asked, said, started, steps_of
 
 
 @pytest.fixture
 def endpoint() -> Iterator[OpenAIEndpoint]:
     with OpenAIEndpoint().running() as endpoint:
         yield endpoint
-
-
-@contextlib.asynccontextmanager
-async def started(
-    endpoint: OpenAIEndpoint,
-    prefill: Prefill = "none",
-    key: str | None = None,
-    limit_s: float = 30.0,
-    fallback: tuple[str, ...] = (),
-) -> AsyncIterator[OpenAICore]:
-    settings = OpenAISettings(
-        url=endpoint.url,
-        model="stand-in",
-        prefill=prefill,
-        first_token_limit_s=limit_s,
-        stall_limit_s=limit_s,
-        fallback=fallback,
-    )
-    core = OpenAICore("remote", settings, key)
-    await core.start()
-    try:
-        yield core
-    finally:
-        await core.close()
-
-
-def asked(core: OpenAICore, max_tokens: int = 40, **more: object) -> GenerationRequest:
-    tools = (WEATHER,) if more.get("tool_choice") else ()
-    ids = core.render((USER,), tools)
-    return GenerationRequest("ab" * 16, ids, max_tokens, Sampling(), **more)  # type: ignore[arg-type]
-
-
-async def steps_of(core: OpenAICore, request: GenerationRequest) -> list[Step]:
-    return [step async for step in core.generate(request)]
-
-
-def said(steps: list[Step]) -> str:
-    return text_of([token for step in steps for token in step.ids])
 
 
 async def test_an_answer_comes_as_it_is_with_its_tokens_and_its_cost(

@@ -9,9 +9,12 @@ import pytest
 
 from aios_broker.contract.errors import CoreKeyRefused
 from aios_broker.contract.llm import Tool
+from aios_broker.queues.admission import Admission, RateLimited
+from aios_workers.llm.cores.openai.probe import PROBE
 from tests.caller import Caller, WorkerProcess, chat, chat_result
 from tests.openai_endpoint import OpenAIEndpoint, answer_words
 from tests.scheduler_process import SchedulerProcess
+from tests.waiting import wait_until_async
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 PRICE = "price = { input = 2.0, output = 8.0 }"
@@ -89,7 +92,7 @@ async def test_without_prefill_nothing_is_cut_and_calls_are_read(
 
 def probe_cost(endpoint: OpenAIEndpoint) -> tuple[int, int]:
     """Return the tokens of what the core asked by itself when it started."""
-    probes = [each for each in endpoint.seen if not each.get("stream")]
+    probes = [each for each in endpoint.seen if each["messages"][0] == PROBE[0]]
     told = [endpoint.cost_of(each) for each in probes]
     return sum(prompt for prompt, _ in told), sum(output for _, output in told)
 
@@ -135,3 +138,29 @@ async def test_the_account_is_not_asked_more_often_than_it_may(
     errors = [reply.error.code for reply in replies if reply.error is not None]
     assert len(endpoint.seen) == 6
     assert errors == ["deadline-exceeded"] * 3
+
+
+async def test_limits_that_change_in_the_file_hold_without_a_new_start(
+    redis_url: str, tmp_path: Path
+) -> None:
+    endpoint = OpenAIEndpoint(prefill="none")
+    caller = Caller(redis_url)
+    limits = ("limits = { requests_per_minute = 1 }", "limits = { requests_per_minute = 9 }")
+    settings = catalogue(tmp_path, endpoint, 'prefill = "none"', limits[0])
+    barriers = Admission(caller.functions)
+    with (
+        endpoint.running(),
+        SchedulerProcess(redis_url, tmp_path / "scheduler.log"),
+        WorkerProcess(redis_url, "llm", "--core", "remote", **settings),
+    ):
+        await caller.chat(chat("Who?"))
+        [second] = await caller.submit(chat("Where?", core="remote"))
+
+        async def waits_for_the_account() -> bool:
+            return isinstance(await barriers.barrier("llm", second), RateLimited)
+
+        await wait_until_async(waits_for_the_account)
+        catalogue(tmp_path, endpoint, 'prefill = "none"', limits[1])
+        assert chat_result(await caller.hear(second)).core == "remote"  # not after a minute
+    assert len(endpoint.seen) == 2
+    await caller.aclose()

@@ -14,9 +14,10 @@ import redis
 
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
-from aios_broker.contract.errors import AccessDenied, KernelError, UnknownSyscall
+from aios_broker.contract.access import AccessRegister
+from aios_broker.contract.errors import AccessDenied, KernelError, KeyConflict, UnknownSyscall
 from aios_broker.contract.ids import Ids
-from aios_broker.contract.memory import MemoryAdd, Note
+from aios_broker.contract.memory import MemoryAdd, MemoryClear, Note
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import EchoResult
 from aios_broker.contract.storage import StorageWrite
@@ -27,6 +28,7 @@ from aios_broker.queues.secret import KernelSecret
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent
+from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access.secret import keep_secret
 from tests.queue_user import proves
 from tests.session_user import sent
@@ -36,6 +38,7 @@ from tests.tiny_worker import TinyWorker
 LIMITS = Limits(recheck_s=60.0, patience_s=5.0, cancel_s=0.5)
 VIC = Owner("acme", "vic")
 OTHERS = [Owner("acme", "mal"), Owner("other", "mal"), Owner("other", "vic")]
+WAITING = "SELECT a.name FROM approval p JOIN agent a ON a.id = p.agent_id WHERE p.job_id = %s"
 SECRET = "the victim's secret answer"
 
 
@@ -199,6 +202,19 @@ async def test_a_call_that_is_known_is_not_joined_with_a_token_that_does_not_hol
         await sent(theirs, again, "k").taken()
 
 
+async def test_a_registration_sent_again_is_the_same_unless_its_token_is_another(
+    redis_url: str,
+) -> None:
+    body = AccessRegister("bob", token=new_token())
+    asked = Syscall(new_id(), "vic", body, tenant="acme")
+    async with session_of(redis_url) as ours, session_of(redis_url) as theirs:
+        await sent(ours, asked, "k").accepted
+        later = msgspec.structs.replace(asked, deadline_s=5.0)
+        await sent(theirs, later, "k").taken()
+        other = msgspec.structs.replace(asked, body=AccessRegister("bob", token=new_token()))
+        assert isinstance(await refused(sent(ours, other, "k").taken()), KeyConflict)
+
+
 # What is in the database: effects and notes.
 
 
@@ -217,3 +233,14 @@ async def test_who_uses_an_id_first_does_not_make_the_owners_call_fail(scene: St
     await scene.ask("mal", StorageWrite("report.md", "mallory's"), id=same)
     written = await scene.ask("vic", StorageWrite("report.md", "the victim's"), id=same)
     assert written.owner == "vic"
+
+
+async def test_who_is_asked_about_an_id_first_does_not_keep_the_owner_from_asking(
+    scene: StateScene,
+) -> None:
+    same = new_id()
+    for agent in ("mal", "vic"):
+        await scene.ask(agent, MemoryAdd("x"))
+        with pytest.raises(NeedsApproval):
+            await scene.ask(agent, MemoryClear(), id=same)
+    assert {row.name for row in await scene.rows(WAITING, same)} == {"mal", "vic"}

@@ -63,13 +63,13 @@ async def test_a_call_returns_the_typed_result(redis_url: str, me: AsyncAgent) -
 
 async def test_the_options_travel(redis_url: str, me: AsyncAgent) -> None:
     async with TinyWorker(redis_url, "llm") as worker:
-        fast = me.with_options(nice=-5, timeout_s=20, program="p", core=MODEL)
+        fast = me.with_options(nice=5, timeout_s=20, program="p", core=MODEL)
         await fast.llm.chat("hi", temperature=0.5, stop=["x"])
     [syscall] = worker.seen
     assert (syscall.agent, syscall.program, syscall.nice, syscall.core) == (
         "writer",
         "p",
-        -5,
+        5,
         MODEL,
     )
     assert syscall.deadline_s == 20

@@ -15,6 +15,7 @@ import pytest_asyncio
 from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import Tool
 from aios_broker.contract.syscall import new_id
+from aios_workers.llm.chat.calls import FORMATS
 from aios_workers.llm.core import Constraint, GenerationRequest, Sampling
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.tools import CALL_BEGIN, Toolbox, constraint_of, read_calls
@@ -184,6 +185,11 @@ async def test_xgrammar_holds_what_it_has_and_leaves_the_rest_well(model: Path) 
         ascii_only = Sampling(logit_bias=dict.fromkeys(ASCII_IDS, 40.0))
         message = await generate(core, ask(1, free, sampling=ascii_only, max_tokens=24))
         assert (len(message.ids), message.finish_reason) == (24, "length")
+        for call_format in FORMATS:
+            toolbox = replace(forced, forced=False, call_format=call_format)
+            form = constraint_of(toolbox)
+            spoken = await generate(core, ask(1, form, sampling=ascii_only, max_tokens=24))
+            assert spoken.ids, call_format.name
 
 
 # Adapters.

@@ -2,7 +2,9 @@
 
 import asyncio
 import importlib.util
+import json
 import os
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +31,10 @@ from tests.fake_sglang import (
     generate,
     hangs,
     running,
+    writes,
 )
 from tests.sglang_scene import ONE, PROMPT, ask, core_on, expected_ids, started, steps_of
-from tests.tiny_llama import CONFIG, write_model
+from tests.tiny_llama import CONFIG, END_ID, write_model
 from tests.waiting import wait_until_async
 
 
@@ -345,3 +348,32 @@ async def test_cores_on_one_server_share_its_memory(model: Path, core: SGLangCor
         assert there.info.memory.tokens == core.info.memory.tokens == 8192
         assert there.info.memory.name == there_too.info.memory.name
         assert there.info.memory.name != core.info.memory.name
+
+
+async def test_contexts_of_an_owner_have_a_name_of_their_own(
+    core: SGLangCore, fake: FakeSGLang
+) -> None:
+    for owner in ("acme", "globex", "acme", ""):
+        await steps_of(core, ask(kv_owner=owner))
+    keys = [each.get("extra_key") for each in fake.requests]
+    assert keys[0] == keys[2] != keys[1]
+    assert keys[3] is None
+    assert not {"acme", "globex"} & {*keys}
+
+
+async def test_a_turn_of_the_templates_ends_an_answer_whatever_the_configuration_says(
+    fake: FakeSGLang, model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "tuned")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "eos_token_id": 7}))
+    names = {"bos_token": "<|start|>", "eos_token": chr(7)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    fake.model_info["tokenizer_path"] = str(folder)
+    async with core_on(fake) as core:
+        assert core.is_end(END_ID)
+        assert core.is_end(7)
+        fake.script = [writes([*expected_ids(3)], END_ID)]
+        steps = await steps_of(core, ask())
+    assert fake.requests[-1]["sampling_params"]["stop_token_ids"] == [END_ID]
+    assert steps[-1].finish_reason == "stop"
+    assert tuple(token for step in steps for token in step.ids) == expected_ids(3)

@@ -109,6 +109,22 @@ async def test_what_was_cut_is_in_the_cache_but_for_one_token(core: SGLangCore) 
     assert (*ids, *(token for step in resumed for token in step.ids)) == expected.ids
 
 
+async def test_a_guess_of_anothers_prompt_shows_no_cached_tokens(core: SGLangCore) -> None:
+    request = ask(seed=23)
+    cached = []
+    for owner in ("acme", "globex", "globex", "acme"):
+        asked = replace(request, request_id=new_id(), kv_owner=owner)
+        cached.append((await steps_of(core, asked))[0].cached_tokens)
+    assert cached[:2] == [0, 0]
+    assert min(cached[2:]) >= len(request.prompt_ids) - 1
+    ids = await cut(core, replace(request, request_id=new_id(), kv_owner="initech"), 12)
+    for owner, least in (("globex", 0), ("initech", len(request.prompt_ids) + len(ids) - 1)):
+        again = replace(request, request_id=new_id(), kv_owner=owner, resume_ids=ids)
+        found = (await steps_of(core, again))[0].cached_tokens
+        assert found >= least
+        assert owner == "initech" or found <= len(request.prompt_ids) + 1
+
+
 async def test_an_abort_ends_that_generation_alone(core: SGLangCore) -> None:
     aborted, others = ask(max_tokens=400), [ask(max_tokens=100, seed=n) for n in (3, 4)]
     running = [asyncio.create_task(generate(core, other)) for other in others]

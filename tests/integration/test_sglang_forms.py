@@ -9,6 +9,14 @@ import pytest
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall, UnsupportedOption
 from aios_broker.contract.llm import Tool
+from aios_workers.llm.chat.calls import (
+    DEEPSEEK,
+    DEEPSEEK_31,
+    FORMATS,
+    CallFormat,
+    ReadCall,
+    parted,
+)
 from aios_workers.llm.core import Constraint, Sampling, Step
 from aios_workers.llm.cores.sglang.sglang_core import SGLangCore
 from aios_workers.llm.tools import Toolbox, constraint_of
@@ -74,7 +82,7 @@ def asked_by(fake: FakeSGLang) -> dict[str, Any]:
 async def written(core: SGLangCore, fake: FakeSGLang, text: str, form: Constraint) -> list[Step]:
     """Return the steps of an answer for which the server writes a text and then ends."""
     fake.script = [writes(ids_of(text), END_ID)]
-    return await steps_of(core, ask(max_tokens=100, constraint=form))
+    return await steps_of(core, ask(max_tokens=300, constraint=form))
 
 
 # What the server is asked.
@@ -126,6 +134,43 @@ async def test_xgrammar_is_asked_for_calls_in_its_own_notation(
     assert asked["tags"][0]["content"]["json_schema"]["properties"]["name"] == {"const": "add"}
     await written(on_xgrammar, fake, '{"a": 1, "b": true}', PAIR)
     assert asked_by(fake) == {"json_schema": PAIR.source}
+
+
+SPOKEN = {
+    "hermes": CALL,
+    "llama3": '{"name": "add", "parameters": {"n": 1}}',
+    "mistral": '[TOOL_CALLS][{"name": "add", "arguments": {"n": 1}}]',
+    "mistral-named": '[TOOL_CALLS]add[ARGS]{"n": 1}',
+    "granite": '<|tool_call|>[{"name": "add", "arguments": {"n": 1}}]',
+    "deepseek": f"{DEEPSEEK.begin}{DEEPSEEK.call_begin}add{DEEPSEEK.after_name}"
+    f'{{"n": 1}}{DEEPSEEK.call_end}{DEEPSEEK.end}',
+    "deepseek-3.1": f"{DEEPSEEK_31.begin}{DEEPSEEK_31.call_begin}add{DEEPSEEK_31.after_name}"
+    f'{{"n": 1}}{DEEPSEEK_31.call_end}{DEEPSEEK_31.end}',
+    "gemma": "<start_function_call>call:add{n:1}<end_function_call>",
+    "gemma-4": "<|tool_call>call:add{n:1}<tool_call|>",
+}
+
+
+@pytest.mark.parametrize("call_format", FORMATS, ids=lambda each: each.name)
+async def test_calls_of_every_family_are_held_on_xgrammar(
+    on_xgrammar: SGLangCore, fake: FakeSGLang, call_format: CallFormat
+) -> None:
+    toolbox = Toolbox((Tool("add", "Adds one.", NUMBER),), forced=False, call_format=call_format)
+    form = constraint_of(toolbox)
+    spoken = SPOKEN[call_format.name]
+    for text in ("Seven.", spoken, spoken if not call_format.marker else f"So: {spoken}"):
+        steps = await written(on_xgrammar, fake, text, form)
+        assert steps[-1].finish_reason == "stop"
+        said = on_xgrammar.decode([token for step in steps for token in step.ids]).decode()
+        calls = [] if text == "Seven." else [ReadCall("add", '{"n": 1}')]
+        assert parted(said, call_format)[1] == calls
+    asked = json.loads(asked_by(fake)["structural_tag"])["format"]
+    tags = asked.get("tags", [])
+    assert [spoken.startswith(tag["begin"]) and spoken.endswith(tag["end"]) for tag in tags] == (
+        [True] if call_format.marker else []
+    )
+    with pytest.raises(CoreError, match=r"leaves its form|ends before"):
+        await written(on_xgrammar, fake, spoken.replace("add", "sub").replace("1", "one"), form)
 
 
 async def test_xgrammar_may_put_blanks_into_json(on_xgrammar: SGLangCore, fake: FakeSGLang) -> None:

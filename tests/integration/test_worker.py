@@ -106,8 +106,8 @@ async def test_no_more_than_its_slots_run_at_once(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("raise", "ValueError: the handler is broken"),
-        ("time out", "TimeoutError: a service did not answer"),
+        ("raise", "the module tool failed: ValueError"),
+        ("time out", "the module tool failed: TimeoutError"),
     ],
 )
 async def test_a_handler_that_raises_is_answered(caller: Caller, text: str, message: str) -> None:

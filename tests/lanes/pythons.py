@@ -201,6 +201,7 @@ def _make(python: Python, folder: Path, requirements: str) -> None:
             "-qq",
             "--no-deps",
             "--require-hashes",
+            "--only-binary=:all:",
             "--disable-pip-version-check",
             "--no-input",
             "-r",

@@ -58,6 +58,13 @@ OWNERSHIP_MUTANTS = (
         OWNERSHIP_TEST,
     ),
     Mutant(
+        "a token is queued",
+        "broker/aios_broker/contract/job.py",
+        "encode_call(encode_syscall(without_tokens(syscall)))",
+        "encode_call(encode_syscall(syscall))",
+        "tests/unit/test_job.py",
+    ),
+    Mutant(
         "a token is not looked at",
         SUBMIT,
         "job.denied = not held[both]",

@@ -202,20 +202,6 @@ STATE_MUTANTS = (
         PARKING_TEST,
     ),
     Mutant(
-        "the audit's hash leaves out who it was",
-        "workers/aios_workers/modules/access/audit.py",
-        "*structs.astuple(line)]\n",
-        "line.tenant, *structs.astuple(line)[2:]]\n",
-        ACCESS_TEST,
-    ),
-    Mutant(
-        "a missing line is not missed",
-        "workers/aios_workers/modules/access/audit.py",
-        "if row.seq != seq + 1:",
-        "if False:",
-        ACCESS_TEST,
-    ),
-    Mutant(
         "everybody registers",
         "workers/aios_workers/modules/access/identity.py",
         '        if not await is_administrator(work):\n            raise denied("registering',

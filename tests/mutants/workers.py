@@ -57,6 +57,12 @@ WORKER_MUTANTS = (
         CUTTING_TEST,
     ),
     Mutant(
+        "a slice of just the least is not cut",
+        "broker/aios_broker/queues/lua/worker/slice.lua",
+        "tonumber(job.slice_ms) >= tonumber(least_ms)",
+        "tonumber(job.slice_ms) > tonumber(least_ms)",
+    ),
+    Mutant(
         "contexts that are suspended take no memory",
         "broker/aios_broker/queues/lua/worker/slice.lua",
         "if status == 'queued' and (origin == own.name or origin == c.q) then n = n + 1 end",

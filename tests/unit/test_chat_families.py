@@ -1,11 +1,13 @@
-"""Families' own templates, as installed packages ship them: the text is transformers' own.
+"""Families' templates: what is rendered is what transformers renders.
 
-transformers ships a few within its sources. A folder with more (`*.jinja`) is named by
-AIOS_TEST_TEMPLATES: such as `trl/chat_templates` of the package trl.
+Those in `tests/data/chat_templates` speak as their families do, with what the templates of each are
+known to use of Jinja. transformers ships a few within its sources. A folder with more (`*.jinja`)
+is named by AIOS_TEST_TEMPLATES: such as `trl/chat_templates` of the package trl.
 """
 
 import ast
 import os
+import re
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,6 +18,17 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from aios_workers.llm.chat.calls import (
+    DEEPSEEK,
+    GEMMA,
+    GRANITE,
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    CallFormat,
+)
+from aios_workers.llm.chat.markers import Markers
+from aios_workers.llm.chat.prompt import PromptWriter, Speech
 from aios_workers.llm.chat.template import ChatTemplate, TemplateRefusal
 
 SPECIAL = {"bos_token": "<BOS>", "eos_token": "<EOS>"}
@@ -39,6 +52,7 @@ CHATS: list[tuple[list[Any], list[Any]]] = [
     ([SYSTEM, USER, CALLED, RESULT, SAID, USER], [TOOL]),
 ]
 _PACKAGED = ("llama4", "qwen2_audio", "smolvlm")
+_WRITTEN = Path(__file__).parents[1] / "data" / "chat_templates"
 
 
 def packaged() -> Iterator[tuple[str, str]]:
@@ -55,7 +69,8 @@ def packaged() -> Iterator[tuple[str, str]]:
 
 def templates() -> list[tuple[str, str]]:
     folder = os.environ.get("AIOS_TEST_TEMPLATES")
-    files = sorted(Path(folder).glob("*.jinja")) if folder else []
+    files = sorted(_WRITTEN.glob("*.jinja"))
+    files += sorted(Path(folder).glob("*.jinja")) if folder else []
     return [*packaged(), *((each.name, each.read_text()) for each in files)]
 
 
@@ -84,3 +99,42 @@ def test_a_familys_template_gives_what_transformers_gives(source: str) -> None:
                 equal += 1
     template.close()
     assert equal
+
+
+# How each family speaks: its calls, what opens its reasoning, and what ends its turns.
+SPOKEN: dict[str, tuple[CallFormat | None, str | None, str | None]] = {
+    "command": (None, "<|START_THINKING|>", "<|END_RESPONSE|>"),
+    "deepseek": (DEEPSEEK, "<think>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    "gemma": (GEMMA, None, "<end_of_turn>"),
+    "granite": (GRANITE, None, "<|end_of_text|>"),
+    "harmony": (None, "<|channel|>analysis<|message|>", "<|return|>"),
+    "llama3": (LLAMA3, None, "<|eot_id|>"),
+    "mistral": (MISTRAL, None, "<EOS>"),
+    "phi": (GRANITE, None, "<|end|>"),
+    "qwen": (HERMES, "<think>", "<|im_end|>"),
+}
+
+
+def test_at_least_eight_families_are_compared() -> None:
+    assert {each.stem for each in _WRITTEN.glob("*.jinja")} == SPOKEN.keys()
+    assert len(SPOKEN) >= 8
+
+
+@pytest.mark.parametrize("family", SPOKEN)
+def test_how_a_family_speaks_is_told_by_its_template(family: str) -> None:
+    source = (_WRITTEN / f"{family}.jinja").read_text()
+    call_format, thought, turn_end = SPOKEN[family]
+    speech = Speech.of(source)
+    assert speech.call_format is call_format
+    assert (speech.reasoning.begin if speech.reasoning else None) == thought
+    special = ["<BOS>", "<EOS>", *re.findall(r"<[^<>'\" ]+>", source)]
+    ids = {text: number for number, text in enumerate(dict.fromkeys(special))}
+
+    def encode(text: str) -> list[int]:
+        return [len(ids) + ord(character) for character in text]
+
+    template = ChatTemplate(source, SPECIAL, field="gguf", subject=family)
+    writer = PromptWriter(template, Markers(ids), encode, encode)
+    ends = writer.turn_ends
+    writer.close()
+    assert ends == ({ids[turn_end]} if turn_end is not None else set())

@@ -67,6 +67,24 @@ def test_it_waits_for_services_that_say_when_they_are_ready(name: str) -> None:
             assert (needed, how["condition"]) == ("migrate", "service_completed_successfully")
 
 
+def test_the_database_login_is_no_superuser() -> None:
+    database = SERVICES["postgres"]
+    assert "POSTGRES_USER" not in database["environment"]  # it would be the superuser
+    login = SERVICES["state-worker"]["environment"]["AIOS_DATABASE_URL"].partition("//")[2]
+    made = (ROOT / "deploy/postgres/login.sh").read_text(encoding="utf-8")
+    assert f"CREATE ROLE {login.partition(':')[0]} LOGIN CREATEROLE PASSWORD" in made
+    assert "SUPERUSER" not in made
+    assert any("./deploy/postgres/login.sh:" in volume for volume in database["volumes"])
+
+
+def test_the_audit_logs_key_is_in_a_volume_that_the_database_has_not() -> None:
+    worker = SERVICES["state-worker"]
+    assert f"audit:{worker['environment']['AIOS_AUDIT_DIR']}" in worker["volumes"]
+    assert [name for name, one in SERVICES.items() if "audit:" in str(one.get("volumes"))] == [
+        "state-worker"
+    ]
+
+
 def test_the_servers_keep_their_data_and_are_not_open_to_the_network() -> None:
     for name in ("redis", "postgres"):
         volume = SERVICES[name]["volumes"][0].partition(":")[0]

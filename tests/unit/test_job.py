@@ -8,11 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.contract.access import AccessRegister, TokenIssued
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall, UnsupportedVersion
-from aios_broker.contract.job import ENTRY, MAX_JOB_BYTES, decode_job, encode_job, syscall_id_of
+from aios_broker.contract.job import (
+    ENTRY,
+    MAX_JOB_BYTES,
+    decode_job,
+    encode_job,
+    syscall_id_of,
+    with_token,
+)
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
+from aios_broker.contract.tokens import digest
 
 UUID = "7d4b0f4e-54f1-4f0c-9d7c-0a3f8f1f2b6e"
+
+
+def test_no_token_is_queued_or_shown() -> None:
+    body = AccessRegister("bob", token="aios_s3cret")
+    syscall = Syscall("0" * 32, "ada", body, token="aios_s3cret")
+    queued = encode_job(syscall)
+    assert b"s3cret" not in queued
+    assert digest("aios_s3cret").encode() in queued
+    assert "s3cret" not in repr((syscall, body, decode_job(queued, "0" * 32)))
+    assert "agent='bob'" in repr(syscall)
+    assert with_token(syscall, TokenIssued("bob")) == TokenIssued("bob", "aios_s3cret")
 
 
 def echo(**fields: object) -> dict[str, object]:

@@ -67,6 +67,16 @@ def test_a_life_with_a_suspension() -> None:
     assert [transition.ordinal for transition in transitions] == [0, 1, 2, 3, 4]
 
 
+def test_one_that_moves_to_another_core_waits_as_before() -> None:
+    moved = line("move", attempt="0", who="", detail="big twin")
+    begun = (line("submit", attempt="", detail=METADATA), moved)
+    assert entered(*begun)[0]["j1"].state == "queued"
+    rows, transitions = entered(*begun, line("claim"), line("suspend", detail="64,500"), moved)
+    row = rows["j1"]
+    assert (row.state, row.slices, row.suspensions, row.tokens) == ("suspended", 1, 1, 64)
+    assert not any(transition.anomaly for transition in transitions)
+
+
 def test_the_error_of_a_worker_and_of_the_kernel() -> None:
     rows, _ = entered(
         line("submit", detail=METADATA),
@@ -194,6 +204,7 @@ def test_whatever_stands_in_a_journal_is_kept_line_by_line_and_fit_for_postgres(
                 "submit",
                 "adopt",
                 "claim",
+                "move",
                 "suspend",
                 "finish",
                 "fail",

@@ -8,6 +8,7 @@ that a step fits the micro-batch.
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -97,6 +98,10 @@ def request_of(
     sampling = sampling or Sampling(temperature=16.0, seed=len(prompt))
     request_id = request_id or f"r{stream}"
     return Generate(stream, request_id, tuple(prompt), tuple(output), max_tokens, sampling)
+
+
+def owned(request: Generate, kv_owner: str) -> Generate:
+    return msgspec.structs.replace(request, kv_owner=kv_owner)
 
 
 class Client:
@@ -263,3 +268,74 @@ def test_a_slow_model_reads_in_shorter_steps(ms_per_token: float, steps: int) ->
         engine.step()
         taken += 1
     assert taken == steps
+
+
+GUESSES = st.lists(
+    st.tuples(
+        st.sampled_from(["acme", "globex", "initech", ""]),
+        st.lists(st.integers(1, 2), min_size=2, max_size=12),  # many begin alike
+        st.integers(0, 6),  # steps before the next one comes
+        st.booleans(),  # it is cut then, and what was read is kept
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(GUESSES, st.integers(1, 3), st.sampled_from([0, ROOM_BYTES]))
+def test_nothing_is_reused_that_was_read_for_another(
+    guesses: list[tuple[str, list[int], int, bool]], slots: int, budget_bytes: int
+) -> None:
+    """Whatever runs beside it, is cut or kept: only an owner's own contexts spare him reading."""
+    context = SimulatedContext(ContextShape(slots, 4_096), end=-1)
+    engine = Engine(context, state_budget_bytes=budget_bytes)
+    contexts: dict[int, list[int]] = {}
+
+    def step() -> None:
+        for event in engine.step():
+            if not isinstance(event, Tokens):
+                continue
+            number, cached = event.stream, event.cached_tokens
+            owner, prompt, *_ = guesses[number]
+            own = [
+                context
+                for each, context in contexts.items()
+                if each != number and guesses[each][0] == owner
+            ]
+            assert not cached or any(each[:cached] == prompt[:cached] for each in own)
+            contexts[number] += event.ids
+
+    for number, (owner, prompt, steps, is_cut) in enumerate(guesses):
+        contexts[number] = list(prompt)
+        engine.submit(owned(request_of(number, prompt, max_tokens=3), owner))
+        for _ in range(steps):
+            step()
+        if is_cut:
+            engine.abort(number, keep=True)
+    while engine.busy:
+        step()
+
+
+def test_an_owner_spares_himself_what_he_had_read() -> None:
+    engine = Engine(SimulatedContext(ContextShape(2, 4_096), end=-1), state_budget_bytes=0)
+    prompt = list(range(1, 20))
+    cached = []
+    for stream, owner in enumerate(("acme", "acme", "globex", "globex", "acme")):
+        engine.submit(owned(request_of(stream, prompt, max_tokens=1), owner))
+        while engine.busy:
+            cached += [event.cached_tokens for event in engine.step() if isinstance(event, Tokens)]
+    assert cached == [0, 18, 0, 18, 18]
+
+
+def test_the_end_of_a_turn_ends_an_answer() -> None:
+    sampling = Sampling()
+    whole, _ = run_alone(request_of(1, [1, 2], sampling=sampling), end=-1)
+    engine = Engine(SimulatedContext(ContextShape(1, 4_096), end=-1), state_budget_bytes=0)
+    request = request_of(1, [1, 2], sampling=sampling)
+    engine.submit(msgspec.structs.replace(request, turn_ends=frozenset({whole[4]})))
+    events = []
+    while engine.busy:
+        events += [event for event in engine.step() if isinstance(event, Tokens)]
+    assert tuple(token for event in events for token in event.ids) == whole[: whole.index(whole[4])]
+    assert events[-1].finish_reason == "stop"

@@ -48,6 +48,15 @@ def test_one_that_goes_on_is_heard_as_it_is(beginning: str, rest: str, cuts: lis
         assert said == rest
 
 
+@given(ANYTHING, ANYTHING, st.lists(st.integers(0, 200), max_size=6))
+def test_one_that_is_known_not_to_repeat_may_say_the_same_again(
+    beginning: str, rest: str, cuts: list[int]
+) -> None:
+    seam = Seam(beginning, repeats=False)
+    again = beginning + rest
+    assert "".join(map(seam.join, pieces_of(again, cuts))) + seam.end() == again
+
+
 @given(st.text(max_size=40), st.lists(st.integers(0, 200), max_size=6))
 def test_characters_that_come_in_halves_are_whole(text: str, cuts: list[int]) -> None:
     halves = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
@@ -111,6 +120,6 @@ def test_each_way_asks_as_its_servers_are_asked() -> None:
     ],
 )
 def test_an_event_of_another_shape_adds_nothing(event: dict[str, object]) -> None:
-    answer = Answer(Seam(""), about_prompt_tokens=3)
+    answer = Answer(about_prompt_tokens=3)
     assert answer.take(event) is None
     assert answer.billed == Billed(3, output_tokens=0)

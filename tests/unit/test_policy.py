@@ -64,7 +64,8 @@ def test_what_a_policy_asks_of_workers_and_scheduler(
 ) -> None:
     policy = policy_named(name)
     assert (policy.name, policy.preempt, policy.reorders) == (name, preempt, reorders)
-    assert policy.needs == Needs()  # nothing but the jobs themselves: nothing else is read
+    # Nothing but the jobs themselves, or whose turn it is: nothing else is read.
+    assert policy.needs == Needs(turns=name == "rr")
     assert policy.needs.watched is None
 
 

@@ -2,13 +2,14 @@
 
 import io
 import logging
+import re
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios_broker.contract.printable import printable
+from aios_broker.contract.printable import INVISIBLE, printable
 from aios_broker.log import KernelLog, PlainFormatter
 
 EVIL = "\x1b[2K\x1b[1A\x1b]0;owned\x07\x1b[8mhidden\x1b[0m\u202egnp.exe\u2066 \r\x9b31m"
@@ -26,6 +27,11 @@ EVIL = "\x1b[2K\x1b[1A\x1b]0;owned\x07\x1b[8mhidden\x1b[0m\u202egnp.exe\u2066 \r
         ("\u2028\u2029\x85", "\\u2028\\u2029\\x85"),
         ("half \ud800", "half \\ud800"),
         ("blank \u3164.", "blank \\u3164."),
+        ("join\u034fed \u17b4 \u180b \U000e0100", "join\\u034fed \\u17b4 \\u180b \\U000e0100"),
+        (
+            "\u2764\ufe0f, not \u2764\ufe0f\ufe0f or a\ufe0f",
+            "\u2764\ufe0f, not \u2764\ufe0f\\ufe0f or a\\ufe0f",
+        ),
         ("žluťoučký 水 \u00a0🙂", "žluťoučký 水 \u00a0🙂"),
     ],
 )
@@ -37,6 +43,8 @@ def test_nothing_is_obeyed_and_nothing_is_hidden(said: str, shown: str) -> None:
 def test_what_is_shown_has_no_character_that_does_something(said: str) -> None:
     shown = printable(said, one_line=True)
     assert not [each for each in shown if unicodedata.category(each) in ("Cc", "Cf", "Cs", "Zl")]
+    seen = re.sub("[\u2190-\u23ff\u2600-\u27bf\U0001f300-\U0001f64f]\ufe0f", "", shown)
+    assert not INVISIBLE.search(seen)
     assert printable(shown, one_line=True) == shown
 
 

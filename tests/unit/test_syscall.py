@@ -50,8 +50,16 @@ from tests.chat_fields import NUMBERS, numbers
 ID = "0123456789abcdef" * 2
 names = st.from_regex(r"\A[A-Za-z0-9._:@/-]{1,128}\Z")
 somebody = st.from_regex(r"\A[a-jl-np-z0-9_][a-z0-9._-]{0,60}([:@][A-Z0-9][A-Z0-9.-]{0,60})?\Z")
+LETTERS = st.characters(codec="utf-8", exclude_characters="\x00")
+
+
+def texts(**limits: int) -> st.SearchStrategy[str]:
+    """Texts that a syscall can carry."""
+    return st.text(LETTERS, **limits)
+
+
 messages = st.builds(
-    Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=st.text()
+    Message, role=st.sampled_from(["system", "user", "assistant", "tool"]), content=texts()
 )
 FIRST_NUMBERS = {
     "max_tokens",
@@ -67,24 +75,24 @@ FIRST_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     **{name: numbers(name) for name in FIRST_NUMBERS},
     "messages": st.lists(messages, min_size=1, max_size=5).map(tuple),
     "core": st.none() | names,
-    "stop": st.lists(st.text(min_size=1, max_size=256), max_size=16).map(tuple),
+    "stop": st.lists(texts(min_size=1, max_size=256), max_size=16).map(tuple),
     "stream": st.booleans(),
     "return_ids": st.booleans(),
 }
 chats = st.builds(LlmChat, **FIRST_FIELDS)
-schemas = st.dictionaries(st.text(), st.booleans() | st.text() | st.integers(0, 9), max_size=3)
+schemas = st.dictionaries(texts(), st.booleans() | texts() | st.integers(0, 9), max_size=3)
 formats = (
     st.builds(JsonFormat, st.none() | schemas)
-    | st.builds(RegexFormat, st.text(min_size=1))
-    | st.builds(GrammarFormat, st.text(min_size=1))
+    | st.builds(RegexFormat, texts(min_size=1))
+    | st.builds(GrammarFormat, texts(min_size=1))
 )
 functions = st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z")
 turns = messages | st.builds(
     Message,
     role=st.just("assistant"),
-    content=st.text(),
+    content=texts(),
     tool_calls=st.lists(
-        st.builds(ToolCall, st.text(min_size=1, max_size=64), functions, st.text()), max_size=2
+        st.builds(ToolCall, texts(min_size=1, max_size=64), functions, texts()), max_size=2
     ).map(tuple),
 )
 LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
@@ -94,16 +102,16 @@ LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "format": st.none() | formats,
     "lora": st.none() | names,
     "context": st.none() | names,
-    "tools": st.lists(st.builds(Tool, functions, st.text(), schemas), max_size=2).map(tuple),
+    "tools": st.lists(st.builds(Tool, functions, texts(), schemas), max_size=2).map(tuple),
     "tool_choice": st.sampled_from(["auto", "none", "required"]) | functions,
     "overflow": st.sampled_from(["refuse", "compact"]),
 }
 later_chats = st.builds(LlmChat, **LATER_FIELDS)
 others = (
-    st.builds(ToolEcho, st.text())
+    st.builds(ToolEcho, texts())
     | st.builds(ContextGet, context=names, core=st.none() | names)
-    | st.builds(LlmEmbed, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
-    | st.builds(LlmCount, st.lists(st.text(), min_size=1, max_size=3).map(tuple))
+    | st.builds(LlmEmbed, st.lists(texts(), min_size=1, max_size=3).map(tuple))
+    | st.builds(LlmCount, st.lists(texts(), min_size=1, max_size=3).map(tuple))
     | st.builds(ContextExpand, st.lists(messages, min_size=1, max_size=3).map(tuple), context=names)
 )
 syscalls = st.builds(
@@ -113,7 +121,7 @@ syscalls = st.builds(
     body=chats | later_chats | others,
     program=names,
     tenant=somebody,
-    token=st.text(max_size=256),
+    token=texts(max_size=256),
     nice=st.integers(-20, 19),
     deadline_s=st.floats(0.0, 86_400.0, exclude_min=True),
     version=st.just(1),
@@ -305,11 +313,11 @@ def test_what_is_no_syscall_at_all_is_refused(data: bytes) -> None:
 @given(
     st.binary(max_size=200)
     | st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        st.none() | st.booleans() | st.integers() | st.floats() | texts(),
         lambda inner: (
             st.lists(inner)
             | st.dictionaries(
-                st.sampled_from(["id", "agent", "body", "type", "version", "messages"]) | st.text(),
+                st.sampled_from(["id", "agent", "body", "type", "version", "messages"]) | texts(),
                 inner,
             )
         ),

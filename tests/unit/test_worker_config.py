@@ -114,6 +114,22 @@ def test_the_environments_core_is_the_default_where_no_core_of_the_file_is(tmp_p
     assert not config.core(None)[1].default
 
 
+@pytest.mark.parametrize("text", ["[cores.toy\n", '[cores.toy]\nkind = "gpt"\ndefault = true\n'])
+def test_who_runs_stays_the_default_or_not_while_the_file_does_not_tell(
+    tmp_path: Path, text: str
+) -> None:
+    config = WorkerConfig.from_environment({**REDIS, "AIOS_STATE_DIR": str(tmp_path)})
+    assert config.settings_now(None).default
+    (tmp_path / "cores.toml").write_text(text)
+    with pytest.raises(InvalidConfig):
+        config.settings_now(None)
+    if text.endswith("true\n"):
+        (tmp_path / "cores.toml").write_text(
+            text + '[cores.other]\nkind = "simulated"\ndefault = true\n'
+        )
+        assert not config.settings_now(None).default
+
+
 def test_another_module_has_no_cores(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["tool", "--core", "qwen"], REDIS)

@@ -16,7 +16,6 @@ from functools import partial
 from prometheus_client.core import Metric
 
 from aios_broker.config import environment
-from aios_broker.contract.cores import CoreSettings
 from aios_broker.contract.errors import InvalidConfig, KernelError, UnknownModule
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
@@ -73,7 +72,7 @@ async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | Non
         ]
         await stack.enter_async_context(watched(config.worker_lease_s))
         if (entry := loaded[modules[0]].entry) is not None:
-            read = partial(_settings_of, config, core)
+            read = partial(config.settings_now, core)
             following = followed(entry, config.cores_path, read, workers[0].show)
             await stack.enter_async_context(following)
         _obey_signals(workers)
@@ -83,10 +82,6 @@ async def serve(modules: Sequence[Module], config: WorkerConfig, core: str | Non
             logger.info("worker %s serves %s", worker_name(modules[0]), ", ".join(modules))
             await asyncio.gather(*(worker.run() for worker in workers))
     logger.info("worker %s left in good order", worker_name(modules[0]))
-
-
-def _settings_of(config: WorkerConfig, core: str | None) -> CoreSettings:
-    return config.core(core)[1]
 
 
 def _spec(module: Module, config: WorkerConfig) -> WorkerSpec:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.catalogue import catalogue_path, cores_source, read_catalogue
 from aios_broker.config import (
     KernelConfig,
@@ -37,6 +38,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_url: str
     state_dir: Path  # where `cores.toml` lies unless AIOS_CORES says where
     cores: Path | None = None
+    audit_dir: Path | None = None  # the audit log's key and newest line; None: in the state dir
     database_url: str | None = None  # None: snapshots that were spilled cannot be read back
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
     llm_core: Literal["llama", "simulated", "sglang"] = "llama"
@@ -117,13 +119,29 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if name is not None:
             return name, catalogue.one(name)
         name, core = self.environment_core()
-        is_default = not any(other.default for other in catalogue.cores.values())
-        return name, replace(core, default=is_default)
+        return name, replace(core, default=not catalogue.has_default)
+
+    def settings_now(self, name: str | None) -> Core:
+        """Return the settings of a core that runs, as the file has them now.
+
+        Raises:
+            InvalidConfig: That cannot be told: its entry is wrong, or, of the environment's core,
+                whether it is the default. It stays as it was.
+        """
+        catalogue = read_catalogue(self.cores_path)
+        if name is None and not catalogue.has_default:
+            catalogue.checked()
+        return self.core(name)[1]
 
     @property
     def cores_path(self) -> Path:
         """Where the file of cores lies, whether it is there or not."""
         return catalogue_path(self.state_dir, self.cores).absolute()
+
+    @property
+    def audit_folder(self) -> AuditFolder:
+        """Where the key of the audit log lies."""
+        return AuditFolder.of(self.state_dir, self.audit_dir)
 
     @property
     def source(self) -> str:

@@ -113,6 +113,7 @@ class Pending:
 
     __slots__ = (
         "_accepted",
+        "_asker",
         "_characters",
         "_ended",
         "_followers",
@@ -125,7 +126,6 @@ class Pending:
         "heard_at_s",
         "id",
         "module",
-        "owner",
         "reply",
         "state",
         "submissions",
@@ -144,7 +144,7 @@ class Pending:
     ) -> None:
         self.id = syscall_id
         self.syscall = syscall  # None: attached to by id, somebody else submitted it
-        self.owner = syscall.owner if syscall else owner  # None: an operator asks for it
+        self._asker = owner
         self.module: Module | None = syscall.module if syscall else None
         self.submitted_at_s = now_s
         self.heard_at_s = now_s  # when the kernel was last known to have it
@@ -165,6 +165,11 @@ class Pending:
         self._followers: tuple[Pending, ...] = ()
         self._characters: int | None = None if syscall is None else 0  # of the answer, so far
         self._thoughts = self._characters  # characters of the reasoning
+
+    @property
+    def owner(self) -> Owner | None:
+        """Whose it is, for all that this client knows; None: an operator asks for it."""
+        return self._asker if self.syscall is None else self.syscall.owner
 
     @property
     def accepted(self) -> asyncio.Future[None]:

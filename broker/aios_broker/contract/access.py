@@ -17,6 +17,7 @@ from aios_broker.contract.names import (
     Ttl,
     Verb,
 )
+from aios_broker.contract.tokens import shown_without_token
 
 # What a grant is on: an agent's whole memory (its block), one note of it, or a file or a directory
 # with all that is below it.
@@ -58,6 +59,10 @@ class AccessRegister(Request, frozen=True, tag="access.register"):
     ttl_s: Ttl | None = None  # of the token; None: it does not expire
     token_digest: TokenDigest = ""  # of the token that it is to have
     token: Annotated[str, Meta(max_length=256)] = ""  # the token; its client sends the digest
+
+    def __repr__(self) -> str:
+        """Return it without its token: it may come into a log."""
+        return shown_without_token(self)
 
 
 class AccessRevokeToken(Request, frozen=True, tag="access.revoke_token"):
@@ -317,7 +322,7 @@ class AuditEntry(Struct, frozen=True, omit_defaults=True):
     object: str
     outcome: str
     syscall_id: str
-    hash: str  # SHA-256, hex
+    hash: str  # HMAC-SHA256 with the key of the kernel, hex
     detail: dict[str, Any] = {}
 
 

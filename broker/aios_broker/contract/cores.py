@@ -70,6 +70,8 @@ class CoreSettings(_Settings, frozen=True, kw_only=True, tag_field="kind"):
     fallback: Annotated[Row[CoreName], Meta(max_length=16)] = ()  # who goes on where it fails
     price: Price | None = None
     limits: RateLimits = field(default_factory=RateLimits)
+    # Tenants reuse the contexts that others have had read, and their usage says how much that was.
+    share_kv: bool = False
 
 
 class LlamaSettings(CoreSettings, frozen=True, kw_only=True, tag="llama"):

@@ -9,6 +9,7 @@
     │   │   └── ContextTooLong           prompt and answer do not fit the core's context
     │   ├── UnsupportedVersion       written by another version of the contract
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
+    │   ├── AgentSuspended           an operator has suspended the agent, or its tenant
     │   ├── ForeignJob               a job that names code outside the closed table
     │   ├── QueueFull                wait `retry_after_s`, then send it again
     │   ├── QuotaExceeded            the agent or its tenant is at a limit of its own
@@ -149,6 +150,10 @@ class AccessDenied(Rejected):
     """The token is missing, wrong, or belongs to another agent."""
 
 
+class AgentSuspended(Rejected):
+    """An operator has suspended the agent or its tenant: its syscalls are refused and ended."""
+
+
 class ForeignJob(Rejected):
     """A job that names code outside the closed table; it was quarantined, nothing was imported."""
 
@@ -212,7 +217,7 @@ class Failed(KernelError):
 
 
 class ModuleError(Failed):
-    """The module raised; the message carries the cause's class and text."""
+    """The module raised; the message has the cause's class, the worker's log its text."""
 
 
 class CoreError(Failed):

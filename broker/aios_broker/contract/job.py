@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from aios_broker.contract.access import AccessRegister, TokenIssued
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall, KernelError, KeyConflict
+from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import (
@@ -78,7 +79,7 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
         raise _foreign("its data is nested deeper than any syscall")
     request = _request(plain)
     if not trusted:
-        request = _with_id(request, syscall_id_of(job_id))
+        request = _with_id(_once_each(request), syscall_id_of(job_id))
     syscall = decode_syscall(request, is_flat=True)
     if syscall.id != job_id and syscall.id != syscall_id_of(job_id):
         raise InvalidSyscall(
@@ -151,6 +152,17 @@ def _request(data: bytes) -> bytes:
     return bytes(arguments[0])
 
 
+def _once_each(request: bytes) -> bytes:
+    """Return a request that somebody else has written; one with a key twice is refused."""
+    try:
+        refuse_duplicate_keys(request)
+    except DuplicateKey as error:
+        raise InvalidSyscall(
+            f"the syscall is ambiguous: {error}", field=error.key, remedy="send each key once"
+        ) from error
+    return request
+
+
 def _with_id(request: bytes, syscall_id: str) -> bytes:
     try:
         fields = msgspec.json.decode(request, type=dict[str, msgspec.Raw])
@@ -189,7 +201,8 @@ def conflict_of(first: Syscall, again: Syscall) -> KeyConflict | None:
         return None
     if first.kind != again.kind:
         return _conflict(again, f"a syscall of kind {first.kind}")
-    first, again = check_syscall(first), check_syscall(again)  # lists and tuples are the same
+    # As they are queued: lists and tuples are the same.
+    first, again = check_syscall(without_tokens(first)), check_syscall(without_tokens(again))
     for name in first.__struct_fields__:
         if name not in _PASSING and getattr(first, name) != getattr(again, name):
             where = _where(name, first, again)

@@ -10,6 +10,7 @@ import re
 import unicodedata
 
 from aios_broker.contract.errors import InvalidPath
+from aios_broker.contract.printable import INVISIBLE
 from aios_broker.contract.storage import MAX_NAME_BYTES, MAX_PATH_CHARACTERS
 
 ROOT = "/"
@@ -82,6 +83,8 @@ def _check_character(character: str, field: str) -> None:
         return  # printable ASCII
     code = ord(character)
     what = _REFUSED_CATEGORIES.get(unicodedata.category(character))
+    if INVISIBLE.match(character):
+        what = "an invisible character"
     if what is None and _reads_as_separator(character):
         what = "a character that reads as a separator or a dot"
     if what is None and (code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF):

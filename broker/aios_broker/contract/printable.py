@@ -4,10 +4,18 @@ A terminal obeys control characters, and bidirectional and invisible ones let a 
 another: both are shown as escapes (`\x1b`, `\u202e`) and do nothing.
 """
 
+import re
 import unicodedata
 from functools import lru_cache
 
-_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")  # letters by name, drawn as nothing
+# Drawn as nothing, and neither controls nor format characters: fillers, joiners and selectors of
+# scripts, selectors of variants (in which whole texts are smuggled), what Unicode has set aside.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+# One selector behind a sign that has a picture of its own: it says no more than which of the two.
+_PICTURE = re.compile("(?<=[\u2190-\u21ff\u2300-\u23ff\u2600-\u27bf\U0001f300-\U0001f64f])(\ufe0f)")
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -18,7 +26,9 @@ def printable(text: str, *, one_line: bool = False) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    shown = "".join(map(_shown, text))
+    parts = _PICTURE.split(text)
+    parts[::2] = ["".join(map(_shown, part)) for part in parts[::2]]
+    shown = "".join(parts)
     return shown.replace("\n", "\\n").replace("\t", "\\t") if one_line else shown
 
 
@@ -26,7 +36,7 @@ def printable(text: str, *, one_line: bool = False) -> str:
 def _shown(character: str) -> str:
     if character in "\n\t" or unicodedata.category(character) == "Zs":
         return character
-    if character.isprintable() and character not in _BLANK_LETTERS:
+    if character.isprintable() and not INVISIBLE.match(character):
         return character
     code = ord(character)
     if code < 0x100:

@@ -56,7 +56,10 @@ class Alternative(Struct, frozen=True, array_like=True):
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """A generated token, and the most probable ones at its place, best first."""
+    """A generated token, and the most probable ones at its place, best first.
+
+    An endpoint of the OpenAI API says what it likes of probabilities, and no ids: they are -1.
+    """
 
     id: int
     logprob: float

@@ -23,7 +23,8 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
-from aios_broker.contract.llm import LlmBody
+from aios_broker.contract.json_text import NUL, has_nul
+from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import (
     MAX_TEXT_BYTES,
@@ -37,6 +38,7 @@ from aios_broker.contract.names import (
     Text,
 )
 from aios_broker.contract.storage import StorageBody, StorageOperate
+from aios_broker.contract.tokens import shown_without_token
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
 NeedKind = Literal["core", "tool", "program", "lock", "model"]
@@ -174,6 +176,10 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     version: int = CONTRACT_VERSION
 
+    def __repr__(self) -> str:
+        """Return it without its token: it may come into a log."""
+        return shown_without_token(self)
+
     @property
     def owner(self) -> Owner:
         """Whose it is."""
@@ -199,6 +205,12 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
         if isinstance(body, ToolEcho) or not isinstance(body, LlmBody):
             return ""
         return body.core or ""
+
+    @property
+    def width(self) -> int:
+        """How many places of a core it takes at a time: its answers, each with its beams."""
+        body = self.body
+        return body.n * (body.beam_width or 1) if isinstance(body, LlmChat) else 1
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -251,8 +263,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
     """Return the JSON of a syscall.
 
     Raises:
-        InvalidSyscall: over the size limit, nested too deeply, or it holds what JSON cannot: an
-            object of another type, half of a surrogate pair.
+        InvalidSyscall: over the size limit, nested too deeply, with a NUL character, or it holds
+            what JSON cannot: an object of another type, half of a surrogate pair.
     """
     try:
         data = _encoder.encode(syscall)
@@ -272,6 +284,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
         )
     if is_nested_deeper(data, MAX_LEVELS):
         raise _too_deep(syscall.id)
+    if has_nul(data):
+        refuse_nul(msgspec.json.decode(data), syscall.id)
     return data
 
 
@@ -284,18 +298,51 @@ def _too_deep(syscall_id: str | None = None) -> InvalidSyscall:
     )
 
 
+def refuse_nul(value: object, syscall_id: str | None = None) -> None:
+    """Return when no text of a JSON value has a NUL character.
+
+    Raises:
+        InvalidSyscall: one has; `field` is its path.
+    """
+    field = _field_with_nul(value)
+    if field is not None:
+        raise InvalidSyscall(
+            "a text of it has a NUL character, which no text may have",
+            field=field or "syscall",
+            remedy="leave it out; send bytes to storage in base64",
+            syscall_id=syscall_id,
+        )
+
+
+def _field_with_nul(value: object, path: str = "") -> str | None:
+    """Return the path of the first text with a NUL in a JSON value; None: there is none."""
+    if isinstance(value, str):
+        return path if NUL in value else None
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        if any(NUL in key for key in value):
+            return path
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    found = (_field_with_nul(part, f"{path}.{name}".removeprefix(".")) for name, part in parts)
+    return next((each for each in found if each is not None), None)
+
+
 def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
     """Read and validate a syscall. `is_flat`: that it is not nested too deeply is known.
 
     Raises:
         UnsupportedVersion: `version` is not ours.
         UnknownModule: the body's tag is of no module, or of one that is not built.
-        InvalidSyscall: anything else (nested more than MAX_LEVELS deep, too); `field` is the path
-            of what is wrong.
+        InvalidSyscall: anything else (a NUL character, more than MAX_LEVELS levels); `field` is the
+            path of what is wrong.
     """
     if not is_flat and is_nested_deeper(data, MAX_LEVELS):
         raise _too_deep()
     try:
+        if has_nul(data):
+            refuse_nul(msgspec.json.decode(data))
         syscall = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explain(data, error) from error

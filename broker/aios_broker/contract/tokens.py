@@ -7,6 +7,8 @@ agent; whoever registers an agent makes the token, and sends its digest.
 import hashlib
 import secrets
 
+from msgspec import Struct
+
 TOKEN_BYTES = 32  # of randomness
 PREFIX = "aios_"  # lets secret scanners and people recognise one
 
@@ -19,3 +21,10 @@ def new_token() -> str:
 def digest(token: str) -> str:
     """Return what the kernel keeps of a token: BLAKE2b-256 in hex."""
     return hashlib.blake2b(token.encode(errors="surrogatepass"), digest_size=32).hexdigest()
+
+
+def shown_without_token(asked: Struct) -> str:
+    """Return what `repr` says of what has a field `token`."""
+    fields = (name for name in asked.__struct_fields__ if name != "token")
+    shown = ", ".join(f"{name}={getattr(asked, name)!r}" for name in fields)
+    return f"{type(asked).__name__}({shown})"

@@ -8,6 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from aios_broker.contract.errors import DatabaseUnavailable, InvalidConfig
+from aios_broker.contract.limits import limit_met
 from aios_broker.contract.urls import without_password
 
 CONNECT_TIMEOUT_S = 5
@@ -20,6 +21,7 @@ SESSION_LIMITS = (
     f"SET lock_timeout = '{LOCK_TIMEOUT_S}s'; SET statement_timeout = '{STATEMENT_TIMEOUT_S}s'"
 )
 _DRIVER = "+psycopg"
+LIMIT_MET = "AI001"  # raised by migrations/schema/limits.sql
 
 
 def check_database_url(url: str) -> str:
@@ -122,6 +124,11 @@ def database_errors(url: str) -> Iterator[None]:
             remedy="start it, or correct the URL",
             retry_after_s=1.0,
         ) from error
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != LIMIT_MET:
+            raise
+        kind, _, most = (error.diag.message_primary or "").partition(" ")
+        raise limit_met(kind, error.diag.message_detail or "", int(most)) from error
 
 
 def _bad_url(url: str, why: str) -> InvalidConfig:

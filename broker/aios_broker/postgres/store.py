@@ -65,6 +65,12 @@ class AgentRow:
         return Holder(self.tenant, self.name)
 
 
+class KernelConnection(psycopg.AsyncConnection[Any]):
+    """A connection of a store; with what the audit log's lines are hashed with."""
+
+    audit_key: bytes | None = None
+
+
 class Store:
     """A pool of connections to Postgres, opened when first used."""
 
@@ -74,17 +80,21 @@ class Store:
         *,
         name: str = "aios",
         limit_s: float = SERVICE_TIMEOUT_S,
+        audit_key: bytes | None = None,
     ) -> None:
+        """`audit_key`: None where no line of the audit log is to be written."""
         self.url = url
         self.places = Places(SHARES)
         self._limit_s = limit_s  # of a whole transaction, the wait for a connection included
-        self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
+        self._audit_key = audit_key
+        self._pool = AsyncConnectionPool(
             check_database_url(url),
+            connection_class=KernelConnection,
             min_size=0,
             max_size=POOL_SIZE,
             open=False,
             timeout=limit_s,
-            configure=_configure,
+            configure=self._configure,
             check=AsyncConnectionPool.check_connection,
             kwargs={
                 "autocommit": True,
@@ -173,6 +183,10 @@ class Store:
             self._is_open = False
             await self._pool.close()
 
+    async def _configure(self, connection: KernelConnection) -> None:
+        connection.audit_key = self._audit_key
+        await connection.execute(SESSION_LIMITS)
+
     async def _find(self, name: str, tenant: str, cursor: Cursor) -> AgentRow | None:
         await cursor.execute(_FIND, (tenant, name))
         found = await cursor.fetchone()
@@ -224,7 +238,3 @@ async def only_row(cursor: Cursor) -> Any:  # noqa: ANN401  a row of whatever wa
     row = await cursor.fetchone()
     assert row is not None
     return row
-
-
-async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    await connection.execute(SESSION_LIMITS)

@@ -14,6 +14,7 @@ from aios_broker.contract.errors import Cancelled, ContextChanged, InvalidSyscal
 from aios_broker.contract.llm import Message
 from aios_broker.contract.syscall import MAX_DEADLINE_S, name_digest
 from aios_broker.queues.functions import Steps
+from aios_broker.queues.quota import Subject, contexts_refused
 from aios_broker.queues.rows import ContextChangeRow, ContextRow
 from aios_broker.redis.connection import Answer, Argument
 
@@ -94,6 +95,7 @@ class Contexts(Steps):
         Raises:
             Cancelled: that attempt does not count any more; nothing changed.
             InvalidSyscall: it would hold more than MAX_MESSAGES or MAX_BYTES; nothing changed.
+            QuotaExceeded: its agent has no room for it; nothing changed.
         """
         change = _change_row(owner, how, attempt)
         return await self._write(owner, syscall_id, change, messages)
@@ -136,6 +138,9 @@ class Contexts(Steps):
                     field="body.messages",
                     remedy="summarise or clear it first (context.summarise, context.clear)",
                 )
+            case [b"limit", limit, subject, used, most]:
+                who = Subject.parse(subject.decode())
+                raise contexts_refused(who, limit.decode(), used, most)
             case [b"lost"]:
                 raise Cancelled("this attempt does not count any more: its lease is gone")
             case _:

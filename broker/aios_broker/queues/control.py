@@ -11,6 +11,7 @@ from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.syscall import MODULES, State, known_needs
 from aios_broker.queues.functions import Steps
 from aios_broker.queues.order import ROUTED
+from aios_broker.queues.quota import Subject, suspended
 from aios_broker.queues.records import (
     CoreView,
     JobView,
@@ -29,6 +30,7 @@ Outcome = Literal["done", "unknown", "ended"]
 Unparked = Literal["done", "elsewhere", "unknown", "ended"]
 
 AT_ONCE = 64  # jobs of one step: about 3 ms of Redis' time
+SEEN_AT_ONCE = 500  # live jobs that are looked at in one step: about 1 ms
 
 
 class Control(Steps):
@@ -66,6 +68,40 @@ class Control(Steps):
             msgspec.convert(outcome, Unparked)
             for outcome in await self._words(module, "unpark", job_ids)
         ]
+
+    async def stop(self, subject: Subject, *, who: str) -> int:
+        """Suspend an agent or a tenant: its syscalls are refused from now on, those alive end.
+
+        Whoever waits for them hears it at once. Returns how many were ended.
+        """
+        await self._call("stop", MODULES[0], [str(subject), who])
+        ended = 0
+        for module in MODULES:
+            ids = await self._owned(subject, module)
+            ended += (await self.cancel(ids, suspended(subject), module=module)).count("done")
+        return ended
+
+    async def go_on(self, subject: Subject) -> bool:
+        """Let an agent or a tenant go on; return whether it was suspended."""
+        return bool(await self._call("stop", MODULES[0], [str(subject), ""]))
+
+    async def stopped(self) -> dict[Subject, str]:
+        """Return who is suspended, and by whom."""
+        flat = await self._execute("HGETALL", self.keys.own("stopped"))
+        return {
+            Subject.parse(name.decode()): who.decode()
+            for name, who in zip(flat[::2], flat[1::2], strict=True)
+        }
+
+    async def _owned(self, subject: Subject, module: Module) -> list[str]:
+        """Return the jobs of an agent or a tenant that have not ended."""
+        found: list[str] = []
+        cursor: str | None = None
+        while cursor != "0":
+            answer = await self._call("owned", module, [str(subject), cursor or "0", SEEN_AT_ONCE])
+            cursor, *ids = (each.decode() for each in answer)
+            found += ids
+        return found
 
     async def live(self, job_ids: Sequence[str], *, module: Module) -> list[bool]:
         """Tell which jobs have not ended."""

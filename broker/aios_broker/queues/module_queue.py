@@ -18,6 +18,7 @@ import msgspec
 
 from aios_broker.contract.errors import (
     AccessDenied,
+    AgentSuspended,
     KernelError,
     QueueFull,
     QuotaExceeded,
@@ -85,7 +86,7 @@ class Differs:
     data: bytes  # what it was published with
 
 
-Refusal = QueueFull | QuotaExceeded | UnknownCore | AccessDenied | Differs
+Refusal = QueueFull | QuotaExceeded | UnknownCore | AccessDenied | AgentSuspended | Differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,8 @@ class ModuleQueue(ModuleSteps):
                     remedy="send it again later",
                     retry_after_s=1.0,
                 )
-            case [b"quota", *refusal]:
-                return refused(refusal)
+            case [b"quota" | b"nice" | b"unread" | b"stopped" as what, *refusal]:
+                return refused(what, refusal)
             case [b"core", name, *cores]:
                 return unknown_core(name.decode(), cores)
             case [b"unserved", name, core, silent_ms]:

@@ -142,6 +142,41 @@ class Order(ModuleSteps):
             _texts(between[0]),
         )
 
+    async def turns(
+        self, count: int, least_ms: int
+    ) -> tuple[int, tuple[str, ...], tuple[str, ...]] | None:
+        """Return how many wait, and the ids of the first and the last `count`.
+
+        None: nobody waits for anybody: all that is live is of one program, or the first one has
+        waited for less than `least_ms`.
+        """
+        answer = await self._call("turns", [count, least_ms])
+        return (answer[0], _texts(answer[1]), _texts(answer[2])) if answer else None
+
+    async def before_tail(self, offset: int, count: int) -> list[str]:
+        """Return up to `count` ids, in the queue's order: those before the last `offset`."""
+        key = self.keys.queue(self.queue)
+        ids = await self._execute("LRANGE", key, -offset - count, -offset - 1)
+        return [job_id.decode() for job_id in ids]
+
+    async def owners(self, job_ids: Sequence[str]) -> list[JobMetadata | None]:
+        """Return whose jobs these are; None for one that is gone."""
+        rows = await self._call("owners", job_ids)
+        return [None if row == 0 else read_metadata(row) for row in rows]
+
+    async def put_first(
+        self, epoch: int, job_ids: Sequence[str], *, ends: int, middle: int
+    ) -> bool:
+        """Put ids at the head in this order, without a score; the arguments are `reorder`'s.
+
+        Returns:
+            False: the epoch is over, another scheduler leads, nothing was changed.
+        """
+        arguments: list[Argument] = [epoch, ends, ends, middle, len(job_ids), 0]
+        for job_id in job_ids:
+            arguments += (job_id, "")
+        return bool(await self._call("reorder", arguments))
+
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
         ids = await self._execute("LRANGE", self.keys.queue(self.queue), start, start + count - 1)

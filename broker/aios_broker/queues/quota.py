@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, get_args
 
-from aios_broker.contract.errors import KernelError, QuotaExceeded
+from aios_broker.contract.errors import (
+    AccessDenied,
+    AgentSuspended,
+    KernelError,
+    QuotaExceeded,
+)
 from aios_broker.contract.money import shown
 from aios_broker.contract.names import Module
 from aios_broker.queues.functions import Steps
@@ -22,6 +27,10 @@ LimitName = Literal[
     "slot_seconds_per_minute",
     "budget_per_day",
     "budget_per_month",
+    "min_nice",
+    "max_contexts",
+    "max_context_bytes",
+    "max_unread",
 ]
 LIMIT_NAMES: tuple[LimitName, ...] = get_args(LimitName)
 ANYBODY = "*"  # in place of a name: the limits of all that have none of their own
@@ -129,6 +138,10 @@ class QuotaRow:
     slot_seconds_per_minute: float | None = None
     budget_per_day: Budget | None = None
     budget_per_month: Budget | None = None
+    min_nice: int | None = None  # the least nice value; None, and no other of theirs: 0
+    max_contexts: int | None = None  # stored ones of an agent; None: 1,000
+    max_context_bytes: int | None = None  # of all of them; None: 256 MiB
+    max_unread: int | None = None  # replies that a client of its leaves unread; None: 10,000
 
     def packed(self) -> str:
         """Return the limits as Redis keeps them."""
@@ -223,7 +236,22 @@ class Quotas(Steps):
         return UsageView(module, {subject: read_use(packed) for subject, packed in pairs})
 
 
-def refused(answer: Sequence[Answer]) -> QuotaExceeded:
+def refused(what: bytes, answer: Sequence[Answer]) -> QuotaExceeded | AccessDenied | AgentSuspended:
+    """Return the error of a submit that its agent's limits, or its operator, refuse.
+
+    Args:
+        what: The first word of submit's answer, see `lua/client/submit.lua`.
+        answer: What follows it.
+    """
+    if what == b"quota":
+        return _over_quota(answer)
+    who = Subject.parse(answer[0].decode())
+    if what == b"nice":
+        return nice_refused(who, answer[1], answer[2])
+    return unread_refused(who, answer[1], answer[2]) if what == b"unread" else suspended(who)
+
+
+def _over_quota(answer: Sequence[Answer]) -> QuotaExceeded:
     """Return the error for a refusal of submit: [limit, subject, used, most, wait_ms, currency]."""
     barrier = read_barrier(answer)
     who, most = barrier.subject.words, barrier.most
@@ -242,6 +270,48 @@ def refused(answer: Sequence[Answer]) -> QuotaExceeded:
         field=f"quota.{barrier.limit}",
         retry_after_s=RETRY_AFTER_S,
         remedy="wait for some of them, then send it again; `aios quota` shows and sets quotas",
+    )
+
+
+def nice_refused(who: Subject, nice: int, least: int) -> AccessDenied:
+    """Return the error of a syscall that would go before others by more than it may."""
+    return AccessDenied(
+        f"{who.words} may not ask for nice {nice}, the least it may is {least}",
+        field="nice",
+        remedy="leave it out; an operator gives the right: `aios quota set "
+        f"{who.agent} --tenant {who.tenant} --min-nice {nice}`",
+    )
+
+
+def unread_refused(who: Subject, replies: int, most: int) -> QuotaExceeded:
+    """Return the error of a client that goes on sending and does not read what it is answered."""
+    return QuotaExceeded(
+        f"{replies} replies to this client of {who.words} are not read, it may leave {most}",
+        field="quota.max_unread",
+        retry_after_s=RETRY_AFTER_S,
+        remedy="read replies while you send, or have the operator raise it (`aios quota set`)",
+    )
+
+
+def contexts_refused(who: Subject, limit: str, used: int, most: int) -> QuotaExceeded:
+    """Return the error of a context that its agent has no room for."""
+    what = "bytes of stored contexts" if limit == "max_context_bytes" else "stored contexts"
+    return QuotaExceeded(
+        f"{who.words} would have {used} {what}, it may have {most}",
+        field=f"quota.{limit}",
+        remedy="clear some (context.clear), or have the operator raise it (`aios quota set`)",
+    )
+
+
+def suspended(who: Subject) -> AgentSuspended:
+    """Return the error of whatever a suspended agent, or an agent of a suspended tenant, asks."""
+    named = (
+        f"{who.agent} --tenant {who.tenant}" if who.scope == "agent" else f"--tenant {who.tenant}"
+    )
+    return AgentSuspended(
+        f"an operator has suspended {who.words}",
+        field=who.scope,
+        remedy=f"an operator lets it go on: `aios agents resume {named}`",
     )
 
 
@@ -267,7 +337,7 @@ def _packed(value: float | Budget | None) -> str:
 
 def _row(subject: bytes, packed: bytes) -> QuotaRow:
     texts = [None if text == _NONE else text for text in packed.decode().split()]
-    queued, running, tokens, slot_s, day, month = [*texts, *[None] * len(LIMIT_NAMES)][
+    queued, running, tokens, slot_s, day, month, *others = [*texts, *[None] * len(LIMIT_NAMES)][
         : len(LIMIT_NAMES)
     ]
     return QuotaRow(
@@ -278,6 +348,7 @@ def _row(subject: bytes, packed: bytes) -> QuotaRow:
         None if slot_s is None else float(slot_s),
         None if day is None else Budget.parse(day),
         None if month is None else Budget.parse(month),
+        *map(_whole, others),
     )
 
 

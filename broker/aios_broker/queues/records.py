@@ -36,6 +36,7 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     program: str = "main"
     tenant: str = "default"
     nice: int = 0
+    width: int = 1  # places of a core that it takes at a time: answers, times beams
 
     @property
     def owner(self) -> Owner:
@@ -54,7 +55,14 @@ def who(owner: Owner | None) -> str:
 
 def metadata_of(syscall: Syscall) -> JobMetadata:
     """Return what is kept of a syscall beside its job."""
-    return JobMetadata(syscall.agent, syscall.kind, syscall.program, syscall.tenant, syscall.nice)
+    return JobMetadata(
+        syscall.agent,
+        syscall.kind,
+        syscall.program,
+        syscall.tenant,
+        syscall.nice,
+        syscall.width,
+    )
 
 
 def read_metadata(data: bytes) -> JobMetadata:

@@ -25,6 +25,7 @@ from aios_broker.queues.watch import NOTHING, Notes
 from aios_broker.scheduler.policy import Policy, policy_named
 from aios_broker.scheduler.ranking import LeadershipLost, Ranker, Rescoring
 from aios_broker.scheduler.sweep import METADATA_AT_ONCE, Sweep
+from aios_broker.scheduler.turns import TurnOrder
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class _List:
     swept_policy: str = ""  # the one whose order it was brought into, or is being
     swept_s: float = 0.0  # what the sweep under way took so far
     sweep: Sweep | None = None
+    turns: TurnOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Know of nobody's turns."""
+        self.turns = TurnOrder(self.order)
 
     def sweep_due(self, ranker: Ranker, *, rescores: bool) -> Sweep | None:
         """Return the sweep under way, or a new one where one is due."""
@@ -137,6 +143,8 @@ class ModuleOrder:
         async with self._turn:
             await self._follow_policy()
             first = self._lists[0]
+            if self._policy.needs.turns:
+                return await self._take_turns(epoch)
             if first.swept_policy != self._policy.name or not self._policy.reorders:
                 return False
             if not self._has_own_scores():
@@ -146,6 +154,14 @@ class ModuleOrder:
                 if each.swept_policy == self._policy.name:
                     moved = await self._rank_ends(each.order, epoch, now_ms) or moved
             return moved
+
+    async def _take_turns(self, epoch: int) -> bool:
+        """Let owners take turns in each queue that stands in the policy's own order."""
+        name, waits = self._policy.name, False
+        for each in self._lists:
+            if each.swept_policy == name and each.sweep is None:
+                waits = await each.turns.step(epoch) or waits
+        return waits
 
     def _has_own_scores(self) -> bool:
         """Tell whether the scores in Redis are those of the policy that is followed."""
@@ -226,6 +242,8 @@ class ModuleOrder:
     def _follow(self, policy: Policy) -> None:
         """Rank by this policy from now on."""
         self._policy = policy
+        for each in self._lists:
+            each.turns.forget()
         self._ranker = Ranker(self._order, policy)
         scope = policy.needs.watched
         self._rescoring = (

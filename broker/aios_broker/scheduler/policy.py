@@ -38,6 +38,9 @@ class Needs:
     accounts: tuple[Scope, ...] = ()
     running: bool = False  # the jobs that run: some 1 ms of Redis' time each time jobs are ranked
     cores: bool = False  # who serves; as of a second ago at most
+    # Whose turn it is: tenants take turns, in each its agents, programs, jobs (turns.py). Then the
+    # head of the queue is kept in that order, and scores say only where the policy begins.
+    turns: bool = False
 
     @property
     def watched(self) -> Scope | None:
@@ -158,9 +161,10 @@ def _aged_ms(waiting: Waiting, now_ms: int) -> int:
 _KNOWN: tuple[Policy, ...] = (
     # First come, first served, to the end: never interrupted.
     JobPolicy("fifo", "none", reorders=False, score=_submitted_ms),
-    # Everybody in turn: a slice each, then back to the tail, if somebody waits. Nobody runs twice
-    # before everybody who waited has run once.
-    JobPolicy("rr", "waiting", reorders=False, score=_ready_ms),
+    # Everybody in turn: a slice each, then back to the tail, if somebody waits. No tenant has two
+    # turns before every tenant that waited has had one; so with its agents, their programs, and
+    # the jobs of these.
+    JobPolicy("rr", "waiting", reorders=False, score=_ready_ms, needs=Needs(turns=True)),
     # The lowest nice value first, and a second of waiting weighs as much as a nice level.
     JobPolicy("priority", "score", reorders=True, score=_aged_ms),
 )

@@ -37,7 +37,8 @@ ANSWER_TIMEOUT_S = 2
 STATUS_LINE = 7  # of postmaster.pid, counted from 0; see src/include/utils/pidfile.h
 INIT_TIMEOUT_S = 120.0
 PORT = 5432  # only part of the socket's name; said in each URL, since PGPORT may say another
-USER = "postgres"
+SUPERUSER = "postgres"  # of the server's own making; no process of the kernel logs in as it
+USER = "aios"  # owns the database, may make the roles of agents, and nothing beyond it
 DATABASE = "aios"
 # Nothing of the user's environment: PGDATA, PGPORT and their like would change the server.
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/bin:/bin"}
@@ -98,9 +99,9 @@ class PostgresServer:
         """Return the address that SQLAlchemy reads, for its psycopg driver."""
         return self.libpq_url(database).replace("postgresql://", "postgresql+psycopg://", 1)
 
-    def libpq_url(self, database: str = DATABASE) -> str:
+    def libpq_url(self, database: str = DATABASE, user: str = USER) -> str:
         """Return the address that psql and psycopg read."""
-        return f"postgresql://{USER}@/{database}?host={self.socket_dir}&port={PORT}"
+        return f"postgresql://{user}@/{database}?host={self.socket_dir}&port={PORT}"
 
     def service(self) -> Service:
         """Return how to run it."""
@@ -142,14 +143,16 @@ class PostgresServer:
         else:
             building.mkdir(mode=OWNER_ONLY)
         self._run(
-            *(self.install.program("initdb"), "-D", str(building), "-U", USER, "--auth=trust"),
+            *(self.install.program("initdb"), "-D", str(building), "-U", SUPERUSER, "--auth=trust"),
             # Postgres's own C.UTF-8: the same on every machine, whatever locales it has.
             *("--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
             *("--locale=C", *(() if self.durable else ("--no-sync",))),
         )
         self._run(
-            *(self.install.program("postgres"), "--single", "-D", str(building), "postgres"),
-            statements=f"CREATE DATABASE {DATABASE}\n",
+            *(self.install.program("postgres"), "--single", "-D", str(building), "template1"),
+            # A line each. The extension is one that only a superuser may make: all have it.
+            statements=f"CREATE EXTENSION vector\nCREATE ROLE {USER} LOGIN CREATEROLE\n"
+            f"CREATE DATABASE {DATABASE} OWNER {USER}\n",
         )
         building.rename(self.data_dir)
 

@@ -1,5 +1,6 @@
 """Valkey on a private unix socket, with an append-only file: what is acknowledged is kept."""
 
+import os
 import platform
 import shutil
 import signal
@@ -36,15 +37,22 @@ class RedisServer:
     socket_path: Path
     binary: Path
     port: int | None = None  # also on 127.0.0.1; then every user of this machine may connect
+    max_bytes: int = 0  # of its data; beyond it new work is refused as redis-full. 0: no limit
 
     @classmethod
-    def of(cls, state: StateDir, *, port: int | None = None) -> "RedisServer":
-        """Place the server in a state directory; port 0 means a free one."""
+    def of(
+        cls, state: StateDir, *, port: int | None = None, max_bytes: int | None = None
+    ) -> "RedisServer":
+        """Place the server in a state directory; port 0 means a free one.
+
+        `max_bytes`: None is half of the memory that this machine, or this container, has.
+        """
         if port == 0:
             port = free_port()
         data_dir = state.path / "redis"
         data_dir.mkdir(mode=OWNER_ONLY, exist_ok=True)
-        return cls(data_dir, state.socket_dir("redis") / "redis.sock", find_valkey(), port)
+        most = memory_bytes() // 2 if max_bytes is None else max_bytes
+        return cls(data_dir, state.socket_dir("redis") / "redis.sock", find_valkey(), port, most)
 
     @property
     def url(self) -> str:
@@ -84,6 +92,8 @@ class RedisServer:
             *("--port", str(self.port or 0), "--bind", "127.0.0.1"),  # port 0: none
             *("--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
             *("--dir", str(self.data_dir)),
+            # Nothing that was acknowledged is dropped for want of room: it says no to new work.
+            *("--maxmemory", str(self.max_bytes), "--maxmemory-policy", "noeviction"),
             # Nothing acknowledged more than a second before a crash is lost; no snapshots beside.
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             # A job's hash stays one compact block, fields of 1 KiB included.
@@ -92,6 +102,16 @@ class RedisServer:
             *("--stream-node-max-bytes", "256"),
             *("--loglevel", "warning", "--daemonize", "no"),
         ]
+
+
+def memory_bytes() -> int:
+    """Return how much memory this machine has, or lets this container have."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:  # no container, or an older kernel
+        return installed
+    return min(installed, int(limit)) if limit.isdigit() else installed
 
 
 def free_port() -> int:

@@ -78,7 +78,9 @@ class EmbeddedKernel:
         self._log = log or KernelLog(self._state.log_dir / "kernel.log")
         self._redis = self._postgres = None
         if config.redis_url is None:
-            self._redis = RedisServer.of(self._state, port=config.redis_port)
+            self._redis = RedisServer.of(
+                self._state, port=config.redis_port, max_bytes=config.redis_max_bytes
+            )
         else:
             parse_url(config.redis_url)
         if config.database_url is None:

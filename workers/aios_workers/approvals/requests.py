@@ -25,7 +25,7 @@ from aios_broker.contract.errors import (
     NotFound,
     VersionConflict,
 )
-from aios_broker.contract.syscall import Body
+from aios_broker.contract.syscall import Body, refuse_nul
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.deciders import Decider, check_decider
 from aios_workers.approvals.edits import check_editor, check_narrower
@@ -152,8 +152,10 @@ def body_from(kind: str, arguments: dict[str, Any]) -> Body:
     """Return the body of a kind with these arguments.
 
     Raises:
-        InvalidSyscall: they are none of that kind; `field` names the first that is wrong.
+        InvalidSyscall: they are none of that kind, or have a NUL; `field` names the first that is
+            wrong.
     """
+    refuse_nul(arguments)
     try:
         body: Body = msgspec.convert({**arguments, "type": kind}, Body)
     except msgspec.ValidationError as error:

@@ -66,7 +66,7 @@ _ASK = """
     VALUES (%(id)s, %(tenant)s, %(agent)s, %(job)s, %(module)s, %(kind)s, %(operation)s,
             %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(diff)s, 'waiting',
             now() + %(ttl)s * interval '1 second')
-    ON CONFLICT (job_id, asked_sha256) DO UPDATE SET resumed_at = NULL
+    ON CONFLICT (job_id, agent_id, asked_sha256) DO UPDATE SET resumed_at = NULL
      WHERE approval.agent_id = excluded.agent_id
        AND approval.state IN ('approved', 'denied', 'expired')
     RETURNING xmax = 0 AS is_new

@@ -64,6 +64,8 @@ class Reasoning:
 def reasoning_of(core: Core, body: LlmChat, prompt_ids: Sequence[int]) -> Reasoning | None:
     """Return what may come before an answer; None: its model does not think, or must not here."""
     tags = core.info.capabilities.reasoning
+    if core.info.capabilities.text_ids:  # its endpoint tells them apart, whatever the answer is
+        return None if tags is None else Reasoning(tags, opened=False)
     if tags is None or begins_at_once(body):
         return None
     end = core.decode(prompt_ids[-PROMPT_END_TOKENS:]).decode("utf-8", "replace")
@@ -81,7 +83,7 @@ _MAY_SAY = ("auto", "none")
 def closed(core: Core, body: LlmChat, prompt_ids: Sequence[int]) -> tuple[int, ...]:
     """Return a prompt in which no reasoning is open where the answer has to begin at once."""
     tags = core.info.capabilities.reasoning
-    if tags is None or not begins_at_once(body):
+    if tags is None or core.info.capabilities.text_ids or not begins_at_once(body):
         return tuple(prompt_ids)
     end = core.decode(prompt_ids[-PROMPT_END_TOKENS:]).decode("utf-8", "replace")
     return (*prompt_ids, *(tags.closing_ids if is_open(end, tags) else ()))
@@ -164,9 +166,7 @@ def constraint_of_chat(
         tags = reasoning.tags if reasoning is not None else None
         found = constraint_of(toolbox, tags, opened=reasoning is not None and reasoning.opened)
         is_held = (
-            found.kind != "grammar"
-            or found.calls is not None
-            or "grammar" in info.capabilities.forms
+            found.kind != "grammar" or bool(found.calls) or "grammar" in info.capabilities.forms
         )
         return found if is_held else None
     return _constraint_of_format(body.format) if body.format is not None else None
@@ -239,6 +239,7 @@ class Answer:
     scores: tuple[TokenScore, ...] = ()
     rank: float | None = None  # of a beam
     reasoning: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()  # instead of scores, where ids are no tokens
 
 
 def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
@@ -251,12 +252,14 @@ def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
             plan.toolbox.forced or reason == "stop" or _is_whole(answer.text, plan.toolbox)
         ):
             reason = "tool_calls"
-    wants_logprobs = plan.body.logprobs is not None
+    logprobs = answer.logprobs
+    if plan.body.logprobs is not None and not core.info.capabilities.text_ids:
+        logprobs = _shown(answer.ids, answer.scores, core.decode)
     return Choice(
         text=text,
         finish_reason=reason,
         output_ids=answer.ids if plan.body.return_ids else (),
-        logprobs=_shown(answer.ids, answer.scores, core.decode) if wants_logprobs else (),
+        logprobs=logprobs,
         tool_calls=calls,
         score=answer.rank,
         reasoning=answer.reasoning,
@@ -325,6 +328,11 @@ class AnswerText:
     def text(self) -> str:
         """The whole answer so far."""
         return "".join((*self._taken, *self._ready, self._tail))
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether it is in the middle of its reasoning."""
+        return self._reader is not None and self._reader.is_open
 
     @property
     def reasoning(self) -> str:

@@ -210,6 +210,7 @@ class Summariser:
             prompt_ids=prompt,
             max_tokens=max_tokens,
             sampling=Sampling(),
+            kv_owner=run.kv_owner,
         )
         ids: list[int] = []
         ended = False

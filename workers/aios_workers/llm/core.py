@@ -10,6 +10,7 @@ result depends on. Text, stop strings, slices and snapshots are the handler's.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -34,9 +35,11 @@ from aios_broker.contract.llm import (
     given_fields,
 )
 from aios_broker.contract.money import Billed
+from aios_broker.contract.reply import TokenLogprob
 from aios_broker.queues.rate_limits import Permit
 from aios_workers.llm.chat.calls import CallFormat
 from aios_workers.llm.chat.reasoning import ReasoningTags
+from aios_workers.llm.chat.tags import CallTag
 
 T = TypeVar("T")
 
@@ -89,6 +92,8 @@ class Capabilities:
         if request.constraint is not None and not self.constraints_preemptible:
             return False
         if request.tool_choice is not None and self.native_calls:
+            return False
+        if request.logprobs is not None and self.text_ids:  # no snapshot keeps those of texts
             return False
         return self.lost_by_suspension.isdisjoint(given_fields(request.sampling))
 
@@ -151,9 +156,10 @@ class Constraint:
 
     kind: Literal["json", "regex", "grammar"]
     source: str  # a JSON schema as text, a regular expression, or a grammar in Lark's notation
-    # The schema of one call, as text, where the grammar is that of a message that may call tools:
-    # for servers that have a notation of their own for it.
-    calls: str | None = None
+    # Where the grammar is that of a message that may call tools: its calls, and what begins one.
+    # For servers that have a notation of their own for it.
+    calls: tuple[CallTag, ...] = ()
+    trigger: str = ""  # nothing: an answer that begins with a brace is a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +177,15 @@ class GenerationRequest:
     images: Sequence[Image] = ()  # those of the prompt, in order
     tool_choice: str | None = None  # None: nothing may be called
     resume_tokens: int = 0  # how many tokens `resume_ids` were, where ids are characters
+    # Only what was read for the same owner needs no prefill: how much that was, and how fast,
+    # would tell what others have sent. Empty: whoever it was read for.
+    kv_owner: str = ""
+    asks_for_seed: bool = True  # else it is the kernel's: nobody waits for the same draw again
+
+
+def kv_key(owner: str, of: str = "") -> str:
+    """Return what stands for an owner (and for one request of his) where contexts are kept."""
+    return hashlib.blake2b(f"{owner}/{of}".encode(), digest_size=16).hexdigest() if owner else of
 
 
 class ScoredToken(Struct, frozen=True, array_like=True):
@@ -193,14 +208,17 @@ class Step:
     first step: how many tokens of prompt + resume_ids needed no prefill.
 
     With `logprobs` each id has its entry. A step that ends with `stop` because the model chose an
-    end token has one entry more, of that token: beam search weighs it against the others.
+    end token has one entry more, of that token: beam search weighs it against the others. Where ids
+    are characters there are entries of tokens instead, by their texts (`text_logprobs`).
     """
 
     ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     logprobs: tuple[ScoredToken, ...] = ()
-    tokens: int | None = None  # None: as many as ids
+    # None: as many as ids. An endpoint's last step may set right what those before have said.
+    tokens: int | None = None
+    text_logprobs: tuple[TokenLogprob, ...] = ()
     # With `bills_requests`: what the endpoint charges for this request, as far as it is known, or
     # the next part of that. All are added up, none is negative; where a request failed, a step
     # without ids says what it cost before the error is raised.

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.money import Billed
-from aios_broker.contract.reply import ChatResult
+from aios_broker.contract.reply import ChatResult, TokenLogprob
 from aios_broker.contract.snapshot import (
     AnswersSnapshot,
     AnswerState,
@@ -59,6 +59,7 @@ class Branch:
         self.ids: list[int] = []
         self.tokens = 0  # that these ids were
         self.scores: list[TokenScore] = []
+        self.text_logprobs: list[TokenLogprob] = []
         self.text = text
         self.finish: FinishReason | None = None
         self.cached_tokens: int | None = None
@@ -197,7 +198,7 @@ class Branch:
     def _take(self, step: Step) -> None:
         if self.cached_tokens is None:
             self.cached_tokens = step.cached_tokens
-        alternatives = self._request.logprobs
+        alternatives = None if self._counts_apart else self._request.logprobs
         if alternatives is not None:
             if len(step.logprobs) < len(step.ids):
                 raise CoreError("the core gave no log-probabilities")
@@ -211,9 +212,24 @@ class Branch:
         else:
             self.finish = step.finish_reason
         self.tokens += len(self.ids) - held if step.tokens is None else step.tokens
+        self._take_text_logprobs(step.text_logprobs, len(self.ids) - held)
         if alternatives is not None:
             del self.scores[len(self.ids) :]  # of tokens behind a stop string
         self._note_length()
+
+    def _take_text_logprobs(self, found: Sequence[TokenLogprob], characters: int) -> None:
+        """Keep what is of the answer: nothing that begins behind its stop string."""
+        begin = 0
+        for each in found:
+            if self.text.stopped and begin >= characters:
+                return
+            self.text_logprobs.append(each)
+            begin += len(each.text)
+
+    @property
+    def cannot_be_cut(self) -> bool:
+        """Whether all that there is would be lost: an endpoint goes on with no thought."""
+        return self._counts_apart and self.text.is_thinking
 
     def _take_id(self, token: int) -> None:
         self.ids.append(token)
@@ -318,7 +334,7 @@ class Generation:
         self._slicing.count(tokens)
         if branch is self._branches[0]:
             self._write()
-        if branch.finish is None:
+        if branch.finish is None and not any(each.cannot_be_cut for each in self._branches):
             self._slicing.check()
 
     def _write(self) -> None:
@@ -358,6 +374,7 @@ class Generation:
                 tuple(branch.ids),
                 tuple(branch.scores),
                 reasoning=branch.text.reasoning,
+                logprobs=tuple(branch.text_logprobs),
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
         if self._plan.stream:

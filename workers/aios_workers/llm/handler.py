@@ -58,9 +58,16 @@ class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
     def __init__(
-        self, core: Core, kernel: Kernel, price: Callable[[], Price | None] = lambda: None
+        self,
+        core: Core,
+        kernel: Kernel,
+        price: Callable[[], Price | None] = lambda: None,
+        *,
+        share_kv: bool = False,
     ) -> None:
+        """`share_kv`: tenants may reuse one another's contexts, and see that they did."""
         self._core = core
+        self._share_kv = share_kv
         self._price = price  # asked for each run; None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
@@ -90,17 +97,24 @@ class LlmHandler:
             run.lease,
             bills_requests=self._core.info.capabilities.bills_requests,
         )
+        run.kv_owner = "" if self._share_kv else syscall.tenant
         outcome = await self._run(run, syscall)
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult | EmbedResult):
-            usage = run.tally.completed(self._told(outcome.result.usage, run.tally))
+            usage = self._told(outcome.result.usage, run.tally)
             return Done(msgspec.structs.replace(outcome.result, usage=usage))
         return outcome
 
     def _told(self, usage: Usage, tally: Tally) -> Usage:
-        """Return a usage whose prompt is as long as the endpoint says, if it says so."""
+        """Return what a caller is told: of an endpoint, what that says.
+
+        An endpoint keeps contexts for all whose requests it gets: what it has read before is told
+        only where tenants share that.
+        """
         if not self._core.info.capabilities.text_ids:
-            return usage
-        return msgspec.structs.replace(usage, prompt_tokens=tally.billed.prompt_tokens)
+            return tally.completed(usage)
+        prompt_tokens = tally.billed.prompt_tokens
+        told = tally.completed(msgspec.structs.replace(usage, prompt_tokens=prompt_tokens))
+        return told if self._share_kv else msgspec.structs.replace(told, cached_tokens=0)
 
     async def _run(self, run: Run, syscall: Syscall) -> Outcome:
         if not await self._is_ours(run, syscall.body):
@@ -238,6 +252,8 @@ class LlmHandler:
             lora=body.lora,
             images=tuple(image for message in messages for image in message.images),
             tool_choice=body.tool_choice if toolbox is not None else None,
+            kv_owner=run.kv_owner,
+            asks_for_seed=body.seed is not None,
         )
         streams = body.stream and lease.wants_chunks
         return Plan(syscall.id, body, request, streams, toolbox, snapshot, reasoning)

@@ -274,6 +274,8 @@ def _logprobs(body: LlmChat, info: CoreInfo) -> Shortfall | None:
 
 def _beams(body: LlmChat, info: CoreInfo) -> Shortfall | None:
     most = info.capabilities.max_logprobs
+    if body.beam_width is not None and info.capabilities.text_ids:
+        return "gives no token ids to search with", "leave it out, or name another core"
     if body.beam_width is None or alternatives_of(body.beam_width) <= most:
         return None
     return (

@@ -26,6 +26,7 @@ from aios_workers.llm.chat.calls import (
     thought_line,
 )
 from aios_workers.llm.chat.reasoning import ReasoningTags
+from aios_workers.llm.chat.tags import call_tags
 from aios_workers.llm.core import Capabilities, Constraint, Core
 
 CALL_BEGIN, CALL_END = HERMES.call_begin, HERMES.call_end
@@ -105,7 +106,9 @@ def constraint_of(
     if reasoning is not None:
         line = thought_line(reasoning.end, begin)
         grammar = f"{line}\n{grammar}"
-    return Constraint("grammar", grammar, source if call_format is HERMES else None)
+    bare = not call_format.marker
+    tags = () if bare and reasoning is not None else call_tags(call_format, schemas)
+    return Constraint("grammar", grammar, tags, call_format.marker)
 
 
 def _dumped(value: object) -> str:

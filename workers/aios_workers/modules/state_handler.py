@@ -15,6 +15,7 @@ from aios_broker.contract.memory import MemoryContext, MemorySearch
 from aios_broker.contract.names import Module
 from aios_broker.contract.storage import StorageSearch
 from aios_broker.contract.syscall import Syscall
+from aios_broker.queues.control import Control
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.queues.tokens import Tokens
@@ -23,8 +24,9 @@ from aios_workers.approvals.service import ApprovalService, ApprovalSweep, Needs
 from aios_workers.approvals.webhook import Webhook, WebhookSender
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
-from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.modules.access.audit import AuditWatch, append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
+from aios_workers.modules.access.limits import tidy_suspensions
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
 from aios_workers.modules.access.secret import keep_secret
 from aios_workers.modules.comparing import Comparer
@@ -116,9 +118,11 @@ async def open_services(config: WorkerConfig, name: str, stack: AsyncExitStack) 
     """Open what the state modules share; it is closed with the stack.
 
     Raises:
-        InvalidConfig: There is no database, or the embedding model is not installed.
+        InvalidConfig: There is no database, the embedding model is not installed, or the audit
+            log's key can be neither read nor made.
     """
-    store, functions, calls, embedder = await open_stores(config, name, stack)
+    key = config.audit_folder.made_key()
+    store, functions, calls, embedder = await open_stores(config, name, stack, audit_key=key)
     keys = Keys(config.key_prefix)
     comparer = Comparer()
     approvals = ApprovalService(store, ttl_s=config.approval_ttl_s, comparer=comparer)
@@ -144,6 +148,8 @@ def _periodic_tasks(
     if config.storage_mounts:
         step = partial(MountWatch(store, services.limits.mountable).step, unembedded)
         yield periodic_task("mounts", step, "mounted directories wait to be read")
+    watch = AuditWatch(store, config.audit_folder)
+    yield periodic_task("audit", watch.step, "no new line of the audit log is noted")
     sweep = ApprovalSweep(store, services.functions, services.keys)
     yield periodic_task("approvals", sweep.step, "approvals wait")
     if (url := config.approval_webhook) is not None:
@@ -165,5 +171,6 @@ async def tidy(services: Services) -> float:
             await cursor.execute(statement)
     tokens = Tokens(services.functions.connection, services.keys)
     await tidy_tokens(services.store, tokens)
+    await tidy_suspensions(services.store, Control(services.functions, services.keys))
     await keep_secret(services.store, KernelSecret(services.functions.connection, services.keys))
     return TIDY_EVERY_S

@@ -26,7 +26,7 @@ from sqlalchemy import (
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB, TSVECTOR
 
 from aios_broker.ledger.tables import metadata as metadata  # of all tables, for the migrations
 
@@ -242,7 +242,7 @@ access_grant = Table(
     Index(None, "owner_id"),
 )
 
-# Only ever added to; each line's hash covers the line before.
+# Only ever added to; each line's hash covers the line before. Numbered from 1.
 audit = Table(
     "audit",
     metadata,
@@ -254,10 +254,12 @@ audit = Table(
     Column("object", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("syscall_id", Text, nullable=False),
-    Column("detail", JSONB, nullable=False),
+    Column("detail", JSON, nullable=False),  # its text as it was written: it is hashed
     Column("previous_hash", Text, nullable=False),
     Column("hash", Text, nullable=False),
+    CheckConstraint("seq > 0", name="numbered_from_1"),
     Index(None, "tenant", "actor", "seq"),
+    Index("ix_audit_begin", "seq", postgresql_where=text("action = 'audit.begin'")),
 )
 
 # Approvals: what people decide, and by what rules they are asked.
@@ -287,7 +289,7 @@ approval = Table(
     moment_column("used_at", nullable=True),
     moment_column("resumed_at", nullable=True),  # the job was put back into its queue
     moment_column("announced_at", nullable=True),  # the webhook has it
-    UniqueConstraint("job_id", "asked_sha256"),
+    UniqueConstraint("job_id", "agent_id", "asked_sha256"),
     Index(None, "state", "asked_at"),
     Index(None, "agent_id"),
 )
@@ -466,4 +468,37 @@ share_link = Table(
     moment_column("expires_at"),
     Index(None, "file_id"),
     Index(None, "owner_id"),
+)
+
+# What the operator sets: how much there may be of what can be piled up, and who is suspended.
+
+object_limit = Table(
+    "object_limit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", BigInteger, ForeignKey("tenant.id", ondelete="CASCADE")),
+    agent_column("agent_id", nullable=True),  # null: every agent of the tenant; both: everybody
+    Column("kind", Text, nullable=False),
+    Column("most", BigInteger, nullable=False),
+    UniqueConstraint("tenant_id", "agent_id", "kind", postgresql_nulls_not_distinct=True),
+    Index(None, "agent_id"),
+)
+
+# Kept by triggers.
+note_use = Table(
+    "note_use",
+    metadata,
+    agent_column("owner_id", key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+# By name: also who is not known yet, and whole tenants (agent: the empty string).
+suspension = Table(
+    "suspension",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("agent", Text, primary_key=True),
+    Column("by", Text, nullable=False),
+    moment_column("at", now=True),
 )

@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 
 from aios_broker.contract.errors import (
     Cancelled,
+    DatabaseUnavailable,
     DeadlineExceeded,
     ForeignJob,
     KernelError,
@@ -80,6 +81,7 @@ class Run:
         "_prompt_tokens",
         "_started_s",
         "_tokens",
+        "kv_owner",
         "lease",
         "on_aside",
         "stopping",
@@ -94,6 +96,7 @@ class Run:
         self.suspending: SuspendReason | None = None
         self.task: asyncio.Task[object] | None = None
         self.tally: Tally | None = None  # of the core that works on it
+        self.kv_owner = ""  # whose contexts a core may reuse for it; empty: anybody's
         self.on_aside: Callable[[Run], None] | None = None  # a slot is free
         self._clock = asyncio.get_running_loop().time
         self._started_s = self._clock()
@@ -339,9 +342,7 @@ class Executor:
         return _ending(run, "finished", data)
 
     def _failed(self, run: Run, error: Exception) -> Ending:
-        if not isinstance(error, KernelError):
-            logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
-            error = ModuleError(f"{type(error).__name__}: {error}", remedy="see the worker's log")
+        error = self._told(run, error)
         syscall_id = syscall_id_of(run.lease.job_id)
         error.syscall_id = syscall_id
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)
@@ -349,6 +350,24 @@ class Executor:
         if foreign:
             logger.warning("quarantined job %s: %s", run.lease.job_id, error)
         return _ending(run, "failed", encode(reply), quarantine=foreign)
+
+    def _told(self, run: Run, error: Exception) -> KernelError:
+        """Return an error as its caller hears it; what servers and libraries say, the log has.
+
+        Their words may be another agent's: a database repeats the key that is there already.
+        """
+        if isinstance(error, DatabaseUnavailable):
+            logger.warning("syscall %s: %s", run.lease.job_id, error)
+            return DatabaseUnavailable(
+                "the kernel's database does not answer", retry_after_s=error.retry_after_s
+            )
+        if isinstance(error, KernelError):
+            return error
+        logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
+        return ModuleError(
+            f"the module {self._module} failed: {type(error).__name__}",
+            remedy="see the worker's log, where the syscall's id stands",
+        )
 
 
 def _ending(

@@ -235,11 +235,16 @@ class CoreEmbedder:
 
 
 async def open_stores(
-    config: WorkerConfig, name: str, stack: AsyncExitStack, *, limit_s: float = SERVICE_TIMEOUT_S
+    config: WorkerConfig,
+    name: str,
+    stack: AsyncExitStack,
+    *,
+    limit_s: float = SERVICE_TIMEOUT_S,
+    audit_key: bytes | None = None,
 ) -> tuple[Store, Functions, KernelCalls, Embedder]:
     """Open the database, Redis, and the embedder, which may call the kernel; closed with the stack.
 
-    `limit_s`: of a transaction.
+    `limit_s`: of a transaction. `audit_key`: None where no line of the audit log is written.
 
     Raises:
         InvalidConfig: There is no database, or the embedding model is not installed.
@@ -250,7 +255,7 @@ async def open_stores(
             field="AIOS_DATABASE_URL",
             remedy="set it to the address of a Postgres with pgvector",
         )
-    store = Store(config.database_url, name=name, limit_s=limit_s)
+    store = Store(config.database_url, name=name, limit_s=limit_s, audit_key=audit_key)
     stack.push_async_callback(store.aclose)
     connection = Connection(config.redis_url, name=f"{name}.services")
     stack.push_async_callback(connection.aclose)

@@ -50,6 +50,11 @@ class Markers:
             at = marker.end()
         return (*ids, *(plain(hidden.shown(text[at:])) if at < len(text) else ()))
 
+    def first_of(self, text: str) -> tuple[str, int] | None:
+        """Return the special token that a text begins with, and its id."""
+        found = self.pattern.match(text)
+        return None if found is None else (found.group(), self._ids[found.group()])
+
     def begun_at(self, text: str) -> int | None:
         """Return where a special token begins that the end of a text leaves unfinished."""
         whole = text.rstrip()

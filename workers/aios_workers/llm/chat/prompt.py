@@ -115,6 +115,23 @@ class PromptWriter:
             ) from error
         return self._markers.encode(text, hidden, self._encode, self._plain)
 
+    @property
+    def turn_ends(self) -> frozenset[int]:
+        """The special token by which the template ends an answer; empty: it has none.
+
+        A model was trained to write it there, whatever its configuration names.
+        """
+        turns = [_USER, {"role": "assistant", "content": _PROBE}]
+        try:
+            text = self.template.render(turns, answers=False)
+        except TemplateRefusal:
+            return frozenset()
+        _, found, rest = text.rpartition(_PROBE)
+        end = self._markers.first_of(rest.lstrip()) if found else None
+        if end is None or Speech.of(self.template.source).is_mark(end[0]):
+            return frozenset()
+        return frozenset({end[1]})
+
     def close(self) -> None:
         """End what renders."""
         self.template.close()

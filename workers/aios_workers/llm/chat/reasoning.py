@@ -64,6 +64,11 @@ class ReasoningReader:
         self._part = self._reasoning if opened else self._start
         self._has_begun = False  # something of the present part has been handed out
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the reasoning has begun, and not ended."""
+        return self._part == self._reasoning
+
     def feed(self, text: str) -> tuple[str, str]:
         """Return what is certain now: more of the reasoning, more of the answer."""
         self._held += text

@@ -1,35 +1,50 @@
-"""The audit log: lines that are only ever added, each with a hash over itself and the line before.
+"""The audit log: lines that are only ever added, each with a keyed hash over itself and the last.
 
 A line is written in the transaction of what it tells of. One writer at a time (an advisory lock
-that is held until that transaction ends), so that the chain has no forks. Whoever changes or
-removes a line inside the chain, superusers included, breaks it; lines cut off at its end are
-missed only by who noted an earlier newest hash.
+that is held until that transaction ends), so that the chain has no forks. The key of the hashes
+and the newest line that was noted lie outside the database (`AuditFolder`): whoever may write in
+it, superusers included, can neither change, add, nor remove a line unseen.
 """
 
+import asyncio
 import hashlib
+import hmac
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct, structs
-from psycopg.types.json import Jsonb
 
+from aios_broker.audit_folder import VARIABLE, AuditFolder, NotedLine
 from aios_broker.contract.access import AuditEntry
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.syscall import Syscall
-from aios_broker.postgres.store import Cursor, only_row
+from aios_broker.postgres.store import Cursor, KernelConnection, Store, only_row
 from aios_workers.modules.tables import audit, inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line
+BEGIN = "audit.begin"  # a chain of its own, whatever lies before
 BATCH = 1_000  # lines that are walked at a time
-# An agent sees its own lines only: the steward looks which is the last.
+NOTED_EVERY_S = 1.0
+_LOWEST = -(2**63)  # of a number in the database: a forged line may have any
+# An agent sees its own lines only and adds none: the steward does.
 _BEGIN = """
     SELECT current_setting('role') AS role, set_config('role', 'aios_steward', true) AS taken,
            pg_advisory_xact_lock(hashtextextended('aios.audit', 0))
 """
-_LAST = "SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1"
+# As it was hashed: whatever somebody has put into a column, it is read as a text.
+_LINE = """
+    SELECT seq, tenant, actor, action, object, outcome, syscall_id, detail::text AS detail,
+           to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"') AS moment,
+           previous_hash, hash FROM audit
+"""
+_LAST = f"{_LINE} ORDER BY seq DESC LIMIT 1"
+_ONE = "SELECT hash FROM audit WHERE seq = %s"
+_BEGUN = f"{_LINE} WHERE action = '{BEGIN}' ORDER BY seq DESC"
 _INSERT = inserted(audit)
-_WALK = f"SELECT * FROM audit WHERE seq > %s ORDER BY seq LIMIT {BATCH}"
+_WALK = f"{_LINE} WHERE seq >= %s ORDER BY seq LIMIT {BATCH}"
 _NEWEST = f"""
     SELECT {selected(audit, "a")} FROM audit a
      WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
@@ -58,6 +73,8 @@ class AuditVerdict:
     broken_seq: int | None = None
     why: str = ""
     last_hash: str = FIRST_HASH
+    unproven: int = 0  # of the lines: those before the newest chain, whose key is not this one
+    noted_seq: int | None = None  # the newest line that was noted outside the database
 
 
 def line_of(syscall: Syscall, what: str, outcome: str, detail: dict[str, Any]) -> AuditLine:
@@ -66,51 +83,189 @@ def line_of(syscall: Syscall, what: str, outcome: str, detail: dict[str, Any]) -
 
 
 async def append_line(cursor: Cursor, line: AuditLine) -> None:
-    """Add a line; the transaction's role is the same afterwards."""
-    await cursor.execute(_BEGIN)
-    role = (await only_row(cursor)).role
-    await cursor.execute(_LAST)
-    last = await cursor.fetchone()
-    seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
-    at = datetime.now(UTC)
-    row = structs.asdict(line) | {"seq": seq, "at": at, "detail": Jsonb(line.detail)}
-    row |= {"previous_hash": previous, "hash": line_hash(previous, seq, at, line)}
-    await cursor.execute(_INSERT, row)
+    """Add a line; the transaction's role is the same afterwards.
+
+    Raises:
+        InvalidConfig: the key is not here, or the newest line was not written with it.
+    """
+    key = _key_of(cursor)
+    last, role = await _take_turn(cursor)
+    if last is not None and not _is_proven(key, last):
+        raise InvalidConfig(
+            f"line {last.seq} of the audit log was not written with the key that is here",
+            field=VARIABLE,
+            remedy="have the key of the kernel's other hosts there; where it is lost, or the line "
+            "is forged: `aios audit verify`, then `aios audit begin`",
+        )
+    await _insert(cursor, key, last, line)
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
-def line_hash(previous: str, seq: int, at: datetime, line: AuditLine) -> str:
-    """Return the SHA-256, in hex, of a line as canonical JSON with the hash before it."""
+async def begin_chain(cursor: Cursor, operator: str) -> int:
+    """Begin a new chain with the key that is here, whatever the lines before are.
+
+    Return how many they are: they are not proven from now on.
+    """
+    key = _key_of(cursor)
+    last, _ = await _take_turn(cursor)
+    await cursor.execute("SELECT count(*) AS lines FROM audit")
+    before: int = (await only_row(cursor)).lines
+    await _insert(cursor, key, last, AuditLine("*", operator, BEGIN, "audit log", "done"))
+    return before
+
+
+async def _take_turn(cursor: Cursor) -> tuple[Any, str]:
+    """Return the newest line, and the transaction's role, which is the steward now."""
+    await cursor.execute(_BEGIN)
+    role: str = (await only_row(cursor)).role
+    await cursor.execute(_LAST)
+    return await cursor.fetchone(), role
+
+
+async def _insert(cursor: Cursor, key: bytes, last: Any, line: AuditLine) -> None:  # noqa: ANN401
+    seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
+    at = datetime.now(UTC)
+    row = structs.asdict(line) | {"seq": seq, "at": at, "detail": _detail(line)}
+    row |= {"previous_hash": previous, "hash": line_hash(key, previous, seq, at, line)}
+    await cursor.execute(_INSERT, row)
+
+
+def _detail(line: AuditLine) -> str:
+    return msgspec.json.encode(line.detail, order="deterministic").decode()
+
+
+def _key_of(cursor: Cursor) -> bytes:
+    connection = cursor.connection
+    key = connection.audit_key if isinstance(connection, KernelConnection) else None
+    if key is None:
+        raise no_key()
+    return key
+
+
+def no_key() -> InvalidConfig:
+    """Return the error of a process that has to write or to verify lines and has no key."""
+    return InvalidConfig(
+        "the audit log's key is not here: nothing can be written into it, or verified",
+        field=VARIABLE,
+        remedy="run this on the kernel's host, with its state directory; on another host put a "
+        "copy of its audit/key there",
+    )
+
+
+def line_hash(key: bytes, previous: str, seq: int, at: datetime, line: AuditLine) -> str:
+    """Return the HMAC-SHA256, in hex, of a line with the hash before it."""
     moment = at.astimezone(UTC).isoformat(timespec="microseconds")
-    material = [previous, seq, moment, *structs.astuple(line)]
-    return hashlib.sha256(msgspec.json.encode(material, order="deterministic")).hexdigest()
+    *told, _ = structs.astuple(line)
+    return _keyed(key, previous, seq, moment, *told, _detail(line))
 
 
-async def verify(cursor: Cursor) -> AuditVerdict:
-    """Walk the chain from its first line; stop at the first that is not as it was written."""
-    lines, previous, seq = 0, FIRST_HASH, 0
+def _is_proven(key: bytes, row: Any) -> bool:  # noqa: ANN401  a row of psycopg's
+    told = (row.tenant, row.actor, row.action, row.object, row.outcome, row.syscall_id, row.detail)
+    wanted = _keyed(key, row.previous_hash, row.seq, row.moment, *told)
+    return hmac.compare_digest(wanted.encode(), row.hash.encode())
+
+
+def _keyed(key: bytes, *material: object) -> str:
+    return hmac.new(key, msgspec.json.encode(material), hashlib.sha256).hexdigest()
+
+
+async def verify(cursor: Cursor, key: bytes, noted: NotedLine | None) -> AuditVerdict:
+    """Walk the newest chain from its first line; stop at the first that is not as it was written.
+
+    It proves that whoever has not the key has changed, added and removed no line of it: those
+    excepted that were cut off its end before one behind them was noted.
+    """
+    first = await _first_of_chain(cursor, key)
+    walk = _Walk(key, noted, first)
+    at, unproven = _LOWEST, 0
+    if first is not None:
+        at = first.seq
+        await cursor.execute("SELECT count(*) AS lines FROM audit WHERE seq < %s", (at,))
+        unproven = (await only_row(cursor)).lines
     while True:
-        await cursor.execute(_WALK, (seq,))
+        await cursor.execute(_WALK, (at,))
         rows = await cursor.fetchall()
         if not rows:
-            return AuditVerdict(lines, last_hash=previous)
+            return walk.verdict(unproven, *walk.cut_off())
         for row in rows:
-            lines += 1
-            why = _broken(row, previous, seq)
+            why = walk.wrong(row)
             if why:
-                return AuditVerdict(lines, row.seq, why, previous)
-            previous, seq = row.hash, row.seq
+                return walk.verdict(unproven, row.seq, why)
+        at = rows[-1].seq + 1
 
 
-def _broken(row: Any, previous: str, seq: int) -> str:  # noqa: ANN401  a row of psycopg's
-    if row.seq != seq + 1:
-        return f"line {seq + 1} is missing"
-    if row.previous_hash != previous:
-        return "it does not follow the line before it"
-    line = msgspec.convert(row._asdict(), AuditLine)
-    if line_hash(previous, row.seq, row.at, line) != row.hash:
-        return "it was changed after it was written"
-    return ""
+async def _first_of_chain(cursor: Cursor, key: bytes) -> Any:  # noqa: ANN401  a row of psycopg's
+    """Return the line that began the newest chain by the operator's word; None: none did."""
+    await cursor.execute(_BEGUN)
+    return next((row for row in await cursor.fetchall() if _is_proven(key, row)), None)
+
+
+class _Walk:
+    """Lines one after the other, and what has to come next."""
+
+    def __init__(self, key: bytes, noted: NotedLine | None, first: Any) -> None:  # noqa: ANN401
+        self.seq = 1 if first is None else first.seq
+        self._key = key
+        self._noted = noted
+        self._previous = FIRST_HASH if first is None else first.previous_hash
+        self._lines = 0
+
+    def wrong(self, row: Any) -> str:  # noqa: ANN401  a row of psycopg's
+        """Return what is wrong with the next line, or the empty string."""
+        self._lines += 1
+        if row.seq != self.seq:
+            return f"line {self.seq} is missing" if row.seq > self.seq else "it was put in"
+        if row.previous_hash != self._previous:
+            return "it does not follow the line before it"
+        if not _is_proven(self._key, row):
+            return "it was changed after it was written, or not written with this key"
+        if self._noted is not None and self._noted.seq == row.seq and self._noted.hash != row.hash:
+            return "another line was noted in its place: lines were cut off, and others added"
+        self._previous, self.seq = row.hash, row.seq + 1
+        return ""
+
+    def cut_off(self) -> tuple[int | None, str]:
+        """Return the first line that lacks at the end, and what is known of it."""
+        if self._noted is None or self._noted.seq < self.seq:
+            return None, ""
+        noted_at = datetime.fromtimestamp(self._noted.at, UTC)
+        return self.seq, f"it is missing; line {self._noted.seq} was noted at {noted_at:%F %T} UTC"
+
+    def verdict(self, unproven: int, broken_seq: int | None, why: str) -> AuditVerdict:
+        """Return what was found."""
+        noted_seq = None if self._noted is None else self._noted.seq
+        return AuditVerdict(self._lines, broken_seq, why, self._previous, unproven, noted_seq)
+
+
+class AuditWatch:
+    """Notes the newest line outside the database; says so where a noted one is gone."""
+
+    def __init__(self, store: Store, folder: AuditFolder) -> None:
+        self._store = store
+        self._folder = folder
+
+    async def step(self) -> float:
+        """Look once; return how long to wait before the next time, in s.
+
+        Raises:
+            KernelError: lines that were there are missing, or were replaced.
+        """
+        noted = self._folder.noted()
+        async with self._store.as_steward() as cursor:
+            await cursor.execute(_LAST)
+            last = await cursor.fetchone()
+            if noted is not None:
+                await cursor.execute(_ONE, (noted.seq,))
+                found = await cursor.fetchone()
+                if found is None or found.hash != noted.hash:
+                    raise KernelError(
+                        f"line {noted.seq} of the audit log, which was noted, is no more in it",
+                        remedy="see what lacks: `aios audit verify`",
+                    )
+        if last is not None and (noted is None or noted.seq < last.seq):
+            line = NotedLine(last.seq, last.hash, time.time())
+            await asyncio.to_thread(self._folder.note, line)
+        return NOTED_EVERY_S
 
 
 async def newest_lines(

@@ -14,6 +14,7 @@ from aios_broker.contract.errors import CoreError, InvalidSyscall, KernelError
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import Plan, Step, StorageOperate
+from aios_broker.contract.syscall import refuse_nul
 from aios_workers.approvals.service import Irreversible
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write
@@ -141,6 +142,7 @@ def _steps(text: str) -> tuple[Step, ...]:
     """
     try:
         found: list[dict[str, Any]] = msgspec.json.decode(text)["steps"]
+        refuse_nul(found)
         return tuple(_step(each) for each in found)
     except (msgspec.MsgspecError, KeyError, TypeError, RecursionError) as error:
         raise InvalidSyscall(

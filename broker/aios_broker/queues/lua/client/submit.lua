@@ -6,8 +6,12 @@
 -- it is refused and left nothing behind: {'full', waiting, limit}, {'core', name, known...},
 -- {'unserved', name, core, ms since it was served}, {'quota', limit, subject, waiting, most}, {'differs', data}: the id is known with other data, and
 -- nobody was told to wait for it; {'owned'}: it is another agent's; {'denied'}: its token is not its
--- agent's. Of one agent's jobs those that are refused for want of room are the
+-- agent's; {'nice', subject, value, least}: it may not go before others so far; {'unread', subject,
+-- replies, limit}: so many replies of its client are not read; {'stopped', subject}: an operator has
+-- suspended its agent or tenant. Of one agent's jobs those that are refused for want of room are the
 -- last ones: their order stands.
+
+local UNREAD = 1000 -- replies that a client may always leave unread
 
 -- Is a job of these metadata this agent's (`tenant agent`)? The empty string asks for an operator.
 local function is_of(c, who, metadata)
@@ -149,19 +153,46 @@ local function sort_jobs(c, jobs)
     return fresh
 end
 
+-- A client that does not read its replies: {'unread', subject, replies, limit}; nil: it does, or none waits.
+local function unread(c, job)
+    if job.client == '' then return nil end
+    c.boxes = c.boxes or {}
+    local replies = c.boxes[job.client]
+    if not replies then
+        replies = call('LLEN', c.own .. 'reply:' .. job.client)
+        c.boxes[job.client] = replies
+    end
+    if replies < UNREAD then return nil end
+    local who = quota.owner(c, job.metadata)
+    local most = quota.limit(c, who, 'max_unread')
+    if replies >= most then return {'unread', who.agent, replies, most} end
+end
+
+local function any_unread(c, jobs)
+    for _, job in ipairs(jobs) do
+        if unread(c, job) then return true end
+    end
+    return false
+end
+
 local function refusal_of(c, job, waiting, limit, load, refuses)
-    return unserved_core(c, job, refuses) or waiting >= limit and {'full', waiting, limit}
+    return quota.is_stopped(c, job.metadata) or unread(c, job) or quota.refuses_nice(c, job) or unserved_core(c, job, refuses)
+        or waiting >= limit and {'full', waiting, limit}
+        or not quota.has_quotas(c) and not quota.is_roomy(limit, waiting + 1) and {'full', waiting, waiting}
         or quota.refuses(c, job, load)
 end
 
 -- Take of the new ones what may be taken, in their order; the others get a `refusal`.
 local function admit(c, fresh)
-    local limit, unserved = unpack(call('HMGET', c.policy, 'max_waiting', 'unserved_core'))
+    local limit, unserved, flow = unpack(call('HMGET', c.policy, 'max_waiting', 'unserved_core', 'flow'))
+    c.flow = flow
     limit = tonumber(limit or '100000')
     local waiting, taken, load, refuses = waiting_in(c), {}, {}, unserved == 'refuse'
-    local anything = not quota.has_quotas(c) and waiting + #fresh <= limit and not refuses -- but for cores
+    c.max_waiting = limit
+    local anything = not quota.has_quotas(c) and not c.stops and waiting + #fresh <= limit
+        and quota.is_roomy(limit, waiting + #fresh) and not refuses and not any_unread(c, fresh) -- but for cores
     for _, job in ipairs(fresh) do
-        if not anything or job.needs ~= '' then
+        if not anything or job.needs ~= '' or string.find(job.metadata, '"nice":-', 1, true) then
             job.refusal = refusal_of(c, job, waiting + #taken, limit, load, refuses)
         end
         if not job.refusal then taken[#taken + 1] = job end
@@ -169,7 +200,23 @@ local function admit(c, fresh)
     return taken
 end
 
+-- Whether all that is live is one program's, see turns.lua.
+local function note_flow(c, taken)
+    local flow = c.flow
+    if not flow or flow == SEVERAL then return end
+    for _, job in ipairs(taken) do
+        if flow == '' then
+            flow = job.metadata
+        elseif job.metadata ~= flow and quota.owner(c, job.metadata).line ~= quota.owner(c, flow).line then
+            flow = SEVERAL
+            break
+        end
+    end
+    if flow ~= c.flow then call('HSET', c.policy, 'flow', flow) end
+end
+
 local function enter(c, taken, iso)
+    note_flow(c, taken)
     enter_deadlines(c, taken, iso)
     local batch = {lists = {}, live = {}, now = text(c, c.now), quotas = quota.has_quotas(c)}
     for _, job in ipairs(taken) do publish(c, job, iso, batch) end

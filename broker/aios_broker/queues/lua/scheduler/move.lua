@@ -15,7 +15,7 @@
 
 local MOVED = 64   -- in one step, or ended: about 3 ms
 local SEEN = 256   -- places of a queue that are looked at for them
-local PASSED = 250000 -- places that jobs are put in behind, in all of a step: about 3 ms more
+local PASSED = 60000 -- places that jobs are put in behind, in all of a step: about 3 ms more
 
 -- How many jobs a living core could take up at once; below 0: so many more wait for it.
 local function room_of(c, name, rooms)

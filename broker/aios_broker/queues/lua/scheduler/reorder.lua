@@ -1,7 +1,7 @@
 -- reorder.lua: put jobs at the head of the run queue, in this order, with their scores.
 --
 -- ARGV  prefix, queue, epoch, head, tail, middle, n, m, then n times: id, score of the jobs to put in
---       order; m times: id, score of jobs that get their score and stay where they are; then, of a
+--       order ('': it gets none); m times: id, score of jobs that get their score and stay where they are; then, of a
 --       policy that watches (see watch.lua):
 --         'ranked', id, subject    it has a score from now on, by which its subject's use counted
 --         'gone', id, subject      it is no more
@@ -52,8 +52,10 @@ local function put_in_order(c, head, tail, middle, n, scores)
         if place[id] and not named[id] then
             named[id] = true
             order[#order + 1] = id
-            scores[#scores + 1] = score
-            scores[#scores + 1] = id
+            if score ~= '' then
+                scores[#scores + 1] = score
+                scores[#scores + 1] = id
+            end
             if place[id] == 'tail' then from_tail[#from_tail + 1] = id end
         end
     end

@@ -48,10 +48,11 @@ do
     -- Is there any rule but cores and resources, and whose use does a policy watch? Where there is
     -- neither, one command tells.
     function admission.read_rules(c)
-        local quotas = c.own .. 'quota:' .. c.q
-        c.has_rules = call('EXISTS', quotas, c.barred, c.owed, c.watch, c.terms) > 0
+        local quotas, counted = c.own .. 'quota:' .. c.q, c.own .. 'counted:' .. c.q
+        c.has_rules = call('EXISTS', quotas, counted, c.barred, c.owed, c.watch, c.terms, c.stopped) > 0
+        c.stops = c.has_rules and call('EXISTS', c.stopped) == 1
         c.has_terms = c.has_rules and call('EXISTS', c.terms) == 1
-        c.quotas = c.has_rules and call('EXISTS', quotas) == 1
+        c.quotas = c.has_rules and call('EXISTS', quotas, counted) > 0
         c.programs = c.has_rules and call('EXISTS', c.barred) == 1 and {}
         c.scope = c.has_rules and call('HGET', c.watch, 'scope')
         if not c.has_rules then c.creditors = {} end

@@ -13,6 +13,7 @@ local SUSPENDING_MS = 10000    -- a job told to suspend has done so by then, or 
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
 local LONG_QUEUE = 4000      -- a longer one is not gone through in one step: see unlist.lua
+local SEVERAL = '*'          -- see turns.lua
 local TAKEN = ''             -- in the run queue, within one step: what stood here is taken off
 
 local ROUTED = {llm = true} -- modules whose cores have run queues of their own
@@ -73,6 +74,7 @@ local function names_of(p, name)
         looked = own .. 'core_looked',
         last_core = own .. 'last_core:',
         terms = own .. 'terms',                -- hash: core -> limits and currency, see rates.lua
+        stopped = own .. 'stopped',            -- hash: subject -> who suspended it, see stop.lua
         tokens = own .. 'tokens',              -- hash: digest -> whose, JSON
         scheduler = own .. 'scheduler',        -- hash: holder, epoch, until
         snapshots = own .. 'snapshots',        -- zset: id -> ms when written
@@ -454,6 +456,7 @@ local function adopt(c, id, iso)
         'aios_losses', 0, 'aios_deadline_ms', c.now + DEFAULT_DEADLINE_MS)
     call('ZADD', c.deadlines, c.now + DEFAULT_DEADLINE_MS, id)
     quota.moved(c, metadata or nil, nil, 'q', id)
+    if call('HEXISTS', c.policy, 'flow') == 1 then call('HSET', c.policy, 'flow', SEVERAL) end
     note(c, 'adopt', id, '', '', metadata or '')
 end
 

@@ -5,6 +5,7 @@
 --   aios:use     hash: subject -> tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
 --                (space between), and for each currency `USD=` and the cost in nano-units
 --   aios:used    zset: subject -> ms when its counters are dropped, unless it uses more
+--   aios:counted string: there while the load is counted though there are no quotas: the queue is long
 --   aios:quota   hash: agent, tenant, `agent:*` or `tenant:*` -> the LIMITS, `-` where there is none
 --   aios:load    hash: how many wait (`q`, `q <subject>`: suspended, held and parked ones, too) and
 --                run (`r`, `r <subject>`), and a note of the sweep
@@ -18,7 +19,14 @@ do -- its names are its own: Lua has room for 200 in all
 
 local METERED = 'llm'
 local LIMITS = {'max_queued', 'max_running', 'tokens_per_minute', 'slot_seconds_per_minute',
-    'budget_per_day', 'budget_per_month'}
+    'budget_per_day', 'budget_per_month', 'min_nice', 'max_contexts', 'max_context_bytes', 'max_unread'}
+-- What holds of an agent where nothing is set.
+local DEFAULTS = {min_nice = 0, max_contexts = 1000, max_context_bytes = 256 * 1024 * 1024, max_unread = 10000}
+-- And so much of a module's queue (max_waiting) an agent or a tenant may fill: nobody keeps all others out.
+-- That is counted where there are quotas, and else only while a part of the queue is full.
+local SHARES = {agent = 0.5, tenant = 0.75}
+local SHARED_FROM = 1000     -- a queue that may hold fewer is nobody's to share
+local COUNTED_FROM = 0.25    -- of max_waiting
 local COUNTED = 6 -- tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
 local USE_TTL_MS = {program = 3600000, agent = 7 * 86400000, tenant = 7 * 86400000}
 local SWEPT = 2000           -- counters that are dropped in one sweep, each second: about 1 ms
@@ -58,7 +66,8 @@ function quota.owner(c, metadata)
     local tenant, agent, program = name('tenant', 'default'), name('agent', '?'), name('program', 'main')
     who = {tenant = 'tenant:' .. tenant, agent = 'agent:' .. tenant .. ' ' .. agent,
         program = 'program:' .. tenant .. ' ' .. agent .. ' ' .. program,
-        line = tenant .. '\t' .. agent .. '\t' .. program}
+        line = tenant .. '\t' .. agent .. '\t' .. program,
+        width = tonumber(metadata and string.match(metadata, '"width":(%d+)')) or 1}
     who.limited = {who.agent, who.tenant}
     c.owners[metadata or ''] = who
     return who
@@ -214,8 +223,9 @@ function quota.charge(c, use)
     local pico, currency, nano, cached = 0, '', 0, 0
     if bill.core ~= '' then pico, currency, nano, cached = money.charge(c, key, bill, same, prompt) end
     if quota.metered(c) then
-        meter(c, quota.owner(c, f[1] or nil), bill, {now_tokens - had_tokens, now_prompt - had_prompt,
-            now_ms - had_ms, 0, 0, cached}, nano)
+        local who = quota.owner(c, f[1] or nil)
+        meter(c, who, bill, {now_tokens - had_tokens, now_prompt - had_prompt,
+            (now_ms - had_ms) * who.width, 0, 0, cached}, nano)
     end
     return quota.used(now_tokens, now_ms, bill.core, pico, currency), f[1] or nil, true, f[9], bill,
         {home(c, f[10])}
@@ -266,6 +276,39 @@ function quota.is_over(c, metadata)
     return false
 end
 
+-- A limit of an agent that has a default: its own, else its tenant's.
+function quota.limit(c, who, name)
+    return quota.limits_of(c, who.agent)[name] or quota.limits_of(c, who.tenant)[name] or DEFAULTS[name]
+end
+
+-- Nobody can have more than its share of a queue of this limit that is so short.
+function quota.is_roomy(limit, waiting)
+    return limit < SHARED_FROM or waiting <= limit * SHARES.agent
+end
+
+-- An operator has suspended this agent, or its tenant: {'stopped', subject}; nil: nobody has.
+function quota.is_stopped(c, metadata)
+    if c.stops == nil then admission.read_rules(c) end
+    if not c.stops then return nil end
+    c.stopped_known = c.stopped_known or {}
+    for _, subject in ipairs(quota.owner(c, metadata).limited) do
+        if c.stopped_known[subject] == nil then
+            c.stopped_known[subject] = redis.call('HEXISTS', c.stopped, subject) == 1
+        end
+        if c.stopped_known[subject] then return {'stopped', subject} end
+    end
+end
+
+-- To go before others is a right: the least nice value is its agent's limit, else its tenant's, else 0.
+-- Returns the refusal of a job that asks for a lower one, or nil.
+function quota.refuses_nice(c, job)
+    local nice = tonumber(string.match(job.metadata, '"nice":(%-%d+)'))
+    if not nice then return nil end
+    local who = quota.owner(c, job.metadata)
+    local least = quota.limit(c, who, 'min_nice')
+    if nice < least then return {'nice', who.agent, nice, least} end
+end
+
 -- Does a new job fit what its owners may have waiting? `taken` counts, by subject, those of the
 -- same batch that are taken; one that fits is counted in it. Returns the refusal, or nil.
 function quota.refuses(c, job, taken)
@@ -273,6 +316,9 @@ function quota.refuses(c, job, taken)
     local limited = quota.owner(c, job.metadata).limited
     for _, subject in ipairs(limited) do
         local most = quota.limits_of(c, subject).max_queued
+        if not most and (c.max_waiting or 0) >= SHARED_FROM then
+            most = math.floor(c.max_waiting * SHARES[string.match(subject, '^%a+')])
+        end
         local waiting = load_of(c, 'q ' .. subject) + (taken[subject] or 0)
         if most and waiting >= most then return {'quota', 'max_queued', subject, waiting, most, 0, ''} end
     end
@@ -424,6 +470,32 @@ local function recount_is_due(c, live)
     return age_ms >= math.max(RECOUNT_MS, 2 * live) or not agrees and age_ms >= math.floor(live / RECOUNT_SHARE)
 end
 
+local function drop_load(c)
+    redis.call('UNLINK', quota_key(c, 'load'), quota_key(c, 'bucket'), quota_key(c, 'recount'),
+        quota_key(c, 'recounted'))
+end
+
+-- Without quotas the load is counted while a part of the queue is full. Returns whether that begins now.
+local function count_while_long(c)
+    if redis.call('EXISTS', quota_key(c, 'quota')) == 1 then
+        redis.call('UNLINK', quota_key(c, 'counted'))
+        return false
+    end
+    local limit = tonumber(redis.call('HGET', c.policy, 'max_waiting') or '100000')
+    local live, counted = redis.call('HLEN', c.live), redis.call('EXISTS', quota_key(c, 'counted')) == 1
+    if not counted and limit >= SHARED_FROM and live > limit * COUNTED_FROM then
+        redis.call('SET', quota_key(c, 'counted'), 1)
+        c.quotas = true
+        return true
+    end
+    if counted and live < limit * COUNTED_FROM / 2 then
+        redis.call('UNLINK', quota_key(c, 'counted'))
+        drop_load(c)
+        c.quotas, c.load, c.load_changed = false, nil, nil
+    end
+    return false
+end
+
 -- What the scheduler sees to: counters of programs that are over, and a load that disagrees with
 -- the queue: a stock tool deleted jobs, or processes of an older release do not count them.
 -- Returns whether so much is live that the caller is to count it anew, in parts.
@@ -433,6 +505,7 @@ function quota.sweep(c, all_at_once)
     variadic('ZREM', quota_key(c, 'used'), over)
     variadic('HDEL', c.marks, over)
     money.sweep(c)
+    if count_while_long(c) then return true end
     if not has_quotas(c) then return false end
     if c.load_changed then write_load(c) end
     c.load, c.load_changed = nil, nil
@@ -464,8 +537,7 @@ register('quota', function(c)
         redis.call('HDEL', quota_key(c, 'bucket'), 'tokens ' .. subject, 'ms ' .. subject)
     end
     if redis.call('EXISTS', key) == 0 then
-        redis.call('UNLINK', quota_key(c, 'load'), quota_key(c, 'bucket'), quota_key(c, 'recount'),
-            quota_key(c, 'recounted'))
+        drop_load(c)
     end
     if had == 1 or limits ~= '' then c.settings = table.concat({'quota', subject, limits, who}, '\t') end
     return {had, uncounted}

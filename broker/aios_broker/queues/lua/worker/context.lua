@@ -11,8 +11,8 @@
 --                Returns {version, rewrites, applied (0 | 1), message...}: the messages that were
 --                there when the syscall first looked.
 -- context_write  ARGV  prefix, module, a ContextRow, a ContextChangeRow, n, message...
---                Returns {'ok', version, messages}, {'full', messages, bytes}, {'changed'} or
---                {'lost'}; only the first has changed anything.
+--                Returns {'ok', version, messages}, {'full', messages, bytes}, {'limit', name, subject,
+--                used, most}, {'changed'} or {'lost'}; only the first has changed anything.
 --
 -- What a syscall found is kept for as long as it may run, and OP_SPARE_S longer: op_ttl_s at most.
 
@@ -85,6 +85,38 @@ local function put(at, how, gone, messages)
     end
 end
 
+-- May an agent keep a context of so many bytes, this one among those it has? Returns the refusal, or nil. The
+-- contexts of an agent: a zset of names, each with its bytes, and one with when they are dropped.
+local function keep_within_limits(c, change, at, bytes)
+    local who = {agent = 'agent:' .. change.tenant .. ' ' .. change.agent, tenant = 'tenant:' .. change.tenant}
+    local sizes, ends = c.own .. 'contexts:' .. who.agent, c.own .. 'context_ends:' .. who.agent
+    if change.how == 'clear' then
+        redis.call('ZREM', sizes, change.name)
+        redis.call('ZREM', ends, change.name)
+        return nil
+    end
+    for _, name in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', c.now)) do
+        redis.call('ZREM', sizes, name)
+        redis.call('ZREM', ends, name)
+    end
+    local n, sum, had = 1, bytes, 0
+    local all = redis.call('ZRANGE', sizes, 0, -1, 'WITHSCORES')
+    for i = 1, #all, 2 do
+        if all[i] == change.name then
+            had = tonumber(all[i + 1])
+        else
+            n, sum = n + 1, sum + all[i + 1]
+        end
+    end
+    local most, most_bytes = quota.limit(c, who, 'max_contexts'), quota.limit(c, who, 'max_context_bytes')
+    if n > most and had == 0 then return {'limit', 'max_contexts', who.agent, n, most} end
+    if sum > most_bytes and bytes > had then return {'limit', 'max_context_bytes', who.agent, sum, most_bytes} end
+    redis.call('ZADD', sizes, bytes, change.name)
+    redis.call('ZADD', ends, c.now + at.ttl_s * 1000, change.name)
+    redis.call('EXPIRE', sizes, at.ttl_s)
+    redis.call('EXPIRE', ends, at.ttl_s)
+end
+
 register('context_write', function(c)
     local at, change, messages = context_of(c), read.contextchange(c), {}
     local how, drop, attempt = change.how, tonumber(change.drop), change.attempt
@@ -103,6 +135,8 @@ register('context_write', function(c)
     if #messages > 0 and (n > tonumber(change.max_messages) or bytes > tonumber(change.max_bytes)) then
         return {'full', n, bytes}
     end
+    local refusal = keep_within_limits(c, change, at, bytes)
+    if refusal then return refusal end
     put(at, how, gone, messages)
     redis.call('HSET', at.key, 'version', facts.version + 1, 'bytes', bytes,
         'rewrites', facts.rewrites + (how == 'append' and 0 or 1),
@@ -110,5 +144,6 @@ register('context_write', function(c)
     redis.call('HSET', at.op, 'applied', facts.version + 1)
     redis.call('HSETNX', at.op, 'base', facts.messages)
     keep_alive(at)
+    if n == 0 then redis.call('EXPIRE', at.key, at.op_ttl_s) end -- nothing is kept for whoever fills and clears
     return {'ok', facts.version + 1, n}
 end)

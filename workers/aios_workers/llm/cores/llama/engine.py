@@ -72,7 +72,7 @@ class Generation:
         token = self._sampler.choose(logits, position=len(self.ids), allowed=allowed)
         wanted = self.request.logprobs
         scores = (score(logits, token, wanted),) if wanted is not None else ()
-        if is_end(token):
+        if token in self.request.turn_ends or is_end(token):
             return self._tokens((), "stop", scores)
         self.ids.append(token)
         self._output_tokens += 1
@@ -132,10 +132,15 @@ class _Slot:
     ids: list[int] = field(default_factory=list)  # whose KV state is here, in order
     running: Generation | None = None
     used_at: int = 0  # the step of its last use
+    kv_owner: str = ""  # for whom its state was read
 
     @property
     def pending_tokens(self) -> int:
         return len(self.running.ids) - len(self.ids) if self.running else 0
+
+    def held_tokens(self, known: Sequence[int], kv_owner: str) -> int:
+        """Return how many of these tokens it has read, for this owner."""
+        return shared_prefix_tokens(self.ids, known) if self.kv_owner == kv_owner else 0
 
 
 class Engine:
@@ -233,11 +238,12 @@ class Engine:
         """Put a generation in the free slot, or on the kept state, that saves most work."""
         free = [slot for slot in self._slots if slot.running is None]
         # The last token is computed in any case: its logits choose the next one.
-        known = generation.ids[:-1]
-        slot = max(free, key=lambda slot: (shared_prefix_tokens(slot.ids, known), -slot.used_at))
-        held_tokens = shared_prefix_tokens(slot.ids, known)
+        known, owner = generation.ids[:-1], generation.request.kv_owner
+        slot = max(free, key=lambda slot: (slot.held_tokens(known, owner), -slot.used_at))
+        held_tokens = slot.held_tokens(known, owner)
         slot = self._restored(generation, free, held_tokens) or slot
-        self._cut(slot, shared_prefix_tokens(slot.ids, known))
+        self._cut(slot, slot.held_tokens(known, owner))
+        slot.kv_owner = owner
         generation.cached_tokens = len(slot.ids)
         slot.running = generation
         slot.used_at = self._steps
@@ -256,6 +262,7 @@ class Engine:
         slot = min(free, key=lambda slot: slot.used_at)
         restored = self._context.import_state(slot.number, best.data)
         slot.ids = list(best.ids) if restored else []
+        slot.kv_owner = generation.request.kv_owner
         if found is not None:
             self.shared.tried(request_id, restored=restored)
         return slot

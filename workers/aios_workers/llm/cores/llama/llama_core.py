@@ -32,6 +32,7 @@ from aios_workers.llm.core import (
     Embeddings,
     GenerationRequest,
     Step,
+    kv_key,
 )
 from aios_workers.llm.cores.base_core import (
     MAX_RESTARTS,
@@ -228,13 +229,15 @@ class LlamaCppCore(BaseCore[Vocabulary]):
         self._streams[stream] = request.request_id
         message = Generate(
             stream,
-            request.request_id,
+            kv_key(request.kv_owner, request.request_id),  # by which its states are found again
             tuple(request.prompt_ids),
             tuple(request.resume_ids),
             request.max_tokens,
             request.sampling,
             request.logprobs,
             request.constraint,
+            kv_key(request.kv_owner),
+            self.vocabulary.turn_ends,
         )
         try:
             async with contextlib.aclosing(process.events(message)) as events:

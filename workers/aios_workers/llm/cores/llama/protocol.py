@@ -73,6 +73,8 @@ class Generate(Struct, frozen=True, array_like=True, tag=True):
     sampling: Sampling
     logprobs: int | None = None
     constraint: Constraint | None = None  # has been checked
+    kv_owner: str = ""  # whose contexts it may begin with; empty: those of nobody in particular
+    turn_ends: frozenset[int] = frozenset()  # that end it, beside those that the library knows of
 
 
 class Abort(Struct, frozen=True, array_like=True, tag=True):

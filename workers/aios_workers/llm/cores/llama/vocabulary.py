@@ -37,6 +37,7 @@ class Vocabulary:
         self.template = template.decode("utf-8", "replace") if template else None
         self.speech = Speech.of(self.template or "")
         self._special = self._special_tokens()
+        self.turn_ends = frozenset[int]()  # of its template, once it is prepared
         # What the model writes of its reasoning and calls is text, though tokens of their own.
         self._shown = {
             token: text.encode()
@@ -81,6 +82,7 @@ class Vocabulary:
         except BaseException:
             template.close()
             raise
+        self.turn_ends = self._prompts.turn_ends
 
     def close(self) -> None:
         """Free it; nothing may be called afterwards."""
@@ -91,8 +93,8 @@ class Vocabulary:
             self._model = 0
 
     def is_end(self, token: int) -> bool:
-        """Whether a token ends a generation: the vocabulary's end, and its families' turn ends."""
-        return bool(self._c.llama_vocab_is_eog(self._vocab, token))
+        """Whether a token ends a generation, as the library or the template knows."""
+        return token in self.turn_ends or bool(self._c.llama_vocab_is_eog(self._vocab, token))
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, continues: bool = False

@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,15 @@ from aios_workers.llm.core import (
     unit_vector,
 )
 from aios_workers.llm.cores.base_core import CircuitBreaker, FailureLimit
-from aios_workers.llm.cores.openai.answer import Answer, billed_of, content_of
+from aios_workers.llm.cores.openai.answer import (
+    THOUGHTS,
+    Answer,
+    PartialAnswer,
+    billed_of,
+    content_of,
+)
 from aios_workers.llm.cores.openai.client import Client, Event, Limits
+from aios_workers.llm.cores.openai.defaults import Defaults
 from aios_workers.llm.cores.openai.forms import (
     choice_form,
     message_form,
@@ -44,17 +51,8 @@ from aios_workers.llm.cores.openai.forms import (
     tool_form,
     with_images,
 )
-from aios_workers.llm.cores.openai.prefill import (
-    MODES,
-    Mode,
-    Seam,
-    ids_of,
-    judged,
-    prefilled,
-    seam_of,
-    text_of,
-    told_apart,
-)
+from aios_workers.llm.cores.openai.prefill import ids_of, prefilled, text_of
+from aios_workers.llm.cores.openai.probe import Prefilling, probed
 
 logger = logging.getLogger(__name__)
 
@@ -63,23 +61,13 @@ NO_SNAPSHOT = "text-to-its-end"  # where no snapshot goes on: nobody's is read t
 TEXT = "text"  # the fingerprint of a model that is known by its name alone
 UNKNOWN_CONTEXT_TOKENS = 1_000_000_000  # the endpoint refuses what is too long
 LONGEST_HELD_S = 30.0  # a longer pause is not waited for with a slot in hand
+LEAST_PAUSE_S = 0.1
+MAX_LOGPROBS = 20  # the API's own limit
 MAX_PAUSES = 5  # that an endpoint asks for, of one request
 FAILURES = FailureLimit(5, window_s=60.0, rest_s=10.0)
 HEALTH_LIMIT_S = 5.0  # one that does not come back is given up; where it can, others go on
 LONGEST_WAIT_S = 0.5  # between two looks
-PROBE = (
-    {"role": "user", "content": "Write one sentence about the sea, and one about a mountain."},
-)
-PROBE_TOKENS = 32
 _BREAKER_CODES = frozenset({"core-error"})  # what its own fault is; a busy one is not broken
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilling:
-    """How the endpoint goes on with a text: found out, or as its settings say."""
-
-    mode: Mode
-    repeats: bool = False
 
 
 class OpenAICore:
@@ -95,6 +83,7 @@ class OpenAICore:
         self._breaker = CircuitBreaker(f"core {name!r}", FAILURES)
         self._info: CoreInfo | None = None
         self._prefilling: Prefilling | None = None
+        self._defaults = Defaults()
         self._running: dict[str, asyncio.Event] = {}
         self.rates: AccountRates | None = None
 
@@ -109,7 +98,7 @@ class OpenAICore:
         """Find out how the endpoint goes on with an answer, unless the settings say it."""
         settings = self._settings
         if settings.prefill == "auto":
-            self._prefilling = await self._probed()
+            self._prefilling = await probed(self._asked_at_start, settings.model, self._name)
         elif settings.prefill != "none":
             self._prefilling = Prefilling(settings.prefill)
         preemptible = self._prefilling is not None
@@ -132,6 +121,8 @@ class OpenAICore:
                 images=True,
                 bills_requests=True,
                 text_ids=True,
+                max_logprobs=MAX_LOGPROBS,
+                reasoning=THOUGHTS,
             ),
         )
         logger.info(
@@ -166,10 +157,10 @@ class OpenAICore:
         return text_of(ids).encode("utf-8", "replace")
 
     async def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Return one vector of length 1 per text."""
-        self._breaker.check()
-        content = {"model": self._settings.model, "input": list(texts)}
-        answer = await self._counted(self._client.post("embeddings", content))
+        """Return one vector of length 1 per text, when the account has room for them."""
+        about = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+        content: dict[str, object] = {"model": self._settings.model, "input": list(texts)}
+        answer = await self._embedded(content, max(1, about))
         try:
             rows = sorted(answer["data"], key=lambda row: row["index"])
             vectors = tuple(unit_vector([float(x) for x in row["embedding"]]) for row in rows)
@@ -183,8 +174,20 @@ class OpenAICore:
             raise CoreError(
                 f"core {self._name!r}: its endpoint embeds {len(vectors)} texts of {len(texts)}"
             )
-        about = sum(map(len, texts)) // CHARACTERS_PER_TOKEN
         return Embeddings(vectors, billed_of(answer).prompt_tokens or about)
+
+    async def _embedded(self, content: dict[str, object], about_tokens: int) -> Event:
+        nobody, pauses = asyncio.Event(), 0
+        while True:
+            await self._rested(nobody)
+            try:
+                async with self._permitted(about_tokens) as paid:
+                    answer = await self._counted(self._client.post("embeddings", content))
+                    paid.tokens = billed_of(answer).prompt_tokens or about_tokens
+                    return answer
+            except CoreBusy as busy:
+                await self._pause(busy, nobody, pauses)
+                pauses += 1
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step, None]:
         """Ask the endpoint, and yield its answer character by character.
@@ -193,33 +196,36 @@ class OpenAICore:
             CoreError: by kind: the key, the account, a pause that takes too long, a fault.
             UnsupportedOption: it does not know an option.
         """
-        content = self._content(request)
+        content, about_tokens = self._content(request), self._about_tokens(request)
         ended = asyncio.Event()
         self._running[request.request_id] = ended
+        refused, pauses = self._defaults.refused, 0
         try:
-            for pause in range(MAX_PAUSES + 1):
+            while not ended.is_set():
                 await self._rested(ended)
                 begun = False
+                said = self._defaults.said(content, refused)
                 try:
                     async with (
-                        self._permitted(request) as paid,
-                        contextlib.aclosing(self._asked(content, request, ended)) as steps,
+                        self._permitted(about_tokens) as paid,
+                        contextlib.aclosing(self._asked(said, request, ended)) as steps,
                     ):
                         async for step in steps:
                             begun = begun or bool(step.ids)
                             paid.note(step.billed)
                             yield step
+                    self._defaults.refused |= refused
                     return
-                except CoreBusy as busy:
-                    is_long = (busy.retry_after_s or 0.0) > LONGEST_HELD_S
-                    if pause == MAX_PAUSES or is_long:
-                        await self._penalise(busy)
+                except UnsupportedOption as refusal:
+                    more = self._defaults.also_refused(refused, refusal, content)
+                    if begun or more is None:
                         raise
-                    await self._pause(busy, ended)
+                    refused = more
+                except CoreBusy as busy:
+                    await self._pause(busy, ended, pauses)
+                    pauses += 1
                     if begun:  # what has come stands: its caller goes on from there
                         raise CoreError(busy.message) from busy
-                if ended.is_set():
-                    return
         finally:
             del self._running[request.request_id]
 
@@ -247,9 +253,8 @@ class OpenAICore:
     async def _asked(
         self, content: dict[str, object], request: GenerationRequest, ended: asyncio.Event
     ) -> AsyncGenerator[Step, None]:
-        seam = Seam(text_of(request.resume_ids), repeats=self._repeats)
         read = self.info.tokens_of(request.prompt_ids) + request.resume_tokens
-        answer = Answer(seam, about_prompt_tokens=read)
+        answer = Answer(read, PartialAnswer.of(request.resume_ids), repeats=self._repeats)
         events = self._client.stream("chat/completions", content)
         last: Step | None = None
         try:
@@ -270,19 +275,28 @@ class OpenAICore:
             if (cost := answer.unpaid()) is not None:
                 yield cost
             return
-        if request.tool_choice in (None, "auto", "none") or answer.has_calls:
-            yield last
-            return
-        yield Step((), tokens=last.tokens, billed=last.billed)
-        raise UnsupportedOption(
-            f"core {self._name!r}: its endpoint answers without a call although one is required",
-            field="body.tool_choice",
-            remedy="use auto, or name another core",
+        if (missing := self._missing(request, answer)) is not None:
+            yield Step((), tokens=last.tokens, billed=last.billed)
+            raise missing
+        yield last
+
+    def _missing(self, request: GenerationRequest, answer: Answer) -> UnsupportedOption | None:
+        """Return what an answer lacks that was asked for; None: nothing."""
+        if request.tool_choice not in (None, "auto", "none") and not answer.has_calls:
+            lacks = "answers without a call although one is required"
+            option, remedy = "tool_choice", "use auto, or name another core"
+        elif request.logprobs is not None and answer.has_text and not answer.has_logprobs:
+            lacks = "gives no log-probabilities"
+            option, remedy = "logprobs", "leave it out, or name another core"
+        else:
+            return None
+        return UnsupportedOption(
+            f"core {self._name!r}: its endpoint {lacks}", field=f"body.{option}", remedy=remedy
         )
 
     @property
-    def _repeats(self) -> bool:
-        return self._prefilling is not None and self._prefilling.repeats
+    def _repeats(self) -> bool | None:
+        return None if self._prefilling is None else self._prefilling.repeats
 
     def _content(self, request: GenerationRequest) -> dict[str, object]:
         """Return the body of the request that asks for a generation."""
@@ -293,36 +307,66 @@ class OpenAICore:
             "messages": with_images(conversation["messages"], request.images),
             "max_tokens": max(1, request.max_tokens - request.resume_tokens),
             "temperature": sampling.temperature,
-            "seed": sampling.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         for name in given_fields(sampling):
             value = getattr(sampling, name)
             content[name] = msgspec.to_builtins(value, str_keys=True)
+        content.pop("seed", None)
+        if request.asks_for_seed:
+            content["seed"] = sampling.seed
+        if request.logprobs is not None:
+            content["logprobs"] = True
+            content |= {"top_logprobs": request.logprobs} if request.logprobs else {}
         if conversation["tools"]:
             content["tools"] = conversation["tools"]
             content["tool_choice"] = choice_form(request.tool_choice)
         if request.constraint is not None:
             content["response_format"] = response_form(request.constraint.source)
-        if request.resume_ids:
+        if text := PartialAnswer.of(request.resume_ids).text:
             assert self._prefilling is not None, "else it is never suspended"
-            return prefilled(content, self._prefilling.mode, text_of(request.resume_ids))
+            return prefilled(content, self._prefilling.mode, text)
         return content
 
+    async def _asked_at_start(self, content: Mapping[str, object]) -> str:
+        """Return the text of an answer, however long the endpoint asks to be left alone."""
+        refused = self._defaults.refused
+        while True:
+            try:
+                said = self._defaults.said(content, refused)
+                events = self._client.stream("chat/completions", {**said, "stream": True})
+                async with contextlib.aclosing(events) as told:
+                    text = "".join([content_of(event) async for event in told])
+            except UnsupportedOption as refusal:
+                more = self._defaults.also_refused(refused, refusal, content)
+                if more is None:
+                    raise
+                refused = more
+            except CoreBusy as busy:
+                pause_s = max(LEAST_PAUSE_S, busy.retry_after_s or 0.0)
+                logger.warning("core %s: its start waits %.1f s: %s", self._name, pause_s, busy)
+                await asyncio.sleep(pause_s)
+            else:
+                self._defaults.refused |= refused
+                return text
+
+    def _about_tokens(self, request: GenerationRequest) -> int:
+        """Return how many tokens a request takes of the account, at most."""
+        return self.info.tokens_of(request.prompt_ids) + request.max_tokens
+
     @contextlib.asynccontextmanager
-    async def _permitted(self, request: GenerationRequest) -> AsyncIterator["_Paid"]:
+    async def _permitted(self, about_tokens: int) -> AsyncIterator["_Paid"]:
         """Wait until the account has room for a request; set right what it took afterwards."""
         paid = _Paid()
         if self.rates is None:
             yield paid
             return
-        about = self.info.tokens_of(request.prompt_ids) + request.max_tokens
-        permit = await self.rates.wait(about)
+        permit = await self.rates.wait(about_tokens)
         try:
             yield paid
         except (asyncio.CancelledError, GeneratorExit):
-            paid.tokens = paid.tokens or about  # nobody heard what it took
+            paid.tokens = paid.tokens or about_tokens  # nobody heard what it took
             raise
         finally:
             await self._told(self.rates.settle(permit, paid.tokens))
@@ -355,11 +399,17 @@ class OpenAICore:
             else:
                 return
 
-    async def _pause(self, busy: CoreBusy, ended: asyncio.Event) -> None:
-        """Wait as long as the endpoint asks, or until the generation is wanted no more."""
+    async def _pause(self, busy: CoreBusy, ended: asyncio.Event, pauses: int) -> None:
+        """Wait as long as the endpoint asks, or until the generation is wanted no more.
+
+        Raises:
+            CoreBusy: it asks too often, or for too long a time.
+        """
         pause_s = busy.retry_after_s or 0.0
-        logger.warning("core %s is to wait %.1f s: %s", self._name, pause_s, busy)
         await self._penalise(busy)
+        if pauses == MAX_PAUSES or pause_s > LONGEST_HELD_S:
+            raise busy
+        logger.warning("core %s is to wait %.1f s: %s", self._name, pause_s, busy)
         await _waited(ended, pause_s)
 
     async def _counted(self, asked: Any) -> Event:  # noqa: ANN401  an awaitable of the client's
@@ -372,41 +422,6 @@ class OpenAICore:
             raise
         self._breaker.succeeded()
         return answer
-
-    async def _probed(self) -> Prefilling | None:
-        """Let the endpoint answer, give it back the beginning, and see whether it goes on.
-
-        Raises:
-            CoreError: it does not answer at all.
-        """
-        content: dict[str, object] = {
-            "model": self._settings.model,
-            "messages": list(PROBE),
-            "max_tokens": PROBE_TOKENS,
-            "temperature": 0,
-        }
-        answer = content_of(await self._client.post("chat/completions", content))
-        seam = seam_of(answer)
-        if seam is None:
-            return None
-        for mode in MODES:
-            verdict = judged(answer, seam, await self._went_on(content, mode, answer[:seam]))
-            if verdict == "goes on":
-                return Prefilling(mode)
-            odd = told_apart(answer[:seam])
-            if verdict != "no" and (await self._went_on(content, mode, odd)).startswith(odd):
-                return Prefilling(mode, repeats=True)
-        return None
-
-    async def _went_on(self, content: dict[str, object], mode: Mode, beginning: str) -> str:
-        """Return what the endpoint says behind a beginning; nothing where it refuses the way."""
-        try:
-            return content_of(
-                await self._client.post("chat/completions", prefilled(content, mode, beginning))
-            )
-        except (CoreError, UnsupportedOption) as error:
-            logger.info("core %s: no prefill by %s: %s", self._name, mode, error)
-            return ""
 
 
 @dataclass(slots=True)

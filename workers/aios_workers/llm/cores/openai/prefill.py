@@ -73,11 +73,13 @@ def told_apart(beginning: str) -> str:
 class Seam:
     """Joins what comes to what is there: a beginning that is repeated is taken off."""
 
-    def __init__(self, beginning: str, *, repeats: bool = False) -> None:
-        """`repeats`: it is known to; else a short repetition is taken for the answer's own."""
+    def __init__(self, beginning: str, *, repeats: bool | None = None) -> None:
+        """`repeats`: whether it does; None: not known, a short repetition is the answer's own."""
+        if repeats is None:
+            repeats = len(beginning) >= LEAST_REPEATED
         self._beginning = beginning
         self._held = ""  # may be the beginning, once more
-        self._open = bool(beginning) and (repeats or len(beginning) >= LEAST_REPEATED)
+        self._open = bool(beginning) and repeats
 
     def join(self, piece: str) -> str:
         """Return what of a new piece goes on."""

@@ -8,15 +8,15 @@ puts blanks into JSON: it is asked for what it has. outlines has no grammars at 
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from aios_broker.contract.errors import UnsupportedOption
 from aios_broker.contract.llm import PENALTIES, given_fields
+from aios_workers.llm.chat.tags import tags_format
 from aios_workers.llm.constraint import FIELDS, JSON_STYLE
-from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling
+from aios_workers.llm.core import Constraint, CoreInfo, GenerationRequest, Sampling, kv_key
 from aios_workers.llm.cores.sglang.client import Description
-from aios_workers.llm.tools import CALL_BEGIN, CALL_END
 
 LLGUIDANCE, XGRAMMAR = "llguidance", "xgrammar"
 BACKENDS = frozenset({LLGUIDANCE, XGRAMMAR})
@@ -24,6 +24,8 @@ BACKENDS = frozenset({LLGUIDANCE, XGRAMMAR})
 _FREE_BLANKS = {"whitespace_flexible": True, "item_separator": ",", "key_separator": ":"}
 # Without one of these at the beginning of a line the server takes a grammar for llama.cpp's.
 _SEEN_AS_LARK = re.compile(r"^\s*(%llguidance\b|start\s*:)", re.MULTILINE)
+
+_SCHEMA_LINE = re.compile(r"^([a-z0-9]+: %json )(.*)$", re.MULTILINE)  # of a grammar of calls
 
 NO_TOP_K = -1
 # The options that it is told, by their names in the contract, which are the server's too. None:
@@ -51,8 +53,9 @@ def constraint_params(constraint: Constraint, backend: str | None) -> dict[str, 
             return {"json_schema": constraint.source}
         case "regex":
             return {"regex": constraint.source}
-        case "grammar" if backend == XGRAMMAR and constraint.calls is not None:
-            return {"structural_tag": _tag(constraint.calls)}
+        case "grammar" if backend == XGRAMMAR and constraint.calls:
+            form = tags_format(constraint.calls, constraint.trigger)
+            return {"structural_tag": _dumped({"type": "structural_tag", "format": form})}
         case "grammar":
             marked = _SEEN_AS_LARK.search(constraint.source) is not None
             return {
@@ -64,10 +67,8 @@ def read_constraint(constraint: Constraint, backend: str | None) -> Constraint:
     """Return what the answer of a server is read by: the form, with blanks where it puts some."""
     if backend != XGRAMMAR:
         return constraint
-    if constraint.calls is not None:
-        *lines, _ = constraint.source.split("\n")  # the last is the call's schema
-        body = f"body: %json {_guided(constraint.calls, {}, _FREE_BLANKS)}"
-        return Constraint("grammar", "\n".join((*lines, body)))
+    if constraint.calls:
+        return Constraint("grammar", _SCHEMA_LINE.sub(_with_free_blanks, constraint.source))
     if constraint.kind == "json":
         return Constraint("json", _guided(constraint.source, {}, _FREE_BLANKS))
     return constraint
@@ -77,9 +78,13 @@ def missing_constraint(constraint: Constraint, backend: str | None) -> str | Non
     """Return why a server cannot hold this form; None: it can."""
     if backend not in BACKENDS:
         return f"holds no forms: its server's grammar backend is {backend or 'none'}"
-    if constraint.kind == "grammar" and constraint.calls is None and backend == XGRAMMAR:
+    if constraint.kind == "grammar" and not constraint.calls and backend == XGRAMMAR:
         return "holds no grammars in Lark's notation: its server's grammar backend is xgrammar"
     return None
+
+
+def _with_free_blanks(line: re.Match[str]) -> str:
+    return f"{line[1]}{_guided(line[2], {}, _FREE_BLANKS)}"
 
 
 def _guided(schema: str, defaults: Mapping[str, object], overrides: Mapping[str, object]) -> str:
@@ -87,27 +92,6 @@ def _guided(schema: str, defaults: Mapping[str, object], overrides: Mapping[str,
     values = json.loads(schema)
     own = values.get("x-guidance") or {}
     return _dumped({**values, "x-guidance": {**defaults, **own, **overrides, "lenient": False}})
-
-
-def _tag(call: str) -> str:
-    """Return xgrammar's notation of a message that ends with one call, or has none.
-
-    A part of what `calls_grammar` allows: there an answer may have several calls.
-    """
-    tag = {
-        "type": "tag",
-        "begin": CALL_BEGIN,
-        "end": CALL_END,
-        "content": {"type": "json_schema", "json_schema": json.loads(call)},
-    }
-    calls = {
-        "type": "triggered_tags",
-        "triggers": [CALL_BEGIN],
-        "tags": [tag],
-        "at_least_one": False,
-        "stop_after_first": True,
-    }
-    return _dumped({"type": "structural_tag", "format": calls})
 
 
 def _dumped(value: object) -> str:
@@ -149,13 +133,19 @@ def check_kept(
         _check_logprobs(request, info, original=original_logprobs)
 
 
-def generate_body(request: GenerationRequest, rid: str, server: Description) -> dict[str, Any]:
+def generate_body(
+    request: GenerationRequest,
+    rid: str,
+    server: Description,
+    turn_ends: Collection[int] = (),
+) -> dict[str, Any]:
     """Return the body of a `/generate` that goes on from `resume_ids`.
 
     Args:
         request: The generation.
         rid: Its id on the server, of fixed length: an abort matches by prefix.
         server: What is asked. It draws by seed and position in deterministic inference alone.
+        turn_ends: Tokens that end an answer, beside those that the server knows of.
     """
     seeded = server.enable_deterministic_inference
     body: dict[str, Any] = {
@@ -166,10 +156,14 @@ def generate_body(request: GenerationRequest, rid: str, server: Description) -> 
             request.sampling, request.max_tokens - len(request.resume_ids), seeded=seeded
         ),
     }
+    if turn_ends:
+        body["sampling_params"]["stop_token_ids"] = sorted(turn_ends)
     if request.constraint is not None:
         body["sampling_params"] |= constraint_params(request.constraint, server.constraints_by)
     if request.logprobs is not None:
         body |= {"return_logprob": True, "top_logprobs_num": request.logprobs}
+    if request.kv_owner:
+        body["extra_key"] = kv_key(request.kv_owner)  # part of a context's name in its cache
     if request.lora is not None:
         body["lora_path"] = request.lora
     return body

@@ -205,7 +205,8 @@ class SGLangCore(BaseCore[Vocabulary]):
         self, request: GenerationRequest, stream: _Stream
     ) -> AsyncGenerator[Step, None]:
         engine = await self._connection.admitted()
-        body = generate_body(request, stream.rid, engine.description)
+        ends = self.vocabulary.turn_ends
+        body = generate_body(request, stream.rid, engine.description, ends)
         maker = await self._step_maker(request, engine.description)
         config = self.config
         said = engine.client.generate(body, config.first_token_limit_s, config.stall_limit_s)

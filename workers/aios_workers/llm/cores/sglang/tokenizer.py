@@ -30,6 +30,7 @@ class Vocabulary(base_core.Vocabulary, Protocol):
 
     speech: Speech
     reasoning: ReasoningTags | None
+    turn_ends: frozenset[int]  # that end an answer, and no configuration names them
 
     def compiler(self) -> Compiler:
         """Return a compiler of constraints over these tokens; takes a moment, in any thread."""
@@ -61,6 +62,8 @@ class FolderVocabulary:
         )
         self._prompts = PromptWriter(template, Markers(special), self._encode, self._plain)
         self.reasoning = self.speech.thoughts(self._encode)
+        self.turn_ends = self._prompts.turn_ends - self._end_ids
+        self._end_ids |= self.turn_ends
 
     def render(self, messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[int, ...]:
         """Return the ids of a conversation up to the start of the answer.
@@ -122,6 +125,7 @@ class ByteVocabulary:
     longest_piece_bytes = 1
     speech = Speech(None, None)
     reasoning: ReasoningTags | None = None
+    turn_ends: frozenset[int] = frozenset()
 
     def __init__(self, size: int | None = None, end_ids: frozenset[int] | None = None) -> None:
         self.size = size or self.FIRST + 256

@@ -1,0 +1,29 @@
+-- stop.lua: suspend an agent or a tenant: nothing of theirs is taken, and what is live ends.
+--
+-- The suspended ones are in the hash aios:stopped, of all modules, from which a submit is refused; what is
+-- live is found by `owned` and ended by `cancel`. Their truth is in Postgres.
+
+-- ARGV  prefix, module, subject (agent:T A | tenant:T), who; an empty who: it is resumed
+-- Returns 1 where that changed something.
+register('stop', function(c)
+    local subject, who = take(c), take(c)
+    if who == '' then return redis.call('HDEL', c.stopped, subject) end
+    return redis.call('HSET', c.stopped, subject, who)
+end)
+
+-- ARGV  prefix, module, subject, cursor, about how many live jobs to look at
+-- Returns {the next cursor, 0 at the end; ids of the jobs that are the subject's...}.
+register('owned', function(c)
+    local subject, cursor, most = take(c), take(c), take(c)
+    local found = redis.call('HSCAN', c.live, cursor, 'COUNT', most)
+    local answer = {found[1]}
+    for i = 1, #found[2], 2 do
+        local id = found[2][i]
+        local metadata = redis.pcall('HGET', job_key(c, id), 'aios_metadata')
+        if type(metadata) == 'string' then
+            local who = quota.owner(c, metadata)
+            if who.agent == subject or who.tenant == subject then answer[#answer + 1] = id end
+        end
+    end
+    return answer
+end, {'no-writes'})

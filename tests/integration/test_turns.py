@@ -1,0 +1,178 @@
+"""Round robin by tenant, agent, program and job on a real Redis, in short and long queues."""
+
+from __future__ import annotations
+
+import pytest
+
+from aios_broker.contract.syscall import new_id
+from aios_broker.queues.records import JobMetadata, Submission
+from aios_broker.scheduler import turns
+from aios_broker.scheduler.ordering import ModuleOrder
+from aios_broker.scheduler.policy import policy_named
+from aios_broker.scheduler.ranking import LeadershipLost
+from tests.queue_user import DATA, QueueUser, submitted
+
+FLOOD = JobMetadata("ada", "llm.chat", "bulk", "acme")
+OTHER = JobMetadata("eve", "llm.chat", "task", "umbrella")
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits at all waits long enough."""
+    monkeypatch.setattr(turns, "LEAST_WAIT_MS", 0)
+
+
+async def send(user: QueueUser, metadata: JobMetadata, count: int = 1) -> list[str]:
+    jobs = [Submission(new_id(), DATA, metadata, "me") for _ in range(count)]
+    for first in range(0, count, 800):
+        await submitted(user.queue, jobs[first : first + 800])
+    return [job.job_id for job in jobs]
+
+
+class Kernel:
+    """A scheduler that is told when to look."""
+
+    def __init__(self, user: QueueUser) -> None:
+        self.user = user
+        self.order = ModuleOrder(user.order, user.control, policy_named("rr"))
+        self.epoch = 0
+
+    async def begin(self) -> None:
+        await self.user.publish("rr")
+        self.epoch = await self.user.lead()
+        await self.look()
+
+    async def look(self, times: int = 3) -> bool:
+        changed = False
+        for _ in range(times):  # the first one sweeps
+            changed = await self.order.tick(self.epoch, 1_700_000_000_000)
+        return changed
+
+    async def serve(self, count: int, at_once: int = 1) -> list[str]:
+        """Claim and end jobs, with a look of the scheduler before each claim."""
+        ids: list[str] = []
+        while len(ids) < count:
+            await self.look(1)
+            leases = await self.user.claim(at_once)
+            assert leases
+            ids += [lease.job_id for lease in leases]
+            await self.user.finish(*leases)
+        return ids
+
+
+@pytest.fixture
+async def kernel(user: QueueUser) -> Kernel:
+    made = Kernel(user)
+    await made.begin()
+    return made
+
+
+async def test_another_tenants_only_job_goes_before_a_flood(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    flood = await send(user, FLOOD, 600)
+    [alone] = await send(user, OTHER)
+    await kernel.look()
+    assert alone in (await user.waiting())[:2]
+    assert (await user.waiting())[0] == flood[0]
+    assert len(await user.waiting()) == 601
+
+
+@pytest.mark.parametrize("depth", [60, 700, 3_000])
+async def test_tenants_that_wait_are_served_alike(
+    user: QueueUser, kernel: Kernel, depth: int
+) -> None:
+    flood = await send(user, FLOOD, depth)
+    other = await send(user, OTHER, depth)
+    await kernel.look()
+    ids = await kernel.serve(40)
+    assert abs(len(set(ids) & set(flood)) - len(set(ids) & set(other))) <= 1
+    served = [each for each in ids if each in set(flood)]
+    assert served == flood[: len(served)]  # a program's own jobs keep their order
+    assert sorted(await user.waiting()) == sorted({*flood, *other} - {*ids})
+
+
+async def test_batches_of_claims_are_shared_as_single_ones_are(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    flood = await send(user, FLOOD, 200)
+    other = await send(user, OTHER, 200)
+    ids = await kernel.serve(48, at_once=8)
+    assert len(set(ids) & set(flood)) == len(set(ids) & set(other)) == 24
+
+
+async def test_agents_and_programs_of_the_flooding_tenant_take_turns_too(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    await send(user, FLOOD, 300)
+    [sibling] = await send(user, JobMetadata("bob", "llm.chat", "main", "acme"))
+    [program] = await send(user, JobMetadata("ada", "llm.chat", "small", "acme"))
+    await kernel.look()
+    first = (await user.waiting())[:6]
+    assert sibling in first
+    assert program in first
+
+
+async def test_a_suspended_job_comes_back_for_its_next_turn(
+    user: QueueUser, kernel: Kernel
+) -> None:
+    [long] = await send(user, OTHER)
+    [lease] = await user.claim()
+    assert lease.job_id == long
+    await send(user, FLOOD, 600)
+    await kernel.look()
+    await user.suspend(lease)
+    await kernel.look()
+    assert long in (await user.waiting())[:2]
+
+
+async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kernel: Kernel) -> None:
+    ids = await send(user, FLOOD, 50)
+    assert await user.order.turns(8, 0) is None
+    assert not await kernel.look()
+    assert await user.waiting() == ids
+    await send(user, OTHER)
+    assert await user.order.turns(8, 0) is not None
+
+
+async def test_when_nothing_is_live_it_begins_anew(user: QueueUser, kernel: Kernel) -> None:
+    await send(user, FLOOD)
+    await send(user, OTHER)
+    await user.finish(*await user.claim(2))
+    await kernel.look()
+    await send(user, FLOOD, 2)
+    assert await user.order.turns(8, 0) is None
+
+
+async def test_a_burst_longer_than_a_piece_is_read_whole(user: QueueUser, kernel: Kernel) -> None:
+    await send(user, OTHER, 2)
+    await send(user, FLOOD, 2)
+    await kernel.look()
+    flood = await send(user, FLOOD, 1_200)
+    other = await send(user, OTHER, 5)
+    await kernel.look()
+    head = (await user.waiting())[:14]
+    assert len(set(other) & set(head)) == 5
+    assert len(set(flood) & set(head)) <= 7
+
+
+async def test_a_scheduler_that_takes_over_reads_who_waits(user: QueueUser, kernel: Kernel) -> None:
+    await send(user, FLOOD, 700)
+    [alone] = await send(user, OTHER)
+    await user.redis.execute("DEL", user.keys.own("scheduler"))  # its lease has run out
+    another = Kernel(user)
+    another.epoch = (await user.order.lead("another", 30.0, seen_epoch=kernel.epoch)).epoch
+    await another.look()
+    assert alone in (await user.waiting())[:2]
+    await send(user, JobMetadata("zoe", "llm.chat", "main", "late"))
+    with pytest.raises(LeadershipLost):
+        await kernel.look()
+
+
+async def test_a_wide_chat_counts_as_its_answers(user: QueueUser, kernel: Kernel) -> None:
+    wide = JobMetadata("ada", "llm.chat", "bulk", "acme", width=4)
+    many = await send(user, wide, 20)
+    other = await send(user, OTHER, 20)
+    ids = await kernel.serve(15)
+    assert len(set(ids) & set(other)) >= 11
+    assert set(ids) & set(many)

@@ -1,0 +1,135 @@
+"""Mutants of whose turn it is, of default limits, and of the kill switch."""
+
+from tests.mutants.catalogue import Mutant
+
+TURNS = "broker/aios_broker/scheduler/turns.py"
+QUOTA = "broker/aios_broker/queues/lua/shared/quota.lua"
+SUBMIT = "broker/aios_broker/queues/lua/client/submit.lua"
+LIMITS = "migrations/schema/limits.sql"
+TURNS_TEST = "tests/unit/test_turns.py"
+QUEUE_TURNS_TEST = "tests/integration/test_turns.py"
+DEFAULTS_TEST = "tests/integration/test_default_limits.py"
+STOP_TEST = "tests/integration/test_suspended_agents.py"
+OBJECTS_TEST = "tests/integration/test_object_limits.py"
+
+LIMIT_MUTANTS = (
+    Mutant(
+        "turns: whoever has had one is next again",
+        TURNS,
+        "            member.start += turn.width\n",
+        "",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: a wide job is one",
+        TURNS,
+        "            member.start += turn.width\n",
+        "            member.start += 1\n",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: what is planned does not count",
+        TURNS,
+        "(start + turn.width, came, member))",
+        "(start, came, member))",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: who was away has saved up",
+        TURNS,
+        "max(member.start, group.now), self._came",
+        "member.start, self._came",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: agents do not matter",
+        TURNS,
+        "path = (metadata.tenant, metadata.agent, metadata.program)",
+        'path = (metadata.tenant, "", metadata.program)',
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: those that were at the head are never done",
+        TURNS,
+        "                self._turns.had_turn(job_id)\n",
+        "                pass\n",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "turns: a second program is not noted",
+        SUBMIT,
+        "            flow = SEVERAL\n",
+        "",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
+        "limits: anybody may go before others",
+        QUOTA,
+        "if nice < least then return {'nice', who.agent, nice, least} end",
+        "",
+        DEFAULTS_TEST,
+    ),
+    Mutant(
+        "limits: an agent has no share",
+        QUOTA,
+        "if not most and (c.max_waiting or 0) >= SHARED_FROM then",
+        "if false then",
+        DEFAULTS_TEST,
+    ),
+    Mutant(
+        "limits: until it is counted a queue is anybody's",
+        SUBMIT,
+        "not quota.has_quotas(c) and not quota.is_roomy(limit, waiting + 1)",
+        "false",
+        DEFAULTS_TEST,
+    ),
+    Mutant(
+        "limits: unread replies do not matter",
+        SUBMIT,
+        "if replies >= most then return",
+        "if false then return",
+        DEFAULTS_TEST,
+    ),
+    Mutant(
+        "limits: slot time of one answer alone",
+        QUOTA,
+        "(now_ms - had_ms) * who.width",
+        "(now_ms - had_ms)",
+        DEFAULTS_TEST,
+    ),
+    Mutant(
+        "stop: what is asked is taken",
+        QUOTA,
+        "if c.stopped_known[subject] then return {'stopped', subject} end",
+        "",
+        STOP_TEST,
+    ),
+    Mutant(
+        "stop: a tenant's agents go on",
+        "broker/aios_broker/queues/lua/operator/stop.lua",
+        "who.agent == subject or who.tenant == subject",
+        "who.agent == subject",
+        STOP_TEST,
+    ),
+    Mutant(
+        "limits: what is met is passed",
+        LIMITS,
+        "IF there > most THEN",
+        "IF there > most + 1 THEN",
+        OBJECTS_TEST,
+    ),
+    Mutant(
+        "limits: removed notes count on",
+        LIMITS,
+        "PERFORM aios_add_notes(owner_id, -count(*), -sum(",
+        "PERFORM aios_add_notes(owner_id, 0, -sum(",
+        OBJECTS_TEST,
+    ),
+    Mutant(
+        "limits: rewritten notes weigh what they did",
+        LIMITS,
+        "GROUP BY owner_id HAVING sum(by) <> 0",
+        "GROUP BY owner_id HAVING false",
+        OBJECTS_TEST,
+    ),
+)

@@ -1,0 +1,135 @@
+"""No text has a NUL, and no object a key twice: at the door, in every kind of syscall."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.job import ENTRY, decode_job
+from aios_broker.contract.json_text import DuplicateKey, has_nul, refuse_duplicate_keys
+from aios_broker.contract.syscall import (
+    Syscall,
+    ToolEcho,
+    check_syscall,
+    decode_syscall,
+    encode_syscall,
+    new_id,
+)
+from aios_sdk.requests import Options, build_syscall
+from aios_workers.approvals.requests import body_from
+from tests.unit.test_sdk_requests import IDS
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a\\"u0\x00\x01é')),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.sampled_from("a\\\x00u")), inner),
+    max_leaves=8,
+)
+BODIES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"type": "tool.echo", "text": "a\x00b"}, "body.text"),
+    ({"type": "memory.search", "query": "a\x00"}, "body.query"),
+    ({"type": "memory.add", "content": "x", "tags": ["good", "\x00"]}, "body.tags.1"),
+    ({"type": "memory.add", "content": "x", "metadata": {"k": "\x00"}}, "body.metadata.k"),
+    ({"type": "memory.add", "content": "x", "metadata": {"\x00": 1}}, "body.metadata"),
+    ({"type": "storage.search", "query": "\x00"}, "body.query"),
+    ({"type": "storage.write", "path": "a", "content": "\x00"}, "body.content"),
+    ({"type": "storage.read", "path": "a\x00"}, "body.path"),
+    ({"type": "llm.chat", "messages": [{"role": "user", "content": "\x00"}]}, "content"),
+    ({"type": "access.deny", "approval": "x", "reason": "\x00"}, "body.reason"),
+)
+
+
+def has_nul_plainly(value: object) -> bool:
+    if isinstance(value, dict):
+        return any("\x00" in key or has_nul_plainly(part) for key, part in value.items())
+    if isinstance(value, list):
+        return any(map(has_nul_plainly, value))
+    return isinstance(value, str) and "\x00" in value
+
+
+@given(JSON)
+def test_a_nul_is_seen_wherever_it_is_and_nowhere_else(value: object) -> None:
+    assert has_nul(json.dumps(value)) == has_nul_plainly(value)
+    assert has_nul(json.dumps(value, ensure_ascii=False).encode()) == has_nul_plainly(value)
+
+
+@given(JSON)
+def test_what_has_each_key_once_passes(value: object) -> None:
+    refuse_duplicate_keys(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"a": 1, "b": 2, "a": 1}', "a"),
+        ('[{"x": {"y": [{"k": 1, "k": 2}]}}]', "k"),
+        ('{"a": 1, "\\u0061": 2}', "a"),
+    ],
+)
+def test_a_key_twice_is_seen(text: str, key: str) -> None:
+    with pytest.raises(DuplicateKey) as caught:
+        refuse_duplicate_keys(text.encode())
+    assert caught.value.key == key
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"a": ', "\xff"])
+def test_what_is_no_json_is_for_others_to_refuse(text: str) -> None:
+    refuse_duplicate_keys(text.encode("latin-1"))
+
+
+@pytest.mark.parametrize(("body", "field"), BODIES)
+def test_a_nul_is_an_invalid_syscall(body: dict[str, Any], field: str) -> None:
+    fields = {"id": new_id(), "agent": "ann", "body": body}
+    with pytest.raises(InvalidSyscall, match="NUL") as caught:
+        decode_syscall(json.dumps(fields))
+    assert str(caught.value.field).endswith(field)
+
+
+def test_the_sdk_sends_no_nul() -> None:
+    with pytest.raises(InvalidSyscall, match="NUL") as caught:
+        build_syscall(Options("ann"), ToolEcho("a\x00"), IDS)
+    assert caught.value.field == "body.text"
+    syscall = Syscall(id=new_id(), agent="ann", body=ToolEcho("\x00"))
+    for check in (encode_syscall, check_syscall):
+        with pytest.raises(InvalidSyscall, match="NUL"):
+            check(syscall)
+
+
+def test_what_a_person_makes_of_a_syscall_has_no_nul() -> None:
+    with pytest.raises(InvalidSyscall, match="NUL") as caught:
+        body_from("storage.write", {"path": "a.txt", "content": "\x00"})
+    assert caught.value.field == "content"
+
+
+def test_backslashes_before_a_u_are_no_nul() -> None:
+    for text in ("\\u0000", "\\\\u0000", "C:\\u0000\\"):
+        syscall = Syscall(id=new_id(), agent="ann", body=ToolEcho(text))
+        assert check_syscall(syscall) == syscall
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        '{"agent": "ann", "agent": "bob", "body": {"type": "tool.echo"}}',
+        '{"agent": "ann", "body": {"type": "tool.echo", "text": "a", "text": "b"}}',
+        '{"agent": "a", "body": {"type": "memory.add", "content": "", "metadata": {"k":1,"k":2}}}',
+        '{"agent": "a", "body": {"type": "memory.list"}, "body": {"type": "tool.echo"}}',
+    ],
+)
+def test_a_stock_producers_job_says_each_thing_once(request_: str) -> None:
+    job_id = new_id()
+    data = f'["{ENTRY}",null,[{request_}],{{}}]'.encode()
+    with pytest.raises(InvalidSyscall, match="twice"):
+        decode_job(data, job_id, trusted=False)
+
+
+def test_a_stock_producers_job_that_says_each_thing_once_is_read() -> None:
+    job_id = new_id()
+    request = msgspec.json.encode({"agent": "ann", "body": {"type": "tool.echo", "text": "a"}})
+    data = b'["%s",null,[%s],{}]' % (ENTRY.encode(), request)
+    assert decode_job(data, job_id, trusted=False).body == ToolEcho("a")
