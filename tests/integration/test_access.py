@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from aios_broker.contract.access import (
+    AccessAudit,
     AccessCheck,
     AccessGrant,
     AccessGrants,
