@@ -9,6 +9,7 @@ from typing import get_args
 import click
 import msgspec
 
+from aios_cli.agent_stops import resume, suspend
 from aios_cli.approvals import as_steward, decider, kernel_store
 from aios_cli.session import EXIT_CODES, command
 from aios_cli.syscalls import check_name
@@ -90,5 +91,5 @@ def _set(agent: str, tenant: str, right: str, *, given: bool) -> RightSet:
     return RightSet(agent, tenant, chosen, given)
 
 
-for each in (list_, allow, forbid):
+for each in (list_, allow, forbid, suspend, resume):
     agents.add_command(each)
