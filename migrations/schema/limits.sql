@@ -115,6 +115,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
+REVOKE ALL ON FUNCTION aios_most, aios_limit_met, aios_add_notes FROM PUBLIC;
+
 RESET ROLE;
 REVOKE CREATE ON SCHEMA public FROM aios_steward;
 

@@ -78,7 +78,8 @@ def upgrade() -> None:
     execute_file("policies")
     execute_file("limits")
     for kind, limit in DEFAULT_LIMITS.items():
-        op.execute(f"INSERT INTO object_limit (kind, most) VALUES ('{kind}', {limit.most})")
+        if limit.most is not None:
+            op.execute(f"INSERT INTO object_limit (kind, most) VALUES ('{kind}', {limit.most})")
     number, name, dimension = FIRST_MODEL
     op.execute(
         "INSERT INTO embedding_model (id, name, dimension, active) OVERRIDING SYSTEM VALUE "

@@ -19,10 +19,10 @@ from aios_broker.postgres.database import Database
 from aios_workers.runtime.registry import tool_module
 from tests.caller import running_worker
 from tests.conftest import RunningPostgres
-from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.processes import frozen_family
 from tests.queue_user import QueueUser, queue_user
+from tests.scheduler_scene import scheduler
 from tests.session_user import sent
 from tests.waiting import wait_until_async
 

@@ -19,10 +19,10 @@ from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent
 from aios_workers.runtime.registry import tool_module
 from tests.caller import running_worker
-from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.queue_user import QueueUser, queue_user
 from tests.redis_nodes import RedisNode, running
+from tests.scheduler_scene import scheduler
 from tests.session_user import sent
 from tests.waiting import wait_until_async
 

@@ -42,10 +42,10 @@ from aios_broker.queues.records import JobMetadata, Submission
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore, SimulatedCoreConfig
 from aios_workers.runtime.registry import llm_module, tool_module
 from tests.caller import ROOT, Caller, WorkerProcess, chat, chat_result, running_worker
-from tests.integration.test_scheduler import scheduler
 from tests.integration.test_sdk_faults import echo, session_of
 from tests.queue_user import QueueUser, queue_user
 from tests.scheduler_process import SchedulerProcess
+from tests.scheduler_scene import scheduler
 from tests.session_user import sent
 from tests.waiting import wait_until_async
 

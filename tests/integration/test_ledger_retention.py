@@ -14,8 +14,8 @@ from aios_broker.ledger.ledger import Forgotten, Ledger
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
 from aios_broker.scheduler.config import SchedulerConfig
-from tests.integration.test_scheduler import scheduler
 from tests.queue_user import QueueUser
+from tests.scheduler_scene import scheduler
 from tests.waiting import wait_until_async
 
 METADATA = '{"agent":"ada","kind":"llm.chat"}'

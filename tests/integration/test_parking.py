@@ -22,7 +22,7 @@ from aios_workers.modules.state_handler import StateHandler
 from aios_workers.runtime.executor import Done, Outcome, Run
 from aios_workers.runtime.registry import LoadedModule
 from tests.caller import Caller, running_worker
-from tests.integration.test_scheduler import scheduler
+from tests.scheduler_scene import scheduler
 from tests.state_scene import StateScene, state_scene
 from tests.waiting import wait_until_async
 

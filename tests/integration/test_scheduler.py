@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,25 +14,11 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import Lease
 from aios_broker.scheduler.config import SchedulerConfig
-from aios_broker.scheduler.scheduler import Scheduler
 from tests.conftest import RunningPostgres, RunningRedis
 from tests.queue_user import QueueUser
 from tests.scheduler_process import SchedulerProcess
+from tests.scheduler_scene import scheduler
 from tests.waiting import wait_until, wait_until_async
-
-
-@asynccontextmanager
-async def scheduler(redis_url: str, **settings: object) -> AsyncIterator[None]:
-    """Run a scheduler in this loop for the length of a block."""
-    variables = {"AIOS_REDIS_URL": redis_url}
-    variables |= {name.upper(): str(value) for name, value in settings.items()}
-    serving = asyncio.create_task(Scheduler(SchedulerConfig.from_environment(variables)).run())
-    try:
-        yield
-    finally:
-        serving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await serving
 
 
 async def policy_of(user: QueueUser) -> str:

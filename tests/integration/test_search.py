@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aios_broker.contract.errors import InvalidConfig, UnsupportedOption
 from aios_broker.contract.memory import (
@@ -15,8 +17,8 @@ from aios_broker.contract.memory import (
 )
 from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
 from aios_broker.postgres.store import Store
-from aios_workers.search.embedder import NoEmbedder
-from aios_workers.search.indexing import BATCH, embed_missing
+from aios_workers.search.embedder import BATCH_CHARACTERS, NoEmbedder
+from aios_workers.search.indexing import BATCH, embed_missing, portions
 from aios_workers.search.ranking import (
     EXACT_ROWS,
     NOTES,
@@ -198,3 +200,14 @@ async def test_what_others_have_not_shared_is_not_counted(scene: StateScene) -> 
     await scene.ask("bob", StorageShare("open", agent="ann"))
     assert (await scene.ask("ann", StorageSearch("apples", shared=True))).unindexed == 1
     assert (await scene.ask("ann", StorageSearch("apples"))).unindexed == 0
+
+
+@given(st.lists(st.integers(0, 3 * BATCH_CHARACTERS), max_size=30))
+def test_what_is_indexed_goes_to_the_model_in_portions_that_a_query_can_wait_for(
+    lengths: list[int],
+) -> None:
+    texts = ["x" * length for length in lengths]
+    found = list(portions(texts))
+    assert [text for portion in found for text in portion] == texts
+    for portion in found:
+        assert len(portion) == 1 or sum(map(len, portion)) <= BATCH_CHARACTERS

@@ -43,6 +43,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_workers.approvals.service import NeedsApproval
+from aios_workers.modules.access.limits import LimitRow, set_limit
 from tests.storage_scene import Scene, storage_scene
 
 
@@ -244,12 +245,13 @@ async def test_the_quota_counts_what_versions_keep_and_refuses_whole_changes(
 ) -> None:
     await scene.ask(StorageCreate("a", "x" * 60_000))
     await scene.ask(StorageCopy("a", "b"))  # the same content: nothing more
-    with pytest.raises(QuotaExceeded):
+    with pytest.raises(QuotaExceeded, match=r"bytes of files.*as it may: 100000") as error:
         await scene.ask(StorageWrite("a", "y" * 40_001))
+    assert error.value.field == "quota.file_bytes"
     assert await read(scene, "a") == "x" * 60_000
     assert await used_bytes(scene) == (60_000, 60_000)
     await scene.ask(StorageWrite("a", "y" * 40_000))
-    await scene.rows("UPDATE agent SET storage_limit_bytes = 100001 WHERE name = 'ann' RETURNING 1")
+    await set_limit(scene.store, LimitRow("default", "ann", "file_bytes", 100_001))
     await scene.ask(StorageCreate("c", "z"))
     with pytest.raises(QuotaExceeded):
         await scene.ask(StorageCreate("d", "w"))

@@ -113,6 +113,14 @@ async def test_agents_and_programs_of_the_flooding_tenant_take_turns_too(
     assert program in first
 
 
+async def test_an_agent_gains_nothing_by_many_programs(user: QueueUser, kernel: Kernel) -> None:
+    for name in ("bulk", "more", "and more"):
+        await send(user, JobMetadata("ada", "llm.chat", name.replace(" ", "-"), "acme"), 20)
+    bobs = await send(user, JobMetadata("bob", "llm.chat", "bulk", "acme"), 20)
+    ids = await kernel.serve(12)
+    assert len(set(ids) & set(bobs)) == 6
+
+
 async def test_a_suspended_job_comes_back_for_its_next_turn(
     user: QueueUser, kernel: Kernel
 ) -> None:

@@ -12,6 +12,7 @@ ObjectKind = Literal[
     "notes",
     "note_bytes",
     "files",
+    "file_bytes",
     "directories",
     "links",
     "mounts",
@@ -27,7 +28,7 @@ OBJECT_KINDS: tuple[ObjectKind, ...] = get_args(ObjectKind)
 class ObjectLimit:
     """How many there may be of a kind."""
 
-    most: int  # unless the operator has said otherwise
+    most: int | None  # unless the operator has said otherwise; None: a setting says it
     of: Literal["agent", "tenant"]  # whose they are
     words: str
     remedy: str  # what makes room
@@ -39,6 +40,10 @@ DEFAULT_LIMITS: dict[ObjectKind, ObjectLimit] = {
         1024**3, "agent", "bytes of notes", "remove or shorten some (memory.remove)"
     ),
     "files": ObjectLimit(100_000, "agent", "files", "delete some (storage.delete)"),
+    # Of all kept versions, each content once. Unless set: AIOS_STORAGE_MAX_BYTES.
+    "file_bytes": ObjectLimit(
+        None, "agent", "bytes of files, old versions counted", "delete some (storage.delete)"
+    ),
     "directories": ObjectLimit(10_000, "agent", "directories", "delete some (storage.delete)"),
     "links": ObjectLimit(
         1_000, "agent", "links", "take some back (storage.unshare), or let them expire"

@@ -166,7 +166,6 @@ agent = Table(
     Column("administrator", Boolean, nullable=False, server_default=text("false")),
     Column("decides", Boolean, nullable=False, server_default=text("false")),
     by_agent_column("registered_by"),
-    Column("storage_limit_bytes", BigInteger),  # null: the deployment's default
     Column("storage_used_bytes", BigInteger, nullable=False, server_default=text("0")),
     moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),

@@ -12,7 +12,7 @@ of it; search by keywords goes on as ever. Workers of the old model write no vec
 ended: restart them with the new settings.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import psycopg
 
@@ -20,6 +20,7 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
+from aios_workers.search.embedder import BATCH_CHARACTERS
 from aios_workers.search.ranking import (
     CORPORA,
     UNEMBEDDED,
@@ -75,6 +76,18 @@ def _is_other(model: int) -> str:
     return f"model_id IS DISTINCT FROM {model:d}"
 
 
+def portions(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut texts into what the model takes at once: a query that comes waits for one of these."""
+    first, characters = 0, 0
+    for place, text in enumerate(texts):
+        characters += len(text)
+        if characters > BATCH_CHARACTERS and place > first:
+            yield texts[first:place]
+            first, characters = place, len(text)
+    if first < len(texts):
+        yield texts[first:]
+
+
 async def embed_rows(
     cursor: Cursor, embedder: Embedder, corpus: Corpus, model: int, rows_query: str
 ) -> int:
@@ -83,7 +96,11 @@ async def embed_rows(
     rows = await cursor.fetchall()
     if not rows:
         return 0
-    vectors = await embedder.embed([row.text for row in rows])
+    vectors = [
+        vector
+        for texts in portions([row.text for row in rows])
+        for vector in await embedder.embed(texts)
+    ]
     matches = " AND ".join(f"{key} = %s" for key in corpus.keys)
     await cursor.executemany(
         f"UPDATE {corpus.table} SET model_id = %s, vector = %s::halfvec "

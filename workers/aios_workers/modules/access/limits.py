@@ -66,8 +66,9 @@ async def set_limit(store: Store, row: LimitRow) -> None:
 
 async def unset_limit(store: Store, row: LimitRow) -> None:
     """Let the wider limit hold again: the tenant's, everybody's, or the one that is built in."""
-    if not row.tenant:
-        await set_limit(store, LimitRow("", "", row.kind, DEFAULT_LIMITS[row.kind].most))
+    built_in = DEFAULT_LIMITS[row.kind].most
+    if not row.tenant and built_in is not None:
+        await set_limit(store, LimitRow("", "", row.kind, built_in))
         return
     values = await _values(store, row)
     async with store.as_steward() as cursor:

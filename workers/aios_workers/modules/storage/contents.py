@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, QuotaExceeded
+from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
+from aios_broker.contract.limits import limit_met
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
 from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of
 
@@ -86,13 +87,16 @@ _SETTLE = """
         RETURNING size_bytes
     ), moved AS (
         SELECT (SELECT coalesce(sum(size_bytes), 0) FROM came)
-             - (SELECT coalesce(sum(size_bytes), 0) FROM went) AS by_bytes
+             - (SELECT coalesce(sum(size_bytes), 0) FROM went) AS by_bytes,
+               coalesce((SELECT aios_most(o.id, o.tenant_id, 'file_bytes') FROM agent o
+                          WHERE o.id = %(owner)s), %(limit)s) AS most
     )
     UPDATE agent a SET storage_used_bytes = a.storage_used_bytes + m.by_bytes
       FROM moved m WHERE a.id = %(owner)s AND (m.by_bytes <= 0
-           OR a.storage_used_bytes + m.by_bytes <= coalesce(a.storage_limit_bytes, %(limit)s))
+           OR a.storage_used_bytes + m.by_bytes <= m.most)
     RETURNING a.storage_used_bytes
 """
+_MOST = "SELECT aios_most(id, tenant_id, 'file_bytes') AS most FROM agent WHERE id = %s"
 _CONTENT = """
     SELECT substring(b.bytes FROM %(from)s FOR %(count)s) AS bytes, v.size_bytes, v.sha256
       FROM file_version v JOIN blob b ON b.owner_id = v.owner_id AND b.sha256 = v.sha256
@@ -270,11 +274,9 @@ async def settle_account(
         },
     )
     if not rows:
-        raise QuotaExceeded(
-            f"{work.owner.name} has no room for it in storage; old versions count too",
-            field="AIOS_STORAGE_MAX_BYTES",
-            remedy="delete files (storage.delete), or have the operator raise the limit",
-        )
+        [said] = await work.kernel_rows(_MOST, (work.owner.id,))
+        most = work.services.limits.max_bytes if said.most is None else said.most
+        raise limit_met("file_bytes", f"agent {work.owner.name}", most)
 
 
 async def content_of(work: AnyWork, file: Node, version: int | None = None) -> bytes:
