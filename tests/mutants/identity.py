@@ -117,8 +117,8 @@ IDENTITY_MUTANTS = (
     Mutant(
         "a token of a known agent is given at once",
         IDENTITY,
-        "if body.administrator or not made:",
-        "if body.administrator:",
+        "(body.administrator or not made)",
+        "body.administrator",
         ACCESS_TEST,
     ),
     Mutant(

@@ -48,8 +48,8 @@ STATE_MUTANTS = (
     Mutant(
         "an edit is shown and not run",
         "workers/aios_workers/approvals/service.py",
-        "return body_from(syscall.kind, row.arguments)",
-        "return syscall.body",
+        "body = body_from(syscall.kind, row.arguments)\n",
+        "body = syscall.body\n",
         APPROVALS_TEST,
     ),
     Mutant(

@@ -61,13 +61,8 @@ def moment_column(name: str, *, nullable: bool = False, now: bool = False) -> Co
 
 def agent_column(name: str, *, nullable: bool = False, key: bool = False) -> Column[int]:
     """Return a column that names an agent; the row goes with it."""
-    return Column(
-        name,
-        BigInteger,
-        ForeignKey("agent.id", ondelete="CASCADE"),
-        nullable=nullable,
-        primary_key=key,
-    )
+    agent = ForeignKey("agent.id", ondelete="CASCADE")
+    return Column(name, BigInteger, agent, nullable=nullable, primary_key=key)
 
 
 def by_agent_column(name: str) -> Column[int]:
