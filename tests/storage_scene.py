@@ -14,7 +14,8 @@ from aios_broker.contract.storage import Entry, StorageBody
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.postgres.store import AgentRow, Cursor, Store
 from aios_broker.retry import patiently
-from aios_workers.approvals.service import ApprovalService, Irreversible, NeedsApproval
+from aios_workers.approvals.irreversible import Irreversible, Takings
+from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
@@ -31,11 +32,11 @@ class OpenApprovals(ApprovalService):
         self.is_closed = False
 
     async def check(
-        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible
+        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, takings: Takings
     ) -> None:
-        self.asked.append(why)
+        self.asked += takings.taken
         if self.is_closed:
-            raise NeedsApproval(agent, syscall, body, why, "")
+            raise NeedsApproval(agent, syscall, body, takings)
 
 
 @dataclass

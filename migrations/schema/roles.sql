@@ -1,6 +1,9 @@
 -- aios_agent: what the modules run as; sees what row-level security lets it see.
 -- aios_steward: the kernel's own tasks over all agents (sweeps, indexing, the operator's commands).
 --
+-- The kernel's login takes one of them for each transaction, and has the rights of neither without:
+-- a query that forgets it sees no row of an agent's.
+--
 -- Both are the server's: other databases may have made them already, or make them at this moment.
 
 DO $$
@@ -15,7 +18,7 @@ BEGIN
         EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;  -- another was faster
         END;
         IF NOT pg_has_role(current_user, wanted, 'SET') THEN
-            EXECUTE format('GRANT %I TO %I WITH SET TRUE', wanted, current_user);
+            EXECUTE format('GRANT %I TO %I WITH SET TRUE, INHERIT FALSE', wanted, current_user);
         END IF;
     END LOOP;
 END $$;

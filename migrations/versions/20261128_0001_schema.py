@@ -77,9 +77,11 @@ def upgrade() -> None:
     execute_file("audit")
     execute_file("policies")
     execute_file("limits")
+    op.execute("SET LOCAL ROLE aios_steward")  # the owner sees and adds no row of this table
     for kind, limit in DEFAULT_LIMITS.items():
         if limit.most is not None:
             op.execute(f"INSERT INTO object_limit (kind, most) VALUES ('{kind}', {limit.most})")
+    op.execute("RESET ROLE")
     number, name, dimension = FIRST_MODEL
     op.execute(
         "INSERT INTO embedding_model (id, name, dimension, active) OVERRIDING SYSTEM VALUE "

@@ -16,6 +16,7 @@ from aios_broker.contract.access import (
     ApprovalRule,
     ApprovalState,
     AuditEntry,
+    BoundObject,
     OperationClass,
 )
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
@@ -362,10 +363,19 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
     wish = f"{waiting.tenant}/{waiting.agent} wants to: {waiting.what}"
     say(printable(wish, one_line=True))
     say(f"{waiting.kind} {msgspec.json.encode(waiting.arguments).decode()}")
+    for one in waiting.objects:
+        say(printable(f"  {one.operation}: {_thing(one)}", one_line=True))
     if waiting.diff:
         say(waiting.diff)
     if arguments is not None:
         say(asyncio.run(arguments_diff(waiting.arguments, arguments)))
+
+
+def _thing(one: BoundObject) -> str:
+    told = [f"version {one.version}"] if one.version else []
+    told += [f"{one.count} in all"] if one.count > 1 else []
+    told += [f"sha256 {one.digest[:12]}"] if one.digest else []
+    return ", ".join([f"{one.kind} {one.id}".rstrip(), *told])
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

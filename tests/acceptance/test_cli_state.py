@@ -100,11 +100,12 @@ class Background(threading.Thread):
         return self._process.returncode, self.stdout, self.stderr
 
 
-def waiting(settings: dict[str, str], agent: str) -> dict[str, Any]:
-    """Return the request of an agent, once it is there."""
+def waiting(settings: dict[str, str], agent: str, but: str = "") -> dict[str, Any]:
+    """Return the request of an agent, another than that one, once it is there."""
 
     def found() -> list[dict[str, Any]]:
-        return [each for each in shown(settings, "approvals") if each["agent"] == agent]
+        listed = shown(settings, "approvals")
+        return [each for each in listed if each["agent"] == agent and each["id"] != but]
 
     return wait_until(found)[0]
 
@@ -215,6 +216,9 @@ def test_a_denial_and_an_edit(settings: dict[str, str]) -> None:
     broken = aios(settings, "approve", request["id"], "--edit", "-", "--yes", text="[]")
     assert broken.exit_code == 4
     done(settings, "approve", request["id"], "--edit", "-", "--yes", text='{"path": "b.txt"}')
+    anew = waiting(settings, "yan", but=request["id"])  # nobody has seen yet what is at b.txt
+    assert "b.txt" in anew["what"]
+    done(settings, "approve", anew["id"], "--yes")
     assert removing.ended()[0] == 0
     assert done(settings, "files", "read", "a.txt", "--agent", "yan") == "a"
     assert aios(settings, "files", "read", "b.txt", "--agent", "yan").exit_code == 4
@@ -258,6 +262,7 @@ def test_groups_and_grants(settings: dict[str, str]) -> None:
 def test_a_token_is_in_the_database_too_and_in_the_audit_log(settings: dict[str, str]) -> None:
     issued = done(settings, "token", "kim").strip()
     with psycopg.connect(settings["AIOS_DATABASE_URL"].replace("+psycopg", "")) as connection:
+        connection.execute("SET ROLE aios_steward")
         entered = connection.execute("SELECT FROM agent_token WHERE digest = %s", (digest(issued),))
         assert entered.rowcount == 1
     assert "access.token" in [line["action"] for line in shown(settings, "audit")]

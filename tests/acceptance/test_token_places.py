@@ -20,6 +20,7 @@ from aios_broker.contract.access import AccessRegister
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.job import ENTRY
 from aios_broker.postgres.database import check_database_url
+from aios_local.embedded.postgres import SUPERUSER, USER
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import Agent
 from tests.waiting import wait_until
@@ -111,7 +112,8 @@ def in_files(folder: Path, tokens: list[str]) -> list[Path]:
 
 def in_postgres(kernel: EmbeddedKernel, tokens: list[str]) -> list[str]:
     found = []
-    with psycopg.connect(check_database_url(kernel.database_url)) as connection:
+    url = check_database_url(kernel.database_url).replace(f"//{USER}@", f"//{SUPERUSER}@")
+    with psycopg.connect(url) as connection:  # row-level security hides nothing from it
         tables = connection.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
         ).fetchall()

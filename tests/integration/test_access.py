@@ -210,7 +210,7 @@ async def test_who_administers_by_a_grant_can_replace_that_very_grant(scene: Sta
     note = await scene.ask("ann", MemoryAdd("shared on"))
     of_ann = ObjectRef("note", note.id, "ann")
     await scene.ask("ann", AccessGrant(of_ann, ("administer",), agent="bob"))
-    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="bob"))
+    await scene.approved("bob", AccessGrant(of_ann, ("read",), agent="bob"))
     [held] = (await scene.ask("bob", AccessGrants(held=True))).grants
     assert held.verbs == ("read",)
 
@@ -296,7 +296,7 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
     await scene.allow("ann", "administer")
     issued = await scene.register("ann", "boss")
     other = await scene.register("ann", "bob")
-    await scene.ask("ann", AccessRevokeToken("bob"))
+    await scene.approved("ann", AccessRevokeToken("bob"))
     # As if the worker had died before it told Redis.
     await tokens.put(digest(other.token), Identity("bob"))
     await tidy(services)
@@ -323,6 +323,6 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
             client.delete("rq:aios:tokens")
         await asyncio.gather(
             tidy(services),
-            scene.ask("boss", AccessRevokeToken("bob")),
+            scene.approved("boss", AccessRevokeToken("bob")),
         )
         assert not await scene.proves(issued.token, "bob", "default")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 
 import msgspec
@@ -14,6 +15,7 @@ from aios_broker.contract.access import (
     AccessDeny,
     AccessRules,
     AccessSetRule,
+    Approval,
 )
 from aios_broker.contract.errors import (
     AccessDenied,
@@ -24,12 +26,23 @@ from aios_broker.contract.errors import (
     NotFound,
     VersionConflict,
 )
-from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrite
-from aios_broker.contract.syscall import Syscall, new_id
-from aios_workers.approvals.requests import Decision, list_approvals
+from aios_broker.contract.memory import MemoryAdd, MemoryClear
+from aios_broker.contract.storage import (
+    StorageAppend,
+    StorageCopy,
+    StorageDelete,
+    StorageMove,
+    StorageOperate,
+    StorageRead,
+    StorageShare,
+    StorageUnshare,
+    StorageWrite,
+)
+from aios_broker.contract.syscall import Body, Syscall, new_id
+from aios_workers.approvals.requests import Decision, decide, list_approvals, set_rule
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import tidy
-from tests.state_scene import StateScene
+from tests.state_scene import OPERATOR, StateScene
 
 EXPIRE = "UPDATE approval SET expires_at = now() WHERE job_id = %s RETURNING 1"
 FEW, MANY = 100, 1_000  # tries
@@ -88,6 +101,109 @@ async def test_changed_arguments_are_asked_for_anew(scene: StateScene) -> None:
     assert await is_there(scene, "b.txt")
 
 
+async def asked_anew(scene: StateScene, syscall: Syscall) -> Approval:
+    """Approve what waits, find that it is asked for again, and return that request."""
+    first = await scene.approval_of(syscall.id)
+    await scene.decide(syscall.id, Decision("approved"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    second = await scene.approval_of(syscall.id)
+    assert (second.state, second.decided_by) == ("waiting", "")
+    assert second.id != first.id
+    assert second.objects != first.objects
+    async with scene.store.as_steward() as cursor:
+        with pytest.raises(NotFound):  # who has seen the old request decides nothing any more
+            await decide(cursor, first.id, OPERATOR, Decision("approved"))
+    return second
+
+
+async def test_content_that_has_moved_in_is_asked_for_anew(scene: StateScene) -> None:
+    syscall = await asked_to_delete(scene)
+    await scene.ask("ann", StorageMove("a.txt", "b.txt"))
+    await scene.ask("ann", StorageWrite("a.txt", "what nobody has seen"))
+    assert "20 bytes" in (await asked_anew(scene, syscall)).what
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.run(syscall)
+    assert not await is_there(scene)
+    assert await is_there(scene, "b.txt")
+
+
+@pytest.mark.parametrize(
+    ("body", "changes"),
+    [
+        (StorageDelete("d", recursive=True), StorageWrite("d/new.txt", "new")),
+        (StorageDelete("d", recursive=True), StorageAppend("d/a.txt", "more")),
+        (StorageWrite("d/a.txt", "other"), StorageAppend("d/a.txt", "more")),
+        (StorageCopy("b.txt", "d/a.txt", overwrite=True), StorageAppend("b.txt", "more")),
+        (StorageMove("b.txt", "d/a.txt", overwrite=True), StorageAppend("b.txt", "more")),
+        (StorageMove("d", "scratch/d"), StorageAppend("d/a.txt", "more")),
+        (StorageUnshare("d/a.txt"), StorageShare("d/a.txt", link=True)),
+        (StorageUnshare("d/a.txt"), StorageShare("d/a.txt", agent="carl")),
+        (MemoryClear(), MemoryAdd("another")),
+    ],
+)
+async def test_what_a_person_saw_is_what_goes(scene: StateScene, body: Body, changes: Body) -> None:
+    await scene.known("bob", "carl")
+    await scene.ask("ann", StorageWrite("d/a.txt", "first"))
+    await scene.ask("ann", StorageWrite("b.txt", "second"))
+    await scene.ask("ann", StorageShare("d/a.txt", agent="bob"))
+    await scene.ask("ann", MemoryAdd("a note"))
+    syscall = scene.syscall("ann", body)
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    await scene.ask("ann", changes)
+    await asked_anew(scene, syscall)
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.run(syscall)
+    assert (await scene.approval_of(syscall.id)).state == "used"
+
+
+async def test_what_was_seen_as_a_source_is_not_thereby_deleted(scene: StateScene) -> None:
+    """An edit makes a move over one file a move of the other into scratch space."""
+    await scene.ask("ann", StorageWrite("a.txt", "first"))
+    await scene.ask("ann", StorageWrite("b.txt", "second"))
+    syscall = scene.syscall("ann", StorageMove("b.txt", "a.txt", overwrite=True))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    edit = {"path": "b.txt", "to": "scratch/b.txt"}
+    await scene.decide(syscall.id, Decision("approved", arguments=edit))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    assert await is_there(scene, "b.txt")
+
+
+async def test_a_call_that_takes_several_things_asks_for_all_of_them_once(
+    scene: StateScene,
+) -> None:
+    """A rule that lets one class go does not let go what comes with it."""
+    await scene.known("ann")
+    async with scene.store.as_steward() as cursor:
+        await set_rule(cursor, scene.tenant, None, "overwrite", "never")
+    await scene.ask("ann", StorageWrite("a.txt", "first"))
+    steps = [
+        {"do": "write", "path": "a.txt", "content": "second"},
+        {"do": "delete", "path": "a.txt"},
+    ]
+    scene.answers.texts = {"plan": json.dumps({"steps": steps})}
+    syscall = scene.syscall("ann", StorageOperate("do it"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    asked = await scene.approval_of(syscall.id)
+    assert asked.operation == "delete"
+    assert {(one.operation, one.kind) for one in asked.objects} >= {
+        ("overwrite", "file"),
+        ("delete", "file"),
+    }
+
+
+async def test_who_may_set_rules_is_asked_under_the_rule_of_before(scene: StateScene) -> None:
+    await scene.known("boss")
+    await scene.rows("UPDATE agent SET administrator = true WHERE name = 'boss' RETURNING 1")
+    with pytest.raises(NeedsApproval):
+        await scene.ask("boss", AccessSetRule("privilege", "never"))
+    assert (await scene.ask("boss", AccessRules())).rules["privilege"] == "ask"
+
+
 async def test_a_denial_tells_its_reason(scene: StateScene) -> None:
     syscall = await asked_to_delete(scene)
     await scene.decide(syscall.id, Decision("denied", "not on a Friday"))
@@ -104,18 +220,41 @@ async def test_a_person_edits_the_arguments(scene: StateScene) -> None:
     edited = await scene.decide(syscall.id, Decision("approved", arguments={"path": "b.txt"}))
     assert '-  "path": "a.txt"' in edited.diff
     assert '+  "path": "b.txt"' in edited.diff
+    with pytest.raises(NeedsApproval):  # what is at b.txt nobody has been shown yet
+        await scene.run(syscall)
+    again = await scene.approval_of(syscall.id)
+    assert (again.state, again.arguments, "b.txt" in again.what) == (
+        "waiting",
+        {"path": "b.txt"},
+        True,
+    )
+    await scene.decide(syscall.id, Decision("approved"))
     await scene.run(syscall)
     assert await is_there(scene)
     assert not await is_there(scene, "b.txt")
+
+
+async def test_an_edit_that_takes_no_more_than_was_seen_runs_at_once(scene: StateScene) -> None:
+    await scene.ask("ann", StorageWrite("a.txt", "before"))
+    syscall = scene.syscall("ann", StorageWrite("a.txt", "asked for"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    edit = {"path": "a.txt", "content": "edited"}
+    await scene.decide(syscall.id, Decision("approved", arguments=edit))
+    await scene.run(syscall)
+    assert (await scene.ask("ann", StorageRead("a.txt"))).content == "edited"
 
 
 async def test_what_was_edited_and_comes_anew_is_brought_back_as_decided(
     scene: StateScene,
 ) -> None:
     """An emptied Redis knows of no decision: the job is parked again, and the sweep finds it."""
-    syscall = await asked_to_delete(scene)
-    await scene.ask("ann", StorageWrite("b.txt", "other"))
-    await scene.decide(syscall.id, Decision("approved", arguments={"path": "b.txt"}))
+    await scene.ask("ann", StorageWrite("a.txt", "before"))
+    syscall = scene.syscall("ann", StorageWrite("a.txt", "asked for"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    edit = {"path": "a.txt", "content": "edited"}
+    await scene.decide(syscall.id, Decision("approved", arguments=edit))
     resumed = "UPDATE approval SET resumed_at = now() WHERE job_id = %s RETURNING 1"
     await scene.rows(resumed, syscall.id)
     scene.decided.clear()
@@ -125,8 +264,7 @@ async def test_what_was_edited_and_comes_anew_is_brought_back_as_decided(
     assert [(row.state, row.resumed_at) for row in again] == [("approved", None)]
     scene.decided.add(syscall.id)
     await scene.run(syscall)
-    assert await is_there(scene)
-    assert not await is_there(scene, "b.txt")
+    assert (await scene.ask("ann", StorageRead("a.txt"))).content == "edited"
 
 
 async def test_nobody_decides_twice_or_too_late(scene: StateScene) -> None:

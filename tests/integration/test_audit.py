@@ -249,6 +249,15 @@ async def test_a_new_chain_goes_on_where_the_key_was_lost(
     await store.aclose()
 
 
+async def test_who_takes_no_role_sees_no_row(scene: StateScene, database_url: str) -> None:
+    await scene.known("ann")
+    await scene.ask("ann", StorageMkdir("plans"))
+    await write_lines(scene, 3)
+    with psycopg.connect(database_url.replace("+psycopg", "")) as login:
+        for table in ("agent", "directory", "audit"):
+            assert login.execute(f"SELECT FROM {table}".encode()).rowcount == 0
+
+
 @pytest.mark.parametrize("number", [0, 1, 4, 2**62])
 async def test_an_agents_session_adds_no_line(scene: StateScene, number: int) -> None:
     await scene.known("ann")

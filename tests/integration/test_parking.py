@@ -11,12 +11,20 @@ import pytest
 from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
-from aios_broker.contract.storage import Content, Entry, StorageDelete, StorageRead, StorageWrite
+from aios_broker.contract.storage import (
+    Content,
+    Entry,
+    StorageAppend,
+    StorageDelete,
+    StorageRead,
+    StorageWrite,
+)
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.retry import periodic_task
 from aios_workers.approvals.deciders import Decider
+from aios_workers.approvals.irreversible import Irreversible, Takings
 from aios_workers.approvals.requests import Decision, decide, list_approvals
-from aios_workers.approvals.service import ApprovalSweep, Irreversible, NeedsApproval
+from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler
 from aios_workers.runtime.executor import Done, Outcome, Run
@@ -53,8 +61,9 @@ class Shouter:
         assert isinstance(body, ToolEcho)
         try:
             async with store.as_agent(agent) as cursor:
-                why = Irreversible("delete", f"shout {body.text}")
-                await approvals.check(cursor, agent, syscall, body, why)
+                rules = await approvals.rules(cursor, agent)
+                takings = Takings((Irreversible("delete", f"shout {body.text}", ()),), rules)
+                await approvals.check(cursor, agent, syscall, body, takings)
         except NeedsApproval as needs:
             return await approvals.ask(needs)
         self.said.append(body.text)
@@ -142,6 +151,27 @@ async def test_a_handler_of_any_module_asks_and_runs_what_a_person_made_of_it(
             await decided(scene, job, Decision("approved", arguments={"text": "soft"}))
             assert (await caller.hear(job)).unwrap() == EchoResult("soft")
         assert shouter.said == ["soft"]
+
+
+async def test_what_has_changed_meanwhile_is_asked_for_anew_and_then_runs(
+    redis_url: str, database_url: str
+) -> None:
+    async with kernel(redis_url, database_url) as (scene, caller):
+        job = await parked(caller, scene, "a.txt")
+        first = await scene.approval_of(job)
+        [appended] = await caller.submit(StorageAppend("a.txt", ", and more"))
+        (await caller.hear(appended)).unwrap()
+        await decided(scene, job, Decision("approved"))
+
+        async def is_asked_anew() -> bool:
+            approval = await scene.approval_of(job)
+            return (approval.state, approval.id != first.id) == ("waiting", True)
+
+        await wait_until_async(is_asked_anew)
+        [read] = await caller.submit(StorageRead("a.txt"))
+        assert isinstance((await caller.hear(read)).unwrap(), Content)
+        await decided(scene, job, Decision("approved"))
+        assert (await caller.hear(job)).unwrap().path == "/a.txt"  # type: ignore[union-attr]
 
 
 async def test_a_denial_is_its_answer(redis_url: str, database_url: str) -> None:

@@ -366,6 +366,7 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
     await scene.ask(StorageCreate("b", "3"))
     await scene.ask(StorageCreate("scratch/c", "4"))
     await scene.ask(StorageCreate("empty"))
+    await scene.ask(StorageShare("a", link=True))
     scene.approvals.asked.clear()
     scene.approvals.is_closed = True
     expected = [
@@ -373,8 +374,9 @@ async def test_what_cannot_be_taken_back_is_asked_for_and_until_then_nothing_cha
         (StorageWrite("empty", "x"), "overwrite", False, False),
         (StorageDelete("a"), "delete", True, False),
         (StorageDelete("scratch", recursive=True), "delete", True, True),
-        (StorageWrite("scratch/c", "x"), "overwrite", True, True),
-        (StorageMove("a", "b", overwrite=True), "overwrite", True, False),
+        (StorageWrite("scratch/c", "x"), "overwrite", False, True),
+        (StorageMove("a", "b", overwrite=True), "delete", True, False),
+        (StorageMove("a", "scratch/a"), "delete", True, False),
         (StorageCopy("a", "b", overwrite=True), "overwrite", True, False),
         (StorageRollback("a", version=1), "rollback", True, False),
         (StorageUnshare("a"), "unshare", True, False),

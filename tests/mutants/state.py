@@ -21,15 +21,107 @@ POLICIES = "migrations/schema/policies.sql"
 FUNCTIONS = "migrations/schema/functions.sql"
 LEASE_TEST = "tests/integration/test_decided_leases.py"
 COST_TEST = "tests/integration/test_one_transaction.py"
+TAKINGS_TEST = "tests/integration/test_takings.py"
 DECLARED_TEST = "tests/unit/test_operations.py"
 
 STATE_MUTANTS = (
     Mutant(
         "an approval is of any arguments",
         "workers/aios_workers/approvals/service.py",
-        "       AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s\n",
-        "",
+        "       AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s\n       AND objects @>",
+        "       AND objects @>",
         APPROVALS_TEST,
+    ),
+    Mutant(
+        "an approval is of whatever lies there by then",
+        "workers/aios_workers/approvals/service.py",
+        "AND objects @> %(objects)s AND state = 'approved'",
+        "AND state = 'approved'",
+        APPROVALS_TEST,
+    ),
+    Mutant(
+        "what is asked anew is decided under the old id",
+        "workers/aios_workers/approvals/service.py",
+        "UPDATE approval SET id = %(id)s, state = 'waiting',",
+        "UPDATE approval SET state = 'waiting',",
+        APPROVALS_TEST,
+    ),
+    Mutant(
+        "what is seen as one thing goes as another",
+        "workers/aios_workers/approvals/irreversible.py",
+        "BoundObject(self.operation, each.kind,",
+        'BoundObject("delete", "file",',
+        APPROVALS_TEST,
+    ),
+    Mutant(
+        "a commit asks nobody",
+        "workers/aios_workers/modules/operation.py",
+        "            yield work\n            await work.ask()\n",
+        "            yield work\n",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "only the first thing is asked about",
+        "workers/aios_workers/modules/operation.py",
+        "Takings(tuple(pending.taken), pending.rules)",
+        "Takings(tuple(pending.taken[:1]), pending.rules)",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "what goes by a rule is not written down",
+        "workers/aios_workers/approvals/service.py",
+        "                if each.lossy:\n",
+        "                if False:\n",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "a note expires and nobody was asked",
+        "workers/aios_workers/modules/memory/changing.py",
+        "if _ends_sooner(locked.expires_at, note.expires_at):",
+        "if False:",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "a hundred changes push a note's first version out",
+        "workers/aios_workers/modules/memory/note.py",
+        "if row.is_lost)",
+        "if False)",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "writing again and again pushes a file's first version out",
+        "workers/aios_workers/modules/storage/contents.py",
+        "        if not is_safe:\n",
+        "        if False:\n",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "what is moved into scratch space goes there",
+        "workers/aios_workers/modules/storage/moves.py",
+        "return is_within(target.path, SCRATCH) and not is_within(node.path, SCRATCH)",
+        "return False",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "a shorter grant takes the place of a longer one",
+        "workers/aios_workers/modules/access/grants.py",
+        "return lasts and verbs >=",
+        "return verbs >=",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "a grant of less takes the place of one of more",
+        "workers/aios_workers/modules/access/grants.py",
+        "return lasts and verbs >= frozenset(old.verbs)",
+        "return lasts",
+        TAKINGS_TEST,
+    ),
+    Mutant(
+        "links go with the grants, unsaid",
+        "workers/aios_workers/modules/storage/files.py",
+        "for row in rows if row.opens):",
+        "for row in rows if False):",
+        TAKINGS_TEST,
     ),
     Mutant(
         "an approval is never used up",
@@ -90,7 +182,7 @@ STATE_MUTANTS = (
     Mutant(
         "nobody is asked",
         "workers/aios_workers/approvals/service.py",
-        "if not await self._asks(cursor, agent, why):",
+        "if takings.asks is None:",
         "if True:",
         APPROVALS_TEST,
     ),
@@ -104,7 +196,7 @@ STATE_MUTANTS = (
     Mutant(
         "an operation takes what it does not declare",
         "workers/aios_workers/modules/operation.py",
-        "if why.operation not in asked.irreversible:",
+        "if what.operation not in asked.irreversible:",
         "if False:",
         DECLARED_TEST,
     ),
@@ -168,8 +260,8 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "scratch space is everywhere",
-        "workers/aios_workers/approvals/service.py",
-        'if why.scratch and not (rule.of_agent and rule.rule == "ask"):',
+        "workers/aios_workers/approvals/irreversible.py",
+        'if self.scratch and not (one.of_agent and one.rule == "ask"):',
         "if True:",
         APPROVALS_TEST,
     ),
@@ -225,8 +317,8 @@ STATE_MUTANTS = (
     Mutant(
         "a change leaves the old note in its block",
         "workers/aios_workers/modules/memory/changing.py",
-        "blocks.of(owner).invalidate([note.id])\n    written",
-        "blocks.of(owner).token()\n    written",
+        "blocks.of(owner).invalidate([note.id])\n    keep(work, owner, written",
+        "blocks.of(owner).token()\n    keep(work, owner, written",
         CRASH_TEST,
     ),
     Mutant(
@@ -330,8 +422,8 @@ STATE_MUTANTS = (
     Mutant(
         "a plan asks nobody",
         "workers/aios_workers/modules/storage/operating.py",
-        "    if not lossy:\n",
-        "    if True:\n",
+        "    taken.insert(0, shown)\n",
+        "    taken.clear()\n",
         OPERATE_TEST,
     ),
     Mutant(

@@ -13,8 +13,8 @@ from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import StorageBody, StorageRead
 from aios_broker.contract.syscall import Syscall, new_id
 from aios_broker.postgres.store import AgentRow
-from aios_workers.approvals.service import Irreversible
-from aios_workers.modules.operation import Asked, Work, changes, reads, table
+from aios_workers.approvals.irreversible import Irreversible
+from aios_workers.modules.operation import Asked, Pending, Work, changes, reads, table
 from aios_workers.modules.state_handler import OPERATIONS
 from aios_workers.modules.storage.files import read, write
 from aios_workers.modules.storage.namespace import file_changes, file_reads
@@ -38,22 +38,30 @@ def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
         if each.irreversible
     }
     assert declared == {
+        "memory.update": ("overwrite",),
         "memory.remove": ("delete",),
-        "memory.rollback": ("rollback",),
+        "memory.rollback": ("rollback", "overwrite"),
+        "memory.undo": ("overwrite",),
         "memory.clear": ("clear",),
+        "memory.ttl": ("delete",),
+        "memory.share": ("unshare",),
         "memory.unshare": ("unshare",),
         "storage.write": ("overwrite",),
-        "storage.move": ("overwrite",),
+        "storage.append": ("overwrite",),
+        "storage.move": ("delete", "unshare"),
         "storage.copy": ("overwrite",),
         "storage.delete": ("delete",),
-        "storage.rollback": ("rollback",),
+        "storage.rollback": ("rollback", "overwrite"),
         "storage.mount": ("privilege",),
+        "storage.share": ("unshare",),
         "storage.unshare": ("unshare",),
-        "storage.operate": ("delete", "overwrite"),
+        "storage.operate": ("delete", "overwrite", "unshare"),
         "access.register": ("privilege",),
+        "access.revoke_token": ("privilege",),
         "access.group_delete": ("privilege",),
         "access.group_add": ("privilege",),
         "access.group_remove": ("privilege",),
+        "access.grant": ("unshare",),
         "access.revoke": ("unshare",),
         "access.set_rule": ("privilege",),
     }
@@ -67,9 +75,9 @@ async def test_what_is_not_declared_is_not_asked_for() -> None:
     """An operation that forgot to declare it fails in its first test, before it takes anything."""
     syscall = Syscall(new_id(), "ann", MemoryClear())
     asked = Asked(cast("Any", None), ANN, syscall, MemoryClear(), ("rollback",))
-    work = Work(asked, cast("Any", None))
+    work = Work(asked, cast("Any", None), Pending())
     with pytest.raises(TypeError, match="is not declared as 'clear'"):
-        await work.confirm(Irreversible("clear", "delete all notes"))
+        await work.take(Irreversible("clear", "delete all notes", ()))
 
 
 def test_a_body_has_one_operation() -> None:

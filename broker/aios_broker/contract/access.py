@@ -273,8 +273,25 @@ class Verdict(Struct, frozen=True, omit_defaults=True, tag="access.verdict"):
     why: str
 
 
+class BoundObject(Struct, frozen=True):
+    """One thing that a call takes away, as it was when a person was asked about it.
+
+    Where it is another by the time that the call runs, a person is asked anew.
+    """
+
+    operation: OperationClass  # how it goes
+    kind: str  # note, notes, file, version, content, tree, mounted, grants, links, group, ...
+    id: str
+    version: int = 0
+    count: int = 1  # of what it holds, where it is many
+    digest: str = ""  # SHA-256, hex: of its content, or of the ids and versions of what it holds
+
+
 class Approval(Struct, frozen=True, omit_defaults=True):
-    """One request for a person's approval, bound to the SHA-256 of the canonical arguments."""
+    """One request for a person's approval.
+
+    It is bound to the SHA-256 of the canonical arguments, and to what they would take away.
+    """
 
     id: str
     state: ApprovalState
@@ -282,7 +299,7 @@ class Approval(Struct, frozen=True, omit_defaults=True):
     agent: str
     tenant: str
     kind: str  # the syscall's, such as storage.delete
-    operation: OperationClass
+    operation: OperationClass  # the first that asks; `objects` have each thing's own
     arguments: dict[str, Any]
     arguments_sha256: str
     what: str  # one line for the person who decides
@@ -293,6 +310,7 @@ class Approval(Struct, frozen=True, omit_defaults=True):
     decided_at: float | None = None
     reason: str = ""
     left_out: tuple[str, ...] = ()  # arguments too long for a list: name the approval to see them
+    objects: tuple[BoundObject, ...] = ()  # what would go, as it was when it was asked
 
 
 class Approvals(Struct, frozen=True, omit_defaults=True, tag="access.approvals"):

@@ -164,7 +164,7 @@ class MemoryClear(Request, frozen=True, tag="memory.clear"):
 
 
 class MemoryTtl(Request, frozen=True, tag="memory.ttl"):
-    """Let a note expire; None: never."""
+    """Let a note expire; None: never. Where it comes sooner than before: class `delete`."""
 
     note: NoteId
     ttl_s: Ttl | None

@@ -90,7 +90,10 @@ class StorageStat(OfPath, frozen=True, tag="storage.stat"):
 
 
 class StorageMove(OfPath, frozen=True, tag="storage.move"):
-    """Move or rename a file or a directory. Over a file that is there: class `overwrite`."""
+    """Move or rename a file or a directory.
+
+    Over a file, or into `/scratch`: class `delete`; out of a shared directory: class `unshare`.
+    """
 
     to: Path
     overwrite: bool = False

@@ -29,6 +29,7 @@ from aios_broker.contract.syscall import Body, refuse_nul
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.deciders import Decider, check_decider
 from aios_workers.approvals.edits import check_editor, check_narrower
+from aios_workers.approvals.irreversible import AgentRules, Rule
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.comparing import MAX_COMPARED_BYTES, Pair, unified
 from aios_workers.modules.tables import approval, selected
@@ -106,7 +107,10 @@ _RULES = """
     SELECT operation, rule, agent_id IS NOT NULL AS own FROM approval_rule
      WHERE tenant_id = %s AND (agent_id = %s OR agent_id IS NULL) ORDER BY agent_id NULLS FIRST
 """
-
+_OWN_RULE = """
+    SELECT rule FROM approval_rule WHERE tenant_id = %s
+       AND agent_id IS NOT DISTINCT FROM %s::bigint AND operation = %s
+"""
 _SET_RULE = """
     INSERT INTO approval_rule (tenant_id, agent_id, operation, rule)
     SELECT id, %(agent)s, %(operation)s, %(rule)s FROM tenant WHERE name = %(tenant)s
@@ -126,14 +130,6 @@ class Decision:
     state: ApprovalState
     reason: str = ""
     arguments: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Whether a person is asked, and whether that is said of this very agent."""
-
-    rule: ApprovalRule
-    of_agent: bool = False
 
 
 def arguments_of(body: Body) -> dict[str, Any]:
@@ -167,13 +163,23 @@ def body_from(kind: str, arguments: dict[str, Any]) -> Body:
     return body
 
 
-async def rules_of(cursor: Cursor, agent: AgentRow) -> dict[OperationClass, Rule]:
+async def rules_of(cursor: Cursor, agent: AgentRow) -> AgentRules:
     """Return the rule per class: the agent's own, else its tenant's, else the default."""
     rules = {operation: Rule(rule) for operation, rule in DEFAULT_RULES.items()}
     await cursor.execute(_RULES, (agent.tenant_id, agent.id))
     for row in await cursor.fetchall():
         rules[row.operation] = Rule(row.rule, row.own)
     return rules
+
+
+async def own_rule(
+    cursor: Cursor, asker: AgentRow, agent: AgentRow | None, operation: OperationClass
+) -> str | None:
+    """Return the rule that is said of this very agent, or of all of the asker's tenant."""
+    whose = None if agent is None else agent.id
+    await cursor.execute(_OWN_RULE, (asker.tenant_id, whose, operation))
+    row = await cursor.fetchone()
+    return None if row is None else str(row.rule)
 
 
 async def set_rule(

@@ -1,11 +1,14 @@
 """Where what cannot be taken back waits for a person: a service for the handlers of all modules.
 
     body = await approvals.body_of(agent, syscall)             # only where the lease says `decided`
-    await approvals.check(cursor, agent, syscall, body, Irreversible("delete", "delete /a.txt"))
+    taken = (Irreversible("delete", "delete /a.txt", (seen,)),)
+    takings = Takings(taken, await approvals.rules(cursor, agent))
+    await approvals.check(cursor, agent, syscall, body, takings)
     except NeedsApproval as needs: return await approvals.ask(needs)   # the outcome parks the job
 
 An approval is used up in the transaction of the check: with what it allows, where that is in
-Postgres; before it, at most once, where it is elsewhere.
+Postgres; before it, at most once, where it is elsewhere. It allows what a person saw: where other
+things would go than those, or the same in another state, the request is made anew, under a new id.
 
 A decision is committed in Postgres first. The worker that decided puts the job back at once; what
 a crash left undone, and what nobody decided in time, a sweep finds within a second: the parked job
@@ -15,15 +18,15 @@ lock).
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from msgspec import structs
 from psycopg.types.json import Jsonb
 
-from aios_broker.contract.access import Approval, OperationClass
+from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import ApprovalDenied, ApprovalExpired, KernelError
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import Body, Syscall, module_of, new_id
@@ -32,6 +35,12 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.edits import check_editor
+from aios_workers.approvals.irreversible import (
+    AgentRules,
+    Irreversible,
+    Takings,
+    bound_objects,
+)
 from aios_workers.approvals.requests import (
     arguments_of,
     arguments_sha256,
@@ -51,20 +60,32 @@ _USE = f"""
     UPDATE approval SET state = 'used', used_at = now()
      WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s
-       AND state = 'approved' AND expires_at > now() AND {_STANDS}
+       AND objects @> %(objects)s AND state = 'approved' AND expires_at > now() AND {_STANDS}
     RETURNING id, decided_by
 """
 _FIND = f"""
     SELECT state, reason, decided_by, decided_by_agent, arguments, arguments_sha256,
-           expires_at <= now() AS is_over, used_at = now() AS is_ours, {_STANDS} AS stands
+           expires_at <= now() AS is_over, {_STANDS} AS stands
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s
 """
+# A new id: what was seen under the old one is decided by nobody any more.
+_ASK_ANEW = """
+    UPDATE approval SET id = %(id)s, state = 'waiting', operation = %(operation)s, what = %(what)s,
+           objects = %(objects)s, diff = %(diff)s, asked_at = now(), decided_by = '',
+           decided_by_agent = NULL, decided_at = NULL, reason = '', resumed_at = NULL,
+           announced_at = NULL, expires_at = now() + %(ttl)s * interval '1 second'
+     WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
+       AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s
+       AND state IN ('waiting', 'approved') AND expires_at > now()
+       AND NOT objects @> %(objects)s
+    RETURNING true AS is_new
+"""
 _ASK = """
     INSERT INTO approval (id, tenant_id, agent_id, job_id, module, kind, operation, arguments,
-                          arguments_sha256, asked_sha256, what, diff, state, expires_at)
+                          arguments_sha256, asked_sha256, what, objects, diff, state, expires_at)
     VALUES (%(id)s, %(tenant)s, %(agent)s, %(job)s, %(module)s, %(kind)s, %(operation)s,
-            %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(diff)s, 'waiting',
+            %(arguments)s, %(sha)s, %(asked)s, %(what)s, %(objects)s, %(diff)s, 'waiting',
             now() + %(ttl)s * interval '1 second')
     ON CONFLICT (job_id, agent_id, asked_sha256) DO UPDATE SET resumed_at = NULL
      WHERE approval.agent_id = excluded.agent_id
@@ -73,32 +94,17 @@ _ASK = """
 """
 
 MAX_DIFF_CHARACTERS = 20_000  # of one that a person is shown
-Diff = Callable[[], Awaitable[Pair | str]]  # texts are compared when the transaction is over
-
-
-@dataclass(frozen=True, slots=True)
-class Irreversible:
-    """What an operation would take away, for the rules and for the person who decides."""
-
-    operation: OperationClass
-    what: str  # one line: "delete /reports/q3.md (3 versions)"
-    lossy: bool = True  # something newer, or not empty, would be lost
-    scratch: bool = False  # all of it lies in the agent's own scratch space
-    diff: str | Diff = ""  # unified diff, or a list of what goes; made when a person is asked
 
 
 class NeedsApproval(Exception):
     """Raised within the transaction of an operation, which so changes nothing."""
 
-    def __init__(
-        self, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible, diff: Pair | str
-    ) -> None:
-        super().__init__(why.what)
+    def __init__(self, agent: AgentRow, syscall: Syscall, body: Body, takings: Takings) -> None:
+        super().__init__(takings.what)
         self.agent = agent
         self.syscall = syscall
         self.body = body
-        self.why = why
-        self.diff = diff
+        self.takings = takings
 
 
 class ApprovalService:
@@ -136,93 +142,115 @@ class ApprovalService:
                 await check_editor(cursor, editor.name, agent.name, body)
         return body
 
+    async def rules(self, cursor: Cursor, agent: AgentRow) -> AgentRules:
+        """Return what needs a person of what this agent may take away."""
+        return await rules_of(cursor, agent)
+
     async def check(
-        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, why: Irreversible
+        self, cursor: Cursor, agent: AgentRow, syscall: Syscall, body: Body, takings: Takings
     ) -> None:
-        """Return when it may be done, in this transaction; the approval is used up with it.
+        """Return when all of it may go, in this transaction; an approval is used up with it.
 
         Raises:
-            NeedsApproval: A person has to be asked first.
+            NeedsApproval: A person has to be asked first, or anew.
             ApprovalDenied, ApprovalExpired: A person was.
         """
-        if not await self._asks(cursor, agent, why):
-            if not why.scratch and why.lossy:
-                await self._enter(cursor, syscall, why, "by rule")
+        if takings.asks is None:
+            for each in takings.taken:
+                if each.lossy:
+                    outcome = "in scratch space" if each.scratch else "by rule"
+                    await self._enter(cursor, syscall, each, outcome)
             return
-        await cursor.execute(_USE, {**_key(agent, syscall), "sha": arguments_sha256(body)})
+        objects = Jsonb(bound_objects(takings.taken))
+        values = {"sha": arguments_sha256(body), "objects": objects}
+        await cursor.execute(_USE, {**_key(agent, syscall), **values})
         used = await cursor.fetchone()
-        if used is not None:
-            await self._enter(cursor, syscall, why, f"approved by {used.decided_by}")
-            return
-        row = await self._find(cursor, agent, syscall)
-        if row is not None and row.is_ours and row.arguments_sha256 == arguments_sha256(body):
-            return  # a second check of the same transaction
-        if row is not None and row.state == "denied":
-            raise ApprovalDenied(
-                f"{row.decided_by} refused it" + (f": {row.reason}" if row.reason else ""),
-                field="body",
-                remedy="do without it, or send another syscall that asks anew",
-            )
-        if row is not None and (row.is_over or row.state in ("expired", "used")):
-            raise ApprovalExpired(
-                "nobody decided in time, or the approval was used before",
-                field="body",
-                remedy="send the syscall again, and have somebody decide sooner",
-            )
-        if row is not None and row.state == "approved" and not row.stands:
-            raise ApprovalExpired(
-                f"{row.decided_by} approved it, and may not decide this any more",
-                field="body",
-                remedy="send the syscall again, and have somebody else decide",
-            )
-        diff = why.diff if isinstance(why.diff, str) else await why.diff()
-        raise NeedsApproval(agent, syscall, body, why, diff)
+        if used is None:
+            _refuse(await self._find(cursor, agent, syscall))
+            raise NeedsApproval(agent, syscall, body, takings)
+        for each in takings.taken:
+            await self._enter(cursor, syscall, each, f"approved by {used.decided_by}")
 
     async def ask(self, needs: NeedsApproval) -> Outcome:
         """Enter the request and return the outcome that parks the job."""
-        agent, syscall, body, why = needs.agent, needs.syscall, needs.body, needs.why
+        agent, syscall, body, takings = needs.agent, needs.syscall, needs.body, needs.takings
+        objects = bound_objects(takings.taken)
         values = {
             **_key(agent, syscall),
             "id": new_id(),
             "tenant": agent.tenant_id,
             "module": module_of(syscall.kind),
-            "operation": why.operation,
+            "operation": takings.asks,
             "arguments": Jsonb(arguments_of(body)),
             "sha": arguments_sha256(body),
-            "what": why.what,
-            "diff": await self._shown(agent, needs.diff),
+            "what": takings.what,
+            "objects": Jsonb(objects),
+            "diff": await self._shown(agent, takings),
             "ttl": min(self._ttl_s, syscall.deadline_s),
         }
         async with self._store.as_steward() as cursor:
-            await cursor.execute(_ASK, values)
-            row = await cursor.fetchone()  # one that was decided before: the sweep brings it back
+            await cursor.execute(_ASK_ANEW, values)
+            row = await cursor.fetchone()
+            if row is None:
+                await cursor.execute(_ASK, values)
+                row = await cursor.fetchone()  # one that was decided: the sweep brings it back
             if row is not None and row.is_new:
-                detail = {"approval": values["id"], "operation": why.operation}
-                line = line_of(syscall, why.what, "waiting", detail)
+                detail = {
+                    "approval": values["id"],
+                    "operation": takings.asks,
+                    "objects": objects,
+                }
+                line = line_of(syscall, takings.what, "waiting", detail)
                 await append_line(cursor, structs.replace(line, action="approval.asked"))
         return Parked()
 
-    async def _shown(self, agent: AgentRow, diff: Pair | str) -> str:
-        if isinstance(diff, str):
-            return diff
+    async def _shown(self, agent: AgentRow, takings: Takings) -> str:
+        texts = [await self._text(agent, each.diff) for each in takings.taken]
+        return "\n".join(text for text in texts if text)
+
+    async def _text(self, agent: AgentRow, diff: object) -> str:
+        if not isinstance(diff, Pair):
+            return diff if isinstance(diff, str) else ""
         text = await self._comparer.unified(agent.holder, diff)
         return diff.hidden() if text is None else text[:MAX_DIFF_CHARACTERS]
-
-    async def _asks(self, cursor: Cursor, agent: AgentRow, why: Irreversible) -> bool:
-        rule = (await rules_of(cursor, agent))[why.operation]
-        if why.scratch and not (rule.of_agent and rule.rule == "ask"):
-            return False
-        return rule.rule == "ask" or (rule.rule == "ask-when-lossy" and why.lossy)
 
     async def _enter(
         self, cursor: Cursor, syscall: Syscall, why: Irreversible, outcome: str
     ) -> None:
-        detail = {"operation": why.operation}
+        detail = {"operation": why.operation, "objects": bound_objects([why])}
         await append_line(cursor, line_of(syscall, why.what, outcome, detail))
 
     async def _find(self, cursor: Cursor, agent: AgentRow, syscall: Syscall) -> Any:  # noqa: ANN401
         await cursor.execute(_FIND, _key(agent, syscall))
         return await cursor.fetchone()
+
+
+def _refuse(row: Any) -> None:  # noqa: ANN401  a row, or none
+    """Refuse what was refused, not decided in time, or by who may not decide it any more.
+
+    Raises:
+        ApprovalDenied, ApprovalExpired: It was so.
+    """
+    if row is None:
+        return
+    if row.state == "denied":
+        raise ApprovalDenied(
+            f"{row.decided_by} refused it" + (f": {row.reason}" if row.reason else ""),
+            field="body",
+            remedy="do without it, or send another syscall that asks anew",
+        )
+    if row.is_over or row.state in ("expired", "used"):
+        raise ApprovalExpired(
+            "nobody decided in time, or the approval was used before",
+            field="body",
+            remedy="send the syscall again, and have somebody decide sooner",
+        )
+    if row.state == "approved" and not row.stands:
+        raise ApprovalExpired(
+            f"{row.decided_by} approved it, and may not decide this any more",
+            field="body",
+            remedy="send the syscall again, and have somebody else decide",
+        )
 
 
 def _key(agent: AgentRow, syscall: Syscall) -> dict[str, object]:

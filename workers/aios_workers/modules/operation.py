@@ -6,6 +6,9 @@
 
 A step gets its syscall as a `Work` of its own body: mypy refuses it under another one. It may run
 again at any time, since its worker may die: what it changed and has entered is found and answered.
+
+What a step takes away it notes (`Work.take`, the rule is in `approvals/irreversible.py`); no
+transaction of an operation commits before all of that is allowed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.postgres.store import AgentRow, Cursor
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import AgentRules, Irreversible, Takings
 from aios_workers.modules.access.audit import append_line, line_of
 from aios_workers.modules.services import Services
 
@@ -47,9 +50,24 @@ class Asked(Generic[B_co]):
 
     @asynccontextmanager
     async def transaction(self, *locks: str) -> AsyncIterator[Work[B_co]]:
-        """Yield the work of one transaction, which sees what the agent may see."""
+        """Yield the work of one transaction, which sees what the agent may see.
+
+        It is committed when all that it took away is allowed.
+        """
         async with self.services.store.as_agent(self.agent, *locks) as cursor:
-            yield Work(self, cursor)
+            work = Work(self, cursor, Pending())
+            yield work
+            await work.ask()
+
+
+@dataclass(slots=True)
+class Pending:
+    """What a transaction has to do before its commit, and after it."""
+
+    taken: list[Irreversible] = field(default_factory=list)  # and not asked for yet
+    rules: AgentRules | None = None  # of the asker, as they were when the first thing was taken
+    made: set[str] = field(default_factory=set)  # numbers of files that were not there before
+    afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +76,7 @@ class Work(Generic[B_co]):
 
     asked: Asked[B_co]
     cursor: Cursor
-    # What is to follow the commit; one list for all that share the transaction.
-    afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list, kw_only=True)
+    pending: Pending  # one for all that share the transaction
 
     @property
     def services(self) -> Services:
@@ -100,19 +117,38 @@ class Work(Generic[B_co]):
             await connection.execute("SET LOCAL ROLE aios_agent")
         return await self.cursor.fetchall()
 
-    async def confirm(self, why: Irreversible) -> None:
-        """Return when a person allowed it, or need not be asked.
+    async def take(self, what: Irreversible) -> None:
+        """Note what this transaction takes away: it is asked for before the commit.
+
+        What a person would be shown is made at once, while it is still there.
+
+        Raises:
+            TypeError: The operation is not declared to take such a thing away.
+        """
+        asked, pending = self.asked, self.pending
+        if what.operation not in asked.irreversible:
+            raise TypeError(f"{asked.syscall.kind} is not declared as {what.operation!r}")
+        if pending.rules is None:
+            pending.rules = await self.services.approvals.rules(self.cursor, asked.agent)
+        pending.taken.append(await what.shown(pending.rules))
+
+    async def ask(self) -> None:
+        """Return when a person allowed what was taken so far, or need not be asked.
+
+        The commit does it. A step does it before it changes what no transaction takes back.
 
         Raises:
             NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
-            TypeError: The operation is not declared to take such a thing away.
         """
-        asked = self.asked
-        if why.operation not in asked.irreversible:
-            raise TypeError(f"{asked.syscall.kind} is not declared as {why.operation!r}")
-        await self.services.approvals.check(
-            self.cursor, asked.agent, asked.syscall, asked.body, why
-        )
+        asked, pending = self.asked, self.pending
+        if pending.rules is None:
+            return
+        takings = Takings(tuple(pending.taken), pending.rules)
+        pending.taken.clear()
+        if takings.taken:
+            await self.services.approvals.check(
+                self.cursor, asked.agent, asked.syscall, asked.body, takings
+            )
 
     async def enter(self, what: str, detail: Mapping[str, Any]) -> None:
         """Add a line on what was done to the audit log."""
@@ -120,11 +156,11 @@ class Work(Generic[B_co]):
 
     def then(self, follow: Callable[[], Awaitable[object]]) -> None:
         """Have this done once the transaction is committed; a crash in between skips it."""
-        self.afterwards.append(follow)
+        self.pending.afterwards.append(follow)
 
     async def follow(self) -> None:
         """Do what was to be done then."""
-        for each in self.afterwards:
+        for each in self.pending.afterwards:
             await each()
 
 
@@ -191,7 +227,7 @@ def changes(
 ) -> Operation[B]:
     """Return the operation of a step that changes something, once however often it is run.
 
-    `irreversible`: what it may take away for good; the step says what, by `Work.confirm`. `locks`
+    `irreversible`: what it may take away; the step says what, by `Work.take`. `locks`
     names what nobody else changes meanwhile. `after` follows each commit, also that of a run which
     finds what an earlier one has changed: whose worker may have died before it.
     """

@@ -272,6 +272,7 @@ approval = Table(
     Column("arguments_sha256", Text, nullable=False),
     Column("asked_sha256", Text, nullable=False),  # of those that were asked for
     Column("what", Text, nullable=False),
+    Column("objects", JSONB, nullable=False, server_default=text("'[]'")),  # as a person saw them
     Column("diff", Text, nullable=False, server_default=text("''")),
     Column("state", Text, nullable=False),  # waiting, approved, denied, expired, used
     moment_column("asked_at", now=True),

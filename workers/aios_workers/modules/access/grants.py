@@ -4,6 +4,7 @@ A grant on a directory reaches all that is below it, one on a block all notes of
 includes the other verbs. One that has expired is none.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from aios_broker.contract.paths import normal_path
 from aios_broker.contract.storage import StorageShare, StorageUnshare
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import AgentRow
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Work
 
 ObjectId = tuple[ObjectKind, str]  # a note's id; the number of a file, a directory or an owner
@@ -58,12 +59,20 @@ _PUT = """
                               verbs, granted_by, expires_at)
     VALUES (%(tenant)s, %(owner)s, %(kind)s, %(id)s, %(agent)s, %(group)s, %(verbs)s, %(by)s,
             now() + %(ttl)s * interval '1 second')
-    RETURNING id
+    RETURNING id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at
 """
 _DROP = """
     DELETE FROM access_grant
      WHERE owner_id = %(owner)s AND object_kind = %(kind)s AND object_id = %(id)s
        AND (%(all)s OR agent_id = %(agent)s OR group_id = %(group)s) AND id <> %(but)s
+    RETURNING id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at,
+              expires_at IS NULL OR expires_at > now() AS holds
+"""
+# Of directories: what they let others do with all that is below them.
+_ON_DIRECTORIES = """
+    SELECT id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at FROM access_grant
+     WHERE object_kind = 'directory' AND object_id = ANY(%s::text[])
+       AND (expires_at IS NULL OR expires_at > now())
 """
 _LIST = f"""
     SELECT g.object_kind, g.object_id, o.name AS owner, a.name AS to_agent, p.name AS to_group,
@@ -174,11 +183,17 @@ async def check(work: Work[AccessCheck]) -> Verdict:
 
 
 async def share_object(
-    work: Sharing, target: ObjectId, *, shown: str = "", owner: AgentRow | None = None
+    work: Sharing,
+    target: ObjectId,
+    *,
+    shown: str = "",
+    owner: AgentRow | None = None,
+    scratch: bool = False,
 ) -> None:
     """Grant what a body says on an object, in place of what was granted there to the same.
 
     `owner`: whose it is, if it is not the agent's own; row-level security asks whether it may.
+    What the new grant does not allow, or not for as long, is taken back.
     """
     body, agent = work.body, work.agent
     to_agent, to_group = await _grantee(work)
@@ -186,9 +201,17 @@ async def share_object(
     to = {"owner": whose, "kind": target[0], "id": target[1], "agent": to_agent, "group": to_group}
     put = {"tenant": agent.tenant_id, "by": agent.id, "ttl": body.ttl_s, "verbs": list(body.verbs)}
     [row] = await work.rows(_PUT, to | put)  # first: what it stands in for may be what allows it
-    await work.cursor.execute(_DROP, to | {"all": False, "but": row.id})
+    before = await work.rows(_DROP, to | {"all": False, "but": row.id})
+    shown = shown or " ".join(target)
+    if narrowed := [each for each in before if each.holds and not _covers(row, each)]:
+        whom, verbs = body.agent or body.group, ", ".join(body.verbs)
+        what = f"narrow the grant on {shown} that {whom} has to {verbs}"
+        if body.ttl_s is not None:
+            what += f", for {body.ttl_s:g} s"
+        seen = (_seen_grants(target, narrowed),)
+        await work.take(Irreversible("unshare", what, seen, scratch=scratch))
     await work.enter(
-        shown or " ".join(target),
+        shown,
         {"verbs": list(body.verbs), "agent": body.agent, "group": body.group},
     )
 
@@ -201,17 +224,37 @@ async def unshare_object(
     owner: AgentRow | None = None,
     scratch: bool = False,
 ) -> int:
-    """Take back what was granted on an object, once a person allowed it; return how many it was."""
+    """Take back what was granted on an object; return how many grants it was."""
     body = work.body
     to_agent, to_group = await _grantee(work)
-    whom = body.agent or body.group or "everybody"
-    what = f"no longer share {shown} with {whom}"
-    await work.confirm(Irreversible("unshare", what, scratch=scratch))
     to = {"kind": target[0], "id": target[1], "agent": to_agent, "group": to_group, "but": 0}
     everybody = to_agent is None and to_group is None
     whose = (owner or work.agent).id
-    await work.cursor.execute(_DROP, to | {"owner": whose, "all": everybody})
-    return work.cursor.rowcount
+    rows = await work.rows(_DROP, to | {"owner": whose, "all": everybody})
+    if held := [row for row in rows if row.holds]:
+        what = f"no longer share {shown} with {body.agent or body.group or 'everybody'}"
+        seen = (_seen_grants(target, held),)
+        await work.take(Irreversible("unshare", what, seen, scratch=scratch))
+    return len(rows)
+
+
+async def seen_on_directories(work: Work[Body], directories: Sequence[int]) -> Seen | None:
+    """Return the grants, of whoever, on these directories; None: there is none."""
+    rows = await work.kernel_rows(_ON_DIRECTORIES, ([str(each) for each in directories],))
+    return _seen_grants(("directory", " ".join(map(str, directories))), rows) if rows else None
+
+
+def _covers(new: Any, old: Any) -> bool:  # noqa: ANN401  rows
+    """Whether a grant allows all that another does, for as long."""
+    verbs = ALL_VERBS if "administer" in new.verbs else frozenset(new.verbs)
+    lasts = new.expires_at is None or (old.expires_at or math.inf) <= new.expires_at
+    return lasts and verbs >= frozenset(old.verbs)
+
+
+def _seen_grants(target: ObjectId, rows: Sequence[Any]) -> Seen:
+    parts = sorted((row.id, *sorted(row.verbs), row.expires_at or 0.0) for row in rows)
+    digest = digest_of_parts(parts)
+    return Seen("grants", " ".join(target), count=len(rows), digest=digest)
 
 
 async def _grantee(work: Sharing | Unsharing) -> tuple[int | None, int | None]:

@@ -21,7 +21,7 @@ from aios_broker.contract.access import (
     Groups,
 )
 from aios_broker.contract.errors import AlreadyExists, NotFound
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.modules.access.identity import denied, is_administrator
 from aios_workers.modules.operation import Work
 from aios_workers.modules.services import Services
@@ -46,7 +46,18 @@ _JOIN = """
     INSERT INTO membership (group_id, agent_id, role) VALUES (%s, %s, %s)
     ON CONFLICT (group_id, agent_id) DO UPDATE SET role = excluded.role
 """
-_LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s"
+_LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s RETURNING role"
+_ROLE = "SELECT role FROM membership WHERE group_id = %s AND agent_id = %s FOR UPDATE"
+_HOLD = "SELECT FROM privilege_group WHERE id = %s FOR UPDATE"  # nobody joins it meanwhile
+_WITH_IT = """
+    SELECT members.count AS members, grants.count AS grants,
+           encode(sha256(convert_to(concat_ws('|', members.list, grants.list), 'UTF8')), 'hex')
+               AS digest
+      FROM (SELECT count(*), string_agg(agent_id || ' ' || role, ',' ORDER BY agent_id) AS list
+              FROM membership WHERE group_id = %(group)s) members,
+           (SELECT count(*), string_agg(id::text, ',' ORDER BY id) AS list
+              FROM access_grant WHERE group_id = %(group)s) grants
+"""
 _DELETE = "DELETE FROM privilege_group WHERE id = %s"
 _ALL = """
     SELECT t.name || '/' || a.name AS agent, array_agg(p.name ORDER BY p.name) AS groups
@@ -84,9 +95,15 @@ async def create(work: Work[AccessGroupCreate]) -> Acknowledged:
 async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
     """Delete a group, and all grants to it with it."""
     group = await _administered(work)
-    await work.confirm(
-        Irreversible("privilege", f"delete group {work.body.group} and all grants to it")
+    await work.kernel_rows(_HOLD, (group.id,))
+    [inside] = await work.kernel_rows(_WITH_IT, {"group": group.id})
+    what = (
+        f"delete group {work.body.group} with {inside.members} members, and all {inside.grants} "
+        "grants to it"
     )
+    count = inside.members + inside.grants
+    seen = Seen("group", str(group.id), count=count, digest=inside.digest)
+    await work.take(Irreversible("privilege", what, (seen,)))
     await work.cursor.execute(_DELETE, (group.id,))
     return Acknowledged()
 
@@ -96,9 +113,9 @@ async def add(work: Work[AccessGroupAdd]) -> Acknowledged:
     body = work.body
     member = await work.agent_named(body.agent)
     group = await _administered(work)
-    await work.confirm(
-        Irreversible("privilege", f"make agent {body.agent} {body.role} of group {body.group}")
-    )
+    role = await _role(work, group.id, member.id)
+    what = f"make agent {body.agent} {body.role} of group {body.group}"
+    await work.take(Irreversible("privilege", what, (_seen_member(group.id, member.id, role),)))
     await work.cursor.execute(_JOIN, (group.id, member.id, body.role))
     return Acknowledged()
 
@@ -112,11 +129,22 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
         await work.enter(f"left group {body.group}", msgspec.to_builtins(body))
     else:
         group = await _administered(work)
-        await work.confirm(
-            Irreversible("privilege", f"take agent {body.agent} out of group {body.group}")
-        )
-    await work.cursor.execute(_LEAVE, (group.id, member.id))
-    return Acknowledged(changed=work.cursor.rowcount > 0)
+    rows = await work.rows(_LEAVE, (group.id, member.id))
+    if rows and member.id != work.agent.id:
+        what = f"take agent {body.agent} out of group {body.group}"
+        seen = _seen_member(group.id, member.id, rows[0].role)
+        await work.take(Irreversible("privilege", what, (seen,)))
+    return Acknowledged(changed=bool(rows))
+
+
+async def _role(work: OneGroup, group: int, member: int) -> str:
+    """Return an agent's role in a group, which nobody else changes now; none: empty."""
+    rows = await work.kernel_rows(_ROLE, (group, member))
+    return str(rows[0].role) if rows else ""
+
+
+def _seen_member(group: int, member: int, role: str) -> Seen:
+    return Seen("member", f"group {group} agent {member} {role or 'no member'}")
 
 
 async def _found(work: OneGroup) -> Any:  # noqa: ANN401  a row

@@ -18,7 +18,7 @@ from aios_broker.contract.errors import AccessDenied, AlreadyExists, InvalidSysc
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work
 
 _GROUPS = """
@@ -43,9 +43,10 @@ _IS_ISSUED = """
     SELECT FROM agent_token k JOIN agent a ON a.id = k.agent_id
      WHERE k.digest = %s AND a.id = %s AND k.issued_by = %s AND (a.administrator OR NOT %s)
 """
-_REVOKE_TOKENS = (
-    "UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL"
-)
+_REVOKE_TOKENS = """
+    UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL
+    RETURNING digest
+"""
 _GOOD = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
 _TOKENS = f"""
     SELECT coalesce(b.name, '') AS issued_by, extract(epoch FROM k.created_at)::float8 AS issued_at,
@@ -114,7 +115,8 @@ async def register(asked: Asked[AccessRegister]) -> TokenIssued:
         is_done = await work.kernel_rows(_IS_ISSUED, issued)
         if not is_done and (body.administrator or not made):  # done: its worker could not answer
             what = await _what_is_given(work, None if made else named)
-            await work.confirm(Irreversible("privilege", what))
+            seen = Seen("identity", f"agent {named if not made else body.agent}")
+            await work.take(Irreversible("privilege", what, (seen,)))
         if not is_done and body.administrator:
             await work.kernel_rows(_MAKE_ADMINISTRATOR, (named,))
         await work.cursor.execute("SET LOCAL ROLE aios_steward")
@@ -144,7 +146,13 @@ async def revoke_token(asked: Asked[AccessRevokeToken]) -> Acknowledged:
         if named.id != agent.id and not await is_administrator(work):
             raise denied("revoking another agent's tokens")
         await cursor.execute("SET LOCAL ROLE aios_steward")
-        await revoke_tokens(cursor, named.id)
+        revoked = await revoke_tokens(cursor, named.id)
+        if revoked and named.id != agent.id:
+            seen = Seen(
+                "tokens", str(named.id), count=len(revoked), digest=digest_of_parts(revoked)
+            )
+            what = f"make all {len(revoked)} tokens of agent {body.agent} worthless"
+            await work.take(Irreversible("privilege", what, (seen,)))
         await work.enter(f"agent {body.agent}", {})
     count = await _tokens(asked).revoke_all(body.agent, agent.tenant)
     return Acknowledged(changed=count > 0)
@@ -195,9 +203,10 @@ async def put_token(
         )
 
 
-async def revoke_tokens(cursor: Cursor, agent_id: int) -> None:
-    """Make all tokens of an agent worthless; Redis is to be told when that is committed."""
+async def revoke_tokens(cursor: Cursor, agent_id: int) -> list[str]:
+    """Make all tokens of an agent worthless; return their digests, which Redis is to forget."""
     await cursor.execute(_REVOKE_TOKENS, (agent_id,))
+    return sorted(row.digest for row in await cursor.fetchall())
 
 
 async def tidy_tokens(store: Store, tokens: Tokens) -> None:

@@ -4,8 +4,9 @@ from aios_broker.contract import access as bodies
 from aios_broker.contract.access import Acknowledged, Approvals, Audit, Rules
 from aios_workers.approvals import requests
 from aios_workers.approvals.deciders import Decider
+from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.approvals.requests import Decision
-from aios_workers.approvals.service import ApprovalSweep, Irreversible
+from aios_workers.approvals.service import ApprovalSweep
 from aios_workers.modules.access import grants, groups, identity
 from aios_workers.modules.access.audit import newest_lines
 from aios_workers.modules.operation import Work, calls, changes, reads, table
@@ -47,7 +48,10 @@ async def set_rule(work: Work[bodies.AccessSetRule]) -> Acknowledged:
     if not await identity.is_administrator(work):
         raise identity.denied("setting rules")
     what = f"rule for {body.operation} of {body.agent or 'all agents'}: {body.rule}"
-    await work.confirm(Irreversible("privilege", what))
+    before = (await requests.own_rule(cursor, work.agent, whose, body.operation)) or "none"
+    seen = Seen("rule", f"{body.operation} of {body.agent or 'all agents'}: {before}")
+    await work.take(Irreversible("privilege", what, (seen,)))
+    await work.ask()  # under the rules of before
     changed = await requests.set_rule(cursor, work.agent.tenant, whose, body.operation, body.rule)
     return Acknowledged(changed=changed)
 
@@ -68,7 +72,7 @@ async def audit(work: Work[bodies.AccessAudit]) -> Audit:
 ACCESS_OPERATIONS = table(
     reads(bodies.AccessWhoami, identity.whoami),
     calls(bodies.AccessRegister, identity.register, irreversible="privilege"),
-    calls(bodies.AccessRevokeToken, identity.revoke_token),
+    calls(bodies.AccessRevokeToken, identity.revoke_token, irreversible="privilege"),
     reads(bodies.AccessGroups, groups.groups),
     changes(bodies.AccessGroupCreate, groups.create, after=groups.refresh),
     changes(
@@ -78,7 +82,7 @@ ACCESS_OPERATIONS = table(
     changes(
         bodies.AccessGroupRemove, groups.remove, irreversible="privilege", after=groups.refresh
     ),
-    changes(bodies.AccessGrant, grants.grant),
+    changes(bodies.AccessGrant, grants.grant, irreversible="unshare"),
     changes(bodies.AccessRevoke, grants.revoke, irreversible="unshare"),
     reads(bodies.AccessGrants, grants.grants),
     reads(bodies.AccessCheck, grants.check),

@@ -27,9 +27,10 @@ from aios_broker.contract.names import Verb
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.store import AgentRow
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object, verbs_on
 from aios_workers.modules.memory.note import (
+    KEPT_VERSIONS,
     LIVING,
     NOTE_COLUMNS,
     Lock,
@@ -41,6 +42,7 @@ from aios_workers.modules.memory.note import (
     note_fields,
     note_in_version,
     note_of,
+    seen_note,
     shape_of_block,
 )
 from aios_workers.modules.operation import Asked, Work, run_once
@@ -77,9 +79,15 @@ _DELETE = """
     WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND object_id = %(note)s)
     DELETE FROM note WHERE id = %(note)s
 """
-_DELETE_ALL = """
-    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s)
-    DELETE FROM note WHERE owner_id = %(owner)s
+# What has expired goes, too, and is nothing that anybody could lose.
+_DELETE_ALL = f"""
+    WITH grants AS (DELETE FROM access_grant WHERE object_kind = 'note' AND owner_id = %(owner)s),
+    gone AS (DELETE FROM note n WHERE owner_id = %(owner)s
+             RETURNING n.id, n.version, {LIVING} AS is_living)
+    SELECT count(*) AS rows, count(*) FILTER (WHERE is_living) AS notes,
+           encode(sha256(convert_to(string_agg(id || ':' || version, ',' ORDER BY id)
+                                    FILTER (WHERE is_living), 'UTF8')), 'hex') AS digest
+      FROM gone
 """
 _COUNT = f"SELECT count(*) AS notes FROM note n WHERE n.owner_id = %s AND {LIVING}"
 
@@ -171,7 +179,7 @@ async def rollback(work: Work[MemoryRollback]) -> Note:
     old = await note_in_version(work.cursor, note, body.version)
     newer = note.version - body.version
     what = f"roll note {note.id} back over {newer} newer versions"
-    await work.confirm(Irreversible("rollback", what, lossy=newer > 0))
+    await work.take(Irreversible("rollback", what, (seen_note(note),), lossy=newer > 0))
     return await _rewrite(work, owner, note, body_of(old), "rollback")
 
 
@@ -179,7 +187,8 @@ async def remove(work: Work[MemoryRemove]) -> Acknowledged:
     """Delete a note and its versions."""
     owner, note = await _locked(work, work.body.owner, work.body.note)
     what = f"delete note {note.id} of {owner.name} ({note.version} versions)"
-    await work.confirm(Irreversible("delete", what, diff=note.content[:MAX_SHOWN_CHARACTERS]))
+    await work.take(_deletion(what, note))
+    await work.ask()
     await work.services.blocks.of(owner).invalidate([note.id], forget=True)
     await work.cursor.execute(_DELETE, {"note": note.id})
     return Acknowledged()
@@ -188,22 +197,38 @@ async def remove(work: Work[MemoryRemove]) -> Acknowledged:
 async def ttl(work: Work[MemoryTtl]) -> Note:
     """Let a note expire, or not."""
     owner, locked = await _locked(work, None, work.body.note)
-    token = await work.services.blocks.of(owner).invalidate([locked.id])
     [row] = await work.rows(_EXPIRE, (work.body.ttl_s, locked.id))
     note = note_of(row, owner.name)
+    if _ends_sooner(locked.expires_at, note.expires_at):
+        what = f"let note {note.id} of {owner.name} expire in {work.body.ttl_s:g} s"
+        await work.take(_deletion(f"{what} ({note.version} versions)", locked))
+        await work.ask()
+    token = await work.services.blocks.of(owner).invalidate([locked.id])
     keep(work, owner, note, token)
     return note
 
 
 async def clear(work: Work[MemoryClear]) -> Acknowledged:
     """Delete all of the agent's notes."""
-    count = await _count(work)
-    what = f"delete all {count} notes of {work.agent.name}"
-    await work.confirm(Irreversible("clear", what, lossy=count > 0))
-    await work.cursor.execute(_DELETE_ALL, {"owner": work.agent.id})
-    gone = work.cursor.rowcount  # expired ones, too
+    [gone] = await work.rows(_DELETE_ALL, {"owner": work.agent.id})
+    if gone.notes:
+        what = f"delete all {gone.notes} notes of {work.agent.name}"
+        seen = Seen("notes", str(work.agent.id), count=gone.notes, digest=gone.digest)
+        await work.take(Irreversible("clear", what, (seen,)))
+        await work.ask()
     await work.services.blocks.of(work.agent).drop()
-    return Acknowledged(changed=gone > 0)
+    return Acknowledged(changed=gone.rows > 0)
+
+
+def _deletion(what: str, note: Note) -> Irreversible:
+    return Irreversible(
+        "delete", what, (seen_note(note),), diff=note.content[:MAX_SHOWN_CHARACTERS]
+    )
+
+
+def _ends_sooner(before: float | None, now: float | None) -> bool:
+    """Whether a note that was there until then (None: for good) is there for less long now."""
+    return now is not None and (before is None or now < before)
 
 
 async def share(work: Work[MemoryShare]) -> Acknowledged:
@@ -244,8 +269,9 @@ async def _rewrite(
 ) -> Note:
     ensure_storable(after)
     await _ensure_fits(work, owner, after)
-    token = await work.services.blocks.of(owner).invalidate([note.id])
     written = await rewrite_note(work, owner, note.id, after, operation)
+    await work.ask()
+    token = await work.services.blocks.of(owner).invalidate([note.id])
     keep(work, owner, written, token)
     return written
 
@@ -352,7 +378,10 @@ async def insert_note(work: AnyWork, body: NoteBody, ttl_s: float | None) -> Not
 async def rewrite_note(
     work: AnyWork, owner: AgentRow, note_id: str, body: NoteBody, operation: Operation
 ) -> Note:
-    """Write the next version of a note whose row is locked; it is to be embedded again."""
+    """Write the next version of a note whose row is locked; it is to be embedded again.
+
+    It may push the oldest version out: that is taken, and to be asked for.
+    """
     rows = await work.rows(_REWRITE, (*note_fields(body), body.search_text, note_id))
     return await _entered(work, owner, rows[0], operation)
 
@@ -360,5 +389,10 @@ async def rewrite_note(
 async def _entered(work: AnyWork, owner: AgentRow, row: Any, operation: Operation) -> Note:  # noqa: ANN401
     """Enter the row that was just written as the version that it has."""
     note = note_of(row, owner.name)
-    await enter_version(work.cursor, owner, note, work.agent.id, operation, work.asked.syscall.id)
+    entered = (owner, note, work.agent.id, operation, work.asked.syscall.id)
+    if lost := await enter_version(work.cursor, *entered):
+        numbers = ", ".join(map(str, lost))
+        what = f"push version {numbers} of note {note.id} out of the {KEPT_VERSIONS} that are kept"
+        seen = tuple(Seen("version", note.id, each) for each in lost)
+        await work.take(Irreversible("overwrite", what, seen))
     return note

@@ -23,7 +23,13 @@ from aios_workers.modules.memory.changing import (
     keep,
     rewrite_note,
 )
-from aios_workers.modules.memory.note import NoteBody, body_of, fetch_notes, note_in_version
+from aios_workers.modules.memory.note import (
+    KEPT_VERSIONS,
+    NoteBody,
+    body_of,
+    fetch_notes,
+    note_in_version,
+)
 from aios_workers.modules.memory.reading import found
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.search.ranking import NoteQuery
@@ -149,12 +155,14 @@ async def undo(work: Work[MemoryUndo]) -> Notes:
             field="body.syscall_id",
             remedy="roll them back one by one (memory.rollback)",
         )
-    token = await work.services.blocks.of(agent).invalidate(list(notes))
     undone = []
     for each, note in notes.items():
         old = await note_in_version(cursor, note, before[each] - 1)
         undone.append(await rewrite_note(work, agent, each, body_of(old), "undo"))
-        keep(work, agent, undone[-1], token)
+    await work.ask()
+    token = await work.services.blocks.of(agent).invalidate(list(notes))
+    for note in undone:
+        keep(work, agent, note, token)
     return Notes(tuple(undone))
 
 
@@ -209,7 +217,9 @@ async def _write(
     ]
     links = (*new.links, *(note.id for note in linked if note.id not in new.links))
     final = msgspec.structs.replace(new, links=links)
-    changes = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
+    related = _changes(current, linked, relations, id_of_new_note(work.asked.syscall))
+    # What a model says takes nothing away: a note that would lose its oldest version stays.
+    changes = {each: body for each, body in related.items() if locked[each].version < KEPT_VERSIONS}
     token = await work.services.blocks.of(agent).invalidate(list(changes))
     note = await insert_note(work, final, work.body.ttl_s)
     keep(work, agent, note, token)

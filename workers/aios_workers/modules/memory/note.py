@@ -14,6 +14,7 @@ from psycopg.types.json import Jsonb
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.store import AgentRow, Cursor
+from aios_workers.approvals.irreversible import Seen, digest_of_parts
 from aios_workers.modules import tables
 from aios_workers.modules.tables import inserted, selected
 
@@ -31,6 +32,13 @@ _FETCH_MANY = (
     "ORDER BY n.id "
 )
 _ENTER = inserted(tables.note_version, but=("at",))
+# What is lost: what no version that is kept says, too.
+_PUSH_OUT = """
+    DELETE FROM note_version v WHERE note_id = %(note)s AND version <= %(last)s
+    RETURNING version, NOT EXISTS (
+        SELECT FROM note_version k
+         WHERE k.note_id = v.note_id AND k.version > %(last)s AND k.body = v.body) AS is_lost
+"""
 
 
 class NoteBody(Struct, frozen=True):
@@ -95,10 +103,19 @@ async def fetch_notes(
     return {row.id: note_of(row, owner.name) for row in await cursor.fetchall()}
 
 
+def seen_note(note: Note) -> Seen:
+    """Return a note as an approval is bound to it."""
+    digest = digest_of_parts([msgspec.to_builtins(body_of(note))])
+    return Seen("note", note.id, note.version, digest=digest)
+
+
 async def enter_version(
     cursor: Cursor, owner: AgentRow, note: Note, by: int, operation: Operation, syscall_id: str
-) -> None:
-    """Keep what a note is now as the version that it has; the oldest beyond a hundred goes."""
+) -> list[int]:
+    """Keep what a note is now as the version that it has; the oldest beyond a hundred goes.
+
+    Return the versions that are lost by that.
+    """
     values = {
         "note_id": note.id,
         "version": note.version,
@@ -109,11 +126,10 @@ async def enter_version(
         "body": Jsonb(msgspec.to_builtins(body_of(note))),
     }
     await cursor.execute(_ENTER, values)
-    if note.version > KEPT_VERSIONS:
-        await cursor.execute(
-            "DELETE FROM note_version WHERE note_id = %s AND version <= %s",
-            (note.id, note.version - KEPT_VERSIONS),
-        )
+    if note.version <= KEPT_VERSIONS:
+        return []
+    await cursor.execute(_PUSH_OUT, {"note": note.id, "last": note.version - KEPT_VERSIONS})
+    return sorted(row.version for row in await cursor.fetchall() if row.is_lost)
 
 
 async def note_in_version(cursor: Cursor, note: Note, version: int) -> Note:

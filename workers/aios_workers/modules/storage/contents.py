@@ -9,12 +9,13 @@ import binascii
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
 from aios_broker.contract.limits import limit_met
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
-from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of
+from aios_workers.approvals.irreversible import Seen
+from aios_workers.modules.storage.namespace import FILE, AnyWork, Node, node_of, seen_file
 
 VersionOperation = Literal["create", "write", "append", "copy", "rollback"]
 
@@ -71,6 +72,19 @@ _NEXT_VERSION = f"""{_NEW_PARTS}, f AS (
                words = excluded.words, model_id = NULL, vector = NULL
     )
     SELECT {FILE}, ARRAY(SELECT sha256 FROM dropped) AS dropped FROM f
+"""
+# Versions that the next one pushes out of those that are kept, newest first. What one was is kept
+# where another has its content, or where what follows it only appends.
+_PUSHED_OUT = """
+    SELECT v.version, v.sha256, v.size_bytes,
+           coalesce((SELECT n.operation FROM file_version n
+                      WHERE n.file_id = v.file_id AND n.version > v.version
+                      ORDER BY n.version LIMIT 1), %(operation)s) AS next_operation,
+           v.sha256 = %(sha)s OR EXISTS (
+               SELECT FROM file_version k WHERE k.file_id = v.file_id
+                  AND k.version > %(last)s AND k.sha256 = v.sha256) AS is_kept
+      FROM file_version v WHERE v.file_id = %(file)s AND v.version <= %(last)s
+     ORDER BY v.version DESC
 """
 # The version rows are written before: content that none has any more goes, and the owner's
 # account moves by what came and what went. No row: it would be over the limit.
@@ -228,6 +242,7 @@ async def insert_file(
     values = _version_values(work, content, operation)
     rows = await work.rows(_INSERT_FILE, values | {"directory": directory_id, "path": path})
     file = node_of(rows[0])
+    work.pending.made.add(str(file.id))
     await settle_account(work, content=content)
     return file
 
@@ -235,15 +250,15 @@ async def insert_file(
 async def add_version(
     work: AnyWork, file: Node, content: bytes, operation: VersionOperation
 ) -> Node:
-    """Give a file its next version; versions over the limit of the operator go.
+    """Give a file its next version; versions over the limit of the operator are taken away.
 
     Raises:
         QuotaExceeded: The owner of the namespace has no room for it.
     """
     values = _version_values(work, content, operation)
-    rows = await work.rows(
-        _NEXT_VERSION, values | {"file": file.id, "keep": work.services.limits.keep_versions}
-    )
+    values |= {"file": file.id, "keep": work.services.limits.keep_versions}
+    await _push_out(work, file, values)
+    rows = await work.rows(_NEXT_VERSION, values)
     if not rows:
         raise AccessDenied(
             f"{file.path} is {work.owner.name}'s, and no grant allows this",
@@ -253,6 +268,24 @@ async def add_version(
     changed = node_of(rows[0])
     await settle_account(work, content=content, gone=rows[0].dropped)
     return changed
+
+
+async def _push_out(work: AnyWork, file: Node, values: dict[str, Any]) -> None:
+    """Take away what the next version of a file leaves no trace of."""
+    last = file.version + 1 - values["keep"]
+    if last < 1:
+        return
+    lost: list[Seen] = []
+    is_safe = True  # whether the version after this one stays, in itself or in another
+    for row in await work.rows(_PUSHED_OUT, values | {"last": last}):
+        goes_on = row.next_operation == "append" and is_safe
+        is_safe = row.is_kept or row.size_bytes == 0 or goes_on
+        if not is_safe:
+            lost.append(Seen("version", str(file.id), row.version, digest=row.sha256))
+    if lost:
+        numbers = ", ".join(str(each.version) for each in reversed(lost))
+        what = f"push version {numbers} of {file.path} out of the {values['keep']} that are kept"
+        await work.take_at("overwrite", what, file.path, (seen_file(file), *lost))
 
 
 async def settle_account(
@@ -322,9 +355,7 @@ def no_version(file: Node, version: int) -> NotFound:
     )
 
 
-def _version_values(
-    work: AnyWork, content: bytes, operation: VersionOperation
-) -> dict[str, object]:
+def _version_values(work: AnyWork, content: bytes, operation: VersionOperation) -> dict[str, Any]:
     text = text_of(content)
     parts = parts_of(text) if text else []
     return {

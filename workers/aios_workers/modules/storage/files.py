@@ -31,6 +31,7 @@ from aios_broker.contract.storage import (
     StorageVersions,
     StorageWrite,
 )
+from aios_workers.approvals.irreversible import Seen, digest_of_parts
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object
 from aios_workers.modules.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
 from aios_workers.modules.operation import Asked
@@ -69,6 +70,7 @@ from aios_workers.modules.storage.namespace import (
     not_found,
     on_namespace,
     permitted_path,
+    seen_file,
     taken,
     unversioned,
 )
@@ -130,7 +132,7 @@ async def write(work: FileWork[StorageWrite]) -> Entry:
     if resolved.file is None:
         return await _make(work, resolved, content, "write")
     check_unlocked(work, resolved.file)
-    await check_overwrite(work, resolved.file, content)
+    await take_content(work, resolved.file, content)
     return entry_of(await add_version(work, resolved.file, content, "write"), work.owner)
 
 
@@ -207,20 +209,25 @@ def check_version(path: str, version: int, asked: int | None) -> None:
         )
 
 
-async def check_overwrite(work: AnyWork, file: Node, content: bytes) -> None:
-    """Let a person decide before other content takes the place of what is there."""
-    lossy = file.size_bytes > 0 and file.sha256 != digest_of(content)
+async def take_content(work: AnyWork, file: Node, content: bytes, *sources: Seen) -> None:
+    """Note that other content takes the place of what is there.
+
+    `sources`: what it comes from, where that is not in the arguments.
+    """
+    is_other = file.size_bytes > 0 and file.sha256 != digest_of(content)
+    lossy = is_other and not work.is_scratch(file.path)  # there, it is rolled back as freely
     what = (
         f"overwrite {file.path} of {work.owner.name} (version {file.version}, "
         f"{file.size_bytes} bytes) with {len(content)} bytes"
     )
 
     async def diff() -> Pair | str:
-        if not lossy:
+        if not is_other:
             return ""
         return texts_of(await content_of(work, file), content, file.path, file.path) or ""
 
-    await work.confirm_on("overwrite", what, file.path, lossy=lossy, diff=diff)
+    seen = (seen_file(file), *sources)
+    await work.take_at("overwrite", what, file.path, seen, lossy=lossy, diff=diff)
 
 
 def texts_of(a: bytes, b: bytes, name_a: str, name_b: str) -> Pair | None:
@@ -299,7 +306,9 @@ async def rollback(work: FileWork[StorageRollback]) -> Entry:
             now = await content_of(work, file)
             return texts_of(now, old, file.path, file.path) or ""
 
-        await work.confirm_on("rollback", what, file.path, diff=shown_to_person)
+        seen = (seen_file(file), Seen("version", str(file.id), version, digest=row.sha256))
+        lossy = not work.is_scratch(file.path)
+        await work.take_at("rollback", what, file.path, seen, lossy=lossy, diff=shown_to_person)
     return entry_of(await add_version(work, file, old, "rollback"), work.owner)
 
 
@@ -345,7 +354,10 @@ _PUT_LINK = """
     INSERT INTO share_link (digest, owner_id, file_id, expires_at)
     VALUES (%(digest)s, %(owner)s, %(file)s, %(expires)s)
 """
-_DROP_LINKS = "DELETE FROM share_link WHERE file_id = %(file)s AND owner_id = %(owner)s"
+_DROP_LINKS = """
+    DELETE FROM share_link WHERE file_id = %(file)s AND owner_id = %(owner)s
+    RETURNING digest, expires_at > now() AS opens
+"""
 _OPEN = f"""
     SELECT {FILE}, f.owner_id, a.name AS owner_name
       FROM share_link l JOIN file f ON f.id = l.file_id JOIN agent a ON a.id = f.owner_id
@@ -366,7 +378,8 @@ async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
     if body.link:
         return await _make_link(work, file_at(resolved), body.ttl_s or LINK_TTL_S)
     node = _shareable(resolved)
-    await share_object(work, _object(node), shown=f"{node.kind} {node.path}")
+    scratch = work.is_scratch(node.path)
+    await share_object(work, _object(node), shown=f"{node.kind} {node.path}", scratch=scratch)
     return entry_of(node, work.owner)
 
 
@@ -377,7 +390,11 @@ async def unshare(work: FileWork[StorageUnshare]) -> Entry:
     scratch = work.is_scratch(node.path)
     await unshare_object(work, _object(node), node.path, scratch=scratch)
     if body.agent is None and body.group is None and node.kind == "file":
-        await work.cursor.execute(_DROP_LINKS, {"file": node.id, "owner": work.owner.id})
+        rows = await work.rows(_DROP_LINKS, {"file": node.id, "owner": work.owner.id})
+        if links := sorted(row.digest for row in rows if row.opens):
+            what = f"make {len(links)} links to {node.path} worthless"
+            seen = Seen("links", str(node.id), count=len(links), digest=digest_of_parts(links))
+            await work.take_at("unshare", what, node.path, (seen,))
     return entry_of(node, work.owner)
 
 

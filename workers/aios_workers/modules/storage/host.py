@@ -251,6 +251,12 @@ class HostDirectory:
 
     @contextmanager
     def _parent(self, inner: str) -> Iterator[tuple[int, str]]:
+        if not inner:
+            raise InvalidPath(
+                "that is the mounted directory itself",
+                field="body.path",
+                remedy="name something in it",
+            )
         *above, name = _parts(inner)
         with self._allowed.opened(self._source, above) as at:
             yield at, name

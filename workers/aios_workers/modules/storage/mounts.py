@@ -16,6 +16,9 @@ from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import InvalidPath, NotFound
 from aios_broker.contract.paths import ROOT, below, normal_path
 from aios_broker.contract.storage import (
+    MAX_FILE_BYTES as LARGEST_FILE_BYTES,
+)
+from aios_broker.contract.storage import (
     Content,
     Entries,
     Entry,
@@ -25,8 +28,15 @@ from aios_broker.contract.storage import (
     StorageUnmount,
 )
 from aios_broker.postgres.store import Cursor, Store, only_row
-from aios_workers.approvals.service import Irreversible
-from aios_workers.modules.storage.contents import Part, parts_of, shown, text_of
+from aios_workers.approvals.irreversible import Irreversible, Seen
+from aios_workers.modules.storage.contents import (
+    Part,
+    check_size,
+    digest_of,
+    parts_of,
+    shown,
+    text_of,
+)
 from aios_workers.modules.storage.host import (
     MAX_ENTRIES,
     AllowedDirectories,
@@ -95,7 +105,8 @@ async def mount(work: FileWork[StorageMount]) -> Entry:
         raise taken(resolved)
     if body.writable:
         what = f"mount {source} of the host at {resolved.path}, to be changed there"
-        await work.confirm(Irreversible("privilege", what))
+        seen = Seen("mount", f"{source} at {resolved.path}")
+        await work.take(Irreversible("privilege", what, (seen,)))
     await work.rows(
         _INSERT,
         {
@@ -177,7 +188,10 @@ async def write_mounted(
             f"overwrite {resolved.path} on the host ({before.size_bytes} bytes, no version kept) "
             f"with {len(content)} bytes"
         )
-        await work.confirm_on("overwrite", what, resolved.path, lossy=before.size_bytes > 0)
+        seen = await _seen(work, resolved, before)
+        lossy = before.size_bytes > 0 and seen.digest != digest_of(content)
+        await work.take(Irreversible("overwrite", what, (seen,), lossy=lossy))
+        await work.ask()
     await asyncio.to_thread(host.write, resolved.inner, content, is_new=is_new)
     return await stat_mounted(work, resolved)
 
@@ -190,7 +204,8 @@ async def append_mounted(
     host = host_directory(work, resolved)
     before = b""
     if await entry_or_none(work, resolved) is not None:
-        before, _ = await asyncio.to_thread(host.read, resolved.inner, 0, max_bytes)
+        before, size_bytes = await asyncio.to_thread(host.read, resolved.inner, 0, max_bytes)
+        check_size(size_bytes + len(added))  # else what was not read would be gone
     await asyncio.to_thread(host.write, resolved.inner, before + added, is_new=False)
     return await stat_mounted(work, resolved)
 
@@ -213,11 +228,23 @@ async def delete_mounted(work: AnyWork, resolved: ResolvedPath) -> Entry:
         )
     check_writable(work, resolved)
     entry = await stat_mounted(work, resolved)
-    await work.confirm_on(
-        "delete", f"delete {resolved.path} on the host ({entry.size_bytes} bytes)", resolved.path
-    )
+    found = await entry_or_none(work, resolved)
+    assert found is not None
+    what = f"delete {resolved.path} on the host ({entry.size_bytes} bytes)"
+    seen = await _seen(work, resolved, found)
+    await work.take(Irreversible("delete", what, (seen,)))
+    await work.ask()
     await asyncio.to_thread(host_directory(work, resolved).delete, resolved.inner)
     return entry
+
+
+async def _seen(work: AnyWork, resolved: ResolvedPath, entry: HostEntry) -> Seen:
+    """Return what lies on the host as an approval is bound to it; it is in nobody's scratch."""
+    content = b""
+    if not entry.is_directory:
+        read = host_directory(work, resolved).read
+        content, _ = await asyncio.to_thread(read, resolved.inner, 0, LARGEST_FILE_BYTES)
+    return Seen("mounted", resolved.path, count=entry.size_bytes, digest=digest_of(content))
 
 
 async def entry_or_none(work: AnyWork, resolved: ResolvedPath) -> HostEntry | None:
@@ -235,7 +262,7 @@ def check_writable(work: AnyWork, resolved: ResolvedPath) -> None:
         InvalidPath: It was; or a plan would change it, which the host cannot take back.
     """
     assert resolved.mount is not None
-    if work.allowed:
+    if work.in_plan:
         raise InvalidPath(
             f"{resolved.path} is on the host: no plan changes what is there",
             field="body.path",

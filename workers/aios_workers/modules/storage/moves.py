@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from aios_broker.contract.errors import InvalidPath, InvalidSyscall
 from aios_broker.contract.paths import ROOT, below, is_within, normal_path
@@ -15,13 +16,16 @@ from aios_broker.contract.storage import (
     StorageMkdir,
     StorageMove,
 )
+from aios_workers.approvals.irreversible import Seen
+from aios_workers.modules.access.grants import seen_on_directories
 from aios_workers.modules.storage.contents import (
     add_version,
     content_of,
+    digest_of,
     insert_file,
     settle_account,
 )
-from aios_workers.modules.storage.files import check_overwrite
+from aios_workers.modules.storage.files import take_content
 from aios_workers.modules.storage.mounts import (
     delete_mounted,
     host_directory,
@@ -32,6 +36,7 @@ from aios_workers.modules.storage.namespace import (
     DIRECTORY,
     FILE,
     MOUNT,
+    SCRATCH,
     AnyWork,
     FileWork,
     Node,
@@ -48,6 +53,7 @@ from aios_workers.modules.storage.namespace import (
     node_of,
     not_found,
     permitted_path,
+    seen_file,
     taken,
     unversioned,
 )
@@ -101,6 +107,15 @@ _BELOW = """
              WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s)) AS directories,
            (SELECT count(*) FROM mount m
              WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)) AS mounts,
+           (SELECT encode(sha256(convert_to(coalesce(string_agg(line, ',' ORDER BY line), ''),
+                                            'UTF8')), 'hex')
+              FROM (SELECT 'f ' || f.id || ' ' || f.version || ' ' || f.path AS line FROM file f
+                     WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
+                    UNION ALL SELECT 'd ' || d.id || ' ' || d.path FROM directory d
+                     WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s)
+                    UNION ALL SELECT 'm ' || m.id || ' ' || m.path FROM mount m
+                     WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)) held
+           ) AS digest,
            ARRAY(SELECT f.path FROM file f
                   WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
                   ORDER BY f.path LIMIT %(limit)s) AS paths
@@ -202,8 +217,12 @@ async def move(work: FileWork[StorageMove]) -> Entry:
     if source.directory is not None:
         return await _move_directory(work, source.directory, target)
     check_unlocked(work, node)
-    await _clear_target(work, target, f"move {source.path} over", overwrite=body.overwrite)
+    await _clear_target(work, target, node, overwrite=body.overwrite)
+    if _enters_scratch(node, target):
+        what = f"move {node.path} of {work.owner.name} ({node.version} versions) into scratch space"
+        await work.take_at("delete", what, node.path, (seen_file(node),))
     directory = await directory_for(work, target)
+    await _take_reach(work, node, source.nearest, directory)
     values = {"file": node.id, "to": target.path, "directory": directory.id}
     [row] = await work.rows(_MOVE_FILE, values)
     return entry_of(node_of(row), work.owner)
@@ -250,7 +269,7 @@ async def delete(work: FileWork[StorageDelete]) -> Entry:
         f"delete {file.path} of {work.owner.name} "
         f"({file.version} versions, {file.size_bytes} bytes)"
     )
-    await work.confirm_on("delete", what, file.path)
+    await work.take_at("delete", what, file.path, (seen_file(file),))
     await delete_file(work, file)
     return entry_of(file, work.owner)
 
@@ -282,25 +301,49 @@ async def _source(work: AnyWork, path: str) -> ResolvedPath:
     return source
 
 
-async def _clear_target(work: AnyWork, target: ResolvedPath, what: str, *, overwrite: bool) -> None:
+async def _clear_target(
+    work: AnyWork, target: ResolvedPath, moved: Node, *, overwrite: bool
+) -> None:
+    """Delete the file that another is moved over: none of its versions is kept."""
     check_target(target, overwrite=overwrite)
     if target.file is None:
         return
     check_unlocked(work, target.file)
-    await work.confirm_on(
-        "overwrite",
-        f"{what} {target.path} ({target.file.version} versions)",
-        target.path,
-        lossy=target.file.size_bytes > 0,
-    )
+    what = f"move {moved.path} over {target.path} ({target.file.version} versions)"
+    await work.take_at("delete", what, target.path, (seen_file(target.file), _source_of(moved)))
     await delete_file(work, target.file)
+
+
+def _source_of(file: Node) -> Seen:
+    """Return a file as what takes another's place: it is not the one that goes."""
+    return Seen("source", str(file.id), file.version, digest=file.sha256)
+
+
+async def _take_reach(work: AnyWork, node: Node, out_of: Node | None, into: Node) -> None:
+    """Note that a move takes a thing out of directories that are shared with others."""
+    above = (each for each in (out_of.ancestors if out_of else ()) if each != node.id)
+    if left := [each for each in above if each not in into.ancestors]:
+        seen = await seen_on_directories(work, left)
+        if seen is not None:
+            what = f"move {node.path} out of the reach of {seen.count} grants on directories above"
+            await work.take_at("unshare", what, node.path, (seen,))
+
+
+def _enters_scratch(node: Node, target: ResolvedPath) -> bool:
+    """Whether a move takes what was made elsewhere to where deleting asks nobody."""
+    return is_within(target.path, SCRATCH) and not is_within(node.path, SCRATCH)
 
 
 async def _move_directory(work: AnyWork, directory: Node, target: ResolvedPath) -> Entry:
     _check_outside(directory, target, "moved")
     check_target(target, overwrite=False)
     await _check_unlocked_below(work, directory)
+    if _enters_scratch(directory, target):
+        values = below_of(directory.path) | {"owner": work.owner.id, "limit": MAX_LISTED}
+        [inside] = await work.rows(_BELOW, values)
+        await _take_tree(work, directory, inside, f"move {directory.path} into scratch space")
     above = await directory_for(work, target)
+    await _take_reach(work, directory, directory, above)
     rows = await work.rows(
         _MOVE_DIRECTORY,
         below_of(directory.path)
@@ -334,16 +377,28 @@ async def _delete_directory(work: AnyWork, directory: Node, *, recursive: bool) 
             remedy="set recursive, or delete them first",
         )
     await _check_unlocked_below(work, directory)
-    what = (
-        f"delete {directory.path} of {work.owner.name} with {inside.files} files "
-        f"and {inside.directories} directories"
-    )
-    shown = "\n".join(inside.paths)
-    await work.confirm_on("delete", what, directory.path, lossy=inside.files > 0, diff=shown)
+    await _take_tree(work, directory, inside, f"delete {directory.path}")
     rows = await work.rows(_SHA_BELOW, values)
     await work.cursor.execute(_DELETE_BELOW, values)
     await settle_account(work, gone=[row.sha256 for row in rows])
     return entry_of(directory, work.owner)
+
+
+async def _take_tree(work: AnyWork, directory: Node, inside: Any, what: str) -> None:  # noqa: ANN401
+    """Note that a directory goes with all that is in it: a row of `_BELOW`."""
+    count = inside.files + inside.directories + inside.mounts
+    held = f"{inside.files} files and {inside.directories} directories"
+    if inside.mounts:
+        held += f", and {inside.mounts} mounted"
+    seen = Seen("tree", str(directory.id), count=count, digest=inside.digest)
+    await work.take_at(
+        "delete",
+        f"{what} of {work.owner.name} with {held}",
+        directory.path,
+        (seen,),
+        lossy=inside.files + inside.mounts > 0,
+        diff="\n".join(inside.paths),
+    )
 
 
 async def _check_unlocked_below(work: AnyWork, directory: Node) -> None:
@@ -357,7 +412,8 @@ async def _put(work: AnyWork, target: ResolvedPath, content: bytes) -> Node:
         directory = await directory_for(work, target)
         return await insert_file(work, directory.id, target.path, content, "copy")
     check_unlocked(work, target.file)
-    await check_overwrite(work, target.file, content)
+    source = Seen("source", "", digest=digest_of(content))
+    await take_content(work, target.file, content, source)
     return await add_version(work, target.file, content, "copy")
 
 

@@ -23,12 +23,13 @@ from aios_broker.contract.paths import ROOT, below, is_within, normal_path, pare
 from aios_broker.contract.reply import Result
 from aios_broker.contract.storage import Entry, StorageBody
 from aios_broker.postgres.store import AgentRow
-from aios_workers.approvals.service import Diff, Irreversible
+from aios_workers.approvals.irreversible import Diff, Irreversible, Seen
 from aios_workers.modules.access.grants import verbs_on
 from aios_workers.modules.operation import Asked, Operation, Work, changes, reads
 from aios_workers.modules.services import Services
 
-SCRATCH = "/scratch"  # below it an agent's own files are deleted and overwritten without a person
+# Below it an agent's own files are deleted and overwritten without a person: what was made there.
+SCRATCH = "/scratch"
 
 S = TypeVar("S", bound=StorageBody)
 S_co = TypeVar("S_co", bound=StorageBody, covariant=True)
@@ -39,31 +40,30 @@ class FileWork(Work[S_co], Generic[S_co]):
     """One syscall in its transaction, on a namespace."""
 
     owner: AgentRow  # of the namespace
-    allowed: bool = False  # a person was asked for a whole plan that this is a step of
+    in_plan: bool = False  # it is a step of a plan: all of it happens, or nothing
 
     @property
     def is_own(self) -> bool:
         """Whether the namespace is the asker's own."""
         return self.owner.id == self.agent.id
 
-    async def confirm_on(
+    async def take_at(
         self,
         operation: OperationClass,
         what: str,
         path: str,
+        objects: Sequence[Seen],
         *,
         lossy: bool = True,
         diff: str | Diff = "",
     ) -> None:
-        """Return when a person allowed this on a path, or need not be asked.
-
-        Raises:
-            NeedsApproval, ApprovalDenied, ApprovalExpired: A person has to decide, or has decided.
-        """
-        if self.allowed:
-            return
+        """Note what is taken away at a path of the namespace itself, not of the host."""
+        if objects and objects[0].kind == "file" and objects[0].id in self.pending.made:
+            return  # a step of the same plan made it
         scratch = self.is_scratch(path)
-        await self.confirm(Irreversible(operation, what, lossy=lossy, scratch=scratch, diff=diff))
+        await self.take(
+            Irreversible(operation, what, tuple(objects), lossy=lossy, scratch=scratch, diff=diff)
+        )
 
     def is_scratch(self, path: str) -> bool:
         """Whether a path lies in the asker's own scratch space."""
@@ -92,7 +92,7 @@ def namespace_lock(asked: Asked[S], *, own: bool = False) -> tuple[str]:
 async def on_namespace(work: Work[S], *, own: bool = False) -> FileWork[S]:
     """Return a piece of work as one on the namespace that its body means, or on the asker's own."""
     owner = await work.agent_named(None if own else owner_name(work.body))
-    return FileWork(work.asked, work.cursor, owner, afterwards=work.afterwards)
+    return FileWork(work.asked, work.cursor, work.pending, owner)
 
 
 def file_reads(body: type[S], step: FileStep[S]) -> Operation[S]:
@@ -211,6 +211,11 @@ class ResolvedPath:
         """The path within the mount; empty for the mounted directory itself."""
         assert self.mount is not None
         return self.path[len(self.mount.path) :].removeprefix("/")
+
+
+def seen_file(file: Node) -> Seen:
+    """Return a file as an approval is bound to it: its number and version say all its content."""
+    return Seen("file", str(file.id), file.version, digest=file.sha256)
 
 
 def node_of(row: Any) -> Node:  # noqa: ANN401  a row of psycopg's

@@ -15,7 +15,7 @@ from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.storage import Plan, Step, StorageOperate
 from aios_broker.contract.syscall import refuse_nul
-from aios_workers.approvals.service import Irreversible
+from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work, run_once
 from aios_workers.modules.storage.files import append, create, write
 from aios_workers.modules.storage.moves import copy, delete, make_directory, move
@@ -40,7 +40,6 @@ _KINDS: Mapping[str, tuple[type[bodies.StorageBody], FileStep[Any], tuple[str, .
     "delete": (bodies.StorageDelete, delete, ("path",)),
     "mkdir": (bodies.StorageMkdir, make_directory, ("path",)),
 }
-_LOSSY = frozenset(("write", "move", "copy", "delete"))
 _TEXT = {"type": "string", "maxLength": 2_000}
 _SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -85,15 +84,18 @@ _decoder = msgspec.json.Decoder(Plan)
 
 
 async def operate(asked: Asked[StorageOperate]) -> Result:
-    """Plan, and run the plan in one transaction: all of it or nothing."""
+    """Plan, and run the plan in one transaction: all of it or nothing.
+
+    What its steps take away is asked for together, once they are done and not committed.
+    """
     plan = await _plan(asked)
     if asked.body.dry_run or not plan.steps:
         return plan
 
     async def run(work: Work[StorageOperate]) -> Result:
-        in_files = await on_namespace(work, own=True)
-        await _ask_for_all(in_files, plan)
-        return await _run(in_files, plan)
+        done = await _run(await on_namespace(work, own=True), plan)
+        _show_plan(work, plan)
+        return done
 
     return await run_once(asked, run, *namespace_lock(asked, own=True))
 
@@ -161,18 +163,19 @@ def _step(planned: dict[str, Any]) -> Step:
     return Step(kind, arguments)
 
 
-async def _ask_for_all(work: FileWork[StorageOperate], plan: Plan) -> None:
-    """Have a person allow the whole plan, where a step of it could lose something."""
-    lossy = [step for step in plan.steps if step.kind.removeprefix("storage.") in _LOSSY]
-    if not lossy:
+def _show_plan(work: Work[StorageOperate], plan: Plan) -> None:
+    """Put the whole plan before what its steps took, for the person who decides about all."""
+    taken = work.pending.taken
+    if not taken:
         return
-    shown = "\n".join(
+    lines = [
         f"{number}. {step.kind} {msgspec.json.encode(step.arguments).decode()}"
         for number, step in enumerate(plan.steps, start=1)
-    )
+    ]
     what = f"run a plan of {len(plan.steps)} steps on files of {work.agent.name}"
-    deletes = any(step.kind == "storage.delete" for step in lossy)
-    await work.confirm(Irreversible("delete" if deletes else "overwrite", what, diff=shown))
+    seen = Seen("plan", _key(work), count=len(lines), digest=digest_of_parts(lines))
+    shown = Irreversible(taken[0].operation, what, (seen,), lossy=False, diff="\n".join(lines))
+    taken.insert(0, shown)
 
 
 async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
@@ -196,5 +199,5 @@ async def _run(work: FileWork[StorageOperate], plan: Plan) -> Plan:
 def _within(work: FileWork[StorageOperate], body: S) -> FileWork[S]:
     """Return the work of a step of the plan."""
     asked = work.asked
-    inner = Asked(asked.services, asked.agent, asked.syscall, body)
-    return FileWork(inner, work.cursor, work.owner, allowed=True, afterwards=work.afterwards)
+    inner = Asked(asked.services, asked.agent, asked.syscall, body, asked.irreversible)
+    return FileWork(inner, work.cursor, work.pending, work.owner, in_plan=True)
