@@ -236,6 +236,7 @@ async def test_an_agent_makes_nothing_else_of_a_request(
     tenant: StateScene, asked: Body, edit: dict[str, Any]
 ) -> None:
     await tenant.known("bob")
+    await tenant.ask("ann", AccessGrant(ObjectRef("file", "a.txt"), ("read",), agent="bob"))
     whole = ObjectRef("directory", "/")
     await tenant.ask("ann", AccessGrant(whole, ("administer",), agent="judge"))
     syscall = await asks(tenant, "ann", asked)
