@@ -20,6 +20,7 @@ import uvloop
 from aios_sdk import AsyncAgent, Call, ChatResult
 
 CONNECT_AT_ONCE = 50
+TENANTS = 8  # one alone may not fill the queue
 SUBMIT_AT_ONCE = 20
 PROMPT = "Summarise the following paragraph in one sentence, and name its subject. " * 3
 OPEN_FILES = 20_000
@@ -28,7 +29,12 @@ DEADLINE_S = 3600.0
 
 async def main(first: int, count: int) -> None:
     agents = [
-        AsyncAgent(f"agent-{number}", url=os.environ["BENCH_REDIS"], program=f"task-{number}")
+        AsyncAgent(
+            f"agent-{number}",
+            tenant=f"tenant-{number % TENANTS}",
+            url=os.environ["BENCH_REDIS"],
+            program=f"task-{number}",
+        )
         for number in range(first, first + count)
     ]
     began_s = time.perf_counter()

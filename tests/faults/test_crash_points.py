@@ -37,6 +37,7 @@ SCHEDULER_STEPS = (
     "expire",
     "reconcile",
     "move",
+    "turns",
     "FUNCTION",
     "EXISTS",
     "HSET",
@@ -52,8 +53,8 @@ SCHEDULER_STEPS = (
 ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy that reorders besides
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
-RARE_STEPS = {"exchange", "spill", "mend", "unlist"}
-CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota"}
+RARE_STEPS = {"exchange", "spill", "mend", "unlist", "vouch"}
+CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop"}
 
 NO_STEPS = {"admission", "ended", "lib", "money", "rates", "routes"}
 

@@ -153,6 +153,7 @@ def test_a_draw_is_the_same_in_every_release() -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(451, 0.9999999, 224, 8.0)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([0.1, 0.9, 0.999, 0.9999999]),
@@ -168,8 +169,9 @@ def test_looking_at_few_tokens_first_changes_nothing(
     sums = np.cumsum(weights[order], dtype=np.float64)
     least, most = (
         int(np.searchsorted(sums, share * sums[-1], side="left")) + 1
-        for share in (top_p - 1e-6, min(1.0, top_p + 1e-6))
+        for share in (top_p - 1e-6, top_p + 1e-6)
     )
+    most = min(most, size)  # sums of blocks are rounded: they may ask for all, to the least one
     assert least <= len(found) <= most
     assert found.tolist() == sorted(order[: len(found)].tolist())
     scores = np.log(weights)

@@ -27,17 +27,14 @@ class CoreEntry:
     def __init__(self, info: CoreInfo, settings: CoreSettings, source: str = "") -> None:
         self._info = info
         self._settings = settings
+        self.price: Price | None = settings.price  # what its use costs; None: nothing
         self._source = source
 
     def change(self, settings: CoreSettings) -> bool:
         """Take the settings as they are now; return whether the card is another one by that."""
         before = self.card
-        self._settings = settings
+        self._settings, self.price = settings, settings.price
         return self.card != before
-
-    def price(self) -> Price | None:
-        """Return what its use costs; None: nothing."""
-        return self._settings.price
 
     def limits(self) -> RateLimits:
         """Return how much may be sent to the account behind it."""

@@ -1,9 +1,10 @@
 """The llm module: chats, embeddings and contexts on this worker's core."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import msgspec
 from prometheus_client.core import Metric
@@ -54,6 +55,12 @@ from aios_workers.runtime.kernel import Kernel
 logger = logging.getLogger(__name__)
 
 
+class PriceSource(Protocol):
+    """A core's entry: what its use costs now; None: nothing."""
+
+    price: Price | None
+
+
 class LlmHandler:
     """Runs llm and context syscalls on one started core, as many at a time as it has slots."""
 
@@ -61,14 +68,14 @@ class LlmHandler:
         self,
         core: Core,
         kernel: Kernel,
-        price: Callable[[], Price | None] = lambda: None,
+        entry: PriceSource | None = None,
         *,
         share_kv: bool = False,
     ) -> None:
         """`share_kv`: tenants may reuse one another's contexts, and see that they did."""
         self._core = core
         self._share_kv = share_kv
-        self._price = price  # asked for each run; None: what runs here costs nothing
+        self._entry = entry  # None: what runs here costs nothing
         self._kernel = kernel
         self._reader = Reader()
         self._cutting = Cutting(core)
@@ -93,7 +100,7 @@ class LlmHandler:
         """
         run.tally = Tally(
             self._core.info.name,
-            self._price(),
+            None if self._entry is None else self._entry.price,
             run.lease,
             bills_requests=self._core.info.capabilities.bills_requests,
         )

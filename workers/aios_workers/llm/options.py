@@ -335,3 +335,24 @@ def _nonsense(option: str, why: str, remedy: str) -> InvalidSyscall:
 
 def _unsupported(info: CoreInfo, option: str, does: str, remedy: str) -> UnsupportedOption:
     return UnsupportedOption(f"core {info.name!r} {does}", field=f"body.{option}", remedy=remedy)
+
+
+def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
+    """Refuse what does not fit, and what the core would not do.
+
+    Raises:
+        ContextTooLong: prompt and answer together do not fit.
+        InvalidSyscall: the prompt is empty, or ids are not in the vocabulary.
+        UnsupportedOption: an adapter or images that it does not have, too many alternatives.
+    """
+    check_request(request, info)
+    check_length(len(request.prompt_ids), request.max_tokens, info)
+    size = info.vocabulary_size
+    assert size is not None
+    ids = (*request.prompt_ids, *request.resume_ids)
+    if not request.prompt_ids or min(ids) < 0 or max(ids) >= size:
+        raise InvalidSyscall(
+            f"the prompt is empty or has ids that are not in the vocabulary of {size}",
+            field="prompt_ids",
+            remedy="send ids of this model's tokenizer",
+        )

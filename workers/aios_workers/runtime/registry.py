@@ -193,7 +193,7 @@ async def llm_module(
         if isinstance(core, Accounted):
             queue = kernel.queue
             core.rates = CoreRates(queue.functions, core.info.name, entry.limits, queue.keys)
-        return LlmHandler(core, kernel, entry.price, share_kv=settings.share_kv)
+        return LlmHandler(core, kernel, entry, share_kv=settings.share_kv)
 
     return LoadedModule(handler, entry)
 

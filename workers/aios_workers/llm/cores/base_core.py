@@ -1,7 +1,6 @@
 """What the cores on real models share.
 
-Their tokenizer in the worker's process, what they refuse before they compute, and when one that
-keeps failing is left alone.
+Their tokenizer in the worker's process, and when one that keeps failing is left alone.
 """
 
 import asyncio
@@ -12,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from aios_broker.contract.errors import CoreError, InvalidSyscall
+from aios_broker.contract.errors import CoreError
 from aios_broker.contract.llm import Message, Tool
-from aios_workers.llm.core import CoreInfo, GenerationRequest
-from aios_workers.llm.options import check_length, check_request, check_texts
+from aios_workers.llm.core import CoreInfo
+from aios_workers.llm.options import check_length, check_texts
 
 logger = logging.getLogger(__name__)
 
@@ -84,27 +83,6 @@ class BaseCore(Generic[Tokens]):
     def is_end(self, token: int) -> bool:
         """Whether a token ends a generation."""
         return self.vocabulary.is_end(token)
-
-
-def check_generation(request: GenerationRequest, info: CoreInfo) -> None:
-    """Refuse what does not fit, and what the core would not do.
-
-    Raises:
-        ContextTooLong: prompt and answer together do not fit.
-        InvalidSyscall: the prompt is empty, or ids are not in the vocabulary.
-        UnsupportedOption: an adapter or images that it does not have, too many alternatives.
-    """
-    check_request(request, info)
-    check_length(len(request.prompt_ids), request.max_tokens, info)
-    size = info.vocabulary_size
-    assert size is not None
-    ids = (*request.prompt_ids, *request.resume_ids)
-    if not request.prompt_ids or min(ids) < 0 or max(ids) >= size:
-        raise InvalidSyscall(
-            f"the prompt is empty or has ids that are not in the vocabulary of {size}",
-            field="prompt_ids",
-            remedy="send ids of this model's tokenizer",
-        )
 
 
 async def text_ids(

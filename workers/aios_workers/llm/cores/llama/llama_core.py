@@ -39,7 +39,6 @@ from aios_workers.llm.cores.base_core import (
     BaseCore,
     CircuitBreaker,
     FailureLimit,
-    check_generation,
     text_ids,
 )
 from aios_workers.llm.cores.llama.gguf import GgufInfo, read_gguf
@@ -70,6 +69,7 @@ from aios_workers.llm.cores.llama.protocol import (
 )
 from aios_workers.llm.cores.llama.state_folder import check_folder
 from aios_workers.llm.cores.llama.vocabulary import Vocabulary
+from aios_workers.llm.options import check_generation
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,6 @@ from aios_workers.llm.core import (
 from aios_workers.llm.cores.base_core import (
     BaseCore,
     FailureLimit,
-    check_generation,
     text_ids,
 )
 from aios_workers.llm.cores.sglang.client import Description, EngineFailure
@@ -52,7 +51,7 @@ from aios_workers.llm.cores.sglang.tokenizer import (
     load_text_reader,
     load_vocabulary,
 )
-from aios_workers.llm.options import check_generates
+from aios_workers.llm.options import check_generates, check_generation
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,9 @@ from aios_workers.llm.core import (
     Step,
     unit_vector,
 )
-from aios_workers.llm.cores.base_core import check_generation
 from aios_workers.llm.cores.simulated import simulated_model
 from aios_workers.llm.cores.simulated.simulated_model import Sampler
-from aios_workers.llm.options import check_texts
+from aios_workers.llm.options import check_generation, check_texts
 
 if TYPE_CHECKING:
     from aios_workers.llm.constraint import Compiler, Matcher
