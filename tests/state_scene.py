@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from aios_broker.contract.access import (
@@ -30,9 +31,11 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
-from aios_workers.approvals.requests import Decider, Decision, decide, find_approvals
+from aios_workers.approvals.deciders import Decider
+from aios_workers.approvals.requests import Decision, decide, find_approvals
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
+from aios_workers.modules.access.rights import Right, set_right
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS
@@ -102,10 +105,25 @@ class StateScene:
     def syscall(self, agent: str, body: Body, *, id: str = "", **fields: Any) -> Syscall:  # noqa: ANN401
         return Syscall(id=id or new_id(), agent=agent, body=body, tenant=self.tenant, **fields)
 
-    async def register(self, asker: str, agent: str, **fields: Any) -> TokenIssued:  # noqa: ANN401
-        """Register an agent as a client does: it makes the token, and sends the digest."""
+    async def register(
+        self,
+        asker: str,
+        agent: str,
+        *,
+        approved: bool = False,
+        **fields: Any,  # noqa: ANN401
+    ) -> TokenIssued:
+        """Register an agent as a client does: it makes the token, and sends the digest.
+
+        `approved`: the operator is asked, and approves.
+        """
         asked = self.syscall(asker, AccessRegister(agent, token=new_token(), **fields))
-        issued = with_token(asked, await self.run(without_tokens(asked)))
+        sent = without_tokens(asked)
+        if approved:
+            with pytest.raises(NeedsApproval):
+                await self.run(sent)
+            await self.decide(sent.id, Decision("approved"))
+        issued = with_token(asked, await self.run(sent))
         assert isinstance(issued, TokenIssued)
         return issued
 
@@ -156,6 +174,13 @@ class StateScene:
         """Make agents known, as their first syscall does."""
         for agent in agents:
             await self.store.vouched(agent, self.tenant)
+
+    async def allow(self, agent: str, *rights: Right) -> None:
+        """Have the operator let an agent do what is his to give, as `aios agents allow` does."""
+        whose = await self.store.vouched(agent, self.tenant)
+        async with self.store.as_steward() as cursor:
+            for right in rights:
+                await set_right(cursor, whose, right, OPERATOR.name, given=True)
 
     async def group(self, name: str, admin: str, *members: str) -> None:
         """Make a group with these members."""

@@ -78,6 +78,47 @@ CREATE FUNCTION aios_is_administrator() RETURNS boolean
                      WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()), false)
 $$;
 
+-- Who decides for others sees what they ask for, as administrators do.
+CREATE FUNCTION aios_oversees() RETURNS boolean
+    STABLE SECURITY DEFINER LANGUAGE sql SET search_path = public, pg_temp AS $$
+    SELECT coalesce((SELECT administrator OR decides FROM agent
+                     WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()), false)
+$$;
+
+-- All that one hand may move: an agent; who can speak as it, since it registered it or issued a token
+-- of it, and who can speak as those; and everybody whom one of these can speak as. Tokens that are
+-- over count as long as anything that was asked with them may wait.
+CREATE FUNCTION aios_circle(one bigint) RETURNS bigint[]
+    STABLE SECURITY DEFINER LANGUAGE sql SET search_path = public, pg_temp AS $$
+    WITH RECURSIVE hand (speaker, spoken_for) AS (
+        SELECT registered_by, id FROM agent WHERE registered_by IS NOT NULL
+        UNION SELECT issued_by, agent_id FROM agent_token WHERE issued_by IS NOT NULL
+    ), behind (id) AS (
+        SELECT one UNION SELECT h.speaker FROM behind b JOIN hand h ON h.spoken_for = b.id
+    ), circle (id) AS (
+        SELECT id FROM behind UNION SELECT h.spoken_for FROM circle c JOIN hand h ON h.speaker = c.id
+    )
+    SELECT array_agg(id) FROM circle
+$$;
+
+-- Whether an agent decides for another: where the operator lets it, the other is not of its circle,
+-- and holds nothing that was granted by one of it.
+CREATE FUNCTION aios_may_decide(decider bigint, asker bigint) RETURNS boolean
+    STABLE SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+#variable_conflict use_variable
+DECLARE circle bigint[] := aios_circle(decider);
+BEGIN RETURN (
+    SELECT EXISTS (SELECT FROM agent d JOIN agent a ON a.tenant_id = d.tenant_id
+                   WHERE d.id = decider AND a.id = asker AND d.decides)
+       AND asker <> ALL (circle)
+       AND NOT EXISTS (SELECT FROM access_grant g
+            WHERE g.granted_by = ANY (circle)
+              AND (g.expires_at IS NULL OR g.expires_at > now())
+              AND (g.agent_id = asker
+                   OR g.group_id IN (SELECT m.group_id FROM membership m
+                                     WHERE m.agent_id = asker)))
+); END $$;
+
 CREATE FUNCTION aios_agent_name() RETURNS text
     STABLE SECURITY DEFINER LANGUAGE sql SET search_path = public, pg_temp AS $$
     SELECT name FROM agent WHERE id = aios_agent_id() AND tenant_id = aios_tenant_id()

@@ -114,7 +114,7 @@ CREATE POLICY agent_delete ON access_grant FOR DELETE TO aios_agent
 CREATE POLICY agent_select ON approval FOR SELECT TO aios_agent
     USING (
         agent_id = (SELECT aios_agent_id())
-        OR (tenant_id = (SELECT aios_tenant_id()) AND (SELECT aios_is_administrator()))
+        OR (tenant_id = (SELECT aios_tenant_id()) AND (SELECT aios_oversees()))
     );
 CREATE POLICY agent_insert ON approval FOR INSERT TO aios_agent
     WITH CHECK (
@@ -122,22 +122,21 @@ CREATE POLICY agent_insert ON approval FOR INSERT TO aios_agent
         AND tenant_id = (SELECT aios_tenant_id())
         AND state = 'waiting'
     );
--- Its own is used up, never decided; another's is decided by an administrator.
+-- Its own is used up, never decided; another's is decided by who may decide for that one.
 CREATE POLICY agent_update ON approval FOR UPDATE TO aios_agent
     USING (
         (agent_id = (SELECT aios_agent_id()) AND state = 'approved')
         OR (
-            agent_id <> (SELECT aios_agent_id())
-            AND tenant_id = (SELECT aios_tenant_id())
-            AND (SELECT aios_is_administrator())
+            tenant_id = (SELECT aios_tenant_id())
+            AND aios_may_decide((SELECT aios_agent_id()), agent_id)
         )
     )
     WITH CHECK (
         (agent_id = (SELECT aios_agent_id()) AND state IN ('used', 'expired'))
         OR (
-            agent_id <> (SELECT aios_agent_id())
-            AND tenant_id = (SELECT aios_tenant_id())
-            AND (SELECT aios_is_administrator())
+            tenant_id = (SELECT aios_tenant_id())
+            AND decided_by_agent = (SELECT aios_agent_id())
+            AND aios_may_decide((SELECT aios_agent_id()), agent_id)
         )
     );
 

@@ -46,9 +46,9 @@ from aios_cli.tables import (
     show_json,
     show_table,
 )
+from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.requests import (
     DEFAULT_RULES,
-    Decider,
     Decision,
     arguments_diff,
     decide,

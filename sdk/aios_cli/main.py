@@ -47,6 +47,7 @@ COMMANDS = {
     "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
     "usage": Entry("aios_cli.usage:usage", "Show what was used, and what it cost."),
     "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
+    "agents": Entry("aios_cli.agents:agents", "Show agents, and say what they may do."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."
     ),

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from aios_broker.contract.errors import Cancelled, InvalidSyscall, UnknownModule, UnknownSyscall
-from aios_broker.contract.names import Module, Name
+from aios_broker.contract.names import NAME_RULE, AgentName, Module, TenantName
 from aios_broker.contract.reply import Reply, decode_reply
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.control import Control, Outcome
@@ -76,12 +76,12 @@ def check_name(field: str, value: str) -> str:
         InvalidSyscall: it is none; names `field`.
     """
     try:
-        return msgspec.convert(value, Name)
+        return msgspec.convert(value, TenantName if field == "tenant" else AgentName)
     except msgspec.ValidationError as error:
         raise InvalidSyscall(
             f"{value!r} is no name: {error}",
             field=field,
-            remedy="use 1 to 128 letters, digits and ._:@/-",
+            remedy=NAME_RULE,
         ) from error
 
 

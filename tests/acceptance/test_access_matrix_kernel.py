@@ -19,6 +19,7 @@ from aios_broker.postgres.store import Store
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
 from aios_workers.approvals.requests import set_rule
+from aios_workers.modules.access.rights import Right, set_right
 from tests.integration.test_access_matrix import (
     GRANTED,
     KINDS,
@@ -65,6 +66,12 @@ class KernelScene:
         async with self._store.as_steward() as cursor:
             for operation in UNASKED:  # people are not what is tested here
                 await set_rule(cursor, self.tenant, None, operation, "never")
+
+    async def allow(self, agent: str, *rights: Right) -> None:
+        whose = await self._store.vouched(agent, self.tenant)
+        async with self._store.as_steward() as cursor:
+            for right in rights:
+                await set_right(cursor, whose, right, "operator:test", given=True)
 
     async def rows(self, query: LiteralString) -> list[Any]:
         async with self._store.as_steward() as cursor:

@@ -19,7 +19,7 @@ from aios_broker.config import KernelConfig
 from aios_broker.contract.tokens import digest
 from aios_cli.main import cli
 from aios_local.supervisor import EmbeddedKernel
-from aios_sdk import Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
+from aios_sdk import AccessDenied, Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory, mountable: Path) -> Iterato
     settings = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "AIOS_STORAGE_MOUNTS": str(mountable),
+        "AIOS_STORAGE_MOUNTS": f"{mountable}=default/eve",
     }
     with EmbeddedKernel(config, inherited=settings, temporary=True) as running:
         yield running
@@ -268,6 +268,26 @@ def test_a_token_is_in_the_database_too_and_in_the_audit_log(settings: dict[str,
     assert "access.token" in [line["action"] for line in shown(settings, "audit")]
 
 
+def test_rights_are_the_operators_to_give(settings: dict[str, str]) -> None:
+    url = settings["AIOS_REDIS_URL"]
+    with Agent("ceo", url=url) as ceo, Agent("mallory", url=url) as mallory:
+        for first in (ceo, mallory):
+            with pytest.raises(AccessDenied, match="aios agents allow"):
+                first.access.register("mallory")
+        assert "may now administer" in done(settings, "agents", "allow", "ceo", "administer")
+        assert ceo.access.register("new").token.startswith("aios_")
+        assert aios(settings, "agents", "allow", "operator:root", "decide").exit_code == 4
+        rows = {each["name"]: each for each in shown(settings, "agents", "list")}
+        assert (rows["ceo"]["administrator"], rows["ceo"]["decides"]) == (True, False)
+        assert rows["new"]["registered_by"] == "ceo"
+        done(settings, "agents", "forbid", "ceo", "administer")
+        with pytest.raises(AccessDenied):
+            ceo.access.register("other")
+    lines = [line for line in shown(settings, "audit") if line["object"] == "agent ceo: administer"]
+    assert [line["action"] for line in lines] == ["access.forbid", "access.allow"]
+    assert all(line["actor"].startswith("operator:") for line in lines)
+
+
 def test_the_sdk_has_all_of_it(settings: dict[str, str]) -> None:
     url = settings["AIOS_REDIS_URL"]
     with Agent("ida", url=url) as ida, Agent("jan", url=url) as jan:
@@ -295,8 +315,10 @@ def test_the_sdk_has_all_of_it(settings: dict[str, str]) -> None:
 
 def test_the_example_runs(settings: dict[str, str]) -> None:
     environment = {**settings, "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    done(settings, "agents", "allow", "judge", "decide", "--tenant", "example-1")
+    example = (str(ROOT / "examples" / "shared_memory.py"), "--tenant", "example-1")
     told = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "shared_memory.py"), "--approve"],
+        [sys.executable, *example, "--judge", "judge"],
         env=environment,
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from aios_broker.contract.access import (
+    AccessAudit,
     AccessCheck,
     AccessGrant,
     AccessGrants,
@@ -17,6 +18,7 @@ from aios_broker.contract.access import (
     AccessGroupDelete,
     AccessGroupRemove,
     AccessGroups,
+    AccessRegister,
     AccessRevoke,
     AccessRevokeToken,
     AccessWhoami,
@@ -32,7 +34,7 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.memory import MemoryAdd, MemoryGet
 from aios_broker.contract.storage import StorageRead, StorageWrite
-from aios_broker.contract.tokens import digest
+from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.access import groups
@@ -47,24 +49,83 @@ def groups_in_redis(url: str) -> dict[str, list[str]]:
     return {agent.decode(): json.loads(groups) for agent, groups in shown.items()}
 
 
-async def test_the_first_who_is_registered_administers_the_tenant(scene: StateScene) -> None:
-    issued = await scene.register("ann", "boss")
-    assert issued.token.startswith("aios_")
+async def test_who_asks_first_is_nobody_special(scene: StateScene) -> None:
+    for fields in ({}, {"administrator": True}):
+        with pytest.raises(AccessDenied, match="aios agents allow"):
+            await scene.register("ann", "ann", **fields)
+    who = await scene.ask("ann", AccessWhoami())
+    assert (who.administrator, who.decides, who.tokens) == (False, False, ())
+
+
+async def test_an_administrator_is_the_operators_to_make(scene: StateScene) -> None:
+    await scene.allow("boss", "administer")
     assert (await scene.ask("boss", AccessWhoami())).administrator
-    with pytest.raises(AccessDenied, match="administrators"):
-        await scene.register("ann", "ann")
-    await scene.register("boss", "bob")
+    issued = await scene.register("boss", "bob")
+    assert issued.token.startswith("aios_")
     assert not (await scene.ask("bob", AccessWhoami())).administrator
-    with pytest.raises(NeedsApproval):
+    with pytest.raises(NeedsApproval, match="make agent carl an administrator"):
         await scene.register("boss", "carl", administrator=True)
+    with pytest.raises(UnknownAgent):  # all of it was taken back: there is no carl
+        await scene.ask("boss", AccessRevokeToken("carl"))
+    await scene.register("boss", "carl", approved=True, administrator=True)
+    assert (await scene.ask("carl", AccessWhoami())).administrator
+    line = (await scene.ask("boss", AccessAudit(agent="operator:test"))).entries[-1]
+    assert (line.action, line.object) == ("access.allow", "agent boss: administer")
+
+
+async def test_a_token_of_an_agent_that_is_there_waits_for_a_person(scene: StateScene) -> None:
+    """Whoever has it speaks as that agent; who speaks as it already is told."""
+    await scene.allow("boss", "administer")
+    await scene.known("vic")
+    for known in ("vic", "boss"):
+        with pytest.raises(NeedsApproval, match=f"a token of agent {known}, who is known already"):
+            await scene.register("boss", known)
+    assert await scene.rows("SELECT FROM agent_token") == []
+    await scene.register("boss", "vic", approved=True, ttl_s=3_600.0)
+    [held] = (await scene.ask("vic", AccessWhoami())).tokens
+    assert (held.issued_by, held.expires_at is not None) == ("boss", True)
+    with pytest.raises(NeedsApproval, match="1 others stay good"):
+        await scene.register("boss", "vic")
+
+
+async def test_who_becomes_known_while_it_is_registered_was_known(scene: StateScene) -> None:
+    await scene.allow("boss", "administer")
+    for number in range(20):
+        name = f"a{number}"
+        outcomes = await asyncio.gather(
+            scene.register("boss", name), scene.known(name), return_exceptions=True
+        )
+        [row] = await scene.rows(
+            "SELECT a.registered_by IS NOT NULL AS new, EXISTS (SELECT FROM agent_token k "
+            "WHERE k.agent_id = a.id) AS has FROM agent a WHERE a.name = %s",
+            name,
+        )
+        assert row.new == row.has == (not isinstance(outcomes[0], NeedsApproval)), outcomes
+
+
+async def test_registered_again_after_a_crash_nobody_is_asked_and_nobody_else_is_known(
+    scene: StateScene,
+) -> None:
+    """The agent is known by then: by that very call."""
+    await scene.allow("boss", "administer")
+    token = new_token()
+    asked = scene.syscall("boss", AccessRegister("bob", token_digest=digest(token)))
+    await scene.run(asked)
+    await scene.run(asked)
+    assert await scene.proves(token, "bob", "default")
+    with pytest.raises(AlreadyExists):
+        await scene.ask("boss", AccessRegister("eve", token_digest=digest(token)))
+    with pytest.raises(NeedsApproval, match="make agent bob an administrator"):
+        await scene.ask("boss", AccessRegister("bob", True, token_digest=digest(token)))
 
 
 async def test_tokens_prove_who_calls_until_they_expire_or_are_revoked(scene: StateScene) -> None:
+    await scene.allow("ann", "administer")
     issued = await scene.register("ann", "boss")
     assert await scene.proves(issued.token, "boss", "default")
     assert not await scene.proves(issued.token, "ann", "default")
     assert not await scene.proves(issued.token, "boss", "other")
-    short = await scene.register("boss", "bob", ttl_s=0.000001)
+    short = await scene.register("ann", "bob", ttl_s=0.000001)
 
     async def has_expired() -> bool:
         return not await scene.proves(short.token, "bob", "default")
@@ -207,8 +268,9 @@ async def test_what_is_over_goes_and_lost_tokens_come_back(
     scene: StateScene, redis_url: str
 ) -> None:
     services = scene.services
-    issued = await scene.register("boss", "boss")
-    await scene.register("boss", "gone", ttl_s=0.000_001)
+    await scene.allow("ann", "administer")
+    issued = await scene.register("ann", "boss")
+    await scene.register("ann", "gone", ttl_s=0.000_001)
     await scene.ask("ann", MemoryAdd("short", ttl_s=0.000_001))
     kept = await scene.ask("ann", MemoryAdd("kept"))
     await scene.ask("ann", AccessGrant(ObjectRef("block"), ("read",), agent="boss", ttl_s=1e-6))
@@ -231,16 +293,17 @@ async def test_a_token_that_a_crash_left_in_redis_when_it_was_revoked_is_taken_o
 ) -> None:
     services = scene.services
     tokens = Tokens(services.functions.connection)
+    await scene.allow("ann", "administer")
     issued = await scene.register("ann", "boss")
-    other = await scene.register("boss", "bob")
-    await scene.approved("boss", AccessRevokeToken("bob"))
+    other = await scene.register("ann", "bob")
+    await scene.approved("ann", AccessRevokeToken("bob"))
     # As if the worker had died before it told Redis.
     await tokens.put(digest(other.token), Identity("bob"))
     await tidy(services)
     assert not await scene.proves(other.token, "bob", "default")
     assert await scene.proves(issued.token, "boss", "default")
     await scene.rows(
-        "UPDATE agent_token SET revoked_at = now() - interval '2 days' "
+        "UPDATE agent_token SET revoked_at = now() - interval '3 days' "
         "WHERE revoked_at IS NOT NULL RETURNING 1"
     )
     await tidy(services)
@@ -252,9 +315,10 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
 ) -> None:
     """Whoever is first, the token is worthless when both are done."""
     services = scene.services
-    await scene.register("ann", "boss")
+    await scene.allow("boss", "administer")
+    await scene.register("boss", "bob")
     for _ in range(20):
-        issued = await scene.register("boss", "bob")
+        issued = await scene.register("boss", "bob", approved=True)
         with redis.Redis.from_url(redis_url) as client:
             client.delete("rq:aios:tokens")
         await asyncio.gather(

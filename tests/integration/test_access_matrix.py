@@ -36,6 +36,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body
+from aios_workers.modules.access.rights import Right
 from tests.state_scene import NeverAsks, state_scene
 
 VERBS: tuple[Verb, ...] = ("read", "write", "search", "share", "administer")
@@ -52,6 +53,9 @@ class Scene(Protocol):
 
     async def ask(self, agent: str, body: Body) -> Any:  # noqa: ANN401  some result
         """Run one syscall."""
+
+    async def allow(self, agent: str, *rights: Right) -> None:
+        """Have the operator let an agent do something."""
         ...
 
     async def register(self, asker: str, agent: str) -> object:
@@ -124,7 +128,7 @@ async def world(redis_url: str, database_url: str) -> AsyncIterator[World]:
 async def world_of(scene: Scene) -> World:
     """Make everybody known, and the owner's objects."""
     await scene.known(*ROLES, "zed")
-    await scene.register("administrator", "administrator")
+    await scene.allow("administrator", "administer")
     scene.tenant = "elsewhere"
     await scene.known("foreigner", "owner", "zed")
     scene.tenant = "default"

@@ -306,15 +306,19 @@ async def test_of_two_approvers_at_once_one_decides(scene: StateScene) -> None:
     )
 
 
-async def test_administrators_decide_for_others_never_for_themselves(scene: StateScene) -> None:
-    await scene.register("boss", "boss")
+async def test_who_is_allowed_to_decides_for_others_never_for_itself(scene: StateScene) -> None:
+    await scene.allow("boss", "administer", "decide")
     syscall = await asked_to_delete(scene)
     [waiting] = (await scene.ask("boss", AccessApprovals())).approvals
     with pytest.raises(AccessDenied):
         await scene.ask("ann", AccessApprove(waiting.id))
     await scene.known("bob")
     assert (await scene.ask("bob", AccessApprovals())).approvals == ()
+    await scene.allow("chief", "administer")
+    with pytest.raises(AccessDenied, match="has not let chief decide"):
+        await scene.ask("chief", AccessApprove(waiting.id))
     await scene.ask("boss", AccessApprove(waiting.id))
+    scene.decided.add(syscall.id)
     await scene.run(syscall)
     assert not await is_there(scene)
     own = await asked_to_delete(scene, agent="boss")
@@ -326,7 +330,7 @@ async def test_administrators_decide_for_others_never_for_themselves(scene: Stat
 
 
 async def test_lists_leave_out_long_arguments_and_one_by_name_has_them(scene: StateScene) -> None:
-    await scene.register("boss", "boss")
+    await scene.allow("boss", "administer", "decide")
     await scene.ask("ann", StorageWrite("a.txt", "1"))
     long = StorageWrite("a.txt", "x" * 3_000)
     with pytest.raises(NeedsApproval):
@@ -360,7 +364,7 @@ async def test_what_was_decided_is_kept_for_a_month(scene: StateScene) -> None:
 
 
 async def test_rules_say_what_needs_a_person(scene: StateScene) -> None:
-    await scene.register("boss", "boss")
+    await scene.allow("boss", "administer", "decide")
     await scene.ask("ann", StorageWrite("a.txt", "1"))
     with pytest.raises(NeedsApproval):  # it would lose what is there
         await scene.ask("ann", StorageWrite("a.txt", "2"))

@@ -18,7 +18,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_workers.modules.storage import mounts
-from aios_workers.modules.storage.host import AllowedDirectories
+from aios_workers.modules.storage.host import MountSetting
 from aios_workers.modules.storage.mounts import MountWatch
 from tests.state_scene import StateScene, state_scene
 
@@ -34,14 +34,14 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def scene(redis_url: str, database_url: str, shared: Path) -> AsyncIterator[StateScene]:
-    async with state_scene(redis_url, database_url, storage_mounts=str(shared)) as scene:
+    async with state_scene(redis_url, database_url, storage_mounts=f"{shared}=default/*") as scene:
         await scene.ask("ann", StorageMount("host", str(shared), searchable=True))
         yield scene
 
 
 async def looked(scene: StateScene, shared: Path) -> int:
     """Look until nothing is new, and embed; return what was read or forgotten."""
-    watch = MountWatch(scene.store, AllowedDirectories(str(shared)))
+    watch = MountWatch(scene.store, MountSetting(f"{shared}=default/*"))
     done = 0
     while count := await watch.scan():
         done += count

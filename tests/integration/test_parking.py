@@ -21,8 +21,9 @@ from aios_broker.contract.storage import (
 )
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.retry import periodic_task
+from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.irreversible import Irreversible, Takings
-from aios_workers.approvals.requests import Decider, Decision, decide, list_approvals
+from aios_workers.approvals.requests import Decision, decide, list_approvals
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler

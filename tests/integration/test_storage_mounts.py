@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.contract.errors import AlreadyExists, InvalidPath, KernelError, NotFound
+from aios_broker.contract.errors import (
+    AlreadyExists,
+    InvalidConfig,
+    InvalidPath,
+    KernelError,
+    NotFound,
+)
 from aios_broker.contract.storage import (
     StorageAppend,
     StorageCopy,
@@ -27,7 +33,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_workers.approvals.service import NeedsApproval
-from aios_workers.modules.storage.host import AllowedDirectories, HostDirectory
+from aios_workers.modules.storage.host import AllowedDirectories, HostDirectory, MountSetting
 from tests.hostile_paths import HOSTILE_PATHS
 from tests.storage_scene import Scene, storage_scene
 
@@ -46,7 +52,7 @@ def shared(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def scene(database_url: str, shared: Path) -> AsyncIterator[Scene]:
-    async with storage_scene(database_url, storage_mounts=str(shared)) as scene:
+    async with storage_scene(database_url, storage_mounts=f"{shared}=default/ann") as scene:
         await scene.store.vouched("bob", "default")
         yield scene
 
@@ -91,7 +97,8 @@ async def test_what_is_written_lies_on_the_host(scene: Scene, shared: Path) -> N
     assert (shared / "d" / "e").is_dir()
     await scene.ask(StorageDelete("host/log"))
     assert not (shared / "log").exists()
-    assert [why.operation for why in scene.approvals.asked] == ["overwrite", "delete"]
+    asked = [why.operation for why in scene.approvals.asked]
+    assert asked == ["privilege", "overwrite", "delete"]
     assert names_in(shared) == ["d", "docs", "new"]  # nothing left over
 
 
@@ -147,9 +154,70 @@ async def test_another_agent_does_not_see_it(scene: Scene, shared: Path) -> None
 async def test_only_what_the_operator_allows_is_mounted(
     scene: Scene, shared: Path, source: str
 ) -> None:
-    with pytest.raises(InvalidPath, match="no directory below one that may be mounted"):
+    with pytest.raises(InvalidPath, match="no directory below one that you may mount"):
         await scene.ask(StorageMount("host", source.format(shared=shared)))
     assert (await scene.ask(StorageList())).entries == ()
+
+
+async def test_only_whom_the_operator_names_mounts(scene: Scene, shared: Path) -> None:
+    with pytest.raises(InvalidPath, match=r"may mount \(none\)"):
+        await scene.ask(StorageMount("host", str(shared)), "bob")
+    scene.tenant = "other"
+    with pytest.raises(InvalidPath, match=r"may mount \(none\)"):
+        await scene.ask(StorageMount("host", str(shared)), "ann")
+
+
+async def test_one_to_write_in_waits_for_a_person_one_to_read_does_not(
+    scene: Scene, shared: Path
+) -> None:
+    scene.approvals.is_closed = True
+    with pytest.raises(NeedsApproval, match="to be changed there"):
+        await mounted(scene, shared, writable=True)
+    assert (await scene.ask(StorageList())).entries == ()
+    await mounted(scene, shared, writable=False)
+    assert [why.operation for why in scene.approvals.asked] == ["privilege"]
+
+
+async def test_whom_the_operator_no_longer_names_sees_nothing(
+    scene: Scene, shared: Path, database_url: str
+) -> None:
+    await mounted(scene, shared)
+    async with storage_scene(database_url, storage_mounts=f"{shared}=default/bob") as later:
+        for body in (StorageRead("host/docs/a.txt"), StorageWrite("host/docs/a.txt", "x")):
+            with pytest.raises(InvalidPath, match="may not be mounted any more"):
+                await later.ask(body)
+    assert (shared / "docs" / "a.txt").read_text() == "one"
+
+
+def test_the_setting_says_which_directories_and_whose(tmp_path: Path) -> None:
+    books, plans = tmp_path.resolve() / "books", tmp_path.resolve() / "plans"
+    setting = MountSetting(f"{books}=default/ada,research/*; {plans}=default/team:bob;")
+
+    def roots(tenant: str, agent: str) -> list[str]:
+        return [str(each) for each in (books, plans) if _may_mount(setting.by(tenant, agent), each)]
+
+    books.mkdir()
+    plans.mkdir()
+    assert roots("default", "ada") == roots("research", "zoe") == [str(books)]
+    assert roots("default", "team:bob") == [str(plans)]
+    assert roots("default", "zoe") == roots("other", "ada") == []
+
+
+def _may_mount(allowed: AllowedDirectories, directory: Path) -> bool:
+    try:
+        return allowed.where(str(directory)) == str(directory)
+    except InvalidPath:
+        return False
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["/srv", "/srv=", "/srv=ada", "/srv=default/", "/srv=*/*", "srv=default/ada", "/srv=a/b/-c"],
+)
+def test_a_setting_that_names_nobody_is_refused(setting: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        MountSetting(setting)
+    assert caught.value.field == "AIOS_STORAGE_MOUNTS"
 
 
 async def test_links_lead_nowhere(scene: Scene, shared: Path, tmp_path: Path) -> None:
@@ -200,7 +268,7 @@ async def test_a_link_that_is_swapped_in_meanwhile_leads_nowhere(
     shared: Path, tmp_path: Path
 ) -> None:
     """A directory is exchanged for a link to the outside, again and again, beside reads."""
-    host = HostDirectory(AllowedDirectories(str(shared)), str(shared))
+    host = HostDirectory(AllowedDirectories([str(shared)]), str(shared))
     (shared / "docs" / "secret.txt").write_text("harmless")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "outside")

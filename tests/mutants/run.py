@@ -29,6 +29,7 @@ from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
@@ -48,6 +49,7 @@ MUTANTS = (
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *IDENTITY_MUTANTS,
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
     *MONEY_MUTANTS,

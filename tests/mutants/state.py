@@ -140,8 +140,8 @@ STATE_MUTANTS = (
     Mutant(
         "an edit is shown and not run",
         "workers/aios_workers/approvals/service.py",
-        "return body_from(syscall.kind, row.arguments)",
-        "return syscall.body",
+        "body = body_from(syscall.kind, row.arguments)\n",
+        "body = syscall.body\n",
         APPROVALS_TEST,
     ),
     Mutant(
@@ -267,7 +267,7 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "one approves what it asked for",
-        "workers/aios_workers/approvals/requests.py",
+        "workers/aios_workers/approvals/deciders.py",
         "if decider.agent_id == row.agent_id:",
         "if False:",
         APPROVALS_TEST,
@@ -296,8 +296,8 @@ STATE_MUTANTS = (
     Mutant(
         "everybody registers",
         "workers/aios_workers/modules/access/identity.py",
-        "    if row.has:\n",
-        "    if False:\n",
+        '        if not await is_administrator(work):\n            raise denied("registering',
+        '        if False:\n            raise denied("registering',
         ACCESS_TEST,
     ),
     Mutant(

@@ -52,6 +52,7 @@ def test_what_may_wait_for_a_person_is_what_declares_it() -> None:
         "storage.copy": ("overwrite",),
         "storage.delete": ("delete",),
         "storage.rollback": ("rollback", "overwrite"),
+        "storage.mount": ("privilege",),
         "storage.share": ("unshare",),
         "storage.unshare": ("unshare",),
         "storage.operate": ("delete", "overwrite", "unshare"),

@@ -62,6 +62,7 @@ NAMES = {
     "Grants",
     "Group",
     "Groups",
+    "HeldToken",
     "ObjectRef",
     "Rules",
     "TokenIssued",

@@ -49,6 +49,7 @@ from tests.chat_fields import NUMBERS, numbers
 
 ID = "0123456789abcdef" * 2
 names = st.from_regex(r"\A[A-Za-z0-9._:@/-]{1,128}\Z")
+somebody = st.from_regex(r"\A[a-jl-np-z0-9_][a-z0-9._-]{0,60}([:@][A-Z0-9][A-Z0-9.-]{0,60})?\Z")
 LETTERS = st.characters(codec="utf-8", exclude_characters="\x00")
 
 
@@ -116,10 +117,10 @@ others = (
 syscalls = st.builds(
     Syscall,
     id=st.from_regex(r"\A[0-9a-f]{32}\Z"),
-    agent=names,
+    agent=somebody,
     body=chats | later_chats | others,
     program=names,
-    tenant=names,
+    tenant=somebody,
     token=texts(max_size=256),
     nice=st.integers(-20, 19),
     deadline_s=st.floats(0.0, 86_400.0, exclude_min=True),
@@ -197,6 +198,29 @@ def test_every_kind_is_a_body_of_the_union() -> None:
         == KINDS
     )
     assert len(get_args(Body)) == len(KINDS)
+
+
+# Like the operator's lines in the audit log, the kernel's, an option, a path, or ambiguous.
+POSING_NAMES = (
+    *("operator:root", "OPERATOR:root", "operator", "Operators", "kernel:root", "Kernel"),
+    *("-rf", "--yes", "..", "/", "../../x", "@", "a//b", "a/../b", "a/", ":a", ".a", "a/-b", "a@"),
+)
+
+
+@pytest.mark.parametrize("field", ["agent", "tenant"])
+@pytest.mark.parametrize("name", POSING_NAMES)
+def test_what_poses_as_somebody_else_is_no_name(field: str, name: str) -> None:
+    error = refusal(json.dumps(request(field, name)))
+    assert (error.field, "`operator`" in str(error)) == (field, True)
+
+
+def test_a_tenant_has_no_slash() -> None:
+    assert refusal(json.dumps(request("tenant", "a/b"))).field == "tenant"
+
+
+@pytest.mark.parametrize("name", ["ada", "team/ada", "a@b.c:x/y", "_x", "7", "the.operator"])
+def test_what_poses_as_nobody_is_a_name(name: str) -> None:
+    assert decode_syscall(json.dumps(request("agent", name))).agent == name
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Of one agent in storage, all versions counted; its own limit, where it has one, goes before.
     storage_max_bytes: Annotated[int, Meta(ge=0)] = 1024 * 1024 * 1024
     storage_keep_versions: Annotated[int, Meta(ge=1, le=100_000)] = 100  # of one file
-    storage_mounts: str = ""  # absolute paths, `:` between them; agents may mount what is below
+    storage_mounts: str = ""  # which directories may be mounted, and by whom: see `MountSetting`
     worker_lease_s: Annotated[float, Meta(ge=0.5, le=600.0)] = DEFAULT_LEASE_S
     worker_drain_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = DEFAULT_DRAIN_S
     simulated_core_seed: Annotated[int, Meta(ge=0)] = _SIMULATED.seed

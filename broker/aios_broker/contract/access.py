@@ -49,7 +49,8 @@ class AccessWhoami(Request, frozen=True, tag="access.whoami"):
 class AccessRegister(Request, frozen=True, tag="access.register"):
     """Make an agent of the caller's tenant known, and give it a token. For administrators.
 
-    The first agent of a tenant becomes its administrator; an agent that a trusted door vouches
+    A token of an agent that is known already, and making an administrator, are of class
+    `privilege`. The operator makes the first administrator; an agent that a trusted door vouches
     for is known from its first syscall on, without a token.
     """
 
@@ -133,7 +134,7 @@ class AccessCheck(Request, frozen=True, tag="access.check"):
 
 
 class AccessApprovals(Request, frozen=True, tag="access.approvals"):
-    """List approvals: the agent's own, for an administrator all of the tenant.
+    """List approvals: the agent's own; for administrators and who decides, all of the tenant.
 
     Agents take turns, of each the oldest comes first. Arguments of more than 2,000 characters are
     left out, but not of the one that is named.
@@ -146,17 +147,18 @@ class AccessApprovals(Request, frozen=True, tag="access.approvals"):
 
 
 class AccessApprove(Request, frozen=True, tag="access.approve"):
-    """Let a parked syscall run, once, as it is or with other arguments. For administrators.
+    """Let a parked syscall run, once. For agents that the operator lets decide for others.
 
-    Nobody approves what it asked for itself.
+    Never about what the agent asked for, by whomever: not for one that it registered or got a token
+    of, nor for one that holds a grant of its own.
     """
 
     approval: SyscallId
-    arguments: dict[str, Any] | None = None  # instead of those that were asked for
+    arguments: dict[str, Any] | None = None  # instead of those that were asked for: only narrower
 
 
 class AccessDeny(Request, frozen=True, tag="access.deny"):
-    """End a parked syscall with `approval-denied`. For administrators."""
+    """End a parked syscall with `approval-denied`. For who may approve it."""
 
     approval: SyscallId
     reason: Reason = ""
@@ -208,6 +210,14 @@ AccessBody = (
 # What comes back.
 
 
+class HeldToken(Struct, frozen=True, omit_defaults=True):
+    """A token that is good, without the token itself."""
+
+    issued_by: str  # the agent that asked for it; empty: the operator
+    issued_at: float  # Unix time, s
+    expires_at: float | None = None
+
+
 class Whoami(Struct, frozen=True, omit_defaults=True, tag="access.whoami"):
     """Who an agent is."""
 
@@ -215,6 +225,8 @@ class Whoami(Struct, frozen=True, omit_defaults=True, tag="access.whoami"):
     tenant: str
     administrator: bool
     groups: tuple[str, ...] = ()
+    decides: bool = False  # whether the operator lets it decide for other agents
+    tokens: tuple[HeldToken, ...] = ()  # of it, that are good: oldest first
 
 
 class TokenIssued(Struct, frozen=True, omit_defaults=True, tag="access.token"):

@@ -24,8 +24,22 @@ Name = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._
 SyscallId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Text = Annotated[str, Meta(max_length=MAX_TEXT_BYTES)]
 
-# Of the state modules: memory, storage, access.
-AgentName = Name
+# Who acts is told by names: in the audit log, on the screen of who decides, in `tenant/agent`. So
+# the name of an agent or a tenant does not begin like the operator's or the kernel's
+# (`operator:ada`), in any case; it does not look like an option or a path; a tenant's has no slash.
+_NOT_OURS = r"^(?!(?i:operator|kernel))"
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+NAME_RULE = (
+    "use 1 to 128 letters, digits and ._:@/-, a letter or digit first and after each of :@/ (a "
+    "tenant's without /), and begin neither with `operator` nor with `kernel`"
+)
+AgentName = Annotated[
+    str,
+    Meta(min_length=1, max_length=128, pattern=rf"{_NOT_OURS}{_WORD}(?:[:@/]{_WORD})*\Z"),
+]
+TenantName = Annotated[
+    str, Meta(min_length=1, max_length=128, pattern=rf"{_NOT_OURS}{_WORD}(?:[:@]{_WORD})*\Z")
+]
 GroupName = Name
 Verb = Literal["read", "write", "search", "share", "administer"]
 GrantVerbs = Annotated[Row[Verb], Meta(min_length=1, max_length=5)]

@@ -119,8 +119,9 @@ class StorageMkdir(OfPath, frozen=True, tag="storage.mkdir"):
 class StorageMount(Request, frozen=True, tag="storage.mount"):
     """Show a real directory of the worker's host at a path of the agent's namespace.
 
-    Only directories below those that the operator allowed (`AIOS_STORAGE_MOUNTS`). Searchable: the
-    texts of its files are kept in Postgres, and read anew a moment after they have changed.
+    Only directories below those that the operator lets this agent mount (`AIOS_STORAGE_MOUNTS`).
+    Writable: class `privilege`. Searchable: the texts of its files are kept in Postgres, and read
+    anew a moment after they have changed.
     """
 
     path: Path

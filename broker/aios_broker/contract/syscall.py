@@ -26,7 +26,17 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.json_text import NUL, has_nul
 from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
-from aios_broker.contract.names import MAX_TEXT_BYTES, Module, Name, Owner, SyscallId, Text
+from aios_broker.contract.names import (
+    MAX_TEXT_BYTES,
+    NAME_RULE,
+    AgentName,
+    Module,
+    Name,
+    Owner,
+    SyscallId,
+    TenantName,
+    Text,
+)
 from aios_broker.contract.storage import StorageBody, StorageOperate
 from aios_broker.contract.tokens import shown_without_token
 
@@ -157,10 +167,10 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     """One request of one program to one module."""
 
     id: SyscallId  # 32 hex digits; also the idempotency key
-    agent: Name
+    agent: AgentName
     body: Body
     program: Name = "main"  # one run of the agent towards one task
-    tenant: Name = "default"
+    tenant: TenantName = "default"
     token: Annotated[str, Meta(max_length=256)] = ""  # exchanged for the agent: never queued
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
@@ -380,11 +390,12 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
         return unknown_kind(kind, syscall_id)
     message, _, path = str(error).partition(" - at `$.")
     named = _NAMED_FIELD.search(message)
-    parts = [path.rstrip("`"), named[1] if named else ""]
+    field = ".".join(part for part in (path.rstrip("`"), named[1] if named else "") if part)
+    names_somebody = field.rpartition(".")[2] in ("agent", "tenant", "owner")
     return InvalidSyscall(
         message,
-        field=".".join(part for part in parts if part) or "syscall",
-        remedy="see the field's type and range in docs/reference.md",
+        field=field or "syscall",
+        remedy=NAME_RULE if names_somebody else "see its type and range in docs/reference.md",
         syscall_id=syscall_id,
     )
 

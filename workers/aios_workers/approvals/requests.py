@@ -20,7 +20,6 @@ from aios_broker.contract.access import (
     OperationClass,
 )
 from aios_broker.contract.errors import (
-    AccessDenied,
     ApprovalExpired,
     InvalidSyscall,
     NotFound,
@@ -28,6 +27,8 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body, refuse_nul
 from aios_broker.postgres.store import AgentRow, Cursor
+from aios_workers.approvals.deciders import Decider, check_decider
+from aios_workers.approvals.edits import check_editor, check_narrower
 from aios_workers.approvals.irreversible import AgentRules, Rule
 from aios_workers.modules.access.audit import AuditLine, append_line
 from aios_workers.modules.comparing import MAX_COMPARED_BYTES, Pair, unified
@@ -41,6 +42,7 @@ DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "privilege": "ask",
     "unshare": "ask",
 }
+MAX_EDITED_BYTES = 500  # of one argument that was edited, in the audit log
 MAX_LISTED_CHARACTERS = 2_000  # of one argument, where many approvals are listed
 
 
@@ -96,7 +98,8 @@ _FIND = f"""
 _ONE = f"{_WHOLE} WHERE p.id = %s"
 _LOCKED = f"{_ONE} FOR UPDATE OF p"  # by who may decide it
 _DECIDE = """
-    UPDATE approval SET state = %(state)s, decided_by = %(by)s, decided_at = now(),
+    UPDATE approval SET state = %(state)s, decided_by = %(by)s, decided_by_agent = %(by_agent)s,
+           decided_at = now(),
            reason = %(reason)s, arguments = %(arguments)s, arguments_sha256 = %(sha)s,
            diff = %(diff)s, resumed_at = NULL WHERE id = %(id)s
 """
@@ -118,15 +121,6 @@ _DROP_RULE = """
        AND tenant_id = (SELECT id FROM tenant WHERE name = %(tenant)s)
        AND agent_id IS NOT DISTINCT FROM %(agent)s::bigint
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Decider:
-    """Who decides: an administrator agent, or the operator of the kernel."""
-
-    name: str
-    tenant_id: int | None = None  # None: the operator, of all tenants
-    agent_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +246,7 @@ async def decide(
 
     Raises:
         NotFound: there is no such approval, or none of the decider's tenant.
-        AccessDenied: the decider asked for it itself.
+        AccessDenied: the decider may not, or makes more of it than was asked for.
         ApprovalExpired: too late.
         VersionConflict: somebody decided already.
         InvalidSyscall: other arguments that are none of its kind.
@@ -261,9 +255,10 @@ async def decide(
         await cursor.execute(query, (approval_id,))
         row: Any = await cursor.fetchone()
         _check_decidable(row, approval_id, decider)
+        await check_decider(cursor, decider, row)
     arguments, sha, diff = row.arguments, row.arguments_sha256, row.diff
     if decision.arguments is not None:
-        body = body_from(row.kind, decision.arguments)
+        body = await _edited(cursor, decider, row, decision.arguments)
         arguments, sha = arguments_of(body), arguments_sha256(body)
         diff = await arguments_diff(row.arguments, arguments)
     await cursor.execute(
@@ -271,6 +266,7 @@ async def decide(
         {
             "state": decision.state,
             "by": decider.name,
+            "by_agent": decider.agent_id,
             "reason": decision.reason,
             "arguments": Jsonb(arguments),
             "sha": sha,
@@ -291,7 +287,8 @@ async def decide(
                 "approval": approval_id,
                 "arguments_sha256": sha,
                 "reason": decision.reason,
-                "edited": decision.arguments is not None,
+                "asked_sha256": row.asked_sha256,
+                "edited": changed(row.arguments, arguments),
             },
         ),
     )
@@ -301,12 +298,6 @@ async def decide(
 def _check_decidable(row: Any, approval_id: str, decider: Decider) -> None:  # noqa: ANN401
     if row is None or decider.tenant_id not in (None, row.tenant_id):
         raise _unknown(approval_id)
-    if decider.agent_id == row.agent_id:
-        raise AccessDenied(
-            "nobody approves what it asked for itself",
-            field="approval",
-            remedy="have another administrator decide",
-        )
     if row.stored in ("approved", "denied", "used"):
         raise VersionConflict(
             f"it is {row.stored} already, by {row.decided_by}",
@@ -325,6 +316,39 @@ def _unknown(approval_id: str) -> NotFound:
         field="approval",
         remedy="see which there are: access.approvals",
     )
+
+
+async def _edited(
+    cursor: Cursor,
+    decider: Decider,
+    row: Any,  # noqa: ANN401  a row of psycopg's
+    arguments: dict[str, Any],
+) -> Body:
+    """Return what is to run with other arguments; an agent's may only be narrower ones."""
+    asked, body = body_from(row.kind, row.arguments), body_from(row.kind, arguments)
+    if decider.agent_id is not None and body != asked:
+        check_narrower(asked, body)
+        await check_editor(cursor, decider.name, row.agent, body)
+    return body
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return what an edit changed, as the audit log keeps it: each argument before and after."""
+    names = sorted({*before, *after})
+    return {
+        name: {"asked": _short(before.get(name)), "runs": _short(after.get(name))}
+        for name in names
+        if before.get(name) != after.get(name)
+    }
+
+
+def _short(value: object) -> object:
+    """Return a value; of one that is long its beginning, and the digest of all of it."""
+    text = msgspec.json.encode(value, order="deterministic")
+    if len(text) <= MAX_EDITED_BYTES:
+        return value
+    begins = text[:MAX_EDITED_BYTES].decode(errors="ignore")
+    return {"begins": begins, "bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
 
 
 async def arguments_diff(before: dict[str, Any], after: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ lock).
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -33,6 +34,7 @@ from aios_broker.postgres.store import AgentRow, Cursor, Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_workers.approvals.edits import check_editor
 from aios_workers.approvals.irreversible import (
     AgentRules,
     Irreversible,
@@ -51,15 +53,19 @@ from aios_workers.modules.comparing import Comparer, Pair
 from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0
-_USE = """
+# Who approved it may still decide for who asked: that has not been taken away meanwhile, and one
+# hand does not move both by now.
+_STANDS = "(decided_by_agent IS NULL OR aios_may_decide(decided_by_agent, agent_id))"
+_USE = f"""
     UPDATE approval SET state = 'used', used_at = now()
      WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s
-       AND objects @> %(objects)s AND state = 'approved' AND expires_at > now()
+       AND objects @> %(objects)s AND state = 'approved' AND expires_at > now() AND {_STANDS}
     RETURNING id, decided_by
 """
-_FIND = """
-    SELECT state, reason, decided_by, arguments, arguments_sha256, expires_at <= now() AS is_over
+_FIND = f"""
+    SELECT state, reason, decided_by, decided_by_agent, arguments, arguments_sha256,
+           expires_at <= now() AS is_over, {_STANDS} AS stands
       FROM approval WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s
 """
@@ -67,8 +73,8 @@ _FIND = """
 _ASK_ANEW = """
     UPDATE approval SET id = %(id)s, state = 'waiting', operation = %(operation)s, what = %(what)s,
            objects = %(objects)s, diff = %(diff)s, asked_at = now(), decided_by = '',
-           decided_at = NULL, reason = '', resumed_at = NULL, announced_at = NULL,
-           expires_at = now() + %(ttl)s * interval '1 second'
+           decided_by_agent = NULL, decided_at = NULL, reason = '', resumed_at = NULL,
+           announced_at = NULL, expires_at = now() + %(ttl)s * interval '1 second'
      WHERE job_id = %(job)s AND agent_id = %(agent)s AND kind = %(kind)s
        AND asked_sha256 = %(asked)s AND arguments_sha256 = %(sha)s
        AND state IN ('waiting', 'approved') AND expires_at > now()
@@ -118,7 +124,10 @@ class ApprovalService:
     async def body_of(self, agent: AgentRow, syscall: Syscall) -> Body:
         """Return what is to be run: the syscall's body, or the one that a person made of it.
 
-        For a syscall about which a person has decided: all others run as they are.
+        For a syscall about which somebody has decided: all others run as they are.
+
+        Raises:
+            AccessDenied: An agent edited it, and may no longer do that itself.
         """
         async with self._store.as_agent(agent) as cursor:
             row = await self._find(cursor, agent, syscall)
@@ -126,7 +135,12 @@ class ApprovalService:
             return syscall.body
         if row.arguments_sha256 == arguments_sha256(syscall.body):
             return syscall.body
-        return body_from(syscall.kind, row.arguments)
+        body = body_from(syscall.kind, row.arguments)
+        if row.decided_by_agent is not None and row.state == "approved":
+            editor = replace(agent, id=row.decided_by_agent, name=row.decided_by)
+            async with self._store.as_agent(editor) as cursor:
+                await check_editor(cursor, editor.name, agent.name, body)
+        return body
 
     async def rules(self, cursor: Cursor, agent: AgentRow) -> AgentRules:
         """Return what needs a person of what this agent may take away."""
@@ -212,7 +226,7 @@ class ApprovalService:
 
 
 def _refuse(row: Any) -> None:  # noqa: ANN401  a row, or none
-    """Refuse what a person refused, or did not decide in time.
+    """Refuse what was refused, not decided in time, or by who may not decide it any more.
 
     Raises:
         ApprovalDenied, ApprovalExpired: It was so.
@@ -230,6 +244,12 @@ def _refuse(row: Any) -> None:  # noqa: ANN401  a row, or none
             "nobody decided in time, or the approval was used before",
             field="body",
             remedy="send the syscall again, and have somebody decide sooner",
+        )
+    if row.state == "approved" and not row.stands:
+        raise ApprovalExpired(
+            f"{row.decided_by} approved it, and may not decide this any more",
+            field="body",
+            remedy="send the syscall again, and have somebody else decide",
         )
 
 

@@ -18,7 +18,7 @@ from aios_workers.approvals.service import ApprovalService
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks
-from aios_workers.modules.storage.host import AllowedDirectories
+from aios_workers.modules.storage.host import MountSetting
 
 
 class Embedder(Protocol):
@@ -64,13 +64,13 @@ class StorageLimits:
 
     max_bytes: int  # of one agent, versions included; an agent's own limit goes before it
     keep_versions: int  # of one file; older ones are dropped
-    allowed: AllowedDirectories  # of the host, to be mounted
+    mountable: MountSetting  # directories of the host
 
 
 def storage_limits(config: WorkerConfig) -> StorageLimits:
     """Return the limits that a worker is configured with."""
-    allowed = AllowedDirectories(config.storage_mounts)
-    return StorageLimits(config.storage_max_bytes, config.storage_keep_versions, allowed)
+    mountable = MountSetting(config.storage_mounts)
+    return StorageLimits(config.storage_max_bytes, config.storage_keep_versions, mountable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ def _periodic_tasks(
         trouble = "notes and files wait for their vectors"
         yield periodic_task("indexing", step, trouble, wake=unembedded)
     if config.storage_mounts:
-        step = partial(MountWatch(store, services.limits.allowed).step, unembedded)
+        step = partial(MountWatch(store, services.limits.mountable).step, unembedded)
         yield periodic_task("mounts", step, "mounted directories wait to be read")
     watch = AuditWatch(store, config.audit_folder)
     yield periodic_task("audit", watch.step, "no new line of the audit log is noted")

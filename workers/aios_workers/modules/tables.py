@@ -61,13 +61,13 @@ def moment_column(name: str, *, nullable: bool = False, now: bool = False) -> Co
 
 def agent_column(name: str, *, nullable: bool = False, key: bool = False) -> Column[int]:
     """Return a column that names an agent; the row goes with it."""
-    return Column(
-        name,
-        BigInteger,
-        ForeignKey("agent.id", ondelete="CASCADE"),
-        nullable=nullable,
-        primary_key=key,
-    )
+    agent = ForeignKey("agent.id", ondelete="CASCADE")
+    return Column(name, BigInteger, agent, nullable=nullable, primary_key=key)
+
+
+def by_agent_column(name: str) -> Column[int]:
+    """Return a column of who did it, which stays as long as the row; null: no agent did."""
+    return Column(name, BigInteger, ForeignKey("agent.id"))
 
 
 def tenant_column() -> Column[int]:
@@ -157,7 +157,10 @@ agent = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     tenant_column(),
     Column("name", Text, nullable=False),
+    # What the operator gives: to administer the tenant, and to decide for its other agents.
     Column("administrator", Boolean, nullable=False, server_default=text("false")),
+    Column("decides", Boolean, nullable=False, server_default=text("false")),
+    by_agent_column("registered_by"),
     Column("storage_used_bytes", BigInteger, nullable=False, server_default=text("0")),
     moment_column("created_at", now=True),
     UniqueConstraint("tenant_id", "name"),
@@ -172,6 +175,7 @@ agent_token = Table(
     moment_column("created_at", now=True),
     moment_column("expires_at", nullable=True),
     moment_column("revoked_at", nullable=True),
+    by_agent_column("issued_by"),
     Index(None, "agent_id"),
 )
 
@@ -274,6 +278,7 @@ approval = Table(
     moment_column("asked_at", now=True),
     moment_column("expires_at"),
     Column("decided_by", Text, nullable=False, server_default=text("''")),
+    by_agent_column("decided_by_agent"),
     moment_column("decided_at", nullable=True),
     Column("reason", Text, nullable=False, server_default=text("''")),
     moment_column("used_at", nullable=True),

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
+
 from aios_broker.contract.errors import (
     AlreadyExists,
     InvalidConfig,
@@ -20,8 +22,10 @@ from aios_broker.contract.errors import (
     ModuleError,
     NotFound,
 )
+from aios_broker.contract.names import AgentName, TenantName
 from aios_broker.contract.paths import normal_path
 
+EVERY_AGENT = "*"  # of a tenant
 MAX_ENTRIES = 10_000  # that one listing walks
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would block
@@ -38,24 +42,56 @@ class HostEntry:
     changed_at: float  # Unix time, s
 
 
-class AllowedDirectories:
-    """The directories of the host that the operator lets agents mount, with all below."""
+class MountSetting:
+    """The directories of the host that the operator lets be mounted, and by whom."""
 
     def __init__(self, setting: str) -> None:
-        """Take the setting: absolute paths with `:` between them.
+        """Take the setting: `/srv/books=default/ada,research/*;/srv/plans=default/*`.
 
         Raises:
-            InvalidConfig: One is not absolute.
+            InvalidConfig: A path is not absolute, or nobody is named who may mount it.
         """
-        given = [part for part in setting.split(":") if part]
-        for part in given:
-            if not os.path.isabs(part):
-                raise InvalidConfig(
-                    f"{part!r} is not absolute",
-                    field="AIOS_STORAGE_MOUNTS",
-                    remedy="give absolute paths with `:` between them",
-                )
-        self._roots = tuple(os.path.realpath(part) for part in given)
+        given = [part.strip() for part in setting.split(";") if part.strip()]
+        self._roots = [_root_and_whose(part) for part in given]
+
+    def by(self, tenant: str, agent: str) -> "AllowedDirectories":
+        """Return those that an agent may mount."""
+        who = {(tenant, agent), (tenant, EVERY_AGENT)}
+        return AllowedDirectories([root for root, whose in self._roots if whose & who])
+
+
+def _root_and_whose(part: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    path, _, names = part.rpartition("=")
+    try:
+        whose = frozenset(_whose(name.strip()) for name in names.split(","))
+    except msgspec.ValidationError as error:
+        raise _bad_setting(f"{part!r} does not say who may mount it") from error
+    if not os.path.isabs(path):
+        raise _bad_setting(f"{path!r} is not absolute")
+    return os.path.realpath(path), whose
+
+
+def _whose(name: str) -> tuple[str, str]:
+    tenant, _, agent = name.partition("/")
+    if agent != EVERY_AGENT:
+        msgspec.convert(agent, AgentName)
+    return msgspec.convert(tenant, TenantName), agent
+
+
+def _bad_setting(what: str) -> InvalidConfig:
+    return InvalidConfig(
+        what,
+        field="AIOS_STORAGE_MOUNTS",
+        remedy="give absolute paths and who may mount them, with `;` between them: "
+        "/srv/books=default/ada,research/*",
+    )
+
+
+class AllowedDirectories:
+    """The directories of the host that one agent may mount, with all below."""
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = roots
 
     def where(self, source: str) -> str:
         """Return the real path of a directory that may be mounted.
@@ -65,11 +101,11 @@ class AllowedDirectories:
         """
         real = os.path.realpath(source)
         if not os.path.isabs(source) or self._root_of(real) is None or not os.path.isdir(real):
-            allowed = ", ".join(self._roots) or "none: set AIOS_STORAGE_MOUNTS"
+            allowed = ", ".join(self._roots) or "none"
             raise InvalidPath(
-                f"{source} is no directory below one that may be mounted ({allowed})",
+                f"{source} is no directory below one that you may mount ({allowed})",
                 field="body.source",
-                remedy="name one, or ask the operator to allow it",
+                remedy="name one, or ask the operator to allow it (AIOS_STORAGE_MOUNTS)",
             )
         return real
 

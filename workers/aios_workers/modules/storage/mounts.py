@@ -42,6 +42,7 @@ from aios_workers.modules.storage.host import (
     AllowedDirectories,
     HostDirectory,
     HostEntry,
+    MountSetting,
 )
 from aios_workers.modules.storage.namespace import (
     AnyWork,
@@ -61,7 +62,11 @@ FILES_AT_ONCE = 50  # of one mount that one scan reads
 MAX_FILE_BYTES = 1024 * 1024  # a larger one is not searched
 MAX_MOUNT_BYTES = 64 * 1024 * 1024  # of one mount, by path; what comes after is not searched
 
-_MOUNTS = "SELECT id, owner_id, source FROM mount WHERE searchable ORDER BY id"
+_MOUNTS = """
+    SELECT m.id, m.owner_id, m.source, a.name AS agent, t.name AS tenant FROM mount m
+      JOIN agent a ON a.id = m.owner_id JOIN tenant t ON t.id = a.tenant_id
+     WHERE m.searchable ORDER BY m.id
+"""
 _KNOWN = "SELECT id, inner_path, size_bytes, changed_at FROM mount_file WHERE mount_id = %s"
 _LOCK = "SELECT id FROM mount WHERE id = %s FOR UPDATE"  # one writer; none once it is unmounted
 _PUT_FILE = """
@@ -88,13 +93,20 @@ _UNMOUNT = "DELETE FROM mount WHERE owner_id = %(owner)s AND path = %(path)s RET
 
 
 async def mount(work: FileWork[StorageMount]) -> Entry:
-    """Show a real directory at a free path of the agent's namespace."""
-    body = work.body
-    source = await asyncio.to_thread(work.services.limits.allowed.where, body.source)
+    """Show a real directory at a free path of the agent's namespace.
+
+    A person is asked for one that may be changed: what is there has no versions.
+    """
+    body, allowed = work.body, allowed_directories(work)
+    source = await asyncio.to_thread(allowed.where, body.source)
     resolved = await look_up(work, body.path)
     check_free_way(resolved)
     if not resolved.is_free:
         raise taken(resolved)
+    if body.writable:
+        what = f"mount {source} of the host at {resolved.path}, to be changed there"
+        seen = Seen("mount", f"{source} at {resolved.path}")
+        await work.take(Irreversible("privilege", what, (seen,)))
     await work.rows(
         _INSERT,
         {
@@ -105,7 +117,7 @@ async def mount(work: FileWork[StorageMount]) -> Entry:
             "searchable": body.searchable,
         },
     )
-    entry = await asyncio.to_thread(HostDirectory(work.services.limits.allowed, source).entry, "")
+    entry = await asyncio.to_thread(HostDirectory(allowed, source).entry, "")
     return _shown_entry(work, resolved.path, entry)
 
 
@@ -267,7 +279,12 @@ def check_writable(work: AnyWork, resolved: ResolvedPath) -> None:
 def host_directory(work: AnyWork, resolved: ResolvedPath) -> HostDirectory:
     """Return the directory of the host that is mounted there."""
     assert resolved.mount is not None
-    return HostDirectory(work.services.limits.allowed, resolved.mount.source)
+    return HostDirectory(allowed_directories(work), resolved.mount.source)
+
+
+def allowed_directories(work: AnyWork) -> AllowedDirectories:
+    """Return the directories of the host that the namespace's owner may mount."""
+    return work.services.limits.mountable.by(work.owner.tenant, work.owner.name)
 
 
 def _path(resolved: ResolvedPath, inner: str) -> str:
@@ -293,9 +310,9 @@ Reading = tuple[HostEntry, Sequence[Part]]  # as the walk saw it; no parts of wh
 class MountWatch:
     """Keeps what search knows of mounted directories as the host has it."""
 
-    def __init__(self, store: Store, allowed: AllowedDirectories) -> None:
+    def __init__(self, store: Store, mountable: MountSetting) -> None:
         self._store = store
-        self._allowed = allowed
+        self._mountable = mountable
 
     async def step(self, unembedded: asyncio.Event) -> float:
         """Scan once, have what is new indexed; return how long to wait before the next time."""
@@ -313,7 +330,7 @@ class MountWatch:
         return sum([await self._scan(mount) for mount in mounts])
 
     async def _scan(self, mount: Any) -> int:  # noqa: ANN401  a row
-        host = HostDirectory(self._allowed, mount.source)
+        host = HostDirectory(self._mountable.by(mount.tenant, mount.agent), mount.source)
         try:
             entries = await asyncio.to_thread(host.entries, "", recursive=True)
         except (NotFound, InvalidPath):

@@ -28,7 +28,7 @@ STORAGE_OPERATIONS = table(
     file_changes(bodies.StorageUnshare, files.unshare, irreversible="unshare"),
     file_changes(bodies.StorageLock, files.lock),
     file_changes(bodies.StorageUnlock, files.unlock),
-    file_changes(bodies.StorageMount, mount),
+    file_changes(bodies.StorageMount, mount, irreversible="privilege"),
     file_changes(bodies.StorageUnmount, unmount),
     calls(bodies.StorageOperate, operate, irreversible=("delete", "overwrite", "unshare")),
 )
