@@ -49,8 +49,9 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def scene(redis_url: str, database_url: str, host: Path) -> AsyncIterator[StateScene]:
+    whose = ",".join(f"world-{number}/*" for number in range(1_000))
     async with state_scene(
-        redis_url, database_url, storage_keep_versions=KEEP, storage_mounts=str(host)
+        redis_url, database_url, storage_keep_versions=KEEP, storage_mounts=f"{host}={whose}"
     ) as opened:
         yield opened
 
