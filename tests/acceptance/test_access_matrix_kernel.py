@@ -85,7 +85,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     settings = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     with EmbeddedKernel(config, inherited=settings, temporary=True) as kernel:
         async with AsyncExitStack() as stack:
-            store = Store(kernel.database_url)
+            store = Store(kernel.database_url, audit_key=config.audit_folder.key())
             stack.push_async_callback(store.aclose)
             yield await world_of(KernelScene(kernel, store, stack))
 
