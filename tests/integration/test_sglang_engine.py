@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from aios_broker.contract.errors import CoreError
 from aios_broker.contract.syscall import new_id
@@ -172,7 +173,7 @@ async def test_logprobs_are_the_models_own(core: SGLangCore) -> None:
 
 async def test_penalties_hold_within_one_request(core: SGLangCore) -> None:
     plain = await generate(core, ask(max_tokens=40, seed=6))
-    penalised = ask(max_tokens=40, seed=6, sampling=replace(ENDLESS, presence_penalty=2.0))
+    penalised = ask(max_tokens=40, seed=6, sampling=structs.replace(ENDLESS, presence_penalty=2.0))
     answer = await generate(core, penalised)
     assert len(set(answer.ids)) > len(set(plain.ids))
     assert not core.info.capabilities.can_suspend(penalised)
