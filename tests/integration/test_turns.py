@@ -135,7 +135,7 @@ async def test_a_suspended_job_comes_back_for_its_next_turn(
 
 
 async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kernel: Kernel) -> None:
-    ids = await send(user, FLOOD, 50)
+    ids = await send(user, FLOOD, 50)  # before anybody has looked
     assert await user.order.turns(8, 0) is None
     assert not await kernel.look()
     assert await user.waiting() == ids
@@ -143,11 +143,12 @@ async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kern
     assert await user.order.turns(8, 0) is not None
 
 
-async def test_when_nothing_is_live_it_begins_anew(user: QueueUser, kernel: Kernel) -> None:
+async def test_when_nothing_is_live_it_begins_anew(user: QueueUser) -> None:
+    """Whether or not a scheduler looks in between."""
     await send(user, FLOOD)
     await send(user, OTHER)
+    assert await user.order.turns(8, 0) is not None
     await user.finish(*await user.claim(2))
-    await kernel.look()
     await send(user, FLOOD, 2)
     assert await user.order.turns(8, 0) is None
 
