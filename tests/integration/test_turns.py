@@ -42,15 +42,16 @@ class Kernel:
         self.epoch = await self.user.lead()
         await self.look()
 
-    async def look(self, times: int = 3) -> bool:
+    async def look(self, times: int = 12) -> bool:
         changed = False
-        for _ in range(times):  # the first one sweeps
+        for _ in range(times):  # the first one sweeps, each reads a piece or two
             changed = await self.order.tick(self.epoch, 1_700_000_000_000)
         return changed
 
     async def serve(self, count: int, at_once: int = 1) -> list[str]:
         """Claim and end jobs, with a look of the scheduler before each claim."""
         ids: list[str] = []
+        await self.look()
         while len(ids) < count:
             await self.look(1)
             leases = await self.user.claim(at_once)
