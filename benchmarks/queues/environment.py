@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree, which
 
@@ -33,35 +33,43 @@ PEERS = (
 )
 
 
-def peers_python(checkout: Path, say: Callable[[str], None]) -> Path:
+def peers_python(
+    checkout: Path, say: Callable[[str], None], *, lock: str = LOCK_FILE, into: Path = FOLDER
+) -> Path:
     """Return the Python of the peers' environment; make it where it is missing or outdated.
+
+    Args:
+        checkout: Where the lock file is.
+        say: Hears what takes long.
+        lock: The lock file's name.
+        into: The environment's folder in the checkout.
 
     Raises:
         Unavailable: it cannot be made.
     """
-    folder = checkout / FOLDER
+    folder = checkout / into
     python, stamp = folder / "bin" / "python", folder / "aios-stamp"
-    lock_file = checkout / LOCK_FILE
+    lock_file = checkout / lock
     wanted = f"{platform.python_version()} {hashlib.sha256(lock_file.read_bytes()).hexdigest()}\n"
     folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / "bench.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making it
+    with (folder.parent / f"{folder.name}.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another run may be making it
         if not (python.exists() and stamp.exists() and stamp.read_text() == wanted):
-            say(f"installing the peers into {FOLDER} (once)")
+            say(f"installing the peers into {into} (once)")
             rmtree(folder, ignore_errors=True)
             _install(folder, python, lock_file)
             stamp.write_text(wanted)
     return python
 
 
-def versions_of(python: Path) -> dict[str, str]:
+def versions_of(python: Path, names: Sequence[str] = PEERS) -> dict[str, str]:
     """Return the peers' versions as they are installed."""
     code = (
         "import json, sys; from importlib.metadata import version; "
         "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
     )
     told = subprocess.run(
-        [str(python), "-I", "-c", code, *PEERS], capture_output=True, text=True, check=True
+        [str(python), "-I", "-c", code, *names], capture_output=True, text=True, check=True
     )
     found: dict[str, str] = json.loads(told.stdout)
     return found
