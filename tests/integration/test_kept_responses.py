@@ -9,6 +9,7 @@ import redis
 
 from aios_broker.contract.names import Owner
 from aios_broker.queues import responses
+from aios_broker.queues.contexts import CONTEXT_TTL_S
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.responses import Responses
 from aios_broker.redis.connection import Connection
@@ -98,4 +99,4 @@ async def test_nothing_of_it_stays_for_ever(kept: Responses, redis_url: str) -> 
     with redis.Redis.from_url(redis_url) as client:
         keys = list(client.scan_iter("*response*"))
         assert len(keys) == 5
-        assert all(0 < client.ttl(key) <= responses.CONTEXT_TTL_S for key in keys)
+        assert all(0 < client.ttl(key) <= CONTEXT_TTL_S for key in keys)
