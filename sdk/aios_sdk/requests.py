@@ -91,7 +91,7 @@ class ChatOptions(TypedDict, total=False):
     tools: Sequence[Tool | Mapping[str, object]]
     tool_choice: str
     lora: str | None
-    overflow: Literal["refuse", "compact"]
+    overflow: Literal["refuse", "compact", "shorten"]
     context: str | None
 
 

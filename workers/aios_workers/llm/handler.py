@@ -45,7 +45,7 @@ from aios_workers.llm.core import (
 )
 from aios_workers.llm.fallback import Fallback, Progress
 from aios_workers.llm.generation import Generation
-from aios_workers.llm.options import check_core, check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_options, limit_of
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
@@ -247,12 +247,12 @@ class LlmHandler:
         )
         reasoning = reasoning_of(self._core, body, ids)
         info = self._core.info
-        check_length(info.tokens_of(ids), body.max_tokens, info)
+        max_tokens = limit_of(body, info.tokens_of(ids), info)
         run.count_prompt(info.tokens_of(ids))
         request = GenerationRequest(
             request_id=syscall.id,
             prompt_ids=ids,
-            max_tokens=body.max_tokens,
+            max_tokens=max_tokens,
             sampling=_sampling_of(syscall, body, snapshot),
             constraint=constraint_of_chat(body, toolbox, info, reasoning),
             logprobs=body.logprobs,
@@ -270,7 +270,7 @@ class LlmHandler:
     ) -> Sequence[Message]:
         """Return the conversation; nothing where a snapshot has all of it that the core needs."""
         images = self._core.info.capabilities.images
-        if snapshot is not None and not (images and body.overflow == "refuse"):
+        if snapshot is not None and not (images and body.overflow != "compact"):
             return ()
         messages: Sequence[Message] = body.messages
         if not _stands_alone(body):
@@ -300,7 +300,7 @@ class LlmHandler:
 
 def _stands_alone(body: LlmChat) -> bool:
     """Tell whether a chat is all of its conversation, as it is."""
-    return body.context is None and body.overflow == "refuse"
+    return body.context is None and body.overflow != "compact"
 
 
 def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:

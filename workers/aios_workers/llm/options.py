@@ -99,6 +99,19 @@ def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo, *, said: s
         )
 
 
+def limit_of(body: LlmChat, prompt_tokens: int, info: CoreInfo) -> int:
+    """Return how many tokens an answer may have.
+
+    Raises:
+        ContextTooLong: they do not fit; of an answer that may be shortened, not one of them.
+    """
+    if body.overflow != "shorten":
+        check_length(prompt_tokens, body.max_tokens, info)
+        return body.max_tokens
+    check_length(prompt_tokens, 1, info)
+    return min(body.max_tokens, info.context_tokens - prompt_tokens)
+
+
 def check_images(messages: Sequence[Message], info: CoreInfo) -> None:
     """Raise UnsupportedOption where a conversation has images that the core does not see."""
     if any(message.images for message in messages) and not info.capabilities.images:
