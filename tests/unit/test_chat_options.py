@@ -178,7 +178,7 @@ def test_an_answer_that_may_be_shortened_has_as_many_tokens_as_there_is_room_for
     with pytest.raises(ContextTooLong):
         limit_of(body, 100, info(PLAIN))
     with pytest.raises(ContextTooLong):
-        limit_of(chat(max_tokens=40), 61, info(PLAIN))
+        limit_of(chat("x", max_tokens=40), 61, info(PLAIN))
 
 
 def test_prompt_and_answer_have_to_fit_together() -> None:

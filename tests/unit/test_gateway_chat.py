@@ -174,14 +174,14 @@ def test_stop_strings_that_would_cut_what_is_whole_are_told() -> None:
     assert (found.body.stop, found.not_kept) == (("x",), ())
 
 
-def result(**fields: Any) -> ChatResult:
+def result(**fields: Any) -> ChatResult:  # noqa: ANN401
     values: dict[str, Any] = {"text": "hi", "finish_reason": "stop", "model": "m", "core": "small"}
     return ChatResult(**{**values, "usage": Usage(5, 2, 3), **fields})
 
 
 def whole(found: ChatResult, *, one_call: bool = False) -> Any:  # noqa: ANN401
     answer = completion_of(Reply(ID, found), found, 9, one_call=one_call)
-    return msgspec.to_builtins(answer)
+    return msgspec.json.decode(msgspec.json.encode(answer))
 
 
 def test_a_whole_answer() -> None:
@@ -239,7 +239,7 @@ def read_events(data: bytes) -> list[Any]:
     return [each if each == "[DONE]" else json.loads(each) for each in events]
 
 
-def pieces(*told: Chunk | Reply, **options: Any) -> list[Any]:
+def pieces(*told: Chunk | Reply, **options: Any) -> list[Any]:  # noqa: ANN401
     stream = ChatPieces(ID, 9, "expected", **options)
     return read_events(stream.told(told))
 
@@ -267,9 +267,7 @@ def test_calls_come_in_pieces() -> None:
         Reply(ID, result(text="", finish_reason="tool_calls", tool_calls=(long, CALLS[1])))
     )
     calls = [
-        call
-        for each in found[:-1]
-        for call in each["choices"][0]["delta"].get("tool_calls", ())
+        call for each in found[:-1] for call in each["choices"][0]["delta"].get("tool_calls", ())
     ]
     assert calls[0] == {
         "index": 0,

@@ -1,4 +1,4 @@
-"""Nothing that a request asks for is dropped in silence: the tables of fields, and what reads them."""
+"""Nothing that a request asks for is dropped in silence: the tables, and what reads them."""
 
 import msgspec
 import pytest

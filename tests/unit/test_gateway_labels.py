@@ -1,4 +1,4 @@
-"""What a request says of itself: its program and the tree that it stands in, nice, deadline, key."""
+"""What a request says of itself: its program and its tree, nice, deadline, key."""
 
 from collections.abc import Mapping
 
@@ -132,7 +132,7 @@ def test_nice_and_deadline_and_key() -> None:
     [
         ("x-aios-nice", "20"),
         ("x-aios-nice", "1.5"),
-        ("x-aios-nice", "１"),
+        ("x-aios-nice", "\uff11"),
         ("x-aios-deadline-s", "0"),
         ("x-aios-deadline-s", "-1"),
         ("x-aios-deadline-s", "nan"),

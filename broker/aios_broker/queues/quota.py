@@ -348,9 +348,7 @@ def _limits_of(subjects: Sequence[Subject], rows: Sequence[bytes | None]) -> lis
             _row(str(subject).encode(), row or b"") for row in rows[2 * number : 2 * number + 2]
         )
         limits = {
-            name: getattr(all_of_them, name)
-            for name in LIMIT_NAMES
-            if getattr(own, name) is None
+            name: getattr(all_of_them, name) for name in LIMIT_NAMES if getattr(own, name) is None
         }
         found.append(replace(own, **limits))
     return found

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +24,7 @@ from aios_kernel_api.kernel import Kernel, kernel_of
 
 MOST_SHOWN = 8  # syscalls that one header names
 R = TypeVar("R", bound=Struct)
+_fields: json.Decoder[Mapping[str, object]] = json.Decoder(dict[str, object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +77,15 @@ class Ask:
         }
 
 
-async def read(request: Request, fields: Fields, kind: type[R]) -> Read[R]:
+async def read(request: Request, fields: Fields, decoder: json.Decoder[R]) -> Read[R]:
     """Return the body of a request, held against its table.
 
     Raises:
         InvalidSyscall: it is none, or asks for what is refused; `field` is its path.
     """
     data = await read_body(request)
-    left_out = not_kept(fields, decode(data, dict[str, object]))
-    return Read(decode(data, kind), left_out)
+    left_out = not_kept(fields, decode(data, _fields))
+    return Read(decode(data, decoder), left_out)
 
 
 async def asking(

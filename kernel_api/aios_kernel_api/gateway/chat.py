@@ -24,12 +24,14 @@ from aios_kernel_api.gateway.streams import (
     waiting,
 )
 
+_requests = msgspec.json.Decoder(ChatRequest)
+
 
 async def create(request: Request) -> Response:
     """Generate the next message of a conversation."""
     gateway = gateway_of(request)
     kernel = gateway.kernel
-    asked = await read(request, CHAT_FIELDS, ChatRequest)
+    asked = await read(request, CHAT_FIELDS, _requests)
     named = await gateway.cores.named(asked.body.model)
     chat = chat_asked(asked.body, named.core, kernel.config.api_default_max_tokens)
     ask = await asking(
@@ -45,15 +47,11 @@ async def create(request: Request) -> Response:
         headers = ask.headers(pending)
         if not chat.body.stream:
             reply = await unless_left(request, reply_of(kernel, pending))
-            answer = completion_of(
-                reply, chat_result_of(reply), created_s, one_call=chat.one_call
-            )
+            answer = completion_of(reply, chat_result_of(reply), created_s, one_call=chat.one_call)
             return Response(msgspec.json.encode(answer), 200, headers, "application/json")
         hearing = heard(kernel, pending)
         first = await unless_left(request, begun(hearing))
-        pieces = ChatPieces(
-            pending.id, created_s, named.shown, chat.with_usage, chat.one_call
-        )
+        pieces = ChatPieces(pending.id, created_s, named.shown, chat.with_usage, chat.one_call)
         source = source_of(hearing, first, pieces.told)
         return EventStream(request, source, headers, held.pop_all())
 

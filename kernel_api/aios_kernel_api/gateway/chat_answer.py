@@ -281,12 +281,8 @@ class ChatPieces:
         choice = PieceChoice(number, delta, logprobs, finish)
         yield event(encode(self._piece([choice])))
 
-    def _piece(
-        self, choices: list[PieceChoice], usage: AnswerUsage | UnsetType = UNSET
-    ) -> Piece:
-        return Piece(
-            completion_id(self.syscall_id), self.created_s, self.model, choices, usage
-        )
+    def _piece(self, choices: list[PieceChoice], usage: AnswerUsage | UnsetType = UNSET) -> Piece:
+        return Piece(completion_id(self.syscall_id), self.created_s, self.model, choices, usage)
 
 
 def _calls(choice: Choice, one_call: bool) -> Sequence[ToolCall]:  # noqa: FBT001

@@ -176,12 +176,15 @@ CHAT_FIELDS: Fields = {
             "custom": refused("give a function"),
         },
     ),
-    "tool_choice": kept("auto, none, required, or one function", {
-        "type": kept("function; any other is refused"),
-        "function": kept("the one to call"),
-        "custom": refused("name a function"),
-        "allowed_tools": refused("give the tools that are allowed"),
-    }),
+    "tool_choice": kept(
+        "auto, none, required, or one function",
+        {
+            "type": kept("function; any other is refused"),
+            "function": kept("the one to call"),
+            "custom": refused("name a function"),
+            "allowed_tools": refused("give the tools that are allowed"),
+        },
+    ),
     "parallel_tool_calls": kept("false: of several calls the first is the answer"),
     "response_format": kept(
         "the answer is held to it, on streams too",

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import msgspec
-from msgspec import UNSET, UnsetType, Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -20,7 +20,6 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import (
     ChatResult,
     Choice,
-    Chunk,
     FinishReason,
     Reply,
     TokenLogprob,
@@ -56,6 +55,8 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
 
+
+_requests = msgspec.json.Decoder(CompletionRequest)
 
 COMPLETION_FIELDS: Fields = {
     "prompt": kept(
@@ -106,7 +107,7 @@ async def create(request: Request) -> Response:
     """Generate what follows each prompt."""
     gateway = gateway_of(request)
     kernel = gateway.kernel
-    asked = await read(request, COMPLETION_FIELDS, CompletionRequest)
+    asked = await read(request, COMPLETION_FIELDS, _requests)
     named = await gateway.cores.named(asked.body.model)
     bodies = bodies_of(asked.body, named.core)
     ask = await asking(
@@ -190,7 +191,7 @@ class TextPieces:
         for each in events:
             if isinstance(each, Reply):
                 yield from self._end(each)
-            elif isinstance(each, Chunk) and each.part == "answer":
+            elif each.part == "answer":
                 yield self._piece([TextChoice(0, each.text)])
 
     def _end(self, reply: Reply) -> Iterator[bytes]:
@@ -208,9 +209,7 @@ class TextPieces:
             yield self._piece([], usage_of(result.usage))
         yield DONE
 
-    def _piece(
-        self, choices: list[TextChoice], usage: AnswerUsage | UnsetType = UNSET
-    ) -> bytes:
+    def _piece(self, choices: list[TextChoice], usage: AnswerUsage | UnsetType = UNSET) -> bytes:
         piece_id = f"cmpl-{self.syscall_id}"
         return event(encode(Completion(piece_id, self.created_s, self.model, choices, usage)))
 

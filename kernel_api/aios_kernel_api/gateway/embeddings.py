@@ -1,9 +1,9 @@
 """`POST /v1/embeddings`."""
 
 import base64
+import sys
 from array import array
 from collections.abc import Sequence
-import sys
 from typing import Literal
 
 import msgspec
@@ -33,13 +33,15 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     priority: int | None = None
 
 
+_requests = msgspec.json.Decoder(EmbeddingRequest)
+
 EMBEDDING_FIELDS: Fields = {
     "input": kept(
         "text, or up to 2,048; token ids are refused: they are of another model's tokenizer"
     ),
     "model": kept(
-        "a core's name, alias or model; any other goes to a core that was made for embeddings, else "
-        "to the default core. The answer names the core that it is of"
+        "a core's name, alias or model; any other goes to a core that was made for embeddings, "
+        "else to the default core. The answer names the core that it is of"
     ),
     "encoding_format": kept("float, or base64 of little-endian float32"),
     "priority": kept("an addition: a nice value, capped as the header `X-AIOS-Nice`"),
@@ -75,7 +77,7 @@ class Embeddings(Struct, frozen=True):
 async def create(request: Request) -> Response:
     """Turn texts into vectors of length 1."""
     gateway = gateway_of(request)
-    asked = await read(request, EMBEDDING_FIELDS, EmbeddingRequest)
+    asked = await read(request, EMBEDDING_FIELDS, _requests)
     named = await gateway.cores.named(asked.body.model, embeds=True)
     body = LlmEmbed(texts_of(asked.body), named.core)
     ask = await asking(request, left_out=asked.not_kept, priority=asked.body.priority)

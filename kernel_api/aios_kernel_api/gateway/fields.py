@@ -5,7 +5,7 @@ Nothing that a client asks for is dropped in silence. A field is
 - kept: it means what that API says;
 - refused: the request is, with an error that names the field;
 - reported: the request is answered without it, and the header `x-aios-not-kept` names it;
-- ignored: it asks for nothing that could be seen in the answer (labels and hints of that API's own).
+- ignored: it asks for nothing that the answer could show (labels and hints of that API's own).
 
 A field that no table has is reported; null asks for nothing.
 """
@@ -30,7 +30,9 @@ class Field:
 
     fate: Fate
     words: str  # for the page: what is made of it, or what to do instead
-    of: Mapping[str, "Field"] = field(default_factory=dict)  # its own fields, or its items'; {}: any
+    of: Mapping[str, "Field"] = field(
+        default_factory=dict
+    )  # its own fields, or its items'; {}: any
     harmless: tuple[object, ...] = ()  # values by which it asks for nothing
 
 

@@ -83,9 +83,7 @@ def tools_of(tools: Sequence[FunctionTool] | None) -> tuple[Tool, ...]:
         if tool.function is None or tool.type != "function":
             raise not_a_function(tool.type, f"tools[{number}].type")
         function = tool.function
-        found.append(
-            tool_of(function.name, function.description or "", function.parameters or {})
-        )
+        found.append(tool_of(function.name, function.description or "", function.parameters or {}))
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""What the gateway of one process remembers: sessions' places in their trees, cores, nice limits."""
+"""What the gateway of one process remembers: sessions' places in their trees, cores, quotas."""
 
 from dataclasses import dataclass
 

@@ -34,7 +34,7 @@ Hearing = AsyncGenerator[Events, None]
 Source = AsyncGenerator[bytes, None]
 
 
-class ClientGone(Exception):  # noqa: N818 - nothing went wrong here
+class ClientGone(Exception):
     """The client has left: nobody reads an answer."""
 
 
