@@ -178,11 +178,14 @@ class LlmEmbed(Request, frozen=True, tag="llm.embed"):
 class LlmCount(Request, frozen=True, tag="llm.count"):
     """Count how many tokens each text adds to a prompt, by the tokenizer of the core that answers.
 
-    Exact for a text that fits the core's context; of a longer one an estimate from above.
+    Exact for a text that fits the core's context; of a longer one an estimate from above. And what
+    a chat of these messages and tools has for a prompt, under the same conditions.
     """
 
-    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(max_length=2_048)] = ()
     core: CoreName | None = None
+    messages: Annotated[Row[Message], Meta(max_length=10_000)] = ()
+    tools: Annotated[Row[Tool], Meta(max_length=MAX_TOOLS)] = ()
 
 
 # A context is a conversation that the kernel keeps for an agent, by name. Its token counts are by

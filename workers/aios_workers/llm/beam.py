@@ -383,4 +383,5 @@ class BeamGeneration:
             tuple(each.score for each in path),
             self._search.rank(finished),
             text.reasoning,
+            stopped_by=text.stopped_by,
         )

@@ -33,7 +33,7 @@ from aios_broker.retry import patiently
 from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
 from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
-from aios_workers.llm.conversation import Render, counter
+from aios_workers.llm.conversation import Render, counter, prompt_tokens_of
 from aios_workers.llm.core import (
     Core,
     CoreRetries,
@@ -202,14 +202,23 @@ class LlmHandler:
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
         count = counter(self._core)
+        info = self._core.info
+        tokens: tuple[int, ...] = ()
+        prompt_tokens = 0
 
         def counts() -> tuple[int, ...]:
             frame = count((Message("user", ""),))
             return tuple(count((Message("user", text),)) - frame for text in body.texts)
 
-        tokens = await self._reader.read(sum(map(len, body.texts)), counts)
-        info = self._core.info
-        return Done(CountResult(tokens, info.model, core=info.name))
+        def whole() -> int:
+            return prompt_tokens_of(self._core, body.messages, body.tools)
+
+        if body.texts:
+            tokens = await self._reader.read(sum(map(len, body.texts)), counts)
+        if body.messages:
+            check_images(body.messages, info)
+            prompt_tokens = await self._reader.read(characters_of(body.messages), whole)
+        return Done(CountResult(tokens, info.model, core=info.name, prompt_tokens=prompt_tokens))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render

@@ -75,6 +75,8 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
         check_generates(info)
     if isinstance(body, LlmCount) and info.capabilities.text_ids:
         raise _unsupported(info, "texts", "counts no tokens before it is asked", "use another core")
+    if isinstance(body, LlmCount) and not (body.texts or body.messages):
+        raise _nonsense("texts", "there is nothing to count", "name texts, or messages")
     if isinstance(body, LlmChat):
         for error in _wrong_in_chat(body, info):
             raise error
