@@ -35,6 +35,11 @@ class Given:
     by: str
 
 
+def whole(verbs: frozenset[str]) -> frozenset[str]:
+    """Return verbs with those that they include."""
+    return ALL if "administer" in verbs else verbs
+
+
 @dataclass
 class AccessModel:
     """Does or refuses what the module should."""
@@ -50,24 +55,29 @@ class AccessModel:
             f"agent:{agent}",
             *(f"group:{group}" for group, members in self.groups.items() if agent in members),
         }
-        found = frozenset(
-            verb
-            for one in self.given
-            if one.to in mine and subject.is_reached_by(one)
-            for verb in one.verbs
+        return whole(
+            frozenset(
+                verb
+                for one in self.given
+                if one.to in mine and subject.is_reached_by(one)
+                for verb in one.verbs
+            )
         )
-        return ALL if "administer" in found else found
 
     def grant(self, agent: str, subject: Object, to: str, verbs: frozenset[str]) -> None:
         self._require(agent, subject, verbs | {"share"})
         self._ensure_known(to)
         may_drop = "administer" in self.verbs(agent, subject)
-        self.given = [
+        dropped = [
             one
             for one in self.given
-            if (one.object, one.to) != (subject, to) or not (may_drop or one.by == agent)
+            if (one.object, one.to) == (subject, to) and (may_drop or one.by == agent)
         ]
-        self.given.append(Given(subject, to, verbs, agent))
+        self.given = [one for one in self.given if one not in dropped]
+        covering = [one.by for one in dropped if verbs <= whole(one.verbs)]
+        by = subject.owner if subject.owner in covering else [*covering, agent][0]
+        self.given.append(Given(subject, to, verbs, by))
+        self._end_unfounded()
 
     def revoke(self, agent: str, subject: Object, to: str | None) -> None:
         self._require(agent, subject, frozenset(("administer",)))
@@ -76,6 +86,7 @@ class AccessModel:
         self.given = [
             one for one in self.given if one.object != subject or to not in (None, one.to)
         ]
+        self._end_unfounded()
 
     def create(self, agent: str, group: str) -> None:
         if group in self.groups:
@@ -86,6 +97,7 @@ class AccessModel:
         self._administered(agent, group)
         del self.groups[group]
         self.given = [one for one in self.given if one.to != f"group:{group}"]
+        self._end_unfounded()
 
     def add(self, agent: str, group: str, member: str, role: str) -> None:
         self._administered(agent, group)[member] = role
@@ -95,6 +107,20 @@ class AccessModel:
             self._found(group).pop(member, None)
         else:
             self._administered(agent, group).pop(member, None)
+        self._end_unfounded()
+
+    def _end_unfounded(self) -> None:
+        """Keep what the owners gave, and what was passed on by who may still pass it on."""
+        rest = [one for one in self.given if one.by != one.object.owner]
+        self.given = [one for one in self.given if one not in rest]
+        while True:
+            stands = [
+                one for one in rest if one.verbs | {"share"} <= self.verbs(one.by, one.object)
+            ]
+            if not stands:
+                return
+            self.given += stands
+            rest = [one for one in rest if one not in stands]
 
     def shown(self) -> dict[str, list[str]]:
         """Return what the map in Redis says: names of groups by agent."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import getpass
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 import msgspec
+from rich.cells import chop_cells
 
 from aios_broker.contract.access import (
     Approval,
@@ -65,6 +67,7 @@ from aios_workers.modules.access.audit import (
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
+QUOTE = "  | "  # before each line of what agents wrote
 
 T = TypeVar("T")
 
@@ -327,9 +330,16 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
     for one in waiting.objects:
         say(printable(f"  {one.operation}: {_thing(one)}", one_line=True))
     if waiting.diff:
-        say(waiting.diff)
+        say(_quoted(waiting.diff))
     if arguments is not None:
-        say(asyncio.run(arguments_diff(waiting.arguments, arguments)))
+        say(_quoted(asyncio.run(arguments_diff(waiting.arguments, arguments))))
+
+
+def _quoted(text: str) -> str:
+    """Return a text of which no line can be taken for one of ours: each has a mark before it."""
+    width = max(20, shutil.get_terminal_size().columns - len(QUOTE) - 1)
+    lines = [line.expandtabs(4) for line in printable(text).split("\n")]
+    return "\n".join(QUOTE + part for line in lines for part in chop_cells(line, width) or [""])
 
 
 def _thing(one: BoundObject) -> str:

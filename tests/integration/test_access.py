@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 import redis
@@ -326,3 +327,50 @@ async def test_a_token_is_not_given_back_while_it_is_revoked(
             scene.approved("boss", AccessRevokeToken("bob")),
         )
         assert not await scene.proves(issued.token, "bob", "default")
+
+
+async def shared_with_bob(scene: StateScene, ttl_s: float | None = None) -> ObjectRef:
+    """Let ann share a note with bob, who may share it, too; return the note."""
+    note = await scene.ask("ann", MemoryAdd("plans"))
+    of_ann = ObjectRef("note", note.id, "ann")
+    grant = AccessGrant(of_ann, ("read", "share"), agent="bob", ttl_s=ttl_s)
+    await scene.ask("ann", grant)
+    return of_ann
+
+
+async def test_nothing_is_passed_on_for_longer_than_it_is_held(scene: StateScene) -> None:
+    await scene.known("ann", "bob", "pup")
+    of_ann = await shared_with_bob(scene, ttl_s=60.0)
+    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="pup"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read", "share"), agent="bob", ttl_s=1e6))
+    granted = (await scene.ask("ann", AccessGrants())).grants
+    ends = {each.to: each.expires_at for each in granted}
+    assert set(ends) == {"agent:bob", "agent:pup"}
+    assert all(end is not None and end < time.time() + 61.0 for end in ends.values())
+
+
+async def test_what_was_passed_on_ends_with_what_it_came_from(scene: StateScene) -> None:
+    """Also where it leads back to who passed it on: by a group of its own."""
+    await scene.known("ann", "bob", "pup")
+    of_ann = await shared_with_bob(scene)
+    await scene.ask("bob", AccessGroupCreate("bobs"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read", "share"), group="bobs"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="pup"))
+    await scene.approved("ann", AccessRevoke(of_ann, agent="bob"))
+    assert (await scene.ask("ann", AccessGrants())).grants == ()
+    for name in ("bob", "pup"):
+        with pytest.raises(NotFound):
+            await scene.ask(name, MemoryGet(of_ann.name, owner="ann"))
+
+
+async def test_who_leaves_a_group_leaves_nothing_that_it_passed_on(scene: StateScene) -> None:
+    await scene.known("ann", "bob", "pup")
+    of_ann = await shared_with_bob(scene)
+    await scene.approved("ann", AccessRevoke(of_ann, agent="bob"))
+    await scene.ask("ann", AccessGroupCreate("team"))
+    await scene.approved("ann", AccessGroupAdd("team", "bob"))
+    await scene.ask("ann", AccessGrant(of_ann, ("read", "share"), group="team"))
+    await scene.ask("bob", AccessGrant(of_ann, ("read",), agent="pup"))
+    assert (await scene.ask("pup", MemoryGet(of_ann.name, owner="ann"))).content == "plans"
+    await scene.approved("ann", AccessGroupRemove("team", "bob"))
+    assert [each.to for each in (await scene.ask("ann", AccessGrants())).grants] == ["group:team"]

@@ -246,6 +246,24 @@ async def test_links_lead_nowhere(scene: Scene, shared: Path, tmp_path: Path) ->
     assert names_in(tmp_path / "outside") == ["secret.txt"]
 
 
+@pytest.mark.parametrize("body", [StorageAppend, StorageWrite])
+async def test_what_is_no_file_is_not_replaced_by_one(
+    scene: Scene,
+    shared: Path,
+    tmp_path: Path,
+    body: type[StorageAppend | StorageWrite],
+) -> None:
+    await mounted(scene, shared)
+    (shared / "link").symlink_to(tmp_path / "secret.txt")
+    (shared / "dangling").symlink_to(tmp_path / "nothing")
+    os.mkfifo(shared / "pipe")
+    for name in ("link", "dangling", "pipe"):
+        with pytest.raises(InvalidPath, match="is no file"):
+            await scene.ask(body(f"host/{name}", "x"))
+        assert not (shared / name).is_file() or (shared / name).is_symlink()
+    assert (tmp_path / "secret.txt").read_text() == "secret"
+
+
 async def test_no_hostile_path_leads_out_of_a_mount(
     scene: Scene, shared: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import ENTRY, decode_job
 from aios_broker.contract.json_text import DuplicateKey, has_nul, refuse_duplicate_keys
+from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.syscall import (
     Syscall,
     ToolEcho,
@@ -133,3 +135,21 @@ def test_a_stock_producers_job_that_says_each_thing_once_is_read() -> None:
     request = msgspec.json.encode({"agent": "ann", "body": {"type": "tool.echo", "text": "a"}})
     data = b'["%s",null,[%s],{}]' % (ENTRY.encode(), request)
     assert decode_job(data, job_id, trusted=False).body == ToolEcho("a")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_not_taken_for_nothing(number: float) -> None:
+    """JSON has no word for it: written as `null` a grant of NaN seconds would last for ever."""
+    for body, field in (
+        (MemoryAdd("a", ttl_s=number), "body.ttl_s"),
+        (MemoryAdd("a", metadata={"of": [1, number]}), "body.metadata.of.1"),
+    ):
+        for check in (encode_syscall, check_syscall):
+            with pytest.raises(InvalidSyscall) as caught:
+                check(Syscall(id=new_id(), agent="ann", body=body))
+            assert caught.value.field == field
+    kept = check_syscall(
+        Syscall(id=new_id(), agent="ann", body=MemoryAdd("null", metadata={"a": None}))
+    )
+    assert isinstance(kept.body, MemoryAdd)
+    assert kept.body.metadata == {"a": None}

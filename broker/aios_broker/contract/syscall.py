@@ -7,6 +7,7 @@ answers it.
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -286,6 +287,8 @@ def encode_syscall(syscall: Syscall) -> bytes:
         raise _too_deep(syscall.id)
     if has_nul(data):
         refuse_nul(msgspec.json.decode(data), syscall.id)
+    if b"null" in data:  # as which JSON writes what is no number
+        _refuse_not_finite(syscall)
     return data
 
 
@@ -296,6 +299,35 @@ def _too_deep(syscall_id: str | None = None) -> InvalidSyscall:
         remedy="make its lists and objects flatter, or pass them as text",
         syscall_id=syscall_id,
     )
+
+
+def _refuse_not_finite(syscall: Syscall) -> None:
+    """Return when no number of a syscall is NaN or infinite.
+
+    Raises:
+        InvalidSyscall: one is; `field` is its path.
+    """
+    path = _path_of_not_finite(msgspec.to_builtins(syscall))
+    if path is not None:
+        raise InvalidSyscall(
+            "it is not a number, or infinite, which JSON has no word for",
+            field=path,
+            remedy="give a number, or leave it out",
+            syscall_id=syscall.id,
+        )
+
+
+def _path_of_not_finite(value: object, path: str = "") -> str | None:
+    """Return the path of the first number that is none; None: all are."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    found = (_path_of_not_finite(part, f"{path}.{name}".removeprefix(".")) for name, part in parts)
+    return next((each for each in found if each is not None), None)
 
 
 def refuse_nul(value: object, syscall_id: str | None = None) -> None:

@@ -29,14 +29,13 @@ from aios_broker.contract.storage import StorageShare, StorageUnshare
 from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
+from aios_workers.modules.access.passed_on import ALL_VERBS, end_unfounded
 from aios_workers.modules.operation import Work
 
 ObjectId = tuple[ObjectKind, str]  # a note's id; the number of a file, a directory or an owner
 Sharing = Work[AccessGrant | MemoryShare | StorageShare]
 Naming = Work[AccessGrant | AccessRevoke | AccessCheck]
 Unsharing = Work[AccessRevoke | MemoryUnshare | StorageUnshare]
-
-ALL_VERBS = frozenset(("read", "write", "search", "share", "administer"))
 
 # Of grants `g` that hold now for an agent, itself or by a group.
 _HOLDS = """
@@ -45,9 +44,11 @@ _HOLDS = """
          (SELECT group_id FROM membership WHERE agent_id = %(agent)s))
 """
 _VERBS = f"""
-    SELECT DISTINCT unnest(g.verbs) AS verb FROM access_grant g
+    SELECT verb, max(coalesce(extract(epoch FROM g.expires_at), 'infinity'))::float8 AS until
+      FROM access_grant g, unnest(g.verbs) verb
      WHERE (g.object_kind, g.object_id) IN
            (SELECT * FROM unnest(%(kinds)s::text[], %(ids)s::text[])) AND {_HOLDS}
+     GROUP BY verb
 """
 _REACH = f"""
     SELECT g.owner_id, g.object_kind, g.object_id FROM access_grant g
@@ -58,16 +59,17 @@ _PUT = """
     INSERT INTO access_grant (tenant_id, owner_id, object_kind, object_id, agent_id, group_id,
                               verbs, granted_by, expires_at)
     VALUES (%(tenant)s, %(owner)s, %(kind)s, %(id)s, %(agent)s, %(group)s, %(verbs)s, %(by)s,
-            now() + %(ttl)s * interval '1 second')
+            least(now() + %(ttl)s * interval '1 second', to_timestamp(%(until)s)))
     RETURNING id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at
 """
 _DROP = """
     DELETE FROM access_grant
      WHERE owner_id = %(owner)s AND object_kind = %(kind)s AND object_id = %(id)s
        AND (%(all)s OR agent_id = %(agent)s OR group_id = %(group)s) AND id <> %(but)s
-    RETURNING id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at,
+    RETURNING id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at, granted_by,
               expires_at IS NULL OR expires_at > now() AS holds
 """
+_GIVEN_BY = "UPDATE access_grant SET granted_by = %s WHERE id = %s RETURNING id"
 # Of directories: what they let others do with all that is below them.
 _ON_DIRECTORIES = """
     SELECT id, verbs, extract(epoch FROM expires_at)::float8 AS expires_at FROM access_grant
@@ -106,15 +108,17 @@ class Reach:
     notes: dict[int, set[str]] = field(default_factory=dict)
 
 
-async def verbs_on(work: Work[Body], objects: Sequence[tuple[str, str]]) -> frozenset[str]:
-    """Return what grants let the agent do with another's object.
+async def verbs_on(work: Work[Body], objects: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Return what grants let the agent do with another's object, each verb until when (Unix time).
 
     `objects`: it and what it lies in, as kinds and ids.
     """
     kinds, ids = zip(*objects, strict=True) if objects else ((), ())
     rows = await work.rows(_VERBS, _asker(work) | {"kinds": list(kinds), "ids": list(ids)})
-    verbs = frozenset(row.verb for row in rows)
-    return ALL_VERBS if "administer" in verbs else verbs
+    until = {row.verb: row.until for row in rows}
+    if "administer" in until:
+        return {verb: max(until.get(verb, 0.0), until["administer"]) for verb in ALL_VERBS}
+    return until
 
 
 async def reach_of(work: Work[Body], verb: Verb) -> Reach:
@@ -152,8 +156,10 @@ async def grant(work: Work[AccessGrant]) -> Acknowledged:
     body = work.body
     owner = await work.agent_named(body.object.owner)
     target, verbs = await _target(work, owner)
-    _require(verbs, {"share", *body.verbs}, owner)
-    await share_object(work, target, shown=_shown(body.object, owner), owner=owner)
+    needed: set[str] = {"share", *body.verbs}
+    _require(verbs, needed, owner)
+    until = min(verbs[verb] for verb in needed)  # nobody passes on more than it has
+    await share_object(work, target, shown=_shown(body.object, owner), owner=owner, until=until)
     return Acknowledged()
 
 
@@ -188,11 +194,13 @@ async def share_object(
     *,
     shown: str = "",
     owner: AgentRow | None = None,
+    until: float = math.inf,
     scratch: bool = False,
 ) -> None:
     """Grant what a body says on an object, in place of what was granted there to the same.
 
     `owner`: whose it is, if it is not the agent's own; row-level security asks whether it may.
+    `until`: no longer than that (Unix time).
     What the new grant does not allow, or not for as long, is taken back.
     """
     body, agent = work.body, work.agent
@@ -200,15 +208,22 @@ async def share_object(
     whose = (owner or agent).id
     to = {"owner": whose, "kind": target[0], "id": target[1], "agent": to_agent, "group": to_group}
     put = {"tenant": agent.tenant_id, "by": agent.id, "ttl": body.ttl_s, "verbs": list(body.verbs)}
+    put["until"] = None if until == math.inf else until
     [row] = await work.rows(_PUT, to | put)  # first: what it stands in for may be what allows it
     before = await work.rows(_DROP, to | {"all": False, "but": row.id})
+    covering = [old for old in before if old.holds and _covers(old, row)]
+    if covering:  # less of a grant stands on what that stood on
+        old = min(covering, key=lambda each: (each.granted_by != whose, each.id))
+        await work.kernel_rows(_GIVEN_BY, (old.granted_by, row.id))
     shown = shown or " ".join(target)
     if narrowed := [each for each in before if each.holds and not _covers(row, each)]:
         whom, verbs = body.agent or body.group, ", ".join(body.verbs)
         what = f"narrow the grant on {shown} that {whom} has to {verbs}"
         if body.ttl_s is not None:
             what += f", for {body.ttl_s:g} s"
-        seen = (_seen_grants(target, narrowed),)
+        ended = await end_unfounded(work, whose)
+        seen = (_seen_grants(target, narrowed + ended),)
+        what += _with_passed_on(ended)
         await work.take(Irreversible("unshare", what, seen, scratch=scratch))
     await work.enter(
         shown,
@@ -232,8 +247,10 @@ async def unshare_object(
     whose = (owner or work.agent).id
     rows = await work.rows(_DROP, to | {"owner": whose, "all": everybody})
     if held := [row for row in rows if row.holds]:
+        ended = await end_unfounded(work, whose)
         what = f"no longer share {shown} with {body.agent or body.group or 'everybody'}"
-        seen = (_seen_grants(target, held),)
+        what += _with_passed_on(ended)
+        seen = (_seen_grants(target, held + ended),)
         await work.take(Irreversible("unshare", what, seen, scratch=scratch))
     return len(rows)
 
@@ -242,6 +259,11 @@ async def seen_on_directories(work: Work[Body], directories: Sequence[int]) -> S
     """Return the grants, of whoever, on these directories; None: there is none."""
     rows = await work.kernel_rows(_ON_DIRECTORIES, ([str(each) for each in directories],))
     return _seen_grants(("directory", " ".join(map(str, directories))), rows) if rows else None
+
+
+def _with_passed_on(ended: Sequence[object]) -> str:
+    """Return what is said of grants that end with another one."""
+    return f", nor as it was passed on ({len(ended)} grants)" if ended else ""
 
 
 def _covers(new: Any, old: Any) -> bool:  # noqa: ANN401  rows
@@ -287,15 +309,15 @@ async def _grantee(work: Sharing | Unsharing) -> tuple[int | None, int | None]:
     return None, int(rows[0].id)
 
 
-async def _target(work: Naming, owner: AgentRow) -> tuple[ObjectId, frozenset[str]]:
-    """Return the object that is named and what the agent may do with it.
+async def _target(work: Naming, owner: AgentRow) -> tuple[ObjectId, dict[str, float]]:
+    """Return the object that is named and what the agent may do with it, each verb until when.
 
     Raises:
         NotFound: There is none, or the agent may do nothing with it.
     """
     target, wider = await _find(work, owner)
     if owner.id == work.agent.id:
-        return target, ALL_VERBS
+        return target, dict.fromkeys(ALL_VERBS, math.inf)
     verbs = await verbs_on(work, [target, *wider])
     if not verbs:
         raise _no_object(owner, work.body.object)

@@ -23,6 +23,7 @@ from aios_broker.contract.access import (
 from aios_broker.contract.errors import AlreadyExists, NotFound
 from aios_workers.approvals.irreversible import Irreversible, Seen
 from aios_workers.modules.access.identity import denied, is_administrator
+from aios_workers.modules.access.passed_on import end_unfounded
 from aios_workers.modules.operation import Work
 from aios_workers.modules.services import Services
 
@@ -46,6 +47,7 @@ _JOIN = """
     INSERT INTO membership (group_id, agent_id, role) VALUES (%s, %s, %s)
     ON CONFLICT (group_id, agent_id) DO UPDATE SET role = excluded.role
 """
+_MEMBERS_OF = "SELECT agent_id FROM membership WHERE group_id = %s"
 _LEAVE = "DELETE FROM membership WHERE group_id = %s AND agent_id = %s RETURNING role"
 _ROLE = "SELECT role FROM membership WHERE group_id = %s AND agent_id = %s FOR UPDATE"
 _HOLD = "SELECT FROM privilege_group WHERE id = %s FOR UPDATE"  # nobody joins it meanwhile
@@ -104,7 +106,9 @@ async def delete(work: Work[AccessGroupDelete]) -> Acknowledged:
     count = inside.members + inside.grants
     seen = Seen("group", str(group.id), count=count, digest=inside.digest)
     await work.take(Irreversible("privilege", what, (seen,)))
+    members = [row.agent_id for row in await work.kernel_rows(_MEMBERS_OF, (group.id,))]
     await work.cursor.execute(_DELETE, (group.id,))
+    await end_unfounded(work, givers=members)
     return Acknowledged()
 
 
@@ -130,6 +134,7 @@ async def remove(work: Work[AccessGroupRemove]) -> Acknowledged:
     else:
         group = await _administered(work)
     rows = await work.rows(_LEAVE, (group.id, member.id))
+    await end_unfounded(work, givers=[member.id])
     if rows and member.id != work.agent.id:
         what = f"take agent {body.agent} out of group {body.group}"
         seen = _seen_member(group.id, member.id, rows[0].role)

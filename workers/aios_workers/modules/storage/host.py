@@ -224,6 +224,7 @@ class HostDirectory:
                     os.link(temporary, name, src_dir_fd=at, dst_dir_fd=at)
                     os.unlink(temporary, dir_fd=at)
                 else:
+                    _refuse_special(at, name, inner)
                     os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
             except BaseException:
                 with contextlib.suppress(OSError):
@@ -269,6 +270,22 @@ class HostDirectory:
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
             raise _missing(inner)
         return _entry(inner, status)
+
+
+def _refuse_special(at: int, name: str, inner: str) -> None:
+    """Return when a file may take the place of what is there: a file, or nothing.
+
+    Raises:
+        InvalidPath: A link, a pipe or a device is there, which no agent made or sees.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(name, dir_fd=at, follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidPath(
+                f"what the host has at {inner} is no file",
+                field="body.path",
+                remedy="write to another path; links are not followed",
+            )
 
 
 def _entry(inner: str, status: os.stat_result) -> HostEntry:

@@ -293,7 +293,7 @@ async def _verbs(work: AnyWork, resolved: ResolvedPath) -> frozenset[str]:
     objects = [("directory", str(each)) for each in ancestors]
     if resolved.file is not None:
         objects.append(("file", str(resolved.file.id)))
-    return await verbs_on(work, objects)
+    return frozenset(await verbs_on(work, objects))
 
 
 def not_found(resolved: ResolvedPath) -> NotFound:
