@@ -17,7 +17,7 @@ from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
-from aios_kernel_api.rest import syscalls
+from aios_kernel_api.rest import access, description, files, settings, syscalls, views
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,9 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door(health.ROUTES, Rules(problem, is_public=True)),
     Door(syscalls.ROUTES, Rules(problem)),
+    Door(files.ROUTES, Rules(problem)),
+    Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
+    Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
 )
 
 
