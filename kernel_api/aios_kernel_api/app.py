@@ -15,6 +15,9 @@ from starlette.routing import Route
 
 from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
+from aios_kernel_api.gateway.openai_errors import openai_error
+from aios_kernel_api.gateway.state import open_gateway
+from aios_kernel_api.gateway.tables import OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import access, description, files, settings, syscalls, views
@@ -34,6 +37,7 @@ DOORS: tuple[Door, ...] = (
     Door(files.ROUTES, Rules(problem)),
     Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
     Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
+    Door(OPENAI_ROUTES, Rules(openai_error)),
 )
 
 
@@ -50,6 +54,7 @@ def create_app(kernel: Kernel) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.kernel = kernel
+    app.state.gateway = open_gateway(kernel)
     return app
 
 

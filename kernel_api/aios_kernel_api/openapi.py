@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from aios_kernel_api.operations import Answer, Operation
-from aios_kernel_api.problems import PROBLEM_TYPE, Problem
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{name}"
@@ -75,10 +74,10 @@ class Schemas:
     """The schemas of all types that operations name."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
-        kinds: list[Any] = [Problem]
+        kinds: list[Any] = []
         for one in operations:
             kinds += [each.kind for each in one.answers.values() if each.kind is not None]
-            kinds += [one.query, *([] if one.body in (None, bytes) else [one.body])]
+            kinds += [one.query, one.error, *([] if one.body in (None, bytes) else [one.body])]
         self._kinds = list(dict.fromkeys(kinds))
         found, components = msgspec.json.schema_components(
             self._kinds, schema_hook=_anything, ref_template=REF
@@ -210,7 +209,7 @@ def _responses(one: Operation, schemas: Schemas) -> Json:
     for status in sorted(errors):
         found[str(status)] = {
             "description": STATUS_WORDS[status],
-            "content": {PROBLEM_TYPE: {"schema": schemas.of(Problem)}},
+            "content": {one.error_media: {"schema": schemas.of(one.error)}},
         }
     return found
 

@@ -18,6 +18,7 @@ from aios_broker.contract.syscall import refuse_nul
 from aios_kernel_api.bodies import query_of, read_json
 from aios_kernel_api.identity import Caller, Scope, caller_of, require
 from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_kernel_api.problems import PROBLEM_TYPE, Problem
 
 Method = Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 Query = TypeVar("Query", bound=Struct)
@@ -67,6 +68,8 @@ class Operation:
     headers: Mapping[str, str] = field(default_factory=dict)  # of the request, by name
     answers: Mapping[int, Answer]
     errors: tuple[int, ...] = ()  # beside those that any request may meet
+    error: Any = Problem  # how it says an error
+    error_media: str = PROBLEM_TYPE
 
     @property
     def name(self) -> str:

@@ -126,8 +126,8 @@ IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "POST /v1/approvals/{id}/deny": an_approval,
     "GET /v1/files/{path:path}": a_file,
 }
-# A path is everybody's own: what is written there is the caller's.
-OWN_PLACES = frozenset(["PUT /v1/files/{path:path}"])
+# What is written at a path is the caller's; models are everybody's.
+OWN_PLACES = frozenset(["PUT /v1/files/{path:path}", "GET /v1/models/{id:path}"])
 WITH_IDS = {
     name
     for name, one in OPERATIONS.items()

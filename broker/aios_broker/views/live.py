@@ -79,7 +79,7 @@ def parsed_module(name: str, modules: Sequence[Module]) -> Module:
 
 @dataclass(frozen=True, slots=True)
 class ProgramView:
-    """One run of an agent towards a task: what of it has not ended, and what it has used."""
+    """One run of an agent towards a task, with all of its tree: what lives of it, what it used."""
 
     tenant: str
     agent: str
@@ -107,7 +107,7 @@ async def read_programs(
     for job in await read_jobs(control):
         one = job.metadata
         if whose.has(one.tenant, one.agent):
-            states.setdefault((one.tenant, one.agent, one.program), Counter())[job.state] += 1
+            states.setdefault((one.tenant, one.agent, one.tree), Counter())[job.state] += 1
     return [
         _program(key, states.get(key, Counter()), uses.get(key, Use()))
         for key in sorted(uses.keys() | states.keys())

@@ -27,6 +27,7 @@ def operations() -> tuple[Operation, ...]:
         *described.SYSCALLS,
         *(operation for operation, _ in ours),
         *files.OPERATIONS,
+        *described.GATEWAY,
         *described.HEALTH,
         *described.DESCRIPTION,
     )

@@ -136,7 +136,8 @@ async def syscalls(asked: Asked[WhichSyscalls, None]) -> Page[JobView]:
     found = [
         job
         for job in jobs
-        if query.program in (None, job.metadata.program) and query.state in (None, job.state)
+        if query.program in (None, job.metadata.program, job.metadata.tree)
+        and query.state in (None, job.state)
     ]
     return Page(found, after)
 
