@@ -1,7 +1,5 @@
 """Operations of the routes that are written out: syscalls, health, and this description itself."""
 
-from typing import Any
-
 from aios_kernel_api.gateway.chat_answer import ChatCompletion
 from aios_kernel_api.gateway.chat_request import ChatRequest
 from aios_kernel_api.gateway.completions import Completion, CompletionRequest
@@ -110,8 +108,8 @@ _STREAM = "With `stream` it comes as server-sent events."
 
 
 def _generation(
-    path: str, words: str, more: str, body: Any, example: object, kind: Any
-) -> Operation:  # noqa: ANN401
+    path: str, words: str, more: str, body: object, example: object, kind: object
+) -> Operation:
     return Operation(
         method="POST",
         path=path,
