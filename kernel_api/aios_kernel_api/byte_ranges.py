@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
-from aios_broker.contract.errors import NoSuchRange
+from aios_broker.contract.errors import InvalidRange
 
 _RANGE = re.compile(r"bytes=([0-9]{1,18})?-([0-9]{1,18})?\Z")
 _PIECE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:[0-9]{1,18}|\*)\Z")
@@ -25,7 +25,7 @@ SAFE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class ByteSource:
     """Something that can be read in parts."""
 
     size_bytes: int
@@ -45,7 +45,7 @@ def asked_part(header: str, size_bytes: int) -> Part | None:
     """Return the one range that a header asks for; None: all, as for several, or what is no range.
 
     Raises:
-        NoSuchRange: it lies behind the end.
+        InvalidRange: it lies behind the end.
     """
     found = _RANGE.match(header.strip())
     if found is None or found.groups() == (None, None):
@@ -58,7 +58,7 @@ def asked_part(header: str, size_bytes: int) -> Part | None:
     else:
         part = Part(first, size_bytes if last is None else min(last + 1, size_bytes))
     if part.first >= part.end:
-        raise NoSuchRange(
+        raise InvalidRange(
             f"it has {size_bytes} bytes", field="range", remedy="ask for bytes that it has"
         )
     return part
@@ -78,13 +78,13 @@ def names(header: str, tag: str) -> bool:
     return header.strip() == "*" or tag in _TAG.findall(header)
 
 
-async def answer(headers: Headers, stored: Stored, *, only_head: bool) -> Response:
+async def answer(headers: Headers, stored: ByteSource, *, only_head: bool) -> Response:
     """Return the content, or the range of it that is asked for.
 
     The first piece is read before anything is answered: what fails then is told with its status.
 
     Raises:
-        NoSuchRange: the range lies behind the end.
+        InvalidRange: the range lies behind the end.
     """
     told = {**SAFE, "etag": stored.tag, "accept-ranges": "bytes"}
     if "if-none-match" in headers and names(headers["if-none-match"], stored.tag):

@@ -62,7 +62,7 @@ def test_a_file_of_many_pieces_comes_whole_and_in_ranges(client: httpx.Client) -
 def test_a_range_behind_the_end_is_refused(client: httpx.Client) -> None:
     put(client, "short", b"abc")
     answer = client.get("/v1/files/short", headers={"range": "bytes=3-"})
-    assert (answer.status_code, answer.json()["code"]) == (416, "no-such-range")
+    assert (answer.status_code, answer.json()["code"]) == (416, "invalid-range")
 
 
 def test_what_is_known_does_not_come_again(client: httpx.Client) -> None:

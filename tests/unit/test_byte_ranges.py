@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
-from aios_broker.contract.errors import NoSuchRange
-from aios_kernel_api.byte_ranges import Part, Stored, answer, asked_part, names, sent_piece
+from aios_broker.contract.errors import InvalidRange
+from aios_kernel_api.byte_ranges import ByteSource, Part, answer, asked_part, names, sent_piece
 
 CONTENT = bytes(range(256)) * 4
 TAG = '"7-abc"'
 sizes = st.integers(0, 3_000)
 
 
-def stored(content: bytes = CONTENT) -> Stored:
+def stored(content: bytes = CONTENT) -> ByteSource:
     async def pieces(first: int, end: int) -> AsyncIterator[bytes]:
         for at in range(first, end, 100):
             yield content[at : min(at + 100, end)]
 
-    return Stored(len(content), TAG, pieces)
+    return ByteSource(len(content), TAG, pieces)
 
 
 async def body_of(response: Response) -> bytes:
@@ -38,7 +38,7 @@ def test_a_range_is_what_a_slice_would_be(size: int, first: int, last: int) -> N
         return
     wanted = whole[first : last + 1]
     if not wanted:
-        with pytest.raises(NoSuchRange):
+        with pytest.raises(InvalidRange):
             asked_part(f"bytes={first}-{last}", size)
         return
     part = asked_part(f"bytes={first}-{last}", size)
@@ -49,7 +49,7 @@ def test_a_range_is_what_a_slice_would_be(size: int, first: int, last: int) -> N
 @given(sizes, sizes)
 def test_a_range_from_the_end_is_the_last_bytes(size: int, count: int) -> None:
     if not min(size, count):
-        with pytest.raises(NoSuchRange):
+        with pytest.raises(InvalidRange):
             asked_part(f"bytes=-{count}", size)
         return
     assert asked_part(f"bytes=-{count}", size) == Part(max(0, size - count), size)
@@ -76,7 +76,7 @@ def test_what_is_no_single_range_asks_for_all(header: str) -> None:
 def test_any_header_is_a_range_all_or_refused(header: str) -> None:
     try:
         part = asked_part(header, 50)
-    except NoSuchRange:
+    except InvalidRange:
         return
     assert part is None or 0 <= part.first < part.end <= 50
 
@@ -161,8 +161,8 @@ async def test_what_is_empty_is_whole() -> None:
 
 async def test_what_cannot_be_read_fails_before_anything_is_answered() -> None:
     async def broken(_first: int, _end: int) -> AsyncIterator[bytes]:
-        raise NoSuchRange("gone")
+        raise InvalidRange("gone")
         yield b""
 
-    with pytest.raises(NoSuchRange, match="gone"):
-        await answer(Headers(), Stored(10, TAG, broken), only_head=False)
+    with pytest.raises(InvalidRange, match="gone"):
+        await answer(Headers(), ByteSource(10, TAG, broken), only_head=False)

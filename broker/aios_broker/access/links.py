@@ -22,7 +22,7 @@ CONTENT = """
 _FILE = f"SELECT f.id, f.version, f.size_bytes, f.sha256 {LINKED}"
 
 
-class LinkedFile(Struct, frozen=True):
+class LinkTarget(Struct, frozen=True):
     """The file of a link, as it is now."""
 
     id: int
@@ -55,7 +55,7 @@ def content_values(file_id: int, version: int, offset: int, count: int) -> dict[
     }
 
 
-async def linked_file(cursor: Cursor, link: str) -> LinkedFile:
+async def linked_file(cursor: Cursor, link: str) -> LinkTarget:
     """Return the file that a link points to.
 
     Raises:
@@ -65,10 +65,10 @@ async def linked_file(cursor: Cursor, link: str) -> LinkedFile:
     row = await cursor.fetchone()
     if row is None:
         raise no_link()
-    return LinkedFile(row.id, row.version, row.size_bytes, row.sha256)
+    return LinkTarget(row.id, row.version, row.size_bytes, row.sha256)
 
 
-async def linked_part(cursor: Cursor, file: LinkedFile, offset: int, count: int) -> bytes:
+async def linked_part(cursor: Cursor, file: LinkTarget, offset: int, count: int) -> bytes:
     """Return a part of the content that a link pointed to.
 
     Raises:

@@ -32,7 +32,7 @@ class UsageLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class OwnerFilter:
     """Of whom something is wanted; None: of anybody."""
 
     tenant: str | None = None
@@ -43,7 +43,7 @@ class Whose:
         return self.tenant in (None, tenant) and self.agent in (None, agent)
 
 
-ANYBODYS = Whose()
+ANYBODYS = OwnerFilter()
 
 
 def in_order(lines: Iterable[UsageLine]) -> list[UsageLine]:
@@ -55,7 +55,7 @@ def _order(line: UsageLine) -> tuple[str, str, float, str]:
     return line.module, line.day, -line.use.ran_s, f"{line.subject or line.core}"
 
 
-async def counters(quotas: Quotas, scope: Scope, whose: Whose = ANYBODYS) -> list[UsageLine]:
+async def counters(quotas: Quotas, scope: Scope, whose: OwnerFilter = ANYBODYS) -> list[UsageLine]:
     """Return the counters of one scope, of all modules. Reads those of everybody."""
     return [
         UsageLine(module, subject, use)
@@ -66,7 +66,7 @@ async def counters(quotas: Quotas, scope: Scope, whose: Whose = ANYBODYS) -> lis
 
 
 async def history(
-    database: Database, keys: Keys, by: By, since: datetime, whose: Whose = ANYBODYS
+    database: Database, keys: Keys, by: By, since: datetime, whose: OwnerFilter = ANYBODYS
 ) -> list[UsageLine]:
     """Return what the ledger says was used since then.
 

@@ -24,7 +24,7 @@ from aios_kernel_api.calls import call
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
-from aios_kernel_api.rest.views import OfWhom, Page, Paged, whose_of
+from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, whose_of
 
 MAX_DIGITS = 18
 
@@ -41,29 +41,29 @@ async def cursor_of(kernel: Kernel, caller: Caller) -> AsyncIterator[Cursor]:
         yield cursor
 
 
-class WhichApprovals(Paged, frozen=True, kw_only=True):
+class ApprovalQuery(PageQuery, frozen=True, kw_only=True):
     """Which approvals; all states unless one is named."""
 
     state: ApprovalState | None = None
 
 
-class WhichLines(OfWhom, frozen=True, kw_only=True):
+class AuditQuery(OwnerQuery, frozen=True, kw_only=True):
     """Which lines of the audit log."""
 
 
-class Approving(Struct, frozen=True, forbid_unknown_fields=True):
+class ApproveRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Let it run once: as it was asked, or with other arguments."""
 
     arguments: dict[str, Any] | None = None
 
 
-class Denying(Struct, frozen=True, forbid_unknown_fields=True):
+class DenyRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Refuse it."""
 
     reason: Reason = ""
 
 
-async def agents(asked: Asked[OfWhom, None]) -> Page[KnownAgent]:
+async def agents(asked: Asked[OwnerQuery, None]) -> Page[KnownAgent]:
     """Return the agents that are known."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
@@ -82,7 +82,7 @@ async def agents(asked: Asked[OfWhom, None]) -> Page[KnownAgent]:
     return Page(page, f"{page[-1].tenant}/{page[-1].name}" if more else None)
 
 
-async def approvals(asked: Asked[WhichApprovals, None]) -> Page[Approval]:
+async def approvals(asked: Asked[ApprovalQuery, None]) -> Page[Approval]:
     """Return what waits for a person, or has waited."""
     query = asked.query
     async with cursor_of(asked.kernel, asked.caller) as cursor:
@@ -97,14 +97,14 @@ async def approval(asked: Asked[NoQuery, None]) -> Approval:
         return await one_approval(cursor, asked.path["id"])
 
 
-async def approve(asked: Asked[NoQuery, Approving]) -> Approval:
+async def approve(asked: Asked[NoQuery, ApproveRequest]) -> Approval:
     """Let what waits run once."""
     arguments = asked.body.arguments
     body = AccessApprove(asked.path["id"], arguments)
     return await _decide(asked, body, Decision("approved", arguments=arguments))
 
 
-async def deny(asked: Asked[NoQuery, Denying]) -> Approval:
+async def deny(asked: Asked[NoQuery, DenyRequest]) -> Approval:
     """End what waits."""
     body = AccessDeny(asked.path["id"], asked.body.reason)
     return await _decide(asked, body, Decision("denied", asked.body.reason))
@@ -126,7 +126,7 @@ async def _decide(
         return await one_approval(cursor, body.approval)
 
 
-async def audit(asked: Asked[WhichLines, None]) -> Page[AuditEntry]:
+async def audit(asked: Asked[AuditQuery, None]) -> Page[AuditEntry]:
     """Return lines of the audit log, newest first."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
@@ -168,7 +168,7 @@ OPERATIONS = (
             tag="Access",
             words="List agents, with their rights",
             scope="agent",
-            query=OfWhom,
+            query=OwnerQuery,
             answers={200: Answer(words="Agents, by tenant and name", kind=Page[KnownAgent])},
             errors=(404,),
         ),
@@ -182,7 +182,7 @@ OPERATIONS = (
             words="List what waits for a person, or has waited",
             more="Long arguments are left out; ask for the one.",
             scope="agent",
-            query=WhichApprovals,
+            query=ApprovalQuery,
             answers={200: Answer(words="Approvals, agents in turns", kind=Page[Approval])},
         ),
         approvals,
@@ -208,7 +208,7 @@ OPERATIONS = (
             more="For operators, and for agents that the operator lets decide: about others, and "
             "only narrower than was asked.",
             scope="agent",
-            body=Approving,
+            body=ApproveRequest,
             body_example={},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
             errors=(404, 409),
@@ -222,7 +222,7 @@ OPERATIONS = (
             tag="Access",
             words="End what waits: its caller hears `approval-denied`",
             scope="agent",
-            body=Denying,
+            body=DenyRequest,
             body_example={"reason": "not today"},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
             errors=(404, 409),
@@ -236,7 +236,7 @@ OPERATIONS = (
             tag="Access",
             words="Show the audit log, newest first",
             scope="agent",
-            query=WhichLines,
+            query=AuditQuery,
             answers={200: Answer(words="Lines", kind=Page[AuditEntry])},
             errors=(404,),
         ),

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_kernel_api import described, reference_page
+from aios_kernel_api import operation_list, reference_page
 from aios_kernel_api.openapi import Json, document
 from aios_kernel_api.operations import Operation
 from aios_kernel_api.rest import access, files, settings, views
@@ -24,12 +24,12 @@ def operations() -> tuple[Operation, ...]:
     """Return all operations, in the order in which they are shown."""
     ours = (*views.OPERATIONS, *settings.OPERATIONS, *access.OPERATIONS)
     return (
-        *described.SYSCALLS,
+        *operation_list.SYSCALLS,
         *(operation for operation, _ in ours),
         *files.OPERATIONS,
-        *described.GATEWAY,
-        *described.HEALTH,
-        *described.DESCRIPTION,
+        *operation_list.GATEWAY,
+        *operation_list.HEALTH,
+        *operation_list.DESCRIPTION,
     )
 
 

@@ -28,7 +28,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_kernel_api.bodies import query_of, read_body
-from aios_kernel_api.byte_ranges import Stored, answer, names, sent_piece
+from aios_kernel_api.byte_ranges import ByteSource, answer, names, sent_piece
 from aios_kernel_api.calls import call
 from aios_kernel_api.identity import Caller, caller_of
 from aios_kernel_api.kernel import Kernel, kernel_of
@@ -46,19 +46,19 @@ PIECE_BYTES = 1024 * 1024  # of a file, read at a time
 MOST_PUT_BYTES = 3_000_000
 
 
-class WhoseFile(Struct, frozen=True, forbid_unknown_fields=True):
+class FileQuery(Struct, frozen=True, forbid_unknown_fields=True):
     """In whose namespace the path is; none: in the agent's own."""
 
     owner: AgentName | None = None
 
 
-class Writing(WhoseFile, frozen=True):
+class WriteQuery(FileQuery, frozen=True):
     """In whose namespace, and how long the answer waits for what a person has to allow."""
 
     wait_s: WaitS = 30.0
 
 
-class StillUnderWay(Struct, frozen=True):
+class Accepted(Struct, frozen=True):
     """It has not ended: it waits for a person's approval, or for a worker."""
 
     syscall_id: str
@@ -68,7 +68,7 @@ async def get_file(request: Request) -> Response:
     """Return a file's content, or a range of it."""
     caller, kernel = caller_of(request), kernel_of(request)
     path = path_of(request)["path"]
-    owner = query_of(request, WhoseFile).owner
+    owner = query_of(request, FileQuery).owner
     entry = await _stat(kernel, caller, path, owner)
 
     async def pieces(first: int, end: int) -> AsyncIterator[bytes]:
@@ -90,7 +90,7 @@ async def get_file(request: Request) -> Response:
 
     return await answer(
         request.headers,
-        Stored(entry.size_bytes, tag_of(entry), pieces),
+        ByteSource(entry.size_bytes, tag_of(entry), pieces),
         only_head=request.method == "HEAD",
     )
 
@@ -109,14 +109,14 @@ async def get_link(request: Request) -> Response:
             yield part
 
     tag = f'"{file.version}-{file.sha256[:32]}"'
-    stored = Stored(file.size_bytes, tag, pieces)
+    stored = ByteSource(file.size_bytes, tag, pieces)
     return await answer(request.headers, stored, only_head=request.method == "HEAD")
 
 
 async def put_file(request: Request) -> Response:
     """Write a file, or add the next piece to it."""
     caller, kernel = caller_of(request), kernel_of(request)
-    path, query = path_of(request)["path"], query_of(request, Writing)
+    path, query = path_of(request)["path"], query_of(request, WriteQuery)
     owner = query.owner
     data = await read_body(request, most_bytes=MOST_PUT_BYTES)
     first = _first_byte(request, len(data))
@@ -131,7 +131,7 @@ async def put_file(request: Request) -> Response:
         key = request.headers.get("idempotency-key")
         entry = await call(kernel, caller, body, key=key, wait_s=query.wait_s)
     except WaitTimeout as error:
-        under_way = json_response(StillUnderWay(error.syscall_id or ""), 202)
+        under_way = json_response(Accepted(error.syscall_id or ""), 202)
         under_way.headers["location"] = f"/v1/syscalls/{error.syscall_id}"
         return under_way
     assert isinstance(entry, Entry)
@@ -222,7 +222,7 @@ GET_FILE = Operation(
     tag="Files",
     words="Read a file of the agent's, or one that it may read",
     scope="agent",
-    query=WhoseFile,
+    query=FileQuery,
     headers=_RANGE,
     answers=_READ,
     errors=(404, 416),
@@ -246,7 +246,7 @@ PUT_FILE = Operation(
     more="Up to 3,000,000 bytes at a time. What is larger is sent in pieces, one after the other: "
     "`Content-Range: bytes 3000000-5999999/*`. Replacing content may wait for a person.",
     scope="agent",
-    query=Writing,
+    query=WriteQuery,
     body=bytes,
     body_media="application/octet-stream",
     headers={
@@ -260,7 +260,7 @@ PUT_FILE = Operation(
         201: Answer(words="It was made", kind=Entry, headers=_TAG),
         202: Answer(
             words="It has not ended: it waits for a person or for a worker",
-            kind=StillUnderWay,
+            kind=Accepted,
             headers={"Location": "Where it is looked at"},
         ),
     },

@@ -17,7 +17,7 @@ from aios_broker.views.settings import (
     remember_spent,
     set_policy,
 )
-from aios_broker.views.usage import Whose
+from aios_broker.views.usage import OwnerFilter
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
 from aios_kernel_api.rest.views import Page, Who, whose_of
 
@@ -26,7 +26,7 @@ Whole = Annotated[int, Meta(ge=0, le=2**53)]
 Amount = Annotated[str, Meta(max_length=40, description="money, such as 2.50")]
 
 
-class WhichPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PolicyQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of which module; none: of all."""
 
     module: Module | None = None
@@ -67,7 +67,7 @@ class QuotaSetting(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_unread: Whole | None = None
 
 
-class WhoseQuota(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class QuotaQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Whose limits go."""
 
     module: Module = "llm"
@@ -75,19 +75,19 @@ class WhoseQuota(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     agent: Who | None = None
 
 
-class Unset(Struct, frozen=True):
+class QuotaRemoval(Struct, frozen=True):
     """Whether there was anything to take away."""
 
     changed: bool
 
 
-async def policy(asked: Asked[WhichPolicy, None]) -> Policies:
+async def policy(asked: Asked[PolicyQuery, None]) -> Policies:
     """Return the policies that are in force."""
     modules = (asked.query.module,) if asked.query.module else MODULES
     return {module: await asked.kernel.control.policy(module) for module in modules}
 
 
-async def change_policy(asked: Asked[WhichPolicy, PolicyChange]) -> Policies:
+async def change_policy(asked: Asked[PolicyQuery, PolicyChange]) -> Policies:
     """Change policies; the scheduler and the workers follow from their next step on."""
     modules = (asked.query.module,) if asked.query.module else MODULES
     changes = {
@@ -115,7 +115,7 @@ async def quotas(asked: Asked[NoQuery, None]) -> Page[QuotaLine]:
     return Page(lines)
 
 
-def _holds(subject: Subject, whose: Whose) -> bool:
+def _holds(subject: Subject, whose: OwnerFilter) -> bool:
     """Tell whether a quota says something of one of these."""
     if whose.tenant is None or subject.tenant == ANYBODY:
         return True
@@ -169,12 +169,12 @@ def _unfit(error: InvalidConfig) -> InvalidSyscall:
     return InvalidSyscall(error.message, field=error.field, remedy=error.remedy)
 
 
-async def unset_quota(asked: Asked[WhoseQuota, None]) -> Unset:
+async def unset_quota(asked: Asked[QuotaQuery, None]) -> QuotaRemoval:
     """Take the limits of an agent or a tenant away."""
     query = asked.query
     subject = quota_subject(query.agent, query.tenant)
     had = await asked.kernel.quotas.unset(query.module, subject, who=asked.caller.agent)
-    return Unset(had)
+    return QuotaRemoval(had)
 
 
 OPERATIONS = (
@@ -185,7 +185,7 @@ OPERATIONS = (
             tag="The fleet",
             words="Show the scheduling policies that are in force",
             scope="operator",
-            query=WhichPolicy,
+            query=PolicyQuery,
             answers={200: Answer(words="Policies, by module", kind=Policies)},
         ),
         policy,
@@ -197,7 +197,7 @@ OPERATIONS = (
             tag="The fleet",
             words="Change the policy of a module, or of all",
             scope="operator",
-            query=WhichPolicy,
+            query=PolicyQuery,
             body=PolicyChange,
             body_example={"name": "priority", "quantum_s": 0.25},
             answers={200: Answer(words="The policies as they are now", kind=Policies)},
@@ -236,8 +236,8 @@ OPERATIONS = (
             tag="Use and quotas",
             words="Take away the limits of an agent or a tenant",
             scope="operator",
-            query=WhoseQuota,
-            answers={200: Answer(words="Whether it had any", kind=Unset)},
+            query=QuotaQuery,
+            answers={200: Answer(words="Whether it had any", kind=QuotaRemoval)},
         ),
         unset_quota,
     ),

@@ -29,8 +29,8 @@ from aios_broker.views.usage import (
     ALL,
     SCOPES,
     By,
+    OwnerFilter,
     UsageLine,
-    Whose,
     counters,
     history,
     in_order,
@@ -53,35 +53,35 @@ class Page(Struct, Generic[T], frozen=True):
     next: str | None = None
 
 
-class Paged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PageQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which page of a list."""
 
     limit: Limit = 100
     after: Place | None = None
 
 
-class OfWhom(Paged, frozen=True, kw_only=True):
+class OwnerQuery(PageQuery, frozen=True, kw_only=True):
     """A page, of whom: who may see more than its own says so."""
 
     tenant: Who | None = None
     agent: Who | None = None
 
 
-def whose_of(caller: Caller, tenant: str | None, agent: str | None) -> Whose:
+def whose_of(caller: Caller, tenant: str | None, agent: str | None) -> OwnerFilter:
     """Return of whom something is shown.
 
     Raises:
         UnknownAgent: of somebody whom the caller may not know of.
     """
     if caller.scope == "operator":
-        return Whose(tenant or ("default" if agent else None), agent)
+        return OwnerFilter(tenant or ("default" if agent else None), agent)
     if tenant not in (None, caller.tenant):
         raise _unknown("tenant", tenant)
     if caller.scope == "administrator":
-        return Whose(caller.tenant, agent)
+        return OwnerFilter(caller.tenant, agent)
     if agent not in (None, caller.agent):
         raise _unknown("agent", agent)
-    return Whose(caller.tenant, caller.agent)
+    return OwnerFilter(caller.tenant, caller.agent)
 
 
 def _unknown(what: str, name: str | None) -> UnknownAgent:
@@ -90,7 +90,7 @@ def _unknown(what: str, name: str | None) -> UnknownAgent:
     )
 
 
-def page_of(items: Sequence[T], names: Sequence[str], paged: Paged) -> Page[T]:
+def page_of(items: Sequence[T], names: Sequence[str], paged: PageQuery) -> Page[T]:
     """Return a page of a list that is in the order of its items' names."""
     first = 0
     if paged.after is not None:
@@ -102,7 +102,7 @@ def page_of(items: Sequence[T], names: Sequence[str], paged: Paged) -> Page[T]:
 # What has not ended.
 
 
-class WhichSyscalls(OfWhom, frozen=True, kw_only=True):
+class SyscallQuery(OwnerQuery, frozen=True, kw_only=True):
     """Which syscalls."""
 
     module: Module | None = None
@@ -110,7 +110,7 @@ class WhichSyscalls(OfWhom, frozen=True, kw_only=True):
     state: State | None = None
 
 
-async def syscalls(asked: Asked[WhichSyscalls, None]) -> Page[JobView]:
+async def syscalls(asked: Asked[SyscallQuery, None]) -> Page[JobView]:
     """Return syscalls that have not ended."""
     query, control = asked.query, asked.kernel.control
     whose = whose_of(asked.caller, query.tenant, query.agent)
@@ -159,7 +159,7 @@ async def why(asked: Asked[NoQuery, None]) -> Explanation:
     return explain(job, await surroundings(kernel.functions, kernel.keys, job, approval))
 
 
-async def programs(asked: Asked[OfWhom, None]) -> Page[ProgramView]:
+async def programs(asked: Asked[OwnerQuery, None]) -> Page[ProgramView]:
     """Return programs that are alive, or were lately."""
     whose = whose_of(asked.caller, asked.query.tenant, asked.query.agent)
     found = await read_programs(asked.kernel.control, asked.kernel.quotas, whose)
@@ -253,14 +253,14 @@ Since = Annotated[
 ]
 
 
-class WhichUsage(OfWhom, frozen=True, kw_only=True):
+class UsageQuery(OwnerQuery, frozen=True, kw_only=True):
     """Whose use, put together how, since when."""
 
     by: By = "agent"
     since: Since | None = None
 
 
-class Used(Struct, frozen=True):
+class UsagePage(Struct, frozen=True):
     """What was used; `undrained`: entries of the journal that the ledger has not yet."""
 
     items: Sequence[UsageLine]
@@ -268,7 +268,7 @@ class Used(Struct, frozen=True):
     undrained: int = 0
 
 
-async def usage(asked: Asked[WhichUsage, None]) -> Used:
+async def usage(asked: Asked[UsageQuery, None]) -> UsagePage:
     """Return what was used, and what it cost."""
     query, kernel = asked.query, asked.kernel
     whose = whose_of(asked.caller, query.tenant, query.agent)
@@ -282,7 +282,7 @@ async def usage(asked: Asked[WhichUsage, None]) -> Used:
     found = in_order(lines)
     names = [f"{number:09}" for number in range(len(found))]
     page = page_of(found, names, query)
-    return Used(page.items, page.next, missing)
+    return UsagePage(page.items, page.next, missing)
 
 
 OPERATIONS = (
@@ -295,7 +295,7 @@ OPERATIONS = (
             more="An operator who names nobody sees the first of each queue in the order in which "
             "they run; everybody else what is theirs, in no order.",
             scope="agent",
-            query=WhichSyscalls,
+            query=SyscallQuery,
             answers={200: Answer(words="Syscalls", kind=Page[JobView])},
         ),
         syscalls,
@@ -320,7 +320,7 @@ OPERATIONS = (
             tag="What runs",
             words="List programs that are alive, or used something in the last hour",
             scope="agent",
-            query=OfWhom,
+            query=OwnerQuery,
             answers={200: Answer(words="Programs, by name", kind=Page[ProgramView])},
             errors=(404,),
         ),
@@ -368,8 +368,8 @@ OPERATIONS = (
             more="Without `since`, by tenant, agent or program: the counters, exact up to the last "
             "slice. Else from the ledger, by whole hours.",
             scope="agent",
-            query=WhichUsage,
-            answers={200: Answer(words="Lines, of each module", kind=Used)},
+            query=UsageQuery,
+            answers={200: Answer(words="Lines, of each module", kind=UsagePage)},
             errors=(404,),
         ),
         usage,
