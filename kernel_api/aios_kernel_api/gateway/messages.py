@@ -1,4 +1,7 @@
-"""`POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's Messages API."""
+"""`POST /v1/messages` and `/v1/messages/count_tokens`: Anthropic's Messages API.
+
+Every version of it (`anthropic-version`) is served in the same way.
+"""
 
 from contextlib import ExitStack
 
@@ -7,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_broker.contract.errors import InvalidSyscall, KernelError
+from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import CountResult
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.chat import chat_result_of
@@ -31,15 +34,12 @@ from aios_kernel_api.gateway.streams import (
     waiting,
 )
 
-VERSION_HEADER = "anthropic-version"
-VERSION = "2023-06-01"
 _messages = msgspec.json.Decoder(MessageRequest)
 _counts = msgspec.json.Decoder(CountRequest)
 
 
 async def create(request: Request) -> Response:
     """Generate the next message of a conversation."""
-    _check_version(request)
     gateway = gateway_of(request)
     kernel = gateway.kernel
     asked = await read(request, MESSAGE_FIELDS, _messages)
@@ -65,7 +65,6 @@ async def create(request: Request) -> Response:
 
 async def count_tokens(request: Request) -> Response:
     """Count what a request would have for a prompt, by the tokenizer of its core."""
-    _check_version(request)
     gateway = gateway_of(request)
     asked = await read(request, COUNT_FIELDS, _counts)
     named = await gateway.cores.named(asked.body.model)
@@ -77,17 +76,6 @@ async def count_tokens(request: Request) -> Response:
         raise KernelError("the reply holds no count", syscall_id=reply.id)
     counted = msgspec.json.encode({"input_tokens": reply.result.prompt_tokens})
     return Response(counted, 200, ask.headers(pending), "application/json")
-
-
-def _check_version(request: Request) -> None:
-    """Refuse a version of the API that is not served."""
-    version = request.headers.get(VERSION_HEADER, VERSION)
-    if version != VERSION:
-        raise InvalidSyscall(
-            f"version {version[:32]!r} of the API is not served",
-            field=VERSION_HEADER,
-            remedy=f"send {VERSION}",
-        )
 
 
 ROUTES = [

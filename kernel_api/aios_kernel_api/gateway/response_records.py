@@ -129,11 +129,18 @@ class Records:
             needs_context: Whether its conversation has to be found without it.
 
         Raises:
+            InvalidSyscall: the one before has no answer.
             NotFound: the conversation is gone, or was changed.
         """
         head = (Message("system", instructions),) if instructions else ()
         if previous is None:
             return Place((*head, *new), response_id if needs_context else "")
+        if previous.response.status not in ("completed", "incomplete"):
+            raise InvalidSyscall(
+                f"that response is {previous.response.status}: it has no answer to go on with",
+                field="previous_response_id",
+                remedy="wait for it, or go on with the one before it",
+            )
         goes_on = (
             needs_context
             and bool(previous.context)
@@ -150,14 +157,7 @@ class Records:
 
         Raises:
             NotFound: it is gone, or was changed.
-            InvalidSyscall: the response has no answer.
         """
-        if record.response.status not in ("completed", "incomplete"):
-            raise InvalidSyscall(
-                f"that response is {record.response.status}: it has no answer to go on with",
-                field="previous_response_id",
-                remedy="wait for it, or go on with the one before it",
-            )
         answer = conversation_of(record.response.output, "output")
         if not record.context:
             return (*conversation_of(record.items), *answer)
