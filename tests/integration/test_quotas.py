@@ -345,3 +345,16 @@ async def test_an_agent_stands_by_what_binds_it_first(user: QueueUser, quotas: Q
     assert found.tokens.opens_in_s == pytest.approx((600 - found.tokens.left) / 10)
     await quotas.set("llm", QuotaRow(BOB, max_queued=3))
     assert (await quotas.standings("llm", "bob", "acme")).queued == Standing(3, 1, 0.0)
+
+
+async def test_a_tree_of_programs_is_counted_as_one(user: QueueUser, quotas: Quotas) -> None:
+    for program in ("paper", "paper/search", "paper/search/read", "papers"):
+        metadata = JobMetadata("ada", "llm.chat", program)
+        await submitted(user.queue, [Submission(new_id(), b"[]", metadata, "me")])
+        [lease] = await user.claim()
+        await slice_end(user, lease, 10)
+    tree = Subject.of_program("paper/search", "ada")
+    assert tree == Subject.of_program("paper", "ada")
+    used = await quotas.usage("llm")
+    assert used.of(tree).tokens == 30
+    assert used.of(Subject.of_program("papers", "ada")).tokens == 10

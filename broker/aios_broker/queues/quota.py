@@ -15,7 +15,7 @@ from aios_broker.contract.errors import (
     QuotaExceeded,
 )
 from aios_broker.contract.money import shown
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, tree_of
 from aios_broker.queues.functions import Steps
 from aios_broker.redis.connection import Answer
 
@@ -66,8 +66,8 @@ class Subject:
 
     @classmethod
     def of_program(cls, program: str, agent: str, tenant: str = "default") -> Subject:
-        """Return one program of an agent."""
-        return cls("program", tenant, agent, program)
+        """Return one program of an agent, with all that stand in its tree."""
+        return cls("program", tenant, agent, tree_of(program))
 
     @classmethod
     def parse(cls, text: str) -> Subject:
