@@ -1,4 +1,4 @@
-"""The official OpenAI client on the kernel: responses, kept, followed, streamed, in the background."""
+"""The official OpenAI client on the kernel: responses, kept, gone on with, in the background."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ ADD: Any = {
         "additionalProperties": False,
     },
 }
+NULLABLE = [
+    "background",
+    "conversation",
+    "include",
+    "instructions",
+    "metadata",
+    "parallel_tool_calls",
+    "previous_response_id",
+    "prompt",
+    "reasoning",
+    "service_tier",
+    "store",
+    "temperature",
+    "text",
+    "top_p",
+    "truncation",
+    "user",
+]
 PATCH: Any = {
     "type": "custom",
     "name": "patch",
@@ -86,12 +104,9 @@ def test_what_is_not_to_be_kept_is_not(client: OpenAI) -> None:
 
 
 def test_explicit_nulls_are_as_nothing(client: OpenAI) -> None:
-    nulls = dict.fromkeys(
-        "background conversation include instructions metadata parallel_tool_calls prompt reasoning "
-        "previous_response_id service_tier store temperature top_p truncation user".split()
-    )
+    nulls = dict.fromkeys(NULLABLE)
     raw = client.responses.with_raw_response.create(
-        model="x", input="hi", max_output_tokens=3, extra_body={**nulls, "text": None}
+        model="x", input="hi", max_output_tokens=3, extra_body=nulls
     )
     assert raw.parse().output_text
     assert "x-aios-not-kept" not in raw.headers
@@ -155,7 +170,7 @@ def test_another_agents_response_is_unknown(api: ApiScene, client: OpenAI) -> No
                 other.responses.input_items.list,
             ):
                 with pytest.raises(openai.NotFoundError):
-                    call(response.id)  # type: ignore[operator]
+                    call(response.id)
             with pytest.raises(openai.NotFoundError) as refused:
                 made(other, previous_response_id=response.id)
             assert refused.value.param == "previous_response_id"
@@ -276,7 +291,7 @@ def test_the_items_of_an_input_come_page_by_page(client: OpenAI) -> None:
     response = made(client, input=turns)
 
     page = client.responses.input_items.list(response.id, limit=2)
-    newest = [each.content[0].text for each in page.data]  # type: ignore[union-attr]
+    newest = [each.content[0].text for each in page.data]  # type: ignore[union-attr, index]
     assert newest == ["turn 4", "turn 3"]
     assert page.has_more
     assert len(list(page)) == 5
