@@ -141,7 +141,7 @@ def test_tools_are_shown_and_named_back() -> None:
 
 
 def test_only_allowed_tools_are_shown() -> None:
-    add, look = ({"type": "function", "name": name} for name in ("add", "look"))
+    add, look = (dict[str, object](type="function", name=name) for name in ("add", "look"))
     tools = toolset_of([add, look], {"type": "allowed_tools", "mode": "required", "tools": [look]})
     assert [each.name for each in tools.tools] == ["look"]
     assert tools.choice == "required"
