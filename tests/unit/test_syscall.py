@@ -235,6 +235,9 @@ def test_what_poses_as_nobody_is_a_name(name: str) -> None:
         ("agent", "a b", "agent"),
         ("agent", "x" * 129, "agent"),
         ("program", "\n", "program"),
+        *((name, "ada\n", name) for name in ("agent", "tenant", "program")),  # `$` would take it
+        ("id", f"{ID}\n", "id"),
+        ("body.core", "core\n", "body.core"),
         ("tenant", None, "tenant"),
         ("token", "x" * 257, "token"),
         ("nice", 20, "nice"),
