@@ -37,7 +37,7 @@ PLANS: tuple[tuple[dict[str, Any], ...], ...] = (
     ),
     ({"do": "append", "path": "/full.txt", "content": "x"}, {"do": "mkdir", "path": "/made"}),
     ({"do": "create", "path": "/made.txt", "content": "x"}, {"do": "delete", "path": "/made.txt"}),
-    # What a plan makes has another number each time that it runs: it is asked for once all the same.
+    # What a plan makes has another number each time that it runs: it is asked for once.
     ({"do": "mkdir", "path": "/made"}, {"do": "delete", "path": "/made"}),
     ({"do": "mkdir", "path": "/made"}, {"do": "move", "path": "/made", "to": "/scratch/made"}),
     (

@@ -22,6 +22,7 @@ from aios_broker.contract.tokens import digest
 from aios_cli.main import cli
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AccessDenied, Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
+from aios_sdk.call import SyncCall
 from tests.unit.test_printable import EVIL
 from tests.waiting import wait_until
 
@@ -142,7 +143,7 @@ def test_what_an_agent_wrote_does_nothing_on_the_terminal_of_who_decides(
     with Agent("painter", url=settings["AIOS_REDIS_URL"]) as painter:
         painter.storage.write("config.txt", "limit = 10\n")
         note = painter.memory.add(lie, tags=("t\u202e",))
-        calls = [
+        calls: list[SyncCall[Any]] = [
             painter.storage.write.start("config.txt", lie),
             painter.memory.remove.start(note.id),
         ]

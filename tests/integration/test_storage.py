@@ -287,6 +287,7 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
 async def test_an_owner_breaks_whosever_lock_on_its_own_file(scene: Scene) -> None:
     await scene.ask(StorageCreate("d/a", "1"))
     for name in ("bob", "carl"):
+        await scene.store.vouched(name, "default")
         await scene.ask(StorageShare("d", agent=name, verbs=("read", "write")))
     await scene.ask(StorageLock("d/a", ttl_s=86_400.0, owner="ann"), "bob")
     with pytest.raises(ObjectLocked, match="bob"):

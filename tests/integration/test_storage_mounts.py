@@ -103,7 +103,7 @@ async def test_what_is_written_lies_on_the_host(scene: Scene, shared: Path) -> N
 
 
 async def test_unmounting_takes_nothing_and_asks_nobody(scene: Scene, shared: Path) -> None:
-    """What lies there stays, and its owner mounts it again; to write in, when a person allows it."""
+    """What lies there stays, and its owner mounts it again; a person is asked to write in it."""
     await mounted(scene, shared)
     scene.approvals.is_closed = True
     await scene.ask(StorageUnmount("host"))

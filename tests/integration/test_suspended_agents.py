@@ -130,7 +130,7 @@ async def test_who_can_spoil_the_audit_log_is_stopped_all_the_same(
     control = Control(scene.services.functions, scene.services.keys)
     without_key = Store(database_url, name="test")
     try:
-        with pytest.raises(InvalidConfig, match="agent 'ada' is suspended, .* no line on it"):
+        with pytest.raises(InvalidConfig, match=r"agent 'ada' is suspended, .* no line on it"):
             await suspend(without_key, control, THE_AGENT, who="test")
         await tidy_suspensions(without_key, control)
         assert await control.stopped() == {THE_AGENT: "test"}

@@ -202,7 +202,7 @@ async def test_a_worker_that_has_lost_a_stock_job_changes_nothing_in_its_record(
     [lease] = await queue.claim("silent", ClaimRequest(1, 60.0))
     await caller.connection.execute("DEL", "rq:aios:leases:tool")
     await queue.disarm(lease)
-    with pytest.raises(KernelError, match="the lease of job .* is gone"):
+    with pytest.raises(KernelError, match=r"the lease of job .* is gone"):
         await queue.vouch(lease, decode_job(data, job_id, trusted=False))
     assert await caller.connection.execute("HGET", f"rq:job:{job_id}", "data") == data
 

@@ -170,11 +170,12 @@ BYTES = 4 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
-    "part", [b"[],", b'"",', b'{"":0},', b'"\\\\",', b"1,", b'"', b"[", b'{"a":{"b":[]}},', b"\\", b","]
+    "part",
+    [b"[],", b'"",', b'{"":0},', b'"\\\\",', b"1,", b'"', b"[", b'{"a":{"b":[]}},', b"\\", b","],
 )
 @pytest.mark.timeout(10)
 def test_what_would_take_long_to_read_is_refused_at_once(part: bytes) -> None:
-    """Whoever serves others reads it in its one loop: processor time, so that load does not count."""
+    """Whoever serves others reads it in its one loop. Processor time: load does not count."""
     data = b"[" + part * (BYTES // len(part)) + b"0]"
     began = time.process_time()
     for _ in range(3):

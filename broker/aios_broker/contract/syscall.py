@@ -120,8 +120,7 @@ MAX_DEADLINE_S = 86_400.0
 # Python and by where it is called from (3.11: about 990 levels, 3.12: 1,490, 3.13: 9,990). A limit
 # far below keeps one process from writing what another cannot read.
 MAX_LEVELS = 128  # of one encoded syscall, itself and its body included
-# Whoever serves many agents reads their syscalls in its one loop: 4 MiB of empty lists would hold it
-# for a second, 100,000 values for some 20 ms.
+# Whoever serves many agents reads their syscalls in its one loop, and stands still meanwhile.
 MAX_VALUES = 100_000
 
 MODULES: tuple[Module, ...] = get_args(Module)

@@ -334,7 +334,7 @@ async def lock(work: FileWork[StorageLock]) -> Entry:
 
 
 async def unlock(work: FileWork[StorageUnlock]) -> Entry:
-    """Let others change it again; one that is free stays so. Its owner may whoever has locked it."""
+    """Let others change it again; one that is free stays so. Its owner breaks anybody's lock."""
     file = file_at(await permitted_path(work, work.body.path, "write"))
     if not work.is_own:
         check_unlocked(work, file)

@@ -379,8 +379,7 @@ def locked_error(path: str, locker: str | None, until: datetime | None) -> Objec
     return ObjectLocked(
         f"{path} is locked by {locker or 'another agent'} until {until:%Y-%m-%dT%H:%M:%SZ}",
         field="body.path",
-        remedy="wait until then, or have it unlocked (storage.unlock) by who has locked it, or by its "
-        "owner",
+        remedy="wait until then, or have it unlocked (storage.unlock): by who has, or by its owner",
         retry_after_s=max(0.0, round(left_s, 3)),
     )
 
