@@ -268,13 +268,13 @@ def encode_syscall(syscall: Syscall) -> bytes:
             remedy="shorten it, or keep large content in storage and name it",
             syscall_id=syscall.id,
         )
-    _refuse_shape(data, syscall.id)
+    refuse_shape(data, syscall.id)
     if has_nul(data):
         refuse_nul(msgspec.json.decode(data), syscall.id)
     return data
 
 
-def _refuse_shape(data: bytes | str, syscall_id: str | None = None) -> None:
+def refuse_shape(data: bytes | str, syscall_id: str | None = None) -> None:
     """Return when a syscall in JSON has as many values, and as deep, as anybody may have to read.
 
     Raises:
@@ -287,7 +287,7 @@ def _refuse_shape(data: bytes | str, syscall_id: str | None = None) -> None:
     else:
         return
     raise InvalidSyscall(
-        f"the syscall {what}",
+        f"it {what}",
         field="body",
         remedy="make its lists and objects flatter and shorter, or pass them as text",
         syscall_id=syscall_id,
@@ -335,7 +335,7 @@ def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
             values); `field` is the path of what is wrong.
     """
     if not is_flat:
-        _refuse_shape(data)
+        refuse_shape(data)
     try:
         if has_nul(data):
             refuse_nul(msgspec.json.decode(data))
