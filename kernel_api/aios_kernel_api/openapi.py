@@ -226,4 +226,6 @@ def _answer(answer: Answer, schemas: Schemas) -> Json:
         if answer.example is not None:
             content["example"] = answer.example
         found["content"] = {answer.media: content}
+        if answer.streams:
+            found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return found

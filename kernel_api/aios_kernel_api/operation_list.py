@@ -1,11 +1,5 @@
 """Operations of the routes that are written out: syscalls, health, and this description itself."""
 
-from aios_kernel_api.gateway.chat_answer import ChatCompletion
-from aios_kernel_api.gateway.chat_request import ChatRequest
-from aios_kernel_api.gateway.completions import Completion, CompletionRequest
-from aios_kernel_api.gateway.embeddings import EmbeddingRequest, Embeddings
-from aios_kernel_api.gateway.models import Model, Models
-from aios_kernel_api.gateway.openai_errors import OpenAIError
 from aios_kernel_api.health import Health, Readiness
 from aios_kernel_api.operations import Answer, Operation
 from aios_kernel_api.rest.syscalls import (
@@ -100,77 +94,6 @@ SYSCALLS = (
         scope="agent",
         answers={200: Answer(words="The syscall as it is now", kind=SyscallView)},
         errors=(404,),
-    ),
-)
-_OPENAI = "OpenAI's API"
-_MODEL_ERRORS = (404, 409, 500, 502, 504)
-_STREAM = "With `stream` it comes as server-sent events."
-
-
-def _generation(
-    path: str, words: str, more: str, body: object, example: object, kind: object
-) -> Operation:
-    return Operation(
-        method="POST",
-        path=path,
-        tag=_OPENAI,
-        words=words,
-        more=more,
-        scope="agent",
-        body=body,
-        body_example=example,
-        answers={200: Answer(words="The answer", kind=kind)},
-        errors=_MODEL_ERRORS,
-        error=OpenAIError,
-        error_media="application/json",
-    )
-
-
-GATEWAY = (
-    _generation(
-        "/v1/chat/completions",
-        "Answer a conversation",
-        _STREAM,
-        ChatRequest,
-        {"model": "any", "messages": [{"role": "user", "content": "Name three rivers."}]},
-        ChatCompletion,
-    ),
-    _generation(
-        "/v1/completions",
-        "Go on with a text",
-        _STREAM,
-        CompletionRequest,
-        {"model": "any", "prompt": "Three rivers:", "max_tokens": 32},
-        Completion,
-    ),
-    _generation(
-        "/v1/embeddings",
-        "Return the vectors of texts",
-        "",
-        EmbeddingRequest,
-        {"model": "any", "input": ["a river"]},
-        Embeddings,
-    ),
-    Operation(
-        method="GET",
-        path="/v1/models",
-        tag=_OPENAI,
-        words="List the models",
-        scope="agent",
-        answers={200: Answer(words="Models", kind=Models)},
-        error=OpenAIError,
-        error_media="application/json",
-    ),
-    Operation(
-        method="GET",
-        path="/v1/models/{id:path}",
-        tag=_OPENAI,
-        words="Show one model",
-        scope="agent",
-        answers={200: Answer(words="The model", kind=Model)},
-        errors=(404,),
-        error=OpenAIError,
-        error_media="application/json",
     ),
 )
 HEALTH = (

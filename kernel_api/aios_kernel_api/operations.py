@@ -47,6 +47,7 @@ class Answer:
     words: str
     kind: object = None  # its type, where it is JSON
     media: str = "application/json"
+    streams: bool = False  # or as server-sent events, where the request says so
     example: object = None
     headers: Mapping[str, str] = field(default_factory=dict)  # by name: what it says
 

@@ -117,6 +117,14 @@ def nothing(_api: ApiScene) -> str:
     return NO_ID
 
 
+def a_response(api: ApiScene) -> str:
+    asked_for = {"model": "any", "input": "Hello.", "max_output_tokens": 4}
+    with api.client(api.agent) as client:
+        answer = client.post("/v1/responses", json=asked_for)
+    found: str = answer.json()["id"]
+    return found
+
+
 IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "GET /v1/syscalls/{id}": a_syscall,
     "GET /v1/syscalls/{id}/wait": a_syscall,
@@ -125,6 +133,10 @@ IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "POST /v1/approvals/{id}/approve": an_approval,
     "POST /v1/approvals/{id}/deny": an_approval,
     "GET /v1/files/{path:path}": a_file,
+    "GET /v1/responses/{id}": a_response,
+    "DELETE /v1/responses/{id}": a_response,
+    "POST /v1/responses/{id}/cancel": a_response,
+    "GET /v1/responses/{id}/input_items": a_response,
 }
 # What is written at a path is the caller's; models are everybody's.
 OWN_PLACES = frozenset(["PUT /v1/files/{path:path}", "GET /v1/models/{id:path}"])

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_kernel_api import operation_list, reference_page
+from aios_kernel_api import gateway_operations, operation_list, reference_page
 from aios_kernel_api.openapi import Json, document
 from aios_kernel_api.operations import Operation
 from aios_kernel_api.rest import access, files, settings, views
@@ -27,7 +27,7 @@ def operations() -> tuple[Operation, ...]:
         *operation_list.SYSCALLS,
         *(operation for operation, _ in ours),
         *files.OPERATIONS,
-        *operation_list.GATEWAY,
+        *gateway_operations.GATEWAY,
         *operation_list.HEALTH,
         *operation_list.DESCRIPTION,
     )
