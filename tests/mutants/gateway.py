@@ -1,4 +1,4 @@
-"""The mutants of the gateway: what is told of a request, and what becomes of a client that leaves."""
+"""The mutants of the gateway: what is told of a request, and of a client that leaves."""
 
 from tests.mutants.catalogue import Mutant
 
