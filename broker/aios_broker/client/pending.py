@@ -28,13 +28,14 @@ from aios_broker.contract.errors import Cancelled, ForkedAgent, KernelError, Wai
 from aios_broker.contract.job import with_token
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply
+from aios_broker.contract.reply import ChatResult, Chunk, Heard, Part, Reply
 from aios_broker.contract.syscall import Syscall
 from aios_broker.retry import now_s, patiently
 
 logger = logging.getLogger(__name__)
 
 REPLY_GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
+MOST_AHEAD = 1000  # chunks that wait for what is missing before them
 MOST_DOUBLINGS = 16  # of the time between two questions for a silent one
 
 State = Literal["built", "sent", "asked", "accepted", "forgotten", "refused", "lost", "ended"]
@@ -113,16 +114,16 @@ class Pending:
 
     __slots__ = (
         "_accepted",
+        "_ahead",
         "_asker",
-        "_characters",
         "_ended",
         "_followers",
         "_fork",
         "_listeners",
         "_news",
-        "_thoughts",
         "asks",
         "chunks",
+        "heard",
         "heard_at_s",
         "id",
         "module",
@@ -163,8 +164,8 @@ class Pending:
         self._listeners: tuple[Callable[[], None], ...] = ()  # one, as a rule
         self._news: asyncio.Future[None] | None = None
         self._followers: tuple[Pending, ...] = ()
-        self._characters: int | None = None if syscall is None else 0  # of the answer, so far
-        self._thoughts = self._characters  # characters of the reasoning
+        self.heard = Heard()  # of its text, so far: what `chunks` add up to
+        self._ahead: list[Chunk] | None = []  # came behind a hole; None: it stays one
 
     @property
     def owner(self) -> Owner | None:
@@ -241,17 +242,34 @@ class Pending:
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
 
-        After a crash the same characters come again. After a hole (a message lost with a
-        connection) nothing is kept: the reply holds it all.
+        After a crash the same characters come again. What comes behind a hole (a message lost with
+        a connection, or from before this client came) waits for what is between.
         """
         self.heard_at_s = now_s
         self.asks = 0
-        have = self._characters if chunk.part == "answer" else self._thoughts
-        have = chunk.offset if have is None else have
-        if chunk.offset <= have < chunk.offset + len(chunk.text):
+        have: int = getattr(self.heard, chunk.part)
+        if chunk.offset > have:
+            if self._ahead is not None and len(self._ahead) < MOST_AHEAD:
+                self._ahead.append(chunk)
+        elif have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :], chunk.part)
         for follower in self._followers:
             follower.hear(chunk, now_s)
+
+    @property
+    def has_hole(self) -> bool:
+        """Whether text came that cannot be kept before what is missing has come."""
+        return bool(self._ahead)
+
+    def fill(self, missing: Sequence[Chunk], now_s: float) -> None:
+        """Take the text that the kernel has kept, and then what came ahead of it.
+
+        Where that leaves a hole nobody has what is missing any more: the reply holds it all.
+        """
+        ahead, self._ahead = self._ahead or (), []
+        for chunk in (*missing, *ahead):
+            self.hear(chunk, now_s)
+        self._ahead = None if self._ahead else []
 
     def end(self, reply: Reply, cause: Literal["reply", "refuse", "lose"] = "reply") -> None:
         """Take the one reply; whatever of its text was not streamed becomes the last chunk.
@@ -262,8 +280,9 @@ class Pending:
         self.was_accepted = self.was_accepted or cause == "reply"
         result = reply.result
         if isinstance(result, ChatResult) and self._streams:
-            self._complete(self._thoughts or 0, result.reasoning, "reasoning")
-            self._complete(self._characters or 0, result.text, "answer")
+            self._complete(self.heard.reasoning, result.reasoning, "reasoning")
+            self._complete(self.heard.answer, result.text, "answer")
+        self._ahead = None
         self.reply = self._with_token(reply)
         if self._accepted is not None:
             _wake(self._accepted)
@@ -330,6 +349,11 @@ class Pending:
             require_same_process(self._fork)
 
     @property
+    def may_stream(self) -> bool:
+        """Whether text may come before its reply."""
+        return self.module in (None, "llm") if self.syscall is None else self._streams
+
+    @property
     def _streams(self) -> bool:
         if self.chunks:
             return True
@@ -344,10 +368,8 @@ class Pending:
         if isinstance(self.chunks, tuple):
             self.chunks = []
         self.chunks.append(Chunk(self.id, offset, text, part))
-        if part == "answer":
-            self._characters = offset + len(text)
-        else:
-            self._thoughts = offset + len(text)
+        have = offset + len(text)
+        self.heard = Heard(have, self.heard.reasoning) if part == "answer" else Heard(self.heard.answer, have)
         if self._news is not None:
             _wake(self._news)
             self._news = None

@@ -22,6 +22,7 @@ from aios_broker.contract.errors import (
     Cancelled,
     ClientFailed,
     KernelError,
+    Rejected,
     Unavailable,
     UnknownSyscall,
     UnsupportedVersion,
@@ -243,11 +244,10 @@ class Session:
     async def _listen(self) -> None:
         while True:
             try:
-                unread: dict[str, Pending] = {}
+                unclear: dict[str, Pending] = {}
                 for data in await self._transport.messages():
-                    if not self._hear(data):
-                        unread.update((pending.id, pending) for pending in self._whose(data))
-                await self._check([each for each in unread.values() if each.is_known])
+                    unclear.update((each.id, each) for each in self._hear(data))
+                await self._check([each for each in unclear.values() if each.is_known])
             except Unavailable as error:
                 logger.warning("replies do not come: %s; trying again", error)
                 await self._find_again()
@@ -267,22 +267,22 @@ class Session:
             else:
                 return
 
-    def _hear(self, data: bytes) -> bool:
-        """Take a message; return whether it could be read."""
+    def _hear(self, data: bytes) -> Sequence[Pending]:
+        """Take a message; return those of which it leaves something to ask for."""
         try:
             message = decode_wire(data)
         except UNREADABLE as error:
             logger.warning("a message that cannot be read is asked for by id: %s", error)
-            return False
+            return self._whose(data)
         pending = self._pending.get(message.id)
         if pending is None:
-            return True
+            return ()
         if isinstance(message, Chunk):
             pending.hear(message, now_s())
-        else:
-            del self._pending[message.id]
-            pending.end(message)
-        return True
+            return (pending,) if pending.has_hole else ()
+        del self._pending[message.id]
+        pending.end(message)
+        return ()
 
     def _whose(self, data: bytes) -> list[Pending]:
         """Return what an unreadable message may be of: those it names, or else all."""
@@ -318,7 +318,12 @@ class Session:
         for first in range(0, len(batch), CHECK_BATCH):
             part = batch[first : first + CHECK_BATCH]
             steps = (
-                self._transport.attach(pending.id, pending.module, pending.owner)
+                self._transport.attach(
+                    pending.id,
+                    pending.module,
+                    pending.owner,
+                    pending.heard if pending.may_stream else None,
+                )
                 for pending in part
             )
             for pending, attached in zip(part, await asyncio.gather(*steps), strict=True):
@@ -327,6 +332,8 @@ class Session:
     def _learn(self, pending: Pending, attached: Attached) -> None:
         if pending.reply is not None:
             return
+        if attached.missing or pending.has_hole:
+            pending.fill(attached.missing, now_s())
         if attached.reply is not None:
             self._read_stored(pending, attached.reply)
         elif attached.state is not None:
@@ -429,16 +436,10 @@ class Session:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        # A fault of ours, or a Redis that refuses our commands: nobody may wait for ever.
-        logger.error("the client failed", exc_info=error)
         self._is_serving = False
         for other in self._tasks:
             other.cancel()
-        failed = ClientFailed(
-            f"the client failed: {type(error).__name__}: {error}",
-            remedy="the next call begins anew; this one may go on: attach to it by its id",
-        )
-        self._end_all([*self._outbox.clear(), *self._all()], failed)
+        self._end_all([*self._outbox.clear(), *self._all()], _why_it_failed(error))
 
     def _serve(self) -> None:
         """Hear replies and watch for what gets lost; begun anew after a fault of the client."""
@@ -451,6 +452,19 @@ class Session:
             self._is_serving = True
             self._spawn(self._listen())
             self._spawn(self._watch())
+
+
+def _why_it_failed(error: BaseException) -> KernelError:
+    """Return what those hear who wait: nobody may wait for ever."""
+    if isinstance(error, Rejected):  # the kernel's word: its token has been revoked
+        logger.warning("the kernel serves this client no more: %s", error)
+        return error
+    # A fault of ours, or a Redis that refuses our commands.
+    logger.error("the client failed", exc_info=error)
+    return ClientFailed(
+        f"the client failed: {type(error).__name__}: {error}",
+        remedy="the next call begins anew; this one may go on: attach to it by its id",
+    )
 
 
 def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:

@@ -28,6 +28,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.ids import id_refused
 from aios_broker.contract.job import encode_job, without_arguments
 from aios_broker.contract.names import Owner
+from aios_broker.contract.reply import Chunk, Part, encode
 from aios_broker.contract.syscall import Syscall, checked_needs
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
@@ -75,6 +76,7 @@ REPLIES = 1000  # taken by one blocking call
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
+_WIDE, _WIDE_BYTES = "utf-32-le", 4  # of text that is read from a character on
 _encode = msgspec.json.Encoder().encode
 _SUBMIT_STATUS: dict[int, SubmitStatus] = {1: "queued", 2: "known", 3: "ended"}
 
@@ -293,10 +295,29 @@ class ModuleQueue(ModuleSteps):
         arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
-    async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
-        """Push streamed chunks to whoever waits; those of a lost lease are dropped."""
-        rows = [ChunkRow(lease.job_id, lease.attempt, chunk) for lease, chunk in chunks]
+    async def emit(self, chunks: Sequence[tuple[Lease, Chunk]]) -> None:
+        """Push streamed chunks to whoever waits, and keep their text; without a lease, nothing."""
+        rows = [
+            ChunkRow(
+                id=lease.job_id,
+                attempt=lease.attempt,
+                chunk=encode(chunk),
+                part=chunk.part,
+                offset=chunk.offset,
+                text=chunk.text.encode(_WIDE, "surrogatepass"),
+            )
+            for lease, chunk in chunks
+        ]
         await self._call("emit", _counted(rows))
+
+    async def streamed(self, job_id: str, part: Part, offset: int) -> str:
+        """Return what was streamed of a job, from a character on.
+
+        It holds at least what was sent before the call, but for what a full Redis did not take.
+        """
+        first = _WIDE_BYTES * offset
+        data: bytes = await self._execute("GETRANGE", self.keys.text(part, job_id), first, -1)
+        return data.decode(_WIDE, "surrogatepass")
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot, or None where there is none in Redis."""
