@@ -24,6 +24,7 @@ from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
 
 if TYPE_CHECKING:
+    from tests.api_scene import ApiScene
     from tests.doors import Door
     from tests.state_scene import StateScene
 
@@ -171,4 +172,13 @@ def door(redis_url: str, request: pytest.FixtureRequest) -> Iterator["Door"]:
     from tests.doors import door_of  # noqa: PLC0415  only some tests need it
 
     with door_of(request.param, redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def api(postgres_server: RunningPostgres) -> Iterator["ApiScene"]:
+    """A kernel with its HTTP API on a real socket, one for all tests of the session."""
+    from tests.api_scene import api_scene  # noqa: PLC0415  only some tests need it
+
+    with api_scene(postgres_server) as opened:
         yield opened

@@ -1,4 +1,4 @@
-"""A line to a server that can be cut: every connection through it is broken off, new ones are not."""
+"""A line to a server that can be cut: what is open through it breaks off, new connections come."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from aios_broker.client.transport import Attached, CallStatus, Outcome, Transpor
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import Heard, Reply, decode_wire
+from aios_broker.contract.reply import Heard as HeardText
+from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import Syscall
 from benchmarks.chaos.history import Heard, Log, Sent, wall_s
 
@@ -68,7 +69,7 @@ class Witness:
         syscall_id: str,
         module: Module | None,
         owner: Owner | None,
-        heard: Heard | None = None,
+        heard: HeardText | None = None,
     ) -> Attached:
         """Join a syscall; a reply that is found so was heard."""
         attached = await self._inner.attach(syscall_id, module, owner, heard)

@@ -1,8 +1,8 @@
 """Server-sent events: what is heard of a syscall, numbered so that a reader can go on elsewhere.
 
 The number of an event is a place in the text, `ANSWER-REASONING` in characters, and `end` with the
-reply: the kernel keeps the text, so any process of the API can go on from any place of it. The chunks
-that a reader gets, over all its connections, add up to the text of the result.
+reply: the kernel keeps the text, so any process of the API can go on from any place of it. The
+chunks that a reader gets, over all its connections, add up to the text of the result.
 """
 
 import re
@@ -91,7 +91,10 @@ async def told_of(request: Request, pending: Pending, heard: Heard) -> AsyncIter
     try:
         async for batch in follow(kernel_of(request), pending, heard):
             await guard.check()
-            if batch and pending.state in ("lost", "refused"):  # this client gave up, not the kernel
+            if batch and pending.state in (
+                "lost",
+                "refused",
+            ):  # this client gave up, not the kernel
                 _given_up(pending)
             data, heard = numbered(batch, heard)
             yield data or KEEP_ALIVE

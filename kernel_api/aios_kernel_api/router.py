@@ -1,8 +1,8 @@
 """What comes for the clients of this process, passed on as it is to whom it is for.
 
-A client with a session has a mailbox here. Its syscalls are submitted in the name of this process, on
-whose reply list their replies and chunks come; the router looks at their ids and at nothing else. A
-mailbox that is not emptied, or that may have missed something, is closed: its client begins a new
+A client with a session has a mailbox here. Its syscalls are submitted in the name of this process,
+on whose reply list their replies and chunks come; the router looks at their ids and nothing else.
+A mailbox that is not emptied, or that may have missed something, is closed: its client begins a new
 session and asks for what it waits for.
 """
 

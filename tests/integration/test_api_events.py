@@ -16,7 +16,7 @@ from aios_broker.contract.errors import ModuleError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall
-from aios_sdk import AsyncAgent
+from aios_sdk import AsyncAgent, Chunk
 from tests.doors import RunningApi, issued
 from tests.tiny_worker import MODEL, Emit, TinyWorker
 from tests.waiting import wait_until_async
@@ -106,11 +106,13 @@ async def opened(
 ) -> AsyncIterator[AsyncIterator[Event]]:
     headers = {"last-event-id": after} if after else {}
     path = f"/v1/syscalls/{syscall_id}/events"
-    async with client_of(api, token) as client:
-        async with client.stream("GET", path, headers=headers) as answer:
-            assert answer.status_code == 200, await answer.aread()
-            assert answer.headers["content-type"].startswith("text/event-stream")
-            yield read_events(answer)
+    async with (
+        client_of(api, token) as client,
+        client.stream("GET", path, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200, await answer.aread()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        yield read_events(answer)
 
 
 async def read_events(answer: httpx.Response) -> AsyncIterator[Event]:
@@ -125,9 +127,8 @@ async def read_events(answer: httpx.Response) -> AsyncIterator[Event]:
 
 
 async def all_events(api: RunningApi, token: str, syscall_id: str, after: str = "") -> list[Event]:
-    async with asyncio.timeout(TIMEOUT_S):
-        async with opened(api, token, syscall_id, after) as events:
-            return [event async for event in events]
+    async with asyncio.timeout(TIMEOUT_S), opened(api, token, syscall_id, after) as events:
+        return [event async for event in events]
 
 
 def text_of(events: list[Event]) -> str:
@@ -166,7 +167,10 @@ async def test_two_readers_and_a_late_one_get_the_same(
     gate = Gate()
     async with TinyWorker(redis_url, "llm", gate):
         syscall_id = await submitted(api, token)
-        async with opened(api, token, syscall_id) as one, opened(other_api, token, syscall_id) as two:
+        async with (
+            opened(api, token, syscall_id) as one,
+            opened(other_api, token, syscall_id) as two,
+        ):
             assert [(await anext(each)).data["text"] for each in (one, two)] == ["one ", "one "]
             gate.opened.set()
             rests = [[event async for event in each] for each in (one, two)]
@@ -239,7 +243,11 @@ async def test_a_process_that_stops_tells_its_readers_to_go_on_elsewhere(
                 await asyncio.to_thread(stopping.stop)
                 rest = [event async for event in events]
             [error] = rest
-            assert (error.number, error.name, error.data["code"]) == ("", "error", "api-unavailable")
+            assert (error.number, error.name, error.data["code"]) == (
+                "",
+                "error",
+                "api-unavailable",
+            )
             gate.opened.set()
             assert text_of(await all_events(api, token, syscall_id, first.number)) == "two"
 
@@ -247,16 +255,18 @@ async def test_a_process_that_stops_tells_its_readers_to_go_on_elsewhere(
 async def test_a_handle_by_id_hears_the_text_from_its_beginning(redis_url: str) -> None:
     """By any transport: the kernel keeps what was said before."""
     gate = Gate()
-    async with TinyWorker(redis_url, "llm", gate), AsyncAgent("writer", url=redis_url) as me:
-        async with me.llm.chat.stream("a story") as stream:
-            assert await anext(stream) == "one "
-            async with AsyncAgent("writer", url=redis_url) as other:
-                events = other.call(stream.id).events()
-                assert (await anext(events)).text == "one "  # type: ignore[union-attr]
-                gate.opened.set()
-                assert [each.text async for each in events if each.id and hasattr(each, "text")] == [
-                    "two"
-                ]
+    async with (
+        TinyWorker(redis_url, "llm", gate),
+        AsyncAgent("writer", url=redis_url) as me,
+        me.llm.chat.stream("a story") as stream,
+        AsyncAgent("writer", url=redis_url) as other,
+    ):
+        assert await anext(stream) == "one "
+        events = other.call(stream.id).events()
+        first = await anext(events)
+        gate.opened.set()
+        rest = [event async for event in events]
+    assert [event.text for event in (first, *rest) if isinstance(event, Chunk)] == ["one ", "two"]
 
 
 async def test_the_kept_text_goes_with_the_end(redis_url: str) -> None:

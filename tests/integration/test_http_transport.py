@@ -1,4 +1,4 @@
-"""The SDK by HTTP: what it needs, whom it believes, and what it does when the API or the line is gone."""
+"""The SDK by HTTP: what it needs, who may use it, and what it does when API or line are gone."""
 
 import asyncio
 import subprocess
@@ -138,20 +138,23 @@ async def test_a_line_that_is_cut_again_and_again_loses_and_doubles_nothing(
             offset += len(word)
         return ChatResult("".join(words), "stop", MODEL)
 
-    async with CutLine(http.url) as line, TinyWorker(redis_url, "llm", slowly) as worker:
-        async with AsyncAgent("writer", url=line.url, token=http.token("writer")) as me:
-            call = me.llm.chat.start("a story", stream=True)
-            await call.accepted()
-            reading = asyncio.create_task(read(me, call.id))
-            for _ in range(CUTS):
-                for _ in range(len(words) // CUTS):
-                    go_on.release()
-                sessions = line.accepted
-                line.cut()
-                await wait_until_async(lambda before=sessions: line.accepted > before)  # type: ignore[misc]
-            for _ in words:
+    async with (
+        CutLine(http.url) as line,
+        TinyWorker(redis_url, "llm", slowly) as worker,
+        AsyncAgent("writer", url=line.url, token=http.token("writer")) as me,
+    ):
+        call = me.llm.chat.start("a story", stream=True)
+        await call.accepted()
+        reading = asyncio.create_task(read(me, call.id))
+        for _ in range(CUTS):
+            for _ in range(len(words) // CUTS):
                 go_on.release()
-            pieces = await asyncio.wait_for(reading, timeout=20)
+            sessions = line.accepted
+            line.cut()
+            await wait_until_async(lambda before=sessions: line.accepted > before)  # type: ignore[misc]
+        for _ in words:
+            go_on.release()
+        pieces = await asyncio.wait_for(reading, timeout=20)
     assert "".join(pieces) == "".join(words)
     assert len(worker.seen) == 1
 
@@ -162,17 +165,20 @@ async def read(me: AsyncAgent, syscall_id: str) -> list[str]:
 
 async def test_calls_outlive_the_line_and_run_once(http: Door, redis_url: str) -> None:
     gate = Gate()
-    async with CutLine(http.url) as line, TinyWorker(redis_url, "tool", gate) as worker:
-        async with AsyncAgent("writer", url=line.url, token=http.token("writer")) as me:
-            waiting = []
-            for number in range(20):
-                waiting.append(me.tool.echo.start(f"{number}"))
-                line.cut()
-                await asyncio.sleep(0)
-            gate.opened.set()
+    async with (
+        CutLine(http.url) as line,
+        TinyWorker(redis_url, "tool", gate) as worker,
+        AsyncAgent("writer", url=line.url, token=http.token("writer")) as me,
+    ):
+        waiting = []
+        for number in range(20):
+            waiting.append(me.tool.echo.start(f"{number}"))
             line.cut()
-            async with asyncio.timeout(20):
-                answers = [(await call).text for call in waiting]
+            await asyncio.sleep(0)
+        gate.opened.set()
+        line.cut()
+        async with asyncio.timeout(20):
+            answers = [(await call).text for call in waiting]
     assert answers == [f"{number}" for number in range(20)]
     assert len({seen.id for seen in worker.seen}) == len(worker.seen) == 20
 

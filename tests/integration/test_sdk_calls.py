@@ -286,7 +286,9 @@ async def test_leaving_the_context_cancels_what_is_left(door: Door, control: Con
         me.tool.echo("too late")
 
 
-async def test_a_watcher_that_leaves_cancels_nothing(door: Door, me: AsyncAgent, control: Control) -> None:
+async def test_a_watcher_that_leaves_cancels_nothing(
+    door: Door, me: AsyncAgent, control: Control
+) -> None:
     call = me.tool.echo.start("a")
     await call.accepted()
     async with door.agent("writer") as other:
@@ -309,7 +311,9 @@ async def test_a_full_queue_says_when_to_try_again(me: AsyncAgent, control: Cont
         await calls[-1]
 
 
-async def test_what_the_agents_quota_leaves_room_for_is_taken(redis_url: str, me: AsyncAgent, door: Door) -> None:
+async def test_what_the_agents_quota_leaves_room_for_is_taken(
+    redis_url: str, me: AsyncAgent, door: Door
+) -> None:
     connection = Connection(redis_url)
     await Quotas(Functions(connection)).set(
         "tool", QuotaRow(Subject.of_agent("writer"), max_queued=5)

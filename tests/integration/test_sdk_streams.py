@@ -124,7 +124,9 @@ async def test_one_that_another_stream_reads_goes_on(door: Door, raw: redis.Redi
         await wait_until_async(lambda: is_cancelled(raw, stream.id))
 
 
-async def test_one_that_has_ended_is_left_as_it_is(redis_url: str, raw: redis.Redis, door: Door) -> None:
+async def test_one_that_has_ended_is_left_as_it_is(
+    redis_url: str, raw: redis.Redis, door: Door
+) -> None:
     async with TinyWorker(redis_url, "llm"), door.agent("writer") as me:
         async with me.llm.chat.stream("one two") as stream:
             assert "".join([text async for text in stream]) == "one two"

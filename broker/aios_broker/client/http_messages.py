@@ -1,8 +1,9 @@
 """What the HTTP transport and the API say to each other: JSON, a struct for each message.
 
-A client opens a session: one answer that goes on (`EVENTS`), whose first event is a `Hello` and whose
-others are replies and chunks, as workers wrote them. Beside it it submits, attaches and cancels, many
-syscalls in one request; each names the session, so that what comes of them is sent there.
+A client opens a session: one answer that goes on (`EVENTS`), whose first event is a `Hello` and
+whose others are replies and chunks, as workers wrote them. Beside it it submits, attaches and
+cancels, many syscalls in one request; each names the session, so that what comes of them is sent
+there.
 """
 
 from typing import Annotated

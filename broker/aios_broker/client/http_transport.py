@@ -1,8 +1,8 @@
 """The transport for everybody else: the kernel's API, with a token. Needs `aios-broker[http]`.
 
 Messages come on one long answer, a session's; all else is a request of its own. When the session
-breaks off, a new one begins, and what was missed is asked for by id: `Session` does that. So it loses
-nothing, whichever process of the API answers.
+breaks off, a new one begins, and what was missed is asked for by id: `Session` does that. So it
+loses nothing, whichever process of the API answers.
 """
 
 import asyncio
@@ -144,9 +144,7 @@ class HttpTransport:
             except InvalidSyscall as error:
                 found[place] = error
                 continue
-            if batch and (
-                size_bytes + len(data) > most_bytes or len(batch) >= wire.MOST_ASKED
-            ):
+            if batch and (size_bytes + len(data) > most_bytes or len(batch) >= wire.MOST_ASKED):
                 await self._publish(batch, found)
                 batch, size_bytes = {}, 0
             batch[place] = data

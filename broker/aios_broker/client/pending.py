@@ -369,7 +369,11 @@ class Pending:
             self.chunks = []
         self.chunks.append(Chunk(self.id, offset, text, part))
         have = offset + len(text)
-        self.heard = Heard(have, self.heard.reasoning) if part == "answer" else Heard(self.heard.answer, have)
+        self.heard = (
+            Heard(have, self.heard.reasoning)
+            if part == "answer"
+            else Heard(self.heard.answer, have)
+        )
         if self._news is not None:
             _wake(self._news)
             self._news = None
