@@ -40,8 +40,8 @@ def test_whatever_chunks_come_the_text_is_whole(sent: list[tuple[int, int]]) -> 
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["chunk", "fill"]), st.integers(0, 15)), max_size=12),
-    st.booleans(),
+    steps=st.lists(st.tuples(st.sampled_from(["chunk", "fill"]), st.integers(0, 15)), max_size=12),
+    attached=st.booleans(),
 )
 def test_what_came_behind_a_hole_is_kept_once_the_hole_is_filled(
     steps: list[tuple[str, int]], *, attached: bool

@@ -26,6 +26,8 @@ KEEP_ALIVE_S = 10.0  # between comments on a stream that has nothing to say
 MOST_ASKED = 500  # syscalls in one request
 MOST_REASON = 500  # characters
 
+NOTHING = msgspec.Raw()
+
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 
 
@@ -67,7 +69,7 @@ class Standing(Struct, frozen=True, omit_defaults=True):
 
     state: State | None = None  # None: the kernel knows none of this agent's
     module: Module | None = None
-    reply: msgspec.Raw | None = None
+    reply: msgspec.Raw = NOTHING  # once it has ended
     missing: tuple[Chunk, ...] = ()
 
 

@@ -68,6 +68,8 @@ class HttpTransport:
         if token:
             headers["Authorization"] = f"Bearer {token}"
         try:
+            if not urlsplit(self._url).hostname or urlsplit(self._url).port == 0:
+                raise ValueError("it names no server")
             self._http = httpx.AsyncClient(
                 base_url=self._url,
                 headers=headers,
@@ -191,7 +193,9 @@ class HttpTransport:
         future: asyncio.Future[Attached] = loop.create_future()
         if not self._asked:
             loop.call_soon(self._send_asked)
-        ask = wire.Ask(syscall_id, module, None if heard is None else tuple(heard))
+        ask = wire.Ask(
+            syscall_id, module, None if heard is None else (heard.answer, heard.reasoning)
+        )
         self._asked.append((ask, future))
         return await future
 
@@ -356,7 +360,7 @@ async def _events(stream: httpx.Response) -> AsyncIterator[list[bytes]]:
 
 
 def _attached(standing: wire.Standing) -> Attached:
-    reply = None if standing.reply is None else bytes(standing.reply)
+    reply = bytes(standing.reply) or None
     return Attached(standing.state, standing.module, reply, standing.missing)
 
 

@@ -123,6 +123,7 @@ class Pending:
         "_news",
         "asks",
         "chunks",
+        "early",
         "heard",
         "heard_at_s",
         "id",
@@ -165,6 +166,7 @@ class Pending:
         self._news: asyncio.Future[None] | None = None
         self._followers: tuple[Pending, ...] = ()
         self.heard = Heard()  # of its text, so far: what `chunks` add up to
+        self.early: Reply | None = None  # came before the kernel had answered where it stands
         self._ahead: list[Chunk] | None = []  # came behind a hole; None: it stays one
 
     @property

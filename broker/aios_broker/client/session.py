@@ -280,6 +280,9 @@ class Session:
         if isinstance(message, Chunk):
             pending.hear(message, now_s())
             return (pending,) if pending.has_hole else ()
+        if pending.state == "asked":  # the answer that is under way has what was said before
+            pending.early = message
+            return ()
         del self._pending[message.id]
         pending.end(message)
         return ()
@@ -312,7 +315,14 @@ class Session:
         try:
             await patiently(lambda: self._check([pending]), self._limits.patience_s)
         except KernelError as error:
-            self._end(pending, error)
+            if pending.early is None:
+                self._end(pending, error)
+            elif pending.reply is None:
+                self._take_early(pending, pending.early)
+
+    def _take_early(self, pending: Pending, reply: Reply) -> None:
+        self._forget(pending)
+        pending.end(reply)
 
     async def _check(self, batch: Sequence[Pending]) -> None:
         for first in range(0, len(batch), CHECK_BATCH):
@@ -334,6 +344,9 @@ class Session:
             return
         if attached.missing or pending.has_hole:
             pending.fill(attached.missing, now_s())
+        if pending.early is not None:
+            self._take_early(pending, pending.early)
+            return
         if attached.reply is not None:
             self._read_stored(pending, attached.reply)
         elif attached.state is not None:

@@ -25,6 +25,7 @@ from aios_broker.client import http_messages as wire
 from aios_broker.client.transport import Attached
 from aios_broker.client.transport import Outcome as Found
 from aios_broker.contract.errors import AccessDenied, Cancelled, InvalidSyscall, KernelError
+from aios_broker.contract.ids import id_refused
 from aios_broker.contract.names import Module, Owner, SyscallId
 from aios_broker.contract.reply import Heard
 from aios_broker.contract.syscall import Syscall, decode_syscall
@@ -49,7 +50,6 @@ async def events(request: Request) -> Response:
     kernel, owner = kernel_of(request), require_agent(caller_of(request))
     if request.method == "HEAD":
         return Response(status_code=204)
-    await kernel.router.transport.open()
     box = kernel.router.begin(owner)
     return EventStream(_told(request, box), closing(_Ended(kernel, box)))
 
@@ -85,13 +85,13 @@ def _event(message: bytes) -> bytes:
 
 
 def _hello(kernel: Kernel, box: Mailbox) -> wire.Hello:
-    transport, owner = kernel.router.transport, box.owner
+    owner = box.owner
     return wire.Hello(
         session=box.id,
         tenant=owner.tenant,
         agent=owner.agent,
-        ids_key=transport.ids(owner).key.hex(),
-        result_ttl_s=transport.result_ttl_s,
+        ids_key=kernel.session.ids(owner).key.hex(),
+        result_ttl_s=kernel.transport.result_ttl_s,
         max_body_bytes=MAX_BODY_BYTES,
     )
 
@@ -106,7 +106,7 @@ async def submit(request: Request) -> Response:
     batches: dict[Module, dict[int, Syscall]] = {}  # by place
     for place, raw in enumerate(asked.syscalls):
         try:
-            syscall = _own(decode_syscall(bytes(raw)), caller)
+            syscall = _own(decode_syscall(bytes(raw)), caller, kernel)
         except KernelError as error:
             outcomes[place] = wire.Outcome(error=error.to_wire())
         else:
@@ -183,7 +183,7 @@ def _require_few(asked: Sequence[object]) -> None:
         )
 
 
-def _own(syscall: Syscall, caller: Caller) -> Syscall:
+def _own(syscall: Syscall, caller: Caller, kernel: Kernel) -> Syscall:
     """Return a syscall with the token that it came with."""
     if syscall.owner != caller.owner:
         raise AccessDenied(
@@ -192,6 +192,8 @@ def _own(syscall: Syscall, caller: Caller) -> Syscall:
             remedy="name that agent, or use a token of the other one",
             syscall_id=syscall.id,
         )
+    if not kernel.session.ids(caller.owner).owns(syscall.id):
+        raise id_refused(caller.owner)
     return msgspec.structs.replace(syscall, token=caller.token)
 
 
@@ -207,7 +209,7 @@ def _standing(attached: Attached) -> wire.Standing:
     return wire.Standing(
         attached.state,
         attached.module,
-        None if attached.reply is None else msgspec.Raw(told_message(attached.reply)),
+        wire.NOTHING if attached.reply is None else msgspec.Raw(told_message(attached.reply)),
         attached.missing,
     )
 
