@@ -31,7 +31,7 @@ from aios_cli.session import (
     database_url,
     with_kernel,
 )
-from aios_cli.syscalls import check_name, parse_module
+from aios_cli.syscalls import parse_module
 from aios_cli.tables import (
     Column,
     Listing,

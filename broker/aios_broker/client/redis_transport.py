@@ -22,9 +22,9 @@ from aios_broker.queues.module_queue import (
     RESULT_TTL_S,
     Differs,
     ModuleQueue,
-    ReplyBox,
 )
 from aios_broker.queues.records import Submission, metadata_of
+from aios_broker.queues.reply_box import ReplyBox
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 

@@ -16,7 +16,15 @@ from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client.pending import Outbox, Pending, forks, require_same_process, to_ask_for
+from aios_broker.client.outbox import Outbox
+from aios_broker.client.pending import (
+    Pending,
+    forks,
+    joined,
+    refused,
+    require_same_process,
+    to_ask_for,
+)
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
@@ -28,7 +36,6 @@ from aios_broker.contract.errors import (
     UnsupportedVersion,
 )
 from aios_broker.contract.ids import Ids, id_refused
-from aios_broker.contract.job import conflict_of
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
@@ -114,13 +121,13 @@ class Session:
             self._serve()
         owner = syscall.owner
         if not self._transport.ids(owner).owns(syscall.id):
-            return _refused(Pending(syscall.id, syscall, now_s()), id_refused(owner))
+            return refused(Pending(syscall.id, syscall, now_s()), id_refused(owner))
         first = self._pending.get(syscall.id)
         if first is not None and first.owner not in (None, owner):  # another's, who cannot own it
             self._end(first, self._unknown(), "refuse" if first.state == "asked" else "lose")
             first = None
         if first is not None and first.syscall is not None:
-            return first if first.syscall is syscall else _joined(first, first.syscall, syscall)
+            return first if first.syscall is syscall else joined(first, first.syscall, syscall)
         pending = Pending(syscall.id, syscall, self.now_s())
         if first is None:
             self._pending[syscall.id] = pending
@@ -155,7 +162,7 @@ class Session:
             pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s(), owner)
             self._spawn(self._find(pending))
         elif owner not in (None, pending.owner):
-            return _refused(Pending(syscall_id, None, now_s(), owner), self._unknown())
+            return refused(Pending(syscall_id, None, now_s(), owner), self._unknown())
         return pending
 
     async def cancel(self, pending: Pending) -> bool:
@@ -478,21 +485,6 @@ def _why_it_failed(error: BaseException) -> KernelError:
         f"the client failed: {type(error).__name__}: {error}",
         remedy="the next call begins anew; this one may go on: attach to it by its id",
     )
-
-
-def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:
-    """Return the one under way, or one that has ended: the key stands for another syscall."""
-    try:
-        refusal: KernelError | None = conflict_of(first, again)
-    except KernelError as error:
-        refusal = error
-    return pending if refusal is None else _refused(Pending(again.id, again, now_s()), refusal)
-
-
-def _refused(pending: Pending, refusal: KernelError) -> Pending:
-    """Return one that was never sent."""
-    pending.end(failure(pending.id, refusal), "refuse")
-    return pending
 
 
 def _final_state(pending: Pending, reply: Reply) -> State:

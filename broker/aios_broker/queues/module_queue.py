@@ -32,7 +32,6 @@ from aios_broker.contract.reply import Chunk, Part, encode
 from aios_broker.contract.syscall import Syscall, checked_needs
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
-from aios_broker.queues.keys import Keys
 from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
@@ -72,7 +71,6 @@ logger = logging.getLogger(__name__)
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
-REPLIES = 1000  # taken by one blocking call
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
@@ -397,30 +395,6 @@ class ModuleQueue(ModuleSteps):
             await asyncio.sleep(FULL_PAUSE_S)
             return bool(await blocking.execute("LLEN", key))
         return moved is not None
-
-
-class ReplyBox:
-    """Reads the list to which workers push this client's replies and chunks."""
-
-    def __init__(self, blocking: Connection, client: str, keys: Keys | None = None) -> None:
-        self.client = client
-        self._key = (keys or Keys()).reply(client)
-        self._connection = blocking
-
-    async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
-        """Return all messages that are there; wait up to `timeout_s` for the first one.
-
-        The connection must be this box's alone. A message taken here is gone from Redis: one
-        that is lost with the client is found again by id (ModuleQueue.attach).
-        """
-        answer = await self._connection.execute(
-            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
-        )
-        return answer[1] if answer else []
-
-    async def aclose(self) -> None:
-        """Close the connection; the list expires by itself."""
-        await self._connection.aclose()
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:
