@@ -54,6 +54,7 @@ STEPS = (
     "worker/unregister",
     "scheduler/spill",
     "worker/context",
+    "client/responses",
 )
 LEANT_ON = frozenset(
     {
