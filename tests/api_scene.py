@@ -1,4 +1,4 @@
-"""The HTTP API as strangers meet it: a real kernel with the simulated core, and tokens of two tenants.
+"""The HTTP API as strangers meet it: a real kernel with the simulated core, two tenants' tokens.
 
     def test_it(api: ApiScene) -> None:
         with api.client(api.agent) as client: client.post("/v1/syscalls", json={...})
@@ -26,17 +26,19 @@ import httpx
 from aios_broker.config import KernelConfig
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Store
+from aios_broker.process.child import StandaloneServer
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.identity import Scope
 from aios_kernel_api.kernel import Kernel, open_kernel
 from aios_kernel_api.server import ApiServer, listen, url_of
+from aios_local.embedded.postgres import USER
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import EmbeddedKernel
 from aios_workers.modules.access.identity import put_token
-from tests.conftest import TEMPLATE_DATABASE, USER, RunningPostgres, StandaloneServer
+from tests.conftest import TEMPLATE_DATABASE, RunningPostgres
 from tests.waiting import wait_until_async
 
 ACME = "acme"
@@ -124,7 +126,7 @@ class ApiScene:
         scope: Scope = "agent",
         ttl_s: float | None = None,
     ) -> str:
-        """Return a new token of an agent (None: one that nobody else uses), as the operator does."""
+        """Return a new token of an agent; None: one that nobody else uses."""
         name = agent or f"agent-{os.getpid()}-{next(_numbers)}"
         return run(self._issue(name, tenant, scope, ttl_s))
 
@@ -212,7 +214,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
-    """Run a kernel for the length of a block: its own Redis, its own database of the tests' Postgres."""
+    """Run a kernel for the length of a block: a Redis and a database of its own."""
     postgres_server.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
     postgres_server.execute(f"CREATE DATABASE {DATABASE} TEMPLATE {TEMPLATE_DATABASE} OWNER {USER}")
     database_url = postgres_server.server.database_url(DATABASE)
@@ -229,7 +231,8 @@ def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
             )
             environ = {
                 **os.environ,
-                "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "2000",
+                "AIOS_LLM_CONTEXT_TOKENS": "16384",
+                "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "200",
                 "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
             }
             with EmbeddedKernel(config, inherited=environ) as kernel:

@@ -19,6 +19,7 @@ from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
 
 MEBIBYTE = 1024 * 1024
+OWN_PREFIX = "AIOS_API_"
 
 
 class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,7 +57,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         config = read_settings(cls, environ)
         known = [*variables_of(cls), *variables_of(KernelConfig)]
-        refuse_unknown(environ, known=known, passed_on=PROCESS_PREFIXES)
+        others = tuple(prefix for prefix in PROCESS_PREFIXES if prefix != OWN_PREFIX)
+        refuse_unknown(environ, known=known, passed_on=others)
         parse_url(config.redis_url)
         if config.database_url is not None:
             check_database_url(config.database_url)

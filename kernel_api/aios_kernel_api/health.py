@@ -1,7 +1,7 @@
 """Whether the process lives, and whether the kernel behind it can answer.
 
-    GET /healthz    it lives: nothing else is asked
-    GET /readyz     Redis, Postgres, a scheduler that leads, workers of each module
+GET /healthz    it lives: nothing else is asked
+GET /readyz     Redis, Postgres, a scheduler that leads, workers of each module
 """
 
 import asyncio

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_kernel_api.app import create_app
@@ -116,7 +116,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: bytes) -> None:
         """Answer without serving, and close; in the middle of another answer only close."""
         self._is_refused = True
-        if self.cycle is None or self.cycle.response_complete:
+        cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+        if cycle is None or cycle.response_complete:
             head = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
             self.transport.write(head % status)
         self.transport.close()

@@ -48,7 +48,13 @@ def _show(done: TokenDone) -> None:
 )
 @click.option("--revoke", is_flag=True, help="Make all tokens of AGENT worthless instead.")
 async def token(
-    operator: Operator, agent: str, tenant: str, *, is_operator: bool, ttl_s: float | None, revoke: bool
+    operator: Operator,
+    agent: str,
+    tenant: str,
+    *,
+    is_operator: bool,
+    ttl_s: float | None,
+    revoke: bool,
 ) -> TokenDone:
     """Issue a token for AGENT and print it, this once.
 
@@ -69,8 +75,8 @@ async def token(
     issued = new_token()
     await _noted(agent, tenant, digest(issued), ttl_s)
     expires_at = None if ttl_s is None else datetime.now(UTC).timestamp() + ttl_s
-    scope = "operator" if is_operator else "agent"
-    await tokens.put(digest(issued), Identity(agent, tenant, expires_at, scope))
+    identity = Identity(agent, tenant, expires_at, "operator" if is_operator else "agent")
+    await tokens.put(digest(issued), identity)
     return TokenDone(agent, tenant, issued)
 
 

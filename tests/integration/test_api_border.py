@@ -1,4 +1,4 @@
-"""What a client may do to the API: bodies, heads, slowness, numbers; none of it costs anybody else."""
+"""What a client may do to the API: bodies, heads, slowness, numbers; nobody else pays for it."""
 
 import asyncio
 import gzip
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 import pytest
 
 from aios_broker.contract.syscall import MAX_LEVELS
 from tests.api_scene import ApiScene, bearer, serving
-from tests.integration.test_api_syscalls import SLOW, echo, problem
+from tests.integration.test_api_syscalls import echo, problem
 from tests.waiting import wait_until_async
 
 MEBIBYTE = 1024 * 1024
@@ -139,14 +138,16 @@ def test_a_head_that_is_too_large_is_refused(api: ApiScene) -> None:
         with raw(api.url) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n\r\n")
             assert said(connection).startswith(b"HTTP/1.1 431 ")
-    with raw(api.url) as connection:  # one that never ends
-        with pytest.raises(OSError):  # noqa: PT011  reset or broken pipe
-            for _ in range(10_000):
-                connection.sendall(b"GET /" + b"y" * 65_536)
+    with raw(api.url) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        connection.sendall(b"GET /" + b"y" * 64 * MEBIBYTE)  # one that never ends
 
 
 def test_what_is_no_http_is_refused(api: ApiScene) -> None:
-    for garbage in (b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\xff HTTP/1.1\r\n\r\n"):
+    for garbage in (
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+    ):
         with raw(api.url) as connection:
             connection.sendall(garbage)
             assert said(connection).startswith(b"HTTP/1.1 400 ")
@@ -205,9 +206,13 @@ async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(api: ApiScene) 
             b"POST /v1/syscalls HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
             b"authorization: Bearer " + api.agent.encode() + b"\r\n\r\n{"
         )
-        await wait_until_async(lambda: served.kernel.room.free_bytes < served.kernel.config.api_max_body_bytes)
+        await wait_until_async(
+            lambda: served.kernel.room.free_bytes < served.kernel.config.api_max_body_bytes
+        )
         writer.close()
-        await wait_until_async(lambda: served.kernel.room.free_bytes == served.kernel.config.api_max_body_bytes)
+        await wait_until_async(
+            lambda: served.kernel.room.free_bytes == served.kernel.config.api_max_body_bytes
+        )
 
 
 async def test_all_bodies_together_have_a_bound(api: ApiScene) -> None:
@@ -220,30 +225,6 @@ async def test_all_bodies_together_have_a_bound(api: ApiScene) -> None:
         assert found["retryable"]
         assert answer.headers["retry-after"] == "1"
         assert served.kernel.room.free_bytes == MEBIBYTE
-
-
-async def test_one_agent_has_so_many_requests_open_and_no_more(api: ApiScene) -> None:
-    token = api.token()
-    async with (
-        serving(api.redis_url, api.database_url, api_max_requests=2) as served,
-        httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
-    ):
-        taken = await client.post("/v1/syscalls", json={"body": SLOW})
-        place = f"/v1/syscalls/{taken.json()['id']}"
-        waiting = [
-            asyncio.create_task(client.get(f"{place}/wait", params={"wait_s": 20}))
-            for _ in range(2)
-        ]
-        refused = await wait_until_async(lambda: refusal(client, place))
-        found = problem(refused, 429, "quota-exceeded")
-        assert (found["field"], found["retryable"]) == ("requests", True)
-        async with httpx.AsyncClient(base_url=served.url, headers=bearer(api.agent)) as other:
-            assert (await other.get("/readyz")).status_code == 200
-            assert (await other.post("/v1/syscalls", json=echo())).status_code == 202
-        waiting[0].cancel()  # its client leaves: its place is free
-        await wait_until_async(lambda: accepted(client, place))
-        await client.post(f"{place}/cancel")
-        assert (await waiting[1]).json()["state"] == "cancelled"
 
 
 async def refusal(client: httpx.AsyncClient, place: str) -> httpx.Response | None:
@@ -268,31 +249,6 @@ async def test_beyond_so_many_connections_it_says_that_it_is_busy(api: ApiScene)
                 return (await client.get("/healthz")).status_code == 200
 
         await wait_until_async(is_free)
-
-
-async def test_a_client_that_does_not_read_is_cut_off(api: ApiScene) -> None:
-    token = api.token()
-    async with (
-        serving(api.redis_url, api.database_url, api_slow_client_s=0.5) as served,
-        httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
-    ):
-        asked = [echo("x" * 900_000) for _ in range(16)]
-        sent = msgspec.json.encode(asked)
-        reader, writer = await asyncio.open_connection(*where(served.url), limit=1024)
-        sock = writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        writer.write(
-            b"POST /v1/syscalls?wait_s=20 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
-            + token.encode()
-            + b"\r\ncontent-length: %d\r\n\r\n" % len(sent)
-            + sent
-        )
-        await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
-        await wait_until_async(lambda: not served.server.server_state.connections)
-        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
-            await reader.readexactly(16 * 900_000)
-        writer.close()
-        assert (await client.post("/v1/syscalls", json=echo())).status_code == 202
 
 
 def where(url: str) -> tuple[str, int]:

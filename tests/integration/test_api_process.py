@@ -20,7 +20,7 @@ from aios_broker.redis.connection import Connection
 from tests.api_scene import ApiScene, ServedApi, bearer, serving
 from tests.caller import redis_away
 from tests.conftest import RunningRedis
-from tests.integration.test_api_syscalls import SLOW, echo, problem
+from tests.integration.test_api_syscalls import echo, problem
 from tests.tiny_worker import TinyWorker
 from tests.waiting import wait_until, wait_until_async
 

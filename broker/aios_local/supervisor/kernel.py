@@ -28,8 +28,8 @@ from aios_broker.scheduler.policy import policy_named
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
-from aios_local.supervisor.cores import CoresWatch
 from aios_local.supervisor.api_port import api_port
+from aios_local.supervisor.cores import CoresWatch
 from aios_local.supervisor.programs import (
     API,
     Fleet,
@@ -123,7 +123,11 @@ class EmbeddedKernel:
         if all(one.name != API for one in self._programs):
             return None
         host = reached_at(self.config.api_host)
-        return f"http://[{host}]:{self._api_port}" if ":" in host else f"http://{host}:{self._api_port}"
+        return (
+            f"http://[{host}]:{self._api_port}"
+            if ":" in host
+            else f"http://{host}:{self._api_port}"
+        )
 
     @property
     def database_url(self) -> str:
