@@ -15,6 +15,9 @@ from starlette.routing import Route
 
 from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
+from aios_kernel_api.gateway.openai_errors import openai_error
+from aios_kernel_api.gateway.state import open_gateway
+from aios_kernel_api.gateway.tables import OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import events, session, syscalls
@@ -33,6 +36,7 @@ DOORS: tuple[Door, ...] = (
     Door(syscalls.ROUTES, Rules(problem)),
     Door(events.ROUTES, Rules(problem)),
     Door(session.ROUTES, Rules(problem)),
+    Door(OPENAI_ROUTES, Rules(openai_error)),
 )
 
 
@@ -49,6 +53,7 @@ def create_app(kernel: Kernel) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.kernel = kernel
+    app.state.gateway = open_gateway(kernel)
     return app
 
 

@@ -65,8 +65,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "turns: agents do not matter",
         TURNS,
-        "path = (metadata.tenant, metadata.agent, metadata.program)",
-        'path = (metadata.tenant, "", metadata.program)',
+        "path = (metadata.tenant, metadata.agent, metadata.tree)",
+        'path = (metadata.tenant, "", metadata.tree)',
         QUEUE_TURNS_TEST,
     ),
     Mutant(
