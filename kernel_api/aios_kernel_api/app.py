@@ -15,9 +15,10 @@ from starlette.routing import Route
 
 from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
+from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
 from aios_kernel_api.gateway.state import open_gateway
-from aios_kernel_api.gateway.tables import OPENAI_ROUTES
+from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import events, session, syscalls
@@ -37,6 +38,7 @@ DOORS: tuple[Door, ...] = (
     Door(events.ROUTES, Rules(problem)),
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
+    Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
 )
 
 

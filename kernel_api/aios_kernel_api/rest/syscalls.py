@@ -256,7 +256,7 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         await pending.taken()
         await ended(request, [pending], wait_s)
         reply = heard(pending)
-    if reply is None:
+    if reply is None or not wait_s:  # who does not wait hears that it was taken, and no more
         return answer(_taken_view(pending), 202)
     if reply.error is not None:
         error = from_wire(reply.error)
