@@ -21,7 +21,16 @@ from aios_kernel_api.gateway.state import open_gateway
 from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
-from aios_kernel_api.rest import access, description, files, settings, syscalls, views
+from aios_kernel_api.rest import (
+    access,
+    description,
+    events,
+    files,
+    session,
+    settings,
+    syscalls,
+    views,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,8 @@ DOORS: tuple[Door, ...] = (
     Door(files.ROUTES, Rules(problem)),
     Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
     Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
+    Door(events.ROUTES, Rules(problem)),
+    Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
 )

@@ -25,6 +25,7 @@ from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
+from aios_kernel_api.router import Router
 
 LINKS_AT_ONCE = 4
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
@@ -55,9 +56,10 @@ class Kernel:
     store: Store | None  # None: a kernel without a database
     database: Database | None
     room: Room  # for bodies that are being read
+    router: Router  # of what comes for clients with a session
+    stopping: asyncio.Event
     # Links are read for whoever comes: a few at a time.
     link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -177,6 +179,9 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
             database = Database(config.database_url, name=NAME)
             await at_end.enter_async_context(aclosing(store))
             await at_end.enter_async_context(aclosing(database))
+        stopping = asyncio.Event()
+        router = Router(RedisTransport(config.redis_url, "api-sessions", keys), stopping)
+        await at_end.enter_async_context(router.running())
         yield Kernel(
             config,
             session,
@@ -186,4 +191,6 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
             store,
             database,
             Room(config.api_max_body_bytes),
+            router,
+            stopping,
         )

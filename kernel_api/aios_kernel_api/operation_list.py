@@ -1,7 +1,11 @@
 """Operations of the routes that are written out: syscalls, health, and this description itself."""
 
+from aios_broker.client import http_messages as wire
+from aios_broker.client.transport import CallStatus
 from aios_kernel_api.health import Health, Readiness
+from aios_kernel_api.openapi import Json
 from aios_kernel_api.operations import Answer, Operation
+from aios_kernel_api.rest.session import StatusQuery
 from aios_kernel_api.rest.syscalls import (
     SubmitQuery,
     SyscallRequest,
@@ -93,6 +97,80 @@ SYSCALLS = (
         words="End a syscall; one that has ended stays as it is",
         scope="agent",
         answers={200: Answer(words="The syscall as it is now", kind=SyscallView)},
+        errors=(404,),
+    ),
+)
+_EVENTS = {
+    "Last-Event-ID": "The last event that was read: it goes on behind it",
+}
+EVENTS = (
+    Operation(
+        method="GET",
+        path="/v1/syscalls/{id}/events",
+        tag="Syscalls",
+        words="Tell of a syscall as it goes on: its chunks from the first on, and then its reply",
+        more="Numbered, so that a reader that was cut goes on where it was, at any process.",
+        scope="agent",
+        headers=_EVENTS,
+        answers={
+            200: Answer(words="Server-sent events", media="text/event-stream"),
+            204: Answer(words="All of it was read", media=""),
+        },
+        errors=(404,),
+    ),
+)
+_SESSION = "A client's session"
+_ID = "5f0c2a51b7d94e03a6c8d1e2f3a4b5c6"
+SESSION = (
+    Operation(
+        method="GET",
+        path=wire.EVENTS,
+        tag=_SESSION,
+        words="Begin a session: a hello, then replies and chunks as they come",
+        more="What the SDK's HTTP transport speaks; `POST /v1/syscalls` asks for less.",
+        scope="agent",
+        answers={200: Answer(words="Server-sent events", media="text/event-stream")},
+    ),
+    Operation(
+        method="POST",
+        path=wire.SUBMIT,
+        tag=_SESSION,
+        words="Publish syscalls of one module, under ids of the agent's own",
+        scope="agent",
+        body=wire.Submit,
+        body_example={"session": "s1", "syscalls": []},
+        answers={200: Answer(words="What came of each", kind=Json)},
+        errors=(404, 409),
+    ),
+    Operation(
+        method="POST",
+        path=wire.ATTACH,
+        tag=_SESSION,
+        words="Hear of syscalls, or fetch their replies",
+        scope="agent",
+        body=wire.Attach,
+        body_example={"session": "s1", "asks": [{"id": _ID}]},
+        answers={200: Answer(words="How each stands", kind=Json)},
+        errors=(404, 409),
+    ),
+    Operation(
+        method="POST",
+        path=wire.CANCEL,
+        tag=_SESSION,
+        words="End syscalls of one module",
+        scope="agent",
+        body=wire.Cancel,
+        body_example={"ids": [_ID], "module": "llm"},
+        answers={200: Answer(words="Which of them ended by that", kind=wire.Cancellations)},
+    ),
+    Operation(
+        method="GET",
+        path=wire.STATUS,
+        tag=_SESSION,
+        words="Show where a syscall stands",
+        scope="agent",
+        query=StatusQuery,
+        answers={200: Answer(words="Where it stands", kind=CallStatus | None)},
         errors=(404,),
     ),
 )

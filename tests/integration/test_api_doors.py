@@ -129,6 +129,7 @@ IDS: Mapping[str, Callable[[ApiScene], str]] = {
     "GET /v1/syscalls/{id}": a_syscall,
     "GET /v1/syscalls/{id}/wait": a_syscall,
     "POST /v1/syscalls/{id}/cancel": a_syscall,
+    "GET /v1/syscalls/{id}/events": a_syscall,
     "GET /v1/approvals/{id}": an_approval,
     "POST /v1/approvals/{id}/approve": an_approval,
     "POST /v1/approvals/{id}/deny": an_approval,

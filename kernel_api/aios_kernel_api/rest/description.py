@@ -25,9 +25,11 @@ def operations() -> tuple[Operation, ...]:
     ours = (*views.OPERATIONS, *settings.OPERATIONS, *access.OPERATIONS)
     return (
         *operation_list.SYSCALLS,
+        *operation_list.EVENTS,
         *(operation for operation, _ in ours),
         *files.OPERATIONS,
         *gateway_operations.GATEWAY,
+        *operation_list.SESSION,
         *operation_list.HEALTH,
         *operation_list.DESCRIPTION,
     )
