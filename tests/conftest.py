@@ -24,6 +24,7 @@ from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
 
 if TYPE_CHECKING:
+    from tests.api_scene import ApiScene
     from tests.state_scene import StateScene
 
 TEMPLATE_DATABASE = "aios"
@@ -161,4 +162,13 @@ async def scene(redis_url: str, database_url: str) -> AsyncIterator["StateScene"
     from tests.state_scene import state_scene  # noqa: PLC0415  only some tests need it
 
     async with state_scene(redis_url, database_url) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def api(postgres_server: RunningPostgres) -> Iterator["ApiScene"]:
+    """A kernel with its HTTP API on a real socket, one for all tests of the session."""
+    from tests.api_scene import api_scene  # noqa: PLC0415  only some tests need it
+
+    with api_scene(postgres_server) as opened:
         yield opened

@@ -97,12 +97,13 @@ class Driver:
         await self._control.set_policy("llm", row)
         queue = ModuleOrder(self._order, self._control, policy)
         pieces, began_s = Timings(self._redis_pid), time.perf_counter()
-        goes_on = True
-        while goes_on:
-            pieces.begin()
-            goes_on = await queue.sweep(self._epoch, self._now_ms())
-            pieces.end()
-            await queue.decide(self._epoch, self._now_ms())
+        for _ in range(2):  # into the policy's order; then whoever takes turns is read
+            goes_on = True
+            while goes_on:
+                pieces.begin()
+                goes_on = await queue.sweep(self._epoch, self._now_ms())
+                pieces.end()
+                await queue.decide(self._epoch, self._now_ms())
         sweep_s = time.perf_counter() - began_s
         kinds = {kind: Timings(self._redis_pid) for kind in ("decision", "submit", "claim")}
         for _ in range(ticks):

@@ -34,7 +34,7 @@ from benchmarks.scale.report import Budget, Decisions, Memory, budgets_of
 
 CROWD = Path(__file__).with_name("crowd.py")
 CROWDS = 4  # processes that the agents live in
-QUEUE = "rq:queue:llm"
+QUEUES = "rq:queue:llm*"  # the module's own, and one for each core
 LEADER = "rq:aios:scheduler"
 IDLE_S = 5.0
 PATIENCE_S = 300.0
@@ -149,7 +149,7 @@ class Kernel:
 
     def waiting(self) -> int:
         """Return how many syscalls wait."""
-        return int(self._redis.llen(QUEUE))
+        return sum(int(self._redis.llen(key)) for key in self._redis.scan_iter(QUEUES))
 
     def settle(self) -> None:
         """Wait until the ledger has the whole journal."""

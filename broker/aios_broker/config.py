@@ -42,6 +42,7 @@ PROCESS_VARIABLES = (
     "AIOS_SNAPSHOT_BUDGET_BYTES",
 )
 PROCESS_PREFIXES = (
+    "AIOS_API_",
     "AIOS_APPROVAL_",
     "AIOS_EMBEDDING_",
     "AIOS_LLM_",
@@ -85,6 +86,9 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     schedulers: Annotated[int, Meta(ge=1, le=9)] = 1  # processes; one leads, the others stand by
     tool_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes
     state_workers: Annotated[int, Meta(ge=0, le=64)] = 1  # processes: memory, storage, access
+    api_host: str = "127.0.0.1"  # who reaches the HTTP API: 0.0.0.0 is everybody who gets here
+    # Of the HTTP API; 0: a free one, the same at each start on the same state directory.
+    api_port: Annotated[int, Meta(ge=0, le=65_535)] = 0
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here

@@ -1,4 +1,5 @@
-"""The kernel's HTTP door: typed REST for every syscall, `/v1` for OpenAI clients, approvals.
+"""The kernel's HTTP door: whoever has a token reaches the kernel, and never sees its Redis.
 
-Nothing is built here yet. Agents reach the kernel through `aios_sdk` and Redis.
+The contract's structs are the only models; a syscall that comes in here goes through the same
+client core as one from the SDK. `app.py` has the table of all routes.
 """

@@ -1,4 +1,4 @@
-"""`aios approvals | approve | deny | rules | audit | token`: what the operator decides."""
+"""`aios approvals | approve | deny | rules | audit`: what the operator decides."""
 
 import asyncio
 import contextlib
@@ -19,22 +19,19 @@ from aios_broker.contract.access import (
     BoundObject,
     OperationClass,
 )
-from aios_broker.contract.errors import InvalidConfig, InvalidSyscall, NotFound
+from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.printable import printable
 from aios_broker.contract.syscall import module_of
-from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Cursor, Store
-from aios_broker.queues.tokens import Identity, Tokens
 from aios_cli.session import (
     EXIT_CODES,
-    Operator,
     command,
     current_config,
     database_url,
     with_kernel,
 )
-from aios_cli.syscalls import check_name, parse_module
+from aios_cli.syscalls import parse_module
 from aios_cli.tables import (
     Column,
     Listing,
@@ -65,7 +62,6 @@ from aios_workers.modules.access.audit import (
     no_key,
     verify,
 )
-from aios_workers.modules.access.identity import put_token
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
@@ -287,41 +283,6 @@ def begin(*, yes: bool) -> int:
 
 audit.add_command(verify_)
 audit.add_command(begin)
-
-
-def _show_token(issued: Mapping[str, str]) -> None:
-    say(issued["token"])
-
-
-@command(_show_token)
-@click.argument("agent")
-@click.option("--tenant", default="default", show_default=True, help="Whose agent it is.")
-async def token(operator: Operator, agent: str, tenant: str) -> dict[str, str]:
-    """Issue a token for AGENT and print it, this once.
-
-    A job that a stock RQ producer enqueues carries it; without it such a job is refused. The
-    kernel keeps only a digest of it, in Redis and, where AIOS_DATABASE_URL or the running kernel
-    names one, in its database, from where a Redis that was emptied gets it back.
-    """
-    check_name("agent", agent)
-    check_name("tenant", tenant)
-    issued = new_token()
-    await _enter(issued, agent, tenant)
-    await Tokens(operator.connection, operator.keys).put(digest(issued), Identity(agent, tenant))
-    return {"agent": agent, "tenant": tenant, "token": issued}
-
-
-async def _enter(issued: str, agent: str, tenant: str) -> None:
-    try:
-        opened = kernel_store()
-    except InvalidConfig:  # a kernel without a database: Redis alone has its tokens
-        return
-    line = AuditLine(tenant, decider(), "access.token", f"agent {agent}", "done")
-    async with contextlib.aclosing(opened) as store:
-        whose = await store.vouched(agent, tenant)
-        async with store.as_steward() as cursor:
-            await put_token(cursor, whose.id, digest(issued), None)
-            await append_line(cursor, line)
 
 
 def decider() -> str:

@@ -46,7 +46,7 @@ COMMANDS = {
     "policy": Entry("aios_cli.policy:policy", "Show or change who goes first."),
     "quota": Entry("aios_cli.policy:quota", "Show or change what agents may use."),
     "usage": Entry("aios_cli.usage:usage", "Show what was used, and what it cost."),
-    "token": Entry("aios_cli.approvals:token", "Make a token for an agent."),
+    "token": Entry("aios_cli.tokens:token", "Make a token for an agent, or take all back."),
     "agents": Entry("aios_cli.agents:agents", "Show agents, and say what they may do."),
     "memory": Entry(
         "aios_cli.state_modules:memory_commands", "Keep, find and share an agent's notes."

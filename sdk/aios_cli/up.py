@@ -72,6 +72,8 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
         else:
             url = without_password(record.redis_url)
             say(f"The kernel runs (process {record.pid}). AIOS_REDIS_URL={url}")
+            if record.api_url is not None:
+                say(f"Its HTTP API answers at {record.api_url}")
         return
     log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
     log = KernelLog(log_path, None if quiet else sys.stdout)
@@ -199,6 +201,7 @@ def _show_status(found: Status) -> None:
         "AIOS_REDIS_URL": found.redis_url,
         "Redis by TCP": found.redis_tcp_url,
         "AIOS_DATABASE_URL": found.database_url or "not set",
+        "HTTP API": found.api_url,
         "scheduler": found.scheduler or "none leads",
         "workers": ", ".join(found.workers) or "none",
     }

@@ -91,7 +91,7 @@ class ChatOptions(TypedDict, total=False):
     tools: Sequence[Tool | Mapping[str, object]]
     tool_choice: str
     lora: str | None
-    overflow: Literal["refuse", "compact"]
+    overflow: Literal["refuse", "compact", "shorten"]
     context: str | None
 
 
@@ -106,10 +106,17 @@ def embed_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBod
     return {"type": "llm.embed", "texts": listed, "core": core}
 
 
-def count_body(texts: str | Sequence[str], *, core: str | None = None) -> RawBody:
-    """Count how many tokens each text adds to a prompt."""
+def count_body(
+    texts: str | Sequence[str] = (),
+    *,
+    messages: Messages = (),
+    tools: Sequence[Tool | Mapping[str, object]] = (),
+    core: str | None = None,
+) -> RawBody:
+    """Count how many tokens each text adds to a prompt, and what a chat has for one."""
     listed = [texts] if isinstance(texts, str) else texts
-    return {"type": "llm.count", "texts": listed, "core": core}
+    turns = _turns(messages)
+    return {"type": "llm.count", "texts": listed, "core": core, "messages": turns, "tools": tools}
 
 
 def context_set_body(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from aios_broker.contract.errors import CoreError
-from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount, LlmEmbed
+from aios_broker.contract.errors import CoreError, InvalidSyscall
+from aios_broker.contract.llm import LlmBody, LlmChat, LlmCount, LlmEmbed, Message, Tool
 from aios_broker.contract.reply import ChatResult, CountResult, EmbedResult
 from aios_broker.contract.snapshot import BeamSnapshot, decode_snapshot
 from aios_workers.llm.core import Embeddings
@@ -15,6 +15,7 @@ from aios_workers.llm.cores.simulated.simulated_model import END_ID
 from tests.caller import chat
 from tests.cut_handler import Cuts, run_cut, run_whole
 from tests.scored_core import ScoredCore, Scores
+from tests.scripted_core import ScriptedCore
 
 
 async def whole(body: LlmChat, core: ScoredCore | None = None) -> ChatResult:
@@ -232,3 +233,35 @@ async def test_a_text_longer_than_the_context_is_counted_in_pieces() -> None:
 
     assert isinstance(result, CountResult)
     assert result.tokens[0] >= length
+
+
+@pytest.mark.parametrize("tools", [(), (Tool("look", "Looks.", {"properties": {"at": {}}}),)])
+async def test_the_count_of_a_conversation_is_the_prompt_of_its_chat(
+    tools: tuple[Tool, ...],
+) -> None:
+    core, talk = ScriptedCore("hi"), (Message("system", "be kind"), Message("user", "hello é"))
+
+    counted = await run_whole(core, LlmCount(("one",), messages=talk, tools=tools))
+    chat = await run_whole(core, LlmChat(talk, tools=tools, max_tokens=1, overflow="shorten"))
+
+    assert isinstance(counted, CountResult)
+    assert isinstance(chat, ChatResult)
+    assert counted.prompt_tokens == chat.usage.prompt_tokens > 0
+    assert counted.tokens == (3,)
+
+
+async def test_a_conversation_longer_than_the_context_is_counted_from_above() -> None:
+    core = ScoredCore()
+    talk = tuple(Message("user", "x" * core.info.context_tokens) for _ in range(3))
+    tools = (Tool("look"),)
+
+    result = await run_whole(core, LlmCount(messages=talk, tools=tools))
+
+    assert isinstance(result, CountResult)
+    assert result.prompt_tokens >= 3 * core.info.context_tokens
+    assert result.tokens == ()
+
+
+async def test_nothing_is_not_counted() -> None:
+    with pytest.raises(InvalidSyscall, match="nothing to count"):
+        await run_whole(ScoredCore(), LlmCount())

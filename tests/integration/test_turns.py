@@ -42,15 +42,16 @@ class Kernel:
         self.epoch = await self.user.lead()
         await self.look()
 
-    async def look(self, times: int = 3) -> bool:
+    async def look(self, times: int = 12) -> bool:
         changed = False
-        for _ in range(times):  # the first one sweeps
+        for _ in range(times):  # the first one sweeps, each reads a piece or two
             changed = await self.order.tick(self.epoch, 1_700_000_000_000)
         return changed
 
     async def serve(self, count: int, at_once: int = 1) -> list[str]:
         """Claim and end jobs, with a look of the scheduler before each claim."""
         ids: list[str] = []
+        await self.look()
         while len(ids) < count:
             await self.look(1)
             leases = await self.user.claim(at_once)
@@ -135,7 +136,7 @@ async def test_a_suspended_job_comes_back_for_its_next_turn(
 
 
 async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kernel: Kernel) -> None:
-    ids = await send(user, FLOOD, 50)
+    ids = await send(user, FLOOD, 50)  # before anybody has looked
     assert await user.order.turns(8, 0) is None
     assert not await kernel.look()
     assert await user.waiting() == ids
@@ -143,11 +144,12 @@ async def test_what_is_one_programs_alone_is_not_even_read(user: QueueUser, kern
     assert await user.order.turns(8, 0) is not None
 
 
-async def test_when_nothing_is_live_it_begins_anew(user: QueueUser, kernel: Kernel) -> None:
+async def test_when_nothing_is_live_it_begins_anew(user: QueueUser) -> None:
+    """Whether or not a scheduler looks in between."""
     await send(user, FLOOD)
     await send(user, OTHER)
+    assert await user.order.turns(8, 0) is not None
     await user.finish(*await user.claim(2))
-    await kernel.look()
     await send(user, FLOOD, 2)
     assert await user.order.turns(8, 0) is None
 

@@ -21,6 +21,27 @@ LIMIT_MUTANTS = (
         TURNS_TEST,
     ),
     Mutant(
+        "turns: what is read backwards stands behind the rest",
+        TURNS,
+        "member.jobs.appendleft(turn)",
+        "member.jobs.append(turn)",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: who is read backwards came last",
+        TURNS,
+        "member.came = self._oldest",
+        "member.came = -self._oldest",
+        TURNS_TEST,
+    ),
+    Mutant(
+        "turns: a program that comes alone is still among others",
+        SUBMIT,
+        "if changes and call('EXISTS', c.live) == 0 then flow = '' end",
+        "if false then flow = '' end",
+        QUEUE_TURNS_TEST,
+    ),
+    Mutant(
         "turns: a wide job is one",
         TURNS,
         "            member.start += turn.width\n",
@@ -37,8 +58,8 @@ LIMIT_MUTANTS = (
     Mutant(
         "turns: who was away has saved up",
         TURNS,
-        "max(member.start, group.now), self._came",
-        "member.start, self._came",
+        "max(member.start, group.now), self._newest",
+        "member.start, self._newest",
         TURNS_TEST,
     ),
     Mutant(

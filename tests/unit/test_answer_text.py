@@ -42,6 +42,7 @@ def test_the_text_ends_before_the_first_stop_string(
 
     ends = [text.find(each) for each in stop if each in text]
     assert bytewise.stopped == bool(ends)
+    assert bytewise.stopped_by in ("", *(each for each in stop if f"{streamed}{each}" in text))
     assert bytewise.text == streamed
     assert text.startswith(streamed)
     assert not any(each in streamed for each in stop)

@@ -16,6 +16,7 @@ from aios_broker.config import (
 )
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.scheduler.config import SchedulerConfig
+from aios_kernel_api.config import ApiConfig
 from aios_workers.config import WorkerConfig
 
 HOME = {"HOME": "/home/somebody"}
@@ -91,7 +92,7 @@ def test_every_variable_that_the_code_reads_is_accepted() -> None:
     )
 
 
-@pytest.mark.parametrize("config", [KernelConfig, SchedulerConfig, WorkerConfig])
+@pytest.mark.parametrize("config", [ApiConfig, KernelConfig, SchedulerConfig, WorkerConfig])
 def test_every_setting_stands_in_the_reference(config: type[Struct]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
     assert [name for name in variables_of(config) if f"`{name}`" not in page] == []

@@ -122,6 +122,7 @@ def test_a_key_goes_to_the_process_whose_core_names_it_alone(
         "llm-1": {"AIOS_SGLANG_API_KEY", *odd},
         "tool-1": odd,
         "state-1": odd,
+        "api": odd,
         "llm.a-1": odd,
         "llm.b-1": {"THE_WORD", *odd},
     }

@@ -16,18 +16,18 @@ def names(**settings: int) -> list[str]:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, ["migrate", "scheduler", "llm-1", "tool-1", "state-1"]),
+        ({}, ["migrate", "scheduler", "llm-1", "tool-1", "state-1", "api"]),
         (
             {"schedulers": 2},
-            ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1", "state-1"],
+            ["migrate", "scheduler-1", "scheduler-2", "llm-1", "tool-1", "state-1", "api"],
         ),
         (
             {"llm_workers": 2, "tool_workers": 0, "state_workers": 0},
-            ["migrate", "scheduler", "llm-1", "llm-2"],
+            ["migrate", "scheduler", "llm-1", "llm-2", "api"],
         ),
         (
             {"llm_workers": 0, "state_workers": 2},
-            ["migrate", "scheduler", "tool-1", "state-1", "state-2"],
+            ["migrate", "scheduler", "tool-1", "state-1", "state-2", "api"],
         ),
     ],
 )

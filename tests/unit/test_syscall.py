@@ -104,7 +104,7 @@ LATER_FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "context": st.none() | names,
     "tools": st.lists(st.builds(Tool, functions, texts(), schemas), max_size=2).map(tuple),
     "tool_choice": st.sampled_from(["auto", "none", "required"]) | functions,
-    "overflow": st.sampled_from(["refuse", "compact"]),
+    "overflow": st.sampled_from(["refuse", "compact", "shorten"]),
 }
 later_chats = st.builds(LlmChat, **LATER_FIELDS)
 others = (

@@ -116,6 +116,26 @@ def test_no_owner_has_two_turns_while_another_waits_for_one(
     assert len(turns) == len(waiting)
 
 
+@CHECKS
+@given(st.lists(paths, min_size=1, max_size=40), st.integers(0, 40), st.integers(0, 40))
+def test_what_is_read_backwards_has_the_same_turns(
+    waiting: list[tuple[str, str, str]], known: int, late: int
+) -> None:
+    """Read from the newest on while more come: as if all had been known from the first."""
+    all_turns = [Turn(f"{number:04d}", path) for number, path in enumerate(waiting)]
+    plain, backwards = Turns(), Turns()
+    for each in all_turns:
+        plain.add(each)
+    old, new = all_turns[:known], all_turns[known:]
+    for each in new[: max(0, len(new) - late)]:
+        backwards.add(each)
+    for each in reversed(old):
+        backwards.add_older(each)
+    for each in new:
+        backwards.add(each)
+    assert served(backwards, len(waiting)) == served(plain, len(waiting))
+
+
 def _check(
     had: Turn,
     waiting: dict[str, Turn],

@@ -7,8 +7,14 @@
     │   │   ├── UnknownCore              no worker serves the core that was named
     │   │   ├── UnsupportedOption        this core cannot keep an option that was asked for
     │   │   └── ContextTooLong           prompt and answer do not fit the core's context
+    │   ├── InvalidRequest           an HTTP request that the API cannot serve
+    │   │   ├── RequestTooLarge          its body is over the limit
+    │   │   ├── RequestTimeout           it did not come in time
+    │   │   ├── UnsupportedMedia         its body is compressed, or of another type
+    │   │   └── MethodNotAllowed         the route does not take this method
     │   ├── UnsupportedVersion       written by another version of the contract
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
+    │   │   └── Unauthenticated          the API was not told who asks
     │   ├── AgentSuspended           an operator has suspended the agent, or its tenant
     │   ├── ForeignJob               a job that names code outside the closed table
     │   ├── QueueFull                wait `retry_after_s`, then send it again
@@ -142,12 +148,38 @@ class ContextTooLong(InvalidSyscall):
     """The prompt and the answer asked for do not fit the core's context; both are named."""
 
 
+class InvalidRequest(Rejected):
+    """An HTTP request that the API cannot read, or that asks for what a route does not have."""
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body of a request is over the limit of its route."""
+
+
+class RequestTimeout(InvalidRequest):
+    """A request did not come in time; its client is too slow, or has stopped."""
+
+    retryable = True
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body of a request is compressed, or of a type that the route does not read."""
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The route does not take requests of this method."""
+
+
 class UnsupportedVersion(Rejected):
     """Written by a version of the contract that this process does not read."""
 
 
 class AccessDenied(Rejected):
     """The token is missing, wrong, or belongs to another agent."""
+
+
+class Unauthenticated(AccessDenied):
+    """A request to the API has no token, or one that is unknown, revoked or expired."""
 
 
 class AgentSuspended(Rejected):

@@ -14,6 +14,7 @@ from msgspec import NODEFAULT, Meta, field
 from aios_broker.contract.names import Name, Request, Row, Text
 
 MAX_TOOLS = 128
+MAX_DESCRIPTION_LENGTH = 64 * 1024  # of a tool; those of coding agents have more than 8,192
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
 
 FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
@@ -56,7 +57,7 @@ class Tool(Request, frozen=True):
     """A function that the model may call. The kernel does not run it: the agent does."""
 
     name: FunctionName
-    description: Annotated[str, Meta(max_length=8_192)] = ""
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION_LENGTH)] = ""
     # JSON schema of an object; {}: no arguments
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -156,9 +157,11 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
         Meta(description="auto, none, required, or a tool's name"),
     ] = "auto"
     lora: Annotated[Name | None, Meta(description="An adapter that the core has loaded")] = None
-    # Too long for the core: refuse (ContextTooLong), or compact: oldest turns are summarised away.
+    # Too long for the core: refuse (ContextTooLong); compact: oldest turns are summarised away; or
+    # shorten: the answer has as many of `max_tokens` as there is room for.
     overflow: Annotated[
-        Literal["refuse", "compact"], Meta(description="What is done with too long a prompt")
+        Literal["refuse", "compact", "shorten"],
+        Meta(description="What is done where prompt and answer are too long"),
     ] = "refuse"
     context: Annotated[
         Name | None, Meta(description="A stored context before the prompt; it grows by it")
@@ -175,11 +178,14 @@ class LlmEmbed(Request, frozen=True, tag="llm.embed"):
 class LlmCount(Request, frozen=True, tag="llm.count"):
     """Count how many tokens each text adds to a prompt, by the tokenizer of the core that answers.
 
-    Exact for a text that fits the core's context; of a longer one an estimate from above.
+    Exact for a text that fits the core's context; of a longer one an estimate from above. And what
+    a chat of these messages and tools has for a prompt, under the same conditions.
     """
 
-    texts: Annotated[Row[Text], Meta(min_length=1, max_length=2_048)]
+    texts: Annotated[Row[Text], Meta(max_length=2_048)] = ()
     core: CoreName | None = None
+    messages: Annotated[Row[Message], Meta(max_length=10_000)] = ()
+    tools: Annotated[Row[Tool], Meta(max_length=MAX_TOOLS)] = ()
 
 
 # A context is a conversation that the kernel keeps for an agent, by name. Its token counts are by

@@ -80,6 +80,7 @@ class Choice(Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     score: float | None = None  # of a beam: sum of log-probabilities / length ** length_penalty
     reasoning: str = ""  # what the model thought before, where its family marks it
+    stopped_by: str = ""  # the string of `stop` that ended it, where the kernel looks for them
 
 
 class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
@@ -97,6 +98,7 @@ class ChatResult(Struct, frozen=True, omit_defaults=True, tag="llm.chat"):
     compacted_messages: int = 0  # of the prompt, summarised away because `overflow` allows it
     reasoning: str = ""  # what the model thought before it answered; no part of `text`
     core: str = ""  # who answered; with a fallback it may be another than was asked
+    stopped_by: str = ""  # the string of `stop` that ended it, where the kernel looks for them
 
 
 class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
@@ -109,11 +111,12 @@ class EmbedResult(Struct, frozen=True, omit_defaults=True, tag="llm.embed"):
 
 
 class CountResult(Struct, frozen=True, omit_defaults=True, tag="llm.count"):
-    """How many tokens each text has, in their order."""
+    """How many tokens each text has, in their order; and the prompt of the messages and tools."""
 
     tokens: tuple[int, ...]
     model: str
     core: str = ""
+    prompt_tokens: int = 0  # only with `messages`
 
 
 class ContextResult(Struct, frozen=True, omit_defaults=True, tag="context"):

@@ -388,9 +388,7 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
     kind = loose.body.get("type") if isinstance(loose.body, dict) else None
     if isinstance(kind, str) and kind not in KINDS:
         return unknown_kind(kind, syscall_id)
-    message, _, path = str(error).partition(" - at `$.")
-    named = _NAMED_FIELD.search(message)
-    field = ".".join(part for part in (path.rstrip("`"), named[1] if named else "") if part)
+    message, field = decode_failure(error)
     names_somebody = field.rpartition(".")[2] in ("agent", "tenant", "owner")
     return InvalidSyscall(
         message,
@@ -398,6 +396,14 @@ def _explain(data: bytes | str, error: Exception) -> KernelError:
         remedy=NAME_RULE if names_somebody else "see its type and range in docs/reference.md",
         syscall_id=syscall_id,
     )
+
+
+def decode_failure(error: Exception) -> tuple[str, str]:
+    """Return what msgspec says is wrong, and the path of the field that is; empty: all of it."""
+    message, _, path = str(error).partition(" - at `$")
+    named = _NAMED_FIELD.search(message)
+    parts = (path.rstrip("`").removeprefix("."), named[1] if named else "")
+    return message, ".".join(part for part in parts if part)
 
 
 def unknown_kind(kind: str, syscall_id: str | None = None) -> UnknownModule:

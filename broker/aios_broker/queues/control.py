@@ -93,6 +93,12 @@ class Control(Steps):
             for name, who in zip(flat[::2], flat[1::2], strict=True)
         }
 
+    async def stopped_among(self, subjects: Sequence[Subject]) -> list[Subject]:
+        """Return which of these are suspended."""
+        names = [str(subject) for subject in subjects]
+        found = await self._execute("HMGET", self.keys.own("stopped"), *names)
+        return [one for one, who in zip(subjects, found, strict=True) if who is not None]
+
     async def _owned(self, subject: Subject, module: Module) -> list[str]:
         """Return the jobs of an agent or a tenant that have not ended."""
         found: list[str] = []

@@ -55,6 +55,7 @@ STEPS = (
     "worker/unregister",
     "scheduler/spill",
     "worker/context",
+    "client/responses",
 )
 LEANT_ON = frozenset(
     {

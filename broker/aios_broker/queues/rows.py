@@ -153,6 +153,19 @@ class ContextChangeRow(NamedTuple):
     name: str
 
 
+class ResponseRow(NamedTuple):
+    """An answer that is kept for its agent."""
+
+    owner: str  # its part of the key
+    id: str
+    record: bytes
+    context: str  # that it stands in; empty: none
+    known: int  # 1: only where it is kept already
+    ttl_s: int
+    most: int
+    most_bytes: int
+
+
 class LeaseRow(NamedTuple):
     """A job that is lent; of a newcomer the row ends before its past."""
 
@@ -254,6 +267,7 @@ _TAKEN = (
     CardRow,
     ContextRow,
     ContextChangeRow,
+    ResponseRow,
 )
 _GIVEN = (LeaseRow, JobRow, WaitingRow, QueueRow, CoreRow)
 

@@ -4,6 +4,7 @@ Redis holds the digest of each token, never the token: reading Redis gives nobod
 """
 
 from collections.abc import Collection
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -15,11 +16,12 @@ from aios_broker.redis.connection import Connection
 
 
 class Identity(Struct, frozen=True, omit_defaults=True):
-    """Whose a token is, and until when."""
+    """Whose a token is, and until when. An operator's is no agent's: it opens the API alone."""
 
     agent: str
     tenant: str = "default"
     expires_at: float | None = None  # Unix time, s
+    scope: Literal["agent", "operator"] = "agent"
 
 
 class Tokens:
@@ -34,6 +36,11 @@ class Tokens:
         await self._connection.execute(
             "HSET", self._key, token_digest, msgspec.json.encode(identity)
         )
+
+    async def find(self, token_digest: str) -> Identity | None:
+        """Return whose the token of a digest is, also of one that has expired; None: nobody's."""
+        found = await self._connection.execute("HGET", self._key, token_digest)
+        return None if found is None else msgspec.json.decode(found, type=Identity)
 
     async def restore(self, token_digest: str, identity: Identity) -> None:
         """Give a token back that Redis has lost; one that it has is left alone."""

@@ -193,7 +193,7 @@ class ModuleOrder:
                 return True
             sweep = each.sweep_due(self._ranker, rescores=is_first)
             if sweep is None:
-                return False
+                return await each.turns.read_on()
             started_s = time.monotonic()
             goes_on = await sweep.step(epoch, now_ms)
         each.swept_s += time.monotonic() - started_s

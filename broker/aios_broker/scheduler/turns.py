@@ -8,8 +8,9 @@ Nothing here is kept in Redis: a scheduler that takes over reads who waits, and 
 """
 
 import heapq
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -22,7 +23,7 @@ WHOLE_QUEUE = 500  # up to this many waiting jobs the whole queue is written ane
 SLACK = 32  # by how many jobs the ends may move between a tick's look and its change
 LEAST_WAIT_MS = 50  # where the first one waits for less, nobody is kept from anything
 READ_AT_ONCE = 250  # jobs in one call: under 1 ms of Redis' time
-READ_PER_TICK = 5_000
+MOST_NEW = 5_000  # since the last tick; of more the whole queue is read anew
 OVERLAP = 32  # by how many jobs what was read may have moved between two pieces
 MIDDLE_PLACES = 200_000  # that are passed to find jobs in the middle of the queue: up to 2 ms
 
@@ -51,16 +52,29 @@ class _Group:
     now: int = 0  # the start of whoever of its members had a turn last
     waiting: int = 0
     members: "dict[str, _Group]" = field(default_factory=dict)
+    order: "list[_Place]" = field(default_factory=list)  # of the members that wait, sorted
     jobs: "deque[Turn]" = field(default_factory=deque)  # of a program
+
+    def enter(self, member: "_Group") -> None:
+        """Give a member its place among those that wait."""
+        insort(self.order, (member.start, member.came, member))
+
+    def leave(self, member: "_Group") -> None:
+        """Take a member from its place."""
+        del self.order[bisect_left(self.order, (member.start, member.came))]
+
+
+_Place = tuple[int, int, _Group]  # start, came: no two of a group have both alike
 
 
 @dataclass(slots=True)
 class _Planned:
     """A group while turns are planned ahead: nothing of it is changed."""
 
-    heap: list[tuple[int, int, _Group]]
+    left: int
+    again: list[_Place] = field(default_factory=list)  # a heap: of those that have had one in it
+    next_place: int = 0
     next_job: int = 0
-    left: int = 0
 
 
 class Turns:
@@ -69,7 +83,8 @@ class Turns:
     def __init__(self) -> None:
         self._root = _Group()
         self._known: dict[str, Turn] = {}
-        self._came = 0
+        self._newest = self._oldest = 0
+        self._idle: list[tuple[_Group, str]] = []  # groups, and whom of them to forget when due
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -83,30 +98,46 @@ class Turns:
     def are_shared(self) -> bool:
         """Whether jobs of more than one program wait."""
         group = self._root
-        while group.members:
-            waiting = [member for member in group.members.values() if member.waiting]
-            if len(waiting) != 1:
-                return bool(waiting)
-            group = waiting[0]
-        return False
+        while len(group.order) == 1:
+            group = group.order[0][2]
+        return bool(group.order)
 
     def add(self, turn: Turn) -> None:
-        """Let a job wait, behind those of its program."""
-        if turn.job_id in self._known:
-            return
+        """Let a job wait that came after all that are known."""
+        if turn.job_id not in self._known:
+            self._newest += 1
+            for group, member in self._line(turn):
+                if not member.waiting:
+                    member.start, member.came = max(member.start, group.now), self._newest
+                    group.enter(member)
+                member.waiting += 1
+            member.jobs.append(turn)
+
+    def add_older(self, turn: Turn) -> None:
+        """Let a job wait that came before all that are known."""
+        if turn.job_id not in self._known:
+            self._oldest -= 1
+            for group, member in self._line(turn):
+                if member.waiting:
+                    group.leave(member)
+                else:
+                    member.start = max(member.start, group.now)
+                member.came = self._oldest
+                group.enter(member)
+                member.waiting += 1
+            member.jobs.appendleft(turn)
+
+    def _line(self, turn: Turn) -> list[tuple[_Group, _Group]]:
+        """Return the groups that a new job is in, each after the one whose member it is."""
         self._known[turn.job_id] = turn
         group = self._root
         group.waiting += 1
+        line = []
         for name in turn.path:
-            member = group.members.get(name)
-            if member is None:
-                member = group.members[name] = _Group()
-            if not member.waiting:
-                self._came += 1
-                member.start, member.came = max(member.start, group.now), self._came
-            member.waiting += 1
+            member = group.members.setdefault(name, _Group())
+            line.append((group, member))
             group = member
-        group.jobs.append(turn)
+        return line
 
     def had_turn(self, job_id: str) -> None:
         """Take note that a job waits no more: its owners have had their turn."""
@@ -118,14 +149,28 @@ class Turns:
         for name in turn.path:
             member = group.members[name]
             group.now = max(group.now, member.start)
+            group.leave(member)
             member.start += turn.width
             member.waiting -= 1
+            if member.waiting:
+                group.enter(member)
+            else:
+                self._idle.append((group, name))
             group = member
         group.jobs.remove(turn)
 
     def forget_idle(self) -> None:
         """Drop what is known of those who have nothing that waits and whose turn is over."""
-        _drop_idle(self._root)
+        kept = []
+        for group, name in self._idle:
+            member = group.members.get(name)
+            if member is None or member.waiting:
+                continue
+            if member.start <= group.now:
+                del group.members[name]
+            else:
+                kept.append((group, name))
+        self._idle = kept
 
     def next(self, count: int) -> list[Turn]:
         """Return the jobs of the next turns, in their order."""
@@ -133,30 +178,29 @@ class Turns:
         return [_take(self._root, plans) for _ in range(min(count, len(self._known)))]
 
 
-def _drop_idle(group: _Group) -> None:
-    for name, member in list(group.members.items()):
-        if member.waiting:
-            _drop_idle(member)
-        elif member.start <= group.now:
-            del group.members[name]
-
-
 def _take(group: _Group, plans: dict[_Group, _Planned]) -> Turn:
     """Return the next job of a group that has any left in this plan."""
     plan = plans.get(group)
     if plan is None:
-        heap = [(each.start, each.came, each) for each in group.members.values() if each.waiting]
-        heapq.heapify(heap)
-        plan = plans[group] = _Planned(heap, left=group.waiting)
+        plan = plans[group] = _Planned(group.waiting)
     plan.left -= 1
     if group.jobs:
         plan.next_job += 1
         return group.jobs[plan.next_job - 1]
-    start, came, member = heapq.heappop(plan.heap)
+    start, came, member = _next_member(group, plan)
     turn = _take(member, plans)
     if plans[member].left:
-        heapq.heappush(plan.heap, (start + turn.width, came, member))
+        heapq.heappush(plan.again, (start + turn.width, came, member))
     return turn
+
+
+def _next_member(group: _Group, plan: _Planned) -> _Place:
+    """Take the one whose turn it is: of those that had none in this plan, or of the others."""
+    order, place = group.order, plan.next_place
+    if place == len(order) or (plan.again and plan.again[0] < order[place]):
+        return heapq.heappop(plan.again)
+    plan.next_place += 1
+    return order[place]
 
 
 def wanted_at_head(
@@ -202,8 +246,8 @@ class TurnOrder:
         self._turns = Turns()
         self._placed: list[str] = []  # at the head, in this order, after the last look
         self._is_read = False  # all of the queue is known
-        self._unread: dict[str, Turn] = {}  # until then: what was read so far, newest first
-        self._offset = 0  # and how far from the tail
+        self._is_asked = False  # somebody waits for another: it is to be read
+        self._offset = 0  # until then: how far it was read, from the tail
 
     async def step(self, epoch: int) -> bool:
         """Bring those to the head whose turn is next; return whether there are any who take turns.
@@ -217,10 +261,10 @@ class TurnOrder:
             return False
         length, head, tail = ends
         self._settle(head)
-        if self._is_read:
+        if self._is_asked:
             await self._take_in(tail)
-        else:
-            await self._read(tail)
+        self._is_asked = True
+        await self.read_on()
         if not self._is_read:
             return True
         return await self._put_in_order(epoch, length, head, tail) or self._turns.are_shared
@@ -236,35 +280,31 @@ class TurnOrder:
 
     async def _take_in(self, tail: Sequence[str]) -> None:
         """Take in what has come to the tail since the last look."""
-        fresh = await self._unknown(tail, self._turns)
-        if len(fresh) >= READ_PER_TICK:
+        fresh = await self._unknown(tail)
+        if len(fresh) >= MOST_NEW:
             self.forget()  # to be read from the beginning
             return
         for turn in reversed((await self._turns_of(fresh)).values()):
             self._turns.add(turn)
 
-    async def _read(self, tail: Sequence[str]) -> None:
-        """Read on what waits, from the tail to the head."""
-        fresh = await self._unknown(tail, self._unread) if self._unread else []
-        self._unread = await self._turns_of(fresh) | self._unread
-        for _ in range(READ_PER_TICK // READ_AT_ONCE):
-            ids = await self._order.before_tail(self._offset, READ_AT_ONCE)
-            older = [job_id for job_id in reversed(ids) if job_id not in self._unread]
-            self._unread |= await self._turns_of(older)
-            self._offset += len(ids) - OVERLAP
-            if len(ids) < READ_AT_ONCE:
-                self._is_read = True
-                for turn in reversed(self._unread.values()):
-                    self._turns.add(turn)
-                self._unread = {}
-                return
+    async def read_on(self) -> bool:
+        """Read a piece of what waits, from the tail to the head; return whether there is more."""
+        if not self._is_asked or self._is_read:
+            return False
+        ids = await self._order.before_tail(self._offset, READ_AT_ONCE)
+        older = [job_id for job_id in reversed(ids) if job_id not in self._turns]
+        for turn in (await self._turns_of(older)).values():
+            self._turns.add_older(turn)
+        self._offset += len(ids) - OVERLAP
+        self._is_read = len(ids) < READ_AT_ONCE
+        return not self._is_read
 
-    async def _unknown(self, tail: Sequence[str], known: Container[str]) -> list[str]:
+    async def _unknown(self, tail: Sequence[str]) -> list[str]:
         """Return the ids behind the last known one, newest first."""
         fresh: dict[str, None] = {}
         ids, seen = tail, 0
-        while ids and len(fresh) < READ_PER_TICK:
-            new = list(takewhile(lambda job_id: job_id not in known, reversed(ids)))
+        while ids and len(fresh) < MOST_NEW:
+            new = list(takewhile(lambda job_id: job_id not in self._turns, reversed(ids)))
             fresh |= dict.fromkeys(new)
             if len(new) < len(ids):
                 break

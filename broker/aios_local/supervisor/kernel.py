@@ -29,11 +29,14 @@ from aios_broker.scheduler.policy import policy_named
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer, write_private
 from aios_local.embedded.state import StateDir
+from aios_local.supervisor.api_port import api_port
 from aios_local.supervisor.cores import CoresWatch
 from aios_local.supervisor.programs import (
+    API,
     Fleet,
     Program,
     kernel_programs,
+    reached_at,
     redis_users_program,
     services_of,
 )
@@ -102,6 +105,7 @@ class EmbeddedKernel:
         else:
             check_database_url(config.database_url)
         self._inherited = environment() if inherited is None else inherited
+        self._api_port = api_port(self._state.path, config.api_host, config.api_port)
         self._cores: CoresWatch | None = None
         self._cores_forgotten = False  # those that were described once
         self._programs: Sequence[Program] = programs or ()  # but for those of the file's cores
@@ -123,6 +127,18 @@ class EmbeddedKernel:
         return self._redis.url if self._redis is not None else str(self.config.redis_url)
 
     @property
+    def api_url(self) -> str | None:
+        """The address of the HTTP API; None: it is none of the programs."""
+        if all(one.name != API for one in self._programs):
+            return None
+        host = reached_at(self.config.api_host)
+        return (
+            f"http://[{host}]:{self._api_port}"
+            if ":" in host
+            else f"http://{host}:{self._api_port}"
+        )
+
+    @property
     def database_url(self) -> str:
         """The address of the kernel's Postgres, in SQLAlchemy's form."""
         if self._postgres is not None:
@@ -136,6 +152,7 @@ class EmbeddedKernel:
             state=self._kernel_state,
             redis_url=self.redis_url,
             database_url=self.database_url,
+            api_url=self.api_url,
             redis_tcp_url=self._redis.tcp_url if self._redis is not None else None,
             pid=os.getpid(),
             started_at=self._started_at,
@@ -276,6 +293,7 @@ class EmbeddedKernel:
             **self.config.variables(),
             "AIOS_REDIS_URL": self.redis_url,
             "AIOS_DATABASE_URL": self.database_url,
+            "AIOS_API_PORT": str(self._api_port),
             "PYTHONUNBUFFERED": "1",  # a process's last words before a crash are in the log
         }
         secrets: frozenset[str] = frozenset()
@@ -304,6 +322,8 @@ class EmbeddedKernel:
         self._write()
         self._ready.set()
         self._log.line("kernel", f"ready: AIOS_REDIS_URL={without_password(self.redis_url)}")
+        if self.api_url is not None:
+            self._log.line("kernel", f"ready: the HTTP API answers at {self.api_url}")
 
     def _write(self) -> None:
         write_record(self._state.record_path, self.record)

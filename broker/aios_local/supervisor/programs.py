@@ -1,6 +1,7 @@
 """The processes of a kernel as data: which programs, in which order, how often, how they stop."""
 
 import asyncio
+import http.client
 import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -30,6 +31,7 @@ DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs 
 READY_TIMEOUT_S = 120.0  # the database is migrated, the model is loaded and tried out
 LOAD_TIMEOUT_S = 86_400.0  # of cores with limits of their own: weights may be tens of gigabytes
 WORKERS_STAGE = 2
+API = "api"  # the one program of its kind: kernel.json has its address
 SGLANG_KEY = "AIOS_SGLANG_API_KEY"  # of the core that the environment describes
 # For whom models are fetched: no keys of cores, unless an entry names one of them.
 HUB_TOKENS = frozenset(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
@@ -48,7 +50,8 @@ MIGRATE = (
 #     at once     it cannot be asked
 #     leading     some scheduler leads: this one, or it stands by for another
 #     registered  the process stands in RQ's list of workers
-Ready = Literal["at once", "leading", "registered"]
+#     answering   it answers by HTTP
+Ready = Literal["at once", "leading", "registered", "answering"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,13 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             ready="registered",
             redis_user="worker",
         ),
+        Program(
+            API,
+            (python, "-m", "aios_kernel_api"),
+            stage=WORKERS_STAGE,
+            ready="answering",
+            redis_user="api",
+        ),
     )
 
 
@@ -171,6 +181,7 @@ def services_of(
         "at once": always_ready,
         "leading": fleet.is_led,
         "registered": fleet.has_worker,
+        "answering": lambda _pid: answers_http(environment),
     }
     for program in sorted(programs, key=lambda program: program.stage):
         login = {}
@@ -195,6 +206,24 @@ def services_of(
             for name in program.process_names
         )
     return list(stages.values())
+
+
+def answers_http(environment: Mapping[str, str]) -> bool:
+    """Tell whether the API that was started in this environment answers."""
+    host, port = environment["AIOS_API_HOST"], int(environment["AIOS_API_PORT"])
+    asking = http.client.HTTPConnection(reached_at(host), port, timeout=ANSWER_TIMEOUT_S)
+    try:
+        asking.request("GET", "/healthz")
+        return asking.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        asking.close()
+
+
+def reached_at(host: str) -> str:
+    """Return where what listens on a host is reached from this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 def _is_given(variable: str, program: Program, secrets: Collection[str]) -> bool:

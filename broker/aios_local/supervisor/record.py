@@ -44,7 +44,7 @@ class KernelRecord(Struct, frozen=True, kw_only=True):
     state: KernelState
     redis_url: str
     database_url: str | None
-    api_url: str | None = None  # no HTTP API in this version
+    api_url: str | None = None  # of the HTTP API
     redis_tcp_url: str | None = None
     pid: int | None = None  # of the supervisor; None: not started by `aios up`
     started_at: float | None = None  # Unix time, seconds

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import msgspec
 
@@ -240,6 +241,7 @@ class Answer:
     rank: float | None = None  # of a beam
     reasoning: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()  # instead of scores, where ids are no tokens
+    stopped_by: str = ""
 
 
 def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
@@ -263,6 +265,7 @@ def choice_of(core: Core, plan: Plan, answer: Answer, number: int) -> Choice:
         tool_calls=calls,
         score=answer.rank,
         reasoning=answer.reasoning,
+        stopped_by=answer.stopped_by,
     )
 
 
@@ -299,6 +302,7 @@ def chat_result(
         tool_calls=first.tool_calls,
         choices=tuple(choices) if several else (),
         reasoning=first.reasoning,
+        stopped_by=first.stopped_by,
     )
 
 
@@ -322,7 +326,12 @@ class AnswerText:
         self._reader = (
             None if reasoning is None else ReasoningReader(reasoning.tags, opened=reasoning.opened)
         )
-        self.stopped = False  # a stop string was found, the answer is complete
+        self.stopped_by = ""  # the stop string that was found: the answer is complete
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return bool(self.stopped_by)
 
     @property
     def text(self) -> str:
@@ -383,10 +392,10 @@ class AnswerText:
         if self.stopped or not text:
             return self.stopped
         tail = self._tail + text
-        found = [at for at in (tail.find(each) for each in self._stop) if at >= 0]
+        found = [(at, each) for each in self._stop if (at := tail.find(each)) >= 0]
         if found:
-            self.stopped = True
-            self._ready.append(tail[: min(found)])
+            begin, self.stopped_by = min(found, key=itemgetter(0))
+            self._ready.append(tail[:begin])
             self._tail = ""
             return True
         keep = self._possible_beginning(tail)

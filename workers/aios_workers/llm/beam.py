@@ -257,7 +257,11 @@ class BeamGeneration:
         self._slicing = Slicing(kernel, run, self._tasks, self._snapshot, cutting, preemptible=True)
         self._retries = CoreRetries(core, f"beam search {plan.syscall_id}")
         rules = Rules(
-            body.beam_width, body.max_tokens, body.length_penalty, core.is_end, self._is_stopped
+            body.beam_width,
+            plan.request.max_tokens,
+            body.length_penalty,
+            core.is_end,
+            self._is_stopped,
         )
         self._shown = body.logprobs or 0  # alternatives that the result shows
         self._asked = max(alternatives_of(body.beam_width), self._shown)
@@ -379,4 +383,5 @@ class BeamGeneration:
             tuple(each.score for each in path),
             self._search.rank(finished),
             text.reasoning,
+            stopped_by=text.stopped_by,
         )

@@ -85,7 +85,7 @@ class ContextService:
             CoreError: The core failed while it wrote a summary.
         """
         messages = await self._recall(run, syscall, body)
-        if body.overflow == "refuse":
+        if body.overflow != "compact":
             return messages
         count = counter(self._core, render, bounded=True)
         return await self._summariser.compact(run, messages, body.max_tokens, count)
@@ -110,7 +110,7 @@ class ContextService:
         self, run: Run, syscall: Syscall, body: LlmChat, render: Render
     ) -> int:
         """Return how many messages of a chat's conversation were summarised away."""
-        if body.overflow == "refuse":
+        if body.overflow != "compact":
             return 0
         messages = await self._recall(run, syscall, body)
         count = counter(self._core, render, bounded=True)

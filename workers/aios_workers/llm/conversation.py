@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from aios_broker.contract.errors import ContextTooLong, CoreError
-from aios_broker.contract.llm import Message
+from aios_broker.contract.llm import LlmChat, Message, Tool
 from aios_workers.llm.core import Core, GenerationRequest, Reader, Sampling, characters_of
+from aios_workers.llm.tools import prompt_ids, toolbox_of
 from aios_workers.runtime.executor import Run
 
 SUMMARY_TOKENS = 256  # of a compaction, at most; and at most an eighth of the context
@@ -66,6 +67,20 @@ def counter(core: Core, render: Render | None = None, *, bounded: bool = False) 
             return too_many if bounded else max(too_many, sum(map(alone, messages)))
 
     return count
+
+
+def prompt_tokens_of(core: Core, messages: Sequence[Message], tools: Sequence[Tool]) -> int:
+    """Return how many tokens a chat of these messages and tools has for a prompt.
+
+    Exact where it fits the core's context; beyond, each message is counted alone, and the tools.
+    """
+    box = toolbox_of(LlmChat(messages, tools=tools), core.info.capabilities)
+    try:
+        return core.info.tokens_of(prompt_ids(core, messages, box))
+    except ContextTooLong:
+        count = counter(core)
+        shown = counter(core, lambda some: prompt_ids(core, some, box))
+        return count(messages) + (shown((Message("user", ""),)) if box is not None else 0)
 
 
 def split(messages: Sequence[Message], keep_last: int) -> Split:

@@ -375,6 +375,7 @@ class Generation:
                 tuple(branch.scores),
                 reasoning=branch.text.reasoning,
                 logprobs=tuple(branch.text_logprobs),
+                stopped_by=branch.text.stopped_by,
             )
             choices.append(choice_of(self._core, self._plan, answer, number))
         if self._plan.stream:

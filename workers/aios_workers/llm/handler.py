@@ -33,7 +33,7 @@ from aios_broker.retry import patiently
 from aios_workers.llm.answers import Plan, closed, constraint_of_chat, fits, reasoning_of
 from aios_workers.llm.beam import BeamGeneration
 from aios_workers.llm.context import ContextService
-from aios_workers.llm.conversation import Render, counter
+from aios_workers.llm.conversation import Render, counter, prompt_tokens_of
 from aios_workers.llm.core import (
     Core,
     CoreRetries,
@@ -45,7 +45,7 @@ from aios_workers.llm.core import (
 )
 from aios_workers.llm.fallback import Fallback, Progress
 from aios_workers.llm.generation import Generation
-from aios_workers.llm.options import check_core, check_images, check_length, check_options
+from aios_workers.llm.options import check_core, check_images, check_options, limit_of
 from aios_workers.llm.slicing import Cutting
 from aios_workers.llm.tools import Toolbox, prompt_ids, toolbox_of
 from aios_workers.runtime.billing import Tally
@@ -202,14 +202,23 @@ class LlmHandler:
     async def _count(self, body: LlmCount) -> Done:
         check_options(body, self._core.info)
         count = counter(self._core)
+        info = self._core.info
+        tokens: tuple[int, ...] = ()
+        prompt_tokens = 0
 
         def counts() -> tuple[int, ...]:
             frame = count((Message("user", ""),))
             return tuple(count((Message("user", text),)) - frame for text in body.texts)
 
-        tokens = await self._reader.read(sum(map(len, body.texts)), counts)
-        info = self._core.info
-        return Done(CountResult(tokens, info.model, core=info.name))
+        def whole() -> int:
+            return prompt_tokens_of(self._core, body.messages, body.tools)
+
+        if body.texts:
+            tokens = await self._reader.read(sum(map(len, body.texts)), counts)
+        if body.messages:
+            check_images(body.messages, info)
+            prompt_tokens = await self._reader.read(characters_of(body.messages), whole)
+        return Done(CountResult(tokens, info.model, core=info.name, prompt_tokens=prompt_tokens))
 
     async def _concluded(
         self, run: Run, syscall: Syscall, body: LlmChat, result: ChatResult, render: Render
@@ -247,12 +256,12 @@ class LlmHandler:
         )
         reasoning = reasoning_of(self._core, body, ids)
         info = self._core.info
-        check_length(info.tokens_of(ids), body.max_tokens, info)
+        max_tokens = limit_of(body, info.tokens_of(ids), info)
         run.count_prompt(info.tokens_of(ids))
         request = GenerationRequest(
             request_id=syscall.id,
             prompt_ids=ids,
-            max_tokens=body.max_tokens,
+            max_tokens=max_tokens,
             sampling=_sampling_of(syscall, body, snapshot),
             constraint=constraint_of_chat(body, toolbox, info, reasoning),
             logprobs=body.logprobs,
@@ -270,7 +279,7 @@ class LlmHandler:
     ) -> Sequence[Message]:
         """Return the conversation; nothing where a snapshot has all of it that the core needs."""
         images = self._core.info.capabilities.images
-        if snapshot is not None and not (images and body.overflow == "refuse"):
+        if snapshot is not None and not (images and body.overflow != "compact"):
             return ()
         messages: Sequence[Message] = body.messages
         if not _stands_alone(body):
@@ -300,7 +309,7 @@ class LlmHandler:
 
 def _stands_alone(body: LlmChat) -> bool:
     """Tell whether a chat is all of its conversation, as it is."""
-    return body.context is None and body.overflow == "refuse"
+    return body.context is None and body.overflow != "compact"
 
 
 def _sampling_of(syscall: Syscall, body: LlmChat, snapshot: Snapshot | None) -> Sampling:

@@ -75,6 +75,8 @@ def check_options(body: LlmBody, info: CoreInfo) -> None:
         check_generates(info)
     if isinstance(body, LlmCount) and info.capabilities.text_ids:
         raise _unsupported(info, "texts", "counts no tokens before it is asked", "use another core")
+    if isinstance(body, LlmCount) and not (body.texts or body.messages):
+        raise _nonsense("texts", "there is nothing to count", "name texts, or messages")
     if isinstance(body, LlmChat):
         for error in _wrong_in_chat(body, info):
             raise error
@@ -97,6 +99,19 @@ def check_length(prompt_tokens: int, max_tokens: int, info: CoreInfo, *, said: s
             field="body.messages",
             remedy="shorten the conversation, or ask for fewer max_tokens",
         )
+
+
+def limit_of(body: LlmChat, prompt_tokens: int, info: CoreInfo) -> int:
+    """Return how many tokens an answer may have.
+
+    Raises:
+        ContextTooLong: they do not fit; of an answer that may be shortened, not one of them.
+    """
+    if body.overflow != "shorten":
+        check_length(prompt_tokens, body.max_tokens, info)
+        return body.max_tokens
+    check_length(prompt_tokens, 1, info)
+    return min(body.max_tokens, info.context_tokens - prompt_tokens)
 
 
 def check_images(messages: Sequence[Message], info: CoreInfo) -> None:

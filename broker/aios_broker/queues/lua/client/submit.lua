@@ -203,6 +203,9 @@ end
 -- Whether all that is live is one program's, see turns.lua.
 local function note_flow(c, taken)
     local flow = c.flow
+    if not taken[1] then return end
+    local changes = flow ~= '' and flow ~= taken[1].metadata
+    if changes and call('EXISTS', c.live) == 0 then flow = '' end
     if not flow or flow == SEVERAL then return end
     for _, job in ipairs(taken) do
         if flow == '' then

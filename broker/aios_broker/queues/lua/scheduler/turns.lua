@@ -1,8 +1,8 @@
 -- turns.lua: what the scheduler sees of a run queue whose owners take turns (policy rr).
 --
 -- Whose jobs are live is noted in the field `flow` of the policy: '' nobody's, the metadata of one whose
--- program has them all, or SEVERAL. It is there from the first look on, kept by submit.lua, and begins anew
--- when nothing is live. Where one program has all, its jobs stand in their order already.
+-- program has them all, or SEVERAL. submit.lua keeps it, and begins it anew with the first that comes when
+-- nothing is live. Where one program has all, its jobs stand in their order already.
 
 local function is_shared(c)
     local flow = call('HGET', c.policy, 'flow')

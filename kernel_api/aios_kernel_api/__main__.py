@@ -1,0 +1,53 @@
+"""Run the API: `python -m aios_kernel_api`.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT, 1 the kernel's Redis does not answer, 2 a setting is
+missing or wrong.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+
+import uvloop
+
+from aios_broker import log
+from aios_broker.config import environment
+from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.metrics.server import MetricsServer
+from aios_kernel_api.config import ApiConfig
+from aios_kernel_api.kernel import open_kernel
+from aios_kernel_api.server import listen, serve
+
+logger = logging.getLogger(__name__)
+
+EXIT_BROKEN = 1
+EXIT_CONFIG = 2
+
+
+async def run(config: ApiConfig) -> None:
+    """Serve the kernel of these settings."""
+    with (
+        listen(config) as listening,
+        MetricsServer(config.metrics_port, tuple, host=config.metrics_host),
+    ):
+        async with open_kernel(config) as kernel:
+            await serve(kernel, listening)
+
+
+def main(environ: Mapping[str, str]) -> int:
+    """Read the configuration and serve; return the exit code."""
+    try:
+        config = ApiConfig.from_environment(environ)
+        log.configure(config.log_level)
+        uvloop.run(run(config))
+    except InvalidConfig as error:
+        sys.stderr.write(f"aios api: {error}\n")
+        return EXIT_CONFIG
+    except KernelError as error:
+        logger.error("the API cannot go on: %s", error)  # noqa: TRY400  its message says it all
+        return EXIT_BROKEN
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(environment()))

@@ -1,0 +1,68 @@
+"""The application, and the one table of its routes: each door has its list, and its rules.
+
+A route that stands in none of the doors does not exist. What is not public asks for a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aios_kernel_api import health
+from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
+from aios_kernel_api.kernel import Kernel
+from aios_kernel_api.problems import problem
+from aios_kernel_api.rest import syscalls
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Routes that are entered by the same rules."""
+
+    routes: Sequence[Route]
+    rules: Rules
+
+
+DOORS: tuple[Door, ...] = (
+    Door(health.ROUTES, Rules(problem, is_public=True)),
+    Door(syscalls.ROUTES, Rules(problem)),
+)
+
+
+def create_app(kernel: Kernel) -> Starlette:
+    """Return the application on a kernel that is open."""
+    open_requests = OpenRequests(kernel.config.api_max_requests)
+    app = Starlette(
+        routes=[
+            _guarded(route, door.rules, kernel, open_requests)
+            for door in DOORS
+            for route in door.routes
+        ],
+        exception_handlers={HTTPException: _routing_problem},
+    )
+    app.router.redirect_slashes = False
+    app.state.kernel = kernel
+    return app
+
+
+def _guarded(route: Route, rules: Rules, kernel: Kernel, open_requests: OpenRequests) -> Route:
+    border = Middleware(Border, kernel=kernel, rules=rules, open_requests=open_requests)
+    return Route(
+        route.path,
+        route.endpoint,
+        methods=sorted(route.methods or ()),
+        name=route.name,
+        middleware=[border],
+    )
+
+
+async def _routing_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = problem(routing_error(error))
+    answer.headers.update(error.headers or {})
+    return answer

@@ -1,0 +1,234 @@
+"""What a request says, read within bounds: its body as one of our structs, its query, its leaving.
+
+A body is read by whoever wants it, after it is known whose the request is: so a stranger's bytes
+are never kept. Compressed ones are refused: nobody can send what is small here and large there.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+from starlette.requests import ClientDisconnect, Request
+
+from aios_broker.contract.errors import (
+    InvalidRequest,
+    InvalidSyscall,
+    KernelError,
+    QueueFull,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedMedia,
+)
+from aios_broker.contract.json_text import has_nul
+from aios_broker.contract.names import MAX_TEXT_BYTES
+from aios_broker.contract.syscall import (
+    KINDS,
+    MAX_LEVELS,
+    decode_failure,
+    is_nested_deeper,
+    refuse_nul,
+    unknown_kind,
+)
+
+MAX_BODY_BYTES = MAX_TEXT_BYTES + 64 * 1024  # one syscall and what stands around it
+T = TypeVar("T")
+Q = TypeVar("Q", bound=Struct)
+
+
+class Room:
+    """Bytes of bodies that all requests together may hold."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.free_bytes = most_bytes
+
+    @contextmanager
+    def take(self) -> Iterator["Share"]:
+        """Hold what one request reads, for as long as it reads."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.free_bytes += share.size_bytes
+
+    def grow(self, size_bytes: int) -> None:
+        """Take more.
+
+        Raises:
+            QueueFull: there is none left.
+        """
+        if size_bytes > self.free_bytes:
+            raise QueueFull(
+                "the API reads as much as it may at the moment",
+                remedy="send it again later",
+                retry_after_s=1.0,
+            )
+        self.free_bytes -= size_bytes
+
+
+class Share:
+    """What one request holds of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.size_bytes = 0
+
+    def grow(self, size_bytes: int) -> None:
+        """Hold more; QueueFull where there is no room."""
+        self._room.grow(size_bytes)
+        self.size_bytes += size_bytes
+
+
+async def read_body(
+    request: Request, *, most_bytes: int = MAX_BODY_BYTES, within_s: float | None = None
+) -> bytes:
+    """Return the body of a request.
+
+    Args:
+        request: Not read yet.
+        most_bytes: A larger one is refused, as soon as that is known.
+        within_s: How long it may take to come; None: as the API's settings say.
+
+    Raises:
+        InvalidRequest: it is too large, too slow, compressed, or was cut off.
+        QueueFull: all requests together are too large at the moment.
+    """
+    _refuse_encoded(request)
+    _refuse_declared(request, most_bytes)
+    kernel = request.app.state.kernel
+    limit_s = kernel.config.api_slow_client_s if within_s is None else within_s
+    parts: list[bytes] = []
+    try:
+        with kernel.room.take() as share:
+            async with asyncio.timeout(limit_s):
+                async for part in request.stream():
+                    share.grow(len(part))
+                    if share.size_bytes > most_bytes:
+                        raise _too_large(most_bytes)
+                    parts.append(part)
+            return b"".join(parts)
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"the body did not come within {limit_s:g} s", field="body", remedy="send it faster"
+        ) from error
+    except ClientDisconnect as error:
+        raise InvalidRequest("the client left in the middle of its body", field="body") from error
+
+
+async def read_json(
+    request: Request,
+    decoder: msgspec.json.Decoder[T],
+    *,
+    most_bytes: int = MAX_BODY_BYTES,
+    within_s: float | None = None,
+) -> T:
+    """Return the body of a request as what the decoder is of.
+
+    Raises:
+        InvalidRequest: see `read_body`.
+        InvalidSyscall: it is none; `field` is the path of what is wrong.
+    """
+    return decode(await read_body(request, most_bytes=most_bytes, within_s=within_s), decoder)
+
+
+def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Read JSON from outside as one of our types.
+
+    Raises:
+        InvalidSyscall: it is none: nested too deeply, a NUL character, a wrong or unknown field.
+    """
+    if is_nested_deeper(data, MAX_LEVELS):
+        raise InvalidSyscall(
+            f"the body is nested more than {MAX_LEVELS} levels deep",
+            field="body",
+            remedy="make its lists and objects flatter, or pass them as text",
+        )
+    try:
+        if has_nul(data):
+            refuse_nul(msgspec.json.decode(data))
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _explained(data, error) from error
+
+
+def query_of(request: Request, kind: type[Q]) -> Q:
+    """Return the query of a request as a struct of ours.
+
+    Raises:
+        InvalidRequest: a parameter is unknown, stands there twice, or has a wrong value.
+    """
+    given = request.query_params.multi_items()
+    names = [name for name, _ in given]
+    for name in names:
+        if name not in kind.__struct_fields__ or names.count(name) > 1:
+            known = ", ".join(kind.__struct_fields__) or "none"
+            raise InvalidRequest(
+                "this parameter stands there twice"
+                if name in kind.__struct_fields__
+                else "the route has no such parameter",
+                field=f"query.{name[:64]}",
+                remedy=f"each of these once at most: {known}",
+            )
+    try:
+        return msgspec.convert(dict(given), kind, strict=False)
+    except msgspec.ValidationError as error:
+        message, field = decode_failure(error)
+        raise InvalidRequest(
+            message, field=f"query.{field}".rstrip("."), remedy="correct it, or leave it out"
+        ) from error
+
+
+async def left(request: Request) -> None:
+    """Return when the client is gone; only once its body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refuse_encoded(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedMedia(
+            "a compressed body is not read",
+            field="content-encoding",
+            remedy="send it as it is, without Content-Encoding",
+        )
+
+
+def _refuse_declared(request: Request, most_bytes: int) -> None:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:32]) > most_bytes:
+        raise _too_large(most_bytes)
+
+
+def _too_large(most_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"the body has more than {most_bytes} bytes",
+        field="body",
+        remedy="shorten it, or keep large content in storage and name it",
+    )
+
+
+def _explained(data: bytes, error: Exception) -> KernelError:
+    message, field = decode_failure(error)
+    if field.endswith("type") and (kind := _kind_at(data, field)) is not None:
+        return unknown_kind(kind)
+    return InvalidSyscall(
+        message,
+        field=field or "body",
+        remedy="see its type and range in docs/reference.md"
+        if field
+        else "send JSON as the route's description has it",
+    )
+
+
+def _kind_at(data: bytes, field: str) -> str | None:
+    """Return the kind of syscall that stands at a path, where it is none that we know."""
+    place: object = msgspec.json.decode(data)
+    for step in field.replace("[", ".").replace("]", "").split("."):
+        if isinstance(place, dict):
+            place = place.get(step)
+        elif isinstance(place, list) and step.isdecimal() and int(step) < len(place):
+            place = place[int(step)]
+    return place if isinstance(place, str) and place not in KINDS else None

@@ -1,0 +1,65 @@
+"""What the API process is told by its environment. Read once, in `main`; passed on by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from aios_broker.config import (
+    PROCESS_PREFIXES,
+    KernelConfig,
+    LogLevel,
+    read_settings,
+    refuse_unknown,
+    variables_of,
+)
+from aios_broker.postgres.database import check_database_url
+from aios_broker.redis.connection import parse_url
+
+MEBIBYTE = 1024 * 1024
+OWN_PREFIX = "AIOS_API_"
+
+
+class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the API. Each field is AIOS_<NAME>."""
+
+    redis_url: str
+    database_url: str | None = None  # None: nobody administers, and what is stored is not shown
+    key_prefix: str = "rq"  # RQ_KEY_PREFIX
+    api_host: str = "127.0.0.1"  # who reaches it: 0.0.0.0 is everybody who gets here
+    api_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # 0: a free one
+    # Open at once; beyond it the API says that it is busy.
+    api_max_connections: Annotated[int, Meta(ge=1, le=100_000)] = 4_096
+    # Of one agent, however many tokens it has: a stream is one for as long as it lasts.
+    api_max_requests: Annotated[int, Meta(ge=1, le=100_000)] = 1_024
+    # Of all requests that are being read, together.
+    api_max_body_bytes: Annotated[int, Meta(ge=MEBIBYTE)] = 256 * MEBIBYTE
+    # A request's head, and a body of usual size, have to be here by then; a client that does not
+    # read for so long is cut off.
+    api_slow_client_s: Annotated[float, Meta(ge=0.1, le=3_600.0)] = 30.0
+    # A kernel that is away longer fails what waits for it.
+    api_patience_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
+    # At a stop: streams go on for so long.
+    api_drain_s: Annotated[float, Meta(ge=0.1, le=3_600.0)] = 8.0
+    metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
+    metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
+    log_level: LogLevel = "info"
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> ApiConfig:
+        """Read the settings.
+
+        Raises:
+            InvalidConfig: A value is missing, malformed or out of range, or a variable has a name
+                that nobody reads; `field` names it.
+        """
+        config = read_settings(cls, environ)
+        known = [*variables_of(cls), *variables_of(KernelConfig)]
+        others = tuple(prefix for prefix in PROCESS_PREFIXES if prefix != OWN_PREFIX)
+        refuse_unknown(environ, known=known, passed_on=others)
+        parse_url(config.redis_url)
+        if config.database_url is not None:
+            check_database_url(config.database_url)
+        return config

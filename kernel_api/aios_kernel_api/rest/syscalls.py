@@ -1,0 +1,328 @@
+"""Submit syscalls, look at one, wait for it, cancel it.
+
+    POST /v1/syscalls                   one or a list; ?wait_s= waits for the answers
+    GET  /v1/syscalls/{id}              where it stands, and its answer once it has ended
+    GET  /v1/syscalls/{id}/wait         the same, as soon as it has ended
+    POST /v1/syscalls/{id}/cancel       end it
+
+A syscall is published as soon as it is acknowledged here, and goes on when its client leaves: only
+`cancel` ends it. `Idempotency-Key`, or `key` in the body, names it: the same key, the same syscall.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aios_broker.client.pending import Pending
+from aios_broker.contract.errors import (
+    ErrorBody,
+    InvalidRequest,
+    InvalidSyscall,
+    from_wire,
+)
+from aios_broker.contract.names import Module, Name, SyscallId
+from aios_broker.contract.reply import Reply, Result, Timings, decode_reply
+from aios_broker.contract.syscall import (
+    DEFAULT_DEADLINE_S,
+    MAX_DEADLINE_S,
+    Body,
+    State,
+    Syscall,
+)
+from aios_broker.queues.records import JobView
+from aios_kernel_api.bodies import left, query_of, read_json
+from aios_kernel_api.identity import Caller, caller_of, require_agent
+from aios_kernel_api.kernel import Found, Kernel, kernel_of
+from aios_kernel_api.problems import told_body
+
+MAX_WAIT_S = 600.0
+MAX_LIST = 500
+MAX_LIST_BYTES = 16 * 1024 * 1024
+KEY_HEADER = "idempotency-key"
+
+Key = Annotated[str, Meta(min_length=1, max_length=256)]
+WaitS = Annotated[float, Meta(ge=0.0, le=MAX_WAIT_S)]
+
+
+class SyscallRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A syscall, as the agent of the token asks for it."""
+
+    body: Body
+    program: Name = "main"  # one run of the agent towards one task
+    nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
+    deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
+    key: Key | None = None  # the same key, the same syscall
+
+
+_REQUESTS: msgspec.json.Decoder[SyscallRequest | list[SyscallRequest]] = msgspec.json.Decoder(
+    SyscallRequest | Annotated[list[SyscallRequest], Meta(min_length=1, max_length=MAX_LIST)]
+)
+# refused: nothing of it runs. lost: the kernel did not answer; it may run.
+ViewState = Literal[State, "refused", "lost"]
+
+
+class SyscallView(Struct, frozen=True, omit_defaults=True):
+    """Where a syscall stands; a result or an error once it has ended."""
+
+    id: str
+    state: ViewState
+    module: Module | None = None
+    position: int | None = None  # 0 is next; none when it does not wait
+    worker: str = ""
+    attempt: int = 0
+    slices: int = 0
+    suspensions: int = 0
+    tokens: int = 0
+    queued_s: float = 0.0
+    ran_s: float = 0.0
+    deadline_in_s: float | None = None
+    result: Result | None = None
+    error: ErrorBody | None = None
+    timings: Timings | None = None
+
+
+class SubmitQuery(Struct, frozen=True):
+    """How long to wait for the answers."""
+
+    wait_s: WaitS = 0.0
+
+
+class WaitQuery(Struct, frozen=True):
+    """How long to wait for the answer."""
+
+    wait_s: WaitS = 30.0
+
+
+async def submit(request: Request) -> Response:
+    """Publish one syscall, or several."""
+    kernel, caller = kernel_of(request), caller_of(request)
+    require_agent(caller)
+    wait_s = query_of(request, SubmitQuery).wait_s
+    asked = await read_json(request, _REQUESTS, most_bytes=MAX_LIST_BYTES)
+    key = _key_in(request, alone=isinstance(asked, SyscallRequest))
+    if isinstance(asked, SyscallRequest):
+        return await _one(request, _syscall(kernel, caller, asked, key), wait_s)
+    syscalls = [_syscall(kernel, caller, each, None) for each in asked]
+    return await _several(request, syscalls, wait_s)
+
+
+async def get(request: Request) -> Response:
+    """Show where a syscall stands."""
+    found = await kernel_of(request).find(_id_in(request), caller_of(request).asks_as)
+    return answer(view_of(_id_in(request), found))
+
+
+async def wait(request: Request) -> Response:
+    """Answer as soon as a syscall has ended; 202 where it has not by then."""
+    kernel, syscall_id = kernel_of(request), _id_in(request)
+    wait_s = query_of(request, WaitQuery).wait_s
+    found = await kernel.find(syscall_id, caller_of(request).asks_as)
+    if found.live is None:
+        return answer(view_of(syscall_id, found))
+    pending = kernel.session.attach(syscall_id, found.live.metadata.owner)
+    with kernel.holding(pending):
+        await ended(request, [pending], wait_s)
+        reply = heard(pending)
+    if reply is not None:
+        return answer(ended_view(reply))
+    found = await kernel.find(syscall_id, caller_of(request).asks_as)
+    return answer(view_of(syscall_id, found), 202 if found.live is not None else 200)
+
+
+async def cancel(request: Request) -> Response:
+    """End a syscall; one that has ended stays as it is, and is shown."""
+    kernel, caller, syscall_id = kernel_of(request), caller_of(request), _id_in(request)
+    found = await kernel.find(syscall_id, caller.asks_as)
+    if found.live is not None:
+        module = msgspec.convert(found.live.module, Module)
+        await kernel.cancel(syscall_id, module, caller.asks_as)
+        found = await kernel.find(syscall_id, caller.asks_as)
+    return answer(view_of(syscall_id, found))
+
+
+async def ended(request: Request, calls: Sequence[Pending], wait_s: float) -> None:
+    """Return when all have ended, the time is over, the client is gone, or this process stops."""
+    if wait_s <= 0 or all(each.reply is not None for each in calls):
+        return
+    all_ended = asyncio.ensure_future(asyncio.wait([each.ended for each in calls]))
+    others = [
+        asyncio.ensure_future(left(request)),
+        asyncio.ensure_future(kernel_of(request).leaving.wait()),
+    ]
+    try:
+        await asyncio.wait(
+            [all_ended, *others], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        for each in (all_ended, *others):
+            each.cancel()
+
+
+def heard(pending: Pending) -> Reply | None:
+    """Return the kernel's reply, if it is here.
+
+    Raises:
+        KernelError: there will be none: the kernel refused the syscall, or stayed away.
+    """
+    if pending.reply is not None and pending.state != "ended":
+        pending.reply.unwrap()
+    return pending.reply
+
+
+def view_of(syscall_id: str, found: Found) -> SyscallView:
+    """Return a syscall as it is shown."""
+    if found.reply is not None:
+        return ended_view(decode_reply(found.reply))
+    if found.live is not None:
+        return _live_view(found.live)
+    return SyscallView(syscall_id, msgspec.convert(found.state, State))
+
+
+def ended_view(reply: Reply) -> SyscallView:
+    """Return a syscall that has ended as it is shown."""
+    if reply.error is None:
+        state: State = "finished"
+    else:
+        state = "cancelled" if reply.error.code == "cancelled" else "failed"
+    return SyscallView(
+        reply.id,
+        state,
+        worker=reply.worker,
+        result=reply.result,
+        error=reply.error and told_body(reply.error),
+        timings=reply.timings,
+    )
+
+
+def answer(view: SyscallView | list[SyscallView], status: int = 200) -> Response:
+    """Return what shows syscalls."""
+    headers = {}
+    if isinstance(view, SyscallView):
+        headers["location"] = f"/v1/syscalls/{view.id}"
+    return Response(msgspec.json.encode(view), status, headers, "application/json")
+
+
+def _live_view(live: JobView) -> SyscallView:
+    return SyscallView(
+        live.job_id,
+        live.state,
+        module=msgspec.convert(live.module, Module),
+        position=live.position,
+        worker=live.worker,
+        attempt=live.attempt,
+        slices=live.slices,
+        suspensions=live.suspensions,
+        tokens=live.tokens,
+        queued_s=live.queued_s,
+        ran_s=live.ran_s,
+        deadline_in_s=live.deadline_in_s,
+    )
+
+
+def _syscall(
+    kernel: Kernel, caller: Caller, asked: SyscallRequest, header_key: str | None
+) -> Syscall:
+    syscall = Syscall(
+        id="",
+        agent=caller.agent,
+        tenant=caller.tenant,
+        token=caller.token,
+        body=asked.body,
+        program=asked.program,
+        nice=asked.nice,
+        deadline_s=asked.deadline_s,
+    )
+    if header_key is not None and asked.key not in (None, header_key):
+        raise InvalidRequest(
+            "the body has another key than the header Idempotency-Key",
+            field="key",
+            remedy="give it in one of them",
+        )
+    return kernel.session.identified(syscall, asked.key or header_key)
+
+
+async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
+    kernel = kernel_of(request)
+    pending = kernel.session.submit(syscall)
+    with kernel.holding(pending):
+        await pending.taken()
+        await ended(request, [pending], wait_s)
+        reply = heard(pending)
+    if reply is None:
+        return answer(_taken_view(pending), 202)
+    if reply.error is not None:
+        error = from_wire(reply.error)
+        error.syscall_id = reply.id
+        raise error
+    return answer(ended_view(reply))
+
+
+async def _several(request: Request, syscalls: Sequence[Syscall], wait_s: float) -> Response:
+    kernel = kernel_of(request)
+    calls = [kernel.session.submit(each) for each in syscalls]
+    with ExitStack() as held:
+        for pending in calls:
+            held.enter_context(kernel.holding(pending))
+        await asyncio.wait([each.accepted for each in calls])
+        await ended(request, calls, wait_s)
+        views = [_view_of_pending(each) for each in calls]
+    return answer(views, 200 if all(each.reply is not None for each in calls) else 202)
+
+
+def _view_of_pending(pending: Pending) -> SyscallView:
+    if pending.reply is None:
+        return _taken_view(pending)
+    view = ended_view(pending.reply)
+    if pending.state == "ended":
+        return view
+    return replace(view, state="refused" if pending.state == "refused" else "lost")
+
+
+def _taken_view(pending: Pending) -> SyscallView:
+    return SyscallView(pending.id, "queued", pending.module)
+
+
+def _id_in(request: Request) -> str:
+    try:
+        return msgspec.convert(request.path_params["id"], SyscallId)
+    except msgspec.ValidationError as error:
+        raise InvalidSyscall(
+            "an id has 32 hex digits", field="id", remedy="take it from the answer to the submit"
+        ) from error
+
+
+def _key_in(request: Request, *, alone: bool) -> str | None:
+    """Return the key that a header gives to the one syscall of a request."""
+    given = request.headers.getlist(KEY_HEADER)
+    if not given:
+        return None
+    if len(given) > 1 or not alone:
+        raise InvalidRequest(
+            "one key is for one syscall",
+            field=KEY_HEADER,
+            remedy="give each syscall of a list its own `key`",
+        )
+    try:
+        return msgspec.convert(given[0], Key)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"the key will not do: {error}",
+            field=KEY_HEADER,
+            remedy="use 1 to 256 characters",
+        ) from error
+
+
+ROUTES = [
+    Route("/v1/syscalls", submit, methods=["POST"]),
+    Route("/v1/syscalls/{id}", get),
+    Route("/v1/syscalls/{id}/wait", wait),
+    Route("/v1/syscalls/{id}/cancel", cancel, methods=["POST"]),
+]

@@ -1,0 +1,258 @@
+"""What a client may do to the API: bodies, heads, slowness, numbers; nobody else pays for it."""
+
+import asyncio
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from aios_broker.contract.syscall import MAX_LEVELS
+from tests.api_scene import ApiScene, bearer, serving
+from tests.integration.test_api_syscalls import echo, problem
+from tests.waiting import wait_until_async
+
+MEBIBYTE = 1024 * 1024
+
+
+@contextmanager
+def raw(url: str) -> Iterator[socket.socket]:
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=10) as connection:
+        yield connection
+
+
+def said(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    data = b""
+    while part := connection.recv(65_536):
+        data += part
+    return data
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"\xff\xfe", "body"),
+        (b'"text"', "body"),
+        (b"[]", "body"),
+        (b"{}", "body"),
+        (b'{"body":{}}', "body.type"),
+        (b'{"body":{"type":"tool.echo","txt":"x"}}', "body.txt"),
+        (b'{"body":{"type":"tool.echo","text":7}}', "body.text"),
+        (b'{"body":{"type":"tool.echo"},"agent":"boss"}', "agent"),
+        (b'{"body":{"type":"tool.echo"},"nice":99}', "nice"),
+        (b'{"body":{"type":"tool.echo"},"deadline_s":0}', "deadline_s"),
+        (b'{"body":{"type":"tool.echo"},"program":"a b"}', "program"),
+        (b'{"body":{"type":"tool.echo","text":"\\u0000"}}', "body.text"),
+        (b'{"body":{"type":"tool.echo","text":"\\ud800"}}', "body"),
+    ],
+)
+def test_what_is_no_syscall_is_refused_with_its_place(
+    api: ApiScene, body: bytes, field: str
+) -> None:
+    with api.client(api.agent) as client:
+        found = problem(client.post("/v1/syscalls", content=body), 400, "invalid-syscall")
+    assert found["field"].startswith(field), found
+    assert found["remedy"]
+
+
+def test_an_unknown_kind_is_named_also_in_a_list(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        for asked in ({"body": {"type": "tool.fly"}}, [echo(), {"body": {"type": "tool.fly"}}]):
+            found = problem(client.post("/v1/syscalls", json=asked), 400, "unknown-module")
+            assert "tool.fly" in found["detail"]
+
+
+def test_a_body_that_is_nested_too_deeply_is_refused(api: ApiScene) -> None:
+    deep = b'{"body":{"type":"tool.echo","text":' + b"[" * (MAX_LEVELS + 1)
+    with api.client(api.agent) as client:
+        problem(client.post("/v1/syscalls", content=deep + b"1"), 400, "invalid-syscall")
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("wait_s=soon", "query.wait_s"),
+        ("wait_s=-1", "query.wait_s"),
+        ("wait_s=nan", "query.wait_s"),
+        ("wait_s=1&wait_s=2", "query.wait_s"),
+        ("wait=1", "query.wait"),
+    ],
+)
+def test_a_wrong_query_is_refused(api: ApiScene, query: str, field: str) -> None:
+    with api.client(api.agent) as client:
+        answer = client.post(f"/v1/syscalls?{query}", json=echo())
+        assert problem(answer, 400, "invalid-request")["field"] == field
+
+
+def test_routes_and_methods_that_are_not_there(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        problem(client.get("/v1/nothing"), 404, "not-found")
+        problem(client.get("/v1/syscalls/"), 404, "not-found")
+        answer = client.delete("/v1/syscalls")
+        problem(answer, 405, "method-not-allowed")
+        assert answer.headers["allow"] == "POST"
+        problem(client.get("/v1/syscalls/nope"), 400, "invalid-syscall")
+        problem(client.get("/v1/syscalls/" + "0" * 32), 404, "unknown-syscall")
+
+
+def endless() -> Iterator[bytes]:
+    for _ in range(64):
+        yield b" " * MEBIBYTE
+
+
+@pytest.mark.parametrize("body", [b" " * (16 * MEBIBYTE + 1), endless()], ids=["declared", "not"])
+def test_a_body_over_the_limit_is_refused(api: ApiScene, body: bytes | Iterator[bytes]) -> None:
+    with api.client(api.agent) as client:
+        try:
+            answer = client.post("/v1/syscalls", content=body)
+        except (httpx.WriteError, httpx.ReadError):
+            return  # it was answered and closed before all was sent
+    problem(answer, 413, "request-too-large")
+    assert answer.headers["connection"] == "close"
+
+
+def test_one_syscall_over_its_own_limit_is_refused(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        answer = client.post("/v1/syscalls", json=echo("x" * 4 * MEBIBYTE))
+        problem(answer, 400, "invalid-syscall")
+
+
+def test_a_compressed_body_is_refused_before_it_is_unpacked(api: ApiScene) -> None:
+    bomb = gzip.compress(json.dumps(echo("x" * 3 * MEBIBYTE)).encode())
+    with api.client(api.agent) as client:
+        headers = {"content-encoding": "gzip"}
+        answer = client.post("/v1/syscalls", content=bomb, headers=headers)
+        problem(answer, 415, "unsupported-media")
+
+
+def test_a_head_that_is_too_large_is_refused(api: ApiScene) -> None:
+    for head in (b"x: " + b"y" * 70_000, b"\r\n".join(b"h%d: v" % n for n in range(200))):
+        with raw(api.url) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n\r\n")
+            assert said(connection).startswith(b"HTTP/1.1 431 ")
+    with raw(api.url) as connection, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        connection.sendall(b"GET /" + b"y" * 64 * MEBIBYTE)  # one that never ends
+
+
+def test_what_is_no_http_is_refused(api: ApiScene) -> None:
+    for garbage in (
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+    ):
+        with raw(api.url) as connection:
+            connection.sendall(garbage)
+            assert said(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_header_cannot_bring_another_into_the_answer(api: ApiScene) -> None:
+    with raw(api.url) as connection:
+        connection.sendall(
+            b"GET /v1/syscalls/a%0d%0aset-cookie:%20x=1 HTTP/1.1\r\nhost: x\r\n"
+            b"x-request-id: evil\r\nauthorization: Bearer " + api.agent.encode() + b"\r\n"
+            b"idempotency-key: a\x0bb\r\nconnection: close\r\n\r\n"
+        )
+        head = said(connection).partition(b"\r\n\r\n")[0].lower()
+    assert b"set-cookie" not in head
+    assert b"evil" not in head
+
+
+def test_no_origin_is_let_in(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+        answer = client.options("/v1/syscalls", headers=headers)
+        assert answer.status_code == 405
+        sent = client.post("/v1/syscalls", json=echo(), headers=headers)
+    for each in (answer, sent):
+        assert not [name for name in each.headers if name.startswith("access-control")]
+
+
+async def test_a_head_that_does_not_come_is_not_waited_for(api: ApiScene) -> None:
+    async with serving(api.redis_url, api.database_url, api_slow_client_s=0.3) as served:
+        for sent in (b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"):
+            reader, writer = await asyncio.open_connection(*where(served.url))
+            writer.write(sent)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 408 ")
+            writer.close()
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(api: ApiScene) -> None:
+    async with serving(api.redis_url, api.database_url, api_slow_client_s=0.3) as served:
+        reader, writer = await asyncio.open_connection(*where(served.url))
+        writer.write(
+            b"POST /v1/syscalls HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+            b"authorization: Bearer " + api.agent.encode() + b"\r\n\r\n{"
+        )
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"request-timeout" in answer
+        writer.close()
+        assert served.kernel.room.free_bytes == served.kernel.config.api_max_body_bytes
+
+
+async def test_who_leaves_in_the_middle_of_a_body_leaves_nothing(api: ApiScene) -> None:
+    async with serving(api.redis_url, api.database_url) as served:
+        _, writer = await asyncio.open_connection(*where(served.url))
+        writer.write(
+            b"POST /v1/syscalls HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+            b"authorization: Bearer " + api.agent.encode() + b"\r\n\r\n{"
+        )
+        await wait_until_async(
+            lambda: served.kernel.room.free_bytes < served.kernel.config.api_max_body_bytes
+        )
+        writer.close()
+        await wait_until_async(
+            lambda: served.kernel.room.free_bytes == served.kernel.config.api_max_body_bytes
+        )
+
+
+async def test_all_bodies_together_have_a_bound(api: ApiScene) -> None:
+    async with (
+        serving(api.redis_url, api.database_url, api_max_body_bytes=MEBIBYTE) as served,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(api.agent)) as client,
+    ):
+        answer = await client.post("/v1/syscalls", json=echo("x" * (MEBIBYTE + 1)))
+        found = problem(answer, 503, "queue-full")
+        assert found["retryable"]
+        assert answer.headers["retry-after"] == "1"
+        assert served.kernel.room.free_bytes == MEBIBYTE
+
+
+async def refusal(client: httpx.AsyncClient, place: str) -> httpx.Response | None:
+    answer = await client.get(place)
+    return answer if answer.status_code == 429 else None
+
+
+async def accepted(client: httpx.AsyncClient, place: str) -> bool:
+    return (await client.get(place)).status_code == 200
+
+
+async def test_beyond_so_many_connections_it_says_that_it_is_busy(api: ApiScene) -> None:
+    async with serving(api.redis_url, api.database_url, api_max_connections=3) as served:
+        writers = [(await asyncio.open_connection(*where(served.url)))[1] for _ in range(3)]
+        async with httpx.AsyncClient(base_url=served.url) as client:
+            assert (await client.get("/healthz")).status_code == 503
+        for writer in writers:
+            writer.close()
+
+        async def is_free() -> bool:
+            async with httpx.AsyncClient(base_url=served.url) as client:
+                return (await client.get("/healthz")).status_code == 200
+
+        await wait_until_async(is_free)
+
+
+def where(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port

@@ -1,0 +1,229 @@
+"""Syscalls by HTTP: submitted, waited for, looked at, cancelled; and everybody's are their own."""
+
+import asyncio
+from typing import Any, get_args
+
+import httpx
+import msgspec
+import pytest
+
+from aios_broker.contract.syscall import Body
+from tests.api_scene import GLOBEX, ApiScene
+
+CHAT = {
+    "type": "llm.chat",
+    "messages": [{"role": "user", "content": "Tell a story."}],
+    "max_tokens": 8,
+}
+SLOW = {**CHAT, "max_tokens": 3_000}  # 15 s
+ID = "0" * 32
+SAMPLES: dict[str, object] = {
+    "a": 1,
+    "agent": "somebody",
+    "approval": ID,
+    "content": "text",
+    "group": "readers",
+    "instruction": "make a file",
+    "link": "secret",
+    "messages": [{"role": "user", "content": "hello"}],
+    "note": ID,
+    "object": {"kind": "block"},
+    "operation": "delete",
+    "path": "/a",
+    "query": "what",
+    "role": "user",
+    "rule": "ask",
+    "source": "/srv",
+    "syscall_id": ID,
+    "texts": ["one"],
+    "text": "one",
+    "to": "/b",
+    "ttl_s": 60.0,
+    "verb": "read",
+    "verbs": ["read"],
+    "version": 1,
+}
+PROBLEM = "application/problem+json"
+
+
+def echo(text: str = "hello", **more: object) -> dict[str, object]:
+    return {"body": {"type": "tool.echo", "text": text}, **more}
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    found: dict[str, Any] = answer.json()
+    assert (found["code"], found["status"]) == (code, status)
+    return found
+
+
+def test_a_syscall_is_answered(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        answer = client.post("/v1/syscalls", params={"wait_s": 20}, json=echo())
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert (found["state"], found["result"]) == (
+            "finished",
+            {"type": "tool.echo", "text": "hello"},
+        )
+        assert answer.headers["location"] == f"/v1/syscalls/{found['id']}"
+        assert answer.headers["x-request-id"].startswith("req_")
+        assert answer.headers["cache-control"] == "no-store"
+        assert client.get(answer.headers["location"]).json()["result"] == found["result"]
+
+
+def test_one_that_is_not_waited_for_is_found_by_its_id(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        taken = client.post("/v1/syscalls", json={"body": CHAT, "program": "p1"})
+        assert taken.status_code == 202
+        assert (taken.json()["state"], taken.json()["module"]) == ("queued", "llm")
+        answer = client.get(f"/v1/syscalls/{taken.json()['id']}/wait")
+        assert answer.status_code == 200
+        assert answer.json()["result"]["usage"]["output_tokens"] == 8
+
+
+def test_a_list_is_answered_in_its_order_each_for_itself(api: ApiScene) -> None:
+    asked = [
+        echo("a"),
+        {"body": {**CHAT, "core": "nobody"}},
+        {"body": CHAT},
+        echo("b", key="b"),
+        echo("c", key="b"),
+    ]
+    with api.client(api.token()) as client:
+        answer = client.post("/v1/syscalls", params={"wait_s": 20}, json=asked)
+    assert answer.status_code == 200, answer.text
+    a, nobody, chat, b, conflict = answer.json()
+    assert (a["result"]["text"], b["result"]["text"]) == ("a", "b")
+    assert (nobody["state"], nobody["error"]["code"]) == ("refused", "unknown-core")
+    assert chat["result"]["type"] == "llm.chat"
+    assert (conflict["state"], conflict["error"]["code"]) == ("refused", "key-conflict")
+
+
+def test_a_key_is_one_syscall_and_another_body_is_a_conflict(api: ApiScene) -> None:
+    with api.client(api.token()) as client:
+
+        def sent(text: str, **headers: str) -> httpx.Response:
+            return client.post(
+                "/v1/syscalls", params={"wait_s": 20}, json=echo(text), headers=headers
+            )
+
+        first = sent("once", **{"idempotency-key": "step 1"})
+        again = sent("once", **{"idempotency-key": "step 1"})
+        assert first.json() == again.json()
+        other = sent("twice", **{"idempotency-key": "step 1"})
+        assert problem(other, 409, "key-conflict")["syscall_id"] == first.json()["id"]
+    with api.client(api.token(tenant=GLOBEX)) as client:
+        assert sent("once", **{"idempotency-key": "step 1"}).json()["id"] != first.json()["id"]
+
+
+async def test_two_clients_with_one_key_and_other_bodies_at_once(api: ApiScene) -> None:
+    async with api.async_client(api.token()) as client:
+        headers = {"idempotency-key": "race"}
+        answers = await asyncio.gather(
+            *(
+                client.post(
+                    "/v1/syscalls",
+                    params={"wait_s": 20},
+                    json={"body": {**CHAT, "seed": n % 2}},
+                    headers=headers,
+                )
+                for n in range(10)
+            )
+        )
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200] * 5 + [409] * 5
+    assert len({answer.json()["id"] for answer in answers if answer.status_code == 200}) == 1
+
+
+def test_a_failure_has_the_status_of_its_code(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        body = {"type": "storage.read", "path": "/nowhere"}
+        answer = client.post("/v1/syscalls", params={"wait_s": 20}, json={"body": body})
+        found = problem(answer, 404, "not-found")
+        assert found["syscall_id"]
+        shown = client.get(f"/v1/syscalls/{found['syscall_id']}").json()
+        assert (shown["state"], shown["error"]["code"]) == ("failed", "not-found")
+
+
+def test_cancel_ends_it_once(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        syscall_id = client.post("/v1/syscalls", json={"body": SLOW}).json()["id"]
+        cancelled = client.post(f"/v1/syscalls/{syscall_id}/cancel")
+        assert cancelled.status_code == 200
+        assert (cancelled.json()["state"], cancelled.json()["error"]["code"]) == (
+            "cancelled",
+            "cancelled",
+        )
+        assert client.post(f"/v1/syscalls/{syscall_id}/cancel").json() == cancelled.json()
+
+
+def test_a_wait_that_is_over_leaves_the_syscall_alone(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        syscall_id = client.post("/v1/syscalls", json={"body": SLOW}).json()["id"]
+        answer = client.get(f"/v1/syscalls/{syscall_id}/wait", params={"wait_s": 0.2})
+        assert answer.status_code == 202
+        assert answer.json()["state"] in ("queued", "running")
+        assert client.post(f"/v1/syscalls/{syscall_id}/cancel").json()["state"] == "cancelled"
+
+
+def test_anothers_syscall_is_unknown_but_to_an_operator(api: ApiScene) -> None:
+    with api.client(api.agent) as client:
+        syscall_id = client.post("/v1/syscalls", json={"body": SLOW}).json()["id"]
+    for token in (api.foreigner, api.colleague, api.foreign_administrator):
+        with api.client(token) as client:
+            for method, path in (("GET", ""), ("GET", "/wait"), ("POST", "/cancel")):
+                answer = client.request(method, f"/v1/syscalls/{syscall_id}{path}")
+                problem(answer, 404, "unknown-syscall")
+    with api.client(api.operator) as client:
+        assert client.get(f"/v1/syscalls/{syscall_id}").status_code == 200
+        assert client.post(f"/v1/syscalls/{syscall_id}/cancel").json()["state"] == "cancelled"
+
+
+def test_an_operator_is_no_agent(api: ApiScene) -> None:
+    with api.client(api.operator) as client:
+        problem(client.post("/v1/syscalls", json=echo()), 403, "access-denied")
+
+
+@pytest.mark.parametrize("name", ["none", "unknown", "expired", "revoked", "basic", "two"])
+def test_without_a_good_token_nothing_is_done(api: ApiScene, name: str) -> None:
+    headers: list[tuple[str, str]] = {
+        "none": [],
+        "unknown": [("authorization", "Bearer aios_nobody")],
+        "expired": [("authorization", f"Bearer {api.expired}")],
+        "revoked": [("authorization", f"Bearer {api.revoked}")],
+        "basic": [("authorization", "Basic YWRhOmFkYQ==")],
+        "two": [
+            ("authorization", f"Bearer {api.agent}"),
+            ("authorization", f"Bearer {api.foreigner}"),
+        ],
+    }[name]
+    with api.client(None) as client:
+        answer = client.post("/v1/syscalls", json=echo(), headers=httpx.Headers(headers))
+        problem(answer, 401, "unauthenticated")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_token_may_come_as_anthropic_sends_it(api: ApiScene) -> None:
+    with api.client(None) as client:
+        headers = {"x-api-key": api.agent}
+        assert client.post("/v1/syscalls", json=echo(), headers=headers).status_code == 202
+
+
+def smallest(kind: type[msgspec.Struct]) -> dict[str, object]:
+    """Return a body of this kind with what it has to have, and nothing else."""
+    given = {name: SAMPLES[name] for name in required(kind)}
+    return {"type": kind.__struct_config__.tag, **given}
+
+
+def required(kind: type[msgspec.Struct]) -> list[str]:
+    return [field.encode_name for field in msgspec.structs.fields(kind) if field.required]
+
+
+@pytest.mark.parametrize("kind", get_args(Body), ids=lambda kind: str(kind.__struct_config__.tag))
+def test_every_body_of_the_contract_is_taken(api: ApiScene, kind: type[msgspec.Struct]) -> None:
+    with api.client(api.agent) as client:
+        answer = client.post("/v1/syscalls", json={"body": smallest(kind)})
+        assert answer.status_code == 202, answer.text
+        client.post(f"/v1/syscalls/{answer.json()['id']}/cancel")
