@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_the_fleet_works_as_it_is_written_down(tmp_path: Path, database_url: str
             stack.enter_context(fleet.running(name))
         for name in PROCESSES:
             try:
-                wait_until(lambda name=name: fleet.is_healthy(name), START_S)
+                wait_until(partial(fleet.is_healthy, name), START_S)
             except TimeoutError as error:
                 raise AssertionError(fleet.log(name)) from error
 

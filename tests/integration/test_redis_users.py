@@ -95,6 +95,8 @@ OF_OPERATORS: tuple[Command, ...] = (
     ("HDEL", "rq:aios:stopped", "agent:default ada"),
     ("HDEL", "rq:aios:core_cards", "small"),
     ("HSET", "rq:aios:resources:tool", "tool:x", 1),
+    ("FCALL", f"{LIBRARY}_stop", 1, "rq:aios:slot"),
+    ("HSET", "rq:aios:responses:default ada", "id", "{}"),
 )
 OF_CLIENTS: tuple[Command, ...] = (
     ("HSET", "rq:job:a", "f", 1),
@@ -184,7 +186,7 @@ def test_which_functions_a_user_may_call(guarded: Guarded, role: Role) -> None:
             "scheduler": set(everything),
             "worker": set(everything),
             "api": functions_of("client") | functions_of("operator") | functions_of("shared"),
-            "client": functions_of("client") | {"look", "cancel"},
+            "client": {"submit", "attach", "look", "cancel"},
             "inspector": set(),
         }[role]
     )

@@ -91,7 +91,7 @@ def test_every_function_is_known_by_its_file() -> None:
     folders = ("client", "operator", "scheduler", "shared", "worker")
     registered = set(re.findall(r"^\s*register\('(\w+)'", library_source(), re.MULTILINE))
     assert frozenset().union(*map(functions_of, folders)) == registered
-    assert functions_of("client") == {"submit", "attach"}
+    assert functions_of("client") >= functions_of("client/submit") == {"submit"}
     assert functions_of("operator/cancel") == {"cancel"}
 
 

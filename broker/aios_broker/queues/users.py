@@ -31,7 +31,7 @@ GREETING = (
 )
 READING = (
     *("exists", "get", "mget", "pttl", "strlen", "ttl", "type"),
-    *("hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hvals"),
+    *("hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hstrlen"),
     *("lindex", "llen", "lpos", "lrange"),
     *("scard", "sismember", "smembers", "smismember", "srandmember", "sscan"),
     *("xinfo|stream", "xlen", "xrange", "xread", "xrevrange"),
@@ -82,6 +82,11 @@ SETTINGS = (
     *("aios:quota:*", "aios:resources:*", "aios:stopped"),
     *("aios:core_cards", "aios:core_removed", "aios:core_served", "aios:core_looked"),
 )
+# Answers that the gateway keeps for agents.
+ANSWERS = (
+    *("aios:responses:*", "aios:response_order:*", "aios:response_context:*"),
+    *("aios:response_next:*", "aios:response_count:*"),
+)
 # What RQ's tools read: no conversation's text but what stands in a job's record.
 OF_RQ = (*JOBS, "worker:*", "workers*", "suspended", "clean_registries:*")
 
@@ -114,12 +119,12 @@ RIGHTS: dict[Role, Rights] = {
         (*GREETING, *READING, *WRITING, *HEARING),
         steps=("client", "operator", "shared"),
         reads=("*",),
-        writes=(*JOBS, *CALLS, *SETTINGS),
+        writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),
         hears=True,
     ),
     "client": Rights(
         (*GREETING, *READING, *WRITING, "publish"),
-        steps=("client", "operator/look", "operator/cancel"),
+        steps=("client/submit", "client/attach", "operator/look", "operator/cancel"),
         reads=("*",),
         writes=(*JOBS, *CALLS),
         hears=True,
