@@ -15,6 +15,7 @@ from aios_broker.config import (
     refuse_unknown,
     variables_of,
 )
+from aios_broker.contract.names import Name
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
 
@@ -43,6 +44,10 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_patience_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     # At a stop: streams go on for so long.
     api_drain_s: Annotated[float, Meta(ge=0.1, le=3_600.0)] = 8.0
+    # Where a model's name that is nobody's leads to; None: the core that takes what names none.
+    api_default_core: Name | None = None
+    # Of a chat that says none; fewer where the core's context has no room for them.
+    api_default_max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 4_096
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"

@@ -109,7 +109,7 @@ def _show_jobs(jobs: Sequence[JobView]) -> None:
 @command(_show_jobs)
 @click.option("--module", "-m", type=ModuleName(), help="Only this module's syscalls.")
 @click.option("--agent", help="Only this agent's syscalls.")
-@click.option("--program", help="Only this program's syscalls.")
+@click.option("--program", help="Only this program's syscalls, or this tree's.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 100_000),
@@ -136,7 +136,8 @@ async def ps(
     return [
         job
         for job in await read_jobs(operator, (module,) if module else MODULES, limit=limit)
-        if agent in (None, job.metadata.agent) and program in (None, job.metadata.program)
+        if agent in (None, job.metadata.agent)
+        and program in (None, job.metadata.program, job.metadata.tree)
     ]
 
 

@@ -12,7 +12,15 @@ from aios_broker.ledger.fold import SyscallRow, fold
 from aios_broker.ledger.journal import parse_entry
 from aios_broker.queues.admission import Admission
 from aios_broker.queues.module_queue import ClaimRequest
-from aios_broker.queues.quota import Barrier, QuotaRow, Quotas, Subject, Use
+from aios_broker.queues.quota import (
+    AgentStanding,
+    Barrier,
+    QuotaRow,
+    Quotas,
+    Standing,
+    Subject,
+    Use,
+)
 from aios_broker.queues.records import (
     Ending,
     JobMetadata,
@@ -318,3 +326,35 @@ def test_names_are_read_back() -> None:
         assert Subject.parse(str(subject)) == subject
     assert Subject.of_agent("*").words == "every agent"
     assert replace(ADA, tenant="x").words == "agent 'ada'"
+
+
+async def test_an_agent_stands_by_what_binds_it_first(user: QueueUser, quotas: Quotas) -> None:
+    assert await quotas.standings("llm", "bob", "acme") == AgentStanding()
+    everybody, tenant = Subject.of_agent("*"), Subject.of_tenant("acme")
+    await quotas.set("llm", QuotaRow(everybody, max_queued=9, tokens_per_minute=600, min_nice=-3))
+    await quotas.set("llm", QuotaRow(tenant, max_queued=4, min_nice=-9))
+    await submit(user, BOB)
+    [lease] = await user.claim()
+    await slice_end(user, lease, 60)
+    await submit(user, BOB, 2)
+    found = await quotas.standings("llm", "bob", "acme")
+    assert (found.min_nice, found.queued) == (-3, Standing(4, 2, 0.0))
+    assert found.tokens is not None
+    assert found.tokens.most == 600
+    assert 540 <= found.tokens.left <= 545  # it fills up again by ten in each second
+    assert found.tokens.opens_in_s == pytest.approx((600 - found.tokens.left) / 10)
+    await quotas.set("llm", QuotaRow(BOB, max_queued=3))
+    assert (await quotas.standings("llm", "bob", "acme")).queued == Standing(3, 1, 0.0)
+
+
+async def test_a_tree_of_programs_is_counted_as_one(user: QueueUser, quotas: Quotas) -> None:
+    for program in ("paper", "paper/search", "paper/search/read", "papers"):
+        metadata = JobMetadata("ada", "llm.chat", program)
+        await submitted(user.queue, [Submission(new_id(), b"[]", metadata, "me")])
+        [lease] = await user.claim()
+        await slice_end(user, lease, 10)
+    tree = Subject.of_program("paper/search", "ada")
+    assert tree == Subject.of_program("paper", "ada")
+    used = await quotas.usage("llm")
+    assert used.of(tree).tokens == 30
+    assert used.of(Subject.of_program("papers", "ada")).tokens == 10

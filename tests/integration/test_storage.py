@@ -271,7 +271,6 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
         StorageDelete("d", recursive=True),
         StorageRollback("d/a", version=1),
         StorageLock("d/a"),
-        StorageUnlock("d/a"),
     ):
         with pytest.raises(ObjectLocked, match="bob"):
             await scene.ask(body)
@@ -280,7 +279,22 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
     await asyncio.sleep(0.01)  # the lock's own time
     await scene.ask(StorageWrite("d/a", "3"))
     await scene.ask(StorageLock("d/a"))
+    with pytest.raises(ObjectLocked, match="ann"):
+        await scene.ask(StorageUnlock("d/a", owner="ann"), "bob")
     assert (await scene.entry(StorageUnlock("d/a"))).locked_by == ""
+
+
+async def test_an_owner_breaks_whosever_lock_on_its_own_file(scene: Scene) -> None:
+    await scene.ask(StorageCreate("d/a", "1"))
+    for name in ("bob", "carl"):
+        await scene.store.vouched(name, "default")
+        await scene.ask(StorageShare("d", agent=name, verbs=("read", "write")))
+    await scene.ask(StorageLock("d/a", ttl_s=86_400.0, owner="ann"), "bob")
+    with pytest.raises(ObjectLocked, match="bob"):
+        await scene.ask(StorageUnlock("d/a", owner="ann"), "carl")
+    assert (await scene.entry(StorageUnlock("d/a"))).locked_by == ""
+    await scene.ask(StorageAppend("d/a", "2"))
+    await scene.ask(StorageAppend("d/a", "3", owner="ann"), "bob")
 
 
 async def test_another_agents_files_are_not_there_until_they_are_shared(scene: Scene) -> None:

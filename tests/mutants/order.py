@@ -7,6 +7,20 @@ STATE_TEST = "tests/integration/test_policies_see_state.py"
 
 ORDER_MUTANTS = (
     Mutant(
+        "order: each program of a tree is counted for itself",
+        "broker/aios_broker/queues/lua/shared/quota.lua",
+        "string.match(program, '^([^/]+)/') or program",
+        "program",
+        "tests/integration/test_quotas.py",
+    ),
+    Mutant(
+        "order: each program of a tree has turns of its own",
+        "broker/aios_broker/scheduler/turns.py",
+        "metadata.tree)",
+        "metadata.program)",
+        "tests/unit/test_turns.py",
+    ),
+    Mutant(
         "order: nobody is told of use",
         "broker/aios_broker/queues/lua/shared/quota.lua",
         "    touch(c, who)\n",

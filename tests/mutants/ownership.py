@@ -114,6 +114,22 @@ OWNERSHIP_MUTANTS = (
         TRUST_TEST,
     ),
     Mutant(
+        "a stock job of a suspended agent runs",
+        VOUCH,
+        "if refusal then return refusal end",
+        "",
+        TRUST_TEST,
+    ),
+    Mutant(
+        "whoever has no token of it hears that an agent is suspended",
+        VOUCH,
+        "        if not holds_token(c, job.token_digest, job.metadata) then return {'denied'} end\n"
+        "        local refusal = quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job)\n",
+        "        local refusal = quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job)\n"
+        "            or not holds_token(c, job.token_digest, job.metadata) and {'denied'}\n",
+        TRUST_TEST,
+    ),
+    Mutant(
         "the effect of an id is anybody's",
         "workers/aios_workers/modules/tables.py",
         'agent_column("agent_id", key=True),  # an id',

@@ -11,7 +11,13 @@ from aios_broker.contract.llm import PENALTIES, Image, JsonFormat, LlmChat, LlmE
 from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.core import Constraint as Form
-from aios_workers.llm.options import check_core, check_images, check_length, check_options
+from aios_workers.llm.options import (
+    check_core,
+    check_images,
+    check_length,
+    check_options,
+    limit_of,
+)
 from tests.caller import chat
 
 ALL = frozenset(LlmChat.__struct_fields__)
@@ -162,6 +168,17 @@ def test_images_need_a_core_that_sees_them() -> None:
     assert compacting.field == "body.overflow"
     with pytest.raises(Unsupported):  # of a stored context
         check_images(body.messages, info(PLAIN))
+
+
+def test_an_answer_that_may_be_shortened_has_as_many_tokens_as_there_is_room_for() -> None:
+    body = LlmChat((Message("user", "x"),), max_tokens=40, overflow="shorten")
+    assert limit_of(body, 50, info(PLAIN)) == 40
+    assert limit_of(body, 61, info(PLAIN)) == 39
+    assert limit_of(body, 99, info(PLAIN)) == 1
+    with pytest.raises(ContextTooLong):
+        limit_of(body, 100, info(PLAIN))
+    with pytest.raises(ContextTooLong):
+        limit_of(chat("x", max_tokens=40), 61, info(PLAIN))
 
 
 def test_prompt_and_answer_have_to_fit_together() -> None:

@@ -62,6 +62,15 @@ def test_agents_of_a_tenant_and_programs_of_an_agent_take_turns() -> None:
     assert served(turns, 6) == ["long0", "bob", "short", "long1", "long2", "long3"]
 
 
+def test_programs_of_one_tree_have_the_turns_of_one() -> None:
+    [first, second, other] = (
+        Turn.of(job_id, JobMetadata("ada", "llm.chat", program, "acme"))
+        for job_id, program in (("1", "p/a"), ("2", "p/b"), ("3", "q"))
+    )
+    assert first.path == second.path == ("acme", "ada", "p")
+    assert other.path == ("acme", "ada", "q")
+
+
 def test_a_wide_job_counts_as_so_many_turns() -> None:
     turns = Turns()
     for number in range(8):

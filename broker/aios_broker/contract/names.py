@@ -49,6 +49,14 @@ Query = Annotated[str, Meta(min_length=1, max_length=8_192)]
 K = Annotated[int, Meta(ge=1, le=100)]  # how many are found
 
 
+def tree_of(program: str) -> str:
+    """Return the tree that a program stands in: what is before the first `/` of its name.
+
+    A program and those that it began (`paper/search`) are one to whoever shares a kernel fairly.
+    """
+    return program.partition("/")[0] or program
+
+
 class Owner(NamedTuple):
     """Whose a syscall is, and its id, its reply and its effects."""
 

@@ -205,7 +205,7 @@ class StorageLock(OfPath, frozen=True, tag="storage.lock"):
 
 
 class StorageUnlock(OfPath, frozen=True, tag="storage.unlock"):
-    """Let others change it again."""
+    """Let others change it again; a file's owner also where another agent has locked it."""
 
 
 class StorageOperate(Request, frozen=True, tag="storage.operate"):

@@ -178,7 +178,9 @@ class ModuleQueue(ModuleSteps):
         record.
 
         Raises:
-            AccessDenied: the token is not this agent's.
+            AccessDenied: the token is not this agent's, or it may not go before others by so much.
+            AgentSuspended: an operator has suspended it.
+            KernelError: the lease is gone.
         """
         metadata = metadata_of(syscall)
         row = VouchRow(
@@ -189,8 +191,13 @@ class ModuleQueue(ModuleSteps):
             token_digest=digest(syscall.token),
             metadata=_encode(metadata),
         )
-        if not await self._call("vouch", row):
-            raise token_refused(syscall.owner)
+        answer = await self._call("vouch", row)
+        if answer == 0:
+            raise KernelError(f"the lease of job {lease.job_id} is gone: another worker answers it")
+        if answer != 1:
+            refusal = self._refusal(answer, syscall.owner)
+            assert not isinstance(refusal, Differs)
+            raise refusal
 
     async def disarm(self, lease: Lease) -> None:
         """Take the arguments, which may hold tokens, out of a stock job that is not to run."""

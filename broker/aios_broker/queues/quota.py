@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from aios_broker.contract.errors import (
     QuotaExceeded,
 )
 from aios_broker.contract.money import shown
-from aios_broker.contract.names import Module
+from aios_broker.contract.names import Module, tree_of
 from aios_broker.queues.functions import Steps
 from aios_broker.redis.connection import Answer
 
@@ -66,8 +66,8 @@ class Subject:
 
     @classmethod
     def of_program(cls, program: str, agent: str, tenant: str = "default") -> Subject:
-        """Return one program of an agent."""
-        return cls("program", tenant, agent, program)
+        """Return one program of an agent, with all that stand in its tree."""
+        return cls("program", tenant, agent, tree_of(program))
 
     @classmethod
     def parse(cls, text: str) -> Subject:
@@ -185,6 +185,24 @@ class Barrier:
     currency: str = ""  # of a budget, whose numbers are nano-units
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How an agent or a tenant stands by one of its limits."""
+
+    most: float
+    left: float  # below zero: it has used more than it may
+    opens_in_s: float  # until all of it is there again; of what waits: not known, 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStanding:
+    """How an agent stands in a module, by its own limits and its tenant's: what binds it first."""
+
+    min_nice: int = 0
+    queued: Standing | None = None  # syscalls that may wait; None: no limit
+    tokens: Standing | None = None  # of this minute
+
+
 class Quotas(Steps):
     """Reads and changes the quotas of a deployment, and reads its counters."""
 
@@ -218,6 +236,20 @@ class Quotas(Steps):
         rows = [(one.window, one.name, one.currency, str(one.subject), one.nano) for one in spent]
         if rows:
             await self._call("spent", module, list(chain.from_iterable(rows)))
+
+    async def standings(self, module: Module, agent: str, tenant: str) -> AgentStanding:
+        """Return how an agent stands: four reads of Redis in one round trip."""
+        subjects = (Subject.of_agent(agent, tenant), Subject.of_tenant(tenant))
+        rows, loads, buckets, (seconds, micros) = await asyncio.gather(
+            self._execute("HMGET", self.keys.own(f"quota:{module}"), *_limited_by(subjects)),
+            self._execute("HMGET", self.keys.own(f"load:{module}"), *(f"q {s}" for s in subjects)),
+            self._execute(
+                "HMGET", self.keys.own(f"bucket:{module}"), *(f"tokens {s}" for s in subjects)
+            ),
+            self._execute("TIME"),
+        )
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        return _standings(_limits_of(subjects, rows), loads, buckets, now_ms)
 
     async def usage(self, module: Module, subjects: Sequence[Subject] | None = None) -> UsageView:
         """Return the counters of these subjects, or of all (costs their number)."""
@@ -301,6 +333,58 @@ def contexts_refused(who: Subject, limit: str, used: int, most: int) -> QuotaExc
         field=f"quota.{limit}",
         remedy="clear some (context.clear), or have the operator raise it (`aios quota set`)",
     )
+
+
+def _limited_by(subjects: Sequence[Subject]) -> list[str]:
+    """Return whose limits hold of an agent and its tenant: their own, then everybody's."""
+    return [name for each in subjects for name in (str(each), f"{each.scope}:{ANYBODY}")]
+
+
+def _limits_of(subjects: Sequence[Subject], rows: Sequence[bytes | None]) -> list[QuotaRow]:
+    """Return the limits of each: its own, and where it has none those of everybody."""
+    found = []
+    for number, subject in enumerate(subjects):
+        own, all_of_them = (
+            _row(str(subject).encode(), row or b"") for row in rows[2 * number : 2 * number + 2]
+        )
+        limits = {
+            name: getattr(all_of_them, name) for name in LIMIT_NAMES if getattr(own, name) is None
+        }
+        found.append(replace(own, **limits))
+    return found
+
+
+def _standings(
+    limits: Sequence[QuotaRow],
+    loads: Sequence[bytes | None],
+    buckets: Sequence[bytes | None],
+    now_ms: int,
+) -> AgentStanding:
+    queued, tokens = [], []
+    for row, load, bucket in zip(limits, loads, buckets, strict=True):
+        if row.max_queued is not None:
+            queued.append(Standing(row.max_queued, row.max_queued - int(load or 0), 0.0))
+        if row.tokens_per_minute is not None:
+            tokens.append(_bucket_standing(row.tokens_per_minute, bucket, now_ms))
+    nice = [row.min_nice for row in limits if row.min_nice is not None]
+    return AgentStanding(
+        nice[0] if nice else 0,
+        min(queued, key=_left, default=None),
+        min(tokens, key=_left, default=None),
+    )
+
+
+def _bucket_standing(most: int, bucket: bytes | None, now_ms: int) -> Standing:
+    """Read a bucket as `level` of lua/shared/quota.lua does: it fills up in a minute."""
+    left = float(most)
+    if bucket is not None:
+        level, at_ms = map(float, bucket.split())
+        left = min(most, level + (now_ms - at_ms) * most / 60_000)
+    return Standing(most, left, (most - left) * 60 / most if most else 60.0)
+
+
+def _left(standing: Standing) -> float:
+    return standing.left
 
 
 def suspended(who: Subject) -> AgentSuspended:

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.cores import CoreCard
-from aios_broker.contract.names import Owner
+from aios_broker.contract.names import Owner, tree_of
 from aios_broker.contract.syscall import Need, State, Syscall, core_of
 
 
@@ -42,6 +42,11 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     def owner(self) -> Owner:
         """Whose it is."""
         return Owner(self.tenant, self.agent)
+
+    @property
+    def tree(self) -> str:
+        """The tree of programs that it is of: the unit that policies are fair to."""
+        return tree_of(self.program)
 
 
 _STRANGER = JobMetadata(agent="?", kind="?")

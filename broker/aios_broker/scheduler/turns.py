@@ -33,13 +33,13 @@ class Turn:
     """One job that waits."""
 
     job_id: str
-    path: tuple[str, str, str]  # tenant, agent, program
+    path: tuple[str, str, str]  # tenant, agent, tree of programs
     width: int = 1  # places of a core that it takes at a time
 
     @classmethod
     def of(cls, job_id: str, metadata: JobMetadata) -> "Turn":
         """Return the turn of a job."""
-        path = (metadata.tenant, metadata.agent, metadata.program)
+        path = (metadata.tenant, metadata.agent, metadata.tree)
         return cls(job_id, path, max(1, metadata.width))
 
 

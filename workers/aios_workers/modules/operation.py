@@ -66,7 +66,8 @@ class Pending:
 
     taken: list[Irreversible] = field(default_factory=list)  # and not asked for yet
     rules: AgentRules | None = None  # of the asker, as they were when the first thing was taken
-    made: set[str] = field(default_factory=set)  # numbers of files that were not there before
+    made_files: set[int] = field(default_factory=set)  # their numbers: what it made takes nothing
+    made_directories: set[int] = field(default_factory=set)
     afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
 

@@ -242,7 +242,7 @@ async def insert_file(
     values = _version_values(work, content, operation)
     rows = await work.rows(_INSERT_FILE, values | {"directory": directory_id, "path": path})
     file = node_of(rows[0])
-    work.pending.made.add(str(file.id))
+    work.pending.made_files.add(file.id)
     await settle_account(work, content=content)
     return file
 

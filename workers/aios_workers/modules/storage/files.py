@@ -334,8 +334,10 @@ async def lock(work: FileWork[StorageLock]) -> Entry:
 
 
 async def unlock(work: FileWork[StorageUnlock]) -> Entry:
-    """Let others change it again; one that is free stays so."""
-    file = await _unlocked(work, work.body.path)
+    """Let others change it again; one that is free stays so. Its owner breaks anybody's lock."""
+    file = file_at(await permitted_path(work, work.body.path, "write"))
+    if not work.is_own:
+        check_unlocked(work, file)
     [row] = await work.rows(_FREE, {"file": file.id})
     return entry_of(node_of(row), work.owner)
 

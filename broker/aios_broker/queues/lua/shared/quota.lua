@@ -1,7 +1,8 @@
 -- quota.lua: what agents and tenants use, and what they may use. Most of it are functions that the
 -- other steps call; the steps of its own are at the end.
 --
--- A subject is `tenant:T`, `agent:T A` or `program:T A P`. Keys, per module:
+-- A subject is `tenant:T`, `agent:T A` or `program:T A P`: P is a tree, the name of a program up to its
+-- first slash, and stands for all programs of that tree. Keys, per module:
 --   aios:use     hash: subject -> tokens, prompt tokens, ran_ms, finished, failed, cached prompt tokens
 --                (space between), and for each currency `USD=` and the cost in nano-units
 --   aios:used    zset: subject -> ms when its counters are dropped, unless it uses more
@@ -64,8 +65,9 @@ function quota.owner(c, metadata)
         return metadata and string.match(metadata, '"' .. field .. '":"([^"\\%s]+)"') or default
     end
     local tenant, agent, program = name('tenant', 'default'), name('agent', '?'), name('program', 'main')
+    local tree = string.match(program, '^([^/]+)/') or program
     who = {tenant = 'tenant:' .. tenant, agent = 'agent:' .. tenant .. ' ' .. agent,
-        program = 'program:' .. tenant .. ' ' .. agent .. ' ' .. program,
+        program = 'program:' .. tenant .. ' ' .. agent .. ' ' .. tree,
         line = tenant .. '\t' .. agent .. '\t' .. program,
         width = tonumber(metadata and string.match(metadata, '"width":(%d+)')) or 1}
     who.limited = {who.agent, who.tenant}

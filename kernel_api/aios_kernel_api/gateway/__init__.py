@@ -1,0 +1,1 @@
+"""The doors for clients of other APIs: OpenAI's and Anthropic's requests become syscalls."""
