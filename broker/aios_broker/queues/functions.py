@@ -13,8 +13,8 @@ from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
-LIBRARY = "aios6"  # the number changes with the arguments: old and new workers call their own
 NOT_ALLOWED = "NOPERM"  # how a server's refusal of a user begins
+LIBRARY = "aios7"  # the number changes with the arguments: old and new workers call their own
 # By who calls them, in the order in which they lean on each other.
 STEPS = (
     "shared/lib",
