@@ -30,7 +30,7 @@ GREETING = (
     *("discard", "exec", "multi", "unwatch", "watch"),
 )
 READING = (
-    *("exists", "get", "mget", "pttl", "strlen", "ttl", "type"),
+    *("exists", "get", "getrange", "mget", "pttl", "strlen", "ttl", "type"),
     *("hexists", "hget", "hgetall", "hkeys", "hlen", "hmget", "hscan", "hstrlen"),
     *("lindex", "llen", "lpos", "lrange"),
     *("scard", "sismember", "smembers", "smismember", "srandmember", "sscan"),
@@ -41,7 +41,7 @@ READING = (
 # Of the steps; and of stock RQ, that enqueues, works, and changes what it shows.
 WRITING = (
     *("decrby", "del", "expire", "getdel", "incr", "incrby", "persist", "pexpire", "pexpireat"),
-    *("rename", "set", "setex", "setnx", "unlink"),
+    *("rename", "set", "setex", "setnx", "setrange", "unlink"),
     *("hdel", "hincrby", "hincrbyfloat", "hset", "hsetnx"),
     *(
         "blmove",
@@ -75,6 +75,7 @@ CALLS = (
     *(f"aios:{name}:*" for name in ("bucket", "spent", "rate", "touched", "ranked", "marks")),
     *("aios:slot", "aios:journal", "aios:last_core:*", "aios:reply:*", "aios:core_workers"),
     "aios:policy:*",  # beside the policy stands whose turn it is, which a submission may change
+    *("aios:answer:*", "aios:reasoning:*"),
     *("aios:snapshot:*", "aios:snapshots", "aios:snapshot_bytes", "aios:snapshot_total"),
 )
 # What an operator sets: limits, suspensions, which cores there are.
