@@ -30,6 +30,7 @@ from aios_local.supervisor import EmbeddedKernel
 from aios_local.supervisor.redis_users import RedisUsers
 from aios_sdk import Agent
 from tests.redis_nodes import RedisNode, cluster, follow, running
+from tests.waiting import wait_until
 
 KEYS = Keys()
 BOSS = ("--user", "boss", "on", ">pw", "~*", "&*", "+@all")
@@ -325,7 +326,9 @@ def test_a_server_that_lost_its_users_has_them_again(
         other_server.kill()
         other_server.start()
         assert ada.tool.echo("still here").text == "still here"
-        assert users_of_processes(kernel.redis_url)["aios-scheduler"] == {"rq.scheduler"}
+        wait_until(
+            lambda: users_of_processes(kernel.redis_url).get("aios-scheduler") == {"rq.scheduler"}
+        )
 
 
 def test_a_login_that_may_not_make_users_ends_the_start_with_what_to_do(
