@@ -67,6 +67,7 @@ def create_app(kernel: Kernel) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.kernel = kernel
+    app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
     return app
 
