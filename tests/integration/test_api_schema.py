@@ -31,7 +31,7 @@ PATIENCE_S = 0.5
 @pytest.mark.timeout(1_800)
 @SCHEMA.parametrize()
 @settings(
-    max_examples=20,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],

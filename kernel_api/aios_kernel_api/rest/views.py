@@ -297,6 +297,7 @@ OPERATIONS = (
             scope="agent",
             query=SyscallQuery,
             answers={200: Answer(words="Syscalls", kind=Page[JobView])},
+            errors=(404,),
         ),
         syscalls,
     ),
