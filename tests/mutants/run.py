@@ -37,6 +37,7 @@ from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
+from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
@@ -54,6 +55,7 @@ MUTANTS = (
     *STATE_MUTANTS,
     *API_MUTANTS,
     *IDENTITY_MUTANTS,
+    *REDIS_USER_MUTANTS,
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
     *MONEY_MUTANTS,
