@@ -21,7 +21,7 @@ from aios_kernel_api.gateway.state import open_gateway
 from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
-from aios_kernel_api.rest import syscalls
+from aios_kernel_api.rest import events, session, syscalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door(health.ROUTES, Rules(problem, is_public=True)),
     Door(syscalls.ROUTES, Rules(problem)),
+    Door(events.ROUTES, Rules(problem)),
+    Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
 )

@@ -22,8 +22,10 @@ from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
+from aios_kernel_api.router import Router
 
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
 
@@ -52,7 +54,8 @@ class Kernel:
     keys: Keys
     store: Store | None  # None: a kernel without a database
     room: Room  # for bodies that are being read
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    router: Router  # of what comes for clients with a session
+    stopping: asyncio.Event
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -137,6 +140,8 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
     keys = Keys(config.key_prefix)
     transport = RedisTransport(config.redis_url, "api", keys)
     limits = Limits(patience_s=config.api_patience_s)
+    # At the start of a fleet it may be there before Redis, or before a scheduler.
+    await patiently(transport.open, config.api_patience_s)
     async with AsyncExitStack() as at_end:
         session = await at_end.enter_async_context(Session(transport, limits))
         connection = Connection(config.redis_url, name=NAME)
@@ -145,6 +150,9 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
         if config.database_url is not None:
             store = Store(config.database_url, name=NAME)
             await at_end.enter_async_context(aclosing(store))
+        stopping = asyncio.Event()
+        router = Router(RedisTransport(config.redis_url, "api-sessions", keys), stopping)
+        await at_end.enter_async_context(router.running())
         yield Kernel(
             config,
             session,
@@ -153,4 +161,6 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
             keys,
             store,
             Room(config.api_max_body_bytes),
+            router,
+            stopping,
         )

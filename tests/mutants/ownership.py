@@ -53,8 +53,8 @@ OWNERSHIP_MUTANTS = (
     Mutant(
         "the id of a key has no secret",
         "broker/aios_broker/contract/ids.py",
-        '_hashed("\\x1f".join(owner), secret, 32)',
-        '_hashed("\\x1f".join(owner), b"", 32)',
+        '_hashed("\\x1f".join(owner), secret, KEY_BYTES)',
+        '_hashed("\\x1f".join(owner), b"", KEY_BYTES)',
         OWNERSHIP_TEST,
     ),
     Mutant(

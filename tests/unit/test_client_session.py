@@ -11,7 +11,7 @@ from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, QueueFull
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import EchoResult, Reply, encode
+from aios_broker.contract.reply import EchoResult, Heard, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.call import PORTION, Batch, Call
 from tests.waiting import wait_until_async
@@ -62,7 +62,13 @@ class Kernel:
     ) -> list[bool]:
         return [True] * len(ids)
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: Heard | None = None,
+    ) -> Attached:
         seen = Attached("running", "tool") if syscall_id in self.known else Attached(None)
         self.asked.set()
         await self.answers.wait()

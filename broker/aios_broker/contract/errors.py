@@ -46,6 +46,7 @@
     │   ├── RedisUnavailable         nothing was changed unless the message says so
     │   ├── RedisFull                it has used up its memory; nothing was changed
     │   ├── DatabaseUnavailable      Postgres does not answer
+    │   ├── ApiUnavailable           the kernel's API does not answer
     │   └── KernelNotRunning         no kernel was found
     ├── DownloadFailed           a file cannot be fetched, or is not what it should be
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
@@ -315,6 +316,10 @@ class RedisFull(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """Postgres does not answer."""
+
+
+class ApiUnavailable(Unavailable):
+    """The kernel's API does not answer, or broke off; what was sent may have been taken."""
 
 
 class KernelNotRunning(Unavailable):
