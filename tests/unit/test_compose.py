@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from aios_kernel_api.config import ApiConfig
 
 from aios_broker.config import FILE_SUFFIX, SECRET_VARIABLES, KernelConfig, variables_of
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.scheduler.config import SchedulerConfig
 from aios_cli.deployment import write_secrets
+from aios_kernel_api.config import ApiConfig
 from aios_workers.config import WorkerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
