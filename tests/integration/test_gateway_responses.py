@@ -128,12 +128,12 @@ def test_a_conversation_forks_and_instructions_change(client: OpenAI) -> None:
     second = made(client, input="more", previous_response_id=first.id)
     again = [
         made(client, input="else", previous_response_id=second.id, instructions=words)
-        for words in (None, None, "be kind")
+        for words in ("be kind", None, None)
     ]
 
     used = [each.usage.input_tokens for each in again if each.usage is not None]
-    assert used[0] == used[1]  # each sees what was before, and nothing of the other
-    assert used[2] > used[0]  # the instructions of one answer are not those of the next
+    assert used[1] == used[2]  # each sees what was before, and nothing of the other
+    assert used[0] > used[1]  # the instructions of one answer are not those of the next
 
 
 def test_a_repeated_request_is_one_response(client: OpenAI) -> None:
