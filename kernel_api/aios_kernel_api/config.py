@@ -44,6 +44,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_patience_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     # At a stop: streams go on for so long.
     api_drain_s: Annotated[float, Meta(ge=0.1, le=3_600.0)] = 8.0
+    # Without news a stream of the gateway says that it waits: what stands between cuts silent ones.
+    api_keep_alive_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     # Where a model's name that is nobody's leads to; None: the core that takes what names none.
     api_default_core: Name | None = None
     # Of a chat that says none; fewer where the core's context has no room for them.

@@ -341,6 +341,13 @@ def test_an_option_that_the_core_refuses_is_an_error_of_a_stream_too(api: ApiSce
         assert answer.json()["error"]["param"] == "logit_bias"
 
 
+def test_what_outlives_its_deadline_is_told(api: ApiScene) -> None:
+    late = {"x-aios-deadline-s": "0.5"}
+    with api.client(api.agent) as client:
+        answer = client.post(CHAT, json={"messages": [HELLO], "max_tokens": 60_000}, headers=late)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
 def test_strangers_are_told_in_openais_words(api: ApiScene) -> None:
     for token in ("aios_nobody", api.expired, api.revoked):
         with client_of(api, token) as client, pytest.raises(openai.AuthenticationError) as caught:

@@ -29,6 +29,7 @@ from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.gateway import GATEWAY_MUTANTS  # noqa: E402
 from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
@@ -44,6 +45,7 @@ from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 MUTANTS = (
     *BROKER_MUTANTS,
     *ADMISSION_MUTANTS,
+    *GATEWAY_MUTANTS,
     *ORDER_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,
