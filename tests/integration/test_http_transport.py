@@ -282,6 +282,36 @@ async def test_each_syscall_of_a_request_stands_for_itself(
     assert set(codes[2:-1]) <= {"invalid-syscall", "unknown-module"}
 
 
+async def test_a_session_hears_of_its_own_agents_syscalls_alone(
+    client: httpx.AsyncClient, http: Door, redis_url: str
+) -> None:
+    """Whoever knows the name of another's session can send nothing there."""
+    async with (
+        TinyWorker(redis_url, "tool"),
+        http.agent("writer") as writer,
+        http.agent("reader") as reader,
+        client.stream("GET", wire.EVENTS) as answer,
+    ):
+        events = (line.removeprefix("data: ") async for line in answer.aiter_lines() if line)
+        session = msgspec.json.decode(await anext(events), type=wire.Hello).session
+        ours = Syscall(writer._ids.fresh(), "writer", ToolEcho("ours"))
+        theirs = Syscall(reader._ids.fresh(), "reader", ToolEcho("theirs"))
+        for syscall, token in ((theirs, http.token("reader")), (ours, http.token("writer"))):
+            message = wire.Submit(session, (msgspec.Raw(encode_syscall(syscall)),))
+            headers = {"authorization": f"Bearer {token}"}
+            data = msgspec.json.encode(message)
+            sent = await client.post(wire.SUBMIT, content=data, headers=headers)
+            assert sent.json() == {"outcomes": [{}]}
+            await wait_until_async(lambda one=syscall: is_finished(redis_url, one.id))  # type: ignore[misc]
+        heard = msgspec.json.decode(await anext(events))
+    assert heard["id"] == ours.id
+
+
+def is_finished(redis_url: str, syscall_id: str) -> bool:
+    with redis.Redis.from_url(redis_url) as raw:
+        return raw.hget(f"rq:job:{syscall_id}", "status") == b"finished"
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -1,10 +1,10 @@
-"""Mutants of what a stream's readers hear, over all their connections, and of whose sessions are whose."""
+"""Mutants of what readers of a stream hear, however often cut, and of whose sessions are whose."""
 
 from tests.mutants.catalogue import Mutant
 
 EVENTS_TEST = "tests/integration/test_api_events.py"
 HTTP_TEST = "tests/integration/test_http_transport.py"
-CALLS_TEST = "tests/integration/test_sdk_calls.py"
+CALLS_TEST = "tests/integration/test_sdk_calls.py::test_what_was_not_streamed_comes_at_the_end"
 SESSION_TEST = "tests/unit/test_client_session.py"
 PENDING_TEST = "tests/unit/test_client_pending.py"
 EMIT = "broker/aios_broker/queues/lua/worker/emit.lua"
