@@ -4,7 +4,6 @@ from tests.mutants.catalogue import Mutant
 
 EVENTS_TEST = "tests/integration/test_api_events.py"
 HTTP_TEST = "tests/integration/test_http_transport.py"
-CALLS_TEST = "tests/integration/test_sdk_calls.py::test_what_was_not_streamed_comes_at_the_end"
 SESSION_TEST = "tests/unit/test_client_session.py"
 PENDING_TEST = "tests/unit/test_client_pending.py"
 EMIT = "broker/aios_broker/queues/lua/worker/emit.lua"
@@ -17,7 +16,7 @@ SESSION_MUTANTS = (
         EMIT,
         "if call('STRLEN', key) < at then return end",
         "",
-        CALLS_TEST,
+        EVENTS_TEST,
     ),
     Mutant(
         "text is kept for ever",
@@ -36,8 +35,8 @@ SESSION_MUTANTS = (
     Mutant(
         "a reader hears what it has heard",
         EVENTS,
-        "if chunk.offset + len(chunk.text) <= have:",
-        "if False:",
+        "return Chunk(chunk.id, have, chunk.text[have - chunk.offset :], chunk.part)",
+        "return chunk",
         EVENTS_TEST,
     ),
     Mutant(
@@ -60,13 +59,6 @@ SESSION_MUTANTS = (
         "for chunk in (*missing, *ahead):",
         "for chunk in missing:",
         PENDING_TEST,
-    ),
-    Mutant(
-        "an agent submits for another",
-        SESSION,
-        "if syscall.owner != caller.owner:",
-        "if False:",
-        HTTP_TEST,
     ),
     Mutant(
         "an agent submits under any id",
