@@ -55,6 +55,7 @@ def create_app(kernel: Kernel) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.kernel = kernel
+    app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
     return app
 

@@ -22,6 +22,7 @@ from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.router import Router
@@ -139,6 +140,8 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
     keys = Keys(config.key_prefix)
     transport = RedisTransport(config.redis_url, "api", keys)
     limits = Limits(patience_s=config.api_patience_s)
+    # At the start of a fleet it may be there before Redis, or before a scheduler.
+    await patiently(transport.open, config.api_patience_s)
     async with AsyncExitStack() as at_end:
         session = await at_end.enter_async_context(Session(transport, limits))
         connection = Connection(config.redis_url, name=NAME)
