@@ -1,4 +1,4 @@
-"""Programs of others, in environments of their own, that were told nothing but an address and a key.
+"""Programs of others, in environments of their own, told nothing but an address and a key.
 
 Their packages come from the index that pip is set up with.
 """
