@@ -49,9 +49,7 @@ def said(api: ApiScene, tmp_path: Path, program: str, *packages: str) -> dict[st
 
 
 def is_point(found: object) -> bool:
-    return (
-        isinstance(found, dict) and isinstance(found["x"], int) and isinstance(found["y"], bool)
-    )
+    return isinstance(found, dict) and isinstance(found["x"], int) and isinstance(found["y"], bool)
 
 
 def test_the_client_that_agents_pinned(api: ApiScene, tmp_path: Path) -> None:
