@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the path
 
 from tests.mutants.admission import ADMISSION_MUTANTS  # noqa: E402
+from tests.mutants.api import API_MUTANTS  # noqa: E402
 from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
@@ -52,6 +53,7 @@ MUTANTS = (
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *API_MUTANTS,
     *IDENTITY_MUTANTS,
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
