@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import httpx
 import msgspec
@@ -302,14 +303,14 @@ async def test_a_session_hears_of_its_own_agents_syscalls_alone(
             data = msgspec.json.encode(message)
             sent = await client.post(wire.SUBMIT, content=data, headers=headers)
             assert sent.json() == {"outcomes": [{}]}
-            await wait_until_async(lambda one=syscall: is_finished(redis_url, one.id))  # type: ignore[misc]
+            await wait_until_async(partial(is_finished, redis_url, syscall.id))
         heard = msgspec.json.decode(await anext(events))
     assert heard["id"] == ours.id
 
 
 def is_finished(redis_url: str, syscall_id: str) -> bool:
     with redis.Redis.from_url(redis_url) as raw:
-        return raw.hget(f"rq:job:{syscall_id}", "status") == b"finished"
+        return bool(raw.hget(f"rq:job:{syscall_id}", "status") == b"finished")
 
 
 @pytest.mark.parametrize(
