@@ -39,6 +39,7 @@ from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -61,6 +62,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
+    *SESSION_MUTANTS,
 )
 
 WORKERS = 2
