@@ -40,6 +40,7 @@ from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
 from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -63,6 +64,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
+    *SESSION_MUTANTS,
 )
 
 WORKERS = 2
