@@ -89,7 +89,6 @@ OF_THE_FLEET: tuple[Command, ...] = (
     ("SADD", "rq:workers", "rq:worker:mine"),
     ("HSET", "rq:worker:mine", "pid", 1),
     ("SET", "rq:suspended", 1),
-    ("HSET", "rq:aios:context:default ada x", "version", 1),
     ("HSET", "rq:aios:memory:default ada:notes", "id", "{}"),
     ("HSET", "rq:aios:terms", "gpt", "0"),
     ("XTRIM", "rq:aios:journal", "MAXLEN", 0),
@@ -102,6 +101,7 @@ OF_OPERATORS: tuple[Command, ...] = (
     ("HSET", "rq:aios:resources:tool", "tool:x", 1),
     ("FCALL", f"{LIBRARY}_stop", 1, "rq:aios:slot"),
     ("HSET", "rq:aios:responses:default ada", "id", "{}"),
+    ("HSET", "rq:aios:context:default ada x", "version", 1),
 )
 OF_CLIENTS: tuple[Command, ...] = (
     ("HSET", "rq:job:a", "f", 1),
@@ -192,7 +192,9 @@ def test_which_functions_a_user_may_call(guarded: Guarded, role: Role) -> None:
         == {
             "scheduler": set(everything),
             "worker": set(everything),
-            "api": functions_of("client") | functions_of("operator") | functions_of("shared"),
+            "api": frozenset().union(
+                *map(functions_of, ("client", "operator", "shared", "worker/context"))
+            ),
             "client": {"submit", "attach", "look", "cancel"},
             "inspector": set(),
         }[role]

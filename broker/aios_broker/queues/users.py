@@ -87,10 +87,11 @@ SETTINGS = (
     *("aios:quota:*", "aios:resources:*", "aios:stopped"),
     *("aios:core_cards", "aios:core_removed", "aios:core_served", "aios:core_looked"),
 )
-# Answers that the gateway keeps for agents.
+# Answers that the gateway keeps for agents, and the contexts that it ends with them.
 ANSWERS = (
     *("aios:responses:*", "aios:response_order:*", "aios:response_context:*"),
     *("aios:response_next:*", "aios:response_count:*"),
+    *("aios:context:*", "aios:context-op:*", "aios:contexts:*", "aios:context_ends:*"),
 )
 # What RQ's tools read: no conversation's text but what stands in a job's record.
 OF_RQ = (*JOBS, "rl-*", "worker:*", "workers*", "suspended", "clean_registries:*")
@@ -123,7 +124,7 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "api": Rights(
         (*GREETING, *READING, *WRITING, *HEARING),
-        steps=("client", "operator", "shared"),
+        steps=("client", "operator", "shared", "worker/context"),
         reads=("*",),
         writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),
         hears=True,
