@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from aios_broker.access.requests import DEFAULT_RULES, set_rule
 from aios_broker.contract.access import (
     AccessGrant,
     AccessGroupAdd,
@@ -30,7 +31,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import new_id
-from aios_workers.approvals.requests import DEFAULT_RULES, set_rule
 from aios_workers.modules.memory.note import KEPT_VERSIONS
 from tests.state_scene import StateScene
 

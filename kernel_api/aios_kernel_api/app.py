@@ -21,7 +21,16 @@ from aios_kernel_api.gateway.state import open_gateway
 from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
-from aios_kernel_api.rest import events, session, syscalls
+from aios_kernel_api.rest import (
+    access,
+    description,
+    events,
+    files,
+    session,
+    settings,
+    syscalls,
+    views,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,9 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door(health.ROUTES, Rules(problem, is_public=True)),
     Door(syscalls.ROUTES, Rules(problem)),
+    Door(files.ROUTES, Rules(problem)),
+    Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
+    Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
     Door(events.ROUTES, Rules(problem)),
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),

@@ -30,6 +30,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.RequestTooLarge: 413,
     errors.RequestTimeout: 408,
     errors.UnsupportedMedia: 415,
+    errors.InvalidRange: 416,
     errors.MethodNotAllowed: 405,
     errors.UnsupportedVersion: 400,
     errors.AccessDenied: 403,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import click
 
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.contract.names import check_name
 from aios_broker.postgres.store import Store
 from aios_broker.queues.quota import Subject
 from aios_cli.session import Operator, command, current_config, database_url
-from aios_cli.syscalls import check_name
 from aios_cli.tables import say
 from aios_workers.modules.access.limits import go_on
 from aios_workers.modules.access.limits import suspend as suspend_subject

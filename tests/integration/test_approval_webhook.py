@@ -11,10 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.storage import StorageDelete, StorageWrite
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.approvals.webhook import PER_ROUND, SIGNATURE, Webhook, WebhookSender, sign
 from tests.state_scene import StateScene

@@ -125,6 +125,14 @@ async def test_if_version_refuses_a_change_of_another_version(scene: Scene) -> N
     assert (await scene.entry(StorageWrite("a", "2", if_version=1))).version == 2
 
 
+async def test_if_version_refuses_an_append_to_another_version(scene: Scene) -> None:
+    await scene.ask(StorageAppend("a", "1", if_version=0))
+    for version in (0, 2):
+        with pytest.raises(VersionConflict):
+            await scene.ask(StorageAppend("a", "x", if_version=version))
+    assert (await scene.entry(StorageAppend("a", "2", if_version=1))).size_bytes == 2
+
+
 async def test_a_syscall_that_is_run_again_changes_nothing_and_answers_the_same(
     scene: Scene,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.storage import (
     Plan,
@@ -16,7 +17,6 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageWrite,
 )
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from tests.state_scene import StateScene, state_scene
 

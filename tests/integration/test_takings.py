@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.access import AccessGroupRemove, AccessRevokeToken, BoundObject
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.memory import MemoryAdd, MemoryGet, MemoryRemove, MemoryTtl
@@ -24,7 +25,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from tests.every_body import bodies_of, every_kind, plan_texts
 from tests.possessions import (

@@ -316,14 +316,14 @@ STATE_MUTANTS = (
     ),
     Mutant(
         "one approves what it asked for",
-        "workers/aios_workers/approvals/deciders.py",
+        "broker/aios_broker/access/deciders.py",
         "if decider.agent_id == row.agent_id:",
         "if False:",
         APPROVALS_TEST,
     ),
     Mutant(
         "it is decided twice",
-        "workers/aios_workers/approvals/requests.py",
+        "broker/aios_broker/access/requests.py",
         'if row.stored in ("approved", "denied", "used"):',
         "if False:",
         APPROVALS_TEST,

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.access.requests import body_from
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import ENTRY, decode_job
 from aios_broker.contract.json_text import (
@@ -30,7 +31,6 @@ from aios_broker.contract.syscall import (
     new_id,
 )
 from aios_sdk.requests import Options, build_syscall
-from aios_workers.approvals.requests import body_from
 from tests.unit.test_sdk_requests import IDS
 
 JSON = st.recursive(

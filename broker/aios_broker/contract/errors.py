@@ -11,6 +11,7 @@
     │   │   ├── RequestTooLarge          its body is over the limit
     │   │   ├── RequestTimeout           it did not come in time
     │   │   ├── UnsupportedMedia         its body is compressed, or of another type
+    │   │   ├── InvalidRange             the range of a file lies behind its end
     │   │   └── MethodNotAllowed         the route does not take this method
     │   ├── UnsupportedVersion       written by another version of the contract
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
@@ -165,6 +166,10 @@ class RequestTimeout(InvalidRequest):
 
 class UnsupportedMedia(InvalidRequest):
     """The body of a request is compressed, or of a type that the route does not read."""
+
+
+class InvalidRange(InvalidRequest):
+    """A request asks for bytes of a file that lie behind its end."""
 
 
 class MethodNotAllowed(InvalidRequest):

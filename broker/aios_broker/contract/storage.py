@@ -74,6 +74,7 @@ class StorageAppend(OfPath, frozen=True, tag="storage.append"):
 
     content: Text
     encoding: Encoding = "utf-8"
+    if_version: Annotated[int, Meta(ge=0)] | None = None  # 0: only if there is none
 
 
 class StorageList(Owned, frozen=True, tag="storage.list"):

@@ -20,13 +20,14 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 import msgspec
 
+from aios_broker.access.audit import append_line, line_of
+from aios_broker.access.requests import AgentRules
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.postgres.store import AgentRow, Cursor
-from aios_workers.approvals.irreversible import AgentRules, Irreversible, Takings
-from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.approvals.irreversible import Irreversible, Takings
 from aios_workers.modules.services import Services
 
 _EARLIER = "SELECT result FROM effect WHERE syscall_id = %s AND agent_id = %s"

@@ -5,12 +5,12 @@ The truth is in Postgres; who is suspended is in Redis, too, where syscalls come
 
 from dataclasses import dataclass
 
+from aios_broker.access.audit import AuditLine, append_line
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.limits import DEFAULT_LIMITS, OBJECT_KINDS, ObjectKind
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.control import Control
 from aios_broker.queues.quota import Subject
-from aios_workers.modules.access.audit import AuditLine, append_line
 
 _SET_LIMIT = """
     INSERT INTO object_limit (tenant_id, agent_id, kind, most)
