@@ -180,6 +180,48 @@ async def test_two_readers_and_a_late_one_get_the_same(
         assert [event.number for event in late] == ["7-0", "end"]
 
 
+async def test_what_is_not_streamed_is_told_at_its_end(
+    redis_url: str, api: RunningApi, token: str
+) -> None:
+    gate = asyncio.Event()
+
+    async def silent(_syscall: Syscall, _emit: Emit) -> Result:
+        await gate.wait()
+        return ChatResult("one two", "stop", MODEL)
+
+    async with TinyWorker(redis_url, "llm", silent) as worker:
+        syscall_id = await submitted(api, token)
+        async with opened(api, token, syscall_id) as events:
+            await wait_until_async(lambda: bool(worker.seen))
+            gate.set()
+            heard = [event async for event in events]
+    assert text_of(heard) == "one two"
+    assert [event.name for event in heard] == ["chunk", "reply"]
+
+
+async def test_the_kept_text_has_no_hole(redis_url: str) -> None:
+    """What comes behind one is left out: no reader hears what nobody said."""
+    gate = asyncio.Event()
+
+    async def forgetful(_syscall: Syscall, emit: Emit) -> Result:
+        await emit(0, "ab")
+        await emit(5, "fg")
+        await emit(1, "bc")
+        await gate.wait()
+        return ChatResult("abcdefgh", "stop", MODEL)
+
+    with redis.Redis.from_url(redis_url) as raw:
+        async with (
+            TinyWorker(redis_url, "llm", forgetful),
+            AsyncAgent("writer", url=redis_url) as me,
+        ):
+            call = me.llm.chat.start("x", stream=True)
+            key = f"rq:aios:answer:{call.id}"
+            await wait_until_async(lambda: raw.get(key) == "abc".encode("utf-32-le"))
+            gate.set()
+            assert (await call).text == "abcdefgh"
+
+
 async def test_what_failed_has_told_what_it_said_before(
     redis_url: str, api: RunningApi, token: str
 ) -> None:

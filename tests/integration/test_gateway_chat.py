@@ -6,6 +6,7 @@ import json
 import struct
 import uuid
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import openai
@@ -85,8 +86,8 @@ async def test_the_asynchronous_client_streams(api: ApiScene) -> None:
 
 
 class Point(BaseModel):
-    x: int
-    y: int
+    x: Literal[1, 2, 3]
+    y: bool
 
 
 def test_an_answer_is_parsed_by_its_schema(client: OpenAI) -> None:

@@ -254,7 +254,7 @@ def test_errors_have_the_classes_of_the_client(api: ApiScene, client: Anthropic)
         pytest.raises(anthropic.AuthenticationError),
     ):
         stranger.messages.create(model="x", max_tokens=3, messages=HELLO)
-    long: Any = [{"role": "user", "content": "x" * 10_000}]
+    long: Any = [{"role": "user", "content": "x" * 500_000}]
     with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
         client.messages.create(model="x", max_tokens=3, messages=long)
 

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import httpx
 import msgspec
@@ -280,6 +281,36 @@ async def test_each_syscall_of_a_request_stands_for_itself(
     assert codes[-1] is None
     assert codes[:2] == ["access-denied", "access-denied"]
     assert set(codes[2:-1]) <= {"invalid-syscall", "unknown-module"}
+
+
+async def test_a_session_hears_of_its_own_agents_syscalls_alone(
+    client: httpx.AsyncClient, http: Door, redis_url: str
+) -> None:
+    """Whoever knows the name of another's session can send nothing there."""
+    async with (
+        TinyWorker(redis_url, "tool"),
+        http.agent("writer") as writer,
+        http.agent("reader") as reader,
+        client.stream("GET", wire.EVENTS) as answer,
+    ):
+        events = (line.removeprefix("data: ") async for line in answer.aiter_lines() if line)
+        session = msgspec.json.decode(await anext(events), type=wire.Hello).session
+        ours = Syscall(writer._ids.fresh(), "writer", ToolEcho("ours"))
+        theirs = Syscall(reader._ids.fresh(), "reader", ToolEcho("theirs"))
+        for syscall, token in ((theirs, http.token("reader")), (ours, http.token("writer"))):
+            message = wire.Submit(session, (msgspec.Raw(encode_syscall(syscall)),))
+            headers = {"authorization": f"Bearer {token}"}
+            data = msgspec.json.encode(message)
+            sent = await client.post(wire.SUBMIT, content=data, headers=headers)
+            assert sent.json() == {"outcomes": [{}]}
+            await wait_until_async(partial(is_finished, redis_url, syscall.id))
+        heard = msgspec.json.decode(await anext(events))
+    assert heard["id"] == ours.id
+
+
+def is_finished(redis_url: str, syscall_id: str) -> bool:
+    with redis.Redis.from_url(redis_url) as raw:
+        return bool(raw.hget(f"rq:job:{syscall_id}", "status") == b"finished")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,12 @@ from typing import NamedTuple
 import msgspec
 import pytest
 import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.errors import InvalidConfig, KernelError, RedisUnavailable
+from aios_broker.contract.job import ENTRY
 from aios_broker.process.child import StandaloneServer
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import LIBRARY, Functions, library_source
@@ -29,6 +32,7 @@ from aios_local.embedded.state import StateDir
 from aios_local.supervisor import EmbeddedKernel
 from aios_local.supervisor.redis_users import RedisUsers
 from aios_sdk import Agent
+from tests.busy_kernel import run_tool
 from tests.redis_nodes import RedisNode, cluster, follow, running
 from tests.waiting import wait_until
 
@@ -85,7 +89,6 @@ OF_THE_FLEET: tuple[Command, ...] = (
     ("SADD", "rq:workers", "rq:worker:mine"),
     ("HSET", "rq:worker:mine", "pid", 1),
     ("SET", "rq:suspended", 1),
-    ("HSET", "rq:aios:context:default ada x", "version", 1),
     ("HSET", "rq:aios:memory:default ada:notes", "id", "{}"),
     ("HSET", "rq:aios:terms", "gpt", "0"),
     ("XTRIM", "rq:aios:journal", "MAXLEN", 0),
@@ -98,12 +101,15 @@ OF_OPERATORS: tuple[Command, ...] = (
     ("HSET", "rq:aios:resources:tool", "tool:x", 1),
     ("FCALL", f"{LIBRARY}_stop", 1, "rq:aios:slot"),
     ("HSET", "rq:aios:responses:default ada", "id", "{}"),
+    ("HSET", "rq:aios:context:default ada x", "version", 1),
 )
 OF_CLIENTS: tuple[Command, ...] = (
     ("HSET", "rq:job:a", "f", 1),
     ("DEL", "rq:queue:llm"),
     ("LPUSH", "rq:queue:llm", "a"),
-    ("ZREMRANGEBYSCORE", "rq:failed:llm", "-inf", "+inf"),
+    ("ZREM", "rq:failed:llm", "a"),
+    ("ZADD", "rq:failed:llm", 1, "a"),
+    ("ZREMRANGEBYSCORE", "rq:aios:leases:llm", "-inf", "+inf"),
     ("XADD", "rq:aios:journal", "*", "t", "x"),
     ("PUBLISH", "rq:pubsub:mine", "x"),
     ("GET", "rq:aios:secret"),
@@ -186,11 +192,20 @@ def test_which_functions_a_user_may_call(guarded: Guarded, role: Role) -> None:
         == {
             "scheduler": set(everything),
             "worker": set(everything),
-            "api": functions_of("client") | functions_of("operator") | functions_of("shared"),
+            "api": frozenset().union(
+                *map(functions_of, ("client", "operator", "shared", "worker/context"))
+            ),
             "client": {"submit", "attach", "look", "cancel"},
             "inspector": set(),
         }[role]
     )
+
+
+async def test_rqs_tool_looks_as_the_inspector(guarded: Guarded) -> None:
+    with redis.Redis.from_url(guarded.url) as boss:
+        Queue("memory", connection=boss, serializer=JSONSerializer).enqueue(ENTRY, {})
+    text = await run_tool("rq", "info", "-u", url_as(guarded.url, "inspector", KEYS))
+    assert "1 queues, 1 jobs total" in text
 
 
 async def test_who_may_not_load_the_functions_waits_for_a_scheduler(guarded: Guarded) -> None:

@@ -133,6 +133,7 @@ async def test_who_can_spoil_the_audit_log_is_stopped_all_the_same(
     try:
         with pytest.raises(InvalidConfig, match=r"agent 'ada' is suspended, .* no line on it"):
             await suspend(without_key, control, THE_AGENT, who="test")
+        assert await control.stopped() == {THE_AGENT: "test"}
         await tidy_suspensions(without_key, control)
         assert await control.stopped() == {THE_AGENT: "test"}
         with pytest.raises(InvalidConfig):  # what goes on has its line, or stays as it is

@@ -6,6 +6,10 @@ CHAT_TEST = "tests/integration/test_gateway_chat.py"
 FAULT_TEST = "tests/integration/test_gateway_faults.py"
 FIELD_TEST = "tests/unit/test_gateway_fields.py"
 LABEL_TEST = "tests/unit/test_gateway_labels.py"
+BACKGROUND_TEST = "tests/integration/test_gateway_background.py"
+RESPONSE_TEST = "tests/integration/test_gateway_responses.py"
+RECORDS = "kernel_api/aios_kernel_api/gateway/response_records.py"
+RESPONSES = "kernel_api/aios_kernel_api/gateway/responses.py"
 STREAMS = "kernel_api/aios_kernel_api/gateway/streams.py"
 
 GATEWAY_MUTANTS = (
@@ -85,5 +89,40 @@ GATEWAY_MUTANTS = (
         "return choice.tool_calls[:1] if one_call else choice.tool_calls",
         "return choice.tool_calls",
         "tests/unit/test_gateway_chat.py",
+    ),
+    Mutant(
+        "gateway: two responses go on with one in the same place",
+        "broker/aios_broker/queues/lua/client/responses.lua",
+        "== by and 1 or 0",
+        "and 1 or 0",
+        "tests/integration/test_kept_responses.py",
+    ),
+    Mutant(
+        "gateway: a response without an answer is gone on with",
+        RECORDS,
+        'if previous.response.status not in ("completed", "incomplete"):',
+        "if previous.response.status not in FINAL:",
+        BACKGROUND_TEST,
+    ),
+    Mutant(
+        "gateway: the instructions of one response are those of the next",
+        RECORDS,
+        "            and previous.instructions == instructions\n",
+        "",
+        RESPONSE_TEST,
+    ),
+    Mutant(
+        "gateway: a response in the background ends with its client",
+        RESPONSES,
+        "        gateway.kernel.session.let_go(pending)\n",
+        "        gateway.kernel.session.abandon(pending)\n",
+        BACKGROUND_TEST,
+    ),
+    Mutant(
+        "gateway: one that answers later is not kept",
+        RECORDS,
+        "return await self.conclude(record, await self._lost(record), now)",
+        "return record",
+        BACKGROUND_TEST,
     ),
 )

@@ -37,8 +37,10 @@ from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
+from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -54,6 +56,7 @@ MUTANTS = (
     *STATE_MUTANTS,
     *API_MUTANTS,
     *IDENTITY_MUTANTS,
+    *REDIS_USER_MUTANTS,
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
     *MONEY_MUTANTS,
@@ -61,6 +64,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
+    *SESSION_MUTANTS,
 )
 
 WORKERS = 2

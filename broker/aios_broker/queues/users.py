@@ -61,10 +61,14 @@ WRITING = (
 )
 HEARING = ("publish", "subscribe", "unsubscribe")
 
+REGISTRIES = tuple(
+    f"{name}:*"
+    for name in ("wip", "finished", "failed", "canceled", "deferred", "scheduled", "ready")
+)
 # Keys by name below the prefix: RQ's own, and `aios:` ours. What no pattern names is read alone.
 JOBS = (
     *("queues", "queue:*", "job:*", "results:*", "execution*"),
-    *("wip:*", "finished:*", "failed:*", "canceled:*", "deferred:*", "scheduled:*"),
+    *REGISTRIES,
 )
 # What submitting, and ending what was submitted, change: the last, since a job may hold anything.
 CALLS = (
@@ -83,13 +87,14 @@ SETTINGS = (
     *("aios:quota:*", "aios:resources:*", "aios:stopped"),
     *("aios:core_cards", "aios:core_removed", "aios:core_served", "aios:core_looked"),
 )
-# Answers that the gateway keeps for agents.
+# Answers that the gateway keeps for agents, and the contexts that it ends with them.
 ANSWERS = (
     *("aios:responses:*", "aios:response_order:*", "aios:response_context:*"),
     *("aios:response_next:*", "aios:response_count:*"),
+    *("aios:context:*", "aios:context-op:*", "aios:contexts:*", "aios:context_ends:*"),
 )
 # What RQ's tools read: no conversation's text but what stands in a job's record.
-OF_RQ = (*JOBS, "worker:*", "workers*", "suspended", "clean_registries:*")
+OF_RQ = (*JOBS, "rl-*", "worker:*", "workers*", "suspended", "clean_registries:*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class Rights:
     steps: tuple[str, ...] = ()  # files or folders of `lua/` whose functions it may call; `*`: any
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()  # reads them, too
+    tidies: tuple[str, ...] = ()  # registries of RQ's, whose old entries every `rq info` removes
     hears: bool = False  # the channels on which workers take commands
 
 
@@ -118,7 +124,7 @@ RIGHTS: dict[Role, Rights] = {
     ),
     "api": Rights(
         (*GREETING, *READING, *WRITING, *HEARING),
-        steps=("client", "operator", "shared"),
+        steps=("client", "operator", "shared", "worker/context"),
         reads=("*",),
         writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),
         hears=True,
@@ -130,7 +136,7 @@ RIGHTS: dict[Role, Rights] = {
         writes=(*JOBS, *CALLS),
         hears=True,
     ),
-    "inspector": Rights((*GREETING, *READING), reads=OF_RQ),
+    "inspector": Rights((*GREETING, *READING), reads=OF_RQ, tidies=REGISTRIES),
 }
 
 _REGISTERED = re.compile(r"^\s*register\('(\w+)'", re.MULTILINE)
@@ -186,6 +192,7 @@ def acl_rules(role: Role, secret: str, keys: Keys) -> tuple[str, ...]:
         *(f"%R~{prefix}:{pattern}" for pattern in rights.reads),
         *(f"~{prefix}:{pattern}" for pattern in rights.writes),
         *((f"&{prefix}:pubsub:*",) if rights.hears else ()),
+        *_selector(f"~{prefix}:{pattern}" for pattern in rights.tidies),
     )
 
 
@@ -214,6 +221,12 @@ def _functions() -> dict[str, frozenset[str]]:
         found[step] = names
         found[folder] = found.get(folder, frozenset()) | names
     return found
+
+
+def _selector(patterns: Iterable[str]) -> list[str]:
+    """Return what allows one command on some keys, beside all else."""
+    keys = " ".join(patterns)
+    return [f"(+zremrangebyscore {keys})"] if keys else []
 
 
 def _calls(steps: Iterable[str]) -> list[str]:

@@ -16,6 +16,7 @@ from aios_kernel_api.gateway.contents import PART_SEPARATOR, checked_image
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.functions import tool_of
 from aios_kernel_api.gateway.items import Json
+from aios_kernel_api.gateway.schemas import unheld
 
 MAX_TOKENS = 131_072
 # The first line of what Claude Code says to the system is about its bill: it is of another text in
@@ -53,7 +54,7 @@ _TOOL: Fields = {
     "type": kept("custom; any other is refused"),
     "name": kept("as it is"),
     "description": kept("as it is"),
-    "input_schema": kept("the arguments are held to it, where the core can"),
+    "input_schema": kept("the arguments are held to it; what no core can is reported"),
     "cache_control": _CACHE,
     "strict": kept("always: arguments are held to their schema, where the core can"),
     "input_examples": reported("say them in the description"),
@@ -242,6 +243,7 @@ def chat_of(asked: MessageRequest, core: str | None) -> tuple[LlmChat, tuple[str
     stop, not_kept = tuple(asked.stop_sequences or ()), tuple[str, ...]()
     if stop and (wanted is not None or (tools and choice != "none")):
         stop, not_kept = (), ("stop_sequences",)  # it would cut what is promised to be whole
+    not_kept += unheld("tools.input_schema", (each.input_schema for each in asked.tools or ()))
     temperature = DEFAULT_TEMPERATURE if asked.temperature is None else asked.temperature
     body = LlmChat(
         messages=messages_of(asked),

@@ -183,7 +183,7 @@ def ended(
         model=result.core or result.model,
         echo=begun.echo,
         output=output_of(result, begun.id, names, one_call=one_call),
-        usage=usage_of(result.usage),
+        usage=usage_of(result.usage) if result.usage.prompt_tokens else None,
         incomplete_details=None if is_whole else {"reason": "max_output_tokens"},
         completed_at=now if is_whole else None,
     )

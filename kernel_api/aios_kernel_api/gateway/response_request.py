@@ -13,6 +13,7 @@ from aios_broker.contract.llm import Format, JsonFormat, LlmChat, Message
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.items import Json, converted, items_of
 from aios_kernel_api.gateway.response_tools import Toolset, toolset_of
+from aios_kernel_api.gateway.schemas import unheld
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
@@ -181,6 +182,15 @@ def toolset(asked: ResponseRequest) -> Toolset:
         InvalidSyscall: a tool, or a choice, that is not served here.
     """
     return toolset_of(asked.tools or (), asked.tool_choice)
+
+
+def unheld_in(asked: InputRequest) -> tuple[str, ...]:
+    """Return what the tools of a request ask for that no core can hold."""
+    tools = asked.tools or ()
+    inner = (each.get("tools") for each in tools)
+    spaces = (each for some in inner if isinstance(some, list) for each in some)
+    shown = [each for each in (*tools, *spaces) if isinstance(each, dict)]
+    return unheld("tools.parameters", (each.get("parameters") for each in shown))
 
 
 def chat_of(

@@ -44,6 +44,7 @@ from aios_kernel_api.gateway.response_request import (
     echoed,
     instructions_of,
     toolset,
+    unheld_in,
 )
 from aios_kernel_api.gateway.response_tools import toolset_of
 from aios_kernel_api.gateway.state import Gateway, gateway_of
@@ -95,7 +96,7 @@ async def create(request: Request) -> Response:
     previous = await _previous(records, asked)
     ask = await asking(
         request,
-        left_out=body.not_kept,
+        left_out=(*body.not_kept, *unheld_in(asked)),
         metadata=asked.metadata,
         known_program=None if previous is None else previous.program,
     )
