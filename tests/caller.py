@@ -25,8 +25,9 @@ from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_broker.queues.module_queue import ModuleQueue, ReplyBox
+from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import JobMetadata, PolicyRow, Submission
+from aios_broker.queues.reply_box import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.loop import Limits, Worker, WorkerSpec

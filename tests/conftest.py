@@ -25,6 +25,7 @@ from tests.queue_user import QueueUser, queue_user
 
 if TYPE_CHECKING:
     from tests.api_scene import ApiScene
+    from tests.doors import Door
     from tests.state_scene import StateScene
 
 TEMPLATE_DATABASE = "aios"
@@ -162,6 +163,15 @@ async def scene(redis_url: str, database_url: str) -> AsyncIterator["StateScene"
     from tests.state_scene import state_scene  # noqa: PLC0415  only some tests need it
 
     async with state_scene(redis_url, database_url) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["redis", "http"])
+def door(redis_url: str, request: pytest.FixtureRequest) -> Iterator["Door"]:
+    """Each way of the SDK to the kernel at `redis_url`, one after the other."""
+    from tests.doors import door_of  # noqa: PLC0415  only some tests need it
+
+    with door_of(request.param, redis_url) as opened:
         yield opened
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from aios_broker.contract.llm import LlmBody
-from aios_broker.contract.reply import Chunk, Result, decode_wire
+from aios_broker.contract.reply import Chunk, Result
 from aios_broker.contract.syscall import Syscall
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.functions import Functions
@@ -78,11 +78,9 @@ class _Queue(ModuleQueue):
         cut = self._cuts.rng.random() < self._cuts.probability
         return ["suspend" if cut else "go"] * len(uses)
 
-    async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
+    async def emit(self, chunks: Sequence[tuple[Lease, Chunk]]) -> None:
         """Put the streamed text together, and find gaps and repetitions."""
-        for _, data in chunks:
-            chunk = decode_wire(data)
-            assert isinstance(chunk, Chunk)
+        for _, chunk in chunks:
             if chunk.part == "reasoning":
                 assert chunk.offset == len(self._cuts.reasoning), "a gap or a repetition"
                 self._cuts.reasoning += chunk.text

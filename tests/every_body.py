@@ -12,6 +12,7 @@ from aios_broker.contract.access import AccessBody, ObjectKind, ObjectRef, Opera
 from aios_broker.contract.memory import MemoryBody
 from aios_broker.contract.storage import StorageBody
 from aios_broker.contract.syscall import Body, new_id
+from aios_broker.contract.tokens import digest, new_token
 from tests.possessions import World
 
 FILES = (
@@ -27,7 +28,7 @@ FILES = (
 DIRECTORIES = ("/d", "/d/e", "/scratch", "/host")
 TARGETS = ("/new/x", "/plain.txt", "/scratch/x", "/scratch/s.txt", "/d/a.txt", "/host/x")
 CLASSES: tuple[OperationClass, ...] = get_args(OperationClass)
-PLANS = (
+PLANS: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"do": "delete", "path": "/plain.txt"}, {"do": "write", "path": "/full.txt", "content": "x"}),
     ({"do": "write", "path": "/plain.txt", "content": "x"}, {"do": "delete", "path": "/log.txt"}),
     (
@@ -36,6 +37,23 @@ PLANS = (
     ),
     ({"do": "append", "path": "/full.txt", "content": "x"}, {"do": "mkdir", "path": "/made"}),
     ({"do": "create", "path": "/made.txt", "content": "x"}, {"do": "delete", "path": "/made.txt"}),
+    # What a plan makes has another number each time that it runs: it is asked for once.
+    ({"do": "mkdir", "path": "/made"}, {"do": "delete", "path": "/made"}),
+    ({"do": "mkdir", "path": "/made"}, {"do": "move", "path": "/made", "to": "/scratch/made"}),
+    (
+        {"do": "create", "path": "/d/made.txt", "content": "x"},
+        {"do": "mkdir", "path": "/d/made"},
+        {"do": "move", "path": "/d", "to": "/scratch/d"},
+    ),
+    (
+        {"do": "mkdir", "path": "/d/made"},
+        {"do": "move", "path": "/d/a.txt", "to": "/d/made/a.txt"},
+        {"do": "move", "path": "/d/made/a.txt", "to": "/a.txt"},
+    ),
+    (
+        {"do": "create", "path": "/made.txt", "content": "x"},
+        {"do": "move", "path": "/made.txt", "to": "/plain.txt", "overwrite": True},
+    ),
 )
 
 
@@ -149,8 +167,11 @@ def _access(world: World, owner: str) -> Iterator[Body]:
     yield access.AccessGroupRemove("team", "bob")
     yield access.AccessGroupDelete("team")
     yield access.AccessGroupCreate(f"g{new_id()[:8]}")
-    yield access.AccessRegister("dan")
-    yield access.AccessRegister("carl", administrator=True)
+    for name in ("dan", "carl", "bob", "boss"):
+        for administrator in (False, True):
+            token = digest(new_token())
+            yield access.AccessRegister(name, token_digest=token, administrator=administrator)
+    yield access.AccessRegister("dan", token_digest=digest(new_token()), ttl_s=600.0)
     yield access.AccessRevokeToken("bob")
     yield access.AccessApprove(new_id())
     yield access.AccessDeny(new_id())

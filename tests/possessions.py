@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from aios_broker.access.requests import DEFAULT_RULES, set_rule
 from aios_broker.contract.access import (
     AccessGrant,
     AccessGroupAdd,
@@ -30,7 +31,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import new_id
-from aios_workers.approvals.requests import DEFAULT_RULES, set_rule
 from aios_workers.modules.memory.note import KEPT_VERSIONS
 from tests.state_scene import StateScene
 
@@ -74,8 +74,10 @@ _RIGHTS = """
     UNION ALL SELECT 'rule', r.operation || ' of ' || coalesce(a.name, 'all agents'), r.rule
       FROM approval_rule r LEFT JOIN agent a ON a.id = r.agent_id
       JOIN tenant t ON t.id = r.tenant_id WHERE t.name = %(tenant)s
-    UNION ALL SELECT 'administrator', a.name, a.administrator::text FROM agent a
+    UNION ALL SELECT 'administrator', a.id || ' ' || a.name, a.administrator::text FROM agent a
       JOIN tenant t ON t.id = a.tenant_id WHERE t.name = %(tenant)s AND a.administrator
+    UNION ALL SELECT 'agent', a.id::text, a.name FROM agent a
+      JOIN tenant t ON t.id = a.tenant_id WHERE t.name = %(tenant)s
 """
 _MANY_VERSIONS = """
     WITH more AS (
@@ -202,11 +204,14 @@ def _note_lost(before: Possessions, after: Possessions, note: str) -> bool:
 def _changed_rights(before: Possessions, after: Possessions) -> set[tuple[str, str, str]]:
     """Return rights that were lost, and those that were won over what was there before."""
     groups = {name.split()[1] for kind, name, _ in before.rights if kind == "member"}
+    agents = {name for kind, name, _ in before.rights if kind == "agent"}
     won = after.rights - before.rights
     return (before.rights - after.rights) | {
         (kind, name, said)
         for kind, name, said in won
-        if kind in ("rule", "administrator") or (kind == "member" and name.split()[1] in groups)
+        if kind in ("rule", "administrator")
+        or (kind == "member" and name.split()[1] in groups)
+        or (kind == "tokens" and name in agents)  # whoever has one speaks as that agent
     }
 
 
@@ -227,7 +232,8 @@ def is_named(thing: Gone, objects: list[BoundObject]) -> bool:
             or (thing.kind == "member" and thing.id.startswith(f"group {one.id} ")),
             "tokens": thing.kind == "tokens" and one.id == thing.id,
             "rule": thing.kind == "rule" and one.id.startswith(f"{thing.id}:"),
-            "administrator": thing.kind == "administrator" and one.id == thing.id,
+            "identity": thing.kind in ("tokens", "administrator")
+            and one.id.removeprefix("agent ") in thing.id.split(),
             "mounted": thing.kind == "mounted" and one.id == thing.id,
         }
         if held.get(one.kind, False) or _went_with(thing, one):

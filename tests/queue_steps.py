@@ -263,7 +263,7 @@ class ClientsAndWorkers(Debts):
     @rule(data=st.data())
     def emit(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from(self.leases))
-        self.do(self.queue.emit([(lease, b'{"kind":"chunk","id":"x","offset":0,"text":"y"}')]))
+        self.do(self.queue.emit([(lease, reply.Chunk(lease.job_id, 0, "y"))]))
         for client in CLIENTS:
             expected = self.holds(lease) and client in self.known[lease.job_id].clients
             last = self.raw.lindex(Keys().reply(client), -1)

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from aios_broker.contract import transitions
 from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled, UnknownCore
+from aios_broker.contract.reply import Chunk
 from aios_broker.contract.syscall import State, known_needs, new_id
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Ending, JobMetadata, Lease, Submission, Suspension
@@ -223,7 +224,7 @@ class RoutingMachine(RuleBasedStateMachine):
         lease, core = self.leases.pop(job_id)
         known = self.jobs[job_id]
         if streamed:
-            self.do(self.user.queue.emit([(lease, b"{}")]))
+            self.do(self.user.queue.emit([(lease, Chunk(job_id, 0, "x"))]))
             known.model = CARDS[core].model
         member = f"{job_id}:{lease.attempt}"
         self.raw.zadd(self.user.keys.own("leases:llm"), {member: 1})

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from aios_broker.access.deciders import Decider
+from aios_broker.access.requests import Decision, decide, find_approvals
+from aios_broker.access.rights import Right, set_right
 from aios_broker.contract.access import (
     AccessGroupAdd,
     AccessGroupCreate,
@@ -31,11 +34,8 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import patiently
-from aios_workers.approvals.deciders import Decider
-from aios_workers.approvals.requests import Decision, decide, find_approvals
 from aios_workers.approvals.service import ApprovalService, NeedsApproval
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.access.rights import Right, set_right
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.services import Embedder, Services, storage_limits
 from aios_workers.modules.state_handler import OPERATIONS

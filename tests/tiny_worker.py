@@ -87,7 +87,7 @@ class TinyWorker:
         self.seen.append(syscall)
 
         async def emit(offset: int, text: str) -> None:
-            await self._queue.emit([(lease, encode(Chunk(syscall.id, offset, text)))])
+            await self._queue.emit([(lease, Chunk(syscall.id, offset, text))])
 
         try:
             reply = Reply(syscall.id, await self._handler(syscall, emit), worker=self._name)

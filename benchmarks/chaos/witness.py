@@ -12,6 +12,7 @@ from aios_broker.client.transport import Attached, CallStatus, Outcome, Transpor
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
+from aios_broker.contract.reply import Heard as HeardText
 from aios_broker.contract.reply import Reply, decode_wire
 from aios_broker.contract.syscall import Syscall
 from benchmarks.chaos.history import Heard, Log, Sent, wall_s
@@ -63,9 +64,15 @@ class Witness:
         """End syscalls."""
         return await self._inner.cancel(ids, module, error, owner)
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: HeardText | None = None,
+    ) -> Attached:
         """Join a syscall; a reply that is found so was heard."""
-        attached = await self._inner.attach(syscall_id, module, owner)
+        attached = await self._inner.attach(syscall_id, module, owner, heard)
         if attached.reply is not None:
             text = attached.reply.decode()
             self._log.write(Heard(wall_s(), syscall_id, text, found=True))

@@ -19,12 +19,16 @@ from aios_broker.contract.errors import InvalidConfig
 Settings = TypeVar("Settings", bound=Struct)
 
 PREFIX = "AIOS_"
+# Settings that a file may hold, as container engines hand out secrets: AIOS_..._FILE is its path,
+# and counts where the setting itself is not there.
+SECRET_VARIABLES = ("AIOS_APPROVAL_WEBHOOK_SECRET", "AIOS_DATABASE_URL", "AIOS_REDIS_URL")
+FILE_SUFFIX = "_FILE"
+MAX_SECRET_BYTES = 65_536
 # Settings whose variable is not AIOS_<FIELD>.
 OTHER_NAMES = {"key_prefix": "RQ_KEY_PREFIX"}  # RQ's own variable: its tools read it too
 # Read by the bootstrap script, by docker-compose.yml and by `aios test`.
 BOOTSTRAP_VARIABLES = (
     "AIOS_PYTHON",
-    "AIOS_POSTGRES_PASSWORD",
     "AIOS_POSTGRES_PORT",
     "AIOS_TEST_PYTHONS",
 )
@@ -67,8 +71,11 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     models: Path | None = None  # where files are pulled to; None: a folder of the state dir
     redis_url: str | None = None  # None: an embedded server is started
     database_url: str | None = None  # None: an embedded server is started
-    # Of the embedded Redis, on 127.0.0.1; 0: a free one; None: only the private unix socket.
+    # Of the embedded Redis, on 127.0.0.1, with a password; 0: a free one; None: only the private
+    # unix socket, without one.
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
+    # Where Redis has a password: each kind of process logs in as a user of its own, or all alike.
+    redis_users: Literal["own", "shared"] = "own"
     # Of its data, beyond which new work is refused; None: half of the machine's memory.
     redis_max_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX
@@ -146,12 +153,13 @@ def read_settings(cls: type[Settings], environ: Mapping[str, str]) -> Settings:
     """Fill a struct from variables; an empty variable counts as unset.
 
     Raises:
-        InvalidConfig: A value is missing, of the wrong type or out of range.
+        InvalidConfig: A value is missing, of the wrong type or out of range, or the file that
+            holds it cannot be read.
     """
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(cls):
         variable = variable_of(field.name)
-        if text := environ.get(variable, ""):
+        if text := environ.get(variable, "") or _secret_of(variable, environ):
             values[field.name] = _convert(variable, text, field)
         elif field.required:
             raise InvalidConfig("is not set", field=variable, remedy=f"set {variable}")
@@ -171,7 +179,8 @@ def refuse_unknown(
     Raises:
         InvalidConfig: Names the first one, and the known one that it resembles.
     """
-    all_known = [*known, *BOOTSTRAP_VARIABLES, *PROCESS_VARIABLES]
+    files = [variable + FILE_SUFFIX for variable in SECRET_VARIABLES]
+    all_known = [*known, *files, *BOOTSTRAP_VARIABLES, *PROCESS_VARIABLES]
     for variable in sorted(environ):
         if not variable.startswith(PREFIX) or variable in all_known:
             continue
@@ -180,6 +189,31 @@ def refuse_unknown(
         similar = difflib.get_close_matches(variable, all_known, n=1)
         hint = f"did you mean {similar[0]}? Else unset it" if similar else "unset it"
         raise InvalidConfig("no setting has this name", field=variable, remedy=hint)
+
+
+def _secret_of(variable: str, environ: Mapping[str, str]) -> str:
+    """Return what the file of a secret holds; empty: none is named."""
+    named = environ.get(variable + FILE_SUFFIX, "")
+    if not named or variable not in SECRET_VARIABLES:
+        return ""
+    path = Path(named)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_SECRET_BYTES).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InvalidConfig(
+            f"{path} cannot be read: {why}",
+            field=variable + FILE_SUFFIX,
+            remedy="name a file that this process may read",
+        ) from None
+    if not text:
+        raise InvalidConfig(
+            f"{path} is empty",
+            field=variable + FILE_SUFFIX,
+            remedy="write the secret into it",
+        )
+    return text
 
 
 def _convert(variable: str, text: str, field: msgspec.structs.FieldInfo) -> object:

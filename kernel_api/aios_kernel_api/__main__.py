@@ -5,6 +5,7 @@ missing or wrong.
 """
 
 import logging
+import resource
 import sys
 from collections.abc import Mapping
 
@@ -22,10 +23,22 @@ logger = logging.getLogger(__name__)
 
 EXIT_BROKEN = 1
 EXIT_CONFIG = 2
+OTHER_FILES = 256  # beside the connections: servers, logs, the loop's own
+
+
+def allow_files(wanted: int) -> None:
+    """Let this process have as many connections open as its settings say, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        logger.warning("only %d files may be open; connections beyond that are refused", most)
 
 
 async def run(config: ApiConfig) -> None:
     """Serve the kernel of these settings."""
+    allow_files(config.api_max_connections + OTHER_FILES)
     with (
         listen(config) as listening,
         MetricsServer(config.metrics_port, tuple, host=config.metrics_host),

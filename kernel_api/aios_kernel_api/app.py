@@ -15,12 +15,22 @@ from starlette.routing import Route
 
 from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
+from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
 from aios_kernel_api.gateway.state import open_gateway
-from aios_kernel_api.gateway.tables import OPENAI_ROUTES
+from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import problem
-from aios_kernel_api.rest import syscalls
+from aios_kernel_api.rest import (
+    access,
+    description,
+    events,
+    files,
+    session,
+    settings,
+    syscalls,
+    views,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,13 @@ class Door:
 DOORS: tuple[Door, ...] = (
     Door(health.ROUTES, Rules(problem, is_public=True)),
     Door(syscalls.ROUTES, Rules(problem)),
+    Door(files.ROUTES, Rules(problem)),
+    Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
+    Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
+    Door(events.ROUTES, Rules(problem)),
+    Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
+    Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
 )
 
 
@@ -51,6 +67,7 @@ def create_app(kernel: Kernel) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.kernel = kernel
+    app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
     return app
 

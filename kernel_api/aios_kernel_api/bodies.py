@@ -26,10 +26,9 @@ from aios_broker.contract.json_text import has_nul
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.syscall import (
     KINDS,
-    MAX_LEVELS,
     decode_failure,
-    is_nested_deeper,
     refuse_nul,
+    refuse_shape,
     unknown_kind,
 )
 
@@ -137,14 +136,10 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """Read JSON from outside as one of our types.
 
     Raises:
-        InvalidSyscall: it is none: nested too deeply, a NUL character, a wrong or unknown field.
+        InvalidSyscall: it is none: nested too deeply, too many values, a NUL character, a wrong or
+            unknown field.
     """
-    if is_nested_deeper(data, MAX_LEVELS):
-        raise InvalidSyscall(
-            f"the body is nested more than {MAX_LEVELS} levels deep",
-            field="body",
-            remedy="make its lists and objects flatter, or pass them as text",
-        )
+    refuse_shape(data)
     try:
         if has_nul(data):
             refuse_nul(msgspec.json.decode(data))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.config import (
     PROCESS_PREFIXES,
     KernelConfig,
@@ -28,6 +30,10 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     redis_url: str
     database_url: str | None = None  # None: nobody administers, and what is stored is not shown
+    # Where the audit log's key is, and its newest line: operators decide by it. None: in the state
+    # directory, or, without one, nobody decides by the API.
+    audit_dir: Path | None = None
+    state_dir: Path | None = None
     key_prefix: str = "rq"  # RQ_KEY_PREFIX
     api_host: str = "127.0.0.1"  # who reaches it: 0.0.0.0 is everybody who gets here
     api_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # 0: a free one
@@ -44,6 +50,8 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     api_patience_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     # At a stop: streams go on for so long.
     api_drain_s: Annotated[float, Meta(ge=0.1, le=3_600.0)] = 8.0
+    # Without news a stream of the gateway says that it waits: what stands between cuts silent ones.
+    api_keep_alive_s: Annotated[float, Meta(ge=0.1, le=600.0)] = 10.0
     # Where a model's name that is nobody's leads to; None: the core that takes what names none.
     api_default_core: Name | None = None
     # Of a chat that says none; fewer where the core's context has no room for them.
@@ -51,6 +59,12 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
+
+    @property
+    def audit_folder(self) -> AuditFolder | None:
+        """Where the key of the audit log lies; None: not here."""
+        at = self.state_dir or self.audit_dir
+        return None if at is None else AuditFolder.of(at, self.audit_dir)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> ApiConfig:

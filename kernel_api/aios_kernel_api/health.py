@@ -16,9 +16,11 @@ from starlette.routing import Route
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.syscall import MODULES
+from aios_broker.retry import now_s
 from aios_kernel_api.kernel import Kernel, kernel_of
 
 ANSWER_TIMEOUT_S = 3.0
+RECENT_S = 1.0
 
 
 class Health(Struct, frozen=True):
@@ -41,10 +43,28 @@ async def healthz(_request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """Tell whether the kernel can answer; 503 where a part of it cannot."""
-    found = await readiness(kernel_of(request))
+    found = await request.app.state.readiness.now(kernel_of(request))
     status = 200 if found.ready else 503
     headers = {} if found.ready else {"retry-after": "1"}
     return Response(msgspec.json.encode(found), status, headers, "application/json")
+
+
+class RecentReadiness:
+    """What was found a moment ago: strangers ask as often as they like, the servers hear of one."""
+
+    def __init__(self) -> None:
+        self._found: Readiness | None = None
+        self._found_at_s = 0.0
+        self._asking = asyncio.Lock()
+
+    async def now(self, kernel: Kernel) -> Readiness:
+        """Return how it is, or was a second ago at most."""
+        async with self._asking:
+            is_stopping = kernel.stopping.is_set()
+            if self._found is None or is_stopping or now_s() - self._found_at_s >= RECENT_S:
+                self._found = await readiness(kernel)
+                self._found_at_s = now_s()
+            return self._found
 
 
 async def readiness(kernel: Kernel) -> Readiness:

@@ -10,8 +10,9 @@ from starlette.requests import Request
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
-from aios_broker.contract.errors import Cancelled, UnknownSyscall
+from aios_broker.contract.errors import Cancelled, InvalidConfig, UnknownSyscall
 from aios_broker.contract.names import Module, Owner
+from aios_broker.postgres.database import Database
 from aios_broker.postgres.store import Store
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
@@ -22,9 +23,12 @@ from aios_broker.queues.quota import Quotas
 from aios_broker.queues.records import JobView
 from aios_broker.queues.tokens import Tokens
 from aios_broker.redis.connection import Connection
+from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
+from aios_kernel_api.router import Router
 
+LINKS_AT_ONCE = 4
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
 
 
@@ -51,9 +55,27 @@ class Kernel:
     functions: Functions
     keys: Keys
     store: Store | None  # None: a kernel without a database
+    database: Database | None
     room: Room  # for bodies that are being read
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    router: Router  # of what comes for clients with a session
+    stopping: asyncio.Event
+    # Links are read for whoever comes: a few at a time.
+    link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def needed_store(self) -> Store:
+        """What is stored; raise InvalidConfig where the kernel has no database."""
+        if self.store is None:
+            raise no_database()
+        return self.store
+
+    @property
+    def needed_database(self) -> Database:
+        """The ledger; raise InvalidConfig where the kernel has no database."""
+        if self.database is None:
+            raise no_database()
+        return self.database
 
     @property
     def connection(self) -> Connection:
@@ -121,6 +143,15 @@ class Kernel:
         await self.transport.cancel([syscall_id], module, reason, owner)
 
 
+def no_database() -> InvalidConfig:
+    """Return the error of what a kernel without a database cannot show."""
+    return InvalidConfig(
+        "the kernel keeps no database",
+        field="AIOS_DATABASE_URL",
+        remedy="have its operator start one",
+    )
+
+
 def kernel_of(request: Request) -> Kernel:
     """Return the kernel that a request is for."""
     kernel: Kernel = request.app.state.kernel
@@ -137,14 +168,23 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
     keys = Keys(config.key_prefix)
     transport = RedisTransport(config.redis_url, "api", keys)
     limits = Limits(patience_s=config.api_patience_s)
+    # At the start of a fleet it may be there before Redis, or before a scheduler.
+    await patiently(transport.open, config.api_patience_s)
     async with AsyncExitStack() as at_end:
         session = await at_end.enter_async_context(Session(transport, limits))
         connection = Connection(config.redis_url, name=NAME)
         at_end.push_async_callback(connection.aclose)
-        store = None
+        store, database = None, None
         if config.database_url is not None:
-            store = Store(config.database_url, name=NAME)
+            folder = config.audit_folder
+            key = None if folder is None else folder.made_key()
+            store = Store(config.database_url, name=NAME, audit_key=key)
+            database = Database(config.database_url, name=NAME)
             await at_end.enter_async_context(aclosing(store))
+            await at_end.enter_async_context(aclosing(database))
+        stopping = asyncio.Event()
+        router = Router(RedisTransport(config.redis_url, "api-sessions", keys), stopping)
+        await at_end.enter_async_context(router.running())
         yield Kernel(
             config,
             session,
@@ -152,5 +192,8 @@ async def open_kernel(config: ApiConfig) -> AsyncIterator[Kernel]:
             Functions(connection),
             keys,
             store,
+            database,
             Room(config.api_max_body_bytes),
+            router,
+            stopping,
         )

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from aios_broker.contract import errors
 from aios_broker.contract.errors import ErrorBody, KernelError, Unavailable, all_errors, from_wire
+from aios_broker.contract.reply import Reply
 
 PROBLEM_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1.0  # where an error that passes does not say when to come again
@@ -29,6 +30,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.RequestTooLarge: 413,
     errors.RequestTimeout: 408,
     errors.UnsupportedMedia: 415,
+    errors.InvalidRange: 416,
     errors.MethodNotAllowed: 405,
     errors.UnsupportedVersion: 400,
     errors.AccessDenied: 403,
@@ -64,6 +66,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.RedisUnavailable: 503,
     errors.RedisFull: 503,
     errors.DatabaseUnavailable: 503,
+    errors.ApiUnavailable: 503,
     errors.KernelNotRunning: 503,
     errors.DownloadFailed: 502,
     errors.WaitTimeout: 504,
@@ -110,12 +113,24 @@ def told(error: KernelError) -> KernelError:
     return hidden
 
 
+_HIDDEN = {code for code, error in all_errors().items() if issubclass(error, Unavailable)}
+
+
+def is_hidden(code: str) -> bool:
+    """Tell whether clients hear of an error without what it says of servers."""
+    return code in _HIDDEN
+
+
 def told_body(body: ErrorBody) -> ErrorBody:
     """Return the error of a reply as a client may hear it."""
-    known = all_errors().get(body.code)
-    if known is None or not issubclass(known, Unavailable):
-        return body
-    return told(from_wire(body)).to_wire()
+    return told(from_wire(body)).to_wire() if is_hidden(body.code) else body
+
+
+def told_reply(reply: Reply) -> Reply:
+    """Return a reply as a client may hear it."""
+    if reply.error is None or not is_hidden(reply.error.code):
+        return reply
+    return msgspec.structs.replace(reply, error=told_body(reply.error))
 
 
 def retry_after_s(error: KernelError) -> float | None:

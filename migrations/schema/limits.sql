@@ -36,13 +36,14 @@ BEGIN
 END $$;
 
 -- Arguments: the kind; the column that names the owner; what else is true of those that count. It counts
--- no further than to one too many.
+-- no further than to one too many. Who adds to the same owner's at the same time waits for this commit, and
+-- counts then: a lock per owner and kind, which is held for the rest of the transaction.
 CREATE FUNCTION aios_check_limit() RETURNS trigger
     SECURITY DEFINER LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     owner bigint; most bigint; there bigint; who text; condition text := coalesce(TG_ARGV[2], 'true');
 BEGIN
-    FOR owner IN EXECUTE format('SELECT DISTINCT %I FROM changed', TG_ARGV[1]) LOOP
+    FOR owner IN EXECUTE format('SELECT DISTINCT %I FROM changed ORDER BY 1', TG_ARGV[1]) LOOP
         IF TG_ARGV[1] = 'tenant_id' THEN
             SELECT 'tenant ' || name INTO who FROM tenant WHERE id = owner;
             most := aios_most(NULL, owner, TG_ARGV[0]);
@@ -51,6 +52,8 @@ BEGIN
               FROM agent a WHERE a.id = owner;
         END IF;
         CONTINUE WHEN most IS NULL;
+        PERFORM pg_advisory_xact_lock(hashtextextended(
+            format('aios.limit %s %s %s', TG_ARGV[0], TG_ARGV[1], owner), 0));
         EXECUTE format('SELECT count(*) FROM (SELECT FROM %I WHERE %I = $1 AND %s LIMIT $2) found',
             TG_TABLE_NAME, TG_ARGV[1], condition) INTO there USING owner, most + 1;
         IF there > most THEN PERFORM aios_limit_met(TG_ARGV[0], most, who); END IF;

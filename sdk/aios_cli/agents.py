@@ -9,12 +9,12 @@ from typing import get_args
 import click
 import msgspec
 
+from aios_broker.access.rights import KnownAgent, Right, known_agents, set_right
+from aios_broker.contract.names import check_name
 from aios_cli.agent_stops import resume, suspend
 from aios_cli.approvals import as_steward, decider, kernel_store
 from aios_cli.session import EXIT_CODES, command
-from aios_cli.syscalls import check_name
 from aios_cli.tables import Column, Listing, say
-from aios_workers.modules.access.rights import KnownAgent, Right, known_agents, set_right
 
 AGENTS = Listing[KnownAgent](
     (Column("Agent"), lambda one: f"{one.tenant}/{one.name}"),

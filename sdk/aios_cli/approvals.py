@@ -13,6 +13,23 @@ import click
 import msgspec
 from rich.cells import chop_cells
 
+from aios_broker.access.audit import (
+    AuditLine,
+    AuditVerdict,
+    append_line,
+    begin_chain,
+    newest_lines,
+    no_key,
+    verify,
+)
+from aios_broker.access.requests import (
+    DEFAULT_RULES,
+    Decision,
+    arguments_diff,
+    find_approvals,
+    list_approvals,
+    set_rule,
+)
 from aios_broker.contract.access import (
     Approval,
     ApprovalRule,
@@ -24,46 +41,18 @@ from aios_broker.contract.access import (
 from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.printable import printable
-from aios_broker.contract.syscall import module_of
 from aios_broker.postgres.store import Cursor, Store
+from aios_broker.views.settings import decide_as_operator
+from aios_broker.views.words import moment, plural, short_id
 from aios_cli.session import (
     EXIT_CODES,
+    Operator,
     command,
     current_config,
     database_url,
     with_kernel,
 )
-from aios_cli.syscalls import parse_module
-from aios_cli.tables import (
-    Column,
-    Listing,
-    Row,
-    moment,
-    plural,
-    say,
-    short_id,
-    show_json,
-    show_table,
-)
-from aios_workers.approvals.deciders import Decider
-from aios_workers.approvals.requests import (
-    DEFAULT_RULES,
-    Decision,
-    arguments_diff,
-    decide,
-    find_approvals,
-    list_approvals,
-    set_rule,
-)
-from aios_workers.modules.access.audit import (
-    AuditLine,
-    AuditVerdict,
-    append_line,
-    begin_chain,
-    newest_lines,
-    no_key,
-    verify,
-)
+from aios_cli.tables import Column, Listing, Row, say, show_json, show_table
 
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
@@ -350,8 +339,10 @@ def _thing(one: BoundObject) -> str:
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:
-    decided = as_steward(lambda cursor: decide(cursor, waiting.id, Decider(decider()), decision))
-    # The kernel's own sweep does it within a second where this fails.
-    module = parse_module(module_of(decided.kind))
-    with_kernel(lambda operator: operator.control.unpark([decided.syscall_id], module=module))
-    return decided
+    async def work(operator: Operator) -> Approval:
+        async with contextlib.aclosing(kernel_store()) as store:
+            return await decide_as_operator(
+                store, operator.control, waiting.id, decider(), decision
+            )
+
+    return with_kernel(work)

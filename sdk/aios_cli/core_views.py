@@ -17,6 +17,7 @@ from aios_broker.contract.cores import (
 )
 from aios_broker.contract.errors import KernelNotRunning
 from aios_broker.queues.records import CoreView
+from aios_broker.views.live import workers_of_cores
 from aios_cli.session import Operator, find_kernel, with_kernel
 from aios_local.supervisor.cores import name_is_taken
 from aios_local.supervisor.record import KernelRecord, ProcessRecord
@@ -74,10 +75,7 @@ async def fleet_of(operator: Operator) -> Fleet:
     """Return what the kernel says that an operator is connected to."""
     record = find_kernel()
     cores = {view.card.name: view for view in await operator.control.cores()}
-    workers: dict[str, int] = {}
-    for worker in await operator.fleet.live_workers():
-        for core in worker.cores:
-            workers[core] = workers.get(core, 0) + 1
+    workers = workers_of_cores(await operator.fleet.live_workers())
     return Fleet(cores=cores, workers=workers, record=record)
 
 

@@ -14,11 +14,12 @@ from aios_broker.config import environment
 from aios_broker.contract.cores import Core, LlamaSettings, key_variable
 from aios_broker.contract.errors import InvalidConfig, UnknownCore
 from aios_broker.process.child import wait_for
+from aios_broker.views.words import plural
 from aios_cli.call import given
 from aios_cli.core_views import CoreLine, ask_fleet, core_lines, read_file
 from aios_cli.cores_check import check
 from aios_cli.session import EXIT_CODES, Operator, command, current_config, with_kernel
-from aios_cli.tables import Column, Listing, plural, say
+from aios_cli.tables import Column, Listing, say
 from aios_local.cores_file import CoresFile
 from aios_local.supervisor.cores import name_is_taken
 

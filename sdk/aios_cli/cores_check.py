@@ -11,10 +11,11 @@ from aios_broker.contract.money import shown
 from aios_broker.contract.reply import ChatResult, EmbedResult, Reply
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.records import CoreView
+from aios_broker.views.words import plural, seconds
 from aios_cli.call import Fields, ask, checked
 from aios_cli.core_views import core_lines, fleet_of
 from aios_cli.session import Operator, command, current_config, with_kernel
-from aios_cli.tables import first_words, plural, say, seconds
+from aios_cli.tables import first_words, say
 
 PROMPT = "Name three rivers of France."
 AGENT = "aios-cores-check"

@@ -22,6 +22,8 @@ from aios_broker.ledger.history import Filter, History, HistoryEvent
 from aios_broker.ledger.journal import Position, read_use
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobView
+from aios_broker.views.why import Ended
+from aios_broker.views.words import plural, short_id
 from aios_cli.session import (
     EXIT_CODES,
     Interrupted,
@@ -30,8 +32,8 @@ from aios_cli.session import (
     find_kernel,
     with_kernel,
 )
-from aios_cli.syscalls import Ended, find
-from aios_cli.tables import narrow_seconds, plural, say, short_id, show_json
+from aios_cli.syscalls import find
+from aios_cli.tables import narrow_seconds, say, show_json
 from aios_local.supervisor.record import read_record
 
 POLL_S = 0.2

@@ -60,6 +60,7 @@ COMMANDS = {
     "rules": Entry("aios_cli.approvals:rules", "Show or set what needs a person."),
     "audit": Entry("aios_cli.approvals:audit", "Show or verify the audit log."),
     "migrate": Entry("aios_cli.doctor:migrate", "Bring the database to this version."),
+    "secrets": Entry("aios_cli.deployment:secrets", "Write the secrets of a fleet into a folder."),
     "reindex": Entry("aios_cli.doctor:reindex", "Embed all notes and files anew."),
     "doctor": Entry("aios_cli.doctor:doctor", "Check every part; say what to do."),
     "setup": Entry("aios_cli.doctor:setup", "Install the embedded models."),

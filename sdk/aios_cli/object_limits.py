@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import click
 
 from aios_broker.contract.limits import DEFAULT_LIMITS, OBJECT_KINDS, ObjectKind
+from aios_broker.contract.names import check_name
 from aios_cli.approvals import as_steward, kernel_store
 from aios_cli.session import command
-from aios_cli.syscalls import check_name
 from aios_cli.tables import Column, Listing
 from aios_workers.modules.access.limits import LimitRow, limits, set_limit, unset_limit
 

@@ -3,8 +3,6 @@
 import contextlib
 import getpass
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,16 +11,14 @@ from aios_broker.contract.errors import InvalidConfig, Unavailable
 from aios_broker.contract.money import nano_of
 from aios_broker.contract.names import Module
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.ledger import UsageHistory
 from aios_broker.postgres.database import Database
 from aios_broker.queues.quota import ANYBODY, BUDGET_WINDOWS, Budget, QuotaRow, Subject
-from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
-from aios_broker.scheduler.policy import policy_named
+from aios_broker.views.settings import currency_of_prices, quota_subject, remember_spent, set_policy
 from aios_cli.call import given
 from aios_cli.object_limits import limit, limits_
 from aios_cli.session import EXIT_CODES, Operator, command, database_url
-from aios_cli.syscalls import ModuleName, check_name
+from aios_cli.syscalls import ModuleName
 from aios_cli.tables import Column, Listing, say
 
 SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
@@ -74,17 +70,8 @@ async def policy(
     Example:
       aios policy priority --module llm --quantum-s 0.25
     """  # noqa: D301 - \b keeps click from wrapping
-    changes: dict[str, Any] = given(changed)
-    if name is not None:
-        chosen = policy_named(name, field="NAME")
-        changes |= {"name": chosen.name, "preempt": chosen.preempt}
-    rows = {}
-    for one in (module,) if module else MODULES:
-        before = await operator.control.policy(one)
-        rows[one] = replace(before, **changes)
-        if rows[one] != before:
-            await operator.control.set_policy(one, rows[one])
-    return rows
+    modules = (module,) if module else MODULES
+    return await set_policy(operator.control, modules, given(changed), name, field="NAME")
 
 
 Limits = tuple[Module, QuotaRow]
@@ -165,25 +152,6 @@ def quota() -> None:
     """  # noqa: D301 - \b keeps click from wrapping
 
 
-async def currency_of_prices(rates: Rates, wanted: str | None) -> str:
-    """Return the currency that budgets are in: the one of the prices that workers have told.
-
-    Raises:
-        InvalidConfig: no core has a price, or none in the wanted currency: such a budget would
-            never be used up.
-    """
-    paid_in = sorted({each.currency for each in await rates.terms() if each.currency})
-    if wanted is None and len(paid_in) == 1:
-        return paid_in[0]
-    if wanted in paid_in:
-        return str(wanted)
-    raise InvalidConfig(
-        f"cores are paid in {', '.join(paid_in)}" if paid_in else "no core has a price",
-        field="--currency",
-        remedy="use one of these" if paid_in else "give a core a price in cores.toml, and start it",
-    )
-
-
 def _show_quotas(by_module: Mapping[Module, Sequence[QuotaRow]]) -> None:
     QUOTAS.show([(module, row) for module, rows in by_module.items() for row in rows])
 
@@ -231,7 +199,7 @@ async def set_(
     """
     chosen: dict[str, Any] = limits
     if any(chosen[name] is not None for name in BUDGET_WINDOWS):
-        paid_in = await currency_of_prices(operator.rates, currency)
+        paid_in = await currency_of_prices(operator.rates, currency, field="--currency")
         for name in BUDGET_WINDOWS:
             chosen[name] = None if chosen[name] is None else Budget(chosen[name], paid_in)
     row = QuotaRow(_subject(agent, tenant), **chosen)
@@ -245,12 +213,10 @@ async def _remember_spent(operator: Operator, module: Module) -> None:
     """Let a new budget count what was spent before, also where Redis has lost it."""
     try:
         async with contextlib.aclosing(Database(database_url(), name="aios-quota")) as database:
-            spent = await UsageHistory(database, operator.keys).spent(module, datetime.now(UTC))
+            await remember_spent(operator.quotas, module, database, operator.keys)
     except (InvalidConfig, Unavailable) as error:
         why = f"what was spent before counts as far as Redis knows it: {error}"
         say(why, err=True)
-    else:
-        await operator.quotas.remember_spent(module, spent)
 
 
 def _show_unset(done: Mapping[str, Any]) -> None:
@@ -275,19 +241,10 @@ for _each in (show, set_, unset, limits_, limit):
 
 
 def _subject(agent: str | None, tenant: str | None) -> Subject:
-    """Return whom the arguments name.
-
-    Raises:
-        InvalidSyscall: with something that is no name.
-    """
+    """Return whom the arguments name; raise as `quota_subject`."""
     if agent is None and tenant is None:
         raise click.UsageError("name an agent, or a tenant with --tenant")
-    for field, value in (("agent", agent), ("tenant", tenant)):
-        if value is not None and value != ANYBODY:
-            check_name(field, value)
-    if agent is None:
-        return Subject.of_tenant(tenant or "default")
-    return Subject.of_agent(agent, tenant or "default")
+    return quota_subject(agent, tenant)
 
 
 def _operator() -> str:

@@ -23,22 +23,13 @@ from aios_broker.metrics.kernel import kernel_metrics, read_kernel
 from aios_broker.metrics.server import Page
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.records import CoreView, JobView, QueueView
+from aios_broker.views.live import DEFAULT_LIMIT, read_jobs, read_queues
+from aios_broker.views.words import plural, short_id
 from aios_cli.session import EXIT_CODES, Interrupted, Operator, command, with_kernel
 from aios_cli.syscalls import ModuleName
-from aios_cli.tables import (
-    Column,
-    Listing,
-    narrow_seconds,
-    plain_lines,
-    plural,
-    rich_table,
-    say,
-    short_id,
-    show_json,
-)
+from aios_cli.tables import Column, Listing, narrow_seconds, plain_lines, rich_table, say, show_json
 from aios_workers.modules.memory.block import MemoryTotals, memory_totals
 
-DEFAULT_LIMIT = 1000
 REFRESH_S = 0.5
 FIXED_LINES = 5  # of a frame, beside modules and jobs: heading, table head, summary, margin
 KEYS_BYTES = 16
@@ -135,17 +126,10 @@ async def ps(
     """  # noqa: D301 - \b keeps click from wrapping
     return [
         job
-        for job in await read_jobs(operator, (module,) if module else MODULES, limit=limit)
+        for job in await read_jobs(operator.control, (module,) if module else MODULES, limit=limit)
         if agent in (None, job.metadata.agent)
         and program in (None, job.metadata.program, job.metadata.tree)
     ]
-
-
-async def read_jobs(
-    operator: Operator, modules: Sequence[Module], *, limit: int = DEFAULT_LIMIT
-) -> list[JobView]:
-    """Return the jobs of these modules, at most `limit` of each."""
-    return [job for module in modules for job in await operator.control.jobs(module, limit=limit)]
 
 
 def summary(jobs: Sequence[JobView]) -> str:
@@ -172,12 +156,7 @@ async def queues(operator: Operator) -> list[QueueView]:
     QUARANTINED those that killed their workers or named foreign code; OLDEST is the longest wait
     of those that wait now.
     """
-    return await read_queues(operator)
-
-
-async def read_queues(operator: Operator) -> list[QueueView]:
-    """Return every module's queue."""
-    return [await operator.control.queue(module) for module in MODULES]
+    return await read_queues(operator.control)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +192,9 @@ def top(count: int | None, *, as_json: bool) -> None:
 async def read_frame(operator: Operator) -> Frame:
     """Read one frame."""
     return Frame(
-        queues=await read_queues(operator),
+        queues=await read_queues(operator.control),
         workers=await operator.fleet.live_workers(),
-        jobs=await read_jobs(operator, MODULES, limit=JOBS_READ),
+        jobs=await read_jobs(operator.control, MODULES, limit=JOBS_READ),
         suspended=await operator.fleet.suspended(),
         memory=await memory_totals(operator.connection, operator.keys),
     )

@@ -8,7 +8,8 @@ import msgspec
 
 from aios_broker.contract import access, memory, storage
 from aios_broker.contract.reply import Result
-from aios_cli.tables import Column, Listing, first_words, moment, say, show_json, write_content
+from aios_broker.views.words import moment
+from aios_cli.tables import Column, Listing, first_words, say, show_json, write_content
 
 SHOWN_CHARACTERS = 80
 

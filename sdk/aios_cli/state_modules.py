@@ -19,6 +19,7 @@ from aios_broker.contract import access, memory, storage
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.reply import Reply
 from aios_broker.contract.syscall import new_id
+from aios_broker.views.words import short_id
 from aios_cli.call import (
     Fields,
     argument_of,
@@ -32,7 +33,7 @@ from aios_cli.call import (
 )
 from aios_cli.results import show_result
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import say, short_id
+from aios_cli.tables import say
 
 LOOK_S = 1.0  # between looks at whether it waits for a person
 SHARED_VERBS = ("read", "search")
@@ -251,6 +252,7 @@ FILES = {
         storage.StorageAppend,
         "Add to the end of a file.",
         ("path",),
+        {"if_version": "Only if it is of this version; 0: only a new one"},
         others=_CONTENT,
         stands_for=("content", "encoding"),
         make=_with_content,

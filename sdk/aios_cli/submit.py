@@ -19,6 +19,7 @@ from aios_broker.contract.reply import (
     Reply,
 )
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.views.words import plural, seconds
 from aios_cli.call import (
     Fields,
     ask,
@@ -32,7 +33,7 @@ from aios_cli.call import (
 )
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
 from aios_cli.syscalls import find
-from aios_cli.tables import plural, say, seconds, show_json
+from aios_cli.tables import say, show_json
 
 DEFAULT_AGENT = "cli"
 ATTACH_TIMEOUT_S = 86_400.0  # as long as a deadline may be

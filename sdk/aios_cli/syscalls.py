@@ -5,19 +5,20 @@
 
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import click
 import msgspec
 
 from aios_broker.contract.errors import Cancelled, InvalidSyscall, UnknownModule, UnknownSyscall
-from aios_broker.contract.names import NAME_RULE, AgentName, Module, TenantName
-from aios_broker.contract.reply import Reply, decode_reply
+from aios_broker.contract.names import Module
+from aios_broker.contract.reply import decode_reply
 from aios_broker.contract.syscall import MODULES, State
 from aios_broker.queues.control import Control, Outcome
 from aios_broker.queues.records import JobView
+from aios_broker.views.why import Ended
+from aios_broker.views.words import SHORT_ID_DIGITS, short_id
 from aios_cli.session import EXIT_CODES, Operator, with_kernel
-from aios_cli.tables import SHORT_ID_DIGITS, say, short_id, show_json
+from aios_cli.tables import say, show_json
 
 ID_DIGITS = 32
 MAX_ID_LENGTH = 256
@@ -30,15 +31,6 @@ Step = Callable[[Control, list[str], Module], Awaitable[list[Outcome]]]
 
 _ids = click.argument("syscall_ids", metavar="ID...", nargs=-1, required=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A syscall that has ended and whose reply has not expired. `reply` None: only the state."""
-
-    job_id: str
-    state: State
-    reply: Reply | None
 
 
 def parse_module(name: str) -> Module:
@@ -67,22 +59,6 @@ class ModuleName(click.ParamType[Module]):
     ) -> Module:
         """Return the module."""
         return parse_module(value)
-
-
-def check_name(field: str, value: str) -> str:
-    """Return the name of an agent or tenant.
-
-    Raises:
-        InvalidSyscall: it is none; names `field`.
-    """
-    try:
-        return msgspec.convert(value, TenantName if field == "tenant" else AgentName)
-    except msgspec.ValidationError as error:
-        raise InvalidSyscall(
-            f"{value!r} is no name: {error}",
-            field=field,
-            remedy=NAME_RULE,
-        ) from error
 
 
 async def find_live(operator: Operator, typed: str) -> JobView:

@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Generic, Literal, TypeVar
 
 import click
@@ -19,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from aios_broker.contract.printable import printable
+from aios_broker.views.words import seconds
 
-SHORT_ID_DIGITS = 8  # what tables show of an id, and the least that commands accept
 MIN_WIDTH = 4  # of a column that shrinks
 
 STATE_STYLES = {
@@ -159,40 +158,10 @@ def write_content(text: str) -> None:
     sys.stdout.flush()
 
 
-def seconds(value_s: float) -> str:
-    """Return a time such as `340 ms`, `12.3 s`, `5 min 20 s` or `2 h 05 min`."""
-    if value_s < 0:
-        return f"-{seconds(-value_s)}"
-    if value_s < 0.9995:
-        return f"{value_s * 1000:.0f} ms"
-    if value_s < 99.95:
-        return f"{value_s:.1f} s"
-    whole_s = round(value_s)
-    if whole_s < 3600:
-        return f"{whole_s // 60} min {whole_s % 60:02d} s"
-    minutes = round(value_s / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def narrow_seconds(value_s: float) -> str:
     """Return a time in at most six characters, for a column: `340ms`, `12.3s`, `5m20s`, `2h05m`."""
     spaced = seconds(value_s)
     return spaced.replace(" min", "m").replace(" ms", "ms").replace(" ", "")
-
-
-def moment(at_s: float | None) -> str:
-    """Return a time as people read it, in UTC."""
-    return "" if at_s is None else f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def plural(count: int, noun: str) -> str:
-    """Return `1 syscall`, `2 syscalls`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def short_id(job_id: str) -> str:
-    """Return the first digits of an id."""
-    return job_id[:SHORT_ID_DIGITS]
 
 
 def first_words(text: str, limit: int) -> str:

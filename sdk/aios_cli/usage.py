@@ -1,38 +1,26 @@
 """`aios usage`: what was used, and what it cost."""
 
-import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 import click
 
 from aios_broker.contract.money import shown
-from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.ledger import UsageHistory, UsageRow
 from aios_broker.postgres.database import Database
-from aios_broker.queues.quota import Quotas, Scope, Subject, Use
+from aios_broker.views.usage import (
+    ALL,
+    SCOPES,
+    By,
+    UsageLine,
+    counters,
+    history,
+    in_order,
+    undrained,
+)
+from aios_broker.views.words import seconds
 from aios_cli.session import Operator, command, database_url
-from aios_cli.tables import Column, Listing, say, seconds
-
-By = Literal["tenant", "agent", "program", "core", "day"]
-SCOPES: dict[By, Scope] = {"tenant": "tenant", "agent": "agent", "program": "program"}
-ALL = datetime(2000, 1, 1, tzinfo=UTC)  # before any ledger begins
-DRAIN_LIMIT_S = 3.0  # how long it is waited for what the journal still holds
-DRAIN_POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class UsageLine:
-    """What somebody has used of a module, or what was used on a core or a day."""
-
-    module: str
-    subject: Subject | None  # None: all together
-    use: Use
-    core: str = ""
-    day: str = ""  # of UTC
+from aios_cli.tables import Column, Listing, say
 
 
 def cost(line: UsageLine) -> str:
@@ -106,25 +94,11 @@ async def usage(
     if when is None and by in SCOPES:
         lines = await counters(operator.quotas, SCOPES[by])
     else:
-        lines = await history(operator, by, when or ALL)
-    return sorted(lines, key=_order)
+        lines = await from_ledger(operator, by, when or ALL)
+    return in_order(lines)
 
 
-def _order(line: UsageLine) -> tuple[str, str, float, str]:
-    return line.module, line.day, -line.use.ran_s, f"{line.subject or line.core}"
-
-
-async def counters(quotas: Quotas, scope: Scope) -> list[UsageLine]:
-    """Return the counters of one scope, of all modules."""
-    return [
-        UsageLine(module, subject, use)
-        for module in MODULES
-        for subject, use in (await quotas.usage(module)).by_subject.items()
-        if subject.scope == scope
-    ]
-
-
-async def history(operator: Operator, by: By, since: datetime) -> list[UsageLine]:
+async def from_ledger(operator: Operator, by: By, since: datetime) -> list[UsageLine]:
     """Return what the ledger says was used since then.
 
     Raises:
@@ -132,71 +106,12 @@ async def history(operator: Operator, by: By, since: datetime) -> list[UsageLine
         DatabaseUnavailable: Postgres does not answer.
     """
     async with contextlib.aclosing(Database(database_url(), name="aios-usage")) as database:
-        missing = await undrained(operator)
-        rows = await UsageHistory(database, operator.keys).since(since)
+        missing = await undrained(operator.connection, operator.keys)
+        lines = await history(database, operator.keys, by, since)
     if missing:
         say(
             f"{missing} entries of the journal are not in the ledger yet: no scheduler drains it, "
             "or Postgres was away (`aios status`)",
             err=True,
         )
-    return grouped(rows, by)
-
-
-async def undrained(operator: Operator) -> int:
-    """Wait until the ledger has what the journal holds now; return how many entries it lacks."""
-    connection, journal = operator.connection, operator.keys.journal
-    last = await connection.execute("XREVRANGE", journal, "+", "-", "COUNT", 1)
-    deadline_s = asyncio.get_running_loop().time() + DRAIN_LIMIT_S
-    while last and await connection.execute("XRANGE", journal, "-", last[0][0], "COUNT", 1):
-        if asyncio.get_running_loop().time() > deadline_s:
-            return int(await connection.execute("XLEN", journal))
-        await asyncio.sleep(DRAIN_POLL_S)
-    return 0
-
-
-def grouped(rows: Iterable[UsageRow], by: By) -> list[UsageLine]:
-    """Return one line per module and tenant, agent, program, core or day."""
-    found: dict[_Key, list[UsageRow]] = {}
-    for row in rows:
-        found.setdefault(_key(row, by), []).append(row)
-    return [
-        UsageLine(module, subject, _sum(of), core, day)
-        for (module, subject, core, day), of in found.items()
-    ]
-
-
-_Key = tuple[str, Subject | None, str, str]  # module, subject, core, day
-
-
-def _key(row: UsageRow, by: By) -> _Key:
-    match by:
-        case "tenant":
-            return row.module, Subject.of_tenant(row.tenant), "", ""
-        case "agent":
-            return row.module, Subject.of_agent(row.agent, row.tenant), "", ""
-        case "program":
-            return row.module, Subject.of_program(row.program, row.agent, row.tenant), "", ""
-        case "core":
-            return row.module, None, row.core, ""
-        case "day":
-            return row.module, None, "", f"{row.hour.astimezone(UTC):%Y-%m-%d}"
-
-
-def _sum(rows: Sequence[UsageRow]) -> Use:
-    total = rows[0]
-    for row in rows[1:]:
-        total = total.plus(row)
-    costs: dict[str, int] = {}
-    for row in rows:
-        if row.currency:
-            costs[row.currency] = costs.get(row.currency, 0) + row.cost_nano
-    return Use(
-        total.tokens,
-        total.prompt_tokens,
-        total.ran_ms / 1000,
-        total.finished,
-        total.failed,
-        total.cached_tokens,
-        costs,
-    )
+    return lines

@@ -44,8 +44,9 @@ class OptionChanges(TypedDict, total=False):
 class Line:
     """An agent's line to the kernel, shared by all its clones; open for one `with` block."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, token: str) -> None:
         self._url = url
+        self._token = token
         self._address = ""
         self._session: Session | None = None
 
@@ -71,7 +72,9 @@ class Line:
             raise KernelError("the agent is open already", remedy="open it once")
         kernel = find_kernel(self._url)
         self._address = kernel.url.partition(",")[0]
-        session = Session(open_transport(kernel.url, agent, key_prefix=kernel.key_prefix))
+        session = Session(
+            open_transport(kernel.url, agent, key_prefix=kernel.key_prefix, token=self._token)
+        )
         try:
             await session.open()
         except RedisUnavailable as error:
@@ -106,12 +109,13 @@ class AsyncAgent(Trees[Asynchronous]):
 
         Args:
             name: of the agent, as the kernel knows it.
-            url: of the kernel; else AIOS_REDIS_URL, else the kernel that runs on this machine.
+            url: of the kernel: of its API (`http://...`, with a token), or of its Redis; else
+                AIOS_REDIS_URL, else the kernel that runs on this machine.
             program: one run of the agent towards one task; what the scheduler is fair to.
             tenant: the owner of the agent.
-            token: the agent's secret, where the kernel asks for one.
+            token: the agent's secret: the API always asks for it.
         """
-        self._bind(Line(url), check_options(Options(name, program, tenant, token)))
+        self._bind(Line(url, token), check_options(Options(name, program, tenant, token)))
 
     def _bind(self, line: Line, options: Options) -> None:
         self._line = line
@@ -122,7 +126,8 @@ class AsyncAgent(Trees[Asynchronous]):
         """Reach the kernel: for notebooks; elsewhere `async with` does it.
 
         Raises:
-            KernelNotRunning, RedisUnavailable: at once, no kernel answers.
+            KernelNotRunning, RedisUnavailable, ApiUnavailable: at once, no kernel answers.
+            AccessDenied: the API knows no such token.
             InvalidConfig: the URL is none that this SDK can use.
         """
         await self._line.open(self.options.agent)
@@ -218,7 +223,8 @@ class Agent(Trees[Synchronous]):
         """Reach the kernel: for notebooks; elsewhere `with` does it.
 
         Raises:
-            KernelNotRunning, RedisUnavailable: at once, no kernel answers.
+            KernelNotRunning, RedisUnavailable, ApiUnavailable: at once, no kernel answers.
+            AccessDenied: the API knows no such token.
             InvalidConfig: the URL is none that this SDK can use.
         """
         self._thread.start(f"aios-{self.options.agent}")

@@ -181,10 +181,12 @@ def write_body(
     return StorageWrite(path, text, encoding, if_version, owner=owner)
 
 
-def append_body(path: str, content: str | bytes, *, owner: str | None = None) -> StorageAppend:
-    """Add to the end of a file, or make the file."""
+def append_body(
+    path: str, content: str | bytes, *, if_version: int | None = None, owner: str | None = None
+) -> StorageAppend:
+    """Add to the end of a file, or make the file. `if_version`: as for `write`."""
     text, encoding = encoded(content)
-    return StorageAppend(path, text, encoding, owner=owner)
+    return StorageAppend(path, text, encoding, if_version, owner=owner)
 
 
 def share_body(

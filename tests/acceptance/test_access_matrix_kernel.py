@@ -11,6 +11,8 @@ from typing import Any, LiteralString
 
 import pytest
 
+from aios_broker.access.requests import set_rule
+from aios_broker.access.rights import Right, set_right
 from aios_broker.config import KernelConfig
 from aios_broker.contract.access import AccessWhoami, ObjectKind, OperationClass
 from aios_broker.contract.names import Verb
@@ -18,8 +20,6 @@ from aios_broker.contract.syscall import Body
 from aios_broker.postgres.store import Store
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AsyncAgent
-from aios_workers.approvals.requests import set_rule
-from aios_workers.modules.access.rights import Right, set_right
 from tests.integration.test_access_matrix import (
     GRANTED,
     KINDS,

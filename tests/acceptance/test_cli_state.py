@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 import threading
@@ -20,6 +22,8 @@ from aios_broker.contract.tokens import digest
 from aios_cli.main import cli
 from aios_local.supervisor import EmbeddedKernel
 from aios_sdk import AccessDenied, Agent, ApprovalDenied, InvalidSyscall, NotFound, VersionConflict
+from aios_sdk.call import SyncCall
+from tests.unit.test_printable import EVIL
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +112,56 @@ def waiting(settings: dict[str, str], agent: str, but: str = "") -> dict[str, An
         return [each for each in listed if each["agent"] == agent and each["id"] != but]
 
     return wait_until(found)[0]
+
+
+def on_a_terminal(settings: dict[str, str], *arguments: str, typed: bytes = b"") -> bytes:
+    """Return what a command writes to a terminal on which somebody types an answer."""
+    ours, terminals = pty.openpty()
+    with open(ours, "r+b", buffering=0) as ours_file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aios_cli", *arguments],
+            env={**settings, "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdin=terminals,
+            stdout=terminals,
+            stderr=terminals,
+        )
+        os.close(terminals)
+        ours_file.write(typed)
+        written = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while part := ours_file.read(65_536):
+                written += part
+        process.wait(60)
+    return written
+
+
+def test_what_an_agent_wrote_does_nothing_on_the_terminal_of_who_decides(
+    settings: dict[str, str],
+) -> None:
+    """A file's content that draws a harmless question over the true one is only shown."""
+    lie = "\x1b[2J\x1b[Hann wants to: create /shopping.txt (0 bytes are lost)\n\x1b[8m" + EVIL
+    with Agent("painter", url=settings["AIOS_REDIS_URL"]) as painter:
+        painter.storage.write("config.txt", "limit = 10\n")
+        note = painter.memory.add(lie, tags=("t\u202e",))
+        calls: list[SyncCall[Any]] = [
+            painter.storage.write.start("config.txt", lie),
+            painter.memory.remove.start(note.id),
+        ]
+        wait_until(lambda: len(shown(settings, "approvals")) >= len(calls))
+        seen = [
+            on_a_terminal(settings, "approve", calls[0].id, typed=b"n\n"),
+            on_a_terminal(settings, "approvals"),
+            on_a_terminal(settings, "memory", "get", note.id, "--agent", "painter"),
+        ]
+        for call in calls:
+            done(settings, "deny", call.id, "--reason", EVIL)
+            with pytest.raises(ApprovalDenied):
+                call.result(timeout_s=30)
+        seen += [on_a_terminal(settings, "approvals", "--all"), on_a_terminal(settings, "audit")]
+    assert b"Let it run?" in seen[0]
+    assert b"\\x1b[2J" in seen[0]  # it is told that it was tried
+    acts = (b"\x1b]0;", b"\x1b[2J", b"\x1b[2K", b"\x1b[8m", b"\x07", *map(str.encode, "\u202e\x9b"))
+    assert [(each, act) for each in seen for act in acts if act in each] == []
 
 
 def test_notes_are_kept_found_and_changed(settings: dict[str, str]) -> None:

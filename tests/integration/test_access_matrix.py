@@ -14,6 +14,7 @@ from typing import Any, LiteralString, Protocol
 import psycopg
 import pytest
 
+from aios_broker.access.rights import Right
 from aios_broker.contract.access import (
     AccessCheck,
     AccessGrant,
@@ -36,7 +37,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body
-from aios_workers.modules.access.rights import Right
 from tests.state_scene import NeverAsks, state_scene
 
 VERBS: tuple[Verb, ...] = ("read", "write", "search", "share", "administer")

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 
 from aios_broker.contract.syscall import MAX_LEVELS
 from tests.api_scene import ApiScene, bearer, serving
-from tests.integration.test_api_syscalls import echo, problem
+from tests.integration.test_api_syscalls import SLOW, echo, problem
 from tests.waiting import wait_until_async
 
 MEBIBYTE = 1024 * 1024
@@ -227,6 +228,14 @@ async def test_all_bodies_together_have_a_bound(api: ApiScene) -> None:
         assert served.kernel.room.free_bytes == MEBIBYTE
 
 
+async def ending(client: httpx.AsyncClient, place: str) -> httpx.Response:
+    """Wait for a syscall as soon as its agent may."""
+    while True:
+        answer = await client.get(f"{place}/wait", params={"wait_s": 20})
+        if answer.status_code != 429:
+            return answer
+
+
 async def refusal(client: httpx.AsyncClient, place: str) -> httpx.Response | None:
     answer = await client.get(place)
     return answer if answer.status_code == 429 else None
@@ -256,3 +265,52 @@ def where(url: str) -> tuple[str, int]:
     assert parts.hostname is not None
     assert parts.port is not None
     return parts.hostname, parts.port
+
+
+async def test_one_agent_has_so_many_requests_open_and_no_more(api: ApiScene) -> None:
+    token = api.token()
+    async with (
+        serving(api.redis_url, api.database_url, api_max_requests=2) as served,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
+    ):
+        taken = await client.post("/v1/syscalls", json={"body": SLOW})
+        place = f"/v1/syscalls/{taken.json()['id']}"
+        waiting = [asyncio.create_task(ending(client, place)) for _ in range(2)]
+        refused = await wait_until_async(lambda: refusal(client, place))
+        assert refused is not None
+        found = problem(refused, 429, "quota-exceeded")
+        assert (found["field"], found["retryable"]) == ("requests", True)
+        async with httpx.AsyncClient(base_url=served.url, headers=bearer(api.agent)) as other:
+            assert (await other.get("/readyz")).status_code == 200
+            assert (await other.post("/v1/syscalls", json=echo())).status_code == 202
+        waiting[0].cancel()  # its client leaves: its place is free
+        await wait_until_async(lambda: accepted(client, place))
+        await client.post(f"{place}/cancel")
+        assert (await waiting[1]).json()["state"] == "cancelled"
+
+
+async def test_a_client_that_does_not_read_is_cut_off(api: ApiScene) -> None:
+    token = api.token()
+    async with (
+        serving(api.redis_url, api.database_url, api_slow_client_s=0.5) as served,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
+    ):
+        asked = [echo("x" * 900_000) for _ in range(16)]
+        sent = msgspec.json.encode(asked)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # only before it connects
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, where(served.url))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+        writer.write(
+            b"POST /v1/syscalls?wait_s=20 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
+            + token.encode()
+            + b"\r\ncontent-length: %d\r\n\r\n" % len(sent)
+            + sent
+        )
+        await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
+        await wait_until_async(lambda: not served.server.server_state.connections)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(16 * 900_000)
+        writer.close()
+        assert (await client.post("/v1/syscalls", json=echo())).status_code == 202

@@ -45,6 +45,17 @@ def test_a_whole_kernel_is_ready(api: ApiScene) -> None:
     )
 
 
+def test_an_api_that_is_killed_comes_back_at_its_address(api: ApiScene) -> None:
+    url = api.url
+    with api.client(api.agent) as client:
+        place = client.post("/v1/syscalls", json=echo("kept")).headers["location"]
+    old = api.kernel.kill("api")
+    api.kernel.wait_running("api", not_pid=old)
+    assert api.url == url
+    with api.client(api.agent) as client:
+        assert client.get(f"{place}/wait").json()["result"]["text"] == "kept"
+
+
 async def test_a_kernel_without_workers_is_not_ready_and_takes_syscalls(redis_url: str) -> None:
     token = await token_of(redis_url)
     async with (

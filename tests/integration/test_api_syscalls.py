@@ -24,7 +24,7 @@ SAMPLES: dict[str, object] = {
     "content": "text",
     "group": "readers",
     "instruction": "make a file",
-    "link": "secret",
+    "link": "a-secret-of-a-link",
     "messages": [{"role": "user", "content": "hello"}],
     "note": ID,
     "object": {"kind": "block"},

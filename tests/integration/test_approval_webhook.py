@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import msgspec
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.storage import StorageDelete, StorageWrite
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.approvals.webhook import PER_ROUND, SIGNATURE, Webhook, WebhookSender, sign
 from tests.state_scene import StateScene
+from tests.waiting import wait_until_async
 
 SECRET = "shared with the receiver"
 
@@ -26,14 +29,17 @@ class Receiver:
 
     statuses: list[int]
     seen: list[tuple[str, str, bytes]] = field(default_factory=list)  # path, signature, content
+    answers: threading.Event = field(default_factory=threading.Event)  # cleared: it does not answer
 
     def __post_init__(self) -> None:
         receiver = self
+        self.answers.set()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.seen.append((self.path, self.headers[SIGNATURE], content))
+                receiver.answers.wait()
                 waiting = receiver.statuses
                 self.send_response(waiting.pop(0) if len(waiting) > 1 else waiting[0])
                 self.send_header("Location", f"{receiver.url}/elsewhere")
@@ -116,6 +122,26 @@ async def test_a_receiver_that_is_away_stops_nothing(scene: StateScene) -> None:
     await sender(scene, "http://127.0.0.1:9/").step()
     sweep = ApprovalSweep(services.store, services.functions, services.keys)
     assert await sweep.sweep() == 0
+
+
+async def test_a_receiver_that_does_not_answer_holds_up_nobodys_decision(
+    scene: StateScene, receiver: Receiver
+) -> None:
+    receiver.answers.clear()
+    syscall_id = await wait_for_a_person(scene)
+    telling = asyncio.create_task(sender(scene, receiver.url).step())
+    try:
+        await wait_until_async(lambda: receiver.seen)
+        await scene.decide(syscall_id, Decision("denied"))
+        services = scene.services
+        async with asyncio.timeout(5.0):
+            await ApprovalSweep(services.store, services.functions, services.keys).sweep()
+        [row] = await scene.rows("SELECT resumed_at FROM approval")
+        assert row.resumed_at is not None
+        assert not telling.done()
+    finally:
+        receiver.answers.set()
+        await telling
 
 
 async def test_one_tenant_does_not_hide_what_another_waits_for(

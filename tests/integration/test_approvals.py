@@ -9,6 +9,7 @@ import random
 import msgspec
 import pytest
 
+from aios_broker.access.requests import Decision, decide, list_approvals, set_rule
 from aios_broker.contract.access import (
     AccessApprovals,
     AccessApprove,
@@ -39,7 +40,6 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
-from aios_workers.approvals.requests import Decision, decide, list_approvals, set_rule
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import tidy
 from tests.state_scene import OPERATOR, StateScene

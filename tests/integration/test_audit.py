@@ -15,12 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.rows import namedtuple_row
 
-from aios_broker.audit_folder import AuditFolder, NotedLine
-from aios_broker.contract.access import AccessAudit, AccessGrant, ObjectRef
-from aios_broker.contract.errors import AccessDenied, InvalidConfig, KernelError
-from aios_broker.contract.storage import StorageMkdir
-from aios_broker.postgres.store import Store
-from aios_workers.modules.access.audit import (
+from aios_broker.access.audit import (
     FIRST_HASH,
     AuditLine,
     AuditVerdict,
@@ -30,6 +25,11 @@ from aios_workers.modules.access.audit import (
     line_hash,
     verify,
 )
+from aios_broker.audit_folder import AuditFolder, NotedLine
+from aios_broker.contract.access import AccessAudit, AccessGrant, ObjectRef
+from aios_broker.contract.errors import AccessDenied, InvalidConfig, KernelError
+from aios_broker.contract.storage import StorageMkdir
+from aios_broker.postgres.store import Store
 from tests.conftest import RunningPostgres
 from tests.state_scene import AUDIT_KEY, StateScene
 

@@ -146,7 +146,7 @@ def test_a_detached_kernel_is_found_by_status_and_stopped_by_down(
         assert status["database_url"].startswith("postgresql+psycopg://")
         assert status["api_url"].startswith("http://127.0.0.1:")
         names = [process["name"] for process in status["processes"]]
-        assert names == ["redis", "postgres", "migrate", "scheduler"]
+        assert names == ["redis", "postgres", "migrate", "scheduler", "api"]
         assert status["scheduler"]
 
         again = aios(environment, "up", *place)

@@ -218,7 +218,7 @@ def test_what_the_ledger_does_not_have_yet_is_said(
     environ: dict[str, str], redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environ["AIOS_DATABASE_URL"] = database_url
-    monkeypatch.setattr("aios_cli.usage.DRAIN_LIMIT_S", 0.1)
+    monkeypatch.setattr("aios_broker.views.usage.DRAIN_LIMIT_S", 0.1)
 
     async def use() -> None:
         async with queue_user(redis_url) as user:

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.errors import AgentSuspended
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.records import JobMetadata, Submission
@@ -41,6 +42,7 @@ def test_an_agent_is_stopped_and_goes_on(
     environ: dict[str, str], redis_url: str, database_url: str
 ) -> None:
     environ["AIOS_DATABASE_URL"] = database_url
+    AuditFolder.of(Path(environ["AIOS_STATE_DIR"]), None).made_key()
     submit(redis_url, ADA, ADA)
     stopped = run(environ, suspend, "ada", "--tenant", "acme")
     assert stopped.output.strip() == "agent acme/ada is suspended; 2 of its syscalls were ended"
@@ -49,6 +51,20 @@ def test_an_agent_is_stopped_and_goes_on(
     again = json.loads(run(environ, resume, "ada", "--tenant", "acme", "--json").output)
     assert again == {"tenant": "acme", "agent": "ada", "suspended": False, "ended": 0}
     assert submit(redis_url, ADA) == ["queued"]
+
+
+def test_where_the_audit_logs_key_is_not_the_switch_works_and_says_so(
+    environ: dict[str, str], redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    environ["AIOS_DATABASE_URL"] = database_url
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "key").write_text("no key")
+    done = run(environ, suspend, "ada", "--tenant", "acme")
+    assert "agent 'ada' is suspended, and 0 of its syscalls were ended" in str(done.exception)
+    assert isinstance(submit(redis_url, ADA)[0], AgentSuspended)
+    (tmp_path / "audit" / "key").unlink()
+    AuditFolder.of(tmp_path, None).made_key()
+    assert run(environ, resume, "ada", "--tenant", "acme").exit_code == 0
 
 
 def test_a_tenant_is_stopped_where_the_kernel_keeps_no_database(

@@ -30,7 +30,7 @@ from aios_broker.contract.errors import KernelError, KeyConflict, RedisUnavailab
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.job import decode_job
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import EchoResult, Reply, encode
+from aios_broker.contract.reply import EchoResult, Heard, Reply, encode
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
@@ -83,8 +83,14 @@ class Way:
     ) -> list[bool]:
         return await self.inner.cancel(ids, module, error, owner)
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
-        return await self.inner.attach(syscall_id, module, owner)
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: Heard | None = None,
+    ) -> Attached:
+        return await self.inner.attach(syscall_id, module, owner, heard)
 
     async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         return await self.inner.status(syscall_id, owner)

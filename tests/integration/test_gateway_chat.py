@@ -6,6 +6,7 @@ import json
 import struct
 import uuid
 from collections.abc import Iterator
+from typing import Literal
 
 import httpx
 import openai
@@ -85,8 +86,8 @@ async def test_the_asynchronous_client_streams(api: ApiScene) -> None:
 
 
 class Point(BaseModel):
-    x: int
-    y: int
+    x: Literal[1, 2, 3]
+    y: bool
 
 
 def test_an_answer_is_parsed_by_its_schema(client: OpenAI) -> None:
@@ -339,6 +340,13 @@ def test_an_option_that_the_core_refuses_is_an_error_of_a_stream_too(api: ApiSce
         answer = client.post(CHAT, json=body)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "logit_bias"
+
+
+def test_what_outlives_its_deadline_is_told(api: ApiScene) -> None:
+    late = {"x-aios-deadline-s": "0.5"}
+    with api.client(api.agent) as client:
+        answer = client.post(CHAT, json={"messages": [HELLO], "max_tokens": 60_000}, headers=late)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
 
 
 def test_strangers_are_told_in_openais_words(api: ApiScene) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import InvalidConfig, UnknownCore
+from aios_broker.contract.reply import Chunk
 from aios_broker.contract.syscall import new_id
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.records import Lease, SliceUse, Suspension, WorkerCard
@@ -74,7 +75,7 @@ async def test_one_that_lost_its_worker_before_its_first_token_goes_to_any_that_
     for job_id, tokens, checkpoint in ((counted, 3, None), (kept, 0, b"half")):
         use = SliceUse(leases[job_id], 0.1, tokens, checkpoint)
         await user.queue.slice_end("tiny", [use], more)
-    await user.queue.emit([(leases[read], b"{}")])
+    await user.queue.emit([(leases[read], Chunk(read, 0, "x"))])
     await user.serve(other, slots=4)
     await dies(user, "tiny")
     await lost(user, epoch)

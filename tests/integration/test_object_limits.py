@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -119,6 +120,34 @@ async def test_groups_and_agents_are_their_tenants(scene: StateScene) -> None:
     with pytest.raises(QuotaExceeded) as error:
         await scene.known("one too many")
     assert error.value.field == "quota.agents"
+
+
+async def test_no_limit_is_passed_by_those_who_add_at_the_same_time(scene: StateScene) -> None:
+    """Each sees what the others have committed: of ten at once as many as there is room for."""
+    names = tuple(f"agent-{number}" for number in range(10))
+    await scene.known("ann", *names)
+    await scene.ask("ann", StorageCreate(path="/f", content="text"))
+    notes = [await scene.ask("ann", MemoryAdd(name)) for name in names]
+    grants = [AccessGrant(ObjectRef("file", name="/f"), ("read",), agent=name) for name in names]
+    limited: Sequence[tuple[ObjectKind, str, Sequence[Body]]] = (
+        ("links", "ann", [StorageShare(path="/f", link=True) for _ in names]),
+        ("grants", "ann", grants),
+        ("groups", "", [AccessGroupCreate(name) for name in names]),
+        ("waiting_approvals", "ann", [MemoryRemove(note.id) for note in notes]),
+    )
+    for kind, agent, bodies in limited:
+        await most(scene, kind, 3, agent=agent)
+        told = await asyncio.gather(
+            *(scene.ask("ann", body) for body in bodies), return_exceptions=True
+        )
+        over = [each for each in told if isinstance(each, QuotaExceeded)]
+        assert [each.field for each in over] == [f"quota.{kind}"] * 7, told
+    [known] = await scene.rows("SELECT count(*) AS count FROM agent")
+    await most(scene, "agents", known.count + 3, agent="")
+    told = await asyncio.gather(
+        *(scene.known(f"new-{number}") for number in range(10)), return_exceptions=True
+    )
+    assert sum(isinstance(each, QuotaExceeded) for each in told) == 7
 
 
 async def test_the_narrowest_limit_holds_and_the_built_in_one_comes_back(

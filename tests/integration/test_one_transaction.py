@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from aios_broker.access.requests import Decision, set_rule
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import (
     MemoryAdd,
@@ -29,7 +30,6 @@ from aios_broker.contract.storage import StorageDelete, StorageRead, StorageWrit
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
 from aios_broker.postgres.store import POOL_SIZE
 from aios_local.embedded.state import StateDir
-from aios_workers.approvals.requests import Decision, set_rule
 from aios_workers.approvals.service import NeedsApproval
 from tests.conftest import RunningPostgres
 from tests.state_scene import StateScene, state_scene

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from aios_broker.access.deciders import Decider
+from aios_broker.access.requests import Decision, decide, list_approvals
 from aios_broker.contract.errors import ApprovalDenied, Cancelled, DeadlineExceeded
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import EchoResult
@@ -21,9 +23,7 @@ from aios_broker.contract.storage import (
 )
 from aios_broker.contract.syscall import Body, Syscall, ToolEcho
 from aios_broker.retry import periodic_task
-from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.irreversible import Irreversible, Takings
-from aios_workers.approvals.requests import Decision, decide, list_approvals
 from aios_workers.approvals.service import ApprovalSweep, NeedsApproval
 from aios_workers.modules.services import Services
 from aios_workers.modules.state_handler import StateHandler

@@ -21,7 +21,7 @@ from aios_broker.contract.cores import CoreCard
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import EchoResult, Reply, encode
+from aios_broker.contract.reply import Chunk, EchoResult, Reply, encode
 from aios_broker.contract.syscall import Need, Syscall, ToolEcho, new_id
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.queues.control import Control
@@ -80,6 +80,8 @@ OF_RQ = {
 OF_OURS = {
     "snapshot:{id}",
     "reply:{client}",
+    "answer:{id}",
+    "reasoning:{id}",
     "journal",
     "reconciled",
     "secret",
@@ -210,7 +212,7 @@ class Scenario:
             )
             for lease in self.leases[-2:]
         ]
-        await self.queue.emit([(end.lease, b"{}") for end in ends])
+        await self.queue.emit([(end.lease, Chunk(end.lease.job_id, 0, "x")) for end in ends])
         await self.queue.finish(CARD.name, ends, ClaimRequest(0, 1.0))
 
     async def suspend(self) -> None:
@@ -373,6 +375,8 @@ def test_keys_py_and_lib_lua_name_the_same_keys() -> None:
         assert function is not None
         base = "p" if function[1] == "p" else "p:aios:"
         assert key == f"{base}{function[2]}ID"
+    assert "text_key(c, part, id) return c.own .. part .. ':' .. id" in lua("shared/lib")
+    assert keys.text("answer", "ID") == "p:aios:answer:ID"
     assert ":reply:" in keys.reply("x")
     assert "c.own .. 'reply:' .. client" in lua("shared/lib")
     assert keys.journal.endswith(":aios:journal")
@@ -398,6 +402,7 @@ def test_all_keys_of_a_shard_lie_in_one_slot(prefix: str) -> None:
         keys.reply("c"),
         keys.journal,
         keys.snapshot("x"),
+        keys.text("answer", "x"),
         keys.registry("wip", "llm"),
         keys.commands("w"),
     ]

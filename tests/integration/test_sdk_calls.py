@@ -31,6 +31,7 @@ from aios_sdk import (
     WaitTimeout,
 )
 from aios_sdk.call import PORTION
+from tests.doors import Door
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until_async
 
@@ -38,8 +39,8 @@ STORY = "once upon a time there was a queue"
 
 
 @pytest.fixture
-async def me(redis_url: str) -> AsyncIterator[AsyncAgent]:
-    async with AsyncAgent("writer", url=redis_url) as agent:
+async def me(door: Door) -> AsyncIterator[AsyncAgent]:
+    async with door.agent("writer") as agent:
         yield agent
 
 
@@ -238,13 +239,13 @@ async def test_the_caller_stops_waiting_and_the_syscall_goes_on(
         assert await me.call(call.id) == EchoResult("late")
 
 
-async def test_the_same_key_is_the_same_syscall(redis_url: str, me: AsyncAgent) -> None:
+async def test_the_same_key_is_the_same_syscall(redis_url: str, me: AsyncAgent, door: Door) -> None:
     keyed = me.with_options(key="step-1")
     async with TinyWorker(redis_url, "tool") as worker:
         first, joined = keyed.tool.echo.start("one"), keyed.tool.echo.start("one")
         assert first.id == joined.id
         assert (await first, await joined) == (EchoResult("one"), EchoResult("one"))
-        async with AsyncAgent("writer", url=redis_url) as other:
+        async with door.agent("writer") as other:
             step = other.with_options(key="step-1")
             assert await step.tool.echo("one") == EchoResult("one")
             with pytest.raises(KeyConflict, match=r"tool\.echo with another body\.text"):
@@ -256,10 +257,10 @@ async def test_the_same_key_is_the_same_syscall(redis_url: str, me: AsyncAgent) 
     assert len(worker.seen) == 3
 
 
-async def test_another_client_attaches_by_id(redis_url: str, me: AsyncAgent) -> None:
+async def test_another_client_attaches_by_id(redis_url: str, me: AsyncAgent, door: Door) -> None:
     call = me.tool.echo.start("shared")
     await call.accepted()
-    async with AsyncAgent("writer", url=redis_url) as other:
+    async with door.agent("writer") as other:
         watched = other.call(call.id)
         assert (await watched.status()).state == "queued"
         async with TinyWorker(redis_url, "tool"):
@@ -272,8 +273,8 @@ async def test_another_client_attaches_by_id(redis_url: str, me: AsyncAgent) -> 
             other.call("not an id")
 
 
-async def test_leaving_the_context_cancels_what_is_left(redis_url: str, control: Control) -> None:
-    async with AsyncAgent("writer", url=redis_url) as me:
+async def test_leaving_the_context_cancels_what_is_left(door: Door, control: Control) -> None:
+    async with door.agent("writer") as me:
         calls = [me.tool.echo.start(f"{n}") for n in range(3)]
         await calls[0].accepted()
         unsent = me.tool.echo.start("never sent")
@@ -286,11 +287,11 @@ async def test_leaving_the_context_cancels_what_is_left(redis_url: str, control:
 
 
 async def test_a_watcher_that_leaves_cancels_nothing(
-    redis_url: str, me: AsyncAgent, control: Control
+    door: Door, me: AsyncAgent, control: Control
 ) -> None:
     call = me.tool.echo.start("a")
     await call.accepted()
-    async with AsyncAgent("writer", url=redis_url) as other:
+    async with door.agent("writer") as other:
         watched = other.call(call.id)
         await watched.accepted()
     assert await control.job(call.id) is not None
@@ -311,7 +312,7 @@ async def test_a_full_queue_says_when_to_try_again(me: AsyncAgent, control: Cont
 
 
 async def test_what_the_agents_quota_leaves_room_for_is_taken(
-    redis_url: str, me: AsyncAgent
+    redis_url: str, me: AsyncAgent, door: Door
 ) -> None:
     connection = Connection(redis_url)
     await Quotas(Functions(connection)).set(
@@ -324,7 +325,7 @@ async def test_what_the_agents_quota_leaves_room_for_is_taken(
     for error in refused:
         assert isinstance(error, QuotaExceeded)
         assert (error.field, error.retry_after_s) == ("quota.max_queued", 1.0)
-    async with AsyncAgent("reader", url=redis_url) as other:
+    async with door.agent("reader") as other:
         await other.tool.echo.start("mine").accepted()
     await connection.aclose()
 

@@ -16,6 +16,7 @@ from aios_broker.contract.reply import EchoResult, Result
 from aios_broker.contract.syscall import Syscall, ToolEcho, new_id
 from aios_broker.retry import now_s
 from aios_sdk import (
+    ApiUnavailable,
     AsyncAgent,
     ClientFailed,
     InvalidConfig,
@@ -241,7 +242,7 @@ async def open_and_close(url: str | None = None) -> None:
         ("unix:///nowhere/redis.sock", RedisUnavailable, "no Redis at unix:///nowhere"),
         ("ftp://somewhere", InvalidConfig, "scheme 'ftp' is not known"),
         ("redis://host:port/0", InvalidConfig, "is not the URL of a Redis"),
-        ("http://127.0.0.1:8000", InvalidConfig, "HTTP transport is not built"),
+        ("http://127.0.0.1:1", ApiUnavailable, "no API at http://127.0.0.1:1"),
     ],
 )
 async def test_a_wrong_url_is_a_typed_error_at_once(

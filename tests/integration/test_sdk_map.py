@@ -13,13 +13,14 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.redis.connection import Connection
 from aios_sdk import AsyncAgent, Cancelled, KernelError, WaitTimeout
+from tests.doors import Door
 from tests.tiny_worker import Emit, TinyWorker
 from tests.waiting import wait_until_async
 
 
 @pytest.fixture
-async def me(redis_url: str) -> AsyncIterator[AsyncAgent]:
-    async with AsyncAgent("mapper", url=redis_url) as agent:
+async def me(door: Door) -> AsyncIterator[AsyncAgent]:
+    async with door.agent("mapper") as agent:
         yield agent
 
 
@@ -94,8 +95,8 @@ async def test_one_that_another_waits_for_survives_the_map(
         assert await twin == [EchoResult("shared")]
 
 
-async def test_leaving_while_a_map_runs_ends_it_with_an_error(redis_url: str) -> None:
-    async with AsyncAgent("leaver", url=redis_url) as agent:
+async def test_leaving_while_a_map_runs_ends_it_with_an_error(door: Door) -> None:
+    async with door.agent("leaver") as agent:
         few = agent.tool.echo.map(["a", "b", "c"], concurrency=1)
         await asyncio.sleep(0)
     with pytest.raises((Cancelled, KernelError)):

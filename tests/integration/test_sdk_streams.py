@@ -13,6 +13,7 @@ from aios_broker.contract.tokens import digest
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_sdk import Agent, AsyncAgent, Cancelled
+from tests.doors import Door
 from tests.tiny_worker import MODEL, Emit, TinyWorker
 from tests.waiting import wait_until, wait_until_async
 
@@ -44,16 +45,16 @@ def is_cancelled(raw: redis.Redis, syscall_id: str) -> bool:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_leaving_the_context_cancels(redis_url: str, raw: redis.Redis) -> None:
-    async with AsyncAgent("writer", url=redis_url) as me:
+async def test_leaving_the_context_cancels(door: Door, raw: redis.Redis) -> None:
+    async with door.agent("writer") as me:
         async with me.llm.chat.stream("a story") as stream:
             assert await anext(aiter(stream)) != ""
         await wait_until_async(lambda: is_cancelled(raw, stream.id))
 
 
 @pytest.mark.usefixtures("worker")
-async def test_an_exception_in_the_middle_cancels(redis_url: str, raw: redis.Redis) -> None:
-    async with AsyncAgent("writer", url=redis_url) as me:
+async def test_an_exception_in_the_middle_cancels(door: Door, raw: redis.Redis) -> None:
+    async with door.agent("writer") as me:
         stream = me.llm.chat.stream("a story")
 
         async def break_off() -> None:
@@ -67,7 +68,7 @@ async def test_an_exception_in_the_middle_cancels(redis_url: str, raw: redis.Red
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_cancelled_task_cancels_what_it_reads(redis_url: str, raw: redis.Redis) -> None:
+async def test_a_cancelled_task_cancels_what_it_reads(door: Door, raw: redis.Redis) -> None:
     seen: list[str] = []
 
     async def read(me: AsyncAgent) -> None:
@@ -75,7 +76,7 @@ async def test_a_cancelled_task_cancels_what_it_reads(redis_url: str, raw: redis
         seen.append(stream.id)
         seen.extend([text async for text in stream])
 
-    async with AsyncAgent("writer", url=redis_url) as me:
+    async with door.agent("writer") as me:
         reading = asyncio.create_task(read(me))
         await wait_until_async(lambda: raw.hlen("rq:aios:live:llm") and seen)
         reading.cancel()
@@ -85,8 +86,8 @@ async def test_a_cancelled_task_cancels_what_it_reads(redis_url: str, raw: redis
 
 
 @pytest.mark.usefixtures("worker")
-async def test_a_stream_that_is_dropped_cancels(redis_url: str, raw: redis.Redis) -> None:
-    async with AsyncAgent("writer", url=redis_url) as me:
+async def test_a_stream_that_is_dropped_cancels(door: Door, raw: redis.Redis) -> None:
+    async with door.agent("writer") as me:
         stream = me.llm.chat.stream("a story")
         syscall_id = stream.id
         async for _ in stream:
@@ -96,8 +97,8 @@ async def test_a_stream_that_is_dropped_cancels(redis_url: str, raw: redis.Redis
 
 
 @pytest.mark.usefixtures("worker")
-async def test_one_that_somebody_waits_for_goes_on(redis_url: str, raw: redis.Redis) -> None:
-    async with AsyncAgent("writer", url=redis_url) as me:
+async def test_one_that_somebody_waits_for_goes_on(door: Door, raw: redis.Redis) -> None:
+    async with door.agent("writer") as me:
         async with me.llm.chat.stream("a story") as stream:
             waiting = asyncio.create_task(stream.call.result())
             await anext(aiter(stream))
@@ -110,8 +111,8 @@ async def test_one_that_somebody_waits_for_goes_on(redis_url: str, raw: redis.Re
 
 
 @pytest.mark.usefixtures("worker")
-async def test_one_that_another_stream_reads_goes_on(redis_url: str, raw: redis.Redis) -> None:
-    async with AsyncAgent("writer", url=redis_url) as agent:
+async def test_one_that_another_stream_reads_goes_on(door: Door, raw: redis.Redis) -> None:
+    async with door.agent("writer") as agent:
         me = agent.with_options(key="the story")
         async with me.llm.chat.stream("a story") as stream:
             async with me.llm.chat.stream("a story") as other:
@@ -123,8 +124,10 @@ async def test_one_that_another_stream_reads_goes_on(redis_url: str, raw: redis.
         await wait_until_async(lambda: is_cancelled(raw, stream.id))
 
 
-async def test_one_that_has_ended_is_left_as_it_is(redis_url: str, raw: redis.Redis) -> None:
-    async with TinyWorker(redis_url, "llm"), AsyncAgent("writer", url=redis_url) as me:
+async def test_one_that_has_ended_is_left_as_it_is(
+    redis_url: str, raw: redis.Redis, door: Door
+) -> None:
+    async with TinyWorker(redis_url, "llm"), door.agent("writer") as me:
         async with me.llm.chat.stream("one two") as stream:
             assert "".join([text async for text in stream]) == "one two"
         assert stream.result == ChatResult("one two", "stop", MODEL)
@@ -132,20 +135,20 @@ async def test_one_that_has_ended_is_left_as_it_is(redis_url: str, raw: redis.Re
     assert raw.hget(f"rq:job:{stream.id}", "status") == b"finished"
 
 
-async def test_a_call_that_is_taken_from_its_stream_goes_on(redis_url: str) -> None:
+async def test_a_call_that_is_taken_from_its_stream_goes_on(redis_url: str, door: Door) -> None:
     def ask() -> str:
-        with Agent("writer", url=redis_url) as me:
+        with door.sync_agent("writer") as me:
             return me.llm.chat.stream("one two").call.result().text
 
-    async with TinyWorker(redis_url, "llm"), AsyncAgent("writer", url=redis_url) as me:
+    async with TinyWorker(redis_url, "llm"), door.agent("writer") as me:
         assert (await me.llm.chat.stream("one two").call.result()).text == "one two"
         assert await asyncio.to_thread(ask) == "one two"
 
 
 @pytest.mark.usefixtures("worker")
-async def test_without_await_it_is_the_same(redis_url: str, raw: redis.Redis) -> None:
+async def test_without_await_it_is_the_same(door: Door, raw: redis.Redis) -> None:
     def leave_in_both_ways() -> None:
-        with Agent("writer", url=redis_url) as me:
+        with door.sync_agent("writer") as me:
             with me.llm.chat.stream("a story") as stream:
                 assert next(stream) != ""
             wait_until(lambda: is_cancelled(raw, stream.id))
@@ -160,11 +163,11 @@ async def test_without_await_it_is_the_same(redis_url: str, raw: redis.Redis) ->
 
 
 @pytest.mark.usefixtures("worker")
-async def test_what_they_are_is_said_and_no_secret(redis_url: str) -> None:
+async def test_what_they_are_is_said_and_no_secret(redis_url: str, door: Door) -> None:
     connection = Connection(redis_url)
     await Tokens(connection).put(digest("s3cret-token"), Identity("writer"))
     await connection.aclose()
-    async with AsyncAgent("writer", url=redis_url, token="s3cret-token") as me:
+    async with door.agent("writer", token="s3cret-token") as me:
         assert repr(me).startswith(
             "<AsyncAgent 'writer', tenant 'default', program 'main', open to"
         )

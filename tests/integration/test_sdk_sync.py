@@ -26,6 +26,7 @@ from aios_sdk import (
     WaitTimeout,
 )
 from aios_sdk.loop_thread import LoopThread
+from tests.doors import Door
 from tests.tiny_worker import MODEL, TinyWorker
 from tests.waiting import wait_until
 
@@ -47,8 +48,8 @@ def workers(redis_url: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def me(redis_url: str) -> Iterator[Agent]:
-    with Agent("writer", url=redis_url) as agent:
+def me(door: Door) -> Iterator[Agent]:
+    with door.sync_agent("writer") as agent:
         yield agent
 
 
@@ -82,10 +83,10 @@ def test_many_threads_share_one_agent(me: Agent) -> None:
 
 
 @pytest.mark.usefixtures("workers")
-async def test_it_works_where_a_loop_runs_already(redis_url: str) -> None:
+async def test_it_works_where_a_loop_runs_already(door: Door) -> None:
     """As in a notebook: the main thread has a running loop."""
     assert asyncio.get_running_loop().is_running()
-    me = Agent("writer", url=redis_url).open()
+    me = door.sync_agent("writer").open()
     assert me.llm.chat("hi").text == "hi"
     me.close()
     me.close()
@@ -118,8 +119,8 @@ def test_errors_are_those_of_the_asynchronous_agent(me: Agent) -> None:
         pass
 
 
-def test_leaving_the_context_cancels_what_is_left(redis_url: str) -> None:
-    with Agent("writer", url=redis_url) as me:
+def test_leaving_the_context_cancels_what_is_left(door: Door) -> None:
+    with door.sync_agent("writer") as me:
         call = me.tool.echo.start("a")
         call.accepted()
     with pytest.raises(Cancelled):
@@ -127,10 +128,10 @@ def test_leaving_the_context_cancels_what_is_left(redis_url: str) -> None:
     with pytest.raises(KernelError, match="not open"):
         me.tool.echo("b")
     with pytest.raises(KernelError, match="not open"):
-        Agent("writer", url=redis_url).tool.echo("c")
+        door.sync_agent("writer").tool.echo("c")
 
 
-def test_closing_ends_the_waits_of_other_threads(redis_url: str) -> None:
+def test_closing_ends_the_waits_of_other_threads(redis_url: str, door: Door) -> None:
     def ask(me: Agent) -> str:
         try:
             me.tool.echo("nobody answers")
@@ -139,7 +140,7 @@ def test_closing_ends_the_waits_of_other_threads(redis_url: str) -> None:
         return "answered"
 
     with ThreadPoolExecutor(8) as pool:
-        with Agent("writer", url=redis_url) as me, redis.Redis.from_url(redis_url) as client:
+        with door.sync_agent("writer") as me, redis.Redis.from_url(redis_url) as client:
             asked = [pool.submit(ask, me) for _ in range(8)]
             wait_until(lambda: client.llen("rq:queue:tool") == 8)
         assert {each.result(timeout=10) for each in asked} == {"cancelled"}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmBody
@@ -25,7 +26,6 @@ from aios_broker.contract.storage import (
 )
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.queues.records import JobMetadata, Submission
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from aios_workers.modules.state_handler import CAPACITY, StateHandler
 from aios_workers.runtime.registry import LoadedModule

@@ -125,6 +125,14 @@ async def test_if_version_refuses_a_change_of_another_version(scene: Scene) -> N
     assert (await scene.entry(StorageWrite("a", "2", if_version=1))).version == 2
 
 
+async def test_if_version_refuses_an_append_to_another_version(scene: Scene) -> None:
+    await scene.ask(StorageAppend("a", "1", if_version=0))
+    for version in (0, 2):
+        with pytest.raises(VersionConflict):
+            await scene.ask(StorageAppend("a", "x", if_version=version))
+    assert (await scene.entry(StorageAppend("a", "2", if_version=1))).size_bytes == 2
+
+
 async def test_a_syscall_that_is_run_again_changes_nothing_and_answers_the_same(
     scene: Scene,
 ) -> None:
@@ -271,7 +279,6 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
         StorageDelete("d", recursive=True),
         StorageRollback("d/a", version=1),
         StorageLock("d/a"),
-        StorageUnlock("d/a"),
     ):
         with pytest.raises(ObjectLocked, match="bob"):
             await scene.ask(body)
@@ -280,7 +287,22 @@ async def test_a_lock_keeps_others_out_until_it_is_over(scene: Scene) -> None:
     await asyncio.sleep(0.01)  # the lock's own time
     await scene.ask(StorageWrite("d/a", "3"))
     await scene.ask(StorageLock("d/a"))
+    with pytest.raises(ObjectLocked, match="ann"):
+        await scene.ask(StorageUnlock("d/a", owner="ann"), "bob")
     assert (await scene.entry(StorageUnlock("d/a"))).locked_by == ""
+
+
+async def test_an_owner_breaks_whosever_lock_on_its_own_file(scene: Scene) -> None:
+    await scene.ask(StorageCreate("d/a", "1"))
+    for name in ("bob", "carl"):
+        await scene.store.vouched(name, "default")
+        await scene.ask(StorageShare("d", agent=name, verbs=("read", "write")))
+    await scene.ask(StorageLock("d/a", ttl_s=86_400.0, owner="ann"), "bob")
+    with pytest.raises(ObjectLocked, match="bob"):
+        await scene.ask(StorageUnlock("d/a", owner="ann"), "carl")
+    assert (await scene.entry(StorageUnlock("d/a"))).locked_by == ""
+    await scene.ask(StorageAppend("d/a", "2"))
+    await scene.ask(StorageAppend("d/a", "3", owner="ann"), "bob")
 
 
 async def test_another_agents_files_are_not_there_until_they_are_shared(scene: Scene) -> None:

@@ -102,6 +102,19 @@ async def test_what_is_written_lies_on_the_host(scene: Scene, shared: Path) -> N
     assert names_in(shared) == ["d", "docs", "new"]  # nothing left over
 
 
+async def test_unmounting_takes_nothing_and_asks_nobody(scene: Scene, shared: Path) -> None:
+    """What lies there stays, and its owner mounts it again; a person is asked to write in it."""
+    await mounted(scene, shared)
+    scene.approvals.is_closed = True
+    await scene.ask(StorageUnmount("host"))
+    assert (shared / "docs" / "a.txt").read_text() == "one"
+    await mounted(scene, shared, writable=False)
+    assert (await scene.ask(StorageRead("host/docs/a.txt"))).content == "one"
+    await scene.ask(StorageUnmount("host"))
+    with pytest.raises(NeedsApproval):
+        await mounted(scene, shared)
+
+
 async def test_without_a_person_nothing_is_lost(scene: Scene, shared: Path) -> None:
     await mounted(scene, shared)
     scene.approvals.is_closed = True

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.storage import (
     Plan,
@@ -15,7 +17,6 @@ from aios_broker.contract.storage import (
     StorageRead,
     StorageWrite,
 )
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from tests.state_scene import StateScene, state_scene
 
@@ -27,7 +28,7 @@ async def scene(redis_url: str, database_url: str) -> AsyncIterator[StateScene]:
         yield opened
 
 
-def plan(*steps: dict[str, str]) -> dict[str, str]:
+def plan(*steps: dict[str, Any]) -> dict[str, str]:
     return {"plan": json.dumps({"steps": steps})}
 
 
@@ -74,6 +75,64 @@ async def test_a_plan_that_may_lose_something_waits_whole_and_runs_as_it_was_sho
     assert len(scene.answers.asked) == 1  # for a plan, before it was shown
     assert await paths(scene) == ["/b.txt"]
     assert await scene.run(syscall) == done
+
+
+async def test_a_plan_that_makes_and_takes_in_one_tree_is_asked_about_once(
+    scene: StateScene,
+) -> None:
+    """What it makes has another number each time that it runs: that is no other thing to lose."""
+    await scene.ask("ann", StorageWrite("d/old.txt", "old"))
+    scene.answers.texts = plan(
+        {"do": "create", "path": "d/new.txt", "content": "new"},
+        {"do": "mkdir", "path": "d/made"},
+        {"do": "move", "path": "a.txt", "to": "d/made/a.txt"},
+        {"do": "delete", "path": "d", "recursive": True},
+    )
+    syscall = scene.syscall("ann", StorageOperate("tidy up"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    asked = await scene.approval_of(syscall.id)
+    assert asked.objects[-1].count == 2  # what was there before: the old file, and the one moved in
+    assert asked.diff.endswith("/d/made/a.txt\n/d/old.txt")
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    assert (await scene.approval_of(syscall.id)).id == asked.id
+    await scene.decide(syscall.id, Decision("approved"))
+    assert (await scene.run(syscall)).done
+    assert await paths(scene) == []
+
+
+async def test_what_is_put_into_a_directory_that_the_plan_made_goes_as_it_was_seen(
+    scene: StateScene,
+) -> None:
+    scene.answers.texts = plan(
+        {"do": "mkdir", "path": "made"},
+        {"do": "move", "path": "a.txt", "to": "made/a.txt"},
+        {"do": "move", "path": "made", "to": "scratch/made"},
+    )
+    syscall = scene.syscall("ann", StorageOperate("put it away"))
+    with pytest.raises(NeedsApproval):
+        await scene.run(syscall)
+    asked = await scene.approval_of(syscall.id)
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.approved("ann", StorageWrite("a.txt", "other"))
+    with pytest.raises(NeedsApproval):  # another version than was seen
+        await scene.run(syscall)
+    assert (await scene.approval_of(syscall.id)).id != asked.id
+    await scene.decide(syscall.id, Decision("approved"))
+    await scene.run(syscall)
+    assert await paths(scene) == ["/scratch/made/a.txt"]
+
+
+async def test_what_a_plan_made_itself_is_taken_away_unasked(scene: StateScene) -> None:
+    scene.answers.texts = plan(
+        {"do": "create", "path": "made/deep/b.txt", "content": "two"},
+        {"do": "copy", "path": "a.txt", "to": "made/a.txt"},
+        {"do": "move", "path": "made/a.txt", "to": "a-again.txt"},
+        {"do": "delete", "path": "made", "recursive": True},
+    )
+    assert (await scene.ask("ann", StorageOperate("try it"))).done
+    assert await paths(scene) == ["/a-again.txt", "/a.txt"]
 
 
 async def test_a_step_that_is_refused_undoes_the_whole_plan(scene: StateScene) -> None:

@@ -7,15 +7,18 @@ import json
 import pytest
 import redis
 
-from aios_broker.contract.errors import AgentSuspended
+from aios_broker.access.audit import newest_lines, verify
+from aios_broker.contract.errors import AgentSuspended, InvalidConfig
 from aios_broker.contract.syscall import new_id
+from aios_broker.postgres.store import Store
 from aios_broker.queues.control import Control
-from aios_broker.queues.module_queue import ClaimRequest, ReplyBox
+from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import JobMetadata, Submission, Suspension
+from aios_broker.queues.reply_box import ReplyBox
 from aios_workers.modules.access.limits import go_on, suspend, tidy_suspensions
 from tests.queue_user import DATA, QueueUser, submitted
-from tests.state_scene import StateScene
+from tests.state_scene import AUDIT_KEY, StateScene
 
 ADA, BOB, EVE = (
     JobMetadata("ada", "llm.chat", tenant="acme"),
@@ -101,6 +104,46 @@ async def test_many_are_ended_in_parts(user: QueueUser) -> None:
     assert [job.job_id for job in await user.control.jobs("llm")] == [other]
 
 
+@pytest.mark.parametrize(
+    ("subject", "what"), [(THE_AGENT, "agent ada"), (THE_TENANT, "tenant acme")]
+)
+async def test_who_was_suspended_by_whom_is_in_the_audit_log(
+    scene: StateScene, subject: Subject, what: str
+) -> None:
+    control = Control(scene.services.functions, scene.services.keys)
+    await suspend(scene.store, control, subject, who="root")
+    assert await go_on(scene.store, control, subject, who="eve")
+    assert not await go_on(scene.store, control, subject, who="eve")  # nothing to be told
+    async with scene.store.as_steward() as cursor:
+        lines = await newest_lines(cursor, tenant="acme", actor=None, limit=9)
+        verdict = await verify(cursor, AUDIT_KEY, None)
+    assert [(one.actor, one.action, one.object, one.outcome) for one in reversed(lines)] == [
+        ("operator:root", "access.suspend", what, "done"),
+        ("operator:eve", "access.resume", what, "done"),
+    ]
+    assert lines[1].detail == {"ended": 0}
+    assert verdict.broken_seq is None
+
+
+async def test_who_can_spoil_the_audit_log_is_stopped_all_the_same(
+    scene: StateScene, database_url: str
+) -> None:
+    control = Control(scene.services.functions, scene.services.keys)
+    without_key = Store(database_url, name="test")
+    try:
+        with pytest.raises(InvalidConfig, match=r"agent 'ada' is suspended, .* no line on it"):
+            await suspend(without_key, control, THE_AGENT, who="test")
+        assert await control.stopped() == {THE_AGENT: "test"}
+        await tidy_suspensions(without_key, control)
+        assert await control.stopped() == {THE_AGENT: "test"}
+        with pytest.raises(InvalidConfig):  # what goes on has its line, or stays as it is
+            await go_on(without_key, control, THE_AGENT, who="test")
+        assert await control.stopped() == {THE_AGENT: "test"}
+    finally:
+        await without_key.aclose()
+    await go_on(scene.store, control, THE_AGENT, who="test")
+
+
 @pytest.mark.parametrize("subject", [THE_AGENT, THE_TENANT])
 async def test_a_redis_that_lost_its_data_is_told_again(
     scene: StateScene, redis_url: str, subject: Subject
@@ -112,6 +155,6 @@ async def test_a_redis_that_lost_its_data_is_told_again(
     assert await control.stopped() == {}
     await tidy_suspensions(scene.store, control)
     assert await control.stopped() == {subject: "test"}
-    assert await go_on(scene.store, control, subject)
+    assert await go_on(scene.store, control, subject, who="test")
     await tidy_suspensions(scene.store, control)
     assert await control.stopped() == {}

@@ -13,11 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from aios_broker.access.requests import Decision
 from aios_broker.contract.access import AccessGroupRemove, AccessRevokeToken, BoundObject
 from aios_broker.contract.errors import KernelError
-from aios_broker.contract.storage import StorageOperate
+from aios_broker.contract.memory import MemoryAdd, MemoryGet, MemoryRemove, MemoryTtl
+from aios_broker.contract.storage import (
+    StorageDelete,
+    StorageMove,
+    StorageOperate,
+    StorageRead,
+    StorageWrite,
+)
 from aios_broker.contract.syscall import Body, Syscall
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import NeedsApproval
 from tests.every_body import bodies_of, every_kind, plan_texts
 from tests.possessions import (
@@ -130,6 +137,25 @@ async def approved(world: World, syscall: Syscall, before: Possessions) -> froze
 def test_there_is_a_body_of_every_kind() -> None:
     world = World(None, Path(), dict.fromkeys(("plain", "shared", "full", "short"), "0" * 32))  # type: ignore[arg-type]
     assert {type(body) for body in all_bodies(world, "bob")} == every_kind()
+
+
+async def test_no_side_door_is_open_where_a_deletion_waits(scene: StateScene) -> None:
+    """An expiry in a moment, a way through scratch space: what they lead to decides, not a name."""
+    note = await scene.ask("ann", MemoryAdd("the only copy of the contract"))
+    await scene.ask("ann", StorageWrite("ledger/books.csv", "ten years of accounts"))
+    side_doors: tuple[Body, ...] = (
+        MemoryRemove(note.id),
+        MemoryTtl(note.id, 0.001),
+        StorageDelete("ledger/books.csv"),
+        StorageMove("ledger", "scratch/x"),
+        StorageMove("ledger/books.csv", "scratch/x.csv"),
+    )
+    for body in side_doors:
+        with pytest.raises(NeedsApproval):
+            await scene.ask("ann", body)
+    assert (await scene.ask("ann", MemoryGet(note.id))).content == "the only copy of the contract"
+    read = await scene.ask("ann", StorageRead("ledger/books.csv"))
+    assert read.content == "ten years of accounts"
 
 
 @pytest.mark.timeout(600)

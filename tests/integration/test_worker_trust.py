@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from aios_broker.contract.errors import AccessDenied
+from aios_broker.contract.errors import KernelError
 from aios_broker.contract.job import ENTRY, decode_job, syscall_id_of
 from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import EchoResult, Reply, decode_reply
 from aios_broker.contract.syscall import ToolEcho
 from aios_broker.queues.module_queue import ClaimRequest
+from aios_broker.queues.quota import Subject
 from aios_workers.runtime.registry import tool_module
 from tests.caller import Caller, running_worker
 from tests.queue_user import proves
@@ -126,6 +127,39 @@ async def test_without_its_agents_token_a_stock_job_is_denied(caller: Caller, re
     assert reply.error.code == "access-denied"
 
 
+@pytest.mark.parametrize(
+    ("token", "code", "field"),
+    [
+        ("its own", "agent-suspended", "agent"),
+        ("another", "access-denied", "token"),  # nothing is told to who is not the agent
+    ],
+)
+async def test_a_stock_job_of_a_suspended_agent_hears_that(
+    caller: Caller, token: str, code: str, field: str
+) -> None:
+    tokens = {"its own": await caller.token("ada"), "another": await caller.token("bob")}
+    subject = Subject.of_agent("ada")
+    await caller.control.stop(subject, who="test")
+    try:
+        request = {"agent": "ada", "token": tokens[token], "body": ECHO}
+        _, reply = await answer(caller, call(ENTRY, request))
+    finally:
+        await caller.control.go_on(subject)
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.field) == (code, field)
+
+
+async def test_a_stock_job_that_would_go_before_others_hears_that_it_may_not(
+    caller: Caller,
+) -> None:
+    token = await caller.token("ada")
+    request = {"agent": "ada", "token": token, "body": ECHO, "nice": -5}
+    _, reply = await answer(caller, call(ENTRY, request))
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.field) == ("access-denied", "nice")
+    assert "the least it may is 0" in reply.error.message
+
+
 @pytest.mark.parametrize("pack", [bytes, zlib.compress])
 @pytest.mark.parametrize("function", [ENTRY, "os.system"])
 @pytest.mark.parametrize(
@@ -168,7 +202,7 @@ async def test_a_worker_that_has_lost_a_stock_job_changes_nothing_in_its_record(
     [lease] = await queue.claim("silent", ClaimRequest(1, 60.0))
     await caller.connection.execute("DEL", "rq:aios:leases:tool")
     await queue.disarm(lease)
-    with pytest.raises(AccessDenied):
+    with pytest.raises(KernelError, match=r"the lease of job .* is gone"):
         await queue.vouch(lease, decode_job(data, job_id, trusted=False))
     assert await caller.connection.execute("HGET", f"rq:job:{job_id}", "data") == data
 

@@ -2,7 +2,7 @@
 
 from tests.mutants.catalogue import Mutant
 
-AUDIT = "workers/aios_workers/modules/access/audit.py"
+AUDIT = "broker/aios_broker/access/audit.py"
 AUDIT_TEST = "tests/integration/test_audit.py"
 JSON_TEST = "tests/unit/test_json_text.py"
 PATH_TEST = "tests/unit/test_paths.py"

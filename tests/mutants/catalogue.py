@@ -390,7 +390,7 @@ MUTANTS = (
     ),
     Mutant(
         "a refusal ends the whole batch",
-        "broker/aios_broker/client/pending.py",
+        "broker/aios_broker/client/outbox.py",
         "if isinstance(outcome, KernelError):",
         "if any(isinstance(each, KernelError) for each in outcomes):",
         CLIENT_FAULTS_TEST,
@@ -405,8 +405,8 @@ MUTANTS = (
     Mutant(
         "what cannot be read is dropped",
         "broker/aios_broker/client/session.py",
-        "unread.update((pending.id, pending) for pending in self._whose(data))",
-        "pass",
+        "return self._whose(data)",
+        "return ()",
         CLIENT_FAULTS_TEST,
     ),
     Mutant(

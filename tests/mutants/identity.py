@@ -6,8 +6,8 @@ DECIDERS_TEST = "tests/integration/test_deciders.py"
 ACCESS_TEST = "tests/integration/test_access.py"
 MOUNT_TEST = "tests/integration/test_storage_mounts.py"
 EDITS_TEST = "tests/unit/test_edits.py"
-DECIDERS = "workers/aios_workers/approvals/deciders.py"
-EDITS = "workers/aios_workers/approvals/edits.py"
+DECIDERS = "broker/aios_broker/access/deciders.py"
+EDITS = "broker/aios_broker/access/edits.py"
 IDENTITY = "workers/aios_workers/modules/access/identity.py"
 FUNCTIONS = "migrations/schema/functions.sql"
 POLICIES = "migrations/schema/policies.sql"
@@ -81,7 +81,7 @@ IDENTITY_MUTANTS = (
     ),
     Mutant(
         "agents edit as they like",
-        "workers/aios_workers/approvals/requests.py",
+        "broker/aios_broker/access/requests.py",
         "        check_narrower(asked, body)\n",
         "",
         DECIDERS_TEST,

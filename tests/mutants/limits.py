@@ -140,6 +140,27 @@ LIMIT_MUTANTS = (
         OBJECTS_TEST,
     ),
     Mutant(
+        "limits: who adds at the same time is not seen",
+        LIMITS,
+        "PERFORM pg_advisory_xact_lock(hashtextextended(",
+        "PERFORM abs(hashtextextended(",
+        OBJECTS_TEST,
+    ),
+    Mutant(
+        "stop: nobody writes it down",
+        "workers/aios_workers/modules/access/limits.py",
+        'await append_line(cursor, _line_of("access.suspend", subject, who, {"ended": ended}))',
+        "pass",
+        STOP_TEST,
+    ),
+    Mutant(
+        "stop: it needs the audit log",
+        "workers/aios_workers/modules/access/limits.py",
+        "    ended = await control.stop(subject, who=who)\n",
+        "    ended = 0\n",
+        STOP_TEST,
+    ),
+    Mutant(
         "limits: removed notes count on",
         LIMITS,
         "PERFORM aios_add_notes(owner_id, -count(*), -sum(",

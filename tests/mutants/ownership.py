@@ -53,8 +53,8 @@ OWNERSHIP_MUTANTS = (
     Mutant(
         "the id of a key has no secret",
         "broker/aios_broker/contract/ids.py",
-        '_hashed("\\x1f".join(owner), secret, 32)',
-        '_hashed("\\x1f".join(owner), b"", 32)',
+        '_hashed("\\x1f".join(owner), secret, KEY_BYTES)',
+        '_hashed("\\x1f".join(owner), b"", KEY_BYTES)',
         OWNERSHIP_TEST,
     ),
     Mutant(
@@ -111,6 +111,22 @@ OWNERSHIP_MUTANTS = (
         VOUCH,
         "call('HSET', key, 'aios_metadata', job.metadata)",
         "",
+        TRUST_TEST,
+    ),
+    Mutant(
+        "a stock job of a suspended agent runs",
+        VOUCH,
+        "if refusal then return refusal end",
+        "",
+        TRUST_TEST,
+    ),
+    Mutant(
+        "whoever has no token of it hears that an agent is suspended",
+        VOUCH,
+        "        if not holds_token(c, job.token_digest, job.metadata) then return {'denied'} end\n"
+        "        local refusal = quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job)\n",
+        "        local refusal = quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job)\n"
+        "            or not holds_token(c, job.token_digest, job.metadata) and {'denied'}\n",
         TRUST_TEST,
     ),
     Mutant(

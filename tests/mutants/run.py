@@ -25,18 +25,22 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script, the checkout is not on the path
 
 from tests.mutants.admission import ADMISSION_MUTANTS  # noqa: E402
+from tests.mutants.api import API_MUTANTS  # noqa: E402
 from tests.mutants.audit import AUDIT_MUTANTS  # noqa: E402
 from tests.mutants.catalogue import BROKER, MIGRATIONS, Mutant  # noqa: E402
 from tests.mutants.catalogue import MUTANTS as BROKER_MUTANTS  # noqa: E402
 from tests.mutants.cores import CORE_MUTANTS  # noqa: E402
+from tests.mutants.gateway import GATEWAY_MUTANTS  # noqa: E402
 from tests.mutants.identity import IDENTITY_MUTANTS  # noqa: E402
 from tests.mutants.kv_states import KV_STATE_MUTANTS  # noqa: E402
 from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
+from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
 from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
@@ -44,12 +48,15 @@ from tests.mutants.workers import WORKER_MUTANTS  # noqa: E402
 MUTANTS = (
     *BROKER_MUTANTS,
     *ADMISSION_MUTANTS,
+    *GATEWAY_MUTANTS,
     *ORDER_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,
     *STATE_MUTANTS,
+    *API_MUTANTS,
     *IDENTITY_MUTANTS,
+    *REDIS_USER_MUTANTS,
     *AUDIT_MUTANTS,
     *STALL_MUTANTS,
     *MONEY_MUTANTS,
@@ -57,6 +64,7 @@ MUTANTS = (
     *CORE_MUTANTS,
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
+    *SESSION_MUTANTS,
 )
 
 WORKERS = 2

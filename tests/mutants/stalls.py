@@ -5,7 +5,7 @@ from tests.mutants.catalogue import Mutant
 PLACES = "broker/aios_broker/places.py"
 ADMISSION = "broker/aios_broker/queues/lua/shared/admission.lua"
 INDEXING = "workers/aios_workers/search/indexing.py"
-REQUESTS = "workers/aios_workers/approvals/requests.py"
+REQUESTS = "broker/aios_broker/access/requests.py"
 PLACES_TEST = "tests/unit/test_places.py"
 SHARES_TEST = "tests/integration/test_shares.py"
 STALLS_TEST = "tests/integration/test_stalls.py"
@@ -87,7 +87,7 @@ STALL_MUTANTS = (
     ),
     Mutant(
         "long texts are compared in the worker's own loop",
-        "workers/aios_workers/modules/comparing.py",
+        "broker/aios_broker/comparing.py",
         "<= SHORT_LINES:",
         "<= 1_000_000:",
         COMPARING_TEST,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from aios_cli.tables import first_words, narrow_seconds, plural, seconds
+from aios_broker.views.words import plural, seconds
+from aios_cli.tables import first_words, narrow_seconds
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from aios_broker.queues.admission import NotAdmitted, Resource, Shortage
 from aios_broker.queues.fleet import WorkerView
 from aios_broker.queues.quota import Barrier, Subject
 from aios_broker.queues.records import JobMetadata, JobView, PolicyRow, Uncut
-from aios_cli.syscalls import Ended
-from aios_cli.why import Surroundings, explain, explain_ended
+from aios_broker.views.why import Ended, Surroundings, explain, explain_ended
 
 WORKER = WorkerView("llm-1", "llm", slots=2, cores=("small",), state="busy", heartbeat_age_s=0.5)
 

@@ -39,11 +39,49 @@ def test_whatever_chunks_come_the_text_is_whole(sent: list[tuple[int, int]]) -> 
         assert after.offset == before.offset + len(before.text)
 
 
-async def test_one_who_attaches_hears_from_where_he_came_in() -> None:
+@given(
+    steps=st.lists(st.tuples(st.sampled_from(["chunk", "fill"]), st.integers(0, 15)), max_size=12),
+    attached=st.booleans(),
+)
+def test_what_came_behind_a_hole_is_kept_once_the_hole_is_filled(
+    steps: list[tuple[str, int]], *, attached: bool
+) -> None:
+    """A chunk is of two characters; the kernel has kept all up to where it was asked."""
+
+    async def hear() -> list[Chunk]:
+        pending = Pending(ID, None if attached else STREAMED, 0.0)
+        for step, at in steps:
+            if step == "chunk":
+                pending.hear(Chunk(ID, at, TEXT[at : at + 2]), 1.0)
+            else:
+                have = pending.heard.answer
+                pending.fill([Chunk(ID, have, TEXT[have:])], 1.0)
+                assert not pending.has_hole
+                assert "".join(chunk.text for chunk in pending.chunks) == TEXT
+        return list(pending.chunks)
+
+    chunks = asyncio.run(hear())
+    assert "".join(chunk.text for chunk in chunks) == TEXT[: sum(len(c.text) for c in chunks)]
+
+
+async def test_what_came_ahead_of_what_was_missing_follows_it() -> None:
     pending = Pending(ID, None, 0.0)
     pending.hear(Chunk(ID, 4, "efg"), 1.0)
+    assert pending.has_hole
+    assert not pending.chunks
+    pending.fill([Chunk(ID, 0, "abcd")], 1.0)
+    assert [chunk.text for chunk in pending.chunks] == ["abcd", "efg"]
+    assert not pending.has_hole
+
+
+async def test_a_hole_that_nobody_can_fill_is_asked_for_once() -> None:
+    pending = Pending(ID, STREAMED, 0.0)
+    pending.hear(Chunk(ID, 4, "efg"), 1.0)
+    pending.fill([], 1.0)
+    pending.hear(Chunk(ID, 7, "hij"), 1.0)
+    assert not pending.has_hole
     pending.end(Reply(ID, ChatResult(TEXT, "stop", "m")))
-    assert [chunk.offset for chunk in pending.chunks] == [4, 7]
+    assert [chunk.text for chunk in pending.chunks] == [TEXT]
 
 
 async def test_what_is_not_streamed_has_no_chunks() -> None:

@@ -11,7 +11,7 @@ from aios_broker.client.transport import Attached, CallStatus, Outcome
 from aios_broker.contract.errors import KernelError, QueueFull
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import EchoResult, Reply, encode
+from aios_broker.contract.reply import Chunk, EchoResult, Heard, Reply, encode, failure
 from aios_broker.contract.syscall import Syscall, ToolEcho
 from aios_sdk.call import PORTION, Batch, Call
 from tests.waiting import wait_until_async
@@ -32,6 +32,7 @@ class Kernel:
         self.asked = asyncio.Event()
         self.answers = asyncio.Event()  # until it is set an attach hears nothing
         self.answers.set()
+        self.said: dict[str, str] = {}  # what was streamed of each
         self.refuses_first = False
         self.published = 0
 
@@ -62,8 +63,17 @@ class Kernel:
     ) -> list[bool]:
         return [True] * len(ids)
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
-        seen = Attached("running", "tool") if syscall_id in self.known else Attached(None)
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: Heard | None = None,
+    ) -> Attached:
+        said = self.said.get(syscall_id)
+        missing = () if said is None else (Chunk(syscall_id, 0, said),)
+        is_known = syscall_id in self.known
+        seen = Attached("running", "llm", None, missing) if is_known else Attached(None)
         self.asked.set()
         await self.answers.wait()
         return seen
@@ -142,3 +152,25 @@ async def test_a_map_that_has_failed_begins_no_more(kernel: Kernel, session: Ses
 
     await asyncio.wait([each.accepted for each in begun], timeout=5)
     assert PORTION <= kernel.published == len(begun) <= len(syscalls) / 4
+
+
+async def test_a_reply_that_comes_first_waits_for_the_text_before_it(
+    kernel: Kernel, session: Session
+) -> None:
+    """Who attaches has asked for the text; the reply of a failure does not have it."""
+    same = IDS.fresh()
+    kernel.known.add(same)
+    kernel.said[same] = "one two"
+    kernel.answers.clear()
+    attached, other = session.attach(same, ADA), session.submit(echo(IDS.fresh()))
+    await asyncio.wait_for(kernel.asked.wait(), timeout=5)
+    kernel.pushed.put_nowait(encode(failure(same, QueueFull("it broke"))))
+    kernel.pushed.put_nowait(encode(Reply(other.id, EchoResult("y"))))
+    await asyncio.wait_for(other.ended, timeout=5)  # so the first message has been heard, too
+    kernel.answers.set()
+
+    await asyncio.wait_for(attached.ended, timeout=5)
+
+    assert [chunk.text for chunk in attached.chunks] == ["one two"]
+    assert attached.reply is not None
+    assert attached.reply.error is not None

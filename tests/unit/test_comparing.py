@@ -13,9 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios_broker.contract.errors import ModuleError
-from aios_broker.places import Holder
-from aios_workers.modules.comparing import (
+from aios_broker.comparing import (
     BOUNDS,
     MAX_COMPARED_BYTES,
     SHORT_LINES,
@@ -24,7 +22,9 @@ from aios_workers.modules.comparing import (
     compared,
     unified,
 )
-from aios_workers.runtime.bounded import Bounds, OutOfBounds, OutOfTime, bounded_run
+from aios_broker.contract.errors import ModuleError
+from aios_broker.places import Holder
+from aios_broker.process.bounded import Bounds, OutOfBounds, OutOfTime, bounded_run
 
 MOST_PAUSE_S = 0.5  # of the loop meanwhile, on a machine that others use, too
 
@@ -95,7 +95,7 @@ async def test_one_tenant_compares_one_at_a_time_and_another_does_not_wait_for_i
 
 
 async def test_what_a_child_may_not_use_ends_it_and_what_broke_is_said() -> None:
-    program = "aios_workers.modules.comparing"
+    program = "aios_broker.comparing"
     slow = b'["%s", "%s", "a", "b"]' % ((b"a\\nb\\nc\\n" * 9_000,) * 2)
     with pytest.raises(OutOfTime):
         await bounded_run(program, slow, Bounds(BOUNDS.cpu_s, BOUNDS.memory_bytes, wall_s=0.01))

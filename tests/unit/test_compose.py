@@ -2,20 +2,30 @@
 
 import importlib.util
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from aios_broker.config import FILE_SUFFIX, SECRET_VARIABLES, KernelConfig, variables_of
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.scheduler.config import SchedulerConfig
+from aios_cli.deployment import write_secrets
+from aios_kernel_api.config import ApiConfig
+from aios_workers.config import WorkerConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+CONFIG = KernelConfig(state_dir=ROOT)
 OURS = sorted(name for name, service in SERVICES.items() if "build" in service)
 
 
 def test_the_fleet_has_the_processes_that_exist() -> None:
     assert set(SERVICES) == {
+        "api",
         "redis",
         "postgres",
         "migrate",
@@ -24,7 +34,7 @@ def test_the_fleet_has_the_processes_that_exist() -> None:
         "tool-worker",
         "state-worker",
     }
-    assert OURS == ["llm-worker", "migrate", "scheduler", "state-worker", "tool-worker"]
+    assert OURS == ["api", "llm-worker", "migrate", "scheduler", "state-worker", "tool-worker"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -51,11 +61,13 @@ def test_its_image_is_built_from_files_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_its_settings_are_ones_that_our_code_reads(name: str) -> None:
-    packages = [*ROOT.glob("broker/**/*.py"), *ROOT.glob("workers/**/*.py")]
-    code = "\n".join(path.read_text(encoding="utf-8") for path in packages)
-
-    for setting in SERVICES[name]["environment"]:
-        assert re.search(rf"\b{setting}\b", code), f"nothing reads {setting}"
+    known = {
+        variable + suffix
+        for config in (KernelConfig, SchedulerConfig, WorkerConfig, ApiConfig)
+        for variable in variables_of(config)
+        for suffix in ("", FILE_SUFFIX if variable in SECRET_VARIABLES else "")
+    }
+    assert [setting for setting in SERVICES[name]["environment"] if setting not in known] == []
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -67,14 +79,83 @@ def test_it_waits_for_services_that_say_when_they_are_ready(name: str) -> None:
             assert (needed, how["condition"]) == ("migrate", "service_completed_successfully")
 
 
-def test_the_database_login_is_no_superuser() -> None:
+def test_the_database_login_is_no_superuser(tmp_path: Path) -> None:
     database = SERVICES["postgres"]
     assert "POSTGRES_USER" not in database["environment"]  # it would be the superuser
-    login = SERVICES["state-worker"]["environment"]["AIOS_DATABASE_URL"].partition("//")[2]
+    write_secrets(tmp_path, CONFIG, redis="redis:6379", postgres="postgres:5432")
+    login = (tmp_path / "database_url").read_text().partition("//")[2]
     made = (ROOT / "deploy/postgres/login.sh").read_text(encoding="utf-8")
     assert f"CREATE ROLE {login.partition(':')[0]} LOGIN CREATEROLE PASSWORD" in made
     assert "SUPERUSER" not in made
     assert any("./deploy/postgres/login.sh:" in volume for volume in database["volumes"])
+
+
+def secrets_of(name: str) -> dict[str, str]:
+    """Return the secrets of a service: what each is called in its container, and its file."""
+    given = [
+        (one, one) if isinstance(one, str) else (one["target"], one["source"])
+        for one in SERVICES[name].get("secrets", ())
+    ]
+    return {target: COMPOSE["secrets"][source]["file"] for target, source in given}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_its_secrets_are_files_that_are_written_for_it(name: str, tmp_path: Path) -> None:
+    written = write_secrets(tmp_path, CONFIG, redis="redis:6379", postgres="postgres:5432")
+    secrets = secrets_of(name)
+
+    assert [file for file in secrets.values() if Path(file).name not in written] == []
+    service = SERVICES[name]
+    text = f"{service.get('environment')} {service.get('command')} {service.get('healthcheck')}"
+    assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(secrets)
+
+
+def test_each_process_enters_redis_as_its_own_user() -> None:
+    logins = {name: secrets_of(name).get("redis_url", "").rpartition("/")[2] for name in SERVICES}
+    assert logins == {
+        "api": "redis_url_api",
+        "llm-worker": "redis_url_worker",
+        "migrate": "",
+        "postgres": "",
+        "redis": "redis_url_inspector",
+        "scheduler": "redis_url_scheduler",
+        "state-worker": "redis_url_worker",
+        "tool-worker": "redis_url_worker",
+    }
+
+
+def test_no_secret_stands_in_the_file_or_goes_into_an_image_or_the_repository() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert "PASSWORD:" not in text
+    folders = {Path(one["file"]).parent.as_posix() for one in COMPOSE["secrets"].values()}
+    assert folders == {"deploy/secrets"}
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert "deploy/secrets" in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_secrets_stay_when_they_are_written_again(tmp_path: Path) -> None:
+    def write() -> dict[str, str]:
+        write_secrets(tmp_path, CONFIG, redis="redis:6379", postgres="postgres:5432")
+        return {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    first = write()
+    assert write() == first
+    (tmp_path / "redis_password").unlink()
+    second = write()
+    changed = {name for name in first if first[name] != second[name]}
+    assert changed == {name for name in first if name.startswith("redis_")}
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    (tmp_path / "postgres_password").write_text("with a/slash")
+    with pytest.raises(InvalidConfig, match="does not fit into an address"):
+        write()
+
+
+def test_the_border_has_limits() -> None:
+    api = SERVICES["api"]
+    assert api["read_only"] is True
+    assert api["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory", "pids"}
+    assert all("no-new-privileges:true" in SERVICES[name]["security_opt"] for name in OURS)
+    assert all(SERVICES[name]["cap_drop"] == ["ALL"] for name in OURS)
 
 
 def test_the_audit_logs_key_is_in_a_volume_that_the_database_has_not() -> None:
@@ -86,6 +167,7 @@ def test_the_audit_logs_key_is_in_a_volume_that_the_database_has_not() -> None:
 
 
 def test_the_servers_keep_their_data_and_are_not_open_to_the_network() -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES["api"]["ports"])
     for name in ("redis", "postgres"):
         volume = SERVICES[name]["volumes"][0].partition(":")[0]
         assert volume in COMPOSE["volumes"]

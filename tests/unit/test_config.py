@@ -96,3 +96,33 @@ def test_every_variable_that_the_code_reads_is_accepted() -> None:
 def test_every_setting_stands_in_the_reference(config: type[Struct]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
     assert [name for name in variables_of(config) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("cls", [SchedulerConfig, WorkerConfig])
+def test_a_secret_may_be_a_file(
+    cls: type[SchedulerConfig] | type[WorkerConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "url"
+    file.write_text("redis://:pw@host:1/0\n")
+    environ = {**HOME, "AIOS_REDIS_URL_FILE": str(file)}
+
+    assert cls.from_environment(environ).redis_url == "redis://:pw@host:1/0"
+    said = {**environ, "AIOS_REDIS_URL": "redis://other:1/0"}
+    assert cls.from_environment(said).redis_url == "redis://other:1/0"
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+def test_a_file_that_holds_no_secret_is_named(content: bytes | None, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidConfig) as caught:
+        KernelConfig.from_environment({**HOME, "AIOS_REDIS_URL_FILE": str(file)})
+    assert caught.value.field == "AIOS_REDIS_URL_FILE"
+    assert str(file) in caught.value.message
+
+
+def test_what_is_no_secret_is_no_file() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        KernelConfig.from_environment({**HOME, "AIOS_POLICY_FILE": "/x"})
+    assert caught.value.field == "AIOS_POLICY_FILE"

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.access.edits import check_narrower
 from aios_broker.contract.access import AccessGroupAdd, AccessRevoke, ObjectRef
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.memory import MemoryRemove, MemoryUnshare
 from aios_broker.contract.paths import normal_path
 from aios_broker.contract.storage import StorageDelete, StorageMove, StorageUnshare, StorageWrite
 from aios_broker.contract.syscall import Body
-from aios_workers.approvals.edits import check_narrower
 from tests.hostile_paths import HOSTILE_PATHS
 
 FILE = ObjectRef("file", "a.txt")

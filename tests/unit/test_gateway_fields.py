@@ -2,8 +2,10 @@
 
 import msgspec
 import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import input_token_count_params, response_create_params
 
 from aios_broker.contract.errors import InvalidSyscall
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatRequest
@@ -20,7 +22,19 @@ from aios_kernel_api.gateway.fields import (
     reported,
     rows,
 )
-from aios_kernel_api.gateway.tables import OPENAI_ROUTES, TABLES
+from aios_kernel_api.gateway.message_request import (
+    COUNT_FIELDS,
+    MESSAGE_FIELDS,
+    CountRequest,
+    MessageRequest,
+)
+from aios_kernel_api.gateway.response_request import (
+    INPUT_FIELDS,
+    RESPONSE_FIELDS,
+    InputRequest,
+    ResponseRequest,
+)
+from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES, TABLES
 from tests.lanes import gateway_fields
 
 TABLE: Fields = {
@@ -73,6 +87,10 @@ def test_rows_show_every_field() -> None:
         (CHAT_FIELDS, ChatRequest),
         (COMPLETION_FIELDS, CompletionRequest),
         (EMBEDDING_FIELDS, EmbeddingRequest),
+        (RESPONSE_FIELDS, ResponseRequest),
+        (INPUT_FIELDS, InputRequest),
+        (MESSAGE_FIELDS, MessageRequest),
+        (COUNT_FIELDS, CountRequest),
     ],
 )
 def test_exactly_what_is_kept_is_read(table: Fields, request_type: type[msgspec.Struct]) -> None:
@@ -86,6 +104,10 @@ def test_exactly_what_is_kept_is_read(table: Fields, request_type: type[msgspec.
         (CHAT_FIELDS, chat_params.CompletionCreateParamsStreaming),
         (COMPLETION_FIELDS, completion_create_params.CompletionCreateParamsStreaming),
         (EMBEDDING_FIELDS, embedding_create_params.EmbeddingCreateParams),
+        (RESPONSE_FIELDS, response_create_params.ResponseCreateParamsStreaming),
+        (INPUT_FIELDS, input_token_count_params.InputTokenCountParams),
+        (MESSAGE_FIELDS, message_create_params.MessageCreateParamsStreaming),
+        (COUNT_FIELDS, message_count_tokens_params.MessageCountTokensParams),
     ],
 )
 def test_every_field_of_the_official_client_has_its_row(table: Fields, params: type) -> None:
@@ -94,7 +116,9 @@ def test_every_field_of_the_official_client_has_its_row(table: Fields, params: t
 
 
 def test_every_route_that_reads_a_body_has_its_table() -> None:
-    reads = {each.path for each in OPENAI_ROUTES if "POST" in (each.methods or ())}
+    routes = [*OPENAI_ROUTES, *ANTHROPIC_ROUTES]
+    reads = {each.path for each in routes if "POST" in (each.methods or ())}
+    reads.remove("/v1/responses/{id}/cancel")  # which has none
     assert reads == set(TABLES)
 
 

@@ -135,6 +135,14 @@ def test_one_of_our_entry_that_no_other_process_could_read_is_foreign() -> None:
         decode_job(deep.encode(), UUID, trusted=False)
 
 
+def test_one_that_would_hold_its_readers_loop_is_foreign() -> None:
+    wide = json.dumps([ENTRY, None, [{**echo(), "x": 0}], {}]).replace(
+        "0}", f"[{'[],' * 100_001}0]}}"
+    )
+    with pytest.raises(ForeignJob, match="more values than any syscall"):
+        decode_job(wide.encode(), UUID, trusted=False)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     with pytest.raises((ForeignJob, InvalidSyscall)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import msgspec
@@ -11,11 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_broker.access.requests import body_from
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.job import ENTRY, decode_job
-from aios_broker.contract.json_text import DuplicateKey, has_nul, refuse_duplicate_keys
+from aios_broker.contract.json_text import (
+    DuplicateKey,
+    has_more_values,
+    has_nul,
+    is_nested_deeper,
+    refuse_duplicate_keys,
+)
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.syscall import (
+    MAX_VALUES,
     Syscall,
     ToolEcho,
     check_syscall,
@@ -24,7 +33,6 @@ from aios_broker.contract.syscall import (
     new_id,
 )
 from aios_sdk.requests import Options, build_syscall
-from aios_workers.approvals.requests import body_from
 from tests.unit.test_sdk_requests import IDS
 
 JSON = st.recursive(
@@ -153,3 +161,44 @@ def test_what_is_no_number_is_not_taken_for_nothing(number: float) -> None:
     )
     assert isinstance(kept.body, MemoryAdd)
     assert kept.body.metadata == {"a": None}
+
+
+@pytest.mark.timeout(10)
+def test_the_depth_is_found_in_one_pass_whatever_the_quotes() -> None:
+    for text in ('"' * 2_000_001, '"' + '\\"' * 1_000_000, '"' + "\\" * 2_000_001):
+        assert is_nested_deeper("[" * 200 + text, 128)
+        assert not is_nested_deeper("[" * 100 + text, 128)
+    assert not is_nested_deeper('"' + "[" * 1_000, 128), "a string that is cut off"
+
+
+def values_in(value: object) -> int:
+    """Count lists, objects, and what stands between two of their members."""
+    if not isinstance(value, dict | list):
+        return 0
+    parts = value.values() if isinstance(value, dict) else value
+    return max(len(value), 1) + sum(map(values_in, parts))
+
+
+@given(JSON, st.integers(0, 12))
+def test_values_are_counted_wherever_they_are_and_nowhere_else(value: object, most: int) -> None:
+    text = json.dumps({"commas, in [texts]": '\\",{', "value": value})
+    wanted = values_in({"a": 1, "value": value}) > most
+    assert has_more_values(text, most) == has_more_values(text.encode(), most) == wanted
+
+
+BYTES = 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"[],", b'"",', b'{"":0},', b'"\\\\",', b"1,", b'"', b"[", b'{"a":{"b":[]}},', b"\\", b","],
+)
+@pytest.mark.timeout(10)
+def test_what_would_take_long_to_read_is_refused_at_once(part: bytes) -> None:
+    """Whoever serves others reads it in its one loop. Processor time: load does not count."""
+    data = b"[" + part * (BYTES // len(part)) + b"0]"
+    began = time.process_time()
+    for _ in range(3):
+        if not has_more_values(data, MAX_VALUES):
+            is_nested_deeper(data, 128)
+    assert (time.process_time() - began) / 3 < 0.2

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "cores.toml",
     "generation_config.json",
     "kernel.json",
+    "opencode.json",
     "notes/today.md",
     "plan.md",
     "rivers.py",

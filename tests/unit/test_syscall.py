@@ -35,6 +35,7 @@ from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.syscall import (
     KINDS,
     MAX_LEVELS,
+    MAX_VALUES,
     MODULES,
     Body,
     Syscall,
@@ -42,7 +43,6 @@ from aios_broker.contract.syscall import (
     check_syscall,
     decode_syscall,
     encode_syscall,
-    is_nested_deeper,
     new_id,
 )
 from tests.chat_fields import NUMBERS, numbers
@@ -285,6 +285,13 @@ def test_bad_input_is_named_with_a_remedy(path: str, value: object, field: str) 
     )
 
 
+@pytest.mark.parametrize("field", ["agent", "tenant", "program", "id", "body.core"])
+def test_no_name_ends_with_a_new_line(field: str) -> None:
+    """A pattern that ends in `$` would take it, and journal, ledger and quotas would not."""
+    name = ID if field == "id" else "ada"
+    assert refusal(json.dumps(request(field, f"{name}\n"))).field == field
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -392,21 +399,26 @@ def test_a_syscall_may_be_nested_so_deep_on_every_python_and_no_deeper() -> None
     )
     sent = encode_syscall(deep)
     assert decode_syscall(sent) == decode_syscall(sent.decode()) == deep
-    with pytest.raises(InvalidSyscall, match="nested more than 128 levels") as caught:
+    with pytest.raises(InvalidSyscall, match="it is nested more than 128 levels") as caught:
         encode_syscall(deeper)
     assert (caught.value.field, caught.value.syscall_id) == ("body", ID)
     assert refusal(msgspec.json.encode(deeper)).message == caught.value.message
 
 
-@pytest.mark.timeout(10)
-def test_the_depth_is_found_in_one_pass_whatever_the_quotes() -> None:
-    for text in ('"' * 2_000_001, '"' + '\\"' * 1_000_000, '"' + "\\" * 2_000_001):
-        assert is_nested_deeper("[" * 200 + text, 128)
-        assert not is_nested_deeper("[" * 100 + text, 128)
-    assert not is_nested_deeper('"' + "[" * 1_000, 128), "a string that is cut off"
+def test_a_syscall_may_have_so_many_values_and_no_more() -> None:
+    def of(count: int) -> Syscall:
+        return Syscall(ID, "ada", MemoryAdd("," * 2 * MAX_VALUES, metadata={"m": [1] * count}))
+
+    around = encode_syscall(msgspec.structs.replace(of(1), body=MemoryAdd("", metadata={"m": [1]})))
+    most = MAX_VALUES - sum(map(around.count, (b",", b"[", b"{"))) + 1
+    assert decode_syscall(encode_syscall(of(most))) == of(most)
+    with pytest.raises(InvalidSyscall, match="more than 100000 values") as caught:
+        encode_syscall(of(most + 1))
+    assert (caught.value.field, caught.value.syscall_id) == ("body", ID)
+    assert refusal(msgspec.json.encode(of(most + 1))).message == caught.value.message
 
 
-@pytest.mark.parametrize("levels", [200, 1_200, 5_000, 100_000])  # 990: 3.11's limit; 9,990: 3.13's
+@pytest.mark.parametrize("levels", [200, 1_200, 5_000, 90_000])  # 990: 3.11's limit; 9,990: 3.13's
 def test_what_is_nested_too_deeply_is_refused_alike_on_every_python(levels: int) -> None:
     around = {**request("agent", "ada"), "zzz": "DEEP"}
     deep = json.dumps(around).replace('"DEEP"', "[" * levels + "]" * levels)

@@ -17,24 +17,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import msgspec
 
-from aios_broker.client.transport import Attached, Transport
 from aios_broker.contract.access import TokenIssued
-from aios_broker.contract.errors import Cancelled, ForkedAgent, KernelError, WaitTimeout
-from aios_broker.contract.job import with_token
+from aios_broker.contract.errors import ForkedAgent, KernelError, WaitTimeout
+from aios_broker.contract.job import conflict_of, with_token
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module, Owner
-from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply
+from aios_broker.contract.reply import ChatResult, Chunk, Heard, Part, Reply, failure
 from aios_broker.contract.syscall import Syscall
-from aios_broker.retry import now_s, patiently
+from aios_broker.retry import now_s
 
 logger = logging.getLogger(__name__)
 
 REPLY_GRACE_S = 15.0  # beyond a syscall's deadline: by then the kernel has said that it is over
+MOST_AHEAD = 1000  # chunks that wait for what is missing before them
 MOST_DOUBLINGS = 16  # of the time between two questions for a silent one
 
 State = Literal["built", "sent", "asked", "accepted", "forgotten", "refused", "lost", "ended"]
@@ -113,16 +113,17 @@ class Pending:
 
     __slots__ = (
         "_accepted",
+        "_ahead",
         "_asker",
-        "_characters",
         "_ended",
         "_followers",
         "_fork",
         "_listeners",
         "_news",
-        "_thoughts",
         "asks",
         "chunks",
+        "early",
+        "heard",
         "heard_at_s",
         "id",
         "module",
@@ -163,8 +164,9 @@ class Pending:
         self._listeners: tuple[Callable[[], None], ...] = ()  # one, as a rule
         self._news: asyncio.Future[None] | None = None
         self._followers: tuple[Pending, ...] = ()
-        self._characters: int | None = None if syscall is None else 0  # of the answer, so far
-        self._thoughts = self._characters  # characters of the reasoning
+        self.heard = Heard()  # of its text, so far: what `chunks` add up to
+        self.early: Reply | None = None  # came before the kernel had answered where it stands
+        self._ahead: list[Chunk] | None = []  # came behind a hole; None: it stays one
 
     @property
     def owner(self) -> Owner | None:
@@ -241,17 +243,34 @@ class Pending:
     def hear(self, chunk: Chunk, now_s: float) -> None:
         """Keep what is new of a chunk.
 
-        After a crash the same characters come again. After a hole (a message lost with a
-        connection) nothing is kept: the reply holds it all.
+        After a crash the same characters come again. What comes behind a hole (a message lost with
+        a connection, or from before this client came) waits for what is between.
         """
         self.heard_at_s = now_s
         self.asks = 0
-        have = self._characters if chunk.part == "answer" else self._thoughts
-        have = chunk.offset if have is None else have
-        if chunk.offset <= have < chunk.offset + len(chunk.text):
+        have: int = getattr(self.heard, chunk.part)
+        if chunk.offset > have:
+            if self._ahead is not None and len(self._ahead) < MOST_AHEAD:
+                self._ahead.append(chunk)
+        elif have < chunk.offset + len(chunk.text):
             self._keep(have, chunk.text[have - chunk.offset :], chunk.part)
         for follower in self._followers:
             follower.hear(chunk, now_s)
+
+    @property
+    def has_hole(self) -> bool:
+        """Whether text came that cannot be kept before what is missing has come."""
+        return bool(self._ahead)
+
+    def fill(self, missing: Sequence[Chunk], now_s: float) -> None:
+        """Take the text that the kernel has kept, and then what came ahead of it.
+
+        Where that leaves a hole nobody has what is missing any more: the reply holds it all.
+        """
+        ahead, self._ahead = self._ahead or (), []
+        for chunk in (*missing, *ahead):
+            self.hear(chunk, now_s)
+        self._ahead = None if self._ahead else []
 
     def end(self, reply: Reply, cause: Literal["reply", "refuse", "lose"] = "reply") -> None:
         """Take the one reply; whatever of its text was not streamed becomes the last chunk.
@@ -262,8 +281,9 @@ class Pending:
         self.was_accepted = self.was_accepted or cause == "reply"
         result = reply.result
         if isinstance(result, ChatResult) and self._streams:
-            self._complete(self._thoughts or 0, result.reasoning, "reasoning")
-            self._complete(self._characters or 0, result.text, "answer")
+            self._complete(self.heard.reasoning, result.reasoning, "reasoning")
+            self._complete(self.heard.answer, result.text, "answer")
+        self._ahead = None
         self.reply = self._with_token(reply)
         if self._accepted is not None:
             _wake(self._accepted)
@@ -330,6 +350,11 @@ class Pending:
             require_same_process(self._fork)
 
     @property
+    def may_stream(self) -> bool:
+        """Whether text may come before its reply."""
+        return self.module in (None, "llm") if self.syscall is None else self._streams
+
+    @property
     def _streams(self) -> bool:
         if self.chunks:
             return True
@@ -344,10 +369,12 @@ class Pending:
         if isinstance(self.chunks, tuple):
             self.chunks = []
         self.chunks.append(Chunk(self.id, offset, text, part))
-        if part == "answer":
-            self._characters = offset + len(text)
-        else:
-            self._thoughts = offset + len(text)
+        have = offset + len(text)
+        self.heard = (
+            Heard(have, self.heard.reasoning)
+            if part == "answer"
+            else Heard(self.heard.answer, have)
+        )
         if self._news is not None:
             _wake(self._news)
             self._news = None
@@ -387,93 +414,16 @@ def to_ask_for(
     return due
 
 
-# Of one submit: 4 ms of Redis' own thread. More at once cost more each: what a step has written
-# no longer fits the processor's cache.
-BATCH = 200
+def joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:
+    """Return the one under way, or one that has ended: the key stands for another syscall."""
+    try:
+        refusal: KernelError | None = conflict_of(first, again)
+    except KernelError as error:
+        refusal = error
+    return pending if refusal is None else refused(Pending(again.id, again, now_s()), refusal)
 
 
-class Outbox:
-    """What was submitted in this loop tick, and those on their way to the kernel."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        patience_s: float,
-        spawn: Callable[[Coroutine[object, object, object]], None],
-        end: Callable[[Pending, KernelError, Literal["refuse", "lose"]], None],
-        learn: Callable[[Pending, Attached], None],
-    ) -> None:
-        self._transport = transport
-        self._patience_s = patience_s
-        self._spawn = spawn
-        self._end = end
-        self._learn = learn
-        self._waiting: list[Pending] = []
-
-    def add(self, pending: Pending) -> None:
-        """Send a syscall with all others of this tick."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(pending)
-
-    def clear(self) -> list[Pending]:
-        """Return those of this tick, and do not send them."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
-
-    def _flush(self) -> None:
-        waiting = [pending for pending in self.clear() if pending.reply is None]
-        for module in {pending.module: None for pending in waiting}:
-            of_module = [each for each in waiting if each.module == module]
-            for first in range(0, len(of_module), BATCH):
-                self._spawn(self._publish(of_module[first : first + BATCH]))
-
-    async def _publish(self, batch: Sequence[Pending]) -> None:
-        """Submit a batch: each of its calls stands or falls for itself."""
-        try:
-            await patiently(lambda: self._send(batch), self._patience_s)
-        except KernelError as error:
-            for pending in batch:
-                if pending.is_on_its_way:
-                    self._end(pending, error, "lose")
-
-    async def _send(self, batch: Sequence[Pending]) -> None:
-        left = [pending for pending in batch if pending.state in ON_ITS_WAY]
-        if not left:
-            return
-        at_s = now_s()
-        for pending in left:
-            pending.send()
-        outcomes = await self._transport.submit([_as_of(pending, at_s) for pending in left])
-        at_s = now_s()
-        for pending, outcome in zip(left, outcomes, strict=True):
-            is_on_its_way = pending.state in ON_ITS_WAY
-            if isinstance(outcome, KernelError):
-                if is_on_its_way:
-                    self._end(pending, outcome, "refuse")
-                continue
-            pending.submissions += 1
-            if is_on_its_way or pending.state == "accepted":
-                pending.accept(at_s)
-            elif pending.state == "lost":  # given up meanwhile: whoever waited heard that it ended
-                self._spawn(self._take_back(pending))
-            if outcome is not None and outcome.reply is not None:  # it has ended
-                self._learn(pending, outcome)
-
-    async def _take_back(self, pending: Pending) -> None:
-        assert pending.module is not None  # it was submitted
-        try:
-            reason = Cancelled("cancelled before the kernel acknowledged it")
-            await self._transport.cancel([pending.id], pending.module, reason, pending.owner)
-        except KernelError as error:
-            logger.warning("syscall %s may go on: %s", pending.id, error)
-
-
-def _as_of(pending: Pending, now_s: float) -> Syscall:
-    """Return the syscall with what is left of its time: a deadline counts from submission."""
-    syscall = pending.syscall
-    assert syscall is not None  # what is attached to by id is never submitted
-    waited_s = now_s - pending.submitted_at_s
-    if waited_s < 1.0:
-        return syscall
-    return msgspec.structs.replace(syscall, deadline_s=max(syscall.deadline_s - waited_s, 0.001))
+def refused(pending: Pending, refusal: KernelError) -> Pending:
+    """Return one that was never sent."""
+    pending.end(failure(pending.id, refusal), "refuse")
+    return pending

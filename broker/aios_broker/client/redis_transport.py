@@ -1,5 +1,6 @@
 """The direct transport: publish straight into the kernel's Redis. Needs `aios-broker[redis]`."""
 
+import asyncio
 import uuid
 from collections.abc import Sequence
 from dataclasses import fields
@@ -11,6 +12,7 @@ from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.ids import IdMaker, Ids
 from aios_broker.contract.job import conflict_with, encode_job
 from aios_broker.contract.names import Module, Owner
+from aios_broker.contract.reply import Chunk, Heard, Part
 from aios_broker.contract.syscall import MODULES, State, Syscall
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.control import Control
@@ -20,9 +22,9 @@ from aios_broker.queues.module_queue import (
     RESULT_TTL_S,
     Differs,
     ModuleQueue,
-    ReplyBox,
 )
 from aios_broker.queues.records import Submission, metadata_of
+from aios_broker.queues.reply_box import ReplyBox
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 
@@ -106,12 +108,22 @@ class RedisTransport:
         outcomes = await self._control.cancel(ids, error, module=module, owner=owner)
         return [outcome == "done" for outcome in outcomes]
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: Heard | None = None,
+    ) -> Attached:
         """Join those who wait for a syscall, or fetch its stored reply."""
         for candidate in (module,) if module else MODULES:
-            state, reply = await self._queues[candidate].attach(syscall_id, self._client, owner)
-            if state != "unknown":
-                return Attached(msgspec.convert(state, State), candidate, reply)
+            queue = self._queues[candidate]
+            state, reply = await queue.attach(syscall_id, self._client, owner)
+            if state == "unknown":
+                continue
+            # Once it is joined: what is emitted from now on comes by itself.
+            missing = () if heard is None else await _streamed(queue, syscall_id, heard)
+            return Attached(msgspec.convert(state, State), candidate, reply, missing)
         return Attached(None)
 
     async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
@@ -130,6 +142,20 @@ class RedisTransport:
         """Close both connections."""
         await self._replies.aclose()
         await self._connection.aclose()
+
+
+async def _streamed(queue: ModuleQueue, syscall_id: str, heard: Heard) -> tuple[Chunk, ...]:
+    """Return what was streamed beyond what was heard."""
+    parts: tuple[tuple[Part, int], ...] = (
+        ("reasoning", heard.reasoning),
+        ("answer", heard.answer),
+    )
+    texts = await asyncio.gather(*(queue.streamed(syscall_id, *part) for part in parts))
+    return tuple(
+        Chunk(syscall_id, offset, text, part)
+        for (part, offset), text in zip(parts, texts, strict=True)
+        if text
+    )
 
 
 def _submission(syscall: Syscall, client: str) -> Submission:

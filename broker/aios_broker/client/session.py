@@ -16,18 +16,26 @@ from typing import Literal, Self
 
 import msgspec
 
-from aios_broker.client.pending import Outbox, Pending, forks, require_same_process, to_ask_for
+from aios_broker.client.outbox import Outbox
+from aios_broker.client.pending import (
+    Pending,
+    forks,
+    joined,
+    refused,
+    require_same_process,
+    to_ask_for,
+)
 from aios_broker.client.transport import Attached, CallStatus, Transport
 from aios_broker.contract.errors import (
     Cancelled,
     ClientFailed,
     KernelError,
+    Rejected,
     Unavailable,
     UnknownSyscall,
     UnsupportedVersion,
 )
 from aios_broker.contract.ids import Ids, id_refused
-from aios_broker.contract.job import conflict_of
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
 from aios_broker.contract.syscall import State, Syscall
@@ -113,13 +121,13 @@ class Session:
             self._serve()
         owner = syscall.owner
         if not self._transport.ids(owner).owns(syscall.id):
-            return _refused(Pending(syscall.id, syscall, now_s()), id_refused(owner))
+            return refused(Pending(syscall.id, syscall, now_s()), id_refused(owner))
         first = self._pending.get(syscall.id)
         if first is not None and first.owner not in (None, owner):  # another's, who cannot own it
             self._end(first, self._unknown(), "refuse" if first.state == "asked" else "lose")
             first = None
         if first is not None and first.syscall is not None:
-            return first if first.syscall is syscall else _joined(first, first.syscall, syscall)
+            return first if first.syscall is syscall else joined(first, first.syscall, syscall)
         pending = Pending(syscall.id, syscall, self.now_s())
         if first is None:
             self._pending[syscall.id] = pending
@@ -154,7 +162,7 @@ class Session:
             pending = self._pending[syscall_id] = Pending(syscall_id, None, now_s(), owner)
             self._spawn(self._find(pending))
         elif owner not in (None, pending.owner):
-            return _refused(Pending(syscall_id, None, now_s(), owner), self._unknown())
+            return refused(Pending(syscall_id, None, now_s(), owner), self._unknown())
         return pending
 
     async def cancel(self, pending: Pending) -> bool:
@@ -243,11 +251,10 @@ class Session:
     async def _listen(self) -> None:
         while True:
             try:
-                unread: dict[str, Pending] = {}
+                unclear: dict[str, Pending] = {}
                 for data in await self._transport.messages():
-                    if not self._hear(data):
-                        unread.update((pending.id, pending) for pending in self._whose(data))
-                await self._check([each for each in unread.values() if each.is_known])
+                    unclear.update((each.id, each) for each in self._hear(data))
+                await self._check([each for each in unclear.values() if each.is_known])
             except Unavailable as error:
                 logger.warning("replies do not come: %s; trying again", error)
                 await self._find_again()
@@ -267,22 +274,25 @@ class Session:
             else:
                 return
 
-    def _hear(self, data: bytes) -> bool:
-        """Take a message; return whether it could be read."""
+    def _hear(self, data: bytes) -> Sequence[Pending]:
+        """Take a message; return those of which it leaves something to ask for."""
         try:
             message = decode_wire(data)
         except UNREADABLE as error:
             logger.warning("a message that cannot be read is asked for by id: %s", error)
-            return False
+            return self._whose(data)
         pending = self._pending.get(message.id)
         if pending is None:
-            return True
+            return ()
         if isinstance(message, Chunk):
             pending.hear(message, now_s())
-        else:
-            del self._pending[message.id]
-            pending.end(message)
-        return True
+            return (pending,) if pending.has_hole else ()
+        if pending.state == "asked":  # the answer that is under way has what was said before
+            pending.early = message
+            return ()
+        del self._pending[message.id]
+        pending.end(message)
+        return ()
 
     def _whose(self, data: bytes) -> list[Pending]:
         """Return what an unreadable message may be of: those it names, or else all."""
@@ -312,13 +322,25 @@ class Session:
         try:
             await patiently(lambda: self._check([pending]), self._limits.patience_s)
         except KernelError as error:
-            self._end(pending, error)
+            if pending.early is None:
+                self._end(pending, error)
+            elif pending.reply is None:
+                self._take_early(pending, pending.early)
+
+    def _take_early(self, pending: Pending, reply: Reply) -> None:
+        self._forget(pending)
+        pending.end(reply)
 
     async def _check(self, batch: Sequence[Pending]) -> None:
         for first in range(0, len(batch), CHECK_BATCH):
             part = batch[first : first + CHECK_BATCH]
             steps = (
-                self._transport.attach(pending.id, pending.module, pending.owner)
+                self._transport.attach(
+                    pending.id,
+                    pending.module,
+                    pending.owner,
+                    pending.heard if pending.may_stream else None,
+                )
                 for pending in part
             )
             for pending, attached in zip(part, await asyncio.gather(*steps), strict=True):
@@ -326,6 +348,11 @@ class Session:
 
     def _learn(self, pending: Pending, attached: Attached) -> None:
         if pending.reply is not None:
+            return
+        if attached.missing or pending.has_hole:
+            pending.fill(attached.missing, now_s())
+        if pending.early is not None:
+            self._take_early(pending, pending.early)
             return
         if attached.reply is not None:
             self._read_stored(pending, attached.reply)
@@ -429,16 +456,10 @@ class Session:
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None:
             return
-        # A fault of ours, or a Redis that refuses our commands: nobody may wait for ever.
-        logger.error("the client failed", exc_info=error)
         self._is_serving = False
         for other in self._tasks:
             other.cancel()
-        failed = ClientFailed(
-            f"the client failed: {type(error).__name__}: {error}",
-            remedy="the next call begins anew; this one may go on: attach to it by its id",
-        )
-        self._end_all([*self._outbox.clear(), *self._all()], failed)
+        self._end_all([*self._outbox.clear(), *self._all()], _why_it_failed(error))
 
     def _serve(self) -> None:
         """Hear replies and watch for what gets lost; begun anew after a fault of the client."""
@@ -453,19 +474,17 @@ class Session:
             self._spawn(self._watch())
 
 
-def _joined(pending: Pending, first: Syscall, again: Syscall) -> Pending:
-    """Return the one under way, or one that has ended: the key stands for another syscall."""
-    try:
-        refusal: KernelError | None = conflict_of(first, again)
-    except KernelError as error:
-        refusal = error
-    return pending if refusal is None else _refused(Pending(again.id, again, now_s()), refusal)
-
-
-def _refused(pending: Pending, refusal: KernelError) -> Pending:
-    """Return one that was never sent."""
-    pending.end(failure(pending.id, refusal), "refuse")
-    return pending
+def _why_it_failed(error: BaseException) -> KernelError:
+    """Return what those hear who wait: nobody may wait for ever."""
+    if isinstance(error, Rejected):  # the kernel's word: its token has been revoked
+        logger.warning("the kernel serves this client no more: %s", error)
+        return error
+    # A fault of ours, or a Redis that refuses our commands.
+    logger.error("the client failed", exc_info=error)
+    return ClientFailed(
+        f"the client failed: {type(error).__name__}: {error}",
+        remedy="the next call begins anew; this one may go on: attach to it by its id",
+    )
 
 
 def _final_state(pending: Pending, reply: Reply) -> State:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.ids import Ids
 from aios_broker.contract.names import Module, Owner
+from aios_broker.contract.reply import Chunk, Heard
 from aios_broker.contract.syscall import State, Syscall
 
 
@@ -37,6 +38,7 @@ class Attached:
     state: State | None  # None: no such syscall, or its reply has expired
     module: Module | None = None
     reply: bytes | None = None  # encoded; there once it has ended
+    missing: tuple[Chunk, ...] = ()  # of its text, what the client has not heard
 
 
 # What came of a submission: an error: it is not in the queue. None: the kernel has it. Attached: it
@@ -79,8 +81,17 @@ class Transport(Protocol):
         """End syscalls with `error`; False for one that has ended or was never known."""
         ...
 
-    async def attach(self, syscall_id: str, module: Module | None, owner: Owner | None) -> Attached:
-        """Hear of a syscall that its owner submitted; None as module: whichever it is in."""
+    async def attach(
+        self,
+        syscall_id: str,
+        module: Module | None,
+        owner: Owner | None,
+        heard: Heard | None = None,
+    ) -> Attached:
+        """Hear of a syscall that its owner submitted; None as module: whichever it is in.
+
+        `heard`: what the client has of its text; None: it wants none.
+        """
         ...
 
     async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
@@ -96,29 +107,44 @@ class Transport(Protocol):
         ...
 
 
-def open_transport(url: str, name: str, *, key_prefix: str) -> Transport:
+def open_transport(url: str, name: str, *, key_prefix: str, token: str = "") -> Transport:
     """Return the transport for a kernel's URL, not opened yet.
+
+    Args:
+        url: `http://` or `https://`: of its API; `redis://`, `rediss://`, `unix://`: of its Redis.
+        name: of the client, for those who look at its connections.
+        key_prefix: of the keys in Redis.
+        token: the agent's; to the API it alone says whose requests these are.
 
     Raises:
         InvalidConfig: no transport for such a URL, or its packages are not installed.
     """
-    if urlsplit(url).scheme in ("http", "https"):
-        raise InvalidConfig(
-            "the HTTP transport is not built in this version",
-            field="url",
-            remedy="use the URL of the kernel's Redis: redis://... or unix://...",
-        )
+    is_api = urlsplit(url).scheme in ("http", "https")
     try:
-        from aios_broker.client.redis_transport import (  # noqa: PLC0415  an extra: loaded when used
-            RedisTransport,
-        )
-        from aios_broker.queues.keys import Keys  # noqa: PLC0415
+        return _http(url, name, token) if is_api else _redis(url, name, key_prefix)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("hiredis", "redis"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("hiredis", "httpx", "redis"):
             raise
         raise InvalidConfig(
-            f"a Redis URL needs the package {error.name}, which is not installed",
+            f"{'an HTTP' if is_api else 'a Redis'} URL needs the package {package}, "
+            "which is not installed",
             field="url",
-            remedy="install 'aios-broker[redis]'",
+            remedy=f"install 'aios-broker[{'http' if is_api else 'redis'}]'",
         ) from error
+
+
+# Extras: what one of them needs is loaded when it is used.
+
+
+def _http(url: str, name: str, token: str) -> Transport:
+    from aios_broker.client.http_transport import HttpTransport  # noqa: PLC0415
+
+    return HttpTransport(url, name, token)
+
+
+def _redis(url: str, name: str, key_prefix: str) -> Transport:
+    from aios_broker.client.redis_transport import RedisTransport  # noqa: PLC0415
+    from aios_broker.queues.keys import Keys  # noqa: PLC0415
+
     return RedisTransport(url, name, Keys(key_prefix))

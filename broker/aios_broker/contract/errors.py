@@ -11,6 +11,7 @@
     │   │   ├── RequestTooLarge          its body is over the limit
     │   │   ├── RequestTimeout           it did not come in time
     │   │   ├── UnsupportedMedia         its body is compressed, or of another type
+    │   │   ├── InvalidRange             the range of a file lies behind its end
     │   │   └── MethodNotAllowed         the route does not take this method
     │   ├── UnsupportedVersion       written by another version of the contract
     │   ├── AccessDenied             the token is missing, wrong, or not this agent's
@@ -46,6 +47,7 @@
     │   ├── RedisUnavailable         nothing was changed unless the message says so
     │   ├── RedisFull                it has used up its memory; nothing was changed
     │   ├── DatabaseUnavailable      Postgres does not answer
+    │   ├── ApiUnavailable           the kernel's API does not answer
     │   └── KernelNotRunning         no kernel was found
     ├── DownloadFailed           a file cannot be fetched, or is not what it should be
     ├── WaitTimeout              the caller stopped waiting; the syscall itself goes on
@@ -164,6 +166,10 @@ class RequestTimeout(InvalidRequest):
 
 class UnsupportedMedia(InvalidRequest):
     """The body of a request is compressed, or of a type that the route does not read."""
+
+
+class InvalidRange(InvalidRequest):
+    """A request asks for bytes of a file that lie behind its end."""
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -315,6 +321,10 @@ class RedisFull(Unavailable):
 
 class DatabaseUnavailable(Unavailable):
     """Postgres does not answer."""
+
+
+class ApiUnavailable(Unavailable):
+    """The kernel's API does not answer, or broke off; what was sent may have been taken."""
 
 
 class KernelNotRunning(Unavailable):

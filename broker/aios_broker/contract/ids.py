@@ -7,10 +7,12 @@ no use to others: the door takes from an agent only ids that have its own stamp.
 
 import hashlib
 import os
+from typing import Self
 
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.names import Owner
 
+KEY_BYTES = 32
 STAMP_BYTES = 6
 REST_BYTES = 10
 MOST_KEPT = 10_000  # agents whose stamps are at hand
@@ -22,8 +24,23 @@ class Ids:
     __slots__ = ("_key", "_stamp")
 
     def __init__(self, secret: bytes, owner: Owner) -> None:
-        self._key = _hashed("\x1f".join(owner), secret, 32)
-        self._stamp = _hashed("stamp", self._key, STAMP_BYTES).hex()
+        self._take(_hashed("\x1f".join(owner), secret, KEY_BYTES))
+
+    @classmethod
+    def of_key(cls, key: bytes) -> Self:
+        """Return the ids that a key makes: all that an agent outside has of the secret."""
+        ids = cls.__new__(cls)
+        ids._take(key)
+        return ids
+
+    def _take(self, key: bytes) -> None:
+        self._key = key
+        self._stamp = _hashed("stamp", key, STAMP_BYTES).hex()
+
+    @property
+    def key(self) -> bytes:
+        """What makes them; from it nobody finds the secret, or another agent's key."""
+        return self._key
 
     def fresh(self) -> str:
         """Return one that nobody has had."""

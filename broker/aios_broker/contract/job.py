@@ -15,16 +15,21 @@ from msgspec.structs import replace
 
 from aios_broker.contract.access import AccessRegister, TokenIssued
 from aios_broker.contract.errors import ForeignJob, InvalidSyscall, KernelError, KeyConflict
-from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
+from aios_broker.contract.json_text import (
+    DuplicateKey,
+    has_more_values,
+    is_nested_deeper,
+    refuse_duplicate_keys,
+)
 from aios_broker.contract.names import MAX_TEXT_BYTES
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import (
     MAX_LEVELS,
+    MAX_VALUES,
     Syscall,
     check_syscall,
     decode_syscall,
     encode_syscall,
-    is_nested_deeper,
     name_digest,
 )
 from aios_broker.contract.tokens import digest
@@ -35,6 +40,7 @@ _NAME_SHOWN = 100  # characters of a foreign name that an error repeats
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _AROUND_LEVELS = 2  # of a call around its syscall: the call itself and its arguments
+_AROUND_VALUES = 8
 _Call = tuple[str, None, list[msgspec.Raw], dict[str, msgspec.Raw]]
 _call_decoder = msgspec.json.Decoder(_Call)
 _encoder = msgspec.json.Encoder()
@@ -75,6 +81,8 @@ def decode_job(data: bytes, job_id: str, *, trusted: bool = True) -> Syscall:
         UnsupportedVersion: a syscall of another version of the contract.
     """
     plain = _inflated(data)
+    if has_more_values(plain, MAX_VALUES + _AROUND_VALUES):
+        raise _foreign("its data has more values than any syscall")
     if is_nested_deeper(plain, MAX_LEVELS + _AROUND_LEVELS):
         raise _foreign("its data is nested deeper than any syscall")
     request = _request(plain)

@@ -2,7 +2,10 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
+import msgspec
 from msgspec import Meta, Struct
+
+from aios_broker.contract.errors import InvalidSyscall
 
 MAX_TEXT_BYTES = 4 * 1024 * 1024  # of one encoded syscall; larger content belongs in storage
 
@@ -66,3 +69,19 @@ class Owner(NamedTuple):
 
 class Request(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What an agent sends: a field that this version does not know is refused."""
+
+
+def check_name(field: str, value: str) -> str:
+    """Return the name of an agent or tenant; `field` says which.
+
+    Raises:
+        InvalidSyscall: it is none; names `field`.
+    """
+    try:
+        return msgspec.convert(value, TenantName if field == "tenant" else AgentName)
+    except msgspec.ValidationError as error:
+        raise InvalidSyscall(
+            f"{value!r} is no name: {error}",
+            field=field,
+            remedy=NAME_RULE,
+        ) from error

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -184,6 +184,13 @@ class Chunk(Struct, frozen=True, omit_defaults=True, tag="chunk", tag_field="kin
     offset: int
     text: str
     part: Part = "answer"
+
+
+class Heard(NamedTuple):
+    """How much of its text a client has, in characters."""
+
+    answer: int = 0
+    reasoning: int = 0
 
 
 Wire = Reply | Chunk

@@ -74,6 +74,7 @@ class StorageAppend(OfPath, frozen=True, tag="storage.append"):
 
     content: Text
     encoding: Encoding = "utf-8"
+    if_version: Annotated[int, Meta(ge=0)] | None = None  # 0: only if there is none
 
 
 class StorageList(Owned, frozen=True, tag="storage.list"):
@@ -205,7 +206,7 @@ class StorageLock(OfPath, frozen=True, tag="storage.lock"):
 
 
 class StorageUnlock(OfPath, frozen=True, tag="storage.unlock"):
-    """Let others change it again."""
+    """Let others change it again; a file's owner also where another agent has locked it."""
 
 
 class StorageOperate(Request, frozen=True, tag="storage.operate"):

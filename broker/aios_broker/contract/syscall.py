@@ -11,7 +11,6 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from itertools import accumulate
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -24,7 +23,7 @@ from aios_broker.contract.errors import (
     UnknownModule,
     UnsupportedVersion,
 )
-from aios_broker.contract.json_text import NUL, has_nul
+from aios_broker.contract.json_text import NUL, has_more_values, has_nul, is_nested_deeper
 from aios_broker.contract.llm import LlmBody, LlmChat
 from aios_broker.contract.memory import MemoryAdd, MemoryBody, MemoryContext
 from aios_broker.contract.names import (
@@ -122,11 +121,8 @@ MAX_DEADLINE_S = 86_400.0
 # Python and by where it is called from (3.11: about 990 levels, 3.12: 1,490, 3.13: 9,990). A limit
 # far below keeps one process from writing what another cannot read.
 MAX_LEVELS = 128  # of one encoded syscall, itself and its body included
-
-# A string, or what of it is there: it never fails, so that no input costs more than one pass.
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
-_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+# Whoever serves many agents reads their syscalls in its one loop, and stands still meanwhile.
+MAX_VALUES = 100_000
 
 MODULES: tuple[Module, ...] = get_args(Module)
 # Those that one worker process serves together: they share the database and the embedding model.
@@ -250,16 +246,6 @@ def name_digest(tenant: str, agent: str, name: str) -> str:
     return hashlib.blake2b(material, digest_size=16).hexdigest()
 
 
-def is_nested_deeper(data: bytes | str, levels: int) -> bool:
-    """Return whether JSON has more than so many levels of lists and objects; it is not checked."""
-    if isinstance(data, str):
-        data = data.encode(errors="surrogatepass")
-    if data.count(b"[") + data.count(b"{") <= levels:
-        return False  # most syscalls
-    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
-    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > levels
-
-
 def encode_syscall(syscall: Syscall) -> bytes:
     """Return the JSON of a syscall.
 
@@ -283,8 +269,7 @@ def encode_syscall(syscall: Syscall) -> bytes:
             remedy="shorten it, or keep large content in storage and name it",
             syscall_id=syscall.id,
         )
-    if is_nested_deeper(data, MAX_LEVELS):
-        raise _too_deep(syscall.id)
+    refuse_shape(data, syscall.id)
     if has_nul(data):
         refuse_nul(msgspec.json.decode(data), syscall.id)
     if b"null" in data:  # as which JSON writes what is no number
@@ -292,11 +277,22 @@ def encode_syscall(syscall: Syscall) -> bytes:
     return data
 
 
-def _too_deep(syscall_id: str | None = None) -> InvalidSyscall:
-    return InvalidSyscall(
-        f"the syscall is nested more than {MAX_LEVELS} levels deep",
+def refuse_shape(data: bytes | str, syscall_id: str | None = None) -> None:
+    """Return when a syscall in JSON has as many values, and as deep, as anybody may have to read.
+
+    Raises:
+        InvalidSyscall: more, or deeper.
+    """
+    if has_more_values(data, MAX_VALUES):
+        what = f"has more than {MAX_VALUES} values in its lists and objects"
+    elif is_nested_deeper(data, MAX_LEVELS):
+        what = f"is nested more than {MAX_LEVELS} levels deep"
+    else:
+        return
+    raise InvalidSyscall(
+        f"it {what}",
         field="body",
-        remedy="make its lists and objects flatter, or pass them as text",
+        remedy="make its lists and objects flatter and shorter, or pass them as text",
         syscall_id=syscall_id,
     )
 
@@ -362,16 +358,16 @@ def _field_with_nul(value: object, path: str = "") -> str | None:
 
 
 def decode_syscall(data: bytes | str, *, is_flat: bool = False) -> Syscall:
-    """Read and validate a syscall. `is_flat`: that it is not nested too deeply is known.
+    """Read and validate a syscall. `is_flat`: that it is neither too deep nor too wide is known.
 
     Raises:
         UnsupportedVersion: `version` is not ours.
         UnknownModule: the body's tag is of no module, or of one that is not built.
-        InvalidSyscall: anything else (a NUL character, more than MAX_LEVELS levels); `field` is the
-            path of what is wrong.
+        InvalidSyscall: anything else (a NUL character, more than MAX_LEVELS levels or MAX_VALUES
+            values); `field` is the path of what is wrong.
     """
-    if not is_flat and is_nested_deeper(data, MAX_LEVELS):
-        raise _too_deep()
+    if not is_flat:
+        refuse_shape(data)
     try:
         if has_nul(data):
             refuse_nul(msgspec.json.decode(data))

@@ -93,6 +93,17 @@ class Control(Steps):
             for name, who in zip(flat[::2], flat[1::2], strict=True)
         }
 
+    async def owned(
+        self, subject: Subject, module: Module, cursor: str = "0"
+    ) -> tuple[str, list[str]]:
+        """Look at some live jobs: return where to go on (`0`: that was all), and those of theirs.
+
+        `subject` is an agent or a tenant.
+        """
+        answer = await self._call("owned", module, [str(subject), cursor, SEEN_AT_ONCE])
+        following, *ids = (each.decode() for each in answer)
+        return following, ids
+
     async def stopped_among(self, subjects: Sequence[Subject]) -> list[Subject]:
         """Return which of these are suspended."""
         names = [str(subject) for subject in subjects]
@@ -101,11 +112,9 @@ class Control(Steps):
 
     async def _owned(self, subject: Subject, module: Module) -> list[str]:
         """Return the jobs of an agent or a tenant that have not ended."""
-        found: list[str] = []
-        cursor: str | None = None
+        cursor, found = await self.owned(subject, module)
         while cursor != "0":
-            answer = await self._call("owned", module, [str(subject), cursor or "0", SEEN_AT_ONCE])
-            cursor, *ids = (each.decode() for each in answer)
+            cursor, ids = await self.owned(subject, module, cursor)
             found += ids
         return found
 
@@ -126,9 +135,9 @@ class Control(Steps):
         rows = await self._call("look", module, ["jobs", limit])
         return [_job_view(module, row) for row in rows]
 
-    async def job(self, job_id: str) -> JobView | None:
-        """Return one job that has not ended, in whichever module it is."""
-        for module in MODULES:
+    async def job(self, job_id: str, modules: Sequence[Module] = MODULES) -> JobView | None:
+        """Return one job that has not ended, in whichever of these modules it is."""
+        for module in modules:
             rows = await self._call("look", module, ["job", job_id])
             if rows:
                 return _job_view(module, rows[0])

@@ -7,13 +7,14 @@ from importlib.resources import files
 import hiredis
 
 from aios_broker.contract.cores import queue_of
-from aios_broker.contract.errors import InvalidConfig, KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError, RedisUnavailable
 from aios_broker.contract.names import Module
 from aios_broker.queues import rows
 from aios_broker.queues.keys import Keys
 from aios_broker.redis.connection import Answer, Argument, Connection
 
-LIBRARY = "aios6"  # the number changes with the arguments: old and new workers call their own
+NOT_ALLOWED = "NOPERM"  # how a server's refusal of a user begins
+LIBRARY = "aios7"  # the number changes with the arguments: old and new workers call their own
 # By who calls them, in the order in which they lean on each other.
 STEPS = (
     "shared/lib",
@@ -110,12 +111,12 @@ class Functions:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
             if "Function not found" not in str(error):
-                raise KernelError(f"Redis refused {step}: {error}") from error
+                raise _refused(step, error) from error
         await self.load()
         try:
             return await self.connection.execute(*command)
         except hiredis.ReplyError as error:
-            raise KernelError(f"Redis refused {step}: {error}") from error
+            raise _refused(step, error) from error
 
     async def _place(self, keys: Keys) -> None:
         if not keys.hash_tag and await self.connection.in_cluster():
@@ -131,15 +132,31 @@ class Functions:
         """Load the library, replacing what is there under the same name.
 
         Raises:
-            KernelError: Redis refuses it: too old, or its ACL does.
+            RedisUnavailable: this process's user may not; a scheduler will.
+            KernelError: Redis refuses it: it is too old.
         """
         try:
             await self.connection.execute("FUNCTION", "LOAD", "REPLACE", self._source())
         except hiredis.ReplyError as error:
+            if str(error).startswith(NOT_ALLOWED):
+                raise RedisUnavailable(
+                    "Redis has not the kernel's functions yet, and this user may not load them",
+                    remedy="start a scheduler of this version: it does",
+                    retry_after_s=1.0,
+                ) from error
             raise KernelError(
                 f"Redis refused the kernel's functions: {error}",
-                remedy="use Valkey, or Redis 7 or newer, and a user that may run FUNCTION LOAD",
+                remedy="use Valkey, or Redis 7 or newer",
             ) from error
+
+
+def _refused(step: str, error: hiredis.ReplyError) -> KernelError:
+    """Return the error of a step that Redis did not take."""
+    denied = str(error).startswith(NOT_ALLOWED) or "ACL failure in script" in str(error)
+    return KernelError(
+        f"Redis refused {step}: {error}",
+        remedy="this process's user in Redis may not do that" if denied else None,
+    )
 
 
 class Steps:

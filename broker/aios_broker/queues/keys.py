@@ -81,6 +81,10 @@ class Keys:
         """List: replies and chunks for one client connection."""
         return self.own(f"reply:{client}")
 
+    def text(self, part: str, job_id: str) -> str:
+        """String: what was streamed of an answer, or of the reasoning before it."""
+        return self.own(f"{part}:{job_id}")
+
     def snapshot(self, job_id: str) -> str:
         """String: the latest snapshot of a generation."""
         return self.own(f"snapshot:{job_id}")

@@ -28,10 +28,10 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.ids import id_refused
 from aios_broker.contract.job import encode_job, without_arguments
 from aios_broker.contract.names import Owner
+from aios_broker.contract.reply import Chunk, Part, encode
 from aios_broker.contract.syscall import Syscall, checked_needs
 from aios_broker.contract.tokens import digest
 from aios_broker.queues.functions import ModuleSteps
-from aios_broker.queues.keys import Keys
 from aios_broker.queues.no_core import unknown_core, unserved_core
 from aios_broker.queues.quota import refused
 from aios_broker.queues.rate_limits import terms_row
@@ -71,10 +71,10 @@ logger = logging.getLogger(__name__)
 RESULT_TTL_S = 60  # how long a reply can be fetched again by id
 FAILURE_TTL_S = 3600  # failed jobs stay longer: somebody will want to look at them
 FULL_PAUSE_S = 0.2  # between looks at the queue of a Redis that is full
-REPLIES = 1000  # taken by one blocking call
 BLOCK_S = 2.0  # how long one blocking look lasts; then the caller does what else is due
 
 SubmitStatus = Literal["queued", "known", "ended"]
+_WIDE, _WIDE_BYTES = "utf-32-le", 4  # of text that is read from a character on
 _encode = msgspec.json.Encoder().encode
 _SUBMIT_STATUS: dict[int, SubmitStatus] = {1: "queued", 2: "known", 3: "ended"}
 
@@ -178,7 +178,9 @@ class ModuleQueue(ModuleSteps):
         record.
 
         Raises:
-            AccessDenied: the token is not this agent's.
+            AccessDenied: the token is not this agent's, or it may not go before others by so much.
+            AgentSuspended: an operator has suspended it.
+            KernelError: the lease is gone.
         """
         metadata = metadata_of(syscall)
         row = VouchRow(
@@ -189,8 +191,13 @@ class ModuleQueue(ModuleSteps):
             token_digest=digest(syscall.token),
             metadata=_encode(metadata),
         )
-        if not await self._call("vouch", row):
-            raise token_refused(syscall.owner)
+        answer = await self._call("vouch", row)
+        if answer == 0:
+            raise KernelError(f"the lease of job {lease.job_id} is gone: another worker answers it")
+        if answer != 1:
+            refusal = self._refusal(answer, syscall.owner)
+            assert not isinstance(refusal, Differs)
+            raise refusal
 
     async def disarm(self, lease: Lease) -> None:
         """Take the arguments, which may hold tokens, out of a stock job that is not to run."""
@@ -293,10 +300,29 @@ class ModuleQueue(ModuleSteps):
         arguments = [*claim, *_counted(rows)]
         return [verdict.decode() for verdict in await self._call("renew", arguments)]
 
-    async def emit(self, chunks: Sequence[tuple[Lease, bytes]]) -> None:
-        """Push streamed chunks to whoever waits; those of a lost lease are dropped."""
-        rows = [ChunkRow(lease.job_id, lease.attempt, chunk) for lease, chunk in chunks]
+    async def emit(self, chunks: Sequence[tuple[Lease, Chunk]]) -> None:
+        """Push streamed chunks to whoever waits, and keep their text; without a lease, nothing."""
+        rows = [
+            ChunkRow(
+                id=lease.job_id,
+                attempt=lease.attempt,
+                chunk=encode(chunk),
+                part=chunk.part,
+                offset=chunk.offset,
+                text=chunk.text.encode(_WIDE, "surrogatepass"),
+            )
+            for lease, chunk in chunks
+        ]
         await self._call("emit", _counted(rows))
+
+    async def streamed(self, job_id: str, part: Part, offset: int) -> str:
+        """Return what was streamed of a job, from a character on.
+
+        It holds at least what was sent before the call, but for what a full Redis did not take.
+        """
+        first = _WIDE_BYTES * offset
+        data: bytes = await self._execute("GETRANGE", self.keys.text(part, job_id), first, -1)
+        return data.decode(_WIDE, "surrogatepass")
 
     async def snapshot(self, job_id: str) -> bytes | None:
         """Return the latest snapshot, or None where there is none in Redis."""
@@ -376,30 +402,6 @@ class ModuleQueue(ModuleSteps):
             await asyncio.sleep(FULL_PAUSE_S)
             return bool(await blocking.execute("LLEN", key))
         return moved is not None
-
-
-class ReplyBox:
-    """Reads the list to which workers push this client's replies and chunks."""
-
-    def __init__(self, blocking: Connection, client: str, keys: Keys | None = None) -> None:
-        self.client = client
-        self._key = (keys or Keys()).reply(client)
-        self._connection = blocking
-
-    async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
-        """Return all messages that are there; wait up to `timeout_s` for the first one.
-
-        The connection must be this box's alone. A message taken here is gone from Redis: one
-        that is lost with the client is found again by id (ModuleQueue.attach).
-        """
-        answer = await self._connection.execute(
-            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
-        )
-        return answer[1] if answer else []
-
-    async def aclose(self) -> None:
-        """Close the connection; the list expires by itself."""
-        await self._connection.aclose()
 
 
 def _published(jobs: Sequence[Submission]) -> list[Argument]:

@@ -109,6 +109,9 @@ class ChunkRow(NamedTuple):
     id: str
     attempt: int
     chunk: bytes
+    part: str
+    offset: int  # in characters
+    text: bytes  # four bytes a character
 
 
 class WorkerRow(NamedTuple):

@@ -30,6 +30,7 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.order import ROUTED, Order
+from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 from aios_broker.retry import Outages, Step, repeat
 from aios_broker.scheduler.append_file import rewrite_where_tokens_were
@@ -217,6 +218,7 @@ class Scheduler:
         try:
             await self._functions.load()
             await self._publish_policies()
+            await KernelSecret(self._redis, self._keys).read()  # others may not make it
         except RedisFull as error:  # what is there goes on; jobs must end, or it stays full
             logger.warning("the functions and the policy are not published: %s", error)
         for queue in self._queues:

@@ -51,6 +51,10 @@ class StateDir:
         """What the running kernel says of itself."""
         return self.path / "kernel.json"
 
+    def redis_login_path(self, role: str) -> Path:
+        """Return where a running kernel, whose Redis has a password, writes a user's address."""
+        return self.path / f"redis-{role}.url"
+
     @property
     def lock_path(self) -> Path:
         """Locked by the running kernel."""

@@ -23,10 +23,11 @@ from aios_broker.log import KernelLog
 from aios_broker.postgres.database import check_database_url, sqlalchemy_url
 from aios_broker.process.child import Service, wait_for
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.users import Role, secret_of, url_as
 from aios_broker.redis.connection import parse_url
 from aios_broker.scheduler.policy import policy_named
 from aios_local.embedded.postgres import PostgresServer
-from aios_local.embedded.redis import RedisServer
+from aios_local.embedded.redis import RedisServer, write_private
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.api_port import api_port
 from aios_local.supervisor.cores import CoresWatch
@@ -36,6 +37,7 @@ from aios_local.supervisor.programs import (
     Program,
     kernel_programs,
     reached_at,
+    redis_users_program,
     services_of,
 )
 from aios_local.supervisor.record import (
@@ -46,11 +48,13 @@ from aios_local.supervisor.record import (
     process_metrics,
     write_record,
 )
+from aios_local.supervisor.redis_users import RedisUsers, UsersWatch
 from aios_local.supervisor.supervisor import Supervisor
 
 START_TIMEOUT_S = 300.0  # first start on a slow machine: initdb, migrations, the model's probe
 KV_DIR = "AIOS_LLM_KV_DIR"  # of the workers' settings
 CORES_FILE = "AIOS_CORES"
+HANDED_OUT: tuple[Role, ...] = ("client", "inspector")  # logins for others than our processes
 
 
 class EmbeddedKernel:
@@ -85,12 +89,17 @@ class EmbeddedKernel:
         self._temporary = temporary
         self._log = log or KernelLog(self._state.log_dir / "kernel.log")
         self._redis = self._postgres = None
+        self._keys = Keys(config.key_prefix)
         if config.redis_url is None:
             self._redis = RedisServer.of(
-                self._state, port=config.redis_port, max_bytes=config.redis_max_bytes
+                self._state,
+                port=config.redis_port,
+                max_bytes=config.redis_max_bytes,
+                keys=self._keys,
             )
         else:
             parse_url(config.redis_url)
+        self._own_users = config.redis_users == "own" and secret_of(self.redis_url) is not None
         if config.database_url is None:
             self._postgres = PostgresServer.of(self._state)
         else:
@@ -102,7 +111,7 @@ class EmbeddedKernel:
         self._programs: Sequence[Program] = programs or ()  # but for those of the file's cores
         if programs is None:
             self._cores = CoresWatch(config)
-            self._programs = kernel_programs(config)
+            self._programs = (*self._user_programs, *kernel_programs(config))
             programs = [*self._programs, *self._cores.programs]
         self._supervisor = Supervisor(
             self._stages(programs), self._log, self._write, self._wanted_cores
@@ -153,6 +162,12 @@ class EmbeddedKernel:
             problems=self._cores.problems if self._cores is not None else (),
         )
 
+    @property
+    def _user_programs(self) -> tuple[Program, ...]:
+        """What makes Redis' users; our own server has them from its file."""
+        makes = self._own_users and self._redis is None
+        return (redis_users_program(),) if makes else ()
+
     def run(self) -> None:
         """Run the kernel in this thread until `stop`.
 
@@ -166,6 +181,9 @@ class EmbeddedKernel:
             at_end.callback(os.close, lock)
             at_end.callback(self._clear)
             self._serve_metrics(at_end)
+            self._hand_out_logins()
+            if self._user_programs:
+                at_end.enter_context(UsersWatch(RedisUsers(self.redis_url, self._keys)))
             self._started_at = time.time()
             self._write()
             self._say_news()
@@ -174,6 +192,14 @@ class EmbeddedKernel:
     def _say_news(self) -> None:
         for line in self._cores.take_news() if self._cores is not None else ():
             self._log.line("kernel", line)
+
+    def _hand_out_logins(self) -> None:
+        """Write the addresses for tools that look, and for clients that are part of the fleet."""
+        if not self._own_users:
+            return
+        url = (self._redis and self._redis.tcp_url) or self.redis_url
+        for role in HANDED_OUT:
+            write_private(self._state.redis_login_path(role), url_as(url, role, self._keys))
 
     def _serve_metrics(self, at_end: contextlib.ExitStack) -> None:
         if self.config.metrics_port is None:
@@ -274,7 +300,7 @@ class EmbeddedKernel:
         if self._cores is not None:
             variables[CORES_FILE] = str(self._cores.path)
             secrets = self._cores.secrets
-        return services_of(programs, variables, Keys(self.config.key_prefix), secrets)
+        return services_of(programs, variables, self._keys, secrets, own_users=self._own_users)
 
     def _wanted_cores(self) -> Sequence[Service] | None:
         """Return what is to run, when the file of cores has changed."""
@@ -282,7 +308,7 @@ class EmbeddedKernel:
             return None
         changed = self._cores.look()
         if changed or not self._cores_forgotten:
-            fleet = Fleet(self.redis_url, Keys(self.config.key_prefix))
+            fleet = Fleet(self.redis_url, self._keys)
             self._cores_forgotten = fleet.forget_cores(self._cores.describes)
         if not changed:
             return None
@@ -304,6 +330,8 @@ class EmbeddedKernel:
 
     def _clear(self) -> None:
         self._state.record_path.unlink(missing_ok=True)
+        for role in HANDED_OUT:
+            self._state.redis_login_path(role).unlink(missing_ok=True)
         self._state.remove_sockets()
         self._state.remove_kv()
         if self._temporary:

@@ -24,6 +24,7 @@ from aios_broker.process.child import Service, always_ready
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.users import Role, url_as
 from aios_broker.redis.connection import Connection
 
 DRAIN_TIMEOUT_S = 10.0  # a worker suspends its generations and lets short jobs end
@@ -67,6 +68,7 @@ class Program:
     version: str = ""  # of what it does
     secret: str | None = None  # the one variable with a key that it gets
     fetches: bool = False  # models from a hub
+    redis_user: Role | None = None  # whom it logs in as; None: as the kernel was told
     ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
@@ -89,6 +91,7 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             stage=1,
             count=config.schedulers,
             ready="leading",
+            redis_user="scheduler",
         ),
         Program(
             "llm",
@@ -96,6 +99,7 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             stage=WORKERS_STAGE,
             count=config.llm_workers,
             ready="registered",
+            redis_user="worker",
             secret=SGLANG_KEY,
             fetches=config.llm_core == "sglang",
             ready_timeout_s=LOAD_TIMEOUT_S if config.llm_core == "sglang" else READY_TIMEOUT_S,
@@ -106,6 +110,7 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             stage=WORKERS_STAGE,
             count=config.tool_workers,
             ready="registered",
+            redis_user="worker",
         ),
         Program(
             "state",
@@ -113,9 +118,22 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             stage=WORKERS_STAGE,
             count=config.state_workers,
             ready="registered",
+            redis_user="worker",
         ),
-        Program(API, (python, "-m", "aios_kernel_api"), stage=WORKERS_STAGE, ready="answering"),
+        Program(
+            API,
+            (python, "-m", "aios_kernel_api"),
+            stage=WORKERS_STAGE,
+            ready="answering",
+            redis_user="api",
+        ),
     )
+
+
+def redis_users_program() -> Program:
+    """Return the program that makes Redis' users at a server that is not ours."""
+    command = (sys.executable, "-m", "aios_local.supervisor.redis_users")
+    return Program("redis-users", command, stage=0, one_shot=True)
 
 
 def core_programs(cores: Mapping[str, Core]) -> tuple[Program, ...]:
@@ -127,6 +145,7 @@ def core_programs(cores: Mapping[str, Core]) -> tuple[Program, ...]:
             stage=WORKERS_STAGE,
             count=core.workers,
             ready="registered",
+            redis_user="worker",
             needed=False,
             version=process_version(core),
             secret=key_variable(core),
@@ -142,6 +161,8 @@ def services_of(
     environment: Mapping[str, str],
     keys: Keys,
     secrets: Collection[str] = (),
+    *,
+    own_users: bool = False,
 ) -> list[list[Service]]:
     """Return the stages of services that the programs are run as.
 
@@ -151,9 +172,11 @@ def services_of(
         keys: Where workers register.
         secrets: Variables that hold keys: a process gets the one that its program names. What by
             its name holds a secret goes to nobody else, either: an entry may come to name it.
+        own_users: Redis has a user for each kind of process, whom it logs in as.
     """
     stages: dict[int, list[Service]] = {}
-    fleet = Fleet(environment["AIOS_REDIS_URL"], keys)
+    redis_url = environment["AIOS_REDIS_URL"]
+    fleet = Fleet(redis_url, keys)
     is_ready: dict[Ready, Callable[[int], bool]] = {
         "at once": always_ready,
         "leading": fleet.is_led,
@@ -161,13 +184,16 @@ def services_of(
         "answering": lambda _pid: answers_http(environment),
     }
     for program in sorted(programs, key=lambda program: program.stage):
+        login = {}
+        if own_users and program.redis_user is not None:
+            login["AIOS_REDIS_URL"] = url_as(redis_url, program.redis_user, keys)
         stages.setdefault(program.stage, []).extend(
             Service(
                 name=name,
                 command=program.command,
                 environment={
                     variable: value
-                    for variable, value in environment.items()
+                    for variable, value in {**environment, **login}.items()
                     if _is_given(variable, program, secrets)
                 },
                 stop_timeout_s=DRAIN_TIMEOUT_S,

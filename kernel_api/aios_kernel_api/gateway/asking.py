@@ -46,17 +46,21 @@ class Ask:
     standing: AgentStanding
     not_kept: tuple[str, ...]
 
-    def submit(self, body: LlmBody, number: int = 0) -> Pending:
-        """Publish a syscall; `number`: which of the request's, where it makes several.
+    def new_id(self, number: int = 0) -> str:
+        """Return the id of a syscall; `number`: which of the request's, where it makes several."""
+        ids, key = self.kernel.session.ids(self.caller.owner), self.labels.key
+        if key is None:
+            return ids.fresh()
+        return ids.from_key(f"{key}\x1f{number}" if number else key)
+
+    def submit(self, body: LlmBody, number: int = 0, *, syscall_id: str | None = None) -> Pending:
+        """Publish a syscall; `syscall_id`: where its id had to be known before.
 
         Raises:
             InvalidSyscall: the contract does not allow it; `field` is its path.
         """
-        ids, key = self.kernel.session.ids(self.caller.owner), self.labels.key
-        if key is not None and number:
-            key = f"{key}\x1f{number}"
         syscall = Syscall(
-            id=ids.fresh() if key is None else ids.from_key(key),
+            id=syscall_id or self.new_id(number),
             agent=self.caller.agent,
             tenant=self.caller.tenant,
             token=self.caller.token,

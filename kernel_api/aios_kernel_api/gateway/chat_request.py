@@ -21,6 +21,7 @@ from aios_kernel_api.gateway.functions import (
     format_of,
     tools_of,
 )
+from aios_kernel_api.gateway.schemas import unheld
 
 DEFAULT_TEMPERATURE = 1.0  # of OpenAI's API
 SEEDS = 2**63
@@ -169,7 +170,9 @@ CHAT_FIELDS: Fields = {
                 {
                     "name": kept("as it is"),
                     "description": kept("as it is"),
-                    "parameters": kept("the arguments are held to it"),
+                    "parameters": kept(
+                        "the arguments are held to it; what no core can is reported"
+                    ),
                     "strict": kept("always: arguments are held to their schema"),
                 },
             ),
@@ -258,6 +261,8 @@ def chat_asked(request: ChatRequest, core: str | None, default_max_tokens: int) 
     )
     options = request.stream_options
     with_usage = options is not None and bool(options.include_usage)
+    shown = (each.function.parameters for each in request.tools or () if each.function is not None)
+    not_kept += unheld("tools.function.parameters", shown)
     return ChatAsked(body, not_kept, with_usage, request.parallel_tool_calls is False)
 
 

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import JsonFormat, Tool, ToolCall
+from aios_kernel_api.gateway.schemas import held
 
 Schema = dict[str, object]
 Choice = str  # auto, none, required, or a tool's name
@@ -88,8 +89,8 @@ def tools_of(tools: Sequence[FunctionTool] | None) -> tuple[Tool, ...]:
 
 
 def tool_of(name: str, description: str, parameters: Mapping[str, object]) -> Tool:
-    """Return a function as the contract has it."""
-    return Tool(name, description, dict(parameters))
+    """Return a function as the contract has it, with what its arguments can be held to."""
+    return Tool(name, description, held(parameters)[0])
 
 
 def not_a_function(kind: str, field: str) -> InvalidSyscall:

@@ -22,7 +22,6 @@ from aios_kernel_api.bodies import left
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import told_body
 
-QUIET_S = 10.0  # without news something goes out, so that nobody between takes the line for dead
 KEEP_ALIVE = b": waiting\n\n"
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 T = TypeVar("T")
@@ -80,12 +79,12 @@ async def reply_of(kernel: Kernel, pending: Pending) -> Reply:
     raise AssertionError("a syscall ended without a reply")
 
 
-async def heard(kernel: Kernel, pending: Pending, *, quiet_s: float = QUIET_S) -> Hearing:
+async def heard(kernel: Kernel, pending: Pending) -> Hearing:
     """Yield what is heard of a syscall, its reply as the last; nothing: it was quiet for so long.
 
     A process that is told to stop ends it with an error that may be tried again.
     """
-    seen = 0
+    seen, quiet_s = 0, kernel.config.api_keep_alive_s
     leaving = asyncio.ensure_future(kernel.leaving.wait())
     until_s = _limit_s(kernel, pending)
     try:

@@ -116,13 +116,13 @@ async def submit(request: Request) -> Response:
 
 async def get(request: Request) -> Response:
     """Show where a syscall stands."""
-    found = await kernel_of(request).find(_id_in(request), caller_of(request).asks_as)
-    return answer(view_of(_id_in(request), found))
+    found = await kernel_of(request).find(id_in(request), caller_of(request).asks_as)
+    return answer(view_of(id_in(request), found))
 
 
 async def wait(request: Request) -> Response:
     """Answer as soon as a syscall has ended; 202 where it has not by then."""
-    kernel, syscall_id = kernel_of(request), _id_in(request)
+    kernel, syscall_id = kernel_of(request), id_in(request)
     wait_s = query_of(request, WaitQuery).wait_s
     found = await kernel.find(syscall_id, caller_of(request).asks_as)
     if found.live is None:
@@ -139,7 +139,7 @@ async def wait(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     """End a syscall; one that has ended stays as it is, and is shown."""
-    kernel, caller, syscall_id = kernel_of(request), caller_of(request), _id_in(request)
+    kernel, caller, syscall_id = kernel_of(request), caller_of(request), id_in(request)
     found = await kernel.find(syscall_id, caller.asks_as)
     if found.live is not None:
         module = msgspec.convert(found.live.module, Module)
@@ -256,7 +256,7 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         await pending.taken()
         await ended(request, [pending], wait_s)
         reply = heard(pending)
-    if reply is None:
+    if reply is None or not wait_s:  # who does not wait hears that it was taken, and no more
         return answer(_taken_view(pending), 202)
     if reply.error is not None:
         error = from_wire(reply.error)
@@ -290,7 +290,8 @@ def _taken_view(pending: Pending) -> SyscallView:
     return SyscallView(pending.id, "queued", pending.module)
 
 
-def _id_in(request: Request) -> str:
+def id_in(request: Request) -> str:
+    """Return the id in the path of a request."""
     try:
         return msgspec.convert(request.path_params["id"], SyscallId)
     except msgspec.ValidationError as error:

@@ -23,6 +23,7 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.views.words import plural, seconds
 from aios_cli.demo.load import MAX_AGENTS, demo_agents
 from aios_cli.demo.report import (
     Report,
@@ -38,7 +39,7 @@ from aios_cli.demo.report import (
 from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, read_slices
 from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
-from aios_cli.tables import plural, say, seconds, show_table
+from aios_cli.tables import say, show_table
 from aios_local.supervisor import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]

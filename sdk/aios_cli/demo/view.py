@@ -12,9 +12,10 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.reply import ChatResult
 from aios_broker.contract.syscall import State
 from aios_broker.queues.records import JobView
+from aios_broker.views.words import plural, seconds
 from aios_cli.demo.load import DemoAgent
 from aios_cli.demo.run import Answer, PolicyRun, Progress
-from aios_cli.tables import first_words, plural, seconds
+from aios_cli.tables import first_words
 
 PROGRESS_EVERY_S = 5.0  # of the plain view
 REFRESH_PER_SECOND = 4

@@ -23,25 +23,16 @@ same transaction, whoever let it through.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from aios_broker.contract.access import ApprovalRule, BoundObject, OperationClass
-from aios_workers.modules.comparing import Pair
+from aios_broker.access.requests import AgentRules
+from aios_broker.comparing import Pair
+from aios_broker.contract.access import BoundObject, OperationClass
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Whether a person is asked, and whether that is said of this very agent."""
-
-    rule: ApprovalRule
-    of_agent: bool = False
-
-
-AgentRules = Mapping[OperationClass, Rule]
 Diff = Callable[[], Awaitable[Pair | str]]  # texts are compared when the transaction is over
 
 

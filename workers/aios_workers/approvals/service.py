@@ -26,6 +26,17 @@ import msgspec
 from msgspec import structs
 from psycopg.types.json import Jsonb
 
+from aios_broker.access.audit import append_line, line_of
+from aios_broker.access.edits import check_editor
+from aios_broker.access.requests import (
+    AgentRules,
+    arguments_of,
+    arguments_sha256,
+    body_from,
+    in_turns,
+    rules_of,
+)
+from aios_broker.comparing import Comparer, Pair
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import ApprovalDenied, ApprovalExpired, KernelError
 from aios_broker.contract.names import Module
@@ -34,22 +45,11 @@ from aios_broker.postgres.store import AgentRow, Cursor, Store, only_row
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
-from aios_workers.approvals.edits import check_editor
 from aios_workers.approvals.irreversible import (
-    AgentRules,
     Irreversible,
     Takings,
     bound_objects,
 )
-from aios_workers.approvals.requests import (
-    arguments_of,
-    arguments_sha256,
-    body_from,
-    in_turns,
-    rules_of,
-)
-from aios_workers.modules.access.audit import append_line, line_of
-from aios_workers.modules.comparing import Comparer, Pair
 from aios_workers.runtime.executor import Outcome, Parked
 
 DEFAULT_TTL_S = 3600.0

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from aios_broker.access.requests import in_turns, one_approval
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.store import Store
-from aios_workers.approvals.requests import in_turns, one_approval
 
 SIGNATURE = "X-AIOS-Signature"
 POST_LIMIT_S = 10.0

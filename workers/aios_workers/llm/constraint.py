@@ -26,14 +26,14 @@ from llguidance._tokenizer import TokenizerWrapper
 from numpy.typing import NDArray
 
 from aios_broker.contract.errors import CoreError, InvalidSyscall
-from aios_workers.llm.core import Constraint
-from aios_workers.runtime.bounded import (
+from aios_broker.process.bounded import (
     Bounds,
     OutOfBounds,
     OutOfTime,
     accept_bounds,
     bounded_run,
 )
+from aios_workers.llm.core import Constraint
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -20,13 +20,14 @@ from typing import Any, Generic, LiteralString, TypeVar
 
 import msgspec
 
+from aios_broker.access.audit import append_line, line_of
+from aios_broker.access.requests import AgentRules
 from aios_broker.contract.access import OperationClass
 from aios_broker.contract.errors import UnknownModule
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Body, Syscall
 from aios_broker.postgres.store import AgentRow, Cursor
-from aios_workers.approvals.irreversible import AgentRules, Irreversible, Takings
-from aios_workers.modules.access.audit import append_line, line_of
+from aios_workers.approvals.irreversible import Irreversible, Takings
 from aios_workers.modules.services import Services
 
 _EARLIER = "SELECT result FROM effect WHERE syscall_id = %s AND agent_id = %s"
@@ -66,7 +67,8 @@ class Pending:
 
     taken: list[Irreversible] = field(default_factory=list)  # and not asked for yet
     rules: AgentRules | None = None  # of the asker, as they were when the first thing was taken
-    made: set[str] = field(default_factory=set)  # numbers of files that were not there before
+    made_files: set[int] = field(default_factory=set)  # their numbers: what it made takes nothing
+    made_directories: set[int] = field(default_factory=set)
     afterwards: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from aios_broker.comparing import Comparer
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
@@ -16,7 +17,6 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_workers.approvals.service import ApprovalService
 from aios_workers.config import WorkerConfig
-from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks
 from aios_workers.modules.storage.host import MountSetting
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
+from aios_broker.access.audit import AuditWatch, append_line, line_of
+from aios_broker.comparing import Comparer
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.memory import MemoryContext, MemorySearch
 from aios_broker.contract.names import Module
@@ -24,12 +26,10 @@ from aios_workers.approvals.service import ApprovalService, ApprovalSweep, Needs
 from aios_workers.approvals.webhook import Webhook, WebhookSender
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
-from aios_workers.modules.access.audit import AuditWatch, append_line, line_of
 from aios_workers.modules.access.identity import tidy_tokens
 from aios_workers.modules.access.limits import tidy_suspensions
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
 from aios_workers.modules.access.secret import keep_secret
-from aios_workers.modules.comparing import Comparer
 from aios_workers.modules.memory.block import Blocks, memory_functions
 from aios_workers.modules.memory.operations import MEMORY_OPERATIONS
 from aios_workers.modules.operation import Operation, Operations, no_operation

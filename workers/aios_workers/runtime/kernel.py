@@ -17,7 +17,7 @@ import msgspec
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.names import Module
-from aios_broker.contract.reply import Chunk, Part, encode
+from aios_broker.contract.reply import Chunk, Part
 from aios_broker.queues.contexts import Contexts
 from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest, ModuleQueue
@@ -177,9 +177,9 @@ class TextStream:
         if self.waiting:
             await self._sender.flush()
 
-    def chunk(self, text: str) -> bytes:
+    def chunk(self, text: str) -> Chunk:
         """Return the next text as it is sent."""
-        return encode(Chunk(self._syscall_id, self.delivered, text, self._part))
+        return Chunk(self._syscall_id, self.delivered, text, self._part)
 
     def delivered_more(self, size: int) -> None:
         """Note that the next characters have reached the client's list."""

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from aios_broker.contract.syscall import is_nested_deeper
+from aios_broker.contract.json_text import is_nested_deeper
 
 MAX_DEPTH = 100  # llguidance reads 128; a tool's schema stands in one of its own
 

@@ -5,6 +5,8 @@ The truth is in Postgres; who is suspended is in Redis, too, where syscalls come
 
 from dataclasses import dataclass
 
+from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.limits import DEFAULT_LIMITS, OBJECT_KINDS, ObjectKind
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.control import Control
@@ -89,18 +91,41 @@ async def _values(store: Store, row: LimitRow) -> dict[str, object]:
 
 
 async def suspend(store: Store, control: Control, subject: Subject, *, who: str) -> int:
-    """Refuse what an agent or a tenant asks from now on, and end what is alive; return how much."""
+    """Refuse what an agent or a tenant asks from now on, and end what is alive; return how much.
+
+    Raises:
+        InvalidConfig: It is suspended, and the audit log cannot be written.
+    """
     async with store.as_steward() as cursor:
         await cursor.execute(_SUSPEND, (subject.tenant, subject.agent, who))
-    return await control.stop(subject, who=who)
+    ended = await control.stop(subject, who=who)
+    try:  # afterwards: whoever can spoil the log must not thereby go on
+        async with store.as_steward() as cursor:
+            await append_line(cursor, _line_of("access.suspend", subject, who, {"ended": ended}))
+    except InvalidConfig as error:
+        raise InvalidConfig(
+            f"{subject.words} is suspended, and {ended} of its syscalls were ended, but the audit "
+            f"log has no line on it: {error.message}",
+            field=error.field,
+            remedy=error.remedy,
+        ) from error
+    return ended
 
 
-async def go_on(store: Store, control: Control, subject: Subject) -> bool:
+async def go_on(store: Store, control: Control, subject: Subject, *, who: str) -> bool:
     """Let an agent or a tenant go on; return whether it was suspended."""
     async with store.as_steward() as cursor:
         await cursor.execute(_GO_ON, (subject.tenant, subject.agent))
         was_known = cursor.rowcount > 0
+        if was_known:
+            await append_line(cursor, _line_of("access.resume", subject, who, {}))
     return await control.go_on(subject) or was_known
+
+
+def _line_of(action: str, subject: Subject, who: str, detail: dict[str, int]) -> AuditLine:
+    """Return the line on what the operator, `who` on its machine, did to an agent or a tenant."""
+    what = f"agent {subject.agent}" if subject.agent else f"tenant {subject.tenant}"
+    return AuditLine(subject.tenant, f"operator:{who}", action, what, "done", detail=detail)
 
 
 async def tidy_suspensions(store: Store, control: Control) -> None:

@@ -1,14 +1,14 @@
 """The operations of the access module, by the body that asks for each; approvals and rules here."""
 
+from aios_broker.access import requests
+from aios_broker.access.audit import newest_lines
+from aios_broker.access.deciders import Decider
+from aios_broker.access.requests import Decision
 from aios_broker.contract import access as bodies
 from aios_broker.contract.access import Acknowledged, Approvals, Audit, Rules
-from aios_workers.approvals import requests
-from aios_workers.approvals.deciders import Decider
 from aios_workers.approvals.irreversible import Irreversible, Seen
-from aios_workers.approvals.requests import Decision
 from aios_workers.approvals.service import ApprovalSweep
 from aios_workers.modules.access import grants, groups, identity
-from aios_workers.modules.access.audit import newest_lines
 from aios_workers.modules.operation import Work, calls, changes, reads, table
 
 

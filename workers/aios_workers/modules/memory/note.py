@@ -11,12 +11,12 @@ import msgspec
 from msgspec import Struct
 from psycopg.types.json import Jsonb
 
+from aios_broker.access.tables import inserted, selected
 from aios_broker.contract.errors import NotFound
 from aios_broker.contract.memory import DEFAULT_BLOCK_BYTES, MemoryAdd, Note
 from aios_broker.postgres.store import AgentRow, Cursor
 from aios_workers.approvals.irreversible import Seen, digest_of_parts
 from aios_workers.modules import tables
-from aios_workers.modules.tables import inserted, selected
 
 Lock = Literal["", "FOR SHARE", "FOR UPDATE"]
 Operation = Literal["add", "update", "rollback", "evolve", "undo"]

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from aios_broker.access.links import CONTENT, content_values
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound
 from aios_broker.contract.limits import limit_met
 from aios_broker.contract.storage import MAX_FILE_BYTES, Encoding
@@ -111,11 +112,6 @@ _SETTLE = """
     RETURNING a.storage_used_bytes
 """
 _MOST = "SELECT aios_most(id, tenant_id, 'file_bytes') AS most FROM agent WHERE id = %s"
-_CONTENT = """
-    SELECT substring(b.bytes FROM %(from)s FOR %(count)s) AS bytes, v.size_bytes, v.sha256
-      FROM file_version v JOIN blob b ON b.owner_id = v.owner_id AND b.sha256 = v.sha256
-     WHERE v.file_id = %(file)s AND v.version = %(version)s
-"""
 
 
 def content_bytes(content: str, encoding: Encoding) -> bytes:
@@ -242,7 +238,7 @@ async def insert_file(
     values = _version_values(work, content, operation)
     rows = await work.rows(_INSERT_FILE, values | {"directory": directory_id, "path": path})
     file = node_of(rows[0])
-    work.pending.made.add(str(file.id))
+    work.pending.made_files.add(file.id)
     await settle_account(work, content=content)
     return file
 
@@ -332,15 +328,8 @@ async def part_of(
 ) -> tuple[bytes, int]:
     """Return a part of the content of a version, and the size of all of it."""
     asked = file.version if version is None else version
-    rows = await work.rows(
-        _CONTENT,
-        {
-            "file": file.id,
-            "version": asked,
-            "from": min(offset, 2**31 - 2) + 1,
-            "count": 2**30 if max_bytes is None else max_bytes,
-        },
-    )
+    count = 2**30 if max_bytes is None else max_bytes
+    rows = await work.rows(CONTENT, content_values(file.id, asked, offset, count))
     if not rows:
         raise no_version(file, asked)
     return bytes(rows[0].bytes), rows[0].size_bytes

@@ -1,12 +1,13 @@
 """Files: made, read, written, locked, shared; what they were, and back to it."""
 
-import hashlib
 import secrets
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from aios_broker.access.links import LINKED, link_digest, no_link
+from aios_broker.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.paths import ROOT
 from aios_broker.contract.storage import (
@@ -33,7 +34,6 @@ from aios_broker.contract.storage import (
 )
 from aios_workers.approvals.irreversible import Seen, digest_of_parts
 from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object
-from aios_workers.modules.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
 from aios_workers.modules.operation import Asked
 from aios_workers.modules.storage.contents import (
     VersionOperation,
@@ -142,9 +142,12 @@ async def append(work: FileWork[StorageAppend]) -> Entry:
     added = content_bytes(body.content, body.encoding)
     resolved = await changeable_path(work, body.path)
     if resolved.mount is not None:
+        if body.if_version is not None:
+            raise unversioned(resolved)
         return await append_mounted(work, resolved, added, MAX_FILE_BYTES)
     if resolved.directory is not None:
         raise taken(resolved)
+    check_version(resolved.path, resolved.file.version if resolved.file else 0, body.if_version)
     if resolved.file is None:
         return await _make(work, resolved, added, "append")
     check_unlocked(work, resolved.file)
@@ -334,8 +337,10 @@ async def lock(work: FileWork[StorageLock]) -> Entry:
 
 
 async def unlock(work: FileWork[StorageUnlock]) -> Entry:
-    """Let others change it again; one that is free stays so."""
-    file = await _unlocked(work, work.body.path)
+    """Let others change it again; one that is free stays so. Its owner breaks anybody's lock."""
+    file = file_at(await permitted_path(work, work.body.path, "write"))
+    if not work.is_own:
+        check_unlocked(work, file)
     [row] = await work.rows(_FREE, {"file": file.id})
     return entry_of(node_of(row), work.owner)
 
@@ -358,11 +363,7 @@ _DROP_LINKS = """
     DELETE FROM share_link WHERE file_id = %(file)s AND owner_id = %(owner)s
     RETURNING digest, expires_at > now() AS opens
 """
-_OPEN = f"""
-    SELECT {FILE}, f.owner_id, a.name AS owner_name
-      FROM share_link l JOIN file f ON f.id = l.file_id JOIN agent a ON a.id = f.owner_id
-     WHERE l.digest = %(digest)s AND l.expires_at > now()
-"""
+_OPEN = f"SELECT {FILE}, f.owner_id, a.name AS owner_name {LINKED}"
 
 
 async def share(work: FileWork[StorageShare]) -> Entry | ShareLink:
@@ -400,13 +401,9 @@ async def unshare(work: FileWork[StorageUnshare]) -> Entry:
 
 async def open_link(work: FileWork[StorageOpen]) -> Content:
     """Read the file that a link points to; the link is all that the asker needs."""
-    rows = await work.kernel_rows(_OPEN, {"digest": _digest(work.body.link)})
+    rows = await work.kernel_rows(_OPEN, {"digest": link_digest(work.body.link)})
     if not rows:
-        raise NotFound(
-            "no such link, or it has expired",
-            field="body.link",
-            remedy="ask for a new one (storage.share with link)",
-        )
+        raise no_link()
     [row] = rows
     await work.cursor.execute("SET LOCAL ROLE aios_steward")  # only this file is read with it
     owner = replace(work.agent, id=row.owner_id, name=row.owner_name)
@@ -419,7 +416,7 @@ async def _make_link(work: AnyWork, file: Node, ttl_s: float) -> ShareLink:
     await work.cursor.execute(
         _PUT_LINK,
         {
-            "digest": _digest(link),
+            "digest": link_digest(link),
             "owner": work.owner.id,
             "file": file.id,
             "expires": expires_at,
@@ -430,10 +427,6 @@ async def _make_link(work: AnyWork, file: Node, ttl_s: float) -> ShareLink:
 
 def _object(node: Node) -> ObjectId:
     return ("file" if node.kind == "file" else "directory"), str(node.id)
-
-
-def _digest(link: str) -> str:
-    return hashlib.blake2b(link.encode(errors="surrogatepass"), digest_size=32).hexdigest()
 
 
 def _shareable(resolved: ResolvedPath) -> Node:

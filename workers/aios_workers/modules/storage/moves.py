@@ -100,25 +100,30 @@ _LOCKED_BELOW = """
       FROM file f WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
        AND f.locked_until > now() AND f.locked_by <> %(by)s LIMIT 1
 """
+# What is below a directory. What the transaction made itself has another number each time that it
+# runs: it is in no digest, and counts as nothing that goes.
 _BELOW = """
-    SELECT (SELECT count(*) FROM file f
-             WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)) AS files,
-           (SELECT count(*) FROM directory d
-             WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s)) AS directories,
-           (SELECT count(*) FROM mount m
-             WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)) AS mounts,
-           (SELECT encode(sha256(convert_to(coalesce(string_agg(line, ',' ORDER BY line), ''),
-                                            'UTF8')), 'hex')
-              FROM (SELECT 'f ' || f.id || ' ' || f.version || ' ' || f.path AS line FROM file f
-                     WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
-                    UNION ALL SELECT 'd ' || d.id || ' ' || d.path FROM directory d
-                     WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s)
-                    UNION ALL SELECT 'm ' || m.id || ' ' || m.path FROM mount m
-                     WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)) held
-           ) AS digest,
-           ARRAY(SELECT f.path FROM file f
-                  WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
-                  ORDER BY f.path LIMIT %(limit)s) AS paths
+    WITH held AS (
+        SELECT 'f' AS kind, 'f ' || f.id || ' ' || f.version || ' ' || f.path AS line, f.path,
+               f.id = ANY (%(made_files)s::bigint[]) AS is_made
+          FROM file f WHERE f.owner_id = %(owner)s AND starts_with(f.path, %(below)s)
+        UNION ALL SELECT 'd', 'd ' || d.id || ' ' || d.path, d.path,
+               d.id = ANY (%(made_directories)s::bigint[])
+          FROM directory d WHERE d.owner_id = %(owner)s AND starts_with(d.path, %(below)s)
+        UNION ALL SELECT 'm', 'm ' || m.id || ' ' || m.path, m.path, false
+          FROM mount m WHERE m.owner_id = %(owner)s AND starts_with(m.path, %(below)s)
+    )
+    SELECT count(*) FILTER (WHERE kind = 'f') AS files,
+           count(*) FILTER (WHERE kind = 'd') AS directories,
+           count(*) FILTER (WHERE kind = 'm') AS mounts,
+           count(*) FILTER (WHERE NOT is_made) AS going,
+           count(*) FILTER (WHERE NOT is_made AND kind <> 'd') AS contents_going,
+           encode(sha256(convert_to(coalesce(string_agg(line, ',' ORDER BY line)
+                                                 FILTER (WHERE NOT is_made), ''),
+                                    'UTF8')), 'hex') AS digest,
+           ARRAY(SELECT path FROM held WHERE kind = 'f' AND NOT is_made
+                  ORDER BY path LIMIT %(limit)s) AS paths
+      FROM held
 """
 _SHA_OF_FILE = "SELECT DISTINCT sha256 FROM file_version WHERE file_id = %(file)s"
 _SHA_BELOW = """
@@ -310,18 +315,23 @@ async def _clear_target(
         return
     check_unlocked(work, target.file)
     what = f"move {moved.path} over {target.path} ({target.file.version} versions)"
-    await work.take_at("delete", what, target.path, (seen_file(target.file), _source_of(moved)))
+    seen = (seen_file(target.file), _source_of(work, moved))
+    await work.take_at("delete", what, target.path, seen)
     await delete_file(work, target.file)
 
 
-def _source_of(file: Node) -> Seen:
+def _source_of(work: AnyWork, file: Node) -> Seen:
     """Return a file as what takes another's place: it is not the one that goes."""
-    return Seen("source", str(file.id), file.version, digest=file.sha256)
+    number = "" if file.id in work.pending.made_files else str(file.id)
+    return Seen("source", number, file.version, digest=file.sha256)
 
 
 async def _take_reach(work: AnyWork, node: Node, out_of: Node | None, into: Node) -> None:
     """Note that a move takes a thing out of directories that are shared with others."""
-    above = (each for each in (out_of.ancestors if out_of else ()) if each != node.id)
+    if node.kind == "file" and node.id in work.pending.made_files:
+        return
+    made = work.pending.made_directories
+    above = (each for each in (out_of.ancestors if out_of else ()) if each not in {node.id, *made})
     if left := [each for each in above if each not in into.ancestors]:
         seen = await seen_on_directories(work, left)
         if seen is not None:
@@ -339,8 +349,7 @@ async def _move_directory(work: AnyWork, directory: Node, target: ResolvedPath) 
     check_target(target, overwrite=False)
     await _check_unlocked_below(work, directory)
     if _enters_scratch(directory, target):
-        values = below_of(directory.path) | {"owner": work.owner.id, "limit": MAX_LISTED}
-        [inside] = await work.rows(_BELOW, values)
+        inside = await _inside(work, directory)
         await _take_tree(work, directory, inside, f"move {directory.path} into scratch space")
     above = await directory_for(work, target)
     await _take_reach(work, directory, directory, above)
@@ -369,7 +378,7 @@ def _check_outside(directory: Node, target: ResolvedPath, what: str) -> None:
 
 async def _delete_directory(work: AnyWork, directory: Node, *, recursive: bool) -> Entry:
     values: dict[str, object] = below_of(directory.path) | {"owner": work.owner.id}
-    [inside] = await work.rows(_BELOW, values | {"limit": MAX_LISTED})
+    inside = await _inside(work, directory)
     if inside.files + inside.directories + inside.mounts and not recursive:
         raise InvalidSyscall(
             f"{directory.path} holds {inside.files} files and {inside.directories} directories",
@@ -384,19 +393,37 @@ async def _delete_directory(work: AnyWork, directory: Node, *, recursive: bool) 
     return entry_of(directory, work.owner)
 
 
+async def _inside(work: AnyWork, directory: Node) -> Any:  # noqa: ANN401  a row of `_BELOW`
+    values = below_of(directory.path) | {"owner": work.owner.id, "limit": MAX_LISTED}
+    pending = work.pending
+    made = {
+        "made_files": list(pending.made_files),
+        "made_directories": list(pending.made_directories),
+    }
+    [inside] = await work.rows(_BELOW, values | made)
+    return inside
+
+
 async def _take_tree(work: AnyWork, directory: Node, inside: Any, what: str) -> None:  # noqa: ANN401
-    """Note that a directory goes with all that is in it: a row of `_BELOW`."""
-    count = inside.files + inside.directories + inside.mounts
+    """Note that a directory goes with all that is in it: a row of `_BELOW`.
+
+    One that a step of the same plan made is known by its path, and takes nothing where nothing of
+    before was put into it.
+    """
+    is_made = directory.id in work.pending.made_directories
+    if is_made and not inside.going:
+        return
     held = f"{inside.files} files and {inside.directories} directories"
     if inside.mounts:
         held += f", and {inside.mounts} mounted"
-    seen = Seen("tree", str(directory.id), count=count, digest=inside.digest)
+    number = directory.path if is_made else str(directory.id)
+    seen = Seen("tree", number, count=inside.going, digest=inside.digest)
     await work.take_at(
         "delete",
         f"{what} of {work.owner.name} with {held}",
         directory.path,
         (seen,),
-        lossy=inside.files + inside.mounts > 0,
+        lossy=inside.contents_going > 0,
         diff="\n".join(inside.paths),
     )
 

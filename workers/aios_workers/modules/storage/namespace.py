@@ -58,7 +58,8 @@ class FileWork(Work[S_co], Generic[S_co]):
         diff: str | Diff = "",
     ) -> None:
         """Note what is taken away at a path of the namespace itself, not of the host."""
-        if objects and objects[0].kind == "file" and objects[0].id in self.pending.made:
+        made = self.pending.made_files
+        if objects and objects[0].kind == "file" and int(objects[0].id) in made:
             return  # a step of the same plan made it
         scratch = self.is_scratch(path)
         await self.take(
@@ -378,7 +379,7 @@ def locked_error(path: str, locker: str | None, until: datetime | None) -> Objec
     return ObjectLocked(
         f"{path} is locked by {locker or 'another agent'} until {until:%Y-%m-%dT%H:%M:%SZ}",
         field="body.path",
-        remedy="wait until then, or ask for it to be unlocked",
+        remedy="wait until then, or have it unlocked (storage.unlock): by who has, or by its owner",
         retry_after_s=max(0.0, round(left_s, 3)),
     )
 
@@ -423,6 +424,7 @@ async def made_directory(work: AnyWork, nearest: Node | None, path: str) -> Node
         )
         [row] = await work.rows(_COMPLETE_DIRECTORY, {"id": rows[0].id})
         directory = node_of(row)
+        work.pending.made_directories.add(directory.id)
     assert directory is not None
     return directory
 

@@ -2,13 +2,14 @@
 -- call. All keys hang on the prefix (ARGV 1) and share its hash tag, so they lie in the slot of
 -- KEYS[1]; queues/keys.py names the same keys (tests/integration/test_queue_keys.py compares).
 
-local LIB = 'aios6_'
+local LIB = 'aios7_'
 local WIP_SCORE = '4102444800' -- 2100: RQ's own clean-up must never take our jobs for abandoned
 local CHUNK = 1000           -- arguments of one variadic command; Lua unpacks at most about 8,000
 local LOOKAHEAD = 64         -- jobs that are not admitted here that a claim looks past ...
 local FAR_LOOKAHEAD = 4096   -- ... and where all of them are for other cores
 local WORKER_TTL_S = 480     -- RQ's own worker record time to live
 local REPLY_TTL_MS = 600000  -- of a reply list whose client is gone
+local TEXT_TTL_MS = 3600000  -- of streamed text, since its last piece: as long as a failure is kept
 local SUSPENDING_MS = 10000    -- a job told to suspend has done so by then, or its worker is dead
 local DEFAULT_DEADLINE_MS = 600000 -- of jobs that stock RQ tools enqueued
 local FEW = 3                -- ids that are looked for one by one in the run queue
@@ -142,6 +143,7 @@ local function results_key(c, id) return c.p .. ':results:' .. id end
 local function worker_key(c, name) return c.p .. ':worker:' .. name end
 local function ghosts_key(c) return c.own .. 'ghosts:' .. c.q end
 local function snapshot_key(c, id) return c.own .. 'snapshot:' .. id end
+local function text_key(c, part, id) return c.own .. part .. ':' .. id end -- see emit.lua
 
 -- The next argument of the call.
 local function take(c)
@@ -450,6 +452,7 @@ local function adopt(c, id, iso)
     local metadata, origin = unpack(call('HMGET', job, 'aios_metadata', 'origin'))
     call('HSET', c.live, id, '')
     call('HDEL', job, 'aios_streamed', 'aios_ahead', 'aios_reply', 'aios_decided', 'aios_tried')
+    call('UNLINK', text_key(c, 'answer', id), text_key(c, 'reasoning', id))
     call('PERSIST', job)
     call('ZREM', home(c, origin).finished, id) -- its record is not to be swept with that life
     call('HSET', job, 'aios_submitted_ms', c.now, 'aios_ready_ms', c.now, 'enqueued_at', iso,

@@ -32,6 +32,20 @@ local function forget(c, done, own)
     if call('EXISTS', c.snapshot_bytes) == 1 then drop_snapshots(c, ids) end
 end
 
+-- The reply of what has finished holds all that was streamed; of a failure its text stays a while.
+local function drop_texts(c, done)
+    local keys = {}
+    for _, job in ipairs(done) do
+        if job.status == 'finished' then
+            keys[#keys + 1] = text_key(c, 'answer', job.id)
+            keys[#keys + 1] = text_key(c, 'reasoning', job.id)
+        end
+    end
+    for first = 1, #keys, CHUNK do
+        call('UNLINK', unpack(keys, first, math.min(first + CHUNK - 1, #keys)))
+    end
+end
+
 local function count_work(c, worker, done)
     local good, ms = 0, 0
     for _, job in ipairs(done) do
@@ -122,6 +136,7 @@ register('finish', function(c)
             if ttl_s then note_ended(book.at, iso, book.finished, now_s + ttl_s.finished) end
         end
         forget(c, done, routes.own(c, claim.cores))
+        if c.q == 'llm' then drop_texts(c, done) end
         count_work(c, worker, done)
         for _, book in pairs(books) do sweep_ended(c, book.at, SWEPT_BY_FINISH) end
     end

@@ -2,9 +2,9 @@
 -- agent, and is in its record no more. One that is not to run loses its arguments, without metadata.
 --
 -- ARGV  prefix, module, a VouchRow
--- Returns 1; 0: the token is not that agent's, it is suspended or may not ask for this nice value, or the
--- lease is gone, and nothing was changed. What
--- Redis' append-only file has of the token is for the scheduler (`rewrite`).
+-- Returns 1; or, and nothing was changed: 0: the lease is gone; as submit does: {'denied'}: the token is
+-- not that agent's; {'stopped', subject}; {'nice', subject, value, least}. What Redis' append-only file has
+-- of the token is for the scheduler (`rewrite`).
 
 register('vouch', function(c)
     local job = read.vouch(c)
@@ -12,8 +12,9 @@ register('vouch', function(c)
     if not call('ZSCORE', c.leases, job.id .. ':' .. job.attempt) then return 0 end
     if call('HEXISTS', key, 'status') == 0 then return 0 end
     if job.metadata ~= '' then
-        if not holds_token(c, job.token_digest, job.metadata) then return 0 end
-        if quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job) then return 0 end
+        if not holds_token(c, job.token_digest, job.metadata) then return {'denied'} end
+        local refusal = quota.is_stopped(c, job.metadata) or quota.refuses_nice(c, job)
+        if refusal then return refusal end
         local known = call('HGET', key, 'aios_metadata')
         quota.moved(c, known or nil, 'r', nil, job.id)
         quota.moved(c, job.metadata, nil, 'r', job.id)

@@ -6,8 +6,8 @@ from typing import Literal, LiteralString
 import msgspec
 from msgspec import Struct
 
+from aios_broker.access.audit import AuditLine, append_line
 from aios_broker.postgres.store import AgentRow, Cursor
-from aios_workers.modules.access.audit import AuditLine, append_line
 
 Right = Literal["administer", "decide"]
 _SET: dict[Right, LiteralString] = {
@@ -17,7 +17,10 @@ _SET: dict[Right, LiteralString] = {
 _ALL = """
     SELECT a.name, t.name AS tenant, a.administrator, a.decides, r.name AS registered_by
       FROM agent a JOIN tenant t ON t.id = a.tenant_id LEFT JOIN agent r ON r.id = a.registered_by
-     WHERE (%(tenant)s::text IS NULL OR t.name = %(tenant)s) ORDER BY t.name, a.name
+     WHERE (%(tenant)s::text IS NULL OR t.name = %(tenant)s)
+       AND (%(agent)s::text IS NULL OR a.name = %(agent)s)
+       AND (%(after)s::text[] IS NULL OR ARRAY[t.name, a.name] > %(after)s::text[])
+     ORDER BY t.name, a.name LIMIT %(limit)s
 """
 
 
@@ -39,7 +42,23 @@ async def set_right(cursor: Cursor, agent: AgentRow, right: Right, by: str, *, g
     await append_line(cursor, AuditLine(agent.tenant, by, action, what, "done"))
 
 
-async def known_agents(cursor: Cursor, tenant: str | None) -> Sequence[KnownAgent]:
-    """Return the agents of a tenant, or of all tenants, by name."""
-    await cursor.execute(_ALL, {"tenant": tenant})
+async def known_agents(
+    cursor: Cursor,
+    tenant: str | None,
+    agent: str | None = None,
+    *,
+    limit: int | None = None,
+    after: tuple[str, str] | None = None,
+) -> Sequence[KnownAgent]:
+    """Return the agents of a tenant, or of all tenants, by name; or the one of that name.
+
+    `after`: tenant and name of the last one of the page before.
+    """
+    values = {
+        "tenant": tenant,
+        "agent": agent,
+        "limit": limit,
+        "after": None if after is None else list(after),
+    }
+    await cursor.execute(_ALL, values)
     return [msgspec.convert(row._asdict(), KnownAgent) for row in await cursor.fetchall()]

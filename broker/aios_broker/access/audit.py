@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
+from aios_broker.access.tables import audit, inserted, selected
 from aios_broker.audit_folder import VARIABLE, AuditFolder, NotedLine
 from aios_broker.contract.access import AuditEntry
 from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.store import Cursor, KernelConnection, Store, only_row
-from aios_workers.modules.tables import audit, inserted, selected
 
 FIRST_HASH = "0" * 64  # before the first line
 BEGIN = "audit.begin"  # a chain of its own, whatever lies before
@@ -49,6 +49,7 @@ _NEWEST = f"""
     SELECT {selected(audit, "a")} FROM audit a
      WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
        AND (%(actor)s::text IS NULL OR actor = %(actor)s)
+       AND (%(before)s::bigint IS NULL OR seq < %(before)s)
      ORDER BY seq DESC LIMIT %(limit)s
 """
 
@@ -269,8 +270,9 @@ class AuditWatch:
 
 
 async def newest_lines(
-    cursor: Cursor, *, tenant: str | None, actor: str | None, limit: int
+    cursor: Cursor, *, tenant: str | None, actor: str | None, limit: int, before: int | None = None
 ) -> tuple[AuditEntry, ...]:
-    """Return the newest lines that the cursor may see, newest first."""
-    await cursor.execute(_NEWEST, {"tenant": tenant, "actor": actor, "limit": limit})
+    """Return the newest lines that the cursor may see, newest first; those before a number."""
+    values = {"tenant": tenant, "actor": actor, "limit": limit, "before": before}
+    await cursor.execute(_NEWEST, values)
     return tuple(msgspec.convert(row._asdict(), AuditEntry) for row in await cursor.fetchall())

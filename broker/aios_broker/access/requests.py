@@ -6,12 +6,18 @@ the very transaction of the change that it allows.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import msgspec
 from psycopg.types.json import Jsonb
 
+from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.access.deciders import Decider, check_decider
+from aios_broker.access.edits import check_editor, check_narrower
+from aios_broker.access.tables import approval, selected
+from aios_broker.comparing import MAX_COMPARED_BYTES, Pair, unified
 from aios_broker.contract.access import (
     Approval,
     ApprovalRule,
@@ -27,12 +33,6 @@ from aios_broker.contract.errors import (
 )
 from aios_broker.contract.syscall import Body, refuse_nul
 from aios_broker.postgres.store import AgentRow, Cursor
-from aios_workers.approvals.deciders import Decider, check_decider
-from aios_workers.approvals.edits import check_editor, check_narrower
-from aios_workers.approvals.irreversible import AgentRules, Rule
-from aios_workers.modules.access.audit import AuditLine, append_line
-from aios_workers.modules.comparing import MAX_COMPARED_BYTES, Pair, unified
-from aios_workers.modules.tables import approval, selected
 
 DEFAULT_RULES: dict[OperationClass, ApprovalRule] = {
     "delete": "ask",
@@ -121,6 +121,17 @@ _DROP_RULE = """
        AND tenant_id = (SELECT id FROM tenant WHERE name = %(tenant)s)
        AND agent_id IS NOT DISTINCT FROM %(agent)s::bigint
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Whether a person is asked, and whether that is said of this very agent."""
+
+    rule: ApprovalRule
+    of_agent: bool = False
+
+
+AgentRules = Mapping[OperationClass, Rule]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Work whose cost the asker decides: done in a child with little of everything.
 
-    said = await bounded_run("aios_workers.modules.comparing", request, BOUNDS)
+    said = await bounded_run("aios_broker.comparing", request, BOUNDS)
 
 No loop and no thread of a worker computes for one agent while all others wait: a child is started
 for the one piece of work, gives way to the worker (`nice`), and is killed when its time is over.

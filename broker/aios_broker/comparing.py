@@ -9,7 +9,7 @@ import sys
 import msgspec
 
 from aios_broker.places import Holder, Places, Shares
-from aios_workers.runtime.bounded import Bounds, OutOfBounds, accept_bounds, bounded_run
+from aios_broker.process.bounded import Bounds, OutOfBounds, accept_bounds, bounded_run
 
 MAX_COMPARED_BYTES = 256 * 1024  # of either side
 AT_ONCE = Shares(places=2, of_tenant=1, of_agent=1)  # of one worker process
@@ -42,9 +42,7 @@ async def unified(pair: Pair) -> str | None:
     if max(len(text.splitlines()) for text in (pair.before, pair.after)) <= SHORT_LINES:
         return compared(pair)
     try:
-        said = await bounded_run(
-            "aios_workers.modules.comparing", msgspec.json.encode(pair), BOUNDS
-        )
+        said = await bounded_run("aios_broker.comparing", msgspec.json.encode(pair), BOUNDS)
     except OutOfBounds:
         return None
     return said.decode("utf-8", "surrogatepass")

@@ -1,0 +1,1 @@
+"""Who may do what, what people decide, what of it is written down: for workers and doors."""

@@ -1,0 +1,66 @@
+"""`aios token`: who gets one by it comes in by the HTTP API, and who lost it does not."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import httpx
+
+from tests.api_scene import ACME, ApiScene, bearer
+from tests.integration.test_api_syscalls import echo
+
+TIMEOUT_S = 60
+
+
+def token(api: ApiScene, *arguments: str) -> dict[str, object]:
+    """Run the command on the kernel of the scene; return what it says."""
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AIOS_")},
+        "AIOS_STATE_DIR": str(api.kernel.config.state_dir),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "aios_cli", "token", *arguments, "--json"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr or done.stdout
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def status(api: ApiScene, made: dict[str, object], path: str = "/v1/syscalls") -> int:
+    headers = bearer(str(made["token"]))
+    if path == "/v1/syscalls":
+        return httpx.post(api.url + path, json=echo(), headers=headers).status_code
+    return httpx.get(api.url + path, headers=headers).status_code
+
+
+def test_an_agents_token_opens_the_api_until_it_is_taken_back(api: ApiScene) -> None:
+    made = token(api, "carla", "--tenant", ACME)
+    assert status(api, made) == 202
+    assert token(api, "carla", "--tenant", ACME, "--revoke")["revoked"] == 1
+    assert status(api, made) == 401
+
+
+def test_a_token_with_an_end_has_one(api: ApiScene) -> None:
+    made = token(api, "dora", "--tenant", ACME, "--ttl-s", "1")
+    until_s = time.monotonic() + 10
+    while status(api, made) != 401:
+        assert time.monotonic() < until_s
+
+
+def test_an_operators_token_is_no_agents_and_finds_everybodys_syscalls(api: ApiScene) -> None:
+    with api.client(api.foreigner) as client:
+        place = client.post("/v1/syscalls", json=echo()).headers["location"]
+    made = token(api, "olga", "--operator")
+    assert made["agent"] == "operator:olga"
+    assert (status(api, made), status(api, made, place)) == (403, 200)
+    plain = token(api, "olga", "--tenant", ACME)  # an agent of the same name is another one
+    assert (status(api, plain), status(api, plain, place)) == (202, 404)
+    token(api, "olga", "--operator", "--revoke")
+    assert (status(api, made, place), status(api, plain)) == (401, 202)
