@@ -54,7 +54,10 @@ ORDERING_STEPS = ("follow", "look", "reorder")  # what it sends under a policy t
 # Called by clients and operators, or by stock RQ workers: another test, or no process of ours.
 # Rare in the scene's work: killing at any moment of it is in test_scheduler_death.py and in chaos.
 RARE_STEPS = {"exchange", "spill", "mend", "unlist", "vouch"}
-CLIENT_STEPS = {"submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop"}
+CLIENT_STEPS = {
+    *("submit", "attach", "cancel", "hold", "release", "unpark", "nice", "quota", "stop"),
+    "responses",  # the API's records: the call that they are of goes on without it
+}
 
 NO_STEPS = {"admission", "ended", "lib", "money", "rates", "routes"}
 

@@ -357,10 +357,31 @@ STATE_MUTANTS = (
         ACCESS_TEST,
     ),
     Mutant(
+        "what is passed on lasts for ever",
+        "workers/aios_workers/modules/access/grants.py",
+        "    until = min(verbs[verb] for verb in needed)",
+        "    until = math.inf",
+        ACCESS_TEST,
+    ),
+    Mutant(
+        "a circle of grants stands on itself",
+        "workers/aios_workers/modules/access/passed_on.py",
+        "    founded = [each for each in grants if each.by == each.owner]",
+        "    founded = list(grants)",
+        ACCESS_TEST,
+    ),
+    Mutant(
+        "who leaves a group leaves what it passed on",
+        "workers/aios_workers/modules/access/groups.py",
+        "    await end_unfounded(work, givers=[member.id])\n",
+        "",
+        ACCESS_TEST,
+    ),
+    Mutant(
         "who may share grants anything",
         "workers/aios_workers/modules/access/grants.py",
-        '_require(verbs, {"share", *body.verbs}, owner)',
-        '_require(verbs, {"share"}, owner)',
+        'needed: set[str] = {"share", *body.verbs}',
+        'needed: set[str] = {"share"}',
         ACCESS_TEST,
     ),
     Mutant(
