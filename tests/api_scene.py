@@ -37,7 +37,7 @@ from aios_local.embedded.postgres import USER
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import EmbeddedKernel
-from aios_workers.modules.access.identity import put_token
+from aios_workers.modules.access.identity import put_token, revoke_tokens
 from tests.conftest import TEMPLATE_DATABASE, RunningPostgres
 from tests.waiting import wait_until_async
 
@@ -131,9 +131,13 @@ class ApiScene:
         return run(self._issue(name, tenant, scope, ttl_s))
 
     def revoke(self, agent: str, tenant: str = ACME) -> None:
-        """Take back all tokens of an agent."""
+        """Take back all tokens of an agent: in the database first, from where Redis gets them."""
 
         async def work() -> None:
+            async with aclosing(Store(self.database_url)) as store:
+                whose = await store.vouched(agent, tenant)
+                async with store.as_steward() as cursor:
+                    await revoke_tokens(cursor, whose.id)
             async with aclosing(Connection(self.redis_url)) as connection:
                 await Tokens(connection).revoke_all(agent, tenant)
 
