@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import redis
+from rq import Worker
 
 from aios_broker.contract.errors import Cancelled
 from aios_broker.contract.llm import LlmChat
@@ -124,6 +125,7 @@ async def _occupy(caller: Listener, client: redis.Redis) -> Busy:
     held = queued.pop()
     await caller.control.hold([held], module="llm")
     await wait_until_async(lambda: _is_stable(caller, long))
+    await wait_until_async(lambda: _is_told(client))
     states = {each: await caller.state(each) for each in long}
     return Busy(
         caller,
@@ -142,6 +144,11 @@ async def _is_stable(caller: Caller, long: list[str]) -> bool:
     states = [await caller.state(each) for each in long]
     told = await caller.connection.execute("ZCARD", "rq:aios:suspending:llm")
     return states.count("running") == SLOTS and not told
+
+
+def _is_told(client: redis.Redis) -> bool:
+    """Return whether the worker's record says what it does: a renewal of its leases writes it."""
+    return [each.get_state() for each in Worker.all(connection=client)] == ["busy"]
 
 
 def left_over(client: redis.Redis, queues: tuple[str, ...] = QUEUES) -> dict[str, int]:
