@@ -14,6 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from aios_kernel_api import health
+from aios_kernel_api.a2a import rpc
+from aios_kernel_api.a2a.refusals import rpc_error
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
 from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
@@ -51,6 +53,8 @@ DOORS: tuple[Door, ...] = (
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
+    Door(rpc.ROUTES, Rules(rpc_error)),
+    Door(rpc.PUBLIC_ROUTES, Rules(problem, is_public=True)),
 )
 
 

@@ -143,6 +143,11 @@ class Control(Steps):
                 return _job_view(module, rows[0])
         return None
 
+    async def metadata(self, job_id: str) -> JobMetadata | None:
+        """Return what is known of a job, also once it has ended; None: it has no record any more."""
+        found = await self._execute("HGET", self.keys.job(job_id), "aios_metadata")
+        return None if found is None else read_metadata(found)
+
     async def queue(self, module: Module) -> QueueView:
         """Return one module's queue at a glance."""
         row = QueueRow(*await self._call("look", module, ["queue"]))

@@ -1,0 +1,516 @@
+"""An agent of the kernel as an A2A agent, met by the protocol's own client."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from a2a.client import A2ACardResolver, A2AClientError, Client, ClientConfig, ClientFactory
+from a2a.types import (
+    CancelTaskRequest,
+    ContentTypeNotSupportedError,
+    GetExtendedAgentCardRequest,
+    GetTaskRequest,
+    InvalidParamsError,
+    ListTasksRequest,
+    Message,
+    Part,
+    PushNotificationNotSupportedError,
+    Role,
+    SendMessageConfiguration,
+    SendMessageRequest,
+    StreamResponse,
+    SubscribeToTaskRequest,
+    Task,
+    TaskNotCancelableError,
+    TaskNotFoundError,
+    TaskPushNotificationConfig,
+    TaskState,
+    UnsupportedOperationError,
+)
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from aios_broker.access.rights import set_right
+from aios_broker.postgres.store import Store
+from tests.api_scene import ACME, TIMEOUT_S, ApiScene, ServedApi, bearer, serving
+
+DELETES = {"type": "memory.clear"}
+NOTE = {"type": "memory.add", "content": "a note"}
+
+
+def chat(text: str = "Tell a story.", **options: object) -> dict[str, object]:
+    return {"type": "llm.chat", "messages": [{"role": "user", "content": text}], **options}
+
+
+@asynccontextmanager
+async def speaking(
+    api: ApiScene | ServedApi, token: str, *, streaming: bool = True
+) -> AsyncIterator[Client]:
+    """Open the protocol's client, from the card at the well-known place on."""
+    async with httpx.AsyncClient(headers=bearer(token), timeout=TIMEOUT_S) as http:
+        card = await A2ACardResolver(http, api.url).get_agent_card()
+        yield ClientFactory(ClientConfig(httpx_client=http, streaming=streaming)).create(card)
+
+
+def brief(api: ApiScene) -> AbstractAsyncContextManager[ServedApi]:
+    """Serve the kernel by an API whose chats are short where nothing is said of their length."""
+    return serving(api.redis_url, api.database_url, api_default_max_tokens=6)
+
+
+def message(said: str | dict[str, object], **fields: Any) -> Message:  # noqa: ANN401
+    part = Part(text=said) if isinstance(said, str) else ParseDict({"data": said}, Part())
+    fields.setdefault("message_id", uuid.uuid4().hex)
+    return Message(role=Role.ROLE_USER, parts=[part], **fields)
+
+
+async def heard(
+    client: Client,
+    said: str | dict[str, object],
+    configuration: SendMessageConfiguration | None = None,
+    **fields: Any,  # noqa: ANN401
+) -> list[StreamResponse]:
+    """Send a message; return all that comes of it."""
+    request = SendMessageRequest(message=message(said, **fields), configuration=configuration)
+    return [each async for each in client.send_message(request)]
+
+
+def states(told: Sequence[StreamResponse]) -> list[str]:
+    found = [
+        (each.task if each.HasField("task") else each.status_update).status.state
+        for each in told
+        if not each.HasField("artifact_update")
+    ]
+    return [TaskState.Name(state).removeprefix("TASK_STATE_") for state in found]
+
+
+def state_of(task: Task) -> str:
+    return TaskState.Name(task.status.state).removeprefix("TASK_STATE_")
+
+
+def streamed_text(told: Sequence[StreamResponse]) -> str:
+    """Return the answer's text as a client puts it together."""
+    pieces: list[str] = []
+    for each in told:
+        update = each.artifact_update
+        if each.HasField("artifact_update") and update.artifact.artifact_id == "answer":
+            assert update.append is bool(pieces), "a piece is appended to nothing, or begins anew"
+            pieces += [part.text for part in update.artifact.parts]
+    return "".join(pieces)
+
+
+def made(task: Task) -> dict[str, Any]:
+    """Return what a task has made, by artifact: text, or data."""
+    found: dict[str, Any] = {}
+    for artifact in task.artifacts:
+        [part] = artifact.parts
+        found[artifact.artifact_id] = part.text or MessageToDict(part.data)
+    return found
+
+
+async def task_of(client: Client, task_id: str) -> Task:
+    return await client.get_task(GetTaskRequest(id=task_id))
+
+
+async def asked(client: Client, **fields: Any) -> Task:  # noqa: ANN401
+    """Have a task ask for something; return it."""
+    await heard(client, NOTE)
+    told = await heard(client, DELETES, **fields)
+    assert states(told)[-1] == "INPUT_REQUIRED", states(told)
+    return await task_of(client, told[0].task.id)
+
+
+async def to_the_end(client: Client, task_id: str) -> Task:
+    """Follow a task until it has ended; return it."""
+    async for _ in client.subscribe(SubscribeToTaskRequest(id=task_id)):
+        pass
+    return await task_of(client, task_id)
+
+
+# Who answers.
+
+
+async def test_the_card_is_public_and_names_no_agent(api: ApiScene) -> None:
+    async with api.async_client(None) as http:
+        card = await A2ACardResolver(http, api.url).get_agent_card()
+        answer = await http.get("/.well-known/agent-card.json")
+
+    [reached] = card.supported_interfaces
+    assert (reached.url, reached.protocol_binding) == (f"{api.url}/a2a", "JSONRPC")
+    assert reached.protocol_version == "1.0"
+    assert card.capabilities.streaming
+    assert not card.capabilities.push_notifications
+    assert {skill.id for skill in card.skills} == {"chat", "syscall"}
+    assert card.security_schemes["token"].http_auth_security_scheme.scheme == "Bearer"
+    assert "max-age" in answer.headers["cache-control"]
+    assert answer.headers["etag"]
+
+
+async def test_an_agent_has_a_card_and_an_address_of_its_own(api: ApiScene) -> None:
+    async with api.async_client(api.agent) as http:
+        path = "/a2a/agents/ada/.well-known/agent-card.json"
+        card = await A2ACardResolver(http, api.url, path).get_agent_card()
+        client = ClientFactory(ClientConfig(httpx_client=http)).create(card)
+        told = await heard(client, {"type": "access.whoami"})
+        extended = await client.get_extended_agent_card(GetExtendedAgentCardRequest())
+
+    assert card.name == "ada"
+    assert extended == card
+    assert told[-1].status_update.status.state == TaskState.TASK_STATE_COMPLETED
+    [result] = [each.artifact_update.artifact for each in told if each.HasField("artifact_update")]
+    assert MessageToDict(result.parts[0].data)["agent"] == "ada"
+
+
+@pytest.mark.parametrize("who", ["colleague", "foreigner", "operator"])
+async def test_an_agents_address_is_for_its_own_token(api: ApiScene, who: str) -> None:
+    async with api.async_client(getattr(api, who)) as http:
+        card = await http.get("/a2a/agents/ada/.well-known/agent-card.json")
+        call = await http.post("/a2a/agents/ada", json={})
+
+    assert (card.status_code, call.status_code) == (404, 404)
+    assert call.json()["error"]["data"][0]["reason"] == "UNKNOWN_AGENT"
+
+
+# What is asked, and made.
+
+
+async def test_a_chat_is_streamed_and_kept(api: ApiScene) -> None:
+    async with brief(api) as served, speaking(served, api.agent) as client:
+        told = await heard(client, "Tell a story.")
+        task = await task_of(client, told[0].task.id)
+
+    assert states(told) == ["SUBMITTED", "WORKING", "COMPLETED"]
+    assert streamed_text(told) == made(task)["answer"] != ""
+    assert made(task)["result"]["model"]
+    assert told[-1].status_update.status.timestamp.seconds
+    assert {told[0].task.context_id, told[-1].status_update.context_id} == {task.context_id}
+
+
+async def test_who_does_not_stream_gets_the_task_at_its_end(api: ApiScene) -> None:
+    async with speaking(api, api.agent, streaming=False) as client:
+        [told] = await heard(client, chat(max_tokens=3))
+
+    assert state_of(told.task) == "COMPLETED"
+    assert made(told.task)["answer"]
+    assert made(told.task)["result"]["usage"]["output_tokens"] == 3
+
+
+async def test_messages_of_one_context_are_one_conversation(api: ApiScene) -> None:
+    token = api.token()
+    async with brief(api) as served, speaking(served, token, streaming=False) as client:
+        [first] = await heard(client, "My name is Ann.")
+        context = first.task.context_id
+        [second] = await heard(client, "What is my name?", context_id=context)
+        [other] = await heard(client, "What is my name?")
+
+    read = [made(each.task)["result"]["usage"]["prompt_tokens"] for each in (first, second, other)]
+    assert second.task.context_id == context != other.task.context_id
+    assert read[1] > read[2] + 6, "the first turn and its answer are not before the second"
+
+
+async def test_a_message_that_is_sent_again_is_the_same_task(api: ApiScene) -> None:
+    async with speaking(api, api.agent, streaming=False) as client:
+        [first] = await heard(client, NOTE, message_id="once")
+        [again] = await heard(client, NOTE, message_id="once")
+        with pytest.raises(A2AClientError, match="another"):
+            await heard(client, {**NOTE, "content": "another"}, message_id="once")
+
+    assert first == again
+
+
+async def test_a_stream_that_was_left_is_taken_up_again(api: ApiScene) -> None:
+    async with speaking(api, api.agent) as client:
+        request = SendMessageRequest(message=message(chat(max_tokens=200, stream=True)))
+        async with aclosing(client.send_message(request)) as told:  # type: ignore[type-var]
+            begun = [await anext(told), await anext(told), await anext(told)]
+        task_id = begun[0].task.id
+        rest = [each async for each in client.subscribe(SubscribeToTaskRequest(id=task_id))]
+        task = await task_of(client, task_id)
+        with pytest.raises(UnsupportedOperationError, match="ended"):
+            await to_the_end(client, task_id)
+
+    assert rest[0].HasField("task")
+    assert states(rest)[-1] == "COMPLETED"
+    assert streamed_text(rest) == made(task)["answer"]
+
+
+async def test_what_fails_says_why(api: ApiScene) -> None:
+    async with speaking(api, api.agent) as client:
+        told = await heard(client, {"type": "storage.read", "path": "nowhere.txt"})
+
+    status = told[-1].status_update.status
+    assert states(told)[-1] == "FAILED"
+    assert "nowhere.txt" in status.message.parts[0].text
+    assert MessageToDict(status.message.parts[1].data)["code"] == "not-found"
+
+
+# What asks a person.
+
+
+async def test_a_task_asks_for_input_and_gives_its_result(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        task = await asked(client)
+        question = MessageToDict(task.status.message.parts[1].data)
+        shown = await task_of(person, task.id)
+        answered = await heard(person, "approve", task_id=task.id)
+        done = await task_of(client, task.id)
+        with pytest.raises(UnsupportedOperationError, match="ended"):
+            await heard(person, "approve", task_id=task.id)
+
+    assert question["kind"] == "memory.clear"
+    assert "approve" in task.status.message.parts[0].text
+    assert shown.status.message == task.status.message
+    assert states(answered)[-1] == "COMPLETED"
+    assert state_of(done) == "COMPLETED"
+    assert made(done)["result"]
+
+
+async def test_whoever_subscribes_hears_the_decision(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        task = await asked(client)
+        told = client.subscribe(SubscribeToTaskRequest(id=task.id))
+        first = await anext(told)
+        await heard(person, "deny: not today", task_id=task.id)
+        rest = [each async for each in told]
+
+    assert state_of(first.task) == "INPUT_REQUIRED"
+    assert states(rest)[-1] == "REJECTED"
+    assert "not today" in rest[-1].status_update.status.message.parts[0].text
+
+
+async def test_a_person_may_let_something_else_run(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        for name in ("one", "two"):
+            await heard(client, {"type": "storage.write", "path": f"{name}.txt", "content": name})
+        told = await heard(client, {"type": "storage.delete", "path": "one.txt"})
+        edit: dict[str, object] = {"decision": "approve", "arguments": {"path": "two.txt"}}
+        task_id = told[0].task.id
+        while states(told)[-1] == "INPUT_REQUIRED":  # it reaches for something else: asked anew
+            told = await heard(person, edit, task_id=task_id)
+        kept = [
+            states(await heard(client, {"type": "storage.read", "path": f"{name}.txt"}))[-1]
+            for name in ("one", "two")
+        ]
+
+    assert kept == ["COMPLETED", "FAILED"]
+
+
+async def test_nobody_answers_its_own_question(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client:
+        task = await asked(client)
+        for words in ("approve", "deny"):
+            with pytest.raises(A2AClientError, match="itself"):
+                await heard(client, words, task_id=task.id)
+        assert state_of(await task_of(client, task.id)) == "INPUT_REQUIRED"
+        await client.cancel_task(CancelTaskRequest(id=task.id))
+
+
+async def test_an_agent_that_decides_answers_and_does_not_see_the_result(api: ApiScene) -> None:
+    token = api.token("a2a-judge")
+    async with aclosing(Store(api.database_url)) as store:
+        judge = await store.vouched("a2a-judge", ACME)
+        async with store.as_steward() as cursor:
+            await set_right(cursor, judge, "decide", "operator:test", given=True)
+    async with speaking(api, api.token()) as client, speaking(api, token) as decider:
+        task = await asked(client)
+        shown = await task_of(decider, task.id)
+        with pytest.raises(TaskNotCancelableError):
+            await decider.cancel_task(CancelTaskRequest(id=task.id))
+        [answered] = await heard(decider, "approve", task_id=task.id)
+        done = await to_the_end(client, task.id)
+        seen = await task_of(decider, task.id)
+
+    assert state_of(shown) == "INPUT_REQUIRED"
+    assert state_of(answered.task) == "WORKING"
+    assert made(done)["result"]
+    assert not seen.artifacts
+
+
+@pytest.mark.parametrize("words", ["yes", "approve all but the first", "approved", ""])
+async def test_only_a_clear_answer_is_one(api: ApiScene, words: str) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        task = await asked(client)
+        with pytest.raises(InvalidParamsError, match="decides nothing"):
+            await heard(person, words, task_id=task.id)
+        assert state_of(await task_of(client, task.id)) == "INPUT_REQUIRED"
+        await client.cancel_task(CancelTaskRequest(id=task.id))
+
+
+async def test_an_answer_of_another_context_is_refused(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        task = await asked(client)
+        with pytest.raises(InvalidParamsError, match="another context"):
+            await heard(person, "approve", task_id=task.id, context_id="elsewhere")
+        await client.cancel_task(CancelTaskRequest(id=task.id))
+
+
+# Tasks.
+
+
+async def test_another_tenants_task_is_unknown(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.foreigner) as stranger:
+        task = await asked(client)
+        with pytest.raises(TaskNotFoundError):
+            await task_of(stranger, task.id)
+        with pytest.raises(TaskNotFoundError):
+            await stranger.cancel_task(CancelTaskRequest(id=task.id))
+        with pytest.raises(TaskNotFoundError):
+            await heard(stranger, "approve", task_id=task.id)
+        with pytest.raises(TaskNotFoundError):
+            await to_the_end(stranger, task.id)
+        await client.cancel_task(CancelTaskRequest(id=task.id))
+
+
+async def test_a_task_is_cancelled_once(api: ApiScene) -> None:
+    async with speaking(api, api.agent, streaming=False) as client:
+        quick = SendMessageConfiguration(return_immediately=True)
+        [told] = await heard(client, chat(max_tokens=4_000), quick)
+        cancelled = await client.cancel_task(CancelTaskRequest(id=told.task.id))
+        with pytest.raises(TaskNotCancelableError):
+            await client.cancel_task(CancelTaskRequest(id=told.task.id))
+
+    assert state_of(told.task) in ("SUBMITTED", "WORKING")
+    assert state_of(cancelled) == "CANCELED"
+
+
+async def test_tasks_are_listed_newest_first_in_pages(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client:
+        begun = [(await asked(client, context_id=f"room-{n % 2}")).id for n in range(3)]
+        first = await client.list_tasks(ListTasksRequest(page_size=2))
+        rest = await client.list_tasks(
+            ListTasksRequest(page_size=2, page_token=first.next_page_token)
+        )
+        room = await client.list_tasks(ListTasksRequest(context_id="room-0"))
+        working = await client.list_tasks(ListTasksRequest(status=TaskState.TASK_STATE_WORKING))
+        with pytest.raises(InvalidParamsError, match="begin anew"):
+            await client.list_tasks(ListTasksRequest(page_token="f" * 32))
+        for task_id in begun:
+            await client.cancel_task(CancelTaskRequest(id=task_id))
+        none = await client.list_tasks(ListTasksRequest())
+
+    assert [task.id for task in (*first.tasks, *rest.tasks)] == begun[::-1]
+    assert (first.total_size, rest.next_page_token) == (3, "")
+    assert [task.id for task in room.tasks] == [begun[2], begun[0]]
+    assert not working.tasks
+    assert not none.tasks
+
+
+async def test_an_operator_begins_no_task(api: ApiScene) -> None:
+    async with speaking(api, api.operator) as person:
+        with pytest.raises(A2AClientError, match="no agent's"):
+            await heard(person, "Hello.")
+
+
+# Bad input.
+
+
+async def test_the_kernel_calls_nobody(api: ApiScene) -> None:
+    push = TaskPushNotificationConfig(url="https://example.org/", task_id="f" * 32)
+    async with speaking(api, api.agent) as client:
+        with pytest.raises(PushNotificationNotSupportedError, match="calls nobody"):
+            await client.create_task_push_notification_config(push)
+        with pytest.raises(PushNotificationNotSupportedError):
+            await heard(
+                client, "Hello.", SendMessageConfiguration(task_push_notification_config=push)
+            )
+
+
+async def test_content_that_is_not_read_is_refused(api: ApiScene) -> None:
+    async with speaking(api, api.agent) as client:
+        for parts in (
+            [Part(raw=b"x", media_type="image/png")],
+            [Part(url="https://example.org/x.png")],
+            [Part(text="Do this:"), ParseDict({"data": NOTE}, Part())],
+        ):
+            asking = Message(message_id=uuid.uuid4().hex, role=Role.ROLE_USER, parts=parts)
+            with pytest.raises(ContentTypeNotSupportedError):
+                async for _ in client.send_message(SendMessageRequest(message=asking)):
+                    pass
+        with pytest.raises(ContentTypeNotSupportedError):
+            await heard(client, "Hello.", SendMessageConfiguration(accepted_output_modes=["a/b"]))
+
+
+SENT: dict[str, Any] = {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "Hello."}]}
+
+
+def rpc(method: str = "SendMessage", **params: object) -> dict[str, object]:
+    return {"jsonrpc": "2.0", "id": 7, "method": method, "params": params}
+
+
+def sending(**fields: object) -> dict[str, object]:
+    return rpc(message={**SENT, **fields})
+
+
+CASES: list[tuple[object, int, str]] = [
+    (b"{", -32700, ""),
+    (b"\xff", -32700, ""),
+    (b"[" * 1_000, -32602, "body"),
+    ([rpc()], -32600, ""),
+    ({**rpc(), "id": None}, -32600, ""),
+    ({**rpc(), "jsonrpc": "1.0"}, -32600, ""),
+    ({**rpc(), "params": [1]}, -32600, ""),
+    (rpc("message/send"), -32601, ""),
+    (rpc(), -32602, "message"),
+    (sending(role="ROLE_AGENT"), -32602, "message.role"),
+    (sending(role="user"), -32602, "message.role"),
+    (sending(parts=[]), -32602, "message.parts"),
+    (sending(parts=[{}]), -32602, "message.parts[0]"),
+    (sending(parts=[{"text": "x", "data": 1}]), -32602, "message.parts[0]"),
+    (sending(parts=[{"data": {"type": "memory.dream"}}]), -32602, "body.type"),
+    (sending(parts=[{"data": {"type": "memory.add"}}]), -32602, "message.parts[0].data.content"),
+    (sending(parts=[{"data": "memory.add"}]), -32602, "message.parts[0].data"),
+    (sending(parts=[{"text": "x\0"}]), -32602, "params.message.parts[0].text"),
+    (sending(contextId="two words"), -32602, "message.contextId"),
+    (sending(contextId="x" * 121), -32602, "message.contextId"),
+    (sending(messageId=""), -32602, "message.messageId"),
+    (sending(taskId="no-such-task"), -32001, ""),
+    (rpc("GetTask", id="f" * 32), -32001, ""),
+    (rpc("GetTask", id=["f"]), -32602, "id"),
+    (rpc("CancelTask", id="f" * 32), -32001, ""),
+    (rpc("SubscribeToTask", id="f" * 32), -32001, ""),
+    (rpc("ListTasks", pageSize=0), -32602, "pageSize"),
+    (rpc("ListTasks", status="DONE"), -32602, "status"),
+    (rpc("ListTasks", statusTimestampAfter="2026-01-01T00:00:00Z"), -32602, "statusTimestampAfter"),
+    (rpc("ListTaskPushNotificationConfigs", taskId="x"), -32003, ""),
+]
+
+
+@pytest.mark.parametrize(("body", "code", "field"), CASES)
+def test_bad_input_is_told_by_its_field(
+    api: ApiScene, body: object, code: int, field: str
+) -> None:
+    content = body if isinstance(body, bytes) else None
+    with api.client(api.agent, headers=None) as client:
+        answer = client.post(
+            "/a2a",
+            json=None if content is not None else body,
+            content=content,
+            headers={"a2a-version": "1.0"},
+        )
+    error = answer.json()["error"]
+
+    assert (answer.status_code, error["code"]) == (200, code), error
+    assert error["data"][0]["metadata"].get("field", "") == field, error
+    assert error["message"]
+
+
+@pytest.mark.parametrize("version", ["", "0.3", "2.0", "1.00"])
+def test_another_version_of_the_protocol_is_refused(api: ApiScene, version: str) -> None:
+    with api.client(api.agent) as client:
+        answer = client.post("/a2a", json=sending(), headers={"a2a-version": version})
+        asked = client.post("/a2a?A2A-Version=1.0", json=rpc("GetExtendedAgentCard"))
+
+    assert answer.json()["error"]["code"] == -32009
+    assert answer.json()["id"] == 7
+    assert asked.json()["result"]["name"] == "ada"
+
+
+def test_a_bad_token_is_refused_before_anything_is_read(api: ApiScene) -> None:
+    with httpx.Client(base_url=api.url) as client:
+        answer = client.post("/a2a", content=b"{", headers={"authorization": "Bearer aios_no"})
+
+    assert answer.status_code == 401
+    assert answer.json()["error"]["data"][0]["reason"] == "UNAUTHENTICATED"
