@@ -69,6 +69,12 @@ def test_data_may_change_the_arguments() -> None:
     assert answer_of(saying(Part(data=data))) == TaskAnswer("approve", "", {"path": "b"})
 
 
+def test_whole_numbers_of_protobuf_are_integers() -> None:
+    data = {"type": "llm.chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4.0}
+    body = body_of(saying(Part(data=data)), "a2a/x", None, 16)
+    assert msgspec.to_builtins(body)["max_tokens"] == 4
+
+
 def test_texts_are_one_turn_and_are_read_in_time() -> None:
     body = body_of(saying(Part(text="one"), Part(text="two")), "a2a/x", None, 16)
     assert msgspec.to_builtins(body)["messages"] == [{"role": "user", "content": "one\ntwo"}]

@@ -14,6 +14,7 @@ from aios_broker.queues.order import ROUTED
 from aios_broker.queues.quota import Subject, suspended
 from aios_broker.queues.records import (
     CoreView,
+    JobMetadata,
     JobView,
     PolicyRow,
     QueueView,

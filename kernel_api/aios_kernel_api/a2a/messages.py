@@ -17,6 +17,7 @@ from aios_kernel_api.a2a.refusals import Refusal, invalid
 
 CONTEXT_PREFIX = "a2a/"  # of the stored conversations: an agent's own contexts are left alone
 MAX_CONTEXT_ID = 120
+EXACT = 2**53  # below it a float is one whole number
 _DECISION = re.compile(r"(approve|deny)\b[\s:,.-]*", re.IGNORECASE)
 _HOW = "answer with the text `approve`, or `deny` and a reason, or with data: "
 _HOW_DATA = '{"decision": "approve", "arguments": {...}} or {"decision": "deny", "reason": "..."}'
@@ -104,7 +105,7 @@ def content_of(message: Message) -> object:
         raise _unsupported(
             "message.parts", "a data part stands beside others", "send one part, or text alone"
         )
-    return message.parts[0].data
+    return _with_integers(message.parts[0].data)
 
 
 def context_of(message: Message, otherwise: str) -> str:
@@ -170,6 +171,17 @@ def _text_of(part: Part, number: int) -> str | None:
             "send text, or write the file into storage and name it",
         )
     return part.text
+
+
+def _with_integers(value: object) -> object:
+    """Return JSON in which whole numbers are integers: ProtoJSON knows floats alone."""
+    if isinstance(value, dict):
+        return {name: _with_integers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(each) for each in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    return value
 
 
 def _unsupported(field: str, message: str, remedy: str) -> Refusal:
