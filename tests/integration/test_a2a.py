@@ -479,9 +479,7 @@ CASES: list[tuple[object, int, str]] = [
 
 
 @pytest.mark.parametrize(("body", "code", "field"), CASES)
-def test_bad_input_is_told_by_its_field(
-    api: ApiScene, body: object, code: int, field: str
-) -> None:
+def test_bad_input_is_told_by_its_field(api: ApiScene, body: object, code: int, field: str) -> None:
     content = body if isinstance(body, bytes) else None
     with api.client(api.agent, headers=None) as client:
         answer = client.post(

@@ -78,9 +78,14 @@ class Following:
     def _heard(self, event: Event) -> Sequence[StreamResponse]:
         if isinstance(event, Chunk):
             return self._heard_chunk(event)
-        before, self.task = self.task, ended_task(event, self.task.context_id, told_time(time.time()))
+        before, self.task = (
+            self.task,
+            ended_task(event, self.task.context_id, told_time(time.time())),
+        )
         made = [
-            StreamResponse(artifact_update=ArtifactUpdate(before.id, before.context_id, each, last_chunk=True))
+            StreamResponse(
+                artifact_update=ArtifactUpdate(before.id, before.context_id, each, last_chunk=True)
+            )
             for each in self.task.artifacts
             if each.artifact_id not in self._begun
         ]
@@ -89,7 +94,9 @@ class Following:
     def _heard_chunk(self, chunk: Chunk) -> Sequence[StreamResponse]:
         told = []
         if self.task.status.state != "TASK_STATE_WORKING":
-            told.append(self._moved(TaskStatus("TASK_STATE_WORKING", timestamp=told_time(time.time()))))
+            told.append(
+                self._moved(TaskStatus("TASK_STATE_WORKING", timestamp=told_time(time.time())))
+            )
         artifact = Artifact(chunk.part, (Part(text=chunk.text, media_type=TEXT),))
         append = chunk.part in self._begun
         self._begun.add(chunk.part)
@@ -103,7 +110,9 @@ class Following:
             return ()
         seen = await look_at(self._kernel, self._caller, job)
         # One that is decided and still parked is looked at again: it may ask anew.
-        self._seen = None if job.state == "parked" and not seen.approval else (job.state, job.attempt)
+        self._seen = (
+            None if job.state == "parked" and not seen.approval else (job.state, job.attempt)
+        )
         if seen.task.status == self.task.status:
             return ()
         return (self._moved(seen.task.status),)

@@ -76,7 +76,9 @@ def answer_of(message: Message) -> TaskAnswer:
     try:
         return msgspec.convert(content, TaskAnswer)
     except msgspec.ValidationError as error:
-        raise invalid("message.parts", f"this decides nothing: {error}", _HOW + _HOW_DATA) from error
+        raise invalid(
+            "message.parts", f"this decides nothing: {error}", _HOW + _HOW_DATA
+        ) from error
 
 
 def _said(text: str) -> dict[str, str]:

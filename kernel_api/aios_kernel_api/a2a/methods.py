@@ -1,10 +1,10 @@
 """The protocol's methods, each by the functions that serve the kernel's own routes.
 
-    SendMessage, SendStreamingMessage   a turn of a chat, a syscall, or an answer to a question
-    GetTask, ListTasks, CancelTask      syscalls, by whichever door they came
-    SubscribeToTask                     what becomes of one
-    GetExtendedAgentCard                the card of the token's agent
-    ...PushNotificationConfig...        refused: the kernel calls nobody
+SendMessage, SendStreamingMessage   a turn of a chat, a syscall, or an answer to a question
+GetTask, ListTasks, CancelTask      syscalls, by whichever door they came
+SubscribeToTask                     what becomes of one
+GetExtendedAgentCard                the card of the token's agent
+...PushNotificationConfig...        refused: the kernel calls nobody
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -116,7 +116,9 @@ async def subscribe(call: Call, params: TaskParams) -> Stream:
         return Stream(_told(following, past_questions=True), held.pop_all())
 
 
-async def _told(following: Following, *, past_questions: bool) -> AsyncIterator[Sequence[StreamResponse]]:
+async def _told(
+    following: Following, *, past_questions: bool
+) -> AsyncIterator[Sequence[StreamResponse]]:
     yield (StreamResponse(task=following.task),)
     async for told in following.updates(past_questions=past_questions):
         yield told

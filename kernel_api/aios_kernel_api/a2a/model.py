@@ -24,9 +24,7 @@ FINAL: frozenset[TaskState] = frozenset(
     ("TASK_STATE_COMPLETED", "TASK_STATE_FAILED", "TASK_STATE_CANCELED", "TASK_STATE_REJECTED")
 )
 # The protocol has more of them; no task of this door is ever in one of these.
-AskedState = (
-    TaskState | Literal["TASK_STATE_UNSPECIFIED", "TASK_STATE_AUTH_REQUIRED"]
-)
+AskedState = TaskState | Literal["TASK_STATE_UNSPECIFIED", "TASK_STATE_AUTH_REQUIRED"]
 Role = Literal["ROLE_USER", "ROLE_AGENT"]
 HistoryLength = Annotated[int, Meta(ge=0)]
 TEXT = "text/plain"
