@@ -57,6 +57,7 @@ def test_words_that_decide_nothing(words: str) -> None:
         {"decision": "approve", "arguments": []},
         {"decision": "deny", "reason": "x" * 2_001},
         "approve",
+        ["approve"],
     ],
 )
 def test_data_that_decides_nothing(data: object) -> None:
@@ -77,7 +78,7 @@ def test_whole_numbers_of_protobuf_are_integers() -> None:
 
 def test_texts_are_one_turn_and_are_read_in_time() -> None:
     body = body_of(saying(Part(text="one"), Part(text="two")), "a2a/x", None, 16)
-    assert msgspec.to_builtins(body)["messages"] == [{"role": "user", "content": "one\ntwo"}]
+    assert list(msgspec.to_builtins(body)["messages"]) == [{"role": "user", "content": "one\ntwo"}]
     with pytest.raises(InvalidSyscall):
         answer_of(saying(Part(text="approve " + " " * 1_000_000 + "x")))
 
@@ -114,7 +115,7 @@ def test_a_refusal_can_be_raised_and_raised_again() -> None:
     assert {caught.value: 1}[refusal] == 1
 
 
-@pytest.mark.parametrize("url", ["", "agents.example.org", "ftp://x", "https://x/?a=1"])
+@pytest.mark.parametrize("url", ["agents.example.org", "ftp://x", "https://x/?a=1"])
 def test_a_public_address_is_one_of_a_server(url: str) -> None:
     environ = {"AIOS_REDIS_URL": "redis://x:1", "AIOS_API_PUBLIC_URL": url}
     with pytest.raises(KernelError) as caught:

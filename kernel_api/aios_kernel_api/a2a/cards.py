@@ -28,8 +28,8 @@ SKILLS = (
     AgentSkill(
         "chat",
         "Answer in a conversation",
-        "Text is a turn of a chat with the kernel's default core. Messages of one contextId are one "
-        "conversation, which the kernel keeps for 7 days.",
+        "Text is a turn of a chat with the kernel's default core. Messages of one contextId are "
+        "one conversation, which the kernel keeps for 7 days.",
         ("llm", "chat"),
         ("Name three rivers of France.",),
         (TEXT,),

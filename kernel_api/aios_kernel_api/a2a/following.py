@@ -18,9 +18,9 @@ from aios_kernel_api.a2a.model import (
     ArtifactUpdate,
     Part,
     StatusUpdate,
+    StreamResponse,
     Task,
     TaskStatus,
-    StreamResponse,
 )
 from aios_kernel_api.a2a.tasks import ended_task, look_at, told_time
 from aios_kernel_api.events import Event, follow

@@ -1,6 +1,7 @@
 """What a message says: a turn of a chat, a syscall, or an answer to what a task asked. Pure."""
 
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +22,13 @@ EXACT = 2**53  # below it a float is one whole number
 _DECISION = re.compile(r"(approve|deny)\b[\s:,.-]*", re.IGNORECASE)
 _HOW = "answer with the text `approve`, or `deny` and a reason, or with data: "
 _HOW_DATA = '{"decision": "approve", "arguments": {...}} or {"decision": "deny", "reason": "..."}'
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The data part of a message: any JSON, also a string, which is no text."""
+
+    value: object
 
 
 class TaskAnswer(Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,11 +56,12 @@ def body_of(message: Message, context: str, core: str | None, max_tokens: int) -
             stream=True,  # so that it can be subscribed to
             context=context,
         )
-    kind = content.get("type") if isinstance(content, dict) else None
+    data = content.value
+    kind = data.get("type") if isinstance(data, dict) else None
     if isinstance(kind, str) and kind not in KINDS:
         raise unknown_kind(kind)
     try:
-        body: Body = msgspec.convert(content, Body)
+        body: Body = msgspec.convert(data, Body)
     except msgspec.ValidationError as error:
         words, field = decode_failure(error)
         raise invalid(
@@ -71,10 +80,9 @@ def answer_of(message: Message) -> TaskAnswer:
         InvalidSyscall: it is not clear what was decided.
     """
     content = content_of(message)
-    if isinstance(content, str):
-        content = _said(content.strip())
+    said = _said(content.strip()) if isinstance(content, str) else content.value
     try:
-        return msgspec.convert(content, TaskAnswer)
+        return msgspec.convert(said, TaskAnswer)
     except msgspec.ValidationError as error:
         raise invalid(
             "message.parts", f"this decides nothing: {error}", _HOW + _HOW_DATA
@@ -92,7 +100,7 @@ def _said(text: str) -> dict[str, str]:
     return {"decision": decision, "reason": reason}
 
 
-def content_of(message: Message) -> object:
+def content_of(message: Message) -> str | Data:
     """Return the text of a message, its parts joined by a line break; or its one data part.
 
     Raises:
@@ -107,7 +115,7 @@ def content_of(message: Message) -> object:
         raise _unsupported(
             "message.parts", "a data part stands beside others", "send one part, or text alone"
         )
-    return _with_integers(message.parts[0].data)
+    return Data(_with_integers(message.parts[0].data))
 
 
 def context_of(message: Message, otherwise: str) -> str:

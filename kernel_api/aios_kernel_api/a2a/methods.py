@@ -41,11 +41,11 @@ from aios_kernel_api.a2a.model import (
     ListParams,
     NoParams,
     SendParams,
+    StreamResponse,
     Task,
     TaskPage,
     TaskParams,
     TaskStatus,
-    StreamResponse,
 )
 from aios_kernel_api.a2a.refusals import Refusal, invalid
 from aios_kernel_api.a2a.tasks import Seen, live_task, look
