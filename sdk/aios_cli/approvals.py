@@ -93,9 +93,7 @@ def kernel_store(limit_s: float = SERVICE_TIMEOUT_S) -> Store:
     return Store(database_url(), name="aios-cli", limit_s=limit_s, audit_key=key)
 
 
-def as_steward(
-    work: Callable[[Cursor], Awaitable[T]], *, limit_s: float = SERVICE_TIMEOUT_S
-) -> T:
+def as_steward(work: Callable[[Cursor], Awaitable[T]], *, limit_s: float = SERVICE_TIMEOUT_S) -> T:
     """Run work in one transaction, on the kernel's database, that sees all agents' rows."""
 
     async def run() -> T:
@@ -287,9 +285,7 @@ def begin(*, yes: bool) -> Beginning:
         )
     folder = current_config().audit_folder
     noted = folder.noted()
-    begun = as_steward(
-        lambda cursor: begin_chain(cursor, decider(), noted), limit_s=WALK_LIMIT_S
-    )
+    begun = as_steward(lambda cursor: begin_chain(cursor, decider(), noted), limit_s=WALK_LIMIT_S)
     folder.forget()
     return begun
 

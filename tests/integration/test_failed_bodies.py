@@ -1,7 +1,8 @@
-"""The bodies of failed calls stay to be looked at, and have a limit in bytes, the oldest go first."""
+"""The bodies of failed calls stay to be looked at, up to a limit in bytes: the oldest go first."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from typing import Literal, cast
 
@@ -118,7 +119,7 @@ async def test_what_is_over_or_was_taken_away_counts_no_more(
     await user.order.expire(epoch)
     assert noted_bytes(user, raw) == 0
     assert raw.exists(notes, user.keys.job(gone)) == 0
-    assert body(user, raw, again) == LARGE
+    assert zlib.decompress(body(user, raw, again) or b"") == LARGE  # as RQ writes it again
 
 
 async def test_what_was_deleted_stays_so_and_what_runs_again_keeps_its_body(
@@ -131,4 +132,4 @@ async def test_what_was_deleted_stays_so_and_what_runs_again_keeps_its_body(
     for _ in range(9):
         await fail(user, "cancel")
     assert raw.exists(user.keys.job(gone)) == 0
-    assert body(user, raw, again) == LARGE
+    assert zlib.decompress(body(user, raw, again) or b"") == LARGE  # as RQ writes it again

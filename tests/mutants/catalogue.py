@@ -162,8 +162,8 @@ MUTANTS = (
     Mutant(
         "one large body of a failed job goes over the limit",
         "broker/aios_broker/queues/lua/shared/failures.lua",
-        "if drop_oldest(c, DROPPED_AT_ONCE) <= FAILED_BYTES then return end",
-        "if drop_oldest(c, DROPPED_AT_ONCE) then return end",
+        "if drop_oldest(c, sum, DROPPED_AT_ONCE) <= FAILED_BYTES then return end",
+        "if drop_oldest(c, sum, DROPPED_AT_ONCE) then return end",
         FAILED_BODIES_TEST,
     ),
     Mutant(

@@ -24,8 +24,7 @@ local function drop_body(c, id)
 end
 
 -- Take the oldest ones off the list: those whose time is over, and those beyond the limit. Returns the sum.
-local function drop_oldest(c, most)
-    local sum = count(call('GET', c.failed_bytes))
+local function drop_oldest(c, sum, most)
     for _ = 1, most do
         local oldest = call('LINDEX', c.failures, 0)
         if not oldest then break end
@@ -43,15 +42,15 @@ end
 function failures.note(c, id, ttl_s)
     local bytes = call('HSTRLEN', job_key(c, id), 'data')
     call('RPUSH', c.failures, text_of(math.floor(c.now / 1000) + ttl_s) .. ' ' .. bytes .. ' ' .. id)
-    call('INCRBY', c.failed_bytes, bytes)
-    if drop_oldest(c, DROPPED_AT_ONCE) <= FAILED_BYTES then return end
+    local sum = call('INCRBY', c.failed_bytes, bytes)
+    if drop_oldest(c, sum, DROPPED_AT_ONCE) <= FAILED_BYTES then return end
     call('RPOP', c.failures)
     call('DECRBY', c.failed_bytes, bytes)
     drop_body(c, id)
 end
 
 function failures.sweep(c)
-    drop_oldest(c, SWEPT_FAILURES)
+    drop_oldest(c, count(call('GET', c.failed_bytes)), SWEPT_FAILURES)
 end
 
 end
