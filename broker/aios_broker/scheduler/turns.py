@@ -24,7 +24,7 @@ SLACK = 32  # by how many jobs the ends may move between a tick's look and its c
 LEAST_WAIT_MS = 50  # where the first one waits for less, nobody is kept from anything
 READ_AT_ONCE = 250  # jobs in one call: under 1 ms of Redis' time
 PIECES = 16  # such calls one after the other: 100,000 jobs are read within a second or two
-MOST_NEW = 5_000  # since the last tick; of more the whole queue is read anew
+MOST_NEW = 20_000  # since the last tick; of more the whole queue is read anew
 OVERLAP = 32  # by how many jobs what was read may have moved between two pieces
 MIDDLE_PLACES = 200_000  # that are passed to find jobs in the middle of the queue: up to 2 ms
 
@@ -351,6 +351,9 @@ class TurnOrder:
         if not count:
             return False
         ends = 0 if is_short else TURNS + 2 * SLACK
-        if not await self._order.put_first(epoch, wanted[:count], ends=ends, middle=searched):
+        lost = await self._order.put_first(epoch, wanted[:count], ends=ends, middle=searched)
+        if lost is None:
             raise LeadershipLost
+        # More has come since the look than the slack is for: they have their turn at the next one.
+        self._placed = [job_id for job_id in self._placed if job_id not in lost]
         return True
