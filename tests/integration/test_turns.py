@@ -114,6 +114,7 @@ async def test_who_was_pushed_out_of_sight_between_look_and_change_has_its_turn_
         return await put_first(order, epoch, job_ids, ends=ends, middle=middle)
 
     [mine] = await send(user, OTHER)
+    await send(user, FLOOD, 50)
     with monkeypatch.context() as patched:
         patched.setattr(Order, "put_first", flooded)
         await kernel.look(1)

@@ -274,7 +274,8 @@ class Order(ModuleSteps):
         for job_id, score in (*ranked, *scored):
             arguments += (job_id, score)
         arguments += notes.arguments()
-        return await self._call("reorder", arguments) != 0
+        is_over: bool = await self._call("reorder", arguments) == 0
+        return not is_over
 
     async def spill(self, epoch: int, stored: Sequence[tuple[str, str]]) -> list[bool]:
         """Drop snapshots from Redis that were stored elsewhere, as (job id, their SHA-1 in hex).
