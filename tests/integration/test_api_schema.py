@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from aios_kernel_api.gateway.labels import DEADLINE_HEADER
 from aios_kernel_api.rest.description import operations, whole_document
 from tests.api_scene import ApiScene, bearer
 
@@ -25,6 +26,7 @@ CHECKS = [
     response_schema_conformance,
 ]
 PATIENCE_S = 0.5
+DEADLINE_S = 4
 
 
 @pytest.mark.slow
@@ -43,5 +45,6 @@ def test_what_comes_back_is_described(api: ApiScene, case: Case[Any]) -> None:
     wait_s = (case.query or {}).get("wait_s")
     if isinstance(wait_s, int | float) and wait_s > PATIENCE_S:
         case.query["wait_s"] = PATIENCE_S  # what is generated may run for minutes
-    response = case.call(base_url=api.url, headers=bearer(token))
+    headers = {**bearer(token), DEADLINE_HEADER: str(DEADLINE_S)}  # answers without a limit, too
+    response = case.call(base_url=api.url, headers=headers)
     case.validate_response(response, checks=CHECKS)
