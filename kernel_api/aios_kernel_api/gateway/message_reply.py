@@ -9,9 +9,10 @@ from starlette.responses import Response
 from aios_broker.contract.errors import ContextTooLong, KernelError, from_wire
 from aios_broker.contract.llm import ToolCall
 from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply, Usage
+from aios_kernel_api.events import event
 from aios_kernel_api.gateway.items import Json
 from aios_kernel_api.gateway.openai_errors import SYSCALL_HEADER
-from aios_kernel_api.gateway.streams import Events, event
+from aios_kernel_api.gateway.streams import Events
 from aios_kernel_api.problems import headers_of, status_of, told
 
 PIECE_CHARACTERS = 64  # of a call's input: it is known at once, and travels in pieces
