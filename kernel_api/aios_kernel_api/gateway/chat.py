@@ -8,14 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_broker.contract.errors import KernelError
-from aios_broker.contract.reply import ChatResult, Reply
 from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.chat_answer import ChatPieces, completion_of
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatRequest, chat_asked
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import reply_of, streamed, waiting
+from aios_kernel_api.gateway.streams import chat_result_of, reply_of, streamed, waiting
 
 _requests = msgspec.json.Decoder(ChatRequest)
 
@@ -44,13 +42,6 @@ async def create(request: Request) -> Response:
     answer = completion_of(reply, chat_result_of(reply), created_s, one_call=chat.one_call)
     headers = ask.headers(pending)
     return Response(msgspec.json.encode(answer), 200, headers, "application/json")
-
-
-def chat_result_of(reply: Reply) -> ChatResult:
-    """Return the result of a chat's reply."""
-    if not isinstance(reply.result, ChatResult):
-        raise KernelError("the reply holds no answer", syscall_id=reply.id)
-    return reply.result
 
 
 ROUTES = [Route("/v1/chat/completions", unless_gone(create), methods=["POST"])]

@@ -18,7 +18,6 @@ from starlette.routing import Route
 from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import (
-    ChatResult,
     Choice,
     FinishReason,
     Reply,
@@ -27,13 +26,12 @@ from aios_broker.contract.reply import (
 from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.events import KEEP_ALIVE, event
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
-from aios_kernel_api.gateway.chat import chat_result_of
 from aios_kernel_api.gateway.chat_answer import DONE, AnswerUsage, choices_of, encode, usage_of
 from aios_kernel_api.gateway.chat_request import SAMPLED_FIELDS, Sampled, sampled, stops_of
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused
 from aios_kernel_api.gateway.openai_errors import openai_body
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import Events, error_of, reply_of, streamed, waiting
+from aios_kernel_api.gateway.streams import Events, chat_result_of, reply_of, streamed, waiting
 
 DEFAULT_MAX_TOKENS = 16  # of OpenAI's API
 MOST_PROMPTS = 64
@@ -182,11 +180,9 @@ class TextPieces:
                 yield self._piece([TextChoice(0, each.text)])
 
     def _end(self, reply: Reply) -> Iterator[bytes]:
-        error, result = error_of(reply), reply.result
-        if error is None and not isinstance(result, ChatResult):
-            error = KernelError("the reply holds no answer", syscall_id=reply.id)
-        if error is not None or not isinstance(result, ChatResult):
-            assert error is not None
+        try:
+            result = chat_result_of(reply)
+        except KernelError as error:
             yield event(encode(openai_body(error)))
             return
         self.model = result.core or self.model

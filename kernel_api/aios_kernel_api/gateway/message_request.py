@@ -21,7 +21,7 @@ from aios_broker.contract.llm import (
     ToolCall,
 )
 from aios_kernel_api.gateway.chat_request import DEFAULT_TEMPERATURE, top_p_of
-from aios_kernel_api.gateway.contents import PART_SEPARATOR, checked_image
+from aios_kernel_api.gateway.contents import PART_SEPARATOR, checked_image, joined
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.functions import tool_of
 from aios_kernel_api.gateway.items import Json
@@ -394,24 +394,23 @@ def _result(block: Block, field: str) -> Message:
 
 def _read(blocks: Sequence[Block], field: str) -> tuple[str, tuple[Image, ...]]:
     """Return the text and the pictures of blocks."""
-    texts: list[str] = []
-    images: list[Image] = []
-    for place, block in enumerate(blocks):
-        at = f"{field}[{place}]"
-        match block.type:
-            case "text":
-                texts.append(block.text)
-            case "image":
-                images.append(_image(block, at))
-            case "document":
-                texts.append(_document(block, at))
-            case "search_result":
-                source = block.source if isinstance(block.source, str) else ""
-                text, _ = _read(_as_blocks(block.content), f"{at}.content")
-                texts.append(_titled((block.title, source), text))
-            case _:
-                raise _unread(block.type, f"{at}.type")
-    return PART_SEPARATOR.join(texts), tuple(images)
+    return joined(_piece(block, f"{field}[{place}]") for place, block in enumerate(blocks))
+
+
+def _piece(block: Block, field: str) -> str | Image:
+    match block.type:
+        case "text":
+            return block.text
+        case "image":
+            return _image(block, field)
+        case "document":
+            return _document(block, field)
+        case "search_result":
+            source = block.source if isinstance(block.source, str) else ""
+            text, _ = _read(_as_blocks(block.content), f"{field}.content")
+            return _titled((block.title, source), text)
+        case _:
+            raise _unread(block.type, f"{field}.type")
 
 
 def _as_blocks(content: str | list[Block] | None) -> list[Block]:

@@ -14,7 +14,6 @@ from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import CountResult
 from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
-from aios_kernel_api.gateway.chat import chat_result_of
 from aios_kernel_api.gateway.message_reply import MessageEvents, message_of
 from aios_kernel_api.gateway.message_request import (
     COUNT_FIELDS,
@@ -25,7 +24,7 @@ from aios_kernel_api.gateway.message_request import (
     count_of,
 )
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import reply_of, streamed, waiting
+from aios_kernel_api.gateway.streams import chat_result_of, reply_of, streamed, waiting
 
 _messages = msgspec.json.Decoder(MessageRequest)
 _counts = msgspec.json.Decoder(CountRequest)

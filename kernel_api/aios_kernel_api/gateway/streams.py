@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.contract.errors import KernelError, KernelNotRunning, WaitTimeout, from_wire
-from aios_broker.contract.reply import Reply, failure
+from aios_broker.contract.reply import ChatResult, Reply, failure
 from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.events import Event, EventStream, Source
 from aios_kernel_api.gateway.asking import Ask
@@ -114,19 +114,24 @@ async def source_of(hearing: Hearing, first: Events, told: Callable[[Events], by
             yield told(events)
 
 
-def error_of(reply: Reply) -> KernelError | None:
-    """Return the error of a reply."""
-    if reply.error is None:
-        return None
-    error = from_wire(reply.error)
-    error.syscall_id = reply.id
-    return error
+def chat_result_of(reply: Reply) -> ChatResult:
+    """Return the result of a chat.
+
+    Raises:
+        KernelError: it failed, or has none.
+    """
+    result = _succeeded(reply).result
+    if not isinstance(result, ChatResult):
+        raise KernelError("the reply holds no answer", syscall_id=reply.id)
+    return result
 
 
 def _succeeded(reply: Reply) -> Reply:
-    if (error := error_of(reply)) is not None:
-        raise error
-    return reply
+    if reply.error is None:
+        return reply
+    error = from_wire(reply.error)
+    error.syscall_id = reply.id
+    raise error
 
 
 def _as_told(reply: Reply) -> Reply:
