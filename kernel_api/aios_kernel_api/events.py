@@ -45,7 +45,7 @@ class EventStream(Response):
         held: AbstractContextManager[object],
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Send what comes of `source`; `held` is let go of when the answer ends, however it does."""
+        """Send what comes of `source`; `held` is let go when the answer ends, however it does."""
         super().__init__(None, 200, {**HEADERS, **(headers or {})}, "text/event-stream")
         del self.headers["content-length"]
         self._source = source

@@ -3,7 +3,7 @@
 A client with a session has a mailbox here. Its syscalls are submitted in the name of this process,
 on whose reply list their replies and chunks come; the router looks at their ids and nothing else.
 A mailbox that is not emptied, or that may have missed something, is closed: its client begins a new
-session and asks for what it waits for. All of them together are bounded, too: then the fullest goes.
+session and asks for what it waits for. All of them together are bounded, too: the fullest goes.
 """
 
 from __future__ import annotations

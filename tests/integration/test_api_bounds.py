@@ -106,7 +106,7 @@ async def test_what_is_too_large_for_one_answer_comes_in_several(
         assert [each["state"] for each in found["standings"]] == ["finished"] * 4
         async with AsyncAgent("ada", tenant="acme", url=served.url, token=token) as me:
             texts = await asyncio.gather(*(me.call(each).result() for each in ids))
-    assert [each.text for each in texts] == [LARGE] * 9
+    assert texts == [EchoResult(LARGE)] * 9
 
 
 async def test_replies_that_come_with_a_submit_are_bounded_and_asked_for_later(

@@ -350,6 +350,9 @@ async def test_redis_away_ends_streams_with_what_is_wrong_and_no_text_is_lost(
         assert (error.data["code"], error.data["retryable"]) == ("redis-unavailable", True)
         assert "sock" not in str(error.data)
         gate.opened.set()
-        async with TinyWorker(redis_url, "llm", gate), asyncio.timeout(TIMEOUT_S):
-            async with client.stream("GET", place) as reader:
-                assert text_of([event async for event in read_events(reader)]) == "one two"
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            TinyWorker(redis_url, "llm", gate),
+            client.stream("GET", place) as reader,
+        ):
+            assert text_of([event async for event in read_events(reader)]) == "one two"

@@ -236,7 +236,8 @@ def test_beside_a_form_an_answer_is_that_or_calls(call_format: CallFormat) -> No
     form = json.dumps({"properties": {"say": {"type": "string"}}, "required": ["say"]})
     box = Toolbox(TOOLS, forced=False, call_format=call_format, form=form)
     one, two = WRITTEN[call_format]
-    quoted = json.dumps({"say": f"as {call_format.marker or 'no mark'}{one} is written"})
+    said = f"as {call_format.marker or 'no mark'}{one} is written"
+    quoted = json.dumps({"say": said}, ensure_ascii=False)
 
     for text in (one, two, '{"say":"hello"}', quoted):
         assert holds(box, text), text

@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, QuotaExceeded
-from aios_broker.contract.llm import MAX_ANSWER_TOKENS, Image, JsonFormat, LlmChat, Message, Tool, ToolCall
+from aios_broker.contract.llm import (
+    MAX_ANSWER_TOKENS,
+    Image,
+    JsonFormat,
+    LlmChat,
+    Message,
+    Tool,
+    ToolCall,
+)
 from aios_broker.contract.reply import (
     Alternative,
     ChatResult,
@@ -18,13 +26,13 @@ from aios_broker.contract.reply import (
     Usage,
     failure,
 )
+from aios_kernel_api.events import KEEP_ALIVE
 from aios_kernel_api.gateway.chat_answer import ChatPieces, completion_of
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatAsked, ChatRequest, chat_asked
 from aios_kernel_api.gateway.completions import CompletionRequest, bodies_of
 from aios_kernel_api.gateway.embeddings import packed
 from aios_kernel_api.gateway.fields import not_kept
 from aios_kernel_api.gateway.openai_errors import openai_body
-from aios_kernel_api.gateway.streams import KEEP_ALIVE
 
 HELLO = {"role": "user", "content": "hello"}
 ID = "ab" * 16

@@ -9,6 +9,7 @@ from msgspec import Struct
 from aios_broker.access.audit import AuditVerdict, newest_lines, verify
 from aios_broker.access.requests import Decision, list_approvals, one_approval
 from aios_broker.access.rights import KnownAgent, known_agents
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.access import (
     AccessApprove,
     AccessDeny,
@@ -17,7 +18,6 @@ from aios_broker.contract.access import (
     AuditEntry,
     Reason,
 )
-from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.errors import InvalidSyscall, NotConfigured
 from aios_broker.postgres.store import Cursor
 from aios_broker.views.settings import decide_as_operator
@@ -168,7 +168,7 @@ def audit_folder_of(kernel: Kernel) -> AuditFolder:
 
 def _no_audit_key() -> NotConfigured:
     return NotConfigured(
-        "the audit log's key is not where the API runs: it writes no line into it, and verifies none",
+        "the audit log's key is not where the API runs: it can write and verify no line of it",
         field="AIOS_AUDIT_DIR",
         remedy="have its operator give the API that folder; or use `aios approve`, `aios deny` and "
         "`aios audit verify` on the kernel's host",

@@ -314,7 +314,9 @@ def _unless(able: Callable[[LlmChat, Capabilities], bool], does: str, remedy: st
 
 def _holds_either(body: LlmChat, core: Capabilities) -> bool:
     """Whether an answer that may be a call can be held to a form where it is none."""
-    return body.tool_choice != "auto" or not body.tools or core.native_calls or "grammar" in core.forms
+    return (
+        body.tool_choice != "auto" or not body.tools or core.native_calls or "grammar" in core.forms
+    )
 
 
 def _form_of(body: LlmChat) -> str:
