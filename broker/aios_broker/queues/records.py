@@ -37,6 +37,7 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     tenant: str = "default"
     nice: int = 0
     width: int = 1  # places of a core that it takes at a time: answers, times beams
+    traceparent: str = ""
 
     @property
     def owner(self) -> Owner:
@@ -67,6 +68,7 @@ def metadata_of(syscall: Syscall) -> JobMetadata:
         syscall.tenant,
         syscall.nice,
         syscall.width,
+        syscall.traceparent,
     )
 
 

@@ -87,7 +87,9 @@ class EmbeddedKernel:
         self.config = config
         self._state = StateDir.open(config.state_dir)
         self._temporary = temporary
-        self._log = log or KernelLog(self._state.log_dir / "kernel.log")
+        self._log = log or KernelLog(
+            self._state.log_dir / "kernel.log", log_format=config.log_format
+        )
         self._redis = self._postgres = None
         self._keys = Keys(config.key_prefix)
         if config.redis_url is None:
