@@ -22,7 +22,7 @@ from aios_broker.contract.syscall import (
     encode_syscall,
     new_id,
 )
-from aios_broker.contract.traces import TraceContext, asked_by, context_of, traceparent_of
+from aios_broker.contract.traces import TraceContext, context_of, traceparent_of
 from aios_broker.contract.transitions import TABLE
 from aios_broker.ledger.journal import Position, Transition
 from aios_broker.ledger.timeline import Life, lives_of
@@ -101,8 +101,11 @@ def test_what_is_sent_again_in_another_trace_is_the_same_syscall() -> None:
 
 
 def test_what_a_syscall_asks_for_is_under_its_span() -> None:
-    assert asked_by(JOB, PARENT) == f"00-{TRACE}-{JOB[:16]}-01"
-    assert asked_by(JOB, "") == ""
+    asker, child = "a" * 32, msgspec.structs.replace(METADATA, asked_by="a" * 32)
+    [life] = lives_of((submission(metadata=child), change(1_500, "cancel", "cancelled")))
+    [span] = spans_of(life, ProgramRun.begun_by(life).root)
+    assert span.parent_id == asker[:16]
+    assert span.attributes["aios.syscall.asked_by"] == asker
 
 
 def test_the_sdk_takes_the_span_that_is_open_and_only_that() -> None:

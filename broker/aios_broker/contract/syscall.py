@@ -173,6 +173,8 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
     traceparent: Traceparent = ""  # the trace that it is part of; empty: its program's own
+    # The syscall whose module asks for it; empty: none.
+    asked_by: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     version: int = CONTRACT_VERSION
 
     def __repr__(self) -> str:

@@ -25,10 +25,6 @@ class TraceContext(NamedTuple):
     span_id: str
     is_sampled: bool
 
-    def __str__(self) -> str:
-        """Return it as it travels."""
-        return f"00-{self.trace_id}-{self.span_id}-{int(self.is_sampled):02x}"
-
 
 def traceparent_of(header: str) -> str:
     """Return the value of a header as syscalls carry it; empty: it is none, and is passed over."""
@@ -50,9 +46,3 @@ def context_of(traceparent: str) -> TraceContext | None:
 def span_of(syscall_id: str) -> str:
     """Return the id of the span that stands for a syscall."""
     return syscall_id[:SPAN_DIGITS]
-
-
-def asked_by(syscall_id: str, traceparent: str) -> str:
-    """Return what a syscall carries that another one asks for; empty: that carries none."""
-    context = context_of(traceparent)
-    return "" if context is None else str(context._replace(span_id=span_of(syscall_id)))

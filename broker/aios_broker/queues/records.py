@@ -38,6 +38,7 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     nice: int = 0
     width: int = 1  # places of a core that it takes at a time: answers, times beams
     traceparent: str = ""
+    asked_by: str = ""  # a syscall's id
 
     @property
     def owner(self) -> Owner:
@@ -69,6 +70,7 @@ def metadata_of(syscall: Syscall) -> JobMetadata:
         syscall.nice,
         syscall.width,
         syscall.traceparent,
+        syscall.asked_by,
     )
 
 

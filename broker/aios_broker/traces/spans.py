@@ -111,7 +111,7 @@ def spans_of(life: Life, place: TraceContext) -> Iterator[Span]:
     yield Span(
         place.trace_id,
         span_id,
-        place.span_id,
+        span_of(of.asked_by) or place.span_id,
         _name(of, life.used.core),
         "client" if of.kind in OF_MODELS else "internal",
         life.begin_ms,
@@ -182,6 +182,8 @@ def _attributes(life: Life) -> dict[str, Value]:
         found["gen_ai.usage.output_tokens"] = used.tokens
     if used.currency:
         found |= {"aios.cost_nano": used.cost_nano, "aios.currency": used.currency}
+    if of.asked_by:
+        found["aios.syscall.asked_by"] = of.asked_by
     if life.error_code:
         found["error.type"] = life.error_code
     return found

@@ -28,7 +28,6 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
-from aios_broker.contract.traces import asked_by
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
@@ -96,7 +95,8 @@ class SubmittedCalls:
             tenant=asked.tenant,
             nice=asked.nice,
             deadline_s=left_s,
-            traceparent=asked_by(asked.id, asked.traceparent),
+            traceparent=asked.traceparent,
+            asked_by=asked.id,
         )
         task = self._under_way.get(call.id)
         if task is None:  # else the same syscall runs twice in this process: they hear one answer
