@@ -35,11 +35,16 @@ _about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa:
 
 
 def about(**names: str) -> None:
-    """Say what the lines of this task are about from here on, beside what was said before.
+    """Say what the lines of this task are about from here on, and nothing else.
 
     Lines in JSON have these names as fields. It holds in the task that calls it, and in those that
     it starts.
     """
+    _about.set(names)
+
+
+def also_about(**names: str) -> None:
+    """Say so beside what was said before."""
     _about.set({**_about.get(), **names})
 
 
@@ -178,8 +183,8 @@ def _stamp(at: datetime) -> str:
 
 
 def _json_line(at: datetime, process: str, text: str) -> str:
-    told = _fields_of(text) or {"at": _stamp(at), "message": text}
-    return json.dumps({**told, "process": process})
+    told = _fields_of(text) or {"message": text}
+    return json.dumps({"at": _stamp(at), **told, "process": process})
 
 
 def _fields_of(line: str) -> dict[str, object] | None:

@@ -107,7 +107,7 @@ class Border:
             return
         caller = await self._caller(scope)
         scope.setdefault("state", {})["caller"] = caller
-        log.about(tenant=caller.tenant, agent=caller.agent)
+        log.also_about(tenant=caller.tenant, agent=caller.agent)
         with self._open.one(caller.owner):
             await self._app(scope, receive, send)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -60,6 +60,7 @@ def follower_of(url: str, collector: Collector) -> Follower:
 @pytest.fixture
 async def follower(database_url: str, collector: Collector) -> AsyncIterator[Follower]:
     follower = follower_of(database_url, collector)
+    await follower.step()  # it tells what happens from here on
     yield follower
     await follower.aclose()
 
@@ -166,18 +167,17 @@ async def test_what_the_collector_does_not_take_is_sent_again(
             await follower.step()
     collector.takes = True
     # As after a crash: another process goes on where the database says.
-    await follower.aclose()
-    another = follower_of(database_url, collector)
-    await another.step()
-    assert len(collector.syscalls) == 1
-    collector.now_s += QUIET_S + 1
-    await another.step()
-    assert not collector.named("invoke_agent ada")  # heard of a moment ago, as it sees it
-    collector.now_s += QUIET_S + 1
-    await another.step()
+    async with aclosing(follower_of(database_url, collector)) as another:
+        await another.step()
+        assert len(collector.syscalls) == 1
+    async with aclosing(follower_of(database_url, collector)) as third:
+        collector.now_s += QUIET_S + 1
+        await third.step()
+        assert not collector.named("invoke_agent ada")  # it has only begun to wait for its end
+        collector.now_s += QUIET_S + 1
+        await third.step()
     [root] = collector.named("invoke_agent ada")
     assert root.trace_id == collector.syscalls[0].trace_id
-    await another.aclose()
 
 
 async def test_what_it_never_takes_holds_up_nothing_for_ever(
@@ -186,7 +186,7 @@ async def test_what_it_never_takes_holds_up_nothing_for_ever(
     await user.submit(0)
     await user.finish(*await user.claim(1))
     await ledger.drain(user.redis)
-    collector.takes, collector.now_s = False, 1.0
+    collector.takes = False
     with pytest.raises(Unavailable):
         await follower.step()
     collector.now_s += GIVE_UP_S + 1
@@ -202,7 +202,6 @@ async def test_what_it_never_takes_holds_up_nothing_for_ever(
 async def test_one_process_tells_and_the_others_stand_by(
     user: QueueUser, ledger: Ledger, follower: Follower, database: Database, collector: Collector
 ) -> None:
-    await follower.step()
     await user.submit(0)
     await user.finish(*await user.claim(1))
     await ledger.drain(user.redis)
@@ -215,16 +214,17 @@ async def test_one_process_tells_and_the_others_stand_by(
 
 
 async def test_it_begins_with_what_happens_from_then_on(
-    user: QueueUser, ledger: Ledger, follower: Follower, collector: Collector
+    user: QueueUser, ledger: Ledger, database_url: str, collector: Collector
 ) -> None:
     await user.submit(0)
     await user.finish(*await user.claim(1))
     await ledger.drain(user.redis)
-    await follower.step()
-    assert not collector.spans
-    await user.submit(0)
-    await user.finish(*await user.claim(1))
-    await tell(user, ledger, follower)
+    async with aclosing(follower_of(database_url, collector)) as follower:
+        await follower.step()
+        assert not collector.spans
+        await user.submit(0)
+        await user.finish(*await user.claim(1))
+        await tell(user, ledger, follower)
     assert len(collector.syscalls) == 1
 
 

@@ -6,7 +6,7 @@ submission and its end. What is believed of a transition is what `fold` believes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from aios_broker.ledger.journal import (
 from aios_broker.queues.records import JobMetadata
 
 UNKNOWN = JobMetadata(agent="?", kind="?")
+_TARGETS: Mapping[str, State | None] = {event: target for event, (_, target) in TABLE.items()}
 
 
 class Phase(Struct, frozen=True):
@@ -78,8 +79,7 @@ def lives_of(changes: Iterable[Transition], known: JobMetadata = UNKNOWN) -> lis
     """
     lives: list[Life] = []
     for change in changes:
-        arrow = TABLE.get(change.event)  # type: ignore[call-overload]  # any text
-        if arrow is None:
+        if change.event not in _TARGETS:
             continue
         before = lives[-1] if lives else None
         if before is None or before.has_ended:
@@ -87,7 +87,7 @@ def lives_of(changes: Iterable[Transition], known: JobMetadata = UNKNOWN) -> lis
                 continue  # what ended stays ended
             lives.append(_born(change, before, known))
             continue
-        lives[-1] = _moved(before, change, arrow[1])
+        lives[-1] = _moved(before, change)
     return lives
 
 
@@ -106,10 +106,10 @@ def _born(change: Transition, before: Life | None, known: JobMetadata) -> Life:
     )
     if change.event in BEGINNINGS:
         return life
-    return _moved(life, change, TABLE[change.event][1])  # type: ignore[index]  # looked up above
+    return _moved(life, change)
 
 
-def _moved(life: Life, change: Transition, target: State | None) -> Life:
+def _moved(life: Life, change: Transition) -> Life:
     """Return a life after a change of its state."""
     if change.event == "move" or (change.event in BEGINNINGS and life.state == "queued"):
         return life
@@ -127,7 +127,7 @@ def _moved(life: Life, change: Transition, target: State | None) -> Life:
             ran_ms=max(0, used.ran_ms - life.used.ran_ms),
         )
     phases = (*life.phases[:-1], phase) if life.state == "running" else (*life.phases, phase)
-    state = target or life.state
+    state = _TARGETS[change.event] or life.state
     if state == "running":
         opened = Phase("running", at_ms, at_ms, "", change.who, change.attempt or 0)
         phases = (*phases, opened)

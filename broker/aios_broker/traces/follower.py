@@ -149,15 +149,17 @@ class Follower:
             DatabaseUnavailable: nothing of it counts as told.
             Unavailable: the collector did not take it: once more, later.
         """
+        if self._runs is None:
+            async with self._reading.transaction() as cursor:
+                await cursor.execute(_BEGIN, {"source": self._source})
         async with self._holding.transaction() as cursor:
-            await cursor.execute(_BEGIN, {"source": self._source})
             await cursor.execute(_HOLD, [self._source])
             row = await cursor.fetchone()
             if row is None:
                 self._runs = None
                 return False
             behind, newest_ms = Position(row[0], row[1]), row[3] or 0
-            if newest_ms - behind.ms > LONGEST_BACK_MS:
+            if behind.ms and newest_ms - behind.ms > LONGEST_BACK_MS:
                 behind = Position(newest_ms - LONGEST_BACK_MS // 2)
                 logger.warning("what ended before %s is told in no trace", behind.at)
                 self._runs = None  # what began or ended meanwhile is not known
@@ -235,8 +237,9 @@ class Follower:
             return
         self.stats.refused += 1
         now_s = self._now_s()
-        since_s = self._refused_since_s = self._refused_since_s or now_s
-        if now_s - since_s < GIVE_UP_S:
+        if self._refused_since_s is None:
+            self._refused_since_s = now_s
+        if now_s - self._refused_since_s < GIVE_UP_S:
             raise Unavailable("the collector does not take the traces", retry_after_s=1.0)
         logger.warning("%d spans up to %s are left out: never taken", len(spans), position)
         self._refused_since_s = None

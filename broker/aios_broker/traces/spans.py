@@ -178,7 +178,7 @@ def _attributes(life: Life) -> dict[str, Value]:
         found["gen_ai.tool.name"] = of.kind
     if used.core:
         found["gen_ai.request.model"] = used.core
-    if of.kind in OF_MODELS:
+    if of.kind == "llm.chat":
         found["gen_ai.usage.output_tokens"] = used.tokens
     if used.currency:
         found |= {"aios.cost_nano": used.cost_nano, "aios.currency": used.currency}
