@@ -48,9 +48,7 @@ def also_about(**names: str) -> None:
     _about.set({**_about.get(), **names})
 
 
-def configure(
-    level: str, log_format: LogFormat = "text", *, stream: TextIO | None = None
-) -> None:
+def configure(level: str, log_format: LogFormat = "text", *, stream: TextIO | None = None) -> None:
     """Send this process's log to `stream` (standard error); once, from `main`.
 
     A supervisor takes the time off each line of text: its own log has one.

@@ -33,7 +33,6 @@ from aios_kernel_api.rest import (
     views,
 )
 
-
 UNROUTED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 

@@ -53,6 +53,8 @@ def test_traces_are_told_by_a_process_that_alone_gets_what_opentelemetry_reads()
     ]
     has_it = {service.name for service in services if OTLP.keys() <= service.environment.keys()}
     assert has_it == {"traces"}
+    has_redis = {service.name for service in services if "AIOS_REDIS_URL" in service.environment}
+    assert has_redis == set(names())
     assert {service.name for service in services} == {*names(), "traces"}
 
 

@@ -142,7 +142,9 @@ def test_an_id_that_comes_again_has_two_lives() -> None:
     assert (first.number, first.error_code, second.number) == (0, "", 1)
     assert (second.begin_ms, second.state, second.error_code) == (5_000, "cancelled", "cancelled")
     assert second.used.tokens == 0
-    one, other = (next(iter(spans_of(life, ProgramRun.begun_by(life).root))) for life in (first, second))
+    one, other = (
+        next(iter(spans_of(life, ProgramRun.begun_by(life).root))) for life in (first, second)
+    )
     assert one.span_id == JOB[:16] != other.span_id
 
 

@@ -68,7 +68,7 @@ class Sender:
             parent = SpanContext(trace_id, int(span.parent_id, 16), is_remote=True)
         return ReadableSpan(
             name=span.name,
-            context=SpanContext(trace_id, int(span.span_id, 16), False, _SAMPLED),  # noqa: FBT003
+            context=SpanContext(trace_id, int(span.span_id, 16), False, _SAMPLED),
             parent=parent,
             resource=self._resource,
             attributes=dict(span.attributes),

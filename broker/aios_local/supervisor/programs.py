@@ -39,6 +39,7 @@ HUB_TOKENS = frozenset(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
 # What holds a secret by its name. libpq and the kernel's own settings are for all processes.
 SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_?[0-9]+)?\Z", re.I)
 OTEL_PREFIX = "OTEL_"
+REDIS_URL = "AIOS_REDIS_URL"
 OTLP_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 NO_SECRET = re.compile(r"(?:AIOS_.*|RQ_.*|PGPASSWORD)\Z")
 ANSWER_TIMEOUT_S = 1.0
@@ -72,7 +73,9 @@ class Program:
     secret: str | None = None  # the one variable with a key that it gets
     fetches: bool = False  # models from a hub
     redis_user: Role | None = None  # whom it logs in as; None: as the kernel was told
-    traces: bool = False  # it gets OpenTelemetry's variables, which may hold a collector's key
+    # It reads the ledger alone: it gets the variables of OpenTelemetry, perhaps with a key in them,
+    # and no way to Redis.
+    traces: bool = False
     ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
@@ -151,7 +154,6 @@ def traces_program() -> Program:
         "traces",
         (sys.executable, "-m", "aios_broker.traces"),
         stage=WORKERS_STAGE,
-        redis_user="inspector",
         traces=True,
     )
 
@@ -268,6 +270,8 @@ def _is_given(variable: str, program: Program, secrets: Collection[str]) -> bool
         return program.fetches
     if variable.startswith(OTEL_PREFIX):
         return program.traces
+    if variable.startswith(REDIS_URL):
+        return not program.traces
     return bool(NO_SECRET.match(variable)) or not SECRET.search(variable)
 
 

@@ -355,9 +355,7 @@ class Executor:
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)
         foreign = isinstance(error, ForeignJob)
         if foreign:
-            logger.warning(
-                "quarantined job %s: %s", run.lease.job_id, error, extra=_named(run)
-            )
+            logger.warning("quarantined job %s: %s", run.lease.job_id, error, extra=_named(run))
         return _ending(run, "failed", encode(reply), quarantine=foreign)
 
     def _told(self, run: Run, error: Exception) -> KernelError:
