@@ -167,7 +167,9 @@ class Follower:
                 position, is_more = await self._tell(behind, runs)
                 self.stats.behind_ms = max(0, newest_ms - position.ms) if is_more else 0
                 kept = msgspec.json.encode(list(runs.open.values())).decode()
-                await cursor.execute(_MOVE, [position.ms, position.seq, kept, self._source])
+                moved = (position.ms, position.seq, kept)
+                if moved != row[:3]:
+                    await cursor.execute(_MOVE, [*moved, self._source])
             return is_more
 
     @asynccontextmanager
