@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.log import LogFormat
+from aios_broker.log import LogFormat as LogFormat  # it is a setting of every process
 
 Settings = TypeVar("Settings", bound=Struct)
 

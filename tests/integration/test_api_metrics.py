@@ -75,8 +75,8 @@ async def test_a_stream_is_open_for_as_long_as_it_lasts(api: ApiScene) -> None:
 
 
 async def test_what_waits_is_shown(api: ApiScene) -> None:
-    slow = {"body": {"type": "llm.chat", "messages": [{"role": "user", "content": "x"}]}}
-    slow["body"]["max_tokens"] = 4_000  # type: ignore[index]
+    messages = [{"role": "user", "content": "x"}]
+    slow = {"body": {"type": "llm.chat", "messages": messages, "max_tokens": 4_000}}
     async with serving(api.redis_url, api.database_url) as served:
         headers = bearer(api.token())
         async with httpx.AsyncClient(base_url=served.url, headers=headers) as client:

@@ -115,18 +115,10 @@ def test_what_a_process_said_last_is_told_without_its_frame() -> None:
     assert message_of("ERROR aios: no room") == "ERROR aios: no room"
 
 
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    root = logging.getLogger()
-    kept, level = root.handlers[:], root.level
-    root.handlers.clear()
-    yield root
-    root.handlers[:] = kept
-    root.setLevel(level)
-
-
-def test_a_process_writes_as_it_is_told(root: logging.Logger) -> None:
-    stream = io.StringIO()
+def test_a_process_writes_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, stream = logging.getLogger(), io.StringIO()
+    monkeypatch.setattr(root, "handlers", [])  # those of the test run
+    monkeypatch.setattr(root, "level", root.level)
     log.configure("info", "json", stream=stream)
     root.info("here")
     assert json.loads(stream.getvalue())["message"] == "here"
