@@ -8,11 +8,11 @@ from typing import Annotated, NamedTuple
 
 from msgspec import Meta
 
-_FORM = r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-Traceparent = Annotated[str, Meta(pattern=rf"^({_FORM})?\Z")]  # empty: none
+# Empty: none; as is one of zeros alone.
+Traceparent = Annotated[str, Meta(pattern=r"^(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?\Z")]
 
 _ANY_VERSION = re.compile(r"(?!ff)[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.*)?\Z", re.S)
-_OURS = re.compile(_FORM + r"\Z")
+_OURS = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
 _LENGTH = 55  # of ours; what a newer version adds stands behind it
 _SAMPLED = 1  # of the flags
 SPAN_DIGITS = 16
