@@ -124,6 +124,16 @@ class Router:
         self._readers: dict[str, list[Mailbox]] = {}  # by id of a syscall
 
     @property
+    def sessions(self) -> int:
+        """How many clients have a mailbox."""
+        return len(self._boxes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What lies in all mailboxes; may be asked from another thread."""
+        return self._load.size_bytes
+
+    @property
     def is_stopping(self) -> bool:
         """Whether the process is told to stop: what can go on elsewhere ends."""
         return self._stopping.is_set()
