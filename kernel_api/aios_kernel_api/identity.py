@@ -14,6 +14,7 @@ from starlette.requests import Request
 from aios_broker.contract.errors import AccessDenied, Unauthenticated
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tokens import digest
+from aios_broker.contract.traces import traceparent_of
 from aios_broker.queues.quota import Subject, suspended
 from aios_kernel_api.kernel import Kernel
 
@@ -36,6 +37,7 @@ class Caller:
     agent: str
     scope: Scope
     token: str = field(repr=False)  # goes with its syscalls: the kernel looks at it again
+    traceparent: str = ""  # the trace that its request is part of, and so are its syscalls
 
     @property
     def owner(self) -> Owner:
@@ -59,7 +61,8 @@ async def identify(headers: Headers, kernel: Kernel) -> Caller:
     identity = await kernel.tokens.find(digest(token))
     if identity is None or _is_over(identity.expires_at):
         raise _unauthenticated("the token is unknown, was revoked, or has expired")
-    caller = Caller(identity.tenant, identity.agent, identity.scope, token)
+    traceparent = traceparent_of(headers.get("traceparent", ""))
+    caller = Caller(identity.tenant, identity.agent, identity.scope, token, traceparent)
     if caller.scope != "operator":
         await _refuse_suspended(caller, kernel)
     return caller
