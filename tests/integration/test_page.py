@@ -15,6 +15,7 @@ from aios_kernel_api.app import DOORS
 from aios_kernel_api.page.login import COOKIE
 from tests.api_scene import TIMEOUT_S, ApiScene, run
 from tests.page_scene import csrf_in, logged_in, send_form
+from tests.waiting import wait_until
 
 PAGE_ROUTES = [
     (method, re.sub(r"{\w+(:\w+)?}", "x", route.path))
@@ -292,3 +293,24 @@ def test_a_stream_ends_with_its_token(api: ApiScene) -> None:
 def test_a_stream_of_nothing_or_too_much_is_refused(api: ApiScene, query: str) -> None:
     with logged_in(api, api.operator) as client:
         assert client.get(f"/parts?{query}").status_code in (400, 404)
+
+
+def test_what_has_failed_runs_again_after_its_count_was_confirmed(api: ApiScene) -> None:
+    token = api.token("page-retried")
+    body = {"type": "tool.call", "name": "no-such-tool", "arguments": {}}
+    with api.client(token) as client, logged_in(api, token) as page:
+        first = client.post(
+            "/v1/syscalls", params={"wait_s": 20}, json={"body": body, "program": "fails"}
+        )
+        assert first.status_code != 200
+        name = "acme page-retried fails"
+        wait_until(lambda: name in page.get("/", params={"failed": "true"}).text)
+        question = send_form(page, "/programs/retry", program=name)
+        assert "1 syscall." in question.text
+        assert send_form(page, "/programs/retry", program=name, confirm="yes").status_code == 303
+
+        def runs() -> int:
+            lines = client.get("/v1/usage", params={"by": "program"}).json()["items"]
+            return sum(one["use"]["failed"] for one in lines)
+
+        wait_until(lambda: runs() == 2)

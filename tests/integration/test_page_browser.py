@@ -36,8 +36,8 @@ def test_a_program_appears_runs_and_is_cancelled(api: ApiScene, browser: Browser
             expect(tokens).not_to_have_text(before)  # it was made anew meanwhile,
             assert row.get_by_role("checkbox").is_checked()  # and the tick has stayed
             page.get_by_role("button", name="Cancel those").click()
-            expect(page.get_by_text("1 syscall would end")).to_be_visible()
-            page.get_by_role("button", name="Cancel 1 syscall").click()
+            expect(page.get_by_text("1 syscall.", exact=True)).to_be_visible()
+            page.get_by_role("button", name="Cancel: 1 syscall").click()
             expect(page.get_by_role("row").filter(has_text="seen")).not_to_contain_text("running")
             answer = client.get(f"/v1/syscalls/{asked}/wait", params={"wait_s": 10})
             assert answer.json()["error"]["code"] == "cancelled"
