@@ -4,16 +4,22 @@ import hashlib
 import html
 import re
 from collections.abc import Callable
+from contextlib import aclosing
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
+from aios_broker.contract.money import NANO_PER_UNIT
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
 from aios_broker.queues.page_links import PageLink, PageLinks
+from aios_broker.queues.quota import Quotas, Spent, Subject
 from aios_broker.queues.tokens import Identity
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.app import DOORS
 from aios_kernel_api.page.login import COOKIE
-from tests.api_scene import TIMEOUT_S, ApiScene, run
+from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run
 from tests.page_scene import csrf_in, logged_in, send_form
 from tests.waiting import wait_until
 
@@ -314,3 +320,31 @@ def test_what_has_failed_runs_again_after_its_count_was_confirmed(api: ApiScene)
             return sum(one["use"]["failed"] for one in lines)
 
         wait_until(lambda: runs() == 2)
+
+
+def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
+    token = api.token("page-budget")
+    spent = Spent(
+        "day",
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        "USD",
+        Subject.of_agent("page-budget", ACME),
+        NANO_PER_UNIT,
+    )
+
+    async def spend() -> None:
+        async with aclosing(Connection(api.redis_url)) as connection:
+            await Quotas(Functions(connection), Keys()).remember_spent("llm", [spent])
+
+    with api.client(api.operator) as client:
+        limits = {"tenant": ACME, "agent": "page-budget", "currency": "USD"}
+        answer = client.put("/v1/quotas", json={**limits, "budget_per_day": "2.50"})
+        assert answer.status_code in (200, 204), answer.text
+    run(spend())
+    with api.client(token) as client:
+        client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "spends"})
+    with logged_in(api, token) as client:
+        wait_until(lambda: "spends" in client.get("/").text)
+        shown = client.get("/").text
+        assert "1.00 USD of 2.50 USD this day" in shown
+        assert " 40 %" in shown

@@ -98,3 +98,16 @@ def test_it_fits_and_axe_finds_nothing_serious(
             across = page.evaluate("document.documentElement.scrollWidth")
             assert across <= width, scheme
             assert findings(page) == []
+
+
+def test_it_says_that_the_kernel_is_away_and_goes_on(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.operator, "/?agent=comes-after&tenant=acme") as page:
+        expect(page.get_by_text("There are none")).to_be_visible()
+        with page.expect_response("**/live?*"):
+            page.reload()
+        api.kernel.kill("api")
+        expect(page.get_by_text("The kernel is away")).to_be_visible()
+        expect(page.get_by_text("The kernel is away")).to_be_hidden(timeout=30_000)
+        with api.client(api.token("comes-after")) as client:
+            client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "after"})
+        expect(page.get_by_role("row").filter(has_text="after")).to_be_visible()
