@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +67,8 @@ class Rules:
     shape: ErrorShape
     is_public: bool = False  # for whoever comes, without a token
     asks_rights: bool = False  # the caller's scope says whether its agent administers
+    identify: Callable[[Headers, Kernel], Awaitable[Caller]] = identify
+    is_page: bool = False  # for people, in a browser: described by no operation
 
 
 class Border:
@@ -112,7 +114,7 @@ class Border:
             await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope) -> Caller:
-        caller = await identify(Headers(scope=scope), self._kernel)
+        caller = await self._rules.identify(Headers(scope=scope), self._kernel)
         return await with_rights(caller, self._kernel) if self._rules.asks_rights else caller
 
 
@@ -161,20 +163,20 @@ class Answer:
         await response(self._scope, self._receive, self.send)
 
 
-def routing_error(error: HTTPException) -> KernelError:
+def routing_error(status: int, detail: str, headers: Mapping[str, str]) -> KernelError:
     """Return what no route takes as an error of ours."""
-    match error.status_code:
+    match status:
         case 404:
             return NotFound("there is no such route", field="path", remedy="see /openapi.json")
         case 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = headers.get("Allow", "")
             return MethodNotAllowed(
                 "the route does not take this method",
                 field="method",
                 remedy=f"use {allowed}" if allowed else None,
             )
         case _:
-            return InvalidRequest(error.detail, field="request")
+            return InvalidRequest(detail, field="request")
 
 
 def _fault(request_id: str, error: Exception) -> KernelError:

@@ -70,18 +70,18 @@ async def token(
         agent, tenant = f"operator:{agent}", ""
     tokens = Tokens(operator.connection, operator.keys)
     if revoke:
-        digests = await _noted(agent, tenant, None, None)
+        digests = await note_token(agent, tenant, None, None)
         revoked = await tokens.revoke_all(agent, tenant)
         return TokenDone(agent, tenant, revoked=max(revoked, len(digests)))
     issued = new_token()
-    await _noted(agent, tenant, digest(issued), ttl_s)
+    await note_token(agent, tenant, digest(issued), ttl_s)
     expires_at = None if ttl_s is None else datetime.now(UTC).timestamp() + ttl_s
     identity = Identity(agent, tenant, expires_at, "operator" if is_operator else "agent")
     await tokens.put(digest(issued), identity)
     return TokenDone(agent, tenant, issued)
 
 
-async def _noted(
+async def note_token(
     agent: str, tenant: str, token_digest: str | None, ttl_s: float | None
 ) -> Sequence[str]:
     """Note a new token in the database, or (None) that all are worthless; return those digests."""
