@@ -23,6 +23,15 @@ from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
 
+# What each policy does, for who chooses one.
+POLICIES = {
+    "fifo": "first come, first served, to the end",
+    "rr": "everybody in turn, a slice each",
+    "priority": "the lowest nice value first; a second of waiting weighs as much as one nice level",
+}
+# For whom a running generation is suspended at the end of a slice.
+SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
+
 
 async def set_policy(
     control: Control,
