@@ -11,7 +11,7 @@ import msgspec
 
 from aios_broker.access.rights import KnownAgent, Right, known_agents
 from aios_broker.contract.names import Owner, check_name
-from aios_broker.views.rights import give_right
+from aios_broker.views.settings import give_right
 from aios_cli.agent_stops import resume, suspend
 from aios_cli.approvals import as_steward, decider, kernel_store
 from aios_cli.session import EXIT_CODES, command

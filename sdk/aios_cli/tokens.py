@@ -1,20 +1,24 @@
 """`aios token`: tokens of agents, and of operators of the HTTP API."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import click
 
+from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.access.tokens import put_token, revoke_tokens
 from aios_broker.contract.errors import InvalidConfig
-from aios_broker.contract.names import Owner, check_name
-from aios_broker.postgres.store import Store
-from aios_broker.queues.tokens import Tokens
-from aios_broker.views.rights import issue_token, take_tokens_back
+from aios_broker.contract.names import check_name
+from aios_broker.contract.tokens import digest, new_token
+from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.views.words import plural
 from aios_cli.approvals import decider, kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.tables import say
+
+EVERYWHERE = "*"  # in place of a tenant in the audit log
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +68,36 @@ async def token(
     check_name("tenant", tenant)
     if is_operator:
         agent, tenant = f"operator:{agent}", ""
-    whose, tokens = Owner(tenant, agent), Tokens(operator.connection, operator.keys)
-    async with _opened_store() as store:
-        if revoke:
-            revoked = await take_tokens_back(store, tokens, whose, who=decider())
-            return TokenDone(agent, tenant, revoked=revoked)
-        issued = await issue_token(store, tokens, whose, who=decider(), ttl_s=ttl_s)
+    tokens = Tokens(operator.connection, operator.keys)
+    if revoke:
+        digests = await note_token(agent, tenant, None, None)
+        revoked = await tokens.revoke_all(agent, tenant)
+        return TokenDone(agent, tenant, revoked=max(revoked, len(digests)))
+    issued = new_token()
+    await note_token(agent, tenant, digest(issued), ttl_s)
+    expires_at = None if ttl_s is None else datetime.now(UTC).timestamp() + ttl_s
+    identity = Identity(agent, tenant, expires_at, "operator" if is_operator else "agent")
+    await tokens.put(digest(issued), identity)
     return TokenDone(agent, tenant, issued)
 
 
-@contextlib.asynccontextmanager
-async def _opened_store() -> AsyncIterator[Store | None]:
-    """Yield the kernel's database; None: it keeps none, and Redis alone has its tokens."""
+async def note_token(
+    agent: str, tenant: str, token_digest: str | None, ttl_s: float | None
+) -> Sequence[str]:
+    """Note a new token in the database, or (None) that all are worthless; return those digests."""
     try:
-        store = kernel_store()
-    except InvalidConfig:
-        yield None
-        return
-    async with contextlib.aclosing(store):
-        yield store
+        opened = kernel_store()
+    except InvalidConfig:  # a kernel without a database: Redis alone has its tokens
+        return ()
+    action = "access.token" if token_digest else "access.revoke_token"
+    line = AuditLine(tenant or EVERYWHERE, decider(), action, f"agent {agent}", "done")
+    revoked: Sequence[str] = ()
+    async with contextlib.aclosing(opened) as store:
+        whose = await store.vouched(agent, tenant) if tenant else None
+        async with store.as_steward() as cursor:
+            if whose is not None and token_digest:
+                await put_token(cursor, whose.id, token_digest, ttl_s)
+            elif whose is not None:
+                revoked = await revoke_tokens(cursor, whose.id)
+            await append_line(cursor, line)
+    return revoked

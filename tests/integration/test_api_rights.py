@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.api_scene import ACME, GLOBEX, ApiScene
 from tests.integration.test_api_views import ended, items, pages
@@ -31,38 +30,6 @@ def test_tokens_are_seen_by_scope_and_never_whole(api: ApiScene) -> None:
         wrong = client.get("/v1/tokens", params={"after": "nonsense"})
         assert (wrong.status_code, wrong.json()["field"]) == (400, "after")
     assert foreign
-
-
-def test_a_token_is_issued_used_and_taken_back(api: ApiScene) -> None:
-    with api.client(api.operator) as operator:
-        made = operator.post("/v1/tokens", json={"tenant": ACME, "agent": "newly", "ttl_s": 600})
-        assert made.status_code == 200, made.text
-        with api.client(made.json()["token"]) as agent:
-            assert ended(agent, {"type": "access.whoami"})["result"]["agent"] == "newly"
-            assert [one["expires_at"] is not None for one in items(agent, "/v1/tokens")] == [True]
-            where = {"tenant": ACME, "agent": "newly"}
-            assert operator.delete("/v1/tokens", params=where).json() == {"revoked": 1}
-            assert agent.get("/v1/tokens").status_code == 401
-        lines = [one["action"] for one in items(operator, "/v1/audit", limit=5)]
-        assert lines[:2] == ["access.revoke_token", "access.token"]
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"agent": "operator:x"}, "agent"),
-        ({"agent": "a b"}, "agent"),
-        ({"agent": "ada", "ttl_s": 0}, "ttl_s"),
-        ({"agent": "ada", "scope": "operator"}, "scope"),
-    ],
-)
-def test_a_token_that_cannot_be_is_refused(
-    api: ApiScene, body: dict[str, object], field: str
-) -> None:
-    with api.client(api.operator) as client:
-        answer = client.post("/v1/tokens", json=body)
-
-    assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
 def test_groups_and_grants_are_seen_by_whom_they_concern(api: ApiScene) -> None:
@@ -135,8 +102,6 @@ def test_an_agent_is_suspended_and_goes_on(api: ApiScene) -> None:
 def test_what_is_the_operators_is_nobody_elses(api: ApiScene) -> None:
     where = {"tenant": ACME, "agent": "bob"}
     asked = [
-        ("POST", "/v1/tokens", {"json": where}),
-        ("DELETE", "/v1/tokens", {"params": where}),
         ("PUT", "/v1/rights", {"json": {**where, "right": "decide", "given": True}}),
         ("GET", "/v1/suspensions", {}),
         ("PUT", "/v1/suspensions", {"json": where}),

@@ -8,9 +8,9 @@ from aios_broker.access.holdings import KnownGrant, KnownGroup, known_grants, kn
 from aios_broker.access.rights import KnownAgent, Right, known_agents
 from aios_broker.access.suspensions import go_on, suspend
 from aios_broker.access.tokens import KnownToken, known_tokens
-from aios_broker.contract.names import AgentName, Owner, TenantName, Ttl
+from aios_broker.contract.names import AgentName, Owner, TenantName
 from aios_broker.queues.quota import Subject
-from aios_broker.views.rights import give_right, issue_token, take_tokens_back
+from aios_broker.views.settings import give_right
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
 from aios_kernel_api.rest.access import cursor_of, no_place, number_in, place_in
 from aios_kernel_api.rest.views import OwnerQuery, Page, cut_page, tenant_of, whose_of
@@ -24,24 +24,6 @@ class OneAgent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     agent: AgentName
     tenant: Tenant = "default"
-
-
-class TokenRequest(OneAgent, frozen=True, kw_only=True):
-    """Whose token, and how long it is good; None: for ever."""
-
-    ttl_s: Ttl | None = None
-
-
-class TokenMade(Struct, frozen=True):
-    """A new token: it is shown this once."""
-
-    token: str
-
-
-class TokensRevoked(Struct, frozen=True):
-    """How many tokens are worthless now."""
-
-    revoked: int
 
 
 class RightSetting(OneAgent, frozen=True, kw_only=True):
@@ -103,25 +85,6 @@ async def tokens(asked: Asked[OwnerQuery, None]) -> Page[KnownToken]:
     return cut_page(found, query.limit, lambda one: f"{one.tenant}/{one.agent}/{one.id}")
 
 
-async def new_token(asked: Asked[NoQuery, TokenRequest]) -> TokenMade:
-    """Issue a token for an agent; one that is not known yet becomes known."""
-    kernel, body = asked.kernel, asked.body
-    whose = Owner(body.tenant, body.agent)
-    made = await issue_token(
-        kernel.store, kernel.tokens, whose, who=asked.caller.agent, ttl_s=body.ttl_s
-    )
-    return TokenMade(made)
-
-
-async def revoke_tokens(asked: Asked[OneAgent, None]) -> TokensRevoked:
-    """Make all tokens of an agent worthless."""
-    kernel, query = asked.kernel, asked.query
-    whose = Owner(query.tenant, query.agent)
-    return TokensRevoked(
-        await take_tokens_back(kernel.store, kernel.tokens, whose, who=asked.caller.agent)
-    )
-
-
 async def groups(asked: Asked[OwnerQuery, None]) -> Page[KnownGroup]:
     """Return privilege groups, with their members."""
     query = asked.query
@@ -180,38 +143,13 @@ OPERATIONS = (
             path="/v1/tokens",
             tag="Access",
             words="List tokens that are good, without the tokens themselves",
+            more="They are made and taken back by agents' syscalls, and on the kernel's machine.",
             scope="agent",
             query=OwnerQuery,
             answers={200: Answer(words="Tokens, by agent", kind=Page[KnownToken])},
             errors=(404,),
         ),
         tokens,
-    ),
-    (
-        Operation(
-            method="POST",
-            path="/v1/tokens",
-            tag="Access",
-            words="Issue a token for an agent",
-            more="It is shown this once. Operators' tokens are made on the kernel's machine alone.",
-            scope="operator",
-            body=TokenRequest,
-            body_example={"agent": "ada", "ttl_s": 86_400},
-            answers={200: Answer(words="The token", kind=TokenMade)},
-        ),
-        new_token,
-    ),
-    (
-        Operation(
-            method="DELETE",
-            path="/v1/tokens",
-            tag="Access",
-            words="Make all tokens of an agent worthless",
-            scope="operator",
-            query=OneAgent,
-            answers={200: Answer(words="How many", kind=TokensRevoked)},
-        ),
-        revoke_tokens,
     ),
     (
         Operation(

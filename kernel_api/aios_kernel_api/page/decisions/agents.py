@@ -16,7 +16,6 @@ from aios_kernel_api.rest.settings import QuotaLine
 from aios_kernel_api.rest.views import Page
 
 PAGE_LENGTH = 50
-SECONDS_OF = {"hour": 3_600.0, "day": 86_400.0, "month": 30 * 86_400.0, "year": 365 * 86_400.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +116,6 @@ async def set_right(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> 
     body: dict[str, object] = {name: form.get(name, "") for name in names}
     await ask(kernel, caller, rights.set_right, body={**body, "given": given})
     return f"it may {'now' if given else 'no longer'} {body['right']}"
-
-
-async def issue_token(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> str:
-    """Return a new token of an agent: it is shown this once."""
-    body: dict[str, object] = {name: form.get(name, "") for name in ("tenant", "agent")}
-    lasts = form.get("lasts", "")
-    if lasts in SECONDS_OF:
-        body["ttl_s"] = SECONDS_OF[lasts]
-    return (await ask(kernel, caller, rights.new_token, body=body)).token
-
-
-async def revoke_tokens(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> str:
-    """Make all tokens of an agent worthless; return what was done, in words."""
-    whose = {name: form.get(name, "") for name in ("tenant", "agent")}
-    done = await ask(kernel, caller, rights.revoke_tokens, query=whose)
-    return f"{done.revoked} tokens were taken back"
 
 
 def _page(query: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,13 @@
+"""All routes and parts of the page: each view's module has its own list."""
+
+from aios_kernel_api.page import fleet, head, live, login, programs, static
+from aios_kernel_api.page.parts import Parts
+
+PARTS = {part.name: part for part in (head.PART, programs.PART, fleet.PART)}
+ROUTES = (*programs.ROUTES, *fleet.ROUTES, *live.ROUTES, *login.ROUTES)
+PUBLIC_ROUTES = (*login.PUBLIC_ROUTES, *static.ROUTES)
+
+
+def new_parts() -> Parts:
+    """Return what makes the parts for one process."""
+    return Parts(PARTS)
