@@ -14,10 +14,10 @@ from aios_broker.contract.syscall import decode_failure, refuse_nul
 from aios_kernel_api.identity import Caller, require
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Asked
+from aios_kernel_api.page.parts import query_from
 from aios_kernel_api.rest import access, rights, settings, views
 
 T = TypeVar("T")
-Given = Mapping[str, object]
 _OPERATION_OF = {
     handler: operation
     for operation, handler in (
@@ -27,7 +27,7 @@ _OPERATION_OF = {
         *rights.OPERATIONS,
     )
 }
-_NOTHING: Given = {}
+_NOTHING: Mapping[str, str] = {}
 
 
 async def ask(
@@ -35,9 +35,9 @@ async def ask(
     caller: Caller,
     handler: Callable[[Asked[Any, Any]], Awaitable[T]],
     *,
-    query: Given = _NOTHING,
-    body: Given | None = None,
-    path: Mapping[str, str] | None = None,
+    query: Mapping[str, str] = _NOTHING,
+    body: Mapping[str, object] | None = None,
+    path: Mapping[str, str] = _NOTHING,
 ) -> T:
     """Return what an operation answers to who looks at the page.
 
@@ -51,24 +51,23 @@ async def ask(
 
     Raises:
         AccessDenied: the operation is for a wider scope.
-        InvalidSyscall: a value is wrong; `field` names it.
+        InvalidRequest, InvalidSyscall: a value is wrong; `field` names it.
     """
     operation = _OPERATION_OF[handler]
     assert operation.scope is not None, "none of these is for everybody"
     require(caller, operation.scope)
-    given = {name: value for name, value in query.items() if value not in (None, "")}
     asked: Asked[Any, Any] = Asked(
         kernel,
         caller,
-        _read(given, operation.query),
+        query_from(query, operation.query),
         None if body is None else _read(body, operation.body),
-        dict(path or {}),
+        path,
     )
-    refuse_nul(asked.path)
+    refuse_nul(dict(path))
     return await handler(asked)
 
 
-def _read(given: Given, kind: type[Struct]) -> Struct:
+def _read(given: Mapping[str, object], kind: type[Struct]) -> Struct:
     refuse_nul(dict(given))
     try:
         return msgspec.convert(given, kind, strict=False)

@@ -1,131 +1,139 @@
 """Agents: what each may do, holds and shares; and what the operator says of them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from aios_broker.access.holdings import KnownGrant, KnownGroup
+from msgspec import Struct, structs
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
 from aios_broker.access.rights import KnownAgent
-from aios_broker.access.tokens import KnownToken
 from aios_broker.contract.errors import UnknownAgent
-from aios_kernel_api.identity import Caller
-from aios_kernel_api.kernel import Kernel
+from aios_broker.queues.quota import ANYBODY
+from aios_kernel_api.identity import Caller, caller_of
+from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_kernel_api.operations import Asked, path_of
+from aios_kernel_api.page.decisions.settings import LIMITS
+from aios_kernel_api.page.forms import Form, changes, shows
+from aios_kernel_api.page.html import HEADERS
+from aios_kernel_api.page.pages import page
+from aios_kernel_api.page.parts import address_of, query_from
 from aios_kernel_api.page.rest import ask
 from aios_kernel_api.rest import access, rights, settings
 from aios_kernel_api.rest.rights import Suspension
 from aios_kernel_api.rest.settings import QuotaLine
-from aios_kernel_api.rest.views import Page
+from aios_kernel_api.rest.views import Page, Place, Who
 
 PAGE_LENGTH = 50
 
 
-@dataclass(frozen=True, slots=True)
-class AgentList:
-    """A page of agents, and who is suspended; only an operator is told of that."""
+class WhoseQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of whom, and which page."""
 
-    agents: Page[KnownAgent]
-    suspensions: Sequence[Suspension]
+    tenant: Who | None = None
+    agent: Who | None = None
+    after: Place | None = None
 
-    def is_suspended(self, agent: KnownAgent) -> bool:
-        """Whether an agent may ask nothing, for itself or with its tenant."""
-        return any(
-            one.tenant == agent.tenant and one.agent in (None, agent.name)
-            for one in self.suspensions
-        )
+    def following(self, path: str, after: str) -> str:
+        """Return the address of the page that goes on behind one."""
+        return address_of(path, structs.replace(self, after=after))
 
 
-@dataclass(frozen=True, slots=True)
-class OneAgent:
-    """An agent, and the first of all that it holds."""
-
-    agent: KnownAgent
-    suspensions: Sequence[Suspension]  # its own and its tenant's
-    tokens: Page[KnownToken]
-    groups: Page[KnownGroup]
-    grants: Page[KnownGrant]
-    quotas: Sequence[QuotaLine]
-
-
-async def agents(kernel: Kernel, caller: Caller, query: Mapping[str, str]) -> AgentList:
-    """Return a page of agents."""
+async def view(request: Request) -> Response:
+    """Show agents, and who is suspended; only an operator is told of that."""
+    kernel, caller = kernel_of(request), caller_of(request)
+    suspensions = await _suspensions(kernel, caller)
+    query = query_from(dict(request.query_params), WhoseQuery)
     found = await ask(kernel, caller, access.agents, query=_page(query))
-    return AgentList(found, await _suspensions(kernel, caller))
+    return await page(
+        request,
+        "decisions/agents.html",
+        found=found,
+        query=query,
+        suspensions=suspensions,
+        suspended={_name(one) for one in found.items if _stopping(one, suspensions)},
+    )
 
 
-async def agent(kernel: Kernel, caller: Caller, tenant: str, name: str) -> OneAgent:
-    """Return one agent.
+async def view_one(request: Request) -> Response:
+    """Show one agent, and the first of all that it holds.
 
     Raises:
         UnknownAgent: there is none, or none that the caller may know of.
     """
-    whose = {"tenant": tenant, "agent": name}
+    kernel, caller = kernel_of(request), caller_of(request)
+    whose = path_of(request)
     known = await ask(kernel, caller, access.agents, query=whose)
     if not known.items:
         raise UnknownAgent(
-            f"tenant {tenant!r} has no agent {name!r}",
+            f"tenant {whose['tenant']!r} has no agent {whose['agent']!r}",
             field="agent",
             remedy="it becomes known by its first syscall, a token, or a right",
         )
+    [one] = known.items
     first = {**whose, "limit": str(PAGE_LENGTH)}
     quotas = await ask(kernel, caller, settings.quotas)
-    return OneAgent(
-        known.items[0],
-        [
-            one
-            for one in await _suspensions(kernel, caller)
-            if one.tenant == tenant and one.agent in (None, name)
-        ],
-        await ask(kernel, caller, rights.tokens, query=first),
-        await ask(kernel, caller, rights.groups, query=first),
-        await ask(kernel, caller, rights.grants, query=first),
-        [one for one in quotas.items if _concerns(one, tenant, name)],
+    return await page(
+        request,
+        "decisions/agent.html",
+        one=one,
+        suspensions=_stopping(one, await _suspensions(kernel, caller)),
+        tokens=await ask(kernel, caller, rights.tokens, query=first),
+        groups=await ask(kernel, caller, rights.groups, query=first),
+        grants=await ask(kernel, caller, rights.grants, query=first),
+        quotas=[line for line in quotas.items if _concerns(line, one)],
+        limits=LIMITS,
     )
 
 
-async def tokens(kernel: Kernel, caller: Caller, query: Mapping[str, str]) -> Page[KnownToken]:
-    """Return a page of tokens that are good."""
-    return await ask(kernel, caller, rights.tokens, query=_page(query))
+async def suspend(request: Request, form: Form) -> Response:
+    """Suspend an agent or a tenant."""
+    await ask(kernel_of(request), caller_of(request), rights.stop, body=_subject(form))
+    return _back(form)
 
 
-async def groups(kernel: Kernel, caller: Caller, query: Mapping[str, str]) -> Page[KnownGroup]:
-    """Return a page of privilege groups."""
-    return await ask(kernel, caller, rights.groups, query=_page(query))
+async def let_go_on(request: Request, form: Form) -> Response:
+    """Let an agent or a tenant go on."""
+    await ask(kernel_of(request), caller_of(request), rights.let_go_on, query=_subject(form))
+    return _back(form)
 
 
-async def grants(kernel: Kernel, caller: Caller, query: Mapping[str, str]) -> Page[KnownGrant]:
-    """Return a page of grants."""
-    return await ask(kernel, caller, rights.grants, query=_page(query))
+async def set_right(request: Request, form: Form) -> Response:
+    """Give a right or take it away."""
+    body = {**_subject(form), "right": form.one("right"), "given": form.one("given") == "true"}
+    await ask(kernel_of(request), caller_of(request), rights.set_right, body=body)
+    return _back(form)
 
 
-async def suspend(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> str:
-    """Suspend an agent or a tenant; return what was done, in words."""
-    subject = _subject(form)
-    done = await ask(kernel, caller, rights.stop, body=subject)
-    return f"suspended; {done.ended} of its syscalls were ended"
+def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]) -> Route:
+    """Return the route of a plain list of what agents hold."""
+
+    async def view_list(request: Request) -> Response:
+        query = query_from(dict(request.query_params), WhoseQuery)
+        kernel, caller = kernel_of(request), caller_of(request)
+        found = await ask(kernel, caller, handler, query=_page(query))
+        return await page(request, f"decisions{path}.html", found=found, query=query)
+
+    return shows(path, view_list)
 
 
-async def let_go_on(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> str:
-    """Let an agent or a tenant go on; return what was done, in words."""
-    done = await ask(kernel, caller, rights.let_go_on, query=_subject(form))
-    return "it goes on" if done.changed else "it was not suspended"
+def _page(query: WhoseQuery) -> dict[str, str]:
+    wanted = {"tenant": query.tenant, "agent": query.agent, "after": query.after}
+    return {
+        "limit": str(PAGE_LENGTH),
+        **{name: value for name, value in wanted.items() if value is not None},
+    }
 
 
-async def set_right(kernel: Kernel, caller: Caller, form: Mapping[str, str]) -> str:
-    """Give a right or take it away; return what was done, in words."""
-    given = form.get("given") == "true"
-    names = ("tenant", "agent", "right")
-    body: dict[str, object] = {name: form.get(name, "") for name in names}
-    await ask(kernel, caller, rights.set_right, body={**body, "given": given})
-    return f"it may {'now' if given else 'no longer'} {body['right']}"
-
-
-def _page(query: Mapping[str, str]) -> dict[str, str]:
-    wanted = {name: query.get(name, "") for name in ("tenant", "agent", "after")}
-    return {**wanted, "limit": str(PAGE_LENGTH)}
-
-
-def _subject(form: Mapping[str, str]) -> dict[str, object]:
-    named = {"tenant": form.get("tenant", ""), "agent": form.get("agent", "")}
+def _subject(form: Form) -> dict[str, str]:
+    named = {name: form.one(name).strip() for name in ("tenant", "agent")}
     return {name: value for name, value in named.items() if value}
+
+
+def _back(form: Form) -> Response:
+    place = form.one("back")
+    return RedirectResponse(place if place.startswith("/agents") else "/agents", 303, HEADERS)
 
 
 async def _suspensions(kernel: Kernel, caller: Caller) -> Sequence[Suspension]:
@@ -134,9 +142,32 @@ async def _suspensions(kernel: Kernel, caller: Caller) -> Sequence[Suspension]:
     return (await ask(kernel, caller, rights.suspensions)).items
 
 
-def _concerns(line: QuotaLine, tenant: str, name: str) -> bool:
+def _name(agent: KnownAgent) -> str:
+    return f"{agent.tenant}/{agent.name}"
+
+
+def _stopping(agent: KnownAgent, suspensions: Sequence[Suspension]) -> list[Suspension]:
+    """Return the suspensions that keep an agent from asking: its own, and its tenant's."""
+    return [
+        one for one in suspensions if one.tenant == agent.tenant and one.agent in (None, agent.name)
+    ]
+
+
+def _concerns(line: QuotaLine, agent: KnownAgent) -> bool:
     """Tell whether a quota says something of an agent."""
     subject = line.quota.subject
-    if "*" in (subject.tenant, subject.agent):
+    if subject.tenant == ANYBODY:
         return True
-    return subject.tenant == tenant and subject.agent in ("", name)
+    return subject.tenant == agent.tenant and subject.agent in ("", agent.name)
+
+
+ROUTES = [
+    shows("/agents", view),
+    shows("/agents/{tenant}/{agent:path}", view_one),
+    _lists("/tokens", rights.tokens),
+    _lists("/groups", rights.groups),
+    _lists("/grants", rights.grants),
+    changes("/suspensions", suspend),
+    changes("/suspensions/end", let_go_on),
+    changes("/rights", set_right),
+]

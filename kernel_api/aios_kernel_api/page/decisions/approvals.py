@@ -3,32 +3,50 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
+from msgspec import Meta, Struct, structs
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 from aios_broker.access.requests import arguments_diff
 from aios_broker.contract.access import Approval, ApprovalState
 from aios_broker.contract.printable import printable
 from aios_kernel_api.bodies import decode
-from aios_kernel_api.identity import Caller
-from aios_kernel_api.kernel import Kernel
+from aios_kernel_api.identity import Caller, caller_of
+from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_kernel_api.operations import Handler, path_of
+from aios_kernel_api.page.forms import Form, changes, shows
+from aios_kernel_api.page.html import HEADERS
+from aios_kernel_api.page.pages import live_page, page, part_in
+from aios_kernel_api.page.parts import Part, address_of
 from aios_kernel_api.page.rest import ask
 from aios_kernel_api.rest import access
+from aios_kernel_api.rest.views import Place
 
 PAGE_LENGTH = 50
 MAX_SHOWN_CHARACTERS = 100_000  # of the arguments; all of them have a page of their own
-STATES: tuple[ApprovalState, ...] = get_args(ApprovalState)
+MAX_DIGITS = 32
+STATES: tuple[str, ...] = (*get_args(ApprovalState), "all")
 _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
 
-@dataclass(frozen=True, slots=True)
-class ApprovalList:
-    """A page of approvals in one state, or in any."""
+class ApprovalListQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which approvals."""
 
-    state: ApprovalState | None
-    approvals: Sequence[Approval]
-    next: str | None
+    state: ApprovalState | Literal["all"] = "waiting"
+    after: Place | None = None
+
+    def following(self, after: str) -> str:
+        """Return the address of the page that goes on behind one."""
+        return address_of("/approvals", structs.replace(self, after=after))
+
+
+class ApprovalId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which approval."""
+
+    id: Annotated[str, Meta(max_length=MAX_DIGITS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,88 +57,76 @@ class DiffLine:
     sign: str
 
 
-@dataclass(frozen=True, slots=True)
-class OneApproval:
-    """An approval with all that a person has to see to decide."""
-
-    approval: Approval
-    may_decide: bool
-    arguments: str  # as JSON text, readable; the first of them where there are many
-    left_out: int  # characters of the arguments that are not shown
-    goes: Sequence[str]  # each thing that would be lost, as it was when it was asked
-    diff: Sequence[DiffLine]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything is left to be decided."""
-        return self.approval.state == "waiting"
-
-    @property
-    def may_edit(self) -> bool:
-        """Whether the arguments fit into a form."""
-        return not self.left_out
+async def listed(kernel: Kernel, caller: Caller, query: ApprovalListQuery) -> Mapping[str, object]:
+    """Return a page of approvals."""
+    wanted = {"limit": str(PAGE_LENGTH), "after": query.after or ""}
+    if query.state != "all":
+        wanted["state"] = query.state
+    return {"found": await ask(kernel, caller, access.approvals, query=wanted)}
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Other arguments, and what they change: shown before they are allowed."""
-
-    approval: Approval
-    arguments: str
-    diff: Sequence[DiffLine]
+async def state(kernel: Kernel, caller: Caller, query: ApprovalId) -> Mapping[str, object]:
+    """Return where an approval stands."""
+    return {"one": await ask(kernel, caller, access.approval, path={"id": query.id})}
 
 
-async def approvals(kernel: Kernel, caller: Caller, query: Mapping[str, str]) -> ApprovalList:
-    """Return a page of approvals; those that wait, unless the address says another state."""
-    state = query.get("state", "waiting")
-    wanted = {"state": "" if state == "all" else state, "after": query.get("after", "")}
-    found = await ask(kernel, caller, access.approvals, query={**wanted, "limit": str(PAGE_LENGTH)})
-    named = next((each for each in STATES if each == state), None)
-    return ApprovalList(named, found.items, found.next)
+LIST = Part("approvals", "decisions/approvals_table.html", listed, ApprovalListQuery)
+STATE = Part("approval", "decisions/approval_state.html", state, ApprovalId)
 
 
-async def approval(kernel: Kernel, caller: Caller, approval_id: str) -> OneApproval:
-    """Return one approval, with all that it would do."""
-    found = await ask(kernel, caller, access.approval, path={"id": approval_id})
+async def view(request: Request) -> Response:
+    """Show what waits, or has waited."""
+    return await live_page(request, "decisions/approvals.html", LIST, states=STATES)
+
+
+async def view_one(request: Request) -> Response:
+    """Show one, with all that a person has to see to decide."""
+    kernel, caller = kernel_of(request), caller_of(request)
+    found = await _found(request)
     text = arguments_text(found.arguments)
-    return OneApproval(
-        found,
-        await _may_decide(kernel, caller, found),
-        text[:MAX_SHOWN_CHARACTERS],
-        max(0, len(text) - MAX_SHOWN_CHARACTERS),
-        [one.words for one in found.objects],
-        diff_lines(found.diff),
+    return await page(
+        request,
+        "decisions/approval.html",
+        one=found,
+        state_part=await part_in(request, STATE, ApprovalId(id=found.id)),
+        may_decide=found.state == "waiting" and await _may_decide(kernel, caller, found),
+        arguments=text[:MAX_SHOWN_CHARACTERS],
+        left_out=max(0, len(text) - MAX_SHOWN_CHARACTERS),
+        diff=diff_lines(found.diff),
     )
 
 
-async def approve(
-    kernel: Kernel, caller: Caller, approval_id: str, form: Mapping[str, str]
-) -> Approval:
-    """Let it run once: as it was asked, or with the arguments of a form."""
+async def view_arguments(request: Request) -> Response:
+    """Show all arguments, however long, as text in which nothing is hidden."""
+    found = await _found(request)
+    return Response(json.dumps(found.arguments, indent=2), 200, HEADERS, "text/plain")
+
+
+async def approve(request: Request, form: Form) -> Response:
+    """Let it run once: as it was asked, or with the arguments of the form."""
     body: dict[str, object] = {}
-    if "arguments" in form:
-        body["arguments"] = read_arguments(form["arguments"])
-    return await ask(kernel, caller, access.approve, body=body, path={"id": approval_id})
+    if "arguments" in form.fields:
+        body["arguments"] = read_arguments(form.one("arguments"))
+    return await _decided(request, access.approve, body)
 
 
-async def deny(
-    kernel: Kernel, caller: Caller, approval_id: str, form: Mapping[str, str]
-) -> Approval:
+async def deny(request: Request, form: Form) -> Response:
     """End it; its caller hears the reason."""
-    body = {"reason": form.get("reason", "").strip()}
-    return await ask(kernel, caller, access.deny, body=body, path={"id": approval_id})
+    return await _decided(request, access.deny, {"reason": form.one("reason").strip()})
 
 
-async def edit(kernel: Kernel, caller: Caller, approval_id: str, form: Mapping[str, str]) -> Edit:
-    """Return what other arguments change; nothing is decided by it.
-
-    Raises:
-        InvalidSyscall: they are no JSON object.
-    """
-    found = await ask(kernel, caller, access.approval, path={"id": approval_id})
-    arguments = read_arguments(form.get("arguments", ""))
-    diff = await arguments_diff(found.arguments, arguments)
-    return Edit(found, arguments_text(arguments), diff_lines(diff))
+async def edit(request: Request, form: Form) -> Response:
+    """Show what other arguments change; nothing is decided by it."""
+    found = await _found(request)
+    arguments = read_arguments(form.one("arguments"))
+    changed = await arguments_diff(found.arguments, arguments)
+    return await page(
+        request,
+        "decisions/edit.html",
+        one=found,
+        arguments=arguments_text(arguments),
+        diff=diff_lines(changed),
+    )
 
 
 def read_arguments(text: str) -> dict[str, Any]:
@@ -152,7 +158,17 @@ def diff_lines(diff: str) -> Sequence[DiffLine]:
 def _sign(line: str) -> str:
     if line.startswith(("+++", "---", "@@")):
         return "place"
-    return {"+": "added", "-": "removed"}.get(line[:1], "")
+    return {"+": "added", "-": "removed"}.get(line[:1], "same")
+
+
+async def _found(request: Request) -> Approval:
+    return await ask(kernel_of(request), caller_of(request), access.approval, path=path_of(request))
+
+
+async def _decided(request: Request, handler: Handler, body: Mapping[str, object]) -> Response:
+    path = path_of(request)
+    await ask(kernel_of(request), caller_of(request), handler, body=body, path=path)
+    return RedirectResponse(f"/approvals/{path['id']}", 303, HEADERS)
 
 
 async def _may_decide(kernel: Kernel, caller: Caller, found: Approval) -> bool:
@@ -163,3 +179,13 @@ async def _may_decide(kernel: Kernel, caller: Caller, found: Approval) -> bool:
         return False
     known = await ask(kernel, caller, access.agents, query={"agent": caller.agent})
     return any(one.decides for one in known.items)
+
+
+ROUTES = [
+    shows("/approvals", view),
+    shows("/approvals/{id}", view_one),
+    shows("/approvals/{id}/arguments", view_arguments),
+    changes("/approvals/{id}/approve", approve),
+    changes("/approvals/{id}/deny", deny),
+    changes("/approvals/{id}/edit", edit),
+]
