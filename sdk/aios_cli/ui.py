@@ -64,10 +64,15 @@ async def ui(operator: Operator, name: str | None, url: str | None, *, no_open: 
     who = f"operator:{who}"
     link = PageLink()
     await note_token(who, "", digest(link.token), LOGIN_S)
+    at = await offer(operator, link, who, address)
+    return Link(at, not no_open and _has_display() and webbrowser.open(at))
+
+
+async def offer(operator: Operator, link: PageLink, who: str, address: str) -> str:
+    """Let a link log in as an operator of the API at an address; return where it leads."""
     identity = Identity(who, "", time.time() + LOGIN_S, "operator")
     await PageLinks(operator.connection, operator.keys).offer(link, identity)
-    at = f"{address.rstrip('/')}/login/link?key={link.key}"
-    return Link(at, not no_open and _has_display() and webbrowser.open(at))
+    return f"{address.rstrip('/')}/login/link?key={link.key}"
 
 
 def _has_display() -> bool:

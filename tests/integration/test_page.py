@@ -4,17 +4,24 @@ import hashlib
 import html
 import re
 from collections.abc import Callable
+from contextlib import aclosing
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
+from aios_broker.contract.money import NANO_PER_UNIT
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
 from aios_broker.queues.page_links import PageLink, PageLinks
+from aios_broker.queues.quota import Quotas, Spent, Subject
 from aios_broker.queues.tokens import Identity
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.app import DOORS
 from aios_kernel_api.page.login import COOKIE
-from tests.api_scene import TIMEOUT_S, ApiScene, run
+from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run
 from tests.page_scene import csrf_in, logged_in, send_form
+from tests.waiting import wait_until
 
 PAGE_ROUTES = [
     (method, re.sub(r"{\w+(:\w+)?}", "x", route.path))
@@ -292,3 +299,52 @@ def test_a_stream_ends_with_its_token(api: ApiScene) -> None:
 def test_a_stream_of_nothing_or_too_much_is_refused(api: ApiScene, query: str) -> None:
     with logged_in(api, api.operator) as client:
         assert client.get(f"/parts?{query}").status_code in (400, 404)
+
+
+def test_what_has_failed_runs_again_after_its_count_was_confirmed(api: ApiScene) -> None:
+    token = api.token("page-retried")
+    body = {"type": "tool.call", "name": "no-such-tool", "arguments": {}}
+    with api.client(token) as client, logged_in(api, token) as page:
+        first = client.post(
+            "/v1/syscalls", params={"wait_s": 20}, json={"body": body, "program": "fails"}
+        )
+        assert first.status_code != 200
+        name = "acme page-retried fails"
+        wait_until(lambda: name in page.get("/", params={"failed": "true"}).text)
+        question = send_form(page, "/programs/retry", program=name)
+        assert "1 syscall." in question.text
+        assert send_form(page, "/programs/retry", program=name, confirm="yes").status_code == 303
+
+        def runs() -> int:
+            lines = client.get("/v1/usage", params={"by": "program"}).json()["items"]
+            return sum(one["use"]["failed"] for one in lines)
+
+        wait_until(lambda: runs() == 2)
+
+
+def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
+    token = api.token("page-budget")
+    spent = Spent(
+        "day",
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        "USD",
+        Subject.of_agent("page-budget", ACME),
+        NANO_PER_UNIT,
+    )
+
+    async def spend() -> None:
+        async with aclosing(Connection(api.redis_url)) as connection:
+            await Quotas(Functions(connection), Keys()).remember_spent("llm", [spent])
+
+    with api.client(api.operator) as client:
+        limits = {"tenant": ACME, "agent": "page-budget", "currency": "USD"}
+        answer = client.put("/v1/quotas", json={**limits, "budget_per_day": "2.50"})
+        assert answer.status_code in (200, 204), answer.text
+    run(spend())
+    with api.client(token) as client:
+        client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "spends"})
+    with logged_in(api, token) as client:
+        wait_until(lambda: "spends" in client.get("/").text)
+        shown = client.get("/").text
+        assert "1.00 USD of 2.50 USD this day" in shown
+        assert " 40 %" in shown

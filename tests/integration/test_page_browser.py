@@ -36,8 +36,8 @@ def test_a_program_appears_runs_and_is_cancelled(api: ApiScene, browser: Browser
             expect(tokens).not_to_have_text(before)  # it was made anew meanwhile,
             assert row.get_by_role("checkbox").is_checked()  # and the tick has stayed
             page.get_by_role("button", name="Cancel those").click()
-            expect(page.get_by_text("1 syscall would end")).to_be_visible()
-            page.get_by_role("button", name="Cancel 1 syscall").click()
+            expect(page.get_by_text("1 syscall.", exact=True)).to_be_visible()
+            page.get_by_role("button", name="Cancel: 1 syscall").click()
             expect(page.get_by_role("row").filter(has_text="seen")).not_to_contain_text("running")
             answer = client.get(f"/v1/syscalls/{asked}/wait", params={"wait_s": 10})
             assert answer.json()["error"]["code"] == "cancelled"
@@ -98,3 +98,16 @@ def test_it_fits_and_axe_finds_nothing_serious(
             across = page.evaluate("document.documentElement.scrollWidth")
             assert across <= width, scheme
             assert findings(page) == []
+
+
+def test_it_says_that_the_kernel_is_away_and_goes_on(api: ApiScene, browser: Browser) -> None:
+    with visit(browser, api, api.operator, "/?agent=comes-after&tenant=acme") as page:
+        expect(page.get_by_text("There are none")).to_be_visible()
+        with page.expect_response("**/live?*"):
+            page.reload()
+        api.kernel.kill("api")
+        expect(page.get_by_text("The kernel is away")).to_be_visible()
+        expect(page.get_by_text("The kernel is away")).to_be_hidden(timeout=30_000)
+        with api.client(api.token("comes-after")) as client:
+            client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "after"})
+        expect(page.get_by_role("row").filter(has_text="after")).to_be_visible()

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from aios_broker.contract.names import Module, tree_of
+from aios_broker.contract.names import Module, Owner, tree_of
 from aios_broker.contract.syscall import MODULES
 from aios_broker.ledger.programs import RecentProgram, recent_programs
 from aios_broker.postgres.database import Database
 from aios_broker.queues.admission import Admission
+from aios_broker.queues.budgets import BudgetStanding, tightest_budgets
 from aios_broker.queues.control import Control
 from aios_broker.queues.fleet import Fleet
 from aios_broker.queues.functions import Functions
@@ -25,6 +26,7 @@ from aios_broker.views.usage import OwnerFilter
 from aios_broker.views.why import Explanation, Surroundings, explain
 
 ProgramState = Literal["parked", "running", "waiting", "held", "failed", "done"]
+METERED: Module = "llm"  # whose calls cost money
 JOBS_LIMIT = 500  # of each module: the head of what waits
 Key = tuple[str, str, str]  # tenant, agent, tree
 
@@ -43,6 +45,7 @@ class ProgramRow:
     failed: int = 0
     error: str | None = None  # the code of the last failure
     use: Use = field(default_factory=Use)
+    budget: BudgetStanding | None = None  # of its agent or tenant, that is used up most
     why: Explanation | None = None  # what the first of those that wait waits for
 
     @property
@@ -181,7 +184,12 @@ class ProgramReader:
         for module in MODULES:
             view = await self._quotas.usage(module, subjects)
             uses = [added(use, view.of(one)) for use, one in zip(uses, subjects, strict=True)]
-        return [replace(row, use=use) for row, use in zip(rows, uses, strict=True)]
+        owners = {Owner(row.tenant, row.agent) for row in rows}
+        budgets = await tightest_budgets(self._quotas, METERED, owners, await self._fleet.now())
+        return [
+            replace(row, use=use, budget=budgets.get(Owner(row.tenant, row.agent)))
+            for row, use in zip(rows, uses, strict=True)
+        ]
 
     async def _with_why(
         self, rows: Sequence[ProgramRow], jobs: Sequence[JobView]

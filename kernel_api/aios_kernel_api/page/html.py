@@ -49,6 +49,7 @@ def environment() -> Environment:
         short_id=short_id,
         plural=plural,
         money=_money,
+        ago=_ago,
         json_text=json_text,
     )
     made.globals["static"] = static_path
@@ -57,6 +58,13 @@ def environment() -> Environment:
 
 def _one_line(text: object) -> str:
     return printable(str(text), one_line=True)
+
+
+def _ago(age_s: float) -> str:
+    """Return how long ago something was, so coarse that it stays the same for a while."""
+    if age_s < 60:
+        return f"{age_s:.0f} s ago" if age_s < 10 else f"{age_s // 10 * 10:.0f} s ago"
+    return f"{age_s // 60:.0f} min ago" if age_s < 3600 else f"{age_s // 3600:.0f} h ago"
 
 
 def _money(cost_nano: dict[str, int]) -> str:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from aios_broker.contract.errors import InvalidRequest, KernelError, Unauthenticated
 from aios_broker.retry import now_s
 from aios_kernel_api.events import RETRY, EventStream
-from aios_kernel_api.identity import caller_of
+from aios_kernel_api.identity import caller_of, with_rights
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.operations import json_response
 from aios_kernel_api.page.forms import shows
@@ -52,6 +52,8 @@ def part_of(address: str, html: Markup) -> Markup:
 async def live(request: Request) -> Response:
     """Begin a stream."""
     addresses = _addresses(request)
+    for each in addresses:  # what may not be seen is refused here, and not in the stream
+        await parts_of(request).html(kernel_of(request), caller_of(request), each)
     if request.method == "HEAD":
         return Response(status_code=204)
     return EventStream(_told(request, addresses), nullcontext())
@@ -84,7 +86,7 @@ async def _told(request: Request, addresses: Sequence[str]) -> AsyncIterator[byt
     while not kernel.stopping.is_set():
         try:
             if now_s() >= beat_s:
-                await who_looks(request.headers, kernel)
+                caller = await with_rights(await who_looks(request.headers, kernel), kernel)
                 beat_s = now_s() + BEAT_S
                 yield _event("beat", None)
             for each in addresses:

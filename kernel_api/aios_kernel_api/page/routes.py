@@ -1,6 +1,6 @@
 """All routes and parts of the page: each view's module has its own list."""
 
-from aios_kernel_api.page import fleet, head, live, login, programs, static
+from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
 from aios_kernel_api.page.decisions import agents, approvals, audit, settings
 from aios_kernel_api.page.parts import Parts
 
@@ -17,6 +17,7 @@ PARTS = {
 }
 ROUTES = (
     *programs.ROUTES,
+    *bulk.ROUTES,
     *fleet.ROUTES,
     *approvals.ROUTES,
     *agents.ROUTES,
