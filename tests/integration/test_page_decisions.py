@@ -24,6 +24,9 @@ def test_an_operator_sees_what_would_go_and_approves(api: ApiScene) -> None:
         one = asked_to_delete(agent, "/reports/q3.md")
         listed = person.get("/approvals").text
         assert f"/approvals/{one['id']}" in listed
+        led = person.get(f"/approvals/of/{one['syscall_id']}")
+        assert led.headers["location"] == f"/approvals/{one['id']}"
+        assert f"/approvals/of/{one['syscall_id']}" in person.get("/?state=parked").text
         shown = person.get(f"/approvals/{one['id']}").text
         for part in ("reports/q3.md", one["syscall_id"], one["arguments_sha256"], "delete: file"):
             assert part in shown
@@ -108,6 +111,7 @@ def test_approvals_are_seen_by_whose_they_are(api: ApiScene) -> None:
         with logged_in(api, token) as person:
             assert person.get(path).status_code == 404
             assert person.get(f"{path}/arguments").status_code == 404
+            assert person.get(f"/approvals/of/{one['syscall_id']}").status_code == 404
             assert send_form(person, f"{path}/deny").status_code == 404
             assert one["id"] not in person.get("/approvals").text
 

@@ -10,8 +10,9 @@ from msgspec import Meta, Struct, structs
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from aios_broker.access.requests import arguments_diff
+from aios_broker.access.requests import arguments_diff, find_approvals
 from aios_broker.contract.access import Approval, ApprovalState
+from aios_broker.contract.errors import NotFound
 from aios_broker.contract.printable import printable
 from aios_kernel_api.bodies import decode
 from aios_kernel_api.identity import Caller, caller_of
@@ -27,7 +28,7 @@ from aios_kernel_api.rest.views import Place
 
 PAGE_LENGTH = 50
 MAX_SHOWN_CHARACTERS = 100_000  # of the arguments; all of them have a page of their own
-MAX_DIGITS = 32
+ID_DIGITS = 32
 STATES: tuple[str, ...] = (*get_args(ApprovalState), "all")
 _ARGUMENTS = msgspec.json.Decoder(dict[str, Any])
 
@@ -46,7 +47,7 @@ class ApprovalListQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ApprovalId(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which approval."""
 
-    id: Annotated[str, Meta(max_length=MAX_DIGITS)]
+    id: Annotated[str, Meta(max_length=ID_DIGITS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,20 @@ async def view_one(request: Request) -> Response:
         left_out=max(0, len(text) - MAX_SHOWN_CHARACTERS),
         diff=diff_lines(found.diff),
     )
+
+
+async def view_of_syscall(request: Request) -> Response:
+    """Lead to what a parked syscall waits for.
+
+    Raises:
+        NotFound: it waits for nobody, or may not be seen.
+    """
+    syscall_id = path_of(request)["id"]
+    async with access.cursor_of(kernel_of(request), caller_of(request)) as cursor:
+        found = await find_approvals(cursor, syscall_id, 1)
+    if len(syscall_id) != ID_DIGITS or not found:
+        raise NotFound("no approval of this syscall is known to you", field="id")
+    return RedirectResponse(f"/approvals/{found[0].id}", 303, HEADERS)
 
 
 async def view_arguments(request: Request) -> Response:
@@ -184,6 +199,7 @@ async def _may_decide(kernel: Kernel, caller: Caller, found: Approval) -> bool:
 ROUTES = [
     shows("/approvals", view),
     shows("/approvals/{id}", view_one),
+    shows("/approvals/of/{id}", view_of_syscall),
     shows("/approvals/{id}/arguments", view_arguments),
     changes("/approvals/{id}/approve", approve),
     changes("/approvals/{id}/deny", deny),
