@@ -101,7 +101,7 @@ def test_an_agent_is_suspended_and_goes_on(api: ApiScene) -> None:
 
 def test_what_is_the_operators_is_nobody_elses(api: ApiScene) -> None:
     where = {"tenant": ACME, "agent": "bob"}
-    asked = [
+    asked: list[tuple[str, str, dict[str, Any]]] = [
         ("PUT", "/v1/rights", {"json": {**where, "right": "decide", "given": True}}),
         ("GET", "/v1/suspensions", {}),
         ("PUT", "/v1/suspensions", {"json": where}),

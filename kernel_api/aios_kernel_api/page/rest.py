@@ -13,12 +13,12 @@ from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.syscall import decode_failure, refuse_nul
 from aios_kernel_api.identity import Caller, require
 from aios_kernel_api.kernel import Kernel
-from aios_kernel_api.operations import Asked
+from aios_kernel_api.operations import Asked, Handler, Operation
 from aios_kernel_api.page.parts import query_from
 from aios_kernel_api.rest import access, rights, settings, views
 
 T = TypeVar("T")
-_OPERATION_OF = {
+_OPERATION_OF: dict[Handler, Operation] = {
     handler: operation
     for operation, handler in (
         *views.OPERATIONS,
