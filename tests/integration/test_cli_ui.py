@@ -45,4 +45,4 @@ def test_a_link_logs_in_once_as_an_operator(api: ApiScene) -> None:
         assert httpx.get(str(made["url"]), timeout=TIMEOUT_S).status_code == 401
     with api.client(api.operator) as client:
         lines = client.get("/v1/audit").json()["items"]
-        assert any(one["what"] == "agent operator:petra" for one in lines)
+        assert any(one["object"] == "agent operator:petra" for one in lines)

@@ -24,9 +24,7 @@ NAVIGATION: tuple[tuple[str, str, Scope], ...] = (
 )
 
 
-async def page(
-    request: Request, template: str, *, status: int = 200, **context: object
-) -> Response:
+async def page(request: Request, template: str, **context: object) -> Response:
     """Return a page; `template` extends `layout.html`."""
     caller = caller_of(request)
     head = await parts_of(request).html(kernel_of(request), caller, "head")
@@ -39,7 +37,7 @@ async def page(
         navigation=_navigation(caller),
         **context,
     )
-    return Response(whole, status, HEADERS, "text/html")
+    return Response(whole, 200, HEADERS, "text/html")
 
 
 async def live_page(request: Request, template: str, part: Part, **context: object) -> Response:

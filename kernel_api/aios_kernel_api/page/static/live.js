@@ -19,6 +19,7 @@ let settle = 0;
 let silence = 0;
 let poll = 0;
 let again = 0;
+let turn = 0; // what was asked for in an earlier one is of no interest
 
 function say(words) {
   if (banner.textContent !== words) banner.textContent = words;
@@ -38,11 +39,13 @@ function show({ part, html }) {
   for (const element of document.querySelectorAll("[data-live]")) {
     if (element.dataset.live !== part) continue;
     morph(element, html);
+    window.htmx?.process(element);
     element.dispatchEvent(new CustomEvent("shown", { bubbles: true }));
   }
 }
 
 function close() {
+  turn += 1;
   clearTimeout(silence);
   clearTimeout(poll);
   clearTimeout(again);
@@ -97,6 +100,7 @@ function away() {
 
 // The stream was refused: is the login over, or nobody there?
 async function ask() {
+  const mine = turn;
   try {
     const answer = await fetch(location.href, { method: "HEAD", cache: "no-store" });
     if (answer.status === 401) {
@@ -104,13 +108,14 @@ async function ask() {
       return;
     }
   } catch {
-    again = setTimeout(ask, AGAIN_MS);
+    if (mine === turn) again = setTimeout(ask, AGAIN_MS);
     return;
   }
-  restart();
+  if (mine === turn) restart();
 }
 
 async function pollOnce(addresses) {
+  const mine = turn;
   try {
     const answer = await fetch(`/parts?${query(addresses)}`, { cache: "no-store" });
     if (answer.status === 401) {
@@ -124,7 +129,7 @@ async function pollOnce(addresses) {
   } catch {
     away();
   }
-  poll = setTimeout(() => pollOnce(addresses), POLL_MS);
+  if (mine === turn) poll = setTimeout(() => pollOnce(addresses), POLL_MS);
 }
 
 function restart() {
