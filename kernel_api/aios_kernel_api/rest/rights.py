@@ -4,7 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from aios_broker.access.holdings import KnownGrant, KnownGroup, known_grants, known_groups
+from aios_broker.access.grants import KnownGrant, KnownGroup, known_grants, known_groups
 from aios_broker.access.rights import KnownAgent, Right, known_agents
 from aios_broker.access.suspensions import go_on, suspend
 from aios_broker.access.tokens import KnownToken, known_tokens
@@ -33,7 +33,7 @@ class RightSetting(OneAgent, frozen=True, kw_only=True):
     given: bool
 
 
-class Stopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SuspensionRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An agent; without a name, its whole tenant."""
 
     tenant: TenantName
@@ -45,6 +45,10 @@ class Stopping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.agent is None:
             return Subject.of_tenant(self.tenant)
         return Subject.of_agent(self.agent, self.tenant)
+
+
+class SuspensionQuery(SuspensionRequest, frozen=True, kw_only=True):
+    """Who goes on."""
 
 
 class Suspension(Struct, frozen=True):
@@ -61,7 +65,7 @@ class Suspended(Struct, frozen=True):
     ended: int
 
 
-class Resumed(Struct, frozen=True):
+class SuspensionEnd(Struct, frozen=True):
     """Whether it was suspended."""
 
     changed: bool
@@ -124,16 +128,16 @@ async def suspensions(asked: Asked[NoQuery, None]) -> Page[Suspension]:
     return Page(sorted(lines, key=lambda one: (one.tenant, one.agent or "")))
 
 
-async def stop(asked: Asked[NoQuery, Stopping]) -> Suspended:
+async def stop(asked: Asked[NoQuery, SuspensionRequest]) -> Suspended:
     """Suspend an agent or a tenant: what it asks is refused, what is alive of it ends."""
     kernel, who = asked.kernel, asked.caller.agent.removeprefix(OPERATOR)
     return Suspended(await suspend(kernel.store, kernel.control, asked.body.subject, who=who))
 
 
-async def let_go_on(asked: Asked[Stopping, None]) -> Resumed:
+async def let_go_on(asked: Asked[SuspensionQuery, None]) -> SuspensionEnd:
     """Let an agent or a tenant go on."""
     kernel, who = asked.kernel, asked.caller.agent.removeprefix(OPERATOR)
-    return Resumed(await go_on(kernel.store, kernel.control, asked.query.subject, who=who))
+    return SuspensionEnd(await go_on(kernel.store, kernel.control, asked.query.subject, who=who))
 
 
 OPERATIONS = (
@@ -210,7 +214,7 @@ OPERATIONS = (
             tag="Access",
             words="Suspend an agent or a tenant: what it asks is refused, what is alive of it ends",
             scope="operator",
-            body=Stopping,
+            body=SuspensionRequest,
             body_example={"tenant": "default", "agent": "ada"},
             answers={200: Answer(words="How much was ended", kind=Suspended)},
         ),
@@ -223,8 +227,8 @@ OPERATIONS = (
             tag="Access",
             words="Let an agent or a tenant go on",
             scope="operator",
-            query=Stopping,
-            answers={200: Answer(words="Whether it was suspended", kind=Resumed)},
+            query=SuspensionQuery,
+            answers={200: Answer(words="Whether it was suspended", kind=SuspensionEnd)},
         ),
         let_go_on,
     ),

@@ -28,7 +28,7 @@ from aios_kernel_api.rest.views import Page, Place, Who
 PAGE_LENGTH = 50
 
 
-class WhoseQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AccessQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of whom, and which page."""
 
     tenant: Who | None = None
@@ -44,7 +44,7 @@ async def view(request: Request) -> Response:
     """Show agents, and who is suspended; only an operator is told of that."""
     kernel, caller = kernel_of(request), caller_of(request)
     suspensions = await _suspensions(kernel, caller)
-    query = query_from(dict(request.query_params), WhoseQuery)
+    query = query_from(dict(request.query_params), AccessQuery)
     found = await ask(kernel, caller, access.agents, query=_page(query))
     return await page(
         request,
@@ -110,7 +110,7 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
     """Return the route of a plain list of what agents hold."""
 
     async def view_list(request: Request) -> Response:
-        query = query_from(dict(request.query_params), WhoseQuery)
+        query = query_from(dict(request.query_params), AccessQuery)
         kernel, caller = kernel_of(request), caller_of(request)
         found = await ask(kernel, caller, handler, query=_page(query))
         return await page(request, f"decisions{path}.html", found=found, query=query)
@@ -118,7 +118,7 @@ def _lists(path: str, handler: Callable[[Asked[Any, Any]], Awaitable[Page[Any]]]
     return shows(path, view_list)
 
 
-def _page(query: WhoseQuery) -> dict[str, str]:
+def _page(query: AccessQuery) -> dict[str, str]:
     wanted = {"tenant": query.tenant, "agent": query.agent, "after": query.after}
     return {
         "limit": str(PAGE_LENGTH),

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from aios_kernel_api.identity import Caller, caller_of
 from aios_kernel_api.kernel import Kernel, kernel_of
-from aios_kernel_api.page.decisions.agents import WhoseQuery
+from aios_kernel_api.page.decisions.agents import AccessQuery
 from aios_kernel_api.page.forms import Form, changes, shows
 from aios_kernel_api.page.pages import live_page
 from aios_kernel_api.page.parts import Part
@@ -17,7 +17,7 @@ from aios_kernel_api.rest import access
 PAGE_LENGTH = 100
 
 
-async def lines(kernel: Kernel, caller: Caller, query: WhoseQuery) -> Mapping[str, object]:
+async def lines(kernel: Kernel, caller: Caller, query: AccessQuery) -> Mapping[str, object]:
     """Return a page of lines, the newest first."""
     wanted = {"tenant": query.tenant, "agent": query.agent, "after": query.after}
     given = {name: value for name, value in wanted.items() if value is not None}
@@ -26,7 +26,7 @@ async def lines(kernel: Kernel, caller: Caller, query: WhoseQuery) -> Mapping[st
     }
 
 
-PART = Part("audit", "decisions/audit_table.html", lines, WhoseQuery)
+PART = Part("audit", "decisions/audit_table.html", lines, AccessQuery)
 
 
 async def view(request: Request) -> Response:

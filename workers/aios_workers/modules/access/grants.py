@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aios_broker.access.holdings import ObjectId, object_names
+from aios_broker.access.grants import ObjectId, object_names
 from aios_broker.contract.access import (
     AccessCheck,
     AccessGrant,

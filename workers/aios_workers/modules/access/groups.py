@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aios_broker.access.holdings import known_groups
+from aios_broker.access.grants import known_groups
 from aios_broker.contract.access import (
     AccessGroupAdd,
     AccessGroupCreate,

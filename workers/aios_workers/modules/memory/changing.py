@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from aios_broker.access.holdings import ObjectId
+from aios_broker.access.grants import ObjectId
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (

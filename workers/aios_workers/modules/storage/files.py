@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from aios_broker.access.holdings import ObjectId
+from aios_broker.access.grants import ObjectId
 from aios_broker.access.links import LINKED, link_digest, no_link
 from aios_broker.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
