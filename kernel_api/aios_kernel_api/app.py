@@ -5,6 +5,7 @@ A route that stands in none of the doors does not exist. What is not public asks
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
 from aios_kernel_api.gateway.state import open_gateway
 from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
-from aios_kernel_api.kernel import Kernel
+from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.page import routes as page
 from aios_kernel_api.page.html import page_error
 from aios_kernel_api.page.login import who_looks
@@ -35,6 +36,8 @@ from aios_kernel_api.rest import (
     syscalls,
     views,
 )
+
+UNROUTED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ def create_app(kernel: Kernel) -> Starlette:
 
 
 def _guarded(route: Route, rules: Rules, kernel: Kernel, open_requests: OpenRequests) -> Route:
-    border = Middleware(Border, kernel=kernel, rules=rules, open_requests=open_requests)
+    border = Middleware(
+        Border, kernel=kernel, rules=rules, open_requests=open_requests, route=route.path
+    )
     return Route(
         route.path,
         route.endpoint,
@@ -93,8 +98,10 @@ def _guarded(route: Route, rules: Rules, kernel: Kernel, open_requests: OpenRequ
     )
 
 
-async def _routing_problem(_request: Request, error: Exception) -> Response:
+async def _routing_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code in UNROUTED:  # else a route raised it, where it was counted
+        kernel_of(request).stats.unrouted(error.status_code)
     answer = problem(routing_error(error))
     answer.headers.update(error.headers or {})
     return answer

@@ -41,7 +41,13 @@ class Room:
     """Bytes of bodies that all requests together may hold."""
 
     def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self.free_bytes = most_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """How much they hold now."""
+        return self._most_bytes - self.free_bytes
 
     @contextmanager
     def take(self) -> Iterator["Share"]:

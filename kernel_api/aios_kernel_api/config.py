@@ -12,6 +12,7 @@ from aios_broker.audit_folder import AuditFolder
 from aios_broker.config import (
     PROCESS_PREFIXES,
     KernelConfig,
+    LogFormat,
     LogLevel,
     read_settings,
     refuse_unknown,
@@ -59,6 +60,7 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     @property
     def audit_folder(self) -> AuditFolder | None:

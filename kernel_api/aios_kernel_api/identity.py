@@ -14,6 +14,7 @@ from starlette.requests import Request
 from aios_broker.contract.errors import AccessDenied, Unauthenticated
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tokens import digest
+from aios_broker.contract.traces import traceparent_of
 from aios_broker.queues.quota import Subject, suspended
 from aios_kernel_api.kernel import Kernel
 
@@ -36,6 +37,7 @@ class Caller:
     agent: str
     scope: Scope
     token: str = field(repr=False)  # goes with its syscalls: the kernel looks at it again
+    traceparent: str = ""  # the trace that its request is part of, and so are its syscalls
 
     @property
     def owner(self) -> Owner:
@@ -55,7 +57,8 @@ async def identify(headers: Headers, kernel: Kernel) -> Caller:
         Unauthenticated: no token, or one that is not good (any more).
         AgentSuspended: an operator has suspended the agent, or its tenant.
     """
-    return await holder_of(_token_in(headers), kernel)
+    caller = await holder_of(_token_in(headers), kernel)
+    return replace(caller, traceparent=traceparent_of(headers.get("traceparent", "")))
 
 
 async def holder_of(token: str, kernel: Kernel) -> Caller:

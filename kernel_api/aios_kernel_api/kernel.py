@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.requests import Request
 
 from aios_broker.client.pending import Pending
@@ -27,6 +28,7 @@ from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.router import Router
+from aios_kernel_api.stats import ApiStats
 
 LINKS_AT_ONCE = 4
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
@@ -62,6 +64,7 @@ class Kernel:
     # Links are read for whoever comes: a few at a time.
     link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    stats: ApiStats = field(default_factory=ApiStats)
 
     @property
     def needed_store(self) -> Store:
@@ -116,6 +119,17 @@ class Kernel:
             pending.waiters -= 1
             if not pending.waiters:
                 self.session.let_go(pending)
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what this process has served and holds; read from another thread."""
+        yield from self.stats.metrics()
+        for name, text, value in (
+            ("sessions", "Clients that have a session here.", self.router.sessions),
+            ("session_bytes", "Messages that clients have not taken.", self.router.waiting_bytes),
+            ("syscalls", "Syscalls that this process waits for.", self.session.waiting),
+            ("body_bytes", "Bodies of requests that are being read.", self.room.taken_bytes),
+        ):
+            yield GaugeMetricFamily(f"aios_api_{name}", text, value=value)
 
     async def find(self, syscall_id: str, owner: Owner | None) -> Found:
         """Return a syscall; nobody waits for it by that. `owner`: who asks; None: an operator.

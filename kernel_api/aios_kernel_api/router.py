@@ -63,21 +63,21 @@ class Mailbox:
         self.is_closed = False
         self.ids: set[str] = set()  # of syscalls whose messages come here
         self._waiting: deque[bytes] = deque()
-        self._size_bytes = 0
+        self.size_bytes = 0  # of what waits
         self._news: asyncio.Future[None] | None = None
 
     def put(self, message: bytes) -> None:
         """Add a message; too much of it closes the box."""
         self._waiting.append(message)
-        self._size_bytes += len(message)
-        if self._size_bytes > MOST_WAITING_BYTES:
+        self.size_bytes += len(message)
+        if self.size_bytes > MOST_WAITING_BYTES:
             logger.warning("a client of %s does not read what comes for it", self.owner.agent)
             self.close()
         self._wake()
 
     def take(self) -> Sequence[bytes]:
         """Return what is there."""
-        taken, self._waiting, self._size_bytes = self._waiting, deque(), 0
+        taken, self._waiting, self.size_bytes = self._waiting, deque(), 0
         return taken
 
     def news(self) -> asyncio.Future[None]:
@@ -92,6 +92,7 @@ class Mailbox:
         """Take nothing more; what waits is for nobody: all of it is asked for anew."""
         self.is_closed = True
         self._waiting.clear()
+        self.size_bytes = 0
         self._wake()
 
     def _wake(self) -> None:
@@ -109,6 +110,16 @@ class Router:
         self._stopped: asyncio.Task[bool] | None = None
         self._boxes: dict[str, Mailbox] = {}
         self._readers: dict[str, list[Mailbox]] = {}  # by id of a syscall
+
+    @property
+    def sessions(self) -> int:
+        """How many clients have a mailbox."""
+        return len(self._boxes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What lies in all mailboxes; may be asked from another thread."""
+        return sum(box.size_bytes for box in self._boxes.copy().values())
 
     @property
     def is_stopping(self) -> bool:

@@ -68,6 +68,7 @@ class Ask:
             program=self.labels.program,
             nice=self.nice,
             deadline_s=self.labels.deadline_s,
+            traceparent=self.caller.traceparent,
         )
         return self.kernel.session.submit(check_syscall(syscall))
 

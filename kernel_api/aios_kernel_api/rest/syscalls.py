@@ -239,6 +239,7 @@ def _syscall(
         program=asked.program,
         nice=asked.nice,
         deadline_s=asked.deadline_s,
+        traceparent=caller.traceparent,
     )
     if header_key is not None and asked.key not in (None, header_key):
         raise InvalidRequest(
