@@ -14,7 +14,7 @@ from aios_broker.contract.money import NANO_PER_UNIT
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.page_links import PageLink, PageLinks
-from aios_broker.queues.quota import Quotas, Spent, Subject
+from aios_broker.queues.quota import Budget, QuotaRow, Quotas, Spent, Subject
 from aios_broker.queues.tokens import Identity
 from aios_broker.redis.connection import Connection
 from aios_kernel_api.app import DOORS
@@ -301,27 +301,6 @@ def test_a_stream_of_nothing_or_too_much_is_refused(api: ApiScene, query: str) -
         assert client.get(f"/parts?{query}").status_code in (400, 404)
 
 
-def test_what_has_failed_runs_again_after_its_count_was_confirmed(api: ApiScene) -> None:
-    token = api.token("page-retried")
-    body = {"type": "storage.read", "path": "nothing.txt"}
-    with api.client(token) as client, logged_in(api, token) as page:
-        first = client.post(
-            "/v1/syscalls", params={"wait_s": 20}, json={"body": body, "program": "fails"}
-        )
-        assert first.json()["code"] == "unknown-file", first.text
-        name = "acme page-retried fails"
-        wait_until(lambda: name in page.get("/", params={"failed": "true"}).text)
-        question = send_form(page, "/programs/retry", program=name)
-        assert "1 syscall." in question.text
-        assert send_form(page, "/programs/retry", program=name, confirm="yes").status_code == 303
-
-        def runs() -> int:
-            lines = client.get("/v1/usage", params={"by": "program"}).json()["items"]
-            return sum(one["use"]["failed"] for one in lines)
-
-        wait_until(lambda: runs() == 2)
-
-
 def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
     token = api.token("page-budget")
     spent = Spent(
@@ -332,14 +311,14 @@ def test_a_budget_is_shown_as_far_as_it_is_used(api: ApiScene) -> None:
         NANO_PER_UNIT,
     )
 
+    limits = QuotaRow(spent.subject, budget_per_day=Budget(5 * NANO_PER_UNIT // 2, "USD"))
+
     async def spend() -> None:
         async with aclosing(Connection(api.redis_url)) as connection:
-            await Quotas(Functions(connection), Keys()).remember_spent("llm", [spent])
+            quotas = Quotas(Functions(connection), Keys())
+            await quotas.set("llm", limits)
+            await quotas.remember_spent("llm", [spent])
 
-    with api.client(api.operator) as client:
-        limits = {"tenant": ACME, "agent": "page-budget", "currency": "USD"}
-        answer = client.put("/v1/quotas", json={**limits, "budget_per_day": "2.50"})
-        assert answer.status_code in (200, 204), answer.text
     run(spend())
     with api.client(token) as client:
         client.post("/v1/syscalls", json={"body": {"type": "tool.echo"}, "program": "spends"})

@@ -22,15 +22,6 @@ _READ = b"""
        AND (%(agent)s::text IS NULL OR agent = %(agent)s)
      GROUP BY tenant, agent, program
 """
-_FAILED = b"""
-    SELECT job_id, module, tenant, agent, program
-      FROM (SELECT job_id, module, tenant, agent, program, state, submitted_at
-              FROM syscall ORDER BY submitted_at DESC LIMIT %(looked_at)s) AS newest
-     WHERE state = 'failed'
-       AND (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
-       AND (%(agent)s::text IS NULL OR agent = %(agent)s)
-     ORDER BY submitted_at
-"""
 
 
 class RecentProgram(Struct, frozen=True):
@@ -60,27 +51,3 @@ async def recent_programs(
     async with database.transaction() as cursor:
         await cursor.execute(_READ, asked)
         return [RecentProgram(*row) for row in await cursor.fetchall()]
-
-
-class FailedSyscall(Struct, frozen=True):
-    """One of the newest syscalls that has failed."""
-
-    job_id: str
-    module: str
-    tenant: str
-    agent: str
-    program: str
-
-
-async def failed_syscalls(
-    database: Database, tenant: str | None = None, agent: str | None = None
-) -> list[FailedSyscall]:
-    """Return those of the newest syscalls that have failed, oldest first.
-
-    Raises:
-        DatabaseUnavailable: Postgres does not answer.
-    """
-    asked = {"tenant": tenant, "agent": agent, "looked_at": LOOKED_AT}
-    async with database.transaction() as cursor:
-        await cursor.execute(_FAILED, asked)
-        return [FailedSyscall(*row) for row in await cursor.fetchall()]

@@ -1,22 +1,17 @@
 """What is done to many programs at once: asked about with the count first, then done.
 
 POST /programs/cancel    end all that is alive of them
-POST /programs/retry     run again what has failed of them lately
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from aios_broker.contract.errors import Cancelled, InvalidRequest
-from aios_broker.contract.names import tree_of
 from aios_broker.contract.syscall import MODULES
-from aios_broker.ledger.programs import FailedSyscall, failed_syscalls
-from aios_broker.queues.again import run_again
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import JobView
 from aios_broker.views.live import owned_jobs
@@ -32,18 +27,17 @@ READ_AT_ONCE = 500
 MAX_READS = 400  # of one agent's syscalls
 NAMES_OF_A_PROGRAM = 3
 Owned = Mapping[tuple[str, str], set[str]]  # by tenant and agent: programs
-Call = TypeVar("Call", JobView, FailedSyscall)
 
 
 @dataclass(frozen=True, slots=True)
-class Deed(Generic[Call]):
+class Deed:
     """One thing that is done to many programs."""
 
     path: str
     verb: str
     warning: str
-    find: Callable[[Kernel, Owned], Awaitable[Sequence[Call]]]
-    do: Callable[[Kernel, Caller, Sequence[Call]], Awaitable[None]]
+    find: Callable[[Kernel, Owned], Awaitable[Sequence[JobView]]]
+    do: Callable[[Kernel, Caller, Sequence[JobView]], Awaitable[None]]
 
     def route(self) -> Route:
         """Return the route of its form."""
@@ -104,20 +98,6 @@ async def _cancel(kernel: Kernel, caller: Caller, jobs: Sequence[JobView]) -> No
         await kernel.control.cancel(ids, reason, module=module)
 
 
-async def _failed(kernel: Kernel, owned: Owned) -> Sequence[FailedSyscall]:
-    found: list[FailedSyscall] = []
-    for (tenant, agent), programs in owned.items():
-        failed = await failed_syscalls(kernel.needed_database, tenant, agent)
-        found += [one for one in failed if tree_of(one.program) in programs]
-    return found
-
-
-async def _retry(kernel: Kernel, _caller: Caller, calls: Sequence[FailedSyscall]) -> None:
-    for module in MODULES:
-        ids = [one.job_id for one in calls if one.module == module]
-        await run_again(kernel.connection, kernel.keys, module, ids)
-
-
 CANCEL = Deed(
     "/programs/cancel",
     "Cancel",
@@ -125,12 +105,4 @@ CANCEL = Deed(
     _alive,
     _cancel,
 )
-RETRY = Deed(
-    "/programs/retry",
-    "Run again",
-    "They have failed; those that are still kept (an hour) run anew under their ids. What they "
-    "have done already stays, and who had their first answer hears the new one only by asking.",
-    _failed,
-    _retry,
-)
-ROUTES = [CANCEL.route(), RETRY.route()]
+ROUTES = [CANCEL.route()]
