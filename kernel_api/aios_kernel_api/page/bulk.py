@@ -30,7 +30,7 @@ Owned = Mapping[tuple[str, str], set[str]]  # by tenant and agent: programs
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class Bulk:
     """One thing that is done to many programs."""
 
     path: str
@@ -50,7 +50,7 @@ class Deed:
             back = back if back.startswith("/?") else "/"
             if form.one("confirm") != "yes":
                 return await page(
-                    request, "bulk.html", deed=self, names=names, count=len(calls), back=back
+                    request, "bulk.html", bulk=self, names=names, count=len(calls), back=back
                 )
             await self.do(kernel, caller, calls)
             return RedirectResponse(back, 303, HEADERS)
@@ -98,7 +98,7 @@ async def _cancel(kernel: Kernel, caller: Caller, jobs: Sequence[JobView]) -> No
         await kernel.control.cancel(ids, reason, module=module)
 
 
-CANCEL = Deed(
+CANCEL = Bulk(
     "/programs/cancel",
     "Cancel",
     "They end, waiting or running; who waits for them is told. What they have done already stays.",

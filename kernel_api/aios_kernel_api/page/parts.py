@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class _Made:
+class _Html:
     """A part as it was made last."""
 
     html: Markup = NOTHING
@@ -61,7 +61,7 @@ class Parts:
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = parts
-        self._made: dict[tuple[str, str], _Made] = {}
+        self._made: dict[tuple[str, str], _Html] = {}
 
     async def html(
         self, kernel: Kernel, caller: Caller, address: str, *, is_new: bool = False
@@ -75,7 +75,7 @@ class Parts:
         """
         part, query = self._read(address)
         require(caller, part.scope)
-        made = self._made.setdefault((caller.token, address), _Made())
+        made = self._made.setdefault((caller.token, address), _Html())
         async with made.lock:
             made.asked_at_s = now = time.monotonic()
             if is_new or now - made.made_at_s >= made.rest_s:
