@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from aios_kernel_api import health
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
@@ -100,8 +100,18 @@ def _guarded(route: Route, rules: Rules, kernel: Kernel, open_requests: OpenRequ
 
 async def _routing_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = error.headers or {}
+    if error.status_code == 405:
+        headers = {"Allow": ", ".join(_methods_of(request))}
     if error.status_code in UNROUTED:  # else a route raised it, where it was counted
         kernel_of(request).stats.unrouted(error.status_code)
-    answer = problem(routing_error(error))
-    answer.headers.update(error.headers or {})
+    answer = problem(routing_error(error.status_code, error.detail, headers))
+    answer.headers.update(headers)
     return answer
+
+
+def _methods_of(request: Request) -> Sequence[str]:
+    """Return what may be done at a path: its methods may be those of several routes."""
+    routes = (each for each in request.app.routes if isinstance(each, Route))
+    at = (each for each in routes if each.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for each in at for method in each.methods or ()})

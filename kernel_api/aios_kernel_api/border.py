@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -163,20 +163,20 @@ class Answer:
         await response(self._scope, self._receive, self.send)
 
 
-def routing_error(error: HTTPException) -> KernelError:
+def routing_error(status: int, detail: str, headers: Mapping[str, str]) -> KernelError:
     """Return what no route takes as an error of ours."""
-    match error.status_code:
+    match status:
         case 404:
             return NotFound("there is no such route", field="path", remedy="see /openapi.json")
         case 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = headers.get("Allow", "")
             return MethodNotAllowed(
                 "the route does not take this method",
                 field="method",
                 remedy=f"use {allowed}" if allowed else None,
             )
         case _:
-            return InvalidRequest(error.detail, field="request")
+            return InvalidRequest(detail, field="request")
 
 
 def _fault(request_id: str, error: Exception) -> KernelError:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
-from aios_broker.contract.errors import Cancelled, InvalidConfig, UnknownSyscall
+from aios_broker.contract.errors import Cancelled, NotConfigured, UnknownSyscall
 from aios_broker.contract.names import Module, Owner
 from aios_broker.postgres.database import Database
 from aios_broker.postgres.store import Store
@@ -68,14 +68,14 @@ class Kernel:
 
     @property
     def needed_store(self) -> Store:
-        """What is stored; raise InvalidConfig where the kernel has no database."""
+        """What is stored; raise NotConfigured where the kernel has no database."""
         if self.store is None:
             raise no_database()
         return self.store
 
     @property
     def needed_database(self) -> Database:
-        """The ledger; raise InvalidConfig where the kernel has no database."""
+        """The ledger; raise NotConfigured where the kernel has no database."""
         if self.database is None:
             raise no_database()
         return self.database
@@ -157,12 +157,12 @@ class Kernel:
         await self.transport.cancel([syscall_id], module, reason, owner)
 
 
-def no_database() -> InvalidConfig:
+def no_database() -> NotConfigured:
     """Return the error of what a kernel without a database cannot show."""
-    return InvalidConfig(
-        "the kernel keeps no database",
+    return NotConfigured(
+        "this kernel keeps no database: it knows nothing of what lasts",
         field="AIOS_DATABASE_URL",
-        remedy="have its operator start one",
+        remedy="have its operator name one to the API, and start it anew",
     )
 
 

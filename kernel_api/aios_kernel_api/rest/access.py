@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from aios_broker.access.audit import AuditVerdict, newest_lines, no_key, verify
+from aios_broker.access.audit import AuditVerdict, newest_lines, verify
 from aios_broker.access.requests import Decision, list_approvals, one_approval
 from aios_broker.access.rights import KnownAgent, known_agents
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.access import (
     AccessApprove,
     AccessDeny,
@@ -17,7 +18,7 @@ from aios_broker.contract.access import (
     AuditEntry,
     Reason,
 )
-from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.errors import InvalidSyscall, NotConfigured
 from aios_broker.postgres.store import Cursor
 from aios_broker.views.settings import decide_as_operator
 from aios_kernel_api.calls import call
@@ -109,6 +110,7 @@ async def _decide(
     """Decide as the operator does by its command, or as the agent does by a syscall."""
     kernel, caller = asked.kernel, asked.caller
     if caller.scope == "operator":
+        audit_folder_of(kernel)
         return await decide_as_operator(
             kernel.needed_store, kernel.control, body.approval, caller.agent, decision
         )
@@ -133,11 +135,10 @@ async def audit(asked: Asked[AuditQuery, None]) -> Page[AuditEntry]:
 
 async def verify_audit(asked: Asked[NoQuery, None]) -> AuditVerdict:
     """Walk the chain of the audit log's hashes."""
-    folder = asked.kernel.config.audit_folder
-    key = None if folder is None else folder.key()
-    if folder is None or key is None:
-        raise no_key()
-    noted = folder.noted()
+    folder = audit_folder_of(asked.kernel)
+    key, noted = folder.key(), folder.noted()
+    if key is None:
+        raise _no_audit_key()
     async with asked.kernel.needed_store.as_steward() as cursor:
         return await verify(cursor, key, noted)
 
@@ -157,6 +158,27 @@ def number_in(after: str) -> int:
     return int(after)
 
 
+def audit_folder_of(kernel: Kernel) -> AuditFolder:
+    """Return where the audit log's key lies.
+
+    Raises:
+        NotConfigured: the API was not told: here nobody decides as an operator, or verifies.
+    """
+    folder = kernel.config.audit_folder
+    if folder is None:
+        raise _no_audit_key()
+    return folder
+
+
+def _no_audit_key() -> NotConfigured:
+    return NotConfigured(
+        "the audit log's key is not where the API runs: it can write and verify no line of it",
+        field="AIOS_AUDIT_DIR",
+        remedy="have its operator give the API that folder; or use `aios approve`, `aios deny` and "
+        "`aios audit verify` on the kernel's host",
+    )
+
+
 def no_place() -> InvalidSyscall:
     """Return the error of an `after` that no page has given."""
     return InvalidSyscall(
@@ -174,7 +196,7 @@ OPERATIONS = (
             scope="agent",
             query=OwnerQuery,
             answers={200: Answer(words="Agents, by tenant and name", kind=Page[KnownAgent])},
-            errors=(404,),
+            errors=(404, 501),
         ),
         agents,
     ),
@@ -188,6 +210,7 @@ OPERATIONS = (
             scope="agent",
             query=ApprovalQuery,
             answers={200: Answer(words="Approvals, agents in turns", kind=Page[Approval])},
+            errors=(501,),
         ),
         approvals,
     ),
@@ -199,7 +222,7 @@ OPERATIONS = (
             words="Show one approval, with all its arguments",
             scope="agent",
             answers={200: Answer(words="The approval", kind=Approval)},
-            errors=(404,),
+            errors=(404, 501),
         ),
         approval,
     ),
@@ -215,7 +238,7 @@ OPERATIONS = (
             body=ApproveRequest,
             body_example={},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
-            errors=(404, 409),
+            errors=(404, 409, 501),
         ),
         approve,
     ),
@@ -229,7 +252,7 @@ OPERATIONS = (
             body=DenyRequest,
             body_example={"reason": "not today"},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
-            errors=(404, 409),
+            errors=(404, 409, 501),
         ),
         deny,
     ),
@@ -242,7 +265,7 @@ OPERATIONS = (
             scope="agent",
             query=AuditQuery,
             answers={200: Answer(words="Lines", kind=Page[AuditEntry])},
-            errors=(404,),
+            errors=(404, 501),
         ),
         audit,
     ),
@@ -254,6 +277,7 @@ OPERATIONS = (
             words="Verify that the audit log is what was written",
             scope="operator",
             answers={200: Answer(words="What the walk along the chain found", kind=AuditVerdict)},
+            errors=(501,),
         ),
         verify_audit,
     ),

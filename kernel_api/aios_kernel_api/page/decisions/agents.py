@@ -73,7 +73,7 @@ async def view_one(request: Request) -> Response:
         )
     [one] = known.items
     first = {**whose, "limit": str(PAGE_LENGTH)}
-    quotas = await ask(kernel, caller, settings.quotas)
+    quotas = await ask(kernel, caller, settings.quotas, query={"limit": "1000"})
     return await page(
         request,
         "decisions/agent.html",

@@ -16,9 +16,11 @@ from aios_kernel_api.kernel import kernel_of
 from aios_kernel_api.page.forms import Form, changes, shows
 from aios_kernel_api.page.html import HEADERS
 from aios_kernel_api.page.pages import page
+from aios_kernel_api.page.parts import address_of, query_from
 from aios_kernel_api.page.rest import ask
 from aios_kernel_api.rest import settings
 from aios_kernel_api.rest.settings import PolicyChange, QuotaSetting
+from aios_kernel_api.rest.views import Place
 
 LIMITS: dict[LimitName, str] = {
     "max_queued": "Syscalls that wait",
@@ -32,6 +34,7 @@ LIMITS: dict[LimitName, str] = {
     "max_context_bytes": "Bytes of contexts",
     "max_unread": "Unread replies",
 }
+PAGE_LENGTH = 100
 POLICY_FIELDS = ("name", "quantum_s", "quantum_tokens", "unserved_core")
 
 
@@ -42,6 +45,12 @@ class Range:
     least: float | None
     most: float | None
     is_whole: bool
+
+
+class QuotaListQuery(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which page of the quotas."""
+
+    after: Place | None = None
 
 
 async def view_policy(request: Request) -> Response:
@@ -70,11 +79,14 @@ async def change_policy(request: Request, form: Form) -> Response:
 
 async def view_quotas(request: Request) -> Response:
     """Show the quotas that hold for who looks, for an operator all, and what may be set."""
-    found = await ask(kernel_of(request), caller_of(request), settings.quotas)
+    query = query_from(dict(request.query_params), QuotaListQuery)
+    wanted = {"limit": str(PAGE_LENGTH), "after": query.after or ""}
+    found = await ask(kernel_of(request), caller_of(request), settings.quotas, query=wanted)
     return await page(
         request,
         "decisions/quotas.html",
         quotas=found.items,
+        further=None if found.next is None else address_of("/quotas", QuotaListQuery(found.next)),
         limits=LIMITS,
         ranges=ranges(QuotaSetting),
         modules=MODULES,
