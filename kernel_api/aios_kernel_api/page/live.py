@@ -7,7 +7,7 @@ A stream ends when the process stops or the token is no longer good; the page op
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import nullcontext
 
 import msgspec
@@ -78,7 +78,7 @@ def _addresses(request: Request) -> Sequence[str]:
     return found
 
 
-async def _told(request: Request, addresses: Sequence[str]) -> AsyncIterator[bytes]:
+async def _told(request: Request, addresses: Sequence[str]) -> AsyncGenerator[bytes, None]:
     kernel, caller = kernel_of(request), caller_of(request)
     sent: dict[str, Markup] = {}
     trouble, beat_s = "", 0.0
