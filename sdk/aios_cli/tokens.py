@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 
 from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.access.tokens import put_token, revoke_tokens
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import check_name
 from aios_broker.contract.tokens import digest, new_token
@@ -16,7 +17,6 @@ from aios_broker.views.words import plural
 from aios_cli.approvals import decider, kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.tables import say
-from aios_workers.modules.access.identity import put_token, revoke_tokens
 
 EVERYWHERE = "*"  # in place of a tenant in the audit log
 

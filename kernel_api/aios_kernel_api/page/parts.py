@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -30,6 +30,7 @@ UNSEEN_S = 30.0  # what nobody has asked for so long is forgotten
 MAX_ADDRESS_CHARACTERS = 2_000
 
 NOTHING = Markup()
+Q = TypeVar("Q", bound=Struct)
 Reader = Callable[[Kernel, Caller, Any], Awaitable[Mapping[str, object]]]
 
 
@@ -104,7 +105,7 @@ class Parts:
                 del self._made[key]
 
 
-def query_from(given: Mapping[str, str], kind: type[Struct]) -> Struct:
+def query_from(given: Mapping[str, str], kind: type[Q]) -> Q:
     """Return what an address asks for; what is empty is left out.
 
     Raises:
