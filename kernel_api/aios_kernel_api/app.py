@@ -21,12 +21,16 @@ from aios_kernel_api.gateway.openai_errors import openai_error
 from aios_kernel_api.gateway.state import open_gateway
 from aios_kernel_api.gateway.tables import ANTHROPIC_ROUTES, OPENAI_ROUTES
 from aios_kernel_api.kernel import Kernel, kernel_of
+from aios_kernel_api.page import routes as page
+from aios_kernel_api.page.html import page_error
+from aios_kernel_api.page.login import who_looks
 from aios_kernel_api.problems import problem
 from aios_kernel_api.rest import (
     access,
     description,
     events,
     files,
+    rights,
     session,
     settings,
     syscalls,
@@ -48,12 +52,17 @@ DOORS: tuple[Door, ...] = (
     Door(health.ROUTES, Rules(problem, is_public=True)),
     Door(syscalls.ROUTES, Rules(problem)),
     Door(files.ROUTES, Rules(problem)),
-    Door((*views.ROUTES, *settings.ROUTES, *access.ROUTES), Rules(problem, asks_rights=True)),
+    Door(
+        (*views.ROUTES, *settings.ROUTES, *access.ROUTES, *rights.ROUTES),
+        Rules(problem, asks_rights=True),
+    ),
     Door((*files.PUBLIC_ROUTES, *description.ROUTES), Rules(problem, is_public=True)),
     Door(events.ROUTES, Rules(problem)),
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
+    Door(page.ROUTES, Rules(page_error, asks_rights=True, identify=who_looks, is_page=True)),
+    Door(page.PUBLIC_ROUTES, Rules(page_error, is_public=True, is_page=True)),
 )
 
 
@@ -72,6 +81,7 @@ def create_app(kernel: Kernel) -> Starlette:
     app.state.kernel = kernel
     app.state.readiness = health.RecentReadiness()
     app.state.gateway = open_gateway(kernel)
+    app.state.page_parts = page.new_parts()
     return app
 
 

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +67,8 @@ class Rules:
     shape: ErrorShape
     is_public: bool = False  # for whoever comes, without a token
     asks_rights: bool = False  # the caller's scope says whether its agent administers
+    identify: Callable[[Headers, Kernel], Awaitable[Caller]] = identify
+    is_page: bool = False  # for people, in a browser: described by no operation
 
 
 class Border:
@@ -112,7 +114,7 @@ class Border:
             await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope) -> Caller:
-        caller = await identify(Headers(scope=scope), self._kernel)
+        caller = await self._rules.identify(Headers(scope=scope), self._kernel)
         return await with_rights(caller, self._kernel) if self._rules.asks_rights else caller
 
 

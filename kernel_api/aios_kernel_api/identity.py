@@ -57,12 +57,21 @@ async def identify(headers: Headers, kernel: Kernel) -> Caller:
         Unauthenticated: no token, or one that is not good (any more).
         AgentSuspended: an operator has suspended the agent, or its tenant.
     """
-    token = _token_in(headers)
+    caller = await holder_of(_token_in(headers), kernel)
+    return replace(caller, traceparent=traceparent_of(headers.get("traceparent", "")))
+
+
+async def holder_of(token: str, kernel: Kernel) -> Caller:
+    """Return whose a token is.
+
+    Raises:
+        Unauthenticated: it is not good (any more).
+        AgentSuspended: an operator has suspended the agent, or its tenant.
+    """
     identity = await kernel.tokens.find(digest(token))
     if identity is None or _is_over(identity.expires_at):
-        raise _unauthenticated("the token is unknown, was revoked, or has expired")
-    traceparent = traceparent_of(headers.get("traceparent", ""))
-    caller = Caller(identity.tenant, identity.agent, identity.scope, token, traceparent)
+        raise unauthenticated("the token is unknown, was revoked, or has expired")
+    caller = Caller(identity.tenant, identity.agent, identity.scope, token)
     if caller.scope != "operator":
         await _refuse_suspended(caller, kernel)
     return caller
@@ -124,16 +133,16 @@ def _token_in(headers: Headers) -> str:
     """Return the token of a request: `Authorization: Bearer`, else Anthropic's `x-api-key`."""
     given = headers.getlist("authorization") or headers.getlist("x-api-key")
     if len(given) != 1:
-        raise _unauthenticated("the request has no token" if not given else "it has two tokens")
+        raise unauthenticated("the request has no token" if not given else "it has two tokens")
     scheme, space, token = given[0].partition(" ")
     if "authorization" in headers:
         if scheme.lower() != "bearer":
-            raise _unauthenticated("the header Authorization has no bearer token")
+            raise unauthenticated("the header Authorization has no bearer token")
     else:
         token = given[0] if not space else ""
     token = token.strip()
     if not token or len(token) > MAX_TOKEN_LENGTH:
-        raise _unauthenticated("the request has no token")
+        raise unauthenticated("the request has no token")
     return token
 
 
@@ -147,7 +156,8 @@ async def _refuse_suspended(caller: Caller, kernel: Kernel) -> None:
         raise suspended(subject)
 
 
-def _unauthenticated(message: str) -> Unauthenticated:
+def unauthenticated(message: str) -> Unauthenticated:
+    """Return the error of who sends no token, or one that is not good."""
     return Unauthenticated(
         message,
         field="token",

@@ -24,8 +24,11 @@ from aios_broker.contract.syscall import (
 )
 from aios_broker.contract.traces import TraceContext, context_of, traceparent_of
 from aios_broker.contract.transitions import TABLE
+from aios_broker.ledger import lives
+from aios_broker.ledger.history import HistoryEvent
 from aios_broker.ledger.journal import Position, Transition
-from aios_broker.ledger.timeline import Life, lives_of
+from aios_broker.ledger.journal import metadata_of as metadata_told
+from aios_broker.ledger.lives import Life
 from aios_broker.queues.records import JobMetadata, metadata_of
 from aios_broker.traces.spans import ProgramRun, place_of, spans_of
 from aios_sdk.requests import Options, build_syscall
@@ -44,6 +47,10 @@ def change(ms: int, event: str, detail: str = "", *, who: str = "", attempt: int
 
 def submission(ms: int = 1_000, metadata: JobMetadata = METADATA) -> Transition:
     return change(ms, "submit", msgspec.json.encode(metadata).decode())
+
+
+def lives_of(changes: Sequence[Transition]) -> list[Life]:
+    return lives.lives_of(HistoryEvent(each, metadata_told(each) or METADATA) for each in changes)
 
 
 SUSPENDED_ONCE: Sequence[Transition] = (
@@ -121,38 +128,14 @@ def test_the_sdk_takes_the_span_that_is_open_and_only_that() -> None:
     assert build_syscall(me, ToolEcho(), IDS).traceparent == ""
 
 
-def test_a_life_has_its_phases_without_a_gap() -> None:
-    [life] = lives_of(SUSPENDED_ONCE)
-    assert [(each.state, each.begin_ms, each.end_ms) for each in life.phases] == [
-        ("queued", 1_000, 1_200),
-        ("running", 1_200, 1_700),
-        ("suspended", 1_700, 2_500),
-        ("running", 2_500, 2_900),
-    ]
-    first, second = life.slices
-    assert (first.worker, first.attempt, first.ended_by) == ("w1", 1, "suspend")
-    assert (first.tokens, first.ran_ms, second.tokens, second.ran_ms) == (40, 480, 24, 390)
-    assert (life.state, life.used.tokens, life.used.ran_ms) == ("finished", 64, 870)
-    assert life.metadata == METADATA
-
-
 def test_an_id_that_comes_again_has_two_lives() -> None:
     again = (submission(5_000), change(5_100, "cancel", "cancelled"))
     first, second = lives_of((*SUSPENDED_ONCE, *again))
-    assert (first.number, first.error_code, second.number) == (0, "", 1)
-    assert (second.begin_ms, second.state, second.error_code) == (5_000, "cancelled", "cancelled")
-    assert second.used.tokens == 0
+    root = ProgramRun.begun_by(first).root
     one, other = (
-        next(iter(spans_of(life, ProgramRun.begun_by(life).root))) for life in (first, second)
+        next(iter(spans_of(life, root, number))) for number, life in enumerate((first, second))
     )
     assert one.span_id == JOB[:16] != other.span_id
-
-
-def test_a_syscall_whose_beginning_is_lost_is_believed_from_there_on() -> None:
-    [life] = lives_of(SUSPENDED_ONCE[1:], METADATA)
-    assert life.metadata == METADATA
-    assert [each.state for each in life.phases][:2] == ["queued", "running"]
-    assert life.end_ms - life.begin_ms == 1_700
 
 
 @given(
@@ -161,24 +144,30 @@ def test_a_syscall_whose_beginning_is_lost_is_believed_from_there_on() -> None:
         max_size=30,
     )
 )
-def test_whatever_the_journal_says_phases_add_up(steps: list[tuple[int, str, int]]) -> None:
+def test_whatever_the_journal_says_a_syscall_has_a_span_and_each_slice_one(
+    steps: list[tuple[int, str, int]],
+) -> None:
     ms, changes = 1_000, []
     for wait_ms, event, tokens in steps:
         ms += wait_ms
         detail = msgspec.json.encode(METADATA).decode() if event in ("submit", "adopt") else ""
         changes.append(change(ms, event, detail or f"{tokens},{wait_ms}", who="w", attempt=1))
-    for life in lives_of(changes):
-        lengths = [each.end_ms - each.begin_ms for each in life.phases]
-        assert min(lengths, default=0) >= 0
-        assert sum(lengths) == life.end_ms - life.begin_ms
-        at_ms = life.begin_ms
-        for phase in life.phases:
-            assert phase.begin_ms == at_ms
-            at_ms = phase.end_ms
-        if life.has_ended:
-            spans = list(spans_of(life, TraceContext(TRACE, SPAN, is_sampled=True)))
-            assert len(spans) == 1 + len(life.slices)
-            assert len({span.span_id for span in spans}) == len(spans)
+    found = [
+        (life, list(spans_of(life, TraceContext(TRACE, SPAN, is_sampled=True), number)))
+        for number, life in enumerate(lives_of(changes))
+        if life.ends_ms is not None
+    ]
+    for life, (first, *slices) in found:
+        assert len(slices) == len(life.slices)
+        waited_ms = sum(int(each.attributes["aios.waited_ms"]) for each in slices)
+        ran_ms = sum(each.end_ms - each.begin_ms for each in slices)
+        assert all(first.begin_ms <= each.begin_ms <= each.end_ms for each in slices)
+        assert waited_ms + ran_ms <= first.end_ms - first.begin_ms
+        if life.is_whole:  # else what it did before is not known
+            all_ms = ran_ms + int(first.attributes["aios.waited_ms"])
+            assert all_ms == first.end_ms - first.begin_ms
+    ids = [span.span_id for _, told in found for span in told]
+    assert len(set(ids)) == len(ids)
 
 
 def spans(life: Life) -> tuple[dict[str, str | int], list[dict[str, str | int]]]:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -21,9 +21,9 @@ from psycopg import AsyncCursor
 
 from aios_broker.contract.errors import Unavailable
 from aios_broker.contract.transitions import TERMINAL
-from aios_broker.ledger.history import Archive, KnownMetadata
-from aios_broker.ledger.journal import Position, Transition
-from aios_broker.ledger.timeline import Life, lives_of
+from aios_broker.ledger.history import Archive, HistoryEvent, KnownMetadata
+from aios_broker.ledger.journal import Position, Transition, metadata_of
+from aios_broker.ledger.lives import Life, lives_of
 from aios_broker.postgres.database import Database
 from aios_broker.queues.records import JobMetadata
 from aios_broker.traces.spans import ProgramRun, Span, place_of, spans_of
@@ -192,9 +192,9 @@ class Follower:
         spans: list[Span] = []
         syscalls = 0
         if changes:
-            for life in await self._ended(changes, runs):
+            for number, life in await self._ended(changes, runs):
                 syscalls += 1
-                spans += self._spans(life, runs)
+                spans += self._spans(number, life, runs)
         spans += [run.span for run in runs.close(self._now_s())]
         position = changes[-1].position if changes else behind
         if spans:
@@ -202,34 +202,34 @@ class Follower:
             self.stats.syscalls += syscalls
         return position, not are_all
 
-    async def _ended(self, changes: Sequence[Transition], runs: _Runs) -> list[Life]:
-        """Return the lives that end in a page, in the order in which they do."""
+    async def _ended(self, changes: Sequence[Transition], runs: _Runs) -> list[tuple[int, Life]]:
+        """Return the lives that end in a page, each with which one of its id it is."""
         told = await self._archive.told(changes)
-        ended: dict[str, tuple[Position, JobMetadata]] = {}
+        ended: dict[str, JobMetadata] = {}
         for event in told:
             job_id = event.transition.job_id
             if event.transition.event in ENDINGS:
-                ended[job_id] = event.transition.position, event.metadata
+                ended[job_id] = event.metadata
                 runs.live.pop(job_id, None)
             else:
                 runs.live[job_id] = program_of(event.metadata)
         histories = await self._archive.histories(ended.keys(), changes[-1].position)
         first = changes[0].position
         return [
-            life
-            for job_id, (_, metadata) in ended.items()
-            for life in lives_of(histories.get(job_id, ()), metadata)
+            (number, life)
+            for job_id, metadata in ended.items()
+            for number, life in enumerate(lives_of(_events(histories.get(job_id, ()), metadata)))
             # One that ended before was told before.
-            if life.has_ended and life.end_ms >= first.ms
+            if life.ends_ms is not None and life.ends_ms >= first.ms
         ]
 
-    def _spans(self, life: Life, runs: _Runs) -> list[Span]:
+    def _spans(self, number: int, life: Life, runs: _Runs) -> list[Span]:
         place = place_of(life)
         if place is None:
             run = runs.of(life, self._now_s())
             run.add(life)
             place = run.root
-        return list(spans_of(life, place)) if place.is_sampled else []
+        return list(spans_of(life, place, number)) if place.is_sampled else []
 
     async def _deliver(self, spans: Sequence[Span], position: Position) -> None:
         """Send spans; what is never taken is left out, so that what follows it is told."""
@@ -246,6 +246,13 @@ class Follower:
         logger.warning("%d spans up to %s are left out: never taken", len(spans), position)
         self._refused_since_s = None
         self.stats.left_out += 1
+
+
+def _events(changes: Iterable[Transition], metadata: JobMetadata) -> Iterator[HistoryEvent]:
+    """Yield what happened to a syscall; `metadata`: of one whose submission is not there."""
+    for change in changes:
+        metadata = metadata_of(change) or metadata
+        yield HistoryEvent(change, metadata)
 
 
 async def _living(cursor: AsyncCursor) -> dict[str, Program]:

@@ -8,14 +8,15 @@ is the same one. Nothing that agents say or hear is in a span.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
 
 from aios_broker.contract.job import syscall_id_of
+from aios_broker.contract.syscall import State
 from aios_broker.contract.traces import SPAN_DIGITS, TraceContext, context_of, span_of
-from aios_broker.ledger.timeline import Life, Phase
+from aios_broker.ledger.lives import Life, Stay
 from aios_broker.queues.records import JobMetadata
 
 PROVIDER = "aios"
@@ -66,13 +67,13 @@ class ProgramRun(Struct):
     def begun_by(cls, life: Life) -> ProgramRun:
         """Return the run that a syscall is the first one of to end."""
         of = life.metadata
-        trace_id = _digest(16, of.tenant, of.agent, of.program, life.job_id, life.begin_ms)
-        return cls(of.tenant, of.agent, of.program, trace_id, life.begin_ms, life.end_ms)
+        trace_id = _digest(16, of.tenant, of.agent, of.program, life.job_id, life.begins_ms)
+        return cls(of.tenant, of.agent, of.program, trace_id, life.begins_ms, _end_ms(life))
 
     def add(self, life: Life) -> None:
         """Take in a syscall that has ended."""
-        self.begin_ms = min(self.begin_ms, life.begin_ms)
-        self.end_ms = max(self.end_ms, life.end_ms)
+        self.begin_ms = min(self.begin_ms, life.begins_ms)
+        self.end_ms = max(self.end_ms, _end_ms(life))
         self.syscalls += 1
         self.failed += bool(life.error_code)
 
@@ -104,9 +105,12 @@ def place_of(life: Life) -> TraceContext | None:
     return context_of(life.metadata.traceparent)
 
 
-def spans_of(life: Life, place: TraceContext) -> Iterator[Span]:
-    """Yield the span of a syscall that has ended, then those of its slices."""
-    span_id = _span_id(life)
+def spans_of(life: Life, place: TraceContext, number: int = 0) -> Iterator[Span]:
+    """Yield the span of a syscall that has ended, then those of its slices.
+
+    `number`: which life of its id this is, from 0.
+    """
+    span_id, ends_ms = _span_id(life, number), _end_ms(life)
     of = life.metadata
     yield Span(
         place.trace_id,
@@ -114,33 +118,38 @@ def spans_of(life: Life, place: TraceContext) -> Iterator[Span]:
         span_of(of.asked_by) or place.span_id,
         _name(of, life.used.core),
         "client" if of.kind in OF_MODELS else "internal",
-        life.begin_ms,
-        life.end_ms,
+        life.begins_ms,
+        _end_ms(life),
         _attributes(life),
         life.error_code,
     )
-    waited: list[Phase] = []
-    for number, phase in enumerate(life.phases):
-        if phase.state != "running":
-            waited.append(phase)
+    waited_ms, waited_as = 0, list[State]()
+    for order, stay in enumerate(life.stays):
+        if not stay.is_slice:
+            waited_ms += stay.lasts_ms(ends_ms)
+            waited_as.append(stay.state)
             continue
         yield Span(
             place.trace_id,
-            _digest(8, life.job_id, life.begin_ms, number),
+            _digest(8, life.job_id, life.begins_ms, order),
             span_id,
             "slice",
             "internal",
-            phase.begin_ms,
-            phase.end_ms,
-            _slice_attributes(phase, waited),
+            stay.begins_ms,
+            stay.begins_ms + stay.lasts_ms(ends_ms),
+            _slice_attributes(stay, waited_ms, waited_as),
         )
-        waited.clear()
+        waited_ms, waited_as = 0, []
 
 
-def _span_id(life: Life) -> str:
+def _end_ms(life: Life) -> int:
+    return life.begins_ms if life.ends_ms is None else life.ends_ms
+
+
+def _span_id(life: Life, number: int) -> str:
     """Return the id that what it asked for names as its parent; a later life has another one."""
-    if life.number:
-        return _digest(8, life.job_id, life.begin_ms)
+    if number:
+        return _digest(8, life.job_id, life.begins_ms)
     return span_of(syscall_id_of(life.job_id))
 
 
@@ -167,9 +176,9 @@ def _attributes(life: Life) -> dict[str, Value]:
         "aios.module": life.module,
         "aios.state": life.state,
         "aios.slices": len(slices),
-        "aios.suspensions": sum(phase.ended_by == "suspend" for phase in slices),
-        "aios.attempts": max((phase.attempt for phase in slices), default=0),
-        "aios.waited_ms": _length_ms(p for p in life.phases if p.state != "running"),
+        "aios.suspensions": sum(stay.ended_by == "suspend" for stay in slices),
+        "aios.attempts": max((stay.attempt for stay in slices), default=0),
+        "aios.waited_ms": life.waited_ms(_end_ms(life)),
         "aios.ran_ms": used.ran_ms,
     }
     if operation := _operation(of.kind):
@@ -189,23 +198,19 @@ def _attributes(life: Life) -> dict[str, Value]:
     return found
 
 
-def _slice_attributes(phase: Phase, waited: list[Phase]) -> dict[str, Value]:
+def _slice_attributes(stay: Stay, waited_ms: int, waited_as: Sequence[State]) -> dict[str, Value]:
     found: dict[str, Value] = {
-        "aios.worker": phase.worker,
-        "aios.attempt": phase.attempt,
-        "aios.slice.ended_by": phase.ended_by,
-        "aios.slice.tokens": phase.tokens,
-        "aios.ran_ms": phase.ran_ms,
-        "aios.waited_ms": _length_ms(waited),
-        "aios.waited_as": " ".join(each.state for each in waited),
+        "aios.worker": stay.worker,
+        "aios.attempt": stay.attempt,
+        "aios.slice.ended_by": stay.ended_by,
+        "aios.slice.tokens": stay.tokens,
+        "aios.ran_ms": stay.ran_ms,
+        "aios.waited_ms": waited_ms,
+        "aios.waited_as": " ".join(waited_as),
     }
-    if phase.core:
-        found["aios.core"] = phase.core
+    if stay.core:
+        found["aios.core"] = stay.core
     return found
-
-
-def _length_ms(phases: Iterable[Phase]) -> int:
-    return sum(phase.end_ms - phase.begin_ms for phase in phases)
 
 
 def _digest(size: int, *parts: str | int) -> str:

@@ -25,7 +25,7 @@ from aios_kernel_api.calls import call
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
-from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, whose_of
+from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, cut_page, whose_of
 
 MAX_DIGITS = 18
 
@@ -68,19 +68,12 @@ async def agents(asked: Asked[OwnerQuery, None]) -> Page[KnownAgent]:
     """Return the agents that are known."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
-    after = None
-    if query.after is not None:
-        tenant, slash, name = query.after.partition("/")
-        if not slash:
-            raise no_place()
-        after = tenant, name
+    after = None if query.after is None else place_in(query.after)
     async with asked.kernel.needed_store.as_steward() as cursor:
         found = await known_agents(
             cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after
         )
-    page = found[: query.limit]
-    more = len(found) > query.limit
-    return Page(page, f"{page[-1].tenant}/{page[-1].name}" if more else None)
+    return cut_page(found, query.limit, lambda one: f"{one.tenant}/{one.name}")
 
 
 async def approvals(asked: Asked[ApprovalQuery, None]) -> Page[Approval]:
@@ -132,11 +125,7 @@ async def audit(asked: Asked[AuditQuery, None]) -> Page[AuditEntry]:
     """Return lines of the audit log, newest first."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
-    before = None
-    if query.after is not None:
-        if not query.after.isdecimal() or len(query.after) > MAX_DIGITS:
-            raise no_place()
-        before = int(query.after)
+    before = None if query.after is None else number_in(query.after)
     async with cursor_of(asked.kernel, asked.caller) as cursor:
         found = await newest_lines(
             cursor, tenant=whose.tenant, actor=whose.agent, limit=query.limit, before=before
@@ -152,6 +141,21 @@ async def verify_audit(asked: Asked[NoQuery, None]) -> AuditVerdict:
         raise _no_audit_key()
     async with asked.kernel.needed_store.as_steward() as cursor:
         return await verify(cursor, key, noted)
+
+
+def place_in(after: str) -> tuple[str, str]:
+    """Return the tenant and the name that a page ended with; raise InvalidSyscall: it is none."""
+    tenant, slash, name = after.partition("/")
+    if not slash:
+        raise no_place()
+    return tenant, name
+
+
+def number_in(after: str) -> int:
+    """Return the number that a page ended with; raise InvalidSyscall: it is none."""
+    if not after.isdecimal() or not after.isascii() or len(after) > MAX_DIGITS:
+        raise no_place()
+    return int(after)
 
 
 def audit_folder_of(kernel: Kernel) -> AuditFolder:
