@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_broker.contract.memory import MemoryAdd, MemorySearch
 from aios_broker.contract.storage import StorageSearch, StorageWrite
+from aios_broker.places import Holder
 from aios_workers.search.embedder import BATCH_TEXTS, BatchedEmbedder, Model
 from aios_workers.search.indexing import reindex
 from aios_workers.search.minilm import DIMENSION, NAME, MiniLm
 from tests.state_scene import HashedWords, state_scene
 
+ANN, BOB, EVE = Holder("acme", "ann"), Holder("acme", "bob"), Holder("evil", "eve")
 TEXTS = ["a cat", "the dog barks at night", "x", "", "Rhine", "a much longer text " * 300]
 
 
 class Counting:
-    """A model that remembers its batches, on whatever thread it is called."""
+    """A model that remembers its batches, on whatever thread it is called; windows of 4,000."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -32,9 +34,15 @@ class Counting:
         self.go = threading.Event()
         self.go.set()
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def split(self, text: str) -> list[list[int]]:
+        return [
+            [*map(ord, text[start : start + 4_000])] for start in range(0, len(text) or 1, 4_000)
+        ]
+
+    def run(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         assert self.go.wait(20)
-        self.batches.append(list(texts))
+        texts = ["".join(map(chr, ids)) for ids in windows]
+        self.batches.append(texts)
         self.threads.add(threading.get_ident())
         if "broken" in texts:
             raise RuntimeError("it broke")
@@ -49,27 +57,44 @@ async def test_texts_of_many_callers_share_batches_off_the_loop() -> None:
     model = Counting()
     model.go.clear()
     async with batched(model) as embedder:
-        calls = [asyncio.create_task(embedder.embed(["x" * n])) for n in range(1, 41)]
+        calls = [asyncio.create_task(embedder.embed(["x" * n], ANN)) for n in range(1, 41)]
         for _ in range(5):
             await asyncio.sleep(0)
         model.go.set()
         rows = await asyncio.gather(*calls)
-    assert [int(row[0][0]) for row in rows] == list(range(1, 41))  # each its own
+    assert [round(row[0][0] / row[0][1]) for row in rows] == [*range(1, 41)]  # each its own
     assert len(model.batches) < len(calls)
     assert max(map(len, model.batches)) <= BATCH_TEXTS
     assert threading.get_ident() not in model.threads
     assert len(model.threads) == 1
 
 
+async def test_a_short_query_waits_for_no_more_than_the_batch_that_is_being_made() -> None:
+    model = Counting()
+    model.go.clear()
+    async with batched(model) as embedder:
+        flood = [asyncio.create_task(embedder.embed(["y" * 8_000], EVE)) for _ in range(20)]
+        await asyncio.sleep(0)  # the first of them is with the model
+        flood += [asyncio.create_task(embedder.embed(["z" * 8_000], BOB)) for _ in range(20)]
+        await asyncio.sleep(0)
+        short = asyncio.create_task(embedder.embed(["what do I like?"], ANN))
+        await asyncio.sleep(0)
+        model.go.set()
+        await asyncio.gather(short, *flood)
+    asked = [batch[0][0] for batch in model.batches]
+    assert asked.index("w") <= 2  # behind one batch of each of the others at most
+    assert abs(asked[:20].count("y") - asked[:20].count("z")) <= 2  # tenants have as much
+
+
 async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> None:
     model = Counting()
     async with batched(model) as embedder:
         with pytest.raises(CoreError, match="it broke"):
-            await embedder.embed(["broken"])
-        assert (await embedder.embed(["fine"])).shape == (1, 2)
-        assert (await embedder.embed([])).shape == (0, 2)
+            await embedder.embed(["broken"], ANN)
+        assert (await embedder.embed(["fine"], ANN)).shape == (1, 2)
+        assert (await embedder.embed([], ANN)).shape == (0, 2)
         model.go.clear()
-        left = asyncio.create_task(embedder.embed(["too late"]))
+        left = asyncio.create_task(embedder.embed(["too late"], ANN))
         await asyncio.sleep(0)
         model.go.set()
     with pytest.raises(CoreError, match="closed"):
@@ -79,7 +104,8 @@ async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> No
 async def test_the_real_model_is_the_same_alone_and_in_batches() -> None:
     model = await asyncio.to_thread(MiniLm.load)
     together = await asyncio.to_thread(model.embed, TEXTS)
-    alone = np.vstack([await asyncio.to_thread(model.embed, [text]) for text in TEXTS])
+    async with BatchedEmbedder(NAME, DIMENSION, lambda: model) as embedder:
+        alone = np.vstack([await embedder.embed([text], ANN) for text in TEXTS])
     assert together.shape == (len(TEXTS), DIMENSION)
     assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
     assert np.min(np.sum(together * alone, axis=1)) > 0.99  # int8 rounds by the whole batch
