@@ -8,8 +8,8 @@ import pytest
 import redis
 
 from aios_broker.access.audit import newest_lines, verify
-from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.access.suspensions import go_on, suspend, tidy_suspensions
+from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.contract.errors import AgentSuspended, InvalidConfig
 from aios_broker.contract.syscall import new_id
 from aios_broker.postgres.store import Store
