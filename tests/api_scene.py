@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from aios_broker.access.tokens import put_token, revoke_tokens
 from aios_broker.config import KernelConfig
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Store
@@ -37,7 +38,6 @@ from aios_local.embedded.postgres import USER
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import EmbeddedKernel
-from aios_workers.modules.access.identity import put_token, revoke_tokens
 from tests.conftest import TEMPLATE_DATABASE, RunningPostgres
 from tests.waiting import wait_until_async
 
@@ -217,7 +217,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
+def api_scene(postgres_server: RunningPostgres, **settings: str) -> Iterator[ApiScene]:
     """Run a kernel for the length of a block: a Redis and a database of its own."""
     postgres_server.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
     postgres_server.execute(f"CREATE DATABASE {DATABASE} TEMPLATE {TEMPLATE_DATABASE} OWNER {USER}")
@@ -238,6 +238,7 @@ def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
                 "AIOS_LLM_CONTEXT_TOKENS": "16384",
                 "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "200",
                 "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
+                **settings,
             }
             with EmbeddedKernel(config, inherited=environ) as kernel:
                 yield ApiScene(kernel, redis.url, database_url)

@@ -29,6 +29,7 @@ STATUS_WORDS = {
     423: "Somebody else has locked it",
     429: "A quota or a limit of requests is met: come again after `retry_after_s`",
     500: "The module that ran it failed",
+    501: "This kernel was started without what it would need: `field` names the setting",
     502: "The core failed",
     503: "A server of the kernel does not answer, or is full: come again after `retry_after_s`",
     504: "It did not end in time; `syscall_id` names it",
@@ -214,6 +215,19 @@ def _headers(one: Operation) -> list[Json]:
     ]
 
 
+EVENT_STREAM = "text/event-stream"
+EVENT: Json = {
+    "type": "object",
+    "description": "One of the events that are sent, each with these lines.",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+    "required": ["data"],
+}
+
+
 def _responses(one: Operation, schemas: Schemas) -> Json:
     found = {str(status): _answer(each, schemas) for status, each in one.answers.items()}
     errors = {*COMMON, *one.errors, *(() if one.scope is None else OF_A_TOKEN)} - {*one.answers}
@@ -234,9 +248,11 @@ def _answer(answer: Answer, schemas: Schemas) -> Json:
         }
     if answer.media:
         content: Json = {} if answer.kind is None else {"schema": schemas.of(answer.kind)}
+        if answer.media == EVENT_STREAM:
+            content["schema"] = EVENT
         if answer.example is not None:
             content["example"] = answer.example
         found["content"] = {answer.media: content}
         if answer.streams:
-            found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            found["content"][EVENT_STREAM] = {"schema": EVENT}
     return found

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgspec
 
@@ -24,12 +24,39 @@ from aios_broker.queues.module_queue import (
     ModuleQueue,
 )
 from aios_broker.queues.records import Submission, metadata_of
-from aios_broker.queues.reply_box import ReplyBox
 from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 
 SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
+# Replies that one submit brings along, of syscalls that have ended already: what is beyond them is
+# asked for by id, later.
+MOST_REPLY_BYTES = 32 * 1024 * 1024
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
+REPLIES = 1000  # taken by one blocking look
+
+
+class ReplyBox:
+    """Reads the list to which workers push this client's replies and chunks."""
+
+    def __init__(self, blocking: Connection, client: str, keys: Keys | None = None) -> None:
+        self.client = client
+        self._key = (keys or Keys()).reply(client)
+        self._connection = blocking
+
+    async def take(self, *, timeout_s: float = 2.0) -> list[bytes]:
+        """Return all messages that are there; wait up to `timeout_s` for the first one.
+
+        The connection must be this box's alone. A message taken here is gone from Redis: one
+        that is lost with the client is found again by id (ModuleQueue.attach).
+        """
+        answer = await self._connection.execute(
+            "BLMPOP", timeout_s, 1, self._key, "LEFT", "COUNT", REPLIES, timeout_s=timeout_s + 5.0
+        )
+        return answer[1] if answer else []
+
+    async def aclose(self) -> None:
+        """Close the connection; the list expires by itself."""
+        await self._connection.aclose()
 
 
 class RedisTransport:
@@ -90,11 +117,17 @@ class RedisTransport:
         """Publish jobs, and write down what came of each at its place."""
         queue = self._queues[syscalls[0].module]
         outcomes = await queue.submit(list(jobs.values()))
+        size_bytes = 0
         for place, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, KernelError):
                 found[place] = outcome
             elif isinstance(outcome, Differs):
-                found[place] = await self._compared(syscalls[place], outcome)
+                known = await self._compared(syscalls[place], outcome)
+                if isinstance(known, Attached) and known.reply is not None:
+                    size_bytes += len(known.reply)
+                    if size_bytes > MOST_REPLY_BYTES:
+                        known = replace(known, reply=None)
+                found[place] = known
 
     async def _compared(self, syscall: Syscall, stored: Differs) -> Outcome:
         """Tell a key used twice from a syscall sent again, with less time or another token."""

@@ -77,6 +77,7 @@ CALLS = (
     *(f"aios:{name}:*" for name in ("holders", "owed", "barred", "quarantine", "memories")),
     *(f"aios:{name}:*" for name in ("use", "used", "counted", "load", "recount", "recounted")),
     *(f"aios:{name}:*" for name in ("bucket", "spent", "rate", "touched", "ranked", "marks")),
+    *("aios:failures:*", "aios:failed_bytes:*"),
     *("aios:slot", "aios:journal", "aios:last_core:*", "aios:reply:*", "aios:core_workers"),
     "aios:policy:*",  # beside the policy stands whose turn it is, which a submission may change
     *("aios:answer:*", "aios:reasoning:*"),
@@ -87,6 +88,8 @@ SETTINGS = (
     *("aios:quota:*", "aios:resources:*", "aios:stopped"),
     *("aios:core_cards", "aios:core_removed", "aios:core_served", "aios:core_looked"),
 )
+# Links that log in to the page: whoever redeems one deletes it.
+LINKS = ("aios:page_link:*",)
 # Answers that the gateway keeps for agents, and the contexts that it ends with them.
 ANSWERS = (
     *("aios:responses:*", "aios:response_order:*", "aios:response_context:*"),
@@ -126,7 +129,7 @@ RIGHTS: dict[Role, Rights] = {
         (*GREETING, *READING, *WRITING, *HEARING),
         steps=("client", "operator", "shared", "worker/context"),
         reads=("*",),
-        writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),
+        writes=(*JOBS, *CALLS, *SETTINGS, *LINKS, *ANSWERS),
         hears=True,
     ),
     "client": Rights(
