@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -34,12 +35,10 @@ from a2a.types import (
 )
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from aios_broker.access.rights import set_right
-from aios_broker.postgres.store import Store
 from tests.api_scene import ACME, TIMEOUT_S, ApiScene, ServedApi, bearer, serving
 
-DELETES = {"type": "memory.clear"}
-NOTE = {"type": "memory.add", "content": "a note"}
+DELETES: dict[str, object] = {"type": "memory.clear"}
+NOTE: dict[str, object] = {"type": "memory.add", "content": "a note"}
 
 
 def chat(text: str = "Tell a story.", **options: object) -> dict[str, object]:
@@ -88,7 +87,7 @@ def states(told: Sequence[StreamResponse]) -> list[str]:
 
 
 def state_of(task: Task) -> str:
-    return TaskState.Name(task.status.state).removeprefix("TASK_STATE_")
+    return str(TaskState.Name(task.status.state)).removeprefix("TASK_STATE_")
 
 
 def streamed_text(told: Sequence[StreamResponse]) -> str:
@@ -310,10 +309,9 @@ async def test_nobody_answers_its_own_question(api: ApiScene) -> None:
 
 async def test_an_agent_that_decides_answers_and_does_not_see_the_result(api: ApiScene) -> None:
     token = api.token("a2a-judge")
-    async with aclosing(Store(api.database_url)) as store:
-        judge = await store.vouched("a2a-judge", ACME)
-        async with store.as_steward() as cursor:
-            await set_right(cursor, judge, "decide", "operator:test", given=True)
+    may = {"tenant": ACME, "agent": "a2a-judge", "right": "decide", "given": True}
+    with api.client(api.operator) as operator:
+        operator.put("/v1/rights", json=may).raise_for_status()
     async with speaking(api, api.token()) as client, speaking(api, token) as decider:
         task = await asked(client)
         shown = await task_of(decider, task.id)
@@ -480,14 +478,9 @@ CASES: list[tuple[object, int, str]] = [
 
 @pytest.mark.parametrize(("body", "code", "field"), CASES)
 def test_bad_input_is_told_by_its_field(api: ApiScene, body: object, code: int, field: str) -> None:
-    content = body if isinstance(body, bytes) else None
-    with api.client(api.agent, headers=None) as client:
-        answer = client.post(
-            "/a2a",
-            json=None if content is not None else body,
-            content=content,
-            headers={"a2a-version": "1.0"},
-        )
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with api.client(api.agent) as client:
+        answer = client.post("/a2a", content=content, headers={"a2a-version": "1.0"})
     error = answer.json()["error"]
 
     assert (answer.status_code, error["code"]) == (200, code), error

@@ -43,6 +43,7 @@ class Following:
         self._module = module
         self._begun: set[str] = set()  # artifacts of which some was told
         self._seen: tuple[str, int] | None = None  # state and attempt at the last look
+        self._ended_before = pending.reply is not None  # at a time that is not known
 
     async def settle(self) -> Task:
         """Return the task once it has ended, or asks something."""
@@ -64,7 +65,7 @@ class Following:
             if batch and self._pending.state in ("lost", "refused"):
                 assert self._pending.reply is not None
                 self._pending.reply.unwrap()
-            told = [each for event in batch for each in self._heard(event)]
+            told: Sequence[StreamResponse] = [each for one in batch for each in self._heard(one)]
             if may_park and not batch:
                 told = await self._looked()
             yield told
@@ -78,10 +79,8 @@ class Following:
     def _heard(self, event: Event) -> Sequence[StreamResponse]:
         if isinstance(event, Chunk):
             return self._heard_chunk(event)
-        before, self.task = (
-            self.task,
-            ended_task(event, self.task.context_id, told_time(time.time())),
-        )
+        ended_at = "" if self._ended_before else told_time(time.time())
+        before, self.task = self.task, ended_task(event, self.task.context_id, ended_at)
         made = [
             StreamResponse(
                 artifact_update=ArtifactUpdate(before.id, before.context_id, each, last_chunk=True)
@@ -92,7 +91,7 @@ class Following:
         return (*made, self._stands())
 
     def _heard_chunk(self, chunk: Chunk) -> Sequence[StreamResponse]:
-        told = []
+        told: list[StreamResponse] = []
         if self.task.status.state != "TASK_STATE_WORKING":
             told.append(
                 self._moved(TaskStatus("TASK_STATE_WORKING", timestamp=told_time(time.time())))

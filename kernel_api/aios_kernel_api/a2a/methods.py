@@ -49,9 +49,9 @@ from aios_kernel_api.a2a.model import (
 )
 from aios_kernel_api.a2a.refusals import Refusal, invalid
 from aios_kernel_api.a2a.tasks import Seen, live_task, look
+from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.labels import labels_of
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import unless_left
 from aios_kernel_api.identity import Caller, require_agent
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Asked, NoQuery

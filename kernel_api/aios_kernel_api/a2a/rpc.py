@@ -11,7 +11,6 @@ events, each of them an answer to the call.
 
 import logging
 import re
-from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import msgspec
@@ -28,14 +27,9 @@ from aios_broker.retry import now_s
 from aios_kernel_api.a2a.cards import ENDPOINT, agent_card, card_response, public_card
 from aios_kernel_api.a2a.methods import METHODS, Call, Stream
 from aios_kernel_api.a2a.model import AgentCard
-from aios_kernel_api.a2a.refusals import (
-    Refusal,
-    RpcFailure,
-    invalid,
-    rpc_error_of,
-)
+from aios_kernel_api.a2a.refusals import Refusal, RpcFailure, invalid, rpc_error_of
 from aios_kernel_api.bodies import read_body
-from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard
+from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source
 from aios_kernel_api.gateway.asking import unless_gone
 from aios_kernel_api.identity import caller_of
 from aios_kernel_api.kernel import kernel_of
@@ -103,7 +97,7 @@ async def _served(request: Request, asked: RpcRequest) -> Struct | Stream:
     return await method.serve(Call(request, kernel_of(request), caller_of(request)), params)
 
 
-async def _events(request: Request, stream: Stream, rpc_id: Id) -> AsyncIterator[bytes]:
+async def _events(request: Request, stream: Stream, rpc_id: Id) -> Source:
     """Yield what is told of a task, each as an answer to the call."""
     guard, said_s = Guard(request), now_s()
     try:
