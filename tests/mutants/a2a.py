@@ -3,6 +3,7 @@
 from tests.mutants.catalogue import Mutant
 
 DOOR_TEST = "tests/integration/test_a2a.py"
+CALLS_TEST = "tests/integration/test_a2a_calls.py"
 UNIT_TEST = "tests/unit/test_a2a.py"
 FOLLOWING = "kernel_api/aios_kernel_api/a2a/following.py"
 MESSAGES = "kernel_api/aios_kernel_api/a2a/messages.py"
@@ -65,6 +66,6 @@ A2A_MUTANTS = (
         RPC,
         "if not _VERSION.fullmatch(given):",
         "if given and not _VERSION.fullmatch(given):",
-        DOOR_TEST,
+        CALLS_TEST,
     ),
 )
