@@ -145,7 +145,7 @@ class Control(Steps):
         return None
 
     async def metadata(self, job_id: str) -> JobMetadata | None:
-        """Return what is known of a job, also once it has ended; None: it has no record any more."""
+        """Return what is known of a job, also once it has ended; None: it has no record left."""
         found = await self._execute("HGET", self.keys.job(job_id), "aios_metadata")
         return None if found is None else read_metadata(found)
 
