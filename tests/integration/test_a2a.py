@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -34,10 +35,11 @@ from a2a.types import (
 )
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from tests.api_scene import ACME, TIMEOUT_S, ApiScene, ServedApi, bearer, serving
+from tests.api_scene import ACME, GLOBEX, TIMEOUT_S, ApiScene, ServedApi, bearer, serving
 
 DELETES: dict[str, object] = {"type": "memory.clear"}
 NOTE: dict[str, object] = {"type": "memory.add", "content": "a note"}
+ALL = ListTasksRequest(page_size=100)
 
 
 def chat(text: str = "Tell a story.", **options: object) -> dict[str, object]:
@@ -135,6 +137,8 @@ async def test_the_card_is_public_and_names_no_agent(api: ApiScene) -> None:
     async with api.async_client(None) as http:
         card = await A2ACardResolver(http, api.url).get_agent_card()
         answer = await http.get("/.well-known/agent-card.json")
+        known = {"if-none-match": answer.headers["etag"]}
+        again = await http.get("/.well-known/agent-card.json", headers=known)
 
     [reached] = card.supported_interfaces
     assert (reached.url, reached.protocol_binding) == (f"{api.url}/a2a", "JSONRPC")
@@ -144,7 +148,8 @@ async def test_the_card_is_public_and_names_no_agent(api: ApiScene) -> None:
     assert {skill.id for skill in card.skills} == {"chat", "syscall"}
     assert card.security_schemes["token"].http_auth_security_scheme.scheme == "Bearer"
     assert "max-age" in answer.headers["cache-control"]
-    assert answer.headers["etag"]
+    assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["etag"] == answer.headers["etag"]
 
 
 async def test_an_agent_has_a_card_and_an_address_of_its_own(api: ApiScene) -> None:
@@ -219,6 +224,36 @@ async def test_a_message_that_is_sent_again_is_the_same_task(api: ApiScene) -> N
     assert not again.task.status.HasField("timestamp"), "when it ended is not known any more"
     first.task.status.ClearField("timestamp")
     assert first == again
+
+
+async def test_what_was_sent_again_at_its_end_is_told_as_it_stands(api: ApiScene) -> None:
+    async with speaking(api, api.agent, streaming=False) as client:
+        [first] = await heard(client, NOTE, message_id="once more")
+        quick = SendMessageConfiguration(return_immediately=True)
+        [again] = await heard(client, NOTE, quick, message_id="once more")
+
+    assert (first.task.id, state_of(again.task)) == (again.task.id, "COMPLETED")
+
+
+async def test_each_of_many_tasks_is_answered_once(api: ApiScene) -> None:
+    """Two hundred notes, each sent twice at the same time: two hundred notes are kept."""
+    texts = [f"note {number}" for number in range(200)]
+    async with speaking(api, api.token(), streaming=False) as client:
+        told = await asyncio.gather(
+            *(
+                heard(client, {"type": "memory.add", "content": text}, message_id=text)
+                for text in texts
+                for _ in range(2)
+            )
+        )
+        [kept] = await heard(client, {"type": "memory.stat"})
+
+    tasks = [each.task for [each] in told]
+    assert {state_of(task) for task in tasks} == {"COMPLETED"}
+    assert [task.id for task in tasks[::2]] == [task.id for task in tasks[1::2]]
+    assert len({task.id for task in tasks}) == len(texts)
+    block = made(kept.task)["result"]
+    assert block["resident_notes"] + block["swapped_notes"] == len(texts)
 
 
 async def test_a_stream_that_was_left_is_taken_up_again(api: ApiScene) -> None:
@@ -349,6 +384,38 @@ async def test_an_answer_of_another_context_is_refused(api: ApiScene) -> None:
 # Tasks.
 
 
+async def test_a_question_that_is_taken_back_can_not_be_answered(api: ApiScene) -> None:
+    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
+        task = await asked(client)
+        told = client.subscribe(SubscribeToTaskRequest(id=task.id))
+        await anext(told)
+        cancelled = await client.cancel_task(CancelTaskRequest(id=task.id))
+        rest = [each async for each in told]
+        with pytest.raises(UnsupportedOperationError, match="ended"):
+            await heard(person, "approve", task_id=task.id)
+        kept = await heard(client, {"type": "memory.list"})
+
+    assert state_of(cancelled) == "CANCELED"
+    assert states(rest) == ["CANCELED"]
+    [notes] = [each.artifact_update.artifact for each in kept if each.HasField("artifact_update")]
+    assert MessageToDict(notes.parts[0].data)["notes"]
+
+
+async def test_a_context_of_the_same_name_is_each_tenants_own(api: ApiScene) -> None:
+    async with brief(api) as served:
+        read = []
+        for token, words in (
+            (api.token("twin", ACME), "My name is Ann, and I come from a small town by the sea."),
+            (api.token("twin", GLOBEX), "What is my name?"),
+            (api.token(), "What is my name?"),
+        ):
+            async with speaking(served, token, streaming=False) as client:
+                [told] = await heard(client, words, context_id="room")
+            read.append(made(told.task)["result"]["usage"]["prompt_tokens"])
+
+    assert read[1] == read[2], "another tenant's turn is before this one"
+
+
 async def test_another_tenants_task_is_unknown(api: ApiScene) -> None:
     async with speaking(api, api.token()) as client, speaking(api, api.foreigner) as stranger:
         task = await asked(client)
@@ -360,6 +427,8 @@ async def test_another_tenants_task_is_unknown(api: ApiScene) -> None:
             await heard(stranger, "approve", task_id=task.id)
         with pytest.raises(TaskNotFoundError):
             await to_the_end(stranger, task.id)
+        assert task.id not in {one.id for one in (await stranger.list_tasks(ALL)).tasks}
+        assert task.id in {one.id for one in (await client.list_tasks(ALL)).tasks}
         await client.cancel_task(CancelTaskRequest(id=task.id))
 
 
@@ -384,14 +453,17 @@ async def test_tasks_are_listed_newest_first_in_pages(api: ApiScene) -> None:
         )
         room = await client.list_tasks(ListTasksRequest(context_id="room-0"))
         working = await client.list_tasks(ListTasksRequest(status=TaskState.TASK_STATE_WORKING))
-        with pytest.raises(InvalidParamsError, match="begin anew"):
-            await client.list_tasks(ListTasksRequest(page_token="f" * 32))
-        for task_id in begun:
+        await client.cancel_task(CancelTaskRequest(id=first.tasks[-1].id))
+        later = await client.list_tasks(
+            ListTasksRequest(page_size=2, page_token=first.next_page_token)
+        )
+        for task_id in (begun[0], begun[2]):
             await client.cancel_task(CancelTaskRequest(id=task_id))
         none = await client.list_tasks(ListTasksRequest())
 
     assert [task.id for task in (*first.tasks, *rest.tasks)] == begun[::-1]
     assert (first.total_size, rest.next_page_token) == (3, "")
+    assert [task.id for task in later.tasks] == [begun[0]], "its last task has ended meanwhile"
     assert [task.id for task in room.tasks] == [begun[2], begun[0]]
     assert not working.tasks
     assert not none.tasks

@@ -27,6 +27,8 @@ CASES: list[tuple[object, int, str]] = [
     (b"[" * 1_000, -32602, "body"),
     ([rpc()], -32600, ""),
     ({**rpc(), "id": None}, -32600, ""),
+    ({**rpc(), "id": True}, -32600, ""),
+    ({**rpc(), "id": "x" * 257}, -32600, ""),
     ({**rpc(), "jsonrpc": "1.0"}, -32600, ""),
     ({**rpc(), "params": [1]}, -32600, ""),
     (rpc("message/send"), -32601, ""),
@@ -36,8 +38,12 @@ CASES: list[tuple[object, int, str]] = [
     (sending(parts=[]), -32602, "message.parts"),
     (sending(parts=[{}]), -32602, "message.parts[0]"),
     (sending(parts=[{"text": "x", "data": 1}]), -32602, "message.parts[0]"),
-    (sending(parts=[{"data": {"type": "memory.dream"}}]), -32602, "body.type"),
+    (sending(parts=[{"data": {"type": "memory.dream"}}]), -32602, "message.parts[0].data.type"),
     (sending(parts=[{"data": {"type": "memory.add"}}]), -32602, "message.parts[0].data.content"),
+    (sending(parts=[{"raw": "eA=="}]), -32005, "message.parts[0]"),
+    (sending(parts=[{"url": "file:///etc/passwd"}]), -32005, "message.parts[0]"),
+    (sending(parts=[{"text": "x" * 4_200_000}]), -32602, "message.parts"),
+    (sending(parts="Hello."), -32602, "message.parts"),
     (sending(parts=[{"data": "memory.add"}]), -32602, "message.parts[0].data"),
     (sending(parts=[{"text": "x\0"}]), -32602, "params.message.parts.0.text"),
     (sending(contextId="two words"), -32602, "message.contextId"),
@@ -49,6 +55,11 @@ CASES: list[tuple[object, int, str]] = [
     (rpc("CancelTask", id="f" * 32), -32001, ""),
     (rpc("SubscribeToTask", id="f" * 32), -32001, ""),
     (rpc("ListTasks", pageSize=0), -32602, "pageSize"),
+    (rpc("ListTasks", pageSize=101), -32602, "pageSize"),
+    (rpc("ListTasks", pageSize="many"), -32602, "pageSize"),
+    (rpc("ListTasks", pageToken="f" * 32), -32602, "pageToken"),
+    (rpc("GetTask"), -32602, "id"),
+    (rpc("GetTask", id="f" * 32, historyLength=-1), -32602, "historyLength"),
     (rpc("ListTasks", status="DONE"), -32602, "status"),
     (rpc("ListTasks", statusTimestampAfter="2026-01-01T00:00:00Z"), -32602, "statusTimestampAfter"),
     (rpc("ListTaskPushNotificationConfigs", taskId="x"), -32003, ""),
@@ -84,3 +95,13 @@ def test_a_bad_token_is_refused_before_anything_is_read(api: ApiScene) -> None:
 
     assert answer.status_code == 401
     assert answer.json()["error"]["data"][0]["reason"] == "UNAUTHENTICATED"
+
+
+def test_fields_that_are_null_are_left_out(api: ApiScene) -> None:
+    note = {"type": "memory.add", "content": "x", "ttl_s": None}
+    sent = {**SENT, "messageId": "nulls", "parts": [{"data": note, "url": None}], "taskId": None}
+    asked = {**rpc(message=sent, configuration=None), "extra": None}
+    with api.client(api.agent) as client:
+        answer = client.post("/a2a", json=asked, headers={"a2a-version": "1.0"})
+
+    assert answer.json()["result"]["task"]["status"]["state"] == "TASK_STATE_COMPLETED", answer.text

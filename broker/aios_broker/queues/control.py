@@ -255,6 +255,7 @@ def _job_view(module: str, answer: Answer) -> JobView:
         queued_s=row.queued_ms / 1000,
         ran_s=row.ran_ms / 1000,
         age_s=row.age_ms / 1000,
+        submitted_at_s=row.submitted_ms / 1000,
         deadline_in_s=None if row.deadline_ms is None else row.deadline_ms / 1000,
         position=row.position,
         score=None if row.score is None else float(row.score),

@@ -19,6 +19,7 @@ from aios_kernel_api.a2a.model import (
     AgentInterface,
     AgentSkill,
 )
+from aios_kernel_api.byte_ranges import names
 from aios_kernel_api.kernel import kernel_of
 from aios_kernel_api.openapi import release
 
@@ -73,14 +74,17 @@ def agent_card(request: Request, agent: str) -> AgentCard:
     )
 
 
-def card_response(card: AgentCard, *, is_public: bool) -> Response:
-    """Return a card as it is sent."""
+def card_response(request: Request, card: AgentCard, *, is_public: bool) -> Response:
+    """Return a card as it is sent; to who has it already, that it is the same."""
     body = msgspec.json.encode(card)
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {
         "cache-control": f"{'public' if is_public else 'private'}, max-age={FRESH_S}",
-        "etag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
+        "etag": tag,
         "vary": "host" if is_public else "host, authorization",
     }
+    if names(request.headers.get("if-none-match", ""), tag):
+        return Response(None, 304, headers)
     return Response(body, 200, headers, JSON)
 
 

@@ -1,6 +1,8 @@
 """What a message says: a turn of a chat, a syscall, or an answer to what a task asked. Pure."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from aios_broker.contract.access import Reason
-from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.llm import Message as Turn
 from aios_broker.contract.names import Name
@@ -70,6 +72,19 @@ def body_of(message: Message, context: str, core: str | None, max_tokens: int) -
             "send a syscall as docs/reference.md has it, or text",
         ) from error
     return body
+
+
+@contextmanager
+def told_by_part(message: Message) -> Iterator[None]:
+    """Have errors of a message's syscall name the part of the message that it is made of."""
+    try:
+        yield
+    except KernelError as error:
+        head, _, field = (error.field or "").partition(".")
+        if head == "body":
+            is_data = message.parts[0].data is not None
+            error.field = f"message.parts[0].data.{field}" if is_data else "message.parts"
+        raise
 
 
 def answer_of(message: Message) -> TaskAnswer:

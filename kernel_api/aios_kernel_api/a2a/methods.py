@@ -7,6 +7,7 @@ GetExtendedAgentCard                the card of the token's agent
 ...PushNotificationConfig...        refused: the kernel calls nobody
 """
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from aios_kernel_api.a2a.messages import (
     check_configuration,
     context_of,
     no_push,
+    told_by_part,
 )
 from aios_kernel_api.a2a.model import (
     FINAL,
@@ -59,6 +61,7 @@ from aios_kernel_api.rest import access
 
 KEPT = b"1"  # all that is kept of a conversation beside its context
 MOST_LISTED = 1_000  # tasks of one agent that a list looks at
+_PLACE = re.compile(r"(-?[0-9]{1,15}):([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ async def send(call: Call, params: SendParams) -> StreamResponse:
         if isinstance(begun, Task):
             return StreamResponse(task=begun)
         if params.configuration.return_immediately:
-            return StreamResponse(task=begun.task)
+            return StreamResponse(task=(await look(call.kernel, call.caller, begun.task.id)).task)
         return StreamResponse(task=await unless_left(call.request, begun.settle()))
 
 
@@ -152,19 +155,21 @@ async def _syscall(call: Call, params: SendParams, owner: Owner) -> Syscall:
     )
     config = kernel.config
     context = CONTEXT_PREFIX + context_id
-    body = body_of(message, context, config.api_default_core, config.api_default_max_tokens)
-    syscall = check_syscall(
-        Syscall(
-            id=syscall_id,
-            agent=owner.agent,
-            tenant=owner.tenant,
-            token=call.caller.token,
-            body=body,
-            program=context_id,
-            nice=labels.nice,
-            deadline_s=labels.deadline_s,
+    with told_by_part(message):
+        body = body_of(message, context, config.api_default_core, config.api_default_max_tokens)
+        syscall = check_syscall(
+            Syscall(
+                id=syscall_id,
+                agent=owner.agent,
+                tenant=owner.tenant,
+                token=call.caller.token,
+                body=body,
+                program=context_id,
+                nice=labels.nice,
+                deadline_s=labels.deadline_s,
+                traceparent=call.caller.traceparent,
+            )
         )
-    )
     if isinstance(body, LlmChat) and body.context == context:
         await _keep_conversation(kernel, owner, context)
     return syscall
@@ -255,18 +260,12 @@ async def list_tasks(call: Call, params: ListParams) -> TaskPage:
             "when a task changed last is not known",
             "leave it out: the newest come first",
         )
+    after = _place(params.page_token)
     jobs = [one for one in await _own_jobs(call) if _is_meant(one, params)]
-    begun_ms = {one.job_id: -round(one.age_s * 1000) for one in jobs}
-    jobs.sort(key=lambda one: (-begun_ms[one.job_id], one.job_id))
-    first = _place(params.page_token, [one.job_id for one in jobs])
-    page = jobs[first : first + params.page_size]
-    more = first + len(page) < len(jobs)
-    return TaskPage(
-        [live_task(one) for one in page],
-        page[-1].job_id if page and more else "",
-        len(page),
-        len(jobs),
-    )
+    rest = sorted((one for one in jobs if after is None or _age(one) > after), key=_age)
+    page = rest[: params.page_size]
+    last = "{}:{}".format(*_age(page[-1])) if len(page) < len(rest) else ""
+    return TaskPage([live_task(one) for one in page], last, len(page), len(jobs))
 
 
 async def _own_jobs(call: Call) -> list[JobView]:
@@ -289,17 +288,21 @@ def _is_meant(job: JobView, params: ListParams) -> bool:
     )
 
 
-def _place(token: str, ids: Sequence[str]) -> int:
-    """Return where a page begins: behind the last task of the one before."""
+def _age(job: JobView) -> tuple[int, str]:
+    """Return a task's place among its agent's: the newest has the lowest."""
+    return -round(job.submitted_at_s * 1000), job.job_id
+
+
+def _place(token: str) -> tuple[int, str] | None:
+    """Return the place behind which a page begins: that of the last task of the one before."""
     if not token:
-        return 0
-    if token not in ids:
+        return None
+    found = _PLACE.fullmatch(token)
+    if found is None:
         raise invalid(
-            "pageToken",
-            "the task that the page before ended with has ended",
-            "begin anew, without a token",
+            "pageToken", "it is of no page", "send the nextPageToken of the page before, or none"
         )
-    return ids.index(token) + 1
+    return int(found[1]), found[2]
 
 
 # What else there is.

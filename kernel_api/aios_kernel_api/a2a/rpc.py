@@ -11,10 +11,10 @@ events, each of them an answer to the call.
 
 import logging
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -43,7 +43,7 @@ CARD = "/.well-known/agent-card.json"
 OF_AGENT = ENDPOINT + "/agents/{agent:path}"
 VERSION_HEADER = "a2a-version"
 _VERSION = re.compile(r"1\.0(\.[0-9]+)?")
-Id = str | int | float
+Id = Annotated[str, Meta(max_length=256)] | int | float  # each event of a stream has it
 
 
 class RpcRequest(Struct, frozen=True):
@@ -133,15 +133,28 @@ def _read(data: bytes) -> Json:
 
 
 def _id_in(raw: Json) -> Id | None:
-    found = raw.get("id")
-    return found if isinstance(found, str | int | float) and not isinstance(found, bool) else None
+    try:
+        return msgspec.convert(raw.get("id"), Id)
+    except msgspec.ValidationError:
+        return None
 
 
 def _request_of(raw: Json) -> RpcRequest:
     try:
-        return msgspec.convert(raw, RpcRequest)
+        return msgspec.convert(_without_nulls(raw), RpcRequest)
     except msgspec.ValidationError as error:
         raise _no_request(str(error), "send jsonrpc 2.0 with an id, a method and params") from error
+
+
+def _without_nulls(value: object) -> object:
+    """Return a call without the fields that are null: ProtoJSON takes them for left out."""
+    if isinstance(value, dict):
+        return {
+            name: each if name == "data" else _without_nulls(each)  # that is the client's own
+            for name, each in value.items()
+            if each is not None
+        }
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _no_request(why: str, remedy: str) -> Refusal:
@@ -195,13 +208,13 @@ def _event(answer: RpcResult | RpcFailure) -> bytes:
 
 async def well_known(request: Request) -> Response:
     """Say who answers here."""
-    return card_response(public_card(request), is_public=True)
+    return card_response(request, public_card(request), is_public=True)
 
 
 async def card_of_agent(request: Request) -> Response:
     """Say who an agent is, to its own token."""
     _refuse_other(request)
-    return card_response(agent_card(request, caller_of(request).agent), is_public=False)
+    return card_response(request, agent_card(request, caller_of(request).agent), is_public=False)
 
 
 _TAG = "Agent2Agent"
@@ -216,6 +229,11 @@ _CALL = {
             "parts": [{"text": "Name three rivers."}],
         }
     },
+}
+_TAG_HEADER = {"ETag": "Names exactly this card"}
+_CARD_ANSWERS = {
+    200: Answer(words="The card", kind=AgentCard, headers=_TAG_HEADER),
+    304: Answer(words="It is what is known", media="", headers=_TAG_HEADER),
 }
 _MORE = (
     "JSON-RPC 2.0 with the methods of A2A 1.0 (header `A2A-Version: 1.0`). A call that could be "
@@ -249,7 +267,7 @@ OPERATIONS = (
         tag=_TAG,
         words="Say who answers here: the agent card",
         scope=None,
-        answers={200: Answer(words="The card", kind=AgentCard)},
+        answers=_CARD_ANSWERS,
     ),
     Operation(
         method="GET",
@@ -257,7 +275,7 @@ OPERATIONS = (
         tag=_TAG,
         words="Say who an agent is: its card, for its own token",
         scope="agent",
-        answers={200: Answer(words="The card", kind=AgentCard)},
+        answers=_CARD_ANSWERS,
         errors=(404,),
         error=RpcFailure,
         error_media="application/json",
