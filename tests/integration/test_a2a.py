@@ -16,6 +16,7 @@ from a2a.types import (
     ContentTypeNotSupportedError,
     GetExtendedAgentCardRequest,
     GetTaskRequest,
+    InternalError,
     InvalidParamsError,
     ListTasksRequest,
     Message,
@@ -268,6 +269,23 @@ async def test_a_stream_that_was_left_is_taken_up_again(api: ApiScene) -> None:
             await to_the_end(client, task_id)
 
     assert rest[0].HasField("task")
+    assert states(rest)[-1] == "COMPLETED"
+    assert streamed_text(rest) == made(task)["answer"]
+
+
+async def test_a_stream_of_an_api_that_stops_goes_on_at_another(api: ApiScene) -> None:
+    token = api.token()
+    async with brief(api) as first, speaking(first, token) as client:
+        request = SendMessageRequest(message=message(chat(max_tokens=200, stream=True)))
+        stream = client.send_message(request)
+        told = [await anext(stream), await anext(stream), await anext(stream)]
+        first.server.should_exit = True
+        with pytest.raises(InternalError, match="or SubscribeToTask"):
+            told += [each async for each in stream]
+    async with brief(api) as second, speaking(second, token) as client:
+        rest = [each async for each in client.subscribe(SubscribeToTaskRequest(id=told[0].task.id))]
+        task = await task_of(client, told[0].task.id)
+
     assert states(rest)[-1] == "COMPLETED"
     assert streamed_text(rest) == made(task)["answer"]
 

@@ -134,9 +134,10 @@ def _read(data: bytes) -> Json:
 
 def _id_in(raw: Json) -> Id | None:
     try:
-        return msgspec.convert(raw.get("id"), Id)
+        found: Id = msgspec.convert(raw.get("id"), Id)
     except msgspec.ValidationError:
         return None
+    return found
 
 
 def _request_of(raw: Json) -> RpcRequest:
@@ -194,6 +195,7 @@ def _failure(error: Refusal | KernelError, rpc_id: Id | None) -> RpcFailure:
         hidden = told(error)
         if hidden is not error:
             logger.warning("a call of A2A: %s", error)
+            hidden.remedy = "call again: a message under the same messageId, or SubscribeToTask"
         error = hidden
     return RpcFailure(rpc_error_of(error), rpc_id)
 
