@@ -11,8 +11,8 @@ from a2a.types import GetTaskRequest, SendMessageRequest, StreamResponse, Subscr
 
 from aios_broker.config import KernelConfig, environment
 from aios_local.supervisor import EmbeddedKernel
+from tests.a2a_client import chat, made, message, speaking, states, streamed_text
 from tests.api_scene import ApiScene
-from tests.integration.test_a2a import chat, made, message, speaking, states, streamed_text
 from tests.waiting import wait_until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]

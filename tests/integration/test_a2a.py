@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import Any
+from contextlib import aclosing
 
-import httpx
 import pytest
-from a2a.client import A2ACardResolver, A2AClientError, Client, ClientConfig, ClientFactory
+from a2a.client import A2ACardResolver, A2AClientError, ClientConfig, ClientFactory
 from a2a.types import (
     CancelTaskRequest,
     ContentTypeNotSupportedError,
     GetExtendedAgentCardRequest,
-    GetTaskRequest,
     InternalError,
-    InvalidParamsError,
     ListTasksRequest,
     Message,
     Part,
@@ -25,9 +20,7 @@ from a2a.types import (
     Role,
     SendMessageConfiguration,
     SendMessageRequest,
-    StreamResponse,
     SubscribeToTaskRequest,
-    Task,
     TaskNotCancelableError,
     TaskNotFoundError,
     TaskPushNotificationConfig,
@@ -36,100 +29,23 @@ from a2a.types import (
 )
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from tests.api_scene import ACME, GLOBEX, TIMEOUT_S, ApiScene, ServedApi, bearer, serving
-
-DELETES: dict[str, object] = {"type": "memory.clear"}
-NOTE: dict[str, object] = {"type": "memory.add", "content": "a note"}
-ALL = ListTasksRequest(page_size=100)
-
-
-def chat(text: str = "Tell a story.", **options: object) -> dict[str, object]:
-    return {"type": "llm.chat", "messages": [{"role": "user", "content": text}], **options}
-
-
-@asynccontextmanager
-async def speaking(
-    api: ApiScene | ServedApi, token: str, *, streaming: bool = True
-) -> AsyncIterator[Client]:
-    """Open the protocol's client, from the card at the well-known place on."""
-    async with httpx.AsyncClient(headers=bearer(token), timeout=TIMEOUT_S) as http:
-        card = await A2ACardResolver(http, api.url).get_agent_card()
-        yield ClientFactory(ClientConfig(httpx_client=http, streaming=streaming)).create(card)
-
-
-def brief(api: ApiScene) -> AbstractAsyncContextManager[ServedApi]:
-    """Serve the kernel by an API whose chats are short where nothing is said of their length."""
-    return serving(api.redis_url, api.database_url, api_default_max_tokens=6)
-
-
-def message(said: str | dict[str, object], **fields: Any) -> Message:  # noqa: ANN401
-    part = Part(text=said) if isinstance(said, str) else ParseDict({"data": said}, Part())
-    fields.setdefault("message_id", uuid.uuid4().hex)
-    return Message(role=Role.ROLE_USER, parts=[part], **fields)
-
-
-async def heard(
-    client: Client,
-    said: str | dict[str, object],
-    configuration: SendMessageConfiguration | None = None,
-    **fields: Any,  # noqa: ANN401
-) -> list[StreamResponse]:
-    """Send a message; return all that comes of it."""
-    request = SendMessageRequest(message=message(said, **fields), configuration=configuration)
-    return [each async for each in client.send_message(request)]
-
-
-def states(told: Sequence[StreamResponse]) -> list[str]:
-    found = [
-        (each.task if each.HasField("task") else each.status_update).status.state
-        for each in told
-        if not each.HasField("artifact_update")
-    ]
-    return [TaskState.Name(state).removeprefix("TASK_STATE_") for state in found]
-
-
-def state_of(task: Task) -> str:
-    return str(TaskState.Name(task.status.state)).removeprefix("TASK_STATE_")
-
-
-def streamed_text(told: Sequence[StreamResponse]) -> str:
-    """Return the answer's text as a client puts it together."""
-    pieces: list[str] = []
-    for each in told:
-        update = each.artifact_update
-        if each.HasField("artifact_update") and update.artifact.artifact_id == "answer":
-            assert update.append is bool(pieces), "a piece is appended to nothing, or begins anew"
-            pieces += [part.text for part in update.artifact.parts]
-    return "".join(pieces)
-
-
-def made(task: Task) -> dict[str, Any]:
-    """Return what a task has made, by artifact: text, or data."""
-    found: dict[str, Any] = {}
-    for artifact in task.artifacts:
-        [part] = artifact.parts
-        found[artifact.artifact_id] = part.text or MessageToDict(part.data)
-    return found
-
-
-async def task_of(client: Client, task_id: str) -> Task:
-    return await client.get_task(GetTaskRequest(id=task_id))
-
-
-async def asked(client: Client, **fields: Any) -> Task:  # noqa: ANN401
-    """Have a task ask for something; return it."""
-    await heard(client, NOTE)
-    told = await heard(client, DELETES, **fields)
-    assert states(told)[-1] == "INPUT_REQUIRED", states(told)
-    return await task_of(client, told[0].task.id)
-
-
-async def to_the_end(client: Client, task_id: str) -> Task:
-    """Follow a task until it has ended; return it."""
-    async for _ in client.subscribe(SubscribeToTaskRequest(id=task_id)):
-        pass
-    return await task_of(client, task_id)
-
+from tests.a2a_client import (
+    ALL,
+    NOTE,
+    asked,
+    brief,
+    chat,
+    heard,
+    made,
+    message,
+    speaking,
+    state_of,
+    states,
+    streamed_text,
+    task_of,
+    to_the_end,
+)
+from tests.api_scene import ACME, GLOBEX, ApiScene
 
 # Who answers.
 
@@ -300,123 +216,7 @@ async def test_what_fails_says_why(api: ApiScene) -> None:
     assert MessageToDict(status.message.parts[1].data)["code"] == "not-found"
 
 
-# What asks a person.
-
-
-async def test_a_task_asks_for_input_and_gives_its_result(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        task = await asked(client)
-        question = MessageToDict(task.status.message.parts[1].data)
-        shown = await task_of(person, task.id)
-        answered = await heard(person, "approve", task_id=task.id)
-        done = await task_of(client, task.id)
-        with pytest.raises(UnsupportedOperationError, match="ended"):
-            await heard(person, "approve", task_id=task.id)
-
-    assert question["kind"] == "memory.clear"
-    assert "approve" in task.status.message.parts[0].text
-    assert shown.status.message == task.status.message
-    assert states(answered)[-1] == "COMPLETED"
-    assert state_of(done) == "COMPLETED"
-    assert made(done)["result"]
-
-
-async def test_whoever_subscribes_hears_the_decision(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        task = await asked(client)
-        told = client.subscribe(SubscribeToTaskRequest(id=task.id))
-        first = await anext(told)
-        await heard(person, "deny: not today", task_id=task.id)
-        rest = [each async for each in told]
-
-    assert state_of(first.task) == "INPUT_REQUIRED"
-    assert states(rest)[-1] == "REJECTED"
-    assert "not today" in rest[-1].status_update.status.message.parts[0].text
-
-
-async def test_a_person_may_let_something_else_run(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        for name in ("one", "two"):
-            await heard(client, {"type": "storage.write", "path": f"{name}.txt", "content": name})
-        told = await heard(client, {"type": "storage.delete", "path": "one.txt"})
-        edit: dict[str, object] = {"decision": "approve", "arguments": {"path": "two.txt"}}
-        task_id = told[0].task.id
-        while states(told)[-1] == "INPUT_REQUIRED":  # it reaches for something else: asked anew
-            told = await heard(person, edit, task_id=task_id)
-        kept = [
-            states(await heard(client, {"type": "storage.read", "path": f"{name}.txt"}))[-1]
-            for name in ("one", "two")
-        ]
-
-    assert kept == ["COMPLETED", "FAILED"]
-
-
-async def test_nobody_answers_its_own_question(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client:
-        task = await asked(client)
-        for words in ("approve", "deny"):
-            with pytest.raises(A2AClientError, match="itself"):
-                await heard(client, words, task_id=task.id)
-        assert state_of(await task_of(client, task.id)) == "INPUT_REQUIRED"
-        await client.cancel_task(CancelTaskRequest(id=task.id))
-
-
-async def test_an_agent_that_decides_answers_and_does_not_see_the_result(api: ApiScene) -> None:
-    token = api.token("a2a-judge")
-    may = {"tenant": ACME, "agent": "a2a-judge", "right": "decide", "given": True}
-    with api.client(api.operator) as operator:
-        operator.put("/v1/rights", json=may).raise_for_status()
-    async with speaking(api, api.token()) as client, speaking(api, token) as decider:
-        task = await asked(client)
-        shown = await task_of(decider, task.id)
-        with pytest.raises(TaskNotCancelableError):
-            await decider.cancel_task(CancelTaskRequest(id=task.id))
-        [answered] = await heard(decider, "approve", task_id=task.id)
-        done = await to_the_end(client, task.id)
-        seen = await task_of(decider, task.id)
-
-    assert state_of(shown) == "INPUT_REQUIRED"
-    assert state_of(answered.task) == "WORKING"
-    assert made(done)["result"]
-    assert not seen.artifacts
-
-
-@pytest.mark.parametrize("words", ["yes", "approve all but the first", "approved", ""])
-async def test_only_a_clear_answer_is_one(api: ApiScene, words: str) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        task = await asked(client)
-        with pytest.raises(InvalidParamsError, match="decides nothing"):
-            await heard(person, words, task_id=task.id)
-        assert state_of(await task_of(client, task.id)) == "INPUT_REQUIRED"
-        await client.cancel_task(CancelTaskRequest(id=task.id))
-
-
-async def test_an_answer_of_another_context_is_refused(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        task = await asked(client)
-        with pytest.raises(InvalidParamsError, match="another context"):
-            await heard(person, "approve", task_id=task.id, context_id="elsewhere")
-        await client.cancel_task(CancelTaskRequest(id=task.id))
-
-
 # Tasks.
-
-
-async def test_a_question_that_is_taken_back_can_not_be_answered(api: ApiScene) -> None:
-    async with speaking(api, api.token()) as client, speaking(api, api.operator) as person:
-        task = await asked(client)
-        told = client.subscribe(SubscribeToTaskRequest(id=task.id))
-        await anext(told)
-        cancelled = await client.cancel_task(CancelTaskRequest(id=task.id))
-        rest = [each async for each in told]
-        with pytest.raises(UnsupportedOperationError, match="ended"):
-            await heard(person, "approve", task_id=task.id)
-        kept = await heard(client, {"type": "memory.list"})
-
-    assert state_of(cancelled) == "CANCELED"
-    assert states(rest) == ["CANCELED"]
-    [notes] = [each.artifact_update.artifact for each in kept if each.HasField("artifact_update")]
-    assert MessageToDict(notes.parts[0].data)["notes"]
 
 
 async def test_a_context_of_the_same_name_is_each_tenants_own(api: ApiScene) -> None:

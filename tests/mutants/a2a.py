@@ -3,6 +3,7 @@
 from tests.mutants.catalogue import Mutant
 
 DOOR_TEST = "tests/integration/test_a2a.py"
+ASK_TEST = "tests/integration/test_a2a_questions.py"
 CALLS_TEST = "tests/integration/test_a2a_calls.py"
 UNIT_TEST = "tests/unit/test_a2a.py"
 FOLLOWING = "kernel_api/aios_kernel_api/a2a/following.py"
@@ -38,14 +39,14 @@ A2A_MUTANTS = (
         FOLLOWING,
         "if may_park and not batch:",
         "if False:",
-        DOOR_TEST,
+        ASK_TEST,
     ),
     Mutant(
         "a2a: who subscribes is left at a question",
         FOLLOWING,
         "if self._asks and not past_questions:",
         "if self._asks:",
-        DOOR_TEST,
+        ASK_TEST,
     ),
     Mutant(
         "a2a: each piece of an answer begins anew",
@@ -60,6 +61,20 @@ A2A_MUTANTS = (
         'if named is not None and (named != caller.agent or caller.scope == "operator"):',
         "if False:",
         DOOR_TEST,
+    ),
+    Mutant(
+        "a2a: a page begins with the last task of the one before",
+        METHODS,
+        "_age(one) > after",
+        "_age(one) >= after",
+        DOOR_TEST,
+    ),
+    Mutant(
+        "a2a: an error names no part of the message",
+        MESSAGES,
+        'if head == "body":',
+        "if False:",
+        CALLS_TEST,
     ),
     Mutant(
         "a2a: no version is version 1.0",
