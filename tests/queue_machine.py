@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 from rq.serializers import JSONSerializer
 
+from aios_broker.contract import reply
 from aios_broker.contract.errors import Cancelled
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.quota import QuotaRow, Subject
 from aios_broker.queues.reconciliation import ALL_AT_ONCE
+from aios_broker.queues.records import (
+    Charge,
+    Ending,
+    Lease,
+    SliceTerms,
+    SliceUse,
+    Suspension,
+)
 from tests.queue_admission import WhoMayRun
 from tests.queue_checks import CLIENTS, MAX_LOSSES
-from tests.queue_model import ANY_AGENT, STRANGER, Known, owners
+from tests.queue_model import ANY_AGENT, STRANGER, Known, charge_of, owners
 from tests.queue_steps import CARD, IDS, NOTHING_MORE
 
 __all__ = ["NOTHING_MORE", "QueueMachine"]
@@ -218,6 +227,56 @@ class QueueMachine(WhoMayRun):
         self.end(job_id, "cancelled")
         if how == "delete":
             self.forget(job_id)
+
+    @precondition(lambda self: any(map(self.holds, self.leases)))
+    @rule(
+        data=st.data(),
+        how=st.sampled_from(["delete", "cancel"]),
+        told=st.sampled_from(["finish", "suspend", "slice", "text", "death"]),
+    )
+    def stock_tool_removes_before_its_worker_tells(
+        self, data: st.DataObject, how: str, told: str
+    ) -> None:
+        """No step of a worker overwrites that, nor leaves a part of a record."""
+        lease = data.draw(st.sampled_from([each for each in self.leases if self.holds(each)]))
+        job_id = lease.job_id
+        use = (
+            (0.0, 0, 0, charge_of(lease.attempt, 0, 0))
+            if how == "delete"
+            else self.use(lease, (2, 300, 6))
+        )
+        getattr(self.stock(job_id), how)()
+        self.tell_of_removed(lease, told, use)
+        status = self.raw.hget(Keys().job(job_id), "status")
+        assert status == (None if how == "delete" else b"canceled")
+        assert self.raw.exists(Keys().job(job_id)) == (how == "cancel")
+        assert self.reconcile() == 1
+        self.end(job_id, "cancelled")
+        if how == "delete":
+            self.forget(job_id)
+
+    def tell_of_removed(self, lease: Lease, told: str, use: tuple[float, int, int, Charge]) -> None:
+        ran_s, tokens, prompt, charge = use
+        if told == "finish":
+            ending = Ending(lease, "finished", b"{}", *use[:2], prompt_tokens=prompt, charge=charge)
+            assert self.do(self.queue.finish("worker", [ending], NOTHING_MORE)).accepted == [False]
+            return
+        slice_use = SliceUse(lease, ran_s, tokens, b"checkpoint", prompt, charge, SliceTerms())
+        if told == "suspend":
+            suspension = Suspension(
+                lease, b"snapshot", ran_s, tokens, "suspend", prompt, charge=charge
+            )
+            settled = self.do(self.queue.suspend("worker", [suspension], NOTHING_MORE))
+            assert settled.accepted == [False]
+            return
+        assert self.do(self.queue.slice_end("worker", [slice_use], NOTHING_MORE)) == ["lost"]
+        if told == "text":
+            self.do(self.queue.emit([(lease, reply.Chunk(lease.job_id, 0, "y"))]))
+            for client in self.known[lease.job_id].clients:
+                self.raw.rpop(Keys().reply(client))
+        elif told == "death" and self.raw.exists(Keys().job(lease.job_id)):
+            self.raw.zadd(Keys().own("leases:llm"), {f"{lease.job_id}:{lease.attempt}": 1}, xx=True)
+            assert self.do(self.order.reclaim(self.epoch)) == 0
 
     def forget(self, job_id: str) -> None:
         """Know nothing of a syscall whose record was deleted: not even who failed to get it."""

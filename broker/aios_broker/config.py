@@ -78,6 +78,8 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     redis_port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     # Where Redis has a password: each kind of process logs in as a user of its own, or all alike.
     redis_users: Literal["own", "shared"] = "own"
+    # A Redis of others that drops keys when it is full loses syscalls: it is refused, or allowed.
+    redis_eviction: Literal["refuse", "allow"] = "refuse"
     # Of its data, beyond which new work is refused; None: half of the machine's memory.
     redis_max_bytes: Annotated[int, Meta(ge=64 * 1024**2)] | None = None
     key_prefix: Annotated[str, Meta(min_length=1, max_length=64)] = "rq"  # RQ_KEY_PREFIX

@@ -42,6 +42,7 @@ from aios_cli.tables import say, show_json
 from aios_local.embedded.postgres import PostgresServer
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
+from aios_local.supervisor.redis_fitness import check_eviction
 from aios_workers.model_files import (
     MINILM,
     MINILM_TOKENIZER,
@@ -193,6 +194,7 @@ async def _check_parts(operator: Operator) -> list[Finding]:
     modules = ", ".join(sorted({worker.module for worker in workers}))
     return [
         Finding("redis", True, without_password(operator.connection.url)),
+        await _check_eviction(operator),
         Finding(
             "clock",
             abs(skew_s) <= MOST_CLOCK_SKEW_S,
@@ -213,6 +215,17 @@ async def _check_parts(operator: Operator) -> list[Finding]:
             "`aios up` starts them; `aios status` shows whether they crash",
         ),
     ]
+
+
+async def _check_eviction(operator: Operator) -> Finding:
+    check = "redis eviction"
+    if current_config().redis_eviction == "allow":
+        return Finding(check, True, "not asked: AIOS_REDIS_EVICTION=allow")
+    try:
+        await check_eviction(operator.connection)
+    except InvalidConfig as error:
+        return Finding(check, False, error.message, error.remedy or "")
+    return Finding(check, True, "it keeps what it has")
 
 
 CHECKS: tuple[Callable[[KernelConfig], Finding], ...] = (

@@ -42,6 +42,7 @@ from tests.mutants.page import PAGE_MUTANTS  # noqa: E402
 from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
+from tests.mutants.rq import RQ_MUTANTS  # noqa: E402
 from tests.mutants.sessions import SESSION_MUTANTS  # noqa: E402
 from tests.mutants.stalls import STALL_MUTANTS  # noqa: E402
 from tests.mutants.state import STATE_MUTANTS  # noqa: E402
@@ -53,6 +54,7 @@ MUTANTS = (
     *GATEWAY_MUTANTS,
     *A2A_MUTANTS,
     *ORDER_MUTANTS,
+    *RQ_MUTANTS,
     *ROUTING_MUTANTS,
     *WORKER_MUTANTS,
     *KV_STATE_MUTANTS,

@@ -7,6 +7,7 @@
 `run` does the same in the calling thread until `stop`: what `aios up` does.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -48,6 +49,7 @@ from aios_local.supervisor.record import (
     process_metrics,
     write_record,
 )
+from aios_local.supervisor.redis_fitness import check_redis
 from aios_local.supervisor.redis_users import RedisUsers, UsersWatch
 from aios_local.supervisor.supervisor import Supervisor
 
@@ -180,6 +182,7 @@ class EmbeddedKernel:
             lock = lock_kernel(self._state)
             at_end.callback(os.close, lock)
             at_end.callback(self._clear)
+            self._check_redis()
             self._serve_metrics(at_end)
             self._hand_out_logins()
             if self._user_programs:
@@ -188,6 +191,11 @@ class EmbeddedKernel:
             self._write()
             self._say_news()
             self._supervisor.run(self._all_ready)
+
+    def _check_redis(self) -> None:
+        if self._redis is None:
+            may_evict = self.config.redis_eviction == "allow"
+            asyncio.run(check_redis(self.redis_url, may_evict=may_evict))
 
     def _say_news(self) -> None:
         for line in self._cores.take_news() if self._cores is not None else ():

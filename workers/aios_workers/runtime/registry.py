@@ -7,6 +7,7 @@ is loaded: a tool worker never loads a model's library.
 import asyncio
 import faulthandler
 import os
+import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -53,6 +54,7 @@ from aios_workers.runtime.kernel import (
 )
 from aios_workers.runtime.loop import Worker, WorkerSpec
 
+RANDOM_PART = secrets.token_hex(3)  # of this process's workers
 HOSTNAME_CHARACTERS = 40  # of a worker's name
 DISTRIBUTION = "aios-broker"
 HUNG_LEASES = 3  # so many leases without one turn of the loop; after one, all are lost
@@ -258,9 +260,12 @@ async def _state_modules(
 
 
 def worker_name(role: str) -> str:
-    """Return the name of this process's worker: host, process id and module or role."""
+    """Return the name of this process's worker: host, process id, a random part, module or role.
+
+    Two containers may have the same host name and process id.
+    """
     host = socket.gethostname().partition(".")[0][:HOSTNAME_CHARACTERS]
-    return f"{host}.{os.getpid()}.{role}"
+    return f"{host}.{os.getpid()}-{RANDOM_PART}.{role}"
 
 
 def _release() -> str:

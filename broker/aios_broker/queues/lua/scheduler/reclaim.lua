@@ -34,6 +34,7 @@ register('reclaim', function(c)
     if not leads(c, epoch) then return 0 end
     local max_losses = tonumber(redis.call('HGET', c.policy, 'max_losses') or '3')
     local members = redis.call('ZRANGEBYSCORE', c.leases, '-inf', c.now, 'LIMIT', 0, limit)
+    local taken = #members
     for _, member in ipairs(members) do
         local id, attempt = string.match(member, '^(.*):(%d+)$')
         local status, current, losses, worker = unpack(redis.pcall('HMGET', job_key(c, id),
@@ -42,6 +43,8 @@ register('reclaim', function(c)
         if not status or current ~= attempt then
             redis.call('ZREM', c.leases, member) -- its job was deleted; reconcile answers
             for _, at in ipairs(all_queues(c)) do redis.call('ZREM', at.wip, member) end
+        elseif status == 'canceled' then
+            taken = taken - 1 -- by a stock tool: reconcile answers, by this lease
         elseif losses >= max_losses then
             terminate(c, id, 'fail', 'failed', body, iso_of(c.now))
             redis.call('ZADD', c.quarantine, c.now, id)
@@ -49,5 +52,5 @@ register('reclaim', function(c)
             put_back(c, id, attempt, member, losses)
         end
     end
-    return #members
+    return taken
 end)

@@ -370,6 +370,13 @@ local function error_reply(id, body)
     return '{"kind":"reply","id":' .. cjson.encode(id) .. ',"error":' .. body .. '}'
 end
 
+-- Has a stock tool cancelled or deleted what is lent? Then no step of a worker writes to its record: its
+-- lease stays until the scheduler answers for it (reconcile.lua).
+local function is_removed(c, id)
+    local status = redis.pcall('HGET', job_key(c, id), 'status') -- an error: a foreign key of another type
+    return not status or status == 'canceled' or type(status) == 'table'
+end
+
 -- End a job that no worker ends: cancelled, past its deadline, poison, deleted by a stock tool.
 -- `status` is RQ's. Whoever waits hears `body`, an encoded ErrorBody. The worker that runs it
 -- loses its lease and is told to stop. `lent`: the attempt of its lease, where the caller knows

@@ -21,7 +21,11 @@ register('emit', function(c)
     for i, row in ipairs(chunks) do
         if leases[i] then
             reply_to(c, clients[i], row.chunk)
-            redis.pcall('HSET', job_key(c, row.id), 'aios_streamed', '1') -- not over a foreign key
+            local key = job_key(c, row.id)
+            if redis.pcall('HSET', key, 'aios_streamed', '1') == 1 -- not over a foreign key
+                and call('HEXISTS', key, 'status') == 0 then
+                call('UNLINK', key) -- a stock tool deleted it
+            end
             keep(c, row)
             pushed = pushed + 1
         end

@@ -4,7 +4,7 @@
 --       keeps RQ's records itself), n, n EndingRows
 --
 -- Returns {accepted (0 | 1) per job, leases as claim.lua}. A job whose lease is gone is left
--- alone: another worker answers it.
+-- alone: another worker answers it. So is one that a stock tool removed: the scheduler answers it.
 
 -- RQ's result, and what its tools see of the job. A job that failed expires by itself; for those
 -- that finished, `ended.lua` is cheaper.
@@ -121,7 +121,9 @@ register('finish', function(c)
     local clients = read_many('HMGET', c.live, ids)
     local accepted, done, books, seen, failed = {}, {}, {}, {}, {}
     for i, job in ipairs(jobs) do
-        accepted[i] = leases[i] and not seen[job.id] and 1 or 0
+        local held = leases[i] and not seen[job.id]
+        accepted[i] = held and not is_removed(c, job.id) and 1 or 0
+        if held and accepted[i] == 0 then quota.charge(c, job) end
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job

@@ -12,6 +12,9 @@ local function show_execution(c, worker, job, lease_ms)
     redis.call('HSET', key, 'id', job.attempt, 'job_id', job.id, 'worker_name', worker,
         'created_at', c.now / 1000, 'last_heartbeat', c.now / 1000)
     redis.call('PEXPIRE', key, lease_ms)
+    local executions = c.p .. ':executions:' .. job.id
+    redis.call('ZADD', executions, math.ceil((c.now + lease_ms) / 1000), job.attempt)
+    redis.call('PEXPIRE', executions, lease_ms)
 end
 
 register('renew', function(c)

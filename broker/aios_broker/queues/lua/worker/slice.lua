@@ -109,9 +109,12 @@ register('slice', function(c)
         else
             local _, metadata, _, needs = quota.charge(c, job)
             local running = {id = job.id, metadata = metadata, needs = needs}
-            keep_snapshot(c, job.id, job.checkpoint)
+            local removed = is_removed(c, job.id)
+            if not removed then keep_snapshot(c, job.id, job.checkpoint) end
             redis.call('ZADD', c.leases, 'XX', c.now + claim.lease_ms, job.member)
-            if wishes[i] then
+            if removed then
+                verdicts[i] = 'lost' -- its lease is not: the scheduler answers by it
+            elseif wishes[i] then
                 verdicts[i] = 'hold'
             elseif must_suspend(c, running, preempt, cores, job) then
                 redis.call('ZADD', routes.own(c, cores).suspending, c.now, job.id)

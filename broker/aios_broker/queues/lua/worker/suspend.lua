@@ -8,7 +8,8 @@
 -- and it was not suspended: it begins anew. What an operator wants of it is kept till then.
 -- hold: out of the run queue, until released. What the operator wants by now decides: one that was
 -- told to suspend and is to be held since is held, and one that was released meanwhile is not.
--- Returns {accepted (0 | 1) per job, leases as claim.lua}.
+-- Returns {accepted (0 | 1) per job, leases as claim.lua}. One that a stock tool removed is left alone:
+-- the scheduler answers it.
 
 local function as_wished(c, job)
     if job.reason == 'park' then return 'park' end
@@ -59,7 +60,9 @@ register('suspend', function(c)
     local own = routes.own(c, claim.cores)
     local jobs, _, leases = read_leased(c, read.suspension)
     for i, job in ipairs(jobs) do
-        accepted[i] = leases[i] and not seen[job.id] and 1 or 0
+        local held = leases[i] and not seen[job.id]
+        accepted[i] = held and not is_removed(c, job.id) and 1 or 0
+        if held and accepted[i] == 0 then quota.charge(c, job) end
         if accepted[i] == 1 then
             seen[job.id] = true
             job.reason = as_wished(c, job)
