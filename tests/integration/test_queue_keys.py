@@ -74,6 +74,7 @@ OF_RQ = {
     "results:{id}",
     "worker:{name}",
     "execution:{id}",
+    "executions:{id}",
     "suspended",
 }
 # Of ours, beside those that lib.lua names.
