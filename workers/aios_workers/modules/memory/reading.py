@@ -32,8 +32,9 @@ from aios_workers.modules.memory.note import (
     note_of,
 )
 from aios_workers.modules.operation import Asked, Work
+from aios_workers.search.corpora import NoteQuery
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import NoteQuery, count_unembedded, find
+from aios_workers.search.ranking import count_unembedded, find
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of the notes of one answer; the first comes in any case
 RECALLED = 32  # notes that are looked at for one text

@@ -17,15 +17,9 @@ from aios_workers.modules.storage.namespace import (
     on_namespace,
     permitted_path,
 )
+from aios_workers.search.corpora import CHUNKS, MOUNTED, ChunkQuery, Ranked
 from aios_workers.search.embedder import query_vector
-from aios_workers.search.ranking import (
-    CHUNKS,
-    MOUNTED,
-    ChunkQuery,
-    Ranked,
-    count_unembedded,
-    find,
-)
+from aios_workers.search.ranking import count_unembedded, find
 
 PARTS_PER_HIT = 5  # ranked for each file that is wanted: several may be of one file
 MOST_PARTS = 400
