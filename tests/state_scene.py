@@ -29,6 +29,7 @@ from aios_broker.contract.names import Owner
 from aios_broker.contract.reply import ChatResult, CountResult, Result, Usage
 from aios_broker.contract.syscall import Body, Syscall, new_id
 from aios_broker.contract.tokens import new_token
+from aios_broker.places import Holder
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -57,7 +58,7 @@ class HashedWords:
     model = MODEL
     dimension = DIMENSION
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], holder: Holder) -> NDArray[np.float32]:
         rows = np.full((len(texts), self.dimension), 1e-6, dtype=np.float32)
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():

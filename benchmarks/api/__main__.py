@@ -51,7 +51,8 @@ LOCK_FILE, FOLDER = "requirements-bench-api.lock", Path(".aios") / "bench-api"
 START_LIMIT_S = 240.0  # LiteLLM's proxy takes half a minute
 SAID_CHARACTERS = 1_000
 POLL_S = 0.1
-CLIENTS = 32
+CLIENTS = (1, 4, 32)  # at a time; with the last two processors are full
+MANY = CLIENTS[-1]
 WARM_UP = 20  # requests
 CHAT = {
     "model": MODEL,
@@ -163,7 +164,7 @@ def ground(python: Path, state: Path) -> Iterator[Ground]:
             "--model",
             MODEL,
             "--slots",
-            str(CLIENTS),
+            str(MANY),
             "--default",
             "--context-tokens",
             "4096",
@@ -240,15 +241,20 @@ async def rounds(
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(count):
         order = CONTESTANTS if number % 2 == 0 else tuple(reversed(CONTESTANTS))
-        for clients in (1, CLIENTS):
+        for clients in CLIENTS:
             for one in order:
                 figures = await measured(
                     one, place, clients, requests if clients > 1 else requests // 4
                 )
-                name = f"{one.load} {one.name}, {clients} {'client' if clients == 1 else 'clients'}"
+                name = f"{one.load} {one.name}, {called(clients)}"
                 found.setdefault(name, []).append(figures)
                 say(f"round {number + 1}: {name}: {shown(figures)}")
     return found
+
+
+def called(clients: int) -> str:
+    """Return how many clients, in words."""
+    return f"{clients} {'client' if clients == 1 else 'clients'}"
 
 
 def shown(figures: Mapping[str, float]) -> str:
@@ -266,7 +272,7 @@ def medians(found: Mapping[str, list[dict[str, float]]]) -> dict[str, dict[str, 
 
 def goals(found: Mapping[str, list[dict[str, float]]]) -> list[str]:
     """Return the lines on what is aimed at: ratios are taken within rounds."""
-    ours, theirs = (found[f"chat {name}, {CLIENTS} clients"] for name in ("api", "litellm"))
+    ours, theirs = (found[f"chat {name}, {called(MANY)}"] for name in ("api", "litellm"))
     lines = []
     for tree in ("api", "kernel"):
         ratio = statistics.median(
@@ -274,7 +280,7 @@ def goals(found: Mapping[str, list[dict[str, float]]]) -> list[str]:
         )
         whose = "the API" if tree == "api" else "all of the kernel, the API with it"
         lines.append(f"CPU per streamed chat, {whose}, by LiteLLM's: {ratio:.2f} (aim: 0.33)")
-    for clients in ("1 client", f"{CLIENTS} clients"):
+    for clients in map(called, CLIENTS):
         later = statistics.median(
             a["first p50_ms"] - b["first p50_ms"]
             for a, b in zip(

@@ -3,10 +3,12 @@
     python -m benchmarks.api.crowd [--clients 2000] [--json FILE]
 
 Run it in the checkout's root. A kernel of its own with the simulated core has as many chats as
-there are clients; each client holds one connection, submits one and reads its events to the end. A
-chunk that does not begin where the one before it ended, a text that is not the result's, or a
-stream without an end is an error (exit code 1). Printed: how many were open at the same time, how
-long it took, and the memory of the API's process at its highest.
+there are clients; each client holds one connection, submits one and reads its events to the end.
+The core's worker stands still (SIGSTOP) until every client's stream is open: they are all there at
+the same time, whatever the machine. A chunk that does not begin where the one before it ended, a
+text that is not the result's, or a stream without an end is an error (exit code 1). Printed: how
+many were open at the same time, how long it took, and the memory of the API's process at its
+highest.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -141,8 +144,12 @@ def resident_bytes(pid: int) -> int:
     raise SystemExit(f"process {pid} is gone")
 
 
-async def measure(url: str, tokens: list[str], clients: int, api_pid: int) -> dict[str, object]:
-    """Let all come, and read to the end; return what was seen."""
+async def measure(
+    url: str, tokens: list[str], clients: int, api_pid: int, worker_pid: int
+) -> dict[str, object]:
+    """Let all come, and then read to the end; return what was seen."""
+    os.kill(worker_pid, signal.SIGSTOP)
+    is_held, all_there_s = True, 0.0
     seen, gate, most_bytes = Seen(), asyncio.Semaphore(AT_ONCE), resident_bytes(api_pid)
     idle_bytes, began_s = most_bytes, time.monotonic()
     tasks = [
@@ -153,6 +160,9 @@ async def measure(url: str, tokens: list[str], clients: int, api_pid: int) -> di
     while not everyone.done():
         await asyncio.wait([everyone], timeout=WATCH_S)
         most_bytes = max(most_bytes, resident_bytes(api_pid))
+        if is_held and (seen.open_now == clients or seen.wrong):
+            os.kill(worker_pid, signal.SIGCONT)
+            is_held, all_there_s = False, time.monotonic() - began_s
         if time.monotonic() - began_s > LIMIT_S:
             raise SystemExit(f"not all ended: {seen}")
     await everyone
@@ -160,6 +170,7 @@ async def measure(url: str, tokens: list[str], clients: int, api_pid: int) -> di
         "clients": clients,
         "ended": seen.ended,
         "most open at the same time": seen.most_open,
+        "seconds until all were there": round(all_there_s, 1),
         "chunks": seen.chunks,
         "seconds": round(time.monotonic() - began_s, 1),
         "API, MiB idle": round(idle_bytes / 2**20, 1),
@@ -179,10 +190,13 @@ def main() -> int:
         kernel.aios("cores", "add", "simulated", "--simulated", "--slots", "64", "--default")
         with kernel.up(["simulated"]):
             status = json.loads(kernel.aios("status", "--json"))
-            [api_pid] = [each["pid"] for each in status["processes"] if each["name"] == "api"]
+            pids = {each["name"]: each["pid"] for each in status["processes"]}
             names = [f"crowd-{number}" for number in range(AGENTS)]
             tokens = [json.loads(kernel.aios("token", name, "--json"))["token"] for name in names]
-            found = asyncio.run(measure(status["api_url"], tokens, options.clients, api_pid))
+            held = pids["llm.simulated-1"]
+            found = asyncio.run(
+                measure(status["api_url"], tokens, options.clients, pids["api"], held)
+            )
     found = {"date": today(), "commit": commit_of(ROOT), "processors": os.cpu_count(), **found}
     print("\n".join(f"{name:<28}{value}" for name, value in found.items()))
     if options.json:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from aios_broker.contract.errors import CoreError, InvalidConfig
 from aios_broker.contract.memory import MemoryAdd, MemorySearch
 from aios_broker.contract.storage import StorageSearch, StorageWrite
+from aios_broker.places import Holder
 from aios_workers.search.embedder import BATCH_TEXTS, BatchedEmbedder, Model
 from aios_workers.search.indexing import reindex
 from aios_workers.search.minilm import DIMENSION, NAME, MiniLm
 from tests.state_scene import HashedWords, state_scene
 
+ANN, BOB, EVE = Holder("acme", "ann"), Holder("acme", "bob"), Holder("evil", "eve")
 TEXTS = ["a cat", "the dog barks at night", "x", "", "Rhine", "a much longer text " * 300]
 
 
@@ -49,7 +51,7 @@ async def test_texts_of_many_callers_share_batches_off_the_loop() -> None:
     model = Counting()
     model.go.clear()
     async with batched(model) as embedder:
-        calls = [asyncio.create_task(embedder.embed(["x" * n])) for n in range(1, 41)]
+        calls = [asyncio.create_task(embedder.embed(["x" * n], ANN)) for n in range(1, 41)]
         for _ in range(5):
             await asyncio.sleep(0)
         model.go.set()
@@ -61,15 +63,32 @@ async def test_texts_of_many_callers_share_batches_off_the_loop() -> None:
     assert len(model.threads) == 1
 
 
+async def test_a_short_query_waits_for_no_more_than_the_batch_that_is_being_made() -> None:
+    model = Counting()
+    model.go.clear()
+    async with batched(model) as embedder:
+        flood = [asyncio.create_task(embedder.embed(["y" * 8_000], EVE)) for _ in range(20)]
+        await asyncio.sleep(0)  # the first of them is with the model
+        flood += [asyncio.create_task(embedder.embed(["z" * 8_000], BOB)) for _ in range(20)]
+        await asyncio.sleep(0)
+        short = asyncio.create_task(embedder.embed(["what do I like?"], ANN))
+        await asyncio.sleep(0)
+        model.go.set()
+        await asyncio.gather(short, *flood)
+    asked = [batch[0][0] for batch in model.batches]
+    assert asked.index("w") <= 2  # behind one batch of each of the others at most
+    assert abs(asked[:20].count("y") - asked[:20].count("z")) <= 2  # tenants have as much
+
+
 async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> None:
     model = Counting()
     async with batched(model) as embedder:
         with pytest.raises(CoreError, match="it broke"):
-            await embedder.embed(["broken"])
-        assert (await embedder.embed(["fine"])).shape == (1, 2)
-        assert (await embedder.embed([])).shape == (0, 2)
+            await embedder.embed(["broken"], ANN)
+        assert (await embedder.embed(["fine"], ANN)).shape == (1, 2)
+        assert (await embedder.embed([], ANN)).shape == (0, 2)
         model.go.clear()
-        left = asyncio.create_task(embedder.embed(["too late"]))
+        left = asyncio.create_task(embedder.embed(["too late"], ANN))
         await asyncio.sleep(0)
         model.go.set()
     with pytest.raises(CoreError, match="closed"):

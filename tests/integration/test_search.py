@@ -17,7 +17,7 @@ from aios_broker.contract.memory import (
 )
 from aios_broker.contract.storage import StorageSearch, StorageShare, StorageStat, StorageWrite
 from aios_broker.postgres.store import Store
-from aios_workers.search.embedder import BATCH_CHARACTERS, NoEmbedder
+from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL, NoEmbedder
 from aios_workers.search.indexing import BATCH, embed_missing, portions
 from aios_workers.search.ranking import (
     EXACT_ROWS,
@@ -106,7 +106,7 @@ async def test_vectors_of_another_model_are_not_compared(scene: StateScene) -> N
 
     await scene.ask("ann", MemoryAdd("apples"))
     async with scene.store.as_steward() as cursor:
-        [vector] = await Other().embed(["apples"])
+        [vector] = await Other().embed(["apples"], KERNEL)
         with pytest.raises(InvalidConfig, match="aios reindex"):
             await find(cursor, Other(), NoteQuery("apples"), vector)
 

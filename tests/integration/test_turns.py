@@ -79,6 +79,22 @@ async def test_another_tenants_only_job_goes_before_a_flood(
     assert len(await user.waiting()) == 601
 
 
+async def test_who_has_just_come_to_a_long_queue_has_a_turn_at_once(
+    user: QueueUser, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(user, FLOOD, 3_000)
+    await send(user, OTHER)
+    await kernel.look(20)
+    monkeypatch.setattr(turns, "LEAST_WAIT_MS", 60_000)  # nobody here waits for so long
+    for _ in range(3):
+        [mine] = await send(user, OTHER)
+        await kernel.look(1)
+        assert mine in (await user.waiting())[:4]
+        leases = await user.claim(4)
+        assert mine in {lease.job_id for lease in leases}
+        await user.finish(*leases)
+
+
 @pytest.mark.parametrize("depth", [60, 700, 3_000])
 async def test_tenants_that_wait_are_served_alike(
     user: QueueUser, kernel: Kernel, depth: int

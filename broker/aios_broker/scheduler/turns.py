@@ -255,7 +255,9 @@ class TurnOrder:
         Raises:
             LeadershipLost: another scheduler leads.
         """
-        ends = await self._order.turns(TURNS + SLACK, LEAST_WAIT_MS)
+        # Of a long queue that is known the first has often just come: who has just been put there.
+        is_long = len(self._turns) > TURNS + SLACK
+        ends = await self._order.turns(TURNS + SLACK, 0 if is_long else LEAST_WAIT_MS)
         if ends is None:
             self.forget()
             return False

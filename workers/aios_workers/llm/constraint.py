@@ -184,7 +184,7 @@ class _Tokenizer:
 
 PROGRAM = "aios_workers.llm.constraint"
 BOUNDS = Bounds(cpu_s=2, memory_bytes=1 << 30, wall_s=20.0)
-MOST_COMPILE_S = 0.5  # of one CPU: so long a core may stand still when it compiles it again
+MOST_COMPILE_S = 0.2  # of one CPU: so long a core may stand still when it compiles it again
 STACK_BYTES = 2 << 20  # cores have four times as much: what fits here fits there
 REMEMBERED = 256
 FORCED_BYTES = 8  # read where there is no choice: what cannot go on is found out here

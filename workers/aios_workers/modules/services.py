@@ -12,6 +12,7 @@ from aios_broker.comparing import Comparer
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
+from aios_broker.places import Holder
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -34,8 +35,10 @@ class Embedder(Protocol):
         """How many numbers a vector has."""
         ...
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], holder: Holder) -> NDArray[np.float32]:
         """Return an array of shape (len(texts), dimension), each row of length 1.
+
+        `holder`: whose turn of the model it takes.
 
         Raises:
             CoreError: The model failed.

@@ -37,7 +37,7 @@ from aios_workers.modules.services import Services, storage_limits
 from aios_workers.modules.storage.mounts import MountWatch
 from aios_workers.modules.storage.operations import STORAGE_OPERATIONS
 from aios_workers.runtime.executor import Done, Outcome, Run
-from aios_workers.search.embedder import CoreEmbedder, open_stores
+from aios_workers.search.embedder import open_stores
 from aios_workers.search.indexing import index_step
 
 OPERATIONS: dict[Module, Operations] = {
@@ -80,7 +80,7 @@ class StateHandler:
     def __init__(self, services: Services, module: Module) -> None:
         self._services = services
         self._module = module
-        self._searches_by_core = isinstance(services.embedder, CoreEmbedder)
+        self._has_model = services.embedder.dimension > 0
 
     def metrics(self) -> Iterable[Metric]:
         """Yield the module's own numbers, where it has some."""
@@ -91,7 +91,7 @@ class StateHandler:
         operation = OPERATIONS[self._module].get(type(syscall.body))
         if operation is None:
             raise no_operation(syscall)
-        if syscall.needs or (self._searches_by_core and isinstance(syscall.body, _SEARCHES)):
+        if syscall.needs or (self._has_model and isinstance(syscall.body, _SEARCHES)):
             run.step_aside()  # it waits for a model
         decided = run.lease.decided
         return await patiently(lambda: self._try(operation, syscall, decided=decided))

@@ -48,6 +48,15 @@ def nearest_index(name: str) -> Index:
     )
 
 
+def words_index() -> Index:
+    """Index the words of texts.
+
+    Who writes puts its words in at once: with a list of those that are still to be put in, who
+    happens to fill it does so for everybody, and each search reads it to its end.
+    """
+    return Index(None, "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"})
+
+
 def parts_table(name: str, files: str) -> Table:
     """Return a table of the parts of texts, with their words and vectors."""
     file = ForeignKey(f"{files}.id", ondelete="CASCADE")
@@ -64,7 +73,7 @@ def parts_table(name: str, files: str) -> Table:
         Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),
         Column("vector", HALFVEC),
         Index(None, "owner_id"),
-        Index(None, "words", postgresql_using="gin"),
+        words_index(),
         without_vector_index(f"ix_{name}_unembedded", "file_id"),
         nearest_index(f"ix_{name}_vector_1"),
     )
@@ -130,7 +139,7 @@ note = Table(
     Column("model_id", SmallInteger, ForeignKey("embedding_model.id")),  # null: not embedded yet
     Column("vector", HALFVEC),
     Index(None, "owner_id", "seq"),
-    Index(None, "words", postgresql_using="gin"),
+    words_index(),
     Index(None, "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     without_vector_index("ix_note_unembedded", "seq"),
     nearest_index("ix_note_vector_1"),

@@ -17,6 +17,8 @@ from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.names import SearchMode
 from aios_broker.contract.reply import EmbedResult
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.fair_queueing import HolderTurns
+from aios_broker.places import Holder
 from aios_broker.postgres.database import SERVICE_TIMEOUT_S
 from aios_broker.postgres.store import Store
 from aios_broker.queues.functions import Functions
@@ -30,9 +32,10 @@ from aios_workers.runtime.kernel_calls import SubmittedCalls
 logger = logging.getLogger(__name__)
 
 BATCH_TEXTS = 32
-BATCH_CHARACTERS = 4_096  # 0.4 s of one CPU: a query waits for one such batch at most
-WAITING_TEXTS = 256  # of all callers; who comes with more waits for room
+BATCH_CHARACTERS = 2_048  # 0.2 s of one CPU: a query waits for one such batch at most
 PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a query waiting
+TEXT_COST = 64  # characters: what the shortest text costs
+KERNEL = Holder("", "kernel")  # in whose name the index is made
 
 Vectors = NDArray[np.float32]
 
@@ -52,6 +55,7 @@ class Model(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     text: str
+    holder: Holder
     vector: asyncio.Future[NDArray[np.float32]]
 
 
@@ -60,14 +64,18 @@ class BatchedEmbedder:
 
     An async context manager, for one event loop.
     The model is loaded in the background when the context is entered; the first texts wait for it.
+    A batch begins with the text of whose turn it is: of the tenants and of their agents each has as
+    much of the model as the others, counted in characters, so that a short query waits for the
+    batch that is being made and hardly for more, however long are the texts of others.
     """
 
     def __init__(self, model: str, dimension: int, load: Callable[[], Model]) -> None:
         self.model = model
         self.dimension = dimension
         self._load = load
-        self._waiting: asyncio.Queue[_Wanted] = asyncio.Queue(WAITING_TEXTS)
-        self._kept: list[_Wanted] = []  # taken out of the queue, too many for the last batch
+        self._waiting: list[_Wanted] = []  # in the order of their coming
+        self._turns = HolderTurns()
+        self._has_come = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="embedder")
         self._task: asyncio.Task[None] | None = None
 
@@ -81,11 +89,10 @@ class BatchedEmbedder:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self._thread.shutdown(wait=False, cancel_futures=True)
-        while self._kept or not self._waiting.empty():
-            for wanted in self._take():
-                _fail(wanted, CoreError("the embedding model was closed"))
+        for wanted in self._waiting:
+            _fail(wanted, CoreError("the embedding model was closed"))
 
-    async def embed(self, texts: Sequence[str]) -> Vectors:
+    async def embed(self, texts: Sequence[str], holder: Holder) -> Vectors:
         """Return an array of shape (len(texts), dimension), each row of length 1.
 
         Raises:
@@ -94,15 +101,15 @@ class BatchedEmbedder:
         """
         rows: list[NDArray[np.float32]] = []
         for first in range(0, len(texts), PER_CALLER):
-            rows += await self._embed_part(texts[first : first + PER_CALLER])
+            rows += await self._embed_part(texts[first : first + PER_CALLER], holder)
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimension)
 
-    async def _embed_part(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+    async def _embed_part(self, texts: Sequence[str], holder: Holder) -> list[NDArray[np.float32]]:
         loop = asyncio.get_running_loop()
-        wanted = [_Wanted(text, loop.create_future()) for text in texts]
+        wanted = [_Wanted(text, holder, loop.create_future()) for text in texts]
+        self._waiting += wanted
+        self._has_come.set()
         try:
-            for one in wanted:
-                await self._waiting.put(one)
             return await asyncio.gather(*(one.vector for one in wanted))
         finally:
             for one in wanted:  # where the caller left, the model is spared them
@@ -113,10 +120,10 @@ class BatchedEmbedder:
         loading = loop.run_in_executor(self._thread, self._load)
         loading.add_done_callback(_note_failure)
         while True:
-            if not self._kept:
-                self._kept.append(await self._waiting.get())
             batch = self._take()
             if not batch:
+                self._has_come.clear()
+                await self._has_come.wait()
                 continue
             try:
                 model = await asyncio.shield(loading)
@@ -135,24 +142,34 @@ class BatchedEmbedder:
                     wanted.vector.set_result(vector)
 
     def _take(self) -> list[_Wanted]:
-        """Return the next batch: the one that came first, and those nearest to it in length."""
-        while not self._waiting.empty():
-            self._kept.append(self._waiting.get_nowait())
-        live = [wanted for wanted in self._kept if not wanted.vector.done()]
+        """Return the next batch: the text whose turn it is, and those nearest to it in length."""
+        live = self._waiting = [wanted for wanted in self._waiting if not wanted.vector.done()]
         if not live:
-            self._kept = []
             return []
-        first = len(live[0].text)
-        near = sorted(range(1, len(live)), key=lambda place: abs(len(live[place].text) - first))
-        chosen, characters = [0], min(first, BATCH_CHARACTERS)
-        for place in near[: BATCH_TEXTS - 1]:
-            characters += len(live[place].text)
+        oldest: dict[Holder, _Wanted] = {}  # of each holder
+        for wanted in live:
+            oldest.setdefault(wanted.holder, wanted)
+        costs = {holder: _cost(wanted) for holder, wanted in oldest.items()}
+        first = oldest[self._turns.next(costs)]
+        length, chosen = len(first.text), [first]
+        others = (wanted for wanted in live if wanted is not first)
+        near = sorted(others, key=lambda wanted: abs(len(wanted.text) - length))
+        characters = min(length, BATCH_CHARACTERS)
+        for wanted in near[: BATCH_TEXTS - 1]:
+            characters += len(wanted.text)
             if characters > BATCH_CHARACTERS:
                 break
-            chosen.append(place)
-        taken = set(chosen)
-        self._kept = [wanted for place, wanted in enumerate(live) if place not in taken]
-        return [live[place] for place in chosen]
+            chosen.append(wanted)
+        self._turns.serve(first.holder, _cost(first))
+        for wanted in chosen[1:]:
+            self._turns.charge(wanted.holder, _cost(wanted))
+        taken = set(map(id, chosen))
+        self._waiting = [wanted for wanted in live if id(wanted) not in taken]
+        return chosen
+
+
+def _cost(wanted: _Wanted) -> float:
+    return float(TEXT_COST + len(wanted.text))
 
 
 def _fail(wanted: _Wanted, error: Exception) -> None:
@@ -181,7 +198,7 @@ class NoEmbedder:
     model = "none"
     dimension = 0
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], holder: Holder) -> NDArray[np.float32]:
         """Refuse.
 
         Raises:
@@ -202,7 +219,7 @@ class CoreEmbedder:
         self.dimension = dimension
         self._calls = calls
 
-    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def embed(self, texts: Sequence[str], holder: Holder) -> NDArray[np.float32]:
         """Return an array of shape (len(texts), dimension), each row of length 1.
 
         Raises:
@@ -301,9 +318,9 @@ def _minilm() -> BatchedEmbedder:
 
 
 async def query_vector(
-    embedder: Embedder, query: str, mode: SearchMode
+    embedder: Embedder, query: str, mode: SearchMode, holder: Holder
 ) -> NDArray[np.float32] | None:
-    """Return the vector of a query; None: it is searched by keywords alone.
+    """Return the vector of a holder's query; None: it is searched by keywords alone.
 
     Hybrid search goes on without an embedding model; semantic search is refused.
 
@@ -312,5 +329,5 @@ async def query_vector(
     """
     if mode == "keyword" or (mode == "hybrid" and embedder.dimension == 0):
         return None
-    [vector] = await embedder.embed([query])
+    [vector] = await embedder.embed([query], holder)
     return np.asarray(vector, dtype=np.float32)

@@ -20,7 +20,7 @@ from aios_broker.contract.errors import InvalidConfig
 from aios_broker.postgres.database import check_database_url, database_errors
 from aios_broker.postgres.store import Cursor, Store, only_row
 from aios_workers.modules.services import Embedder
-from aios_workers.search.embedder import BATCH_CHARACTERS
+from aios_workers.search.embedder import BATCH_CHARACTERS, KERNEL
 from aios_workers.search.ranking import (
     CORPORA,
     UNEMBEDDED,
@@ -99,7 +99,7 @@ async def embed_rows(
     vectors = [
         vector
         for texts in portions([row.text for row in rows])
-        for vector in await embedder.embed(texts)
+        for vector in await embedder.embed(texts, KERNEL)
     ]
     matches = " AND ".join(f"{key} = %s" for key in corpus.keys)
     await cursor.executemany(

@@ -179,7 +179,7 @@ async def found(
 ) -> Notes:
     """Return notes, best first: the agent's own, with `shared` all that it may search."""
     embedder = asked.services.embedder
-    vector = await query_vector(embedder, wanted.text, wanted.mode)
+    vector = await query_vector(embedder, wanted.text, wanted.mode, asked.agent.holder)
     async with asked.transaction() as work:
         owners, ids = await _searched(work, await work.agent_named(owner), shared=shared)
         if not owners and not ids:

@@ -48,7 +48,8 @@ _PARTS = """
 
 async def search(asked: Asked[StorageSearch]) -> FoundFiles:
     """Find files, or directories, best first; no connection waits for the model."""
-    vector = await query_vector(asked.services.embedder, asked.body.query, asked.body.mode)
+    embedder, holder = asked.services.embedder, asked.agent.holder
+    vector = await query_vector(embedder, asked.body.query, asked.body.mode, holder)
     async with asked.transaction() as work:
         return await _search(await on_namespace(work), vector)
 
