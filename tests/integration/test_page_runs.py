@@ -15,6 +15,7 @@ from tests.api_scene import ApiScene
 from tests.page_scene import logged_in
 
 HOSTILE = "<script>alert(1)</script>\u202eabc"
+SAMPLE_FIGURES = 5
 WORDS = re.compile(r"<[^>]*>|\s+")
 
 
@@ -112,18 +113,17 @@ def events(page: httpx.Client, path: str) -> Iterator[tuple[str, Any]]:
 
 def until(
     found: Iterator[tuple[str, Any]], is_seen: Callable[[dict[int, Any]], bool]
-) -> tuple[dict[int, Any], list[Any]]:
+) -> dict[int, Any]:
     """Take in slices, as the page does, until something is seen of them."""
     slices: dict[int, Any] = {}
-    samples: list[Any] = []
     for name, news in itertools.islice(found, 200):
         assert name == "slices", news
         if news["is_new"]:
             slices.clear()
         slices |= {each["number"]: each for each in news["slices"]}
-        samples += news["samples"]
+        assert all(len(sample) == SAMPLE_FIGURES for sample in news["samples"])
         if is_seen(slices):
-            return slices, samples
+            return slices
     raise AssertionError(f"not seen among {slices}")
 
 
@@ -137,14 +137,12 @@ def test_a_slice_is_seen_as_it_runs_and_as_it_ends(api: ApiScene) -> None:
         def its(slices: dict[int, Any]) -> list[Any]:
             return [each for each in slices.values() if each["job_id"] == syscall_id]
 
-        slices, _ = until(found, lambda seen: bool(its(seen)))
+        slices = until(found, lambda seen: bool(its(seen)))
         [running] = its(slices)
         assert (running["agent"], running["program"], running["ends_ms"]) == (name, "seen", None)
         assert running["lanes"]
         client.post(f"/v1/syscalls/{syscall_id}/cancel")
-        slices, samples = until(
-            found, lambda seen: any(each["ends_ms"] is not None for each in its(seen))
-        )
+        slices = until(found, lambda seen: any(each["ends_ms"] is not None for each in its(seen)))
         [ended] = its(slices)
         assert (ended["number"], ended["ended_by"]) == (running["number"], "cancel")
         assert ended["ends_ms"] >= ended["begins_ms"] > 0

@@ -60,7 +60,11 @@ def test_each_wait_and_each_slice_has_its_time_and_its_use() -> None:
     assert [
         (one.worker, one.attempt, one.core, one.tokens, one.ran_ms, one.cost_nano)
         for one in life.slices
-    ] == [("w1", 1, "small", 64, 18, 500), ("w2", 2, "small", 6, 52, 100), ("w1", 3, "big", 20, 80, 300)]
+    ] == [
+        ("w1", 1, "small", 64, 18, 500),
+        ("w2", 2, "small", 6, 52, 100),
+        ("w1", 3, "big", 20, 80, 300),
+    ]
     assert (life.state, life.error_code, life.ends_ms) == ("failed", "core-failed", 400)
     assert life.waited_ms(1000) == 300 - 20 - 60 - 90
     assert life.lasts_ms(1000) == 300
@@ -117,10 +121,14 @@ def test_stays_add_up_to_the_row_that_the_ledger_has(found: list[Entry]) -> None
         return
     row, last = rows["one"], lives[-1]
     assert last.state == row.state
-    if last.is_whole and last.stays:
-        assert sum(stay.tokens for stay in last.stays) == row.tokens
-        assert sum(stay.ran_ms for stay in last.stays) == row.ran_ms
-        ended = [stay for stay in last.slices if stay.ends_ms is not None]
+    # What a stock tool requeues has the counters of the life before.
+    first = max((n for n, life in enumerate(lives) if life.changes[0].event == "submit"), default=0)
+    counted = lives[first:]
+    if counted[0].is_whole:
+        stays = [stay for life in counted for stay in life.stays]
+        assert sum(stay.tokens for stay in stays) == row.tokens
+        assert sum(stay.ran_ms for stay in stays) == row.ran_ms
+        ended = [stay for stay in stays if stay.is_slice and stay.ends_ms is not None]
         assert len(ended) == row.slices
     assert (last.state in TERMINAL) == (last.ends_ms is not None)
 

@@ -17,16 +17,29 @@ ADA = JobMetadata("ada", "llm.chat", "paper")
 def event(
     ms: int, name: str, job: str = "one", attempt: int = 1, detail: str = "", width: int = 1
 ) -> HistoryEvent:
-    change = Transition(
-        Position(ms), 0, "llm", name, job, attempt, "w1", detail, Position(ms).at
-    )
+    change = Transition(Position(ms), 0, "llm", name, job, attempt, "w1", detail, Position(ms).at)
     return HistoryEvent(change, JobMetadata("ada", "llm.chat", "paper", width=width))
 
 
 def running(job_id: str, tokens: int = 0, attempt: int = 1) -> JobView:
     return JobView(
-        job_id, "llm", "running", ADA, (), "w1", attempt, 0, 0, 0, tokens, 0.0, 0.0, 0.0,
-        None, None, None,
+        job_id,
+        "llm",
+        "running",
+        ADA,
+        (),
+        "w1",
+        attempt,
+        0,
+        0,
+        0,
+        tokens,
+        0.0,
+        0.0,
+        0.0,
+        None,
+        None,
+        None,
     )
 
 
@@ -59,11 +72,17 @@ def test_a_slice_is_told_when_it_begins_and_again_when_it_ends() -> None:
 
 def test_what_runs_at_a_time_has_lanes_of_its_own() -> None:
     slots = entered(
-        event(1, "claim", "a"), event(2, "claim", "b", width=2), event(3, "finish", "a"),
-        event(4, "claim", "c"), event(5, "claim", "d"),
+        event(1, "claim", "a"),
+        event(2, "claim", "b", width=2),
+        event(3, "finish", "a"),
+        event(4, "claim", "c"),
+        event(5, "claim", "d"),
     )
     assert {each.job_id: each.lanes for each in shown(slots)} == {
-        "a": (0,), "b": (1, 2), "c": (0,), "d": (3,),
+        "a": (0,),
+        "b": (1, 2),
+        "c": (0,),
+        "d": (3,),
     }
 
 

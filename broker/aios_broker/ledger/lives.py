@@ -80,21 +80,21 @@ def lives_of(events: Iterable[HistoryEvent]) -> list[Life]:
     for event in events:
         change = event.transition
         life = latest.get(change.job_id)
-        again = life is not None and life.ends_ms is not None and change.event in BEGINNINGS
-        if life is None or again:
-            life = _begun(event)
-            latest[change.job_id] = life
+        if life is None or (life.ends_ms is not None and change.event in BEGINNINGS):
+            life = latest[change.job_id] = _begun(event, life)
             lives.append(life)
         enter(life, change)
     return lives
 
 
-def _begun(event: HistoryEvent) -> Life:
+def _begun(event: HistoryEvent, before: Life | None) -> Life:
+    """Begin a life. What a stock tool requeues goes on with the counters of the one before."""
     change = event.transition
-    begins = change.event in BEGINNINGS
-    return Life(
-        change.job_id, change.module, event.metadata, change.position.ms, is_whole=begins
-    )
+    whole = change.event in BEGINNINGS
+    life = Life(change.job_id, change.module, event.metadata, change.position.ms, is_whole=whole)
+    if before is not None and change.event == "adopt":
+        life.used = before.used._replace(code="")
+    return life
 
 
 def enter(life: Life, change: Transition) -> None:
@@ -126,7 +126,9 @@ def _leave(life: Life, change: Transition) -> None:
 
 
 def _go_on(life: Life, change: Transition) -> None:
-    """Stay in the state. What is claimed although it runs was lost by its worker: another has it."""
+    """Stay in the state. What is claimed although it runs was lost by its worker."""
+    if not life.stays:  # what it did before it was moved is not known; it waits
+        life.stays.append(Stay(life.state, change.position.ms))
     if change.event == "claim":
         life.stays[-1].worker, life.stays[-1].attempt = change.who, change.attempt or 0
 

@@ -1,4 +1,4 @@
-"""What a syscall asked and was answered, as far as Redis keeps it: a minute, an hour if it failed."""
+"""What a syscall asked and was answered, as far as Redis keeps it: a minute, or an hour."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

@@ -34,9 +34,9 @@ class TraceEvent(Struct, frozen=True, omit_defaults=True):
 class Trace(Struct, frozen=True):
     """The whole file."""
 
-    traceEvents: Sequence[TraceEvent]  # noqa: N815  the format's name
-    displayTimeUnit: str = "ms"  # noqa: N815
-    otherData: dict[str, str] = {}  # noqa: N815
+    traceEvents: Sequence[TraceEvent]  # the format's names
+    displayTimeUnit: str = "ms"
+    otherData: dict[str, str] = {}
 
 
 def encoded_trace(lives: Sequence[Life], now_ms: int) -> bytes:
