@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from aios_broker.access.tokens import put_token, revoke_tokens
 from aios_broker.config import KernelConfig
 from aios_broker.contract.tokens import digest, new_token
 from aios_broker.postgres.store import Store
@@ -37,7 +38,6 @@ from aios_local.embedded.postgres import USER
 from aios_local.embedded.redis import RedisServer
 from aios_local.embedded.state import StateDir
 from aios_local.supervisor.kernel import EmbeddedKernel
-from aios_workers.modules.access.identity import put_token, revoke_tokens
 from tests.conftest import TEMPLATE_DATABASE, RunningPostgres
 from tests.waiting import wait_until_async
 

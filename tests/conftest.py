@@ -24,6 +24,8 @@ from aios_local.embedded.state import StateDir
 from tests.queue_user import QueueUser, queue_user
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
     from tests.api_scene import ApiScene
     from tests.doors import Door
     from tests.state_scene import StateScene
@@ -133,6 +135,15 @@ def database_url(postgres_server: RunningPostgres) -> Iterator[str]:
     postgres_server.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE_DATABASE} OWNER {USER}")
     yield postgres_server.server.database_url(name)
     postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def browser() -> "Iterator[Browser]":
+    """A headless Chromium; each test opens pages of its own in it (`tests/page_scene.py`)."""
+    from tests.page_scene import running_browser  # noqa: PLC0415  only these tests need it
+
+    with running_browser() as running:
+        yield running
 
 
 def _exists(module: str) -> bool:

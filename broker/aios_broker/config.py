@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.errors import InvalidConfig
+from aios_broker.log import LogFormat as LogFormat  # it is a setting of every process
 
 Settings = TypeVar("Settings", bound=Struct)
 
@@ -54,6 +55,7 @@ PROCESS_PREFIXES = (
 )
 
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+HTTP_SCHEMES = ("http://", "https://")
 POSTGRES_SCHEMES = ("postgresql://", "postgres://", "postgresql+psycopg://")
 
 # The names of the cores that AIOS_LLM_CORE stands for: their models'.
@@ -92,7 +94,10 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     # Where processes serve /metrics: each takes the first free port from this one on.
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
+    # Of a collector that traces go to, by OTLP over HTTP; None: there are none.
+    otel_endpoint: str | None = None
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "KernelConfig":
@@ -106,6 +111,7 @@ class KernelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         refuse_unknown(environ, known=variables_of(cls), passed_on=PROCESS_PREFIXES)
         _check_scheme("AIOS_REDIS_URL", config.redis_url, REDIS_SCHEMES)
         _check_scheme("AIOS_DATABASE_URL", config.database_url, POSTGRES_SCHEMES)
+        check_endpoint(config.otel_endpoint)
         return config
 
     @property
@@ -231,6 +237,11 @@ def _decode(wanted: type, value: object) -> object:
     if wanted is Path:
         return Path(str(value))
     raise NotImplementedError(f"a setting cannot be of type {wanted}")
+
+
+def check_endpoint(url: str | None) -> None:
+    """Return when it can be the address of a collector; raise InvalidConfig where it cannot."""
+    _check_scheme("AIOS_OTEL_ENDPOINT", url, HTTP_SCHEMES)
 
 
 def _check_scheme(variable: str, url: str | None, schemes: tuple[str, ...]) -> None:

@@ -1,15 +1,18 @@
 """Logs: one format for the lines of a process, one readable stream for those of a whole kernel."""
 
 import io
+import json
 import logging
 import logging.handlers
 import os
 import queue
 import sys
 import threading
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from aios_broker.contract.printable import printable
 
@@ -20,15 +23,38 @@ MAX_WAITING_LINES = 10_000  # beyond it lines are dropped: a stopped terminal mu
 NAME_WIDTH = 10
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93)  # ANSI foregrounds that read on dark and on light
 CLOSE_TIMEOUT_S = 2.0
+# Of one line in JSON, so that a supervisor, which reads 8 KiB of a line, can pass it on as it is.
+MAX_JSON_BYTES = 8_000
+_CUT = " [...] "
+
+NAMES = ("syscall", "program")  # that a single line may say it is about: its `extra`
+LogFormat = Literal["text", "json"]  # text: for people. json: an object per line, for collectors
+
+# What the lines of the task that runs are about, such as its syscall and its program.
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default={})  # noqa: B039  never changed
 
 
-def configure(level: str, *, stream: TextIO | None = None) -> None:
+def about(**names: str) -> None:
+    """Say what the lines of this task are about from here on, and nothing else.
+
+    Lines in JSON have these names as fields. It holds in the task that calls it, and in those that
+    it starts.
+    """
+    _about.set(names)
+
+
+def also_about(**names: str) -> None:
+    """Say so beside what was said before."""
+    _about.set({**_about.get(), **names})
+
+
+def configure(level: str, log_format: LogFormat = "text", *, stream: TextIO | None = None) -> None:
     """Send this process's log to `stream` (standard error); once, from `main`.
 
-    A supervisor takes the time off each line: its own log has one.
+    A supervisor takes the time off each line of text: its own log has one.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(PlainFormatter())
+    handler.setFormatter(PlainFormatter() if log_format == "text" else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -43,13 +69,47 @@ class PlainFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class JsonFormatter(logging.Formatter):
+    """A line is a JSON object in ASCII: what others said does nothing to whoever reads it.
+
+    at, level, logger, message; error: the trace below it; and what the task said it is about.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line; its longest text is cut where it does not fit."""
+        fields = {
+            "at": _stamp(datetime.fromtimestamp(record.created).astimezone()),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_about.get(),
+            **{name: value for name in NAMES if (value := record.__dict__.get(name)) is not None},
+        }
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return _fitting(fields)
+
+
+def message_of(line: str) -> str:
+    """Return what a line of a process says, be it text or JSON."""
+    return str((_fields_of(line) or {}).get("message", line))
+
+
 class KernelLog:
     """The lines of all processes of a kernel, in one order: to a file, and to a terminal.
 
     Lines are written by a thread of its own, so that a slow reader never holds the supervisor.
+    In JSON a process's line is passed on with the process's name; what is none becomes a message.
     """
 
-    def __init__(self, path: Path | None = None, terminal: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        terminal: TextIO | None = None,
+        *,
+        log_format: LogFormat = "text",
+    ) -> None:
+        self._is_json = log_format == "json"
         self._file = _rotating(path) if path is not None else None
         self._terminal = terminal
         self._colour = terminal is not None and terminal.isatty()
@@ -64,7 +124,8 @@ class KernelLog:
         if self._writer is None:
             self._start()
         try:
-            shown = printable(text, one_line=True)  # of whatever program wrote it
+            # Of whatever program wrote it; JSON is escaped when it is written.
+            shown = text if self._is_json else printable(text, one_line=True)
             self._lines.put_nowait((datetime.now().astimezone(), name, shown))
         except queue.Full:
             self._dropped_lines += 1
@@ -97,12 +158,13 @@ class KernelLog:
             self._file.close()
 
     def _write(self, at: datetime, name: str, text: str) -> None:
+        line = _json_line(at, name, text) if self._is_json else f"{_stamp(at)} {name} | {text}"
         if self._file is not None:
-            stamp = at.isoformat(timespec="milliseconds")
-            self._file.emit(logging.makeLogRecord({"msg": f"{stamp} {name} | {text}"}))
+            self._file.emit(logging.makeLogRecord({"msg": line}))
         if self._terminal is not None:
             try:
-                _put(self._terminal, self._readable(at, name, text))
+                shown = f"{line}\n" if self._is_json else self._readable(at, name, text)
+                _put(self._terminal, shown)
             except (OSError, ValueError):  # closed: a pipe into `head` has ended
                 self._terminal = None
 
@@ -112,6 +174,37 @@ class KernelLog:
             colour = self._colours.setdefault(name, COLOURS[len(self._colours) % len(COLOURS)])
             head = f"\x1b[{colour}m{head}\x1b[0m"
         return f"{head} {text}\n"
+
+
+def _stamp(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")
+
+
+def _json_line(at: datetime, process: str, text: str) -> str:
+    told = _fields_of(text) or {"message": text}
+    return json.dumps({"at": _stamp(at), **told, "process": process})
+
+
+def _fields_of(line: str) -> dict[str, object] | None:
+    """Return the fields of a line in JSON; None: it is none."""
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _fitting(fields: dict[str, str]) -> str:
+    """Return fields as JSON that fits one line of a log: of what is too long the middle goes."""
+    line = json.dumps(fields)
+    while len(line) > MAX_JSON_BYTES:
+        name, text = max(fields.items(), key=lambda field: len(field[1]))
+        kept = len(text) // 4
+        fields[name] = f"{text[:kept]}{_CUT}{text[-kept:]}"
+        line = json.dumps(fields)
+    return line
 
 
 def _put(stream: TextIO, text: str) -> None:

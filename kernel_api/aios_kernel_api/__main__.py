@@ -39,19 +39,17 @@ def allow_files(wanted: int) -> None:
 async def run(config: ApiConfig) -> None:
     """Serve the kernel of these settings."""
     allow_files(config.api_max_connections + OTHER_FILES)
-    with (
-        listen(config) as listening,
-        MetricsServer(config.metrics_port, tuple, host=config.metrics_host),
-    ):
+    with listen(config) as listening:
         async with open_kernel(config) as kernel:
-            await serve(kernel, listening)
+            with MetricsServer(config.metrics_port, kernel.metrics, host=config.metrics_host):
+                await serve(kernel, listening)
 
 
 def main(environ: Mapping[str, str]) -> int:
     """Read the configuration and serve; return the exit code."""
     try:
         config = ApiConfig.from_environment(environ)
-        log.configure(config.log_level)
+        log.configure(config.log_level, config.log_format)
         uvloop.run(run(config))
     except InvalidConfig as error:
         sys.stderr.write(f"aios api: {error}\n")

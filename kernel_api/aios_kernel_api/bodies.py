@@ -5,7 +5,7 @@ are never kept. Compressed ones are refused: nobody can send what is small here 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -41,7 +41,13 @@ class Room:
     """Bytes of bodies that all requests together may hold."""
 
     def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
         self.free_bytes = most_bytes
+
+    @property
+    def taken_bytes(self) -> int:
+        """How much they hold now."""
+        return self._most_bytes - self.free_bytes
 
     @contextmanager
     def take(self) -> Iterator["Share"]:
@@ -143,6 +149,18 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         if has_nul(data):
             refuse_nul(msgspec.json.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _explained(data, error) from error
+    return decode_again(data, decoder)
+
+
+def decode_again(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Read JSON that was read once, as another of our types.
+
+    Raises:
+        InvalidSyscall: it has a wrong or unknown field.
+    """
+    try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _explained(data, error) from error
@@ -175,10 +193,33 @@ def query_of(request: Request, kind: type[Q]) -> Q:
         ) from error
 
 
+class ClientGone(Exception):
+    """The client has left: nobody reads an answer."""
+
+
 async def left(request: Request) -> None:
     """Return when the client is gone; only once its body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """Return what comes of `work`, which ends when the client leaves.
+
+    Raises:
+        ClientGone: it did.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(left(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 def _refuse_encoded(request: Request) -> None:

@@ -3,7 +3,7 @@
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from aios_broker import log
 from aios_broker.contract.errors import (
     InvalidRequest,
     KernelError,
@@ -22,6 +23,7 @@ from aios_broker.contract.names import Owner
 from aios_kernel_api.identity import Caller, identify, with_rights
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import ErrorShape, told
+from aios_kernel_api.stats import Served
 
 logger = logging.getLogger(__name__)
 
@@ -65,27 +67,35 @@ class Rules:
     shape: ErrorShape
     is_public: bool = False  # for whoever comes, without a token
     asks_rights: bool = False  # the caller's scope says whether its agent administers
+    identify: Callable[[Headers, Kernel], Awaitable[Caller]] = identify
+    is_page: bool = False  # for people, in a browser: described by no operation
 
 
 class Border:
     """Lets a request through to its route, once its token is good; tells of what goes wrong."""
 
     def __init__(
-        self, app: ASGIApp, *, kernel: Kernel, rules: Rules, open_requests: OpenRequests
+        self, app: ASGIApp, *, kernel: Kernel, rules: Rules, open_requests: OpenRequests, route: str
     ) -> None:
         self._app = app
+        self._route = route
         self._kernel = kernel
         self._rules = rules
         self._open = open_requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        answer = Answer(scope, receive, send)
+        with self._kernel.stats.request(scope["method"], self._route) as served:
+            await self._answered(scope, Answer(scope, receive, send, served))
+
+    async def _answered(self, scope: Scope, answer: "Answer") -> None:
+        log.about(request=answer.request_id)
         try:
             await self._serve(scope, answer.receive, answer.send)
         except KernelError as error:
             await answer.tell(error, self._rules.shape)
-        except HTTPException:
+        except HTTPException as error:
+            answer.served.begin(error.status_code)  # told outside of the border
             raise
         except Exception as error:
             logger.exception("request %s failed", answer.request_id)
@@ -99,19 +109,21 @@ class Border:
             return
         caller = await self._caller(scope)
         scope.setdefault("state", {})["caller"] = caller
+        log.also_about(tenant=caller.tenant, agent=caller.agent)
         with self._open.one(caller.owner):
             await self._app(scope, receive, send)
 
     async def _caller(self, scope: Scope) -> Caller:
-        caller = await identify(Headers(scope=scope), self._kernel)
+        caller = await self._rules.identify(Headers(scope=scope), self._kernel)
         return await with_rights(caller, self._kernel) if self._rules.asks_rights else caller
 
 
 class Answer:
     """The one answer to a request: it carries an id, under which the log speaks of it."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, served: Served) -> None:
         self.request_id = f"req_{secrets.token_hex(12)}"
+        self.served = served
         self.has_begun = False
         self._scope, self._receive, self._send = scope, receive, send
         names = {name for name, _ in scope["headers"]}
@@ -128,6 +140,7 @@ class Answer:
         """Pass a message on."""
         if message["type"] == "http.response.start":
             self.has_begun = True
+            self.served.begin(message["status"])
             headers = MutableHeaders(scope=message)
             headers.setdefault(REQUEST_ID, self.request_id)
             headers.setdefault("x-content-type-options", "nosniff")
@@ -150,20 +163,20 @@ class Answer:
         await response(self._scope, self._receive, self.send)
 
 
-def routing_error(error: HTTPException) -> KernelError:
+def routing_error(status: int, detail: str, headers: Mapping[str, str]) -> KernelError:
     """Return what no route takes as an error of ours."""
-    match error.status_code:
+    match status:
         case 404:
             return NotFound("there is no such route", field="path", remedy="see /openapi.json")
         case 405:
-            allowed = (error.headers or {}).get("Allow", "")
+            allowed = headers.get("Allow", "")
             return MethodNotAllowed(
                 "the route does not take this method",
                 field="method",
                 remedy=f"use {allowed}" if allowed else None,
             )
         case _:
-            return InvalidRequest(error.detail, field="request")
+            return InvalidRequest(detail, field="request")
 
 
 def _fault(request_id: str, error: Exception) -> KernelError:

@@ -19,7 +19,14 @@ async def call(
         WaitTimeout: it has not ended in time; it goes on, and its id is in the error.
     """
     owner = require_agent(caller)
-    asked = Syscall(new_id(), owner.agent, body, tenant=owner.tenant, token=caller.token)
+    asked = Syscall(
+        new_id(),
+        owner.agent,
+        body,
+        tenant=owner.tenant,
+        token=caller.token,
+        traceparent=caller.traceparent,
+    )
     pending = kernel.session.submit(kernel.session.identified(asked, key))
     with kernel.holding(pending):
         return (await pending.reply_within(wait_s)).unwrap()

@@ -12,11 +12,13 @@ from aios_broker.audit_folder import AuditFolder
 from aios_broker.config import (
     PROCESS_PREFIXES,
     KernelConfig,
+    LogFormat,
     LogLevel,
     read_settings,
     refuse_unknown,
     variables_of,
 )
+from aios_broker.contract.llm import MAX_ANSWER_TOKENS
 from aios_broker.contract.names import Name
 from aios_broker.postgres.database import check_database_url
 from aios_broker.redis.connection import parse_url
@@ -55,10 +57,11 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # Where a model's name that is nobody's leads to; None: the core that takes what names none.
     api_default_core: Name | None = None
     # Of a chat that says none; fewer where the core's context has no room for them.
-    api_default_max_tokens: Annotated[int, Meta(ge=1, le=131_072)] = 4_096
+    api_default_max_tokens: Annotated[int, Meta(ge=1, le=MAX_ANSWER_TOKENS)] = 4_096
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     @property
     def audit_folder(self) -> AuditFolder | None:

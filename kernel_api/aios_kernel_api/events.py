@@ -6,12 +6,12 @@ chunks that a reader gets, over all its connections, add up to the text of the r
 """
 
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing, suppress
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from aios_broker.client.http_messages import KEEP_ALIVE_S
@@ -20,6 +20,7 @@ from aios_broker.client.transport import Attached
 from aios_broker.contract.errors import ApiUnavailable, InvalidRequest, KernelError
 from aios_broker.contract.reply import ChatResult, Chunk, Heard, Part, Reply, encode
 from aios_broker.retry import now_s
+from aios_kernel_api.bodies import ClientGone, unless_left
 from aios_kernel_api.identity import identify
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.problems import problem_of, told, told_reply
@@ -32,22 +33,43 @@ _PLACE = re.compile(r"(\d{1,12})-(\d{1,12})")
 _PARTS: tuple[Part, ...] = ("reasoning", "answer")
 
 Event = Chunk | Reply
+Source = AsyncGenerator[bytes, None]
 
 
-class EventStream(StreamingResponse):
-    """An answer that goes on for as long as there is something to tell."""
+class EventStream(Response):
+    """An answer that goes on for as long as there is something to tell, and somebody who reads."""
 
-    media_type = "text/event-stream"
-
-    def __init__(self, parts: AsyncIterator[bytes], held: AbstractContextManager[object]) -> None:
-        """Send `parts`; `held` is let go of when the answer ends, however it does."""
-        super().__init__(parts, headers=HEADERS)
+    def __init__(
+        self,
+        source: Source,
+        held: AbstractContextManager[object],
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send what comes of `source`; `held` is let go when the answer ends, however it does."""
+        super().__init__(None, 200, {**HEADERS, **(headers or {})}, "text/event-stream")
+        del self.headers["content-length"]
+        self._source = source
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
-        with self._held:
-            await super().__call__(scope, receive, send)
+        with self._held, suppress(ClientGone):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await unless_left(Request(scope, receive), self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._source) as source:
+            async for data in source:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def event(data: bytes, name: str = "", number: str = "") -> bytes:
+    """Return one event; `data` is JSON, which has no line of its own."""
+    head = f"id: {number}\n" if number else ""
+    if name:
+        head += f"event: {name}\n"
+    return head.encode() + b"data: " + data + b"\n\n"
 
 
 async def follow(
@@ -84,7 +106,7 @@ async def follow(
             yield ()
 
 
-async def told_of(request: Request, pending: Pending, heard: Heard) -> AsyncIterator[bytes]:
+async def told_of(request: Request, pending: Pending, heard: Heard) -> Source:
     """Yield the events of a syscall from a place on, as they are sent."""
     guard = Guard(request)
     yield RETRY
@@ -102,7 +124,7 @@ async def told_of(request: Request, pending: Pending, heard: Heard) -> AsyncIter
         yield failed(error)
 
 
-async def all_told(attached: Attached, reply: Reply, heard: Heard) -> AsyncIterator[bytes]:
+async def all_told(attached: Attached, reply: Reply, heard: Heard) -> Source:
     """Yield the events of a syscall that has ended, from a place on."""
     place = heard
     for chunk in attached.missing:
@@ -113,20 +135,21 @@ async def all_told(attached: Attached, reply: Reply, heard: Heard) -> AsyncItera
 def numbered(events: Sequence[Event], heard: Heard) -> tuple[bytes, Heard]:
     """Return events as they are sent, and the place behind them."""
     parts = []
-    for event in events:
-        if isinstance(event, Chunk):
-            heard = _moved(heard, event)
+    for each in events:
+        told_as: Event = each
+        if isinstance(each, Chunk):
+            heard = _moved(heard, each)
             number, name = f"{heard.answer}-{heard.reasoning}", "chunk"
         else:
             number, name = END, "reply"
-            event = told_reply(event)
-        parts.append(f"id: {number}\nevent: {name}\ndata: ".encode() + encode(event) + b"\n\n")
+            told_as = told_reply(each)
+        parts.append(event(encode(told_as), name, number))
     return b"".join(parts), heard
 
 
 def failed(error: KernelError) -> bytes:
     """Return the event that ends a stream before its time. It has no number: it can be resumed."""
-    return b"event: error\ndata: " + msgspec.json.encode(problem_of(told(error))) + b"\n\n"
+    return event(msgspec.json.encode(problem_of(told(error))), "error")
 
 
 def place_of(request: Request) -> Heard | None:

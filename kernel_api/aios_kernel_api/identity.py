@@ -14,6 +14,7 @@ from starlette.requests import Request
 from aios_broker.contract.errors import AccessDenied, Unauthenticated
 from aios_broker.contract.names import Owner
 from aios_broker.contract.tokens import digest
+from aios_broker.contract.traces import traceparent_of
 from aios_broker.queues.quota import Subject, suspended
 from aios_kernel_api.kernel import Kernel
 
@@ -36,6 +37,7 @@ class Caller:
     agent: str
     scope: Scope
     token: str = field(repr=False)  # goes with its syscalls: the kernel looks at it again
+    traceparent: str = ""  # the trace that its request is part of, and so are its syscalls
 
     @property
     def owner(self) -> Owner:
@@ -55,10 +57,20 @@ async def identify(headers: Headers, kernel: Kernel) -> Caller:
         Unauthenticated: no token, or one that is not good (any more).
         AgentSuspended: an operator has suspended the agent, or its tenant.
     """
-    token = _token_in(headers)
+    caller = await holder_of(_token_in(headers), kernel)
+    return replace(caller, traceparent=traceparent_of(headers.get("traceparent", "")))
+
+
+async def holder_of(token: str, kernel: Kernel) -> Caller:
+    """Return whose a token is.
+
+    Raises:
+        Unauthenticated: it is not good (any more).
+        AgentSuspended: an operator has suspended the agent, or its tenant.
+    """
     identity = await kernel.tokens.find(digest(token))
     if identity is None or _is_over(identity.expires_at):
-        raise _unauthenticated("the token is unknown, was revoked, or has expired")
+        raise unauthenticated("the token is unknown, was revoked, or has expired")
     caller = Caller(identity.tenant, identity.agent, identity.scope, token)
     if caller.scope != "operator":
         await _refuse_suspended(caller, kernel)
@@ -121,16 +133,16 @@ def _token_in(headers: Headers) -> str:
     """Return the token of a request: `Authorization: Bearer`, else Anthropic's `x-api-key`."""
     given = headers.getlist("authorization") or headers.getlist("x-api-key")
     if len(given) != 1:
-        raise _unauthenticated("the request has no token" if not given else "it has two tokens")
+        raise unauthenticated("the request has no token" if not given else "it has two tokens")
     scheme, space, token = given[0].partition(" ")
     if "authorization" in headers:
         if scheme.lower() != "bearer":
-            raise _unauthenticated("the header Authorization has no bearer token")
+            raise unauthenticated("the header Authorization has no bearer token")
     else:
         token = given[0] if not space else ""
     token = token.strip()
     if not token or len(token) > MAX_TOKEN_LENGTH:
-        raise _unauthenticated("the request has no token")
+        raise unauthenticated("the request has no token")
     return token
 
 
@@ -144,7 +156,8 @@ async def _refuse_suspended(caller: Caller, kernel: Kernel) -> None:
         raise suspended(subject)
 
 
-def _unauthenticated(message: str) -> Unauthenticated:
+def unauthenticated(message: str) -> Unauthenticated:
+    """Return the error of who sends no token, or one that is not good."""
     return Unauthenticated(
         message,
         field="token",

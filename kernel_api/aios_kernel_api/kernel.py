@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
+from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.requests import Request
 
 from aios_broker.client.pending import Pending
 from aios_broker.client.redis_transport import RedisTransport
 from aios_broker.client.session import Limits, Session
-from aios_broker.contract.errors import Cancelled, InvalidConfig, UnknownSyscall
+from aios_broker.contract.errors import Cancelled, NotConfigured, UnknownSyscall
 from aios_broker.contract.names import Module, Owner
 from aios_broker.postgres.database import Database
 from aios_broker.postgres.store import Store
@@ -27,6 +28,7 @@ from aios_broker.retry import patiently
 from aios_kernel_api.bodies import Room
 from aios_kernel_api.config import ApiConfig
 from aios_kernel_api.router import Router
+from aios_kernel_api.stats import ApiStats
 
 LINKS_AT_ONCE = 4
 NAME = "aios-api"  # what CLIENT LIST and pg_stat_activity show
@@ -62,17 +64,18 @@ class Kernel:
     # Links are read for whoever comes: a few at a time.
     link_places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LINKS_AT_ONCE))
     leaving: asyncio.Event = field(default_factory=asyncio.Event)
+    stats: ApiStats = field(default_factory=ApiStats)
 
     @property
     def needed_store(self) -> Store:
-        """What is stored; raise InvalidConfig where the kernel has no database."""
+        """What is stored; raise NotConfigured where the kernel has no database."""
         if self.store is None:
             raise no_database()
         return self.store
 
     @property
     def needed_database(self) -> Database:
-        """The ledger; raise InvalidConfig where the kernel has no database."""
+        """The ledger; raise NotConfigured where the kernel has no database."""
         if self.database is None:
             raise no_database()
         return self.database
@@ -117,6 +120,17 @@ class Kernel:
             if not pending.waiters:
                 self.session.let_go(pending)
 
+    def metrics(self) -> Iterator[Metric]:
+        """Yield what this process has served and holds; read from another thread."""
+        yield from self.stats.metrics()
+        for name, text, value in (
+            ("sessions", "Clients that have a session here.", self.router.sessions),
+            ("session_bytes", "Messages that clients have not taken.", self.router.waiting_bytes),
+            ("syscalls", "Syscalls that this process waits for.", self.session.waiting),
+            ("body_bytes", "Bodies of requests that are being read.", self.room.taken_bytes),
+        ):
+            yield GaugeMetricFamily(f"aios_api_{name}", text, value=value)
+
     async def find(self, syscall_id: str, owner: Owner | None) -> Found:
         """Return a syscall; nobody waits for it by that. `owner`: who asks; None: an operator.
 
@@ -143,12 +157,12 @@ class Kernel:
         await self.transport.cancel([syscall_id], module, reason, owner)
 
 
-def no_database() -> InvalidConfig:
+def no_database() -> NotConfigured:
     """Return the error of what a kernel without a database cannot show."""
-    return InvalidConfig(
-        "the kernel keeps no database",
+    return NotConfigured(
+        "this kernel keeps no database: it knows nothing of what lasts",
         field="AIOS_DATABASE_URL",
-        remedy="have its operator start one",
+        remedy="have its operator name one to the API, and start it anew",
     )
 
 

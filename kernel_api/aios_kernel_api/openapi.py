@@ -27,6 +27,7 @@ STATUS_WORDS = {
     423: "Somebody else has locked it",
     429: "A quota or a limit of requests is met: come again after `retry_after_s`",
     500: "The module that ran it failed",
+    501: "This kernel was started without what it would need: `field` names the setting",
     502: "The core failed",
     503: "A server of the kernel does not answer, or is full: come again after `retry_after_s`",
     504: "It did not end in time; `syscall_id` names it",

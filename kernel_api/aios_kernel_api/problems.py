@@ -47,6 +47,7 @@ STATUS: dict[type[KernelError], int] = {
     errors.VersionConflict: 412,
     errors.ObjectLocked: 423,
     errors.InvalidPath: 400,
+    errors.NotConfigured: 501,
     errors.ApprovalDenied: 403,
     errors.ApprovalExpired: 403,
     errors.Failed: 500,

@@ -3,7 +3,7 @@
 A client with a session has a mailbox here. Its syscalls are submitted in the name of this process,
 on whose reply list their replies and chunks come; the router looks at their ids and nothing else.
 A mailbox that is not emptied, or that may have missed something, is closed: its client begins a new
-session and asks for what it waits for.
+session and asks for what it waits for. All of them together are bounded, too: the fullest goes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from weakref import WeakSet
 
 import msgspec
 from hiredis import ReplyError
@@ -29,6 +30,7 @@ from aios_kernel_api.problems import is_hidden, told_reply
 logger = logging.getLogger(__name__)
 
 MOST_WAITING_BYTES = 32 * 1024 * 1024  # of messages for a client that does not read them
+MOST_TOGETHER_BYTES = 256 * 1024 * 1024  # of all clients of this process
 
 
 class _Failure(Struct):
@@ -54,30 +56,35 @@ def told_message(message: bytes, head: _Head | None = None) -> bytes:
     return encode(told_reply(decode_reply(message)))
 
 
+class _Load:
+    """Bytes that wait in all mailboxes together."""
+
+    size_bytes = 0
+
+
 class Mailbox:
     """What has come for one client and was not sent yet."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Owner, load: _Load) -> None:
         self.id = uuid.uuid4().hex
         self.owner = owner
         self.is_closed = False
         self.ids: set[str] = set()  # of syscalls whose messages come here
+        self.size_bytes = 0  # of what waits
+        self._load = load
         self._waiting: deque[bytes] = deque()
-        self._size_bytes = 0
         self._news: asyncio.Future[None] | None = None
 
     def put(self, message: bytes) -> None:
-        """Add a message; too much of it closes the box."""
+        """Add a message to a box that is open."""
         self._waiting.append(message)
-        self._size_bytes += len(message)
-        if self._size_bytes > MOST_WAITING_BYTES:
-            logger.warning("a client of %s does not read what comes for it", self.owner.agent)
-            self.close()
+        self._weigh(len(message))
         self._wake()
 
     def take(self) -> Sequence[bytes]:
         """Return what is there."""
-        taken, self._waiting, self._size_bytes = self._waiting, deque(), 0
+        taken, self._waiting = self._waiting, deque()
+        self._weigh(-self.size_bytes)
         return taken
 
     def news(self) -> asyncio.Future[None]:
@@ -92,12 +99,17 @@ class Mailbox:
         """Take nothing more; what waits is for nobody: all of it is asked for anew."""
         self.is_closed = True
         self._waiting.clear()
+        self._weigh(-self.size_bytes)
         self._wake()
+
+    def _weigh(self, more_bytes: int) -> None:
+        self.size_bytes += more_bytes
+        self._load.size_bytes += more_bytes
 
     def _wake(self) -> None:
         news, self._news = self._news, None
-        if news is not None and not news.done():
-            news.set_result(None)
+        if news is not None:
+            _set(news)
 
 
 class Router:
@@ -106,9 +118,20 @@ class Router:
     def __init__(self, transport: RedisTransport, stopping: asyncio.Event) -> None:
         self.transport = transport
         self._stopping = stopping
-        self._stopped: asyncio.Task[bool] | None = None
+        self._awaited: WeakSet[asyncio.Future[None]] = WeakSet()  # by streams: woken at a stop
+        self._load = _Load()
         self._boxes: dict[str, Mailbox] = {}
         self._readers: dict[str, list[Mailbox]] = {}  # by id of a syscall
+
+    @property
+    def sessions(self) -> int:
+        """How many clients have a mailbox."""
+        return len(self._boxes)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What lies in all mailboxes; may be asked from another thread."""
+        return self._load.size_bytes
 
     @property
     def is_stopping(self) -> bool:
@@ -117,14 +140,15 @@ class Router:
 
     async def hears(self, news: asyncio.Future[None], idle_s: float) -> bool:
         """Wait for news or the stop of this process; return False where neither came in time."""
-        assert self._stopped is not None, "it is not open"
-        waits = (news, self._stopped)
-        done, _ = await asyncio.wait(waits, timeout=idle_s, return_when=asyncio.FIRST_COMPLETED)
+        if self.is_stopping:
+            return True
+        self._awaited.add(news)
+        done, _ = await asyncio.wait((news,), timeout=idle_s)
         return bool(done)
 
     def begin(self, owner: Owner) -> Mailbox:
         """Return a new mailbox."""
-        box = Mailbox(owner)
+        box = Mailbox(owner, self._load)
         self._boxes[box.id] = box
         return box
 
@@ -142,7 +166,7 @@ class Router:
 
     def join(self, box: Mailbox | None, ids: Iterable[str]) -> None:
         """Let what comes of syscalls come to a mailbox."""
-        if box is None:
+        if box is None or box.is_closed:
             return
         for syscall_id in ids:
             if syscall_id not in box.ids:
@@ -162,16 +186,20 @@ class Router:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Router]:
         """Pass on what comes, for the length of a block."""
-        self._stopped = asyncio.create_task(self._stopping.wait())
-        hearing = asyncio.create_task(self._hear())
+        tasks = [asyncio.create_task(each) for each in (self._hear(), self._wake_at_stop())]
         try:
             yield self
         finally:
-            for task in (hearing, self._stopped):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(hearing, self._stopped, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             self._close_all()
             await self.transport.aclose()
+
+    async def _wake_at_stop(self) -> None:
+        await self._stopping.wait()
+        for news in tuple(self._awaited):
+            _set(news)
 
     async def _hear(self) -> None:
         backoff = Backoff()
@@ -201,6 +229,14 @@ class Router:
             box.put(message)
             if head.kind == "reply":
                 self.leave(box, head.id)
+            if box.size_bytes > MOST_WAITING_BYTES:
+                self._overflow(box)
+        if self._load.size_bytes > MOST_TOGETHER_BYTES:
+            self._overflow(max(self._boxes.values(), key=lambda each: each.size_bytes))
+
+    def _overflow(self, box: Mailbox) -> None:
+        logger.warning("a client of %s does not read what comes for it", box.owner.agent)
+        self.end(box)
 
     def _close_all(self) -> None:
         for box in tuple(self._boxes.values()):
@@ -209,5 +245,10 @@ class Router:
 
 def _done() -> asyncio.Future[None]:
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    future.set_result(None)
+    _set(future)
     return future
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

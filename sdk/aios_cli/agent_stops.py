@@ -2,18 +2,19 @@
 
 import contextlib
 import getpass
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import click
 
+from aios_broker.access.suspensions import go_on
+from aios_broker.access.suspensions import suspend as suspend_subject
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import check_name
 from aios_broker.postgres.store import Store
 from aios_broker.queues.quota import Subject
 from aios_cli.session import Operator, command, current_config, database_url
 from aios_cli.tables import say
-from aios_workers.modules.access.limits import go_on
-from aios_workers.modules.access.limits import suspend as suspend_subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,8 @@ async def suspend(operator: Operator, agent: str | None, tenant: str | None) -> 
     """  # noqa: D301 - \b keeps click from wrapping
     subject = _subject(agent, tenant)
     who = _at_the_keyboard()
-    store = _store()
-    if store is None:
-        ended = await operator.control.stop(subject, who=who)
-    else:
-        async with contextlib.aclosing(store):
-            ended = await suspend_subject(store, operator.control, subject, who=who)
+    async with _opened_store() as store:
+        ended = await suspend_subject(store, operator.control, subject, who=who)
     return Stopped(subject.tenant, subject.agent, suspended=True, ended=ended)
 
 
@@ -82,29 +79,29 @@ async def suspend(operator: Operator, agent: str | None, tenant: str | None) -> 
 @_tenant
 async def resume(operator: Operator, agent: str | None, tenant: str | None) -> Stopped:
     """Let AGENT, or a tenant, that was suspended go on; it sends again what it still wants."""
-    subject, store = _subject(agent, tenant), _store()
-    if store is None:
-        await operator.control.go_on(subject)
-    else:
-        async with contextlib.aclosing(store):
-            await go_on(store, operator.control, subject, who=_at_the_keyboard())
+    subject = _subject(agent, tenant)
+    async with _opened_store() as store:
+        await go_on(store, operator.control, subject, who=_at_the_keyboard())
     return Stopped(subject.tenant, subject.agent, suspended=False, ended=0)
 
 
-def _store() -> Store | None:
-    """Return the kernel's database; None: it keeps none, and who is suspended in Redis alone.
+@contextlib.asynccontextmanager
+async def _opened_store() -> AsyncIterator[Store | None]:
+    """Yield the kernel's database; None: it keeps none, and Redis alone has who is suspended.
 
     Where the audit log's key cannot be read the switch works all the same, and says so.
     """
     try:
         url = database_url()
     except InvalidConfig:
-        return None
+        yield None
+        return
     try:
         key = current_config().audit_folder.key()
     except InvalidConfig:
         key = None
-    return Store(url, name="aios-cli", audit_key=key)
+    async with contextlib.aclosing(Store(url, name="aios-cli", audit_key=key)) as store:
+        yield store
 
 
 def _at_the_keyboard() -> str:

@@ -9,8 +9,9 @@ from typing import get_args
 import click
 import msgspec
 
-from aios_broker.access.rights import KnownAgent, Right, known_agents, set_right
-from aios_broker.contract.names import check_name
+from aios_broker.access.rights import KnownAgent, Right, known_agents
+from aios_broker.contract.names import Owner, check_name
+from aios_broker.views.settings import give_right
 from aios_cli.agent_stops import resume, suspend
 from aios_cli.approvals import as_steward, decider, kernel_store
 from aios_cli.session import EXIT_CODES, command
@@ -83,9 +84,7 @@ def _set(agent: str, tenant: str, right: str, *, given: bool) -> RightSet:
 
     async def work() -> None:
         async with contextlib.aclosing(kernel_store()) as store:
-            whose = await store.vouched(agent, tenant)
-            async with store.as_steward() as cursor:
-                await set_right(cursor, whose, chosen, decider(), given=given)
+            await give_right(store, Owner(tenant, agent), chosen, who=decider(), given=given)
 
     asyncio.run(work())
     return RightSet(agent, tenant, chosen, given)

@@ -35,7 +35,6 @@ from aios_broker.contract.access import (
     ApprovalRule,
     ApprovalState,
     AuditEntry,
-    BoundObject,
     OperationClass,
 )
 from aios_broker.contract.errors import InvalidSyscall, NotFound
@@ -317,7 +316,7 @@ def _show(waiting: Approval, arguments: dict[str, Any] | None) -> None:
     say(printable(wish, one_line=True))
     say(f"{waiting.kind} {msgspec.json.encode(waiting.arguments).decode()}")
     for one in waiting.objects:
-        say(printable(f"  {one.operation}: {_thing(one)}", one_line=True))
+        say(printable(f"  {one.words}", one_line=True))
     if waiting.diff:
         say(_quoted(waiting.diff))
     if arguments is not None:
@@ -329,13 +328,6 @@ def _quoted(text: str) -> str:
     width = max(20, shutil.get_terminal_size().columns - len(QUOTE) - 1)
     lines = [line.expandtabs(4) for line in printable(text).split("\n")]
     return "\n".join(QUOTE + part for line in lines for part in chop_cells(line, width) or [""])
-
-
-def _thing(one: BoundObject) -> str:
-    told = [f"version {one.version}"] if one.version else []
-    told += [f"{one.count} in all"] if one.count > 1 else []
-    told += [f"sha256 {one.digest[:12]}"] if one.digest else []
-    return ", ".join([f"{one.kind} {one.id}".rstrip(), *told])
 
 
 def _decide(waiting: Approval, decision: Decision) -> Approval:

@@ -30,6 +30,7 @@ COMMANDS = {
     "up": Entry("aios_cli.up:up", "Start a kernel on this machine."),
     "down": Entry("aios_cli.up:down", "Stop the kernel."),
     "status": Entry("aios_cli.up:status", "Show the kernel's addresses and processes."),
+    "ui": Entry("aios_cli.ui:ui", "Log in to the page, by a link that works once."),
     "cores": Entry("aios_cli.cores:cores", "Show and change the models that the kernel has."),
     "submit": Entry("aios_cli.submit:submit", "Submit a syscall and print its reply."),
     "ps": Entry("aios_cli.ps:ps", "List the syscalls that wait or run."),

@@ -14,14 +14,18 @@ from aios_broker.contract.syscall import MODULES
 from aios_broker.postgres.database import Database
 from aios_broker.queues.quota import ANYBODY, BUDGET_WINDOWS, Budget, QuotaRow, Subject
 from aios_broker.queues.records import PolicyRow
-from aios_broker.views.settings import currency_of_prices, quota_subject, remember_spent, set_policy
+from aios_broker.views.settings import (
+    SUSPENDED_FOR,
+    currency_of_prices,
+    quota_subject,
+    remember_spent,
+    set_policy,
+)
 from aios_cli.call import given
 from aios_cli.object_limits import limit, limits_
 from aios_cli.session import EXIT_CODES, Operator, command, database_url
 from aios_cli.syscalls import ModuleName
 from aios_cli.tables import Column, Listing, say
-
-SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
 
 def _quantum(row: PolicyRow) -> str:

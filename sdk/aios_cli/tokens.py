@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import click
 
 from aios_broker.access.audit import AuditLine, append_line
+from aios_broker.access.tokens import put_token, revoke_tokens
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.contract.names import check_name
 from aios_broker.contract.tokens import digest, new_token
@@ -16,7 +17,6 @@ from aios_broker.views.words import plural
 from aios_cli.approvals import decider, kernel_store
 from aios_cli.session import Operator, command
 from aios_cli.tables import say
-from aios_workers.modules.access.identity import put_token, revoke_tokens
 
 EVERYWHERE = "*"  # in place of a tenant in the audit log
 
@@ -70,18 +70,18 @@ async def token(
         agent, tenant = f"operator:{agent}", ""
     tokens = Tokens(operator.connection, operator.keys)
     if revoke:
-        digests = await _noted(agent, tenant, None, None)
+        digests = await note_token(agent, tenant, None, None)
         revoked = await tokens.revoke_all(agent, tenant)
         return TokenDone(agent, tenant, revoked=max(revoked, len(digests)))
     issued = new_token()
-    await _noted(agent, tenant, digest(issued), ttl_s)
+    await note_token(agent, tenant, digest(issued), ttl_s)
     expires_at = None if ttl_s is None else datetime.now(UTC).timestamp() + ttl_s
     identity = Identity(agent, tenant, expires_at, "operator" if is_operator else "agent")
     await tokens.put(digest(issued), identity)
     return TokenDone(agent, tenant, issued)
 
 
-async def _noted(
+async def note_token(
     agent: str, tenant: str, token_digest: str | None, ttl_s: float | None
 ) -> Sequence[str]:
     """Note a new token in the database, or (None) that all are worthless; return those digests."""

@@ -76,7 +76,7 @@ def up(*, detach: bool, quiet: bool, as_json: bool, **options: str | int | None)
                 say(f"Its HTTP API answers at {record.api_url}")
         return
     log_path = StateDir.open(config.state_dir).log_dir / "kernel.log"
-    log = KernelLog(log_path, None if quiet else sys.stdout)
+    log = KernelLog(log_path, None if quiet else sys.stdout, log_format=config.log_format)
     kernel = EmbeddedKernel(config, log=log)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup aios up` means it

@@ -39,6 +39,7 @@ class OptionChanges(TypedDict, total=False):
     deadline_s: float | None
     key: str | None
     core: str | None
+    traceparent: str | None
 
 
 class Line:

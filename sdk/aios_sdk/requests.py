@@ -35,6 +35,7 @@ from aios_broker.contract.syscall import (
     encode_syscall,
 )
 from aios_broker.contract.tokens import new_token
+from aios_sdk.tracing import current_traceparent
 
 Messages = str | Sequence[Message | Mapping[str, object]]
 RawBody = Mapping[str, object]  # a body as it stands on the wire, not checked yet
@@ -59,6 +60,7 @@ class Options:
     deadline_s: float | None = None  # how long the kernel may take; None: timeout_s, else 600
     key: str | None = None  # idempotency: the same key, the same syscall
     core: str | None = None  # for llm calls that name none
+    traceparent: str | None = None  # the trace of its calls; None: OpenTelemetry's, where it is on
 
     @property
     def owner(self) -> Owner:
@@ -266,6 +268,7 @@ def build_syscall(
                 "token": options.token,
                 "nice": options.nice,
                 "deadline_s": _deadline_s(options),
+                "traceparent": _traceparent(options),
             }
         )
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -329,6 +332,10 @@ def _deadline_s(options: Options) -> float:
     if options.timeout_s is not None:
         return min(options.timeout_s, MAX_DEADLINE_S)
     return DEFAULT_DEADLINE_S
+
+
+def _traceparent(options: Options) -> str:
+    return current_traceparent() if options.traceparent is None else options.traceparent
 
 
 def _raw(options: Options, body: RawBody | Body, *, stream: bool | None) -> object:

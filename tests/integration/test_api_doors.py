@@ -18,14 +18,14 @@ NO_ID = "f" * 32
 GUARDED = sorted(
     f"{method} {route.path}"
     for door in DOORS
-    if not door.rules.is_public
+    if not door.rules.is_public and not door.rules.is_page
     for route in door.routes
     for method in route.methods or ()
 )
 PUBLIC = sorted(
     f"{method} {route.path}"
     for door in DOORS
-    if door.rules.is_public
+    if door.rules.is_public and not door.rules.is_page
     for route in door.routes
     for method in route.methods or ()
 )

@@ -17,7 +17,11 @@ from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall
 from aios_sdk import AsyncAgent, Chunk
+from tests.api_scene import bearer, serving
+from tests.caller import redis_away
+from tests.conftest import RunningRedis
 from tests.doors import RunningApi, issued
+from tests.integration.test_api_process import on_disk
 from tests.tiny_worker import MODEL, Emit, TinyWorker
 from tests.waiting import wait_until_async
 
@@ -319,3 +323,36 @@ async def test_the_kept_text_goes_with_the_end(redis_url: str) -> None:
                 key = f"rq:aios:answer:{stream.id}"
                 assert "".join([text async for text in stream]) == "two three"
             await wait_until_async(lambda: not raw.exists(key))
+
+
+async def test_redis_away_ends_streams_with_what_is_wrong_and_no_text_is_lost(
+    redis_url: str, redis_server: RunningRedis, token: str
+) -> None:
+    """A reader is told, the session of a client ends; what the kernel kept goes on afterwards."""
+    gate = Gate()
+    async with (
+        serving(redis_url, api_patience_s=0.5) as api,
+        httpx.AsyncClient(base_url=api.url, headers=bearer(token), timeout=TIMEOUT_S) as client,
+    ):
+        taken = await client.post("/v1/syscalls", json={"body": CHAT})
+        place = f"/v1/syscalls/{taken.json()['id']}/events"
+        await on_disk(redis_url)
+        async with (
+            client.stream("GET", place) as reader,
+            client.stream("GET", "/v1/session/events") as session,
+        ):
+            told = session.aiter_lines()
+            assert (await anext(told)).startswith("data: ")
+            with redis_away(redis_server):
+                [error] = [event async for event in read_events(reader)]
+                assert [line async for line in told if line.startswith("data: ")] == []
+        assert (error.number, error.name) == ("", "error")
+        assert (error.data["code"], error.data["retryable"]) == ("redis-unavailable", True)
+        assert "sock" not in str(error.data)
+        gate.opened.set()
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            TinyWorker(redis_url, "llm", gate),
+            client.stream("GET", place) as reader,
+        ):
+            assert text_of([event async for event in read_events(reader)]) == "one two"

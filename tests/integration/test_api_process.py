@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -28,9 +29,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ADA = Owner("acme", "ada")
 
 
-async def token_of(redis_url: str, owner: Owner = ADA) -> str:
+async def token_of(
+    redis_url: str, owner: Owner = ADA, scope: Literal["agent", "operator"] = "agent"
+) -> str:
     token, connection = new_token(), Connection(redis_url)
-    await Tokens(connection).put(digest(token), Identity(owner.agent, owner.tenant))
+    identity = Identity(owner.agent, owner.tenant, scope=scope)
+    await Tokens(connection).put(digest(token), identity)
     await connection.aclose()
     return token
 
@@ -75,6 +79,29 @@ async def test_a_kernel_without_workers_is_not_ready_and_takes_syscalls(redis_ur
         async with TinyWorker(redis_url, "tool"):
             answer = await client.get(f"{taken.headers['location']}/wait")
             assert answer.json()["result"]["text"] == "later"
+
+
+async def test_what_a_kernel_was_started_without_is_named_with_its_setting(
+    redis_url: str, database_url: str
+) -> None:
+    agent = await token_of(redis_url)
+    operator = await token_of(redis_url, Owner("", "operator:olga"), "operator")
+    async with (
+        serving(redis_url) as bare,
+        serving(redis_url, database_url) as keyless,
+        httpx.AsyncClient() as client,
+    ):
+        for url, token, path, setting in (
+            (bare.url, agent, "/v1/approvals", "AIOS_DATABASE_URL"),
+            (bare.url, operator, "/v1/agents", "AIOS_DATABASE_URL"),
+            (bare.url, operator, "/v1/usage?by=day", "AIOS_DATABASE_URL"),
+            (bare.url, None, "/v1/links/nobodys", "AIOS_DATABASE_URL"),
+            (keyless.url, operator, "/v1/audit/verify", "AIOS_AUDIT_DIR"),
+        ):
+            answer = await client.get(f"{url}{path}", headers=bearer(token))
+            found = problem(answer, 501, "not-configured")
+            assert (found["field"], found["retryable"]) == (setting, False)
+            assert found["remedy"]
 
 
 async def on_disk(redis_url: str) -> None:
@@ -139,13 +166,13 @@ async def test_a_token_that_is_taken_back_and_an_agent_that_is_suspended_end_at_
         serving(redis_url) as served,
         httpx.AsyncClient(base_url=served.url, headers=bearer(token)) as client,
     ):
-        assert (await client.post("/v1/syscalls", json=echo())).status_code == 202
+        assert (await client.post("/v1/syscalls", json=echo())).is_success
         for subject in (Subject.of_agent("ada", "acme"), Subject.of_tenant("acme")):
             await control.stop(subject, who="operator:test")
             problem(await client.post("/v1/syscalls", json=echo()), 403, "agent-suspended")
             problem(await client.get("/v1/syscalls/" + "0" * 32), 403, "agent-suspended")
             await control.go_on(subject)
-        assert (await client.post("/v1/syscalls", json=echo())).status_code == 202
+        assert (await client.post("/v1/syscalls", json=echo())).is_success
         await tokens.revoke_all("ada", "acme")
         problem(await client.post("/v1/syscalls", json=echo()), 401, "unauthenticated")
     await connection.aclose()

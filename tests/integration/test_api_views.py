@@ -250,10 +250,14 @@ def test_a_quota_that_cannot_be_is_refused(
     assert (answer.status_code, answer.json()["field"]) == (400, field)
 
 
-def waiting_approval(client: httpx.Client, **fields: object) -> dict[str, Any]:
+def waiting_approval(
+    client: httpx.Client, body: dict[str, object] | None = None, **fields: object
+) -> dict[str, Any]:
     """Have an agent ask for what a person decides; return the request."""
-    ended(client, {"type": "memory.add", "content": "a note"})
-    taken = client.post("/v1/syscalls", json={"body": {"type": "memory.clear"}, **fields})
+    if body is None:
+        ended(client, {"type": "memory.add", "content": "a note"})
+        body = {"type": "memory.clear"}
+    taken = client.post("/v1/syscalls", json={"body": body, **fields})
     syscall_id = taken.json()["id"]
     for _ in range(200):
         found = [

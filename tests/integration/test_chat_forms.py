@@ -208,6 +208,33 @@ async def test_a_form_holds_for_every_answer(number: int) -> None:
     assert cuts.stream == result.text
 
 
+@pytest.mark.parametrize("is_called", [False, True])
+async def test_a_form_and_tools_hold_together(is_called: bool) -> None:  # noqa: FBT001
+    for number in range(6):
+        rng = random.Random(number)
+        schema, (tools, checks) = an_object(rng, 1), random_tools(rng)
+        body = chat(
+            "Say",
+            format=JsonFormat(schema.text),
+            tools=tools,
+            max_tokens=MAX_TOKENS,
+            temperature=1.0,
+            stream=True,
+        )
+        begun = a_call_begun(body) if is_called else None
+        cuts = Cuts(rng, probability=0.3, quantum_tokens=(1, 20))
+
+        result = await run_cut([a_core(), a_core()], body, cuts, begun)
+
+        assert isinstance(result, ChatResult)
+        assert bool(result.tool_calls) or not is_called
+        for call in result.tool_calls:
+            assert checks[call.name](json.loads(call.arguments)), call
+        if not result.tool_calls:
+            assert schema.allows(json.loads(result.text))
+        assert cuts.stream == result.text
+
+
 async def test_an_object_a_pattern_and_a_grammar() -> None:
     anything = await uncut(chat("Say", format=JsonFormat(), max_tokens=300))
     if anything.finish_reason == "stop":

@@ -26,7 +26,7 @@ TEXTS = ["a cat", "the dog barks at night", "x", "", "Rhine", "a much longer tex
 
 
 class Counting:
-    """A model that remembers its batches, on whatever thread it is called."""
+    """A model that remembers its batches, on whatever thread it is called; windows of 4,000."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -34,9 +34,15 @@ class Counting:
         self.go = threading.Event()
         self.go.set()
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def split(self, text: str) -> list[list[int]]:
+        return [
+            [*map(ord, text[start : start + 4_000])] for start in range(0, len(text) or 1, 4_000)
+        ]
+
+    def run(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         assert self.go.wait(20)
-        self.batches.append(list(texts))
+        texts = ["".join(map(chr, ids)) for ids in windows]
+        self.batches.append(texts)
         self.threads.add(threading.get_ident())
         if "broken" in texts:
             raise RuntimeError("it broke")
@@ -56,7 +62,7 @@ async def test_texts_of_many_callers_share_batches_off_the_loop() -> None:
             await asyncio.sleep(0)
         model.go.set()
         rows = await asyncio.gather(*calls)
-    assert [int(row[0][0]) for row in rows] == list(range(1, 41))  # each its own
+    assert [round(row[0][0] / row[0][1]) for row in rows] == [*range(1, 41)]  # each its own
     assert len(model.batches) < len(calls)
     assert max(map(len, model.batches)) <= BATCH_TEXTS
     assert threading.get_ident() not in model.threads
@@ -98,7 +104,8 @@ async def test_a_failure_is_heard_by_its_batch_and_nobody_waits_for_ever() -> No
 async def test_the_real_model_is_the_same_alone_and_in_batches() -> None:
     model = await asyncio.to_thread(MiniLm.load)
     together = await asyncio.to_thread(model.embed, TEXTS)
-    alone = np.vstack([await asyncio.to_thread(model.embed, [text]) for text in TEXTS])
+    async with BatchedEmbedder(NAME, DIMENSION, lambda: model) as embedder:
+        alone = np.vstack([await embedder.embed([text], ANN) for text in TEXTS])
     assert together.shape == (len(TEXTS), DIMENSION)
     assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
     assert np.min(np.sum(together * alone, axis=1)) > 0.99  # int8 rounds by the whole batch

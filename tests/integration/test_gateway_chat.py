@@ -149,6 +149,33 @@ def test_a_call_is_streamed(client: OpenAI) -> None:
     assert set(json.loads(call.function.arguments)) == {"a", "b"}
 
 
+def test_tools_and_a_form_stand_together(client: OpenAI) -> None:
+    """What agents with tools and an output type send with every request."""
+    schema = {
+        "type": "object",
+        "properties": {"mood": {"enum": ["calm", "cross"]}},
+        "required": ["mood"],
+        "additionalProperties": False,
+    }
+    for seed in range(4):
+        answer = client.chat.completions.create(  # type: ignore[call-overload]
+            model="x",
+            messages=[HELLO],
+            tools=[ADD],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "mood", "schema": schema},
+            },
+            max_tokens=200,
+            seed=seed,
+        )
+        message = answer.choices[0].message
+        for call in message.tool_calls or ():
+            assert set(json.loads(call.function.arguments)) == {"a", "b"}
+        if not message.tool_calls:
+            assert json.loads(message.content)["mood"] in ("calm", "cross")
+
+
 def test_several_answers_and_their_probabilities(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model="x",

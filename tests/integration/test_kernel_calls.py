@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
+import msgspec
 import pytest
 import redis
 
@@ -18,6 +19,7 @@ from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.memory import MemoryAdd
 from aios_broker.contract.reply import ChatResult, Result
 from aios_broker.contract.syscall import Syscall, new_id
+from aios_broker.ledger.journal import metadata_of, read_entry
 from aios_broker.queues.control import Control
 from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
@@ -210,3 +212,17 @@ async def test_who_makes_no_calls_has_no_client(redis_url: str, asked: Syscall) 
             assert names() == set()
             await calls.call(asked, CHAT, "plan")
             assert names() == {"aios-client:test.calls", "aios-replies:test.calls"}
+
+
+async def test_it_is_told_who_asked_and_in_which_trace(redis_url: str, asked: Syscall) -> None:
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    asked = msgspec.structs.replace(asked, traceparent=parent)
+    llm = await llm_module(SimulatedCore(SimulatedCoreConfig()))
+    async with running_worker(redis_url, "llm", llm), calls_on(redis_url) as calls:
+        await calls.call(asked, CHAT, "plan")
+    async with aclosing(Connection(redis_url)) as connection:
+        entries = await connection.execute("XRANGE", Keys().journal, "-", "+")
+    [metadata] = [
+        found for entry in entries for each in read_entry(entry) if (found := metadata_of(each))
+    ]
+    assert (metadata.asked_by, metadata.traceparent) == (asked.id, parent)

@@ -1,4 +1,4 @@
-"""Resumed equals uninterrupted, id for id, on the embedded core."""
+"""SuspensionEnd equals uninterrupted, id for id, on the embedded core."""
 
 from collections.abc import AsyncIterator
 

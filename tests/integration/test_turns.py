@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from aios_broker.contract.syscall import new_id
+from aios_broker.queues.order import Order
 from aios_broker.queues.records import JobMetadata, Submission
 from aios_broker.scheduler import turns
 from aios_broker.scheduler.ordering import ModuleOrder
@@ -93,6 +96,31 @@ async def test_who_has_just_come_to_a_long_queue_has_a_turn_at_once(
         leases = await user.claim(4)
         assert mine in {lease.job_id for lease in leases}
         await user.finish(*leases)
+
+
+async def test_who_was_pushed_out_of_sight_between_look_and_change_has_its_turn_all_the_same(
+    user: QueueUser, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(user, FLOOD, 3_000)
+    await send(user, OTHER)
+    await kernel.look(20)
+    await user.finish(*await user.claim(4))
+    put_first = Order.put_first
+
+    async def flooded(
+        order: Order, epoch: int, job_ids: Sequence[str], *, ends: int, middle: int
+    ) -> list[str] | None:
+        await send(user, FLOOD, 400)  # as many come while the scheduler decides
+        return await put_first(order, epoch, job_ids, ends=ends, middle=middle)
+
+    [mine] = await send(user, OTHER)
+    await send(user, FLOOD, 50)
+    with monkeypatch.context() as patched:
+        patched.setattr(Order, "put_first", flooded)
+        await kernel.look(1)
+    assert mine not in (await user.waiting())[:100]
+    await kernel.look(2)
+    assert mine in (await user.waiting())[:3]
 
 
 @pytest.mark.parametrize("depth", [60, 700, 3_000])

@@ -148,14 +148,14 @@ LIMIT_MUTANTS = (
     ),
     Mutant(
         "stop: nobody writes it down",
-        "workers/aios_workers/modules/access/limits.py",
+        "broker/aios_broker/access/suspensions.py",
         'await append_line(cursor, _line_of("access.suspend", subject, who, {"ended": ended}))',
         "pass",
         STOP_TEST,
     ),
     Mutant(
         "stop: it needs the audit log",
-        "workers/aios_workers/modules/access/limits.py",
+        "broker/aios_broker/access/suspensions.py",
         "    ended = await control.stop(subject, who=who)\n",
         "    ended = 0\n",
         STOP_TEST,

@@ -31,7 +31,7 @@ REDIS_USER_MUTANTS = (
     Mutant(
         "the API writes all keys",
         USERS,
-        "writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),",
+        "writes=(*JOBS, *CALLS, *SETTINGS, *LINKS, *ANSWERS),",
         'writes=("*",),',
         TRIED,
     ),

@@ -37,6 +37,7 @@ from tests.mutants.limits import LIMIT_MUTANTS  # noqa: E402
 from tests.mutants.money import MONEY_MUTANTS  # noqa: E402
 from tests.mutants.order import ORDER_MUTANTS  # noqa: E402
 from tests.mutants.ownership import OWNERSHIP_MUTANTS  # noqa: E402
+from tests.mutants.page import PAGE_MUTANTS  # noqa: E402
 from tests.mutants.redis_users import REDIS_USER_MUTANTS  # noqa: E402
 from tests.mutants.remote import REMOTE_MUTANTS  # noqa: E402
 from tests.mutants.routing import ROUTING_MUTANTS  # noqa: E402
@@ -65,6 +66,7 @@ MUTANTS = (
     *REMOTE_MUTANTS,
     *OWNERSHIP_MUTANTS,
     *SESSION_MUTANTS,
+    *PAGE_MUTANTS,
 )
 
 WORKERS = 2

@@ -2,12 +2,14 @@
 
 from tests.mutants.catalogue import Mutant
 
+BOUNDS_TEST = "tests/integration/test_api_bounds.py"
 EVENTS_TEST = "tests/integration/test_api_events.py"
 HTTP_TEST = "tests/integration/test_http_transport.py"
 SESSION_TEST = "tests/unit/test_client_session.py"
 PENDING_TEST = "tests/unit/test_client_pending.py"
 EMIT = "broker/aios_broker/queues/lua/worker/emit.lua"
 EVENTS = "kernel_api/aios_kernel_api/events.py"
+ROUTER = "kernel_api/aios_kernel_api/router.py"
 SESSION = "kernel_api/aios_kernel_api/rest/session.py"
 
 SESSION_MUTANTS = (
@@ -68,8 +70,43 @@ SESSION_MUTANTS = (
         HTTP_TEST,
     ),
     Mutant(
+        "a session hears of what is not known to be its agent's",
+        SESSION,
+        "if known.state is None:",
+        "if False:",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "what is not read is kept without end",
+        ROUTER,
+        "if box.size_bytes > MOST_WAITING_BYTES:",
+        "if False:",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "all clients together are not bounded",
+        ROUTER,
+        "if self._load.size_bytes > MOST_TOGETHER_BYTES:",
+        "if False:",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "one answer holds all that is asked for",
+        SESSION,
+        "if size_bytes >= MOST_ANSWER_BYTES:",
+        "if False:",
+        BOUNDS_TEST,
+    ),
+    Mutant(
+        "a stop wakes no stream",
+        ROUTER,
+        "for news in tuple(self._awaited):",
+        "for news in ():",
+        EVENTS_TEST,
+    ),
+    Mutant(
         "anybody's session hears",
-        "kernel_api/aios_kernel_api/router.py",
+        ROUTER,
         "box is not None and box.owner == owner",
         "box is not None",
         HTTP_TEST,

@@ -280,6 +280,20 @@ WORKER_MUTANTS = (
         TOOLS_TEST,
     ),
     Mutant(
+        "tools: marks in an answer of a form are a call",
+        "workers/aios_workers/llm/chat/calls.py",
+        "if not text[end:].lstrip().startswith(call_format.marker):",
+        "if False:",
+        "tests/unit/test_call_formats.py",
+    ),
+    Mutant(
+        "tools: the form that stands beside them is not held",
+        "workers/aios_workers/llm/tools.py",
+        "if toolbox.form is not None:\n        return",
+        "if False:\n        return",
+        "tests/unit/test_call_formats.py",
+    ),
+    Mutant(
         "tools: a tool that is not there is called",
         "workers/aios_workers/llm/tools.py",
         "each for each in found if each.name in known",

@@ -21,6 +21,7 @@ def routes() -> set[str]:
     return {
         f"{method} {route.path}"
         for door in DOORS
+        if not door.rules.is_page
         for route in door.routes
         for method in route.methods or ()
         if method != "HEAD"

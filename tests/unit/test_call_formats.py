@@ -22,6 +22,7 @@ from aios_workers.llm.chat.calls import (
     CallFormat,
     ReadCall,
     format_of,
+    formed_or_calls,
     parted,
 )
 from aios_workers.llm.chat.reasoning import ReasoningTags
@@ -228,3 +229,30 @@ def test_a_small_model_may_forget_the_marks_and_is_held_to_the_form_all_the_same
         assert holds(box, text), text
     passing = CallFilter(box)
     assert [passing.passed(piece) for piece in ("\n", '{"na', 'me": "add"')] == ["", "", ""]
+
+
+@every
+def test_beside_a_form_an_answer_is_that_or_calls(call_format: CallFormat) -> None:
+    form = json.dumps({"properties": {"say": {"type": "string"}}, "required": ["say"]})
+    box = Toolbox(TOOLS, forced=False, call_format=call_format, form=form)
+    one, two = WRITTEN[call_format]
+    said = f"as {call_format.marker or 'no mark'}{one} is written"
+    quoted = json.dumps({"say": said}, ensure_ascii=False)
+
+    for text in (one, two, '{"say":"hello"}', quoted):
+        assert holds(box, text), text
+    for text in ("Hello.", "", "{}", one[:-1], '{"say":1}', f"Well: {one}"):
+        assert not holds(box, text), text
+    assert formed_or_calls(one, call_format) == ("", ONE)
+    assert formed_or_calls(two, call_format) == ("", TWO)
+    for text in ('{"say":"hello"}', quoted, quoted[:-9]):
+        assert formed_or_calls(text, call_format) == (text, []), text
+
+
+def test_beside_a_form_a_call_has_its_marks() -> None:
+    box = Toolbox(TOOLS, forced=False, form=json.dumps({"type": "object"}))
+    like_a_call = '{"name": "add", "arguments": {"n": 1}}'
+
+    assert formed_or_calls(like_a_call, HERMES) == (like_a_call, [])
+    passing = CallFilter(box)
+    assert [passing.passed(piece) for piece in ('{"na', 'me": 1}')] == ['{"na', 'me": 1}']

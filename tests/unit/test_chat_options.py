@@ -7,7 +7,16 @@ import pytest
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, UnknownCore
 from aios_broker.contract.errors import UnsupportedOption as Unsupported
-from aios_broker.contract.llm import PENALTIES, Image, JsonFormat, LlmChat, LlmEmbed, Message, Tool
+from aios_broker.contract.llm import (
+    PENALTIES,
+    Image,
+    JsonFormat,
+    LlmChat,
+    LlmEmbed,
+    Message,
+    RegexFormat,
+    Tool,
+)
 from aios_workers.llm.chat.calls import HERMES
 from aios_workers.llm.core import Capabilities, CoreInfo, GenerationRequest, Sampling
 from aios_workers.llm.core import Constraint as Form
@@ -31,6 +40,7 @@ ABLE = Capabilities(
     images=True,
     adapters=("poet",),
 )
+UNGRAMMATICAL = replace(ABLE, forms=frozenset({"json"}))  # it is held to no grammar
 LOOSE = Capabilities(call_format=HERMES)  # it knows tools, and cannot be held to anything
 F, G = Tool("f"), Tool("g")
 JSON = JsonFormat()
@@ -68,6 +78,7 @@ def refusal(body: LlmChat | LlmEmbed, capabilities: Capabilities) -> InvalidSysc
         (ABLE, {"lora": "painter"}, "lora"),
         (LOOSE, {"tools": (F,), "tool_choice": "required"}, "tool_choice"),
         (LOOSE, {"tools": (F,), "tool_choice": "f"}, "tool_choice"),
+        (UNGRAMMATICAL, {"tools": (F,), "format": JSON}, "format"),
     ],
 )
 def test_what_a_core_cannot_do_is_refused(
@@ -104,7 +115,7 @@ def test_what_a_core_cannot_do_is_refused(
         ({"tools": (Tool("f", parameters={"type": "string"}),)}, "tools[0].parameters"),
         ({"tools": (Tool("f", parameters=DEEP),)}, "tools[0].parameters"),
         ({"format": JsonFormat(DEEP)}, "format.json_schema"),
-        ({"tools": (F,), "format": JSON}, "format"),
+        ({"tools": (F,), "format": RegexFormat("[0-9]")}, "format"),
         ({"tools": (F,), "stop": ("x",)}, "stop"),
         ({"format": JSON, "stop": ("x",)}, "stop"),
         ({"logit_bias": {50: 1.0}}, "logit_bias"),
@@ -131,6 +142,9 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], field: str) 
         (ABLE, {"beam_width": 2, "tools": (F,), "tool_choice": "none"}),
         (ABLE, {"tools": (F, G), "tool_choice": "g", "n": 2, "stream": True}),
         (ABLE, {"tools": (F, G), "tool_choice": "none", "format": JSON}),
+        (ABLE, {"tools": (F,), "format": JSON}),
+        (UNGRAMMATICAL, {"tools": (F,), "tool_choice": "f", "format": JSON}),
+        (replace(UNGRAMMATICAL, native_calls=True), {"tools": (F,), "format": JSON}),
         (ABLE, {"lora": "poet", "core": "tiny"}),
         (LOOSE, {"tools": (F,)}),
         (UNSEEDED, {"temperature": 0.5}),

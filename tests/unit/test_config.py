@@ -16,6 +16,7 @@ from aios_broker.config import (
 )
 from aios_broker.contract.errors import InvalidConfig
 from aios_broker.scheduler.config import SchedulerConfig
+from aios_broker.traces.config import TracesConfig
 from aios_kernel_api.config import ApiConfig
 from aios_workers.config import WorkerConfig
 
@@ -57,6 +58,8 @@ def test_settings_survive_the_way_to_another_process() -> None:
         ("AIOS_LLM_CORE", "gpt"),
         ("AIOS_REDIS_PORT", "70000"),
         ("AIOS_LOG_LEVEL", "loud"),
+        ("AIOS_LOG_FORMAT", "xml"),
+        ("AIOS_OTEL_ENDPOINT", "localhost:4318"),
         ("AIOS_REDIS_URL", "localhost:6379"),
         ("AIOS_DATABASE_URL", "mysql://db/x"),
         ("AIOS_POLICY", "First Come"),
@@ -92,7 +95,9 @@ def test_every_variable_that_the_code_reads_is_accepted() -> None:
     )
 
 
-@pytest.mark.parametrize("config", [ApiConfig, KernelConfig, SchedulerConfig, WorkerConfig])
+@pytest.mark.parametrize(
+    "config", [ApiConfig, KernelConfig, SchedulerConfig, TracesConfig, WorkerConfig]
+)
 def test_every_setting_stands_in_the_reference(config: type[Struct]) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
     assert [name for name in variables_of(config) if f"`{name}`" not in page] == []

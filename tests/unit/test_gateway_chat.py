@@ -7,7 +7,15 @@ import msgspec
 import pytest
 
 from aios_broker.contract.errors import ContextTooLong, InvalidSyscall, QuotaExceeded
-from aios_broker.contract.llm import Image, JsonFormat, LlmChat, Message, Tool, ToolCall
+from aios_broker.contract.llm import (
+    MAX_ANSWER_TOKENS,
+    Image,
+    JsonFormat,
+    LlmChat,
+    Message,
+    Tool,
+    ToolCall,
+)
 from aios_broker.contract.reply import (
     Alternative,
     ChatResult,
@@ -18,13 +26,13 @@ from aios_broker.contract.reply import (
     Usage,
     failure,
 )
+from aios_kernel_api.events import KEEP_ALIVE
 from aios_kernel_api.gateway.chat_answer import ChatPieces, completion_of
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatAsked, ChatRequest, chat_asked
 from aios_kernel_api.gateway.completions import CompletionRequest, bodies_of
 from aios_kernel_api.gateway.embeddings import packed
 from aios_kernel_api.gateway.fields import not_kept
 from aios_kernel_api.gateway.openai_errors import openai_body
-from aios_kernel_api.gateway.streams import KEEP_ALIVE
 
 HELLO = {"role": "user", "content": "hello"}
 ID = "ab" * 16
@@ -84,6 +92,14 @@ def test_options_are_kept() -> None:
     assert (found.frequency_penalty, found.presence_penalty) == (1, -1)
     assert (found.logprobs, found.stream) == (4, True)
     assert body(logprobs=True).logprobs == 0
+
+
+def test_what_is_beyond_the_contract_is_what_is_nearest_to_it() -> None:
+    found = body(max_tokens=10_000_000, top_p=0)
+
+    assert found.max_tokens == MAX_ANSWER_TOKENS
+    assert 0 < found.top_p < 1e-6
+    assert body(top_p=1).top_p == 1
 
 
 def test_roles_and_parts_become_messages() -> None:

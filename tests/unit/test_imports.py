@@ -150,6 +150,7 @@ def test_the_sdk_reaches_the_contract_and_the_client_core_alone(
         "aios_broker.contract",
         "aios_broker.retry",
         "msgspec",
+        "opentelemetry",
     }
 
 

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from aios_broker.config import KernelConfig
-from aios_local.supervisor.programs import kernel_programs
+from aios_broker.contract.errors import InvalidConfig
+from aios_broker.queues.keys import Keys
+from aios_local.supervisor import programs
+from aios_local.supervisor.programs import kernel_programs, services_of
 
 
 def names(**settings: int) -> list[str]:
@@ -35,3 +38,30 @@ def test_processes_are_numbered_where_there_may_be_several(
     settings: dict[str, int], expected: list[str]
 ) -> None:
     assert names(**settings) == expected
+
+
+OTLP = {"OTEL_EXPORTER_OTLP_HEADERS": "key=secret"}
+
+
+def test_traces_are_told_by_a_process_that_alone_gets_what_opentelemetry_reads() -> None:
+    config = KernelConfig(state_dir=Path("/nowhere"), otel_endpoint="http://localhost:4318")
+    environment = {**OTLP, "AIOS_REDIS_URL": "unix:///nowhere", "PATH": "/bin"}
+    services = [
+        service
+        for stage in services_of(kernel_programs(config), environment, Keys())
+        for service in stage
+    ]
+    has_it = {service.name for service in services if OTLP.keys() <= service.environment.keys()}
+    assert has_it == {"traces"}
+    has_redis = {service.name for service in services if "AIOS_REDIS_URL" in service.environment}
+    assert has_redis == set(names())
+    assert {service.name for service in services} == {*names(), "traces"}
+
+
+def test_traces_without_what_they_need_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "OTLP_PACKAGE", "opentelemetry.not_here.at_all")
+    config = KernelConfig(state_dir=Path("/nowhere"), otel_endpoint="http://localhost:4318")
+    with pytest.raises(InvalidConfig) as caught:
+        kernel_programs(config)
+    assert caught.value.field == "AIOS_OTEL_ENDPOINT"
+    assert "aios-broker[otel]" in str(caught.value)

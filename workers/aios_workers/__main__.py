@@ -47,7 +47,7 @@ def main(arguments: list[str], environ: Mapping[str, str]) -> int:
         parser.error("--core is of the module llm")
     try:
         config = WorkerConfig.from_environment(environ)
-        configure(config.log_level)
+        configure(config.log_level, config.log_format)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(modules, config, asked.core))
     except (InvalidConfig, UnknownModule) as error:

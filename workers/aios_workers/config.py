@@ -14,6 +14,7 @@ from aios_broker.audit_folder import AuditFolder
 from aios_broker.catalogue import catalogue_path, cores_source, read_catalogue
 from aios_broker.config import (
     KernelConfig,
+    LogFormat,
     LogLevel,
     default_state_dir,
     read_settings,
@@ -83,6 +84,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sglang_first_token_limit_s: _Limit = _SERVER.first_token_limit_s
     sglang_stall_limit_s: _Limit = _SERVER.stall_limit_s
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> WorkerConfig:

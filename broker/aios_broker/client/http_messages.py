@@ -87,7 +87,10 @@ class Outcomes(Struct, frozen=True):
 
 
 class Standings(Struct, frozen=True):
-    """Of each syscall of an `Attach`, in its order."""
+    """Of the first syscalls of an `Attach`, in its order: as many as an answer may hold.
+
+    One at least; the rest is asked for anew.
+    """
 
     standings: tuple[Standing, ...]
 

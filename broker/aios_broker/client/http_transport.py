@@ -207,22 +207,26 @@ class HttpTransport:
             task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, asked: Sequence[tuple[wire.Ask, asyncio.Future[Attached]]]) -> None:
+        """Ask until all are answered: one answer holds as many as are not too large for it."""
+        left = asked
         try:
-            message = wire.Attach(self._greeted().session, tuple(ask for ask, _ in asked))
-            answer = await self._post(wire.ATTACH, message, wire.Standings)
-            found = list(map(_attached, answer.standings))
+            while left:
+                message = wire.Attach(self._greeted().session, tuple(ask for ask, _ in left))
+                answer = await self._post(wire.ATTACH, message, wire.Standings)
+                if not 1 <= len(answer.standings) <= len(left):
+                    raise self._stranger("it answers what was not asked")
+                for (_, future), standing in zip(left, answer.standings, strict=False):
+                    if not future.done():
+                        future.set_result(_attached(standing))
+                left = left[len(answer.standings) :]
         except KernelError as error:
-            for _, future in asked:
+            for _, future in left:
                 if not future.done():
                     future.set_exception(error)
-            return
         except asyncio.CancelledError:
-            for _, future in asked:
+            for _, future in left:
                 future.cancel()
             raise
-        for (_, future), attached in zip(asked, found, strict=True):
-            if not future.done():
-                future.set_result(attached)
 
     async def status(self, syscall_id: str, owner: Owner | None) -> CallStatus | None:
         """Look at one syscall that has not ended."""

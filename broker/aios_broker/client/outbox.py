@@ -94,7 +94,7 @@ class Outbox:
             reason = Cancelled("cancelled before the kernel acknowledged it")
             await self._transport.cancel([pending.id], pending.module, reason, pending.owner)
         except KernelError as error:
-            logger.warning("syscall %s may go on: %s", pending.id, error)
+            logger.warning("syscall %s may go on: %s", pending.id, error, extra=pending.names)
 
 
 def _as_of(pending: Pending, now_s: float) -> Syscall:

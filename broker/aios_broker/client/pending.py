@@ -23,11 +23,18 @@ from typing import Literal
 import msgspec
 
 from aios_broker.contract.access import TokenIssued
-from aios_broker.contract.errors import ForkedAgent, KernelError, WaitTimeout
+from aios_broker.contract.errors import (
+    Cancelled,
+    ForkedAgent,
+    KernelError,
+    UnknownSyscall,
+    WaitTimeout,
+)
 from aios_broker.contract.job import conflict_of, with_token
 from aios_broker.contract.llm import LlmChat
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import ChatResult, Chunk, Heard, Part, Reply, failure
+from aios_broker.contract.syscall import State as SyscallState
 from aios_broker.contract.syscall import Syscall
 from aios_broker.retry import now_s
 
@@ -167,6 +174,12 @@ class Pending:
         self.heard = Heard()  # of its text, so far: what `chunks` add up to
         self.early: Reply | None = None  # came before the kernel had answered where it stands
         self._ahead: list[Chunk] | None = []  # came behind a hole; None: it stays one
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What a line of the log about it has as fields."""
+        program = {} if self.syscall is None else {"program": self.syscall.program}
+        return {"syscall": self.id, **program}
 
     @property
     def owner(self) -> Owner | None:
@@ -427,3 +440,14 @@ def refused(pending: Pending, refusal: KernelError) -> Pending:
     """Return one that was never sent."""
     pending.end(failure(pending.id, refusal), "refuse")
     return pending
+
+
+def final_state(pending: Pending, reply: Reply) -> SyscallState:
+    """Return the state that a reply tells of; raise its error where there is no such syscall."""
+    if reply.error is None:
+        return "finished"
+    if reply.error.code == Cancelled.code:
+        return "cancelled"
+    if not pending.was_accepted or reply.error.code == UnknownSyscall.code:
+        reply.unwrap()
+    return "failed"

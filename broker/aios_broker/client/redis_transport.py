@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import msgspec
 
@@ -29,6 +29,9 @@ from aios_broker.queues.secret import KernelSecret
 from aios_broker.redis.connection import Connection
 
 SUBMIT_BYTES = 8 * 1024 * 1024  # of one step, or of one job that is larger
+# Replies that one submit brings along, of syscalls that have ended already: what is beyond them is
+# asked for by id, later.
+MOST_REPLY_BYTES = 32 * 1024 * 1024
 BLOCK_S = 10.0  # one blocking look; it ends at once when something comes
 
 
@@ -90,11 +93,17 @@ class RedisTransport:
         """Publish jobs, and write down what came of each at its place."""
         queue = self._queues[syscalls[0].module]
         outcomes = await queue.submit(list(jobs.values()))
+        size_bytes = 0
         for place, outcome in zip(jobs, outcomes, strict=True):
             if isinstance(outcome, KernelError):
                 found[place] = outcome
             elif isinstance(outcome, Differs):
-                found[place] = await self._compared(syscalls[place], outcome)
+                known = await self._compared(syscalls[place], outcome)
+                if isinstance(known, Attached) and known.reply is not None:
+                    size_bytes += len(known.reply)
+                    if size_bytes > MOST_REPLY_BYTES:
+                        known = replace(known, reply=None)
+                found[place] = known
 
     async def _compared(self, syscall: Syscall, stored: Differs) -> Outcome:
         """Tell a key used twice from a syscall sent again, with less time or another token."""

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Coroutine, Iterable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -19,6 +20,7 @@ import msgspec
 from aios_broker.client.outbox import Outbox
 from aios_broker.client.pending import (
     Pending,
+    final_state,
     forks,
     joined,
     refused,
@@ -38,7 +40,7 @@ from aios_broker.contract.errors import (
 from aios_broker.contract.ids import Ids, id_refused
 from aios_broker.contract.names import Module, Owner
 from aios_broker.contract.reply import Chunk, Reply, decode_reply, decode_wire, failure
-from aios_broker.contract.syscall import State, Syscall
+from aios_broker.contract.syscall import Syscall
 from aios_broker.retry import Backoff, now_s, patiently
 
 logger = logging.getLogger(__name__)
@@ -104,6 +106,11 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    @property
+    def waiting(self) -> int:
+        """How many syscalls it waits for."""
+        return len(self._pending) + len(self._joining)
 
     def ids(self, owner: Owner) -> Ids:
         """Return what makes the ids of an agent's syscalls."""
@@ -219,7 +226,7 @@ class Session:
             self._learn(pending, attached)
         if pending.reply is None:
             return CallStatus(pending.id, "queued", pending.module)
-        return CallStatus(pending.id, _final_state(pending, pending.reply))
+        return CallStatus(pending.id, final_state(pending, pending.reply))
 
     async def aclose(self) -> None:
         """Cancel what is left, within a limit, and close. Safe to call twice.
@@ -363,7 +370,8 @@ class Session:
         elif pending.syscall is not None and pending.is_on_its_way:
             return  # it is on its way already
         elif self._may_submit_again(pending):
-            logger.warning("the kernel forgot syscall %s; submitting it again", pending.id)
+            text = "the kernel forgot syscall %s; submitting it again"
+            logger.warning(text, pending.id, extra=pending.names)
             self._is_alarmed = True
             pending.withdraw()
             self._outbox.add(pending)
@@ -421,7 +429,7 @@ class Session:
         try:
             await self.cancel(pending)
         except (TimeoutError, KernelError) as error:
-            logger.warning("syscall %s may go on: %s", pending.id, error)
+            logger.warning("syscall %s may go on: %s", pending.id, error, extra=pending.names)
 
     def _end(
         self, pending: Pending, error: KernelError, cause: Literal["refuse", "lose"] = "lose"
@@ -447,8 +455,10 @@ class Session:
     def _known(self) -> list[Pending]:
         return [pending for pending in self._pending.values() if pending.is_known]
 
-    def _spawn(self, work: Coroutine[object, object, object]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(
+        self, work: Coroutine[object, object, object], context: Context | None = None
+    ) -> None:
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._retire)
 
@@ -470,8 +480,9 @@ class Session:
             )
         if not self._is_serving:
             self._is_serving = True
-            self._spawn(self._listen())
-            self._spawn(self._watch())
+            # What they log is not about what the task that opens it is about.
+            self._spawn(self._listen(), Context())
+            self._spawn(self._watch(), Context())
 
 
 def _why_it_failed(error: BaseException) -> KernelError:
@@ -485,13 +496,3 @@ def _why_it_failed(error: BaseException) -> KernelError:
         f"the client failed: {type(error).__name__}: {error}",
         remedy="the next call begins anew; this one may go on: attach to it by its id",
     )
-
-
-def _final_state(pending: Pending, reply: Reply) -> State:
-    if reply.error is None:
-        return "finished"
-    if reply.error.code == Cancelled.code:
-        return "cancelled"
-    if not pending.was_accepted or reply.error.code == UnknownSyscall.code:
-        reply.unwrap()
-    return "failed"

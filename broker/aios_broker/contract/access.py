@@ -286,6 +286,14 @@ class BoundObject(Struct, frozen=True):
     count: int = 1  # of what it holds, where it is many
     digest: str = ""  # SHA-256, hex: of its content, or of the ids and versions of what it holds
 
+    @property
+    def words(self) -> str:
+        """Return it as people read it, such as `delete: file 12, version 3`."""
+        told = [f"version {self.version}"] if self.version else []
+        told += [f"{self.count} in all"] if self.count > 1 else []
+        told += [f"sha256 {self.digest[:12]}"] if self.digest else []
+        return f"{self.operation}: " + ", ".join([f"{self.kind} {self.id}".rstrip(), *told])
+
 
 class Approval(Struct, frozen=True, omit_defaults=True):
     """One request for a person's approval.

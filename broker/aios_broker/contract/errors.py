@@ -28,6 +28,7 @@
     │   ├── VersionConflict          it is of another version by now than was asked for
     │   ├── ObjectLocked             another agent has locked it
     │   ├── InvalidPath              a path that leads outside, or cannot be a name
+    │   ├── NotConfigured            this kernel was started without what it would need
     │   ├── ApprovalDenied           a person refused it
     │   └── ApprovalExpired          nobody decided in time
     ├── Failed                   a worker took it, and it did not succeed
@@ -240,6 +241,10 @@ class ObjectLocked(Rejected):
 
 class InvalidPath(Rejected):
     """A path that leads outside the namespace, or that cannot be a name in it."""
+
+
+class NotConfigured(Rejected):
+    """This kernel was started without what it would need; `field` is the setting."""
 
 
 class ApprovalDenied(Rejected):

@@ -47,8 +47,9 @@ _encoder = msgspec.json.Encoder()
 _HEAD = b'["%s",null,[' % ENTRY.encode()  # what stands around a syscall: written by hand, it is
 _TAIL = b"],{}]"  # the same for all
 
-# What may differ when a syscall is sent again: the time that is left, a new token, its urgency.
-_PASSING = ("deadline_s", "token", "nice")
+# What may differ when a syscall is sent again: the time that is left, a new token, its urgency, and
+# whose trace that is part of.
+_PASSING = ("deadline_s", "token", "nice", "traceparent")
 
 
 def encode_job(syscall: Syscall) -> bytes:

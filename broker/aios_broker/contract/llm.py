@@ -13,6 +13,7 @@ from msgspec import NODEFAULT, Meta, field
 
 from aios_broker.contract.names import Name, Request, Row, Text
 
+MAX_ANSWER_TOKENS = 131_072
 MAX_TOOLS = 128
 MAX_DESCRIPTION_LENGTH = 64 * 1024  # of a tool; those of coding agents have more than 8,192
 MAX_SCHEMA_BYTES = 256 * 1024  # of a JSON schema or a grammar
@@ -128,7 +129,7 @@ class LlmChat(SamplingOptions, frozen=True, tag="llm.chat"):
     messages: Annotated[Row[Message], Meta(min_length=1, max_length=10_000)]
     core: Annotated[CoreName | None, Meta(description="Only on the core of this model")] = None
     max_tokens: Annotated[
-        int, Meta(ge=1, le=131_072, description="New tokens, the prompt not counted")
+        int, Meta(ge=1, le=MAX_ANSWER_TOKENS, description="New tokens, the prompt not counted")
     ] = 256
     seed: Seed | None = None  # None: derived from the id
     stop: Annotated[

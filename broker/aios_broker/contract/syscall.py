@@ -39,6 +39,7 @@ from aios_broker.contract.names import (
 )
 from aios_broker.contract.storage import StorageBody, StorageOperate
 from aios_broker.contract.tokens import shown_without_token
+from aios_broker.contract.traces import Traceparent
 
 # What a syscall needs beside a slot: a core, and what only so many may hold at once.
 NeedKind = Literal["core", "tool", "program", "lock", "model"]
@@ -171,6 +172,9 @@ class Syscall(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     token: Annotated[str, Meta(max_length=256)] = ""  # exchanged for the agent: never queued
     nice: Annotated[int, Meta(ge=-20, le=19)] = 0  # lower goes first
     deadline_s: Annotated[float, Meta(gt=0.0, le=MAX_DEADLINE_S)] = DEFAULT_DEADLINE_S
+    traceparent: Traceparent = ""  # the trace that it is part of; empty: its program's own
+    # The syscall whose module asks for it; empty: none.
+    asked_by: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     version: int = CONTRACT_VERSION
 
     def __repr__(self) -> str:

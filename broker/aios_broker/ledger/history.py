@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ _AT = f"""
         USING (stream_ms, stream_seq)
     WHERE source = %s ORDER BY stream_ms DESC, stream_seq DESC
 """.encode()
+_PLACES = b"SELECT job_id, entries FROM syscall WHERE job_id = ANY(%s)"
 _ENTRIES_OF = b"SELECT entries FROM syscall WHERE starts_with(job_id, %s) LIMIT %s"
 _METADATA = b"SELECT job_id, agent, kind, program, tenant FROM syscall WHERE job_id = ANY(%s)"
 
@@ -181,6 +182,24 @@ class Archive:
             entries = await self._at(cursor, positions_of(row[0] if row else ""))
         changes = (change for entry in reversed(entries) for change in entry.transitions())
         return [change for change in changes if change.job_id == job_id]
+
+    async def histories(
+        self, job_ids: Collection[str], until: Position
+    ) -> dict[str, list[Transition]]:
+        """Return all that happened to syscalls up to a position, oldest first."""
+        found: dict[str, list[Transition]] = {}
+        async with self._database.transaction() as cursor:
+            await cursor.execute(_PLACES, [list(job_ids)])
+            listed = {place for row in await cursor.fetchall() for place in row[1].split()}
+        places = sorted(place for place in map(Position.parse, listed) if place <= until)
+        for first in range(0, len(places), PAGE_ENTRIES):
+            async with self._database.transaction() as cursor:
+                entries = await self._at(cursor, places[first : first + PAGE_ENTRIES])
+            for entry in reversed(entries):
+                for ordinal, (_, job_id, *_) in enumerate(entry.lines()):
+                    if job_id in job_ids:
+                        found.setdefault(job_id, []).append(entry.transition(ordinal))
+        return found
 
     async def after(self, behind: Position) -> tuple[list[Transition], bool]:
         """Return what came behind a position, oldest first, and whether that is all there is.

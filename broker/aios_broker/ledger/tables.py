@@ -123,6 +123,16 @@ journal_position = Table(
     Column("entries", BigInteger, nullable=False),  # how many, since the journal's beginning
 )
 
+# How far the ledger was told in traces, and which runs of programs are not over yet.
+trace_position = Table(
+    "trace_position",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("stream_ms", BigInteger, nullable=False),
+    Column("stream_seq", BigInteger, nullable=False),
+    Column("runs", Text, nullable=False),  # JSON: traces/follower.py says what is in it
+)
+
 # Snapshots of suspended generations that Redis has no room for.
 snapshot = Table(
     "snapshot",

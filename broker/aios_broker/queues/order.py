@@ -166,16 +166,18 @@ class Order(ModuleSteps):
 
     async def put_first(
         self, epoch: int, job_ids: Sequence[str], *, ends: int, middle: int
-    ) -> bool:
+    ) -> list[str] | None:
         """Put ids at the head in this order, without a score; the arguments are `reorder`'s.
 
         Returns:
-            False: the epoch is over, another scheduler leads, nothing was changed.
+            The ids that wait and were not found where they were looked for. None: the epoch is
+            over, another scheduler leads, nothing was changed.
         """
         arguments: list[Argument] = [epoch, ends, ends, middle, len(job_ids), 0]
         for job_id in job_ids:
             arguments += (job_id, "")
-        return bool(await self._call("reorder", arguments))
+        answer = await self._call("reorder", arguments)
+        return None if answer == 0 else [job_id.decode() for job_id in answer]
 
     async def piece(self, start: int, count: int) -> list[str]:
         """Return the ids at these places of the queue."""
@@ -272,7 +274,8 @@ class Order(ModuleSteps):
         for job_id, score in (*ranked, *scored):
             arguments += (job_id, score)
         arguments += notes.arguments()
-        return bool(await self._call("reorder", arguments))
+        is_over: bool = await self._call("reorder", arguments) == 0
+        return not is_over
 
     async def spill(self, epoch: int, stored: Sequence[tuple[str, str]]) -> list[bool]:
         """Drop snapshots from Redis that were stored elsewhere, as (job id, their SHA-1 in hex).

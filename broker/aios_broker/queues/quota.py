@@ -237,6 +237,13 @@ class Quotas(Steps):
         if rows:
             await self._call("spent", module, list(chain.from_iterable(rows)))
 
+    async def spent(self, module: Module, fields: Sequence[str]) -> dict[str, str]:
+        """Return what was spent, by `WINDOW CURRENCY SUBJECT`: the window's name, nano-units."""
+        if not fields:
+            return {}
+        rows = await self._execute("HMGET", self.keys.own(f"spent:{module}"), *fields)
+        return {field: row.decode() for field, row in zip(fields, rows, strict=True) if row}
+
     async def standings(self, module: Module, agent: str, tenant: str) -> AgentStanding:
         """Return how an agent stands: four reads of Redis in one round trip."""
         subjects = (Subject.of_agent(agent, tenant), Subject.of_tenant(tenant))

@@ -37,6 +37,8 @@ class JobMetadata(Struct, frozen=True, omit_defaults=True, gc=False):
     tenant: str = "default"
     nice: int = 0
     width: int = 1  # places of a core that it takes at a time: answers, times beams
+    traceparent: str = ""
+    asked_by: str = ""  # a syscall's id
 
     @property
     def owner(self) -> Owner:
@@ -67,6 +69,8 @@ def metadata_of(syscall: Syscall) -> JobMetadata:
         syscall.tenant,
         syscall.nice,
         syscall.width,
+        syscall.traceparent,
+        syscall.asked_by,
     )
 
 

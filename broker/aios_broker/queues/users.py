@@ -87,6 +87,8 @@ SETTINGS = (
     *("aios:quota:*", "aios:resources:*", "aios:stopped"),
     *("aios:core_cards", "aios:core_removed", "aios:core_served", "aios:core_looked"),
 )
+# Links that log in to the page: whoever redeems one deletes it.
+LINKS = ("aios:page_link:*",)
 # Answers that the gateway keeps for agents, and the contexts that it ends with them.
 ANSWERS = (
     *("aios:responses:*", "aios:response_order:*", "aios:response_context:*"),
@@ -126,7 +128,7 @@ RIGHTS: dict[Role, Rights] = {
         (*GREETING, *READING, *WRITING, *HEARING),
         steps=("client", "operator", "shared", "worker/context"),
         reads=("*",),
-        writes=(*JOBS, *CALLS, *SETTINGS, *ANSWERS),
+        writes=(*JOBS, *CALLS, *SETTINGS, *LINKS, *ANSWERS),
         hears=True,
     ),
     "client": Rights(

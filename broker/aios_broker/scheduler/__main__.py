@@ -39,7 +39,7 @@ def main() -> int:
     """Read the configuration and serve."""
     try:
         config = SchedulerConfig.from_environment(environment())
-        log.configure(config.log_level)
+        log.configure(config.log_level, config.log_format)
         uvloop.run(serve(config))
     except InvalidConfig as error:
         sys.stderr.write(f"aios scheduler: {error}\n")

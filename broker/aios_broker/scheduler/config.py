@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from aios_broker.config import (
     PROCESS_PREFIXES,
     KernelConfig,
+    LogFormat,
     LogLevel,
     read_settings,
     refuse_unknown,
@@ -48,6 +49,7 @@ class SchedulerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metrics_port: Annotated[int, Meta(ge=1, le=65_000)] | None = None  # None: not served
     metrics_host: str = "127.0.0.1"  # who may read them: 0.0.0.0 is everybody who gets here
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> SchedulerConfig:

@@ -1,4 +1,4 @@
-"""What an operator sets while a kernel runs: policies, quotas, and what waits for approval."""
+"""What an operator sets while a kernel runs: policies, quotas, rights, what waits for approval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,9 +9,10 @@ import msgspec
 
 from aios_broker.access.deciders import Decider
 from aios_broker.access.requests import Decision, decide
+from aios_broker.access.rights import Right, set_right
 from aios_broker.contract.access import Approval
 from aios_broker.contract.errors import InvalidConfig, InvalidSyscall
-from aios_broker.contract.names import Module, check_name
+from aios_broker.contract.names import Module, Owner, check_name
 from aios_broker.contract.syscall import module_of
 from aios_broker.ledger.ledger import UsageHistory
 from aios_broker.postgres.database import Database
@@ -22,6 +23,15 @@ from aios_broker.queues.quota import ANYBODY, Quotas, Subject
 from aios_broker.queues.rate_limits import Rates
 from aios_broker.queues.records import PolicyRow
 from aios_broker.scheduler.policy import policy_named
+
+# What each policy does, for who chooses one.
+POLICIES = {
+    "fifo": "first come, first served, to the end",
+    "rr": "everybody in turn, a slice each",
+    "priority": "the lowest nice value first; a second of waiting weighs as much as one nice level",
+}
+# For whom a running generation is suspended at the end of a slice.
+SUSPENDED_FOR = {"none": "nobody", "waiting": "whoever waits", "score": "lower scores"}
 
 
 async def set_policy(
@@ -102,6 +112,13 @@ async def remember_spent(quotas: Quotas, module: Module, database: Database, key
     """
     spent = await UsageHistory(database, keys).spent(module, datetime.now(UTC))
     await quotas.remember_spent(module, spent)
+
+
+async def give_right(store: Store, whose: Owner, right: Right, *, who: str, given: bool) -> None:
+    """Give an agent a right, or take it away; one that is not known yet becomes known."""
+    known = await store.vouched(whose.agent, whose.tenant)
+    async with store.as_steward() as cursor:
+        await set_right(cursor, known, right, who, given=given)
 
 
 async def decide_as_operator(

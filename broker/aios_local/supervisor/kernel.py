@@ -87,7 +87,7 @@ class EmbeddedKernel:
         self.config = config
         self._state = StateDir.open(config.state_dir)
         self._temporary = temporary
-        self._log = log or KernelLog(self._state.log_dir / "kernel.log")
+        self._log = log or _log_of(self._state, config)
         self._redis = self._postgres = None
         self._keys = Keys(config.key_prefix)
         if config.redis_url is None:
@@ -338,3 +338,7 @@ class EmbeddedKernel:
             if self._postgres is not None:
                 self._postgres.remove()
             shutil.rmtree(self._state.path, ignore_errors=True)
+
+
+def _log_of(state: StateDir, config: KernelConfig) -> KernelLog:
+    return KernelLog(state.log_dir / "kernel.log", log_format=config.log_format)

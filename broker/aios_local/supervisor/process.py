@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 
 from aios_broker.contract.errors import KernelError
-from aios_broker.log import KernelLog
+from aios_broker.log import KernelLog, message_of
 from aios_broker.process.child import Child, Service, always_ready
 from aios_local.supervisor.record import ProcessRecord, ProcessState
 
@@ -265,7 +265,7 @@ class SupervisedProcess:
     def _log_line(self, line: bytes) -> None:
         text = FOREIGN_STAMP.sub("", line.decode(errors="replace").rstrip())
         if text:
-            self.last_line = text
+            self.last_line = message_of(text)
             self.log.line(self.service.name, text)
 
 

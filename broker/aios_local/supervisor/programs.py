@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import importlib.util
 import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from aios_broker.contract.cores import (
     key_variable,
     process_version,
 )
-from aios_broker.contract.errors import KernelError
+from aios_broker.contract.errors import InvalidConfig, KernelError
 from aios_broker.contract.syscall import STATE_MODULES
 from aios_broker.process.child import Service, always_ready
 from aios_broker.queues.control import Control
@@ -37,6 +38,9 @@ SGLANG_KEY = "AIOS_SGLANG_API_KEY"  # of the core that the environment describes
 HUB_TOKENS = frozenset(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))
 # What holds a secret by its name. libpq and the kernel's own settings are for all processes.
 SECRET = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_?[0-9]+)?\Z", re.I)
+OTEL_PREFIX = "OTEL_"
+REDIS_URL = "AIOS_REDIS_URL"
+OTLP_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
 NO_SECRET = re.compile(r"(?:AIOS_.*|RQ_.*|PGPASSWORD)\Z")
 ANSWER_TIMEOUT_S = 1.0
 # A program and not a thread of the supervisor: SQLAlchemy and Alembic leave no memory behind.
@@ -69,6 +73,9 @@ class Program:
     secret: str | None = None  # the one variable with a key that it gets
     fetches: bool = False  # models from a hub
     redis_user: Role | None = None  # whom it logs in as; None: as the kernel was told
+    # It reads the ledger alone: it gets the variables of OpenTelemetry, perhaps with a key in them,
+    # and no way to Redis.
+    traces: bool = False
     ready_timeout_s: float = READY_TIMEOUT_S
 
     @property
@@ -127,6 +134,27 @@ def kernel_programs(config: KernelConfig) -> tuple[Program, ...]:
             ready="answering",
             redis_user="api",
         ),
+        *(() if config.otel_endpoint is None else (traces_program(),)),
+    )
+
+
+def traces_program() -> Program:
+    """Return the program that tells the ledger in traces.
+
+    Raises:
+        InvalidConfig: what it needs is not installed.
+    """
+    if not _is_installed(OTLP_PACKAGE):
+        raise InvalidConfig(
+            "traces need OpenTelemetry, which is not installed",
+            field="AIOS_OTEL_ENDPOINT",
+            remedy="install 'aios-broker[otel]', or unset it",
+        )
+    return Program(
+        "traces",
+        (sys.executable, "-m", "aios_broker.traces"),
+        stage=WORKERS_STAGE,
+        traces=True,
     )
 
 
@@ -208,6 +236,13 @@ def services_of(
     return list(stages.values())
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False
+
+
 def answers_http(environment: Mapping[str, str]) -> bool:
     """Tell whether the API that was started in this environment answers."""
     host, port = environment["AIOS_API_HOST"], int(environment["AIOS_API_PORT"])
@@ -233,6 +268,10 @@ def _is_given(variable: str, program: Program, secrets: Collection[str]) -> bool
         return False
     if variable in HUB_TOKENS:
         return program.fetches
+    if variable.startswith(OTEL_PREFIX):
+        return program.traces
+    if variable.startswith(REDIS_URL):
+        return not program.traces
     return bool(NO_SECRET.match(variable)) or not SECRET.search(variable)
 
 

@@ -12,13 +12,12 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.llm import LlmBody
 from aios_broker.contract.syscall import Syscall, check_syscall
 from aios_broker.queues.quota import AgentStanding
-from aios_kernel_api.bodies import decode, read_body
+from aios_kernel_api.bodies import ClientGone, decode, decode_again, read_body
 from aios_kernel_api.gateway import limits
 from aios_kernel_api.gateway.fields import Fields, headers_of, not_kept
 from aios_kernel_api.gateway.labels import NICE_HEADER, PROGRAM_HEADER, Labels, labels_of
 from aios_kernel_api.gateway.openai_errors import SYSCALL_HEADER
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import ClientGone
 from aios_kernel_api.identity import Caller, caller_of, require_agent
 from aios_kernel_api.kernel import Kernel, kernel_of
 
@@ -68,6 +67,7 @@ class Ask:
             program=self.labels.program,
             nice=self.nice,
             deadline_s=self.labels.deadline_s,
+            traceparent=self.caller.traceparent,
         )
         return self.kernel.session.submit(check_syscall(syscall))
 
@@ -89,7 +89,7 @@ async def read(request: Request, fields: Fields, decoder: json.Decoder[R]) -> Re
     """
     data = await read_body(request)
     left_out = not_kept(fields, decode(data, _fields))
-    return Read(decode(data, decoder), left_out)
+    return Read(decode_again(data, decoder), left_out)
 
 
 async def asking(

@@ -8,21 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aios_broker.contract.errors import KernelError
-from aios_broker.contract.reply import ChatResult, Reply
+from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.chat_answer import ChatPieces, completion_of
 from aios_kernel_api.gateway.chat_request import CHAT_FIELDS, ChatRequest, chat_asked
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import (
-    EventStream,
-    begun,
-    heard,
-    reply_of,
-    source_of,
-    unless_left,
-    waiting,
-)
+from aios_kernel_api.gateway.streams import chat_result_of, reply_of, streamed, waiting
 
 _requests = msgspec.json.Decoder(ChatRequest)
 
@@ -44,23 +35,13 @@ async def create(request: Request) -> Response:
     with ExitStack() as held:
         pending = ask.submit(chat.body)
         held.enter_context(waiting(kernel, pending))
-        headers = ask.headers(pending)
-        if not chat.body.stream:
-            reply = await unless_left(request, reply_of(kernel, pending))
-            answer = completion_of(reply, chat_result_of(reply), created_s, one_call=chat.one_call)
-            return Response(msgspec.json.encode(answer), 200, headers, "application/json")
-        hearing = heard(kernel, pending)
-        first = await unless_left(request, begun(hearing))
-        pieces = ChatPieces(pending.id, created_s, named.shown, chat.with_usage, chat.one_call)
-        source = source_of(hearing, first, pieces.told)
-        return EventStream(request, source, headers, held.pop_all())
-
-
-def chat_result_of(reply: Reply) -> ChatResult:
-    """Return the result of a chat's reply."""
-    if not isinstance(reply.result, ChatResult):
-        raise KernelError("the reply holds no answer", syscall_id=reply.id)
-    return reply.result
+        if chat.body.stream:
+            pieces = ChatPieces(pending.id, created_s, named.shown, chat.with_usage, chat.one_call)
+            return await streamed(request, ask, pending, held, pieces.told)
+        reply = await unless_left(request, reply_of(kernel, pending))
+    answer = completion_of(reply, chat_result_of(reply), created_s, one_call=chat.one_call)
+    headers = ask.headers(pending)
+    return Response(msgspec.json.encode(answer), 200, headers, "application/json")
 
 
 ROUTES = [Route("/v1/chat/completions", unless_gone(create), methods=["POST"])]

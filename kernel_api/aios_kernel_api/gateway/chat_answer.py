@@ -17,8 +17,9 @@ from aios_broker.contract.reply import (
     TokenLogprob,
     Usage,
 )
+from aios_kernel_api.events import KEEP_ALIVE, event
 from aios_kernel_api.gateway.openai_errors import openai_body
-from aios_kernel_api.gateway.streams import KEEP_ALIVE, Events, error_of, event
+from aios_kernel_api.gateway.streams import Events, chat_result_of
 
 ARGUMENT_PIECE = 2_048  # characters of a call's arguments in one piece of a stream
 DONE = b"data: [DONE]\n\n"
@@ -215,7 +216,6 @@ class ChatPieces:
     model: str  # the core that is expected to answer; at the end the one that did
     with_usage: bool = False
     one_call: bool = False
-    is_over: bool = False
     _begun: set[int] = field(default_factory=set)  # answers whose role is out
 
     def told(self, events: Events) -> bytes:
@@ -238,15 +238,11 @@ class ChatPieces:
             yield from self._pieces(0, Delta(reasoning_content=chunk.text))
 
     def _end(self, reply: Reply) -> Iterator[bytes]:
-        self.is_over = True
-        error = error_of(reply)
-        if error is None and not isinstance(reply.result, ChatResult):
-            error = KernelError("the reply holds no answer", syscall_id=reply.id)
-        if error is not None:
+        try:
+            result = chat_result_of(reply)
+        except KernelError as error:
             yield event(encode(openai_body(error)))
             return
-        assert isinstance(reply.result, ChatResult)
-        result = reply.result
         self.model = result.core or self.model
         for number, choice in enumerate(choices_of(result)):
             yield from self._answer_end(number, choice)

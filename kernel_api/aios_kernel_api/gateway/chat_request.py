@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, cast
 from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import LlmChat, Message, ToolCall
+from aios_broker.contract.llm import MAX_ANSWER_TOKENS, LlmChat, Message, ToolCall
 from aios_kernel_api.gateway.contents import Part, content_of
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.functions import (
@@ -25,6 +25,7 @@ from aios_kernel_api.gateway.schemas import unheld
 
 DEFAULT_TEMPERATURE = 1.0  # of OpenAI's API
 SEEDS = 2**63
+BEST_ALONE = 1e-9  # a `top_p` that no second token comes under
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
@@ -287,7 +288,7 @@ class Options(TypedDict, total=False):
 def sampled(request: Sampled, max_tokens: int) -> Options:
     """Return the options of a chat that stand in a request as they are."""
     given = {
-        "top_p": request.top_p,
+        "top_p": top_p_of(request.top_p),
         "top_k": request.top_k,
         "min_p": request.min_p,
         "frequency_penalty": request.frequency_penalty,
@@ -302,10 +303,15 @@ def sampled(request: Sampled, max_tokens: int) -> Options:
     temperature = DEFAULT_TEMPERATURE if request.temperature is None else request.temperature
     always: Options = {
         "temperature": temperature,
-        "max_tokens": max_tokens,
+        "max_tokens": min(max_tokens, MAX_ANSWER_TOKENS),
         "overflow": "shorten",
     }
     return cast("Options", {**said, **always})
+
+
+def top_p_of(asked: float | None) -> float:
+    """Return a `top_p` of the contract's; 0 means the best token alone, which that has no 0 for."""
+    return 1.0 if asked is None else asked or BEST_ALONE
 
 
 def stops_of(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -18,32 +18,20 @@ from starlette.routing import Route
 from aios_broker.contract.errors import InvalidSyscall, KernelError
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.reply import (
-    ChatResult,
     Choice,
     FinishReason,
     Reply,
     TokenLogprob,
 )
+from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.events import KEEP_ALIVE, event
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
-from aios_kernel_api.gateway.chat import chat_result_of
 from aios_kernel_api.gateway.chat_answer import DONE, AnswerUsage, choices_of, encode, usage_of
 from aios_kernel_api.gateway.chat_request import SAMPLED_FIELDS, Sampled, sampled, stops_of
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused
 from aios_kernel_api.gateway.openai_errors import openai_body
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import (
-    KEEP_ALIVE,
-    Events,
-    EventStream,
-    begun,
-    error_of,
-    event,
-    heard,
-    reply_of,
-    source_of,
-    unless_left,
-    waiting,
-)
+from aios_kernel_api.gateway.streams import Events, chat_result_of, reply_of, streamed, waiting
 
 DEFAULT_MAX_TOKENS = 16  # of OpenAI's API
 MOST_PROMPTS = 64
@@ -121,18 +109,15 @@ async def create(request: Request) -> Response:
         calls = [ask.submit(body, number) for number, body in enumerate(bodies)]
         for pending in calls:
             held.enter_context(waiting(kernel, pending))
-        headers = ask.headers(*calls)
-        if not bodies[0].stream:
-            replies = asyncio.gather(*(reply_of(kernel, each) for each in calls))
-            answer = completion_of(await unless_left(request, replies), created_s)
-            return Response(msgspec.json.encode(answer), 200, headers, "application/json")
-        hearing = heard(kernel, calls[0])
-        first = await unless_left(request, begun(hearing))
-        options = asked.body.stream_options
-        with_usage = options is not None and bool(options.include_usage)
-        pieces = TextPieces(calls[0].id, created_s, named.shown, with_usage)
-        source = source_of(hearing, first, pieces.told)
-        return EventStream(request, source, headers, held.pop_all())
+        if bodies[0].stream:
+            options = asked.body.stream_options
+            with_usage = options is not None and bool(options.include_usage)
+            pieces = TextPieces(calls[0].id, created_s, named.shown, with_usage)
+            return await streamed(request, ask, calls[0], held, pieces.told)
+        replies = asyncio.gather(*(reply_of(kernel, each) for each in calls))
+        answer = completion_of(await unless_left(request, replies), created_s)
+    headers = ask.headers(*calls)
+    return Response(msgspec.json.encode(answer), 200, headers, "application/json")
 
 
 def bodies_of(request: CompletionRequest, core: str | None) -> tuple[LlmChat, ...]:
@@ -195,11 +180,9 @@ class TextPieces:
                 yield self._piece([TextChoice(0, each.text)])
 
     def _end(self, reply: Reply) -> Iterator[bytes]:
-        error, result = error_of(reply), reply.result
-        if error is None and not isinstance(result, ChatResult):
-            error = KernelError("the reply holds no answer", syscall_id=reply.id)
-        if error is not None or not isinstance(result, ChatResult):
-            assert error is not None
+        try:
+            result = chat_result_of(reply)
+        except KernelError as error:
             yield event(encode(openai_body(error)))
             return
         self.model = result.core or self.model

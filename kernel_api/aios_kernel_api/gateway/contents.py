@@ -3,7 +3,7 @@
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -61,21 +61,33 @@ def content_of(content: str | list[Part] | None, field: str) -> tuple[str, tuple
         return "", ()
     if isinstance(content, str):
         return content, ()
+    return joined(_read(part, f"{field}[{number}]") for number, part in enumerate(content))
+
+
+def joined(pieces: Iterable[str | Image]) -> tuple[str, tuple[Image, ...]]:
+    """Return the text and the pictures that the parts of a content are."""
     texts: list[str] = []
     images: list[Image] = []
-    for number, part in enumerate(content):
-        match part:
-            case TextPart(text=text) | RefusalPart(refusal=text):
-                texts.append(text)
-            case ImagePart(image_url=ImageUrl(url=url)):
-                images.append(image_of(url, f"{field}[{number}].image_url.url"))
-            case AudioPart() | FilePart():
-                raise InvalidSyscall(
-                    f"a part of type {part.__struct_config__.tag!r} is not read",
-                    field=f"{field}[{number}].type",
-                    remedy="send text and pictures; keep files in storage",
-                )
+    for piece in pieces:
+        if isinstance(piece, str):
+            texts.append(piece)
+        else:
+            images.append(piece)
     return PART_SEPARATOR.join(texts), tuple(images)
+
+
+def _read(part: Part, field: str) -> str | Image:
+    match part:
+        case TextPart(text=text) | RefusalPart(refusal=text):
+            return text
+        case ImagePart(image_url=ImageUrl(url=url)):
+            return image_of(url, f"{field}.image_url.url")
+        case AudioPart() | FilePart():
+            raise InvalidSyscall(
+                f"a part of type {part.__struct_config__.tag!r} is not read",
+                field=f"{field}.type",
+                remedy="send text and pictures; keep files in storage",
+            )
 
 
 def image_of(url: str, field: str) -> Image:

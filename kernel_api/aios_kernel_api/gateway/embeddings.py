@@ -15,11 +15,12 @@ from starlette.routing import Route
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.llm import LlmEmbed
 from aios_broker.contract.reply import EmbedResult
+from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
 from aios_kernel_api.gateway.completions import token_ids_refused
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import reply_of, unless_left, waiting
+from aios_kernel_api.gateway.streams import reply_of, waiting
 
 Encoding = Literal["float", "base64"]
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from aios_broker.contract.errors import InvalidSyscall
 from aios_broker.contract.llm import Image, Message, ToolCall
-from aios_kernel_api.gateway.contents import PART_SEPARATOR, image_of
+from aios_kernel_api.gateway.contents import image_of, joined
 
 Json = dict[str, object]
 Role = Literal["user", "assistant", "system", "developer"]
@@ -178,24 +178,22 @@ def content_of(content: Content, field: str) -> tuple[str, tuple[Image, ...]]:
     """
     if content is None or isinstance(content, str):
         return content or "", ()
-    texts: list[str] = []
-    images: list[Image] = []
-    for place, part in enumerate(content):
-        at = f"{field}[{place}]"
-        if part.type in _TEXTS:
-            texts.append(part.text or "")
-        elif part.type == "refusal":
-            texts.append(part.refusal or "")
-        elif part.type == "input_image" and part.image_url is not None:
-            images.append(image_of(part.image_url, f"{at}.image_url"))
-        else:
-            raise InvalidSyscall(
-                f"a part of type {part.type!r} cannot be read here"
-                + (", by the id of a file" if part.file_id is not None else ""),
-                field=f"{at}.type",
-                remedy="send text as input_text, and images as input_image with a data: URL",
-            )
-    return PART_SEPARATOR.join(texts), tuple(images)
+    return joined(_read_part(part, f"{field}[{place}]") for place, part in enumerate(content))
+
+
+def _read_part(part: Part, field: str) -> str | Image:
+    if part.type in _TEXTS:
+        return part.text or ""
+    if part.type == "refusal":
+        return part.refusal or ""
+    if part.type == "input_image" and part.image_url is not None:
+        return image_of(part.image_url, f"{field}.image_url")
+    raise InvalidSyscall(
+        f"a part of type {part.type!r} cannot be read here"
+        + (", by the id of a file" if part.file_id is not None else ""),
+        field=f"{field}.type",
+        remedy="send text as input_text, and images as input_image with a data: URL",
+    )
 
 
 def listed(items: Sequence[Json], response_id: str) -> list[Json]:

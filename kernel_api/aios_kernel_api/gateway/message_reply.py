@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import msgspec
 from starlette.responses import Response
 
-from aios_broker.contract.errors import ContextTooLong, KernelError, from_wire
+from aios_broker.contract.errors import ContextTooLong, KernelError
 from aios_broker.contract.llm import ToolCall
 from aios_broker.contract.reply import ChatResult, Chunk, Part, Reply, Usage
+from aios_kernel_api.events import event
 from aios_kernel_api.gateway.items import Json
 from aios_kernel_api.gateway.openai_errors import SYSCALL_HEADER
-from aios_kernel_api.gateway.streams import Events, event
+from aios_kernel_api.gateway.streams import Events, chat_result_of
 from aios_kernel_api.problems import headers_of, status_of, told
 
 PIECE_CHARACTERS = 64  # of a call's input: it is known at once, and travels in pieces
@@ -130,11 +131,13 @@ class MessageEvents:
     def _of(self, heard: Chunk | Reply) -> Iterator[bytes]:
         if isinstance(heard, Chunk):
             yield from self._chunk(heard)
-        elif heard.error is not None:
-            error = told(from_wire(heard.error))
-            yield event(encode(error_of(error)), "error")
-        elif isinstance(heard.result, ChatResult):
-            yield from self._end(heard.result)
+            return
+        try:
+            result = chat_result_of(heard)
+        except KernelError as error:
+            yield event(encode(error_of(told(error))), "error")
+        else:
+            yield from self._end(result)
 
     def _chunk(self, chunk: Chunk) -> Iterator[bytes]:
         part = chunk.part

@@ -10,15 +10,23 @@ import msgspec
 from msgspec import Meta, Struct
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import Image, JsonFormat, LlmChat, LlmCount, Message, Tool, ToolCall
-from aios_kernel_api.gateway.chat_request import DEFAULT_TEMPERATURE
-from aios_kernel_api.gateway.contents import PART_SEPARATOR, checked_image
+from aios_broker.contract.llm import (
+    MAX_ANSWER_TOKENS,
+    Image,
+    JsonFormat,
+    LlmChat,
+    LlmCount,
+    Message,
+    Tool,
+    ToolCall,
+)
+from aios_kernel_api.gateway.chat_request import DEFAULT_TEMPERATURE, top_p_of
+from aios_kernel_api.gateway.contents import PART_SEPARATOR, checked_image, joined
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.functions import tool_of
 from aios_kernel_api.gateway.items import Json
 from aios_kernel_api.gateway.schemas import unheld
 
-MAX_TOKENS = 131_072
 # The first line of what Claude Code says to the system is about its bill: it is of another text in
 # each request, and would keep every prompt from being found in the core's memory.
 BILLING_LINE = "x-anthropic-billing-header:"
@@ -248,9 +256,9 @@ def chat_of(asked: MessageRequest, core: str | None) -> tuple[LlmChat, tuple[str
     body = LlmChat(
         messages=messages_of(asked),
         core=core,
-        max_tokens=min(asked.max_tokens, MAX_TOKENS),
+        max_tokens=min(asked.max_tokens, MAX_ANSWER_TOKENS),
         temperature=temperature,
-        top_p=asked.top_p or 1.0,
+        top_p=top_p_of(asked.top_p),
         top_k=asked.top_k or 0,
         stop=stop,
         stream=bool(asked.stream),
@@ -386,24 +394,23 @@ def _result(block: Block, field: str) -> Message:
 
 def _read(blocks: Sequence[Block], field: str) -> tuple[str, tuple[Image, ...]]:
     """Return the text and the pictures of blocks."""
-    texts: list[str] = []
-    images: list[Image] = []
-    for place, block in enumerate(blocks):
-        at = f"{field}[{place}]"
-        match block.type:
-            case "text":
-                texts.append(block.text)
-            case "image":
-                images.append(_image(block, at))
-            case "document":
-                texts.append(_document(block, at))
-            case "search_result":
-                source = block.source if isinstance(block.source, str) else ""
-                text, _ = _read(_as_blocks(block.content), f"{at}.content")
-                texts.append(_titled((block.title, source), text))
-            case _:
-                raise _unread(block.type, f"{at}.type")
-    return PART_SEPARATOR.join(texts), tuple(images)
+    return joined(_piece(block, f"{field}[{place}]") for place, block in enumerate(blocks))
+
+
+def _piece(block: Block, field: str) -> str | Image:
+    match block.type:
+        case "text":
+            return block.text
+        case "image":
+            return _image(block, field)
+        case "document":
+            return _document(block, field)
+        case "search_result":
+            source = block.source if isinstance(block.source, str) else ""
+            text, _ = _read(_as_blocks(block.content), f"{field}.content")
+            return _titled((block.title, source), text)
+        case _:
+            raise _unread(block.type, f"{field}.type")
 
 
 def _as_blocks(content: str | list[Block] | None) -> list[Block]:

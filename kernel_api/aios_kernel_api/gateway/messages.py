@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from aios_broker.contract.errors import KernelError
 from aios_broker.contract.reply import CountResult
+from aios_kernel_api.bodies import unless_left
 from aios_kernel_api.gateway.asking import asking, read, unless_gone
-from aios_kernel_api.gateway.chat import chat_result_of
 from aios_kernel_api.gateway.message_reply import MessageEvents, message_of
 from aios_kernel_api.gateway.message_request import (
     COUNT_FIELDS,
@@ -24,15 +24,7 @@ from aios_kernel_api.gateway.message_request import (
     count_of,
 )
 from aios_kernel_api.gateway.state import gateway_of
-from aios_kernel_api.gateway.streams import (
-    EventStream,
-    begun,
-    heard,
-    reply_of,
-    source_of,
-    unless_left,
-    waiting,
-)
+from aios_kernel_api.gateway.streams import chat_result_of, reply_of, streamed, waiting
 
 _messages = msgspec.json.Decoder(MessageRequest)
 _counts = msgspec.json.Decoder(CountRequest)
@@ -50,17 +42,13 @@ async def create(request: Request) -> Response:
     with ExitStack() as held:
         pending = ask.submit(body)
         held.enter_context(waiting(kernel, pending))
-        headers = ask.headers(pending)
-        if not body.stream:
-            reply = await unless_left(request, reply_of(kernel, pending))
-            result = chat_result_of(reply)
-            answer = message_of(reply, result, one_call=one_call, thoughts=thoughts)
-            return Response(msgspec.json.encode(answer), 200, headers, "application/json")
-        hearing = heard(kernel, pending)
-        first = await unless_left(request, begun(hearing))
-        events = MessageEvents(pending.id, named.shown, one_call, thoughts)
-        source = source_of(hearing, first, events.told)
-        return EventStream(request, source, headers, held.pop_all())
+        if body.stream:
+            events = MessageEvents(pending.id, named.shown, one_call, thoughts)
+            return await streamed(request, ask, pending, held, events.told)
+        reply = await unless_left(request, reply_of(kernel, pending))
+    answer = message_of(reply, chat_result_of(reply), one_call=one_call, thoughts=thoughts)
+    headers = ask.headers(pending)
+    return Response(msgspec.json.encode(answer), 200, headers, "application/json")
 
 
 async def count_tokens(request: Request) -> Response:

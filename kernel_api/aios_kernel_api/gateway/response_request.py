@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from aios_broker.contract.errors import InvalidSyscall
-from aios_broker.contract.llm import Format, JsonFormat, LlmChat, Message
+from aios_broker.contract.llm import MAX_ANSWER_TOKENS, Format, JsonFormat, LlmChat, Message
+from aios_kernel_api.gateway.chat_request import top_p_of
 from aios_kernel_api.gateway.fields import Fields, ignored, kept, refused, reported
 from aios_kernel_api.gateway.items import Json, converted, items_of
 from aios_kernel_api.gateway.response_tools import Toolset, toolset_of
@@ -17,7 +18,6 @@ from aios_kernel_api.gateway.schemas import unheld
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
-MOST_TOKENS = 131_072  # of an answer
 MAX_METADATA = 16
 
 _OURS = "its servers would do it: nobody would here; leave it out"
@@ -212,9 +212,9 @@ def chat_of(
     return LlmChat(
         messages=tuple(messages),
         core=core,
-        max_tokens=min(limit, MOST_TOKENS),
+        max_tokens=min(limit, MAX_ANSWER_TOKENS),
         temperature=1.0 if asked.temperature is None else asked.temperature,
-        top_p=asked.top_p or 1.0,
+        top_p=top_p_of(asked.top_p),
         stream=bool(asked.stream),
         logprobs=(asked.top_logprobs or 0) if asked.wants_logprobs else None,
         format=form_of(asked.text),
@@ -284,7 +284,7 @@ def echoed(asked: ResponseRequest) -> Mapping[str, object]:
         "tool_choice": asked.tool_choice or "auto",
         "tools": [_complete(each) for each in asked.tools or ()],
         "top_logprobs": asked.top_logprobs or 0,
-        "top_p": asked.top_p or 1.0,
+        "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "truncation": asked.truncation or "disabled",
         "user": asked.user,
     }

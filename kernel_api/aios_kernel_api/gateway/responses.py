@@ -26,7 +26,8 @@ from aios_broker.client.pending import Pending
 from aios_broker.contract.errors import InvalidSyscall, KernelError, NotFound
 from aios_broker.contract.llm import LlmCount
 from aios_broker.contract.reply import Chunk, CountResult, Reply
-from aios_kernel_api.bodies import query_of
+from aios_kernel_api.bodies import query_of, unless_left
+from aios_kernel_api.events import KEEP_ALIVE, EventStream, Source, event
 from aios_kernel_api.gateway.asking import Ask, asking, read, unless_gone
 from aios_kernel_api.gateway.items import Json, conversation_of, listed
 from aios_kernel_api.gateway.openai_errors import openai_body
@@ -48,19 +49,7 @@ from aios_kernel_api.gateway.response_request import (
 )
 from aios_kernel_api.gateway.response_tools import toolset_of
 from aios_kernel_api.gateway.state import Gateway, gateway_of
-from aios_kernel_api.gateway.streams import (
-    KEEP_ALIVE,
-    Events,
-    EventStream,
-    Hearing,
-    Source,
-    begun,
-    event,
-    heard,
-    reply_of,
-    unless_left,
-    waiting,
-)
+from aios_kernel_api.gateway.streams import Events, Hearing, begun, heard, reply_of, waiting
 from aios_kernel_api.identity import caller_of, require_agent
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import told
@@ -112,7 +101,7 @@ async def create(request: Request) -> Response:
         hearing = heard(gateway.kernel, pending)
         first = await unless_left(request, begun(hearing))
         source = _source(hearing, first, making, pending)
-        return EventStream(request, source, headers, held.pop_all())
+        return EventStream(source, held.pop_all(), headers)
 
 
 async def count_input(request: Request) -> Response:
@@ -291,7 +280,7 @@ async def _in_background(
         if not making.asked.stream:
             return _answer(making.record, headers)
         source = _source(heard(gateway.kernel, pending), (), making, pending)
-        return EventStream(request, source, headers, held.pop_all())
+        return EventStream(source, held.pop_all(), headers)
 
 
 @contextmanager

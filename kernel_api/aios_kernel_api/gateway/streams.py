@@ -6,35 +6,24 @@ the connection alive; a client that leaves takes its syscall with it.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from aios_broker.client.pending import REPLY_GRACE_S, Pending
 from aios_broker.contract.errors import KernelError, KernelNotRunning, WaitTimeout, from_wire
-from aios_broker.contract.reply import Chunk, Reply, failure
-from aios_kernel_api.bodies import left
+from aios_broker.contract.reply import ChatResult, Reply, failure
+from aios_kernel_api.bodies import unless_left
+from aios_kernel_api.events import Event, EventStream, Source
+from aios_kernel_api.gateway.asking import Ask
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.problems import told_body
 
-KEEP_ALIVE = b": waiting\n\n"
-STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-T = TypeVar("T")
-
-Event = Chunk | Reply
 # What came since the last look, in order; nothing: it was quiet for so long.
 Events = Sequence[Event]
 Hearing = AsyncGenerator[Events, None]
-Source = AsyncGenerator[bytes, None]
-
-
-class ClientGone(Exception):
-    """The client has left: nobody reads an answer."""
 
 
 @contextmanager
@@ -45,25 +34,6 @@ def waiting(kernel: Kernel, pending: Pending) -> Iterator[None]:
         yield
     finally:
         kernel.session.leave(pending, abandon=True)
-
-
-async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """Return what comes of `work`, which ends when the client leaves.
-
-    Raises:
-        ClientGone: it did.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(left(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
 
 
 async def reply_of(kernel: Kernel, pending: Pending) -> Reply:
@@ -123,6 +93,19 @@ async def begun(hearing: Hearing) -> Events:
     return first
 
 
+async def streamed(
+    request: Request, ask: Ask, pending: Pending, held: ExitStack, told: Callable[[Events], bytes]
+) -> Response:
+    """Return an answer in pieces; what is held goes with it, and is let go when it ends.
+
+    Raises:
+        KernelError: it failed before anything of it was there.
+    """
+    hearing = heard(ask.kernel, pending)
+    first = await unless_left(request, begun(hearing))
+    return EventStream(source_of(hearing, first, told), held.pop_all(), ask.headers(pending))
+
+
 async def source_of(hearing: Hearing, first: Events, told: Callable[[Events], bytes]) -> Source:
     """Yield what goes out for what is heard, from the first of it on."""
     async with aclosing(hearing):
@@ -131,56 +114,24 @@ async def source_of(hearing: Hearing, first: Events, told: Callable[[Events], by
             yield told(events)
 
 
-class EventStream(Response):
-    """Server-sent events from a source of bytes, for as long as the client reads them."""
+def chat_result_of(reply: Reply) -> ChatResult:
+    """Return the result of a chat.
 
-    def __init__(
-        self,
-        request: Request,
-        source: Source,
-        headers: Mapping[str, str],
-        held: AbstractContextManager[object],
-    ) -> None:
-        """`held`: what is let go when the stream is over, or was left."""
-        super().__init__(None, 200, {**STREAM_HEADERS, **headers}, "text/event-stream")
-        del self.headers["content-length"]
-        self._request = request
-        self._source = source
-        self._held = held
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
-        with self._held, contextlib.suppress(ClientGone):
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await send(start)
-            await unless_left(self._request, self._send(send))
-
-    async def _send(self, send: Send) -> None:
-        async with aclosing(self._source) as source:
-            async for data in source:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def event(data: bytes, name: str = "") -> bytes:
-    """Return one event; `data` is JSON, which has no line of its own."""
-    head = b"event: " + name.encode() + b"\n" if name else b""
-    return head + b"data: " + data + b"\n\n"
-
-
-def error_of(reply: Reply) -> KernelError | None:
-    """Return the error of a reply."""
-    if reply.error is None:
-        return None
-    error = from_wire(reply.error)
-    error.syscall_id = reply.id
-    return error
+    Raises:
+        KernelError: it failed, or has none.
+    """
+    result = _succeeded(reply).result
+    if not isinstance(result, ChatResult):
+        raise KernelError("the reply holds no answer", syscall_id=reply.id)
+    return result
 
 
 def _succeeded(reply: Reply) -> Reply:
-    if (error := error_of(reply)) is not None:
-        raise error
-    return reply
+    if reply.error is None:
+        return reply
+    error = from_wire(reply.error)
+    error.syscall_id = reply.id
+    raise error
 
 
 def _as_told(reply: Reply) -> Reply:

@@ -6,9 +6,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from aios_broker.access.audit import AuditVerdict, newest_lines, no_key, verify
+from aios_broker.access.audit import AuditVerdict, newest_lines, verify
 from aios_broker.access.requests import Decision, list_approvals, one_approval
 from aios_broker.access.rights import KnownAgent, known_agents
+from aios_broker.audit_folder import AuditFolder
 from aios_broker.contract.access import (
     AccessApprove,
     AccessDeny,
@@ -17,14 +18,14 @@ from aios_broker.contract.access import (
     AuditEntry,
     Reason,
 )
-from aios_broker.contract.errors import InvalidSyscall
+from aios_broker.contract.errors import InvalidSyscall, NotConfigured
 from aios_broker.postgres.store import Cursor
 from aios_broker.views.settings import decide_as_operator
 from aios_kernel_api.calls import call
 from aios_kernel_api.identity import Caller
 from aios_kernel_api.kernel import Kernel
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
-from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, whose_of
+from aios_kernel_api.rest.views import OwnerQuery, Page, PageQuery, cut_page, whose_of
 
 MAX_DIGITS = 18
 
@@ -67,19 +68,12 @@ async def agents(asked: Asked[OwnerQuery, None]) -> Page[KnownAgent]:
     """Return the agents that are known."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
-    after = None
-    if query.after is not None:
-        tenant, slash, name = query.after.partition("/")
-        if not slash:
-            raise no_place()
-        after = tenant, name
+    after = None if query.after is None else place_in(query.after)
     async with asked.kernel.needed_store.as_steward() as cursor:
         found = await known_agents(
             cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after
         )
-    page = found[: query.limit]
-    more = len(found) > query.limit
-    return Page(page, f"{page[-1].tenant}/{page[-1].name}" if more else None)
+    return cut_page(found, query.limit, lambda one: f"{one.tenant}/{one.name}")
 
 
 async def approvals(asked: Asked[ApprovalQuery, None]) -> Page[Approval]:
@@ -116,6 +110,7 @@ async def _decide(
     """Decide as the operator does by its command, or as the agent does by a syscall."""
     kernel, caller = asked.kernel, asked.caller
     if caller.scope == "operator":
+        audit_folder_of(kernel)
         return await decide_as_operator(
             kernel.needed_store, kernel.control, body.approval, caller.agent, decision
         )
@@ -130,11 +125,7 @@ async def audit(asked: Asked[AuditQuery, None]) -> Page[AuditEntry]:
     """Return lines of the audit log, newest first."""
     query = asked.query
     whose = whose_of(asked.caller, query.tenant, query.agent)
-    before = None
-    if query.after is not None:
-        if not query.after.isdecimal() or len(query.after) > MAX_DIGITS:
-            raise no_place()
-        before = int(query.after)
+    before = None if query.after is None else number_in(query.after)
     async with cursor_of(asked.kernel, asked.caller) as cursor:
         found = await newest_lines(
             cursor, tenant=whose.tenant, actor=whose.agent, limit=query.limit, before=before
@@ -144,13 +135,48 @@ async def audit(asked: Asked[AuditQuery, None]) -> Page[AuditEntry]:
 
 async def verify_audit(asked: Asked[NoQuery, None]) -> AuditVerdict:
     """Walk the chain of the audit log's hashes."""
-    folder = asked.kernel.config.audit_folder
-    key = None if folder is None else folder.key()
-    if folder is None or key is None:
-        raise no_key()
-    noted = folder.noted()
+    folder = audit_folder_of(asked.kernel)
+    key, noted = folder.key(), folder.noted()
+    if key is None:
+        raise _no_audit_key()
     async with asked.kernel.needed_store.as_steward() as cursor:
         return await verify(cursor, key, noted)
+
+
+def place_in(after: str) -> tuple[str, str]:
+    """Return the tenant and the name that a page ended with; raise InvalidSyscall: it is none."""
+    tenant, slash, name = after.partition("/")
+    if not slash:
+        raise no_place()
+    return tenant, name
+
+
+def number_in(after: str) -> int:
+    """Return the number that a page ended with; raise InvalidSyscall: it is none."""
+    if not after.isdecimal() or not after.isascii() or len(after) > MAX_DIGITS:
+        raise no_place()
+    return int(after)
+
+
+def audit_folder_of(kernel: Kernel) -> AuditFolder:
+    """Return where the audit log's key lies.
+
+    Raises:
+        NotConfigured: the API was not told: here nobody decides as an operator, or verifies.
+    """
+    folder = kernel.config.audit_folder
+    if folder is None:
+        raise _no_audit_key()
+    return folder
+
+
+def _no_audit_key() -> NotConfigured:
+    return NotConfigured(
+        "the audit log's key is not where the API runs: it can write and verify no line of it",
+        field="AIOS_AUDIT_DIR",
+        remedy="have its operator give the API that folder; or use `aios approve`, `aios deny` and "
+        "`aios audit verify` on the kernel's host",
+    )
 
 
 def no_place() -> InvalidSyscall:
@@ -170,7 +196,7 @@ OPERATIONS = (
             scope="agent",
             query=OwnerQuery,
             answers={200: Answer(words="Agents, by tenant and name", kind=Page[KnownAgent])},
-            errors=(404,),
+            errors=(404, 501),
         ),
         agents,
     ),
@@ -184,6 +210,7 @@ OPERATIONS = (
             scope="agent",
             query=ApprovalQuery,
             answers={200: Answer(words="Approvals, agents in turns", kind=Page[Approval])},
+            errors=(501,),
         ),
         approvals,
     ),
@@ -195,7 +222,7 @@ OPERATIONS = (
             words="Show one approval, with all its arguments",
             scope="agent",
             answers={200: Answer(words="The approval", kind=Approval)},
-            errors=(404,),
+            errors=(404, 501),
         ),
         approval,
     ),
@@ -211,7 +238,7 @@ OPERATIONS = (
             body=ApproveRequest,
             body_example={},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
-            errors=(404, 409),
+            errors=(404, 409, 501),
         ),
         approve,
     ),
@@ -225,7 +252,7 @@ OPERATIONS = (
             body=DenyRequest,
             body_example={"reason": "not today"},
             answers={200: Answer(words="The approval as it is now", kind=Approval)},
-            errors=(404, 409),
+            errors=(404, 409, 501),
         ),
         deny,
     ),
@@ -238,7 +265,7 @@ OPERATIONS = (
             scope="agent",
             query=AuditQuery,
             answers={200: Answer(words="Lines", kind=Page[AuditEntry])},
-            errors=(404,),
+            errors=(404, 501),
         ),
         audit,
     ),
@@ -250,6 +277,7 @@ OPERATIONS = (
             words="Verify that the audit log is what was written",
             scope="operator",
             answers={200: Answer(words="What the walk along the chain found", kind=AuditVerdict)},
+            errors=(501,),
         ),
         verify_audit,
     ),

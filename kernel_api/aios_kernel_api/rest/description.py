@@ -15,14 +15,19 @@ from starlette.routing import Route
 from aios_kernel_api import gateway_operations, operation_list, reference_page
 from aios_kernel_api.openapi import Json, document
 from aios_kernel_api.operations import Operation
-from aios_kernel_api.rest import access, files, settings, views
+from aios_kernel_api.rest import access, files, rights, settings, views
 
 DISTRIBUTION = "aios-broker"
 
 
 def operations() -> tuple[Operation, ...]:
     """Return all operations, in the order in which they are shown."""
-    ours = (*views.OPERATIONS, *settings.OPERATIONS, *access.OPERATIONS)
+    ours = (
+        *views.OPERATIONS,
+        *settings.OPERATIONS,
+        *access.OPERATIONS,
+        *rights.OPERATIONS,
+    )
     return (
         *operation_list.SYSCALLS,
         *operation_list.EVENTS,

@@ -236,7 +236,7 @@ GET_LINK = Operation(
     scope=None,
     headers=_RANGE,
     answers=_READ,
-    errors=(404, 416),
+    errors=(404, 416, 501),
 )
 PUT_FILE = Operation(
     method="PUT",

@@ -11,7 +11,7 @@ client begins another: what it waits for it names again, and gets what it has mi
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import TypeVar
 
@@ -30,11 +30,14 @@ from aios_broker.contract.names import Module, Owner, SyscallId
 from aios_broker.contract.reply import Heard
 from aios_broker.contract.syscall import Syscall, decode_syscall
 from aios_kernel_api.bodies import MAX_BODY_BYTES, query_of, read_body
-from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, failed
+from aios_kernel_api.events import KEEP_ALIVE, EventStream, Guard, Source, event, failed
 from aios_kernel_api.identity import Caller, caller_of, require_agent
 from aios_kernel_api.kernel import Kernel, kernel_of
 from aios_kernel_api.problems import told
 from aios_kernel_api.router import Mailbox, told_message
+
+ASKED_AT_ONCE = 16  # of the syscalls that one request names
+MOST_ANSWER_BYTES = 32 * 1024 * 1024  # then the rest is asked for anew
 
 T = TypeVar("T", bound=Struct)
 
@@ -65,23 +68,19 @@ class _Ended:
         self._kernel.router.end(self._box)
 
 
-async def _told(request: Request, box: Mailbox) -> AsyncIterator[bytes]:
+async def _told(request: Request, box: Mailbox) -> Source:
     router, guard = kernel_of(request).router, Guard(request)
-    yield _event(msgspec.json.encode(_hello(kernel_of(request), box)))
+    yield event(msgspec.json.encode(_hello(kernel_of(request), box)))
     try:
         while not box.is_closed and not router.is_stopping:
             came = await router.hears(box.news(), wire.KEEP_ALIVE_S)
             await guard.check()
             if came:
-                yield b"".join(map(_event, box.take()))
+                yield b"".join(map(event, box.take()))
             else:
                 yield KEEP_ALIVE
     except KernelError as error:
         yield failed(error)
-
-
-def _event(message: bytes) -> bytes:
-    return b"data: " + message + b"\n\n"
 
 
 def _hello(kernel: Kernel, box: Mailbox) -> wire.Hello:
@@ -129,19 +128,34 @@ async def attach(request: Request) -> Response:
     asked = await _read(request, wire.Attach)
     _require_few(asked.asks)
     box = kernel.router.find(asked.session, owner)
-    standings = await asyncio.gather(*(_attach(kernel, box, owner, ask) for ask in asked.asks))
+    standings: list[wire.Standing] = []
+    size_bytes = 0
+    for first in range(0, len(asked.asks), ASKED_AT_ONCE):
+        some = asked.asks[first : first + ASKED_AT_ONCE]
+        found = await asyncio.gather(*(_attach(kernel, box, owner, ask) for ask in some))
+        standings.extend(map(_standing, found))
+        size_bytes += sum(map(_size_bytes, found))
+        if size_bytes >= MOST_ANSWER_BYTES:
+            break
     return _answer(wire.Standings(tuple(standings)))
 
 
-async def _attach(
-    kernel: Kernel, box: Mailbox | None, owner: Owner, ask: wire.Ask
-) -> wire.Standing:
+async def _attach(kernel: Kernel, box: Mailbox | None, owner: Owner, ask: wire.Ask) -> Attached:
+    transport = kernel.router.transport
+    if not kernel.session.ids(owner).owns(ask.id):  # another agent's, or a stock producer's
+        known = await transport.attach(ask.id, ask.module, owner)
+        if known.state is None:  # nothing of it comes to this box, not even for a moment
+            return known
     kernel.router.join(box, [ask.id])
     heard = None if ask.heard is None else Heard(*ask.heard)
-    attached = await kernel.router.transport.attach(ask.id, ask.module, owner, heard)
+    attached = await transport.attach(ask.id, ask.module, owner, heard)
     if attached.state is None or attached.reply is not None:
         kernel.router.leave(box, ask.id)
-    return _standing(attached)
+    return attached
+
+
+def _size_bytes(attached: Attached) -> int:
+    return len(attached.reply or b"") + sum(len(each.text) for each in attached.missing)
 
 
 async def cancel(request: Request) -> Response:

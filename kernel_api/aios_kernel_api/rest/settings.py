@@ -19,7 +19,7 @@ from aios_broker.views.settings import (
 )
 from aios_broker.views.usage import OwnerFilter
 from aios_kernel_api.operations import Answer, Asked, NoQuery, Operation, route_of
-from aios_kernel_api.rest.views import Page, Who, whose_of
+from aios_kernel_api.rest.views import Page, PageQuery, Who, page_of, whose_of
 
 Policies = dict[Module, PolicyRow]
 Whole = Annotated[int, Meta(ge=0, le=2**53)]
@@ -103,16 +103,17 @@ async def change_policy(asked: Asked[PolicyQuery, PolicyChange]) -> Policies:
         raise _unfit(error) from error
 
 
-async def quotas(asked: Asked[NoQuery, None]) -> Page[QuotaLine]:
+async def quotas(asked: Asked[PageQuery, None]) -> Page[QuotaLine]:
     """Return quotas: those that hold for who asks, or all."""
     whose = whose_of(asked.caller, None, None)
-    lines = [
-        QuotaLine(module, row)
+    lines = {
+        f"{module} {row.subject}": QuotaLine(module, row)
         for module in MODULES
         for row in await asked.kernel.quotas.rows(module)
         if _holds(row.subject, whose)
-    ]
-    return Page(lines)
+    }
+    names = sorted(lines)
+    return page_of([lines[name] for name in names], names, asked.query)
 
 
 def _holds(subject: Subject, whose: OwnerFilter) -> bool:
@@ -211,6 +212,7 @@ OPERATIONS = (
             tag="Use and quotas",
             words="List the quotas that hold for you; for an operator all",
             scope="agent",
+            query=PageQuery,
             answers={200: Answer(words="Quotas, by module", kind=Page[QuotaLine])},
         ),
         quotas,
@@ -226,6 +228,7 @@ OPERATIONS = (
             body=QuotaSetting,
             body_example={"agent": "ada", "max_queued": 100, "max_running": 4},
             answers={200: Answer(words="The quota as it is now", kind=QuotaLine)},
+            errors=(501,),
         ),
         set_quota,
     ),

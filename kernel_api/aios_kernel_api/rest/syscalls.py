@@ -46,6 +46,7 @@ from aios_kernel_api.problems import told_body
 MAX_WAIT_S = 600.0
 MAX_LIST = 500
 MAX_LIST_BYTES = 16 * 1024 * 1024
+MOST_ANSWER_BYTES = 32 * 1024 * 1024  # of a list's answer: results beyond that are left out
 KEY_HEADER = "idempotency-key"
 
 Key = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -87,6 +88,7 @@ class SyscallView(Struct, frozen=True, omit_defaults=True):
     result: Result | None = None
     error: ErrorBody | None = None
     timings: Timings | None = None
+    left_out: bool = False  # its result, from a list that is too large with it: ask for it by `id`
 
 
 class SubmitQuery(Struct, frozen=True):
@@ -202,11 +204,9 @@ def ended_view(reply: Reply) -> SyscallView:
     )
 
 
-def answer(view: SyscallView | list[SyscallView], status: int = 200) -> Response:
-    """Return what shows syscalls."""
-    headers = {}
-    if isinstance(view, SyscallView):
-        headers["location"] = f"/v1/syscalls/{view.id}"
+def answer(view: SyscallView, status: int = 200) -> Response:
+    """Return what shows a syscall."""
+    headers = {"location": f"/v1/syscalls/{view.id}"}
     return Response(msgspec.json.encode(view), status, headers, "application/json")
 
 
@@ -239,6 +239,7 @@ def _syscall(
         program=asked.program,
         nice=asked.nice,
         deadline_s=asked.deadline_s,
+        traceparent=caller.traceparent,
     )
     if header_key is not None and asked.key not in (None, header_key):
         raise InvalidRequest(
@@ -256,8 +257,10 @@ async def _one(request: Request, syscall: Syscall, wait_s: float) -> Response:
         await pending.taken()
         await ended(request, [pending], wait_s)
         reply = heard(pending)
-    if reply is None or not wait_s:  # who does not wait hears that it was taken, and no more
+    if reply is None:
         return answer(_taken_view(pending), 202)
+    if wait_s <= 0:  # it had ended before, under the same key: it is shown, whatever came of it
+        return answer(ended_view(reply))
     if reply.error is not None:
         error = from_wire(reply.error)
         error.syscall_id = reply.id
@@ -274,7 +277,22 @@ async def _several(request: Request, syscalls: Sequence[Syscall], wait_s: float)
         await asyncio.wait([each.accepted for each in calls])
         await ended(request, calls, wait_s)
         views = [_view_of_pending(each) for each in calls]
-    return answer(views, 200 if all(each.reply is not None for each in calls) else 202)
+    status = 200 if all(each.reply is not None for each in calls) else 202
+    return Response(_encoded(views), status, media_type="application/json")
+
+
+def _encoded(views: Sequence[SyscallView]) -> bytes:
+    """Return a list as JSON that is not much larger than it may be."""
+    parts: list[bytes] = []
+    size_bytes = 0
+    for view in views:
+        part = msgspec.json.encode(view)
+        size_bytes += len(part)
+        if size_bytes > MOST_ANSWER_BYTES and view.result is not None:
+            size_bytes -= len(part)
+            part = msgspec.json.encode(replace(view, result=None, left_out=True))
+        parts.append(part)
+    return b"[" + b",".join(parts) + b"]"
 
 
 def _view_of_pending(pending: Pending) -> SyscallView:

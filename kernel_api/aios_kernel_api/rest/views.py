@@ -4,7 +4,7 @@ The readings are those of `aios ps`, `aios queues`, `aios usage` and so on (`aio
 Of another tenant nothing is told, not even that it is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Generic, TypeVar
 
@@ -84,6 +84,15 @@ def whose_of(caller: Caller, tenant: str | None, agent: str | None) -> OwnerFilt
     return OwnerFilter(caller.tenant, caller.agent)
 
 
+def tenant_of(caller: Caller, tenant: str | None) -> str | None:
+    """Return of which tenant something is shown, whoever's it is there; None: of all.
+
+    Raises:
+        UnknownAgent: of a tenant that the caller may not know of.
+    """
+    return whose_of(caller, tenant, None).tenant
+
+
 def _unknown(what: str, name: str | None) -> UnknownAgent:
     return UnknownAgent(
         f"no {what} {name!r} is known to you", field=what, remedy=f"leave {what} out, or correct it"
@@ -97,6 +106,12 @@ def page_of(items: Sequence[T], names: Sequence[str], paged: PageQuery) -> Page[
         first = sum(name <= paged.after for name in names)
     last = first + paged.limit
     return Page(items[first:last], names[last - 1] if last < len(items) else None)
+
+
+def cut_page(found: Sequence[T], limit: int, name_of: Callable[[T], str]) -> Page[T]:
+    """Return a page of a list of which one more than `limit` was asked for."""
+    page = found[:limit]
+    return Page(page, name_of(page[-1]) if len(found) > limit else None)
 
 
 # What has not ended.
@@ -310,7 +325,7 @@ OPERATIONS = (
             more="For operators: it names others that run.",
             scope="operator",
             answers={200: Answer(words="The rule", kind=Explanation)},
-            errors=(404,),
+            errors=(404, 501),
         ),
         why,
     ),
@@ -371,7 +386,7 @@ OPERATIONS = (
             scope="agent",
             query=UsageQuery,
             answers={200: Answer(words="Lines, of each module", kind=UsagePage)},
-            errors=(404,),
+            errors=(404, 501),
         ),
         usage,
     ),

@@ -23,6 +23,7 @@ from aios_broker.ledger.ledger import Ledger
 from aios_broker.log import KernelLog
 from aios_broker.postgres.database import Database
 from aios_broker.queues.keys import Keys
+from aios_broker.queues.page_links import LINK_S, PageLink
 from aios_broker.views.words import plural, seconds
 from aios_cli.demo.load import MAX_AGENTS, demo_agents
 from aios_cli.demo.report import (
@@ -40,6 +41,7 @@ from aios_cli.demo.run import FIFO, ROUND_ROBIN, Demo, PolicyRun, read_slices
 from aios_cli.demo.view import LiveView, PlainView
 from aios_cli.session import EXIT_INTERRUPTED, Operator
 from aios_cli.tables import say, show_table
+from aios_cli.ui import offer
 from aios_local.supervisor import EmbeddedKernel
 
 CoreName = Literal["llama", "simulated"]
@@ -181,6 +183,9 @@ async def _run_both(kernel: EmbeddedKernel, options: DemoOptions) -> list[Policy
                 f"{plural(len(agents), 'agent')} share {plural(options.slots, 'slot')} of {model}; "
                 f"a slice is {ROUND_ROBIN.quantum_tokens} tokens"
             )
+            if kernel.api_url is not None:
+                at = await offer(operator, PageLink(), "operator:demo", kernel.api_url)
+                say(f"watch it: {at} (once, within {seconds(LINK_S)})")
             round_robin = await load.run(ROUND_ROBIN)
             fifo = await load.run(FIFO)
             say("comparing what was interrupted with its uninterrupted run")

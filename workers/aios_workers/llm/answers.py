@@ -161,16 +161,18 @@ def constraint_of_chat(
     A core that holds no constraints, or none of this kind, but whose template knows tools, is left
     to itself.
     """
-    if not info.capabilities.constraints or (toolbox and info.capabilities.native_calls):
+    if not info.capabilities.constraints:
         return None
-    if toolbox is not None:
+    if toolbox is not None and not info.capabilities.native_calls:
         tags = reasoning.tags if reasoning is not None else None
         found = constraint_of(toolbox, tags, opened=reasoning is not None and reasoning.opened)
         is_held = (
             found.kind != "grammar" or bool(found.calls) or "grammar" in info.capabilities.forms
         )
         return found if is_held else None
-    return _constraint_of_format(body.format) if body.format is not None else None
+    if body.format is None or (toolbox is not None and toolbox.form is None):
+        return None
+    return _constraint_of_format(body.format)
 
 
 def _constraint_of_format(wanted: Format) -> Constraint:
@@ -421,7 +423,7 @@ class CallFilter:
     """
 
     def __init__(self, toolbox: Toolbox) -> None:
-        marker, may_be_bare = toolbox.call_format.marker, toolbox.call_format.may_be_bare
+        marker, may_be_bare = toolbox.call_format.marker, toolbox.may_be_bare
         self._text = AnswerText((marker,)) if marker else AnswerText()
         marked = marker and not may_be_bare
         self._is_call: bool | None = True if toolbox.forced else False if marked else None

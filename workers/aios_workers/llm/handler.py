@@ -174,7 +174,7 @@ class LlmHandler:
             return await self._fallback.take(run, error, progress)
         except InvalidSyscall as error:  # of the form, which the core has tried
             if toolbox is not None and (error.field or "").startswith("body.format"):
-                error.field = "body.tools"
+                error.field = "body.tools" if body.format is None else "body.format"
             raise
         if isinstance(outcome, Done) and isinstance(outcome.result, ChatResult):
             return Done(await self._concluded(run, syscall, body, outcome.result, render))

@@ -13,12 +13,14 @@ from aios_broker.contract.errors import (
     UnsupportedOption,
 )
 from aios_broker.contract.llm import (
+    GrammarFormat,
     JsonFormat,
     LlmBody,
     LlmChat,
     LlmCount,
     LlmEmbed,
     Message,
+    RegexFormat,
     SamplingOptions,
     given_fields,
 )
@@ -206,9 +208,9 @@ _CONTRADICTIONS: tuple[tuple[str, Callable[[LlmChat], bool], str, str], ...] = (
     ),
     (
         "format",
-        lambda body: calls_tools(body) and body.format is not None,
-        "an answer that may call tools has its own",
-        "leave one of the two out",
+        lambda body: calls_tools(body) and isinstance(body.format, RegexFormat | GrammarFormat),
+        "no pattern and no grammar holds for an answer that may call tools",
+        "give a JSON schema, or leave one of the two out",
     ),
     (
         "format.json_schema",
@@ -310,6 +312,13 @@ def _unless(able: Callable[[LlmChat, Capabilities], bool], does: str, remedy: st
     return lambda body, info: None if able(body, info.capabilities) else (does, remedy)
 
 
+def _holds_either(body: LlmChat, core: Capabilities) -> bool:
+    """Whether an answer that may be a call can be held to a form where it is none."""
+    return (
+        body.tool_choice != "auto" or not body.tools or core.native_calls or "grammar" in core.forms
+    )
+
+
 def _form_of(body: LlmChat) -> str:
     return str(body.format.__struct_config__.tag) if body.format is not None else ""
 
@@ -324,7 +333,9 @@ _RULES: dict[str, Rule] = {
     "logprobs": _logprobs,
     "beam_width": _beams,
     "format": _unless(
-        lambda body, core: core.constraints and _form_of(body) in core.forms,
+        lambda body, core: (
+            core.constraints and _form_of(body) in core.forms and _holds_either(body, core)
+        ),
         "cannot be held to such a form",
         "leave it out",
     ),

@@ -14,13 +14,15 @@ from typing import Any
 
 import msgspec
 
-from aios_broker.contract.llm import LlmChat, Message, Tool, ToolCall
+from aios_broker.contract.llm import JsonFormat, LlmChat, Message, Tool, ToolCall
 from aios_workers.llm.chat.calls import (
     HERMES,
     CallFormat,
     CallSchemas,
     ReadCall,
     calls_grammar,
+    form_or_calls_grammar,
+    formed_or_calls,
     parted,
     read_object,
     thought_line,
@@ -42,7 +44,7 @@ arguments.
 _HOW_AUTO = (
     "To call one, let your answer be nothing but "
     f'{CALL_BEGIN}{{"name": <its name>, "arguments": <a JSON object>}}{CALL_END}. '
-    "Otherwise answer in plain text."
+    "Otherwise answer in "
 )
 _HOW_FORCED = (
     'Answer with one call and nothing else: {"name": <its name>, "arguments": <a JSON object>}.'
@@ -68,6 +70,12 @@ class Toolbox:
     tools: tuple[Tool, ...]
     forced: bool  # the answer is a call, not a message
     call_format: CallFormat = HERMES
+    form: str | None = None  # the JSON schema of a message, as text; None: it is any text
+
+    @property
+    def may_be_bare(self) -> bool:
+        """Whether a call may lack its marks; beside a form it could not be told from a message."""
+        return self.call_format.may_be_bare and self.form is None
 
 
 def toolbox_of(body: LlmChat, core: Capabilities | None = None) -> Toolbox | None:
@@ -75,10 +83,19 @@ def toolbox_of(body: LlmChat, core: Capabilities | None = None) -> Toolbox | Non
     call_format = (core.call_format if core is not None else None) or HERMES
     if not body.tools or body.tool_choice == "none":
         return None
-    if body.tool_choice in ("auto", "required"):
-        return Toolbox(tuple(body.tools), body.tool_choice == "required", call_format)
+    if body.tool_choice == "auto":
+        return Toolbox(tuple(body.tools), False, call_format, _form_of(body))
+    if body.tool_choice == "required":
+        return Toolbox(tuple(body.tools), True, call_format)
     named = tuple(each for each in body.tools if each.name == body.tool_choice)
     return Toolbox(named, forced=True, call_format=call_format)
+
+
+def _form_of(body: LlmChat) -> str | None:
+    if not isinstance(body.format, JsonFormat):
+        return None
+    schema = body.format.json_schema
+    return _dumped({**({"type": "object"} if schema is None else schema), **_JSON_STYLE})
 
 
 # What the answer must be.
@@ -89,7 +106,8 @@ def constraint_of(
 ) -> Constraint:
     """Return what keeps every answer well-formed: one call, or a message or calls.
 
-    `reasoning`: the model may think first; `opened`: it does so already.
+    Where a message has a form, it is that or calls. `reasoning`: the model may think first;
+    `opened`: it does so already.
     """
     call_format = toolbox.call_format
     schema = call_schema(toolbox.tools, call_format.arguments)
@@ -100,6 +118,8 @@ def constraint_of(
         (each.name, _dumped({**parameters_of(each), **_JSON_STYLE})) for each in toolbox.tools
     )
     schemas = CallSchemas(_dumped({**schema, **_JSON_STYLE}), arguments)
+    if toolbox.form is not None:
+        return Constraint("grammar", form_or_calls_grammar(call_format, schemas, toolbox.form))
     thought = "" if reasoning is None else "THOUGHT " if opened else "THOUGHT? "
     begin = "" if reasoning is None or opened else reasoning.begin
     grammar = calls_grammar(call_format, schemas, thought, begin)
@@ -200,7 +220,8 @@ def _section(toolbox: Toolbox) -> str:
         )
         for each in toolbox.tools
     ]
-    how = _HOW_FORCED if toolbox.forced else _HOW_AUTO
+    otherwise = "plain text." if toolbox.form is None else "JSON."
+    how = _HOW_FORCED if toolbox.forced else _HOW_AUTO + otherwise
     return _SECTION.format(tools="\n".join(lines), how=how)
 
 
@@ -232,7 +253,7 @@ def read_calls(
     What stands behind the first call is not part of the message. A call that is cut off, or that
     names no tool, is not one.
     """
-    message, found = _forced(text) if toolbox.forced else parted(text, toolbox.call_format)
+    message, found = _parts_of(text, toolbox)
     known = {each.name for each in toolbox.tools}
     calls = tuple(
         ToolCall(_call_id(syscall_id, choice, number), each.name, each.arguments)
@@ -241,9 +262,12 @@ def read_calls(
     return (message, calls) if calls else (text, ())
 
 
-def _forced(text: str) -> tuple[str, list[ReadCall]]:
-    call = read_object(text)
-    return "", [] if call is None else [call]
+def _parts_of(text: str, toolbox: Toolbox) -> tuple[str, list[ReadCall]]:
+    if toolbox.forced:
+        call = read_object(text)
+        return "", [] if call is None else [call]
+    read = parted if toolbox.form is None else formed_or_calls
+    return read(text, toolbox.call_format)
 
 
 def _call_id(syscall_id: str, choice: int, number: int) -> str:

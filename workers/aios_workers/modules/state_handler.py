@@ -11,6 +11,8 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from aios_broker.access.audit import AuditWatch, append_line, line_of
+from aios_broker.access.suspensions import tidy_suspensions
+from aios_broker.access.tokens import tidy_tokens
 from aios_broker.comparing import Comparer
 from aios_broker.contract.errors import AccessDenied
 from aios_broker.contract.memory import MemoryContext, MemorySearch
@@ -26,8 +28,6 @@ from aios_workers.approvals.service import ApprovalService, ApprovalSweep, Needs
 from aios_workers.approvals.webhook import Webhook, WebhookSender
 from aios_workers.config import WorkerConfig
 from aios_workers.modules.access import groups
-from aios_workers.modules.access.identity import tidy_tokens
-from aios_workers.modules.access.limits import tidy_suspensions
 from aios_workers.modules.access.operations import ACCESS_OPERATIONS
 from aios_workers.modules.access.secret import keep_secret
 from aios_workers.modules.memory.block import Blocks, memory_functions

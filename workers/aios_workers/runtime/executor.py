@@ -11,6 +11,7 @@ from typing import Literal, Protocol, TypeVar, runtime_checkable
 from msgspec import Struct
 from prometheus_client.core import Metric
 
+from aios_broker import log
 from aios_broker.contract.errors import (
     Cancelled,
     DatabaseUnavailable,
@@ -282,6 +283,12 @@ class Executor:
         try:
             async with limit:
                 syscall = await self._open(lease)
+                log.about(
+                    syscall=syscall.id,
+                    program=syscall.program,
+                    agent=syscall.agent,
+                    tenant=syscall.tenant,
+                )
                 return self._entry(run, await self.handler.run(run, syscall))
         except Exception as error:  # noqa: BLE001  whatever a module raises, its caller hears it
             late = isinstance(error, TimeoutError) and limit.expired()
@@ -348,7 +355,7 @@ class Executor:
         reply = Reply(syscall_id, error=error.to_wire(), timings=run.timings(), worker=self._worker)
         foreign = isinstance(error, ForeignJob)
         if foreign:
-            logger.warning("quarantined job %s: %s", run.lease.job_id, error)
+            logger.warning("quarantined job %s: %s", run.lease.job_id, error, extra=_named(run))
         return _ending(run, "failed", encode(reply), quarantine=foreign)
 
     def _told(self, run: Run, error: Exception) -> KernelError:
@@ -357,13 +364,15 @@ class Executor:
         Their words may be another agent's: a database repeats the key that is there already.
         """
         if isinstance(error, DatabaseUnavailable):
-            logger.warning("syscall %s: %s", run.lease.job_id, error)
+            logger.warning("syscall %s: %s", run.lease.job_id, error, extra=_named(run))
             return DatabaseUnavailable(
                 "the kernel's database does not answer", retry_after_s=error.retry_after_s
             )
         if isinstance(error, KernelError):
             return error
-        logger.error("a handler failed: syscall %s", run.lease.job_id, exc_info=error)
+        logger.error(
+            "a handler failed: syscall %s", run.lease.job_id, exc_info=error, extra=_named(run)
+        )
         return ModuleError(
             f"the module {self._module} failed: {type(error).__name__}",
             remedy="see the worker's log, where the syscall's id stands",
@@ -393,6 +402,10 @@ def _suspension(
     return Suspension(
         run.lease, snapshot, use.ran_s, use.tokens, reason, use.prompt_tokens, use.charge, core
     )
+
+
+def _named(run: Run) -> dict[str, str]:
+    return {"syscall": syscall_id_of(run.lease.job_id)}
 
 
 def _late() -> DeadlineExceeded:

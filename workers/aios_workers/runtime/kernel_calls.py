@@ -95,6 +95,8 @@ class SubmittedCalls:
             tenant=asked.tenant,
             nice=asked.nice,
             deadline_s=left_s,
+            traceparent=asked.traceparent,
+            asked_by=asked.id,
         )
         task = self._under_way.get(call.id)
         if task is None:  # else the same syscall runs twice in this process: they hear one answer

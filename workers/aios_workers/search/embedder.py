@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_TEXTS = 32
 BATCH_CHARACTERS = 2_048  # 0.2 s of one CPU: a query waits for one such batch at most
+WINDOW_CHARACTERS = 1_024  # about as many as the model takes of a text at a time
+TOKEN_CHARACTERS = 4
 PER_CALLER = 32  # texts of one caller at a time: a bulk load does not keep a query waiting
 TEXT_COST = 64  # characters: what the shortest text costs
 KERNEL = Holder("", "kernel")  # in whose name the index is made
@@ -45,18 +47,37 @@ MAX_ASK_S = 120.0
 
 
 class Model(Protocol):
-    """A model that is called from one thread at a time."""
+    """A model that is called from one thread at a time; it blocks."""
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one vector per text; blocks."""
+    def split(self, text: str) -> Sequence[Sequence[int]]:
+        """Return the tokens of a text, in windows that the model takes at a time: one or more."""
+        ...
+
+    def run(self, windows: Sequence[Sequence[int]]) -> Vectors:
+        """Return one vector per window; a text's is their mean, weighted by tokens."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Wanted:
     text: str
     holder: Holder
     vector: asyncio.Future[NDArray[np.float32]]
+    windows: Sequence[Sequence[int]] = ()  # none: it was not split yet
+    seen: int = 0  # windows
+    total: NDArray[np.float32] | float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """What its next window costs, in characters."""
+        if self.windows:
+            return float(TEXT_COST + TOKEN_CHARACTERS * len(self.windows[self.seen]))
+        return float(TEXT_COST + min(len(self.text), WINDOW_CHARACTERS))
+
+    def take(self, vector: NDArray[np.float32]) -> None:
+        """Enter the next window's vector."""
+        self.total = self.total + vector * len(self.windows[self.seen])
+        self.seen += 1
 
 
 class BatchedEmbedder:
@@ -64,9 +85,10 @@ class BatchedEmbedder:
 
     An async context manager, for one event loop.
     The model is loaded in the background when the context is entered; the first texts wait for it.
-    A batch begins with the text of whose turn it is: of the tenants and of their agents each has as
-    much of the model as the others, counted in characters, so that a short query waits for the
-    batch that is being made and hardly for more, however long are the texts of others.
+    A batch has the next window of each of its texts, and begins with the text of whose turn it is:
+    of the tenants and of their agents each has as much of the model as the others, counted in
+    characters. So a short query waits for the batch that is being made and hardly for more, however
+    long are the texts of others.
     """
 
     def __init__(self, model: str, dimension: int, load: Callable[[], Model]) -> None:
@@ -127,8 +149,7 @@ class BatchedEmbedder:
                 continue
             try:
                 model = await asyncio.shield(loading)
-                texts = [wanted.text for wanted in batch]
-                vectors = await loop.run_in_executor(self._thread, model.embed, texts)
+                await loop.run_in_executor(self._thread, _advance, model, batch)
             except Exception as error:  # noqa: BLE001  the border: each caller hears it
                 for wanted in batch:
                     _fail(wanted, error)
@@ -137,39 +158,47 @@ class BatchedEmbedder:
                 for wanted in batch:
                     _fail(wanted, CoreError("the embedding model was closed"))
                 raise
-            for wanted, vector in zip(batch, vectors, strict=True):
-                if not wanted.vector.done():
-                    wanted.vector.set_result(vector)
+            self._give(batch)
+
+    def _give(self, batch: Sequence[_Wanted]) -> None:
+        """Answer those that are whole; the others wait for their next turn before all that came."""
+        for wanted in batch:
+            if wanted.seen == len(wanted.windows) and not wanted.vector.done():
+                wanted.vector.set_result(unit_rows(np.atleast_2d(wanted.total))[0])
+        self._waiting[:0] = [wanted for wanted in batch if not wanted.vector.done()]
 
     def _take(self) -> list[_Wanted]:
-        """Return the next batch: the text whose turn it is, and those nearest to it in length."""
+        """Return the next batch: the text whose turn it is, and those nearest to it in cost."""
         live = self._waiting = [wanted for wanted in self._waiting if not wanted.vector.done()]
         if not live:
             return []
         oldest: dict[Holder, _Wanted] = {}  # of each holder
         for wanted in live:
             oldest.setdefault(wanted.holder, wanted)
-        costs = {holder: _cost(wanted) for holder, wanted in oldest.items()}
+        costs = {holder: wanted.cost for holder, wanted in oldest.items()}
         first = oldest[self._turns.next(costs)]
-        length, chosen = len(first.text), [first]
+        chosen, characters = [first], first.cost
         others = (wanted for wanted in live if wanted is not first)
-        near = sorted(others, key=lambda wanted: abs(len(wanted.text) - length))
-        characters = min(length, BATCH_CHARACTERS)
-        for wanted in near[: BATCH_TEXTS - 1]:
-            characters += len(wanted.text)
-            if characters > BATCH_CHARACTERS:
+        for wanted in sorted(others, key=lambda wanted: abs(wanted.cost - first.cost)):
+            characters += wanted.cost
+            if characters > BATCH_CHARACTERS or len(chosen) == BATCH_TEXTS:
                 break
             chosen.append(wanted)
-        self._turns.serve(first.holder, _cost(first))
+        self._turns.serve(first.holder, first.cost)
         for wanted in chosen[1:]:
-            self._turns.charge(wanted.holder, _cost(wanted))
-        taken = set(map(id, chosen))
-        self._waiting = [wanted for wanted in live if id(wanted) not in taken]
+            self._turns.charge(wanted.holder, wanted.cost)
+        self._waiting = [wanted for wanted in live if wanted not in chosen]
         return chosen
 
 
-def _cost(wanted: _Wanted) -> float:
-    return float(TEXT_COST + len(wanted.text))
+def _advance(model: Model, batch: Sequence[_Wanted]) -> None:
+    """Let the model see the next window of each text."""
+    for wanted in batch:
+        if not wanted.windows:
+            wanted.windows = model.split(wanted.text)
+    vectors = model.run([wanted.windows[wanted.seen] for wanted in batch])
+    for wanted, vector in zip(batch, vectors, strict=True):
+        wanted.take(vector)
 
 
 def _fail(wanted: _Wanted, error: Exception) -> None:

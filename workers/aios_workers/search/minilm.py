@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from aios_broker.contract.errors import InvalidConfig
 from aios_workers.model_files import MINILM, MINILM_TOKENIZER, ModelFile
@@ -32,7 +32,7 @@ MAX_RUN_TOKENS = 2_048  # of one run of the model, padding included: bounds its 
 @dataclass(frozen=True, slots=True)
 class _Window:
     text: int  # whose window it is
-    ids: list[int]
+    ids: Sequence[int]
 
 
 class Session(Protocol):
@@ -73,37 +73,35 @@ class MiniLm:
         return cls(session, tokenizer)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one vector of length 1 per text; about 4 ms for a short one."""
-        encodings = self._tokenizer.encode_batch([text[:MAX_CHARACTERS] for text in texts])
+        """Return one vector of length 1 per text, of all at once; about 4 ms for a short one."""
         windows = [
-            _Window(place, part.ids)
-            for place, encoding in enumerate(encodings)
-            for part in _parts(encoding)
+            _Window(place, ids) for place, text in enumerate(texts) for ids in self.split(text)
         ]
         windows.sort(key=lambda window: len(window.ids))  # little padding
         sums = np.zeros((len(texts), DIMENSION), dtype=np.float32)
         for group in _groups(windows):
-            hidden = self._run([window.ids for window in group])
+            hidden = self.run([window.ids for window in group])
             for window, vector in zip(group, hidden, strict=True):
                 sums[window.text] += vector * len(window.ids)
         return unit_rows(sums)
 
-    def _run(self, ids: list[list[int]]) -> Vectors:
-        """Return the mean hidden state of each window, of length 1."""
-        width = max(len(row) for row in ids)
-        tokens = np.zeros((len(ids), width), dtype=np.int64)
+    def split(self, text: str) -> list[list[int]]:
+        """Return the tokens of a text, in windows."""
+        encoding = self._tokenizer.encode(text[:MAX_CHARACTERS])
+        return [part.ids for part in (encoding, *encoding.overflowing)[:MAX_WINDOWS]]
+
+    def run(self, windows: Sequence[Sequence[int]]) -> Vectors:
+        """Return the mean hidden state of each window, of length 1: 0.1 s for a full one."""
+        width = max(map(len, windows))
+        tokens = np.zeros((len(windows), width), dtype=np.int64)
         mask = np.zeros_like(tokens)
-        for row, own in enumerate(ids):
+        for row, own in enumerate(windows):
             tokens[row, : len(own)] = own
             mask[row, : len(own)] = 1
         feeds = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": mask * 0}
         hidden = self._session.run(None, feeds)[0]
         weights = mask[..., None].astype(np.float32)
         return unit_rows((hidden * weights).sum(axis=1) / weights.sum(axis=1))
-
-
-def _parts(encoding: Encoding) -> list[Encoding]:
-    return [encoding, *encoding.overflowing][:MAX_WINDOWS]
 
 
 def _groups(windows: list[_Window]) -> list[list[_Window]]:

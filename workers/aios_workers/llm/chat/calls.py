@@ -183,21 +183,42 @@ def calls_grammar(
     `thought`: a term, made of THOUGHT, for what comes first and is no part of them; `begin`: what
     it begins with, where it may be missing. Its line is `thought_line`.
     """
-    end = _literal(call_format.call_end)
-    one = f"{_literal(call_format.call_begin)}body {end}"
-    first = one if call_format.begin or not call_format.marker else f"body {end}"
-    more = f"({_literal(call_format.separator)}{one}){{0,{MAX_CALLS - 1}}} "
     prelude = "PRELUDE? " if call_format.prelude else ""
-    opening = f"OPENING {first}" if call_format.marker else f"{prelude}{first}"
-    if call_format.shape == "list":
-        more = ""
+    opening = "OPENING " if call_format.marker else prelude
     bare = "| body" if call_format.may_be_bare else ""
     lines = [
-        f"start: {thought}(MESSAGE | {opening}{more}{_literal(call_format.end)}{bare})",
+        f"start: {thought}(MESSAGE | {opening}{_calls(call_format)}{bare})",
         *_message_lines(call_format, begin[:1]),
         *_body_lines(call_format, schemas),
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def form_or_calls_grammar(call_format: CallFormat, schemas: CallSchemas, form: str) -> str:
+    """Return the grammar of JSON of a schema, or of calls with nothing before them.
+
+    A call has its marks: without them it could not be told from an answer.
+    """
+    prelude = "PRELUDE? " if call_format.prelude else ""
+    opening = _literal(call_format.marker) or prelude
+    lines = [
+        f"start: answer | {opening}{_calls(call_format)}",
+        f"answer: %json {form}",
+        *_prelude_lines(call_format),
+        *_body_lines(call_format, schemas),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _calls(call_format: CallFormat) -> str:
+    """Return the term of all calls of an answer, behind what opens them."""
+    end = _literal(call_format.call_end)
+    one = f"{_literal(call_format.call_begin)}body {end}"
+    first = one if call_format.begin or not call_format.marker else f"body {end}"
+    more = f"({_literal(call_format.separator)}{one}){{0,{MAX_CALLS - 1}}} "
+    if call_format.shape == "list":
+        more = ""
+    return f"{first}{more}{_literal(call_format.end)}"
 
 
 def thought_line(end: str, begin: str = "") -> str:
@@ -212,10 +233,12 @@ def _message_lines(call_format: CallFormat, not_first: str) -> list[str]:
         of = _unbraced_pattern if call_format.may_be_bare else unmarked_pattern
         plain = of(marker)
         return [f"MESSAGE: /{plain}/", f"OPENING: /{plain}{_escaped(marker)}/"]
-    lines = [rf"MESSAGE: /[ \n\r\t]*([^{{{re.escape(not_first)} \n\r\t](.|\n)*)?/"]
-    if call_format.prelude:
-        lines.append(f"PRELUDE: {_literal(call_format.prelude)}")
-    return lines
+    message = rf"MESSAGE: /[ \n\r\t]*([^{{{re.escape(not_first)} \n\r\t](.|\n)*)?/"
+    return [message, *_prelude_lines(call_format)]
+
+
+def _prelude_lines(call_format: CallFormat) -> list[str]:
+    return [f"PRELUDE: {_literal(call_format.prelude)}"] if call_format.prelude else []
 
 
 def _body_lines(call_format: CallFormat, schemas: CallSchemas) -> list[str]:
@@ -332,6 +355,17 @@ def parted(text: str, call_format: CallFormat) -> tuple[str, list[ReadCall]]:
         if found is not None and closed >= 0 and not 0 <= at < closed:
             calls.append(found)
     return message, calls
+
+
+def formed_or_calls(text: str, call_format: CallFormat) -> tuple[str, list[ReadCall]]:
+    """Return the same of an answer that is JSON of a form, or calls: marks in the JSON are text."""
+    if not call_format.marker:
+        return parted(text, call_format)
+    _, end = _value_span(text, 0)
+    if not text[end:].lstrip().startswith(call_format.marker):
+        return text, []
+    message, calls = parted(text[end:], call_format)
+    return text[:end] + message, calls
 
 
 def _one(text: str, start: int, call_format: CallFormat) -> tuple[ReadCall | None, int]:

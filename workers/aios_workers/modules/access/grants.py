@@ -5,10 +5,11 @@ includes the other verbs. One that has expired is none.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aios_broker.access.grants import ObjectId, object_names
 from aios_broker.contract.access import (
     AccessCheck,
     AccessGrant,
@@ -17,7 +18,6 @@ from aios_broker.contract.access import (
     Acknowledged,
     Grant,
     Grants,
-    ObjectKind,
     ObjectRef,
     Verdict,
 )
@@ -32,7 +32,6 @@ from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_pa
 from aios_workers.modules.access.passed_on import ALL_VERBS, end_unfounded
 from aios_workers.modules.operation import Work
 
-ObjectId = tuple[ObjectKind, str]  # a note's id; the number of a file, a directory or an owner
 Sharing = Work[AccessGrant | MemoryShare | StorageShare]
 Naming = Work[AccessGrant | AccessRevoke | AccessCheck]
 Unsharing = Work[AccessRevoke | MemoryUnshare | StorageUnshare]
@@ -93,11 +92,6 @@ _FIND = {
     """,
     "directory": "SELECT id, ancestors FROM directory WHERE owner_id = %s AND path = %s",
 }
-_NAMES = """
-    SELECT 'note' AS kind, id AS key, id AS name FROM note WHERE id = ANY(%(note)s)
-    UNION ALL SELECT 'file', id::text, path FROM file WHERE id::text = ANY(%(file)s)
-    UNION ALL SELECT 'directory', id::text, path FROM directory WHERE id::text = ANY(%(directory)s)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +133,12 @@ def _asker(work: Work[Body]) -> dict[str, object]:
 async def grants(work: Work[AccessGrants]) -> Grants:
     """List the grants on one's objects, or those that one holds, newest first."""
     rows = await work.rows(_LIST, _asker(work) | {"held": work.body.held})
-    ids = {kind: [row.object_id for row in rows if row.object_kind == kind] for kind in _FIND}
-    names = {(row.kind, row.key): row.name for row in await work.rows(_NAMES, ids)}
+    objects = [(row.object_kind, row.object_id) for row in rows]
+    names = await object_names(work.cursor, objects)
     return Grants(tuple(_as_grant(row, names) for row in rows))
 
 
-def _as_grant(row: Any, names: dict[tuple[str, str], str]) -> Grant:  # noqa: ANN401  a row
+def _as_grant(row: Any, names: Mapping[ObjectId, str]) -> Grant:  # noqa: ANN401  a row
     name = names.get((row.object_kind, row.object_id), "")
     to = f"agent:{row.to_agent}" if row.to_agent is not None else f"group:{row.to_group}"
     named = ObjectRef(row.object_kind, name, row.owner)

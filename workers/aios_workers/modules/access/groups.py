@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from aios_broker.access.grants import known_groups
 from aios_broker.contract.access import (
     AccessGroupAdd,
     AccessGroupCreate,
@@ -17,7 +18,6 @@ from aios_broker.contract.access import (
     AccessGroups,
     Acknowledged,
     Group,
-    GroupRole,
     Groups,
 )
 from aios_broker.contract.errors import AlreadyExists, NotFound
@@ -29,11 +29,6 @@ from aios_workers.modules.services import Services
 
 OneGroup = Work[AccessGroupDelete | AccessGroupAdd | AccessGroupRemove]
 
-_LIST = """
-    SELECT p.name, a.name AS member, m.role FROM privilege_group p
-      LEFT JOIN membership m ON m.group_id = p.id LEFT JOIN agent a ON a.id = m.agent_id
-     WHERE p.tenant_id = %s ORDER BY p.name, a.name
-"""
 _FIND = """
     SELECT p.id, m.role FROM privilege_group p
       LEFT JOIN membership m ON m.group_id = p.id AND m.agent_id = %s
@@ -71,12 +66,8 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('aios.groups', 0))"
 
 async def groups(work: Work[AccessGroups]) -> Groups:
     """List the groups of the tenant with their members."""
-    members: dict[str, dict[str, GroupRole]] = {}
-    for row in await work.rows(_LIST, (work.agent.tenant_id,)):
-        group = members.setdefault(row.name, {})
-        if row.member is not None:
-            group[row.member] = row.role
-    return Groups(tuple(Group(name, roles) for name, roles in members.items()))
+    found = await known_groups(work.cursor, work.agent.tenant)
+    return Groups(tuple(Group(one.name, one.members) for one in found))
 
 
 async def create(work: Work[AccessGroupCreate]) -> Acknowledged:

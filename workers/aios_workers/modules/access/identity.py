@@ -1,10 +1,8 @@
-"""Who there is: whoami, register, revoke_token.
-
-Tokens' digests are in Postgres, from where a Redis that was emptied gets them back.
-"""
+"""Who there is: whoami, register, revoke_token."""
 
 import time
 
+from aios_broker.access.tokens import TOKENS_OF_AGENT, put_token, revoke_tokens
 from aios_broker.contract.access import (
     AccessRegister,
     AccessRevokeToken,
@@ -14,9 +12,8 @@ from aios_broker.contract.access import (
     TokenIssued,
     Whoami,
 )
-from aios_broker.contract.errors import AccessDenied, AlreadyExists, InvalidSyscall
+from aios_broker.contract.errors import AccessDenied, InvalidSyscall
 from aios_broker.contract.syscall import Body
-from aios_broker.postgres.store import Cursor, Store
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_workers.approvals.irreversible import Irreversible, Seen, digest_of_parts
 from aios_workers.modules.operation import Asked, Work
@@ -31,46 +28,9 @@ _MAKE = """
     ON CONFLICT DO NOTHING RETURNING id
 """
 _MAKE_ADMINISTRATOR = "UPDATE agent SET administrator = true WHERE id = %s RETURNING id"
-# One that is there is the same agent's, and its own: its worker died before it could answer.
-_PUT_TOKEN = """
-    INSERT INTO agent_token (digest, agent_id, expires_at, issued_by)
-    VALUES (%s, %s, now() + %s * interval '1 second', %s)
-    ON CONFLICT (digest) DO UPDATE SET digest = excluded.digest
-     WHERE agent_token.agent_id = excluded.agent_id AND agent_token.revoked_at IS NULL
-    RETURNING digest
-"""
 _IS_ISSUED = """
     SELECT FROM agent_token k JOIN agent a ON a.id = k.agent_id
      WHERE k.digest = %s AND a.id = %s AND k.issued_by = %s AND (a.administrator OR NOT %s)
-"""
-_REVOKE_TOKENS = """
-    UPDATE agent_token SET revoked_at = now() WHERE agent_id = %s AND revoked_at IS NULL
-    RETURNING digest
-"""
-_GOOD = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
-_TOKENS = f"""
-    SELECT coalesce(b.name, '') AS issued_by, extract(epoch FROM k.created_at)::float8 AS issued_at,
-           extract(epoch FROM k.expires_at)::float8 AS expires_at
-      FROM agent_token k LEFT JOIN agent b ON b.id = k.issued_by
-     WHERE k.agent_id = %s AND {_GOOD} ORDER BY k.created_at
-"""
-_LACKING_TOKENS = (
-    f"SELECT k.digest FROM agent_token k WHERE {_GOOD} AND k.digest <> ALL (%s::text[])"
-)
-_LOCKED_TOKENS = f"""
-    SELECT k.digest, a.name AS agent, t.name AS tenant,
-           extract(epoch FROM k.expires_at)::float8 AS expires_at
-      FROM agent_token k JOIN agent a ON a.id = k.agent_id JOIN tenant t ON t.id = a.tenant_id
-     WHERE {_GOOD} AND k.digest = ANY (%s::text[]) FOR SHARE OF k
-"""
-_WORTHLESS_TOKENS = (
-    f"SELECT k.digest FROM agent_token k WHERE NOT ({_GOOD}) AND k.digest = ANY (%s)"
-)
-# Two days: nobody who entered one before it was revoked has yet to tell Redis; and what was asked
-# with it, a day ago at most, is decided with regard to who issued it.
-_FORGET_TOKENS = f"""
-    DELETE FROM agent_token k WHERE NOT ({_GOOD}) AND k.digest <> ALL (%s::text[])
-       AND least(k.revoked_at, k.expires_at) < now() - interval '2 days'
 """
 
 
@@ -176,7 +136,7 @@ async def _what_is_given(work: Work[AccessRegister], known: int | None) -> str:
 
 
 async def _good_tokens(work: Work[Body], agent_id: int) -> list[HeldToken]:
-    rows = await work.kernel_rows(_TOKENS, (agent_id,))
+    rows = await work.kernel_rows(TOKENS_OF_AGENT, (agent_id,))
     return [HeldToken(row.issued_by, row.issued_at, row.expires_at) for row in rows]
 
 
@@ -184,41 +144,3 @@ async def is_administrator(work: Work[Body]) -> bool:
     """Return whether the agent administers its tenant, by its row as it is now."""
     rows = await work.rows(_RIGHTS, (work.agent.id,))
     return any(row.administrator for row in rows)
-
-
-async def put_token(
-    cursor: Cursor, agent_id: int, digest: str, ttl_s: float | None, *, issued_by: int | None = None
-) -> None:
-    """Enter a token of an agent; `issued_by`: the agent that gets it, None: the operator.
-
-    Raises:
-        AlreadyExists: It is another agent's, or was revoked.
-    """
-    await cursor.execute(_PUT_TOKEN, (digest, agent_id, ttl_s, issued_by))
-    if await cursor.fetchone() is None:
-        raise AlreadyExists(
-            "this token was given out before",
-            field="body.token_digest",
-            remedy="make a new one",
-        )
-
-
-async def revoke_tokens(cursor: Cursor, agent_id: int) -> list[str]:
-    """Make all tokens of an agent worthless; return their digests, which Redis is to forget."""
-    await cursor.execute(_REVOKE_TOKENS, (agent_id,))
-    return sorted(row.digest for row in await cursor.fetchall())
-
-
-async def tidy_tokens(store: Store, tokens: Tokens) -> None:
-    """Give Redis what it lacks, and take from it what a crash left after a revocation."""
-    known = list(await tokens.digests())
-    async with store.as_steward() as cursor:
-        await cursor.execute(_LACKING_TOKENS, (known,))
-        lacking = [row.digest for row in await cursor.fetchall()]
-        await cursor.execute(_LOCKED_TOKENS, (lacking,))  # none of them is revoked meanwhile
-        for row in await cursor.fetchall():
-            await tokens.restore(row.digest, Identity(row.agent, row.tenant, row.expires_at))
-        await cursor.execute(_FORGET_TOKENS, (known,))
-        await cursor.execute(_WORTHLESS_TOKENS, (known,))
-        worthless = tuple(row.digest for row in await cursor.fetchall())
-    await tokens.drop(worthless)

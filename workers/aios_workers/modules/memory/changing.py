@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from aios_broker.access.grants import ObjectId
 from aios_broker.contract.access import Acknowledged
 from aios_broker.contract.errors import AccessDenied, InvalidSyscall, NotFound, VersionConflict
 from aios_broker.contract.memory import (
@@ -28,7 +29,7 @@ from aios_broker.contract.reply import Result
 from aios_broker.contract.syscall import Syscall
 from aios_broker.postgres.store import AgentRow
 from aios_workers.approvals.irreversible import Irreversible, Seen
-from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object, verbs_on
+from aios_workers.modules.access.grants import share_object, unshare_object, verbs_on
 from aios_workers.modules.memory.note import (
     KEPT_VERSIONS,
     LIVING,

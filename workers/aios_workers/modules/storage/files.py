@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from aios_broker.access.grants import ObjectId
 from aios_broker.access.links import LINKED, link_digest, no_link
 from aios_broker.comparing import BOUNDS, MAX_COMPARED_BYTES, Pair
 from aios_broker.contract.errors import InvalidSyscall, NotFound, VersionConflict
@@ -33,7 +34,7 @@ from aios_broker.contract.storage import (
     StorageWrite,
 )
 from aios_workers.approvals.irreversible import Seen, digest_of_parts
-from aios_workers.modules.access.grants import ObjectId, share_object, unshare_object
+from aios_workers.modules.access.grants import share_object, unshare_object
 from aios_workers.modules.operation import Asked
 from aios_workers.modules.storage.contents import (
     VersionOperation,

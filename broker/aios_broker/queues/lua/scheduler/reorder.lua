@@ -12,7 +12,8 @@
 -- lies between is not touched, up to `middle` of them aside, which are searched for: what a step costs
 -- in a long queue. head 0: the whole list.
 -- Ids that do not wait any more are left out; all others keep their order behind.
--- Returns 1, or 0 when the epoch is over (nothing is changed).
+-- Returns the ids to order that wait and were not found: they have moved further since they were seen.
+-- Where the epoch is over, 0, and nothing is changed.
 
 -- Take the head out of the list, or all of it where both ends would be most of it. Returns what was
 -- taken, and the ids among the last `tail`, which stay where they are.
@@ -37,8 +38,14 @@ local function put_at_head(c, order, taken, named, from_tail)
     variadic('LPUSH', c.queue, backwards)
 end
 
+local function waits(c, id)
+    local f = redis.pcall('HMGET', job_key(c, id), 'status', 'origin')
+    return not f.err and f[1] == 'queued' and f[2] == c.name
+end
+
 local function put_in_order(c, head, tail, middle, n, scores)
-    if n == 0 then return end
+    if n == 0 then return {} end
+    local lost = {}
     local place, named, order, from_tail = {}, {}, {}, {}
     local taken, last = cut_head(c, head, tail)
     for _, id in ipairs(last) do place[id] = 'tail' end
@@ -57,9 +64,12 @@ local function put_in_order(c, head, tail, middle, n, scores)
                 scores[#scores + 1] = id
             end
             if place[id] == 'tail' then from_tail[#from_tail + 1] = id end
+        elseif not place[id] and waits(c, id) then
+            lost[#lost + 1] = id
         end
     end
     put_at_head(c, order, taken, named, from_tail)
+    return lost
 end
 
 local KEPT = {
@@ -76,7 +86,7 @@ register('reorder', function(c)
     if not leads(c, epoch) then return 0 end
     local head, tail, middle, n, m = tonumber(take(c)), tonumber(take(c)), tonumber(take(c)),
         tonumber(take(c)), tonumber(take(c))
-    put_in_order(c, head, tail, middle, n, scores)
+    local lost = put_in_order(c, head, tail, middle, n, scores)
     for _ = 1, m do
         local id, score = take(c), take(c)
         if call('HEXISTS', c.live, id) == 1 then
@@ -86,5 +96,5 @@ register('reorder', function(c)
     end
     variadic('ZADD', c.scores, scores)
     while c.at <= #c.args do KEPT[take(c)](c, take(c), take(c)) end
-    return 1
+    return lost
 end)

@@ -1,0 +1,53 @@
+"""Which programs have submitted something lately, from the ledger: at a cost that has a bound."""
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from aios_broker.postgres.database import Database
+
+LOOKED_AT = 4_000  # the syscalls that were submitted last, whoever's they are: some 5 ms
+
+_READ = b"""
+    SELECT tenant, agent, program, max(submitted_at) AS last_at, min(submitted_at) AS first_at,
+           count(*) FILTER (WHERE ended_at IS NULL) AS alive,
+           count(*) FILTER (WHERE state = 'failed') AS failed,
+           count(*) FILTER (WHERE state = 'finished') AS finished,
+           count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+           (array_agg(error_code ORDER BY ended_at DESC)
+             FILTER (WHERE state = 'failed'))[1] AS error
+      FROM (SELECT tenant, agent, program, submitted_at, ended_at, state, error_code
+              FROM syscall ORDER BY submitted_at DESC LIMIT %(looked_at)s) AS newest
+     WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
+       AND (%(agent)s::text IS NULL OR agent = %(agent)s)
+     GROUP BY tenant, agent, program
+"""
+
+
+class RecentProgram(Struct, frozen=True):
+    """What the newest syscalls of one program came to."""
+
+    tenant: str
+    agent: str
+    program: str
+    last_at: datetime  # submitted
+    first_at: datetime  # of those that were looked at
+    alive: int
+    failed: int
+    finished: int
+    cancelled: int
+    error: str | None  # the code of its last failure
+
+
+async def recent_programs(
+    database: Database, tenant: str | None = None, agent: str | None = None
+) -> list[RecentProgram]:
+    """Return the programs of the newest syscalls, in no order.
+
+    Raises:
+        DatabaseUnavailable: Postgres does not answer.
+    """
+    asked = {"tenant": tenant, "agent": agent, "looked_at": LOOKED_AT}
+    async with database.transaction() as cursor:
+        await cursor.execute(_READ, asked)
+        return [RecentProgram(*row) for row in await cursor.fetchall()]

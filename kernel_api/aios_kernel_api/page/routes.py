@@ -1,0 +1,38 @@
+"""All routes and parts of the page: each view's module has its own list."""
+
+from aios_kernel_api.page import bulk, fleet, head, live, login, programs, static
+from aios_kernel_api.page.decisions import agents, approvals, audit, settings
+from aios_kernel_api.page.parts import Parts
+from aios_kernel_api.page.runs import program, slots
+
+PARTS = {
+    part.name: part
+    for part in (
+        head.PART,
+        programs.PART,
+        fleet.PART,
+        approvals.LIST,
+        approvals.STATE,
+        audit.PART,
+        program.PART,
+    )
+}
+ROUTES = (
+    *programs.ROUTES,
+    *bulk.ROUTES,
+    *fleet.ROUTES,
+    *approvals.ROUTES,
+    *agents.ROUTES,
+    *settings.ROUTES,
+    *audit.ROUTES,
+    *program.ROUTES,
+    *slots.ROUTES,
+    *live.ROUTES,
+    *login.ROUTES,
+)
+PUBLIC_ROUTES = (*login.PUBLIC_ROUTES, *static.ROUTES)
+
+
+def new_parts() -> Parts:
+    """Return what makes the parts for one process."""
+    return Parts(PARTS)

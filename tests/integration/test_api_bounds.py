@@ -1,0 +1,212 @@
+"""What the API holds for its clients is bounded, whatever they ask for and do not read."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from aios_broker.client import http_messages as wire
+from aios_broker.client import redis_transport
+from aios_broker.contract.names import Owner
+from aios_broker.contract.reply import ChatResult, EchoResult, Result, decode_reply
+from aios_broker.contract.syscall import Syscall, ToolEcho, encode_syscall
+from aios_kernel_api import router
+from aios_kernel_api.rest import session, syscalls
+from aios_sdk import AsyncAgent
+from tests.api_scene import ServedApi, bearer, serving
+from tests.integration.test_api_process import ADA, token_of
+from tests.integration.test_api_syscalls import echo
+from tests.tiny_worker import MODEL, Emit, TinyWorker
+from tests.waiting import wait_until_async
+
+LARGE = "x" * 400_000
+MIB = 1024 * 1024
+
+
+async def verbose(_syscall: Syscall, _emit: Emit) -> Result:
+    return EchoResult(LARGE)
+
+
+@asynccontextmanager
+async def served_to(
+    redis_url: str, owner: Owner = ADA
+) -> AsyncIterator[tuple[ServedApi, httpx.AsyncClient]]:
+    token = await token_of(redis_url, owner)
+    async with (
+        serving(redis_url) as served,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(token), timeout=20) as client,
+    ):
+        yield served, client
+
+
+def asked_of(served: ServedApi, count: int, owner: Owner = ADA) -> list[Syscall]:
+    ids = served.kernel.session.ids(owner)
+    return [
+        Syscall(ids.fresh(), owner.agent, ToolEcho("x"), tenant=owner.tenant) for _ in range(count)
+    ]
+
+
+async def posted(client: httpx.AsyncClient, path: str, message: msgspec.Struct) -> Any:  # noqa: ANN401
+    answer = await client.post(path, content=msgspec.json.encode(message))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def submitted(
+    client: httpx.AsyncClient, name: str, asked: Sequence[Syscall]
+) -> list[dict[str, Any]]:
+    raws = tuple(msgspec.Raw(encode_syscall(each)) for each in asked)
+    found: list[dict[str, Any]] = (await posted(client, wire.SUBMIT, wire.Submit(name, raws)))[
+        "outcomes"
+    ]
+    return found
+
+
+async def events_of(answer: httpx.Response) -> AsyncIterator[bytes]:
+    async for line in answer.aiter_lines():
+        if line.startswith("data: "):
+            yield line.removeprefix("data: ").encode()
+
+
+async def test_a_list_that_would_be_too_large_leaves_results_out(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syscalls, "MOST_ANSWER_BYTES", MIB)
+    async with served_to(redis_url) as (_, client), TinyWorker(redis_url, "tool", verbose):
+        answer = await client.post(
+            "/v1/syscalls", params={"wait_s": 20}, json=[echo() for _ in range(5)]
+        )
+        assert answer.status_code == 200
+        shown = answer.json()
+        assert ["result" in each for each in shown] == [True, True, False, False, False]
+        assert {each["state"] for each in shown} == {"finished"}
+        assert [each.get("left_out", False) for each in shown[1:3]] == [False, True]
+        rest = await client.get(f"/v1/syscalls/{shown[-1]['id']}")
+        assert rest.json()["result"]["text"] == LARGE
+
+
+async def test_what_is_too_large_for_one_answer_comes_in_several(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MOST_ANSWER_BYTES", MIB)
+    monkeypatch.setattr(session, "ASKED_AT_ONCE", 2)
+    async with served_to(redis_url) as (served, client), TinyWorker(redis_url, "tool", verbose):
+        token = client.headers["authorization"].removeprefix("Bearer ")
+        shown = await client.post(
+            "/v1/syscalls", params={"wait_s": 20}, json=[echo() for _ in range(9)]
+        )
+        ids = [each["id"] for each in shown.json()]
+        asks = tuple(wire.Ask(each) for each in ids)
+        found = await posted(client, wire.ATTACH, wire.Attach("none", asks))
+        assert [each["state"] for each in found["standings"]] == ["finished"] * 4
+        async with AsyncAgent("ada", tenant="acme", url=served.url, token=token) as me:
+            texts = await asyncio.gather(*(me.call(each).result() for each in ids))
+    assert texts == [EchoResult(LARGE)] * 9
+
+
+async def test_replies_that_come_with_a_submit_are_bounded_and_asked_for_later(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_transport, "MOST_REPLY_BYTES", MIB)
+    async with served_to(redis_url) as (served, client), TinyWorker(redis_url, "tool", verbose):
+        asked = asked_of(served, 4)
+        await submitted(client, "none", asked)
+        for each in asked:
+            await client.get(f"/v1/syscalls/{each.id}/wait", params={"wait_s": 20})
+        again = [msgspec.structs.replace(each, deadline_s=50.0) for each in asked]
+        standings = [each["standing"] for each in await submitted(client, "none", again)]
+    assert [each["state"] for each in standings] == ["finished"] * 4
+    assert ["reply" in each for each in standings] == [True, True, False, False]
+
+
+async def test_a_client_that_does_not_read_loses_its_session_and_nothing_else(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The box is closed once, says so once, and takes nothing more; all is asked for by id."""
+    monkeypatch.setattr(router, "MOST_WAITING_BYTES", 4 * MIB)
+    async with served_to(redis_url) as (served, client), TinyWorker(redis_url, "tool", verbose):
+        asked = asked_of(served, 80)  # 32 MB: beyond what lies in sockets on the way
+        async with client.stream("GET", wire.EVENTS) as answer:
+            events = events_of(answer)
+            name = msgspec.json.decode(await anext(events), type=wire.Hello).session
+            with caplog.at_level(logging.WARNING):
+                await submitted(client, name, asked)
+                await wait_until_async(lambda: "does not read" in caplog.text)
+                for each in asked:
+                    await client.get(f"/v1/syscalls/{each.id}/wait", params={"wait_s": 20})
+            told = [event async for event in events]  # it ends
+        assert len(told) < len(asked)
+        assert caplog.text.count("does not read") == 1
+        asks = tuple(wire.Ask(each.id) for each in asked)
+        found = (await posted(client, wire.ATTACH, wire.Attach("none", asks)))["standings"]
+    assert [each["reply"]["result"]["text"] for each in found] == [LARGE] * 80
+
+
+async def test_all_clients_together_are_bounded_and_the_fullest_goes(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(router, "MOST_TOGETHER_BYTES", 4 * MIB)
+    eve = Owner("globex", "eve")
+    reader_token = await token_of(redis_url, eve)
+    async with (
+        served_to(redis_url) as (served, client),
+        TinyWorker(redis_url, "tool", verbose),
+        AsyncAgent("eve", tenant="globex", url=served.url, token=reader_token) as reader,
+        client.stream("GET", wire.EVENTS) as answer,
+    ):
+        events = events_of(answer)
+        name = msgspec.json.decode(await anext(events), type=wire.Hello).session
+        with caplog.at_level(logging.WARNING):
+            await submitted(client, name, asked_of(served, 80))
+            await wait_until_async(lambda: "does not read" in caplog.text)
+        assert "a client of ada" in caplog.text
+        assert (await reader.tool.echo("still here")).text == LARGE
+
+
+async def test_nothing_of_anothers_syscall_comes_to_a_session_not_even_for_a_moment(
+    redis_url: str,
+) -> None:
+    words = [f"word{number} " for number in range(60)]
+    go_on = asyncio.Semaphore(0)
+
+    async def talkative(_syscall: Syscall, emit: Emit) -> Result:
+        offset = 0
+        for word in words:
+            await go_on.acquire()
+            await emit(offset, word)
+            offset += len(word)
+        return ChatResult("".join(words), "stop", MODEL)
+
+    eve_token = await token_of(redis_url, Owner("globex", "eve"))
+    async with (
+        served_to(redis_url) as (served, client),
+        TinyWorker(redis_url, "llm", talkative),
+        AsyncAgent(
+            "ada",
+            tenant="acme",
+            url=served.url,
+            token=client.headers["authorization"].removeprefix("Bearer "),
+        ) as ada,
+        httpx.AsyncClient(base_url=served.url, headers=bearer(eve_token), timeout=20) as eve,
+        eve.stream("GET", wire.EVENTS) as answer,
+    ):
+        events = events_of(answer)
+        name = msgspec.json.decode(await anext(events), type=wire.Hello).session
+        call = ada.llm.chat.start("a story", stream=True)
+        await call.accepted()
+        asked = wire.Attach(name, (wire.Ask(call.id, "llm"),) * 50)
+        for _ in words:  # a word is on its way while she asks
+            go_on.release()
+            found = await posted(eve, wire.ATTACH, asked)
+            assert found["standings"] == [{}] * 50
+        assert (await call).text == "".join(words)
+        own = asked_of(served, 1, Owner("globex", "eve"))
+        await submitted(eve, name, own)
+        async with TinyWorker(redis_url, "tool"):
+            heard = decode_reply(await anext(events))  # what comes first is its own
+    assert heard.id == own[0].id

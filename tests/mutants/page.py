@@ -1,0 +1,53 @@
+"""The mutants of the page's decisions, and of the operations that it stands on."""
+
+from tests.mutants.catalogue import Mutant
+
+DECISIONS_TEST = "tests/integration/test_page_decisions.py"
+RIGHTS_TEST = "tests/integration/test_api_rights.py"
+TEXT_TEST = "tests/unit/test_page_decisions.py"
+APPROVALS = "kernel_api/aios_kernel_api/page/decisions/approvals.py"
+
+PAGE_MUTANTS = (
+    Mutant(
+        "the page asks no scope",
+        "kernel_api/aios_kernel_api/page/rest.py",
+        "    require(caller, operation.scope)\n",
+        "",
+        f"{DECISIONS_TEST}::test_what_is_the_operators_is_not_offered_to_others",
+    ),
+    Mutant(
+        "arguments hide characters",
+        APPROVALS,
+        "one if printable(one) == one else _escaped(one)",
+        "one",
+        f"{TEXT_TEST}::test_arguments_read_back_as_they_are",
+    ),
+    Mutant(
+        "an edit decides before it is shown",
+        APPROVALS,
+        '    if "arguments" in form.fields:\n',
+        "    if False:\n",
+        f"{DECISIONS_TEST}::test_an_edit_is_shown_before_it_runs",
+    ),
+    Mutant(
+        "a form leads to another site",
+        "kernel_api/aios_kernel_api/page/decisions/agents.py",
+        'place if place.startswith("/agents") else "/agents"',
+        "place",
+        f"{DECISIONS_TEST}::test_an_agent_is_suspended_allowed_and_goes_on",
+    ),
+    Mutant(
+        "everybody's tokens are listed",
+        "kernel_api/aios_kernel_api/rest/rights.py",
+        "cursor, whose.tenant, whose.agent, limit=query.limit + 1, after=after",
+        "cursor, None, limit=query.limit + 1, after=after",
+        f"{RIGHTS_TEST}::test_tokens_are_seen_by_scope_and_never_whole",
+    ),
+    Mutant(
+        "another tenant's groups are listed",
+        "kernel_api/aios_kernel_api/rest/views.py",
+        "    return whose_of(caller, tenant, None).tenant\n",
+        "    return tenant\n",
+        f"{RIGHTS_TEST}::test_groups_and_grants_are_seen_by_whom_they_concern",
+    ),
+)
