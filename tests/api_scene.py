@@ -217,7 +217,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
+def api_scene(postgres_server: RunningPostgres, **settings: str) -> Iterator[ApiScene]:
     """Run a kernel for the length of a block: a Redis and a database of its own."""
     postgres_server.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
     postgres_server.execute(f"CREATE DATABASE {DATABASE} TEMPLATE {TEMPLATE_DATABASE} OWNER {USER}")
@@ -238,6 +238,7 @@ def api_scene(postgres_server: RunningPostgres) -> Iterator[ApiScene]:
                 "AIOS_LLM_CONTEXT_TOKENS": "16384",
                 "AIOS_SIMULATED_CORE_DECODE_TOKENS_PER_S": "200",
                 "AIOS_SIMULATED_CORE_END_PROBABILITY": "0",
+                **settings,
             }
             with EmbeddedKernel(config, inherited=environ) as kernel:
                 yield ApiScene(kernel, redis.url, database_url)

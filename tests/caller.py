@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.contract.job import encode_job
 from aios_broker.contract.llm import LlmChat, Message
 from aios_broker.contract.names import Module
@@ -27,7 +28,6 @@ from aios_broker.queues.functions import Functions
 from aios_broker.queues.keys import Keys
 from aios_broker.queues.module_queue import ModuleQueue
 from aios_broker.queues.records import JobMetadata, PolicyRow, Submission
-from aios_broker.queues.reply_box import ReplyBox
 from aios_broker.queues.tokens import Identity, Tokens
 from aios_broker.redis.connection import Connection
 from aios_workers.runtime.loop import Limits, Worker, WorkerSpec

@@ -137,9 +137,13 @@ def database_url(postgres_server: RunningPostgres) -> Iterator[str]:
     postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A headless Chromium; each test opens pages of its own in it (`tests/page_scene.py`)."""
+    """A headless Chromium; each test opens pages of its own in it (`tests/page_scene.py`).
+
+    Its driver has an event loop of its own in this thread: it is gone before the tests of another
+    module, which may need one, run.
+    """
     from tests.page_scene import running_browser  # noqa: PLC0415  only these tests need it
 
     with running_browser() as running:

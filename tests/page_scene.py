@@ -19,13 +19,14 @@ from typing import Literal
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from aios_kernel_api.page.login import COOKIE
 from tests.api_scene import TIMEOUT_S, ApiScene
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = 1280, 390
+EXPECTED_MS = 20_000
 Scheme = Literal["light", "dark"]
 _CSRF = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 
@@ -74,6 +75,7 @@ def running_browser() -> Iterator[Browser]:
     if path is None:
         pytest.skip("no Chromium is installed: `apt-get install chromium` brings one")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=EXPECTED_MS)  # a revoked token is noticed after 5 s
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
         )

@@ -204,6 +204,19 @@ def _headers(one: Operation) -> list[Json]:
     ]
 
 
+EVENT_STREAM = "text/event-stream"
+EVENT: Json = {
+    "type": "object",
+    "description": "One of the events that are sent, each with these lines.",
+    "properties": {
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+    "required": ["data"],
+}
+
+
 def _responses(one: Operation, schemas: Schemas) -> Json:
     found = {str(status): _answer(each, schemas) for status, each in one.answers.items()}
     errors = {*COMMON, *one.errors, *(() if one.scope is None else OF_A_TOKEN)} - {*one.answers}
@@ -224,9 +237,11 @@ def _answer(answer: Answer, schemas: Schemas) -> Json:
         }
     if answer.media:
         content: Json = {} if answer.kind is None else {"schema": schemas.of(answer.kind)}
+        if answer.media == EVENT_STREAM:
+            content["schema"] = EVENT
         if answer.example is not None:
             content["example"] = answer.example
         found["content"] = {answer.media: content}
         if answer.streams:
-            found["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+            found["content"][EVENT_STREAM] = {"schema": EVENT}
     return found

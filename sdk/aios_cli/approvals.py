@@ -16,6 +16,7 @@ from rich.cells import chop_cells
 from aios_broker.access.audit import (
     AuditLine,
     AuditVerdict,
+    Beginning,
     append_line,
     begin_chain,
     newest_lines,
@@ -40,6 +41,7 @@ from aios_broker.contract.access import (
 from aios_broker.contract.errors import InvalidSyscall, NotFound
 from aios_broker.contract.json_text import DuplicateKey, refuse_duplicate_keys
 from aios_broker.contract.printable import printable
+from aios_broker.postgres.database import SERVICE_TIMEOUT_S
 from aios_broker.postgres.store import Cursor, Store
 from aios_broker.views.settings import decide_as_operator
 from aios_broker.views.words import moment, plural, short_id
@@ -56,6 +58,7 @@ from aios_cli.tables import Column, Listing, Row, say, show_json, show_table
 MOST = 1_000  # approvals that are listed
 FEWEST_DIGITS = 4  # of an id that is abbreviated
 QUOTE = "  | "  # before each line of what agents wrote
+WALK_LIMIT_S = 600.0  # of a walk along the whole audit log: some 10 us per line
 
 T = TypeVar("T")
 
@@ -77,21 +80,26 @@ AUDIT = Listing[AuditEntry](
 )
 
 
-def kernel_store() -> Store:
+def kernel_store(limit_s: float = SERVICE_TIMEOUT_S) -> Store:
     """Return the database of the running kernel, not connected yet.
+
+    `limit_s`: of each transaction.
 
     Raises:
         InvalidConfig: the kernel keeps none, or the audit log's key cannot be read.
     """
     key = current_config().audit_folder.key()
-    return Store(database_url(), name="aios-cli", audit_key=key)
+    return Store(database_url(), name="aios-cli", limit_s=limit_s, audit_key=key)
 
 
-def as_steward(work: Callable[[Cursor], Awaitable[T]]) -> T:
+def as_steward(work: Callable[[Cursor], Awaitable[T]], *, limit_s: float = SERVICE_TIMEOUT_S) -> T:
     """Run work in one transaction, on the kernel's database, that sees all agents' rows."""
 
     async def run() -> T:
-        async with contextlib.aclosing(kernel_store()) as store, store.as_steward() as cursor:
+        async with (
+            contextlib.aclosing(kernel_store(limit_s)) as store,
+            store.as_steward() as cursor,
+        ):
             return await work(cursor)
 
     return asyncio.run(run())
@@ -251,25 +259,34 @@ def verify_() -> AuditVerdict:
     key, noted = folder.key(), folder.noted()
     if key is None:
         raise no_key()
-    return as_steward(lambda cursor: verify(cursor, key, noted))
+    return as_steward(lambda cursor: verify(cursor, key, noted), limit_s=WALK_LIMIT_S)
 
 
-def _show_begun(lines: int) -> None:
-    say(f"a new chain; {plural(lines, 'line')} before it: not proven any more")
+def _show_begun(before: Beginning) -> None:
+    proven = sum(each.last - each.first + 1 for each in before.proven)
+    say(f"a new chain behind {plural(before.lines, 'line')}, of which {proven} stay proven")
+    if before.broken_seq is not None:
+        say(f"line {before.broken_seq}: {before.why}")
 
 
 @command(_show_begun)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def begin(*, yes: bool) -> int:
+def begin(*, yes: bool) -> Beginning:
     """Begin a new chain behind what cannot be proven: a lost key, a database that was restored.
 
-    Lines before it stay, and are not proven any more. Other hosts: remove their `audit/noted`.
+    Lines before it stay; those that the key proves now it goes on to prove, the others are taken
+    as they are. Other hosts: remove their `audit/noted`.
     """
     if not yes:
-        click.confirm("Are all lines so far to be taken as they are, without proof?", abort=True)
-    lines = as_steward(lambda cursor: begin_chain(cursor, decider()))
-    current_config().audit_folder.forget()
-    return lines
+        click.confirm(
+            "Are lines that cannot be proven (`aios audit verify`) to be taken as they are?",
+            abort=True,
+        )
+    folder = current_config().audit_folder
+    noted = folder.noted()
+    begun = as_steward(lambda cursor: begin_chain(cursor, decider(), noted), limit_s=WALK_LIMIT_S)
+    folder.forget()
+    return begun
 
 
 audit.add_command(verify_)

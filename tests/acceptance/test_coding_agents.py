@@ -90,7 +90,7 @@ def desk(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[D
         **os.environ,
         "AIOS_LLM_CONTEXT_TOKENS": "400000",
         "AIOS_SIMULATED_CORE_KV_TOKENS": "4000000",
-        "AIOS_SIMULATED_CORE_END_PROBABILITY": "0.1",
+        "AIOS_SIMULATED_CORE_END_PROBABILITY": "0.01",  # so often an answer has nothing in it
     }
     with EmbeddedKernel(config, inherited=environ) as kernel:
         api = ApiScene(kernel, kernel.redis_url, kernel.database_url)

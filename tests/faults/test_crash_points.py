@@ -59,7 +59,7 @@ CLIENT_STEPS = {
     "responses",  # the API's records: the call that they are of goes on without it
 }
 
-NO_STEPS = {"admission", "ended", "lib", "money", "rates", "routes"}
+NO_STEPS = {"admission", "ended", "failures", "lib", "money", "rates", "routes"}
 
 Triple = tuple[str, str, Moment]
 WORKER_TRIPLES: list[Triple] = [

@@ -171,13 +171,13 @@ async def test_all_clients_together_are_bounded_and_the_fullest_goes(
 async def test_nothing_of_anothers_syscall_comes_to_a_session_not_even_for_a_moment(
     redis_url: str,
 ) -> None:
-    words = [f"word{number} " for number in range(60)]
-    go_on = asyncio.Semaphore(0)
+    words = [f"word{number} " for number in range(3_000)]
+    is_asked = asyncio.Event()
 
     async def talkative(_syscall: Syscall, emit: Emit) -> Result:
         offset = 0
+        await is_asked.wait()
         for word in words:
-            await go_on.acquire()
             await emit(offset, word)
             offset += len(word)
         return ChatResult("".join(words), "stop", MODEL)
@@ -200,11 +200,15 @@ async def test_nothing_of_anothers_syscall_comes_to_a_session_not_even_for_a_mom
         call = ada.llm.chat.start("a story", stream=True)
         await call.accepted()
         asked = wire.Attach(name, (wire.Ask(call.id, "llm"),) * 50)
-        for _ in words:  # a word is on its way while she asks
-            go_on.release()
+        answer_of_ada = asyncio.ensure_future(call.result())
+        tries = 0
+        while not answer_of_ada.done():  # words are on their way whenever she asks
             found = await posted(eve, wire.ATTACH, asked)
             assert found["standings"] == [{}] * 50
-        assert (await call).text == "".join(words)
+            is_asked.set()
+            tries += 1
+        assert answer_of_ada.result().text == "".join(words)
+        assert tries > 5
         own = asked_of(served, 1, Owner("globex", "eve"))
         await submitted(eve, name, own)
         async with TinyWorker(redis_url, "tool"):

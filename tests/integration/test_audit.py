@@ -20,6 +20,7 @@ from aios_broker.access.audit import (
     AuditLine,
     AuditVerdict,
     AuditWatch,
+    Beginning,
     append_line,
     begin_chain,
     line_hash,
@@ -204,13 +205,114 @@ async def test_lines_that_were_cut_off_are_missed_when_others_came_since(
     assert folder.noted() == seen  # what proves it is kept
 
 
+FORGED = AuditLine("default", "ann", "memory.remove", "forged", "done")
+
+
+async def begun(
+    scene: StateScene, seen: NotedLine | None = None, store: Store | None = None
+) -> Beginning:
+    async with (store or scene.store).as_steward() as cursor:
+        return await begin_chain(cursor, "operator:ann", seen)
+
+
 async def test_a_forged_newest_line_is_not_built_upon(scene: StateScene, forger: Forger) -> None:
     await write_lines(scene, 3)
-    line = AuditLine("default", "ann", "memory.remove", "forged", "done")
-    forger.insert(LAST, line, previous=FIRST_HASH, key=None)
+    forger.insert(LAST, FORGED, previous=FIRST_HASH, key=None)
     with pytest.raises(InvalidConfig, match="not written with the key") as caught:
         await write_lines(scene, 1)
     assert "aios audit begin" in str(caught.value.remedy)
+    with pytest.raises(InvalidConfig, match="leaves no number"):
+        await begun(scene)
+
+
+async def test_a_forged_line_that_is_taken_away_again_leaves_nothing_to_miss(
+    scene: StateScene, folder: AuditFolder, forger: Forger
+) -> None:
+    await write_lines(scene, 3)
+    seen = await noted(scene, folder)
+    [last] = await scene.rows("SELECT hash FROM audit WHERE seq = 3")
+    forger.insert(4, FORGED, previous=last.hash, key=None)
+    with pytest.raises(InvalidConfig, match="line 4 of the audit log"):
+        await AuditWatch(scene.store, folder).step()
+    assert folder.noted() == seen
+    forger.run("DELETE FROM audit WHERE seq = 4")
+    await write_lines(scene, 1)
+    found = await verdict(scene, await noted(scene, folder))
+    assert (found.broken_seq, found.lines, found.noted_seq) == (None, 4, 4)
+
+
+async def test_what_was_proven_when_a_chain_began_stays_proven(
+    scene: StateScene, folder: AuditFolder, forger: Forger
+) -> None:
+    await write_lines(scene, 5)
+    forger.insert(6, FORGED, previous=FIRST_HASH, key=None)
+    first = await begun(scene)
+    assert (first.lines, first.broken_seq) == (6, 6)
+    assert [(each.first, each.last) for each in first.proven] == [(1, 5)]
+    await write_lines(scene, 3)  # 8 to 10, behind the one that began: 7
+    found = await verdict(scene, await noted(scene, folder))
+    assert (found.broken_seq, found.lines, found.unproven) == (None, 9, 1)
+    forger.run("UPDATE audit SET actor = 'eve' WHERE seq IN (3, 9)")
+    found = await verdict(scene)
+    assert (found.broken_seq, found.lines, found.unproven) == (3, 3, 3)
+    assert "changed after" in found.why
+    second = await begun(scene)
+    assert [(each.first, each.last) for each in second.proven] == [(1, 2), (7, 8)]
+    assert (second.lines, second.broken_seq) == (10, 3)
+    found = await verdict(scene)
+    assert (found.broken_seq, found.lines, found.unproven) == (None, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("forgery", "broken_seq", "why"),
+    [
+        ("UPDATE audit SET actor = 'eve' WHERE seq = 2", 2, "changed after"),
+        ("DELETE FROM audit WHERE seq = 2", 3, "line 2 is missing"),
+        ("DELETE FROM audit WHERE seq <= 4", 1, "line 1 is missing"),
+        ("DELETE FROM audit WHERE seq = 4", 4, "line 4 is missing"),
+    ],
+)
+async def test_a_change_of_what_stays_proven_is_found(
+    scene: StateScene, forger: Forger, forgery: LiteralString, broken_seq: int, why: str
+) -> None:
+    await write_lines(scene, 4)
+    forger.insert(5, FORGED, previous=FIRST_HASH, key=None)
+    await begun(scene)
+    assert (await verdict(scene)).broken_seq is None
+    forger.run(forgery)
+    found = await verdict(scene)
+    assert found.broken_seq == broken_seq
+    assert why in found.why
+
+
+async def test_a_line_of_another_branch_takes_no_proven_ones_place(
+    scene: StateScene, forger: Forger
+) -> None:
+    await write_lines(scene, 3)
+    forger.run("CREATE TABLE kept AS SELECT * FROM audit WHERE seq = 3")
+    forger.run("DELETE FROM audit WHERE seq = 3")
+    await write_lines(scene, 1)  # the kernel's own, too, and none was noted
+    await begun(scene)
+    forger.run("DELETE FROM audit WHERE seq = 3")
+    forger.run("INSERT INTO audit SELECT * FROM kept")
+    found = await verdict(scene)
+    assert (found.broken_seq, found.why) == (
+        3,
+        "another line was here when the chain behind it began",
+    )
+    forger.run("DROP TABLE kept")
+
+
+async def test_a_line_that_was_put_in_leaves_the_others_proven(
+    scene: StateScene, forger: Forger
+) -> None:
+    await write_lines(scene, 3)
+    forger.insert(-5, FORGED, previous="", key=None)
+    found = await begun(scene)
+    assert (found.broken_seq, found.why, found.lines) == (-5, "it was put in", 4)
+    assert [(each.first, each.last) for each in found.proven] == [(1, 3)]
+    after = await verdict(scene)
+    assert (after.broken_seq, after.lines, after.unproven) == (None, 4, 1)
 
 
 async def test_a_host_with_another_key_writes_nothing(
@@ -234,8 +336,8 @@ async def test_a_new_chain_goes_on_where_the_key_was_lost(
     forger.run("UPDATE audit SET actor = 'eve' WHERE seq = 2")
     key = folder.made_key()
     store = Store(database_url, audit_key=key)
-    async with store.as_steward() as cursor:
-        assert await begin_chain(cursor, "operator:ann") == 3
+    found_then = await begun(scene, store=store)
+    assert (found_then.lines, found_then.proven, found_then.broken_seq) == (3, (), 1)
     async with store.as_steward() as cursor:
         await append_line(cursor, AuditLine("default", "ann", "x", "y", "done"))
     found = await verdict(scene, key=key)
@@ -243,8 +345,8 @@ async def test_a_new_chain_goes_on_where_the_key_was_lost(
     forger.run("UPDATE audit SET actor = 'eve' WHERE seq = 5")
     assert (await verdict(scene, key=key)).broken_seq == 5
     # Whoever has no key begins none.
-    begun = AuditLine("*", "operator:ann", "audit.begin", "audit log", "done")
-    forger.insert(6, begun, previous=FIRST_HASH, key=None)
+    own = AuditLine("*", "operator:ann", "audit.begin", "audit log", "done")
+    forger.insert(6, own, previous=FIRST_HASH, key=None)
     assert (await verdict(scene, key=key)).broken_seq == 5
     await store.aclose()
 

@@ -44,5 +44,7 @@ def test_a_link_logs_in_once_as_an_operator(api: ApiScene) -> None:
         assert "operator:petra" in shown.text
         assert httpx.get(str(made["url"]), timeout=TIMEOUT_S).status_code == 401
     with api.client(api.operator) as client:
-        lines = client.get("/v1/audit").json()["items"]
+        answer = client.get("/v1/audit")
+        assert answer.status_code == 200, answer.text
+        lines = answer.json()["items"]
         assert any(one["object"] == "agent operator:petra" for one in lines)

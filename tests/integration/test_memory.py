@@ -276,6 +276,8 @@ async def test_a_model_labels_links_and_rewrites_and_that_is_undone(scene: State
     assert [(note.id, note.context, note.version) for note in undone.notes] == [
         (old.id, "animals", 3)
     ]
+    with pytest.raises(NotFound):  # a stranger's guess
+        await scene.ask("bob", MemoryUndo(syscall_id))
     again = await scene.ask("ann", add, id=new_id())
     await scene.ask("ann", MemoryUpdate(old.id, content="cats sleep less"))
     assert again.changed
@@ -300,6 +302,7 @@ async def test_an_evolution_that_was_built_upon_is_not_undone(scene: StateScene)
         (MemoryGet("0" * 32), NotFound, "note"),
         (MemoryGet("0" * 32, owner="nobody"), UnknownAgent, "agent"),
         (MemoryAlloc(4096, high=0.5, low=0.6), InvalidSyscall, "low"),
+        (MemoryUndo("0" * 32), NotFound, "body.syscall_id"),
         (MemoryShare(), InvalidSyscall, "body.group"),
         (MemoryShare(group="nobody"), UnknownAgent, "group"),
     ],

@@ -23,13 +23,13 @@ from tests.api_scene import ACME, TIMEOUT_S, ApiScene, run
 from tests.page_scene import csrf_in, logged_in, send_form
 from tests.waiting import wait_until
 
-PAGE_ROUTES = [
+PAGE_ROUTES = sorted(
     (method, re.sub(r"{\w+(:\w+)?}", "x", route.path))
     for door in DOORS
     if door.rules.is_page and not door.rules.is_public
     for route in door.routes
     for method in route.methods or ()
-]
+)
 
 
 @pytest.mark.parametrize(("method", "path"), PAGE_ROUTES)

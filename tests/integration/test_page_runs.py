@@ -42,7 +42,7 @@ def test_a_program_is_shown_three_ways_with_what_stands_above_and_below(api: Api
     with api.client(token) as client:
         first = ask(client, chat("one"), program="book")
         below = ask(client, chat("two"), program="book/chapter")
-        failed = ask(client, {"type": "memory.get", "id": "0" * 32}, program="book/chapter")
+        failed = ask(client, {"type": "memory.get", "note": "0" * 32}, program="book/chapter")
     assert failed["error"]
     with logged_in(api, token) as page:
 

@@ -322,6 +322,7 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
         "aios:scheduler",
         "aios:reconciled",
         "aios:snapshot_total",
+        "aios:failed_bytes:tool",
     }
     # Lists of ids whose entries reconcile drops when they expire.
     registries = {
@@ -330,6 +331,7 @@ async def test_at_rest_no_temporary_key_is_without_an_end(
         "canceled:tool",
         "aios:quarantine:tool",
         "aios:holders:tool",
+        "aios:failures:tool",
     }
     assert for_ever - registries - swept <= lasting
 

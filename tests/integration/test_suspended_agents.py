@@ -9,6 +9,7 @@ import redis
 
 from aios_broker.access.audit import newest_lines, verify
 from aios_broker.access.suspensions import go_on, suspend, tidy_suspensions
+from aios_broker.client.redis_transport import ReplyBox
 from aios_broker.contract.errors import AgentSuspended, InvalidConfig
 from aios_broker.contract.syscall import new_id
 from aios_broker.postgres.store import Store
@@ -16,7 +17,6 @@ from aios_broker.queues.control import Control
 from aios_broker.queues.module_queue import ClaimRequest
 from aios_broker.queues.quota import Subject
 from aios_broker.queues.records import JobMetadata, Submission, Suspension
-from aios_broker.queues.reply_box import ReplyBox
 from tests.queue_user import DATA, QueueUser, submitted
 from tests.state_scene import AUDIT_KEY, StateScene
 

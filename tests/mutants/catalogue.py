@@ -13,6 +13,7 @@ LAST_TRY_TEST = "tests/integration/test_last_try.py"
 LONG_TEST = "tests/integration/test_long_queue.py"
 HOT_PATH_TEST = "tests/integration/test_hot_path.py"
 ENDED_TEST = "tests/integration/test_ended.py"
+FAILED_BODIES_TEST = "tests/integration/test_failed_bodies.py"
 QUOTA_TEST = "tests/integration/test_quotas.py"
 POLICY_TEST = "tests/unit/test_policy_properties.py"
 ORDERING_TEST = "tests/integration/test_scheduler_ordering.py"
@@ -150,6 +151,34 @@ MUTANTS = (
         "broker/aios_broker/queues/lua/worker/finish.lua",
         "variadic('ZREM', c.deadlines, ids)",
         "",
+    ),
+    Mutant(
+        "all bodies of failed jobs stay",
+        "broker/aios_broker/queues/lua/shared/failures.lua",
+        "if not is_over and sum <= FAILED_BYTES then break end",
+        "if not is_over then break end",
+        FAILED_BODIES_TEST,
+    ),
+    Mutant(
+        "one large body of a failed job goes over the limit",
+        "broker/aios_broker/queues/lua/shared/failures.lua",
+        "if drop_oldest(c, sum, DROPPED_AT_ONCE) <= FAILED_BYTES then return end",
+        "if drop_oldest(c, sum, DROPPED_AT_ONCE) then return end",
+        FAILED_BODIES_TEST,
+    ),
+    Mutant(
+        "a failed job without a body is another one's",
+        "broker/aios_broker/queues/lua/client/submit.lua",
+        "and not failures.is_dropped(data) then",
+        "then",
+        FAILED_BODIES_TEST,
+    ),
+    Mutant(
+        "a deleted job's record comes back",
+        "broker/aios_broker/queues/lua/shared/failures.lua",
+        " or call('HEXISTS', key, 'data') == 0 then return end",
+        " then return end",
+        FAILED_BODIES_TEST,
     ),
     Mutant(
         "records of finished jobs stay",

@@ -21,6 +21,20 @@ ORDER_MUTANTS = (
         "tests/unit/test_turns.py",
     ),
     Mutant(
+        "order: whoever has just come to the head makes a long queue unknown",
+        "broker/aios_broker/scheduler/turns.py",
+        "0 if is_long else LEAST_WAIT_MS",
+        "LEAST_WAIT_MS",
+        "tests/integration/test_turns.py",
+    ),
+    Mutant(
+        "order: who was pushed out of sight has had a turn",
+        "broker/aios_broker/queues/lua/scheduler/reorder.lua",
+        "elseif not place[id] and waits(c, id) then",
+        "elseif false then",
+        "tests/integration/test_turns.py",
+    ),
+    Mutant(
         "order: nobody is told of use",
         "broker/aios_broker/queues/lua/shared/quota.lua",
         "    touch(c, who)\n",

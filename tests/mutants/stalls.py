@@ -13,7 +13,37 @@ COMPARING_TEST = "tests/unit/test_comparing.py"
 SEARCH_TEST = "tests/integration/test_search.py"
 APPROVALS_TEST = "tests/integration/test_approvals.py"
 
+FAIR_TEST = "tests/unit/test_fair_queueing.py"
+
 STALL_MUTANTS = (
+    Mutant(
+        "who comes back has saved up all that it did not use",
+        "broker/aios_broker/fair_queueing.py",
+        "max(self._ends.get(name, 0.0), self._now)",
+        "self._ends.get(name, 0.0)",
+        FAIR_TEST,
+    ),
+    Mutant(
+        "a turn costs nothing",
+        "broker/aios_broker/fair_queueing.py",
+        "        self._ends[name] += cost\n",
+        "",
+        FAIR_TEST,
+    ),
+    Mutant(
+        "agents of a tenant take no turns at a model",
+        "broker/aios_broker/fair_queueing.py",
+        "        self._agents[holder.tenant].serve(holder.agent, cost)\n",
+        "",
+        FAIR_TEST,
+    ),
+    Mutant(
+        "the embedding model takes texts in the order of their coming",
+        "workers/aios_workers/search/embedder.py",
+        "first = oldest[self._turns.next(costs)]",
+        "first = live[0]",
+        "tests/integration/test_embeddings.py",
+    ),
     Mutant(
         "a tenant has its next turn before others have theirs",
         PLACES,

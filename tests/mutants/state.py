@@ -366,8 +366,8 @@ STATE_MUTANTS = (
     Mutant(
         "a circle of grants stands on itself",
         "workers/aios_workers/modules/access/passed_on.py",
-        "    founded = [each for each in grants if each.by == each.owner]",
-        "    founded = list(grants)",
+        "    newly = [each for each in grants if each.by == each.owner]",
+        "    newly = list(grants)",
         ACCESS_TEST,
     ),
     Mutant(

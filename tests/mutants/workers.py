@@ -14,7 +14,7 @@ KEPT_TEST = "tests/integration/test_options_kept.py"
 SAMPLER_TEST = "tests/unit/test_sampler.py"
 ANSWERS_TEST = "tests/integration/test_chat_answers.py"
 CUTTING_TEST = "tests/integration/test_cutting.py"
-RULE_TEST = "tests/unit/test_slicing_rule.py"
+RULE_TEST = "tests/unit/test_slicing.py"
 CALLS_TEST = "tests/integration/test_kernel_calls.py"
 
 ANY_FILE_TEST = "tests/integration/test_llama_any_file.py"
@@ -78,14 +78,14 @@ WORKER_MUTANTS = (
     ),
     Mutant(
         "a slice may be kept from being cut for ever",
-        "workers/aios_workers/llm/slicing_rule.py",
+        "workers/aios_workers/llm/slicing.py",
         "crowded_ms=min(MOST_MS, max(least_ms, CROWDED_PAYS * cost.read_ms(tokens))),",
         "crowded_ms=max(least_ms, CROWDED_PAYS * cost.read_ms(tokens)),",
         RULE_TEST,
     ),
     Mutant(
         "contexts that were read again cost no more than those in memory",
-        "workers/aios_workers/llm/slicing_rule.py",
+        "workers/aios_workers/llm/slicing.py",
         "read_ms = self.missed_share * tokens * self.read_ms_per_token",
         "read_ms = 0.0",
         RULE_TEST,

@@ -11,7 +11,7 @@ from aios_workers.llm.answers import AnswerText
 from aios_workers.llm.core import CoreInfo, GenerationRequest, Sampling, Step
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
 from aios_workers.llm.generation import Branch
-from aios_workers.llm.slicing_rule import ResumeCost
+from aios_workers.llm.slicing import ResumeCost
 from aios_workers.runtime.executor import BackgroundTasks
 
 

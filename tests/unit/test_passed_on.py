@@ -42,11 +42,21 @@ def test_what_stays_is_founded_and_what_goes_is_not(grants: list[Standing]) -> N
         assert any(rights.get(verb, 0.0) < each.until for verb in {"share", *each.verbs})
 
 
-def test_a_circle_stands_on_nothing() -> None:
-    def standing(number: int, by: int, to: int) -> Standing:
-        held, reach = frozenset({to}), frozenset({"note a"})
-        return Standing(number, OWNER, by, held, frozenset({"share"}), reach, "note a", 1.0)
+def standing(number: int, by: int, to: int) -> Standing:
+    held, reach = frozenset({to}), frozenset({"note a"})
+    return Standing(number, OWNER, by, held, frozenset({"share"}), reach, "note a", 1.0)
 
+
+def test_ten_thousand_are_few() -> None:
+    """As many as an owner may have given, the worst way: all others wait for the answer."""
+    owners = [standing(number, OWNER, -number) for number in range(1, 5_001)]
+    chain = [standing(number, number - 5_000, number - 4_999) for number in range(5_001, 10_001)]
+    assert unfounded([*reversed(chain), *owners]) == [*reversed(chain)]
+    first = standing(20_000, OWNER, 1)
+    assert unfounded([*reversed(chain), *owners, first]) == []
+
+
+def test_a_circle_stands_on_nothing() -> None:
     circle = [standing(1, 1, 2), standing(2, 2, 1)]
     assert unfounded(circle) == circle
     assert unfounded([*circle, standing(3, OWNER, 1)]) == []

@@ -28,7 +28,7 @@ FIRST_HASH = "0" * 64  # before the first line
 BEGIN = "audit.begin"  # a chain of its own, whatever lies before
 BATCH = 1_000  # lines that are walked at a time
 NOTED_EVERY_S = 1.0
-_LOWEST = -(2**63)  # of a number in the database: a forged line may have any
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1  # of numbers in the database: a forged line may have any
 # An agent sees its own lines only and adds none: the steward does.
 _BEGIN = """
     SELECT current_setting('role') AS role, set_config('role', 'aios_steward', true) AS taken,
@@ -44,7 +44,7 @@ _LAST = f"{_LINE} ORDER BY seq DESC LIMIT 1"
 _ONE = "SELECT hash FROM audit WHERE seq = %s"
 _BEGUN = f"{_LINE} WHERE action = '{BEGIN}' ORDER BY seq DESC"
 _INSERT = inserted(audit)
-_WALK = f"{_LINE} WHERE seq >= %s ORDER BY seq LIMIT {BATCH}"
+_WALK = f"{_LINE} WHERE seq BETWEEN %s AND %s ORDER BY seq LIMIT {BATCH}"
 _NEWEST = f"""
     SELECT {selected(audit, "a")} FROM audit a
      WHERE (%(tenant)s::text IS NULL OR tenant = %(tenant)s)
@@ -66,6 +66,23 @@ class AuditLine(Struct, frozen=True):
     detail: dict[str, Any] = {}
 
 
+class ProvenLines(Struct, frozen=True):
+    """Lines, one behind the other, that were as written when a chain began behind them."""
+
+    first: int
+    last: int
+    hash: str  # of the last one
+
+
+class Beginning(Struct, frozen=True):
+    """What the first line of a chain says of the lines before it."""
+
+    lines: int = 0
+    proven: tuple[ProvenLines, ...] = ()
+    broken_seq: int | None = None  # what was wrong with them, as `verify` would have said it
+    why: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditVerdict:
     """What a walk along the chain found."""
@@ -74,7 +91,7 @@ class AuditVerdict:
     broken_seq: int | None = None
     why: str = ""
     last_hash: str = FIRST_HASH
-    unproven: int = 0  # of the lines: those before the newest chain, whose key is not this one
+    unproven: int = 0  # lines before the newest chain, of those that were not proven when it began
     noted_seq: int | None = None  # the newest line that was noted outside the database
 
 
@@ -91,28 +108,40 @@ async def append_line(cursor: Cursor, line: AuditLine) -> None:
     """
     key = _key_of(cursor)
     last, role = await _take_turn(cursor)
-    if last is not None and not _is_proven(key, last):
-        raise InvalidConfig(
-            f"line {last.seq} of the audit log was not written with the key that is here",
-            field=VARIABLE,
-            remedy="have the key of the kernel's other hosts there; where it is lost, or the line "
-            "is forged: `aios audit verify`, then `aios audit begin`",
-        )
+    _require_proven(key, last)
     await _insert(cursor, key, last, line)
     await cursor.execute("SELECT set_config('role', %s, true)", (role,))
 
 
-async def begin_chain(cursor: Cursor, operator: str) -> int:
+async def begin_chain(cursor: Cursor, operator: str, noted: NotedLine | None) -> Beginning:
     """Begin a new chain with the key that is here, whatever the lines before are.
 
-    Return how many they are: they are not proven from now on.
+    Return what is known of those: what this key proves of them it goes on to prove. Nobody else
+    writes a line meanwhile.
     """
     key = _key_of(cursor)
     last, _ = await _take_turn(cursor)
-    await cursor.execute("SELECT count(*) AS lines FROM audit")
-    before: int = (await only_row(cursor)).lines
-    await _insert(cursor, key, last, AuditLine("*", operator, BEGIN, "audit log", "done"))
-    return before
+    walks, lines = await _walks(cursor, key, noted), await _count_before(cursor, _HIGHEST)
+    proven = tuple(walk.proven for walk in walks if walk.proven is not None)
+    broken = next((walk for walk in walks if walk.broken_seq is not None), None)
+    found = Beginning(lines, proven)
+    if broken is not None:
+        found = structs.replace(found, broken_seq=broken.broken_seq, why=broken.why)
+    detail = msgspec.to_builtins(found)
+    line = AuditLine("*", operator, BEGIN, "audit log", "done", detail=detail)
+    await _insert(cursor, key, last, line)
+    return found
+
+
+def _require_proven(key: bytes, line: Any) -> None:  # noqa: ANN401  a row of psycopg's
+    """Return if the newest line, if there is one, was written with this key."""
+    if line is not None and not _is_proven(key, line):
+        raise InvalidConfig(
+            f"line {line.seq} of the audit log was not written with the key that is here",
+            field=VARIABLE,
+            remedy="have the key of the kernel's other hosts there; where it is lost, or the line "
+            "is forged: `aios audit verify`, then `aios audit begin`",
+        )
 
 
 async def _take_turn(cursor: Cursor) -> tuple[Any, str]:
@@ -125,6 +154,12 @@ async def _take_turn(cursor: Cursor) -> tuple[Any, str]:
 
 async def _insert(cursor: Cursor, key: bytes, last: Any, line: AuditLine) -> None:  # noqa: ANN401
     seq, previous = (1, FIRST_HASH) if last is None else (last.seq + 1, last.hash)
+    if seq > _HIGHEST:
+        raise InvalidConfig(
+            f"line {last.seq} of the audit log was put in, and leaves no number for another",
+            field="audit",
+            remedy="have the database's superuser take it away",
+        )
     at = datetime.now(UTC)
     row = structs.asdict(line) | {"seq": seq, "at": at, "detail": _detail(line)}
     row |= {"previous_hash": previous, "hash": line_hash(key, previous, seq, at, line)}
@@ -171,75 +206,140 @@ def _keyed(key: bytes, *material: object) -> str:
 
 
 async def verify(cursor: Cursor, key: bytes, noted: NotedLine | None) -> AuditVerdict:
-    """Walk the newest chain from its first line; stop at the first that is not as it was written.
+    """Walk the newest chain, and what was proven before it when it began.
 
     It proves that whoever has not the key has changed, added and removed no line of it: those
     excepted that were cut off its end before one behind them was noted.
     """
-    first = await _first_of_chain(cursor, key)
-    walk = _Walk(key, noted, first)
-    at, unproven = _LOWEST, 0
-    if first is not None:
-        at = first.seq
-        await cursor.execute("SELECT count(*) AS lines FROM audit WHERE seq < %s", (at,))
-        unproven = (await only_row(cursor)).lines
-    while True:
-        await cursor.execute(_WALK, (at,))
-        rows = await cursor.fetchall()
-        if not rows:
-            return walk.verdict(unproven, *walk.cut_off())
-        for row in rows:
-            why = walk.wrong(row)
-            if why:
-                return walk.verdict(unproven, row.seq, why)
-        at = rows[-1].seq + 1
+    walks = await _walks(cursor, key, noted)
+    *before, newest = walks
+    told = next((walk for walk in walks if walk.broken_seq is not None), newest)
+    lines = sum(walk.lines for walk in walks[: walks.index(told) + 1])
+    unproven = 0
+    if newest.first > 1:
+        proven = sum(walk.lines for walk in before)
+        unproven = max(0, await _count_before(cursor, newest.first) - proven)
+    noted_seq = None if noted is None else noted.seq
+    return AuditVerdict(lines, told.broken_seq, told.why, told.hash, unproven, noted_seq)
 
 
-async def _first_of_chain(cursor: Cursor, key: bytes) -> Any:  # noqa: ANN401  a row of psycopg's
-    """Return the line that began the newest chain by the operator's word; None: none did."""
+async def _count_before(cursor: Cursor, seq: int) -> int:
+    await cursor.execute("SELECT count(*) AS lines FROM audit WHERE seq < %s", (seq,))
+    lines: int = (await only_row(cursor)).lines
+    return lines
+
+
+async def _walks(cursor: Cursor, key: bytes, noted: NotedLine | None) -> "list[_Walk]":
+    """Walk all that is to be proven, in order: the newest chain last, to the end of the log.
+
+    Where no chain was begun by the operator's word it is the only one.
+    """
     await cursor.execute(_BEGUN)
-    return next((row for row in await cursor.fetchall() if _is_proven(key, row)), None)
+    begun = next((row for row in await cursor.fetchall() if _is_proven(key, row)), None)
+    walks: list[_Walk] = []
+    if begun is not None:
+        before = msgspec.json.decode(begun.detail, type=Beginning)
+        walks = [_Walk(key, noted, each.first, each) for each in before.proven]
+    walks.append(_Walk(key, noted, 1 if begun is None else begun.seq))
+    for walk in walks:
+        await walk.go(cursor, _LOWEST if walks[-1].first == 1 else walk.first)
+    return walks
 
 
 class _Walk:
-    """Lines one after the other, and what has to come next."""
+    """Lines one after the other, what has to come next, and the first that is not as written.
 
-    def __init__(self, key: bytes, noted: NotedLine | None, first: Any) -> None:  # noqa: ANN401
-        self.seq = 1 if first is None else first.seq
+    `expected`: lines that are known to have been there; None: all that come are of the chain.
+    """
+
+    def __init__(
+        self, key: bytes, noted: NotedLine | None, first: int, expected: ProvenLines | None = None
+    ) -> None:
+        self.first = first
+        self.lines = 0  # that were walked, the broken one included
+        self.broken_seq: int | None = None
+        self.why = ""
+        self.hash = FIRST_HASH  # of the last one that is as written
+        self._next = first
         self._key = key
         self._noted = noted
-        self._previous = FIRST_HASH if first is None else first.previous_hash
-        self._lines = 0
+        self._expected = expected
 
-    def wrong(self, row: Any) -> str:  # noqa: ANN401  a row of psycopg's
+    @property
+    def proven(self) -> ProvenLines | None:
+        """The lines that are as written."""
+        last = self._next - 1
+        return ProvenLines(self.first, last, self.hash) if last >= self.first else None
+
+    async def go(self, cursor: Cursor, at: int) -> None:
+        """Read the lines from a number on, to the end or to one behind which nothing is proven."""
+        last = _HIGHEST if self._expected is None else self._expected.last
+        while True:
+            await cursor.execute(_WALK, (at, last))
+            rows = await cursor.fetchall()
+            if not rows:
+                break
+            for row in rows:
+                if not self._take(row):
+                    return
+            at = rows[-1].seq + 1
+        seq, why = self._cut_off() if self._expected is None else self._replaced(self._expected)
+        if why:
+            self._note(seq, why)
+
+    def _take(self, row: Any) -> bool:  # noqa: ANN401  a row of psycopg's
+        """Look at the next line; return whether the next one may follow."""
+        self.lines += 1
+        if row.seq < self._next:
+            self._note(row.seq, "it was put in")
+            return True  # the others stand as if it were not there
+        why = self._wrong(row)
+        if why:
+            self._note(row.seq, why)
+            return False
+        self.hash, self._next = row.hash, row.seq + 1
+        return True
+
+    def _wrong(self, row: Any) -> str:  # noqa: ANN401  a row of psycopg's
         """Return what is wrong with the next line, or the empty string."""
-        self._lines += 1
-        if row.seq != self.seq:
-            return f"line {self.seq} is missing" if row.seq > self.seq else "it was put in"
-        if row.previous_hash != self._previous:
+        if row.seq > self._next:
+            return f"line {self._next} is missing"
+        # What the first one follows its own hash says.
+        if row.previous_hash != self.hash and (row.seq != self.first or self.first == 1):
             return "it does not follow the line before it"
         if not _is_proven(self._key, row):
             return "it was changed after it was written, or not written with this key"
         if self._noted is not None and self._noted.seq == row.seq and self._noted.hash != row.hash:
             return "another line was noted in its place: lines were cut off, and others added"
-        self._previous, self.seq = row.hash, row.seq + 1
         return ""
 
-    def cut_off(self) -> tuple[int | None, str]:
-        """Return the first line that lacks at the end, and what is known of it."""
-        if self._noted is None or self._noted.seq < self.seq:
-            return None, ""
+    def _cut_off(self) -> tuple[int, str]:
+        """Return the first line that lacks at the end of the log, and what is known of it."""
+        if self._noted is None or self._noted.seq < self._next:
+            return self._next, ""
         noted_at = datetime.fromtimestamp(self._noted.at, UTC)
-        return self.seq, f"it is missing; line {self._noted.seq} was noted at {noted_at:%F %T} UTC"
+        why = f"it is missing; line {self._noted.seq} was noted at {noted_at:%F %T} UTC"
+        return self._next, why
 
-    def verdict(self, unproven: int, broken_seq: int | None, why: str) -> AuditVerdict:
-        """Return what was found."""
-        noted_seq = None if self._noted is None else self._noted.seq
-        return AuditVerdict(self._lines, broken_seq, why, self._previous, unproven, noted_seq)
+    def _replaced(self, expected: ProvenLines) -> tuple[int, str]:
+        """Return which of the expected lines lacks at their end, or is another one."""
+        if self._next <= expected.last:
+            return self._next, f"line {self._next} is missing"
+        if self.hash != expected.hash:
+            return expected.last, "another line was here when the chain behind it began"
+        return expected.last, ""
+
+    def _note(self, seq: int, why: str) -> None:
+        if self.broken_seq is None:
+            self.broken_seq, self.why = seq, why
 
 
 class AuditWatch:
-    """Notes the newest line outside the database; says so where a noted one is gone."""
+    """Notes the newest line outside the database; says so where a noted one is gone.
+
+    A line that was not written with the kernel's key is not noted: forged and taken away again, it
+    would be missed for ever.
+    """
 
     def __init__(self, store: Store, folder: AuditFolder) -> None:
         self._store = store
@@ -249,7 +349,8 @@ class AuditWatch:
         """Look once; return how long to wait before the next time, in s.
 
         Raises:
-            KernelError: lines that were there are missing, or were replaced.
+            KernelError: lines that were there are missing, or were replaced; or the newest one is
+                not the kernel's.
         """
         noted = self._folder.noted()
         async with self._store.as_steward() as cursor:
@@ -263,6 +364,7 @@ class AuditWatch:
                         f"line {noted.seq} of the audit log, which was noted, is no more in it",
                         remedy="see what lacks: `aios audit verify`",
                     )
+            _require_proven(_key_of(cursor), last)
         if last is not None and (noted is None or noted.seq < last.seq):
             line = NotedLine(last.seq, last.hash, time.time())
             await asyncio.to_thread(self._folder.note, line)

@@ -19,6 +19,7 @@ LIBRARY = "aios7"  # the number changes with the arguments: old and new workers 
 STEPS = (
     "shared/lib",
     "shared/ended",
+    "shared/failures",
     "shared/money",
     "shared/quota",
     "shared/rates",

@@ -77,6 +77,7 @@ CALLS = (
     *(f"aios:{name}:*" for name in ("holders", "owed", "barred", "quarantine", "memories")),
     *(f"aios:{name}:*" for name in ("use", "used", "counted", "load", "recount", "recounted")),
     *(f"aios:{name}:*" for name in ("bucket", "spent", "rate", "touched", "ranked", "marks")),
+    *("aios:failures:*", "aios:failed_bytes:*"),
     *("aios:slot", "aios:journal", "aios:last_core:*", "aios:reply:*", "aios:core_workers"),
     "aios:policy:*",  # beside the policy stands whose turn it is, which a submission may change
     *("aios:answer:*", "aios:reasoning:*"),

@@ -24,7 +24,7 @@ agent = Agent(
     model="gpt-4o",
     output_type=Point,
     tools=[height],
-    model_settings=ModelSettings(max_tokens=200),
+    model_settings=ModelSettings(max_tokens=2_000),
 )
 found = Runner.run_sync(agent, "where?", max_turns=30)
 print(json.dumps({"point": found.final_output.model_dump()}))

@@ -27,8 +27,7 @@ from aios_workers.llm.answers import (
 )
 from aios_workers.llm.core import Core, CoreRetries, FinishReason, GenerationRequest, Step
 from aios_workers.llm.fallback import Progress
-from aios_workers.llm.slicing import Cutting, Slicing
-from aios_workers.llm.slicing_rule import ResumeCost
+from aios_workers.llm.slicing import Cutting, ResumeCost, Slicing
 from aios_workers.runtime.executor import (
     BackgroundTasks,
     Done,

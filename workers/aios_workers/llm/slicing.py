@@ -1,21 +1,140 @@
-"""Time slices of what runs on one core: what it makes is counted, and at each end it is asked."""
+"""Time slices of what runs on one core: what it makes is counted, and at each end it is asked.
+
+And when cutting a generation pays: what resuming it costs, and how many contexts fit the memory. A
+slice ends only where it has lasted ten times what its generation costs to resume. Where the
+contexts that are begun do not fit the core's memory, each cut throws out what has to be read again:
+there a slice lasts twenty times the reading of its whole context. No slice is kept from being cut
+for more than a minute: nobody waits without end. docs/decisions/0025 has the figures.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from aios_broker.queues.records import SliceTerms
-from aios_workers.llm.core import Core
-from aios_workers.llm.slicing_rule import (
-    ContextTokens,
-    ResumeCost,
-    contexts_that_fit,
-    slice_terms,
-)
+from aios_workers.llm.core import ContextMemory, Core
 from aios_workers.runtime.executor import BackgroundTasks, Run, SuspendReason
 from aios_workers.runtime.kernel import Kernel
+
+PAYS = 10.0  # a slice is at least so many times the resuming of its generation
+CROWDED_PAYS = 20.0  # and where contexts do not fit, so many times the reading of its context
+MOST_MS = 60_000.0  # a slice that has lasted so long may be cut, whatever it costs
+SAMPLES = 8  # the latest times whose median counts: a machine that was busy once is forgiven
+FEW_TOKENS = 16  # that had to be read: such a first token tells nothing of the speed of reading
+NEWEST_WEIGHT = 0.25  # of the latest resumption in the share that is not found in memory
+UNNOTICED_MS = 2.0  # what claiming and suspending take anyway: such a cost is none
+# Each slice that is too short to be cut lets the estimate fall by so much: where nothing is cut
+# nothing is measured, and a core that was slow for a while is tried again.
+FORGOTTEN_SHARE = 0.02
+
+
+def _samples() -> deque[float]:
+    return deque(maxlen=SAMPLES)
+
+
+@dataclass(slots=True)
+class ResumeCost:
+    """What resuming has cost on one core, by the first tokens of its generations."""
+
+    missed_share: float = 0.0  # of a resumed context, that had to be read again
+    _cached_ms: deque[float] = field(default_factory=_samples)
+    _read_ms_per_token: deque[float] = field(default_factory=_samples)
+    _step_ms: deque[float] = field(default_factory=_samples)
+    _trust: float = 1.0
+
+    @property
+    def cached_ms(self) -> float:
+        """What a context costs of which all is in memory."""
+        return median(self._cached_ms) if self._cached_ms else 0.0
+
+    @property
+    def read_ms_per_token(self) -> float:
+        """What a token costs that is not."""
+        return median(self._read_ms_per_token) if self._read_ms_per_token else 0.0
+
+    def stepped(self, took_ms: float) -> None:
+        """Note how long a token took that is no first one: a first one takes as much beside."""
+        self._step_ms.append(took_ms)
+
+    def began(self, tokens: int, cached_tokens: int, took_ms: float, *, resumed: bool) -> None:
+        """Note a first token: after how long, of how many tokens, and how many were in memory."""
+        known = max(1, tokens - 1)  # the last one is computed in any case
+        missed = max(0, known - cached_tokens)
+        step_ms = median(self._step_ms) if self._step_ms else 0.0
+        beside_ms = max(0.0, took_ms - step_ms)
+        if missed < FEW_TOKENS:
+            self._cached_ms.append(beside_ms)
+        else:
+            self._read_ms_per_token.append(max(0.0, beside_ms - self.cached_ms) / missed)
+        if resumed:
+            self.missed_share += NEWEST_WEIGHT * (missed / known - self.missed_share)
+            self._trust = 1.0
+
+    def resume_ms(self, tokens: int) -> float:
+        """Return what resuming a context of so many tokens is going to cost."""
+        read_ms = self.missed_share * tokens * self.read_ms_per_token
+        return self._trust * (self.cached_ms + read_ms)
+
+    def read_ms(self, tokens: int) -> float:
+        """Return what it costs where nothing of it is left."""
+        return self.cached_ms + tokens * self.read_ms_per_token
+
+    def uncut(self) -> None:
+        """Note a slice that was too short to be cut."""
+        self._trust *= 1.0 - FORGOTTEN_SHARE
+
+
+@dataclass(slots=True)
+class ContextTokens:
+    """How large the contexts of one core become."""
+
+    _ended_tokens: deque[float] = field(default_factory=_samples)
+
+    def ended(self, tokens: int) -> None:
+        """Note the size of one whose answer is complete."""
+        self._ended_tokens.append(tokens)
+
+    def expected(self, running: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the sizes that contexts are going to have.
+
+        As large as the latest that ended, by their median; before one has, as large as they may.
+
+        Args:
+            running: Of each the tokens that it has, and those that it may come to.
+        """
+        if not self._ended_tokens:
+            return [most for _, most in running]
+        usual = int(median(self._ended_tokens))
+        return [max(now, min(usual, most)) for now, most in running]
+
+
+def contexts_that_fit(memory: ContextMemory, sizes_tokens: Sequence[int], slots: int) -> int:
+    """Return how many contexts, each like those that run, the memory holds; 0: it does not say."""
+    if memory.tokens is None or not sizes_tokens:
+        return 0
+    mean_tokens = max(1.0, sum(sizes_tokens) / len(sizes_tokens))
+    fits = int(memory.tokens / mean_tokens)
+    return max(1, slots + fits if memory.beside_slots else fits)
+
+
+def slice_terms(
+    cost: ResumeCost, tokens: int, slice_ms: float, *, fits: int, memory: str
+) -> SliceTerms:
+    """Return when a slice of a context may be cut."""
+    resume_ms = cost.resume_ms(tokens)
+    least_ms = PAYS * resume_ms if resume_ms > UNNOTICED_MS else 0.0
+    return SliceTerms(
+        slice_ms=slice_ms,
+        resume_ms=resume_ms,
+        least_ms=min(MOST_MS, least_ms),
+        crowded_ms=min(MOST_MS, max(least_ms, CROWDED_PAYS * cost.read_ms(tokens))),
+        fits=fits,
+        memory=memory,
+    )
 
 
 @dataclass(frozen=True, slots=True)

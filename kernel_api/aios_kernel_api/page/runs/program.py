@@ -6,6 +6,7 @@ A program is shown with all that stand below it; its syscalls are read from the 
 as they have not got there, from the journal.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,13 +165,14 @@ def _whose(caller: Caller, query: ProgramQuery) -> tuple[str, str]:
 
 async def _alive(kernel: Kernel, lives: Sequence[Life]) -> dict[str, JobView]:
     """Return how those stand that have not ended."""
-    found = {}
-    for life in [life for life in lives if life.ends_ms is None][:LIVE_READ]:
+
+    async def read_job(life: Life) -> JobView | None:
         modules = [module for module in MODULES if module == life.module]
-        job = await kernel.control.job(life.job_id, modules)
-        if job is not None:
-            found[life.job_id] = job
-    return found
+        return await kernel.control.job(life.job_id, modules)
+
+    alive = [life for life in lives if life.ends_ms is None][:LIVE_READ]
+    jobs = await asyncio.gather(*map(read_job, alive))
+    return {job.job_id: job for job in jobs if job is not None}
 
 
 async def _texts(kernel: Kernel, lives: Sequence[Life], view: View) -> Mapping[str, Texts]:
@@ -225,7 +227,6 @@ def _spans_ms(lives: Sequence[Life], now_ms: int) -> int:
 async def program(request: Request) -> Response:
     """Show a program. Everything is for reading: there nothing goes while somebody reads it."""
     query = query_from(dict(request.query_params), ProgramQuery)
-    assert isinstance(query, ProgramQuery)
     if query.view != "everything":
         return await live_page(request, "runs/program.html", PART)
     address = address_of(PART.name, query)

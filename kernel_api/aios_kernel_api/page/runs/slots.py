@@ -59,9 +59,7 @@ async def events(request: Request) -> Response:
 
 
 def _module(request: Request) -> Module:
-    query = query_from(dict(request.query_params), SlotQuery)
-    assert isinstance(query, SlotQuery)
-    return query.module
+    return query_from(dict(request.query_params), SlotQuery).module
 
 
 async def _told(request: Request, feed: SlotFeed) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ more, because a grant was taken back, narrowed, or its holder left the group, is
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,23 +76,58 @@ def rights_of(agent: int, on: Collection[str], grants: Iterable[Standing]) -> di
     return until
 
 
+class _Founded:
+    """Grants that stand, to be found by whom they let do something with what."""
+
+    def __init__(self) -> None:
+        self._of_one: dict[tuple[int, str, int], list[Standing]] = defaultdict(list)
+        self._of_groups: dict[tuple[int, str], list[Standing]] = defaultdict(list)
+
+    def add(self, grant: Standing) -> None:
+        if len(grant.agents) == 1:
+            (agent,) = grant.agents
+            self._of_one[grant.owner, grant.on, agent].append(grant)
+        else:
+            self._of_groups[grant.owner, grant.on].append(grant)
+
+    def carry(self, passed_on: Standing) -> bool:
+        """Whether who gave it may do all of it, for as long, and pass it on."""
+        owner, by = passed_on.owner, passed_on.by
+        theirs = (
+            each
+            for on in passed_on.reach
+            for each in (
+                *self._of_one.get((owner, on, by), ()),
+                *self._of_groups.get((owner, on), ()),
+            )
+        )
+        rights = rights_of(by, passed_on.reach, theirs)
+        return all(rights.get(verb, 0.0) >= passed_on.until for verb in {"share", *passed_on.verbs})
+
+
 def unfounded(grants: Sequence[Standing]) -> list[Standing]:
-    """Return the grants that stand on none of their owner's, in no order. Pure."""
-    founded = [each for each in grants if each.by == each.owner]
-    rest = [each for each in grants if each.by != each.owner]
-    while rest:
-        stands = [each for each in rest if _stands(each, founded)]
-        if not stands:
-            break
-        founded += stands
-        rest = [each for each in rest if each not in stands]
-    return rest
+    """Return the grants that stand on none of their owner's, in no order. Pure.
 
-
-def _stands(passed_on: Standing, founded: Sequence[Standing]) -> bool:
-    same = (each for each in founded if each.owner == passed_on.owner)
-    rights = rights_of(passed_on.by, passed_on.reach, same)
-    return all(rights.get(verb, 0.0) >= passed_on.until for verb in {"share", *passed_on.verbs})
+    Each is looked at again only where one that it may stand on has been found to stand: an owner
+    may have given ten thousand, and all others wait meanwhile.
+    """
+    left = {each.id: each for each in grants if each.by != each.owner}
+    givers = {each.by for each in left.values()}
+    waiting: dict[tuple[int, int, str], list[Standing]] = defaultdict(list)
+    for each in left.values():
+        for on in each.reach:
+            waiting[each.by, each.owner, on].append(each)
+    founded = _Founded()
+    newly = [each for each in grants if each.by == each.owner]
+    while newly:
+        base = newly.pop()
+        founded.add(base)
+        for giver in base.agents & givers:
+            for each in waiting.get((giver, base.owner, base.on), ()):
+                if each.id in left and founded.carry(each):
+                    del left[each.id]
+                    newly.append(each)
+    return list(left.values())
 
 
 async def end_unfounded(
@@ -113,17 +149,19 @@ async def end_unfounded(
     members: dict[int, set[int]] = {}
     for row in await work.kernel_rows(_MEMBERS, (groups,)):
         members.setdefault(row.group_id, set()).add(row.agent_id)
-    ended = [each.id for each in unfounded([_standing(row, members) for row in rows])]
+    held = {group: frozenset(agents) for group, agents in members.items()}
+    ended = [each.id for each in unfounded([_standing(row, held) for row in rows])]
     return await work.kernel_rows(_END, (ended,)) if ended else []
 
 
-def _standing(row: Any, members: Mapping[int, Collection[int]]) -> Standing:  # noqa: ANN401  a row
-    agents = [row.agent_id] if row.group_id is None else members.get(row.group_id, ())
+def _standing(row: Any, members: Mapping[int, frozenset[int]]) -> Standing:  # noqa: ANN401  a row
+    """Return a row as what unfounded() reads; grants to one group share its members."""
+    one = frozenset() if row.agent_id is None else frozenset((row.agent_id,))
     return Standing(
         row.id,
         row.owner_id,
         row.granted_by,
-        frozenset(agents),
+        one if row.group_id is None else members.get(row.group_id, one),
         frozenset(row.verbs),
         frozenset((row.object, *(row.above or ()))),
         row.object,

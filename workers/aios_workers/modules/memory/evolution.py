@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from aios_broker.contract.errors import CoreError, VersionConflict
+from aios_broker.contract.errors import CoreError, NotFound, VersionConflict
 from aios_broker.contract.llm import JsonFormat, LlmChat, Message
 from aios_broker.contract.memory import Evolved, MemoryAdd, MemoryUndo, Note, Notes
 from aios_broker.contract.reply import ChatResult, Result
@@ -142,10 +142,17 @@ async def undo(work: Work[MemoryUndo]) -> Notes:
     """Give notes that an evolution changed the versions that they had before it.
 
     Raises:
+        NotFound: it changed none that is there; or nobody knows it, or it is another agent's.
         VersionConflict: some were changed since; nothing is undone.
     """
     agent, cursor = work.agent, work.cursor
     rows = await work.rows(_EVOLVED, (work.body.syscall_id, agent.id))
+    if not rows:
+        raise NotFound(
+            f"none of your notes was changed by an evolution in syscall {work.body.syscall_id}",
+            field="body.syscall_id",
+            remedy="give the id of the memory.add whose `changed` names notes",
+        )
     before = {row.note_id: row.version for row in rows}
     notes = await fetch_notes(cursor, agent, sorted(before), "FOR UPDATE")
     changed = [each for each, note in notes.items() if note.version != before[each]]

@@ -242,7 +242,7 @@ local function differs(c, job)
     if not data then return nil end
     local owner = quota.owner(c, job.metadata)
     if quota.owner(c, metadata or nil).agent ~= owner.agent then return {'owned'} end
-    if data ~= job.data then return {'differs', data} end
+    if data ~= job.data and not failures.is_dropped(data) then return {'differs', data} end
 end
 
 local function outcome(c, job)

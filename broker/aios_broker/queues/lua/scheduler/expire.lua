@@ -1,5 +1,5 @@
 -- expire.lua: end the jobs whose deadline has passed, waiting, running, held or parked, and delete the
--- records of those that finished long enough ago.
+-- records of those that finished long enough ago, and the bodies of too many that failed.
 --
 -- ARGV  prefix, module, epoch, error body (JSON), limit
 -- Returns how many were ended; 0 also when the epoch is over.
@@ -16,5 +16,6 @@ register('expire', function(c)
         end
     end
     for _, at in ipairs(all_queues(c)) do sweep_ended(c, at, SWEPT_BY_EXPIRE) end
+    failures.sweep(c)
     return #ids
 end)

@@ -22,6 +22,7 @@ local quota = {}     -- what quota.lua gives to the other steps
 local money = {}     -- what money.lua does,
 local rates = {}     -- what rates.lua does,
 local routes = {}    -- what routes.lua does,
+local failures = {}  -- what failures.lua does,
 local admission = {} -- and admission.lua
 local call       -- redis.call, which is not there yet while the library is loaded
 
@@ -58,6 +59,8 @@ local function names_of(p, name)
         parked = own .. 'parked:' .. q,        -- zset: id -> ms since when
         control = own .. 'control:' .. q,      -- hash: id -> what an operator wants of it
         suspects = own .. 'suspects:' .. q,    -- zset: id -> ms when it was first out of place
+        failures = own .. 'failures:' .. q,    -- list, and the next, a string: see failures.lua
+        failed_bytes = own .. 'failed_bytes:' .. q,
         quarantine = own .. 'quarantine:' .. q, -- zset: id -> ms; poison and foreign jobs
         resources = own .. 'resources:' .. q,  -- hash, and the next three: see admission.lua
         holders = own .. 'holders:' .. q,
@@ -404,6 +407,7 @@ local function terminate(c, id, event, status, body, iso, lent)
         call('HSET', job, 'status', status, 'ended_at', iso, 'aios_reply', reply)
         call('EXPIRE', job, ttl_s)
         call('ZADD', at[1][status], math.floor(c.now / 1000) + ttl_s, id)
+        failures.note(c, id, ttl_s)
     else
         call('UNLINK', job) -- what its worker still charged to it
     end

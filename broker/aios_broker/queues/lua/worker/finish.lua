@@ -88,7 +88,7 @@ local function books_of(books, at)
 end
 
 -- End one job, and enter it into RQ's registries; without a record it may be in those of any queue.
-local function end_one(c, job, worker, iso, ttl_s, books)
+local function end_one(c, job, worker, iso, ttl_s, books, failed)
     local used, ok = charge_use(c, job), job.status == 'finished'
     for _, at in ipairs(job.at or {home(c)}) do
         local book = books_of(books, at)
@@ -98,6 +98,7 @@ local function end_one(c, job, worker, iso, ttl_s, books)
         call('HSET', job_key(c, job.id), 'aios_reply', job.reply)
     else
         record_in_rq(c, job, worker, iso, ttl_s.failed)
+        if not ok then failed[#failed + 1] = job.id end
         local entries = books_of(books, job.at and job.at[1] or home(c))[job.status]
         entries[#entries + 1] = ttl_s.over[job.status]
         entries[#entries + 1] = job.id
@@ -118,13 +119,13 @@ register('finish', function(c)
     if take(c) == '1' then ttl_s = nil end
     local jobs, ids, leases = read_leased(c, read.ending)
     local clients = read_many('HMGET', c.live, ids)
-    local accepted, done, books, seen = {}, {}, {}, {}
+    local accepted, done, books, seen, failed = {}, {}, {}, {}, {}
     for i, job in ipairs(jobs) do
         accepted[i] = leases[i] and not seen[job.id] and 1 or 0
         if accepted[i] == 1 then
             seen[job.id] = true
             done[#done + 1] = job
-            end_one(c, job, worker, iso, ttl_s, books)
+            end_one(c, job, worker, iso, ttl_s, books, failed)
             reply_to(c, clients[i], job.reply)
         end
     end
@@ -137,6 +138,7 @@ register('finish', function(c)
         end
         forget(c, done, routes.own(c, claim.cores))
         if c.q == 'llm' then drop_texts(c, done) end
+        for _, id in ipairs(failed) do failures.note(c, id, ttl_s.failed) end -- that they are live no more
         count_work(c, worker, done)
         for _, book in pairs(books) do sweep_ended(c, book.at, SWEPT_BY_FINISH) end
     end

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 
 from aios_workers.llm.core import ContextMemory
 from aios_workers.llm.cores.simulated.simulated_core import SimulatedCore
-from aios_workers.llm.slicing import Cutting
-from aios_workers.llm.slicing_rule import (
+from aios_workers.llm.slicing import (
     CROWDED_PAYS,
     MOST_MS,
     PAYS,
     ContextTokens,
+    Cutting,
     ResumeCost,
     contexts_that_fit,
     slice_terms,
