@@ -16,7 +16,8 @@ from aios_broker.postgres.database import Database
 from aios_broker.views.trace import encoded_trace
 from aios_broker.views.usage import undrained
 from aios_broker.views.words import plural
-from aios_cli.session import EXIT_CODES, Operator, command, database_url
+from aios_cli.journal import ledger_url
+from aios_cli.session import EXIT_CODES, Operator, command, current_config, database_url
 from aios_cli.tables import say
 
 _WHEN = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
@@ -119,7 +120,8 @@ async def trace(  # noqa: PLR0913  one parameter per option
 async def _read(
     operator: Operator, wanted: RunFilter, limit: int
 ) -> tuple[Sequence[Life], datetime | None]:
-    async with aclosing(Database(database_url(), name="aios-export")) as database:
+    url = ledger_url(current_config()) or database_url()
+    async with aclosing(Database(url, name="aios-export")) as database:
         missing = await undrained(operator.connection, operator.keys)
         history = History(operator.connection, operator.keys, database)
         run = await Runs(history, database, operator.keys.prefix).newest(wanted, limit)

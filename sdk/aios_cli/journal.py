@@ -314,7 +314,7 @@ async def open_history(operator: Operator) -> AsyncIterator[History]:
     Raises:
         InvalidConfig: It keeps one, and where it is was not said.
     """
-    url = _database_url(current_config())
+    url = ledger_url(current_config())
     if url is None:
         await _refuse_half_a_history(operator)
         yield History(operator.connection, operator.keys)
@@ -323,7 +323,7 @@ async def open_history(operator: Operator) -> AsyncIterator[History]:
         yield History(operator.connection, operator.keys, database)
 
 
-def _database_url(config: KernelConfig) -> str | None:
+def ledger_url(config: KernelConfig) -> str | None:
     """Return where the ledger is: as set, else as the kernel on this machine has it."""
     kernel = find_kernel()
     if kernel.database_url is None and config.redis_url is not None:

@@ -21,7 +21,6 @@ import pytest
 from click.testing import CliRunner
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from playwright.sync_api import Browser
 
 from aios_broker.config import KernelConfig
 from aios_broker.contract.syscall import new_id
@@ -218,7 +217,9 @@ def assert_nested(events: list[Event]) -> None:
 
 def test_a_collector_hears_every_syscall_and_slice_with_the_ledgers_figures(told: Told) -> None:
     found = [(span, attributes(span)) for span in told.spans]
-    syscalls = {str(its["aios.syscall.id"]): (span, its) for span, its in found if "aios.syscall.id" in its}
+    syscalls = {
+        str(its["aios.syscall.id"]): (span, its) for span, its in found if "aios.syscall.id" in its
+    }
     slices: dict[bytes, list[tuple[Span, dict[str, str | int]]]] = defaultdict(list)
     for span, its in found:
         if span.name == "slice":

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from click.testing import CliRunner
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from aios_cli.main import cli
-from tests.api_scene import ACME, ApiScene
+from aios_broker.queues.control import Control
+from aios_broker.queues.functions import Functions
+from aios_broker.queues.keys import Keys
+from aios_broker.redis.connection import Connection
+from tests.api_scene import ACME, ApiScene, run
 from tests.integration.test_api_views import ended, waiting_approval
+from tests.integration.test_page_runs import MISSING, ask
 from tests.page_scene import visit
 from tests.waiting import wait_until
 
@@ -43,14 +47,12 @@ def programs(api: ApiScene) -> Iterator[None]:
 
         asked = client.post("/v1/syscalls", json={"body": chat(4_000), "program": HELD})
         running = str(asked.json()["id"])
-        wait_until(lambda: state(client, running) == "running")
-        for command in ("suspend", "resume", "suspend"):
-            told = CliRunner().invoke(cli, [command, running], env={"AIOS_REDIS_URL": api.redis_url})
-            assert told.exit_code == 0, told.output
-            after = "running" if command == "resume" else "held"
-            wait_until(lambda: state(client, running) == after)
+        wait_until(partial(is_state, client, running, "running"))
+        for is_held in (True, False, True):
+            run(hold(api.redis_url, running, is_held=is_held))
+            wait_until(partial(is_state, client, running, "held" if is_held else "running"))
         ended(client, chat(4), program=f"{HELD}/below")
-        ended(client, {"type": "memory.get", "note": "0" * 32}, program=BROKEN)
+        ask(client, MISSING, 404, program=BROKEN)
         ended(client, {"type": "tool.echo", "text": "x"}, program=BROKEN)
         left = [running, *map(asks_to_delete, (PARKED, DECIDED))]
         yield
@@ -58,8 +60,15 @@ def programs(api: ApiScene) -> Iterator[None]:
             client.post(f"/v1/syscalls/{each}/cancel")
 
 
-def state(client: httpx.Client, syscall_id: str) -> Any:  # noqa: ANN401  JSON
-    return client.get(f"/v1/syscalls/{syscall_id}").json()["state"]
+async def hold(redis_url: str, job_id: str, *, is_held: bool) -> None:
+    """Take a syscall out of the run queue as `aios suspend` does, or put it back."""
+    async with aclosing(Connection(redis_url)) as connection:
+        control = Control(Functions(connection), Keys())
+        await (control.hold if is_held else control.release)([job_id], module="llm")
+
+
+def is_state(client: httpx.Client, syscall_id: str, wanted: str) -> bool:
+    return bool(client.get(f"/v1/syscalls/{syscall_id}").json()["state"] == wanted)
 
 
 @dataclass(slots=True)
@@ -92,8 +101,8 @@ def what_runs(walk: Walk) -> None:
 
 
 def why_it_waits(walk: Walk) -> None:
-    expect(walk.row(HELD).locator(".why")).to_contain_text("suspend")
-    expect(walk.row(PARKED).locator(".why")).to_contain_text("/parked.md")
+    expect(walk.row(HELD).locator(".why")).to_contain_text("An operator took it out")
+    expect(walk.row(PARKED).locator(".why")).to_contain_text("a person's approval")
 
 
 def which_are_held(walk: Walk) -> None:
@@ -151,16 +160,14 @@ def slots(walk: Walk) -> None:
 def when_it_was_suspended(walk: Walk) -> None:
     walk.to(HELD)
     walk.to("everything")
-    held = walk.page.locator("section.syscall").filter(has_text=re.compile("^llm.chat"))
-    states = held.last.locator("tbody .state")
-    expect(states).to_have_text(["queued", "slice", "held", "suspended", "slice", "held"])
+    heading = walk.page.get_by_role("heading", name=re.compile("llm.chat"))
+    states = walk.page.locator("section.syscall").filter(has=heading).last.locator("tbody .state")
+    expect(states).to_have_text(["queued", "slice", "held", "queued", "slice", "held"])
 
 
 def queue_depth(walk: Walk) -> None:
     walk.to("Queues and workers")
-    walk.sees(
-        walk.page.locator("#queue-llm"), walk.page.get_by_role("columnheader", name="Oldest")
-    )
+    walk.sees(walk.page.locator("#queue-llm"), walk.page.get_by_role("columnheader", name="Oldest"))
 
 
 def decide(walk: Walk) -> None:
@@ -174,11 +181,18 @@ def cost(walk: Walk) -> None:
     expect(walk.row(HELD).locator("td").nth(9)).to_be_visible()
 
 
+def end_it(walk: Walk) -> None:
+    walk.click(walk.row(HELD).get_by_role("checkbox"))
+    walk.click(walk.page.get_by_role("button", name="Cancel those"))
+    walk.click(walk.page.get_by_role("button", name="Cancel: 1 syscall"))
+    expect(walk.row(HELD)).to_contain_text("done")
+
+
 def same_view(walk: Walk) -> None:
-    walk.page.get_by_label("Agent").fill(WRITER)
-    walk.page.keyboard.press("Enter")
-    walk.page.wait_for_url(f"**agent={WRITER}**")
+    walk.page.get_by_label("State").select_option("held")
+    walk.page.wait_for_url("**state=held**")
     walk.page.goto(walk.page.url)
+    expect(walk.row(PARKED)).to_have_count(0)
     walk.sees(walk.row(HELD))
 
 
@@ -199,6 +213,7 @@ ANSWERS: dict[str, Callable[[Walk], None]] = {
     "Let an irreversible step run, or not": decide,
     "What did it cost?": cost,
     "Send somebody to exactly this view": same_view,
+    "End one; end fifty": end_it,
 }
 
 

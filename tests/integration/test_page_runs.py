@@ -19,9 +19,14 @@ SAMPLE_FIGURES = 5
 WORDS = re.compile(r"<[^>]*>|\s+")
 
 
-def ask(client: httpx.Client, body: dict[str, object], **fields: object) -> dict[str, Any]:
+MISSING: dict[str, object] = {"type": "memory.get", "note": "0" * 32}
+
+
+def ask(
+    client: httpx.Client, body: dict[str, object], status: int = 200, **fields: object
+) -> dict[str, Any]:
     answer = client.post("/v1/syscalls", params={"wait_s": 20}, json={"body": body, **fields})
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == status, answer.text
     found: dict[str, Any] = answer.json()
     return found
 
@@ -42,24 +47,23 @@ def test_a_program_is_shown_three_ways_with_what_stands_above_and_below(api: Api
     with api.client(token) as client:
         first = ask(client, chat("one"), program="book")
         below = ask(client, chat("two"), program="book/chapter")
-        failed = ask(client, {"type": "memory.get", "note": "0" * 32}, program="book/chapter")
-    assert failed["error"]
+        failed = ask(client, MISSING, 404, program="book/chapter")
     with logged_in(api, token) as page:
 
         def shown(**query: str) -> str:
             return told(page.get("/program", params={"program": "book", **query}))
 
         compact, timeline = shown(), shown(view="timeline")
-        for each in (first, below, failed):
-            assert each["id"][:8] in compact
-            assert each["id"][:8] in timeline
-        assert failed["error"]["code"] in compact
+        for each in (first["id"], below["id"], failed["syscall_id"]):
+            assert each[:8] in compact
+            assert each[:8] in timeline
+        assert failed["code"] in compact
         assert "book/chapter 2 syscalls" in re.sub(" +", " ", compact)
         assert 'class="bar running"' in page.get("/program?program=book&view=timeline").text
         whole = shown(view="everything")
         assert all(words in whole for words in ("What it asked", "one", "Its error", "finish"))
         only_failed = shown(failed="true")
-        assert failed["id"][:8] in only_failed
+        assert failed["syscall_id"][:8] in only_failed
         assert first["id"][:8] not in only_failed
         child = page.get("/program", params={"program": "book/chapter"}).text
         assert 'rel="up"' in child

@@ -8,7 +8,7 @@ sent, and a canvas draws them.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 
 import msgspec
@@ -62,7 +62,7 @@ def _module(request: Request) -> Module:
     return query_from(dict(request.query_params), SlotQuery).module
 
 
-async def _told(request: Request, feed: SlotFeed) -> AsyncIterator[bytes]:
+async def _told(request: Request, feed: SlotFeed) -> AsyncGenerator[bytes, None]:
     kernel, place = kernel_of(request), Place()
     looked_at_s = now_s()
     yield RETRY
