@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from aios_kernel_api import health
+from aios_kernel_api.a2a import rpc
+from aios_kernel_api.a2a.refusals import rpc_error
 from aios_kernel_api.border import Border, OpenRequests, Rules, routing_error
 from aios_kernel_api.gateway.message_reply import anthropic_error
 from aios_kernel_api.gateway.openai_errors import openai_error
@@ -62,6 +64,8 @@ DOORS: tuple[Door, ...] = (
     Door(session.ROUTES, Rules(problem)),
     Door(OPENAI_ROUTES, Rules(openai_error)),
     Door(ANTHROPIC_ROUTES, Rules(anthropic_error)),
+    Door(rpc.ROUTES, Rules(rpc_error)),
+    Door(rpc.PUBLIC_ROUTES, Rules(problem, is_public=True)),
     Door(page.ROUTES, Rules(page_error, asks_rights=True, identify=who_looks, is_page=True)),
     Door(page.PUBLIC_ROUTES, Rules(page_error, is_public=True, is_page=True)),
 )
