@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from a2a.client import A2AClientError
 from a2a.types import (
@@ -13,6 +15,7 @@ from a2a.types import (
 )
 from google.protobuf.json_format import MessageToDict
 
+from aios_kernel_api.a2a.following import LOOK_S
 from tests.a2a_client import (
     asked,
     heard,
@@ -49,9 +52,12 @@ async def test_whoever_subscribes_hears_the_decision(api: ApiScene) -> None:
         task = await asked(client)
         told = client.subscribe(SubscribeToTaskRequest(id=task.id))
         first = await anext(told)
+        following = asyncio.ensure_future(anext(told))
+        too_early, _ = await asyncio.wait([following], timeout=3 * LOOK_S)
         await heard(person, "deny: not today", task_id=task.id)
-        rest = [each async for each in told]
+        rest = [await following, *[each async for each in told]]
 
+    assert not too_early
     assert state_of(first.task) == "INPUT_REQUIRED"
     assert states(rest)[-1] == "REJECTED"
     assert "not today" in rest[-1].status_update.status.message.parts[0].text

@@ -11,7 +11,6 @@ from aios_broker.client.http_messages import KEEP_ALIVE_S
 from aios_broker.client.pending import Pending
 from aios_broker.contract.names import Module
 from aios_broker.contract.reply import Chunk
-from aios_broker.contract.syscall import STATE_MODULES
 from aios_kernel_api.a2a.model import (
     TEXT,
     Artifact,
@@ -59,7 +58,7 @@ class Following:
         Raises:
             KernelError: the kernel stayed away, or this process is told to stop.
         """
-        may_park = self._module in STATE_MODULES
+        may_park = self._module != "llm"  # a generation asks nobody
         idle_s = LOOK_S if may_park else KEEP_ALIVE_S
         async for batch in follow(self._kernel, self._pending, idle_s=idle_s):
             if batch and self._pending.state in ("lost", "refused"):

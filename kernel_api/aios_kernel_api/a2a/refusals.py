@@ -127,5 +127,6 @@ def _error(code: int, message: str, reason: str, domain: str, said: dict[str, st
     if told.get("field"):
         violation = {"field": told["field"], "description": message}
         data.append({"@type": f"{_TYPE}BadRequest", "fieldViolations": [violation]})
-    shown = f"{message}: {told['remedy']}" if told.get("remedy") else message
+    remedy = told.get("remedy")
+    shown = f"{message.removesuffix('.')}: {remedy}" if remedy else message
     return RpcError(code, shown, data)
