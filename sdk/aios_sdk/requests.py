@@ -306,7 +306,7 @@ def build_syscall(
     return syscall
 
 
-def _kind(body: RawBody | Body) -> str:
+def _kind(body: object) -> str:
     if isinstance(body, msgspec.Struct):
         return str(body.__struct_config__.tag)
     return str(body.get("type")) if isinstance(body, Mapping) else "llm.chat"
